@@ -16,8 +16,8 @@ from nimburion.backends.redis import url as address
 from nimburion.backends.redis.url import RedisSettings, RedisTls, parse_url
 from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.config.schema import BACKENDS, Section
-from nimburion.core.limits import Limits
 from nimburion.core.settings import QueueSettings, Settings
+from nimburion.core.size_limits import SizeLimits
 
 GUIDE = """
 jobs:
@@ -228,7 +228,7 @@ def test_some_settings_can_be_none(text: str) -> None:
 
 def test_limits_are_bytes_or_have_units() -> None:
     jobs = load_text("jobs: {limits: {payload: 2MiB, result: 1000, error: 1KB}}")
-    assert jobs.limits == Limits(payload=2 * 1024**2, result=1000, error=1000)
+    assert jobs.limits == SizeLimits(payload=2 * 1024**2, result=1000, error=1000)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "jobs:\n", "jobs: {}", "jobs: ~"])
@@ -250,7 +250,7 @@ def test_the_environment_lies_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert jobs.concurrency == 20
     assert jobs.queues == (QueueSettings("mail", 2),)
     assert jobs.url == "redis://:%7Bnot%3A%20yaml@localhost:6379/0"
-    assert jobs.limits == Limits(batch=7, nesting=8)
+    assert jobs.limits == SizeLimits(batch=7, nesting=8)
 
 
 def test_arguments_lie_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

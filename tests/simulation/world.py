@@ -25,10 +25,10 @@ from nimburion.core.events import Event, SessionEnded
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Lease
-from nimburion.core.limits import Limits
 from nimburion.core.session import Session
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
@@ -157,7 +157,7 @@ class World:
             max_retries=MAX_RETRIES,
             retry_backoff=0.2,
             enqueue_timeout=1.0,
-            limits=Limits(exchange=16_384, unsettled=4096),
+            limits=SizeLimits(exchange=16_384, unsettled=4096),
         )
         self.acknowledged: list[str] = []
         self.payloads: dict[str, bytes] = {}

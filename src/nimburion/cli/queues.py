@@ -12,8 +12,8 @@ from nimburion.cli.operators import find_operator, record_command
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.core.escaping import escape_controls
-from nimburion.core.limits import check_name
 from nimburion.core.queries import QueueInfo
+from nimburion.core.size_limits import check_name
 from nimburion.core.unserved import Unserved, find_unserved, list_reasons
 
 if TYPE_CHECKING:

@@ -107,8 +107,8 @@ def override_settings(settings: Settings, queues: str | None, concurrency: int |
 
 def select_queues(settings: Settings, queues: str) -> tuple[QueueSettings, ...]:
     """Return the named queues, each with its configured priority and concurrency."""
-    from nimburion.core.limits import check_name
     from nimburion.core.settings import QueueSettings
+    from nimburion.core.size_limits import check_name
 
     configured = {queue.name: queue for queue in settings.queues}
     names = dict.fromkeys(check_name("queue", name.strip()) for name in queues.split(","))

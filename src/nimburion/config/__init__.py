@@ -18,7 +18,6 @@ from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_env
 from nimburion.config.schema import BACKEND_KEYS, ROOT, read_section
 from nimburion.config.tree import Place, Written, get_part, make_refusal, nest, overlay
 from nimburion.core.errors import ConfigurationError
-from nimburion.core.limits import Limits
 from nimburion.core.settings import (
     Config,
     QueueSettings,
@@ -29,6 +28,7 @@ from nimburion.core.settings import (
     TelemetrySettings,
     TokenSettings,
 )
+from nimburion.core.size_limits import SizeLimits
 
 __all__ = [
     "Config",
@@ -136,7 +136,7 @@ def read_jobs_settings(tree: Written) -> Settings:
         queues = cast("list[dict[str, object]]", values["queues"])
         values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]
     if "limits" in values:
-        values["limits"] = Limits(**cast("dict[str, int]", values["limits"]))
+        values["limits"] = SizeLimits(**cast("dict[str, int]", values["limits"]))
     return Settings(**values)  # type: ignore[arg-type]
 
 

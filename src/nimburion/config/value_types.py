@@ -12,9 +12,9 @@ import msgspec
 
 from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.core.errors import DefinitionError
-from nimburion.core.limits import NAME_PATTERN
 from nimburion.core.redaction import redact_value
 from nimburion.core.shortening import shorten
+from nimburion.core.size_limits import NAME_PATTERN
 
 MAX_DURATION = 36_525 * 86_400.0
 

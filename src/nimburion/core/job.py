@@ -79,7 +79,7 @@ Kind = Literal["failure", "timeout", "permanent", "lost", "unreadable", "unstora
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The error of one attempt. Its texts are already cleaned and shortened (SPEC §4)."""
+    """The error of one attempt. Its texts are already cleaned and shortened."""
 
     attempt: int
     kind: Kind

@@ -1,4 +1,4 @@
-"""All settings and their defaults (SPEC §4). Durations are in seconds.
+"""All settings and their defaults. Durations are in seconds.
 
 `nimburion.config` fills them from file, environment and arguments; all other code only reads them.
 The bounds of a setting are declared in its annotation only: `read_bounds` returns them to
@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.limits import Limits
 from nimburion.core.redaction import redact_url
+from nimburion.core.size_limits import SizeLimits
 
 Choice = Literal["auto", "yes", "no"]
 
@@ -80,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The version of the application. It is shown with its workers and in the metrics."""
     log_attempts: Literal["debug", "info"] = "debug"
     """The level at which a worker logs the start and the end of each attempt."""
-    limits: Limits = Limits()
+    limits: SizeLimits = SizeLimits()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return the settings by name, with passwords in the URL redacted."""
@@ -117,7 +117,7 @@ class SettingsOptions(TypedDict, total=False):
     processes: int
     code_version: str
     log_attempts: Literal["debug", "info"]
-    limits: Limits
+    limits: SizeLimits
 
 
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,9 +12,9 @@ import msgspec
 from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NewJob
-from nimburion.core.limits import NAME_PATTERN, check_name
 from nimburion.core.schedules import Overlap
 from nimburion.core.settings import TaskSettings
+from nimburion.core.size_limits import NAME_PATTERN, check_name
 from nimburion.core.suggestions import describe_unknown
 from nimburion.core.timezones import find_zone
 from nimburion.jobs.client.client import Client, prepare_job

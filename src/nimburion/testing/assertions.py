@@ -46,7 +46,7 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
 
 def _describe(what: object) -> tuple[str, Mapping[str, object]]:
     """Return the name of a job, and its arguments if `what` is a job."""
-    from nimburion.core.limits import Limits
+    from nimburion.core.size_limits import SizeLimits
     from nimburion.jobs.declaration.job import JobFunction, find_declaration, require_declaration
 
     if isinstance(what, str):
@@ -55,7 +55,7 @@ def _describe(what: object) -> tuple[str, Mapping[str, object]]:
     if declared is not None and isinstance(what, type | JobFunction):
         return declared.name, {}
     declared = require_declaration(what)
-    return declared.name, _decode_arguments(declared.encode(what, Limits()))
+    return declared.name, _decode_arguments(declared.encode(what, SizeLimits()))
 
 
 def _decode_arguments(payload: bytes | None) -> Mapping[str, object]:

@@ -82,7 +82,7 @@ async def test_the_backend_hands_out_in_the_specified_order(
 def choose_by_specification(
     waiting: list[Waiting], request: ReserveRequest, limits: dict[str, int], now: float
 ) -> list[int]:
-    """SPEC G15, one job after the other."""
+    """Choose one job after the other, as the contract says."""
     left = sorted((one for one in waiting if one.lane in request.lanes), key=lambda one: one.place)
     chosen: list[Waiting] = []
     while len(chosen) < request.total:

@@ -13,9 +13,9 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import Event, JobEnqueued
 from nimburion.core.job import JobRecord
-from nimburion.core.limits import Limits
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Context, Job, PermanentError, Priority, Processor, State, job
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
@@ -241,7 +241,7 @@ async def test_one_bad_job_refuses_the_batch_and_is_named(processor: Processor) 
 
 
 async def test_a_batch_over_the_limit_is_refused() -> None:
-    small = Processor(MemoryBackend(), Settings(limits=Limits(batch=2)))
+    small = Processor(MemoryBackend(), Settings(limits=SizeLimits(batch=2)))
     async with small:
         assert len(await small.enqueue_many([double.job(1)] * 2)) == 2
         with pytest.raises(InvalidJob, match="3 jobs in one call, over the limit of 2"):

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.codec import Codec, UnreadablePayload
 from nimburion.jobs.declaration.fields import JobField
 from nimburion.jobs.declaration.job import Job
@@ -26,7 +26,7 @@ from nimburion.jobs.declaration.json_values import nests_deeper_than
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.errors import DefinitionError, InvalidJob
 
-LIMITS = Limits()
+LIMITS = SizeLimits()
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 NAIVE = datetime(2026, 1, 2, 12)  # noqa: DTZ001
 
@@ -304,10 +304,10 @@ def test_defaults_are_written_out_so_that_a_later_default_changes_no_stored_job(
 
 def test_a_payload_over_the_limit_is_refused_with_both_numbers() -> None:
     codec = codec_of(str)
-    fits = codec.encode({"it": "x" * 90}, Limits(payload=100))
+    fits = codec.encode({"it": "x" * 90}, SizeLimits(payload=100))
     assert len(fits) == 99
     with pytest.raises(InvalidJob, match="102 bytes, over the limit of 100"):
-        codec.encode({"it": "x" * 93}, Limits(payload=100))
+        codec.encode({"it": "x" * 93}, SizeLimits(payload=100))
 
 
 def nested(depth: int) -> list[Any]:

@@ -11,8 +11,8 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.lease import Delivery, Lease, Token
-from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.declaration.context import Context
@@ -24,7 +24,7 @@ from nimburion.jobs.processor import Processor
 if TYPE_CHECKING:
     from decimal import Decimal as Unseen
 
-LIMITS = Limits()
+LIMITS = SizeLimits()
 
 
 class SendEmail(Job, name="send_email", queue="mail", max_retries=3, retry_backoff=1.0):

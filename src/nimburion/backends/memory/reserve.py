@@ -1,4 +1,4 @@
-"""Reserve jobs: merge the heads of the lanes, exactly in the order of SPEC G15."""
+"""Reserve jobs: merge the heads of the lanes in the exact order of the contract."""
 
 from __future__ import annotations
 

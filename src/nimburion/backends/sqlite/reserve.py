@@ -1,4 +1,4 @@
-"""Reserve jobs: merge the heads of the lanes exactly as SPEC G15 says, then lease each job.
+"""Reserve jobs: merge the heads of the lanes in the order of the contract, then lease each job.
 
 No index can hold this order: the rank of a head changes with its age, and no job of a lane can
 overtake the head. So this module reads a few jobs at a time from the front of each lane and merges

@@ -32,9 +32,9 @@ from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds, make_session_id
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.job_counters import JobCounters, LaneCounters
-from nimburion.core.limits import check_name
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
+from nimburion.core.size_limits import check_name
 from nimburion.core.statistics_recorder import StatisticsRecorder
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher

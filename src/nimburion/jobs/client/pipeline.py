@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NewJob
-from nimburion.core.limits import Limits, check_name
+from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
 
@@ -24,7 +24,11 @@ class EnqueuePipeline:
     """
 
     def __init__(
-        self, layers: Sequence[EnqueueMiddleware], store: StoreJobs, limits: Limits, expected: int
+        self,
+        layers: Sequence[EnqueueMiddleware],
+        store: StoreJobs,
+        limits: SizeLimits,
+        expected: int,
     ) -> None:
         self._chain = compose(layers, self._collect)
         self._store = store
@@ -80,7 +84,7 @@ class EnqueuePipeline:
                     future.set_result(job_id)
 
 
-def _validate(enqueueing: Enqueueing, limits: Limits) -> NewJob:
+def _validate(enqueueing: Enqueueing, limits: SizeLimits) -> NewJob:
     """Return the job after the middleware; `InvalidJob` if it cannot be stored."""
     if not isinstance(enqueueing.payload, bytes):
         raise InvalidJob(

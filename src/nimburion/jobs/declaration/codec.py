@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 
 from nimburion.core.errors import InvalidJob, NimburionError
-from nimburion.core.limits import Limits
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.fields import JobField, inspect_fields, make_struct
 from nimburion.jobs.declaration.json_values import NotJson, check_json_value, nests_deeper_than
 from nimburion.jobs.declaration.pydantic_models import dec_hook, enc_hook
@@ -68,7 +68,7 @@ class Codec:
         """The class of the objects that `decode` returns."""
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
 
-    def encode(self, arguments: dict[str, Any], limits: Limits) -> bytes:
+    def encode(self, arguments: dict[str, Any], limits: SizeLimits) -> bytes:
         """Return the payload of these arguments.
 
         `InvalidJob` names the field, the expected type and the value that does not fit. It is also
@@ -90,7 +90,7 @@ class Codec:
             check_payload(self.name, payload, limits)
         return payload
 
-    def decode(self, payload: bytes, limits: Limits) -> Any:  # noqa: ANN401
+    def decode(self, payload: bytes, limits: SizeLimits) -> Any:  # noqa: ANN401
         """Return the `struct` of a payload; `UnreadablePayload` says what does not fit."""
         if nests_deeper_than(limits.nesting, payload):
             raise UnreadablePayload(_explain_nesting(self.name, limits))
@@ -165,7 +165,7 @@ class ResultCodec:
             return msgspec.json.decode(result)
 
 
-def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> bytes:
+def encode_object(name: str, payload: Mapping[str, object], limits: SizeLimits) -> bytes:
     """Return the payload of plain values, for a name whose types are not known in this process.
 
     `InvalidJob` is raised for a value that JSON cannot represent, and for a payload over the
@@ -181,14 +181,14 @@ def encode_object(name: str, payload: Mapping[str, object], limits: Limits) -> b
     return encoded
 
 
-def check_payload(name: str, payload: bytes, limits: Limits) -> None:
+def check_payload(name: str, payload: bytes, limits: SizeLimits) -> None:
     """Raise `InvalidJob` when the payload is too large or nests too deeply."""
     check_size(name, payload, limits)
     if nests_deeper_than(limits.nesting, payload):
         raise InvalidJob(_explain_nesting(name, limits))
 
 
-def check_size(name: str, payload: bytes, limits: Limits) -> None:
+def check_size(name: str, payload: bytes, limits: SizeLimits) -> None:
     """Raise `InvalidJob` when the payload is too large."""
     if len(payload) > limits.payload:
         raise InvalidJob(
@@ -197,7 +197,7 @@ def check_size(name: str, payload: bytes, limits: Limits) -> None:
         )
 
 
-def _explain_nesting(name: str, limits: Limits) -> str:
+def _explain_nesting(name: str, limits: SizeLimits) -> str:
     return f"job {name!r}: the payload nests deeper than the limit of {limits.nesting}"
 
 

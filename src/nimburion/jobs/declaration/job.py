@@ -38,8 +38,8 @@ from typing import (
 import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
-from nimburion.core.limits import Limits, check_name
 from nimburion.core.shortening import shorten
+from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.jobs.declaration.codec import Codec
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
@@ -83,7 +83,7 @@ class Declaration:
             self._codec = self._make_codec()
         return self._codec
 
-    def encode(self, job: object, limits: Limits) -> bytes:
+    def encode(self, job: object, limits: SizeLimits) -> bytes:
         """Return the payload of a job of this declaration; `InvalidJob` if its arguments do not
         fit."""
         codec = self._codec or self.codec

@@ -11,7 +11,7 @@ import msgspec
 from nimburion.core.durations import read_seconds
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
-from nimburion.core.limits import Limits, check_name
+from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.core.suggestions import describe_unknown
 
 
@@ -72,7 +72,7 @@ _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
 def parse_options(
-    limits: Limits,
+    limits: SizeLimits,
     /,
     *,
     queue: str | None = None,
@@ -98,7 +98,7 @@ def parse_options(
 
 
 def _parse_job_options(
-    limits: Limits,
+    limits: SizeLimits,
     *,
     unique_key: str | None = None,
     unique_for: float | timedelta | None = None,
@@ -180,7 +180,7 @@ def _parse_positive_seconds(what: str, value: object) -> float:
     return seconds
 
 
-def _parse_headers(headers: Mapping[str, str], limits: Limits) -> dict[str, str]:
+def _parse_headers(headers: Mapping[str, str], limits: SizeLimits) -> dict[str, str]:
     try:
         checked = msgspec.convert(dict(headers), dict[str, str])
         size = sum(len(part.encode()) for pair in checked.items() for part in pair)

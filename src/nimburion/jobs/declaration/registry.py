@@ -8,8 +8,8 @@ from typing import Any, Unpack
 import msgspec
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.limits import Limits
 from nimburion.core.settings import Settings
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.fields import check_type
@@ -55,7 +55,7 @@ class Handler:
         function: Callable[..., Any],
         call: Callable[[Context, Any], Any],
         decode: Callable[[bytes], Any],
-        limits: Limits,
+        limits: SizeLimits,
     ) -> None:
         self.name: str = name
         self.queue: str = queue
@@ -220,13 +220,13 @@ def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context,
     return call_by_position
 
 
-def _make_decoder(codec: Codec, limits: Limits) -> Callable[[bytes], Any]:
+def _make_decoder(codec: Codec, limits: SizeLimits) -> Callable[[bytes], Any]:
     decode = codec.decode
     return lambda payload: decode(payload, limits)
 
 
 def _make_instance_decoder(
-    cls: type[Job], declaration: Declaration, limits: Limits
+    cls: type[Job], declaration: Declaration, limits: SizeLimits
 ) -> Callable[[bytes], Job]:
     if cls.process is Job.process:
         raise DefinitionError(f"job {declaration.name!r}: {cls.__name__} has no process method")

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.limits import check_name
+from nimburion.core.size_limits import check_name
 from nimburion.core.suggestions import describe_unknown
 from nimburion.jobs.auditing import Change, record_change
 from nimburion.server.access import Caller, has_json_body

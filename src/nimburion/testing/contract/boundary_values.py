@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import Lane
 from nimburion.core.job import AttemptError, JobOptions, State
-from nimburion.core.limits import Limits
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -22,9 +21,10 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.core.size_limits import SizeLimits
 from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids
 
-LIMITS = Limits()
+LIMITS = SizeLimits()
 LONGEST = "n" * 128
 EVERY_CHARACTER = string.ascii_letters + string.digits + "_.:-"
 
@@ -98,7 +98,7 @@ class Payloads:
 
 
 class Names:
-    """Names, ids and numbers at the bounds of SPEC §4."""
+    """Names, ids and numbers at their bounds."""
 
     async def test_the_longest_names(self, harness: Harness) -> None:
         options = JobOptions(unique_key=LONGEST, tenant=LONGEST, correlation_id=LONGEST)

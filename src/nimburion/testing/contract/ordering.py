@@ -1,4 +1,4 @@
-"""The exact order of SPEC G15: level of the queue with ageing, priority, due time, enqueue
+"""The exact order of reserved jobs: level of the queue with ageing, priority, due time, enqueue
 order. It is a merge of the heads of the lanes, not a sort of all jobs."""
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from nimburion.core.errors import LeaseLost
 from nimburion.core.job import AttemptError, Kind
 from nimburion.core.job_counters import LaneCounters
 from nimburion.core.lease import Delivery
-from nimburion.core.limits import Limits
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.size_limits import SizeLimits
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.attempt_record import (
     AttemptRecord,
@@ -178,7 +178,7 @@ class AttemptRunner:
         report: ProgressSink,
         clock: Clock,
         random: Random,
-        limits: Limits,
+        limits: SizeLimits,
         client: EnqueueClient,
         reporter: AttemptReporter,
         keeps_arguments: KeepsArguments,

@@ -28,7 +28,6 @@ from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Lease
-from nimburion.core.limits import Limits
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -39,6 +38,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.worker.attempt.outcome import clean_text
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize
@@ -77,7 +77,7 @@ class Completer:
         connectivity: BackendConnectivity,
         *,
         size: ExchangeSize | None = None,
-        max_unsettled: int = Limits().unsettled,
+        max_unsettled: int = SizeLimits().unsettled,
         give_up_after: float = math.inf,
     ) -> None:
         self._backend = backend
@@ -86,7 +86,7 @@ class Completer:
         self._events = events
         self._connectivity = connectivity
         self._number = 0
-        self._size = size or ExchangeSize(Limits().exchange)
+        self._size = size or ExchangeSize(SizeLimits().exchange)
         self._max_unsettled = max_unsettled
         self._give_up_after = give_up_after
         self._unsettled = 0

@@ -1,4 +1,4 @@
-"""Size and depth limits, and the pattern of valid names (SPEC §4)."""
+"""Limits of sizes and depths, and the pattern of valid names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """The pattern of job names, queue names, ids, unique keys, tenants and correlation ids."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class SizeLimits(msgspec.Struct, frozen=True):
     """Limits of the data that enters the backend. All are configurable; sizes are in bytes."""
 
     payload: int = 1024 * 1024
