@@ -148,8 +148,8 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "an old process undoes the newest declaration",
         "scheduler/*.py",
-        "($own.$name not in self.$_said and $spec.$body() != $own.$spec)",
-        "$spec.$body() != $own.$spec",
+        "$own.$name not in self.$_said and $spec.$get_declaration() != $own.$spec",
+        "$spec.$get_declaration() != $own.$spec",
         (f"{SCHEDULER}test_the_newest_declaration_counts", *ON_MEMORY),
     ),
     Mutant(

@@ -383,7 +383,7 @@ class Client:
         """Cancel a job and return what happened to it.
 
         - `cancelled`: the job will not run.
-        - `requested`: the job runs, and its worker is asked to end it. If the job completes first,
+        - `requested`: the job runs, and its worker is told to end it. If the job completes first,
           the completion counts.
         - `finished`: the job has ended already; nothing changes.
 

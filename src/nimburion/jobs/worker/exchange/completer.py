@@ -199,9 +199,8 @@ class Completer:
     ) -> Reply:
         pauses: Iterator[float] | None = None
         monotonic = self._clock.monotonic
-        began = sent = (
-            monotonic()
-        )  # equal on purpose: `_prepare_try` takes a difference for a failure
+        # Equal at first: `_prepare_try` takes a difference for a failure.
+        began = sent = monotonic()
         failed_alone = False
         while not self.closed:
             part, part_request = self._prepare_try(

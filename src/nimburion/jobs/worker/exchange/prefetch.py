@@ -72,9 +72,9 @@ class PrefetchWatchdog:
                 _STARVATION_SECONDS, self._check, self.started_count
             )
 
-    def _check(self, begun: int) -> None:
+    def _check(self, started_before: int) -> None:
         self._timer = None
-        if self._prefetched and self.started_count == begun:
+        if self._prefetched and self.started_count == started_before:
             self._on_starvation()
         elif self._prefetched:
             self.watch()
