@@ -137,7 +137,8 @@ async def test_a_late_commit_of_a_delete_delays_the_count(
     history.count_finished()
     with psycopg.connect(postgres_server.url) as slow:
         slow.execute(
-            "SELECT nimburion.delete_jobs_1(NULL, 'X', NULL, NULL, NULL, CAST(%s AS bytea[]), 9)",
+            "SELECT nimburion.delete_jobs_1(NULL, '{cancelled}', NULL, NULL, NULL, "
+            "CAST(%s AS bytea[]), 9)",
             ([b"3"],),
         )
         assert history.count_finished() == 0

@@ -9,8 +9,8 @@ from itertools import accumulate
 import pytest
 
 from nimburion.backends.redis import record_format
+from nimburion.backends.redis.record_format import STATE_CODES
 from nimburion.backends.redis.scripts import drop_unused_functions, inline_constants
-from nimburion.backends.server.encoding import STATE_CODES
 from nimburion.core.job import State
 from tests.house.tree import PACKAGE
 

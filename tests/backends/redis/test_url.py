@@ -198,7 +198,7 @@ def test_what_a_url_means(url: str, settings: RedisSettings) -> None:
         ("rediss://a?tls_verify=maybe", "tls_verify: expected full, ca or none, found 'maybe'"),
         ("rediss://a?tls_ca=", "tls_ca: expected a text"),
         ("rediss://a?tls_key=k", "tls_key without tls_cert"),
-        ("rediss://a?tls_ca=c&tls_verify=none", "tls_verify=none looks at no certificate"),
+        ("rediss://a?tls_ca=c&tls_verify=none", "tls_verify=none checks no certificate"),
     ],
 )  # fmt: skip
 def test_an_invalid_url_is_explained(url: str, message: str) -> None:

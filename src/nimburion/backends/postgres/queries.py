@@ -18,8 +18,6 @@ from nimburion.backends.postgres.encoding import (
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.server.encoding import (
     MICRO,
-    STATE_CODES,
-    STATES,
     decode_id,
     encode_id_or_empty,
     encode_json,
@@ -53,7 +51,7 @@ _MAX_INT4 = (1 << 31) - 1
 def encode_filter(which: JobFilter, states: frozenset[State] | None) -> list[Any]:
     """Encode a filter for the functions."""
     return [
-        None if states is None else "".join(STATE_CODES[state] for state in states),
+        None if states is None else sorted(state.value for state in states),
         *(None if name is None else encode_lookup_text(name) for name in (which.queue, which.name)),
         None if which.reason is None else encode_lookup_text(which.reason) or "\ufffd",
         None if which.ids is None else sorted({encode_id_or_empty(job_id) for job_id in which.ids}),
@@ -146,7 +144,7 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
         id=decode_id(row["id"]),
         name=row["name"],
         queue=row["queue"],
-        state=STATES[row["code"]],
+        state=State(row["state"]),
         priority=9 - row["rank"],
         payload=row["payload"],
         failures=row["failures"],
@@ -175,8 +173,8 @@ def _decode_job(row: Any) -> JobRecord:  # noqa: ANN401 - a row
 def decode_counts(rows: list[Any]) -> dict[State, int]:
     """Decode the rows of `count_by_state_1`."""
     counts = dict.fromkeys(State, 0)
-    for letter, number in rows:
-        counts[STATES[letter]] += number
+    for state, number in rows:
+        counts[State(state)] += number
     return counts
 
 

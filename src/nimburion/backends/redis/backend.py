@@ -25,11 +25,12 @@ from nimburion.backends.redis.queries import (
     PageScan,
     split_fields,
 )
+from nimburion.backends.redis.record_format import STATE_CODES
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.statistics import StatisticsRead
 from nimburion.backends.redis.url import RedisSettings, parse_url
-from nimburion.backends.server.encoding import MICRO, STATE_CODES, encode_id_or_empty, to_micros
+from nimburion.backends.server.encoding import MICRO, encode_id_or_empty, to_micros
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.audit import AuditPage, AuditRecord

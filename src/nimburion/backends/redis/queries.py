@@ -27,9 +27,11 @@ from nimburion.backends.redis.record_format import (
     PROGRESS,
     SESSION_LEFT,
     SESSION_STATE,
+    STATE_CODES,
+    STATES,
 )
 from nimburion.backends.redis.sessions import decode_command
-from nimburion.backends.server.encoding import MICRO, STATE_CODES, STATES, decode_id
+from nimburion.backends.server.encoding import MICRO, decode_id
 from nimburion.core.errors import JobNotFound
 from nimburion.core.explanations import Facts
 from nimburion.core.failure_groups import FailureGroup, group_failures

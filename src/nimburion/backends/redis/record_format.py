@@ -8,6 +8,10 @@ codes on both sides.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from nimburion.core.job import State
 
 # --- flags of a job -------------------------------------------------------------------------------
 
@@ -24,8 +28,22 @@ FLAG_ACCEPT_EXISTING = 16
 
 # --- codes ----------------------------------------------------------------------------------------
 
-LEASED = b"L"
-"""The code of a leased job. The other states are in `nimburion.backends.server.encoding`."""
+STATE_CODES: Mapping[State, str] = MappingProxyType(
+    {
+        State.PENDING: "P",
+        State.SCHEDULED: "S",
+        State.RETRYING: "R",
+        State.PROCESSING: "L",
+        State.COMPLETED: "C",
+        State.FAILED: "F",
+        State.CANCELLED: "X",
+    }
+)
+"""The codes of the states, in the order of `count_jobs.lua`."""
+STATES: Mapping[str, State] = MappingProxyType({code: state for state, code in STATE_CODES.items()})
+"""The states by their codes."""
+
+LEASED = STATE_CODES[State.PROCESSING].encode()
 
 SESSION_ALIVE, SESSION_LEFT, SESSION_ENDED = b"a", b"l", b"e"
 """The status of a session: open, closed while attempts still run, or closed."""

@@ -274,7 +274,7 @@ def _read_tls(scheme: UrlScheme, options: UrlOptions) -> RedisTls | None:
     if tls.key and not tls.cert:
         raise InvalidUrl("tls_key without tls_cert; name the certificate too")
     if tls.ca and tls.verify == "none":
-        raise InvalidUrl("tls_ca, but tls_verify=none looks at no certificate; keep one of them")
+        raise InvalidUrl("tls_ca, but tls_verify=none checks no certificate; keep one of them")
     return tls
 
 

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from types import MappingProxyType
 from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from nimburion.core.errors import Unstorable
-from nimburion.core.job import State
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 MICRO = 1_000_000
-STATE_CODES: Mapping[State, str] = MappingProxyType(
-    {
-        State.PENDING: "P",
-        State.SCHEDULED: "S",
-        State.RETRYING: "R",
-        State.PROCESSING: "L",
-        State.COMPLETED: "C",
-        State.FAILED: "F",
-        State.CANCELLED: "X",
-    }
-)
-"""The codes of the states in Lua scripts and SQL functions, in the order of `counts.lua`."""
-STATES: Mapping[str, State] = MappingProxyType({code: state for state, code in STATE_CODES.items()})
-"""The states by their codes."""
 
 _MAX_MICROS = 1 << 62
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -258,7 +258,7 @@ class SQLiteBackend:
             self.files = None
 
     async def exists(self) -> bool:
-        """See `Backend.exists`. True also if this user may not look at the path."""
+        """See `Backend.exists`. True also if this user may not read the path."""
         return await asyncio.to_thread(file_exists, self.path)
 
     async def now(self) -> float:

@@ -78,7 +78,7 @@ WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2
 -- Inputs: ?1 the maximum number of leases, ?2 the number of losses from which a job is a suspect
 -- Result: session, seq, lane, fence, nonce, leased_at, cancel_requested; whether no loss is counted; job id, lost,
 --   failures; id and host of the session. No loss is counted if the session was closed before it expired, or if a suspect was held with other jobs
---   and so had not begun.
+--   and so had not started.
 SELECT
     l.session, l.seq, l.lane, l.fence, l.nonce, l.leased_at, l.cancel_requested,
     s.left_at IS NOT NULL OR (

@@ -196,12 +196,12 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN json_typeof(p_array) = 'array' THEN ARRAY(SELECT json_array_elements_text(p_array)) END
 $$;
 
--- name: get_state_code
+-- name: get_state
 -- Return the state of a job.
 -- Inputs: status, failures and due time of the job, as in `job_record`; the time
--- Result: P pending, S scheduled, R retrying, L processing, C completed, F failed, X cancelled
-CREATE OR REPLACE FUNCTION {schema}.get_state_code_1(p_status text, p_failures int4, p_due int8, p_now int8) RETURNS text
+-- Result: the state; NULL: the status is NULL
+CREATE OR REPLACE FUNCTION {schema}.get_state_1(p_status text, p_failures int4, p_due int8, p_now int8) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN p_status <> 'w' THEN upper(p_status) WHEN p_failures > 0 THEN 'R'
-        WHEN p_due > p_now THEN 'S' ELSE 'P' END
+    SELECT CASE WHEN p_status <> 'waiting' OR p_status IS NULL THEN p_status WHEN p_failures > 0 THEN 'retrying'
+        WHEN p_due > p_now THEN 'scheduled' ELSE 'pending' END
 $$;

@@ -84,7 +84,7 @@ END $$;
 -- Locks: rows of `dead_letter`, where rows that another transaction has locked are skipped; the unique keys of these jobs
 -- Atomic: one transaction. The transaction that deletes the row in `dead_letter` replays the job.
 CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(
-    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
+    p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
     p_limit int4
 ) RETURNS TABLE (seq int8, id bytea, replayed bool, queue text)
 LANGUAGE plpgsql AS $$
@@ -97,7 +97,7 @@ BEGIN
         SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
             CAST({schema}.get_option_1(j.options, 'unique_for') AS float8) AS span
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
-        WHERE d.seq < p_after AND (p_states IS NULL OR strpos(p_states, 'F') > 0)
+        WHERE d.seq < p_after AND (p_states IS NULL OR 'failed' = ANY (p_states))
             AND (p_ids IS NULL OR j.id = ANY (p_ids))
             AND (p_queue IS NULL OR a.queue = p_queue) AND (p_name IS NULL OR a.name = p_name)
             AND (p_reason IS NULL OR d.reason = p_reason)
@@ -150,7 +150,7 @@ END $$;
 --   jobs; the rows that it deletes
 -- Atomic: one transaction. A job that another transaction deleted or replayed in the meantime is skipped.
 CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(
-    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_limit int4
+    p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_limit int4
 ) RETURNS SETOF bytea
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -166,7 +166,7 @@ BEGIN
             NULL, NULL, NULL, 9223372036854775807, p_limit, 2147483647) f
         WHERE f.id IS NOT NULL
     LOOP
-        IF finished.code = 'F' THEN
+        IF finished.state = 'failed' THEN
             DELETE FROM {schema}.dead_letter d WHERE d.seq = finished.seq;
             CONTINUE WHEN NOT FOUND;
             DELETE FROM {schema}.job j WHERE j.seq = finished.seq RETURNING j.id INTO job_id;

@@ -8,13 +8,13 @@
 -- Inputs: the time; the ids; whether payloads are included
 -- Result: one row for each job, newest first; `postgres/queries.py` decodes it
 CREATE OR REPLACE FUNCTION {schema}.get_jobs_1(p_now int8, p_ids bytea[], p_payloads bool) RETURNS TABLE (
-    seq int8, code text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
+    seq int8, state text, id bytea, queue text, name text, rank int2, payload bytea, failures int4,
     lost int4, due int8, created_at int8, started_at int8, finished_at int8, reason text, cancel_requested bool,
     holder text, ended_by text, host text, options text, history_at int8[], history bytea[], fraction float8, message text,
     result bytea
 )
 LANGUAGE sql STABLE AS $$
-    SELECT r.seq, {schema}.get_state_code_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
+    SELECT r.seq, {schema}.get_state_1(r.status, r.failures, r.due, p_now), r.id, a.queue, a.name, a.rank,
         CASE WHEN p_payloads THEN r.payload END, r.failures, r.lost, r.due, r.created_at, r.started_at,
         r.finished_at, r.reason, r.cancel_requested, r.holder, r.ended_by,
         (SELECT s.host FROM {schema}.session s WHERE s.id = coalesce(r.holder, r.ended_by)), r.options,
@@ -23,7 +23,7 @@ LANGUAGE sql STABLE AS $$
         coalesce(r.history, (SELECT array_agg(e.body ORDER BY e.position) FROM {schema}.attempt_error e
             WHERE e.seq = r.seq AND r.extra_flags & 1 > 0)),
         coalesce(r.fraction, p.fraction), coalesce(r.message, p.message),
-        (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.status = 'c' AND s.seq = r.seq
+        (SELECT s.body FROM {schema}.result s, {schema}.horizon h WHERE r.status = 'completed' AND s.seq = r.seq
             AND h.what = 'result' AND (s.finished_at, s.seq) > (h.finished_at, h.seq) LIMIT 1)
     FROM {schema}.job_record r JOIN {schema}.lane a ON a.id = r.lane
     LEFT JOIN {schema}.progress p ON p.seq = r.seq AND r.extra_flags & 2 > 0
@@ -35,7 +35,7 @@ $$;
 -- Find the jobs that match a filter, newest first.
 -- Inputs:
 --   p_now                             the time
---   p_states                          codes of the states (P S R L C F X); NULL: any
+--   p_states                          the states; NULL: any
 --   p_queue, p_name, p_reason, p_ids  queue, name, reason and ids; for each, NULL: any
 --   p_created_from, p_created_to, p_finished_from, p_finished_to
 --                                     the ranges of `created_at` and `finished_at`, without their ends; NULL: no bound
@@ -45,17 +45,17 @@ $$;
 --   p_after                           only jobs with a smaller seq
 --   p_limit                           the maximum number of jobs
 --   p_budget                          the maximum number of records to examine
--- Result: one row for each job: seq, state code and id. Then one row without an id: `examined` is the number of records
+-- Result: one row for each job: seq, state and id. Then one row without an id: `examined` is the number of records
 --   examined; `seq` is the last one examined if more records follow, else NULL.
 -- Atomic: part of the caller's transaction
 -- Records are examined one by one in the order of seq. They come from `dead_letter` or `lease` if only such jobs can
 -- match, else from `job` and `finished_job`. Of the latter, a range of seqs is read and sorted at a time. Records before
 -- the horizon count as examined, because they are read too.
 CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
-    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
+    p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
     p_fingerprint text, p_min_failures int4, p_after int8, p_limit int4, p_budget int4
-) RETURNS TABLE (seq int8, code text, id bytea, examined int4)
+) RETURNS TABLE (seq int8, state text, id bytea, examined int4)
 LANGUAGE plpgsql STABLE
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
@@ -63,6 +63,7 @@ DECLARE
         SELECT a.id FROM {schema}.lane a WHERE a.queue = coalesce(p_queue, a.queue) AND a.name = coalesce(p_name, a.name)
     ) END;
     past_end int8 := LEAST(p_after, {schema}.get_newest_seq_1() + 1);
+    finished CONSTANT text[] := '{completed,cancelled}';
     width int8 := 1000;
     source text;
     candidates refcursor;
@@ -76,25 +77,25 @@ DECLARE
     has_more bool := false;
 BEGIN
     IF p_fingerprint IS NOT NULL THEN
-        p_states := CASE WHEN p_states IS NULL OR strpos(p_states, 'F') > 0 THEN 'F' ELSE '' END;
+        p_states := CASE WHEN p_states IS NULL OR 'failed' = ANY (p_states) THEN '{failed}' ELSE '{}' END;
     END IF;
-    source := CASE WHEN p_ids IS NOT NULL THEN 'ids' WHEN p_states = 'F' THEN 'dead letters' WHEN p_states = 'L' THEN 'leases'
-        WHEN p_states !~ '[CX]' THEN 'job' ELSE 'all' END;
+    source := CASE WHEN p_ids IS NOT NULL THEN 'ids' WHEN p_states = '{failed}' THEN 'dead letters'
+        WHEN p_states = '{processing}' THEN 'leases' WHEN NOT p_states && finished THEN 'job' ELSE 'all' END;
     <<ranges>>
-    WHILE past_end > 0 AND p_states IS DISTINCT FROM '' LOOP
+    WHILE past_end > 0 AND p_states IS DISTINCT FROM '{}' LOOP
         CASE source
         WHEN 'ids' THEN
-            OPEN candidates FOR SELECT r.*, r.status IN ('c', 'x') AS is_finished FROM {schema}.job_record r
+            OPEN candidates FOR SELECT r.*, r.status = ANY (finished) AS is_finished FROM {schema}.job_record r
             WHERE r.id = ANY (p_ids) AND r.seq < past_end ORDER BY r.seq DESC;
         WHEN 'dead letters' THEN
             OPEN candidates FOR SELECT d.seq, d.finished_at, d.reason, d.fingerprint, j.id, j.lane, j.options, j.created_at,
-                'f' AS status, p.failures, p.due, false AS is_finished
+                'failed' AS status, p.failures, p.due, false AS is_finished
             FROM {schema}.dead_letter d, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = d.seq OFFSET 0) j,
                 LATERAL (SELECT * FROM {schema}.attempt_state p WHERE p.seq = d.seq OFFSET 0) p
             WHERE d.seq < past_end ORDER BY d.seq DESC LIMIT p_budget::int8 + 1;
         WHEN 'leases' THEN
             OPEN candidates FOR SELECT l.seq, CAST(NULL AS int8) AS finished_at, CAST(NULL AS text) AS reason,
-                CAST(NULL AS text) AS fingerprint, j.id, j.lane, j.options, j.created_at, 'l' AS status, l.failures, l.due,
+                CAST(NULL AS text) AS fingerprint, j.id, j.lane, j.options, j.created_at, 'processing' AS status, l.failures, l.due,
                 false AS is_finished
             FROM (
                 SELECT l.seq, l.failures, l.due FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
@@ -107,14 +108,14 @@ BEGIN
         ELSE
             OPEN candidates FOR SELECT c.seq, c.is_finished, c.id, c.lane, c.options, c.created_at,
                 coalesce(c.finished_at, k.finished_at) AS finished_at, coalesce(c.reason, k.reason) AS reason, k.fingerprint,
-                coalesce(k.status, CASE c.state WHEN 1 THEN 'c' WHEN 3 THEN 'x' END) AS status,
+                coalesce(k.status, CASE c.state WHEN 1 THEN 'completed' WHEN 3 THEN 'cancelled' END) AS status,
                 coalesce(k.failures, c.failures) AS failures, coalesce(k.due, c.due) AS due
             FROM (
                 SELECT * FROM (
                     SELECT j.seq, false AS is_finished, j.id, j.lane, j.options, j.created_at, CAST(NULL AS int8) AS finished_at,
                         CAST(NULL AS text) AS reason, CAST(NULL AS int2) AS state, 0 AS failures, j.due
                     FROM {schema}.job j
-                    WHERE j.seq >= past_end - width AND j.seq < past_end AND (p_states IS NULL OR p_states ~ '[PSRLF]')
+                    WHERE j.seq >= past_end - width AND j.seq < past_end AND (p_states IS NULL OR NOT p_states <@ finished)
                     UNION ALL
                     SELECT d.seq, true, d.id, d.lane, d.options, d.created_at, d.finished_at, d.reason,
                         CASE WHEN (d.finished_at, d.seq) > (h.finished_at, h.seq) THEN d.state END, d.failures, d.due
@@ -132,8 +133,8 @@ BEGIN
         LOOP
             FETCH candidates INTO one;
             EXIT WHEN NOT FOUND;
-            code := {schema}.get_state_code_1(one.status, one.failures, one.due, p_now);
-            matched := code IS NOT NULL AND (p_states IS NULL OR strpos(p_states, code) > 0)
+            state := {schema}.get_state_1(one.status, one.failures, one.due, p_now);
+            matched := state IS NOT NULL AND (p_states IS NULL OR state = ANY (p_states))
                 AND (lanes IS NULL OR one.lane = ANY (lanes)) AND (p_reason IS NULL OR one.reason = p_reason)
                 AND (p_created_from IS NULL OR one.created_at >= p_created_from)
                 AND (p_created_to IS NULL OR one.created_at < p_created_to)
@@ -168,7 +169,7 @@ BEGIN
         -- Read about as many records as the budget allows; the newest ones tell how dense they are.
         width := LEAST(4 * width, 100000, GREATEST(1000, (p_budget::int8 - number + 1) * width / GREATEST(total_read, 1)));
         IF finished_read = 0 AND NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.seq < past_end) THEN
-            EXIT WHEN p_states !~ '[PSRLF]';
+            EXIT WHEN p_states <@ finished;
             source := 'job';
         END IF;
     END LOOP;
@@ -176,7 +177,7 @@ BEGIN
         CLOSE candidates;
     END IF;
     seq := CASE WHEN has_more THEN last_seq END;
-    code := NULL;
+    state := NULL;
     id := NULL;
     examined := number;
     RETURN NEXT;
@@ -204,7 +205,7 @@ $$;
 --   job_id, error           the id of the latest, and its last error (JSON)
 --   Then one row without a fingerprint: `number` is the number of dead letters examined; `last` is NULL if none is left.
 CREATE OR REPLACE FUNCTION {schema}.group_failures_1(
-    p_now int8, p_states text, p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
+    p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
     p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4
 ) RETURNS TABLE (
@@ -250,22 +251,22 @@ $$;
 -- name: count_by_state
 -- Count the jobs in each state.
 -- Inputs: the time; the queue (NULL: all queues)
--- Result: state codes as from `get_state_code_1`, each with a number; a code may occur in several rows
-CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text) RETURNS TABLE (code text, number int8)
+-- Result: states, each with a number; a state may occur in several rows
+CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text) RETURNS TABLE (state text, number int8)
 LANGUAGE sql STABLE AS $$
     WITH lanes AS (SELECT a.id FROM {schema}.lane a WHERE p_queue IS NULL OR a.queue = p_queue)
-    SELECT CASE WHEN r.attempt_status = 2 THEN 'R' ELSE 'P' END, count(*) FROM {schema}.ready r
+    SELECT CASE WHEN r.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*) FROM {schema}.ready r
     WHERE r.lane IN (SELECT id FROM lanes) GROUP BY 1
     UNION ALL
-    SELECT CASE WHEN s.attempt_status = 2 THEN 'R' WHEN s.due > p_now THEN 'S' ELSE 'P' END, count(*)
+    SELECT CASE WHEN s.attempt_status = 2 THEN 'retrying' WHEN s.due > p_now THEN 'scheduled' ELSE 'pending' END, count(*)
     FROM {schema}.scheduled s WHERE s.lane IN (SELECT id FROM lanes) GROUP BY 1
     UNION ALL
-    SELECT 'L', count(*) FROM {schema}.lease l WHERE l.lane IN (SELECT id FROM lanes)
+    SELECT 'processing', count(*) FROM {schema}.lease l WHERE l.lane IN (SELECT id FROM lanes)
     UNION ALL
-    SELECT 'F', count(*) FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
+    SELECT 'failed', count(*) FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
     WHERE j.lane IN (SELECT id FROM lanes)
     UNION ALL
-    SELECT CASE e.state WHEN 1 THEN 'C' ELSE 'X' END, e.number
+    SELECT CASE e.state WHEN 1 THEN 'completed' ELSE 'cancelled' END, e.number
     FROM {schema}.count_finished_1(CASE WHEN p_queue IS NOT NULL THEN ARRAY(SELECT id FROM lanes) END) e
 $$;
 

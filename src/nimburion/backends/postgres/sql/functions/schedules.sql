@@ -58,7 +58,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     previous record;
 BEGIN
-    SELECT r.status, r.failures INTO previous FROM {schema}.job_record r WHERE r.id = p_id AND r.status IN ('w', 'l');
+    SELECT r.status, r.failures INTO previous FROM {schema}.job_record r WHERE r.id = p_id AND r.status IN ('waiting', 'processing');
     IF NOT FOUND OR p_overlap = 'allow' THEN
         RETURN true;
     END IF;
@@ -66,5 +66,5 @@ BEGIN
         PERFORM {schema}.cancel_job_1(p_now, p_id);
         RETURN true;
     END IF;
-    RETURN p_overlap = 'queue_one' AND (previous.status = 'l' OR previous.failures > 0);
+    RETURN p_overlap = 'queue_one' AND (previous.status = 'processing' OR previous.failures > 0);
 END $$;

@@ -209,7 +209,7 @@ BEGIN
     END LOOP;
     PERFORM {schema}.lock_all_limits_1();
     FOR candidate IN
-        -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not begun.
+        -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not started.
         SELECT l.session, l.seq, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND EXISTS (
             SELECT FROM {schema}.lease o WHERE o.session = l.session AND o.seq <> l.seq) AS not_begun
         FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number

@@ -326,13 +326,13 @@ CREATE TYPE {schema}.exchange_reply AS (
 -- The history and the progress of a job.
 CREATE TYPE {schema}.job_extras AS (history_at int8[], history bytea[], fraction float8, message text);
 
--- Jobs as the operations read them. `status` is w waiting, l leased, f failed, c completed or x cancelled.
--- `ended_by` is the id of the session whose attempt ended the job. First the jobs in `job`, then those in `finished_job`,
--- then both.
+-- Jobs as the operations read them. `status` is the state, or `waiting` for a job that is pending,
+-- scheduled or retrying. `ended_by` is the id of the session whose attempt ended the job. First the jobs in `job`, then
+-- those in `finished_job`, then both.
 CREATE VIEW {schema}.job_record_live AS
 SELECT j.seq, j.id, j.lane, j.payload, coalesce(l.due, p.due, j.due) AS due, j.created_at,
     coalesce(l.leased_at, p.started_at) AS started_at, d.finished_at, d.reason,
-    CASE WHEN d.seq IS NOT NULL THEN 'f' WHEN l.seq IS NOT NULL THEN 'l' ELSE 'w' END AS status,
+    CASE WHEN d.seq IS NOT NULL THEN 'failed' WHEN l.seq IS NOT NULL THEN 'processing' ELSE 'waiting' END AS status,
     coalesce(l.failures, p.failures, 0) AS failures, coalesce(l.lost, p.lost, 0) AS lost,
     coalesce(l.extra_flags, p.extra_flags, 0::int2) AS extra_flags, coalesce(l.cancel_requested, false) AS cancel_requested, l.holder,
     d.ended_by, d.fingerprint, j.options, NULL::int8[] AS history_at, NULL::bytea[] AS history, NULL::float8 AS fraction,
@@ -346,7 +346,7 @@ LEFT JOIN LATERAL (
 ) l ON true;
 CREATE VIEW {schema}.job_record_finished AS
 SELECT d.seq, d.id, d.lane, d.payload, d.due, d.created_at, d.started_at, d.finished_at, d.reason,
-    CASE d.state WHEN 1 THEN 'c' ELSE 'x' END AS status, d.failures, d.lost, 0::int2 AS extra_flags,
+    CASE d.state WHEN 1 THEN 'completed' ELSE 'cancelled' END AS status, d.failures, d.lost, 0::int2 AS extra_flags,
     false AS cancel_requested, CAST(NULL AS text) AS holder,
     (SELECT s.id FROM {schema}.session s WHERE s.number = d.ended_by) AS ended_by, CAST(NULL AS text) AS fingerprint, d.options, d.history_at, d.history, d.fraction, d.message
 FROM {schema}.finished_job d, {schema}.horizon h
@@ -359,10 +359,8 @@ SELECT
     CASE WHEN get_byte(r.id, 0) = 0 THEN CAST(encode(substr(r.id, 2), 'hex') AS uuid)::text
         ELSE convert_from(r.id, 'UTF8') END AS id,
     a.queue, a.name,
-    CASE r.status WHEN 'l' THEN 'processing' WHEN 'f' THEN 'failed' WHEN 'c' THEN 'completed'
-        WHEN 'x' THEN 'cancelled' ELSE CASE WHEN r.failures > 0 THEN 'retrying'
-        WHEN to_timestamp(r.due / 1e6) > clock_timestamp() THEN 'scheduled' ELSE 'pending' END
-    END AS state,
+    CASE WHEN r.status <> 'waiting' THEN r.status WHEN r.failures > 0 THEN 'retrying'
+        WHEN to_timestamp(r.due / 1e6) > clock_timestamp() THEN 'scheduled' ELSE 'pending' END AS state,
     9 - a.rank AS priority, r.failures, r.lost,
     to_timestamp(r.due / 1e6) AS due, to_timestamp(r.created_at / 1e6) AS created_at,
     to_timestamp(r.started_at / 1e6) AS started_at, to_timestamp(r.finished_at / 1e6) AS finished_at,

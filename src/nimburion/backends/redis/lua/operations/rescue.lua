@@ -52,7 +52,7 @@ for _, expired_session in ipairs(expired_sessions) do
     count = count + 1
     local lease, body = read_lease(redis.call('HGET', lease_key, field)), redis.call('HGET', job_key, field)
     local _, lost = struct.unpack('>I4I2', lease.counts)
-    -- A suspect runs alone. One that was leased together with other jobs had not begun.
+    -- A suspect runs alone. One that was leased together with other jobs had not started.
     local is_loss = status ~= SESSION_LEFT and not (lost >= suspect_after and #fields > 1)
     if is_loss then
       lost = add_loss(field, lease, session_part)
