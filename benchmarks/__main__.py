@@ -1,4 +1,7 @@
-"""`python -m benchmarks [redis|postgres] [TABLE ...] [--repeat N] [--save]`: print tables."""
+"""`python -m benchmarks [redis|postgres] [TABLE ...] [--repeat N] [--save]`: print tables.
+
+`python -m benchmarks readings [--rows N] [--backend NAME] [--save]` times what operators read.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from typing import Any
 from benchmarks.beside.family import Family
 from benchmarks.beside.main import Tables
 from benchmarks.beside.main import main as beside_others
+from benchmarks.readings.main import main as measure_readings
 from benchmarks.report import Rows, at, ratio, spread, table
 
 RESULTS = Path(__file__).parent / "results"
@@ -245,6 +249,8 @@ def main() -> None:
     """Run what was asked for."""
     if sys.argv[1:2] in (["redis"], ["postgres"]):
         sys.exit(beside_others(*chosen(sys.argv[1]), sys.argv[2:]))
+    if sys.argv[1:2] == ["readings"]:
+        sys.exit(measure_readings(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--repeat", type=int, default=3)

@@ -51,7 +51,7 @@ async def test_the_page_is_valid() -> None:
         for job_id in (ids[0], ids[2]):
             await processor.wait(job_id, timeout=10.0)
         await backend_metrics.refresh()
-        await backend_metrics.refresh_limits()
+        await backend_metrics.refresh_slow_readings()
         page, _ = processor.metrics.render()
     assert 'nimburion_jobs_processed_total{queue="mail",name="send",outcome="completed"}' in page
     assert find_complaints("check", "metrics", text=page) == ""

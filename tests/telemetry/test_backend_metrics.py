@@ -71,7 +71,7 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
     clock.advance(5.0)
     metrics = BackendMetrics(backend)
     await metrics.refresh()
-    await metrics.refresh_limits()
+    await metrics.refresh_slow_readings()
     assert read(metrics, "backend_up") == {"": 1}
     assert read(metrics, "jobs_queue_size") == {"mail": 2, "nowhere": 1}
     assert read(metrics, "jobs_scheduled") == {"mail": 1, "nowhere": 0}
@@ -83,6 +83,8 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
     assert read(metrics, "sessions") == {"live": 1, "expired": 0, "left": 0}
     assert read(metrics, "limit_in_use") == {"send": 0}
     assert read(metrics, "limit_max") == {"send": 2}
+    assert read(metrics, "jobs_dead") == {"": 0}
+    assert read(metrics, "backend_durable") == {"": 0}
 
 
 async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:

@@ -27,7 +27,7 @@ async def list_metric_names() -> set[str]:
     await backend.open_session(Session(id="0" * 32, names=("send",), limits={"send": 1}))
     backend_metrics = BackendMetrics(backend)
     await backend_metrics.refresh()
-    await backend_metrics.refresh_limits()
+    await backend_metrics.refresh_slow_readings()
     processor = Processor(backend)
     processor.metrics.add_source(backend_metrics)
     vitals = Vitals(slots=1, rss=1, lease_margin=1.0)

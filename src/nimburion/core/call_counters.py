@@ -29,27 +29,54 @@ class Observations:
         self.sum += value
 
 
-class CallCounters:
-    """The calls of one process by operation. Each operation is counted on one thread."""
+class OperationCalls:
+    """The calls of one operation. Change it on one thread only."""
+
+    __slots__ = ("_seconds", "answered", "failed", "times")
 
     def __init__(self) -> None:
-        self.answered: dict[str, int] = {}
-        self.failed: dict[str, int] = {}
+        self.answered: int = 0
+        self.failed: int = 0
         """Calls that the backend did not answer, or could not execute."""
-        self.seconds: dict[str, Observations] = {}
-        """The times of answered calls by operation, except exchanges that waited for a job."""
+        self.times: list[float] = []
+        """The seconds of answered calls that are not counted yet: append to it."""
+        self._seconds = Observations(CALL_BOUNDS)
+
+    def note_answer(self, seconds: float | None) -> None:
+        """Count an answered call. `seconds` is None if the call waited on purpose."""
+        if seconds is None:
+            self.answered += 1
+            return
+        self.times.append(seconds)
+        if len(self.times) >= _FOLD_SIZE:
+            self.fold()
+
+    def fold(self) -> Observations:
+        """Count the times, and return those of all calls. Safe from any thread."""
+        count = len(self.times)
+        taken = self.times[:count]
+        del self.times[:count]
+        self.answered += count
+        for seconds in taken:
+            self._seconds.observe(seconds)
+        return self._seconds
+
+
+_FOLD_SIZE = 1_000
+"""Times are counted when there are so many, or when they are read."""
+
+
+class CallCounters:
+    """The calls of one process by operation."""
+
+    def __init__(self) -> None:
+        self.operations: dict[str, OperationCalls] = {}
         self.exchange_jobs: Observations = Observations(SIZE_BOUNDS)
         """The numbers of jobs in the replies to exchanges."""
 
-    def note_answer(self, operation: str, seconds: float | None) -> None:
-        """Count an answered call. `seconds` is None if the call waited on purpose."""
-        self.answered[operation] = self.answered.get(operation, 0) + 1
-        if seconds is not None:
-            times = self.seconds.get(operation)
-            if times is None:
-                times = self.seconds[operation] = Observations(CALL_BOUNDS)
-            times.observe(seconds)
-
-    def note_failure(self, operation: str) -> None:
-        """Count a failed call."""
-        self.failed[operation] = self.failed.get(operation, 0) + 1
+    def find(self, operation: str) -> OperationCalls:
+        """Return the calls of an operation. Keep them: they stay the same object."""
+        found = self.operations.get(operation)
+        if found is None:
+            found = self.operations.setdefault(operation, OperationCalls())
+        return found

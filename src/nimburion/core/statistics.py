@@ -34,7 +34,7 @@ RUN_BOUNDS: tuple[float, ...] = (
 """Inclusive upper bounds of the buckets of run times, in seconds; one more bucket has the rest."""
 
 
-class Histogram(msgspec.Struct, omit_defaults=True):
+class Histogram(msgspec.Struct, omit_defaults=True, gc=False):
     """Durations in buckets, and their sum. The buckets are trimmed: missing ones are 0."""
 
     sum: float = 0.0
@@ -84,7 +84,7 @@ class Histogram(msgspec.Struct, omit_defaults=True):
         return None
 
 
-class Counters(msgspec.Struct, omit_defaults=True):
+class Counters(msgspec.Struct, omit_defaults=True, gc=False):
     """What happened to the jobs of one name in one queue during one interval."""
 
     enqueued: int = 0
@@ -116,7 +116,7 @@ class Counters(msgspec.Struct, omit_defaults=True):
         self.run.add(other.run)
 
 
-class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+class Statistics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The counters of one interval, queue and name."""
 
     step: int
@@ -129,17 +129,23 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_statistics(rows: Iterable[Statistics]) -> list[Statistics]:
-    """Add up the rows of different sources, and return them by start, queue and name."""
+    """Add up the rows of different sources, and return them by start, queue and name.
+
+    A row without another to add is returned itself: most rows have one source, and there are many.
+    """
+    single: dict[tuple[int, int, str, str], Statistics] = {}
     sums: dict[tuple[int, int, str, str], Counters] = {}
     for row in rows:
         key = (row.step, row.start, row.queue, row.name)
+        if key not in single:
+            single[key] = row
+            continue
         if key not in sums:
             sums[key] = Counters()
+            sums[key].add(single[key].counters)
+            single[key] = msgspec.structs.replace(row, counters=sums[key])
         sums[key].add(row.counters)
-    return [
-        Statistics(step=step, start=start, queue=queue, name=name, counters=counters)
-        for (step, start, queue, name), counters in sorted(sums.items(), key=lambda item: item[0])
-    ]
+    return [single[key] for key in sorted(single)]
 
 
 def choose_step(since: float, until: float, now: float) -> int:

@@ -36,12 +36,12 @@ class MetricsPage:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start to read the concurrency limits. Does nothing if it was started."""
+        """Start to read what changes slowly. Does nothing if it was started."""
         if self._task is None:
-            self._task = asyncio.create_task(self._read_limits(), name="nimburion-limits-reader")
+            self._task = asyncio.create_task(self._read_slowly(), name="nimburion-slow-readings")
 
     async def stop(self) -> None:
-        """Stop to read the concurrency limits."""
+        """Stop reading."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -61,7 +61,7 @@ class MetricsPage:
                 await self._backend_metrics.refresh()
                 self._refreshed_at = self._clock.monotonic()
 
-    async def _read_limits(self) -> None:
+    async def _read_slowly(self) -> None:
         while True:
-            await self._backend_metrics.refresh_limits()
+            await self._backend_metrics.refresh_slow_readings()
             await self._clock.sleep(LIMITS_INTERVAL)

@@ -1,8 +1,8 @@
 """Metrics of the backend: queues, sessions, limits. The same for every process of the fleet.
 
 Export them from few processes (the management server), because each asks the backend. A scrape
-makes two reads, `queues` and `sessions`. The concurrency limits, which change slowly, are read
-apart from the scrapes.
+makes two reads, `queues` and `sessions`. Concurrency limits and the number of dead letters, which
+change slowly, are read apart from the scrapes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError
+from nimburion.core.job import State
 from nimburion.core.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
@@ -32,10 +33,11 @@ MAX_NAMES = 500
 class BackendMetrics:
     """The metrics of a backend. `refresh` reads them, `collect` returns what was read last."""
 
-    def __init__(self, backend: Inspecting) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._families: list[Family] = []
         self._limits: list[LimitInfo] = []
+        self._dead: int | None = None
         self._labels: dict[tuple[str, str], Labels] = {}
 
     async def refresh(self) -> None:
@@ -50,17 +52,18 @@ class BackendMetrics:
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
-    async def refresh_limits(self) -> None:
-        """Read the concurrency limits, which change slowly."""
+    async def refresh_slow_readings(self) -> None:
+        """Read what changes slowly: the concurrency limits, and the number of dead letters."""
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.limits()
+                self._dead = (await self._backend.counts())[State.FAILED]
         except (BackendError, TimeoutError) as error:
-            _log.debug("the concurrency limits could not be read: %r", error)
+            _log.debug("limits and dead letters could not be read: %r", error)
 
     def collect(self) -> Iterable[Family]:
-        """Return the families of the last `refresh`, with the limits of `refresh_limits`."""
-        return [*self._families, *self._describe_limits()]
+        """Return the families of the last `refresh`, with those of `refresh_slow_readings`."""
+        return [*self._families, *self._describe_slow_readings()]
 
     def _describe(
         self, queues: Sequence[QueueInfo], sessions: Sequence[SessionInfo]
@@ -121,7 +124,21 @@ class BackendMetrics:
         )
         yield self._gauge("sessions", "Sessions of workers.", _count_states(sessions), "state")
 
-    def _describe_limits(self) -> Iterable[Family]:
+    def _describe_slow_readings(self) -> Iterable[Family]:
+        durable = int(self._backend.capabilities.durable)
+        yield Family(
+            name="backend_durable",
+            kind="gauge",
+            help="1 if jobs survive the death of every process that uses the backend.",
+            samples=[Sample(NO_LABELS, durable)],
+        )
+        if self._dead is not None:
+            yield Family(
+                name="jobs_dead",
+                kind="gauge",
+                help="Dead letters that are kept.",
+                samples=[Sample(NO_LABELS, self._dead)],
+            )
         if not self._limits:
             return
         shown = self._limits[:MAX_NAMES]

@@ -64,6 +64,8 @@ INSTRUMENTS: Mapping[str, Instrument] = {
     "schedule_ticks": Instrument("counter", "{tick}"),
     "schedule_late_seconds": Instrument("gauge", _SECONDS),
     "metric_labels_folded": Instrument("counter", "{pair}"),
+    "backend_durable": Instrument("gauge", _ONE),
+    "jobs_dead": Instrument("gauge", _JOBS),
     "backend_up": Instrument("gauge", _ONE),
     "jobs_queue_size": Instrument("gauge", _JOBS),
     "jobs_scheduled": Instrument("gauge", _JOBS),

@@ -552,14 +552,15 @@ def read_statistics(
     """See `Backend.statistics`. `interval` is its `since`, `until` and `step`."""
     since, until, length = interval
     check_interval(since, until, length)
-    return add_statistics(
+    rows = [
         row
         for row in step.state.statistics.values()
         if row.step == length
         and since <= row.start < until
         and queue in (None, row.queue)
         and name in (None, row.name)
-    )
+    ]
+    return copy.deepcopy(add_statistics(rows))
 
 
 def put_audit(step: AtomicStep, record: AuditRecord) -> None:

@@ -71,6 +71,7 @@ def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Rep
             replayed.held.append(job_id)
             continue
         db.run("reset_dead_letter", seq, db.now)
+        db.run("count_finished", lane, FAILED, -1)
         transitions.put_in_lane(db, lane, priority, db.now, seq, retry=False)
         replayed.ids.append(job_id)
     return replayed
@@ -117,6 +118,7 @@ def delete_jobs(db: Database, listed: str) -> None:
     """Delete finished jobs with their history and progress. `listed` is a JSON array of seqs."""
     db.run("delete_attempt_errors", listed)
     db.run("delete_progress", listed)
+    db.run("uncount_jobs", listed)
     db.run("delete_jobs", listed)
 
 

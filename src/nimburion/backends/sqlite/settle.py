@@ -105,6 +105,7 @@ def complete_group(
         seqs = _encode(sorted(matched)).decode()
     if has_limits:
         db.run("release_limits", session, seqs, fence, nonce)
+    db.run("count_completed", session, seqs, fence, nonce)
     db.run("delete_completed_leases", session, seqs, fence, nonce)
     if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})

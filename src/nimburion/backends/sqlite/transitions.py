@@ -79,6 +79,7 @@ def finish_leased(
         fingerprint,
         keep_payload,
     )
+    db.run("count_finished", lease.lane, state, 1)
     release_unique_key(db, lease.seq, lease.lane)
 
 
@@ -87,6 +88,7 @@ def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | 
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
     db.run("finish_job", seq, state, db.now, reason, 0, 0, *(7 * [None]))
+    db.run("count_finished", lane, state, 1)
     release_unique_key(db, seq, lane)
 
 

@@ -100,7 +100,7 @@ class EnqueueBatcher:
         calls: CallCounters | None = None,
     ) -> None:
         self._backend = backend
-        self._calls = calls or CallCounters()
+        self._calls = (calls or CallCounters()).find("enqueue")
         self._clock = clock
         self._timeout = timeout
         self._limit = choose_limit(timeout)
@@ -154,13 +154,13 @@ class EnqueueBatcher:
         try:
             with self._shared_timer.timeout(seconds):
                 results = await self._backend.enqueue(jobs)
-            self._calls.note_answer("enqueue", self._clock.monotonic() - sent)
+            self._calls.note_answer(self._clock.monotonic() - sent)
             return results
         except BackendUnavailable:
-            self._calls.note_failure("enqueue")
+            self._calls.failed += 1
             raise
         except TimeoutError as error:
-            self._calls.note_failure("enqueue")
+            self._calls.failed += 1
             raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error
 
     # --- Callers that arrive while a call is in flight ---

@@ -111,6 +111,8 @@ class Client:
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
         self._counters: JobCounters = JobCounters()
         """What this client enqueued, and what the worker of this processor ran."""
+        self._latest_lane = LaneCounters("", "")
+        """The counters of the job that was enqueued last."""
         self._all_counters: list[JobCounters] = [self._counters]
         """The counters of this client and of its handles for other event loops."""
         self._calls: CallCounters = CallCounters()
@@ -541,14 +543,13 @@ class Client:
         return ids
 
     def _count_enqueued(self, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:
-        """Count the jobs that were stored now. Jobs of one call often share queue and name."""
-        lane: LaneCounters | None = None
+        """Count the jobs that were stored now. Consecutive jobs often share queue and name."""
+        lane = self._latest_lane
         for job, result in zip(jobs, results, strict=True):
-            if result.outcome != "created":
-                continue
-            if lane is None or lane.name != job.name or lane.queue != job.queue:
-                lane = self._counters.find(job.queue, job.name)
-            lane.enqueued += 1
+            if result.outcome == "created":
+                if lane.name != job.name or lane.queue != job.queue:
+                    lane = self._latest_lane = self._counters.find(job.queue, job.name)
+                lane.enqueued += 1
 
     async def _start_statistics(self) -> None:
         """Start to store what this client counts, on its event loop.

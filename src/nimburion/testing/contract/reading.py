@@ -6,10 +6,13 @@ import pytest
 
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import State
+from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
+
+_FINISHED = (State.COMPLETED, State.FAILED, State.CANCELLED)
 
 
 async def list_ids(harness: Harness, which: JobFilter) -> list[str]:
@@ -186,6 +189,37 @@ class Reading:
         jobs = (await harness.backend.list_jobs(limit=1_000)).jobs
         walked = {state: sum(job.state is state for job in jobs) for state in State}
         assert await harness.backend.counts() == walked
+
+    async def test_counts_follow_what_operators_do(self, harness: Harness) -> None:
+        """Also where finished jobs are counted as they end, not when they are read."""
+        await harness.add("completed", "failed", queue="red")
+        await harness.add("replayed", "deleted", "pruned", queue="blue")
+        await harness.add("cancelled", queue="blue")
+        await harness.backend.cancel("cancelled")
+        worker = await harness.worker(queues=("red", "blue"))
+        by_id = {one.lease.job_id: one.lease for one in await worker.take(10)}
+        await worker.settle(
+            Completed(by_id["pruned"]),
+            *(Failed(by_id[job_id], "exhausted", OOPS) for job_id in ("failed", "replayed")),
+            Completed(by_id["deleted"]),
+        )
+        harness.clock.advance(100.0)
+        await worker.heartbeat()
+        await worker.settle(Completed(by_id["completed"]))
+        counts = await harness.backend.counts()
+        assert [counts[state] for state in _FINISHED] == [3, 2, 1]
+        await harness.backend.replay(JobFilter(ids=("replayed",)), 10)
+        await harness.backend.replay(JobFilter(ids=("replayed",)), 10)
+        await harness.backend.delete(JobFilter(ids=("deleted", "replayed")), 10)
+        counts = await harness.backend.counts()
+        assert [counts[state] for state in _FINISHED] == [2, 1, 1]
+        await harness.backend.prune(Retention(completed=50.0), 10)
+        counts = await harness.backend.counts()
+        assert [counts[state] for state in _FINISHED] == [1, 1, 0]
+        assert (await harness.backend.counts("red"))[State.COMPLETED] == 1
+        assert (await harness.backend.counts("blue"))[State.PENDING] == 1
+        await harness.backend.prune(Retention(completed_max=0), 10)
+        assert sum((await harness.backend.counts()).values()) == 2
 
     async def test_counts_of_one_queue(self, harness: Harness) -> None:
         await harness.add("a", "b", queue="red")

@@ -83,6 +83,16 @@ DELETE FROM attempt_error WHERE seq IN (SELECT value FROM json_each(?1));
 -- Inputs: ?1 JSON array of seqs
 DELETE FROM progress WHERE seq IN (SELECT value FROM json_each(?1));
 
+-- name: uncount_jobs
+-- Subtract finished jobs from their counts, before they are deleted.
+-- Inputs: ?1 JSON array of seqs
+UPDATE finished_count SET number = finished_count.number - deleted.number
+FROM (
+    SELECT j.lane, j.state, count(*) AS number FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value
+    WHERE j.state > 0 GROUP BY j.lane, j.state
+) AS deleted
+WHERE finished_count.lane = deleted.lane AND finished_count.state = deleted.state;
+
 -- name: delete_jobs
 -- Delete finished jobs.
 -- Inputs: ?1 JSON array of seqs
@@ -113,7 +123,7 @@ SELECT json_group_array(seq) FROM (
     UNION ALL
     SELECT finished_at, seq FROM job WHERE state = 3 AND state > 0
     ORDER BY finished_at, seq
-    LIMIT max(0, min(?2, (SELECT count(*) FROM job WHERE state IN (1, 3) AND state > 0) - ?1))
+    LIMIT max(0, min(?2, (SELECT coalesce(sum(number), 0) FROM finished_count WHERE state IN (1, 3)) - ?1))
 );
 
 -- name: delete_old_results

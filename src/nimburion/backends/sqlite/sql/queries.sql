@@ -176,8 +176,8 @@ waiting AS (
     WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed, due <= ?2
 ),
 finished AS (
-    SELECT state, count(*) AS many FROM job INDEXED BY job_finished
-    WHERE state > 0 AND (?1 IS NULL OR lane IN served) GROUP BY state
+    SELECT state, sum(number) AS many FROM finished_count
+    WHERE ?1 IS NULL OR lane IN served GROUP BY state
 )
 SELECT
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 0 AND ready),

@@ -41,6 +41,15 @@ FROM (
 ) AS freed
 WHERE concurrency_limit.name = freed.name;
 
+-- name: count_completed
+-- Add the jobs that a session holds under one token to the count of completed jobs.
+-- Inputs: ?1 session number, ?2 JSON array of seqs, ?3 fence, ?4 nonce
+INSERT INTO finished_count (lane, state, number)
+SELECT l.lane, 1, count(*) FROM json_each(?2) AS s
+CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = s.value AND l.fence = ?3 AND l.nonce = ?4
+GROUP BY l.lane
+ON CONFLICT (lane, state) DO UPDATE SET number = number + excluded.number;
+
 -- name: delete_completed_leases
 -- Delete the leases that a session holds under one token.
 -- Inputs: ?1 session number, ?2 JSON array of seqs, ?3 fence, ?4 nonce
@@ -112,6 +121,12 @@ SET state = ?2, finished_at = ?3, reason = ?4, failures = failures + ?5, lost = 
     settled_fence = iif(?9 IS NULL, settled_fence, ?8), settled_nonce = coalesce(?9, settled_nonce),
     started_at = coalesce(?10, started_at), ended_by = (SELECT id FROM session WHERE number = ?11), fingerprint = ?12
 WHERE seq = ?1;
+
+-- name: count_finished
+-- Change the count of finished jobs.
+-- Inputs: ?1 lane, ?2 state, ?3 number to add
+INSERT INTO finished_count (lane, state, number) VALUES (?1, ?2, ?3)
+ON CONFLICT (lane, state) DO UPDATE SET number = number + excluded.number;
 
 -- name: requeue_job
 -- Record that a delivery ended and that the job waits again.

@@ -38,10 +38,18 @@ CREATE TABLE job (
     result BLOB,
     payload BLOB                        -- NULL after cancelled, and after completed unless it is kept
 ) STRICT;
-CREATE INDEX job_finished ON job (state, finished_at, lane) WHERE state > 0;
+CREATE INDEX job_finished ON job (state, finished_at) WHERE state > 0;
 -- The dead letters. A completion does not change `fingerprint`, so it has no cost for this index.
 CREATE INDEX job_failed ON job (seq) WHERE fingerprint IS NOT NULL;
 CREATE INDEX job_result ON job (finished_at) WHERE result IS NOT NULL;
+
+-- How many finished jobs each lane has. It changes in the transaction that finishes, replays or deletes jobs.
+CREATE TABLE finished_count (
+    lane INTEGER NOT NULL,
+    state INTEGER NOT NULL,             -- of the jobs, as in `job`
+    number INTEGER NOT NULL,
+    PRIMARY KEY (lane, state)
+) STRICT, WITHOUT ROWID;
 
 -- The next three tables say what an unfinished job does. It has a row in exactly one of them.
 

@@ -1,0 +1,1 @@
+"""`python3 dev.py bench readings`: how long the readings for operators take with many jobs kept."""
