@@ -124,7 +124,8 @@ CREATE TABLE session (
     vitals TEXT,                        -- JSON: what the worker reported with its latest heartbeat
     command TEXT,                       -- the latest command that an operator sent to the worker
     left_at INTEGER,                    -- when it was closed while handlers still ran
-    ended_at INTEGER                    -- when it was rescued or closed; its id cannot be used again
+    ended_at INTEGER,                   -- when it was rescued or closed; its id cannot be used again
+    held_several INTEGER NOT NULL DEFAULT 0     -- 1: it had more than one lease when it expired
 ) STRICT;
 -- How many jobs of a name may run at a time.
 CREATE TABLE concurrency_limit (
