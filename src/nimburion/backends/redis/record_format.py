@@ -30,8 +30,8 @@ LEASED = b"L"
 """The code of a leased job. The other states are in `nimburion.backends.server.encoding`."""
 
 SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD, SESSION_SEVERAL = b"a", b"l", b"d", b"s"
-"""The status of a session: open, closed while attempts still run, or closed. In `dead_session` also:
-had several leases when it expired.
+"""The status of a session: open, closed while attempts still run, or closed. In `dead_session`
+also: had several leases when it expired.
 """
 
 DUE_AT, DUE_AFTER = b"a", b"d"
