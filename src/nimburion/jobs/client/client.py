@@ -611,6 +611,14 @@ async def run_enqueue_middleware(
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
 
+async def count_stored(client: Client, job: NewJob) -> None:
+    """Count a job that another operation than `enqueue` has stored, in the metrics and in the
+    statistics."""
+    client._counters.find(job.queue, job.name).enqueued += 1
+    if client._statistics is None and client._loop is asyncio.get_running_loop():
+        await client._start_statistics()
+
+
 def _with_id(job: NewJob, job_id: str) -> NewJob:
     return msgspec.structs.replace(job, id=check_name("job id", job_id))
 
