@@ -187,9 +187,11 @@ class Client:
         if self._loop is not None:
             owner, self._loop = self._loop, None
             statistics, self._statistics = self._statistics, None
-            if statistics is not None and owner is asyncio.get_running_loop():
-                await statistics.finish()
-            await self.backend.close()
+            try:
+                if statistics is not None and owner is asyncio.get_running_loop():
+                    await statistics.finish()
+            finally:
+                await self.backend.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
