@@ -25,6 +25,8 @@ FLAG_FINISHED = 8
 """The job is completed, failed or cancelled."""
 FLAG_ACCEPT_EXISTING = 16
 """If the unique key is taken, the enqueue returns the job that holds it."""
+FLAG_PAYLOAD_KEPT = 32
+"""The job is completed and keeps its payload."""
 
 # --- codes ----------------------------------------------------------------------------------------
 
@@ -45,8 +47,10 @@ STATES: Mapping[str, State] = MappingProxyType({code: state for state, code in S
 
 LEASED = STATE_CODES[State.PROCESSING].encode()
 
-SESSION_ALIVE, SESSION_LEFT, SESSION_ENDED = b"a", b"l", b"e"
-"""The status of a session: open, closed while attempts still run, or closed."""
+SESSION_ALIVE, SESSION_LEFT, SESSION_ENDED, SESSION_SEVERAL = b"a", b"l", b"e", b"s"
+"""The status of a session: open, closed while attempts still run, or closed. In `expired_session`
+also: had several leases when it expired.
+"""
 
 DUE_AT, DUE_AFTER = b"a", b"d"
 """The modes of a new job's due time: at a time, or after a span."""
