@@ -79,6 +79,16 @@ async def test_worker_and_server_run_while_the_block_runs() -> None:
             await client.get(f"{url}/health/live")
 
 
+async def test_a_request_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    app, _ = make_app()
+    caplog.set_level("INFO")
+    async with app:
+        caplog.clear()
+        for path in ("/metrics", "/health/live", "/api/v1/queues", "/api/v1/jobs/none", "/none"):
+            await find_status(app, path)
+        assert [record for record in caplog.records if record.name != "httpx"] == []
+
+
 async def test_an_application_can_be_run_again() -> None:
     app, processor = make_app()
     for _ in range(2):

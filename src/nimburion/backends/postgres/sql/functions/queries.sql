@@ -189,7 +189,9 @@ END $$;
 -- The server's JSON operators fail on a NUL, which a header may contain. It is replaced first.
 CREATE OR REPLACE FUNCTION {schema}.get_option_1(p_options text, p_name text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CAST(CAST(replace(p_options, '\u0000', '\u0001') AS json) -> p_name AS text)
+    SELECT CAST(CAST(CASE WHEN strpos(p_options, '\u0000') = 0 THEN p_options
+        ELSE regexp_replace(p_options, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\u0001', 'g')
+        END AS json) -> p_name AS text)
 $$;
 
 -- name: group_failures

@@ -206,6 +206,7 @@ CREATE TABLE {schema}.session (
     left_at int8,                       -- when it was closed while handlers still ran
     ended_at int8,                      -- when it was rescued or closed; its id cannot be used again
     is_drained bool NOT NULL DEFAULT false,     -- it has ended and has no leases left
+    held_several bool NOT NULL DEFAULT false,   -- it had more than one lease when it expired
     id text COLLATE "C" NOT NULL UNIQUE,
     host text NOT NULL,
     names text[] NOT NULL,
