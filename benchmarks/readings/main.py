@@ -88,6 +88,7 @@ async def measure(kind: Kind, url: str, rows: int) -> dict[str, list[float]]:
     """Fill the backend and return the milliseconds of each call of each reading."""
     started = time.perf_counter()
     filled = await fill(kind, url, rows)
+    os.sync()  # so that the disk is idle when the calls begin
     print(f"filled in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     backend = open_backend(url)
     await backend.open()
@@ -154,13 +155,15 @@ def show(kind: Kind, runs: list[dict[str, Any]]) -> str:
     """Return a table with a column for each number of completed jobs."""
     titles = runs[-1]["ms"]
     lines = [[title, *(format_times(run["ms"].get(title, [])) for run in runs)] for title in titles]
-    head = ["ms: median (worst)", *(f"{run['rows']:,} kept" for run in runs)]
+    head = ["ms: median (least-worst)", *(f"{run['rows']:,} kept" for run in runs)]
     return table(f"{kind}: readings with many completed jobs kept", head, lines)
 
 
 def format_times(times: list[float]) -> str:
-    """Return the median and the worst of these milliseconds."""
-    return f"{statistics.median(times):,.1f} ({max(times):,.1f})" if times else ""
+    """Return the median, the least and the worst of these milliseconds."""
+    if not times:
+        return ""
+    return f"{statistics.median(times):,.1f} ({min(times):,.1f}-{max(times):,.1f})"
 
 
 def keep(kind: Kind, run: dict[str, Any]) -> None:

@@ -232,6 +232,31 @@ def test_jobs_are_searched_by_tenant_time_and_failures(nimburion: CommandLine) -
     assert nimburion("jobs", "list", "--since", "yesterday").code == 2
 
 
+@pytest.mark.parametrize("option", ["--tenant", "--correlation-id"])
+def test_jobs_are_searched_by_any_text(nimburion: CommandLine, option: str) -> None:
+    text = 'Müller & Söhne: "x", *? 🚂'
+
+    async def store(backend: Backend) -> None:
+        options = JobOptions(tenant=text, correlation_id=text)
+        await backend.enqueue([NewJob("a", "send", "mail", b"{}", options=options)])
+
+    nimburion.enqueue("other")
+    nimburion.call_backend(store)
+    found = nimburion("jobs", "list", "--json", option, text).data
+    assert [job["id"] for job in found["jobs"]] == ["a"]
+    assert text in nimburion("jobs", "show", "a").out
+
+
+@pytest.mark.parametrize("option", ["--tenant", "--correlation-id"])
+@pytest.mark.parametrize("text", ["", "a\nb", "\udcff", "x" * 513], ids=ascii)
+def test_a_search_for_a_text_that_no_job_can_have_is_bad_input(
+    nimburion: CommandLine, option: str, text: str
+) -> None:
+    ended = nimburion("jobs", "list", option, text)
+    assert (ended.code, ended.out) == (2, "")
+    assert f"{option} must " in ended.err
+
+
 def test_a_table_fits_the_terminal() -> None:
     rows = [("0192f0c1-1111-7abc-8def-001122334455", "send_email", 12, "x" * 50)]
     headers = ("id", "name", "due", "error")

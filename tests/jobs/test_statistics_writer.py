@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from random import Random
 
@@ -19,6 +20,7 @@ from nimburion.core.statistics import Statistics
 from nimburion.jobs import Processor
 from nimburion.jobs.worker.maintenance import Rescuer
 from nimburion.testing import FakeClock
+from tests.waiting import wait_until
 
 
 @job(name="send", queue="mail", max_retries=0)
@@ -28,14 +30,27 @@ def send(how: str) -> None:
 
 
 class FailingBackend(MemoryBackend):
-    """A memory backend that refuses statistics while `down` is set."""
+    """A memory backend that fails in some way when it is to store statistics."""
 
     down = False
+    bug = False
+    hanging: asyncio.Event | None = None
+    """Set when a call hangs; None: no call hangs."""
+    closed = 0
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        if self.hanging is not None:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        if self.bug:
+            raise ValueError("a bug")
         if self.down:
             raise BackendUnavailable("it is down")
         await super().put_statistics(source, rows)
+
+    async def close(self) -> None:
+        self.closed += 1
+        await super().close()
 
 
 @pytest.fixture
@@ -106,6 +121,31 @@ async def test_a_client_closes_though_the_backend_does_not_answer(
         await processor.enqueue(send.job("ok"))
         backend.down = True
     assert await read(backend) == []
+
+
+async def test_a_client_closes_its_backend_though_the_statistics_have_a_bug(
+    processor: Processor, backend: FailingBackend
+) -> None:
+    await processor.open()
+    await processor.enqueue(send.job("ok"))
+    backend.bug = True
+    with pytest.raises(ValueError, match="a bug"):
+        await processor.close()
+    assert backend.closed == 1
+
+
+async def test_a_client_closes_within_seconds_though_a_write_hangs(
+    processor: Processor, backend: FailingBackend, clock: FakeClock
+) -> None:
+    """The background write hangs already when the client closes."""
+    await processor.open()
+    await processor.enqueue(send.job("ok"))
+    await wait_until(lambda: clock.sleepers > 0, "the writer waits for its interval")
+    backend.hanging = asyncio.Event()
+    clock.advance(20.0)
+    await asyncio.wait_for(backend.hanging.wait(), 10.0)
+    await asyncio.wait_for(processor.close(), 10.0)
+    assert backend.closed == 1
 
 
 async def test_a_client_without_counts_writes_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
+RESCUE = "tests/backends/postgres/test_rescue.py::"
 READINGS = "tests/backends/postgres/test_readings.py::"
 SQL = "backends/postgres/sql/functions/"
 
@@ -78,12 +79,18 @@ POSTGRES_MUTANTS = (
     ),
     # Sessions and rescue
     Mutant(
-        "PostgreSQL: rescue without expiry check",
+        "PostgreSQL: a rescue locks sessions that have not expired",
         "backends/postgres/*.sql",
         "WHERE $s.$dead_at IS NULL AND NOT $s.$drained AND $s.$expires <= coalesce($p_mono, now) ORDER BY $s.$n",
         "WHERE $s.$dead_at IS NULL AND NOT $s.$drained ORDER BY $s.$n",
-        (f"{POSTGRES}test_a_live_session_is_left_alone",),
-        deep=True,  # the update behind it looks again: both must be broken
+        (f"{RESCUE}test_a_rescue_does_not_wait_for_a_session_that_has_not_expired",),
+    ),
+    Mutant(
+        "PostgreSQL: rescue without expiry check",
+        "backends/postgres/*.sql",
+        "WHERE $s.$n = $one.$n AND $s.$dead_at IS NULL AND $s.$expires <= coalesce($p_mono, now);",
+        "WHERE $s.$n = $one.$n AND $s.$dead_at IS NULL;",
+        (f"{RESCUE}test_a_session_that_is_renewed_while_a_rescue_waits_for_it_lives_on",),
     ),
     Mutant(
         "PostgreSQL: a rescued session lives on",

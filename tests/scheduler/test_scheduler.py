@@ -15,7 +15,7 @@ from nimburion.core.errors import (
     NotOpen,
     ScheduleNotFound,
 )
-from nimburion.core.events import Event, TickDecided
+from nimburion.core.events import Event, JobEnqueued, TickDecided
 from nimburion.core.job import State
 from nimburion.core.schedules import Fired, ScheduleRecord
 from nimburion.core.session import Session
@@ -436,6 +436,86 @@ async def test_the_enqueue_middleware_sees_each_tick(place: Place) -> None:
     place.at(60)
     assert await scheduler.fire_due() == 1
     assert (await place.jobs())[0].options.headers["stamp"] == "yes"
+
+
+async def test_a_middleware_that_fails_after_the_job_was_stored_loses_no_tick(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail_late(
+        enqueueing: Enqueueing, call_next: Callable[[Enqueueing], object]
+    ) -> object:
+        await call_next(enqueueing)  # type: ignore[misc]
+        raise ConnectionError("no metrics today")
+
+    scheduler = await place.scheduler(lambda one: one.schedule("@every 1s", Report()))
+    scheduler.processor.use_enqueue(fail_late)
+    seen: list[Event] = []
+    scheduler.processor.events.subscribe(seen.append)
+    await scheduler.fire_due()
+    for second in (1, 2, 3):
+        place.at(second)
+        assert await scheduler.fire_due() == 1
+    ids = await place.ids()
+    assert len(ids) == 3
+    assert "an enqueue middleware failed after the job was stored" in caplog.text
+    assert "no metrics today" in caplog.text
+    assert "could not be built" not in caplog.text
+    decided = [(one.outcome, one.job_id) for one in seen if isinstance(one, TickDecided)]
+    assert decided == [("fired", job_id) for job_id in ids]
+
+
+async def test_a_middleware_that_fails_with_an_error_of_the_backend_loses_no_tick(
+    place: Place,
+) -> None:
+    async def fail_late(
+        enqueueing: Enqueueing, call_next: Callable[[Enqueueing], object]
+    ) -> object:
+        await call_next(enqueueing)  # type: ignore[misc]
+        raise BackendUnavailable("another backend of this application")
+
+    scheduler = await place.scheduler(lambda one: one.schedule("@every 1s", Report()))
+    scheduler.processor.use_enqueue(fail_late)
+    await scheduler.fire_due()
+    for second in (1, 2, 3):
+        place.at(second)
+        assert await scheduler.fire_due() == 1
+    assert len(await place.ids()) == 3
+
+
+async def test_the_jobs_of_schedules_are_counted_and_announced_as_enqueued(place: Place) -> None:
+    async def move(enqueueing: Enqueueing, call_next: Callable[[Enqueueing], object]) -> object:
+        enqueueing.queue = "moved"
+        return await call_next(enqueueing)  # type: ignore[misc]
+
+    first, second = [await place.scheduler(each_minute()) for _ in range(2)]
+    seen: list[Event] = []
+    for scheduler in (first, second):
+        scheduler.processor.use_enqueue(move)
+        scheduler.processor.events.subscribe(seen.append)
+        await scheduler.fire_due()
+    for minute in (1, 2):
+        place.at(minute * MINUTE)
+        assert (await first.fire_due(), await second.fire_due()) == (1, 0)
+    await second.schedules.run_now("report", job_id="extra")
+    await second.schedules.run_now("report", job_id="extra")
+    lanes = {
+        (lane.queue, lane.name): lane.enqueued for lane in first.processor._counters.list_lanes()
+    }
+    assert lanes == {("moved", "report"): 2}
+    lanes = {
+        (lane.queue, lane.name): lane.enqueued for lane in second.processor._counters.list_lanes()
+    }
+    assert lanes == {("default", "report"): 1}
+    announced = [(one.queue, one.created) for one in seen if isinstance(one, JobEnqueued)]
+    assert announced == [("moved", True)] * 2
+    for scheduler in (first, second):
+        await scheduler.processor.close()
+    now = await place.backend.now()
+    rows = await place.backend.statistics(now - DAY, now + DAY, 3600)
+    assert sorted((row.queue, row.counters.enqueued) for row in rows) == [
+        ("default", 1),
+        ("moved", 2),
+    ]
 
 
 # Who declares it

@@ -15,6 +15,7 @@ from nimburion.cli.invocation import current_invocation
 from nimburion.cli.parameters import parse_time_before
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
+from nimburion.core.limits import check_text
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 
@@ -61,7 +62,8 @@ def add_search_options(command: F) -> F:
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
     """The options that search jobs without an index. Times are durations back from now, or
-    times with a time zone.
+    times with a time zone. `InvalidJob` is raised for a tenant or a correlation id that no job can
+    have.
     """
 
     since: str | None = None
@@ -72,6 +74,11 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
     fingerprint: str | None = None
     min_failures: int | None = None
+
+    def __post_init__(self) -> None:
+        for option, text in (("--tenant", self.tenant), ("--correlation-id", self.correlation_id)):
+            if text is not None:
+                check_text(option, text)
 
     def narrow(self, which: JobFilter, now: float) -> JobFilter:
         """Return the filter narrowed by these options, at the backend's time `now`."""

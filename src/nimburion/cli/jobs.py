@@ -76,9 +76,8 @@ def list_jobs(
     One call examines at most 10,000 jobs. If it stops there, it says how to continue.
     """
     which = make_filter([State(word) for word in states], queue=queue, name=name)
-    page = current_invocation().run(
-        lambda backend: list_page(backend, which, Search(**search), limit, after)
-    )
+    wanted = Search(**search)
+    page = current_invocation().run(lambda backend: list_page(backend, which, wanted, limit, after))
     data = {
         "jobs": [record_to_data(record) for record in page.jobs],
         "next": page.next,

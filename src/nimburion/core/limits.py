@@ -10,7 +10,12 @@ from nimburion.core.errors import InvalidJob
 from nimburion.core.shortening import shorten
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-"""The pattern of job names, queue names, ids, unique keys, tenants and correlation ids."""
+"""The pattern of job names, queue names and ids."""
+
+MAX_TEXT = 512
+"""The maximum number of characters of a unique key, a tenant or a correlation id."""
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -43,3 +48,27 @@ def check_name(what: str, value: object) -> str:
     shown = repr(value)
     shown = shorten(shown, 80)
     raise InvalidJob(f"{what} must be 1-128 characters of A-Z a-z 0-9 _ . : -, not {shown}")
+
+
+def check_text(what: str, value: object) -> str:
+    """Return `value` if it is a valid unique key, tenant or correlation id: 1 to 512 characters,
+    none of which is a control character.
+
+    Raises:
+        InvalidJob: it is not. The message says why.
+    """
+    if not isinstance(value, str):
+        raise InvalidJob(f"{what} must be a text, not {shorten(repr(value), 80)}")
+    if not 1 <= len(value) <= MAX_TEXT:
+        raise InvalidJob(f"{what} must have 1-{MAX_TEXT} characters, not {len(value)}")
+    if found := _CONTROL_CHARACTER.search(value):
+        raise InvalidJob(
+            f"{what} must not contain control characters; character {found.start() + 1} is "
+            f"U+{ord(found[0]):04X}"
+        )
+    if found := _LONE_SURROGATE.search(value):
+        raise InvalidJob(
+            f"{what} must be valid Unicode; character {found.start() + 1} is "
+            f"U+{ord(found[0]):04X}, half of a surrogate pair"
+        )
+    return value

@@ -13,8 +13,8 @@ from nimburion.core.statistics_recorder import StatisticsRecorder
 
 _INTERVAL = 10.0
 """Seconds between two writes."""
-_LAST_WRITE_SECONDS = 1.0
-"""Seconds that the last write may take when the client closes."""
+_FINISH_SECONDS = 1.0
+"""Seconds that a write in progress and the last write may take when the client closes."""
 
 
 class StatisticsWriter(Periodic):
@@ -50,10 +50,13 @@ class StatisticsWriter(Periodic):
             raise
 
     async def finish(self) -> None:
-        """Stop, and store what is left if the backend answers within a second."""
-        await self.stop()
+        """Stop, and store what is left if the backend answers within a second.
+
+        A write in progress that does not end in that time is cancelled.
+        """
         try:
-            async with asyncio.timeout(_LAST_WRITE_SECONDS):
+            async with asyncio.timeout(_FINISH_SECONDS):
+                await self.stop()
                 await self.tick()
         except (BackendError, TimeoutError) as error:
             self._log.debug("the last statistics were not stored (%s)", error)

@@ -13,7 +13,7 @@ from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.jobs.client.client import Client, require_stored
+from nimburion.jobs.client.client import Client, count_stored, require_stored
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
 from nimburion.scheduler.spec import (
@@ -153,7 +153,10 @@ class Schedules:
             )
         job = self._make_extra_job(name, spec, job_id)
         (stored,) = await self._client.backend.enqueue([job])
-        return require_stored(job, stored)
+        job_id = require_stored(job, stored)
+        if stored.outcome == "created":
+            await count_stored(self._client, job)
+        return job_id
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Return up to `limit` stored jobs of a schedule, newest first. Raises

@@ -11,7 +11,7 @@ from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired
 from nimburion.core.timezones import find_zone
-from nimburion.jobs.client.client import prepare_job, run_enqueue_middleware
+from nimburion.jobs.client.client import count_stored, prepare_job, run_enqueue_middleware
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.declarations import DeclaredSchedule
 from nimburion.scheduler.entries import ScheduleEntry
@@ -51,31 +51,55 @@ class Ticker:
 
     async def _fire(self, entry: ScheduleEntry, tick: int) -> Fired | None:
         """Store the tick and its job. Return None if no job could be built, which is logged, or
-        if a middleware dropped it."""
-        answer: list[Fired] = []
+        if a middleware dropped it.
+
+        An exception of a middleware after the backend has answered is logged; the answer counts.
+        """
+        answers: list[tuple[NewJob, Fired]] = []
 
         async def fire(new: NewJob) -> str:
             fired = await self._processor.backend.fire(
                 entry.name, entry.last_tick, float(tick), new, entry.spec.overlap
             )
-            answer.append(fired)
+            answers.append((new, fired))
             return fired.job_id or new.id
 
         try:
             job, new = self._make_job(entry, tick)
             await run_enqueue_middleware(self._processor, job, new, fire)
-        except BackendError as error:
-            if not isinstance(error, Unstorable):
-                raise
+        except Exception as error:  # noqa: BLE001 (one schedule must not stop the others)
+            if not answers:
+                self._report_failure(entry, tick, error)
+                return None
+            _log.exception(
+                "schedule %r, tick %d: an enqueue middleware failed after %s",
+                entry.name,
+                tick,
+                "the job was stored"
+                if answers[0][1].outcome == "fired"
+                else "the tick was decided",
+            )
+        if not answers:
+            return None
+        stored, fired = answers[0]
+        if fired.outcome == "fired":
+            await count_stored(self._processor, stored)
+        self._emit(stored, fired)
+        return fired
+
+    def _report_failure(self, entry: ScheduleEntry, tick: int, error: Exception) -> None:
+        """Log why a tick has no job. Raises `error` if the backend is unreachable."""
+        if isinstance(error, Unstorable):
             _log.error("schedule %r, tick %d: no job: %s", entry.name, tick, error)
-            return None
-        except Exception:  # noqa: BLE001 (one schedule must not stop the others)
-            _log.exception("schedule %r, tick %d: the job could not be built", entry.name, tick)
-            return None
-        if not answer:
-            return None
-        self._emit(new, answer[0])
-        return answer[0]
+        elif isinstance(error, BackendError):
+            raise error
+        else:
+            _log.error(
+                "schedule %r, tick %d: the job could not be built",
+                entry.name,
+                tick,
+                exc_info=error,
+            )
 
     def _make_job(self, entry: ScheduleEntry, tick: int) -> tuple[object, NewJob]:
         if entry.spec.payload is not None:

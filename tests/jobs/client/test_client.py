@@ -130,15 +130,18 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
         ({"after": "5"}, "after must be a number of seconds or a timedelta"),
         ({"after": float("inf")}, "after must be a number of seconds or a timedelta"),
         ({"at": datetime.now(UTC), "after": 1}, "pass `at` or `after`, not both"),
-        ({"unique_key": "x" * 129}, "unique_key must be 1-128 characters"),
+        ({"unique_key": "x" * 513}, "unique_key must have 1-512 characters, not 513"),
+        ({"unique_key": "a\ud800"}, "unique_key must be valid Unicode; character 2 is U+D800, "),
+        ({"unique_key": b"k"}, "unique_key must be a text, not b'k'"),
         ({"unique_for": 5}, "unique_for needs a unique_key"),
         ({"unique_key": "k", "unique_for": 0}, "unique_for must be more than 0"),
         ({"on_duplicate": "replace"}, "on_duplicate must be 'reject' or 'existing'"),
         ({"headers": {"a": 1}}, "headers must be a dict of str to str"),
         ({"headers": {"a": "\ud800"}}, "headers must be a dict of str to str in UTF-8"),
         ({"headers": {"a": "x" * 70_000}}, "headers are 70001 bytes, over the limit of 65536"),
-        ({"tenant": "a b"}, "tenant must be 1-128 characters"),
-        ({"correlation_id": ""}, "correlation_id must be 1-128 characters"),
+        ({"tenant": "a\nb"}, "tenant must not contain control characters; character 2 is U+000A"),
+        ({"tenant": "\x9b"}, "tenant must not contain control characters; character 1 is U+009B"),
+        ({"correlation_id": ""}, "correlation_id must have 1-512 characters, not 0"),
         ({"max_retries": -1}, "max_retries must be a whole number, 0 or more"),
         ({"timeout": 0}, "timeout must be more than 0 seconds"),
     ],
@@ -514,6 +517,34 @@ async def test_what_middleware_made_of_a_job_is_checked_too(processor: Processor
     with pytest.raises(InvalidJob, match="queue must be 1-128 characters"):
         await processor.enqueue(double.job(1))
     assert await processor.pending_count() == 0
+
+
+@pytest.mark.parametrize("option", ["unique_key", "tenant", "correlation_id"])
+@pytest.mark.parametrize("value", ["x" * 513, "a\x00b", "\ud800", "", 5], ids=ascii)
+async def test_the_texts_that_middleware_set_are_checked_too(
+    processor: Processor, option: str, value: object
+) -> None:
+    async def spoil(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
+        enqueueing.with_options(**{option: value})
+        return str(await call_next(enqueueing))
+
+    processor.use_enqueue(spoil)
+    with pytest.raises(InvalidJob, match=f"{option} must "):
+        await processor.enqueue(double.job(1))
+    assert await processor.pending_count() == 0
+
+
+@pytest.mark.parametrize("text", ["Müller & Söhne, Zürich", '{"a": 1}', "🚂" * 512], ids=ascii)
+async def test_keys_tenants_and_correlation_ids_are_any_text(
+    processor: Processor, text: str
+) -> None:
+    job_id = await processor.enqueue(
+        double.job(1), unique_key=text, tenant=text, correlation_id=text
+    )
+    status = await processor.get_status(job_id)
+    assert (status.unique_key, status.tenant, status.correlation_id) == (text,) * 3
+    with pytest.raises(DuplicateJob):
+        await processor.enqueue(double.job(1), unique_key=text)
 
 
 @pytest.mark.parametrize("after", [1e12, 1e300, timedelta.max])

@@ -161,6 +161,22 @@ async def test_a_repeated_enqueue_makes_one_job(api: Api) -> None:
     assert (response.status_code, response.json()["title"]) == (409, "Job conflict")
 
 
+async def test_keys_tenants_and_correlation_ids_are_any_text(api: Api) -> None:
+    text = "Müller & Söhne: " + "🚂" * 496
+    body = {"name": "send", "unique_key": text, "tenant": text, "correlation_id": text}
+    stored = await api.post("/jobs", body)
+    job = await api.get(f"/jobs/{stored['id']}")
+    assert (job["unique_key"], job["tenant"], job["correlation_id"]) == (text,) * 3
+
+
+@pytest.mark.parametrize("option", ["unique_key", "tenant", "correlation_id"])
+@pytest.mark.parametrize("value", ["", "a\nb", "x" * 513], ids=ascii)
+async def test_a_text_that_no_job_can_have_is_refused(api: Api, option: str, value: str) -> None:
+    response = await api.client.post("/api/v1/jobs", json={"name": "send", option: value})
+    assert response.status_code == 422
+    assert option in response.text
+
+
 async def test_a_unique_key_that_is_held_is_a_conflict(api: Api) -> None:
     await api.post("/jobs", {"name": "send", "id": "a", "unique_key": "k"})
     body = {"name": "send", "id": "b", "unique_key": "k"}

@@ -174,24 +174,22 @@ def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Res
     for session in step.state.sessions.values():
         if not session.is_ended and session.expires_at <= monotonic:
             session.ended_at = step.now
+            session.held_several = len(session.leased_jobs) > 1
     orphans = list(_iter_orphaned_jobs(step.state))
     rescued = Rescued([], [], [], more=len(orphans) > limit)
-    for entry, beside_others in orphans[:limit]:
-        rescue_job(step, entry, rescued, max_lost, beside_others=beside_others)
+    for entry in orphans[:limit]:
+        rescue_job(step, entry, rescued, max_lost)
     return rescued
 
 
-def _iter_orphaned_jobs(state: MemoryState) -> Iterator[tuple[JobEntry, bool]]:
-    """Yield the jobs of ended sessions, each with whether its session holds other jobs too."""
+def _iter_orphaned_jobs(state: MemoryState) -> Iterator[JobEntry]:
+    """Yield the jobs of ended sessions."""
     for session in state.sessions.values():
         if session.is_ended:
-            for entry in session.leased_jobs.values():
-                yield entry, len(session.leased_jobs) > 1
+            yield from session.leased_jobs.values()
 
 
-def rescue_job(
-    step: AtomicStep, entry: JobEntry, rescued: Rescued, max_lost: int, *, beside_others: bool
-) -> None:
+def rescue_job(step: AtomicStep, entry: JobEntry, rescued: Rescued, max_lost: int) -> None:
     """Rescue one job and record it in `rescued`.
 
     The job does not count a lost attempt in two cases: its session was closed and left it running,
@@ -200,7 +198,7 @@ def rescue_job(
     lease = entry.leased
     if lease is None:
         return
-    not_begun = beside_others and entry.lost >= SUSPECT_AFTER
+    not_begun = lease.session.held_several and entry.lost >= SUSPECT_AFTER
     if not (lease.session.left or not_begun):
         attempt = entry.failures + entry.lost + 1
         step.add_error(entry, make_lost_error(attempt, lease))

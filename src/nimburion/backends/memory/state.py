@@ -199,6 +199,7 @@ class SessionEntry:
         "command",
         "ended_at",
         "expires_at",
+        "held_several",
         "last_exchange_number",
         "last_results",
         "leased_jobs",
@@ -221,6 +222,8 @@ class SessionEntry:
         self.vitals: Vitals | None = None
         self.command: WorkerCommand | None = None
         self.ended_at: int | None = None
+        self.held_several: bool = False
+        """Whether the session held more than one job when it expired."""
         self.leased_jobs: dict[int, JobEntry] = {}
         """The jobs that this session has leased, by seq."""
 

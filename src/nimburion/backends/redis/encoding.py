@@ -94,7 +94,7 @@ def _encode_options(options: JobOptions) -> tuple[int, bytes]:
         flags |= FLAG_UNIQUE_KEY | (
             FLAG_ACCEPT_EXISTING if options.on_duplicate == "existing" else 0
         )
-        middle += len(key).to_bytes(1, "big") + key
+        middle += len(key).to_bytes(2, "big") + key
         middle += NEVER if span is None else encode_time(max(0, to_micros(span)))
     return flags, middle
 

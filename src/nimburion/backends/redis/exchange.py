@@ -208,7 +208,7 @@ def decode_body_options(body: bytes, at: int, flags: int) -> tuple[JobOptions, i
         end = at + 4 + int.from_bytes(body[at : at + 4], "big")
         options, at = decode_options(body[at + 4 : end]), end
     if flags & FLAG_UNIQUE_KEY:
-        at += 9 + body[at]
+        at += 10 + int.from_bytes(body[at : at + 2], "big")
     return options, at
 
 

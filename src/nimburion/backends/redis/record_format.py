@@ -21,14 +21,18 @@ FLAG_FINISHED = 8
 """The job is completed, failed or cancelled."""
 FLAG_ACCEPT_EXISTING = 16
 """If the unique key is taken, the enqueue returns the job that holds it."""
+FLAG_PAYLOAD_KEPT = 32
+"""The job is completed and keeps its payload."""
 
 # --- codes ----------------------------------------------------------------------------------------
 
 LEASED = b"L"
 """The code of a leased job. The other states are in `nimburion.backends.server.encoding`."""
 
-SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD = b"a", b"l", b"d"
-"""The status of a session: open, closed while attempts still run, or closed."""
+SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD, SESSION_SEVERAL = b"a", b"l", b"d", b"s"
+"""The status of a session: open, closed while attempts still run, or closed. In `dead_session`
+also: had several leases when it expired.
+"""
 
 DUE_AT, DUE_AFTER = b"a", b"d"
 """The modes of a new job's due time: at a time, or after a span."""

@@ -118,7 +118,7 @@ def choose_source(
 
 def filter_jobs(db: Database, which: JobFilter, seqs: list[int], limit: int) -> list[int]:
     """Return the first `limit` of these jobs that match the filter, in the same order."""
-    if not seqs:
+    if not seqs or not _can_match(which):
         return []
     listed = db.fetch_value(
         "filter_jobs",
@@ -140,6 +140,23 @@ def filter_jobs(db: Database, which: JobFilter, seqs: list[int], limit: int) -> 
         which.min_failures,
     )
     return _decode_seqs(listed)
+
+
+def _can_match(which: JobFilter) -> bool:
+    """Return whether SQLite can hold the texts of a filter. It holds no lone surrogates."""
+    texts = (
+        which.queue,
+        which.name,
+        which.reason,
+        which.tenant,
+        which.correlation_id,
+        which.fingerprint,
+    )
+    try:
+        "".join(text for text in texts if text is not None).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _decode_options = msgspec.json.Decoder(JobOptions).decode

@@ -96,7 +96,10 @@ def complete_group(
 ) -> set[int] | None:
     """Complete the leased jobs of one token; return the seqs completed, or None for all."""
     seqs = _encode([settlement.lease.ref for _, settlement in group]).decode()
+    # Other jobs may have been completed at the same microsecond: they are counted already.
+    db.run("count_completed_at", db.now, -1)
     count = db.run("complete_jobs", db.now, session, seqs, fence, nonce, keep_payload).rowcount
+    db.run("count_completed_at", db.now, 1)
     matched = None
     if count < len(group):
         matched = set(
@@ -105,7 +108,6 @@ def complete_group(
         seqs = _encode(sorted(matched)).decode()
     if has_limits:
         db.run("release_limits", session, seqs, fence, nonce)
-    db.run("count_completed", session, seqs, fence, nonce)
     db.run("delete_completed_leases", session, seqs, fence, nonce)
     if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})

@@ -187,9 +187,11 @@ class Client:
         if self._loop is not None:
             owner, self._loop = self._loop, None
             statistics, self._statistics = self._statistics, None
-            if statistics is not None and owner is asyncio.get_running_loop():
-                await statistics.finish()
-            await self.backend.close()
+            try:
+                if statistics is not None and owner is asyncio.get_running_loop():
+                    await statistics.finish()
+            finally:
+                await self.backend.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -609,6 +611,14 @@ async def run_enqueue_middleware(
 
     pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
+
+
+async def count_stored(client: Client, job: NewJob) -> None:
+    """Count a job that another operation than `enqueue` has stored, in the metrics and in the
+    statistics."""
+    client._counters.find(job.queue, job.name).enqueued += 1
+    if client._statistics is None and client._loop is asyncio.get_running_loop():
+        await client._start_statistics()
 
 
 def _with_id(job: NewJob, job_id: str) -> NewJob:

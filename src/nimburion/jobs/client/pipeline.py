@@ -10,6 +10,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.limits import Limits, check_name
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware, compose
+from nimburion.jobs.declaration.options import check_texts
 
 StoreJobs = Callable[[list[NewJob]], Awaitable[list[str]]]
 """Stores jobs in one step and returns their ids."""
@@ -90,6 +91,7 @@ def _validate(enqueueing: Enqueueing, limits: Limits) -> NewJob:
     check_size(enqueueing.name, enqueueing.payload, limits)
     if enqueueing.priority not in range(10):
         raise InvalidJob(f"priority must be from 0 to 9, not {enqueueing.priority!r}")
+    check_texts(enqueueing.options)
     return NewJob(
         id=check_name("job id", enqueueing.id),
         name=check_name("job name", enqueueing.name),

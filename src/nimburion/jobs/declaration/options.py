@@ -11,7 +11,7 @@ import msgspec
 from nimburion.core.durations import read_seconds
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
-from nimburion.core.limits import Limits, check_name
+from nimburion.core.limits import Limits, check_name, check_text
 from nimburion.core.suggestions import describe_unknown
 
 
@@ -27,7 +27,8 @@ class EnqueueManyOptions(TypedDict, total=False):
     after: float | timedelta | None
     """The delay, in seconds from now by the backend's clock, after which the job becomes due."""
     unique_key: str | None
-    """At most one unfinished job of the same name holds this key."""
+    """At most one unfinished job of the same name holds this key. As `tenant` and
+    `correlation_id`: any text of 1 to 512 characters without control characters."""
     unique_for: float | timedelta | None
     """Hold the unique key for this many seconds instead, whether the job is finished or not."""
     on_duplicate: Literal["reject", "existing"]
@@ -112,11 +113,11 @@ def _parse_job_options(
     _check_uniqueness(unique_key, unique_for, on_duplicate)
     return JobOptions(
         headers=_parse_headers(headers, limits) if headers else {},
-        tenant=None if tenant is None else check_name("tenant", tenant),
+        tenant=None if tenant is None else check_text("tenant", tenant),
         correlation_id=(
-            None if correlation_id is None else check_name("correlation_id", correlation_id)
+            None if correlation_id is None else check_text("correlation_id", correlation_id)
         ),
-        unique_key=None if unique_key is None else check_name("unique_key", unique_key),
+        unique_key=None if unique_key is None else check_text("unique_key", unique_key),
         unique_for=None
         if unique_for is None
         else _parse_positive_seconds("unique_for", unique_for),
@@ -124,6 +125,14 @@ def _parse_job_options(
         max_retries=None if max_retries is None else _parse_count("max_retries", max_retries),
         timeout=None if timeout is None else _parse_positive_seconds("timeout", timeout),
     )
+
+
+def check_texts(options: JobOptions) -> None:
+    """Check the unique key, the tenant and the correlation id of a job. Raises `InvalidJob`."""
+    for name in ("unique_key", "tenant", "correlation_id"):
+        value = getattr(options, name)
+        if value is not None:
+            check_text(name, value)
 
 
 def _check_uniqueness(unique_key: object, unique_for: object, on_duplicate: object) -> None:

@@ -192,12 +192,12 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     at: Time | None = None
     after: Annotated[float, Meta(ge=0)] | None = None
     """Seconds from now until the job is due."""
-    unique_key: Name | None = None
+    unique_key: Text | None = None
     unique_for: float | None = None
     on_duplicate: Literal["reject", "existing"] | None = None
     headers: dict[str, str] | None = None
-    tenant: Name | None = None
-    correlation_id: Name | None = None
+    tenant: Text | None = None
+    correlation_id: Text | None = None
     max_retries: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     timeout: float | None = None
 

@@ -17,8 +17,8 @@ Cursor = Annotated[str, Meta(min_length=1, max_length=300)]
 """The `next` of a page."""
 JsonObject = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
 """The text of a JSON object. Only that it is JSON is checked."""
-Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")]
-"""A text of one line, such as a tenant."""
+Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}$")]
+"""A unique key, a tenant or a correlation id."""
 Time = Annotated[datetime, Meta(tz=True)]
 """ISO 8601 with a time zone; in a query also epoch seconds."""
 PageSize = Annotated[int, Meta(ge=1, le=1000)]

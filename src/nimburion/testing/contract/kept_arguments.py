@@ -11,8 +11,13 @@ from nimburion.core.operations import Retention
 from nimburion.core.settlement import Completed, Settled
 from nimburion.testing.contract.harness import Harness
 
-BODIES = [b"{}", b'{"text": "z\xc3\xbcrich \xe2\x9c\x93"}', b'{"pad": "' + 100_000 * b"x" + b'"}']
-"""Payloads: the least, one with other bytes than ASCII, one that is large."""
+BODIES = [
+    b"",
+    b"{}",
+    b'{"text": "z\xc3\xbcrich \xe2\x9c\x93"}',
+    b'{"pad": "' + 100_000 * b"x" + b'"}',
+]
+"""Payloads: no bytes, the least of JSON, other bytes than ASCII, a large one."""
 
 
 async def complete(harness: Harness, job_id: str, *, keep: bool) -> None:
@@ -27,7 +32,7 @@ async def complete(harness: Harness, job_id: str, *, keep: bool) -> None:
 class KeptArguments:
     """`Completed.keep_payload`."""
 
-    @pytest.mark.parametrize("body", BODIES, ids=["least", "unicode", "large"])
+    @pytest.mark.parametrize("body", BODIES, ids=["empty", "least", "unicode", "large"])
     async def test_a_completed_job_keeps_its_payload_on_request(
         self, harness: Harness, body: bytes
     ) -> None:
@@ -43,8 +48,9 @@ class KeptArguments:
         (listed,) = (await harness.backend.list_jobs()).jobs
         assert listed == msgspec.structs.replace(record, payload=None)
 
-    async def test_without_it_the_payload_goes(self, harness: Harness) -> None:
-        await harness.add("a")
+    @pytest.mark.parametrize("body", BODIES, ids=["empty", "least", "unicode", "large"])
+    async def test_without_it_the_payload_goes(self, harness: Harness, body: bytes) -> None:
+        await harness.put(harness.job("a", payload=body))
         await complete(harness, "a", keep=False)
         assert (await harness.backend.get("a")).payload is None
 

@@ -111,6 +111,29 @@ class Rescuing:
         }
         assert [len(record.history) for record in records.values()] == [2, 2, 1]
 
+    @pytest.mark.parametrize("limit", [1, 2, 3])
+    async def test_a_suspect_that_a_limit_leaves_to_the_next_rescue_counts_no_loss(
+        self, harness: Harness, limit: int
+    ) -> None:
+        """The session held it beside others, also if those were rescued before it."""
+        await harness.add("a", "b", "c", "d")
+        for _ in range(2):
+            worker = await harness.worker()
+            await worker.take(4)
+            await harness.lose(worker)
+        worker = await harness.worker()
+        await worker.take(4)
+        harness.clock.advance(TTL)
+        returned: list[str] = []
+        more = True
+        while more:
+            rescued = await harness.backend.rescue(limit, max_lost=3)
+            assert rescued.failed == []
+            returned += rescued.returned
+            more = rescued.more
+        assert sorted(returned) == ["a", "b", "c", "d"]
+        assert {(await harness.backend.get(job_id)).lost for job_id in returned} == {2}
+
     async def test_a_suspect_that_was_held_alone_counts_its_loss(self, harness: Harness) -> None:
         """Also where its session held others before: they were settled or given back."""
         await harness.add("a", "b")

@@ -41,6 +41,7 @@ from nimburion.testing.contract.searching import FailureGroupCases, Searching
 from nimburion.testing.contract.sessions import Closing, Sessions
 from nimburion.testing.contract.settling import Settling
 from nimburion.testing.contract.statistics import StatisticsCases
+from nimburion.testing.contract.texts import Texts
 from nimburion.testing.contract.tokens import Tokens
 from nimburion.testing.contract.traffic import Traffic
 from nimburion.testing.contract.transactions import TransactionalCompletions, TransactionalEnqueues
@@ -85,6 +86,7 @@ class BackendContract(
     Fire,
     Payloads,
     Names,
+    Texts,
     Sizes,
     Unstorables,
     Handles,

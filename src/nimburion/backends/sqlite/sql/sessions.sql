@@ -70,7 +70,9 @@ UPDATE session SET ended_at = ?2 WHERE number = ?1;
 -- heartbeat, or if `expires_at` is more than its ttl ahead because the clock was reset.
 -- Inputs: ?1 now, ?2 seconds since boot, ?3 boot id
 -- Result: the number of rows
-UPDATE session SET ended_at = ?1
+UPDATE session SET ended_at = ?1, held_several = EXISTS (
+    SELECT 1 FROM lease AS l WHERE l.session = session.number LIMIT 1 OFFSET 1
+)
 WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2 + ttl + 1);
 
 -- name: list_orphaned_leases
@@ -81,10 +83,7 @@ WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2
 --   and so had not begun.
 SELECT
     l.session, l.seq, l.lane, l.fence, l.nonce, l.leased_at, l.cancel_requested,
-    s.left_at IS NOT NULL OR (
-        j.lost >= ?2
-        AND EXISTS (SELECT 1 FROM lease AS o WHERE o.session = l.session AND o.seq <> l.seq)
-    ),
+    s.left_at IS NOT NULL OR s.held_several AND j.lost >= ?2,
     j.id, j.lost, j.failures, s.id, coalesce(json_extract(s.description, '$.host'), '')
 FROM session AS s
 CROSS JOIN lease AS l ON l.session = s.number

@@ -204,14 +204,14 @@ BEGIN
         WHERE s.ended_at IS NULL AND NOT s.is_drained AND s.expires_at <= coalesce(p_monotonic, now) ORDER BY s.number
     LOOP
         PERFORM pg_advisory_xact_lock(hashtextextended(candidate.id, 7041));
-        UPDATE {schema}.session s SET ended_at = now
+        UPDATE {schema}.session s SET ended_at = now, held_several = EXISTS (
+            SELECT FROM {schema}.lease l WHERE l.session = s.number OFFSET 1)
         WHERE s.number = candidate.number AND s.ended_at IS NULL AND s.expires_at <= coalesce(p_monotonic, now);
     END LOOP;
     PERFORM {schema}.lock_all_limits_1();
     FOR candidate IN
         -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not begun.
-        SELECT l.session, l.seq, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND EXISTS (
-            SELECT FROM {schema}.lease o WHERE o.session = l.session AND o.seq <> l.seq) AS not_begun
+        SELECT l.session, l.seq, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND s.held_several AS not_begun
         FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
         WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
         ORDER BY l.session, l.seq LIMIT p_limit FOR UPDATE OF l SKIP LOCKED

@@ -146,8 +146,8 @@ CREATE TABLE {schema}.finished_job (
     payload bytea                       -- NULL: it was not kept
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
-CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 32, autosummarize = on);
-CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 128, autosummarize = on);
+CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 128, autosummarize = on);
 CREATE TABLE {schema}.finished_job_default PARTITION OF {schema}.finished_job DEFAULT;
 
 -- Return values of handlers, partitioned by day like `finished_job`.
@@ -206,6 +206,7 @@ CREATE TABLE {schema}.session (
     left_at int8,                       -- when it was closed while handlers still ran
     ended_at int8,                      -- when it was rescued or closed; its id cannot be used again
     is_drained bool NOT NULL DEFAULT false,     -- it has ended and has no leases left
+    held_several bool NOT NULL DEFAULT false,   -- it had more than one lease when it expired
     id text COLLATE "C" NOT NULL UNIQUE,
     host text NOT NULL,
     names text[] NOT NULL,

@@ -17,7 +17,11 @@ local dead_sessions, sessions = redis.call('ZRANGE', dead_session_key, 0, 99), {
 local put_dead_session, drop_dead_session, put_history = {}, {}, {}
 for i, id in ipairs(expired) do
   local session = read_session_state(redis.call('HGET', session_state_key, id))
-  local dead_session = session.session4 .. session.status
+  local status = session.status
+  if status == SESSION_ALIVE and #list_session_leases(session.session4, 2) > 1 then
+    status = SESSION_SEVERAL
+  end
+  local dead_session = session.session4 .. status
   sessions[i] = session
   push(dead_sessions, dead_session)
   push_pair(put_dead_session, 0, dead_session)
@@ -53,7 +57,7 @@ for _, dead_session in ipairs(dead_sessions) do
     local lease, body = read_lease(redis.call('HGET', lease_key, field)), redis.call('HGET', job_key, field)
     local _, lost = struct.unpack('>I4I2', lease.counts)
     -- A suspect runs alone. One that was leased together with other jobs had not begun.
-    local is_loss = status ~= SESSION_LEFT and not (lost >= suspect_after and #fields > 1)
+    local is_loss = status ~= SESSION_LEFT and not (lost >= suspect_after and status == SESSION_SEVERAL)
     if is_loss then
       lost = add_loss(field, lease, session_part)
     end

@@ -2,14 +2,16 @@
 -- Provides: constants. record_format.py has the same flags and codes under the same names.
 
 -- Flags of a job
-local FLAG_OPTIONS, FLAG_UNIQUE_KEY, FLAG_LARGE_PAYLOAD, FLAG_FINISHED, FLAG_ACCEPT_EXISTING = 1, 2, 4, 8, 16
+local FLAG_OPTIONS, FLAG_UNIQUE_KEY, FLAG_LARGE_PAYLOAD, FLAG_FINISHED = 1, 2, 4, 8
+local FLAG_ACCEPT_EXISTING, FLAG_PAYLOAD_KEPT = 16, 32
 
 -- Codes of jobs, in lane_counts and elsewhere. RETRYING and RETRY_SCHEDULED: PENDING and SCHEDULED after a failure.
 local PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED = 'P', 'S', 'R', 'T', 'L'
 local COMPLETED, FAILED, CANCELLED = 'C', 'F', 'X'
 
--- Status of a session: open, closed while attempts still run, or closed.
-local SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD = 'a', 'l', 'd'
+-- Status of a session: open, closed while attempts still run, or closed. In dead_session also: had several leases when it
+-- expired.
+local SESSION_ALIVE, SESSION_LEFT, SESSION_DEAD, SESSION_SEVERAL = 'a', 'l', 'd', 's'
 
 -- Offsets in a job
 local JOB_LANE_END, JOB_CREATED_END, JOB_DUE, JOB_DUE_END, JOB_FLAGS, JOB_PRIORITY = 4, 12, 13, 20, 21, 22

@@ -15,7 +15,7 @@ local function get_payload(field, body)
 end
 
 local function describe_job(field, body, code, attempts, job_end, payloads)
-  local has_payload = not job_end or code == FAILED or job_end.rest <= #body
+  local has_payload = not job_end or code == FAILED or has_flag(body, FLAG_PAYLOAD_KEPT)
   local size = job_end and job_end.rest - 1 or find_head_end(body)
   local payload = payloads and has_payload and get_payload(field, body)
   local history = redis.call('HGET', history_key, field)

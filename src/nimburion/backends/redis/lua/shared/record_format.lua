@@ -6,14 +6,14 @@
 --
 -- job               lane 4 | created 8 | due 8 | flags 1 | priority 1 | digest 16 | id 1 + n
 --                   | options 4 + n, with FLAG_OPTIONS
---                   | unique key 1 + n | span 8 (all ones: until the job ends); both with FLAG_UNIQUE_KEY
+--                   | unique key 2 + n | span 8 (all ones: until the job ends); both with FLAG_UNIQUE_KEY
 --                   The head ends here. A job without FLAG_FINISHED continues with its payload.
 --                   With FLAG_LARGE_PAYLOAD it has the length of the payload 4 instead; the payload is in the hash payload.
 --                   With FLAG_FINISHED it continues with:
 --                   code 1 | started 8 | finished 8 | failures 4 | lost 2 | settled 20 | session 4 (zeros: no attempt ended it)
 --                   | fence 4 | reason 2 + n (all ones: none); both unless it is completed
 --                   | fingerprint of the error 1 + n, only if it failed
---                   | the payload, or its length, if it failed, or is completed and keeps its payload
+--                   | the payload, or its length, if it failed, or is completed with FLAG_PAYLOAD_KEPT
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
@@ -21,6 +21,7 @@
 -- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 9 - priority. The byte order is the order of the lane.
 -- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T)
 -- session_leases    session 4 | seq 8
+-- dead_session      session 4 | status 1 (a expired with one lease or none, s with several, l left before it expired)
 -- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, d dead) | closed 8
 --                   | codes of the last settlements
 -- history           per failed attempt: time 8 | length 4 | JSON
@@ -97,7 +98,7 @@ local function find_head_end(body)
   end
   local offset = find_key_offset(body)
   if has_flag(body, FLAG_UNIQUE_KEY) then
-    offset = offset + 9 + byte(body, offset)
+    offset = offset + 10 + unpack_struct('>I2', body, offset)
   end
   return offset - 1
 end
@@ -125,9 +126,10 @@ local function read_job_end(body)
 end
 
 -- Return a finished job. `attempts` is its lease or its attempt state, which has no session; `rest` is what follows the reason.
-local function make_finished_job(body, code, attempts, reason, rest)
+-- `keeps_payload`: it is completed and keeps its payload.
+local function make_finished_job(body, code, attempts, reason, rest, keeps_payload)
   return sub(body, 1, JOB_CREATED_END) .. attempts.due8
-    .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED) .. sub(body, JOB_PRIORITY, find_head_end(body))
+    .. string.char(byte(body, JOB_FLAGS) + FLAG_FINISHED + (keeps_payload and FLAG_PAYLOAD_KEPT or 0)) .. sub(body, JOB_PRIORITY, find_head_end(body))
     .. code .. attempts.started8 .. now8 .. attempts.counts .. attempts.settled .. (attempts.session4 or NO_SESSION)
     .. (code == COMPLETED and '' or attempts.fence4 .. (reason and pack_struct('>I2', #reason) .. reason or NO_REASON)) .. rest
 end

@@ -8,8 +8,8 @@ local freed = {}
 
 local function get_key_field(body, name)
   local offset = find_key_offset(body)
-  local length = byte(body, offset)
-  local key, span8 = unpack_struct('>c' .. length .. 'c8', body, offset + 1)
+  local length = unpack_struct('>I2', body, offset)
+  local key, span8 = unpack_struct('>c' .. length .. 'c8', body, offset + 2)
   return name .. '\0' .. key, span8
 end
 

@@ -54,7 +54,7 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
   elseif band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
     push(writes.drop_payload, field)
   end
-  push_pair(writes.put_job, field, make_finished_job(body, code, attempts, reason, rest))
+  push_pair(writes.put_job, field, make_finished_job(body, code, attempts, reason, rest, keeps_payload))
   lane[code] = lane[code] + 1
   if code == FAILED then
     push_pair(writes.put_dead_letter, (unpack_struct('>I8', field)), field)

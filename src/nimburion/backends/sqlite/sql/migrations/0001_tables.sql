@@ -38,7 +38,8 @@ CREATE TABLE job (
     result BLOB,
     payload BLOB                        -- NULL after cancelled, and after completed unless it is kept
 ) STRICT;
-CREATE INDEX job_finished ON job (state, finished_at) WHERE state > 0;
+-- It has the lane too, so that `count_completed_at` reads nothing else.
+CREATE INDEX job_finished ON job (state, finished_at, lane) WHERE state > 0;
 -- The dead letters. A completion does not change `fingerprint`, so it has no cost for this index.
 CREATE INDEX job_failed ON job (seq) WHERE fingerprint IS NOT NULL;
 CREATE INDEX job_result ON job (finished_at) WHERE result IS NOT NULL;
@@ -123,7 +124,8 @@ CREATE TABLE session (
     vitals TEXT,                        -- JSON: what the worker reported with its latest heartbeat
     command TEXT,                       -- the latest command that an operator sent to the worker
     left_at INTEGER,                    -- when it was closed while handlers still ran
-    ended_at INTEGER                    -- when it was rescued or closed; its id cannot be used again
+    ended_at INTEGER,                   -- when it was rescued or closed; its id cannot be used again
+    held_several INTEGER NOT NULL DEFAULT 0     -- 1: it had more than one lease when it expired
 ) STRICT;
 -- How many jobs of a name may run at a time.
 CREATE TABLE concurrency_limit (
