@@ -102,6 +102,13 @@ def test_changes_of_jobs_are_recorded_with_their_number(nimburion: CommandLine) 
     ]
 
 
+def test_an_enqueued_job_is_recorded_without_its_arguments(nimburion: CommandLine) -> None:
+    nimburion("enqueue", "send", "--queue", "mail", "--args", '{"secret": "hush"}', "--id", "a")
+    (record,) = nimburion("audit", "--json").data["records"]
+    assert (record["action"], record["target"], record["changed"]) == ("jobs.enqueue", "a", 1)
+    assert record["details"] == {"name": "send", "queue": "mail"}
+
+
 def test_workers_are_listed_and_get_commands(nimburion: CommandLine) -> None:
     nimburion.enqueue("a")
     nimburion.call_backend(open_worker)

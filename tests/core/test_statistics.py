@@ -92,6 +92,16 @@ def test_no_time_is_lost_while_another_thread_folds() -> None:
     assert (lane.started, lane.completed, sum(lane.run_buckets)) == (count, count, count)
 
 
+def test_a_lock_that_a_forked_child_inherited_blocks_nothing() -> None:
+    lane = LaneCounters("q", "n")
+    lane.waits.append(0.1)
+    with lane._lock:
+        lane.fold()
+        assert lane.started == 0
+    lane.fold()
+    assert lane.started == 1
+
+
 def test_lanes_above_the_maximum_are_folded_into_one() -> None:
     counters = JobCounters()
     for n in range(MAX_LANES + 3):

@@ -10,6 +10,7 @@ import click
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import record_command
 from nimburion.cli.output import print_result
 from nimburion.cli.parameters import parse_duration, parse_moment, parse_priority
 from nimburion.core.escaping import escape_controls
@@ -89,9 +90,15 @@ def parse_payload(text: str) -> bytes:
 
 
 async def enqueue_job(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
-    """Enqueue through a client, which validates names, size and options; return the id of the
-    job."""
+    """Enqueue through a client, which validates names, size and options, and record it; return the
+    id of the job."""
     from nimburion.jobs.client.client import Client
 
-    async with Client(backend, settings=current_invocation().load().jobs) as client:
-        return await client.enqueue_raw(name, payload, **options)
+    details = {"name": name, "queue": options.get("queue")}
+    async with (
+        Client(backend, settings=current_invocation().load().jobs) as client,
+        record_command(backend, "jobs.enqueue", details=details) as change,
+    ):
+        change.target = await client.enqueue_raw(name, payload, **options)
+        change.count = 1
+    return change.target

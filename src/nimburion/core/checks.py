@@ -59,7 +59,10 @@ def make_failed_check(subject: str, error: NimburionError) -> CheckResult:
 def find_worst(found: Sequence[CheckResult]) -> Verdict:
     """Return the most severe verdict."""
     verdicts = {result.verdict for result in found}
-    return next((verdict for verdict in _BY_SEVERITY if verdict in verdicts), "good")
+    for verdict in _BY_SEVERITY:
+        if verdict in verdicts:
+            return verdict
+    return "good"
 
 
 _BY_SEVERITY: tuple[Verdict, ...] = ("error", "warning", "good")

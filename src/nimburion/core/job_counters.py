@@ -81,14 +81,22 @@ class LaneCounters:
         self._lock = threading.Lock()
 
     def fold(self) -> None:
-        """Count the times in the lists. Safe from any thread, while the worker appends to them."""
-        with self._lock:
+        """Count the times in the lists. Safe from any thread, while the worker appends to them.
+
+        Does nothing while another thread folds. It does not wait for it: after a fork, the child
+        may have a copy of the lock that no thread releases.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             waits = _take(self.waits)
             completed, other = _take(self.completed_runs), _take(self.other_runs)
             self.started += len(waits)
             self.completed += len(completed)
             self.wait_seconds += _count_times(waits, WAIT_BOUNDS, self.wait_buckets)
             self.run_seconds += _count_times(completed + other, RUN_BOUNDS, self.run_buckets)
+        finally:
+            self._lock.release()
 
     def note_exemplar(self, labels: Mapping[str, str], seconds: float, at: float) -> None:
         """Remember a traced attempt that ran `seconds` and ended `at`, in epoch seconds."""

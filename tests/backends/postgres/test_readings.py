@@ -69,6 +69,35 @@ async def test_a_search_finds_each_job_once(harness: Harness, limit: int, budget
     assert await collect(harness, waiting, limit, budget) == expected[: JOBS // 20]
 
 
+@pytest.mark.parametrize("gap", [900, 5_000, 77_777, 3_000_000])
+async def test_a_search_finds_jobs_on_both_sides_of_a_gap(
+    harness: Harness, postgres_server: RunningPostgres, gap: int
+) -> None:
+    """A gap: the jobs with these numbers are deleted, or they wait while finished ones are asked
+    for.
+    """
+    older = await fill(harness)
+    postgres_server.ask(
+        f"SELECT setval(pg_get_serial_sequence('nimburion.job', 'seq'), {JOBS + gap})",
+        database=postgres_server.database,
+    )
+    worker = await harness.worker(names=("other",))
+    newer = await harness.add(*(f"new-{n}" for n in range(3)), name="other")
+    await worker.settle(*(Completed(one.lease) for one in await worker.take(3)))
+    postgres_server.ask(
+        f"SELECT setval(pg_get_serial_sequence('nimburion.job', 'seq'), {JOBS + 2 * gap})",
+        database=postgres_server.database,
+    )
+    await harness.add("newest")
+    finished = JobFilter(states=FINISHED)
+    found = await collect(harness, finished, 100, 10_000)
+    assert found == [*reversed(newer), *(f"{n:05}" for n in reversed(range(JOBS // 2)))]
+    assert await collect(harness, finished, 100, 7) == found
+    everything = await collect(harness, EVERY_JOB, 1_000, 10_000)
+    assert (len(everything), everything[:4]) == (JOBS + 4, ["newest", *reversed(newer)])
+    assert await collect(harness, EVERY_TENTH, 100, 10_000) == older
+
+
 async def test_pruned_jobs_are_not_found(harness: Harness) -> None:
     expected = await fill(harness)
     harness.clock.advance(DAY)

@@ -65,6 +65,7 @@ DECLARE
     past_end int8 := LEAST(p_after, {schema}.get_newest_seq_1() + 1);
     finished CONSTANT text[] := '{completed,cancelled}';
     width int8 := 1000;
+    finished_end int8;                  -- no job in `finished_job` is between here and `past_end`
     source text;
     candidates refcursor;
     one record;
@@ -168,9 +169,15 @@ BEGIN
         past_end := past_end - width;
         -- Read about as many records as the budget allows; the newest ones tell how dense they are.
         width := LEAST(4 * width, 100000, GREATEST(1000, (p_budget::int8 - number + 1) * width / GREATEST(total_read, 1)));
-        IF finished_read = 0 AND NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.seq < past_end) THEN
-            EXIT WHEN p_states <@ finished;
-            source := 'job';
+        IF finished_read = 0 AND (finished_end IS NULL OR past_end <= finished_end) THEN
+            finished_end := {schema}.find_newest_finished_1(past_end);
+            IF finished_end IS NULL THEN
+                EXIT WHEN p_states <@ finished;
+                source := 'job';
+            ELSIF p_states <@ finished THEN
+                past_end := finished_end;
+                width := 1000;
+            END IF;
         END IF;
     END LOOP;
     IF has_more THEN
@@ -181,6 +188,37 @@ BEGIN
     id := NULL;
     examined := number;
     RETURN NEXT;
+END $$;
+
+-- name: find_newest_finished
+-- Find about where the newest job in `finished_job` before a seq is.
+-- Inputs: the seq
+-- Result: the end of a range of 1000 seqs that contains that job; no newer job is between this end and the given seq. NULL:
+--   there is no job before the seq.
+-- BRIN finds the pages of a range, and no first row. So ranges grow until one contains a job, and shrink again. The cost
+-- depends on the size of the gap, and hardly on the number of jobs.
+CREATE OR REPLACE FUNCTION {schema}.find_newest_finished_1(p_before int8) RETURNS int8
+LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET enable_indexscan TO off SET jit TO off AS $$
+DECLARE
+    past_end int8 := p_before;
+    width int8 := 1000;
+    is_found bool := false;
+BEGIN
+    WHILE past_end > 0 LOOP
+        IF EXISTS (SELECT FROM {schema}.finished_job d WHERE d.seq >= past_end - width AND d.seq < past_end) THEN
+            IF width = 1000 THEN
+                RETURN past_end;
+            END IF;
+            is_found := true;
+            width := width / 4;
+        ELSE
+            past_end := past_end - width;
+            IF NOT is_found THEN
+                width := width * 4;
+            END IF;
+        END IF;
+    END LOOP;
+    RETURN NULL;
 END $$;
 
 -- name: get_option

@@ -146,8 +146,8 @@ CREATE TABLE {schema}.finished_job (
     payload bytea                       -- NULL: it was not kept
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
-CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 32, autosummarize = on);
-CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 128, autosummarize = on);
+CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 128, autosummarize = on);
 CREATE TABLE {schema}.finished_job_default PARTITION OF {schema}.finished_job DEFAULT;
 
 -- Return values of handlers, partitioned by day like `finished_job`.
