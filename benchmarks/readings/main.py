@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ CALLS = 20
 """How often each reading is timed."""
 
 Reading = Callable[[], Awaitable[Any]]
+Figures = dict[str, Any]
+"""`ms`: of each call. `cpu_ms`: of this process and the server, a call."""
 
 
 def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
@@ -84,8 +86,8 @@ def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
     }
 
 
-async def measure(kind: Kind, url: str, rows: int) -> dict[str, list[float]]:
-    """Fill the backend and return the milliseconds of each call of each reading."""
+async def measure(kind: Kind, url: str, rows: int, pid: int | None) -> dict[str, Figures]:
+    """Fill the backend and return the figures of each reading. `pid`: the server's process."""
     started = time.perf_counter()
     filled = await fill(kind, url, rows)
     os.sync()  # so that the disk is idle when the calls begin
@@ -94,31 +96,46 @@ async def measure(kind: Kind, url: str, rows: int) -> dict[str, list[float]]:
     await backend.open()
     try:
         return {
-            title: [await time_call(reading) for _ in range(CALLS)]
+            title: await time_calls(reading, pid)
             for title, reading in list_readings(backend, filled).items()
         }
     finally:
         await backend.close()
 
 
-async def time_call(reading: Reading) -> float:
-    """Return the milliseconds of one call."""
-    started = time.perf_counter()
-    await reading()
-    return 1000 * (time.perf_counter() - started)
+async def time_calls(reading: Reading, pid: int | None) -> Figures:
+    """Return the milliseconds of each of `CALLS` calls, and the CPU time of one on average."""
+    cpu = read_cpu(pid)
+    taken = []
+    for _ in range(CALLS):
+        started = time.perf_counter()
+        await reading()
+        taken.append(1000 * (time.perf_counter() - started))
+    return {"ms": taken, "cpu_ms": 1000 * (read_cpu(pid) - cpu) / CALLS}
+
+
+def read_cpu(pid: int | None) -> float:
+    """Return the CPU seconds of this process, and of a server and its children so far."""
+    seconds = time.process_time()
+    if pid is not None:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for one in (str(pid), *children):
+            with suppress(OSError):  # a child may end in between
+                seconds += int(Path(f"/proc/{one}/schedstat").read_text().split()[0]) / 1e9
+    return seconds
 
 
 @contextmanager
-def serve(kind: Kind, folder: str | None) -> Iterator[tuple[str, str]]:
-    """An empty backend: its URL, and what it is."""
+def serve(kind: Kind, folder: str | None) -> Iterator[tuple[str, str, int | None]]:
+    """An empty backend: its URL, what it is, and the process of its server."""
     if kind == "sqlite":
         with tempfile.TemporaryDirectory(prefix="nimburion-bench-", dir=folder) as path:
-            yield f"sqlite:///{path}/bench.db", f"SQLite {sqlite3.sqlite_version}"
+            yield f"sqlite:///{path}/bench.db", f"SQLite {sqlite3.sqlite_version}", None
         return
     family = POSTGRES if kind == "postgres" else REDIS
     binary = family.program()
     with family.serve(binary, "max_wal_size=16GB" if kind == "postgres" else "") as server:
-        yield server.url, binary.name
+        yield server.url, binary.name, server.pid
 
 
 def main(arguments: list[str]) -> int:
@@ -130,9 +147,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--save", action="store_true", help="keep text and raw output in results/")
     options = parser.parse_args(arguments)
     for kind in options.backend or KINDS:
-        with serve(kind, options.folder) as (url, name):
-            taken = asyncio.run(measure(kind, url, options.rows))
-        run = {"heading": make_heading(name), "rows": options.rows, "ms": taken}
+        with serve(kind, options.folder) as (url, name, pid):
+            taken = asyncio.run(measure(kind, url, options.rows, pid))
+        run = {"heading": make_heading(name), "rows": options.rows, "readings": taken}
         print(run["heading"])
         print(show(kind, [run]), flush=True)
         if options.save:
@@ -153,17 +170,21 @@ def make_heading(name: str) -> str:
 
 def show(kind: Kind, runs: list[dict[str, Any]]) -> str:
     """Return a table with a column for each number of completed jobs."""
-    titles = runs[-1]["ms"]
-    lines = [[title, *(format_times(run["ms"].get(title, [])) for run in runs)] for title in titles]
-    head = ["ms: median (least-worst)", *(f"{run['rows']:,} kept" for run in runs)]
+    titles = runs[-1]["readings"]
+    lines = [
+        [title, *(format_figures(run["readings"].get(title)) for run in runs)] for title in titles
+    ]
+    head = ["ms: median (least-worst), CPU", *(f"{run['rows']:,} kept" for run in runs)]
     return table(f"{kind}: readings with many completed jobs kept", head, lines)
 
 
-def format_times(times: list[float]) -> str:
-    """Return the median, the least and the worst of these milliseconds."""
-    if not times:
+def format_figures(figures: Figures | None) -> str:
+    """Return the median, the least and the worst of the milliseconds, and the CPU time."""
+    if figures is None:
         return ""
-    return f"{statistics.median(times):,.1f} ({min(times):,.1f}-{max(times):,.1f})"
+    times = figures["ms"]
+    spread = f"{statistics.median(times):,.1f} ({min(times):,.1f}-{max(times):,.1f})"
+    return f"{spread}, {figures['cpu_ms']:,.1f}"
 
 
 def keep(kind: Kind, run: dict[str, Any]) -> None:
