@@ -61,9 +61,19 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "one that cannot be computed stops all",
         "scheduler/*.py",
-        "        except $Exception:  # $noqa: $BLE001 ($one $schedule $must not $stop $the $others)",
-        "        except OSError:",
+        "        except $Exception as $error:  # $noqa: $BLE001 ($one $schedule $must not $stop $the $others)",
+        "        except OSError as $error:",
         (f"{SCHEDULER}test_one_that_cannot_be_computed_does_not_stop_the_others", *ON_MEMORY),
+    ),
+    Mutant(
+        "a middleware that fails late loses the tick",
+        "scheduler/*.py",
+        "            if not $answers:\n                self.$_report($entry, $tick, $error)",
+        "            if True:\n                self.$_report($entry, $tick, $error)",
+        (
+            f"{SCHEDULER}test_a_middleware_that_fails_after_the_job_was_stored_loses_no_tick",
+            *ON_MEMORY,
+        ),
     ),
     # Missed ticks
     Mutant(

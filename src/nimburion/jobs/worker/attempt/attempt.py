@@ -144,7 +144,8 @@ class Attempt(AttemptRecord):
 
         Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
-        self.context = self.task = self.call = None
+        self.context = self.call = None
+        super().clear()
 
     def interrupt(self, interruption: Interruption) -> None:
         """Request the end of the attempt.
