@@ -137,6 +137,14 @@ async def test_a_change_that_fails_is_recorded_too(guarded: Api) -> None:
     assert (record.action, record.target, record.outcome) == ("worker.stop", "none", "failed")
 
 
+async def test_a_record_holds_no_control_characters(guarded: Api) -> None:
+    body = {"name": "s", "when": "@daily\0\n", "job": "send"}
+    response = await guarded.client.post("/api/v1/schedules", json=body, headers=bearer("admin"))
+    assert response.status_code == 422
+    (record,) = (await guarded.processor.backend.list_audit()).records
+    assert record.details["when"] == r"@daily\x00\n"
+
+
 @pytest.mark.parametrize("right", RIGHTS)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 async def test_a_route_answers_only_with_its_right(

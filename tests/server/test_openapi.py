@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def run_fuzzer(folder: Path, examples: int, *options: str) -> int:
             line = next(line for line in process.stderr if "management server: " in line)
             found = re.search(r"server: (\S+)", line)
             assert found
+            # The log of the changes would fill the pipe, and the server would wait.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             arguments = ["-n", str(examples), "--checks", CHECKS, *options]
             result = subprocess.run(
                 [

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nimburion.core.errors import InvalidJob
+from nimburion.core.escaping import escape_controls
 from nimburion.core.size_limits import check_name
 from nimburion.core.suggestions import describe_unknown
 from nimburion.jobs.auditing import Change, record_change
@@ -141,7 +142,7 @@ def describe_body(body: msgspec.Struct) -> dict[str, str]:
             value = " ".join(value)
         elif isinstance(value, datetime):
             value = value.isoformat()
-        details[field.encode_name] = str(value)[:_MAX_DETAIL_CHARACTERS]
+        details[field.encode_name] = escape_controls(str(value))[:_MAX_DETAIL_CHARACTERS]
     return details
 
 

@@ -60,7 +60,7 @@ class PauseState(msgspec.Struct, frozen=True):
 class PauseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pause. Without `for` and `until`, it lasts until the queue is resumed."""
 
-    reason: Annotated[str, Meta(max_length=500)] = ""
+    reason: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")] = ""
     """Shown wherever the queue is."""
     duration: Annotated[float, Meta(gt=0, le=31_536_000)] | None = msgspec.field(
         default=None, name="for"
