@@ -244,13 +244,17 @@ async def test_an_error_in_a_log_filter_changes_nothing_about_an_attempt() -> No
 
 
 class FailsOnce(Random):
-    """A source of jitter whose first number is an error."""
+    """A source of jitter whose first number after `arm` is an error. Other services of the
+    processor draw numbers too, before the handler begins."""
 
-    used = False
+    armed = False
+
+    def arm(self) -> None:
+        self.armed = True
 
     def random(self) -> float:
-        if not self.used:
-            self.used = True
+        if self.armed:
+            self.armed = False
             raise RuntimeError("no number")
         return 0.5
 
@@ -258,12 +262,22 @@ class FailsOnce(Random):
 async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_failure() -> None:
     clock = FakeClock()
     ended: list[AttemptEnded] = []
-    processor = Processor(MemoryBackend(clock=clock), clock=clock, random=FailsOnce())
+    random = FailsOnce()
+    attempts = 0
+
+    async def fail_armed(_: Context, __: bytes) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            random.arm()
+        raise ValueError("as planned")
+
+    processor = Processor(MemoryBackend(clock=clock), clock=clock, random=random)
     processor.events.subscribe(
         lambda event: ended.append(event) if isinstance(event, AttemptEnded) else None
     )
     async with processor:
-        processor.register("odd", fail_here, max_retries=1)
+        processor.register("odd", fail_armed, max_retries=1)
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
         record = await processor.backend.get(job_id)
