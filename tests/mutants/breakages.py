@@ -70,6 +70,27 @@ MUTANTS = (
         (f"{SQLITE}test_a_search_stops_at_its_budget_and_continues",),
     ),
     Mutant(
+        "jobs that are deleted stay in the count",
+        "backends/sqlite/*.py",
+        'db.run("uncount_jobs", $listed)',
+        "pass",
+        (f"{SQLITE}test_counts_follow_what_operators_do",),
+    ),
+    Mutant(
+        "jobs that are replayed stay in the count",
+        "backends/sqlite/*.py",
+        'db.run("count_finished", lane, FAILED, -1)',
+        "pass",
+        (f"{SQLITE}test_counts_follow_what_operators_do",),
+    ),
+    Mutant(
+        "jobs that are completed at one time are counted twice",
+        "backends/sqlite/*.py",
+        'db.run("count_completed_at", db.now, -1)',
+        "pass",
+        (f"{SQLITE}test_counts_follow_what_operators_do",),
+    ),
+    Mutant(
         "a page ends at its budget for good",
         "backends/sqlite/*.py",
         "str($before) if $has_more and $examined else None",

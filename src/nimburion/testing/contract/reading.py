@@ -201,8 +201,8 @@ class Reading:
         await worker.settle(
             Completed(by_id["pruned"]),
             *(Failed(by_id[job_id], "exhausted", OOPS) for job_id in ("failed", "replayed")),
-            Completed(by_id["deleted"]),
         )
+        await worker.settle(Completed(by_id["deleted"]))
         harness.clock.advance(100.0)
         await worker.heartbeat()
         await worker.settle(Completed(by_id["completed"]))
