@@ -244,17 +244,17 @@ async def test_an_error_in_a_log_filter_changes_nothing_about_an_attempt() -> No
 
 
 class FailsOnce(Random):
-    """A source of jitter whose first number after `arm` is an error. Other services of the
+    """A source of jitter whose first number after `fail_next` is an error. Other services of the
     processor draw numbers too, before the handler begins."""
 
-    armed = False
+    fails = False
 
-    def arm(self) -> None:
-        self.armed = True
+    def fail_next(self) -> None:
+        self.fails = True
 
     def random(self) -> float:
-        if self.armed:
-            self.armed = False
+        if self.fails:
+            self.fails = False
             raise RuntimeError("no number")
         return 0.5
 
@@ -269,7 +269,7 @@ async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_fa
         nonlocal attempts
         attempts += 1
         if attempts == 1:
-            random.arm()
+            random.fail_next()
         raise ValueError("as planned")
 
     processor = Processor(MemoryBackend(clock=clock), clock=clock, random=random)
