@@ -115,12 +115,17 @@ async def time_calls(reading: Reading, pid: int | None) -> Figures:
 
 
 def read_cpu(pid: int | None) -> float:
-    """Return the CPU seconds of this process, and of a server and its children so far."""
+    """Return the CPU seconds of this process, and of a server and its children so far.
+
+    Autovacuum, which follows the filling, is left out.
+    """
     seconds = time.process_time()
     if pid is not None:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for one in (str(pid), *children):
             with suppress(OSError):  # a child may end in between
+                if b"autovacuum" in Path(f"/proc/{one}/cmdline").read_bytes():
+                    continue
                 seconds += int(Path(f"/proc/{one}/schedstat").read_text().split()[0]) / 1e9
     return seconds
 
