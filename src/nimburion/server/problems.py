@@ -54,7 +54,7 @@ class Problem(Exception):
         self.code = code
         self.detail = detail
         self.parts = parts
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
 
     def make_response(self) -> Response:
         """Return the answer to the request."""
