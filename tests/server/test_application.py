@@ -405,6 +405,43 @@ def test_the_command_runs_the_server_without_a_worker(tmp_path: Path) -> None:
     assert [record.id for record in read_jobs(tmp_path)] == ["a"]
 
 
+def test_the_command_of_a_worker_runs_the_server_too(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from nimburion import Processor, job\n\n"
+        "@job\ndef note(number: int) -> None: ...\n\n"
+        "processor = Processor('sqlite:///nimburion.db')\nprocessor.register(note)\n"
+    )
+    command = [sys.executable, "-m", "nimburion", "worker", "app:processor", "--server"]
+    with subprocess.Popen(
+        [*command, "--server-port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            program = RunningProgram(process)
+            with program.client:
+                block_until(program.is_ready, "the worker is ready")
+                program.enqueue("note", "a", number=1)
+                block_until(lambda: program.find_state("a") == "completed", "the job is completed")
+                page = program.client.get("/metrics").text
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+    assert (
+        'nimburion_jobs_processed_total{queue="default",name="note",outcome="completed"} 1' in page
+    )
+    assert "nimburion_worker_slots 10" in page
+
+
+def test_the_port_of_no_server_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from nimburion import Processor\nprocessor = Processor('sqlite:///n.db')\n"
+    )
+    command = [sys.executable, "-m", "nimburion", "worker", "app:processor", "--server-port", "0"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "nimburion: --server-port needs --server"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

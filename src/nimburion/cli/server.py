@@ -17,9 +17,9 @@ from nimburion.cli.worker import LEVELS, start_logging
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @add_shared_options
 def server(*, host: str | None, port: int | None, log_level: str) -> None:
-    """Run the management server until SIGTERM or Ctrl-C: health, and the JSON API.
+    """Run the management server until SIGTERM or Ctrl-C: health checks, metrics and JSON API.
 
-    Workers run elsewhere; `server.bootstrap` runs both in one process.
+    Workers run elsewhere; `nimburion worker --server` runs both in one process.
     """
     from nimburion.backends import open_backend
     from nimburion.core.redaction import redact_url

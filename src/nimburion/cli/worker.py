@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,18 @@ FORMATS = ("text", "json")
 @click.option(
     "--log-format", type=click.Choice(FORMATS), help="Default: the setting telemetry.log_format."
 )
+@click.option(
+    "--server",
+    "with_server",
+    is_flag=True,
+    help="Run the management server too: health checks, metrics and JSON API.",
+)
+@click.option(
+    "--server-port",
+    type=click.IntRange(0, 65_535),
+    metavar="PORT",
+    help="The port of --server, instead of the configured one; 0: any free port.",
+)
 @click.option("--traceback", is_flag=True, help="Show where MODULE fails when it is imported.")
 @add_shared_options
 def worker(
@@ -38,6 +50,8 @@ def worker(
     concurrency: int | None,
     log_level: str,
     log_format: LogFormat | None,
+    with_server: bool,
+    server_port: int | None,
     traceback: bool,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
@@ -52,10 +66,25 @@ def worker(
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
     check_backend(processor, current_invocation())
-    Scheduler.configure(processor, current_invocation().load().scheduler)
     processor.settings = override_settings(processor.settings, queues, concurrency)
+    if with_server:
+        run_with_server(processor, server_port)
+        return
+    if server_port is not None:
+        raise BadInput("--server-port needs --server")
+    Scheduler.configure(processor, current_invocation().load().scheduler)
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(serve(processor))
+
+
+def run_with_server(processor: Processor, port: int | None) -> None:
+    """Run worker, scheduler and management server until a signal stops them."""
+    from nimburion.server import bootstrap
+
+    chosen: dict[str, Any] = {} if port is None else {"port": port}
+    application = bootstrap(current_invocation().load(server={**chosen, "enabled": True}))
+    application.set_job_processor(processor)
+    application.run()
 
 
 async def serve(processor: Processor) -> None:
