@@ -50,7 +50,7 @@ def test_folded_times_are_counted_like_observed_ones() -> None:
     for seconds in times:
         lane.waits.append(seconds)
         observed.observe(seconds, WAIT_BOUNDS)
-    lane.fold()
+    lane.count_pending()
     wait = lane.copy_counters().wait
     assert wait.buckets[: len(observed.buckets)] == observed.buckets
     assert wait.sum == pytest.approx(observed.sum)
@@ -61,7 +61,7 @@ def test_a_wait_before_the_due_time_counts_as_none() -> None:
     """The clocks of worker and backend differ a little."""
     lane = LaneCounters("q", "n")
     lane.waits.append(-0.2)
-    lane.fold()
+    lane.count_pending()
     assert (lane.wait_seconds, lane.wait_buckets[0]) == (0.0, 1)
 
 
@@ -69,7 +69,7 @@ def test_attempts_that_did_not_complete_are_not_counted_as_completed() -> None:
     lane = LaneCounters("q", "n")
     lane.completed_runs += [0.1, 0.1]
     lane.other_runs += [0.1]
-    lane.fold()
+    lane.count_pending()
     assert (lane.completed, sum(lane.run_buckets)) == (2, 3)
 
 
@@ -79,7 +79,7 @@ def test_no_time_is_lost_while_another_thread_folds() -> None:
 
     def fold() -> None:
         while not done.is_set():
-            lane.fold()
+            lane.count_pending()
 
     thread = threading.Thread(target=fold)
     thread.start()
@@ -88,7 +88,7 @@ def test_no_time_is_lost_while_another_thread_folds() -> None:
         lane.completed_runs.append(0.1)
     done.set()
     thread.join()
-    lane.fold()
+    lane.count_pending()
     assert (lane.started, lane.completed, sum(lane.run_buckets)) == (count, count, count)
 
 
@@ -96,20 +96,20 @@ def test_a_lock_that_a_forked_child_inherited_blocks_nothing() -> None:
     lane = LaneCounters("q", "n")
     lane.waits.append(0.1)
     with lane._lock:
-        lane.fold()
+        lane.count_pending()
         assert lane.started == 0
-    lane.fold()
+    lane.count_pending()
     assert lane.started == 1
 
 
 def test_lanes_above_the_maximum_are_folded_into_one() -> None:
     counters = JobCounters()
     for n in range(MAX_LANES + 3):
-        counters.find("q", f"n{n}").enqueued += 1
+        counters.get_lane("q", f"n{n}").enqueued += 1
     lanes = counters.list_lanes()
     assert len(lanes) == MAX_LANES + 1
     assert [lane.enqueued for lane in lanes if lane.queue == OTHER] == [3]
-    assert counters.folded == 3
+    assert counters.overflowed == 3
 
 
 def record(recorder: StatisticsRecorder, now: float) -> list[Statistics]:
@@ -120,7 +120,7 @@ def record(recorder: StatisticsRecorder, now: float) -> list[Statistics]:
 def test_counts_go_to_the_interval_of_each_step() -> None:
     counters = JobCounters()
     recorder = StatisticsRecorder([counters])
-    counters.find("q", "n").enqueued += 2
+    counters.get_lane("q", "n").enqueued += 2
     rows = record(recorder, NOW)
     assert [row.step for row in rows] == sorted(STEPS)
     assert {row.start for row in rows} == {int(NOW) // step * step for step in STEPS}
@@ -133,7 +133,7 @@ def test_counts_go_to_the_interval_of_each_step() -> None:
 def test_rows_hold_absolute_values_of_their_interval() -> None:
     counters = JobCounters()
     recorder = StatisticsRecorder([counters])
-    lane = counters.find("q", "n")
+    lane = counters.get_lane("q", "n")
     lane.enqueued += 1
     record(recorder, NOW)
     lane.enqueued += 1
@@ -148,7 +148,7 @@ def test_rows_hold_absolute_values_of_their_interval() -> None:
 def test_what_did_not_change_is_not_written_again() -> None:
     counters = JobCounters()
     recorder = StatisticsRecorder([counters])
-    counters.find("q", "n").enqueued += 1
+    counters.get_lane("q", "n").enqueued += 1
     assert len(record(recorder, NOW)) == len(STEPS)
     assert record(recorder, NOW + 10) == []
 
@@ -156,7 +156,7 @@ def test_what_did_not_change_is_not_written_again() -> None:
 def test_rows_that_were_not_stored_are_returned_again() -> None:
     counters = JobCounters()
     recorder = StatisticsRecorder([counters])
-    counters.find("q", "n").enqueued += 1
+    counters.get_lane("q", "n").enqueued += 1
     rows = record(recorder, NOW)
     recorder.put_back(rows)
     assert record(recorder, NOW + 10) == rows
@@ -166,6 +166,6 @@ def test_intervals_long_past_are_not_written_any_more() -> None:
     """The backend may have merged their rows meanwhile."""
     counters = JobCounters()
     recorder = StatisticsRecorder([counters])
-    counters.find("q", "n").enqueued += 1
+    counters.get_lane("q", "n").enqueued += 1
     recorder.put_back(record(recorder, NOW))
     assert [row.step for row in record(recorder, NOW + 60 + 301)] == [600, 3600]

@@ -11,6 +11,7 @@ from nimburion.core.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import Session, SessionInfo
 from nimburion.telemetry.backend_metrics import MAX_QUEUES, BackendMetrics
+from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.testing import FakeClock
 
 
@@ -98,10 +99,13 @@ async def test_the_page_shows_that_the_backend_is_down(backend: CountingBackend)
     await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
     metrics = BackendMetrics(backend)
     await metrics.refresh()
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_dead") == {"": 0}
     backend.down = True
     await metrics.refresh()
     assert read(metrics, "backend_up") == {"": 0}
     assert read(metrics, "jobs_queue_size") == {}
+    assert read(metrics, "jobs_dead") == {}
 
 
 async def test_queues_are_bounded(backend: CountingBackend) -> None:
@@ -114,3 +118,31 @@ async def test_queues_are_bounded(backend: CountingBackend) -> None:
     sizes = read(metrics, "jobs_queue_size")
     assert len(sizes) == MAX_QUEUES + 1
     assert sizes[OTHER] == extra
+
+
+async def test_queues_without_series_of_their_own_keep_their_workers(
+    backend: CountingBackend,
+) -> None:
+    await backend.enqueue(
+        [NewJob(f"j{n}", "send", f"q{n:05}", b"{}") for n in range(MAX_QUEUES + 2)]
+    )
+    await backend.open_session(
+        Session(id="0" * 32, queues=(f"q{MAX_QUEUES:05}", "idle"), names=("send",))
+    )
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    servers = read(metrics, "queue_servers")
+    assert servers[OTHER] == 1
+    assert len(servers) == MAX_QUEUES + 1
+    assert read(metrics, "jobs_unserved")[OTHER] == 1
+
+
+async def test_a_family_of_two_sources_does_not_grow(backend: CountingBackend) -> None:
+    registry = MetricsRegistry()
+    for _ in range(2):
+        metrics = BackendMetrics(backend)
+        await metrics.refresh()
+        registry.add_source(metrics)
+    for _ in range(2):
+        (up,) = [family for family in registry.collect() if family.name == "backend_up"]
+        assert len(up.samples) == 2

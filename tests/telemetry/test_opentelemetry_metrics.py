@@ -75,7 +75,7 @@ def exported() -> Iterator[Exported]:
 def counters() -> JobCounters:
     """Counters of one queue."""
     counters = JobCounters()
-    lane = counters.find("mail", "send")
+    lane = counters.get_lane("mail", "send")
     lane.enqueued, lane.started, lane.completed, lane.failed = 9, 6, 4, 2
     lane.failed_by_reason = {"exhausted": 2}
     lane.run_seconds = 12.5
@@ -102,7 +102,7 @@ def test_counters_have_the_names_of_the_specification(
     assert exported.values("jobs.failed.total") == {("mail", "send", "exhausted"): 2}
     assert exported.values("jobs.duration.seconds.count") == {("send",): 6}
     assert exported.values("jobs.duration.seconds.sum") == {("send",): 12.5}
-    counters.find("mail", "send").completed = 5
+    counters.get_lane("mail", "send").completed = 5
     assert exported.values("jobs.processed.total")["mail", "send", "completed"] == 5
     metric = exported.collect()["jobs.processed.total"]
     assert metric.unit == "{attempt}"

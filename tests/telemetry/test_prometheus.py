@@ -50,7 +50,7 @@ def metrics() -> MetricsRegistry:
     """A registry with counters of jobs and a family of each kind."""
     counters = JobCounters()
     for queue, name in (("mail", "send"), ("mail", "other"), ("images", "resize")):
-        lane = counters.find(queue, name)
+        lane = counters.get_lane(queue, name)
         lane.enqueued = lane.started = 5
         lane.completed, lane.retried, lane.failed = 3, 1, 1
         lane.failed_by_reason = {"exhausted": 1}

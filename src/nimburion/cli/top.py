@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -14,6 +13,7 @@ from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_duration, format_table, print_result
 from nimburion.cli.workers import describe_slots, describe_state
+from nimburion.core.errors import BackendUnavailable
 from nimburion.core.escaping import escape_controls
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
@@ -60,12 +60,15 @@ def top(*, interval: float, once: bool) -> None:
 
 async def show(backend: Backend, interval: float | None) -> None:
     """Print the view, again after each `interval` seconds; once if it is None."""
-    while True:
+    if interval is None:
         overview = await read_overview(backend)
-        view = format_view(overview)
-        if interval is None:
-            print_result(msgspec.to_builtins(overview), partial(click.echo, view))
-            return
+        print_result(msgspec.to_builtins(overview), lambda: click.echo(format_view(overview)))
+        return
+    while True:
+        try:
+            view = format_view(await read_overview(backend))
+        except BackendUnavailable as error:
+            view = escape_controls(f"the backend does not answer ({error}); retrying")
         click.echo(_CLEAR + view)
         await asyncio.sleep(interval)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 
 CALL_BOUNDS: tuple[float, ...] = (
@@ -32,7 +33,7 @@ class Observations:
 class OperationCalls:
     """The calls of one operation. Change it on one thread only."""
 
-    __slots__ = ("_seconds", "answered", "failed", "times")
+    __slots__ = ("_lock", "_seconds", "answered", "failed", "times")
 
     def __init__(self) -> None:
         self.answered: int = 0
@@ -41,6 +42,7 @@ class OperationCalls:
         self.times: list[float] = []
         """The seconds of answered calls that are not counted yet: append to it."""
         self._seconds = Observations(CALL_BOUNDS)
+        self._lock = threading.Lock()
 
     def note_answer(self, seconds: float | None) -> None:
         """Count an answered call. `seconds` is None if the call waited on purpose."""
@@ -48,22 +50,29 @@ class OperationCalls:
             self.answered += 1
             return
         self.times.append(seconds)
-        if len(self.times) >= _FOLD_SIZE:
-            self.fold()
+        if len(self.times) >= _MAX_PENDING:
+            self.count_pending()
 
-    def fold(self) -> Observations:
-        """Count the times, and return those of all calls. Safe from any thread."""
-        count = len(self.times)
-        taken = self.times[:count]
-        del self.times[:count]
-        self.answered += count
-        for seconds in taken:
-            self._seconds.observe(seconds)
+    def count_pending(self) -> Observations:
+        """Count the times, and return those of all calls. Safe from any thread.
+
+        While another thread counts, it returns what is counted so far.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                count = len(self.times)
+                taken = self.times[:count]
+                del self.times[:count]
+                self.answered += count
+                for seconds in taken:
+                    self._seconds.observe(seconds)
+            finally:
+                self._lock.release()
         return self._seconds
 
 
-_FOLD_SIZE = 1_000
-"""Times are counted when there are so many, or when they are read."""
+_MAX_PENDING = 1_000
+"""Times are counted when there are 1,000, or when they are read."""
 
 
 class CallCounters:
@@ -74,8 +83,11 @@ class CallCounters:
         self.exchange_jobs: Observations = Observations(SIZE_BOUNDS)
         """The numbers of jobs in the replies to exchanges."""
 
-    def find(self, operation: str) -> OperationCalls:
-        """Return the calls of an operation. Keep them: they stay the same object."""
+    def get_operation(self, operation: str) -> OperationCalls:
+        """Return the calls of an operation, new ones if there are none.
+
+        Keep them: they stay the same object.
+        """
         found = self.operations.get(operation)
         if found is None:
             found = self.operations.setdefault(operation, OperationCalls())

@@ -117,7 +117,9 @@ def _explain_waiting(facts: Facts) -> Iterable[Cause]:
     if job.due > facts.now:
         wait = _format_seconds(job.due - facts.now)
         if job.failures:
-            text = f"Attempt {job.attempt - 1} failed. The next one is due in {wait}."
+            failed = [error.attempt for error in job.history if error.kind != "lost"]
+            number = failed[-1] if failed else job.failures
+            text = f"Attempt {number} failed. The next one is due in {wait}."
             yield Cause(CauseKind.RETRY_LATER, text)
         else:
             yield Cause(CauseKind.NOT_DUE, f"It is due in {wait}.")

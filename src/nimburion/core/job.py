@@ -255,7 +255,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     def attempt(self) -> int:
         """The number of the current or next attempt; once finished, of the last one."""
         ended = self.failures + self.lost
-        if self.state is State.FAILED:
+        was_waiting = self.state is State.CANCELLED and self.ended_by is None
+        if self.state is State.FAILED or was_waiting:
             return max(1, ended)
         return ended + 1
 

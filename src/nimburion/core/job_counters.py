@@ -1,8 +1,8 @@
 """Counters of this process's jobs by queue and name, since it started.
 
 The statistics of the backend and the metrics are both read from them. A worker updates them for
-every job. On that path it only appends two numbers to lists; `fold` counts them later, which takes
-a third of the time of counting each at once (measured).
+every job. On that path it only appends two numbers to lists. `count_pending` counts them later,
+which takes a third of the time of counting each at once (measured).
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ class LaneCounters:
         """The latest traced attempt of each bucket of run times."""
         self._lock = threading.Lock()
 
-    def fold(self) -> None:
+    def count_pending(self) -> None:
         """Count the times in the lists. Safe from any thread, while the worker appends to them.
 
-        Does nothing while another thread folds. It does not wait for it: after a fork, the child
+        Does nothing while another thread counts. It does not wait for it: after a fork, the child
         may have a copy of the lock that no thread releases.
         """
         if not self._lock.acquire(blocking=False):
@@ -112,7 +112,7 @@ class LaneCounters:
         self.started += other.started
         self.completed += other.completed
         self.failed += other.failed
-        for reason, count in other.failed_by_reason.items():
+        for reason, count in list(other.failed_by_reason.items()):
             self.failed_by_reason[reason] = self.failed_by_reason.get(reason, 0) + count
         self.retried += other.retried
         self.released += other.released
@@ -121,7 +121,7 @@ class LaneCounters:
         self.rescued += other.rescued
         self.wait_seconds += other.wait_seconds
         self.run_seconds += other.run_seconds
-        self.run_exemplars.update(other.run_exemplars)
+        self.run_exemplars.update(other.run_exemplars.copy())
         for index, count in enumerate(other.wait_buckets):
             self.wait_buckets[index] += count
         for index, count in enumerate(other.run_buckets):
@@ -133,7 +133,7 @@ class LaneCounters:
             enqueued=self.enqueued,
             started=self.started,
             completed=self.completed,
-            failed=sum(self.failed_by_reason.values()),
+            failed=sum(list(self.failed_by_reason.values())),
             retried=self.retried,
             cancelled=self.cancelled,
             rescued=self.rescued,
@@ -147,16 +147,19 @@ class JobCounters:
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, str], LaneCounters] = {}
-        self.folded: int = 0
+        self.overflowed: int = 0
         """How often a pair of queue and name was counted as `OTHER`, because of `MAX_LANES`."""
 
-    def find(self, queue: str, name: str) -> LaneCounters:
-        """Return the counters of a queue and name. Keep them: they stay the same object."""
+    def get_lane(self, queue: str, name: str) -> LaneCounters:
+        """Return the counters of a queue and name, new ones if there are none.
+
+        Keep them: they stay the same object.
+        """
         lane = self._lanes.get((queue, name))
         if lane is not None:
             return lane
         if len(self._lanes) >= MAX_LANES:
-            self.folded += 1
+            self.overflowed += 1
             queue = name = OTHER
         return self._lanes.setdefault((queue, name), LaneCounters(queue, name))
 
@@ -164,7 +167,7 @@ class JobCounters:
         """Return all counters, up to date. Safe from any thread."""
         lanes = list(self._lanes.values())
         for lane in lanes:
-            lane.fold()
+            lane.count_pending()
         return lanes
 
 

@@ -117,7 +117,7 @@ class AccessControl:
         values = request.headers.getlist("authorization")
         scheme, _, credentials = (values[0] if len(values) == 1 else "").partition(" ")
         digest = _compute_digest(credentials.strip())
-        # Every token is compared, so that the time of an answer tells nothing.
+        # Compare every token, so that timing reveals nothing.
         callers = [
             token.caller for token in self._tokens if hmac.compare_digest(token.digest, digest)
         ]

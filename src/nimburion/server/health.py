@@ -38,7 +38,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class LoopTurns:
-    """Notes when the event loop last turned."""
+    """Notes when the event loop last ran a callback."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -41,7 +41,11 @@ class BackendMetrics:
         self._labels: dict[tuple[str, str], Labels] = {}
 
     async def refresh(self) -> None:
-        """Read queues and sessions. If the backend does not answer, the metrics say so."""
+        """Read queues and sessions.
+
+        If the backend does not answer, `backend_up` is 0, and the other metrics of the backend are
+        left out until the next reading that succeeds.
+        """
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 queues = await self._backend.queues()
@@ -49,6 +53,7 @@ class BackendMetrics:
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
+            self._limits, self._dead = [], None
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
@@ -68,14 +73,23 @@ class BackendMetrics:
     def _describe(
         self, queues: Sequence[QueueInfo], sessions: Sequence[SessionInfo]
     ) -> Iterable[Family]:
-        shown = _fold(queues)
+        shown, rest = _split_overflow(queues)
         servers: dict[str, int] = {}
         for session in filter(is_live, sessions):
             for queue in session.queues:
                 servers[queue] = servers.get(queue, 0) + 1
+        own = {info.name for info in shown}
         unserved: dict[str, int] = {}
-        for jobs in find_unserved(shown, sessions):
-            unserved[jobs.queue] = unserved.get(jobs.queue, 0) + jobs.count
+        for jobs in find_unserved(queues, sessions):
+            queue = jobs.queue if jobs.queue in own else OTHER
+            unserved[queue] = unserved.get(queue, 0) + jobs.count
+        if rest:
+            overflow = {info.name for info in rest}
+            servers[OTHER] = sum(
+                not overflow.isdisjoint(session.queues) for session in filter(is_live, sessions)
+            )
+            shown.append(_add_up(rest))
+        idle = [queue for queue in servers if queue not in own and queue != OTHER]
         names: dict[str, int] = {}
         for info in queues:
             for name, count in info.names.items():
@@ -109,7 +123,7 @@ class BackendMetrics:
             "queue_servers",
             "Live workers that serve the queue.",
             {info.name: servers.get(info.name, 0) for info in shown}
-            | {queue: count for queue, count in servers.items() if len(shown) < MAX_QUEUES},
+            | {queue: servers[queue] for queue in idle[: max(0, MAX_QUEUES - len(shown))]},
         )
         yield self._gauge(
             "jobs_unserved",
@@ -188,20 +202,21 @@ def _count_states(sessions: Sequence[SessionInfo]) -> dict[str, int]:
     return states
 
 
-def _fold(queues: Sequence[QueueInfo]) -> list[QueueInfo]:
-    """Return the queues, and one more named `other` for those above `MAX_QUEUES`."""
+def _split_overflow(queues: Sequence[QueueInfo]) -> tuple[list[QueueInfo], list[QueueInfo]]:
+    """Return the queues with series of their own, the largest ones, and the others."""
     if len(queues) <= MAX_QUEUES:
-        return list(queues)
-    by_need = sorted(queues, key=lambda info: (-info.size, info.name))
-    shown, rest = by_need[:MAX_QUEUES], by_need[MAX_QUEUES:]
-    return [
-        *shown,
-        QueueInfo(
-            name=OTHER,
-            size=sum(info.size for info in rest),
-            scheduled=sum(info.scheduled for info in rest),
-            processing=sum(info.processing for info in rest),
-            oldest_age=max(info.oldest_age for info in rest),
-            paused=False,
-        ),
-    ]
+        return list(queues), []
+    by_size = sorted(queues, key=lambda info: (-info.size, info.name))
+    return by_size[:MAX_QUEUES], by_size[MAX_QUEUES:]
+
+
+def _add_up(queues: Sequence[QueueInfo]) -> QueueInfo:
+    """Return the sums of several queues as a queue named `other`."""
+    return QueueInfo(
+        name=OTHER,
+        size=sum(info.size for info in queues),
+        scheduled=sum(info.scheduled for info in queues),
+        processing=sum(info.processing for info in queues),
+        oldest_age=max(info.oldest_age for info in queues),
+        paused=False,
+    )

@@ -31,7 +31,9 @@ class CallMetrics:
         for source in sources:
             for operation, found in list(source.operations.items()):
                 calls.setdefault(operation, []).append(found)
-        seconds = {name: [each.fold() for each in found] for name, found in sorted(calls.items())}
+        seconds = {
+            name: [each.count_pending() for each in found] for name, found in sorted(calls.items())
+        }
         yield Family(
             name="backend_calls",
             kind="counter",

@@ -56,7 +56,7 @@ class JobMetrics:
                 kind="counter",
                 help="Pairs of queue and name that were counted as `other`, because there were "
                 "too many.",
-                samples=[Sample(NO_LABELS, sum(source.folded for source in sources))],
+                samples=[Sample(NO_LABELS, sum(source.overflowed for source in sources))],
             ),
             self._observe_waits(lanes),
             self._observe_durations(lanes),

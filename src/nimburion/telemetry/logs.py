@@ -128,8 +128,8 @@ class AttemptFilter(logging.Filter):
 class TextFormatter(logging.Formatter):
     """One line a record: time, level, logger, message, and the fields of the job.
 
-    Control characters are escaped, so that no record can steer the terminal. Only tracebacks
-    contain line breaks.
+    Control characters are escaped, so that a record cannot send control sequences to the terminal.
+    Only tracebacks contain line breaks.
     """
 
     def __init__(self, fmt: str = "%(asctime)s %(levelname)-7s %(name)s %(message)s") -> None:

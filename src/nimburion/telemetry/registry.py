@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from nimburion.telemetry.families import (
     OPENMETRICS_CONTENT_TYPE,
     PROMETHEUS_CONTENT_TYPE,
@@ -47,10 +49,8 @@ class MetricsRegistry:
         merged: dict[str, Family] = {}
         for source in self._sources:
             for family in source.collect():
-                known = merged.setdefault(family.name, family)
-                if known is not family:
-                    known.samples.extend(family.samples)
-                    known.histograms.extend(family.histograms)
+                known = merged.get(family.name)
+                merged[family.name] = family if known is None else _join(known, family)
         return [merged[name] for name in sorted(merged)]
 
     def render(self, accept: str = "") -> tuple[str, str]:
@@ -58,6 +58,15 @@ class MetricsRegistry:
         if _accepts_openmetrics(accept):
             return render_openmetrics(self.collect(), self.namespace), OPENMETRICS_CONTENT_TYPE
         return render_prometheus(self.collect(), self.namespace), PROMETHEUS_CONTENT_TYPE
+
+
+def _join(first: Family, second: Family) -> Family:
+    """Return a family with the series of both."""
+    return replace(
+        first,
+        samples=[*first.samples, *second.samples],
+        histograms=[*first.histograms, *second.histograms],
+    )
 
 
 def _accepts_openmetrics(accept: str) -> bool:

@@ -100,7 +100,7 @@ class EnqueueBatcher:
         calls: CallCounters | None = None,
     ) -> None:
         self._backend = backend
-        self._calls = (calls or CallCounters()).find("enqueue")
+        self._calls = (calls or CallCounters()).get_operation("enqueue")
         self._clock = clock
         self._timeout = timeout
         self._limit = choose_limit(timeout)

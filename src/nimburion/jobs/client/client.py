@@ -554,7 +554,7 @@ class Client:
         for job, result in zip(jobs, results, strict=True):
             if result.outcome == "created":
                 if lane.name != job.name or lane.queue != job.queue:
-                    lane = self._latest_lane = self._counters.find(job.queue, job.name)
+                    lane = self._latest_lane = self._counters.get_lane(job.queue, job.name)
                 lane.enqueued += 1
 
     async def _start_statistics(self) -> None:
@@ -620,7 +620,7 @@ async def run_enqueue_middleware(
 async def count_stored(client: Client, job: NewJob) -> None:
     """Count a job that another operation than `enqueue` has stored, in the metrics and in the
     statistics."""
-    client._counters.find(job.queue, job.name).enqueued += 1
+    client._counters.get_lane(job.queue, job.name).enqueued += 1
     if client._statistics is None and client._loop is asyncio.get_running_loop():
         await client._start_statistics()
 

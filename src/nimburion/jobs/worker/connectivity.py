@@ -58,7 +58,7 @@ class BackendConnectivity:
 
         `seconds` is the time that the call took; None if it waited on purpose, or was refused.
         """
-        self.calls.find(channel).note_answer(seconds)
+        self.calls.get_operation(channel).note_answer(seconds)
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.answer, seen.failing = next(self._numbers), None
@@ -70,7 +70,7 @@ class BackendConnectivity:
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
         """Note that a call failed: the backend did not answer, or could not execute it."""
-        self.calls.find(channel).failed += 1
+        self.calls.get_operation(channel).failed += 1
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.failing = seen.failing or next(self._numbers)

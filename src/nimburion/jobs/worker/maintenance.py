@@ -76,7 +76,7 @@ class Rescuer(Periodic):
         failed = set(rescued.failed)
         page = await self._backend.list_jobs(JobFilter(ids=tuple(ids)), limit=len(ids))
         for job in page.jobs:
-            lane = self._counters.find(job.queue, job.name)
+            lane = self._counters.get_lane(job.queue, job.name)
             lane.rescued += 1
             if job.id in failed:
                 lane.count_dead_letter(Reason.LOST)

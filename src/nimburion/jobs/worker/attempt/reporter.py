@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("nimburion.worker")
 
 _EXCHANGES_PER_FOLD = 32
-"""The times of attempts are counted once per so many exchanges, so their lists stay short."""
+"""The times of attempts are counted once in 32 exchanges, so their lists stay short."""
 
 
 ReadExemplar = Callable[[str, int], Mapping[str, str] | None]
@@ -75,7 +75,7 @@ class AttemptReporter:
 
     def find_lane(self, lanes: dict[str, LaneCounters], delivery: Delivery) -> LaneCounters:
         """Return the counters of the delivery's queue and name, and keep them in `lanes`."""
-        lane = self._counters.find(delivery.queue, delivery.name)
+        lane = self._counters.get_lane(delivery.queue, delivery.name)
         if lane.queue == delivery.queue:
             lanes[delivery.queue] = lane
         return lane
