@@ -13,7 +13,7 @@ from nimburion.cli.exit_codes import FAILED, BackendNotUsable
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation, require_existing_file
 from nimburion.cli.output import print_result
-from nimburion.core.checks import CheckResult, find_worst, make_failed_check
+from nimburion.core.checks import CheckResult, find_worst, make_failed_check, make_timeout_check
 from nimburion.core.errors import NimburionError
 from nimburion.core.escaping import escape_controls
 from nimburion.core.unserved import check_workers
@@ -78,8 +78,7 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
         text, _, advice = missing.message.partition("; ")
         return [CheckResult("answer", "error", text, advice)]
     except TimeoutError:
-        advice = "check the address, and the network between this host and the server"
-        return [CheckResult("answer", "error", f"none within {TIMEOUT:.0f} s", advice)]
+        return [make_timeout_check(TIMEOUT)]
     except NimburionError as error:
         return [make_failed_check("answer", error)]
     finally:

@@ -56,6 +56,12 @@ def make_failed_check(subject: str, error: NimburionError) -> CheckResult:
     return CheckResult(subject, "error", " ".join(str(error).split()), advice)
 
 
+def make_timeout_check(seconds: float) -> CheckResult:
+    """Return the check result for a backend that did not answer within `seconds`."""
+    advice = "check the URL, and the network between this host and the backend"
+    return CheckResult("answer", "error", f"none within {seconds:.0f} s", advice)
+
+
 def find_worst(found: Sequence[CheckResult]) -> Verdict:
     """Return the most severe verdict."""
     verdicts = {result.verdict for result in found}

@@ -24,7 +24,7 @@ def compute_fingerprint(kind: str, error_type: str, place: str, message: str) ->
     the same message apart from numbers, ids and quoted values.
 
     Args:
-        kind: the `Kind` of the error.
+        kind: the `ErrorKind` of the error.
         error_type: the name of the exception's class.
         place: the innermost function of the application, without a line number; may be empty.
         message: the text of the exception.

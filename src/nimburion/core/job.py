@@ -75,14 +75,16 @@ class Reason(enum.StrEnum):
     """The backend cannot store the outcome of its attempt."""
 
 
-Kind = Literal["failure", "timeout", "permanent", "lost", "unreadable", "unstorable", "internal"]
+ErrorKind = Literal[
+    "failure", "timeout", "permanent", "lost", "unreadable", "unstorable", "internal"
+]
 
 
 class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     """The error of one attempt. Its texts are already cleaned and shortened."""
 
     attempt: int
-    kind: Kind
+    kind: ErrorKind
     type: str
     message: str = ""
     traceback: str = ""
@@ -114,7 +116,7 @@ class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None
     """None while the attempt runs."""
     outcome: str
-    """`processing`, `completed`, `cancelled`, or the `Kind` of its error."""
+    """`processing`, `completed`, `cancelled`, or the `ErrorKind` of its error."""
 
 
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -7,7 +7,13 @@ import asyncio
 import msgspec
 
 from nimburion.config.local_checks import run_local_checks
-from nimburion.core.checks import CheckResult, Verdict, find_worst, make_failed_check
+from nimburion.core.checks import (
+    CheckResult,
+    Verdict,
+    find_worst,
+    make_failed_check,
+    make_timeout_check,
+)
 from nimburion.core.errors import NimburionError
 from nimburion.core.settings import Config
 from nimburion.core.unserved import check_workers
@@ -56,9 +62,7 @@ class BackendChecks:
                 found = await backend.check()
                 workers = check_workers(await backend.queues(), await backend.sessions())
         except TimeoutError:
-            advice = "check the URL and the network path to the backend"
-            text = f"none within {CHECKS_TIMEOUT:.0f} s"
-            return [described, CheckResult("answer", "error", text, advice)]
+            return [described, make_timeout_check(CHECKS_TIMEOUT)]
         except NimburionError as error:
             return [described, make_failed_check("answer", error)]
         return [described, *found, *workers]

@@ -16,7 +16,7 @@ import msgspec
 PROMETHEUS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-Kind = Literal["counter", "gauge", "histogram", "info"]
+MetricKind = Literal["counter", "gauge", "histogram", "info"]
 
 
 class Labels:
@@ -69,7 +69,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     """Without the namespace, and without the suffix `_total` of counters."""
-    kind: Kind
+    kind: MetricKind
     help: str
     bounds: tuple[float, ...] = ()
     """The inclusive upper bounds of the buckets of a histogram."""

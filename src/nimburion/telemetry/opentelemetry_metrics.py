@@ -28,7 +28,7 @@ from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events
 from nimburion.core.job_counters import OTHER
 from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS
 from nimburion.core.version import __version__
-from nimburion.telemetry.families import Family, Kind
+from nimburion.telemetry.families import Family, MetricKind
 from nimburion.telemetry.registry import MetricsRegistry
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ MAX_VALUES = 1_000
 class Instrument(msgspec.Struct, frozen=True):
     """How a family is exported."""
 
-    kind: Kind
+    kind: MetricKind
     unit: str
 
 
@@ -200,7 +200,7 @@ def export_metrics(
     return OpenTelemetryMetrics(metrics, meter, recorded=_RECORDED)
 
 
-def name_instrument(family: str, kind: Kind) -> str:
+def name_instrument(family: str, kind: MetricKind) -> str:
     """Return the name of a family's instrument.
 
     >>> name_instrument("jobs_processed", "counter"), name_instrument("jobs_queue_size", "gauge")

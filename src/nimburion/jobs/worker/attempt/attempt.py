@@ -22,7 +22,7 @@ import msgspec
 
 from nimburion.core.clock import Clock
 from nimburion.core.errors import LeaseLost
-from nimburion.core.job import AttemptError, Kind
+from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.job_counters import LaneCounters
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
@@ -244,7 +244,7 @@ class AttemptRunner:
         return settlement
 
     def _decide_after_error(
-        self, attempt: Attempt, raised: BaseException, kind: Kind
+        self, attempt: Attempt, raised: BaseException, kind: ErrorKind
     ) -> tuple[Settlement | None, str | None]:
         """Return the settlement, and the name of the exception's type if it counts as a failure."""
         delivery = attempt.delivery

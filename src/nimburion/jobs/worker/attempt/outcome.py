@@ -17,7 +17,7 @@ import msgspec
 from nimburion.core.durations import to_seconds
 from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
 from nimburion.core.fingerprints import compute_fingerprint
-from nimburion.core.job import AttemptError, Kind
+from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.jobs.declaration.codec import UnreadablePayload
 
 
@@ -137,7 +137,9 @@ def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
     )
 
 
-def describe_exception(raised: BaseException, attempt: int, kind: Kind, limit: int) -> AttemptError:
+def describe_exception(
+    raised: BaseException, attempt: int, kind: ErrorKind, limit: int
+) -> AttemptError:
     """Describe an exception as text that any backend can store, at most `limit` bytes.
 
     Longer texts are cut in the middle. Never raises.
