@@ -269,7 +269,7 @@ async def scrape(
 
 def _note_run(processor: Processor, queue: str, name: str) -> None:
     """Count a run, as a worker of this process does: all histograms then have a series."""
-    lane = processor._counters.find(queue, name)  # noqa: SLF001
+    lane = processor._counters.get_lane(queue, name)  # noqa: SLF001
     lane.waits.append(0.02)
     lane.completed_runs.append(0.02)
 
