@@ -119,7 +119,7 @@ def record(recorder: StatisticsRecorder, now: float) -> list[Statistics]:
 
 def test_counts_go_to_the_interval_of_each_step() -> None:
     counters = JobCounters()
-    recorder = StatisticsRecorder([counters])
+    recorder = StatisticsRecorder(counters)
     counters.get_lane("q", "n").enqueued += 2
     rows = record(recorder, NOW)
     assert [row.step for row in rows] == sorted(STEPS)
@@ -132,7 +132,7 @@ def test_counts_go_to_the_interval_of_each_step() -> None:
 
 def test_rows_hold_absolute_values_of_their_interval() -> None:
     counters = JobCounters()
-    recorder = StatisticsRecorder([counters])
+    recorder = StatisticsRecorder(counters)
     lane = counters.get_lane("q", "n")
     lane.enqueued += 1
     record(recorder, NOW)
@@ -147,7 +147,7 @@ def test_rows_hold_absolute_values_of_their_interval() -> None:
 
 def test_what_did_not_change_is_not_written_again() -> None:
     counters = JobCounters()
-    recorder = StatisticsRecorder([counters])
+    recorder = StatisticsRecorder(counters)
     counters.get_lane("q", "n").enqueued += 1
     assert len(record(recorder, NOW)) == len(STEPS)
     assert record(recorder, NOW + 10) == []
@@ -155,7 +155,7 @@ def test_what_did_not_change_is_not_written_again() -> None:
 
 def test_rows_that_were_not_stored_are_returned_again() -> None:
     counters = JobCounters()
-    recorder = StatisticsRecorder([counters])
+    recorder = StatisticsRecorder(counters)
     counters.get_lane("q", "n").enqueued += 1
     rows = record(recorder, NOW)
     recorder.put_back(rows)
@@ -165,7 +165,7 @@ def test_rows_that_were_not_stored_are_returned_again() -> None:
 def test_intervals_long_past_are_not_written_any_more() -> None:
     """The backend may have merged their rows meanwhile."""
     counters = JobCounters()
-    recorder = StatisticsRecorder([counters])
+    recorder = StatisticsRecorder(counters)
     counters.get_lane("q", "n").enqueued += 1
     recorder.put_back(record(recorder, NOW))
     assert [row.step for row in record(recorder, NOW + 60 + 301)] == [600, 3600]

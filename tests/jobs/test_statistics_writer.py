@@ -14,7 +14,7 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.events import Events
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob
-from nimburion.core.job_counters import JobCounters
+from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.session import Session
 from nimburion.core.statistics import Statistics
 from nimburion.jobs import Processor
@@ -157,13 +157,8 @@ async def test_a_client_without_counts_writes_nothing(
     assert await read(backend) == []
 
 
-async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
-    clock = FakeClock()
-    backend = MemoryBackend(clock=clock)
-    await backend.enqueue([NewJob("a", "send", "mail", b"{}"), NewJob("b", "send", "mail", b"{}")])
-    await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
-    await backend.exchange("0" * 32, 1, [], ReserveRequest(2, (Lane("mail", "send"),)))
-    clock.advance(31.0)
+async def rescue(backend: MemoryBackend, clock: FakeClock, *, max_lost: int) -> LaneCounters:
+    """Run one rescue, and return the only counters that it changed."""
     counters = JobCounters()
     rescuer = Rescuer(
         backend,
@@ -172,11 +167,22 @@ async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
         Events(),
         counters,
         ttl=30.0,
-        max_lost=3,
+        max_lost=max_lost,
         no_rescue_before=lambda: 0.0,
     )
     await rescuer.tick()
     (lane,) = counters.list_lanes()
+    return lane
+
+
+async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    await backend.enqueue([NewJob("a", "send", "mail", b"{}"), NewJob("b", "send", "mail", b"{}")])
+    await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
+    await backend.exchange("0" * 32, 1, [], ReserveRequest(2, (Lane("mail", "send"),)))
+    clock.advance(31.0)
+    lane = await rescue(backend, clock, max_lost=3)
     assert (lane.queue, lane.name, lane.rescued) == ("mail", "send", 2)
     assert lane.copy_counters().failed == 0
 
@@ -188,18 +194,6 @@ async def test_dead_letters_of_a_rescue_are_counted() -> None:
     await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
     await backend.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("mail", "send"),)))
     clock.advance(31.0)
-    counters = JobCounters()
-    rescuer = Rescuer(
-        backend,
-        clock,
-        Random(1),
-        Events(),
-        counters,
-        ttl=30.0,
-        max_lost=1,
-        no_rescue_before=lambda: 0.0,
-    )
-    await rescuer.tick()
-    (lane,) = counters.list_lanes()
+    lane = await rescue(backend, clock, max_lost=1)
     assert lane.failed_by_reason == {"lost": 1}
     assert lane.copy_counters().failed == 1

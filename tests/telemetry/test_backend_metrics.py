@@ -10,7 +10,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import Session, SessionInfo
-from nimburion.telemetry.backend_metrics import MAX_QUEUES, BackendMetrics
+from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.testing import FakeClock
 
@@ -146,3 +146,15 @@ async def test_a_family_of_two_sources_does_not_grow(backend: CountingBackend) -
     for _ in range(2):
         (up,) = [family for family in registry.collect() if family.name == "backend_up"]
         assert len(up.samples) == 2
+
+
+async def test_names_are_bounded(backend: CountingBackend) -> None:
+    extra = 3
+    await backend.enqueue(
+        [NewJob(f"j{n}", f"name{n:05}", "mail", b"{}") for n in range(MAX_NAMES + extra)]
+    )
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    waiting = read(metrics, "jobs_waiting")
+    assert len(waiting) == MAX_NAMES + 1
+    assert waiting[OTHER] == extra

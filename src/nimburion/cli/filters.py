@@ -52,7 +52,7 @@ def add_search_options(command: F) -> F:
         click.option("--correlation-id", metavar="ID", help="Only with this correlation id."),
         click.option("--fingerprint", metavar="HEX", help="Only dead letters of this group."),
         click.option(
-            "--min-failures", type=click.IntRange(0), help="Only with at least so many failures."
+            "--min-failures", type=click.IntRange(0), help="Only with at least this many failures."
         ),
     )
     for option in reversed(options):

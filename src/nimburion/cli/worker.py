@@ -62,6 +62,8 @@ def worker(
     from nimburion.jobs.event_loop import find_fast_loop
     from nimburion.scheduler import Scheduler
 
+    if server_port is not None and not with_server:
+        raise BadInput("--server-port needs --server")
     start_logging(log_level, log_format or current_invocation().load().telemetry.log_format)
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
@@ -70,8 +72,6 @@ def worker(
     if with_server:
         run_with_server(processor, server_port)
         return
-    if server_port is not None:
-        raise BadInput("--server-port needs --server")
     Scheduler.configure(processor, current_invocation().load().scheduler)
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(serve(processor))

@@ -51,20 +51,6 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a field without an index is set."""
         return any(getattr(self, field) is not None for field in _SEARCHED_FIELDS)
 
-    def matches(self, record: JobRecord) -> bool:
-        """Return whether a record matches every field that is set.
-
-        Backends that cannot express a field in their own query language use this.
-        """
-        return (
-            (self.ids is None or record.id in self.ids)
-            and (self.states is None or record.state in self.states)
-            and self.queue in (None, record.queue)
-            and self.name in (None, record.name)
-            and self.reason in (None, record.reason)
-            and self.matches_search(record)
-        )
-
     def matches_search(self, record: JobRecord) -> bool:
         """Return whether a record matches the fields without an index."""
         return (

@@ -23,10 +23,10 @@ class StatisticsRecorder:
     counters, `take_changed` returns the rows to store. Not thread-safe.
     """
 
-    def __init__(self, sources: Sequence[JobCounters]) -> None:
-        self._sources = list(sources)
-        self._seen: dict[tuple[int, str, str], Counters] = {}
-        """What was counted at the last call, by number of the source, queue and name."""
+    def __init__(self, counters: JobCounters) -> None:
+        self._counters = counters
+        self._seen: dict[tuple[str, str], Counters] = {}
+        """What was counted at the last call, by queue and name."""
         self._rows: dict[_Key, Counters] = {}
         self._changed: set[_Key] = set()
 
@@ -37,25 +37,29 @@ class StatisticsRecorder:
 
     def record(self, now: float) -> None:
         """Add what was counted since the last call to the intervals that contain `now`."""
-        for number, source in enumerate(self._sources):
-            for lane in source.list_lanes():
-                key = (number, lane.queue, lane.name)
-                before, after = self._seen.get(key), lane.copy_counters()
-                if before == after:
-                    continue
-                self._seen[key] = after
-                delta = after if before is None else _subtract(after, before)
-                for step in STEPS:
-                    self._add((step, int(now) // step * step, lane.queue, lane.name), delta)
+        for lane in self._counters.list_lanes():
+            key = (lane.queue, lane.name)
+            before, after = self._seen.get(key), lane.copy_counters()
+            if before == after:
+                continue
+            self._seen[key] = after
+            delta = after if before is None else _subtract(after, before)
+            for step in STEPS:
+                self._add((step, int(now) // step * step, *key), delta)
         self._forget_old(now)
 
     def take_changed(self) -> list[Statistics]:
         """Return the rows that changed since they were last returned."""
         changed, self._changed = sorted(self._changed), set()
         return [
-            Statistics(step=step, start=start, queue=queue, name=name, counters=self._rows[key])
-            for key in changed
-            for step, start, queue, name in [key]
+            Statistics(
+                step=step,
+                start=start,
+                queue=queue,
+                name=name,
+                counters=self._rows[step, start, queue, name],
+            )
+            for step, start, queue, name in changed
         ]
 
     def put_back(self, rows: Sequence[Statistics]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError
@@ -94,31 +94,8 @@ class BackendMetrics:
         for info in queues:
             for name, count in info.names.items():
                 names[name] = names.get(name, 0) + count
-        yield self._gauge(
-            "jobs_queue_size",
-            "Jobs that are due and not processing.",
-            {info.name: info.size for info in shown},
-        )
-        yield self._gauge(
-            "jobs_scheduled",
-            "Jobs that are not due yet.",
-            {info.name: info.scheduled for info in shown},
-        )
-        yield self._gauge(
-            "jobs_processing",
-            "Jobs that workers hold.",
-            {info.name: info.processing for info in shown},
-        )
-        yield self._gauge(
-            "jobs_oldest_ready_seconds",
-            "Seconds that the first due job of a queue has been due.",
-            {info.name: info.oldest_age for info in shown},
-        )
-        yield self._gauge(
-            "queue_paused",
-            "1 if the queue is paused.",
-            {info.name: int(info.paused) for info in shown},
-        )
+        for metric, text, read in _QUEUE_GAUGES:
+            yield self._gauge(metric, text, {info.name: read(info) for info in shown})
         yield self._gauge(
             "queue_servers",
             "Live workers that serve the queue.",
@@ -133,7 +110,7 @@ class BackendMetrics:
         yield self._gauge(
             "jobs_waiting",
             "Waiting jobs by name, due or not.",
-            dict(sorted(names.items(), key=lambda item: -item[1])[:MAX_NAMES]),
+            _bound_names(names),
             label="name",
         )
         yield self._gauge("sessions", "Sessions of workers.", _count_states(sessions), "state")
@@ -170,7 +147,7 @@ class BackendMetrics:
         )
 
     def _gauge(
-        self, name: str, text: str, values: dict[str, int] | dict[str, float], label: str = "queue"
+        self, name: str, text: str, values: Mapping[str, float], label: str = "queue"
     ) -> Family:
         samples = [Sample(self._label(label, key), value) for key, value in values.items()]
         return Family(name=name, kind="gauge", help=text, samples=samples)
@@ -183,6 +160,30 @@ class BackendMetrics:
                 self._labels.clear()
             labels = self._labels[key] = Labels({label: value})
         return labels
+
+
+_QUEUE_GAUGES: tuple[tuple[str, str, Callable[[QueueInfo], float]], ...] = (
+    ("jobs_queue_size", "Jobs that are due and not processing.", lambda info: info.size),
+    ("jobs_scheduled", "Jobs that are not due yet.", lambda info: info.scheduled),
+    ("jobs_processing", "Jobs that workers hold.", lambda info: info.processing),
+    (
+        "jobs_oldest_ready_seconds",
+        "Seconds that the first due job of a queue has been due.",
+        lambda info: info.oldest_age,
+    ),
+    ("queue_paused", "1 if the queue is paused.", lambda info: int(info.paused)),
+)
+"""The gauges that a queue alone decides: name, help, and how to read them."""
+
+
+def _bound_names(counts: dict[str, int]) -> dict[str, int]:
+    """Return the largest `MAX_NAMES` counts, and the sum of the others as `other`."""
+    by_count = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    bounded = dict(by_count[:MAX_NAMES])
+    rest = sum(count for _, count in by_count[MAX_NAMES:])
+    if rest:
+        bounded[OTHER] = bounded.get(OTHER, 0) + rest
+    return bounded
 
 
 def _make_up(value: int) -> Family:

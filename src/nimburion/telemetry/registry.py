@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -74,8 +74,3 @@ def _accepts_openmetrics(accept: str) -> bool:
         part.split(";")[0].strip().lower() == "application/openmetrics-text"
         for part in accept.split(",")
     )
-
-
-def list_names(families: Sequence[Family], namespace: str) -> list[str]:
-    """Return the names of the families with the namespace."""
-    return [f"{namespace}_{family.name}" for family in families]

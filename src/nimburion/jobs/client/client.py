@@ -120,7 +120,7 @@ class Client:
         self._all_calls: list[CallCounters] = [self._calls]
         """The calls of this client and of its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
-        self._recorder = StatisticsRecorder([self._counters])
+        self._recorder = StatisticsRecorder(self._counters)
         self._metrics: MetricsRegistry | None = None
 
     @property

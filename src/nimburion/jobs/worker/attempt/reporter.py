@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nimburion.worker")
 
-_EXCHANGES_PER_FOLD = 32
+_EXCHANGES_PER_COUNT = 32
 """The times of attempts are counted once in 32 exchanges, so their lists stay short."""
 
 
@@ -61,7 +61,7 @@ class AttemptReporter:
         """
         self.backend_time_offset = backend_time - self._monotonic()
         self._exchanges += 1
-        if self._exchanges % _EXCHANGES_PER_FOLD == 0:
+        if self._exchanges % _EXCHANGES_PER_COUNT == 0:
             self._counters.list_lanes()
         self._read_listeners()
 
