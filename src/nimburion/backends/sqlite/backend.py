@@ -189,7 +189,7 @@ class SQLiteBackend:
             lambda: self._open_writer(sql, boot, files),
             files,
             notify=notify,
-            checkpointer=Checkpointer(lambda: opening.connect(self.path)),
+            checkpointer=Checkpointer(lambda: opening.connect(self.path), files),
             space=DiskSpace(self.path, self._measure),
             random=self._random,
         )

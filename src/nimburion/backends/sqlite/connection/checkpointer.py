@@ -13,6 +13,9 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 
+from nimburion.backends.sqlite.connection.identity import OpenFiles
+from nimburion.core.errors import BackendReplaced
+
 _ROWS_PER_CHECKPOINT = 32_000
 """Rows written between two checkpoints: about 4 MiB of log."""
 
@@ -20,11 +23,16 @@ _ROWS_PER_CHECKPOINT = 32_000
 class Checkpointer:
     """A thread with its own connection that runs checkpoints. It ignores SQLite errors.
 
-    A lasting fault also fails in the writer, which reports it.
+    A lasting fault also fails in the writer, which reports it. The connection is opened for the
+    first checkpoint, and only while the names still belong to the open files: a connection opened
+    after the log was deleted would create a new one.
     """
 
-    def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self, open_connection: Callable[[], sqlite3.Connection], files: OpenFiles
+    ) -> None:
         self._open_connection = open_connection
+        self._files = files
         self._due = threading.Event()
         self._stopping = False
         self._last_changes = 0
@@ -52,11 +60,23 @@ class Checkpointer:
             self._due.set()
 
     def _main(self) -> None:
-        with suppress(sqlite3.Error), closing(self._open_connection()) as connection:
-            while True:
-                self._due.wait()
-                self._due.clear()
-                if self._stopping:
-                    return
-                with suppress(sqlite3.Error):
-                    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if not self._wait_until_due():
+            return
+        with suppress(sqlite3.Error, BackendReplaced):
+            self._files.check(at_once=True)
+            with closing(self._open_connection()) as connection:
+                run_checkpoint(connection)
+                while self._wait_until_due():
+                    run_checkpoint(connection)
+
+    def _wait_until_due(self) -> bool:
+        """Wait until a checkpoint is due; return False if the thread is to stop instead."""
+        self._due.wait()
+        self._due.clear()
+        return not self._stopping
+
+
+def run_checkpoint(connection: sqlite3.Connection) -> None:
+    """Copy what can be copied without waiting for readers or writers."""
+    with suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
