@@ -28,9 +28,7 @@ class Checkpointer:
     after the log was deleted would create a new one.
     """
 
-    def __init__(
-        self, open_connection: Callable[[], sqlite3.Connection], files: OpenFiles
-    ) -> None:
+    def __init__(self, open_connection: Callable[[], sqlite3.Connection], files: OpenFiles) -> None:
         self._open_connection = open_connection
         self._files = files
         self._due = threading.Event()
