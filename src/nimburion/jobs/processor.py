@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from random import Random
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast, overload
 
 import msgspec
 
@@ -32,6 +32,11 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.declaration.handler_hooks import (
+    AsyncHandlerHook,
+    HandlerHook,
+    HandlerHooks,
+)
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
@@ -56,6 +61,7 @@ _log = logging.getLogger("nimburion.worker")
 _BOUNDS = read_bounds(Settings)
 _QUEUE_BOUNDS = read_bounds(QueueSettings)
 
+HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
 
@@ -93,6 +99,8 @@ class Processor(Client):
         chosen = _merge_settings(settings or Settings(), single_settings)
         super().__init__(backend, settings=chosen, clock=clock, random=random, entropy=entropy)
         self._middlewares: list[Middleware] = []
+        self.handler_hooks: HandlerHooks = HandlerHooks()
+        """The hooks that run where a handler runs; see `around_handler`."""
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None
         self.services: list[Service] = []
@@ -173,6 +181,33 @@ class Processor(Client):
         if not callable(middleware):
             raise DefinitionError(f"a middleware is an async function, not {middleware!r}")
         self._middlewares.append(middleware)
+
+    def around_handler(self, hook: HookT, /) -> HookT:
+        """Run a generator function around handlers, where they run: `@processor.around_handler`.
+
+        ```python
+        @processor.around_handler
+        def database_connections(ctx: Context) -> Iterator[None]:
+            close_old_connections()
+            try:
+                yield  # the handler runs
+            finally:
+                close_old_connections()
+        ```
+
+        A `def` hook surrounds each `def` handler, in its thread or child process. An `async def`
+        hook surrounds each `async def` handler, on the event loop. The first hook you add is the
+        outermost; middleware is outside of all hooks.
+
+        An exception of the handler is raised at the `yield`. An exception that leaves the hook is
+        the failure of the attempt. A hook that catches the exception completes the job without a
+        result. `DefinitionError` is raised when a worker runs already, or when `hook` has no
+        `yield`.
+        """
+        if self._running is not None:
+            raise DefinitionError("add hooks before the processor is started")
+        self.handler_hooks.add(hook)
+        return hook
 
     def add_service(self, service: Service) -> None:
         """Start and stop a service, such as a `Scheduler`, together with the worker.
@@ -336,6 +371,7 @@ class Processor(Client):
         return AttemptRunner(
             self.registry,
             self._middlewares,
+            self.handler_hooks,
             threads=threads,
             report=report,
             clock=self.clock,

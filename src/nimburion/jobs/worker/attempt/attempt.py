@@ -36,6 +36,7 @@ from nimburion.jobs.declaration.attempt_record import (
 )
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context, get_record
+from nimburion.jobs.declaration.handler_hooks import HandlerCall, HandlerHooks, make_handler_call
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt import outcome as outcomes
@@ -165,7 +166,7 @@ class Attempt(AttemptRecord):
 
 
 class AttemptRunner:
-    """Performs attempts with handlers, middleware and retry policy.
+    """Performs attempts with handlers, hooks, middleware and retry policy.
 
     Independent of slots and backends.
     """
@@ -174,6 +175,7 @@ class AttemptRunner:
         self,
         registry: Registry,
         middlewares: Sequence[Middleware],
+        hooks: HandlerHooks,
         *,
         threads: HandlerThreads,
         report: ProgressSink,
@@ -188,6 +190,7 @@ class AttemptRunner:
     ) -> None:
         self._registry = registry
         self._middlewares = tuple(middlewares)
+        self._hooks = hooks
         self._threads = threads
         self._clock = clock
         self._random = random
@@ -299,9 +302,8 @@ class AttemptRunner:
         handler = self._registry.get(name)
         if handler is None:
             return None
-        innermost = (
-            self._make_async_call(handler) if handler.is_async else self._make_thread_call(handler)
-        )
+        call = make_handler_call(handler, self._hooks, self._guard)
+        innermost = call if handler.is_async else self._make_thread_call(call)
         chain = compose(self._middlewares, innermost)
         if self._middlewares:  # middleware may fork too
             chain = self._check_for_fork(chain)
@@ -321,32 +323,17 @@ class AttemptRunner:
 
         return call
 
-    def _make_async_call(self, handler: Handler) -> Chain:
-        decode, function, guard = handler.decode, handler.call, self._guard
+    def _make_thread_call(self, call: HandlerCall) -> Chain:
+        threads = self._threads
 
-        async def call(context: Context) -> object:
-            context.job = job = decode(context.payload)
-            try:
-                return await function(context, job)
-            finally:
-                # Before any middleware runs, because it shares resources with the parent.
-                if guard.in_child:
-                    guard.check(sys.exc_info()[1])
-
-        return call
-
-    def _make_thread_call(self, handler: Handler) -> Chain:
-        decode, function, threads = handler.decode, handler.call, self._threads
-
-        async def call(context: Context) -> object:
-            context.job = job = decode(context.payload)
-            started = threads.start(function, context, job)
+        async def call_in_thread(context: Context) -> object:
+            started = threads.start(call, context)
             cast("Attempt", get_record(context)).call = started
             value = await started.future
             # A lambda or a wrapper around an `async def` returns a coroutine that has not run yet.
             return await value if inspect.isawaitable(value) else value
 
-        return call
+        return call_in_thread
 
     def _open_context(self, attempt: Attempt, handler: Handler) -> Context:
         delivery = attempt.delivery
