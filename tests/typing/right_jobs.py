@@ -50,11 +50,32 @@ assert_type(generate_report.job(2026, draft=True), JobCall)
 assert_type(count.job(1, second=3), JobCall)
 
 
+processor = Processor(MemoryBackend())
+
+
+@processor.job(queue="images", timeout=30)
+async def thumbnail(ctx: Context, path: str, width: int = 200) -> str:
+    return path
+
+
+@processor.job
+def shrink(path: str, *, factor: float = 0.5) -> int:
+    return 1
+
+
+async def enqueue_registered() -> None:
+    assert_type(await thumbnail.enqueue("cat.png", width=100), str)
+    assert_type(thumbnail.enqueue_sync("cat.png"), str)
+    assert_type(await shrink.options(priority=7, after=30).enqueue("cat.png", factor=0.1), str)
+    assert_type(shrink.options(queue="slow").enqueue_sync("cat.png"), str)
+    assert_type(shrink("cat.png"), int)
+    assert_type(shrink.job("cat.png"), JobCall)
+
+
 async def timing(ctx: Context, call_next: Callable[[Context], Awaitable[Any]]) -> Any:
     return await call_next(ctx)
 
 
-processor = Processor(MemoryBackend())
 processor.register(SendEmail, generate_report, count)
 processor.use(timing)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Coroutine
 
 import msgspec
 
@@ -45,6 +46,9 @@ def check_name(what: str, value: object) -> str:
     """
     if isinstance(value, str) and NAME_PATTERN.fullmatch(value):
         return value
+    if isinstance(value, Coroutine):
+        value.close()  # otherwise Python also warns that it was never awaited
+        raise InvalidJob(f"{what} is a coroutine: an `await` is missing in the call that made it")
     shown = repr(value)
     shown = shorten(shown, 80)
     raise InvalidJob(f"{what} must be 1-128 characters of A-Z a-z 0-9 _ . : -, not {shown}")

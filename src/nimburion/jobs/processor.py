@@ -6,10 +6,20 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from random import Random
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 import msgspec
 
@@ -30,6 +40,7 @@ from nimburion.core.settings import (
 from nimburion.core.suggestions import describe_unknown
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.dead_letters import DeadLetters
+from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
 from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.handler_hooks import (
@@ -37,6 +48,7 @@ from nimburion.jobs.declaration.handler_hooks import (
     HandlerHook,
     HandlerHooks,
 )
+from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
@@ -62,6 +74,9 @@ _BOUNDS = read_bounds(Settings)
 _QUEUE_BOUNDS = read_bounds(QueueSettings)
 
 HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
+P = ParamSpec("P")
+R = TypeVar("R")
+
 DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
 
@@ -169,6 +184,48 @@ class Processor(Client):
             )
         else:
             raise DefinitionError(f"register({job!r}, handler) takes exactly one handler")
+
+    @overload
+    def job(
+        self, function: Callable[Concatenate[Context, P], R], /
+    ) -> RegisteredJob[Concatenate[Context, P], P, R]: ...
+    @overload
+    def job(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
+    @overload
+    def job(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> RegisterDecorator: ...
+    def job(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> Any:
+        """Make a job of a typed function and register it: `@job` and `register` in one step.
+
+        The options are those of `@job`. The function can then be enqueued without naming the
+        processor again.
+
+        ```python
+        @processor.job(queue="images")
+        async def thumbnail(path: str, width: int = 200) -> None: ...
+
+
+        await thumbnail.enqueue("cat.png", width=100)
+        ```
+
+        The errors are those of `@job` and of `register`.
+        """
+        decorator = RegisterDecorator(self, name, queue, policy)
+        return decorator if function is None else decorator(function)
 
     def use(self, middleware: Middleware) -> None:
         """Wrap every attempt in `async def middleware(ctx, call_next)`.

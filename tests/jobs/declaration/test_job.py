@@ -244,6 +244,10 @@ def declare_mutable_default() -> None:
 
 
 def decorate_a_class() -> None:
+    job(dict)  # type: ignore[call-overload,unused-ignore]
+
+
+def decorate_a_job_class() -> None:
     job(SendEmail)  # type: ignore[call-overload,unused-ignore]
 
 
@@ -257,6 +261,7 @@ def decorate_a_class() -> None:
         (declare_field_named_process, "a field cannot be named 'process'"),
         (declare_mutable_default, "default_factory"),
         (decorate_a_class, "@job decorates functions"),
+        (decorate_a_job_class, "is a job already; write `processor.register(SendEmail)`"),
     ],
 )
 def test_a_wrong_declaration_is_refused_where_it_stands(declare: Any, message: str) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack, cast
+from uuid import UUID
 
 import msgspec
 
@@ -51,6 +52,7 @@ from nimburion.jobs.declaration.options import (
     EnqueueOptions,
     ParsedOptions,
     parse_options,
+    read_job_id,
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
@@ -67,6 +69,13 @@ _MAX_POLL_PAUSE = 1.0
 """The longest time in seconds between two queries of `wait`."""
 _MIN_QUERY_TIMEOUT = 0.25
 """Seconds that the backend has to answer, even when the timeout is almost over."""
+
+
+class EnqueueResult(NamedTuple):
+    """What `enqueue_or_get` did: the id of the job, and whether the call created it."""
+
+    id: str
+    created: bool
 
 
 class Client:
@@ -235,11 +244,25 @@ class Client:
         - `BackendUnavailable`: the backend did not answer for `enqueue_timeout` seconds. The
           error's `outcome` says whether the job may be stored; repeat the call with its `job_id`.
         """
-        job_id = options.pop("id", None)
-        parsed = self._parse_options(options)
-        checked_id = None if job_id is None else check_name("job id", job_id)
-        new = self._make_job(job, parsed, checked_id)
-        return await self._enqueue_one(job, new, parsed)
+        return await self._enqueue_one(job, *self._prepare(job, options))
+
+    async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
+        """Store one job as `enqueue` does, and also return whether this call created it.
+
+        `created` is False if a job with the `id` is stored already, or if another job holds the
+        unique key. Then `id` is the id of that job: `on_duplicate` is `"existing"` here unless you
+        set it.
+
+        ```python
+        job_id, created = await processor.enqueue_or_get(report.job(2026), unique_key="2026")
+        ```
+
+        If an enqueue middleware stores no job, `created` is False.
+        """
+        options.setdefault("on_duplicate", "existing")
+        results: list[Enqueued] = []
+        job_id = await self._enqueue_one(job, *self._prepare(job, options), results=results)
+        return EnqueueResult(job_id, any(result.outcome == "created" for result in results))
 
     async def enqueue_many(
         self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
@@ -271,7 +294,7 @@ class Client:
     async def enqueue_with_id(
         self,
         job: AnyJob,
-        job_id: str | None = None,
+        job_id: str | UUID | None = None,
         /,
         **options: Unpack[EnqueueOptions],
     ) -> str:
@@ -333,7 +356,7 @@ class Client:
         job_id = options.pop("id", None)
         parsed = self._parse_options(options)
         new = NewJob(
-            id=self._ids.make() if job_id is None else check_name("job id", job_id),
+            id=self._ids.make() if job_id is None else read_job_id(job_id),
             name=check_name("job name", name),
             queue=parsed.queue or "default",
             payload=self._encode_raw_payload(name, payload),
@@ -346,12 +369,12 @@ class Client:
 
     # Queries
 
-    async def get_status(self, job_id: str) -> Status:
+    async def get_status(self, job_id: str | UUID) -> Status:
         """Return what the backend knows about a job. `JobNotFound` is raised for an unknown id."""
         record = await self._get_record(job_id)
         return make_status(record, self._find_result_decoder(record.name))
 
-    async def wait(self, job_id: str, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
+    async def wait(self, job_id: str | UUID, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
         """Wait until the job is completed, and return the handler's result.
 
         `timeout` is a number of seconds or a timedelta; None waits without a limit. The method
@@ -364,6 +387,7 @@ class Client:
           job continues.
         - `JobNotFound`: no job has the id.
         """
+        job_id = read_job_id(job_id)
         seconds = None if timeout is None else to_seconds(timeout)
         deadline = None if seconds is None else _get_call_start(self.clock) + seconds
         pauses = iterate_pauses(_FIRST_POLL_PAUSE, _MAX_POLL_PAUSE, factor=1.5)
@@ -381,7 +405,7 @@ class Client:
             None if record.result is None else self._find_result_decoder(record.name)(record.result)
         )
 
-    async def cancel(self, job_id: str) -> Cancellation:
+    async def cancel(self, job_id: str | UUID) -> Cancellation:
         """Cancel a job and return what happened to it.
 
         - `cancelled`: the job will not run.
@@ -392,7 +416,7 @@ class Client:
         `JobNotFound` is raised for an unknown id.
         """
         self._check_open()
-        return await self.backend.cancel(check_name("job id", job_id))
+        return await self.backend.cancel(read_job_id(job_id))
 
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""
@@ -417,9 +441,9 @@ class Client:
                 "it on this loop after the other loop has ended"
             )
 
-    async def _get_record(self, job_id: str) -> JobRecord:
+    async def _get_record(self, job_id: str | UUID) -> JobRecord:
         self._check_open()
-        return await self.backend.get(check_name("job id", job_id))
+        return await self.backend.get(read_job_id(job_id))
 
     async def _get_record_before(
         self, deadline: float | None, job_id: str, seconds: float | None
@@ -522,15 +546,37 @@ class Client:
         check_size(name, raw := bytes(payload), self._limits)
         return raw
 
-    async def _enqueue_one(self, job: object, new: NewJob, parsed: ParsedOptions) -> str:
+    def _prepare(self, job: AnyJob, options: EnqueueOptions) -> tuple[NewJob, ParsedOptions]:
+        job_id = options.pop("id", None)
+        parsed = self._parse_options(options)
+        checked_id = None if job_id is None else read_job_id(job_id)
+        return self._make_job(job, parsed, checked_id), parsed
+
+    async def _enqueue_one(
+        self,
+        job: object,
+        new: NewJob,
+        parsed: ParsedOptions,
+        *,
+        results: list[Enqueued] | None = None,
+    ) -> str:
+        """Store one job and return its id; append the backend's result to `results`."""
         if not self._enqueue_middlewares:
-            return (await self._store([new], parsed))[0]
+            return (await self._store([new], parsed, results))[0]
         pipeline = EnqueuePipeline(
-            self._enqueue_middlewares, lambda some: self._store(some, parsed), self._limits, 1
+            self._enqueue_middlewares,
+            lambda some: self._store(some, parsed, results),
+            self._limits,
+            1,
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
-    async def _store(self, jobs: Sequence[NewJob], parsed: ParsedOptions) -> list[str]:
+    async def _store(
+        self,
+        jobs: Sequence[NewJob],
+        parsed: ParsedOptions,
+        all_results: list[Enqueued] | None = None,
+    ) -> list[str]:
         batcher = self._require_batcher()
         if parsed.connection is not None:
             results = await self._require_transactions().enqueue_in(
@@ -541,6 +587,8 @@ class Client:
         else:
             results = await batcher.enqueue_all(jobs)
         ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
+        if all_results is not None:
+            all_results += results
         self._count_enqueued(jobs, results)
         if self._statistics is None:
             await self._start_statistics()

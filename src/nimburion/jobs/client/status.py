@@ -9,6 +9,7 @@ from typing import Any, overload
 import msgspec
 
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
+from nimburion.jobs.declaration.custom_types import enc_hook
 
 _EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -52,7 +53,21 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None
     unique_key: str | None
     payload: bytes | None
-    """The payload bytes; None once the job is completed or cancelled."""
+    """The payload bytes; None once the backend keeps them no longer."""
+
+    @property
+    def args(self) -> dict[str, Any] | None:
+        """The arguments of the job, as plain JSON values.
+
+        None if the backend keeps the payload no longer, or if the payload is not a JSON object (a
+        raw handler takes any bytes).
+        """
+        if self.payload is None:
+            return None
+        try:
+            return msgspec.json.decode(self.payload, type=dict[str, Any])
+        except msgspec.MsgspecError:
+            return None
 
     @property
     def error(self) -> AttemptError | None:
@@ -63,6 +78,18 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     def finished(self) -> bool:
         """Whether the job is in a final state: it changes no more by itself."""
         return self.state.finished
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the status as plain JSON values, for the answer of a web handler.
+
+        Times become ISO 8601 texts. `args` and `error` are included; `payload` is not, because it
+        is bytes. A result is converted as msgspec converts it: `TypeError` is raised if its type
+        has no JSON form.
+        """
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "payload"}
+        fields |= {"args": self.args, "error": self.error}
+        plain: dict[str, Any] = msgspec.to_builtins(fields, enc_hook=enc_hook)
+        return plain
 
 
 def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:

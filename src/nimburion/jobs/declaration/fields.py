@@ -9,7 +9,7 @@ import msgspec
 from msgspec import NODEFAULT, inspect
 
 from nimburion.core.errors import DefinitionError
-from nimburion.jobs.declaration.pydantic_models import is_pydantic_model
+from nimburion.jobs.declaration.custom_types import is_custom_type
 
 _CHECKED_TYPES = (inspect.IntType, inspect.FloatType, inspect.AnyType, inspect.DateTimeType)
 _NESTING_TYPES = (
@@ -33,8 +33,8 @@ _JSON_TYPES = (
 )
 _UNSUPPORTED_TYPES = (inspect.CustomType, inspect.RawType, inspect.ExtType)
 _ADVICE = (
-    "use a str, number, bool, bytes, datetime, UUID, Decimal, enum, list, dict, dataclass, "
-    "msgspec Struct, TypedDict or pydantic model instead"
+    "use a str, number, bool, bytes, datetime, UUID, Decimal, Path, enum, list, dict, "
+    "dataclass, msgspec Struct, TypedDict or pydantic model instead"
 )
 
 
@@ -133,9 +133,7 @@ def _iterate_types(what: str, kind: object) -> Iterator[inspect.Type]:
 
 
 def _is_supported(node: inspect.Type) -> bool:
-    return isinstance(node, inspect.CustomType) and (
-        node.cls is object or is_pydantic_model(node.cls)
-    )
+    return isinstance(node, inspect.CustomType) and (node.cls is object or is_custom_type(node.cls))
 
 
 def _visit_types(node: object, seen: set[int]) -> Iterator[inspect.Type]:

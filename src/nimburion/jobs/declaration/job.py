@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
@@ -55,6 +57,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+_FOREIGN_NAMES = frozenset(
+    {"delay", "delay_on_commit", "apply_async", "send", "send_with_options", "enqueue_job"}
+)
+"""Methods by which other job systems enqueue a function."""
 
 
 class Declaration:
@@ -151,6 +159,19 @@ class Job:
             cast("PolicyOptions", {**(inherited.options if inherited else {}), **policy}),
         )
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say how to enqueue a job where another job system has a method for it."""
+            if name in _FOREIGN_NAMES or name == "enqueue":
+                kind = type(self).__name__
+                raise AttributeError(
+                    f"{kind!r} has no method {name!r}; write "
+                    f"`await processor.enqueue({kind}(…))`, or `processor.sync.enqueue({kind}(…))` "
+                    "in code that is not async"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def process(self, ctx: Context, /) -> object:
         """Do the work of the job, in an `async def` or a `def` method.
 
@@ -175,6 +196,11 @@ class JobFunction(Generic[CallP, P, R]):
     def __init__(
         self, function: Callable[CallP, R], name: str | None, queue: str, policy: PolicyOptions
     ) -> None:
+        if isinstance(function, type) and issubclass(function, Job):
+            raise DefinitionError(
+                f"{function.__name__} is a job already; write `processor.register("
+                f"{function.__name__})`"
+            )
         if isinstance(function, type) or not callable(function):
             raise DefinitionError(f"@job decorates functions, not {function!r}")
         functools.update_wrapper(self, function)
@@ -212,6 +238,19 @@ class JobFunction(Generic[CallP, P, R]):
                 "use a function, or a Job class"
             )
         return self
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say how to enqueue a job where another job system has a method for it."""
+            own = self.__dict__.get("__name__", "function")
+            if name in _FOREIGN_NAMES or name in ("enqueue", "enqueue_sync", "options"):
+                raise AttributeError(
+                    f"the job {own!r} has no method {name!r}; write "
+                    f"`await processor.enqueue({own}.job(…))`, or declare it with @processor.job "
+                    f"and write `await {own}.enqueue(…)`"
+                )
+            raise AttributeError(f"the job {own!r} has no attribute {name!r}")
 
     def __repr__(self) -> str:
         return f"<job {self.__job__.name} in {self.__job__.queue}>"
@@ -287,6 +326,9 @@ def require_declaration(job: object) -> Declaration:
         hint = f"pass {job.__job__.name}.job(…), with its arguments"
     elif isinstance(job, type) and issubclass(job, Job):
         hint = f"pass {job.__name__}(…), with its arguments"
+    elif inspect.iscoroutine(job):
+        job.close()
+        hint = f"the function was called; pass {job.__name__}.job(…), with its arguments"
     elif callable(job):
         hint = "decorate the function with @job and pass function.job(…)"
     else:

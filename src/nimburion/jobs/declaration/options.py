@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypedDict
+from uuid import UUID
 
 import msgspec
 
@@ -46,7 +47,7 @@ class EnqueueManyOptions(TypedDict, total=False):
 class EnqueueOptions(EnqueueManyOptions, total=False):
     """The options of `enqueue`."""
 
-    id: str | None
+    id: str | UUID | None
     """The caller's own id. A second enqueue with the same id stores no second job."""
 
 
@@ -70,6 +71,11 @@ _RECORD_OPTIONS = frozenset(
     }
 )
 _CENTURY_SECONDS = 100 * 365.25 * 86_400
+
+
+def read_job_id(job_id: object) -> str:
+    """Return a job id as text; `InvalidJob` says what is wrong with it. A UUID is allowed."""
+    return check_name("job id", str(job_id) if isinstance(job_id, UUID) else job_id)
 
 
 def parse_options(

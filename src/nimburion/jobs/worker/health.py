@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -51,6 +51,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     The keys include `worker`, `rescuer`, `pruner` and `wakeups`. `loop` describes what blocks the
     event loop.
     """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the health as plain JSON values, for the answer of a web handler."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
 
 Failures = Mapping[str, BaseException | None]

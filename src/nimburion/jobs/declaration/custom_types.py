@@ -1,8 +1,12 @@
-"""Support for pydantic models, recognised by duck typing so that pydantic is never imported."""
+"""Types of arguments and results that msgspec does not know: pydantic models and paths.
+
+Pydantic models are recognised by duck typing, so that pydantic is never imported.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import PurePath
 from typing import Any
 
 import msgspec
@@ -24,16 +28,23 @@ def is_pydantic_model(kind: object) -> bool:
     return isinstance(kind, type) and all(hasattr(kind, name) for name in _MODEL_ATTRIBUTES)
 
 
+def is_custom_type(kind: object) -> bool:
+    """Return whether the hooks of this module convert values of the class `kind`."""
+    return is_pydantic_model(kind) or (isinstance(kind, type) and issubclass(kind, PurePath))
+
+
 def enc_hook(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
     """Convert a value that msgspec does not support; the `enc_hook` of msgspec.
 
-    A pydantic model becomes plain JSON values, by alias. An instance of a subclass of a built-in
-    type (Markup, a NumPy float) becomes an instance of that type. Any other value raises
-    `TypeError`.
+    A pydantic model becomes plain JSON values, by alias. A path becomes its text. An instance of a
+    subclass of a built-in type (Markup, a NumPy float) becomes an instance of that type. Any other
+    value raises `TypeError`.
     """
     if is_pydantic_model(type(value)):
         check_json_value(value.model_dump(warnings=False))
         return value.model_dump(mode="json", by_alias=True, warnings=False)
+    if isinstance(value, PurePath):
+        return str(value)
     for kind, plainly in _BASES:
         if isinstance(value, kind):
             return plainly(value)
@@ -41,12 +52,18 @@ def enc_hook(value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
 
 
 def dec_hook(kind: Any, value: Any) -> Any:  # noqa: ANN401 (msgspec's hook)
-    """Convert plain JSON values to a pydantic model; the `dec_hook` of msgspec.
+    """Convert plain JSON values to a pydantic model or a path; the `dec_hook` of msgspec.
 
     `ValueError` says what does not fit.
     """
     if kind is object:
         return value
+    if issubclass(kind, PurePath):
+        if not isinstance(value, str):
+            raise ValueError(  # noqa: TRY004 (msgspec expects it from its hooks)
+                f"Expected a path as `str`, got `{type(value).__name__}`"
+            )
+        return kind(value)
     try:
         return kind.model_validate_json(msgspec.json.encode(value))
     except ValueError as error:

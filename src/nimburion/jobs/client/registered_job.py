@@ -1,0 +1,132 @@
+"""A job function that belongs to a processor: what `@processor.job` returns.
+
+```python
+@processor.job(queue="images")
+async def thumbnail(path: str, width: int = 200) -> None: ...
+
+
+await thumbnail.enqueue("cat.png", width=100)
+await thumbnail.options(priority=7, after=30).enqueue("cat.png")
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
+
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.job import JobFunction
+
+if TYPE_CHECKING:
+    from nimburion.jobs.client.client import Client
+    from nimburion.jobs.client.sync import SyncClient
+    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.declaration.policy import PolicyOptions
+    from nimburion.jobs.processor import Processor
+
+CallP = ParamSpec("CallP")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RegisteredJob(JobFunction[CallP, P, R]):
+    """A function that is a job of one processor. Call it as before, or enqueue it."""
+
+    def __init__(
+        self,
+        function: Callable[CallP, R],
+        name: str | None,
+        queue: str,
+        policy: PolicyOptions,
+        processor: Processor,
+    ) -> None:
+        super().__init__(function, name, queue, policy)
+        self._client: Client = processor
+        self._sync: SyncClient = processor.sync
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Store a job with these arguments and return its id.
+
+        The arguments are those of the function, without the context. To set a queue, a priority or
+        a delay, call `options` first. The errors are those of `Processor.enqueue`.
+        """
+        return await self._client.enqueue(self.job(*args, **kwargs))
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
+        return self._sync.enqueue(self.job(*args, **kwargs))
+
+    def options(self, **options: Unpack[EnqueueOptions]) -> JobWithOptions[P]:
+        """Return the job with options of `Processor.enqueue`, such as `priority=7` or `after=30`.
+
+        The options are checked when the job is enqueued.
+        """
+        return JobWithOptions(self, self._client, self._sync, options)
+
+
+class JobWithOptions(Generic[P]):
+    """A registered job and the options to enqueue it with. Returned by `RegisteredJob.options`."""
+
+    __slots__ = ("_client", "_function", "_options", "_sync")
+
+    def __init__(
+        self,
+        function: JobFunction[..., P, Any],
+        client: Client,
+        sync: SyncClient,
+        options: EnqueueOptions,
+    ) -> None:
+        self._function = function
+        self._client = client
+        self._sync = sync
+        self._options = options
+
+    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Store a job with these arguments and the options, and return its id."""
+        return await self._client.enqueue(self._function.job(*args, **kwargs), **self._copy())
+
+    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
+        return self._sync.enqueue(self._function.job(*args, **kwargs), **self._copy())
+
+    def _copy(self) -> EnqueueOptions:
+        return cast("EnqueueOptions", dict(self._options))
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        return f"<{self._function!r} with {given}>"
+
+
+class RegisterDecorator:
+    """The decorator that `@processor.job(…)` returns when called with options."""
+
+    def __init__(
+        self, processor: Processor, name: str | None, queue: str, policy: PolicyOptions
+    ) -> None:
+        self._processor = processor
+        self._name, self._queue, self._policy = name, queue, policy
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], R], /
+    ) -> RegisteredJob[Concatenate[Context, P], P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:
+        """Return the function as a job, registered with the processor."""
+        registered: RegisteredJob[..., ..., Any] = RegisteredJob(
+            function, self._name, self._queue, self._policy, self._processor
+        )
+        self._processor.register(registered)
+        return registered
