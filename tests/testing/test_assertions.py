@@ -7,7 +7,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import NewJob
 from nimburion.jobs import Job, Processor, State, job
-from nimburion.testing import assert_enqueued
+from nimburion.testing import assert_enqueued, assert_not_enqueued
 from nimburion.testing.plugin import MakeProcessor
 
 
@@ -150,3 +150,18 @@ async def test_a_payload_that_is_no_object_is_shown_and_matches_no_argument() ->
     await assert_enqueued(backend, "raw")
     with pytest.raises(AssertionError, match=r"raw \\xff\\n\[1\] queue"):
         await assert_enqueued(backend, "raw", to="ann")
+
+
+async def test_a_job_that_must_not_be_enqueued_is_shown(processor: Processor) -> None:
+    async with processor:
+        await assert_not_enqueued(processor, SendEmail)
+        await processor.enqueue(SendEmail(to="ann"), tenant="acme")
+        await assert_not_enqueued(processor, SendEmail, tenant="other")
+        await assert_not_enqueued(processor, SendEmail(to="bob"))
+        await assert_not_enqueued(processor, report)
+        with pytest.raises(AssertionError) as caught:
+            await assert_not_enqueued(processor, SendEmail, tenant="acme")
+    assert str(caught.value) == (
+        "job 'send_email' with tenant='acme' was enqueued:\n"
+        """  send_email {"to":"ann","copies":1} queue='mails' priority=5 tenant='acme' (pending)"""
+    )

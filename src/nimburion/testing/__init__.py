@@ -1,7 +1,8 @@
 """Helpers for tests: a fake clock, assertions, a pytest plugin, and the contract suite for
 backends."""
 
-from nimburion.testing.assertions import assert_enqueued
+from nimburion.testing.assertions import assert_enqueued, assert_not_enqueued
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contexts import make_context
 
-__all__ = ["FakeClock", "assert_enqueued"]
+__all__ = ["FakeClock", "assert_enqueued", "assert_not_enqueued", "make_context"]

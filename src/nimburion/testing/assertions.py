@@ -38,10 +38,35 @@ async def assert_enqueued(where: Client | Backend, what: object, /, **fields: ob
     """
     backend = cast("Backend", getattr(where, "backend", where))
     name, arguments = _describe(what)
+    record = await _find_newest(backend, name, arguments, fields)
+    if record is None:
+        raise AssertionError(await _format_message(backend, name, arguments, fields))
+    return record
+
+
+async def assert_not_enqueued(where: Client | Backend, what: object, /, **fields: object) -> None:
+    """Raise `AssertionError`, with the newest such job, if a job matches `what` and `fields`.
+
+    The arguments are those of `assert_enqueued`.
+
+        await assert_not_enqueued(processor, SendEmail, tenant="acme")
+    """
+    backend = cast("Backend", getattr(where, "backend", where))
+    name, arguments = _describe(what)
+    record = await _find_newest(backend, name, arguments, fields)
+    if record is not None:
+        raise AssertionError(
+            f"{_describe_wanted(name, arguments, fields)} was enqueued:\n  {_format_record(record)}"
+        )
+
+
+async def _find_newest(
+    backend: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
+) -> JobRecord | None:
     async for record in iterate_jobs(backend, JobFilter(name=name), payloads=True):
         if _matches(record, arguments, fields):
             return record
-    raise AssertionError(await _format_message(backend, name, arguments, fields))
+    return None
 
 
 def _describe(what: object) -> tuple[str, Mapping[str, object]]:
@@ -86,8 +111,7 @@ def _read_field(record: JobRecord, arguments: Mapping[str, object], name: str) -
 async def _format_message(
     backend: Backend, name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
 ) -> str:
-    wanted = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **fields}.items())
-    head = f"no job {name!r}{f' with {wanted}' if wanted else ''} was enqueued"
+    head = f"no {_describe_wanted(name, arguments, fields)} was enqueued"
     lines: list[str] = []
     count = 0
     async for record in iterate_jobs(backend, payloads=True):
@@ -98,6 +122,13 @@ async def _format_message(
         return f"{head}; nothing was"
     more = [f"  … and {count - _SHOWN} more"] if count > _SHOWN else []
     return "\n".join([f"{head}; newest first, there are:", *lines, *more])
+
+
+def _describe_wanted(
+    name: str, arguments: Mapping[str, object], fields: Mapping[str, object]
+) -> str:
+    wanted = ", ".join(f"{key}={value!r}" for key, value in {**arguments, **fields}.items())
+    return f"job {name!r}{f' with {wanted}' if wanted else ''}"
 
 
 def _shorten_payload(payload: bytes) -> str:

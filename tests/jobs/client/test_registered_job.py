@@ -195,7 +195,7 @@ async def test_enqueue_can_say_whether_it_created_the_job(processor: Processor) 
         await processor.enqueue_or_get(count.job(2), unique_key="one", on_duplicate="reject")
 
 
-async def test_enqueue_middleware_sees_what_enqueue_or_get_stores(processor: Processor) -> None:
+async def test_enqueue_middleware_may_skip_an_enqueue_or_get(processor: Processor) -> None:
     async def skip(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> Any:
         return "skipped" if enqueueing.options.tenant == "none" else await call_next(enqueueing)
 
