@@ -43,12 +43,12 @@ from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
 from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.handler_hooks import (
     AsyncHandlerHook,
     HandlerHook,
     HandlerHooks,
 )
-from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
