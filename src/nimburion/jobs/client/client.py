@@ -499,15 +499,19 @@ class Client:
         """
         declaration = require_declaration(job)
         priority = parsed.priority
+        payload = declaration.encode(job, self._limits)
+        options, unique = parsed.options, declaration.policy.unique
+        if unique is not None:
+            options = unique.apply(options, payload, parsed.on_duplicate)
         return NewJob(
             job_id or self._ids.make(),
             declaration.name,
             parsed.queue or declaration.queue,
-            declaration.encode(job, self._limits),
+            payload,
             declaration.policy.priority if priority is None else priority,
             parsed.at,
             parsed.after,
-            parsed.options,
+            options,
         )
 
     def _make_jobs(

@@ -88,7 +88,10 @@ class Declaration:
     def codec(self) -> Codec:
         """The codec of the payloads. Built on first use: by then the types in annotations exist."""
         if self._codec is None:
-            self._codec = self._make_codec()
+            codec = self._make_codec()
+            if self.policy.unique is not None:
+                self.policy.unique.check_fields(self.name, codec.fields)
+            self._codec = codec
         return self._codec
 
     def encode(self, job: object, limits: SizeLimits) -> bytes:
@@ -126,6 +129,10 @@ class Job:
     - `concurrency`: how many of these jobs may run at the same time, over all workers.
     - `priority`: 0 to 9, higher first.
     - `result`: whether the handler's return value is stored.
+    - `unique`: names of arguments, or True for all: at most one unfinished job has these values.
+    - `unique_for`: seconds to hold that unique key instead, whether the job is finished or not.
+    - `on_duplicate`: for an equal job, `"reject"` raises `DuplicateJob`, `"existing"` returns its
+      id.
 
     `DefinitionError` is raised for an option that is unknown or has a wrong value.
 

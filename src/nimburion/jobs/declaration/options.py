@@ -60,6 +60,7 @@ class ParsedOptions(msgspec.Struct, frozen=True):
     after: float = 0.0
     options: JobOptions = NO_JOB_OPTIONS
     connection: object = None
+    on_duplicate: Literal["reject", "existing"] | None = None
 
 
 NOTHING_PARSED = ParsedOptions()
@@ -101,6 +102,7 @@ def parse_options(
         after=0.0 if after is None else _parse_delay(after),
         options=_parse_job_options(limits, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
+        on_duplicate=options.get("on_duplicate"),
     )
 
 

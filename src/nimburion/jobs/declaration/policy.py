@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from random import Random
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 import msgspec
 
@@ -16,6 +16,7 @@ from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
 from nimburion.core.suggestions import describe_unknown
+from nimburion.jobs.declaration.uniqueness import ALL_FIELDS, Uniqueness
 
 _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
@@ -60,6 +61,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = Priority.NORMAL
     result: bool = True
     """Whether the handler's return value is stored."""
+    unique: Uniqueness | None = None
+    """How its arguments make a unique key; None: only a key that a call passes counts."""
 
     def with_defaults(self, settings: Settings) -> Policy:
         """Return this policy with defaults from the settings; `timeout` and `concurrency` may stay
@@ -109,6 +112,12 @@ class PolicyOptions(TypedDict, total=False):
     concurrency: int | None
     priority: int
     result: bool
+    unique: bool | str | Sequence[str]
+    """Arguments of which at most one unfinished job has the same values; True: all of them."""
+    unique_for: float | timedelta | None
+    """Hold the unique key for this many seconds instead, whether the job is finished or not."""
+    on_duplicate: Literal["reject", "existing"]
+    """If an equal job exists: raise `DuplicateJob`, or return the id of that job."""
 
 
 class _Exponential(msgspec.Struct, frozen=True):
@@ -183,6 +192,9 @@ def parse_policy(
     concurrency: int | None = None,
     priority: int = Priority.NORMAL,
     result: bool = True,
+    unique: bool | str | Sequence[str] = False,
+    unique_for: float | timedelta | None = None,
+    on_duplicate: Literal["reject", "existing"] = "reject",
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
     return Policy(
@@ -194,7 +206,29 @@ def parse_policy(
         concurrency=None if concurrency is None else _parse_int("concurrency", concurrency, 1),
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
+        unique=_parse_uniqueness(unique, unique_for, on_duplicate),
     )
+
+
+def _parse_uniqueness(
+    unique: object, unique_for: float | timedelta | None, on_duplicate: object
+) -> Uniqueness | None:
+    if on_duplicate not in ("reject", "existing"):
+        raise DefinitionError(f"on_duplicate must be 'reject' or 'existing', not {on_duplicate!r}")
+    if unique is False:
+        if unique_for is not None or on_duplicate != "reject":
+            raise DefinitionError(
+                "unique_for and on_duplicate need `unique`: True, or the names of arguments"
+            )
+        return None
+    names = (ALL_FIELDS,) if unique is True else (unique,) if isinstance(unique, str) else unique
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise DefinitionError(f"unique must be True or names of arguments, not {unique!r}")
+    return Uniqueness(tuple(names), _parse_optional_seconds("unique_for", unique_for), on_duplicate)
 
 
 def _value_or_default(value: _T | None, default: _T) -> _T:

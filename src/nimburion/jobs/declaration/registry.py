@@ -116,6 +116,11 @@ class Registry:
         """Register `handler(ctx, data)` for jobs of `name`; `data` is the payload, in bytes."""
         if not callable(handler):
             raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
+        if policy.get("unique"):
+            raise DefinitionError(
+                f"job {name!r}: a raw handler has no arguments that could be unique; pass "
+                "unique_key when you enqueue the job"
+            )
         self._add(
             Handler(
                 name=check_declared_name("the name of a job", name),
