@@ -1,0 +1,115 @@
+"""FastAPI: the processor opens with the application, and endpoints enqueue with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Request
+from starlette.testclient import TestClient
+
+from nimburion.integrations.fastapi import ProcessorDependency, get_processor, router
+from nimburion.integrations.starlette import lifespan
+from nimburion.jobs import Processor, State, job
+from nimburion.jobs.errors import NotOpen
+
+
+@job
+async def send(to: str) -> str:
+    return f"sent to {to}"
+
+
+@pytest.fixture
+def processor() -> Processor:
+    made = Processor("memory://")
+    made.register(send)
+    return made
+
+
+def make_app(**arguments: Any) -> FastAPI:
+    app = FastAPI(**arguments)
+
+    @app.post("/signups")
+    async def sign_up(to: str, jobs: ProcessorDependency) -> dict[str, str]:
+        return {"id": await jobs.enqueue(send.job(to))}
+
+    @app.get("/jobs/{job_id}")
+    async def show(job_id: str, jobs: ProcessorDependency) -> dict[str, Any]:
+        return (await jobs.get_status(job_id)).to_dict()
+
+    @app.get("/own")
+    async def own(request: Request) -> dict[str, Any]:
+        return {"own": request.state.own}
+
+    return app
+
+
+def test_endpoints_enqueue_and_a_test_drains(processor: Processor) -> None:
+    app = make_app()
+    app.include_router(router(processor))
+    with TestClient(app) as client:
+        job_id = client.post("/signups", params={"to": "ann"}).json()["id"]
+        assert client.get(f"/jobs/{job_id}").json()["state"] == "pending"
+        assert client.portal is not None
+        assert client.portal.call(processor.drain) == 1
+        shown = client.get(f"/jobs/{job_id}").json()
+    assert (shown["state"], shown["result"]) == ("completed", "sent to ann")
+    assert processor.health().state == "stopped"
+
+
+def test_a_lifespan_of_the_application_runs_too(processor: Processor) -> None:
+    events: list[str] = []
+
+    @asynccontextmanager
+    async def own(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        events.append("started")
+        yield {"own": "state"}
+        events.append("stopped")
+
+    app = make_app(lifespan=own)
+    app.include_router(router(processor))
+    with TestClient(app) as client:
+        assert client.get("/own").json() == {"own": "state"}
+        assert client.post("/signups", params={"to": "ann"}).status_code == 200
+    assert events == ["started", "stopped"]
+
+
+def test_a_composed_lifespan_keeps_the_state_of_the_inner_one(processor: Processor) -> None:
+    @asynccontextmanager
+    async def own(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        await processor.enqueue(send.job("inner"))  # the processor is open already
+        yield {"own": "state"}
+
+    with TestClient(make_app(lifespan=lifespan(processor, own))) as client:
+        assert client.get("/own").json() == {"own": "state"}
+        assert client.post("/signups", params={"to": "ann"}).status_code == 200
+
+
+def test_a_worker_runs_in_the_application(processor: Processor) -> None:
+    app = make_app()
+    app.include_router(router(processor, worker=True))
+    with TestClient(app) as client:
+        job_id = client.post("/signups", params={"to": "ann"}).json()["id"]
+        assert client.portal is not None
+        assert client.portal.call(processor.wait, job_id, 10) == "sent to ann"
+        assert processor.health().state == "ready"
+    assert processor.health().state == "stopped"
+
+
+async def test_the_dependency_is_overridden(processor: Processor) -> None:
+    app = make_app()
+    async with Processor("memory://") as other:
+        app.dependency_overrides[get_processor] = lambda: other
+        from httpx import ASGITransport, AsyncClient
+
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+            answer = await client.post("/signups", params={"to": "ann"})
+        assert (await other.get_status(answer.json()["id"])).state is State.PENDING
+
+
+def test_an_application_without_a_processor_says_what_to_write() -> None:
+    client = TestClient(make_app())
+    with pytest.raises(NotOpen, match=r"app\.include_router\(router\(processor\)\)"):
+        client.post("/signups", params={"to": "ann"})
