@@ -34,6 +34,12 @@ async def test_a_handler_gets_the_values_of_the_test() -> None:
     assert reports == [(0.5, "half")]
 
 
+def test_a_context_has_the_state_of_the_test() -> None:
+    assert make_context(state="state").state == "state"
+    with pytest.raises(NotOpen):
+        assert make_context().state
+
+
 def test_a_cancelled_context_ends_the_handler() -> None:
     with pytest.raises(Cancel):
         make_context(cancelled=True).raise_if_cancelled()

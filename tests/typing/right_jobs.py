@@ -1,7 +1,7 @@
 """What users write and every type checker must accept."""
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
@@ -113,3 +113,52 @@ def script() -> None:
     assert_type(processor.sync.enqueue(SendEmail(to="a", subject="b"), priority=7), str)
     assert_type(processor.sync.get_status("x"), Status)
     processor.sync.wait("x", timeout=5)
+
+
+# The state of a worker: typed where the handler says which type it expects
+
+
+@dataclasses.dataclass
+class Resources:
+    prefix: str
+
+
+@processor.lifespan
+async def resources() -> AsyncIterator[Resources]:
+    yield Resources("Dear ")
+
+
+class Greet(Job):
+    name_of: str
+
+    async def process(self, ctx: Context[Resources]) -> str:
+        assert_type(ctx.state, Resources)
+        return ctx.state.prefix + self.name_of
+
+
+@processor.job(queue="greetings")
+def greet(ctx: Context[Resources], who: str) -> str:
+    return ctx.state.prefix + who
+
+
+assert_type(greet.job("Ann"), JobCall)
+
+
+@processor.around_handler
+def connections(ctx: Context[Resources]) -> Iterator[None]:
+    yield
+
+
+@processor.around_handler
+async def async_connections(ctx: Context) -> AsyncIterator[None]:
+    yield
+
+
+async def with_state(
+    ctx: Context[Resources], call_next: Callable[[Context], Awaitable[Any]]
+) -> Any:
+    assert_type(ctx.state.prefix, str)
+    return await call_next(ctx)
+
+
+processor.use(with_state)

@@ -13,6 +13,7 @@ NimburionError
 ├── WaitTimeout               wait(): the job has not ended in time (also a TimeoutError)
 ├── NothingRegistered         drain(), process_one(): jobs are due, but none has a handler here
 ├── UseAwait                  processor.sync was called on the processor's own event loop
+├── LifespanError             the resources of a worker cannot be opened
 ├── NotOpen                   a processor or backend was used before open or after close
 ├── LeaseLost                 this worker no longer holds the job
 ├── UnusableConnection        the transaction of a connection cannot be used (also a ValueError)
@@ -127,6 +128,13 @@ class UseAwait(NimburionError):
 
 class NotOpen(NimburionError):
     """A processor or a backend was used before it was opened, or after it was closed."""
+
+
+class LifespanError(NimburionError):
+    """The processor's lifespan failed while it opened, so the worker does not start.
+
+    The error of the application is `__cause__`.
+    """
 
 
 class LeaseLost(NimburionError):

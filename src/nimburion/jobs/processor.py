@@ -50,6 +50,11 @@ from nimburion.jobs.declaration.handler_hooks import (
     HandlerHooks,
 )
 from nimburion.jobs.declaration.job import Job, JobFunction
+from nimburion.jobs.declaration.lifespan import (
+    Lifespan,
+    LifespanFunction,
+    make_lifespan,
+)
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
@@ -77,6 +82,7 @@ HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
 DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
 
@@ -116,6 +122,8 @@ class Processor(Client):
         self._middlewares: list[Middleware] = []
         self.handler_hooks: HandlerHooks = HandlerHooks()
         """The hooks that run where a handler runs; see `around_handler`."""
+        self.worker_lifespan: Lifespan | None = None
+        """Opens the resources of a worker or of a child process; see `lifespan`."""
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None
         self.services: list[Service] = []
@@ -187,8 +195,8 @@ class Processor(Client):
 
     @overload
     def job(
-        self, function: Callable[Concatenate[Context, P], R], /
-    ) -> RegisteredJob[Concatenate[Context, P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], R], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, R]: ...
     @overload
     def job(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
     @overload
@@ -265,6 +273,39 @@ class Processor(Client):
             raise DefinitionError("add hooks before the processor is started")
         self.handler_hooks.add(hook)
         return hook
+
+    def lifespan(self, function: LifespanT, /) -> LifespanT:
+        """Open resources once for each worker, and share them as `ctx.state`.
+
+        ```python
+        @processor.lifespan
+        async def resources() -> AsyncIterator[Resources]:
+            async with httpx.AsyncClient() as client:
+                yield Resources(client)
+
+
+        @processor.job()
+        async def fetch(ctx: Context[Resources], url: str) -> int:
+            return (await ctx.state.client.get(url)).status_code
+        ```
+
+        The function runs to its `yield` before the worker takes a job, and on when the last handler
+        has ended or the grace time is over. `process_one` and `drain` open it at their first call
+        and `close` closes it. Each child process opens its own. Opening the processor to enqueue
+        does not run it.
+
+        An error before the `yield` stops the worker: `start` and `run` raise `LifespanError`. An
+        error after it is logged. `DefinitionError` is raised when a worker runs already, when the
+        processor has a lifespan, or when `function` has parameters or no `yield`.
+        """
+        if self._running is not None:
+            raise DefinitionError("add the lifespan before the processor is started")
+        if self.worker_lifespan is not None:
+            raise DefinitionError(
+                "a processor has one lifespan; open several resources in one function"
+            )
+        self.worker_lifespan = make_lifespan(function)
+        return function
 
     def add_service(self, service: Service) -> None:
         """Start and stop a service, such as a `Scheduler`, together with the worker.
@@ -376,8 +417,8 @@ class Processor(Client):
         """Run one due job here and now, with its middleware. Return False when no job is due.
 
         Promotes and rescues jobs, reserves exactly one, runs it and settles it. No thread or task
-        outlives the call. `NothingRegistered` is raised when no due job has a handler in this
-        processor.
+        outlives the call, except the lifespan, which `close` ends. `NothingRegistered` is raised
+        when no due job has a handler in this processor.
         """
         return await self._open_inline_runner().step()
 
@@ -415,6 +456,7 @@ class Processor(Client):
             self.settings,
             job_names=self.registry.names,
             limits=self.registry.limits,
+            lifespan=self.worker_lifespan,
             is_real_time=isinstance(self.clock, SystemClock),
         )
 
@@ -422,6 +464,7 @@ class Processor(Client):
         self,
         threads: HandlerThreads,
         report: ProgressSink,
+        state: object,
         guard: ForkGuard | None = None,
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
@@ -444,6 +487,7 @@ class Processor(Client):
             ),
             keeps_arguments=self._choose_kept_arguments(),
             make_transaction=self._make_transaction,
+            state=state,
             guard=guard,
         )
 
@@ -500,6 +544,7 @@ class Processor(Client):
                 self.registry,
                 self.settings,
                 self._make_attempt_runner,
+                self.worker_lifespan,
                 clock=self.clock,
                 entropy=self._entropy,
             )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.jobs.declaration.lifespan import NO_STATE
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client
@@ -30,7 +31,8 @@ def make_context(
     payload: bytes = b"{}",
     on_progress: Callable[[float, str], None] = lambda *_: None,
     processor: Client | None = None,
-) -> Context:
+    state: object = NO_STATE,
+) -> Context[Any]:
     """Return a context with these values, to pass to a handler.
 
         async def test_it_gives_up_after_three_failures():
@@ -40,7 +42,7 @@ def make_context(
     `failures` and `lost` are those of earlier attempts, so `ctx.attempt` is their sum plus one.
     `timeout` is a number of seconds from now. `on_progress` is called with each progress report.
     With a `processor`, `ctx.enqueue` stores jobs there; otherwise it raises `NotOpen`, as
-    `ctx.transaction` always does.
+    `ctx.transaction` always does. `state` is `ctx.state`, in place of what a lifespan yields.
     """
     from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
     from nimburion.jobs.declaration.context import Context
@@ -62,6 +64,6 @@ def make_context(
     )
     record = AttemptRecord(delivery, "test-session")
     record.cancel_requested = cancelled
-    services = WorkerServices(time.monotonic, report, processor)
+    services = WorkerServices(time.monotonic, report, processor, state=state)
     deadline = None if timeout is None else time.monotonic() + timeout
     return Context(record, services, deadline)

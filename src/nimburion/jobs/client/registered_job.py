@@ -119,8 +119,8 @@ class RegisterDecorator:
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context, P], R], /
-    ) -> RegisteredJob[Concatenate[Context, P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], R], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:

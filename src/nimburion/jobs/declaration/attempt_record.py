@@ -11,6 +11,7 @@ from nimburion.core.lease import Delivery, Lease
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.job_log import make_job_log
+from nimburion.jobs.declaration.lifespan import NO_STATE
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -48,6 +49,8 @@ class WorkerServices(NamedTuple):
     """Enqueues the jobs of handlers; None in a context without a processor."""
     make_transaction: Callable[[object], Transaction] | None = None
     """Returns the backend's transaction on a caller's connection, or on a new one for None."""
+    state: object = NO_STATE
+    """What the lifespan of the worker or child process yielded."""
 
 
 class AttemptRecord:

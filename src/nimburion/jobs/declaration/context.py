@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from nimburion.core.errors import Cancel, NotOpen
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.job_log import JobLog, make_job_log
+from nimburion.jobs.declaration.lifespan import NO_STATE
 from nimburion.jobs.declaration.transaction import HandlerTransaction
 from nimburion.jobs.worker.attempt.outcome import MAX_MESSAGE_BYTES, clean_text
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from typing_extensions import TypeVar
+
     from nimburion.jobs.declaration.job import AnyJob
     from nimburion.jobs.declaration.options import EnqueueOptions
+
+    StateT_co = TypeVar("StateT_co", covariant=True, default=object)
+else:  # Python 3.11 has no defaults of type variables
+    from typing import TypeVar
+
+    StateT_co = TypeVar("StateT_co", covariant=True)
 
 CURRENT: ContextVar[Context | None] = ContextVar("nimburion_current_attempt", default=None)
 """The attempt whose handler runs in this task or thread; set by the attempt runner.
@@ -34,8 +43,10 @@ def get_current_context() -> Context | None:
     return CURRENT.get()
 
 
-class Context:
+class Context(Generic[StateT_co]):
     """One attempt of a job, from delivery to settlement.
+
+    `Context[Resources]` states the type of `state`, what the processor's lifespan yields.
 
     Middleware may replace `payload` before it is decoded. `job` holds the decoded arguments (the
     `Job` instance, or the arguments of a `@job` function); a raw handler finds the bytes there.
@@ -64,6 +75,20 @@ class Context:
         calls `raise_if_cancelled`.
         """
         return self._record.cancel_requested
+
+    @property
+    def state(self) -> StateT_co:
+        """What the lifespan of this worker yielded; see `Processor.lifespan`.
+
+        `NotOpen` is raised when the processor has no lifespan.
+        """
+        state = self._services.state
+        if state is NO_STATE:
+            raise NotOpen(
+                "ctx.state: this processor has no lifespan; decorate a generator function that "
+                "yields the state with @processor.lifespan"
+            )
+        return cast("StateT_co", state)
 
     @property
     def job_id(self) -> str:

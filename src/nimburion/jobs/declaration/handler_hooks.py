@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from nimburion.jobs.declaration.registry import Handler
     from nimburion.jobs.worker.attempt.forking import ForkGuard
 
-HandlerHook = Callable[[Context], Iterator[None]]
+HandlerHook = Callable[[Context[Any]], Iterator[None]]
 """A hook around `def` handlers: a generator function with one `yield`."""
-AsyncHandlerHook = Callable[[Context], AsyncIterator[None]]
+AsyncHandlerHook = Callable[[Context[Any]], AsyncIterator[None]]
 """A hook around `async def` handlers: an async generator function with one `yield`."""
 
-HandlerCall = Callable[[Context], Any]
+HandlerCall = Callable[[Context[Any]], Any]
 """Decodes the payload of a context and calls the handler, inside its hooks."""
 
 
@@ -50,9 +50,9 @@ class HandlerHooks:
     """The hooks of one processor; the first that was added is the outermost."""
 
     def __init__(self) -> None:
-        self.blocking: list[Callable[[Context], AbstractContextManager[None]]] = []
+        self.blocking: list[Callable[[Context[Any]], AbstractContextManager[None]]] = []
         """The hooks around `def` handlers, as context managers."""
-        self.asynchronous: list[Callable[[Context], AbstractAsyncContextManager[None]]] = []
+        self.asynchronous: list[Callable[[Context[Any]], AbstractAsyncContextManager[None]]] = []
         """The hooks around `async def` handlers, as context managers."""
 
     def add(self, hook: HandlerHook | AsyncHandlerHook) -> None:
@@ -82,7 +82,7 @@ def make_handler_call(handler: Handler, hooks: HandlerHooks, guard: ForkGuard) -
 
 def _make_blocking_call(
     handler: Handler,
-    hooks: Sequence[Callable[[Context], AbstractContextManager[None]]],
+    hooks: Sequence[Callable[[Context[Any]], AbstractContextManager[None]]],
     guard: ForkGuard,
 ) -> HandlerCall:
     decode, function = handler.decode, handler.call
@@ -102,7 +102,9 @@ def _make_blocking_call(
 
 
 def _call_inside(
-    hook: Callable[[Context], AbstractContextManager[None]], call: HandlerCall, context: Context
+    hook: Callable[[Context[Any]], AbstractContextManager[None]],
+    call: HandlerCall,
+    context: Context,
 ) -> object:
     result = None
     with hook(context):
@@ -112,7 +114,7 @@ def _call_inside(
 
 def _make_async_call(
     handler: Handler,
-    hooks: Sequence[Callable[[Context], AbstractAsyncContextManager[None]]],
+    hooks: Sequence[Callable[[Context[Any]], AbstractAsyncContextManager[None]]],
     guard: ForkGuard,
 ) -> HandlerCall:
     decode, function = handler.decode, handler.call
@@ -133,7 +135,7 @@ def _make_async_call(
 
 
 async def _await_inside(
-    hook: Callable[[Context], AbstractAsyncContextManager[None]],
+    hook: Callable[[Context[Any]], AbstractAsyncContextManager[None]],
     call: HandlerCall,
     context: Context,
 ) -> object:

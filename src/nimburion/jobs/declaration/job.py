@@ -179,7 +179,7 @@ class Job:
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def process(self, ctx: Context, /) -> object:
+    def process(self, ctx: Context[Any], /) -> object:
         """Do the work of the job, in an `async def` or a `def` method.
 
         The return value is stored as the job's result. An exception is the failure of the attempt.
@@ -271,8 +271,8 @@ class JobDecorator:
 
     @overload
     def __call__(
-        self, function: Callable[Concatenate[Context, P], R], /
-    ) -> JobFunction[Concatenate[Context, P], P, R]: ...
+        self, function: Callable[Concatenate[Context[Any], P], R], /
+    ) -> JobFunction[Concatenate[Context[Any], P], P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any]:
@@ -282,8 +282,8 @@ class JobDecorator:
 
 @overload
 def job(
-    function: Callable[Concatenate[Context, P], R], /
-) -> JobFunction[Concatenate[Context, P], P, R]: ...
+    function: Callable[Concatenate[Context[Any], P], R], /
+) -> JobFunction[Concatenate[Context[Any], P], P, R]: ...
 @overload
 def job(function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
 @overload

@@ -30,7 +30,7 @@ Next = Callable[[Subject], Awaitable[Any]]
 
 Layer = Callable[[Subject, Next[Subject]], Awaitable[Any]]
 
-Middleware = Layer[Context]
+Middleware = Layer[Context[Any]]
 """A middleware around every attempt: `async (ctx, call_next) -> result`.
 
 You may replace `ctx.payload` before `call_next`. An exception that leaves the middleware is the

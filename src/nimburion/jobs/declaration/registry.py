@@ -23,7 +23,7 @@ from nimburion.jobs.declaration.job import (
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import is_async, read_return_type
 
-RawHandler = Callable[[Context, bytes], Any]
+RawHandler = Callable[[Context[Any], bytes], Any]
 Target = type[Job] | JobFunction[..., ..., Any] | RawHandler
 
 
@@ -53,7 +53,7 @@ class Handler:
         policy: Policy,
         target: Target,
         function: Callable[..., Any],
-        call: Callable[[Context, Any], Any],
+        call: Callable[[Context[Any], Any], Any],
         decode: Callable[[bytes], Any],
         limits: SizeLimits,
     ) -> None:
@@ -64,7 +64,7 @@ class Handler:
         self.target: Target = target
         self.is_async: bool = is_async(function)
         """Whether `call` returns a coroutine; otherwise it blocks."""
-        self.call: Callable[[Context, Any], Any] = call
+        self.call: Callable[[Context[Any], Any], Any] = call
         """Calls the handler with the context and the return value of `decode`."""
         self.decode: Callable[[bytes], Any] = decode
         """Decodes a payload to arguments; `UnreadablePayload`. A raw handler gets the payload
@@ -202,7 +202,7 @@ def _call_process(ctx: Context, job: Job) -> object:
     return job.process(ctx)
 
 
-def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
+def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[Any], Any], Any]:
     """Return a callable that calls the function with the context and its decoded arguments."""
     function, signature = job.function, job.signature
     by_name = msgspec.structs.asdict
@@ -213,7 +213,7 @@ def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context, A
     return lambda _, call: function(**by_name(call))
 
 
-def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context, Any], Any]:
+def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[Any], Any], Any]:
     function, signature = job.function, job.signature
     names = [field.name for field in signature.fields[: signature.positional_only]]
 

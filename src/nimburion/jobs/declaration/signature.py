@@ -112,10 +112,12 @@ def _is_context(parameter: inspect.Parameter) -> bool:
         return False
     annotation = parameter.annotation
     if isinstance(annotation, str):
-        if annotation.strip("'\" ").rpartition(".")[2] == "Context":
+        if annotation.strip("'\" ").partition("[")[0].rpartition(".")[2] == "Context":
             return True
-    elif isinstance(annotation, type) and issubclass(annotation, Context):
-        return True
+    else:
+        cls = typing.get_origin(annotation) or annotation  # the class of `Context[State]`
+        if isinstance(cls, type) and issubclass(cls, Context):
+            return True
     untyped = annotation in (inspect.Parameter.empty, Any, "Any", "typing.Any")
     return parameter.name == "ctx" and untyped
 

@@ -1,7 +1,7 @@
 """Runs jobs one at a time, in the caller's task: for tests, scripts and debuggers.
 
 Attempts, settlements and rules are the same as in a worker, but there are no slots. No job runs
-between two calls, and no thread or task outlives a call.
+between two calls, and no thread or task outlives a call, except the lifespan.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Released, Settlement
 from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import (
     Attempt,
@@ -30,12 +31,13 @@ from nimburion.jobs.worker.attempt.attempt import (
 )
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
+from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.session.session import make_session
 
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes. Later steps process the others."""
 
-MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink], AttemptRunner]
+MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, object], AttemptRunner]
 
 
 @runtime_checkable
@@ -56,6 +58,7 @@ class InlineRunner:
         registry: Registry,
         settings: Settings,
         make_attempts: MakeAttemptRunner,
+        lifespan: Lifespan | None,
         *,
         clock: Clock,
         entropy: Entropy,
@@ -64,6 +67,9 @@ class InlineRunner:
         self._registry = registry
         self._settings = settings
         self._make_attempt_runner = make_attempts
+        self._lifespan = lifespan
+        self._open_lifespan: OpenLifespan | None = None
+        self._state: object = None
         self._clock = clock
         self._entropy = entropy
         self._session_id: str | None = None
@@ -72,6 +78,7 @@ class InlineRunner:
 
     async def step(self) -> bool:
         """Promote, rescue, then reserve, run and settle one job. Return False if no job is due."""
+        await self._ensure_lifespan()
         await self._ensure_session()
         await self._backend.promote(_MAX_ROWS)
         await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
@@ -96,10 +103,22 @@ class InlineRunner:
                 return steps
 
     async def close(self) -> None:
-        """Close the session."""
+        """Close the session and the lifespan."""
         session_id, self._session_id = self._session_id, None
-        if session_id is not None:
-            await self._backend.close_session(session_id)
+        lifespan, self._open_lifespan = self._open_lifespan, None
+        try:
+            if session_id is not None:
+                await self._backend.close_session(session_id)
+        finally:
+            if lifespan is not None:
+                await lifespan.close()
+
+    async def _ensure_lifespan(self) -> None:
+        """Open the lifespan before the first job."""
+        if self._open_lifespan is None:
+            lifespan = OpenLifespan(self._lifespan)
+            self._state = await lifespan.open()
+            self._open_lifespan = lifespan
 
     async def _ensure_session(self) -> None:
         if self._session_id is not None:
@@ -142,7 +161,7 @@ class InlineRunner:
 
     async def _run_and_settle(self, attempt: Attempt) -> None:
         threads = HandlerThreads(1, asyncio.get_running_loop())
-        attempts = self._make_attempt_runner(threads, self._note_progress)
+        attempts = self._make_attempt_runner(threads, self._note_progress, self._state)
         settlement: Settlement | None = Released(attempt.delivery.lease)
 
         async def perform() -> None:

@@ -18,17 +18,19 @@ from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
 from nimburion.core.version import __version__
 from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.health import Health, read_health
 from nimburion.jobs.worker.loop_watchdog import LoopWatchdog
+from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
-MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, ForkGuard], AttemptRunner]
-"""Creates a worker's attempt runner from its threads, progress report and fork guard."""
+MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, object, ForkGuard], AttemptRunner]
+"""Creates a worker's attempt runner from its threads, progress report, state and fork guard."""
 
 STOPPED_BEFORE_START = "the processor was stopped before it had started"
 
@@ -45,6 +47,7 @@ class RunningWorker:
         *,
         job_names: Sequence[str],
         limits: Mapping[str, int],
+        lifespan: Lifespan | None,
         is_real_time: bool,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -59,6 +62,7 @@ class RunningWorker:
         self._watchdog = LoopWatchdog(
             self._loop, worker, limit=settings.loop_lag_limit, grace=settings.grace
         )
+        self._lifespan = OpenLifespan(lifespan)
         self._is_real_time = is_real_time
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -76,16 +80,16 @@ class RunningWorker:
         return self._loop.is_closed() or self._guard.in_child
 
     async def start(self) -> None:
-        """Start the worker and its services.
+        """Open the lifespan, then start the worker and its services.
 
-        Raises `NotOpen` if it is stopped before the backend has answered.
+        Raises `LifespanError` if the lifespan fails, and `NotOpen` if the worker is stopped before
+        the backend has answered.
         """
         self._guard.enable()
         if self._is_real_time:
             self._watchdog.start()  # before the worker: its first job may block the loop
-        attempts = self._make_attempt_runner(self._threads, self._worker.report, self._guard)
         try:
-            await wait_for_first(self._worker.start(attempts), self._stop_requested.wait())
+            await wait_for_first(self._start_worker(), self._stop_requested.wait())
         finally:
             self._start_decided.set()
         if self._worker.task is None:
@@ -95,6 +99,12 @@ class RunningWorker:
         self._log_ready()
         for service in self._services:
             await service.start()
+
+    async def _start_worker(self) -> None:
+        """Open the lifespan, then start the worker: no job is reserved before."""
+        state = await self._lifespan.open()
+        attempts = self._make_attempt_runner(self._threads, self._worker.report, state, self._guard)
+        await self._worker.start(attempts)
 
     def _log_ready(self) -> None:
         """Log what the worker serves, and its versions. The log of `open` names the backend."""
@@ -159,7 +169,8 @@ class RunningWorker:
         return await asyncio.shield(self._shutdown)
 
     async def close_session(self, stuck: list[Lease]) -> None:
-        """Close the session. Runs once; `stuck` are the leases of handlers that still run."""
+        """Close the session, then the lifespan. Runs once; `stuck` are the leases of handlers that
+        still run."""
         if self._closing is None:
             self._closing = asyncio.create_task(self._close_session(stuck))
         await asyncio.shield(self._closing)
@@ -180,6 +191,7 @@ class RunningWorker:
     async def _close_session(self, stuck: list[Lease]) -> None:
         if self._worker.task is not None:
             await self._worker.close_session(stuck)
+        await self._lifespan.close(self._stop_now)
         self._threads.close()
         self._guard.disable()
         await self._watchdog.stop()

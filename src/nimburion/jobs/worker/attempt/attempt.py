@@ -186,6 +186,7 @@ class AttemptRunner:
         reporter: AttemptReporter,
         keeps_arguments: KeepsArguments,
         make_transaction: Callable[[object], Transaction],
+        state: object,
         guard: ForkGuard | None = None,
     ) -> None:
         self._registry = registry
@@ -195,7 +196,7 @@ class AttemptRunner:
         self._clock = clock
         self._random = random
         self._limits = limits
-        self._services = WorkerServices(clock.monotonic, report, client, make_transaction)
+        self._services = WorkerServices(clock.monotonic, report, client, make_transaction, state)
         self._guard = guard or ForkGuard()
         self._keep_default, self._keep_by_queue = keeps_arguments
         self.reporter: AttemptReporter = reporter
