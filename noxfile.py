@@ -106,6 +106,12 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill and pause workers, networks and servers; arguments go to `python -m benchmarks.chaos`."""
+    run_python(session, "benchmarks.chaos", *session.posargs)
+
+
+@nox.session
 def deep(session: nox.Session) -> None:
     """Run every test, the long ones too; arguments go to pytest."""
     options = ["-m", "deep or not deep", "--hypothesis-profile=deep", "--timeout=3600"]

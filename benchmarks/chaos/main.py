@@ -1,0 +1,80 @@
+"""Run chaos on each durable backend, print a table, and keep it when asked to."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from benchmarks.chaos.fault_plan import Size
+from benchmarks.chaos.report import LIMITS, describe_violations, keep, make_heading, show
+from benchmarks.chaos.run import run_chaos
+from benchmarks.chaos.targets import TARGETS
+
+JOBS_PER_SECOND = 600
+KILLS_PER_SECOND = 1.2
+PAUSE_SECONDS = 5.0
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="dev.py chaos", description=__doc__)
+    parser.add_argument("targets", nargs="*", metavar="BACKEND", help=", ".join(TARGETS))
+    whole = Size()
+    parser.add_argument("--jobs", type=int, default=whole.jobs)
+    parser.add_argument("--kills", type=int, default=whole.kills)
+    parser.add_argument("--pauses", type=int, default=whole.pauses)
+    parser.add_argument("--cuts", type=int, default=whole.cuts)
+    parser.add_argument("--black-holes", type=int, default=whole.black_holes)
+    parser.add_argument("--lost-replies", type=int, default=whole.lost_replies)
+    parser.add_argument("--restarts", type=int, default=whole.restarts)
+    parser.add_argument("--workers", type=int, default=whole.workers)
+    parser.add_argument("--processes", type=int, default=whole.processes)
+    parser.add_argument("--ttl", type=float, default=whole.ttl, help="session TTL in seconds")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", help="keep the files of each run here")
+    parser.add_argument("--save", action="store_true", help="keep the tables in results/")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.targets) - {*TARGETS}:
+        parser.error(f"no such backend: {', '.join(sorted(unknown))}; there are {TARGETS}")
+    return options
+
+
+def make_size(options: argparse.Namespace) -> Size:
+    """Return the size of the run: it lasts as long as its jobs and its faults need."""
+    seconds = max(
+        options.jobs / JOBS_PER_SECOND,
+        options.kills / KILLS_PER_SECOND,
+        options.pauses * PAUSE_SECONDS,
+        1.0,
+    )
+    return Size(
+        jobs=options.jobs,
+        kills=options.kills,
+        pauses=options.pauses,
+        cuts=options.cuts,
+        black_holes=options.black_holes,
+        lost_replies=options.lost_replies,
+        restarts=options.restarts,
+        workers=options.workers,
+        processes=options.processes,
+        ttl=options.ttl,
+        seconds=seconds,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run what was asked for. Exit code 1 if a promise was broken."""
+    options = parse_arguments(arguments)
+    size = make_size(options)
+    broken = False
+    for name in options.targets or TARGETS:
+        heading = make_heading()
+        run = asyncio.run(run_chaos(name, size, options.seed, options.folder))
+        print(heading, show(run), describe_violations(run), sep="\n\n", flush=True)
+        broken |= bool(run.reconciliation.violations)
+        if options.save:
+            keep(name, heading, run)
+    print(LIMITS)
+    print("a promise was broken" if broken else "0 lost, 0 stale accepted", file=sys.stderr)
+    return int(broken)

@@ -1,0 +1,87 @@
+"""The producer of a chaos run: enqueues jobs at a steady rate, cancels a few, and logs what is
+acknowledged.
+
+    python -m benchmarks.chaos.producer JOBS SECONDS SEED
+
+A job whose enqueue was not answered is enqueued again under its id until it is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from random import Random
+
+from benchmarks.chaos.application import UNWANTED, choose_name
+from benchmarks.chaos.event_log import Acknowledged, EventWriter, now
+from nimburion import config
+from nimburion.jobs import Processor
+from nimburion.jobs.errors import BackendUnavailable
+
+GROUP = 50
+"""How many callers enqueue at the same time."""
+BACKLOG = 1_000
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at how many jobs wait."""
+
+
+async def produce(jobs: int, seconds: float, random: Random, writer: EventWriter) -> None:
+    """Enqueue `jobs` jobs, spread over so many seconds."""
+    names = [choose_name(random) for _ in range(jobs)]
+    async with Processor.from_config(config.load()) as processor:
+        began = now()
+        for start in range(0, jobs, GROUP):
+            if start % BACKLOG == 0:
+                await wait_for_workers(processor)
+            await asyncio.sleep(began + seconds * start / jobs - now())
+            group = {f"job-{n}": names[n] for n in range(start, min(jobs, start + GROUP))}
+            await asyncio.gather(
+                *(enqueue_until_acknowledged(processor, job, name) for job, name in group.items())
+            )
+            writer.write(Acknowledged(now(), [*group]))
+            unwanted = [job for job, name in group.items() if name == UNWANTED]
+            await asyncio.gather(*(cancel_until_answered(processor, job) for job in unwanted))
+
+
+async def wait_for_workers(processor: Processor) -> None:
+    """Wait while more than `BACKLOG` jobs wait, so that jobs arrive during the whole run."""
+    while True:
+        try:
+            if await processor.queue_size() <= BACKLOG:
+                return
+        except BackendUnavailable:
+            continue
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+async def enqueue_until_acknowledged(processor: Processor, job: str, name: str) -> None:
+    """Enqueue a job, again and again under the same id, until the backend has acknowledged it."""
+    while True:
+        try:
+            await processor.enqueue_raw(name, b"{}", id=job)
+        except BackendUnavailable:
+            continue
+        return
+
+
+async def cancel_until_answered(processor: Processor, job: str) -> None:
+    """Cancel a job, again and again until the backend has answered."""
+    while True:
+        try:
+            await processor.cancel(job)
+        except BackendUnavailable:
+            continue
+        return
+
+
+def main(arguments: list[str]) -> None:
+    """Produce what the arguments say."""
+    jobs, seconds, seed = int(arguments[0]), float(arguments[1]), int(arguments[2])
+    writer = EventWriter(Path(os.environ["CHAOS_FOLDER"]), "producer")
+    asyncio.run(produce(jobs, seconds, Random(seed), writer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,129 @@
+"""The record of runs: a table, and the results that are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks.chaos.reconcile import Reconciliation
+from benchmarks.chaos.run import RunOutcome
+from benchmarks.report import Rows, at, table
+
+RESULTS = Path(__file__).parents[1] / "results"
+SWEEP = 1.1 / 6
+"""The longest time between two sweeps of a worker, as a share of the TTL."""
+LIMITS = """\
+Limits of this record: one machine, on which workers, producer, harness and server share the cores;
+all connections are loopback; what is on disk is what this disk has synced, and no power was cut.
+The faults and their order follow from the seed, the moments at which they hit do not. Jobs are
+rescued when the backend takes them back; for their next delivery, a worker needs a free slot.
+Undisturbed: no other pause, black hole or restart until then. Whatever ran on this machine besides
+is part of the figures.
+"""
+
+
+def make_heading() -> str:
+    """Return what was measured, on what."""
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return (
+        f"Commit {commit}, {time.strftime('%Y-%m-%d %H:%M')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores."
+    )
+
+
+def show(run: RunOutcome) -> str:
+    """Return the two tables of a run."""
+    found, size = run.reconciliation, run.size
+    title = (
+        f"{run.target}: {found.acknowledged:,} jobs, {size.workers} workers"
+        f"{f' of {size.processes} processes' if size.processes > 1 else ''}, "
+        f"session TTL {size.ttl:g} s, seed {run.seed}, {run.seconds:.0f} s"
+    )
+    return "\n".join([table(title, ["", "jobs"], list_counts(found)), show_faults(found, size.ttl)])
+
+
+def list_counts(found: Reconciliation) -> Rows:
+    """Return the rows of the first table."""
+    rows = {
+        "acknowledged by `enqueue`": found.acknowledged,
+        "completed": found.completed,
+        "failed (dead letters)": found.failed,
+        "of these, lost their worker `max_lost` times": found.failed_as_lost,
+        "cancelled": found.cancelled,
+        "**lost** (acknowledged, and not ended)": len(found.lost),
+        "**ended twice**": len(found.ended_twice),
+        "**stale settlements accepted**": len(found.stale_accepted),
+        "stale settlements refused": found.refused,
+        "deliveries": found.deliveries,
+        "runs": found.runs,
+        "runs again": found.extra_runs,
+        "**runs again that no fault explains**": len(found.unexplained),
+        "runs again of sessions that expired because the machine was busy": (
+            found.expired_on_busy_machine
+        ),
+        "endings that the server answered and forgot in a restart": found.forgotten,
+        "sum of `lost`": found.losses,
+    }
+    return [[name, f"{count:,}"] for name, count in rows.items()]
+
+
+def show_faults(found: Reconciliation, ttl: float) -> str:
+    """Return the table of the faults."""
+    bound = ttl * (1 + SWEEP)
+    head = [
+        *("fault", "times", "deliveries held (the bound)", "runs again"),
+        *("jobs rescued after: median, p99, max", "the same, undisturbed", "delivered again after"),
+    ]
+    rows = [
+        [
+            *(kind, f"{one.count:,}", f"{one.held:,}", f"{one.runs_again:,}"),
+            *map(format_seconds, (one.rescued, one.rescued_undisturbed, one.delivered)),
+        ]
+        for kind, one in found.faults.items()
+    ]
+    return table(f"Faults; TTL and one sweep are {bound:.2f} s", head, rows)
+
+
+def format_seconds(values: Sequence[float]) -> str:
+    """Return median, 99th percentile and maximum, and of how many."""
+    if len(values) < 2:
+        return "-" if not values else f"{values[0]:.2f} s (of 1)"
+    ordered = list(values)
+    return (
+        f"{statistics.median(ordered):.2f}, {at(ordered, 99):.2f}, {max(ordered):.2f} s "
+        f"(of {len(ordered)})"
+    )
+
+
+def describe_violations(run: RunOutcome) -> str:
+    """Return a line for each violation, with the first jobs."""
+    return "\n".join(
+        f"VIOLATION on {run.target}: {name}: {len(jobs)} jobs, {', '.join(jobs[:10])}"
+        for name, jobs in run.reconciliation.violations.items()
+    )
+
+
+def keep(name: str, heading: str, run: RunOutcome) -> None:
+    """Add a run to the day's results; one of the same backend and kind of fleet is replaced."""
+    stem = RESULTS / time.strftime("chaos-%Y%m%d")
+    path = stem.with_suffix(".json")
+    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    key = name if run.size.processes == 1 else f"{name}-processes"
+    kept[key] = {"heading": heading, "run": msgspec.to_builtins(run)}
+    path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+    shown = []
+    for one in kept.values():
+        loaded = msgspec.convert(one["run"], RunOutcome)
+        shown += [one["heading"], "", show(loaded)]
+    shown.append(LIMITS)
+    stem.with_suffix(".md").write_text("\n".join(shown))
