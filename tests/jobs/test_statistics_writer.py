@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from random import Random
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -169,6 +170,7 @@ async def rescue(backend: MemoryBackend, clock: FakeClock, *, max_lost: int) -> 
         ttl=30.0,
         max_lost=max_lost,
         no_rescue_before=lambda: 0.0,
+        report_dead=AsyncMock(),
     )
     await rescuer.tick()
     (lane,) = counters.list_lanes()

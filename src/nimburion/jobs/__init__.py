@@ -18,7 +18,7 @@ from nimburion.core.errors import (
     Snooze,
     WaitTimeout,
 )
-from nimburion.core.job import State
+from nimburion.core.job import AttemptError, State
 from nimburion.jobs.client.client import Priority
 from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.context import Context, get_current_context
@@ -27,6 +27,7 @@ from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.health import Health
 
 __all__ = [
+    "AttemptError",
     "BackendUnavailable",
     "Cancel",
     "Context",

@@ -44,6 +44,11 @@ from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJo
 from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.failure_hooks import (
+    FailureHook,
+    FailureHooks,
+    check_failure_hook,
+)
 from nimburion.jobs.declaration.handler_hooks import (
     AsyncHandlerHook,
     HandlerHook,
@@ -82,6 +87,7 @@ HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FailureHookT = TypeVar("FailureHookT", bound=FailureHook)
 LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
 DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
@@ -122,6 +128,7 @@ class Processor(Client):
         self._middlewares: list[Middleware] = []
         self.handler_hooks: HandlerHooks = HandlerHooks()
         """The hooks that run where a handler runs; see `around_handler`."""
+        self._failure_hooks = FailureHooks()
         self.worker_lifespan: Lifespan | None = None
         """Opens the resources of a worker or of a child process; see `lifespan`."""
         self._inline_runner: InlineRunner | None = None
@@ -272,6 +279,53 @@ class Processor(Client):
         if self._running is not None:
             raise DefinitionError("add hooks before the processor is started")
         self.handler_hooks.add(hook)
+        return hook
+
+    def on_failure(self, hook: FailureHookT, /) -> FailureHookT:
+        """Call `hook(ctx, error)` when an attempt has failed and the job is retried.
+
+        ```python
+        @processor.on_failure
+        def count_failures(ctx: Context, error: AttemptError) -> None:
+            statsd.increment("failures", tags=[ctx.name, error.type])
+        ```
+
+        The worker calls the hook when the outcome is decided, before it sends the outcome to the
+        backend. A hook for jobs of one name is the option `on_failure` of the job. See `on_dead`
+        for the rules.
+        """
+        return self._add_failure_hook("on_failure", self._failure_hooks.on_failure, hook)
+
+    def on_dead(self, hook: FailureHookT, /) -> FailureHookT:
+        """Call `hook(ctx, error)` when a job becomes a dead letter.
+
+        ```python
+        @processor.on_dead
+        async def alert(ctx: Context, error: AttemptError) -> None:
+            await pager.send(f"{ctx.name} {ctx.job_id}: {error.message}")
+        ```
+
+        - An `async def` hook runs on the event loop, a `def` hook in a thread. A hook for jobs of
+          one name is the option `on_dead` of the job; it is called first.
+        - The hook is called before the dead letter is stored. If the worker loses the job or dies
+          in between, the job runs again, and the hook may be called again.
+        - For a job whose workers vanished `max_lost` times, the worker that finds this calls the
+          hook after the dead letter is stored, at most once.
+        - An error in a hook is logged and changes nothing. The hooks of one attempt may take ten
+          seconds together; then they are interrupted. Enqueue a job for work that must be done.
+
+        `DefinitionError` is raised when a worker runs already, or when `hook` cannot be called with
+        a context and an error.
+        """
+        return self._add_failure_hook("on_dead", self._failure_hooks.on_dead, hook)
+
+    def _add_failure_hook(
+        self, what: str, hooks: list[FailureHook], hook: FailureHookT
+    ) -> FailureHookT:
+        if self._running is not None:
+            raise DefinitionError("add hooks before the processor is started")
+        check_failure_hook(what, hook)
+        hooks.append(hook)
         return hook
 
     def lifespan(self, function: LifespanT, /) -> LifespanT:
@@ -472,6 +526,7 @@ class Processor(Client):
             self.registry,
             self._middlewares,
             self.handler_hooks,
+            self._failure_hooks,
             threads=threads,
             report=report,
             clock=self.clock,
@@ -531,6 +586,7 @@ class Processor(Client):
             ttl=self.settings.session_ttl,
             max_lost=self.settings.max_lost,
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,
+            report_dead=worker.report_dead,
         )
         pruner = Pruner(self.backend, self.clock, self._random, self.settings)
         watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)

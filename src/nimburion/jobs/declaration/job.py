@@ -133,6 +133,8 @@ class Job:
     - `unique_for`: seconds to hold that unique key instead, whether the job is finished or not.
     - `on_duplicate`: for an equal job, `"reject"` raises `DuplicateJob`, `"existing"` returns its
       id.
+    - `on_failure`: a function of (ctx, error), called when an attempt has failed and is retried.
+    - `on_dead`: a function of (ctx, error), called when the job becomes a dead letter.
 
     `DefinitionError` is raised for an option that is unknown or has a wrong value.
 

@@ -16,6 +16,7 @@ from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
 from nimburion.core.suggestions import describe_unknown
+from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.uniqueness import ALL_FIELDS, Uniqueness
 
 _log = logging.getLogger("nimburion.jobs")
@@ -63,6 +64,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the handler's return value is stored."""
     unique: Uniqueness | None = None
     """How its arguments make a unique key; None: only a key that a call passes counts."""
+    on_failure: FailureHook | None = None
+    """Called when an attempt has failed and the job is retried."""
+    on_dead: FailureHook | None = None
+    """Called when the job becomes a dead letter."""
 
     def with_defaults(self, settings: Settings) -> Policy:
         """Return this policy with defaults from the settings; `timeout` and `concurrency` may stay
@@ -118,6 +123,10 @@ class PolicyOptions(TypedDict, total=False):
     """Hold the unique key for this many seconds instead, whether the job is finished or not."""
     on_duplicate: Literal["reject", "existing"]
     """If an equal job exists: raise `DuplicateJob`, or return the id of that job."""
+    on_failure: FailureHook | None
+    """Called with the context and the error when an attempt has failed and the job is retried."""
+    on_dead: FailureHook | None
+    """Called with the context and the error when the job becomes a dead letter."""
 
 
 class _Exponential(msgspec.Struct, frozen=True):
@@ -195,6 +204,8 @@ def parse_policy(
     unique: bool | str | Sequence[str] = False,
     unique_for: float | timedelta | None = None,
     on_duplicate: Literal["reject", "existing"] = "reject",
+    on_failure: FailureHook | None = None,
+    on_dead: FailureHook | None = None,
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
     return Policy(
@@ -207,7 +218,15 @@ def parse_policy(
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
         unique=_parse_uniqueness(unique, unique_for, on_duplicate),
+        on_failure=_parse_hook("on_failure", on_failure),
+        on_dead=_parse_hook("on_dead", on_dead),
     )
+
+
+def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:
+    if hook is not None:
+        check_failure_hook(what, hook)
+    return hook
 
 
 def _parse_uniqueness(

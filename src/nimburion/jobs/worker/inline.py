@@ -7,7 +7,7 @@ between two calls, and no thread or task outlives a call, except the lifespan.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from nimburion.core.backend import Backend
@@ -81,7 +81,8 @@ class InlineRunner:
         await self._ensure_lifespan()
         await self._ensure_session()
         await self._backend.promote(_MAX_ROWS)
-        await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
+        rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
+        await self._report_dead(rescued.failed)
         reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
             await self._check_names(reply)
@@ -139,6 +140,14 @@ class InlineRunner:
         self._number = number
         return reply
 
+    async def _report_dead(self, job_ids: Sequence[str]) -> None:
+        """Call the hooks for jobs that became dead letters because their workers vanished."""
+        if job_ids:
+            threads = HandlerThreads(1, asyncio.get_running_loop())
+            attempts = self._make_attempt_runner(threads, self._note_progress, self._state)
+            for job_id in job_ids:
+                await attempts.report_dead(await self._backend.get(job_id))
+
     def _make_request(self) -> ReserveRequest:
         selector = LaneSelector(self._registry, self._settings, self._entropy)
         return selector.make_request(1, everything=True)
@@ -170,7 +179,7 @@ class InlineRunner:
             try:
                 settlement = await attempts.perform(attempt)
             except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
-                settlement = attempts.settle_after_error(attempt, error)
+                settlement = await attempts.settle_after_error(attempt, error)
 
         # A separate task, so that later `enqueue` calls of the caller do not see this handler's
         # context.

@@ -5,7 +5,7 @@ Every worker does both. They need no leader and no lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from nimburion.core.backend import Backend, Maintaining
@@ -42,6 +42,7 @@ class Rescuer(Periodic):
         ttl: float,
         max_lost: int,
         no_rescue_before: Callable[[], float],
+        report_dead: Callable[[Sequence[str]], Awaitable[None]],
     ) -> None:
         super().__init__(clock, ttl / _SWEEPS_PER_TTL, random)
         self._backend = backend
@@ -49,15 +50,17 @@ class Rescuer(Periodic):
         self._counters = counters
         self._max_lost = max_lost
         self._no_rescue_before = no_rescue_before
+        self._report_dead = report_dead
 
     async def tick(self) -> None:
-        """Rescue until no expired lease is left.
+        """Rescue until no expired lease is left, then report the jobs that became dead letters.
 
         Does nothing while `no_rescue_before` is in the future: after this worker's own silence, the
         other workers first get time for a heartbeat.
         """
         if self.clock.monotonic() < self._no_rescue_before():
             return
+        dead: list[str] = []
         more = True
         while more and not self.stopping.is_set():
             rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._max_lost)
@@ -69,6 +72,9 @@ class Rescuer(Periodic):
                 )
                 self._events.emit(JobsRescued(*counts))
                 await self._count(rescued)
+                dead += rescued.failed
+        if dead:  # last, because the application's hooks may be slow
+            await self._report_dead(dead)
 
     async def _count(self, rescued: Rescued) -> None:
         """Count the rescued jobs by queue and name; read both from the backend."""

@@ -211,6 +211,11 @@ class Worker:
         running = list(self._slots.running)
         return next((attempt for attempt in running if attempt.task is task), None)
 
+    async def report_dead(self, job_ids: Sequence[str]) -> None:
+        """Call the hooks for jobs that became dead letters because their workers vanished."""
+        for job_id in job_ids:
+            await self._attempt_runner.report_dead(await self._backend.get(job_id))
+
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange. Safe from any thread."""
         progress = Progressed(lease, fraction, message)
@@ -376,7 +381,7 @@ class Worker:
         try:
             settlement = await self._attempt_runner.perform(attempt)
         except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
-            settlement = self._attempt_runner.settle_after_error(attempt, error)
+            settlement = await self._attempt_runner.settle_after_error(attempt, error)
         finally:
             prefetch = self._slots.prefetch
             prefetch.learn((attempt.ended or self._monotonic()) - started)

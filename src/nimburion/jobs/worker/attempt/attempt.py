@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import cast
 
@@ -22,9 +23,9 @@ import msgspec
 
 from nimburion.core.clock import Clock
 from nimburion.core.errors import LeaseLost
-from nimburion.core.job import AttemptError, ErrorKind
+from nimburion.core.job import AttemptError, ErrorKind, JobRecord
 from nimburion.core.job_counters import LaneCounters
-from nimburion.core.lease import Delivery
+from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.transactions import Transaction
@@ -36,10 +37,12 @@ from nimburion.jobs.declaration.attempt_record import (
 )
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context, get_record
+from nimburion.jobs.declaration.failure_hooks import FailureHooks
 from nimburion.jobs.declaration.handler_hooks import HandlerCall, HandlerHooks, make_handler_call
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt import outcome as outcomes
+from nimburion.jobs.worker.attempt.failure_hook_runner import FailureHookRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.outcome import (
     INTERRUPTED,
@@ -128,6 +131,11 @@ class Attempt(AttemptRecord):
         return self.interruption is Interruption.LOST
 
     @property
+    def must_end(self) -> bool:
+        """Whether the worker stops or has lost the lease, so that the attempt must end now."""
+        return self.interruption in (Interruption.STOP, Interruption.LOST)
+
+    @property
     def cancelled_by_others(self) -> bool:
         """Whether code other than the worker cancelled the handler's task.
 
@@ -176,6 +184,7 @@ class AttemptRunner:
         registry: Registry,
         middlewares: Sequence[Middleware],
         hooks: HandlerHooks,
+        failure_hooks: FailureHooks,
         *,
         threads: HandlerThreads,
         report: ProgressSink,
@@ -198,6 +207,8 @@ class AttemptRunner:
         self._limits = limits
         self._services = WorkerServices(clock.monotonic, report, client, make_transaction, state)
         self._guard = guard or ForkGuard()
+        self._failure_hooks = failure_hooks
+        self._failure_hook_runner = FailureHookRunner(self._guard)
         self._keep_default, self._keep_by_queue = keeps_arguments
         self.reporter: AttemptReporter = reporter
         self._host = socket.gethostname()
@@ -222,9 +233,13 @@ class AttemptRunner:
         reporter.end(
             attempt, settlement, outcome.error.type if type(outcome) is AttemptFailed else None
         )
+        if type(settlement) is Retried or type(settlement) is Failed:
+            return await self._run_failure_hooks(attempt, settlement, handler)
         return settlement
 
-    def settle_after_error(self, attempt: Attempt, raised: BaseException) -> Settlement | None:
+    async def settle_after_error(
+        self, attempt: Attempt, raised: BaseException
+    ) -> Settlement | None:
         """Return the settlement after an error inside nimburion: `perform` itself raised.
 
         If the handler may have started, this counts as a failure of kind `internal`, so that a
@@ -245,7 +260,37 @@ class AttemptRunner:
             attempt, raised, "failure" if from_handler else "internal"
         )
         self.reporter.end(attempt, settlement, error)
+        handler = self._registry.get(attempt.delivery.name)
+        if handler is not None and isinstance(settlement, Retried | Failed):
+            return await self._run_failure_hooks(attempt, settlement, handler)
         return settlement
+
+    async def report_dead(self, job: JobRecord) -> None:
+        """Call the hooks for a job that became a dead letter because its workers vanished."""
+        handler = self._registry.get(job.name)
+        hooks = self._failure_hooks.select_for_dead(handler.policy if handler else None)
+        if not hooks or job.error is None:
+            return
+        context = Context(AttemptRecord(_make_last_delivery(job), ""), self._services)
+        if handler is not None:
+            _decode_if_missing(context, handler)
+        await self._failure_hook_runner.run(hooks, context, job.error, lambda: True)
+
+    async def _run_failure_hooks(
+        self, attempt: Attempt, settlement: Retried | Failed, handler: Handler
+    ) -> Settlement | None:
+        """Call the hooks for a failed attempt; return its settlement, or None if the lease is lost.
+
+        The lease stays valid meanwhile. A cancel request that comes now changes nothing: the
+        outcome is decided.
+        """
+        hooks = self._failure_hooks.select(settlement, handler.policy)
+        if hooks and attempt.context is not None:
+            _decode_if_missing(attempt.context, handler)
+            await self._failure_hook_runner.run(
+                hooks, attempt.context, settlement.error, lambda: attempt.must_end
+            )
+        return None if attempt.lost else settlement
 
     def _decide_after_error(
         self, attempt: Attempt, raised: BaseException, kind: ErrorKind
@@ -430,6 +475,29 @@ class AttemptRunner:
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         permanent, number = handler.policy.permanent, attempt.delivery.attempt
         return outcomes.classify_exception(raised, number, permanent, self._limits.error)
+
+
+def _make_last_delivery(job: JobRecord) -> Delivery:
+    """Return the delivery of the last attempt of a job that lost its worker; its lease is over."""
+    return Delivery(
+        Lease(job.id, Token(0, bytes(16))),
+        job.name,
+        job.queue,
+        job.payload or b"",
+        priority=job.priority,
+        failures=job.failures,
+        lost=job.lost - 1,
+        due=job.due,
+        created_at=job.created_at,
+        options=job.options,
+    )
+
+
+def _decode_if_missing(context: Context, handler: Handler) -> None:
+    """Decode the arguments for a hook, if no handler in this process has done so."""
+    if context.job is None:
+        with suppress(Exception):  # the hook finds None, as the payload is unreadable
+            context.job = handler.decode(context.payload)
 
 
 def raise_keyboard_interrupt(attempt: Attempt) -> None:
