@@ -107,7 +107,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Kill and pause workers, networks and servers; arguments go to `python -m benchmarks.chaos`."""
+    """Lose no job under kills, pauses and cuts; arguments go to `python -m benchmarks.chaos`."""
     run_python(session, "benchmarks.chaos", *session.posargs)
 
 

@@ -39,7 +39,8 @@ class FaultInjector:
                     await self._kill(fault)
                 elif fault.kind == "pause":
                     pid = await self._choose_worker(fault)
-                    group.create_task(self._pause(fault, pid))
+                    self._fleet.pause(pid)  # now: the next fault may choose its worker first
+                    group.create_task(self._resume_later(fault, pid, now()))
                 else:
                     group.create_task(self._disturb(fault))
 
@@ -66,12 +67,10 @@ class FaultInjector:
         self._fleet.kill(pid)
         self._writer.write(Fault(at, "kill", now(), [pid]))
 
-    async def _pause(self, fault: PlannedFault, pid: int) -> None:
-        at = now()
-        self._fleet.pause(pid)
+    async def _resume_later(self, fault: PlannedFault, pid: int, paused_at: float) -> None:
         await asyncio.sleep(fault.seconds)
         self._fleet.resume(pid)
-        self._writer.write(Fault(at, "pause", now(), [pid]))
+        self._writer.write(Fault(paused_at, "pause", now(), [pid]))
 
     # Network and server
 

@@ -25,6 +25,7 @@ from benchmarks.chaos.event_log import (
     Fault,
     Line,
     Reserved,
+    RunEnded,
     RunStarted,
     SessionOver,
     Settled,
@@ -93,6 +94,8 @@ class Delivery(msgspec.Struct):
     """When its settlement was sent and answered, and its kind, if it was written."""
     refused: bool = False
     """Whether a settlement of it was refused as stale."""
+    ended: bool = False
+    """Whether its handler returned, raised or was interrupted."""
 
 
 class EventLog:
@@ -112,6 +115,8 @@ class EventLog:
         for _, event in events:  # of jobs whose deliveries are known now
             if isinstance(event, RunStarted):
                 self.deliveries[event.token].attempt = event.attempt
+            elif isinstance(event, RunEnded):
+                self.deliveries[event.token].ended = True
             elif isinstance(event, Settled):
                 self._add_results(event)
         for deliveries in self.by_job.values():
@@ -189,6 +194,8 @@ class Reconciliation(msgspec.Struct):
     """The sum of `lost` of all jobs."""
     refused: int = 0
     """Settlements that the backend refused as stale."""
+    dropped: int = 0
+    """Runs of live workers that ended too late, and that the worker did not even try to settle."""
     forgotten: int = 0
     """Settlements that a server had answered, and no longer knew after a restart."""
     expired_on_busy_machine: int = 0
@@ -334,12 +341,14 @@ def count_extra_runs(log: EventLog, ends: Mapping[str, End], outcome: Reconcilia
     for fault in log.faults:
         for pid in fault.processes:
             by_pid[pid].append(fault)
+    killed = {pid for fault in log.faults if fault.kind == "kill" for pid in fault.processes}
     for job, deliveries in log.by_job.items():
         runs = [one for one in deliveries if one.attempt is not None]
         wasted = [one for one in runs if not is_counted(one, ends.get(job))]
         if len(wasted) == len(runs):
             wasted = wasted[:-1]  # never ended by an attempt: the first run of all was due
         outcome.extra_runs += len(wasted)
+        outcome.dropped += sum(d.ended and not d.refused and d.pid not in killed for d in wasted)
         for one in wasted:
             explain(log, one, by_pid[one.pid], outcome)
 

@@ -64,6 +64,7 @@ def list_counts(found: Reconciliation) -> Rows:
         "**ended twice**": len(found.ended_twice),
         "**stale settlements accepted**": len(found.stale_accepted),
         "stale settlements refused": found.refused,
+        "outcomes that a worker dropped, because it knew that it was too late": found.dropped,
         "deliveries": found.deliveries,
         "runs": found.runs,
         "runs again": found.extra_runs,
