@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -516,6 +517,16 @@ class NeverWakes(OpenMemoryBackend):
         await self._clock.sleep(timeout)
 
 
+class NeverNotifiesSessions(OpenMemoryBackend):
+    async def wait_for_session(self, session_id: str) -> None:
+        await asyncio.Event().wait()
+
+
+class NotifiesEverySession(OpenMemoryBackend):
+    async def wait_for_session(self, session_id: str) -> None:
+        return
+
+
 class NewHandleIsEmpty(MemoryBackend):
     def new_handle(self) -> MemoryBackend:
         return MemoryBackend(clock=self._clock)
@@ -589,6 +600,8 @@ BREAKAGES = [
     Breakage(PagesOverlap, "pages_have_no_gaps_and_no_doubles", (3,)),
     Breakage(ForgetsThePayload, "failed_is_a_dead_letter_with_all_that_belongs_to_it"),
     Breakage(NeverWakes, "every_waiter_is_woken", (), 8),
+    Breakage(NeverNotifiesSessions, "a_session_is_notified_by", ("a command",), 8),
+    Breakage(NotifiesEverySession, "only_the_session_that_holds_the_job_is_notified", (), 8),
     Breakage(NewHandleIsEmpty, "a_new_handle_opens_the_same_data"),
 ]
 

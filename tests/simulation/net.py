@@ -223,6 +223,16 @@ class Wire:
         else:
             await self._handle.wait(queues, timeout)
 
+    async def wait_for_session(self, session_id: str) -> None:
+        """As `wait`: the notification may be lost, and another may come for nothing."""
+        luck = self._net._random.random()
+        if luck < 0.1 * self._net.weather:
+            await elapse(luck * 200)
+            return
+        if luck < 0.2 * self._net.weather:
+            await self._handle.wait_for_session(session_id)
+        await self._handle.wait_for_session(session_id)
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Answer:
             return await self._net.carry(self._process, name, args, kwargs)

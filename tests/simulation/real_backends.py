@@ -34,6 +34,9 @@ _NOTIFYING = frozenset(
 )
 """What may bring work to somebody; an exchange may when it settles something."""
 
+_NOTIFYING_SESSIONS = frozenset({"cancel", "fire", "send_command"})
+"""What a worker learns from its next heartbeat."""
+
 
 class Elsewhere:
     """An event loop in a thread of its own, and the handles that live on it.
@@ -47,6 +50,7 @@ class Elsewhere:
         self._thread = threading.Thread(target=self._loop.run_forever, name="elsewhere")
         self._handles: list[Backend] = []
         self._waiters: list[asyncio.Future[None]] = []
+        self._waiting_sessions: list[asyncio.Future[None]] = []
 
     def __enter__(self) -> Self:
         """Start the thread."""
@@ -89,11 +93,28 @@ class Elsewhere:
             self._waiters.remove(notification)
             pause.cancel()
 
+    async def wait_for_session(self) -> None:
+        """Wait on this side for a cancel or a command of any session: it may be for nothing."""
+        notification: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting_sessions.append(notification)
+        try:
+            await notification
+        finally:
+            self._waiting_sessions.remove(notification)
+
     def notify(self) -> None:
         """Wake all who wait, in the order in which they came."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        _resolve_all(self._waiters)
+
+    def notify_sessions(self) -> None:
+        """Wake the workers that wait for a cancel or a command, in the order in which they came."""
+        _resolve_all(self._waiting_sessions)
+
+
+def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 class Standing:
@@ -116,6 +137,9 @@ class Standing:
     async def wait(self, _: Collection[str], timeout: float) -> None:
         await self._elsewhere.wait(timeout)
 
+    async def wait_for_session(self, _: str) -> None:
+        await self._elsewhere.wait_for_session()
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         operation = getattr(self._handle, name)
 
@@ -128,6 +152,8 @@ class Standing:
                 raise AssertionError(f"the backend failed at {name}: {error!r}") from error
             if name in _NOTIFYING or (name == "exchange" and args[2]):
                 self._elsewhere.notify()
+            if name in _NOTIFYING_SESSIONS:
+                self._elsewhere.notify_sessions()
             return answer
 
         return call

@@ -1,4 +1,8 @@
-"""Calls of `wait`, and the notifications that end them."""
+"""Calls of `wait` and `wait_for_session`, and the notifications that end them.
+
+A notification names a queue or a session. The name of a session starts with `@`, which no queue
+name contains.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,29 @@ from collections.abc import Awaitable, Collection, Iterator
 from contextlib import contextmanager
 
 EVERY_QUEUE = "*"
-"""As a notified queue: ends every call, whatever queue it waits for. No queue has this name."""
+"""As a notified name: ends every call of `wait`, whatever its queues. No queue has this name."""
+EVERY_SESSION = "@"
+"""As a notified name: ends every call of `wait_for_session`, whatever its session."""
+
+
+def make_session_name(session_id: str) -> str:
+    """Return the name under which a session is notified.
+
+    >>> make_session_name("4f1c")
+    '@4f1c'
+    """
+    return f"{EVERY_SESSION}{session_id}"
+
+
+def is_session_name(name: str) -> bool:
+    """Return whether a notified name is that of a session, or of all sessions."""
+    return name.startswith(EVERY_SESSION)
 
 
 class Waiters:
-    """The calls of `wait` on one handle. Belongs to one event loop.
+    """The calls that wait on one handle. Belongs to one event loop.
 
-    A notification that ends no call is kept for the next call that waits for its queue.
+    A notification of a queue that ends no call is kept for the next call that waits for the queue.
     """
 
     __slots__ = ("_missed", "_waiting")
@@ -37,23 +57,32 @@ class Waiters:
     @contextmanager
     def expect(self, queues: Collection[str]) -> Iterator[asyncio.Future[None]]:
         """Yield a future that is done when one of the queues is notified inside the block."""
+        with self._expect(frozenset((*queues, EVERY_QUEUE))) as notified:
+            yield notified
+
+    async def wait_for_session(self, session_id: str) -> None:
+        """Return when the session is notified."""
+        with self._expect(frozenset((make_session_name(session_id), EVERY_SESSION))) as notified:
+            await notified
+
+    @contextmanager
+    def _expect(self, names: frozenset[str]) -> Iterator[asyncio.Future[None]]:
         notified: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[notified] = frozenset(queues)
+        self._waiting[notified] = names
         try:
             yield notified
         finally:
             self._waiting.pop(notified, None)
 
-    def notify(self, queues: Collection[str]) -> None:
-        """End the calls that wait for one of the queues.
+    def notify(self, names: Collection[str]) -> None:
+        """End the calls that wait for one of the queues or sessions.
 
         Keep the notifications of queues that no call waits for.
         """
-        every = EVERY_QUEUE in queues
-        missed = set(queues)
+        missed = {name for name in names if not is_session_name(name)}
         for notified, wanted in self._waiting.items():
-            if every or not wanted.isdisjoint(queues):
-                missed -= wanted | {EVERY_QUEUE}
+            if not wanted.isdisjoint(names):
+                missed -= wanted
                 _resolve(notified)
         self._missed |= missed
 

@@ -110,6 +110,8 @@ class Producing(Protocol):
     async def cancel(self, job_id: str) -> Cancellation:
         """Cancel a waiting job immediately, or request it from the worker that runs the job.
 
+        A request notifies the session of that worker (`wait_for_session`).
+
         Raises:
             JobNotFound: there is no job with this id.
         """
@@ -218,6 +220,18 @@ class Consuming(Protocol):
         """
         ...
 
+    async def wait_for_session(self, session_id: str) -> None:
+        """Return when the next heartbeat of a session has something to report.
+
+        That is a cancel request for one of its running jobs, or a changed command. The worker then
+        sends a heartbeat at once.
+
+        Notifications are best effort: the call may return without cause, may miss a notification,
+        and may never return. The regular heartbeats report what it missed. A worker that sends its
+        heartbeat after the call returned, and then calls again, misses nothing in between.
+        """
+        ...
+
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
         """Store the counters of one process for some intervals, queues and names.
 
@@ -285,8 +299,8 @@ class Maintaining(Protocol):
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         """Send a command to the worker of a session; None takes the last command back.
 
-        Each heartbeat of the session returns the latest command. Returns False if the session has
-        ended or never existed.
+        Each heartbeat of the session returns the latest command. The call notifies the session
+        (`wait_for_session`). Returns False if the session has ended or never existed.
         """
         ...
 

@@ -59,8 +59,8 @@ class Cancellation(enum.StrEnum):
 
     CANCELLED = "cancelled"
     REQUESTED = "requested"
-    """The job runs. Its worker gets the request with the next heartbeat; an earlier completion
-    wins.
+    """The job runs. Its worker is notified and gets the request with its next heartbeat; an
+    earlier completion wins.
     """
     FINISHED = "finished"
     """Too late: the job had finished."""

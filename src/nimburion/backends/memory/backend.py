@@ -15,7 +15,7 @@ from nimburion.backends.memory import operations
 from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
-from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.checks import CheckResult
@@ -203,19 +203,27 @@ class MemoryBackend:
 
         def promote(step: AtomicStep) -> Promoted:
             moved = step.state.promote(step.now, limit)
-            step.queues_to_notify.update(entry.queue for entry in moved)
+            step.names_to_notify.update(entry.queue for entry in moved)
             return Promoted(len(moved), operations.find_next_due(step.state))
 
         return self._run_atomically(promote)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         """See `Backend.wait`."""
-        waiter = self._shared.add_waiter(queues)
+        waiter = self._shared.add_waiter((*queues, EVERY_QUEUE))
         sleep = asyncio.ensure_future(self._clock.sleep(timeout))
         try:
             await asyncio.wait({waiter, sleep}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleep.cancel()
+            self._shared.remove_waiter(waiter)
+
+    async def wait_for_session(self, session_id: str) -> None:
+        """See `Backend.wait_for_session`."""
+        waiter = self._shared.add_waiter((make_session_name(session_id),))
+        try:
+            await waiter
+        finally:
             self._shared.remove_waiter(waiter)
 
     # Operators and maintenance
@@ -414,8 +422,8 @@ class MemoryBackend:
         with shared.lock:
             step = AtomicStep(shared.state, to_micros(self._clock.now()))
             answer = operation(step)
-        if step.queues_to_notify and shared.waiters:
-            shared.notify(step.queues_to_notify)
+        if step.names_to_notify and shared.waiters:
+            shared.notify(step.names_to_notify)
         return answer
 
 
@@ -427,23 +435,24 @@ class _SharedState:
         self.state = MemoryState()
         self.waiters: dict[asyncio.Future[None], frozenset[str]] = {}
 
-    def add_waiter(self, queues: Collection[str]) -> asyncio.Future[None]:
+    def add_waiter(self, names: Collection[str]) -> asyncio.Future[None]:
+        """Return a future that is done when one of these queues or sessions is notified."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self.lock:
-            self.waiters[waiter] = frozenset(queues)
+            self.waiters[waiter] = frozenset(names)
         return waiter
 
     def remove_waiter(self, waiter: asyncio.Future[None]) -> None:
         with self.lock:
             self.waiters.pop(waiter, None)
 
-    def notify(self, queues: set[str]) -> None:
-        """Wake the callers that wait for any of these queues, each on its own event loop."""
+    def notify(self, names: set[str]) -> None:
+        """Wake the callers that wait for any of these queues or sessions, each on its own loop."""
         with self.lock:
             notified = [
                 waiter
-                for waiter, queues_of_waiter in self.waiters.items()
-                if EVERY_QUEUE in queues or not queues_of_waiter.isdisjoint(queues)
+                for waiter, names_of_waiter in self.waiters.items()
+                if not names_of_waiter.isdisjoint(names)
             ]
             for waiter in notified:
                 del self.waiters[waiter]

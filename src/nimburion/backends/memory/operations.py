@@ -22,7 +22,7 @@ from nimburion.backends.memory.transitions import (
     check_job_times,
     check_settlement_delays,
 )
-from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core import failure_groups
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
@@ -100,7 +100,7 @@ def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
         limits[name] = LimitEntry(limit, len(running))
     for lease in running:
         lease.counts_in_limit = limit is not None
-    step.queues_to_notify.add(EVERY_QUEUE)
+    step.names_to_notify.add(EVERY_QUEUE)
 
 
 def heartbeat(
@@ -133,6 +133,7 @@ def send_command(step: AtomicStep, session_id: str, command: WorkerCommand | Non
     if session is None or session.is_ended:
         return False
     session.command = command
+    step.names_to_notify.add(make_session_name(session_id))
     return True
 
 
@@ -296,6 +297,7 @@ def cancel(step: AtomicStep, job_id: str) -> Cancellation:
         return Cancellation.FINISHED
     if entry.leased is not None:
         entry.leased.cancel_requested = True
+        step.names_to_notify.add(make_session_name(entry.leased.session.session.id))
         return Cancellation.REQUESTED
     step.finish(entry, State.CANCELLED)
     return Cancellation.CANCELLED
@@ -306,7 +308,7 @@ def pause(step: AtomicStep, queue: str, new: Pause | None) -> None:
     state = step.state
     if new is None:
         state.pauses.pop(queue, None)
-        step.queues_to_notify.add(queue)
+        step.names_to_notify.add(queue)
         return
     old = state.find_pause(queue, step.now)
     since = step.now / MICRO if old is None else old.since
@@ -458,7 +460,7 @@ def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
     entry.failures = entry.lost = 0
     entry.due = step.now
     step.state.add_waiting(entry, step.now)
-    step.queues_to_notify.add(entry.queue)
+    step.names_to_notify.add(entry.queue)
 
 
 def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:

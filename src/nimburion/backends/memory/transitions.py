@@ -34,14 +34,14 @@ from nimburion.core.settlement import (
 
 
 class AtomicStep:
-    """One atomic change of the data, at one time. Collects the queues to notify afterwards."""
+    """One atomic change of the data, at one time. Collects the queues and sessions to notify."""
 
-    __slots__ = ("now", "queues_to_notify", "state")
+    __slots__ = ("names_to_notify", "now", "state")
 
     def __init__(self, state: MemoryState, now: int) -> None:
         self.state: MemoryState = state
         self.now: int = now
-        self.queues_to_notify: set[str] = set()
+        self.names_to_notify: set[str] = set()
 
     # Enqueue
 
@@ -84,7 +84,7 @@ class AtomicStep:
         if job.options.unique_key is not None:
             self.take_key(entry)
         state.add_waiting(entry, self.now)
-        self.queues_to_notify.add(job.queue)
+        self.names_to_notify.add(job.queue)
 
     # Unique keys
 
@@ -110,7 +110,7 @@ class AtomicStep:
         lease = self.state.unique_keys.get((entry.name, key))
         if lease is not None and lease.job_id == entry.id and lease.valid_until is None:
             del self.state.unique_keys[entry.name, key]
-            self.queues_to_notify.add(entry.queue)
+            self.names_to_notify.add(entry.queue)
 
     # Settle
 
@@ -174,7 +174,7 @@ class AtomicStep:
         if delay is not None:
             entry.due = self.now + max(0, to_micros(delay))
         self.state.add_waiting(entry, self.now)
-        self.queues_to_notify.add(entry.queue)
+        self.names_to_notify.add(entry.queue)
         return True
 
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
@@ -189,7 +189,7 @@ class AtomicStep:
         lease.session.leased_jobs.pop(entry.seq, None)
         if lease.counts_in_limit:
             self.state.limits[entry.name].in_use -= 1
-            self.queues_to_notify.add(entry.queue)
+            self.names_to_notify.add(entry.queue)
 
     def finish(
         self,

@@ -29,7 +29,7 @@ from nimburion.backends.postgres.schema import NOTIFICATION_LOCK, insert_schema
 from nimburion.backends.postgres.url import PostgresSettings, parse_url
 from nimburion.backends.server.encoding import MICRO, decode_id, encode_id_or_empty, to_micros
 from nimburion.backends.server.handle import OpenHandle
-from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.checks import CheckResult, make_failed_check
@@ -272,8 +272,9 @@ class PostgresBackend:
             opened.insert_schema(statement), *arguments, extra_time=extra_time
         )
 
-    def _notify(self, queues: Collection[str]) -> None:
-        self._get_connections().notifier.notify(queues)
+    def _notify(self, names: Collection[str]) -> None:
+        """Notify queues, and sessions under the names of `make_session_name`."""
+        self._get_connections().notifier.notify(names)
 
     # --- enqueue ---
 
@@ -429,6 +430,10 @@ class PostgresBackend:
         """See `Backend.wait`."""
         await self._get_connections().notifier.wait(queues, timeout, self._clock.sleep)
 
+    async def wait_for_session(self, session_id: str) -> None:
+        """See `Backend.wait_for_session`."""
+        await self._get_connections().notifier.wait_for_session(session_id)
+
     # --- operators ---
 
     async def cancel(self, job_id: str) -> Cancellation:
@@ -483,7 +488,10 @@ class PostgresBackend:
         """See `Backend.send_command`."""
         statement = """UPDATE {schema}.session SET command = $2
             WHERE id = $1 AND ended_at IS NULL RETURNING 1"""
-        return bool(await self._fetch(statement, encode_lookup_text(session_id), command))
+        if not await self._fetch(statement, encode_lookup_text(session_id), command):
+            return False
+        self._notify([make_session_name(session_id)])
+        return True
 
     async def put_audit(self, record: AuditRecord) -> None:
         """See `Backend.put_audit`."""
@@ -662,9 +670,10 @@ class PostgresBackend:
             overlap,
             *arguments,
         )
-        fired = operations.decode_fired(row)
-        if fired.job_id is not None:
-            self._notify([job.queue])
+        *decision, cancel_notified = row
+        fired = operations.decode_fired(decision)
+        queue = [] if fired.job_id is None else [job.queue]
+        self._notify([*queue, *([] if cancel_notified is None else [cancel_notified])])
         return fired
 
 

@@ -1,4 +1,5 @@
-"""Notifications: NOTIFY and LISTEN tell other processes which queues have new work.
+"""Notifications: NOTIFY and LISTEN tell other processes which queues have new work, and which
+sessions have a cancel request or a command.
 
 A NOTIFY takes a lock that all notifying commits of a server share. It holds the lock until its
 commit is flushed. Therefore a process notifies at most once per 5 ms. If it was quiet before, it
@@ -16,7 +17,7 @@ from contextlib import suppress
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error
 from nimburion.backends.postgres.url import PostgresSettings
-from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
+from nimburion.backends.waiters import EVERY_QUEUE, EVERY_SESSION, Waiters, wait_until
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
 
 _log = logging.getLogger("nimburion.backends.postgres")
@@ -27,7 +28,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PING_AFTER = 15.0
 """Seconds after which the listening connection is checked."""
 _MAX_PAYLOAD_BYTES = 7_000
-"""The largest total size, in bytes, of the queue names in one NOTIFY."""
+"""The largest total size, in bytes, of the names in one NOTIFY."""
 _NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
@@ -42,7 +43,7 @@ def make_channel_name(settings: PostgresSettings) -> str:
 
 class PostgresNotifier:
     """Sends and receives the notifications of one handle. Belongs to one event loop; listens from
-    the first `wait`.
+    the first call that waits.
     """
 
     def __init__(self, listener: PostgresConnection, pool: ConnectionPool) -> None:
@@ -73,29 +74,33 @@ class PostgresNotifier:
         self._last_inline = now
         return self._make_payload(queues)
 
-    def notify(self, queues: Collection[str], *, already_sent: bool = False) -> None:
-        """Wake waiters of this handle. Notify other processes soon, unless `already_sent`."""
-        if not queues:
+    def notify(self, names: Collection[str], *, already_sent: bool = False) -> None:
+        """Wake the waiters of these queues and sessions in this handle. Notify other processes
+        soon, unless `already_sent`.
+        """
+        if not names:
             return
-        self._waiters.notify(queues)
+        self._waiters.notify(names)
         if already_sent:
             return
-        self._unsent.update(queues)
+        self._unsent.update(names)
         if self._send_task is None:
             self._send_task = asyncio.create_task(
                 self._send_unsent(), name="nimburion-postgres-notify"
             )
 
-    def _make_payload(self, queues: Collection[str]) -> str:
-        text = "\n".join((self._sender_id, *sorted(queues)))
-        return text if len(text) <= _MAX_PAYLOAD_BYTES else f"{self._sender_id}\n{EVERY_QUEUE}"
+    def _make_payload(self, names: Collection[str]) -> str:
+        text = "\n".join((self._sender_id, *sorted(names)))
+        if len(text) <= _MAX_PAYLOAD_BYTES:
+            return text
+        return f"{self._sender_id}\n{EVERY_QUEUE}\n{EVERY_SESSION}"
 
     async def _send_unsent(self) -> None:
         try:
             while self._unsent:
-                queues, self._unsent = self._unsent, set()
+                names, self._unsent = self._unsent, set()
                 with suppress(BackendError):
-                    await self._pool.fetch(_NOTIFY, self.channel, self._make_payload(queues))
+                    await self._pool.fetch(_NOTIFY, self.channel, self._make_payload(names))
                 await asyncio.sleep(_MIN_INTERVAL)
         finally:
             self._send_task = None
@@ -113,6 +118,13 @@ class PostgresNotifier:
             return
         with self._waiters.expect(queues) as notified:
             await wait_until(notified, sleep(timeout))
+
+    async def wait_for_session(self, session_id: str) -> None:
+        """Return when the session is notified, or when notifications may have been lost. Behind a
+        pooler, only notifications of this handle arrive.
+        """
+        await self._ensure_listening(_LISTEN_TIMEOUT)
+        await self._waiters.wait_for_session(session_id)
 
     async def _ensure_listening(self, timeout: float) -> None:
         """Wait up to `timeout` seconds until the handle listens. Polling works without it."""
@@ -139,7 +151,7 @@ class PostgresNotifier:
             if self._is_connected.is_set() and not self._has_no_listen:
                 pause = _FIRST_PAUSE
                 self._is_connected.clear()
-                self._waiters.notify([EVERY_QUEUE])
+                self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -179,9 +191,9 @@ class PostgresNotifier:
         self._has_warned = False
 
     def _on_notification(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
-        sender_id, *queues = text.split("\n")
+        sender_id, *names = text.split("\n")
         if sender_id != self._sender_id:
-            self._waiters.notify(queues)
+            self._waiters.notify(names)
 
     async def close(self) -> None:
         """Send the pending notifications, and stop listening."""

@@ -397,6 +397,10 @@ class RedisBackend:
         """See `Backend.wait`."""
         await self._get_connections().listener.wait(queues, timeout, self._clock.sleep)
 
+    async def wait_for_session(self, session_id: str) -> None:
+        """See `Backend.wait_for_session`."""
+        await self._get_connections().listener.wait_for_session(session_id)
+
     # --- operators ---
 
     async def cancel(self, job_id: str) -> Cancellation:

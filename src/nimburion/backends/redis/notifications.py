@@ -2,6 +2,7 @@
 
 A queue is notified only when one of its workers is idle. Its name is then in the hash `notify`,
 where the exchange that found nothing, or `wait`, has put it. Busy workers cause no notifications.
+A session is notified on the same channel, always: cancels and commands are rare.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from redis import exceptions as driver
 
 from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.connection.topology import ServerLocator
-from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
+from nimburion.backends.waiters import EVERY_QUEUE, EVERY_SESSION, Waiters, wait_until
 from nimburion.core.errors import BackendError, BackendUnavailable
 
 _log = logging.getLogger("nimburion.backends.redis")
 
 _REPLY_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-_PING_AFTER = 15.0
+_PING_AFTER = 30.0
 """Seconds of silence after which the listener sends a PING."""
 _PING = pack_command((b"PING",))
 
@@ -34,7 +35,7 @@ Subscribe = Callable[[Collection[str]], Awaitable[None]]
 
 class PubSubListener:
     """The notifications that one handle receives. Belongs to one event loop; listens from the first
-    `wait`.
+    call that waits.
     """
 
     def __init__(self, locator: ServerLocator, channel: bytes, subscribe: Subscribe) -> None:
@@ -60,6 +61,11 @@ class PubSubListener:
         with self._waiters.expect(queues) as notified:
             await self._subscribe_queues(queues)
             await wait_until(notified, sleep(timeout))
+
+    async def wait_for_session(self, session_id: str) -> None:
+        """Return when the session is notified, or when notifications may have been lost."""
+        await self._ensure_listening(_REPLY_TIMEOUT)
+        await self._waiters.wait_for_session(session_id)
 
     def note_subscribed(self, queues: Iterable[str]) -> None:
         """Record that an exchange found nothing and put these queues into the hash."""
@@ -91,11 +97,11 @@ class PubSubListener:
                 await self._subscribe(unsubscribed)
                 self._subscribed_queues.update(unsubscribed)
 
-    def _wake(self, queues: Collection[str]) -> None:
-        if EVERY_QUEUE in queues:
+    def _wake(self, names: Collection[str]) -> None:
+        if EVERY_QUEUE in names:
             self._subscribed_queues.clear()
-        self._subscribed_queues.difference_update(queues)
-        self._waiters.notify(queues)
+        self._subscribed_queues.difference_update(names)
+        self._waiters.notify(names)
 
     async def _listen_forever(self) -> None:
         """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
@@ -110,7 +116,7 @@ class PubSubListener:
             if self._is_connected.is_set():
                 pause = _FIRST_PAUSE
                 self._is_connected.clear()
-                self._wake([EVERY_QUEUE])
+                self._wake([EVERY_QUEUE, EVERY_SESSION])
             self._locator.invalidate()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)

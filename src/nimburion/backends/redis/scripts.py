@@ -50,6 +50,7 @@ _ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
 _WRITE_PARTS = (*_ENQUEUE_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
+_CANCEL_PARTS = ("session_names", "cancel_job")
 _NEW_JOB_PARTS = ("new_job_format", "ids", "enqueue_jobs")
 
 SCRIPT_SPECS = MappingProxyType(
@@ -72,9 +73,9 @@ SCRIPT_SPECS = MappingProxyType(
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
-        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", "cancel_job"), "allow-oom"),
+        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CANCEL_PARTS), "allow-oom"),
         "pause": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
-        "send_command": ScriptSpec(_RECORD_PARTS, "allow-oom"),
+        "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "put_audit": ScriptSpec(("times",), "allow-oom"),
         "replay": ScriptSpec((*_WRITE_PARTS, "scan_jobs"), "allow-oom"),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
@@ -105,7 +106,7 @@ SCRIPT_SPECS = MappingProxyType(
         "pause_schedule": ScriptSpec(("schedule_format",), "allow-oom"),
         "delete_schedule": ScriptSpec(flags="allow-oom"),
         "schedules": ScriptSpec(flags="no-writes"),
-        "fire": ScriptSpec((*_WRITE_PARTS, "cancel_job", *_NEW_JOB_PARTS, "schedule_format")),
+        "fire": ScriptSpec((*_WRITE_PARTS, *_CANCEL_PARTS, *_NEW_JOB_PARTS, "schedule_format")),
     }
 )
 """The script of each operation, by name."""

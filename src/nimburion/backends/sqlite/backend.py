@@ -175,11 +175,11 @@ class SQLiteBackend:
         )
         loop = asyncio.get_running_loop()
 
-        def notify(queues: frozenset[str]) -> None:
-            sender.notify(queues)
+        def notify(names: frozenset[str]) -> None:
+            sender.notify(names)
             if listener.is_listening:
                 with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(listener.wake, queues)
+                    loop.call_soon_threadsafe(listener.wake, names)
 
         sql, boot = Statements(opening.PACKAGE, opening.STATEMENTS), read_boot_id()
         files = OpenFiles(self.path)
@@ -403,6 +403,12 @@ class SQLiteBackend:
         if self._listener is None or self._writer is None or self._pid != os.getpid():
             raise self._make_not_open_error()
         await self._listener.wait(queues, timeout, self._clock.sleep)
+
+    async def wait_for_session(self, session_id: str) -> None:
+        """See `Backend.wait_for_session`."""
+        if self._listener is None or self._writer is None or self._pid != os.getpid():
+            raise self._make_not_open_error()
+        await self._listener.wait_for_session(session_id)
 
     # --- operators and maintenance ---
 

@@ -3,6 +3,9 @@
 A process that waits binds a socket. A process that writes sends the names of the changed queues to
 every socket. Delivery is not guaranteed: a full socket already holds a notification, and the
 socket of a dead process is removed. Where no socket can be bound, waiters rely on their timeout.
+
+A worker binds a second socket, named after its session. Cancels and commands for the session are
+sent to this socket only. So a busy worker hears of them, but not of each new job.
 """
 
 from __future__ import annotations
@@ -17,13 +20,21 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
+from nimburion.backends.waiters import (
+    EVERY_QUEUE,
+    Waiters,
+    is_session_name,
+    make_session_name,
+    wait_until,
+)
 from nimburion.core.errors import NimburionError
 
 _MAX_PATH_BYTES = 100
 """The most bytes of a socket's path. Systems allow 104 to 108."""
 _MAX_MESSAGE_BYTES = 4096
 """The most bytes of a message. If the queue names do not fit, all queues are notified."""
+_SESSION_PREFIX = "s"
+"""The first character of the name of a session's socket. Other sockets have hexadecimal names."""
 _MTIME_SETTLED_NS = 50_000_000
 """Nanoseconds after which a folder's modification time covers all earlier changes."""
 
@@ -41,6 +52,12 @@ def find_socket_folder(path: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"nimburion-{mark}"
 
 
+def find_session_socket(folder: Path, session_name: str) -> Path:
+    """Return the path of the socket of a session, given the name under which it is notified."""
+    mark = hashlib.blake2b(session_name.encode(), digest_size=8).hexdigest()
+    return folder / f"{_SESSION_PREFIX}{mark}"
+
+
 class SocketNotifier:
     """Sends notifications to the other processes. Use it from one thread only."""
 
@@ -51,17 +68,21 @@ class SocketNotifier:
         self._folder_mtime = -1
         self._socket: socket.socket | None = None
 
-    def notify(self, queues: Collection[str]) -> None:
-        """Send the names of these queues to every other socket in the folder. Never blocks."""
-        self._refresh()
-        if not self._others:
+    def notify(self, names: Collection[str]) -> None:
+        """Send the names of queues to every other socket of the folder, and sessions to their own.
+
+        Never blocks.
+        """
+        sessions = [name for name in names if is_session_name(name)]
+        for session in sessions:
+            self._send(b"", str(find_session_socket(self._folder, session)))
+        if len(sessions) == len(names):
             return
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)  # noqa: FBT003 (the library's)
-        message = encode_queues(queues)
-        for other in self._others:
-            self._send(self._socket, message, other)
+        self._refresh()
+        if self._others:
+            message = encode_queues([name for name in names if not is_session_name(name)])
+            for other in self._others:
+                self._send(message, other)
 
     def close(self) -> None:
         """Close the socket."""
@@ -69,9 +90,12 @@ class SocketNotifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, sender: socket.socket, message: bytes, other: str) -> None:
+    def _send(self, message: bytes, other: str) -> None:
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)  # noqa: FBT003 (the library's)
         try:
-            sender.sendto(message, other)
+            self._socket.sendto(message, other)
         except ConnectionRefusedError:  # its process died
             self._folder_mtime = -1
             with suppress(OSError):
@@ -92,7 +116,7 @@ class SocketNotifier:
             self._others = [
                 str(self._folder / name)
                 for name in sorted(os.listdir(self._folder))  # noqa: PTH208
-                if name != self._own
+                if name != self._own and not name.startswith(_SESSION_PREFIX)
             ]
         self._folder_mtime = changed if time.time_ns() - changed > _MTIME_SETTLED_NS else -1
 
@@ -101,6 +125,7 @@ class SocketListener:
     """Receives notifications for the waiting callers of this handle. Use on the loop's thread."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
         self._path = folder / name
         self._socket: socket.socket | None = None
         self._waiters = Waiters()
@@ -111,16 +136,7 @@ class SocketListener:
         if self.is_listening:
             return
         self.is_listening = True
-        listening_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        listening_socket.setblocking(False)  # noqa: FBT003 (the library's)
-        try:
-            self._path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
-            listening_socket.bind(str(self._path))
-            self._path.chmod(0o666)  # users of the file can send; messages hold only queue names
-        except OSError:
-            listening_socket.close()
-        else:
-            self._socket = listening_socket
+        self._socket = bind_socket(self._path)
 
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
@@ -137,6 +153,24 @@ class SocketListener:
         finally:
             if not self._waiters:  # spare a busy worker the wake-ups of its event loop
                 self._stop_reading()
+
+    async def wait_for_session(self, session_id: str) -> None:
+        """Return when the session is notified. Never returns if its socket cannot be bound."""
+        path = find_session_socket(self._folder, make_session_name(session_id))
+        session_socket = bind_socket(path)
+        notified = asyncio.Event()
+        if session_socket is None:
+            await notified.wait()
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(session_socket.fileno(), notified.set)
+        try:
+            await notified.wait()
+        finally:
+            loop.remove_reader(session_socket.fileno())
+            session_socket.close()
+            with suppress(OSError):
+                path.unlink()
 
     def wake(self, queues: Collection[str]) -> None:
         """Wake the waiters of these queues. Without a waiter, keep it for the next `wait`."""
@@ -180,6 +214,20 @@ class SocketListener:
         with suppress(OSError):
             while True:
                 self._waiters.notify(decode_queues(self._socket.recv(_MAX_MESSAGE_BYTES)))
+
+
+def bind_socket(path: Path) -> socket.socket | None:
+    """Bind a datagram socket at `path`, and create its folder. Return None if that fails."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    bound.setblocking(False)  # noqa: FBT003 (the library's)
+    try:
+        path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
+        bound.bind(str(path))
+        path.chmod(0o666)  # users of the file can send; messages hold only queue names
+    except OSError:
+        bound.close()
+        return None
+    return bound
 
 
 class SQLiteNotifier:

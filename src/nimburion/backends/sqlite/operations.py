@@ -12,6 +12,7 @@ from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder
 from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
+from nimburion.backends.waiters import make_session_name
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditRecord
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, JobOptions, NewJob, State
@@ -35,7 +36,9 @@ def cancel(db: Database, job_id: str) -> Cancellation:
     seq, state, lane = row
     if state != 0:
         return Cancellation.FINISHED
-    if db.run("request_cancel", seq).rowcount:
+    sessions = db.run("request_cancel", seq).fetchall()
+    if sessions:
+        db.notify(make_session_name(session_id) for (session_id,) in sessions)
         return Cancellation.REQUESTED
     transitions.finish_waiting(db, seq, lane, CANCELLED, None)
     return Cancellation.CANCELLED

@@ -11,7 +11,7 @@ from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.reserve import decode_limits
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
-from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
 from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError, Reason
@@ -104,6 +104,7 @@ def heartbeat(db: Database, session_id: str, vitals: Vitals | None = None) -> He
 def send_command(db: Database, session_id: str, command: WorkerCommand | None) -> bool:
     """See `Backend.send_command`."""
     text = None if command is None else command.value
+    db.notify([make_session_name(session_id)])
     return db.run("send_command", session_id, text).rowcount > 0
 
 
@@ -145,7 +146,9 @@ def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
 
 def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
     """See `Backend.rescue`."""
-    db.run("expire_sessions", db.now, db.boot_time, db.boot_id)
+    expired = db.run("expire_sessions", db.now, db.boot_time, db.boot_id).fetchall()
+    # A worker that lives learns that its session has ended; the socket of a dead one is removed.
+    db.notify(make_session_name(session_id) for (session_id,) in expired)
     rows = db.run("list_orphaned_leases", limit + 1, SUSPECT_AFTER).fetchall()
     rescued = Rescued([], [], [], more=len(rows) > limit)
     for *fields, spared, job_id, lost, failures, session_id, host in rows[:limit]:

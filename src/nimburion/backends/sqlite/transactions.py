@@ -65,7 +65,7 @@ class SQLiteCallerTransaction:
     def __init__(self, caller_transactions: CallerTransactions, adapter: ConnectionAdapter) -> None:
         self._caller_transactions = caller_transactions
         self._adapter = adapter
-        self._queues_to_notify: set[str] = set()
+        self._names_to_notify: set[str] = set()
 
     async def begin(self) -> object:
         """See `nimburion.core.transactions.Transaction`."""
@@ -78,14 +78,14 @@ class SQLiteCallerTransaction:
 
     async def complete(self, session_id: str, completed: Completed) -> None:
         """See `nimburion.core.transactions.Transaction`."""
-        self._queues_to_notify = await self._caller_transactions.complete_job(
+        self._names_to_notify = await self._caller_transactions.complete_job(
             self._adapter, session_id, completed
         )
 
     async def commit(self) -> None:
         """See `nimburion.core.transactions.Transaction`."""
         await self._adapter.commit()
-        self._caller_transactions.notifier.notify(self._queues_to_notify)
+        self._caller_transactions.notifier.notify(self._names_to_notify)
         await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
@@ -114,7 +114,7 @@ class SQLiteOwnTransaction:
         self._expiry_task: asyncio.Task[None] | None = None
         self._ending = False
         self._expired = False
-        self._queues_to_notify: set[str] = set()
+        self._names_to_notify: set[str] = set()
 
     async def begin(self) -> sqlite3.Connection:
         """See `nimburion.core.transactions.Transaction`."""
@@ -133,7 +133,7 @@ class SQLiteOwnTransaction:
         self._stop_expiry()
         self._check_not_expired()
         adapter = DbApiAdapter(_OffLoopConnection(self._connection))
-        self._queues_to_notify = await self._caller_transactions.complete_job(
+        self._names_to_notify = await self._caller_transactions.complete_job(
             adapter, session_id, completed
         )
 
@@ -143,7 +143,7 @@ class SQLiteOwnTransaction:
         with self._caller_transactions.map_errors():
             await run_to_completion(self._connection.commit)
         self._close_connection()
-        self._caller_transactions.notifier.notify(self._queues_to_notify)
+        self._caller_transactions.notifier.notify(self._names_to_notify)
         await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
@@ -320,7 +320,7 @@ class CallerTransactions:
     async def complete_job(
         self, adapter: ConnectionAdapter, session_id: str, completed: Completed
     ) -> set[str]:
-        """Complete a job just before the commit; return the queues to notify after the commit."""
+        """Complete a job just before the commit; return the names to notify after the commit."""
         _, queues = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
         return queues
 
@@ -332,7 +332,7 @@ class CallerTransactions:
     async def run(
         self, adapter: ConnectionAdapter, work: Callable[[Database], T]
     ) -> tuple[T, set[str]]:
-        """Run `work` in the caller's transaction; return its result and the queues to notify."""
+        """Run `work` in the caller's transaction; return its result and the names to notify."""
         return await self._run_on_driver_connection(
             adapter, lambda connection: self._run(connection, work)
         )
@@ -366,7 +366,7 @@ class CallerTransactions:
             ensure_transaction(connection)
             database.run("take_write_lock")
             database.set_time()
-            return work(database), database.queues_to_notify
+            return work(database), database.names_to_notify
 
     def _check_file(self, database: Database) -> None:
         """Check both the backend's open files and the caller's file.

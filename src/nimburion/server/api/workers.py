@@ -56,7 +56,7 @@ class CommandBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class SentCommand(msgspec.Struct, frozen=True):
-    """A command that the worker gets with its next heartbeat."""
+    """A command that the worker gets with its next heartbeat; it is notified to send one."""
 
     worker: str
     command: str

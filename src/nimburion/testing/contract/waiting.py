@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from nimburion.core.job import JobOptions
 from nimburion.core.queries import EVERY_JOB
+from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed, Failed, Released, Retried
-from nimburion.testing.contract.harness import DEADLINE, OOPS, Harness, soon
+from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker, Harness, soon
 
 Operation = Callable[[], Awaitable[object]]
 Prepare = Callable[[Harness], Awaitable[Operation]]
@@ -106,6 +109,42 @@ NOTIFYING: dict[str, Prepare] = {
 }
 
 
+async def _cancel(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
+    await harness.add("a")
+    worker = await harness.worker()
+    await worker.take_one()
+    return worker, lambda: harness.backend.cancel("a")
+
+
+async def _command(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
+    worker = await harness.worker()
+    return worker, lambda: harness.backend.send_command(worker.id, WorkerCommand.QUIET)
+
+
+async def _cancel_previous(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
+    """The schedule fires a tick while its last job runs; every tick cancels it again."""
+    backend, ticks = harness.backend, itertools.count()
+
+    async def fire(tick: float) -> None:
+        last = tick - 1 if tick else None
+        job = harness.job("a")
+        assert (await backend.fire("nightly", last, tick, job, "cancel_previous")).job_id == "a"
+
+    await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await fire(float(next(ticks)))
+    worker = await harness.worker()
+    await worker.take_one()
+    return worker, lambda: fire(float(next(ticks)))
+
+
+NOTIFYING_SESSIONS: dict[str, Callable[[Harness], Awaitable[tuple[HandDrivenWorker, Operation]]]]
+NOTIFYING_SESSIONS = {
+    "a cancel of a running job": _cancel,
+    "a command": _command,
+    "a tick that cancels the previous job": _cancel_previous,
+}
+
+
 class Waiting:
     """Notifications."""
 
@@ -155,12 +194,46 @@ class Waiting:
         await soon(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
+    @pytest.mark.parametrize("what", NOTIFYING_SESSIONS)
+    async def test_a_session_is_notified_by(self, fleet: Harness, what: str) -> None:
+        """The worker then learns it from a heartbeat at once; the clock does not move."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        worker, operation = await NOTIFYING_SESSIONS[what](fleet)
+        waiting = asyncio.create_task(fleet.handles[1].wait_for_session(worker.id))
+        await repeat_until_done(operation, waiting)
+        reply = await worker.heartbeat()
+        assert reply.cancel or reply.command
+
+    async def test_only_the_session_that_holds_the_job_is_notified(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        backend, other = fleet.handles[1], await fleet.worker()
+        worker, cancel = await _cancel(fleet)
+        command = lambda: fleet.backend.send_command(other.id, None)  # noqa: E731
+        await repeat_until_done(command, asyncio.create_task(backend.wait_for_session(other.id)))
+        waiting = asyncio.create_task(backend.wait_for_session(other.id))
+        await repeat_until_done(cancel, asyncio.create_task(backend.wait_for_session(worker.id)))
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert waiting.cancelled()
+
     async def test_a_poll_finds_what_a_missed_notification_left(self, harness: Harness) -> None:
         """Notifications may be lost without losing a job."""
         await harness.add("a")
         await harness.put(harness.job("b", after=1.0))
         harness.clock.advance(1.0)
         assert len(await (await harness.worker()).take(5)) == 2
+
+
+async def repeat_until_done(operation: Operation, waiting: asyncio.Task[None]) -> None:
+    """Repeat the operation until `waiting` has ended: its handle may not listen yet."""
+    async with asyncio.timeout(DEADLINE):
+        while not waiting.done():
+            await operation()
+            await asyncio.wait({waiting}, timeout=0.02)
+    await waiting
 
 
 async def listening(

@@ -41,8 +41,8 @@ class Database:
         "boot_time",
         "clock",
         "connection",
+        "names_to_notify",
         "now",
-        "queues_to_notify",
         "reads_sizes_first",
         "statements",
     )
@@ -58,8 +58,8 @@ class Database:
         """The time of this call, in microseconds since 1970."""
         self.boot_time: float = 0.0
         """The time of this call, in seconds since the host booted."""
-        self.queues_to_notify: set[str] = set()
-        """The queues whose waiters to wake after the commit."""
+        self.names_to_notify: set[str] = set()
+        """The queues and sessions whose waiters to wake after the commit."""
         self.reads_sizes_first: bool = False
         """Whether the last exchange had more payloads than its reply could hold.
 
@@ -90,9 +90,9 @@ class Database:
         assert row is not None
         return row[0]
 
-    def notify(self, queues: Iterable[str]) -> None:
-        """Wake the waiters of these queues after the commit."""
-        self.queues_to_notify.update(queues)
+    def notify(self, names: Iterable[str]) -> None:
+        """Wake the waiters of these queues and sessions after the commit."""
+        self.names_to_notify.update(names)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

@@ -249,8 +249,8 @@ class WriterThread(DatabaseThread):
                     self._commit(database, [call], again=len(group) == 1)
             else:
                 group[0].error = error
-        if database.queues_to_notify:
-            notified, database.queues_to_notify = frozenset(database.queues_to_notify), set()
+        if database.names_to_notify:
+            notified, database.names_to_notify = frozenset(database.names_to_notify), set()
             self._notify(notified)
 
     def _begin(self, database: Database, group: list[DatabaseCall[object]]) -> bool:
@@ -299,18 +299,18 @@ class WriterThread(DatabaseThread):
         if alone:
             call.value = call.work(database)
             return
-        notified = set(database.queues_to_notify)
+        notified = set(database.names_to_notify)
         try:
             with map_errors(self._path), database.savepoint():
                 call.value = call.work(database)
         except Exception as error:
             if isinstance(error, BackendFull) or not database.connection.in_transaction:
                 raise
-            database.queues_to_notify = notified
+            database.names_to_notify = notified
             call.error = error
 
     def _roll_back(self, database: Database) -> None:
-        database.queues_to_notify.clear()
+        database.names_to_notify.clear()
         database.clear_lane_cache()
         if database.connection.in_transaction:
             with suppress(sqlite3.Error):  # the transaction ends even if ROLLBACK reports an error

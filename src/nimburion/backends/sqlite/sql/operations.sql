@@ -7,8 +7,9 @@
 -- name: request_cancel
 -- Request that the worker of a running job cancels it.
 -- Inputs: ?1 seq
--- Result: the number of rows; 0: no session holds the job
-UPDATE lease SET cancel_requested = 1 WHERE session IN (SELECT number FROM session) AND seq = ?1;
+-- Result: the id of the session that holds the job; no row: none holds it
+UPDATE lease SET cancel_requested = 1 WHERE session IN (SELECT number FROM session) AND seq = ?1
+RETURNING (SELECT s.id FROM session AS s WHERE s.number = lease.session);
 
 -- name: delete_ready
 -- Delete a job from `ready`.

@@ -69,11 +69,12 @@ UPDATE session SET ended_at = ?2 WHERE number = ?1;
 -- End the sessions that have expired. A session has expired if its time is over, if the host booted since its last
 -- heartbeat, or if `expires_at` is more than its ttl ahead because the clock was reset.
 -- Inputs: ?1 now, ?2 seconds since boot, ?3 boot id
--- Result: the number of rows
+-- Result: their ids
 UPDATE session SET ended_at = ?1, held_several = EXISTS (
     SELECT 1 FROM lease AS l WHERE l.session = session.number LIMIT 1 OFFSET 1
 )
-WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2 + ttl + 1);
+WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2 + ttl + 1)
+RETURNING id;
 
 -- name: list_orphaned_leases
 -- List leases of sessions that have ended.

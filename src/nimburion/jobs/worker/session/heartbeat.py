@@ -72,6 +72,7 @@ class Heartbeat:
         After silence (its own start, an outage) the other workers get the time for one heartbeat.
         """
         self.ended: bool = False
+        self._requested = asyncio.Event()
         self._handle: Backend | None = None
         self.begin(clock.monotonic())
 
@@ -85,10 +86,20 @@ class Heartbeat:
         self._handle = handle = self._backend.new_handle()
         try:
             while not (stopping.is_set() or self.ended):
+                self._requested.clear()
                 pause = await self._send(handle)
-                await wait_for_first(self._clock.sleep(pause), stopping.wait())
+                await wait_for_first(
+                    self._clock.sleep(pause), self._requested.wait(), stopping.wait()
+                )
         finally:
             await handle.close()
+
+    def send_now(self) -> None:
+        """Send the next heartbeat at once. Call this on the loop that runs the heartbeat.
+
+        If a heartbeat is under way, another one follows it.
+        """
+        self._requested.set()
 
     async def _send(self, handle: Backend) -> float:
         """Send one heartbeat and return the seconds until the next."""
@@ -179,6 +190,12 @@ class HeartbeatThread:
         self._thread.start()
         self._ready.wait()
 
+    def send_now(self) -> None:
+        """Send the next heartbeat at once."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the thread has ended, and its session too
+                self._loop.call_soon_threadsafe(self._heartbeat.send_now)
+
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
         """Release leases on this thread's connection. Safe from any thread; returns immediately."""
         if self._loop is not None:
@@ -241,6 +258,10 @@ class HeartbeatTask:
     def start(self) -> None:
         """Start the task."""
         self._task = asyncio.create_task(self._heartbeat.run(self._stopping))
+
+    def send_now(self) -> None:
+        """Send the next heartbeat at once."""
+        self._heartbeat.send_now()
 
     async def stop(self) -> None:
         """Stop the heartbeat; return when the task has ended."""

@@ -22,6 +22,7 @@ from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.session.heartbeat import Heartbeat, HeartbeatTask, HeartbeatThread
+from nimburion.jobs.worker.session.session_listener import SessionListener
 from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
@@ -93,6 +94,9 @@ class WorkerSession:
         self._heartbeat_runner = (
             HeartbeatThread(self.heartbeat) if threaded else HeartbeatTask(self.heartbeat)
         )
+        self._listener = SessionListener(
+            backend, session.id, clock, self._heartbeat_runner.send_now
+        )
 
     @property
     def id(self) -> str:
@@ -129,6 +133,7 @@ class WorkerSession:
         self._connectivity.note_answer("exchange")
         self.heartbeat.begin(sent)
         self._heartbeat_runner.start()
+        await self._listener.start()
         self._events.emit(SessionOpened(self.id))
 
     async def close(self, running: Sequence[Lease] = (), *, until_answered: bool = False) -> None:
@@ -139,6 +144,7 @@ class WorkerSession:
         continues needs this: an outage must not count its jobs as lost.
         """
         self.completer.closed = True
+        await self._listener.stop()
         await self._heartbeat_runner.stop()
         pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         until = self._clock.monotonic() + _CLOSE_TIMEOUT

@@ -6,7 +6,7 @@
 -- name: cancel_job
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
 -- Inputs: the time or NULL; the id
--- Result: cancelled, requested, finished or missing; the queue to notify (NULL: none)
+-- Result: cancelled, requested, finished or missing; the queue to notify, or `@` and the id of the session (NULL: none)
 -- Locks: the row of the job in `ready` or `scheduled`; its unique key
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
 CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, OUT answer text, OUT to_notify text)
@@ -19,6 +19,7 @@ DECLARE
     body record;
     attempts {schema}.attempt_state;
     lane int4;
+    holder int4;
 BEGIN
     LOOP
         SELECT j.seq, j.lane, j.due INTO body FROM {schema}.job j WHERE j.id = p_id;
@@ -43,9 +44,11 @@ BEGIN
         END IF;
         UPDATE {schema}.lease l SET cancel_requested = true
         WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained))
-            AND l.seq = body.seq;
+            AND l.seq = body.seq
+        RETURNING l.session INTO holder;
         IF FOUND THEN
             answer := 'requested';
+            SELECT '@' || s.id INTO to_notify FROM {schema}.session s WHERE s.number = holder;
             RETURN;
         END IF;
     END LOOP;

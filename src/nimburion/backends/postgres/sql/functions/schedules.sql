@@ -18,16 +18,18 @@ END $$;
 -- Decide one tick of a schedule: compare and swap its last tick, and store its job.
 -- Inputs: the time or NULL; the name; the last tick that the caller expects (NULL: none); the tick; the overlap rule;
 --   then one job with the arguments of `enqueue_1`
--- Result: fired, skipped, moved, paused or missing; the id of the job of this tick
+-- Result: fired, skipped, moved, paused or missing; the id of the job of this tick; what the cancel of the previous job
+--   notifies, as in `cancel_job_1`
 -- Locks: the schedule; then as `cancel_job_1` and `enqueue_1`
 CREATE OR REPLACE FUNCTION {schema}.fire_schedule_1(
     p_now int8, p_name text, p_expected float8, p_tick float8, p_overlap text, p_queues text[],
     p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
-    p_spans int8[], p_accept_existing bool[], p_since int8, OUT outcome text, OUT job_id bytea
+    p_spans int8[], p_accept_existing bool[], p_since int8, OUT outcome text, OUT job_id bytea, OUT cancel_to_notify text
 ) LANGUAGE plpgsql AS $$
 DECLARE
     kept record;
+    previous record;
     stored record;
 BEGIN
     SELECT * INTO kept FROM {schema}.schedule WHERE name = p_name FOR UPDATE;
@@ -37,7 +39,9 @@ BEGIN
         RETURN;
     END IF;
     outcome := 'skipped';
-    IF {schema}.allows_next_job_1(p_now, kept.last_job, p_overlap) THEN
+    SELECT * INTO previous FROM {schema}.allows_next_job_1(p_now, kept.last_job, p_overlap);
+    cancel_to_notify := previous.to_notify;
+    IF previous.allowed THEN
         SELECT * INTO stored FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
             p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_accept_existing, p_since);
         IF coalesce(stored.codes, 'c') IN ('c', 'e') THEN
@@ -51,20 +55,17 @@ END $$;
 -- name: allows_next_job
 -- Decide whether the previous job of a schedule allows the next one.
 -- Inputs: the time or NULL; the id of the previous job (NULL: none); the overlap rule
--- Result: whether the next job is allowed
+-- Result: whether the next job is allowed; what the cancel of the previous job notifies, as in `cancel_job_1`
 -- Locks: as `cancel_job_1` if the rule is `cancel_previous`
-CREATE OR REPLACE FUNCTION {schema}.allows_next_job_1(p_now int8, p_id bytea, p_overlap text) RETURNS bool
+CREATE OR REPLACE FUNCTION {schema}.allows_next_job_1(p_now int8, p_id bytea, p_overlap text, OUT allowed bool, OUT to_notify text)
 LANGUAGE plpgsql AS $$
 DECLARE
     previous record;
 BEGIN
     SELECT r.status, r.failures INTO previous FROM {schema}.job_record r WHERE r.id = p_id AND r.status IN ('waiting', 'processing');
-    IF NOT FOUND OR p_overlap = 'allow' THEN
-        RETURN true;
+    allowed := NOT FOUND OR p_overlap = 'allow' OR p_overlap = 'cancel_previous'
+        OR p_overlap = 'queue_one' AND (previous.status = 'processing' OR previous.failures > 0);
+    IF FOUND AND p_overlap = 'cancel_previous' THEN
+        SELECT c.to_notify INTO to_notify FROM {schema}.cancel_job_1(p_now, p_id) c;
     END IF;
-    IF p_overlap = 'cancel_previous' THEN
-        PERFORM {schema}.cancel_job_1(p_now, p_id);
-        RETURN true;
-    END IF;
-    RETURN p_overlap = 'queue_one' AND (previous.status = 'processing' OR previous.failures > 0);
 END $$;

@@ -1,7 +1,7 @@
 -- cancel: cancels one job.
 -- Keys: job_seq job
 -- Arguments: ARGV[3] id
--- Reply: 'cancelled', 'requested' (the job runs; its worker learns it from its next heartbeat), 'finished' or 'missing'
+-- Reply: 'cancelled', 'requested' (the job runs; its session is notified), 'finished' or 'missing'
 -- Atomic: one script. A settlement of the job comes before or after it.
 -- Cost: O(log n) for n waiting jobs.
 local field = find_field(ARGV[3])

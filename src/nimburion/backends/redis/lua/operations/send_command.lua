@@ -2,7 +2,7 @@
 -- Keys: session_state session_command
 -- Arguments: ARGV[3] session id, [4] command, '' to take it back
 -- Reply: 1, or 0 if the session is unknown or closed
--- Atomic: one script. Each later heartbeat returns the command.
+-- Atomic: one script. Each later heartbeat returns the command. The session is notified.
 -- Cost: O(1).
 local id, command = ARGV[3], ARGV[4]
 local state = redis.call('HGET', session_state_key, id)
@@ -14,4 +14,5 @@ if command == '' then
 else
   redis.call('HSET', session_command_key, id, command)
 end
+notify_session(id)
 return 1

@@ -1,6 +1,6 @@
 -- Shared part of cancel and fire: cancels a waiting job, or asks the worker of a running job to cancel it.
--- Keys: job attempt_state lease cancel_requested ready
--- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; the worker learns it from its next heartbeat) or
+-- Keys: job attempt_state lease cancel_requested ready session_id
+-- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; its session is notified) or
 --   'finished'. The caller then calls write_buffer().
 -- Cost: O(log n) for n waiting jobs.
 local function cancel_job(field, body)
@@ -11,6 +11,10 @@ local function cancel_job(field, body)
   if lease then
     redis.call('HSET', lease_key, field, mark_lease_cancelled(lease))
     redis.call('HSET', cancel_requested_key, field, '1')
+    local session = find_session(read_lease(lease).session4)
+    if session then
+      notify_session(get_session_id(session))
+    end
     return 'requested'
   end
   local attempts

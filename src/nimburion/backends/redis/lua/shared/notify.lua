@@ -1,6 +1,7 @@
--- Shared part: notifies idle workers of the queues that have new work.
+-- Shared part: notifies idle workers of the queues that have new work, and sessions of cancel requests and commands.
 -- Keys: notify wakeup0 wakeup1 wakeup2 wakeup3
--- Provides: mark_queue(queue), mark_every_queue(), and notify_marked(), which notifies the subscribers of all marked queues
+-- Provides: mark_queue(queue), mark_every_queue(), and notify_marked(), which notifies the subscribers of all marked queues;
+--   notify_session(id), which notifies the worker of a session
 -- Atomic: an exchange that finds no job adds its queues to the hash `notify` in the same step. The next job of such a queue
 --   therefore notifies it. Busy workers are not in the hash, so they cause no notifications.
 -- Cost: one HMGET per marked queue.
@@ -29,6 +30,11 @@ local function get_stream(queue)
     sum = sum + string.byte(queue, i)
   end
   return STREAMS[sum % #STREAMS + 1]
+end
+
+-- The channel carries the names of queues, and `@` with the id of a session.
+local function notify_session(id)
+  redis.call('PUBLISH', notify_key, '@' .. id)
 end
 
 local function notify_marked()
