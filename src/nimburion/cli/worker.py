@@ -68,6 +68,7 @@ def worker(
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
     check_backend(processor, current_invocation())
+    processor.import_path = processor.import_path or target
     processor.settings = override_settings(processor.settings, queues, concurrency)
     if with_server:
         run_with_server(processor, server_port)

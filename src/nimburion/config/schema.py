@@ -141,6 +141,7 @@ JOBS = Section(
         "concurrency": _NUMBERS["concurrency"],
         "queues": SectionList(QUEUE, unique="name"),
         **_NUMBERS,
+        "child_max_memory": size(32 * 1024**2, 1024**4, optional=True),
         "keep_arguments": choice("auto", "yes", "no"),
         "code_version": text(),
         "log_attempts": choice("debug", "info"),

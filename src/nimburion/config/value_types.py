@@ -15,6 +15,7 @@ from nimburion.core.errors import DefinitionError
 from nimburion.core.redaction import redact_value
 from nimburion.core.shortening import shorten
 from nimburion.core.size_limits import NAME_PATTERN
+from nimburion.core.sizes import read_byte_count
 
 MAX_DURATION = 36_525 * 86_400.0
 
@@ -24,8 +25,6 @@ _DURATION = re.compile(
     r"(?:(?P<m>\d{1,9}(?:\.\d{1,9})?)m)?(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)s)?"
     r"(?:(?P<ms>\d{1,9}(?:\.\d{1,9})?)ms)?"
 )
-_SIZE = re.compile(r"(\d{1,12})\s?(B|KiB|MiB|KB|MB)")
-_BYTES = MappingProxyType({"B": 1, "KiB": 1024, "MiB": 1024**2, "KB": 1000, "MB": 1000**2})
 
 
 class InvalidValue(Exception):
@@ -107,7 +106,7 @@ def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False
     )
 
 
-def size(least: int, most: int) -> ValueType:
+def size(least: int, most: int, *, optional: bool = False) -> ValueType:
     """Return the type of a size: bytes, or a text such as `256KiB`."""
 
     def take(written: Written) -> int:
@@ -116,7 +115,7 @@ def size(least: int, most: int) -> ValueType:
             raise InvalidValue(f"from {least} to {most} bytes")
         return count
 
-    return ValueType("bytes, or a text like 256KiB, 1MiB", take)
+    return ValueType(_add_none("bytes, or a text like 256KiB, 1MiB", optional), take, optional)
 
 
 def text(*, secret: bool = False) -> ValueType:
@@ -268,8 +267,7 @@ def _check_finite(value: float) -> float:
 
 
 def _parse_byte_count(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-        return int(match[1]) * _BYTES[match[2]]
-    raise InvalidValue(_unquote(value))
+    count = read_byte_count(value)
+    if count is None:
+        raise InvalidValue(_unquote(value))
+    return count

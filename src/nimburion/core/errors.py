@@ -15,6 +15,7 @@ NimburionError
 ├── UseAwait                  processor.sync was called on the processor's own event loop
 ├── LifespanError             the resources of a worker cannot be opened
 ├── NotOpen                   a processor or backend was used before open or after close
+├── RemoteError               middleware: the handler failed in its child process
 ├── LeaseLost                 this worker no longer holds the job
 ├── UnusableConnection        the transaction of a connection cannot be used (also a ValueError)
 └── BackendError              an error of the backend; __cause__ is the driver's own error
@@ -41,9 +42,12 @@ JobSignal                     raised by a handler: not an error
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nimburion.core.durations import to_seconds
+
+if TYPE_CHECKING:
+    from nimburion.core.job import AttemptError
 
 Outcome = Literal["not applied", "applied", "unknown"]
 """What the caller may conclude about a write that got no reply."""
@@ -151,6 +155,36 @@ class LeaseLost(NimburionError):
             "and the worker that holds the job now runs it"
         )
         self.job_id = job_id
+
+
+class RemoteError(NimburionError):
+    """The handler failed in its child process: it raised, or the process died.
+
+    Middleware around a handler with `execution="process"` receives it in place of the handler's own
+    exception. `type`, `message` and `traceback` are texts of the original.
+    """
+
+    def __init__(self, failure: AttemptError, *, after: float | None = None) -> None:
+        text = f"{failure.type}: {failure.message}"
+        super().__init__(f"{text}\n{failure.traceback}" if failure.traceback else text)
+        self.failure: AttemptError = failure
+        self.after: float | None = after
+        """Seconds until the next attempt, if the handler set them."""
+
+    @property
+    def type(self) -> str:
+        """The name of the original exception's class; `ChildProcessDied` if the process died."""
+        return self.failure.type
+
+    @property
+    def message(self) -> str:
+        """The text of the original exception."""
+        return self.failure.message
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of the original exception, or the last output of a dead process."""
+        return self.failure.traceback
 
 
 class UnusableConnection(NimburionError, ValueError):

@@ -46,6 +46,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the application. It is shown with its workers, and owns its schedules."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
     """The maximum number of handlers that run concurrently in each worker process."""
+    children: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    """The maximum number of child processes of each worker process, for handlers with
+    `execution="process"`. None: the number of cores, but not more than `concurrency`.
+    """
+    child_max_jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    """Replace a child process after this many jobs."""
+    child_max_memory: Annotated[int, Meta(ge=32 * 1024**2, le=1024**4)] | None = None
+    """Replace a child process that holds this many bytes of memory after a job."""
+    child_max_age: Annotated[float, Meta(ge=1)] | None = None
+    """Replace a child process after this many seconds, when its job has ended."""
     queues: tuple[QueueSettings, ...] = ()
     """The queues to serve; empty: every queue of the registered jobs."""
     session_ttl: Annotated[float, Meta(ge=1)] = 30.0
@@ -98,6 +108,10 @@ class SettingsOptions(TypedDict, total=False):
     url: str
     owner: str
     concurrency: int
+    children: int | None
+    child_max_jobs: int | None
+    child_max_memory: int | None
+    child_max_age: float | None
     queues: tuple[QueueSettings, ...]
     session_ttl: float
     grace: float

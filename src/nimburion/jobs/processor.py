@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from random import Random
 from typing import (
     TYPE_CHECKING,
@@ -38,7 +39,7 @@ from nimburion.core.settings import (
     read_bounds,
 )
 from nimburion.core.suggestions import describe_unknown
-from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
 from nimburion.jobs.client.sync import SyncClient
@@ -65,8 +66,11 @@ from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
 from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
 from nimburion.jobs.worker.attempt.reporter import AttemptReporter
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
+from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
+from nimburion.jobs.worker.children.pool import ChildPool, RecycleLimits, count_children
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.inline import InlineRunner
 from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
@@ -108,6 +112,10 @@ class Processor(Client):
     setting or a value outside its bounds raises `ConfigurationError`. `clock`, `random` and
     `entropy` are for tests.
 
+    `import_path` (`"myapp.jobs:processor"`) is where child processes find the processor, for jobs
+    with `execution="process"`. Without it, the processor is found if it is a global variable of a
+    module, or if `nimburion worker MODULE:NAME` runs it.
+
     A processor belongs to the event loop that opened it. All other code uses `processor.sync`.
     """
 
@@ -116,6 +124,7 @@ class Processor(Client):
         backend: Backend | str,
         settings: Settings | None = None,
         *,
+        import_path: str | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
         entropy: Entropy = os.urandom,
@@ -125,6 +134,10 @@ class Processor(Client):
             backend = open_backend(backend)
         chosen = _merge_settings(settings or Settings(), single_settings)
         super().__init__(backend, settings=chosen, clock=clock, random=random, entropy=entropy)
+        self.import_path: str | None = (
+            None if import_path is None else check_import_path(import_path)
+        )
+        """Where child processes find this processor, as `module:name`; None: it is searched for."""
         self._middlewares: list[Middleware] = []
         self.handler_hooks: HandlerHooks = HandlerHooks()
         """The hooks that run where a handler runs; see `around_handler`."""
@@ -503,11 +516,13 @@ class Processor(Client):
     def _make_running_worker(self) -> RunningWorker:
         """Return a worker with its threads and services, not started."""
         worker = self._make_worker()
+        children = self._make_children()
         return RunningWorker(
             worker,
             (*self.services, *self._make_maintenance(worker)),
-            self._make_attempt_runner,
+            partial(self._make_attempt_runner, children=children),
             self.settings,
+            children=children,
             job_names=self.registry.names,
             limits=self.registry.limits,
             lifespan=self.worker_lifespan,
@@ -520,8 +535,10 @@ class Processor(Client):
         report: ProgressSink,
         state: object,
         guard: ForkGuard | None = None,
+        children: ChildPool | None = None,
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
+        limits = self.settings.limits
         return AttemptRunner(
             self.registry,
             self._middlewares,
@@ -531,7 +548,7 @@ class Processor(Client):
             report=report,
             clock=self.clock,
             random=self._random,
-            limits=self.settings.limits,
+            limits=limits,
             client=self,
             reporter=AttemptReporter(
                 self._counters,
@@ -544,6 +561,37 @@ class Processor(Client):
             make_transaction=self._make_transaction,
             state=state,
             guard=guard,
+            process_calls=(
+                None if children is None else ProcessCalls(children, report, limits.error)
+            ),
+        )
+
+    def _make_children(self) -> ChildPool | None:
+        """Return the pool of child processes, which start when they are needed.
+
+        None: no job needs one, and the processor is not found where a child could import it.
+        `DefinitionError` is raised if a job needs one nevertheless.
+        """
+        names = self.registry.process_names
+        application = find_import_path(self)
+        if application is None and names:
+            raise DefinitionError(
+                f'job {min(names)!r} has execution="process": a child process must import the '
+                "processor, and it is not a global variable of a module. Write "
+                'Processor(…, import_path="myapp.jobs:processor"), where the name is that of the '
+                "processor, or of a function without arguments that makes it"
+            )
+        if application is None or (application.script is not None and not names):
+            return None
+        settings = self.settings
+        return ChildPool(
+            count_children(settings),
+            application,
+            RecycleLimits(
+                settings.child_max_jobs, settings.child_max_memory, settings.child_max_age
+            ),
+            partial(enqueue_for_child, self),
+            asyncio.get_running_loop(),
         )
 
     def _choose_kept_arguments(self) -> tuple[bool, dict[str, bool]]:

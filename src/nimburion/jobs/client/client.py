@@ -692,6 +692,18 @@ def require_stored(job: NewJob, result: Enqueued) -> str:
             return result.id
 
 
+async def enqueue_for_child(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    """Store jobs that a handler in a child process enqueues; count and announce them here.
+
+    The call is made once. The child repeats it if the backend does not answer.
+    """
+    results = await client.backend.enqueue(jobs)
+    client._count_enqueued(jobs, results)
+    if client.events.wants(JobEnqueued):
+        client._emit_enqueued(jobs, results)
+    return results
+
+
 def _make_enqueueing(job: object, new: NewJob) -> Enqueueing:
     return Enqueueing(
         job=job,

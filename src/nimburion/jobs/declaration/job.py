@@ -135,6 +135,10 @@ class Job:
       id.
     - `on_failure`: a function of (ctx, error), called when an attempt has failed and is retried.
     - `on_dead`: a function of (ctx, error), called when the job becomes a dead letter.
+    - `execution`: where the handler runs. `"auto"`: an `async def` on the event loop, a `def` in a
+      thread. `"process"`: in a child process, which a timeout or a cancel kills.
+    - `memory_limit`: bytes, or a text like `"512MB"`. An attempt is killed when its child process
+      uses more memory. It is not retried, unless `retry_over_memory_limit` is true.
 
     `DefinitionError` is raised for an option that is unknown or has a wrong value.
 

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from random import Random
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 
 from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
+from nimburion.core.sizes import read_byte_count
 from nimburion.core.suggestions import describe_unknown
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.uniqueness import ALL_FIELDS, Uniqueness
@@ -25,12 +26,17 @@ _T = TypeVar("_T")
 Backoff = Callable[[int], float]
 """Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
 
+Execution = Literal["auto", "thread", "process"]
+"""Where a handler runs. `auto`: an `async def` on the event loop, a `def` in a thread."""
+
 JITTER = 0.2
 """The largest fraction of a delay that is added at random.
 
 Jitter only lengthens a delay, so retries spread out and none comes early.
 """
 
+_MIN_MEMORY_LIMIT = 32 * 1024**2
+"""Bytes. A child process needs most of it before it runs a handler."""
 _MAX_DOUBLINGS = 60
 """More would overflow a float after some hundreds of failures; the maximum delay is reached
 earlier.
@@ -68,6 +74,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Called when an attempt has failed and the job is retried."""
     on_dead: FailureHook | None = None
     """Called when the job becomes a dead letter."""
+    execution: Execution = "auto"
+    memory_limit: int | None = None
+    """The largest resident memory of the child process that runs the handler, in bytes."""
+    retry_over_memory_limit: bool = False
+    """Whether an attempt that exceeded `memory_limit` is retried."""
 
     def with_defaults(self, settings: Settings) -> Policy:
         """Return this policy with defaults from the settings; `timeout` and `concurrency` may stay
@@ -127,6 +138,9 @@ class PolicyOptions(TypedDict, total=False):
     """Called with the context and the error when an attempt has failed and the job is retried."""
     on_dead: FailureHook | None
     """Called with the context and the error when the job becomes a dead letter."""
+    execution: Execution
+    memory_limit: int | str | None
+    retry_over_memory_limit: bool
 
 
 class _Exponential(msgspec.Struct, frozen=True):
@@ -206,6 +220,9 @@ def parse_policy(
     on_duplicate: Literal["reject", "existing"] = "reject",
     on_failure: FailureHook | None = None,
     on_dead: FailureHook | None = None,
+    execution: Execution = "auto",
+    memory_limit: int | str | None = None,
+    retry_over_memory_limit: bool = False,
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
     return Policy(
@@ -220,6 +237,9 @@ def parse_policy(
         unique=_parse_uniqueness(unique, unique_for, on_duplicate),
         on_failure=_parse_hook("on_failure", on_failure),
         on_dead=_parse_hook("on_dead", on_dead),
+        execution=_parse_execution(execution),
+        memory_limit=_parse_memory_limit(memory_limit, execution, retry=retry_over_memory_limit),
+        retry_over_memory_limit=bool(retry_over_memory_limit),
     )
 
 
@@ -252,6 +272,37 @@ def _parse_uniqueness(
 
 def _value_or_default(value: _T | None, default: _T) -> _T:
     return default if value is None else value
+
+
+def _parse_execution(value: Execution) -> Execution:
+    allowed = get_args(Execution)
+    if value not in allowed:
+        raise DefinitionError(f"execution must be one of {', '.join(allowed)}, not {value!r}")
+    return value
+
+
+def _parse_memory_limit(
+    value: int | str | None, execution: Execution, *, retry: bool
+) -> int | None:
+    if value is None:
+        if retry:
+            raise DefinitionError("retry_over_memory_limit needs a memory_limit")
+        return None
+    if execution != "process":
+        raise DefinitionError(
+            'memory_limit needs execution="process": only a process has a memory of its own'
+        )
+    size = read_byte_count(value)
+    if size is None:
+        raise DefinitionError(
+            f"memory_limit must be bytes, or a text like '512MB' or '1GiB', not {value!r}"
+        )
+    if size < _MIN_MEMORY_LIMIT:
+        raise DefinitionError(
+            f"memory_limit must be at least {_MIN_MEMORY_LIMIT >> 20}MiB, which Python itself "
+            f"needs, not {value!r}"
+        )
+    return size
 
 
 def _parse_backoff(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:

@@ -64,6 +64,11 @@ class Handler:
         self.target: Target = target
         self.is_async: bool = is_async(function)
         """Whether `call` returns a coroutine; otherwise it blocks."""
+        if self.is_async and policy.execution == "thread":
+            raise DefinitionError(
+                f'job {name!r}: execution="thread" is for `def` handlers, and this one is an '
+                "`async def`, which runs on the event loop"
+            )
         self.call: Callable[[Context[Any], Any], Any] = call
         """Calls the handler with the context and the return value of `decode`."""
         self.decode: Callable[[bytes], Any] = decode
@@ -148,6 +153,15 @@ class Registry:
     def handlers(self) -> list[Handler]:
         """All handlers, in the order of registration."""
         return list(self._handlers.values())
+
+    @property
+    def process_names(self) -> frozenset[str]:
+        """The names of the jobs whose handlers run in child processes."""
+        return frozenset(
+            handler.name
+            for handler in self._handlers.values()
+            if handler.policy.execution == "process"
+        )
 
     @property
     def limits(self) -> dict[str, int]:

@@ -22,6 +22,7 @@ from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.worker.attempt.attempt import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
+from nimburion.jobs.worker.children.pool import ChildPool
 from nimburion.jobs.worker.health import Health, read_health
 from nimburion.jobs.worker.loop_watchdog import LoopWatchdog
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
@@ -45,6 +46,7 @@ class RunningWorker:
         make_attempt_runner: MakeAttemptRunner,
         settings: Settings,
         *,
+        children: ChildPool | None,
         job_names: Sequence[str],
         limits: Mapping[str, int],
         lifespan: Lifespan | None,
@@ -53,6 +55,7 @@ class RunningWorker:
         self._loop = asyncio.get_running_loop()
         self._guard = ForkGuard(self._loop)
         self._threads = HandlerThreads(settings.concurrency, self._loop, self._guard)
+        self._children = children
         self._worker = worker
         self._services = tuple(services)
         self._make_attempt_runner = make_attempt_runner
@@ -191,6 +194,8 @@ class RunningWorker:
     async def _close_session(self, stuck: list[Lease]) -> None:
         if self._worker.task is not None:
             await self._worker.close_session(stuck)
+        if self._children is not None:
+            await self._children.close()
         await self._lifespan.close(self._stop_now)
         self._threads.close()
         self._guard.disable()

@@ -310,9 +310,12 @@ class Worker:
 
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
         slots = self._slots
-        for delivery in reply.deliveries:
+        deliveries, surplus = self.lanes.split_surplus(reply.deliveries)
+        for delivery in deliveries:
             self.lanes.occupy_slot(delivery)
             slots.add(delivery)
+        if surplus:
+            self._return_all(surplus)
         if request.total:
             self._trigger.lanes_not_empty = bool(reply.waiting)
             self.lanes.note_non_empty(reply.waiting)
@@ -384,7 +387,9 @@ class Worker:
             settlement = await self._attempt_runner.settle_after_error(attempt, error)
         finally:
             prefetch = self._slots.prefetch
-            prefetch.learn((attempt.ended or self._monotonic()) - started)
+            seconds = (attempt.ended or self._monotonic()) - started
+            prefetch.learn(seconds)
+            self.lanes.note_run(attempt.delivery, seconds)
             self._finish(attempt, settlement)
             # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
             if self._slots.prefetched and not prefetch.size:

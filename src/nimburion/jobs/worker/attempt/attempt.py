@@ -17,15 +17,15 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
 from nimburion.core.clock import Clock
-from nimburion.core.errors import LeaseLost
+from nimburion.core.errors import LeaseLost, RemoteError
 from nimburion.core.job import AttemptError, ErrorKind, JobRecord
 from nimburion.core.job_counters import LaneCounters
-from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.transactions import Transaction
@@ -52,6 +52,7 @@ from nimburion.jobs.worker.attempt.outcome import (
     Outcome,
     Succeeded,
 )
+from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
 from nimburion.jobs.worker.attempt.reporter import (
     AttemptReporter,
     log_failure,
@@ -74,6 +75,14 @@ CANCELLED_ON_REQUEST = "cancelled on request"
 
 _RELEASE_DELAY_AFTER_ERROR = 5.0
 """Seconds until the next attempt of a job that an error inside nimburion kept from starting."""
+
+
+class _Timeout(NamedTuple):
+    """The timeout of a running attempt."""
+
+    limit: asyncio.Timeout
+    seconds: float
+    monotonic: Callable[[], float]
 
 
 class Interruption(enum.Enum):
@@ -100,6 +109,7 @@ class Attempt(AttemptRecord):
         "raised",
         "settled",
         "started",
+        "timeout",
     )
 
     def __init__(self, delivery: Delivery, session_id: str) -> None:
@@ -116,6 +126,8 @@ class Attempt(AttemptRecord):
         """The context of the handler; None before it starts and after the attempt has ended."""
         self.call: ThreadCall | None = None
         """The thread call of a `def` handler; None for a coroutine."""
+        self.timeout: _Timeout | None = None
+        """The running timeout of the attempt."""
         self.interruption: Interruption | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
         """A Ctrl-C raised inside the handler. It stops the process after the attempt is settled."""
@@ -143,6 +155,18 @@ class Attempt(AttemptRecord):
         """
         return self.interruption is None and self.task is not None and self.task.cancelling() > 0
 
+    def stop_timeout(self) -> None:
+        """Let no time count towards the timeout until `start_timeout`."""
+        if self.timeout is not None:
+            self.timeout.limit.reschedule(None)
+
+    def start_timeout(self) -> None:
+        """Start the whole timeout of the attempt now, also in its context."""
+        if self.timeout is not None and self.context is not None:
+            seconds, monotonic = self.timeout.seconds, self.timeout.monotonic
+            self.timeout.limit.reschedule(asyncio.get_running_loop().time() + seconds)
+            self.context.deadline = monotonic() + seconds
+
     @property
     def in_thread(self) -> bool:
         """Whether a thread still runs the handler, even if its result is no longer awaited."""
@@ -153,7 +177,7 @@ class Attempt(AttemptRecord):
 
         Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
-        self.context = self.call = None
+        self.context = self.call = self.timeout = None
         super().clear()
 
     def interrupt(self, interruption: Interruption) -> None:
@@ -197,7 +221,9 @@ class AttemptRunner:
         make_transaction: Callable[[object], Transaction],
         state: object,
         guard: ForkGuard | None = None,
+        process_calls: ProcessCalls | None = None,
     ) -> None:
+        self._process_calls = process_calls
         self._registry = registry
         self._middlewares = tuple(middlewares)
         self._hooks = hooks
@@ -218,6 +244,8 @@ class AttemptRunner:
         """Run the handler and return its settlement; None if the lease is lost."""
         delivery = attempt.delivery
         found = self._chains.get(delivery.name) or self._find_handler(delivery.name)
+        if delivery.lost >= SUSPECT_AFTER and self._process_calls is not None and found is not None:
+            found = self._isolate(found)
         if found is None or attempt.interruption is not None:
             return self._settle_unstarted(attempt)
         handler, chain, lanes = found
@@ -348,14 +376,56 @@ class AttemptRunner:
         handler = self._registry.get(name)
         if handler is None:
             return None
-        call = make_handler_call(handler, self._hooks, self._guard)
-        innermost = call if handler.is_async else self._make_thread_call(call)
-        chain = compose(self._middlewares, innermost)
-        if self._middlewares:  # middleware may fork too
-            chain = self._check_for_fork(chain)
+        innermost = self._make_call(handler)
+        chain = self._add_middleware(innermost)
         found: _Chained = (handler, chain, {})
         self._chains[name] = found
         return found
+
+    def _make_call(self, handler: Handler) -> Chain:
+        """Return a function that runs a handler where its policy says."""
+        if handler.policy.execution == "process" and self._process_calls is not None:
+            return self._make_process_call(handler, self._process_calls)
+        call = make_handler_call(handler, self._hooks, self._guard)
+        return call if handler.is_async else self._make_thread_call(call)
+
+    def _make_process_call(self, handler: Handler, calls: ProcessCalls) -> Chain:
+        async def call_in_child(context: Context) -> object:
+            attempt = cast("Attempt", get_record(context))
+            return await calls.run(attempt, context, handler.policy)
+
+        return call_in_child
+
+    def _isolate(self, found: _Chained) -> _Chained:
+        """Return the chain of a suspect, which runs in a child process so that its worker survives.
+
+        If the handler cannot run in a child, it runs where its policy says.
+        """
+        handler, _, lanes = found
+        calls = self._process_calls
+        if calls is None or handler.policy.execution == "process":
+            return found
+        call_in_child = self._make_process_call(handler, calls)
+
+        async def call(context: Context) -> object:
+            try:
+                return await call_in_child(context)
+            except NotRunInChild as error:
+                _log.warning(
+                    "job %s has lost its worker repeatedly and should run in a child process; it "
+                    "runs in the worker, because %s",
+                    *(context.job_id, error),
+                )
+                cast("Attempt", get_record(context)).start_timeout()
+                return await self._make_call(handler)(context)
+
+        return handler, self._add_middleware(call), lanes
+
+    def _add_middleware(self, innermost: Chain) -> Chain:
+        chain = compose(self._middlewares, innermost)
+        if self._middlewares:  # middleware may fork too
+            chain = self._check_for_fork(chain)
+        return chain
 
     def _check_for_fork(self, chain: Chain) -> Chain:
         guard = self._guard
@@ -419,6 +489,7 @@ class AttemptRunner:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
+                attempt.timeout = _Timeout(limit, seconds, self._clock.monotonic)
                 return await chain(context)
         except TimeoutError as error:
             if limit.expired():
@@ -470,7 +541,12 @@ class AttemptRunner:
     def _classify_exception(
         self, attempt: Attempt, handler: Handler, raised: BaseException
     ) -> Outcome:
+        if type(raised) is NotRunInChild:
+            _log.error("job %s is released for a while: %s", attempt.delivery.lease.job_id, raised)
+            return outcomes.Snoozed(_RELEASE_DELAY_AFTER_ERROR)
         attempt.raised = raised
+        if type(raised) is RemoteError:  # the child has classified it
+            return AttemptFailed(raised.failure, raised.after)
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         permanent, number = handler.policy.permanent, attempt.delivery.attempt

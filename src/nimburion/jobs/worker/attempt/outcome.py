@@ -137,6 +137,39 @@ def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
     )
 
 
+def describe_child_death(
+    how: str, output: str, attempt: int, limit: int, *, memory_limit: int | None = None
+) -> AttemptError:
+    """Return the error of an attempt whose child process ended, at most `limit` bytes.
+
+    `memory_limit`: the limit, in bytes, that the process exceeded and was killed for. Such an error
+    is permanent.
+    """
+    kind: ErrorKind = "failure"
+    if memory_limit is not None:
+        kind, error_type = "permanent", "MemoryLimitExceeded"
+        message = (
+            f"its child process used more than the memory_limit of {memory_limit:,} bytes and was "
+            "killed; the job is not retried unless it has retry_over_memory_limit=True"
+        )
+    else:
+        error_type = "ChildProcessDied"
+        message = f"its child process {how} while the handler ran"
+        if "SIGKILL" in how:
+            message += (
+                "; if no person killed it, the memory of the host ran out: set a memory_limit, or "
+                "give it more memory"
+            )
+    return AttemptError(
+        attempt=attempt,
+        kind=kind,
+        type=error_type,
+        message=message,
+        traceback=clean_text(output and f"Its last output:\n{output}", limit - limit // 4),
+        fingerprint=compute_fingerprint(kind, error_type, "", message),
+    )
+
+
 def describe_exception(
     raised: BaseException, attempt: int, kind: ErrorKind, limit: int
 ) -> AttemptError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.worker.children.pool import count_children
+from nimburion.jobs.worker.exchange.prefetch import Prefetch
 
 _MAX_LISTED_LANES = 64
 """Up to this many lanes are all listed in every request. A reply lists at most this many lanes."""
@@ -29,6 +31,16 @@ class LaneSelector:
         }
         self._queue_options = {name: QueueOptions(q.priority) for name, q in self._queues.items()}
         self._in_use: Counter[str] = Counter()
+        self._process_names = registry.process_names
+        self._process_jobs = 0
+        """The jobs held here whose handlers run in child processes."""
+        self._children = count_children(settings)
+        self._process_prefetch = Prefetch(self._children, remote=False)
+        self._process_jobs_wait = False
+        """Whether the backend holds more jobs for child processes, as far as known."""
+        self._other_jobs = 0
+        """The number of other jobs in the last reply."""
+        self._has_limits = bool(self._queue_limits or self._process_names)
         self._non_empty = self._lanes
         self._ageing = settings.ageing
         self._entropy = entropy
@@ -48,13 +60,18 @@ class LaneSelector:
         Queues at their concurrency limit are left out. Otherwise the backend would report that they
         hold more jobs, and the worker would repeat the request immediately. A job that ends in such
         a queue triggers a new request with its settlement.
+
+        Jobs for child processes are left out while the children are busy: these jobs would only
+        take slots from others.
         """
         lanes = (
             self._lanes if everything or len(self._lanes) <= _MAX_LISTED_LANES else self._non_empty
         )
+        if self._process_jobs_wait:
+            total = self._limit_total(total)
         return ReserveRequest(
             total=total,
-            lanes=self._select_lanes_with_capacity(lanes) if self._queue_limits else lanes,
+            lanes=self._select_lanes_with_capacity(lanes) if self._has_limits else lanes,
             queues=self._limit_queues() if self._queue_limits else self._queue_options,
             ageing=self._ageing,
             nonce=self._entropy(16),
@@ -67,23 +84,71 @@ class LaneSelector:
         A list of the maximum length may be incomplete. Then all lanes are requested, so that no
         lane is left out for ever.
         """
+        if self._process_names and self._process_jobs < self._count_process_capacity():
+            waiting = tuple(waiting)
+            self._process_jobs_wait = any(lane.name in self._process_names for lane in waiting)
         if len(self._lanes) > _MAX_LISTED_LANES:
             named = tuple(waiting)
             self._non_empty = named if len(named) < _MAX_LISTED_LANES else self._lanes
 
     def occupy_slot(self, delivery: Delivery) -> None:
-        """Count a delivered job against the concurrency limit of its queue."""
-        if self._queue_limits:
+        """Count a delivered job against the limits of its queue and of the child processes."""
+        if self._has_limits:
             self._in_use[delivery.queue] += 1
+            self._process_jobs += delivery.name in self._process_names
 
     def free_slot(self, delivery: Delivery) -> None:
         """Stop counting a job that has left this worker."""
-        if self._queue_limits:
+        if self._has_limits:
             self._in_use[delivery.queue] -= 1
+            self._process_jobs -= delivery.name in self._process_names
+
+    def split_surplus(
+        self, deliveries: Sequence[Delivery]
+    ) -> tuple[Sequence[Delivery], Sequence[Delivery]]:
+        """Return the deliveries to hold, and those for which there are not enough children.
+
+        A request cannot limit the jobs of one name, so a reply may have more of them.
+        """
+        if not self._process_names:
+            return deliveries, ()
+        room = self._count_process_capacity() - self._process_jobs
+        held: list[Delivery] = []
+        surplus: list[Delivery] = []
+        self._other_jobs = 0
+        for delivery in deliveries:
+            is_other = delivery.name not in self._process_names
+            self._other_jobs += is_other
+            room -= not is_other
+            (held if is_other or room >= 0 else surplus).append(delivery)
+        self._process_jobs_wait |= bool(surplus)
+        return held, surplus
+
+    def note_run(self, delivery: Delivery, seconds: float) -> None:
+        """Note how long a job occupied its slot: short ones may wait for a child in a slot."""
+        if delivery.name in self._process_names:
+            self._process_prefetch.learn(seconds)
+
+    def _count_process_capacity(self) -> int:
+        return self._children + self._process_prefetch.size
+
+    def _limit_total(self, total: int) -> int:
+        """Return how many jobs to request while jobs wait for child processes.
+
+        Not many more than there are free children, so that few of the reply are surplus; more if
+        the last reply was mostly other jobs.
+        """
+        room = self._count_process_capacity() - self._process_jobs
+        return total if room <= 0 else min(total, room + 2 * self._other_jobs)
 
     def _select_lanes_with_capacity(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
         full = {name for name, most in self._queue_limits.items() if self._in_use[name] >= most}
-        return tuple(lane for lane in lanes if lane.queue not in full) if full else lanes
+        busy: Collection[str] = ()
+        if self._process_jobs >= self._count_process_capacity():
+            busy = self._process_names
+        if not full and not busy:
+            return lanes
+        return tuple(lane for lane in lanes if lane.queue not in full and lane.name not in busy)
 
     def _limit_queues(self) -> dict[str, QueueOptions]:
         capped = {

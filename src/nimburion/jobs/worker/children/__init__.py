@@ -1,0 +1,1 @@
+"""Child processes that run handlers: their pool, their protocol, and the program of a child."""

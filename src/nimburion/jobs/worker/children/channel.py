@@ -1,0 +1,175 @@
+"""The child's end of the connection to its parent.
+
+A thread reads the frames. It also notices that the parent is gone, and then ends the process. The
+handler runs on the main thread and cannot delay it, except by C code that holds the interpreter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from itertools import count
+from queue import SimpleQueue
+
+import msgspec
+
+from nimburion.core import errors
+from nimburion.core.errors import BackendError, BackendUnavailable
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.jobs.worker.children.frames import (
+    Call,
+    Enqueue,
+    EnqueueReply,
+    FrameSplitter,
+    ProgressMade,
+    ProgressReceived,
+    Start,
+    ToChild,
+    ToParent,
+    encode_frame,
+)
+
+EXIT_WITHOUT_PARENT = 75
+"""The exit code of a child whose parent is gone."""
+
+_READ_SIZE = 65_536
+
+_Reply = Callable[[EnqueueReply], None]
+
+
+class ParentChannel:
+    """Sends frames to the parent, and receives its frames on a thread."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 (of the standard library)
+        self._socket = socket.socket(fileno=descriptor)
+        self._lock = threading.Lock()
+        self._is_forked = False
+        self.calls: SimpleQueue[Call | None] = SimpleQueue()
+        """The calls to run; None: end."""
+        self.starts: SimpleQueue[Start] = SimpleQueue()
+        self._numbers = count(1)
+        self._waiting: dict[int, _Reply] = {}
+        self._progress = _ProgressSender(self.send)
+        os.register_at_fork(after_in_child=self._close_after_fork)
+        threading.Thread(target=self._read, name="nimburion-parent", daemon=True).start()
+
+    def send(self, frame: ToParent) -> None:
+        """Send a frame. Safe from any thread. Ends the process if the parent is gone."""
+        if self._is_forked:
+            return
+        data = encode_frame(frame)
+        try:
+            with self._lock:
+                self._socket.sendall(data)
+        except OSError:
+            os._exit(EXIT_WITHOUT_PARENT)
+
+    def report_progress(self, fraction: float, message: str) -> None:
+        """Send the progress of the running call, or soon if the last one is under way."""
+        self._progress.report(ProgressMade(fraction, message))
+
+    def flush_progress(self) -> None:
+        """Send the latest progress now, before the call is answered."""
+        self._progress.flush()
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """Store jobs through the parent. Raises the error of its backend."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[EnqueueReply] = loop.create_future()
+
+        def settle(reply: EnqueueReply) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        number = next(self._numbers)
+        self._waiting[number] = lambda reply: _call_soon(loop, settle, reply)
+        try:
+            self.send(Enqueue(number, list(jobs)))
+            reply = await future
+        finally:
+            self._waiting.pop(number, None)
+        if reply.error_type:
+            raise _make_error(reply)
+        return reply.results
+
+    def _read(self) -> None:
+        decode = msgspec.msgpack.Decoder(ToChild).decode
+        splitter = FrameSplitter()
+        try:
+            while data := self._socket.recv(_READ_SIZE):
+                for body in splitter.feed(data):
+                    self._receive(decode(body))
+        finally:
+            os._exit(EXIT_WITHOUT_PARENT)
+
+    def _receive(self, frame: ToChild) -> None:
+        match frame:
+            case Call():
+                self.calls.put(frame)
+            case EnqueueReply():
+                settle = self._waiting.get(frame.number)
+                if settle is not None:
+                    settle(frame)
+            case ProgressReceived():
+                self._progress.note_receipt()
+            case Start():
+                self.starts.put(frame)
+            case _:
+                self.calls.put(None)
+
+    def _close_after_fork(self) -> None:
+        """Give a process that the handler forks no way to speak in the name of its parent."""
+        self._is_forked = True
+        self._socket.close()
+
+
+class _ProgressSender:
+    """Sends at most one progress report until the parent has taken it; then the latest one."""
+
+    def __init__(self, send: Callable[[ToParent], None]) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        self._is_under_way = False
+        self._latest: ProgressMade | None = None
+
+    def report(self, progress: ProgressMade) -> None:
+        with self._lock:
+            if self._is_under_way:
+                self._latest = progress
+                return
+            self._is_under_way = True
+        self._send(progress)
+
+    def note_receipt(self) -> None:
+        with self._lock:
+            latest, self._latest = self._latest, None
+            self._is_under_way = latest is not None
+        if latest is not None:
+            self._send(latest)
+
+    def flush(self) -> None:
+        with self._lock:
+            latest, self._latest = self._latest, None
+        if latest is not None:
+            self._send(latest)
+
+
+def _call_soon(
+    loop: asyncio.AbstractEventLoop, settle: Callable[[EnqueueReply], None], reply: EnqueueReply
+) -> None:
+    try:
+        loop.call_soon_threadsafe(settle, reply)
+    except RuntimeError:  # the loop of the call is closed: no task awaits the reply
+        return
+
+
+def _make_error(reply: EnqueueReply) -> BackendError:
+    if reply.error_type == "BackendUnavailable":
+        return BackendUnavailable(reply.error, outcome=reply.outcome)
+    kind = getattr(errors, reply.error_type, BackendError)
+    plain = isinstance(kind, type) and issubclass(kind, BackendError)
+    return kind(reply.error) if plain else BackendError(reply.error)

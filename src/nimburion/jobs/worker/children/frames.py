@@ -1,0 +1,173 @@
+"""The frames between a worker and its child process.
+
+A frame is a length (four bytes, little-endian) and a struct in MessagePack. The parent sends
+`Start`, then one `Call` at a time. The child answers each call with one `Returned`, `Raised` or
+`NotRun`, and sends other frames while it runs. Payloads and results are bytes that the parent
+neither decodes nor changes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.job import AttemptError, Enqueued, NewJob
+from nimburion.core.lease import Delivery
+
+MAX_FRAME = 1 << 30
+"""Bytes. A longer frame is a sign that the handler has written to the channel."""
+
+
+class Start(msgspec.Struct, tag=1, array_like=True, frozen=True):
+    """Parent to child, first: the application to import, and the parent's surroundings."""
+
+    import_path: str
+    script: str | None
+    """The file of a program that the parent runs as `__main__`, if the processor is in it."""
+    search_path: list[str]
+    arguments: list[str]
+    parent: int
+    """The id of the parent's process."""
+    log_level: int
+
+
+class Call(msgspec.Struct, tag=2, array_like=True, frozen=True):
+    """Parent to child: run the handler of this delivery."""
+
+    delivery: Delivery
+    session_id: str
+    timeout: float | None
+    """Seconds until the parent kills the child."""
+    memory_limit: int | None
+    """Bytes."""
+    trace: dict[str, str]
+    """The current trace context of the parent, as headers."""
+
+
+class EnqueueReply(msgspec.Struct, tag=3, array_like=True, frozen=True):
+    """Parent to child: the results of `Enqueue`, or the error."""
+
+    number: int
+    results: list[Enqueued]
+    error_type: str = ""
+    """The name of a class in `nimburion.core.errors`; empty: no error."""
+    error: str = ""
+    outcome: Literal["not applied", "applied", "unknown"] = "unknown"
+
+
+class ProgressReceived(msgspec.Struct, tag=4, array_like=True, frozen=True):
+    """Parent to child: the last progress was taken, so the next one may be sent."""
+
+
+class Stop(msgspec.Struct, tag=5, array_like=True, frozen=True):
+    """Parent to child: end now. Sent only while no call runs."""
+
+
+class Ready(msgspec.Struct, tag=11, array_like=True, frozen=True):
+    """Child to parent: the application is imported; these names are registered."""
+
+    names: list[str]
+
+
+class NotStarted(msgspec.Struct, tag=12, array_like=True, frozen=True):
+    """Child to parent: the application cannot be imported. The child ends."""
+
+    reason: str
+    traceback: str
+
+
+class Returned(msgspec.Struct, tag=13, array_like=True, frozen=True):
+    """Child to parent: the handler returned. `result` is JSON, or None."""
+
+    result: bytes | None
+
+
+class Raised(msgspec.Struct, tag=14, array_like=True, frozen=True):
+    """Child to parent: the handler raised, and this is what it means."""
+
+    kind: Literal["failed", "snoozed", "cancelled"]
+    error: AttemptError | None = None
+    """What failed; None unless `kind` is `failed`."""
+    delay: float | None = None
+    """Seconds of a snooze, or until the retry if the handler set them."""
+    reason: str = ""
+    """Why the job is cancelled."""
+
+
+class NotRun(msgspec.Struct, tag=15, array_like=True, frozen=True):
+    """Child to parent: the handler was not called, because the child has none of this name."""
+
+    name: str
+
+
+class ProgressMade(msgspec.Struct, tag=16, array_like=True, frozen=True):
+    """Child to parent: the progress of the running call."""
+
+    fraction: float
+    message: str
+
+
+class Logged(msgspec.Struct, tag=17, array_like=True, frozen=True):
+    """Child to parent: one log record. `fields` are its attributes, as far as JSON can hold them.
+
+    `dropped`: the number of records that were too many before this one.
+    """
+
+    logger: str
+    level: int
+    fields: dict[str, str | int | float | bool | None]
+    dropped: int = 0
+
+
+class Enqueue(msgspec.Struct, tag=18, array_like=True, frozen=True):
+    """Child to parent: store these jobs, and answer with this number."""
+
+    number: int
+    jobs: list[NewJob]
+
+
+_HEADER = 4
+"""Bytes of the length before each frame."""
+
+ToChild = Start | Call | EnqueueReply | ProgressReceived | Stop
+ToParent = Ready | NotStarted | Returned | Raised | NotRun | ProgressMade | Logged | Enqueue
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class UnreadableFrame(Exception):
+    """The bytes are not a frame: something else has written to the channel."""
+
+
+def encode_frame(frame: ToChild | ToParent) -> bytes:
+    """Return the bytes of a frame with its length."""
+    body = _encode(frame)
+    return len(body).to_bytes(_HEADER, "little") + body
+
+
+class FrameSplitter:
+    """Splits a stream of bytes into the bodies of frames."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes and return the bodies that are complete now. Raises `UnreadableFrame`."""
+        buffer = self._buffer
+        buffer += data
+        bodies: list[bytes] = []
+        start = 0
+        while len(buffer) - start >= _HEADER:
+            length = int.from_bytes(buffer[start : start + _HEADER], "little")
+            if length > MAX_FRAME:
+                raise UnreadableFrame(f"a frame of {length} bytes")
+            end = start + _HEADER + length
+            if len(buffer) < end:
+                break
+            bodies.append(bytes(buffer[start + _HEADER : end]))
+            start = end
+        del buffer[:start]
+        return bodies

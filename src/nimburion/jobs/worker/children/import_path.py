@@ -1,0 +1,108 @@
+"""How a child process finds the processor of its parent: an import path, `module:name`.
+
+`nimburion worker MODULE:NAME` knows the path. A processor that a module holds in a global variable
+is found by itself. In a program that runs as `__main__`, the child runs the file under another
+name, as `multiprocessing` does, so what is below `if __name__ == "__main__"` does not run there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from importlib.machinery import SourceFileLoader
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+from nimburion.core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from nimburion.jobs.processor import Processor
+
+SCRIPT_NAME = "__nimburion_main__"
+"""The name under which a child runs the file that its parent runs as `__main__`."""
+
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+class ImportPath(NamedTuple):
+    """Where a child finds the processor."""
+
+    path: str
+    """`module:name`; the name may be that of a function without arguments that makes it."""
+    script: str | None = None
+    """The file of a program that runs as `__main__`, if the processor is in it."""
+
+
+def check_import_path(path: object) -> str:
+    """Return the path. `ConfigurationError` says what to write instead."""
+    if isinstance(path, str) and _PATH.fullmatch(path):
+        return path
+    raise ConfigurationError(
+        f"import_path must be of the form 'module:name', like 'myapp.jobs:processor', not {path!r}"
+    )
+
+
+def find_import_path(processor: Processor) -> ImportPath | None:
+    """Return where a child finds this processor; None if it cannot."""
+    if processor.import_path is not None:
+        return _resolve_main(processor.import_path)
+    names = _find_global_names(processor)
+    if names:
+        return ImportPath(names[0])
+    main_names = [
+        name for name, value in vars(sys.modules["__main__"]).items() if value is processor
+    ]
+    return _resolve_main(f"__main__:{main_names[0]}") if main_names else None
+
+
+def _find_global_names(processor: Processor) -> list[str]:
+    """Return the import paths of a processor in modules that another process can import."""
+    return [
+        f"{module_name}:{name}"
+        for module_name, module in list(sys.modules.items())
+        if getattr(module, "__spec__", None) is not None
+        if module_name not in {"__main__", SCRIPT_NAME}
+        for name, value in list(vars(module).items())
+        if value is processor
+    ]
+
+
+def _resolve_main(path: str) -> ImportPath | None:
+    """Replace `__main__` by the name of its module, or by its file. None: it has neither."""
+    module_name, _, name = path.partition(":")
+    if module_name not in {"__main__", SCRIPT_NAME}:
+        return ImportPath(path)
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:  # python -m package.module
+        return ImportPath(f"{main.__spec__.name}:{name}")
+    script = getattr(main, "__file__", None)
+    return None if script is None else ImportPath(f"{SCRIPT_NAME}:{name}", script)
+
+
+def load_processor(path: str, script: str | None) -> Processor:
+    """Import the processor that a path names. For the child."""
+    from nimburion.jobs.processor import Processor
+
+    module_name, _, name = path.partition(":")
+    module = importlib.import_module(module_name) if script is None else _run_script(script)
+    found: object = module
+    for step in name.split("."):
+        found = getattr(found, step)
+    if not isinstance(found, Processor) and callable(found):
+        found = found()
+    if not isinstance(found, Processor):
+        raise ConfigurationError(f"{path} is a {type(found).__name__}, not a Processor")
+    return found
+
+
+def _run_script(script: str) -> ModuleType:
+    loader = SourceFileLoader(SCRIPT_NAME, script)
+    spec = importlib.util.spec_from_file_location(SCRIPT_NAME, script, loader=loader)
+    if spec is None:
+        raise ConfigurationError(f"{script} cannot be run as a Python program")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[SCRIPT_NAME] = sys.modules["__main__"] = module
+    loader.exec_module(module)
+    return module

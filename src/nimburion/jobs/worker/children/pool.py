@@ -1,0 +1,190 @@
+"""The child processes of one worker: started when needed, one call at a time in each.
+
+A child that dies, or is killed, takes only its own call with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Awaitable
+from contextvars import Context as ContextVariables
+from typing import NamedTuple
+
+from nimburion.core.settings import Settings
+from nimburion.jobs.worker.children.frames import Start
+from nimburion.jobs.worker.children.import_path import ImportPath
+from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess, EnqueueJobs
+
+_log = logging.getLogger("nimburion.worker")
+
+
+class RecycleLimits(NamedTuple):
+    """When a child is replaced. It finishes its call first. None: never."""
+
+    max_jobs: int | None
+    max_memory: int | None
+    """Bytes of resident memory after a call."""
+    max_age: float | None
+    """Seconds."""
+
+    def are_reached(self, child: ChildProcess) -> bool:
+        """Return whether a child is to be replaced."""
+        return (
+            (self.max_jobs is not None and child.call_count >= self.max_jobs)
+            or (self.max_age is not None and child.age >= self.max_age)
+            or (self.max_memory is not None and child.read_memory() >= self.max_memory)
+        )
+
+
+def count_children(settings: Settings) -> int:
+    """Return how many child processes a worker may have."""
+    if settings.children is not None:
+        return settings.children
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(settings.concurrency, cores or 1)
+
+
+class ChildPool:
+    """At most `size` child processes that import the same application.
+
+    It belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        application: ImportPath,
+        limits: RecycleLimits,
+        enqueue_jobs: EnqueueJobs,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._size = size
+        self._application = application
+        self._limits = limits
+        self._enqueue_jobs = enqueue_jobs
+        self._loop = loop
+        self._children: set[ChildProcess] = set()
+        """All that count towards `size`, also those that are starting."""
+        self._idle: list[ChildProcess] = []
+        self._waiters: deque[asyncio.Future[ChildProcess]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    async def acquire(self, memory_limit: int | None = None) -> ChildProcess:
+        """Return a child that runs no call; `release` it afterwards. Waits until one is free.
+
+        A child that already uses half of `memory_limit` is replaced first: the limit is for the
+        job, not for what others have left behind. Raises `ChildNotStarted`.
+        """
+        while True:
+            child = self._take_idle() or await self._wait_for_child()
+            if memory_limit is None or child.call_count == 0:
+                return child
+            if child.read_memory() < memory_limit // 2:
+                return child
+            self._retire(child)
+
+    def release(self, child: ChildProcess) -> None:
+        """Take a child back after its call, or after it was killed."""
+        if not child.is_usable:
+            self._discard(child)
+        elif self._limits.are_reached(child):
+            self._retire(child)
+        else:
+            self._offer(child)
+
+    async def close(self) -> None:
+        """End all children; those that run a call are killed. You can call it repeatedly."""
+        self._is_closed = True
+        idle, self._idle = self._idle, []
+        for child in self._children.difference(idle):
+            child.kill()
+        for child in idle:
+            self._run(child.stop())
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _take_idle(self) -> ChildProcess | None:
+        while self._idle:
+            child = self._idle.pop()
+            if child.is_usable:
+                return child
+        return None
+
+    async def _wait_for_child(self) -> ChildProcess:
+        waiter: asyncio.Future[ChildProcess] = self._loop.create_future()
+        self._waiters.append(waiter)
+        self._start_missing()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.release(waiter.result())
+            raise
+
+    def _start_missing(self) -> None:
+        """Start a child for each waiter that none will serve, as far as the size allows."""
+        starting = sum(not child.is_ready for child in self._children)
+        waiting = sum(not waiter.done() for waiter in self._waiters)
+        for _ in range(min(waiting - starting, self._size - len(self._children))):
+            child = ChildProcess(self._loop, self._enqueue_jobs, self._note_end)
+            self._children.add(child)
+            self._run(self._start(child))
+
+    async def _start(self, child: ChildProcess) -> None:
+        start = Start(
+            self._application.path,
+            self._application.script,
+            [path or os.getcwd() for path in sys.path],  # noqa: PTH109 (sys.path holds texts)
+            sys.argv,
+            os.getpid(),
+            logging.getLogger().getEffectiveLevel(),
+        )
+        try:
+            await child.start(start)
+        except ChildNotStarted as error:
+            self._children.discard(child)
+            waiters, self._waiters = self._waiters, deque()
+            for waiter in waiters:  # the others would fail in the same way
+                if not waiter.done():
+                    waiter.set_exception(ChildNotStarted(str(error)))
+        else:
+            _log.debug("child process %d is ready", child.id)
+            self._offer(child)
+
+    def _offer(self, child: ChildProcess) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(child)
+                return
+        self._idle.append(child)
+
+    def _retire(self, child: ChildProcess) -> None:
+        self._discard(child)
+        self._run(child.stop())
+
+    def _discard(self, child: ChildProcess) -> None:
+        self._children.discard(child)
+        if not self._is_closed:
+            self._start_missing()
+
+    def _note_end(self, child: ChildProcess) -> None:
+        if child in self._idle:
+            self._idle.remove(child)
+            _log.warning("an idle child process %s", child.describe_end())
+        self._discard(child)
+
+    def _run(self, work: Awaitable[None]) -> None:
+        """Run a task outside of the context of the attempt that happens to need it."""
+        task = self._loop.create_task(_await(work), context=ContextVariables())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _await(work: Awaitable[None]) -> None:
+    await work

@@ -1,0 +1,371 @@
+"""One child process, as the worker that started it sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.jobs.worker.attempt.reporter import make_extra
+from nimburion.jobs.worker.children.frames import (
+    Call,
+    Enqueue,
+    EnqueueReply,
+    FrameSplitter,
+    Logged,
+    NotRun,
+    NotStarted,
+    ProgressMade,
+    ProgressReceived,
+    Raised,
+    Ready,
+    Returned,
+    Start,
+    Stop,
+    ToChild,
+    ToParent,
+    UnreadableFrame,
+    encode_frame,
+)
+from nimburion.jobs.worker.children.log_frames import log_record
+from nimburion.jobs.worker.children.memory import (
+    CHECK_INTERVAL,
+    EXIT_OVER_MEMORY_LIMIT,
+    read_memory,
+)
+from nimburion.jobs.worker.children.output import OutputReader
+
+_log = logging.getLogger("nimburion.worker")
+_decode = msgspec.msgpack.Decoder(ToParent).decode
+
+_PROGRAM = "nimburion.jobs.worker.children"
+_PROGRESS_INTERVAL = 0.05
+"""Seconds between two progress reports of a child."""
+_LAST_FRAMES_TIMEOUT = 0.1
+"""Seconds after the end of a process in which its last frames are read.
+
+A process that the handler forked may keep the channel open for longer.
+"""
+_STOP_TIMEOUT = 5.0
+"""Seconds that a child has to end after `Stop`."""
+
+EnqueueJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
+ReportProgress = Callable[[float, str], None]
+
+
+class ChildNotStarted(Exception):
+    """A child process could not import the application. The text says why."""
+
+
+class ChildDied(Exception):
+    """The child process ended while it ran a call. The text says how."""
+
+    def __init__(self, message: str, output: str, *, over_memory_limit: bool) -> None:
+        super().__init__(message)
+        self.message: str = message
+        self.output: str = output
+        """The last lines that the call has printed."""
+        self.over_memory_limit: bool = over_memory_limit
+        """Whether it was killed because of the memory limit of the job."""
+
+
+class ChildProcess:
+    """A child process with its channel, its output and the call that it runs."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        enqueue_jobs: EnqueueJobs,
+        on_end: Callable[[ChildProcess], None],
+    ) -> None:
+        self._loop = loop
+        self._enqueue_jobs = enqueue_jobs
+        self._on_end = on_end
+        self._process: asyncio.SubprocessTransport
+        self._channel: asyncio.Transport
+        self._output: OutputReader
+        self._ready: asyncio.Future[Ready] = loop.create_future()
+        self._exited = asyncio.Event()
+        self._is_disconnected = False
+        self._end_timer: asyncio.TimerHandle | None = None
+        self._call: Call | None = None
+        self._reply: asyncio.Future[Returned | Raised | NotRun] | None = None
+        self._report: ReportProgress = _ignore_progress
+        self._memory_timer: asyncio.TimerHandle | None = None
+        self._is_over_memory_limit = False
+        self._is_stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.started_at: float = loop.time()
+        self.call_count: int = 0
+        self.is_usable: bool = True
+        """Whether it can be given a call: it was not killed and has not ended."""
+
+    # Start and end
+
+    async def start(self, start: Start) -> None:
+        """Start the process and wait until it has imported the application.
+
+        Raises `ChildNotStarted`.
+        """
+        own, other = socket.socketpair()
+        output, child_output = os.pipe()
+        try:
+            self._process, _ = await self._loop.subprocess_exec(
+                lambda: _ExitWatch(self._note_exit),
+                *(sys.executable, "-m", _PROGRAM, str(other.fileno())),
+                stdin=subprocess.DEVNULL,
+                stdout=child_output,
+                stderr=child_output,
+                pass_fds=(other.fileno(),),
+                start_new_session=True,  # so that one signal reaches what a handler starts too
+            )
+        except OSError as error:
+            own.close()
+            os.close(output)
+            raise ChildNotStarted(f"a child process cannot be started: {error}") from error
+        finally:
+            other.close()
+            os.close(child_output)
+        self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
+        self._channel, _ = await self._loop.create_unix_connection(
+            lambda: _Channel(self._receive, self._note_disconnect), sock=own
+        )
+        self._send(start)
+        await self._ready
+
+    @property
+    def id(self) -> int:
+        """The id of the process."""
+        return self._process.get_pid()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has imported the application."""
+        return self._ready.done()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the process was started."""
+        return self._loop.time() - self.started_at
+
+    def read_memory(self) -> int:
+        """Return its resident memory in bytes; 0 if it cannot be read."""
+        return read_memory(self.id) or 0
+
+    def kill(self) -> None:
+        """Kill the process, and those that its handlers have started."""
+        self.is_usable = False
+        if not self._exited.is_set():
+            self._signal_group()
+
+    async def stop(self) -> None:
+        """Let the process end, and kill it if it does not within a few seconds."""
+        self.is_usable = False
+        self._is_stopping = True
+        if not self._exited.is_set():
+            self._send(Stop())
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await self._exited.wait()
+        except TimeoutError:
+            self.kill()
+            await self._exited.wait()
+
+    # Calls
+
+    async def run(self, call: Call, report: ReportProgress) -> Returned | Raised | NotRun:
+        """Run one call. Raises `ChildDied`. The process is killed if the caller is cancelled."""
+        self._call, self._report = call, report
+        reply: asyncio.Future[Returned | Raised | NotRun] = self._loop.create_future()
+        self._reply = reply
+        self.call_count += 1
+        if call.memory_limit is not None:
+            self._watch_memory(call.memory_limit)
+        self._send(call)
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+        finally:
+            self._end_call()
+
+    def _end_call(self) -> None:
+        self._output.end_job()
+        self._call = self._reply = None
+        self._report = _ignore_progress
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
+            self._memory_timer = None
+
+    def _watch_memory(self, limit: int) -> None:
+        self._memory_timer = self._loop.call_later(2 * CHECK_INTERVAL, self._check_memory, limit)
+
+    def _check_memory(self, limit: int) -> None:
+        """Kill a process over its limit if it has not ended by itself: C code may keep its threads
+        waiting."""
+        if self.read_memory() > limit:
+            self._is_over_memory_limit = True
+            self.kill()
+        else:
+            self._watch_memory(limit)
+
+    # Frames
+
+    def _send(self, frame: ToChild) -> None:
+        self._channel.write(encode_frame(frame))
+
+    def _receive(self, body: bytes) -> None:
+        frame = _decode(body)
+        match frame:
+            case Returned() | Raised() | NotRun():
+                if self._reply is not None and not self._reply.done():
+                    self._reply.set_result(frame)
+            case ProgressMade():
+                self._report(frame.fraction, frame.message)
+                self._loop.call_later(_PROGRESS_INTERVAL, self._acknowledge_progress)
+            case Logged():
+                log_record(frame, self._describe_job())
+            case Enqueue():
+                task = self._loop.create_task(self._enqueue(frame))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case Ready():
+                if not self._ready.done():
+                    self._ready.set_result(frame)
+            case NotStarted():
+                self._fail_start(f"{frame.reason}\n{frame.traceback}")
+
+    def _acknowledge_progress(self) -> None:
+        if not self._is_disconnected:
+            self._send(ProgressReceived())
+
+    async def _enqueue(self, frame: Enqueue) -> None:
+        try:
+            reply = EnqueueReply(frame.number, await self._enqueue_jobs(frame.jobs))
+        except Exception as error:  # noqa: BLE001 - the handler in the child gets it
+            outcome = error.outcome if isinstance(error, BackendUnavailable) else "unknown"
+            reply = EnqueueReply(frame.number, [], type(error).__name__, str(error), outcome)
+        if not self._is_disconnected:
+            self._send(reply)
+
+    def _describe_job(self) -> dict[str, Any]:
+        return {} if self._call is None else make_extra(self._call.delivery)
+
+    # The end of the process
+
+    def _note_disconnect(self, error: Exception | None) -> None:
+        self._is_disconnected = True
+        if isinstance(error, UnreadableFrame | msgspec.MsgspecError):
+            _log.error(
+                "child process %d: its channel is damaged (%s); it is killed", *(self.id, error)
+            )
+        if self._exited.is_set():
+            self._finish()
+        elif not self._is_stopping:
+            self.kill()
+
+    def _note_exit(self) -> None:
+        self.is_usable = False
+        self._exited.set()
+        self._signal_group()  # what its handlers have started
+        if self._is_disconnected:
+            self._finish()
+        else:
+            self._end_timer = self._loop.call_later(_LAST_FRAMES_TIMEOUT, self._finish)
+
+    def _finish(self) -> None:
+        """Fail the running call, close everything, and report the end."""
+        if self._end_timer is not None:
+            self._end_timer.cancel()
+        self._fail_start(f"the child process {self.describe_end()}")
+        self._output.read()
+        self._output.close()
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(self._make_error())
+        self._channel.abort()
+        self._process.close()
+        self._on_end(self)
+
+    def _make_error(self) -> ChildDied:
+        ended_itself = self._process.get_returncode() == EXIT_OVER_MEMORY_LIMIT
+        has_limit = self._call is not None and self._call.memory_limit is not None
+        return ChildDied(
+            self.describe_end(),
+            "\n".join(self._output.latest_lines),
+            over_memory_limit=has_limit and (ended_itself or self._is_over_memory_limit),
+        )
+
+    def _fail_start(self, reason: str) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(ChildNotStarted(reason))
+
+    def describe_end(self) -> str:
+        """Return how the process has ended, as the end of a sentence."""
+        code = self._process.get_returncode()
+        if code is None or code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        return f"was killed by {name}"
+
+    def _signal_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.id, signal.SIGKILL)
+
+
+class _ExitWatch(asyncio.SubprocessProtocol):
+    """Reports the end of a process."""
+
+    def __init__(self, on_exit: Callable[[], None]) -> None:
+        self._on_exit = on_exit
+
+    def process_exited(self) -> None:
+        self._on_exit()
+
+
+class _Channel(asyncio.Protocol):
+    """Reads frames, and closes the connection after one that cannot be read."""
+
+    def __init__(
+        self,
+        on_frame: Callable[[bytes], None],
+        on_disconnect: Callable[[Exception | None], None],
+    ) -> None:
+        self._splitter = FrameSplitter()
+        self._on_frame = on_frame
+        self._on_disconnect = on_disconnect
+        self._transport: asyncio.BaseTransport | None = None
+        self._error: Exception | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._splitter.feed(data):
+                self._on_frame(body)
+        except (UnreadableFrame, msgspec.MsgspecError) as error:
+            self._error = error
+            if self._transport is not None:
+                self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_disconnect(self._error or exc)
+
+
+def _ignore_progress(_: float, __: str) -> None:
+    return
