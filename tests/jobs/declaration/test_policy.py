@@ -17,6 +17,7 @@ from nimburion.jobs.declaration.policy import (
     linear,
     listed,
     parse_policy,
+    read_policy,
 )
 from nimburion.jobs.errors import DefinitionError
 
@@ -125,3 +126,23 @@ def test_an_invalid_policy_is_refused_with_a_reason(options: PolicyOptions, comp
 
 def test_one_permanent_exception_needs_no_tuple() -> None:
     assert parse_policy(permanent=KeyError).permanent == (KeyError,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"execution": "fork"}, "execution must be one of auto, thread, process"),
+        ({"memory_limit": "1GiB"}, 'needs execution="process"'),
+        ({"execution": "process", "memory_limit": "1G"}, "bytes, or a text"),
+        ({"execution": "process", "memory_limit": 1000}, "at least 32MiB"),
+        ({"execution": "process", "retry_over_memory_limit": True}, "needs a memory_limit"),
+    ],
+)
+def test_a_wrong_place_of_execution_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DefinitionError, match=message):
+        read_policy(options)
+
+
+def test_a_memory_limit_may_be_a_text() -> None:
+    policy = read_policy({"execution": "process", "memory_limit": "512MB"})
+    assert policy.memory_limit == 512_000_000

@@ -225,6 +225,12 @@ def damage_channel() -> None:
     signal.pause()
 
 
+@job(execution="process")
+def hold_memory(mebibytes: int) -> int:
+    _kept.append(b"x" * (mebibytes << 20))
+    return os.getpid()
+
+
 @job
 def die_in_worker() -> None:
     """Would end a worker. In a child, it does not."""
@@ -244,7 +250,16 @@ processor.register(
     *(add, add_async, describe, get_process, fail, fail_async, log, write, report),
     *(enqueue_more, enqueue_blocking, read_backend),
     *(block, never_return, ignore_everything, end_process, crash, eat_memory, eat_memory_twice),
-    *(fork, leave_thread, leave_task, leave_program, damage_channel, die_in_worker, run_anywhere),
+    *(
+        fork,
+        leave_thread,
+        leave_task,
+        leave_program,
+        damage_channel,
+        hold_memory,
+        die_in_worker,
+        run_anywhere,
+    ),
 )
 
 

@@ -1,0 +1,170 @@
+"""The children of a worker: how many there are, when they are replaced, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from nimburion.core.exchange import Lane
+from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.worker.children.frames import (
+    FrameSplitter,
+    Stop,
+    UnreadableFrame,
+    encode_frame,
+)
+from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND, LineBudget
+from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
+from tests.jobs.worker.children import application as app
+from tests.jobs.worker.children.conftest import Make
+from tests.waiting import DEADLINE, block_until
+
+PARENT = """
+import asyncio
+from tests.jobs.worker.children.application import block, get_process, make_processor
+
+async def main():
+    processor = make_processor(children=1)
+    await processor.start()
+    print(await processor.wait(await processor.enqueue(get_process.job()), 30), flush=True)
+    await processor.enqueue(block.job("/dev/null"))
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def run_many(make: Make, count: int, **settings: object) -> list[int]:
+    processor = make(**settings)
+    await processor.start()
+    ids = [await processor.enqueue(app.get_process.job()) for _ in range(count)]
+    return [await processor.wait(job_id, DEADLINE) for job_id in ids]
+
+
+async def test_never_more_children_than_the_setting(make: Make) -> None:
+    assert len(set(await run_many(make, 40, children=2))) <= 2
+
+
+async def test_a_child_is_replaced_after_its_number_of_jobs(make: Make) -> None:
+    processes = await run_many(make, 6, children=1, child_max_jobs=3)
+    assert [processes.count(each) for each in dict.fromkeys(processes)] == [3, 3]
+
+
+async def test_a_child_is_replaced_when_it_holds_too_much_memory(make: Make) -> None:
+    processor = make(children=1, child_max_memory=32 * 1024**2)
+    await processor.start()
+    await processor.wait(await processor.enqueue(app.hold_memory.job(64)), DEADLINE)
+    first, second = [
+        await processor.wait(await processor.enqueue(job), DEADLINE)
+        for job in (app.hold_memory.job(64), app.hold_memory.job(64))
+    ]
+    assert first != second
+
+
+async def test_all_children_end_with_the_worker(make: Make) -> None:
+    processor = make(children=1)
+    await processor.start()
+    process = await processor.wait(await processor.enqueue(app.get_process.job()), DEADLINE)
+    await processor.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_a_child_that_blocks_dies_with_a_killed_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+
+    def is_gone() -> bool:
+        with suppress(ProcessLookupError):
+            os.kill(child, 0)
+            return False
+        return True
+
+    block_until(is_gone, "the child ends")
+    assert is_gone()
+
+
+async def test_a_cancelled_wait_for_a_child_harms_none(make: Make) -> None:
+    processor = make(children=1, session_ttl=1)
+    await processor.start()
+    ids = [await processor.enqueue(app.get_process.job()) for _ in range(20)]
+    await asyncio.gather(*(processor.cancel(job_id) for job_id in ids[5:]))
+    first = [await processor.wait(job_id, DEADLINE) for job_id in ids[:5]]
+    assert len(set(first)) == 1
+
+
+# Parts
+
+
+def test_frames_are_split_wherever_the_stream_is_cut() -> None:
+    stream = encode_frame(Stop()) * 3
+    for size in range(1, len(stream)):
+        splitter = FrameSplitter()
+        pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+        bodies = [body for piece in pieces for body in splitter.feed(piece)]
+        assert bodies == [encode_frame(Stop())[4:]] * 3
+
+
+def test_a_length_beyond_reason_is_no_frame() -> None:
+    with pytest.raises(UnreadableFrame):
+        FrameSplitter().feed(b"\xff" * 4)
+
+
+def test_lines_have_a_burst_and_then_a_rate() -> None:
+    now = 0.0
+    budget = LineBudget(lambda: now)
+    assert sum(budget.allow() for _ in range(10_000)) == BURST
+    assert budget.take_dropped() == 10_000 - BURST
+    now = 0.5
+    assert sum(budget.allow() for _ in range(10_000)) == LINES_PER_SECOND / 2
+
+
+def make_selector() -> LaneSelector:
+    settings = Settings(children=2)
+    registry = Registry(settings)
+    registry.add(app.add, app.run_anywhere)
+    return LaneSelector(registry, settings, os.urandom)
+
+
+def deliver(name: str) -> Delivery:
+    return Delivery(Lease("id", Token(1, bytes(16))), name, "default", b"{}")
+
+
+def test_no_more_process_jobs_are_held_than_there_are_children() -> None:
+    selector = make_selector()
+    names = ["add", "run_anywhere", "add", "add", "run_anywhere"]
+    held, surplus = selector.split_surplus([deliver(name) for name in names])
+    assert [each.name for each in held] == ["add", "run_anywhere", "add", "run_anywhere"]
+    assert [each.name for each in surplus] == ["add"]
+
+
+def test_process_jobs_are_not_requested_while_all_children_are_busy() -> None:
+    selector = make_selector()
+    both = (Lane("default", "add"), Lane("default", "run_anywhere"))
+    assert selector.make_request(10, everything=True).lanes == both
+    for _ in range(2):
+        selector.occupy_slot(deliver("add"))
+    assert selector.make_request(10, everything=True).lanes == both[1:]
+    selector.free_slot(deliver("add"))
+    assert selector.make_request(10, everything=True).lanes == both
+
+
+def test_requests_are_small_while_process_jobs_wait_and_grow_with_other_jobs() -> None:
+    selector = make_selector()
+    assert selector.make_request(100, everything=True).total == 100
+    selector.split_surplus([deliver("add")] * 3)
+    assert selector.make_request(100, everything=True).total == 2
+    selector.split_surplus([deliver("run_anywhere")] * 2)
+    assert selector.make_request(100, everything=True).total == 6
+    selector.note_non_empty([Lane("default", "run_anywhere")])
+    assert selector.make_request(100, everything=True).total == 100
