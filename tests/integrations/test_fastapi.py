@@ -104,7 +104,7 @@ async def test_the_dependency_is_overridden(processor: Processor) -> None:
         app.dependency_overrides[get_processor] = lambda: other
         from httpx import ASGITransport, AsyncClient
 
-        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://127.0.0.1") as client:
             answer = await client.post("/signups", params={"to": "ann"})
         assert (await other.get_status(answer.json()["id"])).state is State.PENDING
 
