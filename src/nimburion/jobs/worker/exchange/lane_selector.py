@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.ids import Entropy
@@ -35,9 +35,11 @@ class LaneSelector:
         self._process_jobs = 0
         """The jobs held here whose handlers run in child processes."""
         self._children = count_children(settings)
-        self._process_prefetch = Prefetch(self._children, remote=False)
-        self._process_jobs_wait = False
-        """Whether the backend holds more jobs for child processes, as far as known."""
+        self._process_prefetch = {
+            name: Prefetch(settings.concurrency, remote=False) for name in self._process_names
+        }
+        self._waiting_process_names: set[str] = set()
+        """The names of the jobs for child processes that wait in the backend, as far as known."""
         self._other_jobs = 0
         """The number of other jobs in the last reply."""
         self._has_limits = bool(self._queue_limits or self._process_names)
@@ -67,7 +69,7 @@ class LaneSelector:
         lanes = (
             self._lanes if everything or len(self._lanes) <= _MAX_LISTED_LANES else self._non_empty
         )
-        if self._process_jobs_wait:
+        if self._waiting_process_names:
             total = self._limit_total(total)
         return ReserveRequest(
             total=total,
@@ -84,9 +86,10 @@ class LaneSelector:
         A list of the maximum length may be incomplete. Then all lanes are requested, so that no
         lane is left out for ever.
         """
-        if self._process_names and self._process_jobs < self._count_process_capacity():
+        if self._process_names and self._process_jobs < self._children:
             waiting = tuple(waiting)
-            self._process_jobs_wait = any(lane.name in self._process_names for lane in waiting)
+            names = {lane.name for lane in waiting}
+            self._waiting_process_names = names.intersection(self._process_names)
         if len(self._lanes) > _MAX_LISTED_LANES:
             named = tuple(waiting)
             self._non_empty = named if len(named) < _MAX_LISTED_LANES else self._lanes
@@ -112,25 +115,30 @@ class LaneSelector:
         """
         if not self._process_names:
             return deliveries, ()
-        room = self._count_process_capacity() - self._process_jobs
+        process_jobs = self._process_jobs
         held: list[Delivery] = []
         surplus: list[Delivery] = []
         self._other_jobs = 0
         for delivery in deliveries:
-            is_other = delivery.name not in self._process_names
-            self._other_jobs += is_other
-            room -= not is_other
-            (held if is_other or room >= 0 else surplus).append(delivery)
-        self._process_jobs_wait |= bool(surplus)
+            if delivery.name not in self._process_names:
+                self._other_jobs += 1
+                held.append(delivery)
+            elif process_jobs < self._count_process_capacity(delivery.name):
+                process_jobs += 1
+                held.append(delivery)
+            else:
+                surplus.append(delivery)
+        self._waiting_process_names.update(delivery.name for delivery in surplus)
         return held, surplus
 
     def note_run(self, delivery: Delivery, seconds: float) -> None:
         """Note how long a job occupied its slot: short ones may wait for a child in a slot."""
         if delivery.name in self._process_names:
-            self._process_prefetch.learn(seconds)
+            self._process_prefetch[delivery.name].learn(seconds)
 
-    def _count_process_capacity(self) -> int:
-        return self._children + self._process_prefetch.size
+    def _count_process_capacity(self, name: str) -> int:
+        """Return how many process jobs may be held when one of this name is added."""
+        return self._children + self._process_prefetch[name].size
 
     def _limit_total(self, total: int) -> int:
         """Return how many jobs to request while jobs wait for child processes.
@@ -138,14 +146,17 @@ class LaneSelector:
         Not many more than there are free children, so that few of the reply are surplus; more if
         the last reply was mostly other jobs.
         """
-        room = self._count_process_capacity() - self._process_jobs
+        names = self._waiting_process_names
+        room = max(map(self._count_process_capacity, names)) - self._process_jobs
         return total if room <= 0 else min(total, room + 2 * self._other_jobs)
 
     def _select_lanes_with_capacity(self, lanes: tuple[Lane, ...]) -> tuple[Lane, ...]:
         full = {name for name, most in self._queue_limits.items() if self._in_use[name] >= most}
-        busy: Collection[str] = ()
-        if self._process_jobs >= self._count_process_capacity():
-            busy = self._process_names
+        busy = {
+            name
+            for name in self._process_names
+            if self._process_jobs >= self._count_process_capacity(name)
+        }
         if not full and not busy:
             return lanes
         return tuple(lane for lane in lanes if lane.queue not in full and lane.name not in busy)
