@@ -64,7 +64,7 @@ async def measure_calls(name: str) -> float:
     else:
         await processor.enqueue_many([call_async.job(number) for number in range(CALLS)])
     began = time.perf_counter()
-    while await processor.pending_count() or processor.health().running:
+    while processor.health().running or await processor.pending_count():
         await asyncio.sleep(0.01)
     return CALLS / (time.perf_counter() - began)
 

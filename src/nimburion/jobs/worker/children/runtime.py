@@ -180,7 +180,8 @@ class ChildRuntime:
 
     def _run_on_loop(self, value: Awaitable[Any]) -> object:
         """Run an `async def` handler to its end. Tasks that it leaves wait for the next one."""
-        task = self._loop.create_task(_await(value))
+        coroutine = value if inspect.iscoroutine(value) else _await(value)
+        task = self._loop.create_task(coroutine)
         try:
             return self._loop.run_until_complete(task)
         finally:
