@@ -70,6 +70,8 @@ def worker(
     check_backend(processor, current_invocation())
     processor.import_path = processor.import_path or target
     processor.settings = override_settings(processor.settings, queues, concurrency)
+    if "NOTIFY_SOCKET" in os.environ:
+        report_to_systemd(processor)
     if with_server:
         run_with_server(processor, server_port)
         return
@@ -92,6 +94,14 @@ async def serve(processor: Processor) -> None:
     """Run the worker until a signal stops it, then close the backend."""
     async with processor:
         await processor.run(owns_process=True)
+
+
+def report_to_systemd(processor: Processor) -> None:
+    """Report readiness, status and progress of the worker to systemd while it runs."""
+    from nimburion.cli.systemd import SystemdNotifier
+
+    notifier = SystemdNotifier(processor.clock, processor.health, processor.settings.grace)
+    processor.add_service(notifier)
 
 
 def start_logging(level: str, format: LogFormat) -> None:  # noqa: A002 (of the log)

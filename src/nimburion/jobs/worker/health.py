@@ -38,6 +38,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """The number of jobs that are reserved and have not started."""
     seconds_since_answer: float | None = None
     """Seconds since the backend last answered this worker; None if it never did."""
+    seconds_since_exchange: float | None = None
+    """Seconds since the worker last made an exchange, answered or not.
+
+    None if no exchange is due, because every slot is busy or the worker takes no jobs.
+    """
     lease_seconds_left: float = 0.0
     """Seconds for which the leases stay valid if the backend does not answer again.
 
@@ -77,6 +82,7 @@ def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health
         running=worker.running_count,
         prefetched=worker.prefetched_count,
         seconds_since_answer=worker.connectivity.seconds_since_answer,
+        seconds_since_exchange=worker.seconds_since_exchange,
         lease_seconds_left=session.lease_seconds_left if session else 0.0,
         error=worker.connectivity.error,
         faults=faults,

@@ -118,6 +118,7 @@ class Worker:
         self._prefetch_watchdog = PrefetchWatchdog(
             self._loop, slots.prefetched, self._on_starvation
         )
+        self._exchanged_at = self._monotonic()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._attempt_runner: AttemptRunner
@@ -174,6 +175,13 @@ class Worker:
     def running_count(self) -> int:
         """The number of running handlers."""
         return len(self._slots.running)
+
+    @property
+    def seconds_since_exchange(self) -> float | None:
+        """Seconds since the reserve loop made its last exchange; None if none is due."""
+        if self._slots.count_free() <= 0 and not self.session.completer.has_pending:
+            return None
+        return max(0.0, self._monotonic() - self._exchanged_at)
 
     @property
     def prefetched_count(self) -> int:
@@ -268,6 +276,7 @@ class Worker:
                 _log.exception("an exchange failed; its session ends")
                 self.session.completer.closed = True
                 await self._clock.sleep(_PAUSE_AFTER_ERROR)
+            self._exchanged_at = self._monotonic()
 
     async def _exchange(self) -> None:
         """Make one exchange and process its reply. Open a new session if this one is over."""

@@ -1,0 +1,60 @@
+"""The unit file is valid, and agrees with the settings and the command line."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from nimburion.cli.worker import worker
+from nimburion.core.settings import Settings
+from tests.house.tree import ROOT
+
+UNIT = ROOT / "deploy/systemd/nimburion-worker.service"
+
+
+def read_service() -> dict[str, str]:
+    """Return the section `Service` of the unit file."""
+    parser = ConfigParser(interpolation=None, strict=True)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT, encoding="utf-8")
+    return dict(parser["Service"])
+
+
+def test_the_unit_file_agrees_with_the_worker() -> None:
+    service = read_service()
+    assert float(service["TimeoutStopSec"]) >= Settings().grace + 10.0
+    expected = {
+        "Type": "notify",
+        "NotifyAccess": "main",
+        "KillMode": "mixed",
+        "Restart": "always",
+        "WatchdogSec": "60",
+        "Environment": "MALLOC_ARENA_MAX=2",
+    }
+    assert {name: service[name] for name in expected} == expected
+    program, command, target = service["ExecStart"].split()
+    assert (Path(program).name, command, target) == ("nimburion", worker.name, "myapp:processor")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_accepts_the_unit_file(tmp_path: Path) -> None:
+    """The user and the paths are those of this machine; a wrong unit is refused."""
+    text = UNIT.read_text(encoding="utf-8").replace("/srv/myapp/.venv/bin/nimburion", "/bin/true")
+    text = text.replace("User=myapp", "User=root").replace("Group=myapp", "Group=root")
+    assert verify(tmp_path, text) == (0, "")
+    _, complaints = verify(tmp_path, text.replace("WatchdogSec=60", "WatchdogSeconds=60"))
+    assert "WatchdogSeconds" in complaints
+
+
+def verify(folder: Path, text: str) -> tuple[int, str]:
+    """Return the exit code of `systemd-analyze verify`, and what it says about the unit."""
+    unit = folder / UNIT.name
+    unit.write_text(text, encoding="utf-8")
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    lines = [line for line in result.stderr.splitlines() if UNIT.name in line]
+    return result.returncode, "\n".join(lines)
