@@ -81,6 +81,8 @@ class Fault(Event, frozen=True, gc=False):
     kind: str
     until: float
     processes: list[int]
+    down: float | None = None
+    """When a server that was restarted had ended. It may have forgotten its last writes then."""
 
 
 Line = (

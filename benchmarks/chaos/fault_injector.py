@@ -79,6 +79,7 @@ class FaultInjector:
             number = int(fault.draw * len(self._target.proxies))
             proxy = self._target.proxies[number]
             before = self._find_members(number)
+            down = None
             at = now()
             match fault.kind:
                 case "cut":
@@ -92,9 +93,9 @@ class FaultInjector:
                     await asyncio.sleep(LOST_REPLY_SECONDS)
                 case _:
                     before = self._fleet.find_workers()
-                    await self._target.restart()
+                    down = await self._target.restart()
             after = before if fault.kind != "restart" else self._fleet.find_workers()
-            self._writer.write(Fault(at, fault.kind, now(), [*{*before, *after}]))
+            self._writer.write(Fault(at, fault.kind, now(), [*{*before, *after}], down))
 
     def _find_members(self, proxy: int) -> dict[int, int]:
         """Return the workers whose connections pass this proxy."""

@@ -3,8 +3,9 @@
 Nothing here asks the backend: `EventLog` is what processes wrote down, and `End` is what the
 backend says of a job after the run. A violation names the jobs that it concerns.
 
-- A *delivery* is a job under one token. Deliveries of a job are ordered by their fence. The same
-  fence can come twice after a server lost its last writes; then the later delivery is the newer.
+- A *delivery* is a job under one token. Deliveries of a job are ordered by their fence, apart from
+  restarts of the server: it may forget its last writes, and then gives the same fences out again.
+  So a delivery after a restart is newer than every delivery before it.
 - A run is *wasted* if no settlement of it was written: its worker was killed or paused, or was cut
   off. Its job must run again.
 - A worker *held* a delivery at a fault if it had received it, and had no answer to its settlement.
@@ -34,6 +35,8 @@ from benchmarks.chaos.event_log import (
 )
 from nimburion.core.job import JobRecord, Reason, State
 
+AFTERMATH = 0.5
+"""Seconds after a fault within which a worker reads replies that waited meanwhile."""
 WRITTEN = frozenset({"done", "already"})
 ENDING = frozenset({"completed", "failed", "cancelled"})
 TAKING = ("kill", "pause")
@@ -119,9 +122,10 @@ class EventLog:
                 self.deliveries[event.token].ended = True
             elif isinstance(event, Settled):
                 self._add_results(event)
-        for deliveries in self.by_job.values():
-            deliveries.sort(key=lambda one: (one.fence, one.at))
         self.faults.sort(key=lambda fault: fault.at)
+        downs = [fault.down for fault in self.faults if fault.down is not None]
+        for deliveries in self.by_job.values():
+            deliveries.sort(key=lambda one: (bisect_left(downs, one.at), one.fence, one.at))
 
     def _add(self, pid: int, event: Line) -> None:
         match event:
@@ -198,8 +202,9 @@ class Reconciliation(msgspec.Struct):
     """Runs of live workers that ended too late, and that the worker did not even try to settle."""
     forgotten: int = 0
     """Settlements that a server had answered, and no longer knew after a restart."""
-    expired_on_busy_machine: int = 0
-    """Wasted runs of sessions that expired without a fault of ours."""
+    expired_without_fault: int = 0
+    """Wasted runs of sessions that expired although no fault hit their worker: the machine was
+    busy, or another worker was paused while it held the write lock of SQLite."""
     faults: dict[str, FaultFigures] = {}
     lost: list[str] = []
     """Acknowledged, and not in the backend, or not ended."""
@@ -366,11 +371,11 @@ def explain(log: EventLog, run: Delivery, faults: Sequence[Fault], outcome: Reco
     """Attribute a wasted run to a fault of its worker between its delivery and the next one."""
     successor = log.get_next(run)
     until = float("inf") if successor is None else successor.at
-    kinds = {fault.kind for fault in faults if fault.until >= run.at and fault.at <= until}
+    kinds = {f.kind for f in faults if f.until + AFTERMATH >= run.at and f.at <= until}
     if kinds:
         outcome.faults[min(kinds, key=PRECEDENCE.index)].runs_again += 1
     elif run.session in log.lost_sessions:
-        outcome.expired_on_busy_machine += 1
+        outcome.expired_without_fault += 1
     else:
         outcome.unexplained.append(run.job)
 

@@ -69,8 +69,8 @@ def list_counts(found: Reconciliation) -> Rows:
         "runs": found.runs,
         "runs again": found.extra_runs,
         "**runs again that no fault explains**": len(found.unexplained),
-        "runs again of sessions that expired because the machine was busy": (
-            found.expired_on_busy_machine
+        "runs again of sessions that expired without a fault of their worker": (
+            found.expired_without_fault
         ),
         "endings that the server answered and forgot in a restart": found.forgotten,
         "sum of `lost`": found.losses,

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
+from benchmarks.chaos.event_log import now
 from benchmarks.postgres.family import FAMILY as POSTGRES
 from benchmarks.redis.family import FAMILY as REDIS
 from tests.servers.postgres import PostgresServer
@@ -63,11 +64,13 @@ class Target:
         proxy = self.proxies[member % len(self.proxies)]
         return self.url.replace(f":{self._server.port}", f":{proxy.port}")
 
-    async def restart(self) -> None:
-        """End the server as a crash does, and start it again."""
+    async def restart(self) -> float:
+        """End the server as a crash does, and start it again. Return when it had ended."""
         assert self._server is not None
         await asyncio.to_thread(self._crash)
+        down = now()
         await asyncio.to_thread(self._server.start)
+        return down
 
 
 @asynccontextmanager
