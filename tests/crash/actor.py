@@ -147,6 +147,13 @@ def _dying(
     return call
 
 
+def _has_matched(cursor: sqlite3.Cursor) -> bool:
+    """Return whether a statement found rows. One with RETURNING counts them only when read."""
+    if cursor.rowcount == 0 and cursor.description is not None:
+        return bool(cursor.fetchall())
+    return cursor.rowcount != 0
+
+
 def _die_after_statement(name: str) -> None:
     """In the middle of a transaction of SQLite."""
     from nimburion.backends.sqlite.connection.database import Database
@@ -155,7 +162,7 @@ def _die_after_statement(name: str) -> None:
 
     def run(self: Database, statement: str, *values: object) -> Answer:
         cursor = original(self, statement, *values)
-        if statement == name and cursor.rowcount != 0:
+        if statement == name and _has_matched(cursor):
             die()
         return cursor
 

@@ -434,8 +434,8 @@ MUTANTS = (
     Mutant(
         "the heartbeat runs on the worker's loop",
         "jobs/*.py",
-        "self.$events,\n            $threaded=isinstance(self.$clock, $SystemClock)",
-        "self.$events,\n            $threaded=False",
+        "$heartbeat_in_thread=isinstance(self.$clock, $SystemClock),\n            $calls=",
+        "$heartbeat_in_thread=False,\n            $calls=",
         ("tests/crash/test_signals.py", "-k", "TestSQLite and blocks_the_event_loop"),
         deep=True,
     ),

@@ -52,7 +52,7 @@ def find_import_path(processor: Processor) -> ImportPath | None:
     if names:
         return ImportPath(names[0])
     main_names = [
-        name for name, value in vars(sys.modules["__main__"]).items() if value is processor
+        name for name, value in vars(sys.modules["__main__"]).copy().items() if value is processor
     ]
     return _resolve_main(f"__main__:{main_names[0]}") if main_names else None
 
@@ -61,10 +61,10 @@ def _find_global_names(processor: Processor) -> list[str]:
     """Return the import paths of a processor in modules that another process can import."""
     return [
         f"{module_name}:{name}"
-        for module_name, module in list(sys.modules.items())
+        for module_name, module in sys.modules.copy().items()
         if getattr(module, "__spec__", None) is not None
         if module_name not in {"__main__", SCRIPT_NAME}
-        for name, value in list(vars(module).items())
+        for name, value in vars(module).copy().items()
         if value is processor
     ]
 

@@ -92,6 +92,7 @@ class ChildPool:
         """Take a child back after its call, or after it was killed."""
         if not child.is_usable:
             self._discard(child)
+            self._run(child.wait_until_finished())
         elif self._limits.are_reached(child):
             self._retire(child)
         else:
@@ -103,6 +104,8 @@ class ChildPool:
         idle, self._idle = self._idle, []
         for child in self._children.difference(idle):
             child.kill()
+            if child.is_ready:
+                self._run(child.wait_until_finished())
         for child in idle:
             self._run(child.stop())
         while self._tasks:

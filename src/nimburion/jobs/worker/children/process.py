@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -92,11 +92,13 @@ class ChildProcess:
         self._loop = loop
         self._enqueue_jobs = enqueue_jobs
         self._on_end = on_end
-        self._process: asyncio.SubprocessTransport
+        self._process: asyncio.SubprocessTransport | None = None
         self._channel: asyncio.Transport
         self._output: OutputReader
         self._ready: asyncio.Future[Ready] = loop.create_future()
         self._exited = asyncio.Event()
+        self._finished = asyncio.Event()
+        """Set when the process has ended and its transports are closed."""
         self._is_disconnected = False
         self._end_timer: asyncio.TimerHandle | None = None
         self._call: Call | None = None
@@ -120,9 +122,13 @@ class ChildProcess:
         """
         own, other = socket.socketpair()
         output, child_output = os.pipe()
+        self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
+        self._channel, _ = await self._loop.create_unix_connection(
+            lambda: _Channel(self._receive, self._note_disconnect), sock=own
+        )
         try:
-            self._process, _ = await self._loop.subprocess_exec(
-                lambda: _ExitWatch(self._note_exit),
+            await self._loop.subprocess_exec(
+                lambda: _ExitWatch(self._note_start, self._note_exit),
                 *(sys.executable, "-m", _PROGRAM, str(other.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=child_output,
@@ -131,23 +137,22 @@ class ChildProcess:
                 start_new_session=True,  # so that one signal reaches what a handler starts too
             )
         except OSError as error:
-            own.close()
-            os.close(output)
+            self._is_stopping = True
+            self._channel.abort()
+            self._output.close()
             raise ChildNotStarted(f"a child process cannot be started: {error}") from error
         finally:
             other.close()
             os.close(child_output)
-        self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
-        self._channel, _ = await self._loop.create_unix_connection(
-            lambda: _Channel(self._receive, self._note_disconnect), sock=own
-        )
+        if not self.is_usable:  # killed while it was being started
+            self._signal_group()
         self._send(start)
         await self._ready
 
     @property
     def id(self) -> int:
-        """The id of the process."""
-        return self._process.get_pid()
+        """The id of the process; 0 before it exists."""
+        return 0 if self._process is None else self._process.get_pid()
 
     @property
     def is_ready(self) -> bool:
@@ -177,10 +182,14 @@ class ChildProcess:
             self._send(Stop())
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
-                await self._exited.wait()
+                await self._finished.wait()
         except TimeoutError:
             self.kill()
-            await self._exited.wait()
+            await self._finished.wait()
+
+    async def wait_until_finished(self) -> None:
+        """Wait until the process has ended and its transports are closed."""
+        await self._finished.wait()
 
     # Calls
 
@@ -276,6 +285,9 @@ class ChildProcess:
         elif not self._is_stopping:
             self.kill()
 
+    def _note_start(self, process: asyncio.SubprocessTransport) -> None:
+        self._process = process
+
     def _note_exit(self) -> None:
         self.is_usable = False
         self._exited.set()
@@ -295,11 +307,13 @@ class ChildProcess:
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(self._make_error())
         self._channel.abort()
-        self._process.close()
+        if self._process is not None:
+            self._process.close()
+        self._finished.set()
         self._on_end(self)
 
     def _make_error(self) -> ChildDied:
-        ended_itself = self._process.get_returncode() == EXIT_OVER_MEMORY_LIMIT
+        ended_itself = self._read_exit_code() == EXIT_OVER_MEMORY_LIMIT
         has_limit = self._call is not None and self._call.memory_limit is not None
         return ChildDied(
             self.describe_end(),
@@ -313,7 +327,7 @@ class ChildProcess:
 
     def describe_end(self) -> str:
         """Return how the process has ended, as the end of a sentence."""
-        code = self._process.get_returncode()
+        code = self._read_exit_code()
         if code is None or code >= 0:
             return f"ended with exit code {code}"
         try:
@@ -322,16 +336,29 @@ class ChildProcess:
             name = f"signal {-code}"
         return f"was killed by {name}"
 
+    def _read_exit_code(self) -> int | None:
+        return None if self._process is None else self._process.get_returncode()
+
     def _signal_group(self) -> None:
+        if self._process is None:
+            return
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.id, signal.SIGKILL)
 
 
 class _ExitWatch(asyncio.SubprocessProtocol):
-    """Reports the end of a process."""
+    """Reports the start and the end of a process."""
 
-    def __init__(self, on_exit: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_start: Callable[[asyncio.SubprocessTransport], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        self._on_start = on_start
         self._on_exit = on_exit
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._on_start(cast("asyncio.SubprocessTransport", transport))
 
     def process_exited(self) -> None:
         self._on_exit()
