@@ -155,6 +155,8 @@ class ChildPool:
             for waiter in waiters:  # the others would fail in the same way
                 if not waiter.done():
                     waiter.set_exception(ChildNotStarted(str(error)))
+            child.kill()
+            await child.wait_until_finished()
         else:
             _log.debug("child process %d is ready", child.id)
             self._offer(child)

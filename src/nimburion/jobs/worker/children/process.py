@@ -140,6 +140,7 @@ class ChildProcess:
             self._is_stopping = True
             self._channel.abort()
             self._output.close()
+            self._finished.set()
             raise ChildNotStarted(f"a child process cannot be started: {error}") from error
         finally:
             other.close()
