@@ -87,12 +87,12 @@ _log = logging.getLogger("nimburion.worker")
 _BOUNDS = read_bounds(Settings)
 _QUEUE_BOUNDS = read_bounds(QueueSettings)
 
-HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 P = ParamSpec("P")
 R = TypeVar("R")
-
+HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 FailureHookT = TypeVar("FailureHookT", bound=FailureHook)
 LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
+
 DeclaredJob = type[Job] | JobFunction[..., ..., Any]
 
 

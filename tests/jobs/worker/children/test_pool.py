@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import pytest
 
 from nimburion.core.exchange import Lane
+from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.children.frames import (
     FrameSplitter,
+    Start,
     Stop,
     UnreadableFrame,
     encode_frame,
 )
 from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND, LineBudget
+from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from tests.jobs.worker.children import application as app
 from tests.jobs.worker.children.conftest import Make
@@ -67,6 +75,34 @@ async def test_a_child_is_replaced_when_it_holds_too_much_memory(make: Make) -> 
         for job in (app.hold_memory.job(64), app.hold_memory.job(64))
     ]
     assert first != second
+
+
+async def enqueue_nothing(_: Sequence[NewJob]) -> list[Enqueued]:
+    return []
+
+
+async def test_the_end_of_a_child_is_reported_once() -> None:
+    ended: list[ChildProcess] = []
+    child = ChildProcess(asyncio.get_running_loop(), enqueue_nothing, ended.append)
+    path = f"{app.__name__}:make_processor"
+    await child.start(Start(path, None, sys.path, sys.argv, os.getpid(), logging.WARNING))
+    await child.stop()
+    child._note_disconnect(None)  # a process that a handler forked closes the channel later
+    assert ended == [child]
+
+
+async def test_a_process_without_free_file_descriptors_starts_no_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    child = ChildProcess(asyncio.get_running_loop(), enqueue_nothing, lambda _: None)
+    monkeypatch.setattr(socket, "socketpair", fail)
+    start = Start("a:b", None, [], [], os.getpid(), logging.WARNING)
+    with pytest.raises(ChildNotStarted, match=r"cannot be started: .*Too many open files"):
+        await child.start(start)
+    await child.wait_until_finished()
 
 
 async def test_all_children_end_with_the_worker(make: Make) -> None:

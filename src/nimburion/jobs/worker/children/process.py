@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import msgspec
@@ -120,13 +120,30 @@ class ChildProcess:
 
         Raises `ChildNotStarted`.
         """
-        own, other = socket.socketpair()
-        output, child_output = os.pipe()
-        self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
-        self._channel, _ = await self._loop.create_unix_connection(
-            lambda: _Channel(self._receive, self._note_disconnect), sock=own
-        )
         try:
+            await self._start_process()
+        except OSError as error:
+            self._finished.set()
+            raise ChildNotStarted(f"a child process cannot be started: {error}") from error
+        if not self.is_usable:  # killed while it was being started
+            self._signal_group()
+        self._send(start)
+        await self._ready
+
+    async def _start_process(self) -> None:
+        """Start the process with its channel and its output. After an error, all are closed."""
+        with ExitStack() as ends_of_child, ExitStack() as own_ends:
+            own, other = socket.socketpair()
+            own_ends.callback(own.close)
+            ends_of_child.callback(other.close)
+            output, child_output = os.pipe()
+            ends_of_child.callback(os.close, child_output)
+            self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
+            own_ends.callback(self._output.close)
+            self._channel, _ = await self._loop.create_unix_connection(
+                lambda: _Channel(self._receive, self._note_disconnect), sock=own
+            )
+            own_ends.callback(self._channel.abort)
             await self._loop.subprocess_exec(
                 lambda: _ExitWatch(self._note_start, self._note_exit),
                 *(sys.executable, "-m", _PROGRAM, str(other.fileno())),
@@ -136,19 +153,7 @@ class ChildProcess:
                 pass_fds=(other.fileno(),),
                 start_new_session=True,  # so that one signal reaches what a handler starts too
             )
-        except OSError as error:
-            self._is_stopping = True
-            self._channel.abort()
-            self._output.close()
-            self._finished.set()
-            raise ChildNotStarted(f"a child process cannot be started: {error}") from error
-        finally:
-            other.close()
-            os.close(child_output)
-        if not self.is_usable:  # killed while it was being started
-            self._signal_group()
-        self._send(start)
-        await self._ready
+            own_ends.pop_all()
 
     @property
     def id(self) -> int:
@@ -299,7 +304,9 @@ class ChildProcess:
             self._end_timer = self._loop.call_later(_LAST_FRAMES_TIMEOUT, self._finish)
 
     def _finish(self) -> None:
-        """Fail the running call, close everything, and report the end."""
+        """Fail the running call, close everything, and report the end; only once."""
+        if self._finished.is_set():
+            return
         if self._end_timer is not None:
             self._end_timer.cancel()
         self._fail_start(f"the child process {self.describe_end()}")
