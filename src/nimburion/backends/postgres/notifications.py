@@ -133,8 +133,10 @@ class PostgresNotifier:
                 self._listen_forever(), name="nimburion-postgres-listen"
             )
         if not self._is_connected.is_set() and not self._has_no_listen:
+            # `asyncio.wait_for` of Python 3.11 can lose a cancellation that comes with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_connected.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._is_connected.wait()
 
     async def _listen_forever(self) -> None:
         """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
@@ -175,7 +177,8 @@ class PostgresNotifier:
             await self._subscribe(connection)
             while not lost.is_set():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(lost.wait(), _PING_AFTER)
+                    async with asyncio.timeout(_PING_AFTER):
+                        await lost.wait()
                 if not lost.is_set():
                     await connection.fetch("SELECT 1")
         finally:

@@ -87,8 +87,10 @@ class PubSubListener:
                 self._listen_forever(), name="nimburion-redis-listen"
             )
         if not self._is_connected.is_set():
+            # `asyncio.wait_for` of Python 3.11 can lose a cancellation that comes with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_connected.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self._is_connected.wait()
 
     async def _subscribe_queues(self, queues: Collection[str]) -> None:
         unsubscribed = [queue for queue in queues if queue not in self._subscribed_queues]

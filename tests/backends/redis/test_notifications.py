@@ -1,0 +1,36 @@
+"""The listener of notifications, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+import pytest
+
+from nimburion.backends.redis.connection.topology import ServerLocator
+from nimburion.backends.redis.notifications import PubSubListener
+from nimburion.backends.redis.url import parse_url
+from tests.waiting import DEADLINE
+
+
+async def subscribe_nothing(queues: Collection[str]) -> None:
+    """Put no queue into the hash."""
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_wait_that_is_cancelled_while_the_connection_opens_ends(turns: int) -> None:
+    """Whatever turn of the event loop the cancellation comes in: the loop may be closing."""
+    locator = ServerLocator(parse_url("redis://127.0.0.1:1/0"))
+    listener = PubSubListener(locator, b"channel", subscribe_nothing)
+    listener._listen_task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+    waiting = asyncio.create_task(listener.wait_for_session("s"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    listener._is_connected.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    waiting.cancel()
+    done, _ = await asyncio.wait({waiting}, timeout=DEADLINE)
+    assert done
+    assert waiting.cancelled()
+    await listener.close()
