@@ -22,6 +22,7 @@ from nimburion.cli.systemd import (
 )
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Context, Health, Processor
 from tests.waiting import DEADLINE, wait_until
@@ -152,7 +153,7 @@ async def test_a_worker_reports_from_ready_to_stopping(systemd: FakeSystemd) -> 
 
 async def test_a_worker_without_a_session_is_not_ready(systemd: FakeSystemd) -> None:
     class Down(MemoryBackend):
-        async def open_session(self, _: object) -> None:
+        async def open_session(self, session: Session) -> None:
             raise BackendUnavailable("no route")
 
     processor = make_processor(Down(), systemd.environment)

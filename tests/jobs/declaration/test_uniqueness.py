@@ -126,7 +126,7 @@ def test_a_field_that_does_not_exist_is_refused_at_registration() -> None:
 )
 def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DefinitionError, match=message):
-        job(**{"name": "wrong", **options})(lambda a: None)
+        job(name="wrong", **options)(lambda a: None)
 
 
 def test_a_raw_handler_has_no_arguments_to_compare() -> None:
