@@ -258,10 +258,11 @@ class AttemptRunner:
         reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
         outcome = await self._run_handler(attempt, context, handler, chain)
         settlement = self._make_settlement(attempt, outcome, handler)
-        reporter.end(
-            attempt, settlement, outcome.error.type if type(outcome) is AttemptFailed else None
-        )
-        if type(settlement) is Retried or type(settlement) is Failed:
+        if type(outcome) is not AttemptFailed:
+            reporter.end(attempt, settlement, None)
+            return settlement
+        reporter.end(attempt, settlement, outcome.error.type)
+        if isinstance(settlement, Retried | Failed):
             return await self._run_failure_hooks(attempt, settlement, handler)
         return settlement
 
