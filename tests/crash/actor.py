@@ -36,7 +36,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
-from nimburion.jobs.worker.attempt.attempt import AttemptRunner
+from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
 from tests.crash import blocking, children

@@ -64,7 +64,7 @@ from nimburion.jobs.declaration.lifespan import (
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
-from nimburion.jobs.worker.attempt.attempt import AttemptRunner
+from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
 from nimburion.jobs.worker.attempt.reporter import AttemptReporter

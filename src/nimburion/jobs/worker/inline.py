@@ -23,10 +23,9 @@ from nimburion.core.settlement import Progressed, Released, Settlement
 from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.attempt.attempt import (
-    Attempt,
+from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
+from nimburion.jobs.worker.attempt.attempt_runner import (
     AttemptRunner,
-    Interruption,
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.attempt.threads import HandlerThreads

@@ -19,7 +19,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.version import __version__
 from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.lifespan import Lifespan
-from nimburion.jobs.worker.attempt.attempt import AttemptRunner
+from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.children.pool import ChildPool

@@ -31,11 +31,10 @@ from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.attempt.attempt import (
+from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
+from nimburion.jobs.worker.attempt.attempt_runner import (
     CANCELLED_ON_REQUEST,
-    Attempt,
     AttemptRunner,
-    Interruption,
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.connectivity import BackendConnectivity

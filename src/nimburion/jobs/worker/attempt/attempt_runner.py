@@ -1,0 +1,449 @@
+"""Runs one delivery: look up the handler, run it, and decide its settlement.
+
+Every end of a handler (return, exception, timeout, interruption) results in exactly one settlement.
+The result is None when the lease was lost: then nothing may be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from random import Random
+from typing import cast
+
+import msgspec
+
+from nimburion.core.clock import Clock
+from nimburion.core.errors import LeaseLost, RemoteError
+from nimburion.core.job import AttemptError, ErrorKind, JobRecord
+from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
+from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.size_limits import SizeLimits
+from nimburion.core.transactions import Transaction
+from nimburion.jobs.declaration.attempt_record import (
+    AttemptRecord,
+    EnqueueClient,
+    ProgressSink,
+    WorkerServices,
+)
+from nimburion.jobs.declaration.codec import UnstorableResult
+from nimburion.jobs.declaration.context import CURRENT, Context
+from nimburion.jobs.declaration.failure_hooks import FailureHooks
+from nimburion.jobs.declaration.handler_hooks import HandlerHooks
+from nimburion.jobs.declaration.middleware import Middleware
+from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.worker.attempt import outcome as outcomes
+from nimburion.jobs.worker.attempt.attempt import Attempt, AttemptTimeout, Interruption
+from nimburion.jobs.worker.attempt.failure_hook_runner import FailureHookRunner
+from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.handler_chains import HandlerChains, HandlerCoroutine
+from nimburion.jobs.worker.attempt.outcome import (
+    INTERRUPTED,
+    NO_RESULT,
+    AttemptFailed,
+    CancelRequested,
+    Outcome,
+    Succeeded,
+)
+from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
+from nimburion.jobs.worker.attempt.reporter import (
+    AttemptReporter,
+    log_failure,
+    log_safely,
+    make_extra,
+)
+from nimburion.jobs.worker.attempt.retry import decide_settlement
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
+
+_log = logging.getLogger("nimburion.worker")
+
+KeepsArguments = tuple[bool, Mapping[str, bool]]
+"""Whether completed jobs keep their arguments, and for which queues that is otherwise."""
+
+CANCELLED_ON_REQUEST = "cancelled on request"
+
+_RELEASE_DELAY_AFTER_ERROR = 5.0
+"""Seconds until the next attempt of a job that an error inside nimburion kept from starting."""
+
+
+class AttemptRunner:
+    """Performs attempts: runs the handler, then decides the settlement by the retry policy.
+
+    Independent of slots and backends.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        middlewares: Sequence[Middleware],
+        hooks: HandlerHooks,
+        failure_hooks: FailureHooks,
+        *,
+        threads: HandlerThreads,
+        report: ProgressSink,
+        clock: Clock,
+        random: Random,
+        limits: SizeLimits,
+        client: EnqueueClient,
+        reporter: AttemptReporter,
+        keeps_arguments: KeepsArguments,
+        make_transaction: Callable[[object], Transaction],
+        state: object,
+        guard: ForkGuard | None = None,
+        process_calls: ProcessCalls | None = None,
+    ) -> None:
+        guard = guard or ForkGuard()
+        self._registry = registry
+        self._chains = HandlerChains(
+            registry,
+            middlewares,
+            hooks,
+            threads=threads,
+            guard=guard,
+            process_calls=process_calls,
+        )
+        self._clock = clock
+        self._random = random
+        self._limits = limits
+        self._services = WorkerServices(clock.monotonic, report, client, make_transaction, state)
+        self._failure_hooks = failure_hooks
+        self._failure_hook_runner = FailureHookRunner(guard)
+        self._keep_default, self._keep_by_queue = keeps_arguments
+        self.reporter: AttemptReporter = reporter
+        self._host = socket.gethostname()
+
+    async def perform(self, attempt: Attempt) -> Settlement | None:
+        """Run the handler and return its settlement; None if the lease is lost."""
+        delivery = attempt.delivery
+        chain = self._chains.find(delivery.name)
+        if chain is None or attempt.interruption is not None:
+            return self._settle_unstarted(attempt)
+        if delivery.lost >= SUSPECT_AFTER:
+            chain = self._chains.isolate(chain)
+        handler, run, lanes = chain
+        keep = self._keep_by_queue
+        attempt.keep_payload = (
+            keep.get(delivery.queue, self._keep_default) if keep else self._keep_default
+        )
+        reporter = self.reporter
+        context = self._open_context(attempt, handler)
+        reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
+        outcome = await self._run_handler(attempt, context, handler, run)
+        settlement = self._make_settlement(attempt, outcome, handler)
+        if type(outcome) is not AttemptFailed:
+            reporter.end(attempt, settlement, None)
+            return settlement
+        reporter.end(attempt, settlement, outcome.error.type)
+        if isinstance(settlement, Retried | Failed):
+            return await self._run_failure_hooks(attempt, settlement, handler)
+        return settlement
+
+    async def settle_after_error(
+        self, attempt: Attempt, raised: BaseException
+    ) -> Settlement | None:
+        """Return the settlement after an error inside nimburion: `perform` itself raised.
+
+        If the handler may have started, this counts as a failure of kind `internal`, so that a
+        repeated error ends as a dead letter. Otherwise the job is released.
+        """
+        if _is_closing(raised):
+            raise raised
+        # A future that fails with GeneratorExit closes the coroutines that await it, one by one.
+        from_handler = issubclass(type(raised), GeneratorExit)
+        if not from_handler:
+            log_safely(
+                logging.ERROR,
+                "an error inside nimburion while it ran job %s",
+                attempt.delivery.lease.job_id,
+                raised=raised,
+            )
+        settlement, error = self._decide_after_error(
+            attempt, raised, "failure" if from_handler else "internal"
+        )
+        self.reporter.end(attempt, settlement, error)
+        handler = self._registry.get(attempt.delivery.name)
+        if handler is not None and isinstance(settlement, Retried | Failed):
+            return await self._run_failure_hooks(attempt, settlement, handler)
+        return settlement
+
+    async def report_dead(self, job: JobRecord) -> None:
+        """Call the hooks for a job that became a dead letter because its workers vanished."""
+        handler = self._registry.get(job.name)
+        hooks = self._failure_hooks.select_for_dead(handler.policy if handler else None)
+        if not hooks or job.error is None:
+            return
+        context = Context(AttemptRecord(_make_last_delivery(job), ""), self._services)
+        if handler is not None:
+            _decode_if_missing(context, handler)
+        await self._failure_hook_runner.run(hooks, context, job.error, lambda: True)
+
+    async def _run_failure_hooks(
+        self, attempt: Attempt, settlement: Retried | Failed, handler: Handler
+    ) -> Settlement | None:
+        """Call the hooks for a failed attempt; return its settlement, or None if the lease is lost.
+
+        The lease stays valid meanwhile. A cancel request that comes now changes nothing: the
+        outcome is decided.
+        """
+        hooks = self._failure_hooks.select(settlement, handler.policy)
+        if hooks and attempt.context is not None:
+            _decode_if_missing(attempt.context, handler)
+            await self._failure_hook_runner.run(
+                hooks, attempt.context, settlement.error, lambda: attempt.must_end
+            )
+        return None if attempt.lost else settlement
+
+    def _decide_after_error(
+        self, attempt: Attempt, raised: BaseException, kind: ErrorKind
+    ) -> tuple[Settlement | None, str | None]:
+        """Return the settlement, and the name of the exception's type if it counts as a failure."""
+        delivery = attempt.delivery
+        handler = self._registry.get(delivery.name)
+        if attempt.context is None or handler is None:
+            return Released(delivery.lease, _RELEASE_DELAY_AFTER_ERROR), None
+        if attempt.interruption is Interruption.LOST:
+            return None, None
+        if attempt.completed:
+            return Completed(delivery.lease), None
+        error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
+        failed = AttemptFailed(self._add_place(attempt, error))
+        return decide_settlement(delivery, failed, handler.policy, self._random), error.type
+
+    def _make_settlement(
+        self, attempt: Attempt, outcome: Outcome, handler: Handler
+    ) -> Settlement | None:
+        raised, attempt.raised = attempt.raised, None
+        if attempt.completed:
+            return _settle_completed(attempt, outcome, raised)
+        if attempt.lost:
+            return None
+        if type(outcome) is Succeeded:  # `decide_settlement` says the same
+            return Completed(attempt.delivery.lease, outcome.result, attempt.keep_payload)
+        if isinstance(outcome, AttemptFailed):
+            outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
+        settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)
+        if isinstance(settlement, Retried | Failed):
+            log_failure(attempt.delivery, settlement, raised)
+        return settlement
+
+    def _settle_unstarted(self, attempt: Attempt) -> Settlement | None:
+        lease = attempt.delivery.lease
+        match attempt.interruption:
+            case Interruption.LOST:
+                return None
+            case Interruption.CANCEL:
+                return Cancelled(lease, CANCELLED_ON_REQUEST)
+            case Interruption.STOP | None:
+                return Released(lease)
+
+    def _add_place(self, attempt: Attempt, error: AttemptError) -> AttemptError:
+        """Return the error with the session, the host and the start of the attempt."""
+        return msgspec.structs.replace(
+            error,
+            session=attempt.session_id,
+            host=self._host,
+            started_at=attempt.started + self.reporter.backend_time_offset,
+        )
+
+    def _open_context(self, attempt: Attempt, handler: Handler) -> Context:
+        delivery = attempt.delivery
+        timeout = delivery.options.timeout or handler.policy.timeout
+        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        attempt.handler = handler
+        attempt.context = context = Context(attempt, self._services, deadline)
+        CURRENT.set(context)
+        return context
+
+    async def _run_handler(
+        self, attempt: Attempt, context: Context, handler: Handler, run: HandlerCoroutine
+    ) -> Outcome:
+        try:
+            if context.deadline is None:
+                result = await run(context)
+            else:
+                result = await self._run_with_timeout(attempt, context, run)
+            if result is not None:
+                return self._encode_success(handler, result, context)
+            return NO_RESULT if attempt.result is None else Succeeded(attempt.encode_result())
+        except _TimedOut as late:
+            attempt.raised = late.__cause__
+            return outcomes.make_timeout_failure(late.seconds, context.attempt)
+        except asyncio.CancelledError as cancelled:
+            return self._classify_cancellation(attempt, cancelled)
+        except LeaseLost as lost:
+            return self._classify_lease_loss(attempt, lost)
+        except BaseException as raised:
+            if _is_closing(raised):
+                raise
+            return self._classify_exception(attempt, handler, raised)
+
+    async def _run_with_timeout(
+        self, attempt: Attempt, context: Context, run: HandlerCoroutine
+    ) -> object:
+        """Return the handler's result. Raises `_TimedOut` if the deadline passes first."""
+        seconds = context.remaining() or 0.0
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                attempt.timeout = AttemptTimeout(limit, seconds, self._clock.monotonic)
+                return await run(context)
+        except TimeoutError as error:
+            if limit.expired():
+                attempt.cancel_requested = True
+                raise _TimedOut(seconds) from error
+            raise
+
+    def _encode_success(self, handler: Handler, result: object, context: Context) -> Succeeded:
+        """Encode the result of a handler.
+
+        If it cannot be stored, log a warning and complete the job without it.
+        """
+        try:
+            return Succeeded(handler.encode_result(result))
+        except UnstorableResult as error:
+            _log.warning("the result of job %s is not stored: %s", context.job_id, error)
+            return NO_RESULT
+
+    def _classify_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
+        match attempt.interruption:
+            case Interruption.CANCEL:
+                return CancelRequested(CANCELLED_ON_REQUEST)
+            case Interruption.STOP | Interruption.LOST:
+                return INTERRUPTED
+            case None:  # code inside the handler cancelled it: an ordinary failure
+                attempt.raised = raised
+                return AttemptFailed(
+                    outcomes.describe_exception(
+                        raised, attempt.delivery.attempt, "failure", self._limits.error
+                    )
+                )
+
+    def _classify_lease_loss(self, attempt: Attempt, lost: LeaseLost) -> Outcome:
+        """Return the outcome of a handler that raised LeaseLost.
+
+        If nimburion raised it inside the handler's transaction, the lease is lost and nothing is
+        written. If the handler raised it itself, it is an ordinary failure.
+        """
+        if lost is attempt.lease_lost:
+            _log.warning("%s", lost)
+            attempt.interruption = Interruption.LOST
+            return INTERRUPTED
+        attempt.raised = lost
+        error = outcomes.describe_exception(
+            lost, attempt.delivery.attempt, "failure", self._limits.error
+        )
+        return AttemptFailed(error)
+
+    def _classify_exception(
+        self, attempt: Attempt, handler: Handler, raised: BaseException
+    ) -> Outcome:
+        if type(raised) is NotRunInChild:
+            _log.error("job %s is released for a while: %s", attempt.delivery.lease.job_id, raised)
+            return outcomes.Snoozed(_RELEASE_DELAY_AFTER_ERROR)
+        attempt.raised = raised
+        if type(raised) is RemoteError:  # the child has classified it
+            return AttemptFailed(raised.failure, raised.after)
+        if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
+            attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
+        permanent, number = handler.policy.permanent, attempt.delivery.attempt
+        return outcomes.classify_exception(raised, number, permanent, self._limits.error)
+
+
+def _make_last_delivery(job: JobRecord) -> Delivery:
+    """Return the delivery of the last attempt of a job that lost its worker; its lease is over."""
+    return Delivery(
+        Lease(job.id, Token(0, bytes(16))),
+        job.name,
+        job.queue,
+        job.payload or b"",
+        priority=job.priority,
+        failures=job.failures,
+        lost=job.lost - 1,
+        due=job.due,
+        created_at=job.created_at,
+        options=job.options,
+    )
+
+
+def _decode_if_missing(context: Context, handler: Handler) -> None:
+    """Decode the arguments for a hook, if no handler in this process has done so."""
+    if context.job is None:
+        with suppress(Exception):  # the hook finds None, as the payload is unreadable
+            context.job = handler.decode(context.payload)
+
+
+def raise_keyboard_interrupt(attempt: Attempt) -> None:
+    """Raise a Ctrl-C that arrived inside the handler out of the event loop.
+
+    Call this after the attempt is settled.
+    """
+    if attempt.keyboard_interrupt is not None:
+        asyncio.get_running_loop().call_soon(_raise, attempt.keyboard_interrupt)
+        attempt.keyboard_interrupt = None
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _may_be_ctrl_c(attempt: Attempt, raised: BaseException) -> bool:
+    """Return whether Python may have raised this exception in the handler because of a SIGINT.
+
+    This happens only on the main thread, and only while Python's own signal handler is installed.
+    `run()` and `asyncio.run` replace that handler. The exception of a `def` handler comes from
+    another thread.
+    """
+    from_thread = attempt.call is not None and attempt.call.error is raised
+    return (
+        not from_thread
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+def _is_closing(raised: BaseException) -> bool:
+    """Return whether the coroutine is closed outside of any task, so that no task awaits it."""
+    if not issubclass(type(raised), GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is None
+    except RuntimeError:  # no loop runs
+        return True
+
+
+def _settle_completed(
+    attempt: Attempt, outcome: Outcome, raised: BaseException | None
+) -> Settlement:
+    """Return the settlement of a job that the handler's own transaction has completed.
+
+    The backend answers this repeated completion with `already` and writes nothing.
+    """
+    delivery = attempt.delivery
+    if isinstance(outcome, Succeeded):
+        if outcome.result is not None and attempt.result is None:
+            _log.warning(
+                "job %s was completed by its own transaction: the return value of its handler is "
+                "not stored. Call ctx.set_result(...) inside the block",
+                delivery.lease.job_id,
+            )
+    else:
+        _log.warning(
+            "job %s was completed by its own transaction; its handler ended otherwise afterwards "
+            "(%s), which changes nothing",
+            delivery.lease.job_id,
+            outcome.error.message if isinstance(outcome, AttemptFailed) else type(outcome).__name__,
+            exc_info=raised,
+            extra=make_extra(delivery),
+        )
+    return Completed(delivery.lease)
+
+
+class _TimedOut(Exception):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds

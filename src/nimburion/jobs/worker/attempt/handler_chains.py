@@ -1,0 +1,135 @@
+"""How a handler is called: inside its middleware and hooks, on the loop, a thread or in a child."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, cast
+
+from nimburion.core.job_counters import LaneCounters
+from nimburion.jobs.declaration.context import Context, get_record
+from nimburion.jobs.declaration.handler_hooks import HandlerCall, HandlerHooks, make_handler_call
+from nimburion.jobs.declaration.middleware import Middleware, compose
+from nimburion.jobs.declaration.registry import Handler, Registry
+from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.forking import ForkGuard
+from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
+from nimburion.jobs.worker.attempt.threads import HandlerThreads
+
+_log = logging.getLogger("nimburion.worker")
+
+HandlerCoroutine = Callable[[Context], Awaitable[object]]
+
+
+class HandlerChain(NamedTuple):
+    """What an attempt at a job of one name needs."""
+
+    handler: Handler
+    run: HandlerCoroutine
+    """Runs the middleware, the hooks and the handler."""
+    lanes: dict[str, LaneCounters]
+    """The counters of these jobs, by queue."""
+
+
+class HandlerChains:
+    """Makes the chain of each handler when its first job arrives, and keeps it."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        middlewares: Sequence[Middleware],
+        hooks: HandlerHooks,
+        *,
+        threads: HandlerThreads,
+        guard: ForkGuard,
+        process_calls: ProcessCalls | None,
+    ) -> None:
+        self._registry = registry
+        self._middlewares = tuple(middlewares)
+        self._hooks = hooks
+        self._threads = threads
+        self._guard = guard
+        self._process_calls = process_calls
+        self._known: dict[str, HandlerChain] = {}
+
+    def find(self, name: str) -> HandlerChain | None:
+        """Return the chain of the jobs with this name; None if no handler is registered."""
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        handler = self._registry.get(name)
+        if handler is None:
+            return None
+        run = self._add_middleware(self._make_call(handler))
+        self._known[name] = chain = HandlerChain(handler, run, {})
+        return chain
+
+    def isolate(self, chain: HandlerChain) -> HandlerChain:
+        """Return the chain of a suspect, which runs in a child process so that its worker survives.
+
+        If the handler cannot run in a child, it runs where its policy says.
+        """
+        handler, calls = chain.handler, self._process_calls
+        if calls is None or handler.policy.execution == "process":
+            return chain
+        call_in_child = self._make_process_call(handler, calls)
+
+        async def call(context: Context) -> object:
+            try:
+                return await call_in_child(context)
+            except NotRunInChild as error:
+                _log.warning(
+                    "job %s has lost its worker repeatedly and should run in a child process; it "
+                    "runs in the worker, because %s",
+                    *(context.job_id, error),
+                )
+                cast("Attempt", get_record(context)).start_timeout()
+                return await self._make_call(handler)(context)
+
+        return chain._replace(run=self._add_middleware(call))
+
+    def _make_call(self, handler: Handler) -> HandlerCoroutine:
+        """Return a function that runs a handler where its policy says."""
+        if handler.policy.execution == "process" and self._process_calls is not None:
+            return self._make_process_call(handler, self._process_calls)
+        call = make_handler_call(handler, self._hooks, self._guard)
+        return call if handler.is_async else self._make_thread_call(call)
+
+    def _make_process_call(self, handler: Handler, calls: ProcessCalls) -> HandlerCoroutine:
+        async def call_in_child(context: Context) -> object:
+            attempt = cast("Attempt", get_record(context))
+            return await calls.run(attempt, context, handler.policy)
+
+        return call_in_child
+
+    def _add_middleware(self, innermost: HandlerCoroutine) -> HandlerCoroutine:
+        chain = compose(self._middlewares, innermost)
+        if self._middlewares:  # middleware may fork too
+            chain = self._check_for_fork(chain)
+        return chain
+
+    def _check_for_fork(self, chain: HandlerCoroutine) -> HandlerCoroutine:
+        guard = self._guard
+
+        async def call(context: Context) -> object:
+            try:
+                return await chain(context)
+            finally:
+                if guard.in_child:
+                    guard.check(sys.exc_info()[1])
+
+        return call
+
+    def _make_thread_call(self, call: HandlerCall) -> HandlerCoroutine:
+        threads = self._threads
+
+        async def call_in_thread(context: Context) -> object:
+            started = threads.start(call, context)
+            cast("Attempt", get_record(context)).call = started
+            value = await started.future
+            # A lambda or a wrapper around an `async def` returns a coroutine that has not run yet.
+            return await value if inspect.isawaitable(value) else value
+
+        return call_in_thread
