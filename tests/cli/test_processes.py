@@ -142,6 +142,20 @@ def test_a_worker_takes_backend_and_file_from_the_command_line(tmp_path: Path) -
     assert not (tmp_path / "nimburion.db").exists()
 
 
+def test_a_worker_ends_by_itself(tmp_path: Path) -> None:
+    """After one job of two, and when nothing is left."""
+    (tmp_path / "app.py").write_text(APPLICATION)
+    for job_id in ("a", "b"):
+        arguments = ["--args", '{"a": 1, "b": 2}', "--queue", "sums", "--id", job_id]
+        assert run(tmp_path, "enqueue", "add", *arguments).returncode == 0
+    left = []
+    for option in (["--jobs", "1"], ["--burst"]):
+        assert run(tmp_path, "worker", "app:processor", *option).returncode == 0
+        queues = json.loads(run(tmp_path, "queues", "list", "--json").stdout)
+        left.append(sum(queue["size"] for queue in queues))
+    assert left == [1, 0]
+
+
 def test_a_backend_that_the_application_would_not_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "from nimburion.backends import open_backend\nfrom nimburion.jobs import Processor\n"

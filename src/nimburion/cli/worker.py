@@ -41,6 +41,14 @@ FORMATS = ("text", "json")
     metavar="PORT",
     help="The port of --server, instead of the configured one; 0: any free port.",
 )
+@click.option("--burst", is_flag=True, help="Stop when no job is due that this worker may run.")
+@click.option(
+    "--jobs",
+    "max_jobs",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Stop after N jobs.",
+)
 @click.option("--traceback", is_flag=True, help="Show where MODULE fails when it is imported.")
 @add_shared_options
 def worker(
@@ -52,6 +60,8 @@ def worker(
     log_format: LogFormat | None,
     with_server: bool,
     server_port: int | None,
+    burst: bool,
+    max_jobs: int | None,
     traceback: bool,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second one ends at once.
@@ -64,6 +74,8 @@ def worker(
 
     if server_port is not None and not with_server:
         raise BadInput("--server-port needs --server")
+    if with_server and (burst or max_jobs is not None):
+        raise BadInput("--burst and --jobs cannot be combined with --server")
     start_logging(log_level, log_format or current_invocation().load().telemetry.log_format)
     export_configuration(current_invocation())
     processor = find_processor(target, show_traceback=traceback)
@@ -77,7 +89,7 @@ def worker(
         return
     Scheduler.configure(processor, current_invocation().load().scheduler)
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
-        runner.run(serve(processor))
+        runner.run(serve(processor, burst=burst, max_jobs=max_jobs))
 
 
 def run_with_server(processor: Processor, port: int | None) -> None:
@@ -90,10 +102,10 @@ def run_with_server(processor: Processor, port: int | None) -> None:
     application.run()
 
 
-async def serve(processor: Processor) -> None:
-    """Run the worker until a signal stops it, then close the backend."""
+async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> None:
+    """Run the worker until a signal or a condition stops it, then close the backend."""
     async with processor:
-        await processor.run(owns_process=True)
+        await processor.run(owns_process=True, until_empty=burst, max_jobs=max_jobs)
 
 
 def report_to_systemd(processor: Processor) -> None:

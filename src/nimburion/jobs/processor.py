@@ -75,6 +75,7 @@ from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.inline import InlineRunner
 from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
 from nimburion.jobs.worker.maintenance import Pruner, Rescuer
+from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
 from nimburion.jobs.worker.unserved_watch import UnservedWatch
 from nimburion.jobs.worker.worker import Worker
 
@@ -414,13 +415,18 @@ class Processor(Client):
 
         Opens the backend if needed. You can call it repeatedly.
         """
+        await self._start(RUN_UNTIL_STOPPED)
+
+    async def _start(self, conditions: StopConditions) -> None:
         await self.open()
         self._clear_orphaned()
         if self._statistics is None:
             await self._start_statistics()
+        if self._running is not None and conditions != RUN_UNTIL_STOPPED:
+            raise DefinitionError("until_empty and max_jobs need a worker that does not run yet")
         if self._running is None:
             self._warn_about_unserved_queues()
-            self._running = running = self._make_running_worker()
+            self._running = running = self._make_running_worker(conditions)
             try:
                 await running.start()
             except BaseException:
@@ -440,7 +446,14 @@ class Processor(Client):
             await running.stop(self.settings.grace if grace is None else grace)
             self._clear_running(running)
 
-    async def run(self, *, signals: bool = True, owns_process: bool = False) -> None:
+    async def run(
+        self,
+        *,
+        signals: bool = True,
+        owns_process: bool = False,
+        until_empty: bool = False,
+        max_jobs: int | None = None,
+    ) -> None:
         """Run a worker in this process: start it, wait for a stop request, stop it.
 
         With `signals`, SIGTERM and SIGINT request the stop, and a second signal stops immediately.
@@ -450,11 +463,18 @@ class Processor(Client):
         released and the process ends. Otherwise the session of such a worker stays until it
         expires.
 
+        With `until_empty`, the worker stops when no job is due that it may start, and none runs
+        here. Jobs that are due later, such as retries, are not waited for. With `max_jobs`, it
+        starts this many jobs and stops when they have ended. Neither interrupts a job, and both
+        need a worker that does not run yet (`DefinitionError`).
+
         When this coroutine is cancelled, the worker stops immediately: running handlers are
         interrupted and their jobs are released. `NotOpen` is raised when the worker is stopped
         before it has started.
         """
-        await self.start()
+        if max_jobs is not None and max_jobs < 1:
+            raise ConfigurationError(f"max_jobs must be 1 or more, not {max_jobs}")
+        await self._start(StopConditions(until_empty, max_jobs))
         running = self._running
         if running is None:
             raise NotOpen(STOPPED_BEFORE_START)
@@ -513,9 +533,9 @@ class Processor(Client):
         running = self._running
         return None if running is None or running.is_orphaned else running.read_vitals()
 
-    def _make_running_worker(self) -> RunningWorker:
+    def _make_running_worker(self, conditions: StopConditions) -> RunningWorker:
         """Return a worker with its threads and services, not started."""
-        worker = self._make_worker()
+        worker = self._make_worker(conditions)
         children = self._make_children()
         return RunningWorker(
             worker,
@@ -605,7 +625,7 @@ class Processor(Client):
         }
         return default, by_queue
 
-    def _make_worker(self) -> Worker:
+    def _make_worker(self, conditions: StopConditions) -> Worker:
         """Return a worker of this processor, not started."""
         return Worker(
             self.backend,
@@ -616,7 +636,8 @@ class Processor(Client):
             events=self.events,
             heartbeat_in_thread=isinstance(self.clock, SystemClock),
             calls=self._calls,
-            on_stop_command=self._request_stop,
+            request_stop=self._request_stop,
+            stop_conditions=conditions,
         )
 
     def _request_stop(self) -> None:

@@ -154,6 +154,10 @@ class RunningWorker:
             done.add_done_callback(lambda _: self._stop_requested.set())
         await self._stop_requested.wait()
 
+    def finish(self) -> None:
+        """Take no more jobs, and stop when the running ones have ended, however long they run."""
+        self._worker.finish()
+
     def request_stop(self) -> None:
         """Stop as on SIGTERM."""
         self._stop_requested.set()

@@ -50,6 +50,7 @@ from nimburion.jobs.worker.exchange.slots import Slots, take
 from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
 from nimburion.jobs.worker.session.vitals import VitalsReader
+from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -76,7 +77,8 @@ class Worker:
         events: Events,
         heartbeat_in_thread: bool,
         calls: CallCounters | None = None,
-        on_stop_command: Callable[[], None] = lambda: None,
+        request_stop: Callable[[], None] = lambda: None,
+        stop_conditions: StopConditions = RUN_UNTIL_STOPPED,
     ) -> None:
         self._backend = backend
         self._registry = registry
@@ -101,7 +103,11 @@ class Worker:
         self.vitals: VitalsReader = VitalsReader(
             settings.concurrency, lambda: len(slots.running), settings.code_version
         )
-        self._on_stop_command = on_stop_command
+        self._request_stop = request_stop
+        self._slots.remaining = stop_conditions.max_jobs
+        self._stops_when_empty = stop_conditions.until_empty
+        self._is_finishing = stop_conditions.max_jobs is not None
+        """Whether to request a stop as soon as no more jobs may start and none runs."""
         self._exchange_size = ExchangeSize(settings.limits.exchange)
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
@@ -137,6 +143,12 @@ class Worker:
         self._release_all()
         self._trigger.wake()
         self._long_poll.interrupt()
+
+    def finish(self) -> None:
+        """Drain, and request a stop when the last running job has ended, however long it runs."""
+        self._is_finishing = True
+        self.drain()
+        self._check_finished()
 
     async def stop(self, grace: float, stop_now: asyncio.Event) -> list[Lease]:
         """Stop reserving, let running jobs finish, interrupt the others and send all settlements.
@@ -306,13 +318,15 @@ class Worker:
             await self._reopen_session()
         else:
             self._receive(reply, request)
+            if self._stops_when_empty and not was_recalled:
+                self._check_empty(reply, request)
 
     def _make_request(self) -> ReserveRequest:
         total = min(self._slots.count_free(), MAX_REQUESTED)
         if total <= 0 or self.session.completer.is_full:
             return RESERVE_NOTHING
         everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
-        is_idle = not self._slots.running
+        is_idle = not self._slots.running and not self._stops_when_empty
         long_poll = self._long_poll.choose_timeout(self.wakeups.due_in) if is_idle else 0.0
         return self.lanes.make_request(total, everything=everything, long_poll=long_poll)
 
@@ -337,6 +351,19 @@ class Worker:
             if (suspect := take(slots.suspects, last=True)) is not None:
                 self._return_delivery(suspect, Released(suspect.lease))
         self._start_jobs()
+
+    def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
+        """Finish if the backend has no job for this worker, and none runs here."""
+        if not request.total or reply.deliveries or self._slots.running:
+            return
+        if self.lanes.covers_all_lanes(request):
+            self.finish()
+        else:
+            self._trigger.note_possible_work()
+
+    def _check_finished(self) -> None:
+        if self._is_finishing and self._slots.is_finished:
+            self._request_stop()
 
     def _return_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -371,6 +398,8 @@ class Worker:
 
     def _start_job(self, delivery: Delivery) -> None:
         self._prefetch_watchdog.started_count += 1
+        if self._slots.remaining is not None:
+            self._slots.remaining -= 1
         attempt = Attempt(delivery, self.session.id)
         self._slots.running.add(attempt)
         self._slots.not_begun.add(attempt)
@@ -380,12 +409,13 @@ class Worker:
         try:
             self._slots.not_begun.remove(attempt)
         except KeyError:  # the watchdog has released it
-            self._free_slot(attempt)
+            self._free_unused_slot(attempt)
             return
         attempt.started = started = self._monotonic()
         if started >= self.session.heartbeat.lease_valid_until:
             # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
             # have the job.
+            self._slots.count_unused_start()
             self._finish(attempt, Released(attempt.delivery.lease))
             return
         settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_ERROR)
@@ -416,6 +446,11 @@ class Worker:
         else:
             self._free_slot(attempt)
 
+    def _free_unused_slot(self, attempt: Attempt) -> None:
+        """Free the slot of an attempt whose handler was never called."""
+        self._slots.count_unused_start()
+        self._free_slot(attempt)
+
     def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
         self._trigger.may_have_work |= late  # its queue was at its limit: it may have more jobs
         slots = self._slots
@@ -427,6 +462,8 @@ class Worker:
             self._idle.set()
         if slots.prefetched or slots.suspects:
             self._start_jobs()
+        if self._is_finishing:
+            self._check_finished()
         self._trigger.note_result()
 
     # Callbacks
@@ -459,7 +496,7 @@ class Worker:
         slots = self._slots
         if command is WorkerCommand.STOP:
             _log.info("stopping: an operator sent the command")
-            self._on_stop_command()
+            self._request_stop()
         elif command is WorkerCommand.QUIET and not slots.quiet:
             _log.info("quiet: an operator sent the command; no further job is started")
             slots.quiet = True

@@ -80,6 +80,10 @@ class LaneSelector:
             long_poll=long_poll,
         )
 
+    def covers_all_lanes(self, request: ReserveRequest) -> bool:
+        """Return whether a request is for all lanes that this worker serves."""
+        return len(request.lanes) == len(self._lanes)
+
     def note_non_empty(self, waiting: Iterable[Lane]) -> None:
         """Note the lanes that the backend reports as non-empty.
 

@@ -25,6 +25,7 @@ class Slots:
         "prefetch",
         "prefetched",
         "quiet",
+        "remaining",
         "running",
         "runs_suspect",
         "suspects",
@@ -49,6 +50,8 @@ class Slots:
         """Whether an operator told the worker to start no further job."""
         self.draining: bool = False
         """Whether the worker takes no more jobs."""
+        self.remaining: int | None = None
+        """The number of jobs that the worker may still start; None: any number."""
 
     @property
     def waiting_count(self) -> int:
@@ -59,7 +62,18 @@ class Slots:
         """Return how many more jobs the worker can take, running and prefetched together."""
         if self.draining or self.quiet or self.suspects or self.runs_suspect:
             return 0
-        return self.concurrency + self.prefetch.size - len(self.running) - len(self.prefetched)
+        free = self.concurrency + self.prefetch.size - len(self.running) - len(self.prefetched)
+        return free if self.remaining is None else min(free, self.remaining - self.waiting_count)
+
+    def count_unused_start(self) -> None:
+        """Note that a started job was released before its handler was called."""
+        if self.remaining is not None:
+            self.remaining += 1
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the worker may start no more jobs, and none runs."""
+        return (self.draining or self.remaining == 0) and not self.running
 
     def add(self, delivery: Delivery) -> None:
         """Hold a delivered job until it starts."""

@@ -1,0 +1,100 @@
+"""A worker that stops by itself: when nothing is due, or after a number of jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from nimburion.core.errors import ConfigurationError, DefinitionError
+from nimburion.core.job import State
+from nimburion.jobs import Processor, Retry
+from tests.waiting import DEADLINE, wait_until
+
+
+def make_processor(url: str, **settings: int) -> tuple[Processor, list[int]]:
+    """Return a processor, and the numbers that its handler gets."""
+    processor = Processor(url, concurrency=settings.get("concurrency", 10))
+    numbers: list[int] = []
+
+    @processor.job(name="note")
+    async def note(number: int, more: int = 0) -> None:
+        numbers.append(number)
+        for added in range(more):
+            await processor.enqueue(note.job(100 + added))
+
+    @processor.job(name="fail", retry_backoff=3600.0)
+    async def fail() -> None:
+        raise Retry(after=3600.0)
+
+    return processor, numbers
+
+
+async def enqueue_notes(processor: Processor, count: int) -> None:
+    for number in range(count):
+        await processor.enqueue_raw("note", f'{{"number":{number}}}'.encode())
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_a_worker_runs_until_nothing_is_due(kind: str, tmp_path: Path) -> None:
+    """It runs what its jobs enqueue, and does not wait for a retry of tomorrow."""
+    url = "memory://" if kind == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+    processor, numbers = make_processor(url, concurrency=2)
+    async with asyncio.timeout(DEADLINE), processor:
+        await enqueue_notes(processor, 20)
+        await processor.enqueue_raw("note", b'{"number":20,"more":5}')
+        retried = await processor.enqueue_raw("fail", b"{}")
+        await processor.run(signals=False, until_empty=True)
+        assert sorted(numbers) == [*range(21), *range(100, 105)]
+        assert (await processor.get_status(retried)).state is State.RETRYING
+        assert processor.health().state == "stopped"
+
+
+async def test_a_worker_stops_at_once_when_nothing_is_due(tmp_path: Path) -> None:
+    processor, numbers = make_processor(f"sqlite:///{tmp_path}/jobs.db")
+    async with asyncio.timeout(DEADLINE), processor:
+        await processor.run(signals=False, until_empty=True)
+        assert numbers == []
+
+
+@pytest.mark.parametrize("count", [1, 7, 150])
+async def test_a_worker_stops_after_a_number_of_jobs(count: int, tmp_path: Path) -> None:
+    """The jobs beyond the number stay in the queue and count nothing."""
+    processor, numbers = make_processor(f"sqlite:///{tmp_path}/jobs.db", concurrency=3)
+    async with asyncio.timeout(DEADLINE), processor:
+        await enqueue_notes(processor, 200)
+        await processor.run(signals=False, max_jobs=count)
+        assert sorted(numbers) == [*range(count)]
+        assert await processor.queue_size() == 200 - count
+
+
+async def test_the_last_job_is_not_interrupted() -> None:
+    """The grace time is for stops from outside. Here it is zero."""
+    processor = Processor("memory://", grace=0.0, concurrency=2)
+    proceed, ended = asyncio.Event(), asyncio.Event()
+
+    @processor.job
+    async def wait() -> None:
+        await proceed.wait()
+        ended.set()
+
+    async with asyncio.timeout(DEADLINE), processor:
+        for _ in range(3):
+            await wait.enqueue()
+        running = asyncio.create_task(processor.run(signals=False, max_jobs=2))
+        await wait_until(lambda: processor.health().running == 2, "both jobs run")
+        proceed.set()
+        await running
+        assert ended.is_set()
+        assert await processor.queue_size() == 1
+
+
+async def test_the_conditions_are_checked() -> None:
+    processor, _ = make_processor("memory://")
+    async with processor:
+        with pytest.raises(ConfigurationError, match="max_jobs must be 1 or more, not 0"):
+            await processor.run(max_jobs=0)
+        await processor.start()
+        with pytest.raises(DefinitionError, match="need a worker that does not run yet"):
+            await processor.run(until_empty=True)
