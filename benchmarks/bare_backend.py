@@ -112,7 +112,7 @@ async def bulk(jobs: int) -> None:
             for part in made:
                 await backend.enqueue(part)
             spent = time.perf_counter() - begun
-            waiting = (await backend.counts())[State.PENDING]
+            waiting = (await backend.count_jobs())[State.PENDING]
             print_figure(f"enqueue by {size}", f"{waiting / spent:>10,.0f} jobs/s")
     bare()
 
@@ -143,7 +143,7 @@ async def crowded(jobs: int) -> None:
         for batch in (200, 500):
             done, spent = await drain(backend, batch, jobs)
             await show(backend, f"exchange, 1 M waiting and kept, batch {batch}", done, spent)
-        for title, call in (("counts", backend.counts), ("queues", backend.queues)):
+        for title, call in (("counts", backend.count_jobs), ("queues", backend.list_queues)):
             begun = time.perf_counter()
             await call()
             print_figure(
@@ -154,7 +154,7 @@ async def crowded(jobs: int) -> None:
 
 async def show(backend: SQLiteBackend, title: str, done: int, spent: float) -> None:
     """One line, if the backend's counts say the same."""
-    completed = (await backend.counts())[State.COMPLETED]
+    completed = (await backend.count_jobs())[State.COMPLETED]
     if completed < done:
         raise SystemExit(f"{title}: {done} settled, but the backend counts {completed}")
     print_figure(title, f"{done / spent:>10,.0f} jobs/s")

@@ -221,7 +221,7 @@ async def _fill(processor: Processor, kinds: list[Any], jobs: int) -> None:
 
 
 async def _completed(processor: Processor) -> int:
-    return (await processor.backend.counts())[State.COMPLETED]
+    return (await processor.backend.count_jobs())[State.COMPLETED]
 
 
 async def scrape(
@@ -255,7 +255,10 @@ async def scrape(
             await producer.enqueue_many(jobs, queue=f"queue_{number}")
             if counted:
                 _note_run(processor, f"queue_{number}", f"noop_{2 * number % names}")
-        for name in ("queues", "sessions", "limits", "counts", "statistics", "list_jobs"):
+        for name in (
+            *("list_queues", "list_sessions", "list_limits", "count_jobs"),
+            *("list_statistics", "list_jobs"),
+        ):
             count(name)
         taken, burnt, size = [], [], 0
         for _ in range(scrapes):

@@ -49,9 +49,9 @@ def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
     now = time.time()
     hour = JobFilter(finished_from=filled.since + 3600.0, finished_to=filled.since + 7200.0)
     return {
-        "`counts()`": backend.counts,
-        "`counts(queue)`": lambda: backend.counts("queue_0"),
-        "`queues()`": backend.queues,
+        "`count_jobs()`": backend.count_jobs,
+        "`counts(queue)`": lambda: backend.count_jobs("queue_0"),
+        "`list_queues()`": backend.list_queues,
         "`list_jobs`: first page": page(JobFilter()),
         "a page in the middle": page(JobFilter(), filled.middle),
         "completed": page(state(State.COMPLETED)),
@@ -75,11 +75,11 @@ def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
         "the same, from the middle": page(JobFilter(correlation_id="none"), filled.middle),
         "an hour of `finished_at`, 18 hours ago": page(hour),
         "`group_failures()`": backend.group_failures,
-        "`get` of a completed job": lambda: backend.get(filled.completed),
-        "`explain` of a waiting job": lambda: backend.explain(filled.waiting),
-        "`limits()`": backend.limits,
-        "`sessions()`": backend.sessions,
-        "`statistics`: 3 h of minutes, 200 names": lambda: backend.statistics(
+        "`get_job` of a completed job": lambda: backend.get_job(filled.completed),
+        "`explain_job` of a waiting job": lambda: backend.explain_job(filled.waiting),
+        "`list_limits()`": backend.list_limits,
+        "`list_sessions()`": backend.list_sessions,
+        "`list_statistics`: 3 h of minutes, 200 names": lambda: backend.list_statistics(
             now - 3 * 3600.0, now, 60
         ),
         "`list_audit()`": backend.list_audit,

@@ -32,7 +32,7 @@ def test_enqueue_applies_the_options(nimburion: CommandLine) -> None:
 
 def test_enqueue_keeps_the_bytes_of_the_arguments(nimburion: CommandLine) -> None:
     nimburion("enqueue", "send", "--args", '{ "to" :  1.0 }', "--id", "a1")
-    record = nimburion.call_backend(lambda backend: backend.get("a1"))
+    record = nimburion.call_backend(lambda backend: backend.get_job("a1"))
     assert record.payload == b'{ "to" :  1.0 }'
 
 

@@ -387,7 +387,7 @@ class PrunesOneTooMany(OpenMemoryBackend):
 
 
 class PausesNothing(OpenMemoryBackend):
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -400,7 +400,7 @@ class PausesNothing(OpenMemoryBackend):
 
 
 class PausesForEver(OpenMemoryBackend):
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -409,7 +409,7 @@ class PausesForEver(OpenMemoryBackend):
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        await super().pause(queue, paused=paused, by=by, reason=reason)
+        await super().pause_queue(queue, paused=paused, by=by, reason=reason)
 
 
 class AddsRepeatedStatistics(OpenMemoryBackend):
@@ -458,8 +458,8 @@ class SearchEndsAtItsBudget(OpenMemoryBackend):
 
 
 class ForgetsWhoEndedAJob(OpenMemoryBackend):
-    async def get(self, job_id: str) -> JobRecord:
-        return replace(await super().get(job_id), ended_by=None, host="")
+    async def get_job(self, job_id: str) -> JobRecord:
+        return replace(await super().get_job(job_id), ended_by=None, host="")
 
 
 class CommandIsSentOnce(OpenMemoryBackend):
@@ -507,8 +507,8 @@ class PagesOverlap(OpenMemoryBackend):
 
 
 class ForgetsThePayload(OpenMemoryBackend):
-    async def get(self, job_id: str) -> JobRecord:
-        record = await super().get(job_id)
+    async def get_job(self, job_id: str) -> JobRecord:
+        record = await super().get_job(job_id)
         return replace(record, payload=None) if record.state is State.FAILED else record
 
 

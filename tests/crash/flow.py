@@ -144,7 +144,7 @@ class Flow:
         """Wait until the backend says that nothing is unfinished."""
 
         async def quiet() -> bool:
-            counts = await self.harness.backend.counts()
+            counts = await self.harness.backend.count_jobs()
             return all(state.finished or not number for state, number in counts.items())
 
         await self.wait_until_backend_reports(quiet, "every job has ended")

@@ -165,14 +165,14 @@ class ProcessHarness:
         """Wait until nothing is unfinished."""
 
         async def finished() -> bool:
-            counts = await self.backend.counts()
+            counts = await self.backend.count_jobs()
             return all(state.finished or not count for state, count in counts.items())
 
         await self.wait_until(finished, "every job has ended")
 
     async def get_record(self, job_id: str) -> JobRecord:
         """What the backend says."""
-        return await self.backend.get(job_id)
+        return await self.backend.get_job(job_id)
 
     # Looking
 
@@ -191,12 +191,12 @@ class ProcessHarness:
         """Each job ended once, as completed. In all, workers were lost with a job in hand at most
         `lost` times, and handed one back `handed_back` times."""
         await self.wait_until_finished()
-        counts = await self.backend.counts()
+        counts = await self.backend.count_jobs()
         assert counts[State.COMPLETED] == sum(counts.values()) == len(self.jobs)
         records = [await self.get_record(job_id) for job_id in self.jobs]
         assert {record.failures for record in records} == {0}
         assert sum(record.lost for record in records) <= lost
-        assert await self.backend.queues() == []
+        assert await self.backend.list_queues() == []
         ends = Counter(line["job"] for line in self.find_events("end"))
         starts = Counter(line["job"] for line in self.find_events("start"))
         for record in records:

@@ -80,7 +80,7 @@ class TestRedis(Points):
     async def test_a_producer_dies_between_two_scripts(self, harness: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
         await harness.wait_until_killed(harness.start_producer("script enqueue", "quick", ids))
-        assert (await harness.backend.counts())[State.PENDING] == 500
+        assert (await harness.backend.count_jobs())[State.PENDING] == 500
         assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
         jobs = (await harness.backend.list_jobs(limit=2000)).jobs
         assert sorted(job.id for job in jobs) == sorted(ids)
@@ -130,7 +130,7 @@ async def check_dead_producer(harness: ProcessHarness, point: str, stored: set[i
     """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
     ids = [f"quick-{n}" for n in range(5)]
     await harness.wait_until_killed(harness.start_producer(point, "quick", ids))
-    assert sum((await harness.backend.counts()).values()) in stored
+    assert sum((await harness.backend.count_jobs()).values()) in stored
     assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
     harness.jobs = ids
     harness.start_worker()

@@ -89,7 +89,7 @@ class SlowConnections:
         await harness.backend.enqueue(bulky(12, payload=150_000))
         async with self._slow_worker(harness, port, "replies", 400_000):
             await Watch(harness).until_finished()
-        assert (await harness.backend.counts())[State.COMPLETED] == 12
+        assert (await harness.backend.count_jobs())[State.COMPLETED] == 12
         assert (
             Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
         )
@@ -101,7 +101,7 @@ class SlowConnections:
         await harness.backend.enqueue(bulky(20, result=150_000))
         async with self._slow_worker(harness, port, "requests", 400_000):
             await Watch(harness).until_finished()
-        assert (await harness.backend.counts())[State.COMPLETED] == 20
+        assert (await harness.backend.count_jobs())[State.COMPLETED] == 20
         assert (
             Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
         )
@@ -139,7 +139,7 @@ class SlowConnections:
 
     @staticmethod
     async def _processing(harness: ProcessHarness) -> bool:
-        return (await harness.backend.counts())[State.PROCESSING] > 0
+        return (await harness.backend.count_jobs())[State.PROCESSING] > 0
 
 
 @pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program

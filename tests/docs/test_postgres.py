@@ -84,7 +84,7 @@ async def test_the_roles_of_the_page_are_enough(postgres_binary: Binary, tmp_pat
         )
         await worker.open()
         await worker.enqueue([NewJob("a", "greet", "mail", b"{}")])
-        assert (await worker.counts())[State.PENDING] == 1
+        assert (await worker.count_jobs())[State.PENDING] == 1
         await worker.close()
         with psycopg.connect(server.url_for("jobs_worker", "two")) as connection:
             for statement in ("CREATE TABLE nimburion.mine ()", "DROP TABLE nimburion.job"):

@@ -73,7 +73,7 @@ def processor(backend: FailingBackend, clock: FakeClock) -> Processor:
 
 async def read(backend: MemoryBackend, step: int = 3600) -> list[Statistics]:
     now = await backend.now()
-    return await backend.statistics(now - 10 * step, now + step, step)
+    return await backend.list_statistics(now - 10 * step, now + step, step)
 
 
 async def test_closing_writes_the_last_counts(

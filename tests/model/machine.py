@@ -151,7 +151,7 @@ class Twins(RuleBasedStateMachine):
         self.known |= self.touched
 
     def _agree_on(self, job_id: str) -> None:
-        self._agree(lambda backend: backend.get(job_id))
+        self._agree(lambda backend: backend.get_job(job_id))
 
     # The way in
 
@@ -372,7 +372,7 @@ class Twins(RuleBasedStateMachine):
 
     def _pause(self, luck: Random) -> None:
         queue, paused = luck.choice(QUEUES), luck.random() < 0.4
-        self._agree(lambda backend: backend.pause(queue, paused=paused))
+        self._agree(lambda backend: backend.pause_queue(queue, paused=paused))
 
     def _page(self, luck: Random) -> None:
         which, step = self._filter(luck, luck.choice(list(State))), luck.randint(1, 4)
@@ -385,7 +385,7 @@ class Twins(RuleBasedStateMachine):
                 jobs += page.jobs
                 after = page.next
                 if after is None:
-                    return jobs, await backend.counts(which.queue)
+                    return jobs, await backend.count_jobs(which.queue)
 
         self._agree(pages)
 
@@ -444,8 +444,14 @@ class Twins(RuleBasedStateMachine):
     def same_lists(self) -> None:
         async def read(backend: Backend) -> Answer:
             jobs = (await backend.list_jobs(limit=1000, payloads=True)).jobs
-            counts, queues = await backend.counts(), await backend.queues()
-            return jobs, counts, queues, await backend.sessions(), await backend.list_schedules()
+            counts, queues = await backend.count_jobs(), await backend.list_queues()
+            return (
+                jobs,
+                counts,
+                queues,
+                await backend.list_sessions(),
+                await backend.list_schedules(),
+            )
 
         self._agree(read)
 

@@ -174,7 +174,7 @@ async def test_reading_the_time_opens_no_session(
     await scheduler.fire_due()
     place.at(600)
     await scheduler.fire_due()
-    assert await place.backend.sessions() == []
+    assert await place.backend.list_sessions() == []
 
 
 async def test_without_the_backends_time_no_tick_is_fired(

@@ -309,7 +309,7 @@ async def test_ticks_while_the_previous_job_runs(
         place.at(minute * MINUTE)
         await scheduler.fire_due()
     assert await place.ids() == at(*(f"01T00:0{minute}" for minute in minutes))
-    assert (await place.backend.get(running.job_id)).cancel_requested is cancelled
+    assert (await place.backend.get_job(running.job_id)).cancel_requested is cancelled
 
 
 async def test_a_pause_is_not_made_up_for(place: Place) -> None:
@@ -511,7 +511,7 @@ async def test_the_jobs_of_schedules_are_counted_and_announced_as_enqueued(place
     for scheduler in (first, second):
         await scheduler.processor.close()
     now = await place.backend.now()
-    rows = await place.backend.statistics(now - DAY, now + DAY, 3600)
+    rows = await place.backend.list_statistics(now - DAY, now + DAY, 3600)
     assert sorted((row.queue, row.counters.enqueued) for row in rows) == [
         ("default", 1),
         ("moved", 2),

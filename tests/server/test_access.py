@@ -80,9 +80,9 @@ async def read_everything(api: Api) -> object:
     backend = api.processor.backend
     return (
         (await backend.list_jobs(payloads=True)).jobs,
-        [(queue.name, queue.paused) for queue in await backend.queues()],
+        [(queue.name, queue.paused) for queue in await backend.list_queues()],
         await backend.list_schedules(),
-        [(session.id, session.command) for session in await backend.sessions()],
+        [(session.id, session.command) for session in await backend.list_sessions()],
         (await backend.list_audit()).records,
     )
 
@@ -320,7 +320,7 @@ async def test_a_defect_is_reported_without_its_text(
     async def fail() -> object:
         raise ZeroDivisionError("the secret of the defect")
 
-    monkeypatch.setattr(api.processor.backend, "queues", fail)
+    monkeypatch.setattr(api.processor.backend, "list_queues", fail)
     response: httpx.Response = await api.client.get("/api/v1/queues")
     assert response.status_code == 500
     assert response.json()["type"] == "urn:nimburion:problem:internal-error"

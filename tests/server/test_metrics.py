@@ -29,7 +29,7 @@ def reads(api: Api, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(api.processor.backend, name, read)
 
-    for name in ("queues", "sessions", "limits", "counts", "now"):
+    for name in ("list_queues", "list_sessions", "list_limits", "count_jobs", "now"):
         count(name)
     return made
 
@@ -63,7 +63,7 @@ async def test_the_format_is_the_one_that_the_request_accepts(api: Api) -> None:
 async def test_scrapes_at_the_same_time_share_two_reads(api: Api, reads: list[str]) -> None:
     pages = await asyncio.gather(*(read_page(api) for _ in range(20)))
     assert len(pages) == 20
-    assert reads == ["queues", "sessions"]
+    assert reads == ["list_queues", "list_sessions"]
 
 
 async def test_the_page_says_that_the_backend_is_down(
@@ -72,7 +72,7 @@ async def test_the_page_says_that_the_backend_is_down(
     async def fail() -> object:
         raise BackendUnavailable("it is down")
 
-    monkeypatch.setattr(api.processor.backend, "queues", fail)
+    monkeypatch.setattr(api.processor.backend, "list_queues", fail)
     assert "nimburion_backend_up 0" in await read_page(api)
 
 
@@ -82,7 +82,7 @@ async def test_a_backend_that_hangs_is_down_after_a_bound(
     async def hang() -> object:
         return await asyncio.Event().wait()
 
-    monkeypatch.setattr(api.processor.backend, "sessions", hang)
+    monkeypatch.setattr(api.processor.backend, "list_sessions", hang)
     monkeypatch.setattr(backend_metrics, "READ_TIMEOUT", 0.01)
     assert "nimburion_backend_up 0" in await read_page(api)
 
@@ -91,7 +91,7 @@ async def test_the_limits_are_read_in_the_background(api: Api, reads: list[str])
     api.services.metrics.start()
     try:
         await asyncio.sleep(0)
-        assert reads == ["limits"]
+        assert reads == ["list_limits"]
     finally:
         await api.services.metrics.stop()
     await api.services.metrics.stop()

@@ -131,7 +131,7 @@ async def test_an_error_of_the_backend(
     async def fail() -> object:
         raise error
 
-    monkeypatch.setattr(api.processor.backend, "queues", fail)
+    monkeypatch.setattr(api.processor.backend, "list_queues", fail)
     assert (await find_problem(api, "GET", "/api/v1/queues"))[:2] == expected
 
 
@@ -139,5 +139,5 @@ async def test_an_answer_that_takes_too_long_is_abandoned(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "ANSWER_TIMEOUT", 0.0)
-    monkeypatch.setattr(api.processor.backend, "queues", asyncio.Event().wait)
+    monkeypatch.setattr(api.processor.backend, "list_queues", asyncio.Event().wait)
     assert (await find_problem(api, "GET", "/api/v1/queues"))[:2] == (504, "timeout")

@@ -173,7 +173,7 @@ class Ledger:
             self.counts["jobs rescued"] += 1
             session, lease = self._holder.pop(job_id)
             self.orphans.append(lease)
-            before, self.lost[job_id] = self.lost[job_id], (await self.backend.get(job_id)).lost
+            before, self.lost[job_id] = self.lost[job_id], (await self.backend.get_job(job_id)).lost
             if self.lost[job_id] == before:
                 begun = (job_id, lease.token.fence) in self.begun
                 assert session in self._left or not begun, f"a run of {job_id} counts nowhere"
@@ -200,7 +200,7 @@ class Ledger:
     # What the backend says itself
 
     async def _look_at(self, job_id: str) -> None:
-        state = (await self.backend.get(job_id)).state
+        state = (await self.backend.get_job(job_id)).state
         before = self.ended.get(job_id)
         if state.finished:
             assert before in {None, state}, f"{job_id} ended as {before}, then as {state}"

@@ -30,7 +30,16 @@ _ANSWERS = (SessionLost, OutOfOrder, JobNotFound)
 net may make: from the backend it would pass for simulated trouble."""
 
 _NOTIFYING = frozenset(
-    {"enqueue", "rescue", "promote", "close_session", "open_session", "cancel", "replay", "pause"}
+    {
+        "enqueue",
+        "rescue",
+        "promote",
+        "close_session",
+        "open_session",
+        "cancel",
+        "replay",
+        "pause_queue",
+    }
 )
 """What may bring work to somebody; an exchange may when it settles something."""
 

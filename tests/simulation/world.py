@@ -468,18 +468,18 @@ class World:
                 job.state is State.COMPLETED and self.backend.capabilities.keeps_arguments
             )
             kept = self.payloads[job_id] if keeps_payload else None
-            assert (await self.backend.get(job_id)).payload == kept
-        counts = await self.backend.counts()
+            assert (await self.backend.get_job(job_id)).payload == kept
+        counts = await self.backend.count_jobs()
         ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
         assert ended == sum(counts.values()) == len(jobs)
-        assert await self.backend.queues() == []
+        assert await self.backend.list_queues() == []
         await self._check_limits()
         assert self.ledger.violations == []
         assert self.loop.faults == []
 
     async def _check_limits(self) -> None:
         session = Session(id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS)
-        left = [info for info in await self.backend.sessions() if info.running]
+        left = [info for info in await self.backend.list_sessions() if info.running]
         assert left == []
         await self.backend.open_session(session)
         limits = (await self.backend.heartbeat(session.id)).limits

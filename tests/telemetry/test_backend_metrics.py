@@ -23,13 +23,13 @@ class CountingBackend(MemoryBackend):
         self.reads: list[str] = []
         self.down = False
 
-    async def queues(self) -> list[QueueInfo]:
-        self._read("queues")
-        return await super().queues()
+    async def list_queues(self) -> list[QueueInfo]:
+        self._read("list_queues")
+        return await super().list_queues()
 
-    async def sessions(self) -> list[SessionInfo]:
-        self._read("sessions")
-        return await super().sessions()
+    async def list_sessions(self) -> list[SessionInfo]:
+        self._read("list_sessions")
+        return await super().list_sessions()
 
     def _read(self, name: str) -> None:
         self.reads.append(name)
@@ -68,7 +68,7 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
     await backend.open_session(
         Session(id="0" * 32, queues=("mail",), names=("send",), limits={"send": 2})
     )
-    await backend.pause("nowhere", paused=True)
+    await backend.pause_queue("nowhere", paused=True)
     clock.advance(5.0)
     metrics = BackendMetrics(backend)
     await metrics.refresh()
@@ -92,7 +92,7 @@ async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:
     metrics = BackendMetrics(backend)
     await metrics.refresh()
     metrics.collect()
-    assert backend.reads == ["queues", "sessions"]
+    assert backend.reads == ["list_queues", "list_sessions"]
 
 
 async def test_the_page_shows_that_the_backend_is_down(backend: CountingBackend) -> None:

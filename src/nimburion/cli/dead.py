@@ -116,7 +116,7 @@ def show_dead(job_id: str) -> None:
 async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
     """Return the record of a dead letter. Raises `JobNotFound`, or `NotFound` if the job is not
     a dead letter."""
-    record = await backend.get(job_id)
+    record = await backend.get_job(job_id)
     if record.state is not State.FAILED:
         raise NotFound(
             f"job {job_id!r} is {record.state.value}, not failed, so it is no dead letter; "

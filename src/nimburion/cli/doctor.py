@@ -72,7 +72,7 @@ async def check_backend(backend: Backend) -> list[CheckResult]:
             await backend.open()
             return [
                 *await backend.check(),
-                *check_workers(await backend.queues(), await backend.sessions()),
+                *check_workers(await backend.list_queues(), await backend.list_sessions()),
             ]
     except BackendNotUsable as missing:
         text, _, advice = missing.message.partition("; ")

@@ -157,7 +157,7 @@ async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) ->
     misses: dict[str, str] = {}
     for job_id in dict.fromkeys(ids):
         try:
-            record = await backend.get(job_id)
+            record = await backend.get_job(job_id)
         except JobNotFound:
             misses[job_id] = NO_SUCH_JOB
         else:

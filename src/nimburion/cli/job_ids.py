@@ -18,7 +18,7 @@ _MAX_SHOWN = 5
 
 async def get_job(backend: Backend, text: str) -> JobRecord:
     """Return the record of a job, given its id or a unique prefix or suffix of it."""
-    return await backend.get(await resolve_job_id(backend, text))
+    return await backend.get_job(await resolve_job_id(backend, text))
 
 
 async def resolve_job_id(backend: Backend, text: str) -> str:
@@ -31,7 +31,7 @@ async def resolve_job_id(backend: Backend, text: str) -> str:
         JobNotFound: no job matches.
     """
     try:
-        return (await backend.get(text)).id
+        return (await backend.get_job(text)).id
     except JobNotFound:
         if len(text) < _MIN_CHARACTERS:
             raise

@@ -14,7 +14,7 @@ from nimburion.core.session import LimitInfo
 @add_shared_options
 def limits() -> None:
     """List concurrency limits, with the jobs that have held them longest."""
-    found = current_invocation().run(lambda backend: backend.limits())
+    found = current_invocation().run(lambda backend: backend.list_limits())
     print_result([msgspec.to_builtins(limit) for limit in found], lambda: draw(found))
 
 

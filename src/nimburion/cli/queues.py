@@ -39,8 +39,8 @@ def list_queues() -> None:
 
 async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]]:
     """Return all queues, and the waiting jobs that no live worker serves."""
-    found = await backend.queues()
-    return found, find_unserved(found, await backend.sessions())
+    found = await backend.list_queues()
+    return found, find_unserved(found, await backend.list_sessions())
 
 
 def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
@@ -104,7 +104,9 @@ async def pause_queue(
     async with record_command(
         backend, "queue.pause", queue, {"reason": reason or None, "until": format_time(until)}
     ):
-        await backend.pause(queue, paused=True, by=find_operator(), reason=reason, until=until)
+        await backend.pause_queue(
+            queue, paused=True, by=find_operator(), reason=reason, until=until
+        )
     return until
 
 
@@ -124,4 +126,4 @@ def resume(queue: str) -> None:
 async def resume_queue(backend: Backend, queue: str) -> None:
     """Resume a queue and record it."""
     async with record_command(backend, "queue.resume", queue):
-        await backend.pause(queue, paused=False)
+        await backend.pause_queue(queue, paused=False)

@@ -63,7 +63,7 @@ async def read_statistics(
 ) -> list[Statistics]:
     """Return the statistics of the last `seconds`, whole intervals."""
     now = await backend.now()
-    return await backend.statistics(now - seconds, now, step, queue=queue, name=name)
+    return await backend.list_statistics(now - seconds, now, step, queue=queue, name=name)
 
 
 def draw(rows: list[Statistics], last: str) -> None:

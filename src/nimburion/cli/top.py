@@ -79,9 +79,9 @@ async def read_overview(backend: Backend) -> Overview:
     return Overview(
         backend=backend.describe(),
         now=now,
-        queues=await backend.queues(),
-        workers=await backend.sessions(),
-        statistics=await backend.statistics(find_window_start(now), now, 60),
+        queues=await backend.list_queues(),
+        workers=await backend.list_sessions(),
+        statistics=await backend.list_statistics(find_window_start(now), now, 60),
     )
 
 

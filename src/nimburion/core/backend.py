@@ -277,7 +277,7 @@ class Maintaining(Protocol):
         """
         ...
 
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -328,7 +328,7 @@ class Maintaining(Protocol):
 class Inspecting(Protocol):
     """Read operations. They change nothing, run no job, and take no lock that delays a worker."""
 
-    async def get(self, job_id: str) -> JobRecord:
+    async def get_job(self, job_id: str) -> JobRecord:
         """Return the complete record of a job.
 
         Raises:
@@ -368,7 +368,7 @@ class Inspecting(Protocol):
         """
         ...
 
-    async def explain(self, job_id: str) -> Facts:
+    async def explain_job(self, job_id: str) -> Facts:
         """Return what decides whether a job can run, in one consistent read.
 
         `find_causes` of `nimburion.core.explanations` says what follows from it.
@@ -378,26 +378,26 @@ class Inspecting(Protocol):
         """
         ...
 
-    async def counts(self, queue: str | None = None) -> dict[State, int]:
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         """Return the number of jobs in each state, of one queue or of all. Every state is a key."""
         ...
 
-    async def queues(self) -> list[QueueInfo]:
+    async def list_queues(self) -> list[QueueInfo]:
         """Return every queue that holds an unfinished job or is paused, ordered by name."""
         ...
 
-    async def sessions(self) -> list[SessionInfo]:
+    async def list_sessions(self) -> list[SessionInfo]:
         """Return every session that has not ended, oldest first.
 
         `close_session` and `rescue` end sessions.
         """
         ...
 
-    async def limits(self) -> list[LimitInfo]:
+    async def list_limits(self) -> list[LimitInfo]:
         """Return every concurrency limit with its holders, ordered by name."""
         ...
 
-    async def statistics(
+    async def list_statistics(
         self,
         since: float,
         until: float,
@@ -525,7 +525,7 @@ class Lifecycle(Protocol):
         """
         ...
 
-    async def plan(self) -> list[str]:
+    async def plan_migration(self) -> list[str]:
         """Return what `migrate` would do now, one text for each step, without doing it.
 
         An empty list means that there is nothing to do. The backend need not be open; close it

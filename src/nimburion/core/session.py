@@ -144,7 +144,7 @@ class LimitHolder(msgspec.Struct, frozen=True):
 
 
 MAX_HOLDERS = 20
-"""The maximum number of holders that `limits` returns for each limit."""
+"""The maximum number of holders that `list_limits` returns for each limit."""
 
 
 class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ async def record_change(
 
     ```python
     async with record_change(backend, "queue.pause", target="mail", by="ops", origin="python"):
-        await backend.pause("mail", paused=True, by="ops")
+        await backend.pause_queue("mail", paused=True, by="ops")
     ```
     """
     record = AuditRecord(

@@ -191,7 +191,7 @@ class Schedules:
         state = None
         if record.last_job is not None:
             try:
-                state = (await self._client.backend.get(record.last_job)).state
+                state = (await self._client.backend.get_job(record.last_job)).state
             except JobNotFound:
                 state = None
         return _make_info(record, now, ticks, state)

@@ -60,7 +60,7 @@ class BackendChecks:
         try:
             async with asyncio.timeout(CHECKS_TIMEOUT):
                 found = await backend.check()
-                workers = check_workers(await backend.queues(), await backend.sessions())
+                workers = check_workers(await backend.list_queues(), await backend.list_sessions())
         except TimeoutError:
             return [described, make_timeout_check(CHECKS_TIMEOUT)]
         except NimburionError as error:

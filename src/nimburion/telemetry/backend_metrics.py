@@ -1,8 +1,8 @@
 """Metrics of the backend: queues, sessions, limits. The same for every process of the fleet.
 
 Export them from few processes (the management server), because each asks the backend. A scrape
-makes two reads, `queues` and `sessions`. Concurrency limits and the number of dead letters, which
-change slowly, are read apart from the scrapes.
+makes two reads, `list_queues` and `list_sessions`. Concurrency limits and the number of dead
+letters, which change slowly, are read apart from the scrapes.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class BackendMetrics:
         """
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                queues = await self._backend.queues()
-                sessions = await self._backend.sessions()
+                queues = await self._backend.list_queues()
+                sessions = await self._backend.list_sessions()
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
@@ -61,8 +61,8 @@ class BackendMetrics:
         """Read what changes slowly: the concurrency limits, and the number of dead letters."""
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                self._limits = await self._backend.limits()
-                self._dead = (await self._backend.counts())[State.FAILED]
+                self._limits = await self._backend.list_limits()
+                self._dead = (await self._backend.count_jobs())[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.debug("limits and dead letters could not be read: %r", error)
 

@@ -74,7 +74,7 @@ async def test_a_repeated_call_reports_exists(backend: PostgresBackend) -> None:
     await backend.enqueue(jobs[:1000])
     outcomes = [one.outcome for one in await backend.enqueue(jobs)]
     assert outcomes == ["exists"] * 1000 + ["created"] * (MANY - 1000)
-    assert (await backend.counts())[State.PENDING] == MANY
+    assert (await backend.count_jobs())[State.PENDING] == MANY
 
 
 async def test_a_conflict_at_the_end_takes_back_what_was_before(backend: PostgresBackend) -> None:
@@ -82,7 +82,7 @@ async def test_a_conflict_at_the_end_takes_back_what_was_before(backend: Postgre
     await backend.enqueue([NewJob(jobs[-1].id, "mail", "default", b'"another"')])
     outcomes = [one.outcome for one in await backend.enqueue(jobs)]
     assert outcomes == ["refused"] * (MANY - 1) + ["conflict"]
-    assert (await backend.counts())[State.PENDING] == 1
+    assert (await backend.count_jobs())[State.PENDING] == 1
 
 
 async def test_an_id_that_has_ended_is_found_among_many(backend: PostgresBackend) -> None:
@@ -114,7 +114,7 @@ async def test_an_id_of_the_callers_own_at_the_end_is_taken_too(backend: Postgre
     jobs = make_new_jobs()
     odd = make_jobs(["an-id-of-just-as-many-letters-as-ours"[:36]])
     assert {one.outcome for one in await backend.enqueue(jobs + odd)} == {"created"}
-    assert (await backend.get(odd[0].id)).id == odd[0].id
+    assert (await backend.get_job(odd[0].id)).id == odd[0].id
 
 
 async def test_an_unstorable_last_job_rejects_the_call(backend: PostgresBackend) -> None:
@@ -122,7 +122,7 @@ async def test_an_unstorable_last_job_rejects_the_call(backend: PostgresBackend)
     bad = NewJob(JobIds(time.time).make(), "mail\0", "default", b"{}")
     with pytest.raises(Unstorable):
         await backend.enqueue([*jobs, bad])
-    assert (await backend.counts())[State.PENDING] == 0
+    assert (await backend.count_jobs())[State.PENDING] == 0
     assert {one.outcome for one in await backend.enqueue(jobs)} == {"created"}
 
 
@@ -137,7 +137,7 @@ async def test_an_invalid_last_job_rejects_the_call(backend: PostgresBackend) ->
         odd = letter.job(to=7)  # type: ignore[call-arg, arg-type, unused-ignore]
         with pytest.raises(InvalidJob, match=rf"jobs\[{MANY}\].*to"):
             await processor.enqueue_many([*jobs, odd])
-        assert (await backend.counts())[State.PENDING] == 0
+        assert (await backend.count_jobs())[State.PENDING] == 0
         ids = await processor.enqueue_many(jobs)
         page = await backend.list_jobs(limit=MANY, payloads=True)
     found = [(one.id, one.payload) for one in reversed(page.jobs)]

@@ -53,8 +53,8 @@ class FinishedJobs:
     async def count_unpruned(self) -> int:
         """How many there are, if all ways to count agree."""
         kept = self.fetch("SELECT count(*) FROM nimburion.job_record_finished")
-        by_queue = [(await self.backend.counts(queue))[State.CANCELLED] for queue in QUEUES]
-        assert (await self.backend.counts())[State.CANCELLED] == sum(by_queue) == kept
+        by_queue = [(await self.backend.count_jobs(queue))[State.CANCELLED] for queue in QUEUES]
+        assert (await self.backend.count_jobs())[State.CANCELLED] == sum(by_queue) == kept
         return kept
 
 
@@ -75,7 +75,7 @@ async def test_what_was_counted_is_not_counted_again(history: FinishedJobs) -> N
     history.fetch(
         "UPDATE nimburion.finished_count SET number = number + 100 WHERE lane = 1 RETURNING 1"
     )
-    assert (await history.backend.counts())[State.CANCELLED] == 108
+    assert (await history.backend.count_jobs())[State.CANCELLED] == 108
 
 
 async def test_no_row_is_counted_twice(history: FinishedJobs) -> None:

@@ -83,10 +83,10 @@ async def test_a_full_disk_rejects_jobs_and_recovers(
             free_space(disk)
             (harness.folder / "go-1").touch()
             with pytest.raises(JobNotFound):
-                await harness.backend.get(refused)
-            assert sum((await harness.backend.counts()).values()) == len(harness.jobs) > 300
+                await harness.backend.get_job(refused)
+            assert sum((await harness.backend.count_jobs()).values()) == len(harness.jobs) > 300
             await harness.wait_until_finished()
-            assert (await harness.backend.counts())[State.COMPLETED] == len(harness.jobs)
+            assert (await harness.backend.count_jobs())[State.COMPLETED] == len(harness.jobs)
             begun = Counter(line["job"] for line in harness.find_events("start"))
             assert begun == Counter(harness.jobs), "lost, or run twice"
             assert worker.poll() is None

@@ -52,7 +52,7 @@ async def test_a_reply_brings_sixteen_mebibytes_and_the_rest_waits(
         got += [one.lease.job_id for one in reply.deliveries]
         assert all(len(one.payload) == LARGE for one in reply.deliveries)
     assert got == [str(n) for n in range(36)]
-    (queue,) = await backend.queues()
+    (queue,) = await backend.list_queues()
     assert (queue.size, queue.processing) == (0, 36)
 
 

@@ -68,15 +68,15 @@ async def test_it_looks_after_them(backend: Backend) -> None:
     await backend.heartbeat(worker.id)
     assert await backend.rescue(10, max_lost=3) is not None
     await backend.promote(10)
-    await backend.pause("mail", paused=True)
-    await backend.pause("mail", paused=False)
-    assert (await backend.counts())[State.CANCELLED] == 1
+    await backend.pause_queue("mail", paused=True)
+    await backend.pause_queue("mail", paused=False)
+    assert (await backend.count_jobs())[State.CANCELLED] == 1
     assert len((await backend.list_jobs()).jobs) == 3
-    assert await backend.queues() != []
-    assert len(await backend.sessions()) == 1
+    assert await backend.list_queues() != []
+    assert len(await backend.list_sessions()) == 1
     assert await backend.send_command(worker.id, WorkerCommand.QUIET)
-    assert await backend.limits() == []
-    assert (await backend.explain("a")).job.id == "a"
+    assert await backend.list_limits() == []
+    assert (await backend.explain_job("a")).job.id == "a"
     assert (await backend.group_failures()).groups == []
     await backend.prune(Retention(completed=0, failed=0, results=0), 100)
     await backend.replay(FAILED, 10)
@@ -87,7 +87,7 @@ async def test_it_looks_after_them(backend: Backend) -> None:
 async def test_it_keeps_statistics_and_audit_records(backend: Backend) -> None:
     row = Statistics(step=60, start=60, queue="q", name="n", counters=Counters(started=1))
     await backend.put_statistics("source", [row])
-    assert await backend.statistics(0.0, 120.0, 60) == [row]
+    assert await backend.list_statistics(0.0, 120.0, 60) == [row]
     await backend.put_audit(AuditRecord(id="a", action="queue.pause"))
     assert len((await backend.list_audit()).records) == 1
 
@@ -105,7 +105,7 @@ async def test_it_keeps_schedules(backend: Backend) -> None:
 async def test_health_checks_run(backend: Backend) -> None:
     found = {one.subject: one.verdict for one in await backend.check()}
     assert found["format"] == "good"
-    assert await backend.plan() == []
+    assert await backend.plan_migration() == []
     assert await backend.migrate() == []
 
 

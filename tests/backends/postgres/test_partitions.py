@@ -144,7 +144,7 @@ async def test_rows_of_a_day_that_was_not_made_are_kept_and_forgotten_with_it(
     assert late not in queries.list_days()
     assert other in queries.list_days()
     assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(1,)]
-    assert (await backend.get("late")).id == "late"
+    assert (await backend.get_job("late")).id == "late"
     queries.fetch(f"UPDATE nimburion.horizon SET finished_at = {to_micros(late) + 1}")
     await backend.prune(FOREVER, 100)
     assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(0,)]

@@ -128,7 +128,7 @@ async def test_a_header_is_no_tenant_and_may_hold_a_nul(harness: Harness) -> Non
     await harness.put(harness.job("a", options=options))
     assert await collect(harness, JobFilter(tenant="x"), 10, 10) == ["a"]
     assert await collect(harness, JobFilter(tenant="y"), 10, 10) == []
-    assert (await harness.backend.explain("a")).key_holder is None
+    assert (await harness.backend.explain_job("a")).key_holder is None
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
     assert (await harness.backend.replay(EVERY_JOB, 10)).ids == ["a"]
@@ -155,7 +155,7 @@ async def test_a_session_is_kept_as_long_as_its_jobs(
     keep = Retention(completed=3 * DAY)
     harness.clock.advance(2 * DAY)
     await harness.backend.prune(keep, 10)
-    record = await harness.backend.get("a")
+    record = await harness.backend.get_job("a")
     assert (record.ended_by, record.host) == (worker.id, "here")
     harness.clock.advance(2 * DAY)
     assert await harness.backend.prune(keep, 10) == 1
@@ -176,8 +176,8 @@ async def test_a_reading_waits_for_no_lock_of_a_worker(
             "nimburion.lease, nimburion.job IN EXCLUSIVE MODE"
         )
         backend = harness.backend
-        assert (await soon(backend.explain("a"))).job.state is State.PROCESSING
-        assert len(await soon(backend.limits())) == 1
+        assert (await soon(backend.explain_job("a"))).job.state is State.PROCESSING
+        assert len(await soon(backend.list_limits())) == 1
         assert (await soon(backend.list_jobs(EVERY_JOB))).examined == 1
         assert (await soon(backend.group_failures())).examined == 0
 
@@ -186,8 +186,8 @@ async def test_a_pause_ends_while_another_queue_is_paused(harness: Harness) -> N
     """Then the exchange looks at each pause, not only at whether there is one."""
     await harness.add("a")
     worker = await harness.worker()
-    await harness.backend.pause("other", paused=True)
-    await harness.backend.pause("default", paused=True, until=harness.clock.now() + 10.0)
+    await harness.backend.pause_queue("other", paused=True)
+    await harness.backend.pause_queue("default", paused=True, until=harness.clock.now() + 10.0)
     assert await worker.take(1) == []
     harness.clock.advance(10.0)
     assert ids(await worker.take(1)) == ["a"]

@@ -72,7 +72,7 @@ async def test_a_session_that_is_renewed_while_a_rescue_waits_for_it_lives_on(
     await backend.heartbeat(SESSION)
     await rival.execute("SELECT pg_advisory_unlock_all()")
     assert (await rescue).returned == []
-    assert (await backend.get("a")).state is State.PROCESSING
+    assert (await backend.get_job("a")).state is State.PROCESSING
     await backend.heartbeat(SESSION)
 
 

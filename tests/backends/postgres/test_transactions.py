@@ -101,7 +101,7 @@ async def test_statements_that_commit_each_are_refused(
     ):
         await backend.enqueue_in(CallerConnection(outer), [JOB])
     engine.dispose()
-    assert sum((await backend.counts()).values()) == 0
+    assert sum((await backend.count_jobs()).values()) == 0
 
 
 async def test_every_field_travels(
@@ -118,7 +118,7 @@ async def test_every_field_travels(
     async with connection.transaction():
         results = await backend.enqueue_in(CallerConnection(connection), jobs)
     assert {one.outcome for one in results} == {"created"}
-    first, second, third = [await backend.get(job.id) for job in jobs]
+    first, second, third = [await backend.get_job(job.id) for job in jobs]
     assert (first.payload, first.options, first.priority) == (jobs[0].payload, options, 9)
     assert first.due - first.created_at == pytest.approx(10.0, abs=1e-5)
     assert (second.payload, second.due, second.queue) == (b"", 1_000.5, "p")
@@ -141,8 +141,8 @@ async def test_the_first_job_of_a_lane_blocks_no_other_transaction(
         )
         assert [one.outcome for one in other] == ["created"]
         await connection.execute("ROLLBACK")
-    assert (await backend.counts())[State.PENDING] == 1
-    assert (await backend.get("b")).name == "new"
+    assert (await backend.count_jobs())[State.PENDING] == 1
+    assert (await backend.get_job("b")).name == "new"
 
 
 @pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
@@ -166,7 +166,7 @@ async def test_any_isolation_will_do(
         await connection.execute(ROW)
         await backend.enqueue([NewJob("other", "n", "q", b"{}")])
         await backend.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.counts())[State.PENDING] == 3
+    assert (await backend.count_jobs())[State.PENDING] == 3
 
 
 async def test_what_cannot_be_serialized_is_to_be_run_again(
@@ -183,7 +183,7 @@ async def test_what_cannot_be_serialized_is_to_be_run_again(
     assert unavailable.value.outcome == "not applied"
     async with connection.transaction(isolation="repeatable_read"):
         await backend.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.counts())[State.PENDING] == 2
+    assert (await backend.count_jobs())[State.PENDING] == 2
 
 
 async def test_unstorable_jobs_are_rejected_before_they_are_sent(
@@ -193,7 +193,7 @@ async def test_unstorable_jobs_are_rejected_before_they_are_sent(
         with pytest.raises(Unstorable):
             await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")])
         await backend.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.counts())[State.PENDING] == 1
+    assert (await backend.count_jobs())[State.PENDING] == 1
 
 
 async def test_a_failed_transaction_is_rejected(
@@ -265,7 +265,7 @@ async def test_two_callers_with_one_id_make_one_job(
     await second.commit()
     await other.close()
     assert result.outcome == "exists"
-    assert (await backend.counts())[State.PENDING] == 1
+    assert (await backend.count_jobs())[State.PENDING] == 1
 
 
 async def test_a_killed_connection_means_that_nothing_was_applied(
@@ -278,7 +278,7 @@ async def test_a_killed_connection_means_that_nothing_was_applied(
     with pytest.raises(BackendUnavailable) as gone:
         await backend.enqueue_in(CallerConnection(connection), [JOB])
     assert gone.value.outcome == "not applied"
-    assert (rows(server), sum((await backend.counts()).values())) == (0, 0)
+    assert (rows(server), sum((await backend.count_jobs()).values())) == (0, 0)
 
 
 # Handlers

@@ -154,12 +154,12 @@ async def check_cancel_and_pause(environment: Environment) -> None:
     await environment.harness.add("to-cancel", "to-wait", name="quiet", queue="quiet")
     await backend.cancel("to-cancel")
     worker = await environment.harness.worker(names=("quiet",), queues=("quiet",))
-    await backend.pause("quiet", paused=True)
+    await backend.pause_queue("quiet", paused=True)
     assert await worker.take(1) == []
-    assert [queue.name for queue in await backend.queues() if queue.paused] == ["quiet"]
-    await backend.pause("quiet", paused=False)
-    assert (await backend.counts("quiet"))[State.CANCELLED] == 1
-    assert worker.id in {session.id for session in await backend.sessions()}
+    assert [queue.name for queue in await backend.list_queues() if queue.paused] == ["quiet"]
+    await backend.pause_queue("quiet", paused=False)
+    assert (await backend.count_jobs("quiet"))[State.CANCELLED] == 1
+    assert worker.id in {session.id for session in await backend.list_sessions()}
     assert (await backend.list_jobs(limit=5)).jobs
     for states in ({State.CANCELLED}, {State.FAILED}, {State.PENDING}):
         await backend.list_jobs(JobFilter(states=frozenset(states)), payloads=True)
@@ -174,9 +174,9 @@ async def check_readings(environment: Environment) -> None:
     await backend.heartbeat(worker.id, Vitals(slots=1, busy=1))
     assert await backend.send_command(worker.id, WorkerCommand.QUIET)
     assert (await backend.heartbeat(worker.id)).command is WorkerCommand.QUIET
-    facts = await backend.explain("explained")
+    facts = await backend.explain_job("explained")
     assert find_causes(facts)[0].kind is CauseKind.RUNNING
-    (limit,) = [one for one in await backend.limits() if one.name == "read"]
+    (limit,) = [one for one in await backend.list_limits() if one.name == "read"]
     assert [holder.job_id for holder in limit.holders] == ["explained"]
     await backend.put_audit(AuditRecord(id="one", action="worker.quiet"))
     await backend.put_audit(AuditRecord(id="one", action="worker.quiet", outcome="done"))
@@ -186,7 +186,7 @@ async def check_readings(environment: Environment) -> None:
         start = int(now) // step * step
         row = Statistics(step=step, start=start, queue="read", name="read", counters=Counters())
         await backend.put_statistics(worker.id, [row])
-        assert await backend.statistics(start, start + 1, step, queue="read") == [row]
+        assert await backend.list_statistics(start, start + 1, step, queue="read") == [row]
     assert (await backend.list_jobs(JobFilter(min_failures=1, created_to=now))).examined
     assert (await backend.group_failures()).groups
     await backend.close_session(worker.id)
@@ -220,7 +220,7 @@ async def check_prune(environment: Environment) -> None:
 
 async def has_nothing_finished(environment: Environment, keep: Retention) -> bool:
     await environment.backend.prune(keep, 500)
-    counts = await environment.backend.counts()
+    counts = await environment.backend.count_jobs()
     return not counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
 
 

@@ -50,7 +50,7 @@ async def test_times_are_those_of_the_server(
     backend: RedisBackend, redis_server: RunningRedis
 ) -> None:
     await backend.enqueue([NewJob("a", "mail", "default", b"{}")])
-    record = await backend.get("a")
+    record = await backend.get_job("a")
     assert abs(record.created_at - server_time(redis_server)) < MARGIN
     assert record.due == record.created_at
 
@@ -64,7 +64,7 @@ async def test_a_delay_ends_on_the_clock_of_the_server(backend: RedisBackend) ->
     await backend.open_session(session)
     reply = await backend.exchange(session.id, 1, [], ReserveRequest(5, (Lane("default", "mail"),)))
     assert [delivery.lease.job_id for delivery in reply.deliveries] == ["due"]
-    assert (await backend.get("later")).state is State.SCHEDULED
+    assert (await backend.get_job("later")).state is State.SCHEDULED
 
 
 async def test_no_session_expires_by_the_clock_of_another(
@@ -75,4 +75,4 @@ async def test_no_session_expires_by_the_clock_of_another(
     set_clocks(monkeypatch, 2 * HOUR)
     await backend.rescue(10, max_lost=3)
     await backend.heartbeat(session.id)
-    assert [one.id for one in await backend.sessions()] == [session.id]
+    assert [one.id for one in await backend.list_sessions()] == [session.id]

@@ -90,7 +90,7 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
             assert time.monotonic() - back < 5.0
             long.may_end.set()
             assert await processor.wait("long", timeout=10) is None
-            record = await processor.backend.get("long")
+            record = await processor.backend.get_job("long")
         health()
     assert (record.state, record.failures, record.lost) == (State.COMPLETED, 0, 0)
     assert (states[0], states[1], states[-2]) == ("ready", "unreachable", "ready")

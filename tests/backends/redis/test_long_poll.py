@@ -149,11 +149,11 @@ async def test_a_resumed_queue_ends_the_wait(redis_server: RunningRedis) -> None
         open_redis_backend(redis_server.url) as other,
         open_idle_worker(redis_server.url, "a") as worker,
     ):
-        await other.pause("a", paused=True)
+        await other.pause_queue("a", paused=True)
         await other.enqueue([make_job("held up", "a")])
         await worker.prepare("a")
         exchange = await start_waiting(redis_server, worker.exchange("a"))
-        await other.pause("a", paused=False)
+        await other.pause_queue("a", paused=False)
         assert await get_ids(exchange) == ["held up"]
 
 
@@ -210,7 +210,7 @@ async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
     ):
         exchange = await start_waiting(valkey, worker.exchange(one))
         await other.enqueue([make_job("1", two)])
-        await other.counts()
+        await other.count_jobs()
         assert not exchange.done()
         await other.enqueue([make_job("2", one)])
         assert await get_ids(exchange) == ["2"]
@@ -259,7 +259,7 @@ async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None
         for _ in range(3):
             job_id = await processor.enqueue_raw("mail", {}, queue="a", after=0.3)
             await processor.wait(job_id, timeout=SOON)
-            record = await processor.backend.get(job_id)
+            record = await processor.backend.get_job(job_id)
             assert record.started_at is not None
             assert 0.0 <= record.started_at - record.due < 1.0
 

@@ -116,7 +116,7 @@ async def test_blocks_are_emptied_in_any_order(harness: Harness, backend: Counti
     for block in (3, 1, 0, 2):
         chosen = tuple(ids[block * 500 : (block + 1) * 500])
         assert set(await backend.delete(JobFilter(ids=chosen), 500)) == set(chosen)
-        assert len(await list_ids(backend)) == (await backend.counts())[State.COMPLETED]
+        assert len(await list_ids(backend)) == (await backend.count_jobs())[State.COMPLETED]
     backend.ran.clear()
     assert await list_ids(backend) == ids[:1999:-1]
     assert backend.ran["list"] <= 2
@@ -144,7 +144,7 @@ async def test_unfinished_jobs_are_found_without_looking_at_the_others(
         assert {job.state for job in found.jobs} == {state}
     assert backend.ran == {"unfinished": 4, "list": 4}
     waiting = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING})
-    unfinished = [one for one in reversed(ids) if not (await backend.get(one)).state.finished]
+    unfinished = [one for one in reversed(ids) if not (await backend.get_job(one)).state.finished]
     assert await list_ids(backend, JobFilter(states=waiting), limit=2) == unfinished
 
 
@@ -239,10 +239,10 @@ async def test_the_session_of_an_old_job_is_forgotten_but_not_that_an_attempt_en
     await worker.close()
     harness.clock.advance(90_000.0)
     await backend.prune(Retention(completed=None), 100)
-    record = await backend.get(completed)
+    record = await backend.get_job(completed)
     assert (record.ended_by, record.host) == ("", "")
     assert [attempt.outcome for attempt in record.attempts] == ["completed"]
-    record = await backend.get(failed)
+    record = await backend.get_job(failed)
     assert record.ended_by == worker.id
     assert record.attempts[0].host == "here"
 
@@ -263,13 +263,13 @@ async def test_a_fingerprint_that_is_too_long_is_refused(
 async def test_a_pause_that_ended_is_pruned(
     harness: Harness, backend: CountingBackend, redis_server: RunningRedis
 ) -> None:
-    await backend.pause("red", paused=True, until=harness.clock.now() + 5.0)
-    await backend.pause("blue", paused=True)
+    await backend.pause_queue("red", paused=True, until=harness.clock.now() + 5.0)
+    await backend.pause_queue("blue", paused=True)
     harness.clock.advance(5.0)
     await backend.prune(NOTHING_KEPT, 1)
     assert redis_server.ask("HKEYS", "{nimburion}:paused_queue") == [b"blue"]
     with pytest.raises(Unstorable):
-        await backend.pause("red", paused=True, until=float("inf"))
+        await backend.pause_queue("red", paused=True, until=float("inf"))
 
 
 async def test_many_statistics_take_several_scripts(
@@ -289,13 +289,13 @@ async def test_many_statistics_take_several_scripts(
     for source in ("one", "two"):
         await backend.put_statistics(source, rows)
     assert backend.ran["put_statistics"] == 6
-    found = await backend.statistics(start - 200 * 60, start + 1, 60)
+    found = await backend.list_statistics(start - 200 * 60, start + 1, 60)
     assert backend.ran["statistics"] == 3
     assert [row.start for row in found] == sorted(row.start for row in rows)
     assert sum(row.counters.started for row in found) == 2 * sum(range(1, 1_021))
-    (one,) = await backend.statistics(start, start + 60, 60, name="name-3")
+    (one,) = await backend.list_statistics(start, start + 60, 60, name="name-3")
     assert one.counters.started == 2 * (3 * 170 + 1)
-    assert await backend.statistics(start, start + 60, 60, queue="\ud800") == []
+    assert await backend.list_statistics(start, start + 60, 60, queue="\ud800") == []
 
 
 async def test_statistics_of_large_replies_are_complete(
@@ -309,7 +309,7 @@ async def test_statistics_of_large_replies_are_complete(
     for source in range(400):
         await backend.put_statistics(f"{source:0100}", rows)
     backend.ran.clear()
-    assert len(await backend.statistics(start - 6_000, start + 60, 60)) == 100
+    assert len(await backend.list_statistics(start - 6_000, start + 60, 60)) == 100
     assert backend.ran["statistics"] > 1
 
 
@@ -331,7 +331,7 @@ async def test_the_sources_of_an_interval_are_merged_once(
     backend.ran.clear()
     await backend.prune(NOTHING_KEPT, 1)
     assert backend.ran == {"prune": 1}
-    (found,) = await backend.statistics(start, start + 60, 60)
+    (found,) = await backend.list_statistics(start, start + 60, 60)
     assert found.counters.started == 30
 
 
@@ -362,11 +362,11 @@ async def test_holders_are_found_among_more_leases_than_one_script_looks_at(
     while await other.take(500):
         harness.clock.advance(1.0)
     await (await harness.worker(queues=("red",), limits={"mail": 3_000})).take(25)
-    (limit,) = await backend.limits()
+    (limit,) = await backend.list_limits()
     assert (limit.in_use, len(limit.holders)) == (2_230, 20)
     assert [holder.session for holder in limit.holders[:5]] == [limited.id] * 5
     assert backend.ran["limits"] == 2
-    assert (await backend.explain(limit.holders[0].job_id)).limit == limit
+    assert (await backend.explain_job(limit.holders[0].job_id)).limit == limit
 
 
 async def test_a_delete_goes_on_past_what_it_leaves(
@@ -379,7 +379,7 @@ async def test_a_delete_goes_on_past_what_it_leaves(
     assert len(await backend.delete(JobFilter(queue="red"), 700)) == 700
     assert len(await backend.delete(JobFilter(queue="red"), 700)) == 200
     assert await backend.delete(JobFilter(queue="red"), 700) == []
-    assert (await backend.counts())[State.COMPLETED] == 900
+    assert (await backend.count_jobs())[State.COMPLETED] == 900
     assert len(await list_ids(backend)) == 900
 
 
@@ -392,7 +392,7 @@ async def test_a_replay_stops_at_its_limit_and_reports_more(
     assert first.ids == ids[:599:-1]
     second = await backend.replay(EVERY_JOB, 600, first.next)
     assert (second.ids, second.next) == (ids[599::-1], None)
-    assert (await backend.counts())[State.PENDING] == 1_300
+    assert (await backend.count_jobs())[State.PENDING] == 1_300
 
 
 async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
@@ -400,9 +400,9 @@ async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
 ) -> None:
     await harness.enqueue(*(harness.job(after=5.0 + n % 2) for n in range(2_400)))
     harness.clock.advance(10.0)
-    counts = await backend.counts()
+    counts = await backend.count_jobs()
     assert (counts[State.PENDING], counts[State.SCHEDULED]) == (2_400, 0)
-    (queue,) = await backend.queues()
+    (queue,) = await backend.list_queues()
     assert (queue.size, queue.scheduled, queue.oldest_age) == (2_400, 0, 5.0)
 
 
@@ -410,7 +410,7 @@ async def test_a_due_job_is_the_oldest_before_it_is_promoted(harness: Harness) -
     await harness.put(harness.job(after=5.0))
     harness.clock.advance(8.0)
     await harness.add()
-    (queue,) = await harness.backend.queues()
+    (queue,) = await harness.backend.list_queues()
     assert (queue.size, queue.oldest_age) == (2, 3.0)
 
 
@@ -439,14 +439,14 @@ async def test_nothing_is_left_of_what_was_forgotten(
     for job in (await backend.list_jobs(limit=1_000)).jobs:
         if not job.state.finished:
             await backend.cancel(job.id)
-    await backend.pause("default", paused=True)
-    await backend.pause("default", paused=False)
+    await backend.pause_queue("default", paused=True)
+    await backend.pause_queue("default", paused=False)
     await backend.delete_schedule("nightly")
     harness.clock.advance(90_000.0)
     assert await backend.prune(NOTHING_KEPT, 1_000) > len(JOB_STATES)
     with pytest.raises(JobNotFound):
-        await backend.get(large.id)
-    assert worker.id not in {one.id for one in await backend.sessions()}
+        await backend.get_job(large.id)
+    assert worker.id not in {one.id for one in await backend.list_sessions()}
     left = {
         "meta",
         "counters",
@@ -458,7 +458,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
         "statistics_merged",
     }
     assert list_keys(redis_server) == left | {f"wakeup{n}" for n in range(WAKEUP_STREAMS)}
-    assert set((await backend.counts()).values()) == {0}
+    assert set((await backend.count_jobs()).values()) == {0}
 
 
 def list_keys(server: RunningRedis) -> set[str]:
@@ -478,7 +478,7 @@ async def test_a_reason_may_be_empty_long_or_none(
     with pytest.raises(Unstorable, match="reason"):
         await backend.exchange(worker.id, 2, [Cancelled(leases[0], "r" * 65_535)], worker.want(0))
     await worker.settle(*(Cancelled(*one) for one in zip(leases, reasons, strict=False)))
-    records = [await backend.get(job_id) for job_id in (waits, *ids[:2])]
+    records = [await backend.get_job(job_id) for job_id in (waits, *ids[:2])]
     assert [record.reason for record in records] == [None, *reasons]
     assert await list_ids(backend, JobFilter(reason="")) == ids[:1]
 
@@ -490,10 +490,10 @@ async def test_names_that_cannot_be_stored_match_nothing(
     odd = "\ud800"
     assert await list_ids(backend, JobFilter(queue=odd)) == []
     assert await backend.delete(JobFilter(name=odd), 10) == []
-    assert set((await backend.counts(odd)).values()) == {0}
+    assert set((await backend.count_jobs(odd)).values()) == {0}
     assert await backend.delete_schedule(odd) is False
     with pytest.raises(JobNotFound):
-        await backend.get(odd)
+        await backend.get_job(odd)
     with pytest.raises(JobNotFound):
         await backend.cancel(odd)
     with pytest.raises(Unstorable):

@@ -79,7 +79,7 @@ async def fill(backend: SQLiteBackend, limit: str) -> None:
         print_line(type(error).__name__, stored)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     await backend.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
-    print_line("recovered", sum((await backend.counts()).values()))
+    print_line("recovered", sum((await backend.count_jobs()).values()))
 
 
 async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
@@ -148,21 +148,21 @@ def run_forked(path: str) -> None:
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     loop.run_until_complete(backend.enqueue([NewJob("after", "n", "q", b"")]))
-    print_line("parent", status, sum(loop.run_until_complete(backend.counts()).values()))
+    print_line("parent", status, sum(loop.run_until_complete(backend.count_jobs()).values()))
     loop.run_until_complete(backend.close())
     loop.close()
 
 
 async def run_in_child(backend: SQLiteBackend) -> None:
     """What the child of a fork sees."""
-    for call in (backend.counts(), backend.enqueue([NewJob("no", "n", "q", b"")])):
+    for call in (backend.count_jobs(), backend.enqueue([NewJob("no", "n", "q", b"")])):
         try:
             await call
         except NimburionError as error:
             print_line(type(error).__name__, "fork" in str(error))
     await backend.open()
     await backend.enqueue([NewJob("child", "n", "q", b"")])
-    print_line("child", sum((await backend.counts()).values()))
+    print_line("child", sum((await backend.count_jobs()).values()))
     await backend.close()
 
 
@@ -205,7 +205,7 @@ async def open_and_enqueue(path: str, whose: str) -> SQLiteBackend:
     try:
         await backend.open()
         await backend.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
-        print_line(whose, sum((await backend.counts()).values()))
+        print_line(whose, sum((await backend.count_jobs()).values()))
     except NimburionError as error:
         print_line(type(error).__name__, error)
     return backend

@@ -66,10 +66,10 @@ async def test_every_operation_that_makes_work_notifies(
     backend: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
 ) -> None:
     await backend.enqueue([NewJob("a", "n", "q", b""), NewJob("b", "n", "q", b"", after=5.0)])
-    await backend.pause("q", paused=True)
+    await backend.pause_queue("q", paused=True)
     task = start_wait(other, "q")
     await assert_keeps_waiting(task)
-    await backend.pause("q", paused=False)
+    await backend.pause_queue("q", paused=False)
     await assert_wakes(task)
     task = start_wait(other, "q")
     clock.advance(5.0)

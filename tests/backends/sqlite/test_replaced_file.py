@@ -81,7 +81,7 @@ async def test_every_call_is_refused(path: Path, replace_file: ReplaceFile, mess
     for call in (
         backend.enqueue([NewJob("after", "n", "q", b"{}")]),
         backend.heartbeat("s"),
-        backend.counts(),
+        backend.count_jobs(),
         backend.ping(),
     ):
         with pytest.raises(BackendReplaced, match=message) as caught:
@@ -122,7 +122,7 @@ async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
         await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     moved.rename(path)
     await backend.enqueue([NewJob("a", "n", "q", b"{}")])
-    assert (await backend.counts())[State.PENDING] == 1
+    assert (await backend.count_jobs())[State.PENDING] == 1
     await backend.close()
 
 
@@ -174,7 +174,7 @@ async def test_another_working_directory_is_no_other_file(
     await backend.enqueue([NewJob("a", "n", "q", b"{}")])
     handle = backend.new_handle()
     await handle.open()
-    assert (await handle.counts())[State.PENDING] == 1
+    assert (await handle.count_jobs())[State.PENDING] == 1
     await handle.close()
     await backend.close()
 
@@ -236,7 +236,7 @@ async def test_a_worker_reports_it_within_a_heartbeat_and_takes_no_job_of_the_ne
         await noticed.event.wait()
         await gave_up.event.wait()
         assert processor.health().state != "ready"
-        assert (await other.counts())[State.PENDING] == 1
+        assert (await other.count_jobs())[State.PENDING] == 1
         await other.close()
     for one in (noticed, gave_up):
         log.removeHandler(one)

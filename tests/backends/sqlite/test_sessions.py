@@ -36,7 +36,7 @@ async def test_a_wall_clock_step_expires_no_session(
 async def test_sessions_of_another_boot_are_expired(backend: SQLiteBackend) -> None:
     await reserve_one(backend)
     await backend._write(lambda db: db.connection.execute("UPDATE session SET boot_id = 'before'"))
-    (session,) = await backend.sessions()
+    (session,) = await backend.list_sessions()
     assert session.expires_in < 0
     assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
 
@@ -63,7 +63,7 @@ async def test_a_job_is_not_handed_out_early_whatever_the_clock_does(
         clock.step_wall(step)
         assert (await backend.exchange("s", number, [], ReserveRequest(1, LANES))).deliveries == []
     clock.step_wall(0.000_001)
-    assert await backend.counts() | {State.PENDING: 1} == await backend.counts()
+    assert await backend.count_jobs() | {State.PENDING: 1} == await backend.count_jobs()
     assert len((await backend.exchange("s", 4, [], ReserveRequest(1, LANES))).deliveries) == 1
 
 

@@ -144,7 +144,7 @@ async def test_on_a_callers_connection_it_is_refused_too(path: Path) -> None:
         volume.size = 20 * MIB
         await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
         connection.commit()
-    assert (await backend.get("a")).id == "a"
+    assert (await backend.get_job("a")).id == "a"
     await backend.close()
 
 
@@ -220,7 +220,7 @@ async def test_what_others_take_of_the_disk_is_waited_for(small_disk: Path) -> N
         await backend.enqueue([NewJob(f"b-{n}", "n", "q", b"x" * 2000) for n in range(100)])
     ballast.unlink()
     await backend.enqueue([NewJob("more", "n", "q", b"{}")])
-    assert (await backend.counts())[State.PENDING] == 2
+    assert (await backend.count_jobs())[State.PENDING] == 2
     await backend.close()
     assert_sound(small_disk / "jobs.db")
 

@@ -180,10 +180,10 @@ async def test_any_text_and_bytes_come_back_as_they_went_in(
     (delivery,) = reply.deliveries
     assert (delivery.lease.job_id, delivery.name, delivery.queue) == (text, text, text)
     assert (delivery.payload, delivery.options) == (payload, options)
-    record = await backend.get(text)
+    record = await backend.get_job(text)
     assert (record.payload, record.options, record.session) == (payload, options, text)
     await backend.exchange(text, 2, [Completed(delivery.lease, payload)], ReserveRequest(0))
-    assert (await backend.get(text)).result == payload
+    assert (await backend.get_job(text)).result == payload
 
 
 async def test_payloads_too_large_for_one_value_come_in_parts(backend: SQLiteBackend) -> None:
@@ -205,4 +205,4 @@ async def test_a_batch_of_ten_thousand_keeps_its_order(backend: SQLiteBackend) -
     assert [int(delivery.payload) for delivery in reply.deliveries] == list(range(10_000))
     settled = [Completed(d.lease, d.payload) for d in reply.deliveries]
     assert set((await backend.exchange("s", 2, settled, ReserveRequest(0))).results) == {"done"}
-    assert (await backend.get("j-9999")).result == b"9999"
+    assert (await backend.get_job("j-9999")).result == b"9999"

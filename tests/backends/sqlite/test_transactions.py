@@ -80,7 +80,7 @@ async def test_a_connection_that_commits_each_statement_is_refused(
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
         await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
-    assert sum((await backend.counts()).values()) == 0
+    assert sum((await backend.count_jobs()).values()) == 0
 
 
 async def test_the_callers_own_settings_do_not_matter(backend: SQLiteBackend, path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_the_callers_own_settings_do_not_matter(backend: SQLiteBackend, pa
         assert [one.outcome for one in results] == ["created", "exists"]
         assert connection.execute("SELECT 'x'").fetchone() == {"a dict": (b"x",)}
         connection.commit()
-    assert (await backend.get("a")).state is State.PENDING
+    assert (await backend.get_job("a")).state is State.PENDING
 
 
 async def test_a_database_in_memory_is_refused(backend: SQLiteBackend) -> None:

@@ -163,7 +163,7 @@ async def test_a_worker_with_all_it_needs_is_ready(
     await processor.enqueue_raw("slow", b"{}")
     await until(clock, lambda: slow.begun == 1)
     health = processor.health()
-    [session] = await processor.backend.sessions()
+    [session] = await processor.backend.list_sessions()
     assert (health.state, health.session, health.running, health.prefetched) == (
         "ready",
         session.id,
@@ -214,9 +214,9 @@ async def test_a_worker_treats_its_leases_as_expired_before_the_backend_does(
     await until(backend.clock, lambda: slow.begun == 1)
     backend.go_away()
     await until(backend.clock, lambda: slow.interrupted == 1)
-    [session] = await backend.sessions()
+    [session] = await backend.list_sessions()
     assert session.expires_in > 0
-    assert (await backend.get(job_id)).session == session.id
+    assert (await backend.get_job(job_id)).session == session.id
     health = processor.health()
     assert (health.state, health.session, health.running) == ("unreachable", None, 0)
     assert health.lease_seconds_left == 0.0
@@ -239,7 +239,7 @@ async def test_it_goes_on_by_itself_when_the_backend_is_back(
     assert health.session not in (before, None)
     assert (health.error, health.faults) == (None, {})
     await settle()
-    record = await backend.get(job_id)
+    record = await backend.get_job(job_id)
     assert (record.state, record.lost) == (State.COMPLETED, 0)
 
 

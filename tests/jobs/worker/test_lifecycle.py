@@ -120,7 +120,7 @@ async def test_a_stop_that_was_given_up_goes_on_and_can_be_waited_for_again() ->
 
 
 async def has_session(processor: Processor) -> bool:
-    return bool(await processor.backend.sessions())
+    return bool(await processor.backend.list_sessions())
 
 
 async def test_a_cancelled_run_gives_back_what_it_ran_and_works_no_more() -> None:
@@ -136,7 +136,7 @@ async def test_a_cancelled_run_gives_back_what_it_ran_and_works_no_more() -> Non
             await running
         status = await processor.get_status(job_id)
         assert (status.state, status.failures, status.lost) == (State.PENDING, 0, 0)
-        assert await processor.backend.sessions() == []
+        assert await processor.backend.list_sessions() == []
 
 
 async def test_a_stop_from_elsewhere_and_the_run_it_ends_close_the_session_once() -> None:

@@ -222,5 +222,5 @@ async def test_a_worker_logs_which_queues_it_serves() -> None:
     processor.register("send", raises, queue="default")
     async with processor:
         await processor.start()
-        (session,) = await backend.sessions()
+        (session,) = await backend.list_sessions()
     assert (session.queues, session.names) == (("mail",), ("send",))

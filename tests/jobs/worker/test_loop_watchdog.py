@@ -116,7 +116,7 @@ async def test_jobs_that_have_not_begun_are_given_back_and_counted_nowhere(
         await processor.start()
         for n in range(8):
             await processor.wait(f"quick-{n}")
-        counts = await processor.backend.counts()
+        counts = await processor.backend.count_jobs()
     assert counts[State.COMPLETED] == 9
     assert sorted(ran) == ["blocking", *(f"quick-{n}" for n in range(8))]
     assert states == ["degraded"]

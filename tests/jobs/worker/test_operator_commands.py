@@ -43,7 +43,7 @@ async def wait_for_session(
     found: list[SessionInfo] = []
 
     async def is_found() -> bool:
-        found[:] = [one for one in await processor.backend.sessions() if condition(one)]
+        found[:] = [one for one in await processor.backend.list_sessions() if condition(one)]
         return bool(found)
 
     await wait_until(is_found, "a session meets the condition")
@@ -83,7 +83,7 @@ async def test_a_stopped_worker_ends_its_run() -> None:
         session = await wait_for_session(processor, lambda _: True)
         assert await processor.backend.send_command(session.id, WorkerCommand.STOP)
         await asyncio.wait_for(running, DEADLINE)
-        assert await processor.backend.sessions() == []
+        assert await processor.backend.list_sessions() == []
 
 
 async def test_a_worker_started_in_the_background_stops_too(processor: Processor) -> None:
@@ -91,7 +91,7 @@ async def test_a_worker_started_in_the_background_stops_too(processor: Processor
     assert await processor.backend.send_command(session.id, WorkerCommand.STOP)
 
     async def is_closed() -> bool:
-        return not await processor.backend.sessions()
+        return not await processor.backend.list_sessions()
 
     await wait_until(is_closed, "the session is closed")
     assert processor.health().state in {"stopping", "stopped"}

@@ -113,7 +113,7 @@ async def test_the_payload_is_the_stored_text_itself(api: Api) -> None:
     )
     response = await api.client.get("/api/v1/jobs/a/contents")
     assert text in response.text
-    assert (await api.processor.backend.get("a")).payload == text.encode()
+    assert (await api.processor.backend.get_job("a")).payload == text.encode()
 
 
 async def test_a_payload_that_is_no_json_is_shown_as_base64(api: Api) -> None:

@@ -129,7 +129,7 @@ class MemoryBackend:
             )
         ]
 
-    async def plan(self) -> list[str]:
+    async def plan_migration(self) -> list[str]:
         """Return an empty list: there are no migrations."""
         return []
 
@@ -236,7 +236,7 @@ class MemoryBackend:
         """See `Backend.delete`."""
         return self._run_atomically(lambda step: operations.delete(step, which, limit))
 
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -245,9 +245,9 @@ class MemoryBackend:
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        """See `Backend.pause`."""
+        """See `Backend.pause_queue`."""
         new = Pause(by=by, reason=reason, until=until) if paused else None
-        self._run_atomically(lambda step: operations.pause(step, queue, new))
+        self._run_atomically(lambda step: operations.pause_queue(step, queue, new))
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         """See `Backend.send_command`."""
@@ -263,8 +263,8 @@ class MemoryBackend:
 
     # Queries
 
-    async def get(self, job_id: str) -> JobRecord:
-        """See `Backend.get`."""
+    async def get_job(self, job_id: str) -> JobRecord:
+        """See `Backend.get_job`."""
 
         def get(step: AtomicStep) -> JobRecord:
             entry = step.state.jobs.get(job_id)
@@ -298,16 +298,16 @@ class MemoryBackend:
             lambda step: operations.group_failures(step, which, limit, budget)
         )
 
-    async def explain(self, job_id: str) -> Facts:
-        """See `Backend.explain`."""
+    async def explain_job(self, job_id: str) -> Facts:
+        """See `Backend.explain_job`."""
         monotonic = self._clock.monotonic()
-        return self._run_atomically(lambda step: operations.explain(step, job_id, monotonic))
+        return self._run_atomically(lambda step: operations.explain_job(step, job_id, monotonic))
 
-    async def limits(self) -> list[LimitInfo]:
-        """See `Backend.limits`."""
+    async def list_limits(self) -> list[LimitInfo]:
+        """See `Backend.list_limits`."""
         return self._run_atomically(operations.list_limits)
 
-    async def statistics(
+    async def list_statistics(
         self,
         since: float,
         until: float,
@@ -316,7 +316,7 @@ class MemoryBackend:
         queue: str | None = None,
         name: str | None = None,
     ) -> list[Statistics]:
-        """See `Backend.statistics`."""
+        """See `Backend.list_statistics`."""
         return self._run_atomically(
             lambda atomic: operations.read_statistics(atomic, (since, until, step), queue, name)
         )
@@ -325,8 +325,8 @@ class MemoryBackend:
         """See `Backend.list_audit`."""
         return self._run_atomically(lambda step: operations.list_audit(step, limit, after))
 
-    async def counts(self, queue: str | None = None) -> dict[State, int]:
-        """See `Backend.counts`."""
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.count_jobs`."""
 
         def count(step: AtomicStep) -> dict[State, int]:
             found = Counter(
@@ -338,8 +338,8 @@ class MemoryBackend:
 
         return self._run_atomically(count)
 
-    async def queues(self) -> list[QueueInfo]:
-        """See `Backend.queues`."""
+    async def list_queues(self) -> list[QueueInfo]:
+        """See `Backend.list_queues`."""
 
         def queues(step: AtomicStep) -> list[QueueInfo]:
             paused = step.state.list_paused(step.now)
@@ -356,8 +356,8 @@ class MemoryBackend:
 
         return self._run_atomically(queues)
 
-    async def sessions(self) -> list[SessionInfo]:
-        """See `Backend.sessions`."""
+    async def list_sessions(self) -> list[SessionInfo]:
+        """See `Backend.list_sessions`."""
         monotonic = self._clock.monotonic()
 
         def sessions(step: AtomicStep) -> list[SessionInfo]:

@@ -303,7 +303,7 @@ def cancel(step: AtomicStep, job_id: str) -> Cancellation:
     return Cancellation.CANCELLED
 
 
-def pause(step: AtomicStep, queue: str, new: Pause | None) -> None:
+def pause_queue(step: AtomicStep, queue: str, new: Pause | None) -> None:
     """Pause the queue, or resume it if `new` is None."""
     state = step.state
     if new is None:
@@ -392,7 +392,7 @@ def group_failures(step: AtomicStep, which: JobFilter, limit: int, budget: int) 
 
 
 def list_limits(step: AtomicStep) -> list[LimitInfo]:
-    """See `Backend.limits`."""
+    """See `Backend.list_limits`."""
     return [make_limit_info(step.state, name) for name in sorted(step.state.limits)]
 
 
@@ -416,8 +416,8 @@ def make_limit_info(state: MemoryState, name: str) -> LimitInfo:
     )
 
 
-def explain(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
-    """See `Backend.explain`."""
+def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
+    """See `Backend.explain_job`."""
     state = step.state
     entry = state.jobs.get(job_id)
     if entry is None:
@@ -549,7 +549,7 @@ def read_statistics(
     queue: str | None,
     name: str | None,
 ) -> list[Statistics]:
-    """See `Backend.statistics`. `interval` is its `since`, `until` and `step`."""
+    """See `Backend.list_statistics`. `interval` is its `since`, `until` and `step`."""
     since, until, length = interval
     check_interval(since, until, length)
     rows = [

@@ -225,8 +225,8 @@ class PostgresBackend:
         except (BackendError, ConfigurationError) as error:
             return [make_failed_check("server", error)]
 
-    async def plan(self) -> list[str]:
-        """See `Backend.plan`."""
+    async def plan_migration(self) -> list[str]:
+        """See `Backend.plan_migration`."""
         async with self._connect() as connection:
             found = await migrations.read_installed_format(connection, self.settings)
             return migrations.plan_migrations(
@@ -469,7 +469,7 @@ class PostgresBackend:
         )
         return [decode_id(row[0]) for row in rows]
 
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -478,7 +478,7 @@ class PostgresBackend:
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        """See `Backend.pause`."""
+        """See `Backend.pause_queue`."""
         arguments = operations.encode_pause(queue, paused=paused, by=by, reason=reason, until=until)
         await self._fetch(_PAUSE, self._now(), *arguments)
         if not paused:
@@ -523,8 +523,8 @@ class PostgresBackend:
 
     # --- queries ---
 
-    async def get(self, job_id: str) -> JobRecord:
-        """See `Backend.get`."""
+    async def get_job(self, job_id: str) -> JobRecord:
+        """See `Backend.get_job`."""
         rows = await self._fetch(
             """SELECT *
             FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), ARRAY[$2]::bytea[], true)""",
@@ -578,19 +578,19 @@ class PostgresBackend:
         )
         return queries.decode_failure_groups(rows)
 
-    async def explain(self, job_id: str) -> Facts:
-        """See `Backend.explain`."""
+    async def explain_job(self, job_id: str) -> Facts:
+        """See `Backend.explain_job`."""
         rows = await self._fetch(
             _EXPLAIN, self._now(), self._monotonic(), encode_id_or_empty(job_id), MAX_HOLDERS
         )
         return queries.decode_facts(rows, job_id)
 
-    async def limits(self) -> list[LimitInfo]:
-        """See `Backend.limits`."""
+    async def list_limits(self) -> list[LimitInfo]:
+        """See `Backend.list_limits`."""
         statement = "SELECT * FROM {schema}.list_limits_1(NULL, $1)"
         return queries.decode_limits(await self._fetch(statement, MAX_HOLDERS))
 
-    async def statistics(
+    async def list_statistics(
         self,
         since: float,
         until: float,
@@ -599,7 +599,7 @@ class PostgresBackend:
         queue: str | None = None,
         name: str | None = None,
     ) -> list[Statistics]:
-        """See `Backend.statistics`."""
+        """See `Backend.list_statistics`."""
         interval = queries.encode_interval(since, until, step)
         if interval is None:
             return []
@@ -614,21 +614,21 @@ class PostgresBackend:
         rows = await self._fetch(statement, queries.encode_cursor(after), limit + 1)
         return operations.decode_audit_page(rows, limit)
 
-    async def counts(self, queue: str | None = None) -> dict[State, int]:
-        """See `Backend.counts`."""
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.count_jobs`."""
         arguments = None if queue is None else encode_lookup_text(queue)
         statement = "SELECT * FROM {schema}.count_by_state_1({schema}.get_read_time_1($1), $2)"
         return queries.decode_counts(
             await self._fetch(statement, self._now(), arguments, extra_time=_LARGE_READ_TIMEOUT)
         )
 
-    async def queues(self) -> list[QueueInfo]:
-        """See `Backend.queues`."""
+    async def list_queues(self) -> list[QueueInfo]:
+        """See `Backend.list_queues`."""
         statement = "SELECT * FROM {schema}.list_queues_1({schema}.get_read_time_1($1))"
         return queries.decode_queues(await self._fetch(statement, self._now()))
 
-    async def sessions(self) -> list[SessionInfo]:
-        """See `Backend.sessions`."""
+    async def list_sessions(self) -> list[SessionInfo]:
+        """See `Backend.list_sessions`."""
         statement = "SELECT * FROM {schema}.list_sessions_1({schema}.get_read_time_1($1))"
         return queries.decode_sessions(await self._fetch(statement, self._monotonic()))
 

@@ -178,17 +178,17 @@ class RedisBackend:
         except (BackendError, ConfigurationError) as error:
             return [make_failed_check("server", error)]
 
-    async def plan(self) -> list[str]:
-        """See `Backend.plan`. Reads on a separate connection; needs no write permission."""
+    async def plan_migration(self) -> list[str]:
+        """See `Backend.plan_migration`. Reads on a connection of its own, and writes nothing."""
         connections = self._make_connections()
         try:
-            return await connections.plan()
+            return await connections.plan_migration()
         finally:
             await connections.close()
 
     async def migrate(self) -> list[str]:
         """See `Backend.migrate`. Only one format exists so far; the first `open` writes it."""
-        steps = await self.plan()
+        steps = await self.plan_migration()
         await self.open()
         return steps
 
@@ -437,7 +437,7 @@ class RedisBackend:
             ids += queries.decode_ids(found)
         return ids
 
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -446,7 +446,7 @@ class RedisBackend:
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        """See `Backend.pause`."""
+        """See `Backend.pause_queue`."""
         if paused:
             arguments = operations.encode_pause(queue, by, reason, until)
         else:
@@ -513,8 +513,8 @@ class RedisBackend:
 
     # --- queries ---
 
-    async def get(self, job_id: str) -> JobRecord:
-        """See `Backend.get`."""
+    async def get_job(self, job_id: str) -> JobRecord:
+        """See `Backend.get_job`."""
         reply = await self._run_script("get", encode_id_or_empty(job_id))
         return queries.decode_record(reply, job_id)
 
@@ -559,13 +559,13 @@ class RedisBackend:
             complete=scan.is_finished,
         )
 
-    async def explain(self, job_id: str) -> Facts:
-        """See `Backend.explain`. One script reads everything."""
+    async def explain_job(self, job_id: str) -> Facts:
+        """See `Backend.explain_job`. One script reads everything."""
         reply = await self._run_script("explain", encode_id_or_empty(job_id))
         return queries.decode_facts(reply, job_id)
 
-    async def limits(self) -> list[LimitInfo]:
-        """See `Backend.limits`. Each script looks for holders among 2,000 leases."""
+    async def list_limits(self) -> list[LimitInfo]:
+        """See `Backend.list_limits`. Each script looks for holders among 2,000 leases."""
         replies: list[list[Any]] = []
         following: int | None = 0
         while following is not None:
@@ -573,7 +573,7 @@ class RedisBackend:
             replies.append(rows)
         return queries.decode_limits(replies)
 
-    async def statistics(
+    async def list_statistics(
         self,
         since: float,
         until: float,
@@ -582,7 +582,7 @@ class RedisBackend:
         queue: str | None = None,
         name: str | None = None,
     ) -> list[Statistics]:
-        """See `Backend.statistics`. Each script reads up to 100 intervals."""
+        """See `Backend.list_statistics`. Each script reads up to 100 intervals."""
         read = StatisticsRead(since, until, step, queue, name)
         await self._finish_read(read)
         return add_statistics(read.rows)
@@ -599,17 +599,17 @@ class RedisBackend:
         arguments = statistics.encode_audit_page(limit, after)
         return statistics.decode_audit_page(await self._run_script("list_audit", *arguments))
 
-    async def counts(self, queue: str | None = None) -> dict[State, int]:
-        """See `Backend.counts`."""
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.count_jobs`."""
         arguments = [] if queue is None else [encode_lookup_text(queue)]
         return queries.decode_counts(await self._run_counting_script("counts", *arguments))
 
-    async def queues(self) -> list[QueueInfo]:
-        """See `Backend.queues`."""
+    async def list_queues(self) -> list[QueueInfo]:
+        """See `Backend.list_queues`."""
         return queries.decode_queues(await self._run_counting_script("queues"))
 
-    async def sessions(self) -> list[SessionInfo]:
-        """See `Backend.sessions`."""
+    async def list_sessions(self) -> list[SessionInfo]:
+        """See `Backend.list_sessions`."""
         return queries.decode_sessions(await self._run_script("sessions"))
 
     async def _run_counting_script(self, name: str, *arguments: CommandPart) -> list[Any]:
@@ -689,7 +689,7 @@ class RedisConnections:
         for connection in (self.commands, self.enqueues, self.exchanges):
             connection.is_verified = True
 
-    async def plan(self) -> list[str]:
+    async def plan_migration(self) -> list[str]:
         """Return descriptions of what `start` would change in the namespace. Writes nothing.
 
         Raises:

@@ -283,7 +283,7 @@ class SQLiteBackend:
     async def _take_write_lock(self) -> None:
         await self._write(lambda _: None, durable=False)
 
-    async def plan(self) -> list[str]:
+    async def plan_migration(self) -> list[str]:
         """Return the migrations that opening the file would run."""
         return await asyncio.to_thread(opening.plan_migrations, self.path)
 
@@ -420,7 +420,7 @@ class SQLiteBackend:
         """See `Backend.delete`."""
         return await self._write(lambda db: operations.delete(db, which, limit))
 
-    async def pause(
+    async def pause_queue(
         self,
         queue: str,
         *,
@@ -429,9 +429,9 @@ class SQLiteBackend:
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        """See `Backend.pause`."""
+        """See `Backend.pause_queue`."""
         new = Pause(by=by, reason=reason, until=until) if paused else None
-        await self._write(lambda db: operations.pause(db, queue, new))
+        await self._write(lambda db: operations.pause_queue(db, queue, new))
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         """See `Backend.send_command`."""
@@ -447,8 +447,8 @@ class SQLiteBackend:
 
     # --- queries ---
 
-    async def get(self, job_id: str) -> JobRecord:
-        """See `Backend.get`."""
+    async def get_job(self, job_id: str) -> JobRecord:
+        """See `Backend.get_job`."""
         return await self._read(lambda db: queries.get_job(db, job_id))
 
     async def list_jobs(
@@ -471,27 +471,27 @@ class SQLiteBackend:
         """See `Backend.group_failures`."""
         return await self._read(lambda db: queries.group_failures(db, which, limit, budget))
 
-    async def explain(self, job_id: str) -> Facts:
-        """See `Backend.explain`. The call reads one snapshot."""
-        return await self._read(lambda db: queries.explain(db, job_id))
+    async def explain_job(self, job_id: str) -> Facts:
+        """See `Backend.explain_job`. The call reads one snapshot."""
+        return await self._read(lambda db: queries.explain_job(db, job_id))
 
-    async def counts(self, queue: str | None = None) -> dict[State, int]:
-        """See `Backend.counts`."""
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        """See `Backend.count_jobs`."""
         return await self._read(lambda db: queries.count_by_state(db, queue))
 
-    async def queues(self) -> list[QueueInfo]:
-        """See `Backend.queues`."""
+    async def list_queues(self) -> list[QueueInfo]:
+        """See `Backend.list_queues`."""
         return await self._read(queries.list_queues)
 
-    async def sessions(self) -> list[SessionInfo]:
-        """See `Backend.sessions`."""
+    async def list_sessions(self) -> list[SessionInfo]:
+        """See `Backend.list_sessions`."""
         return await self._read(queries.list_sessions)
 
-    async def limits(self) -> list[LimitInfo]:
-        """See `Backend.limits`."""
+    async def list_limits(self) -> list[LimitInfo]:
+        """See `Backend.list_limits`."""
         return await self._read(queries.list_limits)
 
-    async def statistics(
+    async def list_statistics(
         self,
         since: float,
         until: float,
@@ -500,7 +500,7 @@ class SQLiteBackend:
         queue: str | None = None,
         name: str | None = None,
     ) -> list[Statistics]:
-        """See `Backend.statistics`."""
+        """See `Backend.list_statistics`."""
         check_interval(since, until, step)
         return await self._read(
             lambda db: statistics.read_statistics(db, (since, until, step), queue, name)

@@ -44,7 +44,7 @@ def cancel(db: Database, job_id: str) -> Cancellation:
     return Cancellation.CANCELLED
 
 
-def pause(db: Database, queue: str, new: Pause | None) -> None:
+def pause_queue(db: Database, queue: str, new: Pause | None) -> None:
     """Pause a queue, or resume it if `new` is None."""
     if new is None:
         db.run("resume_queue", queue)

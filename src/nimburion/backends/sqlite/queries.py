@@ -178,7 +178,7 @@ _COUNT_COLUMNS = (
 
 
 def get_job(db: Database, job_id: str) -> JobRecord:
-    """See `Backend.get`."""
+    """See `Backend.get_job`."""
     row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
@@ -243,8 +243,8 @@ def make_dead_letter(
     )
 
 
-def explain(db: Database, job_id: str) -> Facts:
-    """See `Backend.explain`."""
+def explain_job(db: Database, job_id: str) -> Facts:
+    """See `Backend.explain_job`."""
     row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
@@ -263,7 +263,7 @@ def explain(db: Database, job_id: str) -> Facts:
 
 
 def list_limits(db: Database, name: str | None = None) -> list[LimitInfo]:
-    """See `Backend.limits`. With a name, return only the limit of this name."""
+    """See `Backend.list_limits`. With a name, return only the limit of this name."""
     holders: dict[str, list[LimitHolder]] = {}
     for limited, job_id, session, host, leased_at in db.run(
         "list_limit_holders", name, MAX_HOLDERS
@@ -338,13 +338,13 @@ def to_micros_or_none(seconds: float | None) -> int | None:
 
 
 def count_by_state(db: Database, queue: str | None) -> dict[State, int]:
-    """See `Backend.counts`."""
+    """See `Backend.count_jobs`."""
     row: Row = db.run("count_by_state", queue, db.now).fetchone()
     return dict(zip(_COUNT_COLUMNS, row, strict=True))
 
 
 def list_queues(db: Database) -> list[QueueInfo]:
-    """See `Backend.queues`."""
+    """See `Backend.list_queues`."""
     return combine_rows(
         LaneRow(
             queue=queue,
@@ -366,7 +366,7 @@ def make_pause(by: str, reason: str, since: int, until: int | None) -> Pause:
 
 
 def list_sessions(db: Database) -> list[SessionInfo]:
-    """See `Backend.sessions`."""
+    """See `Backend.list_sessions`."""
     return [make_session_info(db, *row) for row in db.run("list_sessions")]
 
 

@@ -41,7 +41,7 @@ def put_statistics(db: Database, values: list[tuple[object, ...]]) -> None:
 def read_statistics(
     db: Database, interval: tuple[float, float, int], queue: str | None, name: str | None
 ) -> list[Statistics]:
-    """See `Backend.statistics`. `interval` is its `since`, `until` and `step`."""
+    """See `Backend.list_statistics`. `interval` is its `since`, `until` and `step`."""
     since, until, step = interval
     rows = db.run("list_statistics", step, since, until, queue, name).fetchall()
     return add_statistics(

@@ -43,7 +43,7 @@ async def take_snapshot(backend: Inspecting) -> Snapshot:
     """Read all jobs and sessions."""
     jobs = {record.id: record async for record in iterate_jobs(backend, step=500)}
     oldest_first = dict(reversed(jobs.items()))
-    return Snapshot(oldest_first, await backend.sessions())
+    return Snapshot(oldest_first, await backend.list_sessions())
 
 
 def describe_changes(before: Snapshot, now: Snapshot) -> list[str]:

@@ -421,12 +421,14 @@ class Client:
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""
         self._check_open()
-        return sum(info.size for info in await self.backend.queues() if queue in (None, info.name))
+        return sum(
+            info.size for info in await self.backend.list_queues() if queue in (None, info.name)
+        )
 
     async def pending_count(self) -> int:
         """Return the number of jobs that wait: pending, retrying and scheduled."""
         self._check_open()
-        return sum(info.size + info.scheduled for info in await self.backend.queues())
+        return sum(info.size + info.scheduled for info in await self.backend.list_queues())
 
     # Internals
 
@@ -443,7 +445,7 @@ class Client:
 
     async def _get_record(self, job_id: str | UUID) -> JobRecord:
         self._check_open()
-        return await self.backend.get(read_job_id(job_id))
+        return await self.backend.get_job(read_job_id(job_id))
 
     async def _get_record_before(
         self, deadline: float | None, job_id: str, seconds: float | None

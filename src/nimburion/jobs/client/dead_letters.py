@@ -45,7 +45,7 @@ class DeadLetters:
 
     async def show(self, job_id: str) -> JobRecord:
         """Return one failed job. `JobNotFound` is raised when no failed job has the id."""
-        record = await self._backend.get(job_id)
+        record = await self._backend.get_job(job_id)
         if record.state is not State.FAILED:
             raise JobNotFound(job_id)
         return record

@@ -145,7 +145,7 @@ class InlineRunner:
             threads = HandlerThreads(1, asyncio.get_running_loop())
             attempts = self._make_attempt_runner(threads, self._note_progress, self._state)
             for job_id in job_ids:
-                await attempts.report_dead(await self._backend.get(job_id))
+                await attempts.report_dead(await self._backend.get_job(job_id))
 
     def _make_request(self) -> ReserveRequest:
         selector = LaneSelector(self._registry, self._settings, self._entropy)

@@ -38,10 +38,10 @@ class UnservedWatch(Periodic):
     async def tick(self) -> None:
         """Check once, and adapt the interval."""
         began = self.clock.monotonic()
-        sessions = await self._backend.sessions()
+        sessions = await self._backend.list_sessions()
         oldest = next(filter(is_live, sessions), None)
         if oldest is not None and oldest.id == self._own_session():
-            found = find_unserved(await self._backend.queues(), sessions)
+            found = find_unserved(await self._backend.list_queues(), sessions)
             new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
             self._reported = {(jobs.queue, jobs.name) for jobs in found}
             for jobs in new[:_MAX_WARNINGS]:

@@ -233,7 +233,7 @@ class Worker:
     async def report_dead(self, job_ids: Sequence[str]) -> None:
         """Call the hooks for jobs that became dead letters because their workers vanished."""
         for job_id in job_ids:
-            await self._attempt_runner.report_dead(await self._backend.get(job_id))
+            await self._attempt_runner.report_dead(await self._backend.get_job(job_id))
 
     def report(self, lease: Lease, fraction: float, message: str) -> None:
         """Send a job's progress with the next exchange. Safe from any thread."""

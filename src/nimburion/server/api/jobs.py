@@ -244,7 +244,7 @@ async def list_jobs(request: ApiRequest[JobQuery, NoBody]) -> JobPage:
 
 async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobDetail:
     """Show a job without its data."""
-    record = await request.services.backend.get(request.path["id"])
+    record = await request.services.backend.get_job(request.path["id"])
     return JobDetail(
         **msgspec.structs.asdict(summarize_job(record)),
         attempts=record.attempts,
@@ -254,7 +254,7 @@ async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobDetail:
 
 async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
     """Say why a job is not running, the decisive cause first."""
-    facts = await request.services.backend.explain(request.path["id"])
+    facts = await request.services.backend.explain_job(request.path["id"])
     return JobExplanation(
         causes=find_causes(facts),
         now=facts.now,
@@ -267,7 +267,7 @@ async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
 
 async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
     """Show the data of a job: payload, result, headers and tracebacks."""
-    record = await request.services.backend.get(request.path["id"])
+    record = await request.services.backend.get_job(request.path["id"])
     payload, payload_base64 = _split_content(record.payload)
     result, result_base64 = _split_content(record.result)
     return JobContents(

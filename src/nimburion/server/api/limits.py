@@ -19,7 +19,7 @@ class LimitPage(msgspec.Struct, frozen=True):
 async def list_limits(request: ApiRequest[PageQuery, NoBody]) -> LimitPage:
     """List concurrency limits, with the jobs that have held them longest."""
     after, size = request.query.after, request.query.limit
-    found = await request.services.backend.limits()
+    found = await request.services.backend.list_limits()
     rest = [limit for limit in found if after is None or limit.name > after]
     return LimitPage(rest[:size], rest[size - 1].name if len(rest) > size else None)
 

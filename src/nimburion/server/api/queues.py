@@ -78,8 +78,8 @@ class CountsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> QueuePage:
     """List the queues that hold an unfinished job or are paused."""
     backend = request.services.backend
-    found = await backend.queues()
-    unserved = find_unserved(found, await backend.sessions())
+    found = await backend.list_queues()
+    unserved = find_unserved(found, await backend.list_sessions())
     after, limit = request.query.after, request.query.limit
     found.sort(key=lambda queue: queue.name)
     rest = [queue for queue in found if after is None or queue.name > after]
@@ -91,8 +91,8 @@ async def get_queue(request: ApiRequest[NoQuery, NoBody]) -> QueueSummary:
     """Show one queue. A queue without unfinished jobs is empty; it is never unknown."""
     name = request.path["queue"]
     backend = request.services.backend
-    found = await backend.queues()
-    unserved = find_unserved(found, await backend.sessions())
+    found = await backend.list_queues()
+    unserved = find_unserved(found, await backend.list_sessions())
     empty = QueueInfo(name=name, size=0, scheduled=0, processing=0, oldest_age=0.0, paused=False)
     queue = next((queue for queue in found if queue.name == name), empty)
     return _summarize(queue, unserved)
@@ -101,7 +101,7 @@ async def get_queue(request: ApiRequest[NoQuery, NoBody]) -> QueueSummary:
 async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:
     """Count the jobs in each state, of one queue or of all."""
     queue = request.query.queue
-    counts = await request.services.backend.counts(queue)
+    counts = await request.services.backend.count_jobs(queue)
     return QueueCounts(queue, {state.value: counts[state] for state in State})
 
 
@@ -114,14 +114,14 @@ async def pause_queue(request: ApiRequest[NoQuery, PauseBody]) -> PauseState:
     if body.duration is not None:
         until = await backend.now() + body.duration
     by = request.caller.name
-    await backend.pause(queue, paused=True, by=by, reason=body.reason, until=until)
+    await backend.pause_queue(queue, paused=True, by=by, reason=body.reason, until=until)
     return PauseState(queue, paused=True, until=until)
 
 
 async def resume_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
     """Start the jobs of a paused queue again."""
     queue = request.path["queue"]
-    await request.services.backend.pause(queue, paused=False)
+    await request.services.backend.pause_queue(queue, paused=False)
     return PauseState(queue, paused=False)
 
 

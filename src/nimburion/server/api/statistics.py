@@ -56,7 +56,7 @@ async def list_statistics(request: ApiRequest[StatisticsQuery, NoBody]) -> Stati
     step = query.step or choose_step(since, until, now)
     after = None if query.after is None else _parse_cursor(query.after)
     start = since if after is None else max(since, after[0])
-    rows = await backend.statistics(start, until, step, queue=query.queue, name=query.name)
+    rows = await backend.list_statistics(start, until, step, queue=query.queue, name=query.name)
     rest = [row for row in rows if after is None or (row.start, row.queue, row.name) > after]
     page = rest[: query.limit]
     more = len(rest) > query.limit

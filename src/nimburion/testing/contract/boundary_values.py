@@ -59,7 +59,7 @@ class Payloads:
         delivery = await worker.take_one()
         assert delivery.payload == payload
         await worker.settle(Failed(delivery.lease, "unreadable", OOPS))
-        assert (await harness.backend.get("a")).payload == payload
+        assert (await harness.backend.get_job("a")).payload == payload
         assert (await harness.backend.list_jobs(payloads=True)).jobs[0].payload == payload
 
     @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ class Payloads:
         worker = await harness.worker()
         one, two, three = [delivery.lease for delivery in await worker.take(3)]
         await worker.settle(Completed(one, b"1"), Completed(two, result), Completed(three))
-        found = [(await harness.backend.get(job_id)).result for job_id in ("a", "b", "c")]
+        found = [(await harness.backend.get_job(job_id)).result for job_id in ("a", "b", "c")]
         assert found == [b"1", result, None]
 
     async def test_the_longest_error_text_is_kept(self, harness: Harness) -> None:
@@ -79,7 +79,7 @@ class Payloads:
         worker = await harness.worker()
         error = AttemptError(1, "failure", "E" * 200, "m" * 1_000, "t" * LIMITS.error)
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, error))
-        (kept,) = (await harness.backend.get("a")).history
+        (kept,) = (await harness.backend.get_job("a")).history
         assert kept == replace(error, at=harness.clock.now())
 
     async def test_all_large_jobs_are_reserved_in_the_end(self, harness: Harness) -> None:
@@ -117,8 +117,8 @@ class Names:
         )
         worker = await harness.worker(names=(name,), queues=(name,))
         assert (await worker.take_one()).lease.job_id == name
-        await harness.backend.pause(name, paused=True)
-        assert [queue.name for queue in await harness.backend.queues()] == [name]
+        await harness.backend.pause_queue(name, paused=True)
+        assert [queue.name for queue in await harness.backend.list_queues()] == [name]
 
     async def test_upper_and_lower_case_are_two(self, harness: Harness) -> None:
         await harness.put(
@@ -132,7 +132,7 @@ class Names:
         )
         worker = await harness.worker(names=("Mail",), queues=("q",))
         assert ids(await worker.take(5)) == ["b"]
-        assert [queue.name for queue in await harness.backend.queues()] == ["Q", "q"]
+        assert [queue.name for queue in await harness.backend.list_queues()] == ["Q", "q"]
 
     async def test_a_queue_and_a_name_do_not_run_into_each_other(self, harness: Harness) -> None:
         """Names may contain the character with which a backend joins them."""
@@ -148,18 +148,18 @@ class Names:
         await harness.put(harness.job(name="a:b", options=JobOptions(unique_key="c")))
         await harness.put(harness.job(name="a", options=JobOptions(unique_key="b:c")))
         await harness.put(harness.job(name="a.b", options=JobOptions(unique_key="c")))
-        assert (await harness.backend.counts())[State.PENDING] == 3
+        assert (await harness.backend.count_jobs())[State.PENDING] == 3
 
     @pytest.mark.parametrize("priority", range(10))
     async def test_every_priority_is_kept(self, harness: Harness, priority: int) -> None:
         await harness.put(harness.job("a", priority=priority))
-        assert (await harness.backend.get("a")).priority == priority
+        assert (await harness.backend.get_job("a")).priority == priority
         assert (await (await harness.worker()).take_one()).priority == priority
 
     async def test_epoch_zero_is_a_time(self, harness: Harness) -> None:
         await harness.put(harness.job("a", at=0.0))
         await harness.add("b")
-        assert (await harness.backend.get("a")).due == 0.0
+        assert (await harness.backend.get_job("a")).due == 0.0
         taken = await (await harness.worker()).take(5, ageing=60.0)
         assert [(delivery.lease.job_id, delivery.due) for delivery in taken] == [
             ("a", 0.0),
@@ -181,7 +181,7 @@ class Names:
             unique_for=0.5,
         )
         await harness.put(harness.job("a", options=options))
-        assert (await harness.backend.get("a")).options == options
+        assert (await harness.backend.get_job("a")).options == options
         assert (await (await harness.worker()).take_one()).options == options
 
 
@@ -193,7 +193,7 @@ class Sizes:
         results = await harness.backend.enqueue(jobs)
         assert [result.id for result in results] == [job.id for job in jobs]
         assert {result.outcome for result in results} == {"created"}
-        assert (await harness.backend.counts())[State.PENDING] == LIMITS.batch
+        assert (await harness.backend.count_jobs())[State.PENDING] == LIMITS.batch
         assert {result.outcome for result in await harness.backend.enqueue(jobs)} == {"exists"}
 
     async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, harness: Harness) -> None:
@@ -205,7 +205,7 @@ class Sizes:
         results = await harness.backend.enqueue([*jobs, harness.job("bad", payload=b"[]")])
         assert {result.outcome for result in results[:-1]} == {"refused"}
         assert results[-1].outcome == "conflict"
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_two_hundred_lanes_in_one_request(self, harness: Harness) -> None:
         names = tuple(f"name-{n}" for n in range(40))
@@ -241,7 +241,7 @@ class Sizes:
             reply = await worker.exchange(
                 Retried(reply.deliveries[0].lease, 0.0, error), want=worker.want(1)
             )
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert [error.message for error in record.history] == [f"try {n}" for n in range(1, 101)]
 
 
@@ -263,7 +263,7 @@ class Unstorables:
         }
         if await self._refused(harness, worker, Completed(good), settlements[where]):
             return
-        record = await harness.backend.get("b")
+        record = await harness.backend.get_job("b")
         errors = [(error.message, error.traceback) for error in record.history]
         stored = {
             "message": errors == [(text, OOPS.traceback)],
@@ -307,9 +307,9 @@ class Unstorables:
         try:
             await harness.backend.enqueue([harness.job("good"), job])
         except Unstorable:
-            assert sum((await harness.backend.counts()).values()) == 0
+            assert sum((await harness.backend.count_jobs()).values()) == 0
             return
-        assert (await harness.backend.get("odd")).options == job.options
+        assert (await harness.backend.get_job("odd")).options == job.options
         assert await harness.state("good") is State.PENDING
 
     @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300], ids=repr)
@@ -317,4 +317,4 @@ class Unstorables:
         for job in (harness.job("odd", at=at), harness.job("odd", after=at)):
             with pytest.raises(Unstorable):
                 await harness.backend.enqueue([harness.job("good"), job])
-            assert sum((await harness.backend.counts()).values()) == 0
+            assert sum((await harness.backend.count_jobs()).values()) == 0

@@ -106,13 +106,13 @@ class BoundedExchanges:
         again = await harness.backend.exchange(worker.id, 1, [], _within(worker, 4, _FITS_TWO))
         assert again.deliveries == first.deliveries[:2]
         assert again.waiting == [worker.lanes[0]]
-        counts = await harness.backend.counts()
+        counts = await harness.backend.count_jobs()
         assert (counts[State.PROCESSING], counts[State.PENDING]) == (2, 2)
         await _put(harness, "e")
         taken = await other.take(5)
         assert ids(taken) == ["c", "d", "e"]
         assert [(delivery.failures, delivery.lost) for delivery in taken] == [(0, 0)] * 3
-        assert (await harness.backend.get("c")).history == []
+        assert (await harness.backend.get_job("c")).history == []
 
     async def test_a_smaller_repeat_keeps_the_first_job(self, harness: Harness) -> None:
         await _put(harness, "a", "b")
@@ -175,7 +175,7 @@ class BoundedExchanges:
         first = await harness.backend.exchange(other.id, 1, [], other.want(2))
         await harness.backend.exchange(other.id, 1, [], _within(other, 2, 0))
         assert [delivery.lost for delivery in first.deliveries] == [1, 1]
-        record = await harness.backend.get("b")
+        record = await harness.backend.get_job("b")
         assert (record.state, record.lost, len(record.history)) == (State.PENDING, 1, 1)
 
     async def test_a_repeat_with_fewer_settlements_says_how_many_were_applied(
@@ -212,5 +212,5 @@ class BoundedExchanges:
         await harness.backend.exchange(worker.id, 2, [], RESERVE_NOTHING)
         with pytest.raises(OutOfOrder):
             await harness.backend.exchange(worker.id, 1, [], _within(worker, 2, 0))
-        counts = await harness.backend.counts()
+        counts = await harness.backend.count_jobs()
         assert counts[State.PROCESSING] == 2

@@ -70,7 +70,7 @@ class ConcurrencyLimits:
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         await worker.take(9)
-        record = await harness.backend.get("b")
+        record = await harness.backend.get_job("b")
         assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
     async def test_a_lane_at_its_limit_is_not_among_the_lanes_that_wait(
@@ -234,7 +234,7 @@ class ConcurrencyLimits:
             ran += ids(reply.deliveries)
         assert ran == [job.id for job in jobs]
         assert await read_limit(worker) == ConcurrencyLimit(3, 0)
-        assert (await harness.backend.counts())[State.COMPLETED] == 50
+        assert (await harness.backend.count_jobs())[State.COMPLETED] == 50
 
 
 class DeclaringLimits:

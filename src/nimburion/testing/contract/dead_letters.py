@@ -41,7 +41,7 @@ class Replaying:
         await make_dead_letters(harness, "a")
         harness.clock.advance(100.0)
         assert await harness.backend.replay(JobFilter(ids=("a",)), 10) == Replayed(["a"], [], None)
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.reason, record.finished_at) == (State.PENDING, None, None)
         assert record.due == harness.clock.now()
 
@@ -53,10 +53,10 @@ class Replaying:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         await worker.settle(Failed((await worker.take_one()).lease, "exhausted", OOPS))
-        before = await harness.backend.get("a")
+        before = await harness.backend.get_job("a")
         assert (before.failures, before.lost, len(before.history)) == (2, 1, 3)
         await harness.backend.replay(EVERY_JOB, 10)
-        after = await harness.backend.get("a")
+        after = await harness.backend.get_job("a")
         assert (after.failures, after.lost, after.attempt) == (0, 0, 1)
         assert after.history == before.history
 
@@ -67,7 +67,7 @@ class Replaying:
         await harness.put(harness.job("a", payload=payload))
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "unreadable", OOPS))
-        assert (await harness.backend.get("a")).payload == payload
+        assert (await harness.backend.get_job("a")).payload == payload
         await harness.backend.replay(EVERY_JOB, 10)
         assert (await worker.take_one()).payload == payload
 
@@ -80,9 +80,9 @@ class Replaying:
     @pytest.mark.parametrize("state", [s for s in JOB_STATES if not s.startswith("failed")])
     async def test_what_is_not_failed_is_passed_over(self, harness: Harness, state: str) -> None:
         job_id = await JOB_STATES[state](harness)
-        before = await harness.backend.get(job_id)
+        before = await harness.backend.get_job(job_id)
         assert await harness.backend.replay(JobFilter(ids=(job_id,)), 10) == Replayed([], [], None)
-        assert await harness.backend.get(job_id) == before
+        assert await harness.backend.get_job(job_id) == before
 
     async def test_an_unknown_id_is_passed_over(self, harness: Harness) -> None:
         assert await harness.backend.replay(JobFilter(ids=("unknown",)), 10) == Replayed(
@@ -144,7 +144,7 @@ class Replaying:
             worker = await harness.worker()
             error = AttemptError(1, "failure", "ValueError", f"try {n}")
             await worker.settle(Failed((await worker.take_one()).lease, "exhausted", error))
-            record = await harness.backend.get("a")
+            record = await harness.backend.get_job("a")
             assert (record.failures, len(record.history), record.reason) == (1, n, "exhausted")
 
     async def test_a_limited_replay_skips_jobs_whose_key_is_taken(self, harness: Harness) -> None:
@@ -185,7 +185,7 @@ class Replaying:
 
     async def test_a_replayed_job_of_a_paused_queue_waits(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
-        await harness.backend.pause("default", paused=True)
+        await harness.backend.pause_queue("default", paused=True)
         assert (await harness.backend.replay(EVERY_JOB, 10)).ids == ["a"]
         assert await (await harness.worker()).take(9) == []
 
@@ -196,21 +196,21 @@ class Deleting:
     @pytest.mark.parametrize("state", JOB_STATES)
     async def test_only_what_is_finished_is_deleted(self, harness: Harness, state: str) -> None:
         job_id = await JOB_STATES[state](harness)
-        before = await harness.backend.get(job_id)
+        before = await harness.backend.get_job(job_id)
         deleted = await harness.backend.delete(JobFilter(ids=(job_id,)), 10)
         if before.state.finished:
             assert deleted == [job_id]
             with pytest.raises(JobNotFound):
-                await harness.backend.get(job_id)
+                await harness.backend.get_job(job_id)
         else:
             assert deleted == []
-            assert await harness.backend.get(job_id) == before
+            assert await harness.backend.get_job(job_id) == before
 
     async def test_the_id_of_a_deleted_job_is_new_again(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
         await harness.backend.delete(EVERY_JOB, 10)
         await harness.put(harness.job("a", payload=b"[]"))
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.history, record.failures) == (State.PENDING, [], 0)
 
     async def test_the_limit_holds(self, harness: Harness) -> None:

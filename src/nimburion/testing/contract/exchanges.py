@@ -33,7 +33,7 @@ class NumberedExchanges:
         again = await harness.backend.exchange(worker.id, 1, [], want)
         assert again.deliveries == first.deliveries
         assert ids(again.deliveries) == ["a", "b"]
-        assert (await harness.backend.counts())[State.PENDING] == 1
+        assert (await harness.backend.count_jobs())[State.PENDING] == 1
 
     async def test_a_repeat_keeps_rank_order(self, harness: Harness) -> None:
         for n in range(6):
@@ -62,8 +62,8 @@ class NumberedExchanges:
         first = await harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         again = await harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         assert first.results == again.results == [Settled.DONE, Settled.ALREADY, Settled.DONE]
-        assert (await harness.backend.get("b")).failures == 1
-        assert len((await harness.backend.get("b")).history) == 1
+        assert (await harness.backend.get_job("b")).failures == 1
+        assert len((await harness.backend.get_job("b")).history) == 1
 
     async def test_a_repeat_reserves_nothing_new(self, harness: Harness) -> None:
         worker = await harness.worker()
@@ -179,7 +179,7 @@ class NumberedExchanges:
             await soon(call)
         reply = await soon(harness.backend.exchange(worker.id, 1, [], want))
         assert ids(reply.deliveries) == ["a"]
-        counts = await harness.backend.counts()
+        counts = await harness.backend.count_jobs()
         assert (counts[State.PROCESSING], counts[State.PENDING]) == (1, 1)
 
     async def test_a_settlement_that_was_cancelled_in_flight_can_be_repeated(
@@ -195,7 +195,7 @@ class NumberedExchanges:
             await soon(call)
         reply = await soon(harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING))
         assert reply.results == [Settled.DONE]
-        assert (await harness.backend.get("a")).failures == 1
+        assert (await harness.backend.get_job("a")).failures == 1
 
     async def test_an_overdue_session_may_still_exchange(self, harness: Harness) -> None:
         """It was not rescued yet, so its tokens are valid."""

@@ -1,4 +1,4 @@
-"""`explain`: why a job is not running."""
+"""`explain_job`: why a job is not running."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def _pause(harness: Harness) -> str:
     """Its queue is paused."""
     await harness.add("a")
     await harness.worker()
-    await harness.backend.pause("default", paused=True, by="ops", reason="maintenance")
+    await harness.backend.pause_queue("default", paused=True, by="ops", reason="maintenance")
     return "a"
 
 
@@ -163,7 +163,7 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
 
 
 class Explaining:
-    """`explain` and `find_causes`."""
+    """`explain_job` and `find_causes`."""
 
     @pytest.mark.parametrize(
         ("kind", "situation"), SITUATIONS, ids=[s.__name__.strip("_") for _, s in SITUATIONS]
@@ -172,26 +172,26 @@ class Explaining:
         self, harness: Harness, kind: CauseKind, situation: Situation
     ) -> None:
         job_id = await situation(harness)
-        facts = await harness.backend.explain(job_id)
+        facts = await harness.backend.explain_job(job_id)
         assert facts.job == (await harness.backend.list_jobs(_only(job_id))).jobs[0]
         assert facts.now == await harness.backend.now()
         assert find_causes(facts)[0].kind is kind
 
     async def test_a_dead_letter_names_the_holder_of_its_key(self, harness: Harness) -> None:
-        facts = await harness.backend.explain(await _fail_and_lose_key(harness))
+        facts = await harness.backend.explain_job(await _fail_and_lose_key(harness))
         assert facts.key_holder == "b"
         assert [cause.kind for cause in find_causes(facts)] == [CauseKind.DEAD, CauseKind.KEY_HELD]
 
     async def test_a_job_does_not_hold_its_own_key_against_itself(self, harness: Harness) -> None:
         await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
-        assert (await harness.backend.explain("a")).key_holder is None
+        assert (await harness.backend.explain_job("a")).key_holder is None
 
     async def test_several_causes_are_named(self, harness: Harness) -> None:
         job_id = await _pause(harness)
-        await harness.backend.pause("default", paused=True, by="ops", reason="a ✓ reason")
-        for session in await harness.backend.sessions():
+        await harness.backend.pause_queue("default", paused=True, by="ops", reason="a ✓ reason")
+        for session in await harness.backend.list_sessions():
             await harness.backend.close_session(session.id)
-        facts = await harness.backend.explain(job_id)
+        facts = await harness.backend.explain_job(job_id)
         causes = find_causes(facts)
         assert [cause.kind for cause in causes] == [CauseKind.PAUSED, CauseKind.NO_WORKER]
         assert "by ops" in causes[0].text
@@ -199,17 +199,17 @@ class Explaining:
 
     async def test_the_facts_have_limit_and_sessions(self, harness: Harness) -> None:
         job_id = await _fill_limit(harness)
-        facts = await harness.backend.explain(job_id)
-        assert [facts.limit] == await harness.backend.limits()
-        assert facts.sessions == await harness.backend.sessions()
+        facts = await harness.backend.explain_job(job_id)
+        assert [facts.limit] == await harness.backend.list_limits()
+        assert facts.sessions == await harness.backend.list_sessions()
 
     async def test_an_unknown_job_is_not_explained(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound):
-            await harness.backend.explain("unknown")
+            await harness.backend.explain_job("unknown")
 
 
 class LimitReading:
-    """`limits`."""
+    """`list_limits`."""
 
     async def test_limits_name_their_holders_longest_first(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -217,7 +217,7 @@ class LimitReading:
         first = await harness.worker(names=("mail", "post"), limits={"mail": 2, "post": 5})
         second = await harness.worker(names=("mail", "post"), limits={"mail": 2, "post": 5})
         started = [await _take_mail(harness, first), await _take_mail(harness, second)]
-        mail, post = await harness.backend.limits()
+        mail, post = await harness.backend.list_limits()
         assert (mail.name, mail.limit, mail.in_use) == ("mail", 2, 2)
         assert [holder.job_id for holder in mail.holders] == ["a", "b"]
         assert [holder.session for holder in mail.holders] == [first.id, second.id]
@@ -229,13 +229,13 @@ class LimitReading:
         await harness.add(*(f"job-{n:02}" for n in range(25)))
         worker = await harness.worker(limits={"mail": 25})
         await worker.take(25)
-        (mail,) = await harness.backend.limits()
+        (mail,) = await harness.backend.list_limits()
         assert (mail.in_use, len(mail.holders)) == (25, 20)
 
     async def test_without_limits_there_is_nothing_to_list(self, harness: Harness) -> None:
         await harness.add("a")
         await (await harness.worker()).take_one()
-        assert await harness.backend.limits() == []
+        assert await harness.backend.list_limits() == []
 
 
 class VitalsAndCommands:
@@ -243,7 +243,7 @@ class VitalsAndCommands:
 
     async def test_vitals_are_listed_with_the_session(self, harness: Harness) -> None:
         worker = await harness.worker()
-        (before,) = await harness.backend.sessions()
+        (before,) = await harness.backend.list_sessions()
         assert before.vitals is None
         vitals = Vitals(
             slots=10,
@@ -256,12 +256,12 @@ class VitalsAndCommands:
             code_version="deploy ✓ 7",
         )
         await harness.backend.heartbeat(worker.id, vitals)
-        (after,) = await harness.backend.sessions()
+        (after,) = await harness.backend.list_sessions()
         assert after.vitals == vitals
         await harness.backend.heartbeat(worker.id)
-        assert (await harness.backend.sessions())[0].vitals == vitals
+        assert (await harness.backend.list_sessions())[0].vitals == vitals
         await harness.backend.heartbeat(worker.id, Vitals(busy=1))
-        assert (await harness.backend.sessions())[0].vitals == Vitals(busy=1)
+        assert (await harness.backend.list_sessions())[0].vitals == Vitals(busy=1)
 
     async def test_a_command_comes_with_every_heartbeat(self, harness: Harness) -> None:
         worker = await harness.worker()
@@ -271,7 +271,7 @@ class VitalsAndCommands:
         for _ in range(2):
             assert (await worker.heartbeat()).command is WorkerCommand.QUIET
         assert (await other.heartbeat()).command is None
-        commands = [session.command for session in await harness.backend.sessions()]
+        commands = [session.command for session in await harness.backend.list_sessions()]
         assert commands == [WorkerCommand.QUIET, None]
 
     async def test_a_later_command_replaces_the_first(self, harness: Harness) -> None:

@@ -34,17 +34,17 @@ class Handles:
             harness.clock.advance(passed)
             assert abs(await harness.backend.now() - harness.clock.now()) < 0.000_01
         await harness.put(harness.job("a"))
-        assert (await harness.backend.get("a")).created_at == await harness.backend.now()
+        assert (await harness.backend.get_job("a")).created_at == await harness.backend.now()
 
     async def test_reading_the_time_changes_nothing(self, harness: Harness) -> None:
         """An overdue session stays overdue, and due jobs are not promoted."""
         await harness.put(harness.job("later", after=5.0))
         worker = await harness.worker()
         harness.clock.advance(worker.session.ttl + 1.0)
-        before = await harness.backend.sessions(), (await harness.backend.list_jobs()).jobs
+        before = await harness.backend.list_sessions(), (await harness.backend.list_jobs()).jobs
         await harness.backend.now()
         assert (
-            await harness.backend.sessions(),
+            await harness.backend.list_sessions(),
             (await harness.backend.list_jobs()).jobs,
         ) == before
 
@@ -83,12 +83,17 @@ class Handles:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.backend.cancel("b")
-        await harness.backend.pause("other", paused=True)
+        await harness.backend.pause_queue("other", paused=True)
 
         async def everything() -> tuple[object, ...]:
             backend = harness.backend
             jobs = (await backend.list_jobs(payloads=True)).jobs
-            return jobs, await backend.counts(), await backend.queues(), await backend.sessions()
+            return (
+                jobs,
+                await backend.count_jobs(),
+                await backend.list_queues(),
+                await backend.list_sessions(),
+            )
 
         before = await everything()
         await harness.backend.check()
@@ -111,7 +116,7 @@ class Handles:
     async def test_migrating_an_up_to_date_backend_changes_nothing(self, harness: Harness) -> None:
         await harness.add("a")
         before = (await harness.backend.list_jobs(payloads=True)).jobs
-        assert await harness.backend.plan() == []
+        assert await harness.backend.plan_migration() == []
         for line in await harness.backend.migrate():
             assert isinstance(line, str)
         assert (await harness.backend.list_jobs(payloads=True)).jobs == before
@@ -123,15 +128,15 @@ class Handles:
         await harness.backend.close()
         await harness.backend.close()
         await harness.backend.open()
-        assert (await harness.backend.get("a")).session == worker.id
-        assert [info.id for info in await harness.backend.sessions()] == [worker.id]
+        assert (await harness.backend.get_job("a")).session == worker.id
+        assert [info.id for info in await harness.backend.list_sessions()] == [worker.id]
         again = await harness.backend.exchange(worker.id, 1, [], worker.want(1))
         assert [delivery.lease for delivery in again.deliveries] == [lease]
 
     async def test_handles_see_the_same_data(self, fleet: Harness) -> None:
         await fleet.add("a")
         for handle in fleet.handles:
-            assert (await handle.get("a")).state is State.PENDING
+            assert (await handle.get_job("a")).state is State.PENDING
             assert await handle.enqueue([fleet.job("a")]) == [Enqueued("a", "exists")]
 
     async def test_closing_one_handle_leaves_the_others(self, fleet: Harness) -> None:

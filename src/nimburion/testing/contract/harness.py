@@ -96,7 +96,7 @@ class Harness:
 
     async def state(self, job_id: str) -> State:
         """Return the state of a job."""
-        return (await self.backend.get(job_id)).state
+        return (await self.backend.get_job(job_id)).state
 
     async def lose(self, worker: HandDrivenWorker, *, max_lost: int = 3) -> Rescued:
         """Let the session of the worker expire, and rescue its jobs."""

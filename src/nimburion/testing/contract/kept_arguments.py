@@ -38,7 +38,7 @@ class KeptArguments:
     ) -> None:
         await harness.put(harness.job("a", payload=body))
         await complete(harness, "a", keep=True)
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.payload, record.result) == (
             State.COMPLETED,
             body,
@@ -52,7 +52,7 @@ class KeptArguments:
     async def test_without_it_the_payload_goes(self, harness: Harness, body: bytes) -> None:
         await harness.put(harness.job("a", payload=body))
         await complete(harness, "a", keep=False)
-        assert (await harness.backend.get("a")).payload is None
+        assert (await harness.backend.get_job("a")).payload is None
 
     async def test_one_exchange_keeps_some_and_drops_others(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -63,7 +63,7 @@ class KeptArguments:
             Completed(second.lease),
             Completed(third.lease, b"1", keep_payload=True),
         )
-        kept = [(await harness.backend.get(job_id)).payload for job_id in ("a", "b", "c")]
+        kept = [(await harness.backend.get_job(job_id)).payload for job_id in ("a", "b", "c")]
         assert kept == [b"{}", None, b"{}"]
 
     @pytest.mark.parametrize("keep", [True, False])
@@ -83,15 +83,15 @@ class KeptArguments:
         harness.clock.advance(5.0)
         await harness.backend.prune(Retention(completed=10.0), 10)
         with pytest.raises(JobNotFound):
-            await harness.backend.get("a")
-        assert (await harness.backend.get("b")).payload == b"{}"
+            await harness.backend.get_job("a")
+        assert (await harness.backend.get_job("b")).payload == b"{}"
 
     async def test_a_kept_payload_outlives_the_result(self, harness: Harness) -> None:
         await harness.add("a")
         await complete(harness, "a", keep=True)
         harness.clock.advance(10.0)
         await harness.backend.prune(Retention(results=5.0), 10)
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.payload, record.result) == (b"{}", None)
 
     async def test_a_repeated_exchange_keeps_the_payload_once(self, harness: Harness) -> None:
@@ -101,4 +101,4 @@ class KeptArguments:
         for _ in range(2):
             reply = await harness.backend.exchange(worker.id, 2, [completed], worker.want(0))
             assert reply.results == [Settled.DONE]
-        assert (await harness.backend.get("a")).payload == b"{}"
+        assert (await harness.backend.get_job("a")).payload == b"{}"

@@ -98,4 +98,4 @@ class LimitsScenario:
         assert (await scenario.workers[0].heartbeat()).limits == {
             "mail": ConcurrencyLimit(LIMIT, 0)
         }
-        assert (await fleet.backend.counts())[State.COMPLETED] == JOBS
+        assert (await fleet.backend.count_jobs())[State.COMPLETED] == JOBS

@@ -126,10 +126,10 @@ class Operators:
     ) -> None:
         """If it does not apply to the state, the whole record stays unchanged."""
         job_id = await JOB_STATES[state](harness)
-        before = await harness.backend.get(job_id)
+        before = await harness.backend.get_job(job_id)
         answer = await OPERATIONS[operation](harness, job_id)
         try:
-            after = await harness.backend.get(job_id)
+            after = await harness.backend.get_job(job_id)
         except JobNotFound:
             assert (answer, "forgotten") == expected(operation, state)
             return

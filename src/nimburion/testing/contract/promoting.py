@@ -37,8 +37,8 @@ class Promoting:
         await harness.put(harness.job("a", after=10.0))
         harness.clock.advance(10.0)
         assert await harness.state("a") is State.PENDING
-        assert (await harness.backend.counts())[State.PENDING] == 1
-        (queue,) = await harness.backend.queues()
+        assert (await harness.backend.count_jobs())[State.PENDING] == 1
+        (queue,) = await harness.backend.list_queues()
         assert (queue.size, queue.scheduled) == (1, 0)
 
     async def test_the_limit_holds_and_the_earliest_go_first(self, harness: Harness) -> None:
@@ -103,15 +103,15 @@ class Promoting:
         century = 100 * 365.25 * 86_400.0
         await harness.put(harness.job("a", after=century))
         due = harness.clock.now() + century
-        assert (await harness.backend.get("a")).due == pytest.approx(due, abs=1e-3)
+        assert (await harness.backend.get_job("a")).due == pytest.approx(due, abs=1e-3)
         assert (await harness.backend.promote(10)).next_due == pytest.approx(due, abs=1e-3)
 
     async def test_promoting_changes_nothing_that_can_be_read(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=5.0))
         harness.clock.advance(5.0)
-        before = await harness.backend.get("a")
+        before = await harness.backend.get_job("a")
         await harness.backend.promote(10)
-        assert await harness.backend.get("a") == before
+        assert await harness.backend.get_job("a") == before
 
     async def test_a_job_that_was_promoted_twice_is_there_once(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=5.0))
@@ -142,7 +142,7 @@ class Promoting:
         self, harness: Harness, at: float
     ) -> None:
         await harness.put(harness.job("a", at=at))
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert record.due == pytest.approx(at, abs=1e-3)
         assert record.state is (State.PENDING if at < harness.clock.now() else State.SCHEDULED)
 

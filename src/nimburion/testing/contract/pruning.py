@@ -42,16 +42,16 @@ class Pruning:
         harness.clock.advance(1.001)
         assert await harness.backend.prune(keep, 100) == 1
         with pytest.raises(JobNotFound):
-            await harness.backend.get("a")
+            await harness.backend.get_job("a")
 
     @pytest.mark.parametrize("state", [s for s in JOB_STATES if s.split(",")[0] in {
         "pending", "scheduled", "processing", "retrying"}])  # fmt: skip
     async def test_what_is_unfinished_is_never_pruned(self, harness: Harness, state: str) -> None:
         job_id = await JOB_STATES[state](harness)
         harness.clock.advance(1_000_000_000.0)
-        before = await harness.backend.get(job_id)
+        before = await harness.backend.get_job(job_id)
         assert await harness.backend.prune(NOTHING_KEPT, 100) == 0
-        assert await harness.backend.get(job_id) == before
+        assert await harness.backend.get_job(job_id) == before
 
     async def test_failed_jobs_are_kept_by_their_own_span(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -69,7 +69,7 @@ class Pruning:
         await complete(harness, "a")
         harness.clock.advance(1_000_000_000.0)
         assert await harness.backend.prune(FOREVER, 100) == 0
-        assert (await harness.backend.get("a")).result == b"1"
+        assert (await harness.backend.get_job("a")).result == b"1"
 
     async def test_the_oldest_go_first_when_there_are_too_many(self, harness: Harness) -> None:
         """Failed jobs do not count."""
@@ -97,7 +97,7 @@ class Pruning:
         await complete(harness, "a")
         harness.clock.advance(100.0)
         assert await harness.backend.prune(Retention(completed=None, results=50.0), 100) == 1
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.result) == (State.COMPLETED, None)
         assert await harness.backend.prune(Retention(completed=None, results=50.0), 100) == 0
 
@@ -138,7 +138,7 @@ class Pruning:
         await harness.lose(worker)
         harness.clock.advance(3_600.0)
         await harness.backend.prune(NOTHING_KEPT, 100)
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_age_is_counted_from_the_end(self, harness: Harness) -> None:
         await harness.add("a")
@@ -166,4 +166,4 @@ class Pruning:
         await complete(harness, "a")
         harness.clock.advance(49.0)
         assert await harness.backend.prune(Retention(results=50.0), 10) == 0
-        assert (await harness.backend.get("a")).result == b"1"
+        assert (await harness.backend.get_job("a")).result == b"1"

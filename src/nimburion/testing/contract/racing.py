@@ -60,7 +60,7 @@ class Racing:
         results = await race(RACERS, lambda n: self._handle(fleet, n).enqueue([fleet.job("a")]))
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "exists": RACERS - 1}
-        assert sum((await fleet.backend.counts()).values()) == 1
+        assert sum((await fleet.backend.count_jobs()).values()) == 1
 
     async def test_one_id_with_many_bodies_is_created_once(self, fleet: Harness) -> None:
         results = await race(
@@ -70,7 +70,7 @@ class Racing:
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "conflict": RACERS - 1}
         (winner,) = [n for n, (result,) in enumerate(results) if result.outcome == "created"]
-        assert (await fleet.backend.get("a")).payload == b"%d" % winner
+        assert (await fleet.backend.get_job("a")).payload == b"%d" % winner
 
     async def test_one_unique_key_is_taken_once(self, fleet: Harness) -> None:
         options = JobOptions(unique_key="k")
@@ -96,7 +96,7 @@ class Racing:
         results = await race(len(turned), lambda n: self._handle(fleet, n).enqueue(turned[n]))
         outcomes = Counter(result.outcome for call in results for result in call)
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
-        assert (await fleet.backend.counts())[State.PENDING] == 60
+        assert (await fleet.backend.count_jobs())[State.PENDING] == 60
 
     async def test_no_job_is_reserved_twice(self, fleet: Harness) -> None:
         """Promise 4. Every job is reserved once."""
@@ -153,7 +153,7 @@ class Racing:
         taken = sum(await race(RACERS, run))
         assert taken <= 8
         assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(8, taken)}
-        counts = await fleet.backend.counts()
+        counts = await fleet.backend.count_jobs()
         assert (counts[State.PROCESSING], counts[State.COMPLETED]) == (taken, 8)
 
     async def test_a_lost_job_is_rescued_once(self, fleet: Harness) -> None:
@@ -190,7 +190,7 @@ class Racing:
         if await fleet.state("a") is State.PROCESSING:
             assert await worker.settle(Completed(lease)) == [Settled.DONE]
         else:
-            assert (await fleet.backend.get("a")).lost == 1
+            assert (await fleet.backend.get_job("a")).lost == 1
             with pytest.raises(SessionLost):
                 await worker.settle(Completed(lease))
 
@@ -226,7 +226,7 @@ class Racing:
             RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 1, [], want)
         )
         assert [reply.deliveries for reply in replies] == [replies[0].deliveries] * RACERS
-        assert (await fleet.backend.counts())[State.PROCESSING] == 3
+        assert (await fleet.backend.count_jobs())[State.PROCESSING] == 3
 
     async def test_a_repeated_settlement_is_applied_once(self, fleet: Harness) -> None:
         await fleet.add("a")
@@ -236,7 +236,7 @@ class Racing:
             RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 2, batch, RESERVE_NOTHING)
         )
         assert [reply.results for reply in replies] == [[Settled.DONE]] * RACERS
-        record = await fleet.backend.get("a")
+        record = await fleet.backend.get_job("a")
         assert (record.failures, len(record.history)) == (1, 1)
 
     async def test_one_tick_fires_once(self, fleet: Harness) -> None:
@@ -250,7 +250,7 @@ class Racing:
             return fired.outcome
 
         assert Counter(await race(RACERS, run)) == {"fired": 1, "moved": RACERS - 1}
-        assert sum((await fleet.backend.counts()).values()) == 1
+        assert sum((await fleet.backend.count_jobs()).values()) == 1
 
     async def test_a_dead_letter_is_replayed_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
@@ -276,7 +276,7 @@ class Racing:
         results = await race(RACERS, run)
         for n in range(16):
             assert len(results[2 * n] + results[2 * n + 1]) == 1
-        counts = await fleet.backend.counts()
+        counts = await fleet.backend.count_jobs()
         assert counts[State.PENDING] == sum(len(moved) for moved in results[1::2])
         assert counts[State.FAILED] == 0
 
@@ -292,7 +292,7 @@ class Racing:
         results = await race(RACERS, run)
         taken = {job_id for ids in results[0::2] for job_id in ids}
         for n, answer in enumerate(results[1::2]):
-            record = await fleet.backend.get(f"{n}")
+            record = await fleet.backend.get_job(f"{n}")
             if answer is Cancellation.CANCELLED:
                 assert (record.state, record.id in taken) == (State.CANCELLED, False)
             else:
@@ -312,7 +312,7 @@ class Racing:
         results = await race(RACERS, run)
         assert results[0::2] == [[Settled.DONE]] * 16
         assert set(results[1::2]) <= {Cancellation.REQUESTED, Cancellation.FINISHED}
-        assert (await fleet.backend.counts())[State.COMPLETED] == 16
+        assert (await fleet.backend.count_jobs())[State.COMPLETED] == 16
 
     async def test_promotions_at_once_move_each_job_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}", after=5.0) for n in range(100)))
@@ -363,4 +363,4 @@ class Racing:
         )
         taken = [job_id for ids in drained for job_id in ids]
         assert len(taken) == len(set(taken)) == 300
-        assert (await harness.backend.counts())[State.COMPLETED] == 300
+        assert (await harness.backend.count_jobs())[State.COMPLETED] == 300

@@ -33,23 +33,23 @@ async def list_pages(harness: Harness, which: JobFilter, limit: int) -> list[lis
 
 
 class Reading:
-    """`get`, `list_jobs`, `counts`, `queues`."""
+    """`get_job`, `list_jobs`, `count_jobs`, `list_queues`."""
 
     async def test_an_unknown_id_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.get("unknown")
+            await harness.backend.get_job("unknown")
         assert caught.value.job_id == "unknown"
 
     @pytest.mark.parametrize("state", JOB_STATES)
     async def test_every_state_is_read_alike(self, harness: Harness, state: str) -> None:
-        """`get`, `list_jobs`, `counts` and the filter by state agree."""
+        """`get_job`, `list_jobs`, `count_jobs` and the filter by state agree."""
         job_id = await JOB_STATES[state](harness)
         expected = State(state.replace(",", "").split(maxsplit=1)[0])
-        record = await harness.backend.get(job_id)
+        record = await harness.backend.get_job(job_id)
         assert record.state is expected
         assert (await harness.backend.list_jobs(payloads=True)).jobs == [record]
-        assert (await harness.backend.counts())[expected] == 1
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert (await harness.backend.count_jobs())[expected] == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
         for other in State:
             page = await harness.backend.list_jobs(JobFilter(states=frozenset({other})))
             assert [job.id for job in page.jobs] == ([job_id] if other is expected else [])
@@ -58,7 +58,7 @@ class Reading:
     async def test_what_belongs_to_a_state_is_there_and_nothing_else(
         self, harness: Harness, state: str
     ) -> None:
-        record = await harness.backend.get(await JOB_STATES[state](harness))
+        record = await harness.backend.get_job(await JOB_STATES[state](harness))
         finished = record.state.finished
         assert (record.finished_at is not None) is finished
         assert (record.session is not None) is (record.state is State.PROCESSING)
@@ -75,10 +75,10 @@ class Reading:
         harness.clock.advance(5.0)
         before = (await harness.backend.list_jobs(payloads=True)).jobs
         for _ in range(2):
-            await harness.backend.get("a")
-            await harness.backend.counts()
-            await harness.backend.queues()
-            await harness.backend.sessions()
+            await harness.backend.get_job("a")
+            await harness.backend.count_jobs()
+            await harness.backend.list_queues()
+            await harness.backend.list_sessions()
         assert (await harness.backend.list_jobs(payloads=True)).jobs == before
         assert (await harness.backend.promote(10)).count == 1
 
@@ -181,14 +181,14 @@ class Reading:
         assert [job.id for job in page.jobs] == expected
 
     async def test_every_state_has_a_count(self, harness: Harness) -> None:
-        assert await harness.backend.counts() == dict.fromkeys(State, 0)
+        assert await harness.backend.count_jobs() == dict.fromkeys(State, 0)
 
     async def test_counts_equal_what_the_list_shows(self, harness: Harness) -> None:
         for build in JOB_STATES.values():
             await build(harness)
         jobs = (await harness.backend.list_jobs(limit=1_000)).jobs
         walked = {state: sum(job.state is state for job in jobs) for state in State}
-        assert await harness.backend.counts() == walked
+        assert await harness.backend.count_jobs() == walked
 
     async def test_counts_follow_what_operators_do(self, harness: Harness) -> None:
         """Also where finished jobs are counted as they end, not when they are read."""
@@ -206,29 +206,29 @@ class Reading:
         harness.clock.advance(100.0)
         await worker.heartbeat()
         await worker.settle(Completed(by_id["completed"]))
-        counts = await harness.backend.counts()
+        counts = await harness.backend.count_jobs()
         assert [counts[state] for state in _FINISHED] == [3, 2, 1]
         await harness.backend.replay(JobFilter(ids=("replayed",)), 10)
         await harness.backend.replay(JobFilter(ids=("replayed",)), 10)
         await harness.backend.delete(JobFilter(ids=("deleted", "replayed")), 10)
-        counts = await harness.backend.counts()
+        counts = await harness.backend.count_jobs()
         assert [counts[state] for state in _FINISHED] == [2, 1, 1]
         await harness.backend.prune(Retention(completed=50.0), 10)
-        counts = await harness.backend.counts()
+        counts = await harness.backend.count_jobs()
         assert [counts[state] for state in _FINISHED] == [1, 1, 0]
-        assert (await harness.backend.counts("red"))[State.COMPLETED] == 1
-        assert (await harness.backend.counts("blue"))[State.PENDING] == 1
+        assert (await harness.backend.count_jobs("red"))[State.COMPLETED] == 1
+        assert (await harness.backend.count_jobs("blue"))[State.PENDING] == 1
         await harness.backend.prune(Retention(completed_max=0), 10)
-        assert sum((await harness.backend.counts()).values()) == 2
+        assert sum((await harness.backend.count_jobs()).values()) == 2
 
     async def test_counts_of_one_queue(self, harness: Harness) -> None:
         await harness.add("a", "b", queue="red")
         await harness.add("c", queue="blue")
         worker = await harness.worker(queues=("red",))
         await worker.settle(Completed((await worker.take_one()).lease))
-        counts = await harness.backend.counts("red")
+        counts = await harness.backend.count_jobs("red")
         assert (counts[State.PENDING], counts[State.COMPLETED], len(counts)) == (1, 1, len(State))
-        assert sum((await harness.backend.counts("nowhere")).values()) == 0
+        assert sum((await harness.backend.count_jobs("nowhere")).values()) == 0
 
     async def test_queues_show_what_waits_and_what_runs(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -238,7 +238,7 @@ class Reading:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
         await worker.take_one()
-        assert await harness.backend.queues() == [
+        assert await harness.backend.list_queues() == [
             QueueInfo(
                 name="another",
                 size=1,
@@ -268,7 +268,7 @@ class Reading:
         await harness.put(harness.job("e", name="runs", queue="other"))
         worker = await harness.worker(names=("runs",), queues=("other",))
         await worker.take_one()
-        default, other = await harness.backend.queues()
+        default, other = await harness.backend.list_queues()
         assert default.names == {"mail": 3, "post": 1}
         assert (other.name, other.names, other.processing) == ("other", {}, 1)
 
@@ -276,7 +276,7 @@ class Reading:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert await harness.backend.queues() == []
+        assert await harness.backend.list_queues() == []
 
     async def test_the_oldest_is_the_one_that_has_been_due_for_longest(
         self, harness: Harness
@@ -286,7 +286,7 @@ class Reading:
         await harness.put(harness.job(at=now - 5.0, priority=9))
         await harness.put(harness.job(at=now - 50.0, priority=1, name="post"))
         await harness.put(harness.job(at=now + 50.0))
-        (queue,) = await harness.backend.queues()
+        (queue,) = await harness.backend.list_queues()
         assert (queue.oldest_age, queue.size, queue.scheduled) == (50.0, 2, 1)
 
     async def test_a_queue_where_all_runs_has_no_age(self, harness: Harness) -> None:
@@ -294,7 +294,7 @@ class Reading:
         worker = await harness.worker()
         harness.clock.advance(10.0)
         await worker.take_one()
-        (queue,) = await harness.backend.queues()
+        (queue,) = await harness.backend.list_queues()
         assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)
 
     async def test_paging_continues_when_the_last_seen_job_is_gone(self, harness: Harness) -> None:
@@ -320,13 +320,13 @@ class Reading:
     async def test_queues_are_sorted_by_name(self, harness: Harness) -> None:
         for queue in ("red", "blue", "Green", "a.b"):
             await harness.add(queue=queue)
-        names = [info.name for info in await harness.backend.queues()]
+        names = [info.name for info in await harness.backend.list_queues()]
         assert names == sorted(["red", "blue", "Green", "a.b"])
 
     async def test_what_others_did_is_seen_through_every_handle(self, fleet: Harness) -> None:
         await fleet.handles[1].enqueue([fleet.job("a")])
         for handle in fleet.handles:
-            assert (await handle.get("a")).state is State.PENDING
+            assert (await handle.get_job("a")).state is State.PENDING
         await fleet.handles[2].cancel("a")
         for handle in fleet.handles:
-            assert (await handle.get("a")).state is State.CANCELLED
+            assert (await handle.get_job("a")).state is State.CANCELLED

@@ -127,6 +127,6 @@ class Releasing:
         worker = await harness.worker()
         held = [delivery for _ in range(3) for delivery in await worker.take(400)]
         await harness.backend.release(worker.id, [delivery.lease for delivery in held])
-        (info,) = await harness.backend.sessions()
+        (info,) = await harness.backend.list_sessions()
         assert info.running == 0
         assert ids(await worker.take(3)) == ["j0", "j1", "j2"]

@@ -45,7 +45,7 @@ class Rescuing:
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         await worker.take_one()
         await harness.lose(worker)
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.failures, record.lost, record.attempt) == (1, 1, 3)
         assert [(error.kind, error.attempt) for error in record.history] == [
             ("failure", 1),
@@ -71,7 +71,7 @@ class Rescuing:
             rescued = await harness.lose(worker, max_lost=3)
             outcomes.append((rescued.returned, rescued.failed))
         assert outcomes == [(["a"], []), (["a"], []), ([], ["a"])]
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.reason, record.lost) == (State.FAILED, "lost", 3)
         assert (record.failures, record.payload) == (0, b'{"kills": true}')
         assert record.finished_at == harness.clock.now()
@@ -103,7 +103,9 @@ class Rescuing:
         await worker.take(3)
         rescued = await harness.lose(worker, max_lost=3)
         assert (sorted(rescued.returned), rescued.failed) == (["a", "b", "innocent"], [])
-        records = {job_id: await harness.backend.get(job_id) for job_id in ("a", "b", "innocent")}
+        records = {
+            job_id: await harness.backend.get_job(job_id) for job_id in ("a", "b", "innocent")
+        }
         assert {job_id: record.lost for job_id, record in records.items()} == {
             "a": 2,
             "b": 2,
@@ -132,7 +134,7 @@ class Rescuing:
             returned += rescued.returned
             more = rescued.more
         assert sorted(returned) == ["a", "b", "c", "d"]
-        assert {(await harness.backend.get(job_id)).lost for job_id in returned} == {2}
+        assert {(await harness.backend.get_job(job_id)).lost for job_id in returned} == {2}
 
     async def test_a_suspect_that_was_held_alone_counts_its_loss(self, harness: Harness) -> None:
         """Also where its session held others before: they were settled or given back."""
@@ -162,11 +164,11 @@ class Rescuing:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.lose(worker)
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         for settlement in (Completed(lease), Failed(lease, "permanent", OOPS)):
             with pytest.raises(SessionLost):
                 await worker.settle(settlement)
-        assert await harness.backend.get("a") == record
+        assert await harness.backend.get_job("a") == record
 
     async def test_the_new_holder_can_settle(self, harness: Harness) -> None:
         await harness.add("a")
@@ -211,7 +213,7 @@ class Rescuing:
         await worker.take_one()
         await harness.lose(worker)
         assert (await harness.backend.rescue(10, max_lost=3)).returned == []
-        assert (await harness.backend.get("a")).lost == 1
+        assert (await harness.backend.get_job("a")).lost == 1
 
     async def test_only_expired_sessions_lose_their_jobs(self, harness: Harness) -> None:
         await harness.add("a", "b")
@@ -237,13 +239,13 @@ class Rescuing:
 
     async def test_a_rescued_job_keeps_its_due_time(self, harness: Harness) -> None:
         await harness.add("a")
-        before = await harness.backend.get("a")
+        before = await harness.backend.get_job("a")
         worker = await harness.worker()
         harness.clock.advance(3.0)
         reserved = harness.clock.now()
         await worker.take_one()
         await harness.lose(worker)
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         lost = AttemptError(1, "lost", record.history[0].type, record.history[0].message)
         assert record == replace(
             before,
@@ -267,7 +269,7 @@ class Rescuing:
         await worker.settle(Completed((await worker.take_one()).lease))
         rescued = await harness.lose(worker)
         assert (rescued.returned, rescued.failed) == ([], [])
-        assert (await harness.backend.get("a")).state is State.COMPLETED
+        assert (await harness.backend.get_job("a")).state is State.COMPLETED
 
     async def test_a_limit_that_is_just_enough_leaves_no_more(self, harness: Harness) -> None:
         await harness.add("a", "b")
@@ -299,7 +301,7 @@ class Rescuing:
         worker = await harness.worker()
         await worker.take_one()
         assert (await harness.lose(worker, max_lost=2)).returned == ["a"]
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.lost, len(record.history)) == (1, 2)
 
     async def test_a_hundred_jobs_of_one_worker_come_back(self, harness: Harness) -> None:
@@ -325,4 +327,4 @@ class Rescuing:
         for worker in workers:
             await worker.take_one()
         assert sorted((await harness.lose(workers[0])).returned) == ["a", "b", "c"]
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []

@@ -161,7 +161,7 @@ class Fire:
         before = await the_schedule(harness)
         assert await fire(harness, expected, 200.0, "two") == Fired("moved")
         assert await the_schedule(harness) == before
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_the_same_tick_fires_once(self, harness: Harness) -> None:
         await harness.backend.put_schedule(NIGHTLY)
@@ -177,7 +177,7 @@ class Fire:
 
     async def test_a_missing_schedule_fires_nothing(self, harness: Harness) -> None:
         assert await fire(harness, None, 100.0, "one") == Fired("missing")
-        assert sum((await harness.backend.counts()).values()) == 0
+        assert sum((await harness.backend.count_jobs()).values()) == 0
 
     async def test_a_paused_schedule_fires_nothing_and_does_not_move(
         self, harness: Harness
@@ -186,7 +186,7 @@ class Fire:
         await harness.backend.pause_schedule("nightly", paused=True)
         assert await fire(harness, None, 100.0, "one") == Fired("paused")
         assert (await the_schedule(harness)).last_tick is None
-        assert sum((await harness.backend.counts()).values()) == 0
+        assert sum((await harness.backend.count_jobs()).values()) == 0
 
     @pytest.mark.parametrize("previous", PREVIOUS)
     @pytest.mark.parametrize("overlap", ["allow", "skip", "queue_one", "cancel_previous"])
@@ -219,7 +219,7 @@ class Fire:
         worker = await harness.worker()
         await worker.take_one()
         await fire(harness, 100.0, 200.0, "two", "cancel_previous")
-        assert (await harness.backend.get("one")).cancel_requested is True
+        assert (await harness.backend.get_job("one")).cancel_requested is True
 
     async def test_a_unique_key_that_is_taken_skips_the_tick(self, harness: Harness) -> None:
         options = JobOptions(unique_key="k")
@@ -235,7 +235,7 @@ class Fire:
         await harness.add("one")
         await harness.backend.put_schedule(NIGHTLY)
         assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_schedules_do_not_mix(self, harness: Harness) -> None:
         await harness.backend.put_schedule(NIGHTLY)
@@ -271,7 +271,7 @@ class Fire:
         fired = await harness.backend.fire("nightly", None, 60.0, harness.job("a"), "allow")
         assert fired == Fired("skipped")
         assert (await the_schedule(harness)).last_tick == 60.0
-        assert (await harness.backend.get("a")).payload == b"[]"
+        assert (await harness.backend.get_job("a")).payload == b"[]"
 
     async def test_the_other_rules_cancel_nothing(self, harness: Harness) -> None:
         await harness.backend.put_schedule(NIGHTLY)

@@ -84,7 +84,7 @@ class Searching:
         await fail(harness, "b", SECOND)
         await harness.add("c")
         assert await list_ids(harness, JobFilter(fingerprint=FIRST)) == ["a"]
-        assert (await harness.backend.get("b")).fingerprint == SECOND
+        assert (await harness.backend.get_job("b")).fingerprint == SECOND
 
     async def test_a_search_joins_with_the_other_fields(self, harness: Harness) -> None:
         tenant = JobOptions(tenant="x")

@@ -20,7 +20,7 @@ class Sessions:
         worker = await harness.worker(names=("mail", "post"), queues=("red", "blue"), ttl=12.0)
         opened = harness.clock.now()
         harness.clock.advance(2.0)
-        (info,) = await harness.backend.sessions()
+        (info,) = await harness.backend.list_sessions()
         assert (info.id, info.host, info.pid, info.owner) == (worker.id, "here", 7, "cases")
         assert (info.queues, info.names) == (("red", "blue"), ("mail", "post"))
         assert info.opened_at == opened
@@ -32,20 +32,22 @@ class Sessions:
         for _ in range(3):
             workers.append(await harness.worker())
             harness.clock.advance(1.0)
-        assert [info.id for info in await harness.backend.sessions()] == [w.id for w in workers]
+        assert [info.id for info in await harness.backend.list_sessions()] == [
+            w.id for w in workers
+        ]
 
     async def test_running_counts_the_leases(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         leases = [delivery.lease for delivery in await worker.take(3)]
         await worker.settle(Completed(leases[0]))
-        (info,) = await harness.backend.sessions()
+        (info,) = await harness.backend.list_sessions()
         assert info.running == 2
 
     async def test_an_overdue_session_is_still_listed(self, harness: Harness) -> None:
         await harness.worker()
         harness.clock.advance(TTL + 5.0)
-        (info,) = await harness.backend.sessions()
+        (info,) = await harness.backend.list_sessions()
         assert info.expires_in == pytest.approx(-5.0)
 
     async def test_a_heartbeat_moves_the_expiry(self, harness: Harness) -> None:
@@ -53,7 +55,7 @@ class Sessions:
         for _ in range(10):
             harness.clock.advance(TTL - 1.0)
             await worker.heartbeat()
-            assert (await harness.backend.sessions())[0].expires_in == pytest.approx(TTL)
+            assert (await harness.backend.list_sessions())[0].expires_in == pytest.approx(TTL)
 
     async def test_a_heartbeat_keeps_every_lease_however_long(self, harness: Harness) -> None:
         """Promise 5: a long job is never taken from a live worker."""
@@ -90,7 +92,7 @@ class Sessions:
                 await worker.exchange()
             with pytest.raises(SessionLost):
                 await harness.backend.open_session(worker.session)
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_a_session_without_leases_dies_of_its_expiry_too(self, harness: Harness) -> None:
         worker = await harness.worker()
@@ -107,7 +109,7 @@ class Sessions:
         await harness.backend.open_session(worker.session)
         harness.clock.advance(2.0)
         assert (await harness.backend.rescue(10, max_lost=3)).returned == []
-        assert len(await harness.backend.sessions()) == 1
+        assert len(await harness.backend.list_sessions()) == 1
         assert await worker.settle(Completed(lease)) == [Settled.DONE]
 
     async def test_opening_again_does_not_start_the_numbers_anew(self, harness: Harness) -> None:
@@ -123,8 +125,8 @@ class Sessions:
 
     async def test_a_heartbeat_returns_every_paused_queue(self, harness: Harness) -> None:
         worker = await harness.worker()
-        await harness.backend.pause("red", paused=True)
-        await harness.backend.pause("blue", paused=True)
+        await harness.backend.pause_queue("red", paused=True)
+        await harness.backend.pause_queue("blue", paused=True)
         assert sorted((await worker.heartbeat()).paused) == ["blue", "red"]
 
     async def test_a_heartbeat_returns_the_limits_of_its_own_names(self, harness: Harness) -> None:
@@ -151,20 +153,20 @@ class Closing:
     async def test_closing_releases_what_was_held(self, harness: Harness) -> None:
         """Promise 9: a restart counts nothing, and the jobs keep their place."""
         await harness.add("a", "b", "c")
-        before = [await harness.backend.get(job_id) for job_id in ("a", "b")]
+        before = [await harness.backend.get_job(job_id) for job_id in ("a", "b")]
         worker = await harness.worker()
         await worker.take(2)
         reserved = harness.clock.now()
         harness.clock.advance(1.0)
         await worker.close()
-        after = [await harness.backend.get(job_id) for job_id in ("a", "b")]
+        after = [await harness.backend.get_job(job_id) for job_id in ("a", "b")]
         assert after == [replace(record, started_at=reserved) for record in before]
         assert ids(await (await harness.worker()).take(5)) == ["a", "b", "c"]
 
     async def test_a_closed_session_is_gone(self, harness: Harness) -> None:
         worker = await harness.worker()
         await worker.close()
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
         with pytest.raises(SessionLost):
             await worker.heartbeat()
         with pytest.raises(SessionLost):
@@ -180,11 +182,11 @@ class Closing:
         other = await harness.worker()
         await other.take_one()
         await worker.close()
-        assert (await harness.backend.get("a")).session == other.id
+        assert (await harness.backend.get_job("a")).session == other.id
 
     async def test_closing_an_unknown_session_does_nothing(self, harness: Harness) -> None:
         await harness.backend.close_session("f" * 32)
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_closing_a_rescued_session_does_nothing(self, harness: Harness) -> None:
         await harness.add("a")
@@ -193,7 +195,7 @@ class Closing:
         await harness.lose(worker)
         await worker.close(lease)
         assert await harness.state("a") is State.PENDING
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_a_cancel_that_was_requested_wins_over_the_release(
         self, harness: Harness
@@ -211,7 +213,7 @@ class Closing:
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         await worker.take_one()
         await worker.close()
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
 
     async def test_what_still_runs_stays_leased_and_the_session_has_left(
@@ -222,7 +224,7 @@ class Closing:
         first, _ = [delivery.lease for delivery in await worker.take(2)]
         await worker.close(first)
         assert [await harness.state(job_id) for job_id in ("a", "b")] == ["processing", "pending"]
-        (info,) = await harness.backend.sessions()
+        (info,) = await harness.backend.list_sessions()
         assert (info.id, info.left, info.running) == (worker.id, True, 1)
 
     async def test_naming_nothing_that_is_held_closes_the_session(self, harness: Harness) -> None:
@@ -231,7 +233,7 @@ class Closing:
         lease = (await worker.take_one()).lease
         await worker.settle(Released(lease))
         await worker.close(lease)
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_a_session_that_left_cannot_write(self, harness: Harness) -> None:
         await harness.add("a")
@@ -249,9 +251,9 @@ class Closing:
         worker = await harness.worker()
         await worker.close((await worker.take_one()).lease)
         assert (await harness.lose(worker, max_lost=1)).returned == ["a"]
-        record = await harness.backend.get("a")
+        record = await harness.backend.get_job("a")
         assert (record.state, record.lost, record.history) == (State.PENDING, 0, [])
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_a_session_that_left_is_not_rescued_before_it_expires(
         self, harness: Harness
@@ -273,7 +275,7 @@ class Closing:
         await worker.close((await worker.take_one()).lease)
         await worker.close()
         assert await harness.state("a") is State.PENDING
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_leaving_with_a_lease_that_is_not_held_is_closing(self, harness: Harness) -> None:
         await harness.add("a")
@@ -281,7 +283,7 @@ class Closing:
         lease = (await worker.take_one()).lease
         await worker.close(replace(lease, token=replace(lease.token, nonce=bytes(16))))
         assert await harness.state("a") is State.PENDING
-        assert await harness.backend.sessions() == []
+        assert await harness.backend.list_sessions() == []
 
     async def test_what_a_session_left_may_be_cancelled(self, harness: Harness) -> None:
         await harness.add("a")
@@ -300,4 +302,4 @@ class Closing:
         other = (await second.take_one()).lease
         await first.close()
         assert await second.settle(Released(other)) == ["done"]
-        assert len(await harness.backend.sessions()) == 1
+        assert len(await harness.backend.list_sessions()) == 1

@@ -38,11 +38,11 @@ def make_row(
 async def read_all(harness: Harness, step: int = 60) -> list[Statistics]:
     """Return all statistics around the current time."""
     now = harness.clock.now()
-    return await harness.backend.statistics(now - 100 * step, now + 100 * step, step)
+    return await harness.backend.list_statistics(now - 100 * step, now + 100 * step, step)
 
 
 class StatisticsCases:
-    """`put_statistics` and `statistics`."""
+    """`put_statistics` and `list_statistics`."""
 
     async def test_statistics_are_returned_as_stored(self, harness: Harness) -> None:
         row = make_row(harness.clock.now(), Counters(enqueued=3, started=2, completed=1, retried=1))
@@ -97,7 +97,7 @@ class StatisticsCases:
             for name in ("a", "b")
         }
         await harness.backend.put_statistics("one", list(rows.values()))
-        read = harness.backend.statistics
+        read = harness.backend.list_statistics
         assert await read(start, start + 1, 600, queue="red", name="b") == [rows[600, "red", "b"]]
         assert len(await read(start, start + 1, 3600, queue="blue")) == 2
         assert len(await read(start, start + 1, 60, name="a")) == 2
@@ -110,17 +110,17 @@ class StatisticsCases:
         for step, seconds in STEPS.items():
             harness.clock.advance(now + seconds - harness.clock.now() - step)
             await harness.backend.prune(Retention(), 10)
-            assert len(await harness.backend.statistics(now - step, now + 1, step)) == 1
+            assert len(await harness.backend.list_statistics(now - step, now + 1, step)) == 1
             harness.clock.advance(2.0 * step + 1.0)
             await harness.backend.prune(Retention(), 10)
-            assert await harness.backend.statistics(now - step, now + 1, step) == []
+            assert await harness.backend.list_statistics(now - step, now + 1, step) == []
 
     async def test_a_step_or_range_that_is_not_kept_is_refused(self, harness: Harness) -> None:
         now = harness.clock.now()
         with pytest.raises(InvalidJob, match="step"):
-            await harness.backend.statistics(now - 60, now, 61)
+            await harness.backend.list_statistics(now - 60, now, 61)
         with pytest.raises(InvalidJob, match="shorter range"):
-            await harness.backend.statistics(0.0, now, 60)
+            await harness.backend.list_statistics(0.0, now, 60)
 
     async def test_no_statistics_change_nothing(self, harness: Harness) -> None:
         await harness.backend.put_statistics("one", [])
@@ -139,7 +139,7 @@ class StatisticsCases:
         for _ in range(2):
             await harness.backend.prune(Retention(), 10)
             for step in STEPS:
-                found = await harness.backend.statistics(now - step, now + 1, step)
+                found = await harness.backend.list_statistics(now - step, now + 1, step)
                 assert [(row.name, row.counters.started) for row in found] == [("a", 10), ("b", 10)]
 
     async def test_prune_leaves_young_statistics_to_their_sources(self, harness: Harness) -> None:
@@ -149,5 +149,5 @@ class StatisticsCases:
         harness.clock.advance(60.0 + MERGE_AFTER / 2)
         await harness.backend.prune(Retention(), 10)
         await harness.backend.put_statistics("one", [make_row(now, Counters(started=5))])
-        (row,) = await harness.backend.statistics(now - 60, now + 1, 60)
+        (row,) = await harness.backend.list_statistics(now - 60, now + 1, 60)
         assert row.counters.started == 7

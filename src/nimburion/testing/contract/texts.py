@@ -69,7 +69,7 @@ class Texts:
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
         await harness.put(make_job("b", text))
-        assert (await harness.backend.explain("a")).key_holder == "b"
+        assert (await harness.backend.explain_job("a")).key_holder == "b"
         assert (await harness.backend.replay(JobFilter(ids=("a",)), 10)).ids == []
         await harness.backend.cancel("b")
         assert (await harness.backend.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
@@ -105,8 +105,8 @@ class Texts:
         assert await list_ids(harness, JobFilter(tenant=text)) == ["a"]
         assert await list_ids(harness, JobFilter(correlation_id=text)) == ["b"]
         assert await list_ids(harness, JobFilter(tenant=add_character(text))) == ["d"]
-        assert (await harness.backend.get("a")).options == tenant
-        assert (await harness.backend.get("b")).options == correlation
+        assert (await harness.backend.get_job("a")).options == tenant
+        assert (await harness.backend.get_job("b")).options == correlation
 
     @pytest.mark.parametrize("text", UNKNOWN, ids=["a lone surrogate", "a NUL", "empty", "long"])
     async def test_a_text_that_no_job_can_have_finds_no_job(
@@ -129,9 +129,9 @@ class Texts:
             try:
                 await harness.backend.enqueue([harness.job("good"), job])
             except Unstorable:
-                assert sum((await harness.backend.counts()).values()) == 0
+                assert sum((await harness.backend.count_jobs()).values()) == 0
                 continue
-            assert (await harness.backend.get("odd")).options == options
+            assert (await harness.backend.get_job("odd")).options == options
             assert await harness.state("good") is State.PENDING
             await harness.backend.cancel("odd")
             await harness.backend.cancel("good")

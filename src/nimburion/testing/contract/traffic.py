@@ -53,10 +53,10 @@ class Traffic:
         while found := sum(await race(16, run)):
             gone += found
         assert gone == 60
-        assert sum((await fleet.backend.counts()).values()) == 0
+        assert sum((await fleet.backend.count_jobs()).values()) == 0
 
     async def test_nothing_is_reserved_after_a_pause(self, fleet: Harness) -> None:
-        """This holds from the moment that `pause` returns, for all callers."""
+        """This holds from the moment that `pause_queue` returns, for all callers."""
         await fleet.backend.enqueue([fleet.job() for _ in range(100)])
         workers = [await fleet.worker(backend=handle) for handle in fleet.handles]
         paused = asyncio.Event()
@@ -64,7 +64,7 @@ class Traffic:
 
         async def run(n: int) -> None:
             if n == len(workers):
-                await fleet.backend.pause("default", paused=True)
+                await fleet.backend.pause_queue("default", paused=True)
                 paused.set()
                 return
             for _ in range(10):

@@ -98,7 +98,7 @@ class TransactionalEnqueues:
         transaction = await opened(harness)
         assert await transaction.enqueue(harness.job("b")) == [Enqueued("b", "created")]
         with pytest.raises(JobNotFound):
-            await harness.backend.get("b")
+            await harness.backend.get_job("b")
         await transaction.complete(worker, delivery)
         await transaction.commit()
         assert await harness.state("b") is State.PENDING
@@ -107,7 +107,7 @@ class TransactionalEnqueues:
         transaction = await opened(harness)
         await transaction.enqueue(harness.job("a"), harness.job("b", after=60.0))
         await transaction.rollback()
-        assert sum((await harness.backend.counts()).values()) == 0
+        assert sum((await harness.backend.count_jobs()).values()) == 0
 
     async def test_an_id_that_was_rolled_back_is_free(self, harness: Harness) -> None:
         transaction = await opened(harness)
@@ -124,7 +124,7 @@ class TransactionalEnqueues:
             "b", priority=7, after=5.0, options=JobOptions(tenant="acme", unique_key="l")
         )
         assert await committed(harness, twin) == [Enqueued("b", "created")]
-        one, other = await harness.backend.get("a"), await harness.backend.get("b")
+        one, other = await harness.backend.get_job("a"), await harness.backend.get_job("b")
         assert (one.due, one.priority, one.payload, one.options.tenant) == (
             (other.due, other.priority, other.payload, other.options.tenant)
         )
@@ -181,7 +181,7 @@ class TransactionalEnqueues:
         await transaction.commit()
         assert await harness.state("d") is State.PENDING
         with pytest.raises(JobNotFound):
-            await harness.backend.get("c")
+            await harness.backend.get_job("c")
 
     async def test_waiters_are_woken_after_the_commit(self, harness: Harness) -> None:
         if not harness.backend.capabilities.notifies:
@@ -199,7 +199,7 @@ class TransactionalEnqueues:
         backend = get_transactional(harness)
         with pytest.raises(UnusableConnection):
             await backend.enqueue_in(CallerConnection(object()), [harness.job("a")])
-        assert sum((await harness.backend.counts()).values()) == 0
+        assert sum((await harness.backend.count_jobs()).values()) == 0
 
 
 class TransactionalCompletions:
@@ -212,7 +212,7 @@ class TransactionalCompletions:
         await transaction.complete(worker, delivery, b"7")
         assert await harness.state(job_id) is State.PROCESSING
         await transaction.commit()
-        record = await harness.backend.get(job_id)
+        record = await harness.backend.get_job(job_id)
         assert (record.state, record.result, record.payload) == (State.COMPLETED, b"7", None)
         assert record.finished_at == harness.clock.now()
 
@@ -277,7 +277,7 @@ class TransactionalCompletions:
         await transaction.rollback()
         assert await harness.state(job_id) is State.PENDING
         with pytest.raises(JobNotFound):
-            await harness.backend.get("effect")
+            await harness.backend.get_job("effect")
 
     async def test_an_overdue_session_that_was_not_rescued_may_still_complete(
         self, harness: Harness
@@ -341,5 +341,5 @@ class TransactionalCompletions:
             transaction = await opened(harness)
             await transaction.complete(worker, delivery)
             await transaction.commit()
-        assert (await harness.backend.counts())[State.COMPLETED] == 2
+        assert (await harness.backend.count_jobs())[State.COMPLETED] == 2
         assert await worker.take() == []

@@ -50,14 +50,14 @@ class UniqueKeys:
         """The answer names the holder; nothing is stored."""
         await harness.put(keyed("a"))
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_a_held_key_answers_the_existing_job_when_asked_to(
         self, harness: Harness
     ) -> None:
         await harness.put(keyed("a"))
         assert await harness.enqueue(keyed("b", LENIENT)) == [Enqueued("a", "exists")]
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_in_a_refused_call_a_job_that_would_exist_is_named_itself(
         self, harness: Harness
@@ -84,7 +84,7 @@ class UniqueKeys:
         await harness.put(keyed("a"))
         await harness.put(keyed("b", JobOptions(unique_key="other")))
         await harness.add("c", "d")
-        assert (await harness.backend.counts())[State.PENDING] == 4
+        assert (await harness.backend.count_jobs())[State.PENDING] == 4
 
     async def test_the_same_id_again_exists_though_it_holds_the_key(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
@@ -93,12 +93,12 @@ class UniqueKeys:
     async def test_a_key_twice_in_one_call_is_taken_by_the_first(self, harness: Harness) -> None:
         results = await harness.enqueue(keyed("a"), keyed("b"))
         assert results == [Enqueued("a", "refused"), Enqueued("a", "taken")]
-        assert sum((await harness.backend.counts()).values()) == 0
+        assert sum((await harness.backend.count_jobs()).values()) == 0
 
     async def test_a_key_twice_in_one_call_may_answer_the_first(self, harness: Harness) -> None:
         results = await harness.enqueue(keyed("a"), keyed("b", LENIENT))
         assert results == [Enqueued("a", "created"), Enqueued("a", "exists")]
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_one_taken_key_refuses_the_whole_call(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
@@ -108,7 +108,7 @@ class UniqueKeys:
             Enqueued("a", "taken"),
             Enqueued("y", "refused"),
         ]
-        assert sum((await harness.backend.counts()).values()) == 1
+        assert sum((await harness.backend.count_jobs()).values()) == 1
 
     async def test_a_refused_call_takes_no_key(self, harness: Harness) -> None:
         await harness.add("x")

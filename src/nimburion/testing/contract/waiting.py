@@ -35,8 +35,8 @@ async def _replay(harness: Harness) -> Operation:
 
 async def _resume(harness: Harness) -> Operation:
     await harness.add("a")
-    await harness.backend.pause("default", paused=True)
-    return lambda: harness.backend.pause("default", paused=False)
+    await harness.backend.pause_queue("default", paused=True)
+    return lambda: harness.backend.pause_queue("default", paused=False)
 
 
 async def _retry(harness: Harness) -> Operation:

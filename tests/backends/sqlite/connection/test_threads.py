@@ -63,7 +63,7 @@ async def test_a_hundred_enqueues_share_a_transaction(backend: SQLiteBackend) ->
     results = await asyncio.gather(*tasks)
     assert [result[0].outcome for result in results] == ["created"] * 100
     assert seen == ["BEGIN IMMEDIATE"] * 2  # the blocker, then all of them
-    assert sum((await backend.counts()).values()) == 100
+    assert sum((await backend.count_jobs()).values()) == 100
 
 
 async def test_a_failing_call_leaves_its_neighbours_alone(backend: SQLiteBackend) -> None:
@@ -96,12 +96,12 @@ def insert_then_fail(db: Database) -> None:
 async def test_what_a_failed_call_wrote_is_gone(backend: SQLiteBackend) -> None:
     async with WriterBlocker(backend):
         failing = asyncio.create_task(backend._write(insert_then_fail))
-        other = asyncio.create_task(backend.pause("other", paused=True))
+        other = asyncio.create_task(backend.pause_queue("other", paused=True))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         await failing
     await other
-    assert [queue.name for queue in await backend.queues()] == ["other"]
+    assert [queue.name for queue in await backend.list_queues()] == ["other"]
 
 
 async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> None:
@@ -117,7 +117,7 @@ async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> N
         await full
     assert (await first)[0].outcome == "created"
     assert (await last)[0].outcome == "created"
-    assert sum((await backend.counts()).values()) == 2
+    assert sum((await backend.count_jobs()).values()) == 2
     await backend.close()
 
 
@@ -172,7 +172,7 @@ async def test_callers_writes_are_synced_and_workers_writes_are_not(
     assert await read_synchronous_after(backend, backend.heartbeat("s")) == "NORMAL"
     assert await read_synchronous_after(backend, backend.cancel("a")) == "FULL"
     assert await read_synchronous_after(backend, backend.rescue(1, max_lost=3)) == "NORMAL"
-    assert await read_synchronous_after(backend, backend.pause("q", paused=True)) == "FULL"
+    assert await read_synchronous_after(backend, backend.pause_queue("q", paused=True)) == "FULL"
 
 
 async def read_synchronous_after(backend: SQLiteBackend, call: Awaitable[object]) -> str:

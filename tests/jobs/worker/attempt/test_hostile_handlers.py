@@ -205,7 +205,7 @@ async def test_each_run_in_drain_counts_as_a_failure(register: Register, how: st
     async with processor:
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
-        record = await processor.backend.get(job_id)
+        record = await processor.backend.get_job(job_id)
     assert (record.state, record.failures, record.lost) == (State.FAILED, 2, 0)
 
 
@@ -235,7 +235,7 @@ async def test_an_error_in_a_log_filter_changes_nothing_about_an_attempt() -> No
         processor.register("odd", fail_here, max_retries=1)
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
-        record = await processor.backend.get(job_id)
+        record = await processor.backend.get_job(job_id)
     assert (record.state, record.failures) == (State.FAILED, 2)
     assert [(error.kind, error.type) for error in record.history] == [
         ("failure", "ValueError"),
@@ -280,7 +280,7 @@ async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_fa
         processor.register("odd", fail_armed, max_retries=1)
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
-        record = await processor.backend.get(job_id)
+        record = await processor.backend.get_job(job_id)
         (lane,) = processor._counters.list_lanes()
     assert (record.state, record.failures) == (State.FAILED, 2)
     assert [(error.kind, error.type) for error in record.history] == [
@@ -347,8 +347,8 @@ async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) 
         else:
             await processor.start()
             await wait_until(lambda: processor.health().state == "stopped", "it has stopped")
-        record = await processor.backend.get(job_id)
-        records = [await processor.backend.get(other) for other in others]
+        record = await processor.backend.get_job(job_id)
+        records = [await processor.backend.get_job(other) for other in others]
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
     assert {(one.state, one.failures, one.lost) for one in records} <= {
         (State.PENDING, 0, 0),
@@ -382,7 +382,7 @@ def test_a_ctrl_c_inside_a_handler_stops_the_loop_once_it_is_counted(drained: bo
         main.cancel()
         loop.run_until_complete(asyncio.gather(main, return_exceptions=True))
         loop.run_until_complete(processor.close())
-        record = loop.run_until_complete(backend.get("a"))
+        record = loop.run_until_complete(backend.get_job("a"))
     finally:
         loop.close()
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)

@@ -66,17 +66,17 @@ async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> N
         before = backend.exchanges
         for _ in range(100):  # well under the quarter of a second after which a stall is noticed
             await asyncio.sleep(0)
-        assert (await backend.counts())[State.PROCESSING] == 2
+        assert (await backend.count_jobs())[State.PROCESSING] == 2
         assert backend.exchanges - before <= 2
 
 
 async def has_completed(backend: MemoryBackend, count: int) -> bool:
-    return (await backend.counts())[State.COMPLETED] >= count
+    return (await backend.count_jobs())[State.COMPLETED] >= count
 
 
 async def holds_more_than(backend: MemoryBackend, count: int) -> bool:
     """Whether more jobs than these are leased."""
-    return (await backend.counts())[State.PROCESSING] > count
+    return (await backend.count_jobs())[State.PROCESSING] > count
 
 
 class Elsewhere(MemoryBackend):

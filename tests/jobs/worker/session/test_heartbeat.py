@@ -62,11 +62,11 @@ async def test_a_heartbeat_that_fails_keeps_the_worst_lag_for_the_next() -> None
 
     await heartbeat._send(Down(clock=clock))
     await heartbeat._send(backend)
-    (session,) = await backend.sessions()
+    (session,) = await backend.list_sessions()
     assert session.vitals is not None
     assert session.vitals.loop_lag == 2.5
     await heartbeat._send(backend)
-    (session,) = await backend.sessions()
+    (session,) = await backend.list_sessions()
     assert session.vitals is not None
     assert session.vitals.loop_lag == 0.0
 

@@ -82,7 +82,7 @@ async def test_a_command_arrives_at_once() -> None:
         slots = running._worker._slots
 
         async def is_quiet() -> bool:
-            (session,) = await processor.backend.sessions()
+            (session,) = await processor.backend.list_sessions()
             await processor.backend.send_command(session.id, WorkerCommand.QUIET)
             return slots.quiet
 
