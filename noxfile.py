@@ -30,7 +30,7 @@ nox.options.sessions = ["check", "tests"]
 ROOT = Path(__file__).parent
 SCRIPTS = Path(sys.executable).parent
 PYRIGHT = "pyright@1.1.414"
-SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks"]
+SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks", "website"]
 USUAL = "not deep and not wide"
 QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
@@ -125,11 +125,25 @@ def changelog(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation as a site in `site/`; a broken link fails."""
+    python = ROOT / "build" / "docs-environment" / "bin" / "python"
+    stamp, digest = python.parents[1] / "made-from", (ROOT / "requirements/docs.txt").read_text()
+    if not stamp.exists() or stamp.read_text() != digest:
+        shutil.rmtree(python.parents[1], ignore_errors=True)
+        make_environment(session, python.parents[1])
+        install(session, python, "--require-hashes", "-r", "requirements/docs.txt")
+        stamp.write_text(digest)
+    run_python(session, "website", str(python.parent / "zensical"))
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Renew the locked requirements; arguments go to `uv pip compile` (--upgrade, …)."""
     with temporary_folder() as scratch:
         uv = shutil.which("uv") or install_uv(session, scratch)
-        for level, constraint in (("dev", []), ("demo", ["-c", "requirements/dev.txt"])):
+        constraints = {"dev": [], "demo": ["-c", "requirements/dev.txt"], "docs": []}
+        for level, constraint in constraints.items():
             target = ROOT / "requirements" / f"{level}.txt"
             options = ["--quiet", "--universal", "--generate-hashes", "--no-header"]
             options += ["--no-annotate", "--python-version", "3.11", "--output-file", str(target)]

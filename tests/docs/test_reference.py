@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from typing import get_args
 
 import msgspec
@@ -89,3 +90,23 @@ def test_the_options_and_the_fields_of_a_status_are_all_there() -> None:
     text = text_of("api.md")
     for words in (EnqueueOptions.__annotations__, [f.name for f in msgspec.structs.fields(Status)]):
         assert [word for word in words if f"`{word}`" not in text] == []
+
+
+def test_the_extras_are_all_there_with_what_they_install() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    page = (ROOT / "docs" / "tutorial" / "install.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+    assert rows.keys() == extras.keys()
+    for extra, requirements in extras.items():
+        names = re.findall(r"[a-z][a-z-]*", rows[extra])
+        wanted = [name for one in requirements for name in list_packages(one)]
+        assert extra == "all" or names == wanted
+    assert all(re.split(r"[^A-Za-z]", one)[0] in page for one in project["dependencies"])
+
+
+def list_packages(requirement: str) -> list[str]:
+    """Return the package of a requirement, and the package that its extra is named after."""
+    found = re.match(r"([a-z-]+)(?:\[(\w+)\])?", requirement)
+    assert found is not None
+    return [name for name in found.groups() if name and name != "asyncio"]

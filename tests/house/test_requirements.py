@@ -18,6 +18,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 NEEDED = [Requirement(one) for one in (*PROJECT["dependencies"], *EXTRAS["cli"])]
 LOCKS = ["dev", "demo"]
+FILES = [*LOCKS, "docs"]
 
 
 def locked(name: str) -> dict[str, str]:
@@ -34,13 +35,13 @@ def read_requirements(name: str) -> dict[str, Requirement]:
     return {canonicalize_name(one.name): one for one in wanted}
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", FILES)
 def test_a_lock_names_no_host(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert not re.search(r"://|index-url|find-links|trusted-host|file:", text)
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", FILES)
 def test_each_locked_package_is_hashed(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text().replace("\\\n", "")
     lines = text.splitlines()

@@ -22,7 +22,7 @@ UNCHECKED = (
     "tests/house/test_vocabulary.py",
     "benchmarks/results/",  # printed by earlier versions
 )
-NAMED = python_files("src", "tests", "benchmarks")
+NAMED = python_files("src", "tests", "benchmarks", "website")
 
 
 PHRASES_ROOTS = (

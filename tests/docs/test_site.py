@@ -1,0 +1,112 @@
+"""The site of the documentation: pages, navigation, reference and checks, but no generator."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs.test_public_modules import PUBLIC
+from tests.house.tree import ROOT
+from website.build import add_reference, find_unlisted, make_reference_pages, read_pages
+from website.checks import find_defects
+from website.machine_pages import make_llms, make_plain
+from website.markdown import adapt_page, find_summary, find_title, make_link_rewriter
+from website.navigation import list_entries, read_navigation
+from website.reference import MODULES, format_docstring, make_page
+
+DOCS = ROOT / "docs"
+REPOSITORY = "https://example.com/code"
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    pages = {path.relative_to(DOCS).as_posix(): "" for path in DOCS.rglob("*.md")}
+    assert find_unlisted(read_navigation(DOCS), pages) == []
+
+
+def test_a_page_outside_the_navigation_is_seen() -> None:
+    assert find_unlisted((), {"index.md": "", "new.md": ""}) == [
+        "docs/new.md: no list of docs/index.md names it"
+    ]
+
+
+def test_each_page_has_a_title_and_a_summary() -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
+    assert [path for path, text in pages.items() if not find_title(text)] == []
+    assert [path for path, text in pages.items() if not find_summary(text)] == []
+
+
+def test_the_numbers_of_the_home_page_are_those_of_the_readme() -> None:
+    rows = re.findall(r"^\| (?:run|enqueue).*\|$", (DOCS / "index.md").read_text(), re.MULTILINE)
+    assert rows
+    assert set(rows) <= set((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
+
+
+def test_the_reference_has_a_page_for_each_public_module() -> None:
+    assert {name for name in PUBLIC if name != "nimburion"} <= set(MODULES)
+
+
+def test_a_page_of_the_reference_shows_signatures_and_docstrings() -> None:
+    page = make_page("nimburion.jobs")
+    assert "### `Processor.enqueue` { #Processor.enqueue }\n\n```python\nasync def enqueue(" in page
+    assert "- `name: str`" in page
+    assert "def job(" in page
+    assert "[`JobNotFound`](nimburion.jobs.errors.md#JobNotFound)" in page
+    assert "._" not in re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+
+
+def test_a_session_in_a_docstring_is_fenced_and_sections_become_lists() -> None:
+    text = "Do it.\n\n>>> do()\n1\n\nRaises:\n"
+    text += "    ValueError: it is wrong,\n        very.\n    KeyError: no."
+    assert format_docstring(text) == (
+        "Do it.\n\n```pycon\n>>> do()\n1\n```\n\n"
+        "**Raises**\n\n- `ValueError`: it is wrong, very.\n- `KeyError`: no."
+    )
+
+
+def test_a_page_is_adapted_to_the_generator() -> None:
+    rewrite = make_link_rewriter("docs/a/b.md", REPOSITORY, {"docs/a/c.md"})
+    text = (
+        "See [c](c.md#x), [code](../../src/d.py), [folder](../../src/e/) and `[no](link.md)`:\n"
+        "- one\n- two\n\n```python file=f.py\n- [x](y.md)\n```\n```text output\n3\n```\n"
+    )
+    assert adapt_page(text, rewrite) == (
+        f"See [c](c.md#x), [code]({REPOSITORY}/blob/main/src/d.py), "
+        f"[folder]({REPOSITORY}/tree/main/src/e) and `[no](link.md)`:\n\n"
+        '- one\n- two\n\n```python title="f.py"\n- [x](y.md)\n```\n```text title="Output"\n3\n```\n'
+    )
+
+
+def test_the_list_for_programs_names_each_page_of_the_navigation() -> None:
+    groups = add_reference(read_navigation(DOCS))
+    pages = {**read_pages(REPOSITORY), **make_reference_pages()}
+    twins = {path: make_plain(text) for path, text in pages.items()}
+    text = make_llms("What it is.", groups, twins, "https://example.com/")
+    missing = [
+        one for one in list_entries(groups) if f"(https://example.com/{one.path})" not in text
+    ]
+    assert missing == []
+    assert not any("{ " in line for line in twins["index.md"].splitlines()[:6])
+
+
+@pytest.mark.parametrize(
+    ("html", "defect"),
+    [
+        ('<a href="b/">', "links to b/, which does not exist"),
+        ('<a href="#x">', "links to #x, but the page has no such heading"),
+        ('<script src="https://example.com/x.js">', "loads https://example.com/x.js from another"),
+        ('<img src="x.png">', "loads x.png, which does not exist"),
+        ('<a href="https://example.com/">', ""),
+        ('<h2 id="x"></h2><a href="#x"><a href="index.html#x">', ""),
+    ],
+)
+def test_a_defect_of_the_built_site_is_seen(html: str, defect: str, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text(html)
+    found = find_defects(tmp_path)
+    assert (defect in found[0]) if defect else found == []
+
+
+def test_a_style_that_loads_a_font_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.css").write_text("@font-face { src: url(//example.com/f.woff2) }")
+    assert find_defects(tmp_path) == ["a.css: loads from another host"]
