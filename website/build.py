@@ -51,7 +51,7 @@ def build_site(scratch: Path, target: Path, generate: Callable[[Path], None]) ->
     project = read_project()
     groups = add_reference(read_navigation(ROOT / "docs"))
     pages = {**read_pages(project.repository), **make_reference_pages()}
-    stage(scratch, pages)
+    write_source(scratch, pages)
     write_settings(scratch, project, groups)
     generate(scratch / "zensical.toml")
     shutil.move(scratch / "site", target)
@@ -127,7 +127,7 @@ def find_unlisted(groups: tuple[Group, ...], pages: dict[str, str]) -> list[str]
     return [f"docs/{path}: no list of docs/index.md names it" for path in pages.keys() - listed]
 
 
-def stage(scratch: Path, pages: dict[str, str]) -> None:
+def write_source(scratch: Path, pages: dict[str, str]) -> None:
     """Write the pages and the files beside them to where the generator reads them."""
     source = scratch / "source"
     ignore = shutil.ignore_patterns("*.md")

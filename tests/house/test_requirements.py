@@ -45,7 +45,7 @@ def test_a_lock_names_no_host(name: str) -> None:
 def test_each_locked_package_is_hashed(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text().replace("\\\n", "")
     lines = text.splitlines()
-    assert len(lines) == len(locked(name)) > 0
+    assert len(lines) >= len(locked(name)) > 0  # some have a line for each Python
     assert [line for line in lines if "--hash=sha256:" not in line] == []
 
 

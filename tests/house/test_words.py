@@ -22,7 +22,7 @@ OPEN_HOSTS = re.compile(
     localhost | 127\.0\.0\.1 | \[?::1\]? | 0\.0\.0\.0 | \{.* | …
     | (.+\.)?example(\.(com|org|net))? | .+\.(test|invalid|localhost)
     | docs\.python\.org | peps\.python\.org | keepachangelog\.com | semver\.org | www\.sqlite\.org
-    | github\.com | prometheus\.io | opentelemetry\.io
+    | github\.com | nimburion\.github\.io | www\.w3\.org | prometheus\.io | opentelemetry\.io
     """,
     re.VERBOSE,
 )
@@ -58,7 +58,7 @@ def read(path: Path) -> str:
 def test_no_module_or_class_has_an_empty_name() -> None:
     found = [
         f"{relative(path)}: {name}"
-        for path in python_files("src", "tests", "benchmarks", "examples")
+        for path in python_files("src", "tests", "benchmarks", "examples", "website")
         for name in named_things(path)
         if words_in(name) & EMPTY_WORDS
     ]
