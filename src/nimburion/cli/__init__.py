@@ -1,11 +1,14 @@
 """The command line. `main` is the console script; each command group is one module of this package.
 
 Exit codes: 0 success, 1 the command failed, 2 invalid input (one line on standard error), 3 the
-backend cannot be used, 4 no such job or schedule, 130 interrupted.
+backend cannot be used, 4 no such job or schedule, 130 interrupted, 143 ended by SIGTERM before the
+start (process 1 only).
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,9 +18,21 @@ from nimburion.cli.root import root
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code."""
+    if os.getpid() == 1:
+        end_at_sigterm()
     given = list(arguments) if arguments is not None else None
     try:
         code = root.main(given, prog_name="nimburion", standalone_mode=False)
     except BaseException as error:  # noqa: BLE001 (every ending has its code; bugs are re-raised)
         code = report_error(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def end_at_sigterm() -> None:
+    """Exit with code 143 at SIGTERM, until a command installs a handler of its own.
+
+    Process 1 of a container needs this: the kernel drops a signal that process 1 has no handler
+    for. A worker that is stopped while it imports its application would otherwise run until it is
+    killed.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -16,26 +16,28 @@ from tests.house.tree import ROOT
 UNIT = ROOT / "deploy/systemd/nimburion-worker.service"
 
 
-def read_service() -> dict[str, str]:
-    """Return the section `Service` of the unit file."""
+def read_section(name: str) -> dict[str, str]:
+    """Return a section of the unit file."""
     parser = ConfigParser(interpolation=None, strict=True)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(UNIT, encoding="utf-8")
-    return dict(parser["Service"])
+    return dict(parser[name])
 
 
 def test_the_unit_file_agrees_with_the_worker() -> None:
-    service = read_service()
+    service = read_section("Service")
     assert float(service["TimeoutStopSec"]) >= Settings().grace + 10.0
     expected = {
         "Type": "notify",
         "NotifyAccess": "main",
         "KillMode": "mixed",
         "Restart": "always",
+        "RestartPreventExitStatus": "2",
         "WatchdogSec": "60",
         "Environment": "MALLOC_ARENA_MAX=2",
     }
     assert {name: service[name] for name in expected} == expected
+    assert read_section("Unit")["StartLimitIntervalSec"] == "0"
     program, command, target = service["ExecStart"].split()
     assert (Path(program).name, command, target) == ("nimburion", worker.name, "myapp:processor")
 
