@@ -11,7 +11,7 @@ import pytest
 
 from tests.house.tree import parse, python_files, relative
 
-CHECKS = re.compile(r"raises|warns|fail|_?(assert|check|expect|require)(_\w+)?")
+CHECKS = re.compile(r"raises|warns|fail|_?(assert|check|expect|require)(_\w+)?|assert[A-Z]\w+")
 """Names of functions that fail a test."""
 FILES = [
     path

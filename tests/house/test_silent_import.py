@@ -37,6 +37,7 @@ WATCH = textwrap.dedent("""
         if ours or (module and event in NEVER):
             seen.append(f"{module}: {event} {arguments!r:.200}")
 
+    NEED_SETTINGS = "integrations.django.admin", "integrations.django.models"
     FILES = {"open", "os.listdir", "os.scandir", "os.mkdir", "sqlite3.connect"}
     NEVER = {"socket.__new__", "socket.getaddrinfo", "thread", "subprocess.Popen", "os.fork",
              "os.posix_spawn", "os.system"}
@@ -65,7 +66,7 @@ WATCH = textwrap.dedent("""
     def import_all(name):
         module = importlib.import_module(name)
         for child in pkgutil.iter_modules(getattr(module, "__path__", ()), name + "."):
-            if not child.name.endswith("__main__"):
+            if not child.name.endswith(("__main__", *NEED_SETTINGS)):
                 import_all(child.name)
 """)
 

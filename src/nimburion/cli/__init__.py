@@ -13,16 +13,20 @@ import sys
 from collections.abc import Sequence
 
 from nimburion.cli.exit_codes import report_error
+from nimburion.cli.invocation import Invocation
 from nimburion.cli.root import root
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit with its code."""
+def main(arguments: Sequence[str] | None = None, *, invocation: Invocation | None = None) -> None:
+    """Run one command and exit with its code.
+
+    `invocation` reads the configuration where a framework has settings of its own.
+    """
     if os.getpid() == 1:
         end_at_sigterm()
     given = list(arguments) if arguments is not None else None
     try:
-        code = root.main(given, prog_name="nimburion", standalone_mode=False)
+        code = root.main(given, prog_name="nimburion", standalone_mode=False, obj=invocation)
     except BaseException as error:  # noqa: BLE001 (every ending has its code; bugs are re-raised)
         code = report_error(error)
     sys.exit(code if isinstance(code, int) else 0)

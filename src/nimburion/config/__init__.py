@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -41,6 +41,7 @@ __all__ = [
     "TelemetrySettings",
     "TokenSettings",
     "load",
+    "load_sections",
 ]
 
 FILE = "config.yaml"
@@ -60,19 +61,37 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
             variable or argument) and the allowed values. An unknown key is an error too.
     """
     file = find_file(path, os.environ)
+    return merge_layers(
+        (
+            read_file(file) if file is not None else None,
+            read_environment(os.environ),
+            read_arguments(arguments),
+        ),
+        make_absolute_path(file) if file is not None else None,
+    )
+
+
+def load_sections(*layers: Mapping[str, object], source: str, **arguments: object) -> Config:
+    """Load the configuration from sections in Python, then the environment, then `arguments`.
+
+    For frameworks that have settings of their own: no file is read. Later layers win. `source` is
+    the name of the setting, for messages. The errors are those of `load`.
+    """
+    written = [read_arguments(layer, Place(source)) for layer in layers]
+    return merge_layers((*written, read_environment(os.environ), read_arguments(arguments)), source)
+
+
+def merge_layers(layers: Iterable[Written | None], source: str | None) -> Config:
+    """Return the configuration of the layers; later ones win."""
     tree = Written({}, Place("defaults"))
-    for layer in (
-        read_file(file) if file is not None else None,
-        read_environment(os.environ),
-        read_arguments(arguments),
-    ):
+    for layer in layers:
         tree = merge_layer(tree, layer)
     return Config(
         jobs=read_jobs_settings(tree),
         scheduler=read_scheduler_settings(tree),
         server=read_server_settings(tree),
         telemetry=read_telemetry_settings(tree),
-        source=make_absolute_path(file) if file is not None else None,
+        source=source,
     )
 
 

@@ -83,26 +83,28 @@ def describe_unknown_path(path: tuple[str, ...]) -> str:
 PLACE = Place("load()")
 
 
-def read_arguments(arguments: Mapping[str, object]) -> Written | None:
+def read_arguments(arguments: Mapping[str, object], place: Place = PLACE) -> Written | None:
     """Return the tree of the arguments; None if there are none."""
-    return to_written(arguments, ()) if arguments else None
+    return to_written(arguments, (), place) if arguments else None
 
 
-def to_written(value: object, path: Path) -> Written:
+def to_written(value: object, path: Path, place: Place) -> Written:
     """Return a Python value as a tree, so that the rules for written settings apply to it."""
     if len(path) > DEEPEST:
-        raise make_refusal(PLACE, (), f"nested deeper than {DEEPEST} levels")
+        raise make_refusal(place, (), f"nested deeper than {DEEPEST} levels")
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):
-        pairs = {str(key): to_written(item, (*path, str(key))) for key, item in value.items()}
-        return Written(pairs, PLACE)
+        pairs = {
+            str(key): to_written(item, (*path, str(key)), place) for key, item in value.items()
+        }
+        return Written(pairs, place)
     if isinstance(value, list | tuple):
-        items = [to_written(item, (*path, index)) for index, item in enumerate(value)]
-        return Written(items, PLACE)
+        items = [to_written(item, (*path, index), place) for index, item in enumerate(value)]
+        return Written(items, place)
     if isinstance(value, timedelta):
-        return Written(value.total_seconds(), PLACE)
+        return Written(value.total_seconds(), place)
     if value is None or isinstance(value, bool | int | float | str):
-        return Written(value, PLACE)
+        return Written(value, place)
     problem = f"a {type(value).__name__} cannot be a setting"
-    raise make_refusal(PLACE, path, problem)
+    raise make_refusal(place, path, problem)

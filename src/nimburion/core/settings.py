@@ -214,8 +214,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerSettings = ServerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     source: str | None = None
-    """The absolute path of the file that was loaded; None: only defaults, environment and
-    arguments.
+    """The absolute path of the file that was loaded, or the name of a framework's setting; None:
+    only defaults, environment and arguments.
     """
 
 

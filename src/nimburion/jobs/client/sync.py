@@ -129,6 +129,28 @@ class SyncClient:
             make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
             return run_on_loop(portal.loop, make, connection)
 
+    async def call_async(
+        self,
+        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run one async method of the client on its own event loop, and await it on this one.
+
+        For async code on event loops that come and go, as in Django: no loop has to open the
+        processor, and no thread is blocked.
+        """
+        loop = self._find_owning_loop()
+        if loop is asyncio.get_running_loop():
+            return await method(self._client, *args, **kwargs)
+        if loop is not None:
+            make = partial(method, self._client, *args, **kwargs)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
+        seconds = _measure_time(method, args, kwargs)
+        with self._find_portal().use_portal() as portal:
+            call = portal.call(partial(method, portal.client, *args, **kwargs), seconds)
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, portal.loop))
+
     def close(self) -> None:
         """Close the client and the thread that calls from outside a loop have opened.
 

@@ -1,0 +1,177 @@
+"""The pages of jobs in Django's admin. They only read.
+
+A user needs the permission `nimburion.view_storedjob` to see the pages, and
+`nimburion.view_arguments` to see arguments, results and error messages on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+
+from nimburion.core.errors import InvalidJob, JobNotFound, NimburionError
+from nimburion.core.job import JobRecord, State
+from nimburion.core.queries import JobFilter, Page
+from nimburion.integrations.django import get_processor
+from nimburion.integrations.django.models import StoredJob
+
+if TYPE_CHECKING:
+    from nimburion.jobs.client.client import Client
+
+    JobAdminBase = admin.ModelAdmin[StoredJob]
+else:
+    JobAdminBase = admin.ModelAdmin
+
+_PAGE_SIZE = 50
+
+
+@admin.register(StoredJob)
+class JobAdmin(JobAdminBase):
+    """Lists the jobs of the backend, newest first, and shows each of them."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002
+        """Return False: the application adds jobs."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: StoredJob | None = None) -> bool:  # noqa: ARG002
+        """Return False: nothing is changed here."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: StoredJob | None = None) -> bool:  # noqa: ARG002
+        """Return False: nothing is deleted here."""
+        return False
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show a page of jobs, filtered by `state`, `queue` and `name` of the query."""
+        self._require_view(request)
+        chosen = {
+            key: request.GET[key] for key in ("state", "queue", "name") if request.GET.get(key)
+        }
+        context: dict[str, Any] = {"jobs": [], "next": None, "problem": None}
+        try:
+            page = get_processor().sync.call(
+                _list_jobs, _make_filter(chosen), request.GET.get("after")
+            )
+        except NimburionError as error:
+            context["problem"] = str(error)
+        else:
+            context["jobs"] = [_describe(record) for record in page.jobs]
+            if page.next is not None:
+                context["next"] = "?" + urlencode({**chosen, "after": page.next})
+        return self._render(
+            request,
+            "changelist",
+            {
+                **context,
+                "title": "Jobs",
+                "states": [state.value for state in State],
+                "chosen": chosen,
+                **(extra_context or {}),
+            },
+        )
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",  # noqa: ARG002 (there is no form)
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Show one job with its attempts."""
+        self._require_view(request)
+        try:
+            record = get_processor().sync.call(_get_job, object_id)
+        except (JobNotFound, InvalidJob) as error:
+            raise Http404(str(error)) from error
+        user: Any = request.user
+        shows_arguments = user.has_perm("nimburion.view_arguments")
+        return self._render(
+            request,
+            "detail",
+            {
+                "title": f"Job {record.id}",
+                "job": _describe(record),
+                "attempts": [
+                    {
+                        "number": attempt.number,
+                        "worker": attempt.session,
+                        "host": attempt.host,
+                        "started": _to_datetime(attempt.started_at),
+                        "ended": _to_datetime(attempt.ended_at),
+                        "outcome": attempt.outcome,
+                    }
+                    for attempt in record.attempts
+                ],
+                "errors": record.history if shows_arguments else [],
+                "shows_arguments": shows_arguments,
+                "payload": _to_text(record.payload),
+                "result": _to_text(record.result),
+                **(extra_context or {}),
+            },
+        )
+
+    def _require_view(self, request: HttpRequest) -> None:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+
+    def _render(
+        self, request: HttpRequest, template: str, context: Mapping[str, Any]
+    ) -> HttpResponse:
+        return TemplateResponse(
+            request,
+            f"admin/nimburion/storedjob/{template}.html",
+            {**self.admin_site.each_context(request), "opts": self.opts, **context},
+        )
+
+
+async def _list_jobs(client: Client, which: JobFilter, after: str | None) -> Page:
+    return await client.backend.list_jobs(which, limit=_PAGE_SIZE, after=after)
+
+
+async def _get_job(client: Client, job_id: str) -> JobRecord:
+    return await client.backend.get_job(job_id)
+
+
+def _make_filter(chosen: Mapping[str, str]) -> JobFilter:
+    """Return the filter of a page. Raises `InvalidJob` for a state that does not exist."""
+    states = None
+    if "state" in chosen:
+        if chosen["state"] not in list(State):
+            raise InvalidJob(f"there is no state {chosen['state']!r}")
+        states = frozenset({State(chosen["state"])})
+    return JobFilter(states=states, queue=chosen.get("queue"), name=chosen.get("name"))
+
+
+def _describe(record: JobRecord) -> dict[str, Any]:
+    """Return the columns of a job."""
+    return {
+        "id": record.id,
+        "name": record.name,
+        "queue": record.queue,
+        "state": record.state.value,
+        "priority": record.priority,
+        "attempt": record.attempt,
+        "created": _to_datetime(record.created_at),
+        "due": _to_datetime(record.due),
+        "started": _to_datetime(record.started_at),
+        "finished": _to_datetime(record.finished_at),
+        "error": None if record.error is None else record.error.type,
+        "reason": record.reason,
+    }
+
+
+def _to_datetime(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _to_text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode("utf-8", "backslashreplace")

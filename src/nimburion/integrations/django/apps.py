@@ -1,0 +1,51 @@
+"""The app `nimburion.integrations.django`: it owns the processor of the project."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib import import_module
+
+from django.apps import AppConfig
+from django.core.signals import setting_changed
+from django.db.models.signals import post_migrate
+
+from nimburion.integrations.django.autodiscovery import discover_jobs
+from nimburion.integrations.django.django_processor import DjangoProcessor
+from nimburion.integrations.django.project_settings import (
+    SETTING,
+    ProjectSettings,
+    read_project_settings,
+)
+
+
+class NimburionConfig(AppConfig):
+    """The configuration of the app. Its checks have ids that begin with `nimburion.`."""
+
+    name = "nimburion.integrations.django"
+    label = "nimburion"
+    verbose_name = "nimburion"
+
+    @cached_property
+    def project_settings(self) -> ProjectSettings:
+        """The setting `NIMBURION`, or why it cannot be used."""
+        return read_project_settings()
+
+    @cached_property
+    def processor(self) -> DjangoProcessor:
+        """The processor of the project. Opening it fails if the setting `NIMBURION` is wrong."""
+        return DjangoProcessor(self.project_settings)
+
+    def ready(self) -> None:
+        """Register the system checks, then import the modules that hold jobs."""
+        import_module("nimburion.integrations.django.checks")
+        post_migrate.connect(self._create_tables, sender=self, dispatch_uid="nimburion")
+        setting_changed.connect(self._follow_setting, dispatch_uid="nimburion")
+        discover_jobs(self.processor, self.project_settings.modules)
+
+    def _create_tables(self, using: str, **_: object) -> None:
+        if self.project_settings.error is None:
+            self.processor.create_tables(using)
+
+    def _follow_setting(self, setting: str, **_: object) -> None:
+        if setting == SETTING:
+            self.processor.mark_stale()

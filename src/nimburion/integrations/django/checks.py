@@ -1,0 +1,91 @@
+"""System checks of the app: `manage.py check` runs them, and so does `manage.py nimburion worker`.
+
+- `nimburion.E001`: the setting `NIMBURION` is wrong, or the driver of the backend is missing.
+- `nimburion.E002`: a backend of `TASKS` has an option that does not exist or has a wrong value.
+- `nimburion.E003`: completed tasks would lose their arguments.
+- `nimburion.W001`: a SQLite database begins its transactions without the lock for writing.
+- `nimburion.W002`: the jobs are in the memory of one process.
+- `nimburion.W003`: connections that live long are used without a health check.
+- `nimburion.W004`: workers do not serve a queue of `TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core import checks
+from django.core.checks import CheckMessage, Error, register
+from django.db import connections
+
+from nimburion.backends import open_backend
+from nimburion.core.errors import ConfigurationError
+from nimburion.integrations.django.databases import find_shared_database
+from nimburion.integrations.django.project_settings import (
+    SETTING,
+    ProjectSettings,
+    read_project_settings,
+)
+
+
+@register("nimburion")
+def check_project(
+    app_configs: Sequence[AppConfig] | None,  # noqa: ARG001 (Django names it)
+    **_: Any,
+) -> list[CheckMessage]:
+    """Check the setting `NIMBURION` and the databases that it leads to."""
+    project = read_project_settings()
+    try:
+        if project.error is not None:
+            raise project.error
+        open_backend(project.config.jobs.url)
+    except ConfigurationError as error:
+        return [Error(str(error), obj=f"settings.{SETTING}", id="nimburion.E001")]
+    return [*_check_database(project), *_check_memory(project)]
+
+
+def _check_database(project: ProjectSettings) -> list[CheckMessage]:
+    messages: list[CheckMessage] = []
+    alias = find_shared_database(project.config.jobs.url)
+    if alias is not None and connections[alias].vendor == "sqlite":
+        mode = (connections[alias].settings_dict.get("OPTIONS") or {}).get("transaction_mode")
+        if str(mode).upper() not in {"IMMEDIATE", "EXCLUSIVE"}:
+            messages.append(
+                checks.Warning(
+                    f"The database {alias!r} also holds the jobs, and begins its transactions "
+                    "without the lock for writing.",
+                    hint="A transaction that reads before it writes then fails with “database is "
+                    f'locked” while a worker writes. Set DATABASES["{alias}"]["OPTIONS"] = '
+                    '{"transaction_mode": "IMMEDIATE"}.',
+                    id="nimburion.W001",
+                )
+            )
+    for name in connections:
+        options = connections[name].settings_dict
+        if options.get("CONN_MAX_AGE") != 0 and not options.get("CONN_HEALTH_CHECKS"):
+            messages.append(
+                checks.Warning(
+                    f"The connections of the database {name!r} live longer than one job, and are "
+                    "used without a health check.",
+                    hint="After a restart of the server, a job of each thread fails once. Set "
+                    f'DATABASES["{name}"]["CONN_HEALTH_CHECKS"] = True.',
+                    id="nimburion.W003",
+                )
+            )
+    return messages
+
+
+def _check_memory(project: ProjectSettings) -> list[CheckMessage]:
+    written = getattr(settings, SETTING, {})
+    if project.config.jobs.url.startswith("memory:") and "url" in written and not settings.DEBUG:
+        return [
+            checks.Warning(
+                "The jobs are in the memory of one process: no worker sees them, and they are lost "
+                "when it ends.",
+                hint=f"Name a durable backend in {SETTING}; memory:// is for tests.",
+                id="nimburion.W002",
+            )
+        ]
+    return []

@@ -1,0 +1,400 @@
+"""The processor of a Django project: it follows the transactions and the databases of Django."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from datetime import datetime, timedelta
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack
+from uuid import UUID
+
+import msgspec
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections, connections, transaction
+
+from nimburion.backends import open_backend
+from nimburion.core.backend import Backend
+from nimburion.core.errors import (
+    BackendError,
+    ConfigurationError,
+    DuplicateJob,
+    JobConflict,
+    NotSupported,
+)
+from nimburion.integrations.django.databases import find_shared_database
+from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
+from nimburion.jobs.client.client import Client, EnqueueResult
+from nimburion.jobs.client.collector import JobCollector, enqueue_collected
+from nimburion.jobs.client.dead_letters import DeadLetters
+from nimburion.jobs.client.sync import SyncClient
+from nimburion.jobs.processor import Processor
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+
+    from nimburion.core.job import NewJob
+    from nimburion.core.operations import Cancellation
+    from nimburion.jobs.client.status import Status
+    from nimburion.jobs.declaration.context import Context
+    from nimburion.jobs.declaration.job import AnyJob
+    from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
+
+_log = logging.getLogger("nimburion.jobs")
+
+IMPORT_PATH = "nimburion.integrations.django:load_processor"
+"""Where workers and child processes find the processor of the project."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class DjangoProcessor(Processor):
+    """The processor of a Django project.
+
+    It does what `Processor` does, and besides:
+
+    - `sync` and `enqueue_sync` follow Django's transactions. Inside `atomic()`, a job is stored
+      with the transaction if it lives in that database, otherwise after the commit.
+    - The async methods work on any event loop, and no loop has to open the processor.
+    - Handlers get a usable database connection: Django closes old ones around each of them.
+    - The test runner renames the databases; jobs in them move along.
+    """
+
+    def __init__(self, project: ProjectSettings) -> None:
+        backend, problem = _open_backend(project)
+        super().__init__(backend, project.config.jobs, import_path=IMPORT_PATH)
+        self._project = project
+        self._problem = problem
+        self._database_name = _read_database_name(project)
+        self._is_stale = False
+        self._lock = threading.Lock()
+        self.transactions: Transactions = Transactions(project)
+        """Finds the transaction that an enqueue joins or waits for."""
+        self.sync: DjangoSyncClient = DjangoSyncClient(self)
+        self.around_handler(_close_old_connections)
+        self.around_handler(_close_old_connections_async)
+
+    # Async methods on any event loop
+
+    async def enqueue(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> str:
+        """Store one job, as `Processor.enqueue` does.
+
+        Async code has no transactions in Django, so the job is stored at once.
+        """
+        return await self._call(Client.enqueue, job, **options)
+
+    async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
+        """Store one job, as `Processor.enqueue_or_get` does."""
+        return await self._call(Client.enqueue_or_get, job, **options)
+
+    async def enqueue_many(
+        self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
+    ) -> list[str]:
+        """Store several jobs, as `Processor.enqueue_many` does."""
+        return await self._call(Client.enqueue_many, jobs, **options)
+
+    async def enqueue_with_id(
+        self,
+        job: AnyJob,
+        job_id: str | UUID | None = None,
+        /,
+        **options: Unpack[EnqueueOptions],
+    ) -> str:
+        """Store one job under your own id, as `Processor.enqueue_with_id` does."""
+        return await self._call(Client.enqueue_with_id, job, job_id, **options)
+
+    async def enqueue_with_priority(
+        self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """Store one job with a priority, as `Processor.enqueue_with_priority` does."""
+        return await self._call(Client.enqueue_with_priority, job, priority, **options)
+
+    async def enqueue_at(
+        self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """Store one job for a time, as `Processor.enqueue_at` does."""
+        return await self._call(Client.enqueue_at, job, at, **options)
+
+    async def enqueue_after(
+        self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """Store one job that becomes due after a delay, as `Processor.enqueue_after` does."""
+        return await self._call(Client.enqueue_after, job, after, **options)
+
+    async def enqueue_raw(
+        self,
+        name: str,
+        payload: bytes | Mapping[str, object],
+        **options: Unpack[EnqueueOptions],
+    ) -> str:
+        """Store a job by name, as `Processor.enqueue_raw` does."""
+        return await self._call(Client.enqueue_raw, name, payload, **options)
+
+    async def get_status(self, job_id: str | UUID) -> Status:
+        """Return the status of a job, as `Processor.get_status` does."""
+        return await self._call(Client.get_status, job_id)
+
+    async def wait(self, job_id: str | UUID, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
+        """Wait until the job is completed, as `Processor.wait` does."""
+        return await self._call(Client.wait, job_id, timeout)
+
+    async def cancel(self, job_id: str | UUID) -> Cancellation:
+        """Cancel a job, as `Processor.cancel` does."""
+        return await self._call(Client.cancel, job_id)
+
+    async def queue_size(self, queue: str | None = None) -> int:
+        """Return the number of jobs that are due, as `Processor.queue_size` does."""
+        return await self._call(Client.queue_size, queue)
+
+    async def pending_count(self) -> int:
+        """Return the number of jobs that wait, as `Processor.pending_count` does."""
+        return await self._call(Client.pending_count)
+
+    async def _call(
+        self,
+        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        if self._loop is asyncio.get_running_loop():
+            return await method(self, *args, **kwargs)
+        return await self.sync.call_async(method, *args, **kwargs)
+
+    # Opening
+
+    async def open(self) -> None:
+        """Open the backend on this event loop, as `Processor.open` does.
+
+        Raises `ConfigurationError` if the setting `NIMBURION` is wrong or a driver is missing.
+        """
+        self.follow_settings()
+        await super().open()
+
+    def _new_handle(self) -> Client:
+        self.follow_settings()
+        return super()._new_handle()
+
+    def stop_from_thread(self, grace: float) -> None:
+        """Stop the worker from another thread than that of its event loop, and wait for its end.
+
+        Does nothing if no worker runs.
+        """
+        loop = self._loop
+        if loop is not None and loop.is_running():
+            asyncio.run_coroutine_threadsafe(self.stop(grace), loop).result()
+
+    def create_tables(self, alias: str) -> None:
+        """Create the tables of the jobs if they live in this database and are missing.
+
+        A transaction that enqueues the first job could not create them. Does nothing if the role
+        of the application may not create them: `nimburion migrate up` does it then.
+        """
+        self.follow_settings()
+        if alias == self.transactions.shared:
+            try:
+                self.sync.call(_open)
+            except BackendError as error:
+                _log.warning("the tables of the jobs are not created: %s", error)
+            finally:
+                self.sync.close()
+
+    def mark_stale(self) -> None:
+        """Read the settings again at the next use: a test has changed them."""
+        self._is_stale = True
+
+    def follow_settings(self) -> None:
+        """Use the backend that the settings name now: the test runner renames databases.
+
+        Cheap if nothing changed, and without effect while this processor is open. Raises
+        `ConfigurationError` if the setting `NIMBURION` is wrong or a driver is missing.
+        """
+        if self._is_stale or self._database_name != _read_database_name(self._project):
+            self._move()
+        if self._problem is not None:
+            raise self._problem
+
+    def _move(self) -> None:
+        """Replace the backend by that of the current settings."""
+        with self._lock:
+            if self._loop is not None:
+                return
+            self._is_stale = False
+            self._project = project = read_project_settings()
+            self._database_name = _read_database_name(project)
+            self.sync.close()
+            self.settings = msgspec.structs.replace(self.settings, url=project.config.jobs.url)
+            self.backend, self._problem = _open_backend(project)
+            self.dead = DeadLetters(self.backend)
+            self.transactions = Transactions(project)
+            _close_before_teardown(self.sync, project.database)
+
+
+class Transactions:
+    """Which open transaction of Django an enqueue joins, and for which it waits."""
+
+    def __init__(self, project: ProjectSettings) -> None:
+        self._database = project.database
+        self._url = project.config.jobs.url
+
+    @cached_property
+    def shared(self) -> str | None:
+        """The alias of the database that the jobs live in; None: they live in none of Django's."""
+        return find_shared_database(self._url)
+
+    def find_open(self) -> BaseDatabaseWrapper | None:
+        """Return the connection of this thread whose `atomic` block is open; None: there is none.
+
+        It is that of the database which holds the jobs, or else that of `NIMBURION["database"]`.
+        """
+        for alias in dict.fromkeys((self.shared, self._database)):
+            if alias is not None and connections[alias].in_atomic_block:
+                return connections[alias]
+        return None
+
+
+class DjangoSyncClient(SyncClient):
+    """The blocking methods of the processor; those that enqueue follow Django's transactions."""
+
+    def __init__(self, processor: DjangoProcessor) -> None:
+        super().__init__(processor)
+        self._processor = processor
+
+    def call(
+        self,
+        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Run one async method of the client, as `SyncClient.call` does.
+
+        An enqueue joins the open transaction of its thread, or runs after the commit.
+        """
+        self._processor.follow_settings()
+        opened = None
+        if method in _ENQUEUE_METHODS and kwargs.get("connection") is None:
+            opened = self._processor.transactions.find_open()
+        if opened is None:
+            return super().call(method, *args, **kwargs)
+        if opened.alias != self._processor.transactions.shared:
+            return self._collect(opened.alias, method, *args, **kwargs)
+        kwargs["connection"] = opened
+        return super().call(method, *args, **kwargs)
+
+    def enqueue_prepared(self, jobs: Sequence[NewJob]) -> None:
+        """Store prepared jobs: in the open transaction, after its commit, or at once."""
+        self._processor.follow_settings()
+        opened = self._processor.transactions.find_open()
+        if opened is None:
+            super().call(enqueue_collected, jobs)
+        elif opened.alias == self._processor.transactions.shared:
+            super().call(enqueue_collected, jobs, connection=opened)
+        else:
+            self._enqueue_after_commit(opened.alias, jobs)
+
+    def _collect(
+        self,
+        alias: str,
+        method: Callable[Concatenate[Client, P], Coroutine[Any, Any, R]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Validate the jobs of an enqueue now, and store them after the commit."""
+        if method is Client.enqueue_or_get:
+            raise NotSupported(
+                "enqueue_or_get() cannot say inside `atomic` whether it creates the job, because "
+                "the job is stored after the commit; write transaction.on_commit(lambda: …), or "
+                "use enqueue()"
+            )
+        collector = JobCollector(self._processor)
+        result = asyncio.run(method(collector, *args, **kwargs))
+        self._enqueue_after_commit(alias, collector.collected)
+        return result
+
+    def _enqueue_after_commit(self, alias: str, jobs: Sequence[NewJob]) -> None:
+        transaction.on_commit(partial(self._enqueue_now, tuple(jobs)), using=alias)
+
+    def _enqueue_now(self, jobs: Sequence[NewJob]) -> None:
+        """Store jobs after a commit, which cannot be undone: an error is logged."""
+        try:
+            super().call(enqueue_collected, jobs)
+        except (BackendError, DuplicateJob, JobConflict):
+            names = ", ".join(f"{job.name} {job.id}" for job in jobs)
+            _log.exception("could not be enqueued after the commit, and is lost: %s", names)
+
+
+_ENQUEUE_METHODS: frozenset[object] = frozenset(
+    {
+        Client.enqueue,
+        Client.enqueue_or_get,
+        Client.enqueue_many,
+        Client.enqueue_with_id,
+        Client.enqueue_with_priority,
+        Client.enqueue_at,
+        Client.enqueue_after,
+        Client.enqueue_raw,
+    }
+)
+
+
+def _close_old_connections(_: Context[Any]) -> Iterator[None]:
+    """Close connections that are too old or broken, in the thread of a `def` handler."""
+    close_old_connections()
+    try:
+        yield
+    finally:
+        close_old_connections()
+
+
+async def _close_old_connections_async(_: Context[Any]) -> AsyncIterator[None]:
+    """Close connections that are too old or broken, in the thread that Django's async code uses."""
+    close = sync_to_async(close_old_connections, thread_sensitive=True)
+    await close()
+    try:
+        yield
+    finally:
+        await close()
+
+
+async def _open(_: Client) -> None:
+    """Do nothing: the call has opened the backend."""
+
+
+def _open_backend(project: ProjectSettings) -> tuple[Backend, ConfigurationError | None]:
+    """Return the backend of the project, or one in memory and the reason."""
+    problem = project.error
+    if problem is None:
+        try:
+            return open_backend(project.config.jobs.url), None
+        except ConfigurationError as error:
+            problem = error
+    return open_backend("memory://"), problem
+
+
+def _read_database_name(project: ProjectSettings) -> object:
+    """Return the name of the project's database now; the test runner changes it."""
+    if project.error is not None:
+        return None
+    return connections[project.database].settings_dict["NAME"]
+
+
+def _close_before_teardown(client: SyncClient, alias: str) -> None:
+    """Close the client before the test runner drops the database: a connection would prevent it."""
+    creation: Any = connections[alias].creation
+    destroy = creation.destroy_test_db
+
+    def close_and_destroy(*args: object, **kwargs: object) -> None:
+        client.close()
+        destroy(*args, **kwargs)
+
+    creation.destroy_test_db = close_and_destroy

@@ -1,0 +1,1 @@
+"""The command `nimburion`; one module a command, as Django wants it."""

@@ -1,0 +1,102 @@
+"""`manage.py nimburion …`: the command line of nimburion with the settings of the project."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from django.core.management.base import (
+    BaseCommand,
+    CommandError,
+    CommandParser,
+    DjangoHelpFormatter,
+)
+from django.db import connections
+from django.utils import autoreload
+
+from nimburion.cli import main
+from nimburion.cli.invocation import Invocation
+from nimburion.core.settings import Config
+from nimburion.integrations.django import get_processor
+from nimburion.integrations.django.django_processor import IMPORT_PATH
+from nimburion.integrations.django.project_settings import load_config
+
+_RELOAD = "--autoreload"
+_RELOAD_GRACE = 5.0
+"""Seconds that handlers get to finish when a file has changed."""
+
+
+class ProjectInvocation(Invocation):
+    """A call of the command line that reads the settings of the project."""
+
+    def load(self, **arguments: object) -> Config:
+        """Load the setting `NIMBURION`; `--backend` overrides its URL."""
+        if self.config is not None:
+            return super().load(**arguments)
+        if self.backend is not None:
+            arguments["jobs"] = {"url": self.backend}
+        return load_config(**arguments)
+
+
+class Command(BaseCommand):
+    """Runs a command of nimburion in the project."""
+
+    help = "Run, enqueue and manage background jobs: manage.py nimburion worker, … --help."
+    requires_system_checks: tuple[str, ...] = ()
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run the command of `manage.py nimburion …`; options of Django come off first."""
+        known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        known.add_argument("--settings")
+        known.add_argument("--pythonpath")
+        _, rest = known.parse_known_args(argv[2:])
+        self._run(rest)
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Return the parser for `call_command`, which passes every argument on."""
+        parser = CommandParser(
+            prog=f"{prog_name} {subcommand}", formatter_class=DjangoHelpFormatter, **kwargs
+        )
+        parser.add_argument("arguments", nargs=argparse.REMAINDER)
+        return parser
+
+    def execute(self, *args: str, **options: Any) -> None:
+        """Run the command of `call_command("nimburion", "queues", "list")`.
+
+        Raises `CommandError` in place of ending the process with an error.
+        """
+        try:
+            self._run([*args, *options.get("arguments", ())])
+        except SystemExit as ended:
+            if ended.code not in {0, None}:
+                raise CommandError(
+                    "the command failed; its message is on standard error",
+                    returncode=ended.code if isinstance(ended.code, int) else 1,
+                ) from None
+
+    def _run(self, arguments: list[str]) -> None:
+        try:
+            if arguments[:1] != ["worker"] or {"-h", "--help"} & set(arguments):
+                main(arguments, invocation=ProjectInvocation())
+            elif _RELOAD in arguments:
+                rest = [argument for argument in arguments if argument != _RELOAD]
+                self.run_with_reloader(rest[1:])
+            else:
+                self.run_worker(arguments[1:])
+        finally:
+            connections.close_all()
+
+    def run_worker(self, arguments: list[str]) -> None:
+        """Check the project, then run a worker until a signal stops it."""
+        self.check()
+        main(["worker", IMPORT_PATH, *arguments], invocation=ProjectInvocation())
+
+    def run_with_reloader(self, arguments: list[str]) -> None:
+        """Run a worker in a thread, and restart the process when a file of the project changes.
+
+        Handlers get five seconds to finish; then their jobs are released.
+        """
+        try:
+            autoreload.run_with_reloader(self.run_worker, arguments)
+        finally:
+            get_processor().stop_from_thread(_RELOAD_GRACE)

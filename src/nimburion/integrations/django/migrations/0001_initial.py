@@ -1,0 +1,30 @@
+"""Register the model `StoredJob`, which has no table."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    """Creates no table: the model is unmanaged."""
+
+    initial = True
+    dependencies: ClassVar[list[tuple[str, str]]] = []
+    operations: ClassVar[list[Any]] = [
+        migrations.CreateModel(
+            name="StoredJob",
+            fields=[
+                ("id", models.CharField(max_length=128, primary_key=True, serialize=False)),
+            ],
+            options={
+                "managed": False,
+                "verbose_name": "job",
+                "default_permissions": ("view",),
+                "permissions": (
+                    ("view_arguments", "Can view arguments, results and errors of jobs"),
+                ),
+            },
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""Migrations of the app. It has no tables; they register the model for permissions."""

@@ -1,0 +1,110 @@
+"""Read the setting `NIMBURION` of a Django project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from django.conf import settings
+
+from nimburion import config
+from nimburion.core.errors import ConfigurationError
+from nimburion.core.settings import Config
+from nimburion.integrations.django.databases import make_database_url
+
+SETTING = "NIMBURION"
+DEFAULT_MODULES = ("jobs", "tasks")
+"""The modules of each app that are imported at the start."""
+
+_SECTIONS = frozenset({"scheduler", "server", "telemetry"})
+_NOWHERE = "sqlite:////dev/null/no-backend"
+"""Stands for the missing backend while the layers are merged."""
+_OWN_KEYS = frozenset({"database", "autodiscover"})
+
+
+class ProjectSettings(NamedTuple):
+    """The setting `NIMBURION`, read once."""
+
+    config: Config
+    """The configuration; its defaults if there is an error."""
+    database: str = "default"
+    """The alias of Django's database whose transactions an enqueue waits for."""
+    modules: tuple[str, ...] = DEFAULT_MODULES
+    error: ConfigurationError | None = None
+    """Why the setting cannot be used. The system check `nimburion.E001` reports it."""
+
+
+def read_project_settings(**arguments: object) -> ProjectSettings:
+    """Return the setting `NIMBURION`; environment variables override it, then `arguments` do.
+
+    Never raises for a wrong setting: Django must start to report it.
+    """
+    given = getattr(settings, SETTING, {})
+    try:
+        written = _check_map(given)
+        database = _read_alias(written)
+        modules = _read_modules(written)
+        loaded = _load(written, database, arguments)
+    except ConfigurationError as error:
+        return ProjectSettings(Config(), error=error)
+    return ProjectSettings(loaded, database, modules)
+
+
+def load_config(**arguments: object) -> Config:
+    """Return the configuration of the project. Raises `ConfigurationError` if it is wrong."""
+    found = read_project_settings(**arguments)
+    if found.error is not None:
+        raise found.error
+    return found.config
+
+
+def _load(written: Mapping[str, object], database: str, arguments: Mapping[str, object]) -> Config:
+    """Return the configuration: the jobs live in Django's database unless a backend is named."""
+    url = make_database_url(database)
+    lowest = {"jobs": {"url": _NOWHERE if url is None else url}}
+    sections: dict[str, object] = {key: written[key] for key in _SECTIONS if key in written}
+    jobs = {
+        key: value
+        for key, value in written.items()
+        if key not in _SECTIONS and key not in _OWN_KEYS
+    }
+    loaded = config.load_sections(lowest, {**sections, "jobs": jobs}, source=SETTING, **arguments)
+    if loaded.jobs.url == _NOWHERE:
+        raise ConfigurationError(
+            f"jobs cannot be stored in the database {database!r}, which is neither PostgreSQL nor "
+            f'a SQLite file: name a backend, {SETTING} = {{"url": "redis://localhost:6379/0"}}'
+        )
+    return loaded
+
+
+def _check_map(given: object) -> Mapping[str, object]:
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{SETTING}: expected a dict, not {given!r}")
+    if isinstance(given.get("jobs"), Mapping):
+        raise ConfigurationError(
+            f'{SETTING}["jobs"]: write the settings of jobs without this level, like '
+            f'{SETTING} = {{"concurrency": 20}}'
+        )
+    return given
+
+
+def _read_alias(written: Mapping[str, object]) -> str:
+    alias = written.get("database", "default")
+    if not isinstance(alias, str) or alias not in settings.DATABASES:
+        known = ", ".join(settings.DATABASES) or "none"
+        raise ConfigurationError(
+            f'{SETTING}["database"]: {alias!r} is no alias of DATABASES (known: {known})'
+        )
+    return alias
+
+
+def _read_modules(written: Mapping[str, object]) -> tuple[str, ...]:
+    names = written.get("autodiscover", DEFAULT_MODULES)
+    if isinstance(names, list | tuple) and all(
+        isinstance(name, str) and name.isidentifier() for name in names
+    ):
+        return tuple(names)
+    raise ConfigurationError(
+        f'{SETTING}["autodiscover"]: expected a list of names of modules, like ["jobs", "tasks"], '
+        f"not {names!r}"
+    )

@@ -1,0 +1,56 @@
+"""Validate jobs now and store them later: for callers that wait for a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.declaration.options import NOTHING_PARSED, ParsedOptions
+
+
+class JobCollector(Client):
+    """A client that collects the jobs it is given, in place of storing them.
+
+    Its `enqueue…` methods validate a job and run the enqueue middleware as those of `client` do,
+    and return the ids. The client need not be open. `enqueue_collected` stores the jobs.
+    """
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(
+            client.backend,
+            settings=client.settings,
+            registry=client.registry,
+            clock=client.clock,
+        )
+        self._enqueue_middlewares = client._enqueue_middlewares
+        self.collected: list[NewJob] = []
+        """The jobs to store. A delay is already a time, so that it does not start anew later."""
+
+    async def _store(
+        self,
+        jobs: Sequence[NewJob],
+        parsed: ParsedOptions,  # noqa: ARG002 (a connection is for the later call)
+        all_results: list[Enqueued] | None = None,  # noqa: ARG002 (nothing is known yet)
+    ) -> list[str]:
+        now = self.clock.now()
+        self.collected += [
+            msgspec.structs.replace(job, at=now + job.after, after=0.0)
+            if job.at is None and job.after
+            else job
+            for job in jobs
+        ]
+        return [job.id for job in jobs]
+
+
+async def enqueue_collected(
+    client: Client, jobs: Sequence[NewJob], *, connection: object = None
+) -> list[str]:
+    """Store collected jobs in one step, without middleware, and return their ids.
+
+    `connection` and the errors are those of `Client.enqueue_many`.
+    """
+    parsed = NOTHING_PARSED if connection is None else ParsedOptions(connection=connection)
+    return await client._store(jobs, parsed)

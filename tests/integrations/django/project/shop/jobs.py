@@ -1,0 +1,38 @@
+"""Each way to declare a job in a Django project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.db import connection
+
+from nimburion.integrations.django import processor
+from nimburion.jobs import Context, Job, job
+
+
+class Base(Job):
+    """The base of job classes: not a job that could be registered."""
+
+
+class CountUsers(Base, queue="reports"):
+    async def process(self, ctx: Context[Any]) -> int:
+        return await User.objects.acount()
+
+
+@job
+def shout(word: str) -> str:
+    return word.upper()
+
+
+@processor.job
+def describe(word: str) -> str:
+    return f"<{word}>"
+
+
+@processor.job(queue="mail", max_retries=2)
+def greet(name: str) -> str:
+    """Return a greeting, and whether the thread began without a connection."""
+    began_closed = connection.connection is None
+    assert User.objects.filter(username=name).exists()
+    return f"hello {name}, {began_closed}"
