@@ -24,15 +24,15 @@ from nimburion.backends import open_backend
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
-from nimburion.core.clock import SystemClock
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.lease import Delivery
+from nimburion.core.metrics.statistics import Counters, Histogram, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
-from nimburion.core.statistics import Counters, Histogram, Statistics
+from nimburion.core.timing.clock import SystemClock
 
 Kind = Literal["sqlite", "postgres", "redis"]
 

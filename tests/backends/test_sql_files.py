@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nimburion.backends.redis.scripts import FOLDERS
 from nimburion.backends.sql_files import LuaFiles, Statements, parse_statements, read_migrations
 from nimburion.backends.sqlite.connection.opening import (
     MIGRATIONS,
@@ -81,7 +82,7 @@ def test_a_name_that_is_not_there() -> None:
 
 
 def test_a_lua_file_comes_without_its_header() -> None:
-    scripts = LuaFiles("nimburion.backends.redis", "lua/shared", "lua/operations")
+    scripts = LuaFiles("nimburion.backends.redis", *FOLDERS)
     assert scripts["promote"].startswith("local ")
     assert scripts.read_header_field("promote", "Keys") == "scheduled ready lane_name"
     assert scripts.read_header_field("promote", "Nothing") == ""

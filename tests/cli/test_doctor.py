@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.cli import doctor
+from nimburion.cli.commands import doctor
 from nimburion.cli.root import root
-from nimburion.core.checks import CheckResult
+from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.errors import BackendFull
 from nimburion.core.session import Session
 from tests.cli.conftest import CommandLine

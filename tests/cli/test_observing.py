@@ -9,9 +9,9 @@ from nimburion.cli.output import format_table
 from nimburion.core.backend import Backend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobOptions, NewJob
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
 from nimburion.core.session import Session, Vitals, WorkerCommand
 from nimburion.core.settlement import Failed
-from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
 from tests.cli.conftest import CommandLine
 
 WORKER = "feed" * 8

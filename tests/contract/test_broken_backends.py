@@ -18,16 +18,16 @@ from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Completed, Progressed, Released, Retried, Settled, Settlement
-from nimburion.core.statistics import Statistics
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
-from nimburion.testing.contract.dead_letters import ODD
-from nimburion.testing.contract.token_cases import TOKEN_CASES
+from nimburion.testing.contract.consuming.token_cases import TOKEN_CASES
+from nimburion.testing.contract.maintaining.dead_letters import ODD
 
 
 class OpenMemoryBackend(MemoryBackend):

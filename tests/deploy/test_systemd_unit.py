@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.cli.worker import worker
+from nimburion.cli.commands.worker import worker
 from nimburion.core.settings import Settings
 from tests.house.tree import ROOT
 

@@ -15,9 +15,9 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.events import Events
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob
-from nimburion.core.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import Session
-from nimburion.core.statistics import Statistics
 from nimburion.jobs import Processor
 from nimburion.jobs.worker.maintenance import Rescuer
 from nimburion.testing import FakeClock

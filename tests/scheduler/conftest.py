@@ -12,9 +12,9 @@ import pytest
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.job import JobRecord
 from nimburion.core.queries import JobFilter
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Job, Processor
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import pytest
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.timezones import find_zone
+from nimburion.core.timing.timezones import find_zone
 from nimburion.scheduler.triggers import Timetable, parse_trigger
 from tests.scheduler.oracle import AROUND, EXPRESSIONS, Change, changes, ticks_around
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Reply
 from nimburion.core.job import NewJob, State
@@ -19,6 +18,7 @@ from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.operations import Rescued
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Failed, Progressed, Released, Retried, Settled, Settlement
+from nimburion.core.timing.clock import Clock
 
 Answer = Any
 """What an operation of the contract answers."""

@@ -21,10 +21,10 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.settlement import Settlement
+from nimburion.core.timing.clock import Clock
 from tests.backends.postgres.reset import truncate_all
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis

@@ -12,7 +12,6 @@ from typing import Any
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import (
     BackendUnavailable,
     Cancel,
@@ -29,6 +28,7 @@ from nimburion.core.session import Session
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.core.size_limits import SizeLimits
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat

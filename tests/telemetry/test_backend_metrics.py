@@ -7,7 +7,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob
-from nimburion.core.job_counters import OTHER
+from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import Session, SessionInfo
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics

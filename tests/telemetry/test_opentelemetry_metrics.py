@@ -15,9 +15,9 @@ from opentelemetry.sdk.metrics.export import (
 )
 
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
-from nimburion.core.job_counters import JobCounters
+from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.metrics.statistics import RUN_BOUNDS
 from nimburion.core.session import Vitals
-from nimburion.core.statistics import RUN_BOUNDS
 from nimburion.jobs import Processor
 from nimburion.telemetry import opentelemetry_metrics
 from nimburion.telemetry.backend_metrics import BackendMetrics

@@ -7,7 +7,7 @@ import pytest
 from nimburion import job
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import StaleSettlement, TickDecided
-from nimburion.core.job_counters import MAX_LANES
+from nimburion.core.metrics.job_counters import MAX_LANES
 from nimburion.jobs import PermanentError, Processor
 from nimburion.telemetry.families import Family
 from nimburion.testing import FakeClock

@@ -622,7 +622,7 @@ async def test_one_trace_from_a_request_through_a_failed_attempt_to_the_retry_in
 PROBE = """
 import sys, nimburion
 from nimburion.jobs import Processor, job
-import nimburion.cli, nimburion.cli.worker, nimburion.scheduler, nimburion.telemetry
+import nimburion.cli, nimburion.cli.commands.worker, nimburion.scheduler, nimburion.telemetry
 import nimburion.telemetry.logs, nimburion.telemetry.registry
 Processor("memory://")
 print([name for name in sys.modules if name.partition(".")[0] == "opentelemetry"])

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, cast
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError
-from nimburion.core.redaction import redact_url
-from nimburion.core.suggestions import describe_unknown
+from nimburion.core.text.redaction import redact_url
+from nimburion.core.text.suggestions import describe_unknown
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Awaitable, Callable
 
-from nimburion.core.clock import Clock
+from nimburion.core.timing.clock import Clock
 
 PINGS = 20
 """The number of calls that `measure_round_trip` makes."""

@@ -73,7 +73,7 @@ def _find_exit_code(error: BaseException) -> int | None:
 
 
 def _print_error(message: str, code: int) -> int:
-    from nimburion.core.escaping import escape_controls
+    from nimburion.core.text.escaping import escape_controls
 
     line = escape_controls(" ".join(message.split()))
     click.echo(f"nimburion: {line}", err=True)

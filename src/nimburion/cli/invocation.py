@@ -49,7 +49,7 @@ class Invocation:
         import asyncio  # takes a fifth of the start time, so help texts do not import it
 
         from nimburion.backends import open_backend
-        from nimburion.core.redaction import redact_url
+        from nimburion.core.text.redaction import redact_url
 
         url = self.load().jobs.url
         backend = open_backend(url)

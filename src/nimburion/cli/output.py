@@ -13,8 +13,8 @@ from datetime import datetime
 import click
 
 from nimburion.cli.invocation import current_invocation
-from nimburion.core.escaping import escape_controls
-from nimburion.core.shortening import shorten
+from nimburion.core.text.escaping import escape_controls
+from nimburion.core.text.shortening import shorten
 
 _MAX_CELL_WIDTH = 60
 _MIN_COLUMN_WIDTH = 8

@@ -9,8 +9,8 @@ import click
 import msgspec
 
 from nimburion.cli.output import format_duration, format_time, print_fields, print_table
-from nimburion.core.escaping import escape_controls, escape_lines
 from nimburion.core.job import JobRecord
+from nimburion.core.text.escaping import escape_controls, escape_lines
 
 
 def record_to_data(record: JobRecord) -> dict[str, object]:

@@ -50,7 +50,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, name = COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(import_module(f"nimburion.cli.{module}"), name)
+        command: click.Command = getattr(import_module(f"nimburion.cli.commands.{module}"), name)
         return command
 
     def format_commands(

@@ -11,8 +11,8 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from nimburion.core.clock import Clock
 from nimburion.core.service import Service
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Health
 
 _STATUS_INTERVAL = 10.0

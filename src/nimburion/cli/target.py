@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import click
 
 from nimburion.cli.exit_codes import BadInput, CommandFailed
-from nimburion.core.escaping import escape_lines
-from nimburion.core.redaction import redact_url
-from nimburion.core.suggestions import find_nearest
+from nimburion.core.text.escaping import escape_lines
+from nimburion.core.text.redaction import redact_url
+from nimburion.core.text.suggestions import find_nearest
 
 if TYPE_CHECKING:
     from nimburion.jobs import Processor

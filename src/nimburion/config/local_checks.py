@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from importlib.util import find_spec
 
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import Clock
+from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.settings import Config
+from nimburion.core.timing.clock import Clock
 
 ALLOWED_CLOCK_STEP = 0.1
 """Seconds by which the wall clock may deviate from the monotonic clock during the checks."""

@@ -25,7 +25,7 @@ from nimburion.config.value_types import (
 )
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
-from nimburion.core.suggestions import find_nearest
+from nimburion.core.text.suggestions import find_nearest
 
 
 class Section(msgspec.Struct, frozen=True):

@@ -12,10 +12,10 @@ import msgspec
 
 from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.core.errors import DefinitionError
-from nimburion.core.redaction import redact_value
-from nimburion.core.shortening import shorten
 from nimburion.core.size_limits import NAME_PATTERN
-from nimburion.core.sizes import read_byte_count
+from nimburion.core.text.redaction import redact_value
+from nimburion.core.text.shortening import shorten
+from nimburion.core.text.sizes import read_byte_count
 
 MAX_DURATION = 36_525 * 86_400.0
 
@@ -141,7 +141,7 @@ def zone() -> ValueType:
     spelled = text()
 
     def take(written: Written) -> object:
-        from nimburion.core.timezones import find_zone, suggest_zone  # only if one is set
+        from nimburion.core.timing.timezones import find_zone, suggest_zone  # only if one is set
 
         found = str(spelled.take(written))
         try:

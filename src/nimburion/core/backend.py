@@ -36,12 +36,13 @@ from typing import Protocol
 import msgspec
 
 from nimburion.core.audit import AuditPage, AuditRecord
-from nimburion.core.checks import CheckResult
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
@@ -54,7 +55,6 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settlement
-from nimburion.core.statistics import Statistics
 from nimburion.core.transactions import CallerConnection, Transaction
 
 
@@ -371,7 +371,7 @@ class Inspecting(Protocol):
     async def explain_job(self, job_id: str) -> Facts:
         """Return what decides whether a job can run, in one consistent read.
 
-        `find_causes` of `nimburion.core.explanations` says what follows from it.
+        `find_causes` of `nimburion.core.diagnosis.explanations` says what follows from it.
 
         Raises:
             JobNotFound: there is no job with this id.

@@ -44,7 +44,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
-from nimburion.core.durations import to_seconds
+from nimburion.core.timing.durations import to_seconds
 
 if TYPE_CHECKING:
     from nimburion.core.job import AttemptError

@@ -13,9 +13,9 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
-from nimburion.core.backoff import iterate_pauses
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
+from nimburion.core.timing.backoff import iterate_pauses
+from nimburion.core.timing.clock import Clock
 
 _FIRST_PAUSE = 0.1
 """Seconds until `run` is called again after its first exception."""

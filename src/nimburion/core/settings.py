@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.redaction import redact_url
 from nimburion.core.size_limits import SizeLimits
+from nimburion.core.text.redaction import redact_url
 
 Choice = Literal["auto", "yes", "no"]
 

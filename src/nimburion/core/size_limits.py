@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.shortening import shorten
+from nimburion.core.text.shortening import shorten
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 """The pattern of job names, queue names and ids."""

@@ -26,7 +26,6 @@ import msgspec
 
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock, SystemClock
 from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.core.ids import Entropy
 from nimburion.core.service import Service
@@ -38,7 +37,8 @@ from nimburion.core.settings import (
     SettingsOptions,
     read_bounds,
 )
-from nimburion.core.suggestions import describe_unknown
+from nimburion.core.text.suggestions import describe_unknown
+from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob

@@ -6,10 +6,10 @@ import asyncio
 from random import Random
 
 from nimburion.core.backend import Consuming
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
+from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.service import Periodic
-from nimburion.core.statistics_recorder import StatisticsRecorder
+from nimburion.core.timing.clock import Clock
 
 _INTERVAL = 10.0
 """Seconds between two writes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 
 from nimburion.core.backend import Lifecycle
-from nimburion.core.clock import Clock
+from nimburion.core.timing.clock import Clock
 
 _log = logging.getLogger("nimburion.scheduler")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.shortening import shorten
+from nimburion.core.text.shortening import shorten
 
 LAST = -1
 """The value that stands for the last occurrence of a weekday in its month."""

@@ -9,14 +9,14 @@ from typing import Any, TypedDict, cast, get_args
 
 import msgspec
 
-from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Overlap
 from nimburion.core.settings import TaskSettings
 from nimburion.core.size_limits import NAME_PATTERN, check_name
-from nimburion.core.suggestions import describe_unknown
-from nimburion.core.timezones import find_zone
+from nimburion.core.text.suggestions import describe_unknown
+from nimburion.core.timing.durations import read_seconds
+from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import Client, prepare_job
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, find_declaration

@@ -11,7 +11,7 @@ from nimburion.core.errors import BackendError, DefinitionError
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.service import Service, wait_for_first
 from nimburion.core.settings import Config, SchedulerSettings
-from nimburion.core.timezones import find_zone
+from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import (

@@ -11,7 +11,7 @@ import msgspec
 from nimburion.core.errors import DefinitionError
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, NewJob
 from nimburion.core.schedules import Overlap
-from nimburion.core.timezones import find_zone
+from nimburion.core.timing.timezones import find_zone
 from nimburion.scheduler.triggers import Timetable, parse_trigger
 
 Misfire = Literal["skip", "fire_once", "catch_up"]

@@ -10,7 +10,7 @@ from nimburion.core.errors import BackendError, InvalidJob, Unstorable
 from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired
-from nimburion.core.timezones import find_zone
+from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import count_stored, prepare_job, run_enqueue_middleware
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.declarations import DeclaredSchedule

@@ -7,16 +7,16 @@ import asyncio
 import msgspec
 
 from nimburion.config.local_checks import run_local_checks
-from nimburion.core.checks import (
+from nimburion.core.diagnosis.checks import (
     CheckResult,
     Verdict,
     find_worst,
     make_failed_check,
     make_timeout_check,
 )
+from nimburion.core.diagnosis.unserved import check_workers
 from nimburion.core.errors import NimburionError
 from nimburion.core.settings import Config
-from nimburion.core.unserved import check_workers
 from nimburion.jobs.client.client import Client
 
 CHECKS_KEPT = 5.0

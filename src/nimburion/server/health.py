@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import NimburionError
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.health import Health
 
 Phase = Literal["stopped", "starting", "started", "stopping"]

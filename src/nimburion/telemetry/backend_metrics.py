@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nimburion.core.backend import Backend
+from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.errors import BackendError
 from nimburion.core.job import State
-from nimburion.core.job_counters import OTHER
+from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
-from nimburion.core.unserved import find_unserved, is_live
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
 _log = logging.getLogger("nimburion.telemetry")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nimburion.core.job_counters import JobCounters, LaneCounters
-from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS
+from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS
 from nimburion.telemetry.families import (
     NO_LABELS,
     Exemplar,

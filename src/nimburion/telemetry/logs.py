@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, TextIO
 
 from nimburion.core.errors import ConfigurationError
-from nimburion.core.escaping import escape_controls, escape_lines
-from nimburion.core.shortening import shorten
+from nimburion.core.text.escaping import escape_controls, escape_lines
+from nimburion.core.text.shortening import shorten
 
 LogFormat = Literal["text", "json"]
 FORMATS: tuple[LogFormat, ...] = ("text", "json")

@@ -31,10 +31,10 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from nimburion.core.durations import to_seconds
 from nimburion.core.errors import Cancel, ConfigurationError, Retry, Snooze
 from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events, SessionOpened
-from nimburion.core.shortening import shorten
+from nimburion.core.text.shortening import shorten
+from nimburion.core.timing.durations import to_seconds
 from nimburion.core.version import __version__
 from nimburion.telemetry.registry import MetricsRegistry
 

@@ -10,7 +10,7 @@ import msgspec
 from nimburion.core.job import JobOptions, JobRecord
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
-from nimburion.core.shortening import shorten
+from nimburion.core.text.shortening import shorten
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend

@@ -22,8 +22,8 @@ from nimburion.backends.postgres.checks import (
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.migrations import run_migrations
 from nimburion.backends.postgres.url import PostgresSettings, parse_url
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import SystemClock
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.timing.clock import SystemClock
 from tests.backends.postgres.test_migrations import FIRST, SECOND
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer

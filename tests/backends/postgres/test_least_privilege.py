@@ -11,11 +11,11 @@ from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.job import State
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import WorkerCommand
-from nimburion.core.statistics import Counters, Statistics
 from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import Harness

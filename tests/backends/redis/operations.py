@@ -13,15 +13,15 @@ from nimburion.backends.redis.connection.connect import connect
 from nimburion.backends.redis.url import parse_url
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
-from nimburion.core.explanations import CauseKind, find_causes
+from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import JobOptions, State
+from nimburion.core.metrics.statistics import STEPS as INTERVALS
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import Overlap, ScheduleRecord
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
-from nimburion.core.statistics import STEPS as INTERVALS
-from nimburion.core.statistics import Counters, Statistics
 from nimburion.jobs import Context, PermanentError, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness

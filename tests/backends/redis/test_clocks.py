@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.redis import RedisBackend
-from nimburion.core.clock import SystemClock
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
+from nimburion.core.timing.clock import SystemClock
 from tests.servers.server_kinds import BINARIES, RunningRedis
 
 HOUR = 3600.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nimburion.backends.redis.keys import KEYS
-from nimburion.core.statistics import STEPS
+from nimburion.core.metrics.statistics import STEPS
 from tests.backends.redis.operations import run_everything
 from tests.servers import Server
 

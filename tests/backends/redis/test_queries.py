@@ -15,11 +15,11 @@ from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.backends.redis.queries import MAX_SORTED
 from nimburion.core.errors import InvalidJob, JobNotFound, Unstorable
 from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Cancelled, Completed, Failed
-from nimburion.core.statistics import MERGE_AFTER, STEPS, Counters, Statistics
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
@@ -107,7 +107,7 @@ async def test_a_list_passes_over_what_was_forgotten(
     assert await backend.prune(NOTHING_KEPT, 20_000) == 12_000
     backend.ran.clear()
     assert await list_ids(backend) == [last, middle, first]
-    assert backend.ran["list"] <= 2
+    assert backend.ran["list_jobs"] <= 2
 
 
 async def test_blocks_are_emptied_in_any_order(harness: Harness, backend: CountingBackend) -> None:
@@ -119,7 +119,7 @@ async def test_blocks_are_emptied_in_any_order(harness: Harness, backend: Counti
         assert len(await list_ids(backend)) == (await backend.count_jobs())[State.COMPLETED]
     backend.ran.clear()
     assert await list_ids(backend) == ids[:1999:-1]
-    assert backend.ran["list"] <= 2
+    assert backend.ran["list_jobs"] <= 2
 
 
 async def test_a_filter_finds_the_few_among_the_many(
@@ -142,7 +142,7 @@ async def test_unfinished_jobs_are_found_without_looking_at_the_others(
     for state in (State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING):
         found = await backend.list_jobs(JobFilter(states=frozenset({state})))
         assert {job.state for job in found.jobs} == {state}
-    assert backend.ran == {"unfinished": 4, "list": 4}
+    assert backend.ran == {"find_unfinished": 4, "list_jobs": 4}
     waiting = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING})
     unfinished = [one for one in reversed(ids) if not (await backend.get_job(one)).state.finished]
     assert await list_ids(backend, JobFilter(states=waiting), limit=2) == unfinished
@@ -155,7 +155,7 @@ async def test_of_many_unfinished_jobs_the_newest_are_found_first(
     backend.ran.clear()
     page = await backend.list_jobs(JobFilter(states=frozenset({State.PENDING})))
     assert [job.id for job in page.jobs] == ids[:-101:-1]
-    assert backend.ran == {"unfinished": 1, "list": 1}
+    assert backend.ran == {"find_unfinished": 1, "list_jobs": 1}
 
 
 async def test_more_ids_than_one_script_takes(harness: Harness, backend: CountingBackend) -> None:
@@ -174,7 +174,7 @@ async def test_a_page_of_large_payloads_takes_several_answers(
     page = await backend.list_jobs(limit=40, payloads=True)
     assert [job.payload for job in page.jobs] == [job.payload for job in reversed(jobs)]
     assert page.next is None
-    assert backend.ran["list"] == 3
+    assert backend.ran["list_jobs"] == 3
 
 
 @pytest.mark.parametrize(("budget", "examined"), [(500, 500), (999, 999), (1_300, 1_300)])
@@ -365,7 +365,7 @@ async def test_holders_are_found_among_more_leases_than_one_script_looks_at(
     (limit,) = await backend.list_limits()
     assert (limit.in_use, len(limit.holders)) == (2_230, 20)
     assert [holder.session for holder in limit.holders[:5]] == [limited.id] * 5
-    assert backend.ran["limits"] == 2
+    assert backend.ran["list_limits"] == 2
     assert (await backend.explain_job(limit.holders[0].job_id)).limit == limit
 
 

@@ -14,9 +14,11 @@ from nimburion.backends.redis.scripts import drop_unused_functions, inline_const
 from nimburion.core.job import State
 from tests.house.tree import PACKAGE
 
-SHARED = PACKAGE / "backends" / "redis" / "lua" / "shared"
-LUA = "\n".join(path.read_text(encoding="utf-8") for path in sorted(SHARED.glob("*.lua")))
-HEADER = (SHARED / "record_format.lua").read_text(encoding="utf-8").partition("\nlocal ")[0]
+FOLDER = PACKAGE / "backends" / "redis" / "lua"
+FILES = sorted([*FOLDER.glob("formats/*.lua"), *FOLDER.glob("shared/*.lua")])
+LUA = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
+FORMATS = (FOLDER / "formats" / "record_format.lua").read_text(encoding="utf-8")
+HEADER = FORMATS.partition("\nlocal ")[0]
 
 
 def read_constants() -> dict[str, int | bytes]:

@@ -15,9 +15,9 @@ from nimburion.backends.redis.connection.command_connection import CommandConnec
 from nimburion.backends.redis.connection.topology import ServerLocator
 from nimburion.backends.redis.server_check import RedisServerInfo, SendCommand, check_server
 from nimburion.backends.redis.url import parse_url
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.errors import BackendUnavailable, ConfigurationError
+from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.testing import FakeClock
 from tests import servers
 from tests.servers import Binary, Cluster, valkey_binary

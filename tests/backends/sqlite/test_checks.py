@@ -14,7 +14,7 @@ import pytest
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite import SQLiteBackend, checks
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.core.checks import CheckResult
+from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.errors import BackendUnavailable, NotOpen
 from nimburion.core.job import NewJob
 from nimburion.testing import FakeClock

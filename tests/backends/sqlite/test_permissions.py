@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.core.checks import CheckResult
+from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.job import NewJob
 from tests.backends.sqlite.conftest import Start, let_others_in, read_output
 

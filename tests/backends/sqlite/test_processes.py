@@ -8,11 +8,11 @@ from pathlib import Path
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.notifications import find_socket_folder
-from nimburion.core.clock import SystemClock
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.core.timing.clock import SystemClock
 from tests.backends.sqlite.conftest import Start, assert_sound, read_line, read_output
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.metrics.statistics import Counters, Histogram, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, Session
-from nimburion.core.statistics import Counters, Histogram, Statistics
 from nimburion.server.api.scale import average_runs, compute_scale
 from tests.server.conftest import Api
 

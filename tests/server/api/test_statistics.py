@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nimburion.core.statistics import Counters, Histogram, Statistics
+from nimburion.core.metrics.statistics import Counters, Histogram, Statistics
 from tests.server.conftest import Api
 
 _MINUTE = 60

@@ -18,18 +18,17 @@ from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import ConfigurationError, JobNotFound
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
-from nimburion.core.redaction import redact_url
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import (
     HeartbeatReply,
@@ -40,7 +39,8 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settlement
-from nimburion.core.statistics import Statistics
+from nimburion.core.text.redaction import redact_url
+from nimburion.core.timing.clock import Clock, SystemClock
 
 T = TypeVar("T")
 

@@ -23,15 +23,22 @@ from nimburion.backends.memory.transitions import (
     check_settlement_delays,
 )
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
-from nimburion.core import failure_groups
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
+from nimburion.core.diagnosis import failure_groups
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroups
-from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import FINISHED, AttemptError, JobRecord, NewJob, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
+from nimburion.core.metrics.statistics import (
+    MERGE_AFTER,
+    MERGED_SOURCE,
+    STEPS,
+    Statistics,
+    add_statistics,
+    check_interval,
+)
 from nimburion.core.operations import Cancellation, Replayed, Rescued, Retention
 from nimburion.core.queries import JobFilter, Page, Pause, parse_cursor
 from nimburion.core.schedules import Fired, Overlap
@@ -46,14 +53,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settled, Settlement
-from nimburion.core.statistics import (
-    MERGE_AFTER,
-    MERGED_SOURCE,
-    STEPS,
-    Statistics,
-    add_statistics,
-    check_interval,
-)
+from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _MAX_PROMOTED = 10_000
 _ENDED_SESSION_RETENTION = to_micros(86_400)

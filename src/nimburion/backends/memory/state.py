@@ -19,11 +19,11 @@ from nimburion.core.job import (
     compute_digest,
 )
 from nimburion.core.lease import Lease, Token
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
-from nimburion.core.statistics import Statistics
 
 MICRO = 1_000_000
 """Microseconds per second. All backends store whole microseconds, so equal times stay equal."""

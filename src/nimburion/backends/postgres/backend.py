@@ -32,15 +32,15 @@ from nimburion.backends.server.handle import OpenHandle
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
-from nimburion.core.checks import CheckResult, make_failed_check
-from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
@@ -54,7 +54,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settlement
-from nimburion.core.statistics import MERGE_AFTER, STEPS, Statistics
+from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.transactions import CallerConnection, Transaction
 
 CAPABILITIES = Capabilities(

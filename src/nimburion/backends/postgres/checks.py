@@ -22,8 +22,8 @@ from nimburion.backends.postgres.migrations import (
 )
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.sql_files import Statements
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import Clock
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.timing.clock import Clock
 
 _NEARLY_ALL = 0.8
 _OLD_SNAPSHOT = 300.0

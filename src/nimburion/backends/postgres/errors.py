@@ -28,7 +28,7 @@ from nimburion.core.errors import (
     NimburionError,
     Unstorable,
 )
-from nimburion.core.redaction import redact_urls
+from nimburion.core.text.redaction import redact_urls
 
 DRIVER_ERRORS = (
     asyncpg.PostgresError,

@@ -11,9 +11,9 @@ from nimburion.backends.postgres.encoding import encode_text, reject_unstorable_
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
+from nimburion.core.metrics.statistics import STEPS, Counters, Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, ScheduleRecord
-from nimburion.core.statistics import STEPS, Counters, Statistics, add_statistics
 
 _decode_counters = msgspec.json.Decoder(Counters).decode
 _decode_audit_record = msgspec.json.Decoder(AuditRecord).decode

@@ -23,10 +23,11 @@ from nimburion.backends.server.encoding import (
     encode_json,
     to_micros,
 )
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
+from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.session import (
     LimitHolder,
@@ -36,7 +37,6 @@ from nimburion.core.session import (
     Vitals,
     WorkerCommand,
 )
-from nimburion.core.statistics import Counters, Statistics, add_statistics, check_interval
 
 _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode

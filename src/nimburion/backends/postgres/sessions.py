@@ -13,7 +13,6 @@ from nimburion.backends.postgres.encoding import (
 )
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
-from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued
@@ -24,6 +23,7 @@ from nimburion.core.session import (
     Vitals,
     WorkerCommand,
 )
+from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _LOST_ERROR = AttemptError(
     0, "lost", "WorkerLost", "its worker vanished", fingerprint=LOST_FINGERPRINT

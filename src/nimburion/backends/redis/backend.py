@@ -35,8 +35,9 @@ from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
-from nimburion.core.checks import CheckResult, make_failed_check
-from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,
@@ -44,11 +45,10 @@ from nimburion.core.errors import (
     FormatMismatch,
 )
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import FINISHED, Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
@@ -61,7 +61,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settlement
-from nimburion.core.statistics import Statistics, add_statistics
+from nimburion.core.timing.clock import Clock, SystemClock
 
 CAPABILITIES = Capabilities(
     durable=True,
@@ -451,7 +451,7 @@ class RedisBackend:
             arguments = operations.encode_pause(queue, by, reason, until)
         else:
             arguments = operations.encode_resume(queue)
-        await self._run_script("pause", *arguments)
+        await self._run_script("pause_queue", *arguments)
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         """See `Backend.send_command`."""
@@ -501,21 +501,21 @@ class RedisBackend:
             fields = await self._find_fields(which.ids)
         elif states and states.isdisjoint(FINISHED):
             codes = "".join(STATE_CODES[state] for state in states)
-            fields = split_fields(await self._run_script("unfinished", codes, MAX_SORTED))
+            fields = split_fields(await self._run_script("find_unfinished", codes, MAX_SORTED))
         return JobScan(which, states, after, fields=fields, deletes=deletes)
 
     async def _find_fields(self, ids: Collection[str]) -> list[bytes]:
         """Return the fields (encoded seqs) of the jobs with these ids; unknown ids are skipped."""
         arguments, found = sorted({encode_id_or_empty(job_id) for job_id in ids}), []
         for at in range(0, len(arguments), SCAN_STEP):
-            found += await self._run_script("find", *arguments[at : at + SCAN_STEP])
+            found += await self._run_script("find_jobs", *arguments[at : at + SCAN_STEP])
         return [field for field in found if field is not None]
 
     # --- queries ---
 
     async def get_job(self, job_id: str) -> JobRecord:
         """See `Backend.get_job`."""
-        reply = await self._run_script("get", encode_id_or_empty(job_id))
+        reply = await self._run_script("get_job", encode_id_or_empty(job_id))
         return queries.decode_record(reply, job_id)
 
     async def list_jobs(
@@ -533,7 +533,7 @@ class RedisBackend:
         scan = await self._open_scan(which, which.states, after)
         page = PageScan(scan, limit, budget, payloads=payloads)
         while not page.is_finished:
-            page.add_reply(await self._run_script("list", *page.make_arguments()))
+            page.add_reply(await self._run_script("list_jobs", *page.make_arguments()))
         return page.make_page()
 
     async def group_failures(
@@ -546,7 +546,9 @@ class RedisBackend:
         checked, rows, stopped = 0, [], 0
         while not scan.is_finished and not stopped:
             arguments = scan.make_arguments(0, max(0, budget - checked))
-            after, last, stopped, count, found = await self._run_script("dead_letters", *arguments)
+            after, last, stopped, count, found = await self._run_script(
+                "list_dead_letters", *arguments
+            )
             scan.advance(after, last)
             checked += count
             rows += found
@@ -561,7 +563,7 @@ class RedisBackend:
 
     async def explain_job(self, job_id: str) -> Facts:
         """See `Backend.explain_job`. One script reads everything."""
-        reply = await self._run_script("explain", encode_id_or_empty(job_id))
+        reply = await self._run_script("explain_job", encode_id_or_empty(job_id))
         return queries.decode_facts(reply, job_id)
 
     async def list_limits(self) -> list[LimitInfo]:
@@ -569,7 +571,7 @@ class RedisBackend:
         replies: list[list[Any]] = []
         following: int | None = 0
         while following is not None:
-            following, rows = await self._run_script("limits", following)
+            following, rows = await self._run_script("list_limits", following)
             replies.append(rows)
         return queries.decode_limits(replies)
 
@@ -591,7 +593,7 @@ class RedisBackend:
         keys = self._get_connections().keys
         while not read.is_finished:
             call = read.make_call(keys)
-            reply = await self._run_script("statistics", *call.arguments, more_keys=call.keys)
+            reply = await self._run_script("list_statistics", *call.arguments, more_keys=call.keys)
             read.add_reply(reply)
 
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
@@ -602,15 +604,15 @@ class RedisBackend:
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.count_jobs`."""
         arguments = [] if queue is None else [encode_lookup_text(queue)]
-        return queries.decode_counts(await self._run_counting_script("counts", *arguments))
+        return queries.decode_counts(await self._run_counting_script("count_jobs", *arguments))
 
     async def list_queues(self) -> list[QueueInfo]:
         """See `Backend.list_queues`."""
-        return queries.decode_queues(await self._run_counting_script("queues"))
+        return queries.decode_queues(await self._run_counting_script("list_queues"))
 
     async def list_sessions(self) -> list[SessionInfo]:
         """See `Backend.list_sessions`."""
-        return queries.decode_sessions(await self._run_script("sessions"))
+        return queries.decode_sessions(await self._run_script("list_sessions"))
 
     async def _run_counting_script(self, name: str, *arguments: CommandPart) -> list[Any]:
         """Run a script that counts jobs, and return its reply. The script counts up to 500 due jobs
@@ -628,7 +630,7 @@ class RedisBackend:
 
     async def list_schedules(self) -> list[ScheduleRecord]:
         """See `Backend.list_schedules`."""
-        return operations.decode_schedules(await self._run_script("schedules"))
+        return operations.decode_schedules(await self._run_script("list_schedules"))
 
     async def pause_schedule(self, name: str, *, paused: bool) -> bool:
         """See `Backend.pause_schedule`."""

@@ -21,8 +21,8 @@ from nimburion.backends.redis.server_check import (
     read_server_info,
 )
 from nimburion.backends.redis.url import RedisSettings
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import Clock
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.timing.clock import Clock
 
 _NEARLY_FULL = 0.8
 _NEARLY_ALL = 0.8

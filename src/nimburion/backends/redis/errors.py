@@ -29,7 +29,7 @@ from nimburion.core.errors import (
     NimburionError,
     Unstorable,
 )
-from nimburion.core.redaction import redact_urls
+from nimburion.core.text.redaction import redact_urls
 
 DRIVER_ERRORS = (driver.RedisError, OSError, EOFError, UnicodeEncodeError, OverflowError)
 """The exceptions that a connection can raise. Catch these, and raise the result of `map_error`."""

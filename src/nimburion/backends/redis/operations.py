@@ -53,7 +53,7 @@ def decode_replayed(replies: Sequence[list[Any]]) -> Replayed:
 
 @reject_unstorable_text
 def encode_pause(queue: str, by: str, reason: str, until: float | None) -> list[bytes]:
-    """Return the arguments of `pause.lua` that pause a queue.
+    """Return the arguments of `pause_queue.lua` that pause a queue.
 
     Raises:
         Unstorable: the time or a text cannot be stored.
@@ -63,7 +63,7 @@ def encode_pause(queue: str, by: str, reason: str, until: float | None) -> list[
 
 
 def encode_resume(queue: str) -> list[bytes]:
-    """Return the arguments of `pause.lua` that resume a queue."""
+    """Return the arguments of `pause_queue.lua` that resume a queue."""
     return [encode_lookup_text(queue), b"", b""]
 
 
@@ -97,7 +97,7 @@ def encode_schedule(schedule: ScheduleRecord) -> list[bytes]:
 
 
 def decode_schedules(reply: list[bytes]) -> list[ScheduleRecord]:
-    """Decode the reply of `schedules.lua`, sorted by name."""
+    """Decode the reply of `list_schedules.lua`, sorted by name."""
     records = [
         _decode_schedule(name.decode(), packed)
         for name, packed in zip(reply[::2], reply[1::2], strict=True)

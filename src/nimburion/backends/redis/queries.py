@@ -32,9 +32,9 @@ from nimburion.backends.redis.record_format import (
 )
 from nimburion.backends.redis.sessions import decode_command
 from nimburion.backends.server.encoding import MICRO, decode_id
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroup, group_failures
 from nimburion.core.errors import JobNotFound
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroup, group_failures
 from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.session import (
@@ -135,7 +135,7 @@ def format_cursor(field: bytes) -> str:
 
 
 def split_fields(joined: bytes | None) -> list[bytes] | None:
-    """Split the reply of `unfinished.lua` into fields; None if there were too many jobs."""
+    """Split the reply of `find_unfinished.lua` into fields; None if there were too many jobs."""
     if joined is None:
         return None
     return [joined[at : at + 8] for at in range(0, len(joined), 8)]
@@ -237,7 +237,7 @@ def decode_ids(packed: Iterable[bytes]) -> list[str]:
 
 
 def decode_record(reply: list[Any], job_id: str) -> JobRecord:
-    """Decode the reply of `get.lua`.
+    """Decode the reply of `get_job.lua`.
 
     Raises:
         JobNotFound: there is no such job.
@@ -249,7 +249,7 @@ def decode_record(reply: list[Any], job_id: str) -> JobRecord:
 
 
 class PageScan:
-    """A scan that fills a page of jobs, with one or more runs of `list.lua`.
+    """A scan that fills a page of jobs, with one or more runs of `list_jobs.lua`.
 
     Args:
         scan: the scan over the jobs.
@@ -386,7 +386,7 @@ def decode_progress(packed: bytes) -> Progress:
 
 
 def group_dead_letters(rows: list[Any], limit: int) -> list[FailureGroup]:
-    """Group the rows of `dead_letters.lua`. The groups have no type and message yet."""
+    """Group the rows of `list_dead_letters.lua`. The groups have no type and message yet."""
     return group_failures((_make_dead_letter(*row) for row in _split_rows(rows, 4)), limit)
 
 
@@ -422,12 +422,12 @@ def add_errors(groups: Sequence[FailureGroup], jobs: Iterable[JobRecord]) -> lis
 
 
 def decode_counts(reply: list[int]) -> dict[State, int]:
-    """Decode the reply of `counts.lua`."""
+    """Decode the reply of `count_jobs.lua`."""
     return dict(zip(STATE_CODES, reply, strict=True))
 
 
 def decode_queues(reply: list[Any]) -> list[QueueInfo]:
-    """Decode the reply of `queues.lua`, sorted by name."""
+    """Decode the reply of `list_queues.lua`, sorted by name."""
     now, details = int.from_bytes(reply[0], "big"), reply[1]
     pauses = {queue.decode(): decode_pause(pause) for queue, pause in _split_rows(reply[2], 2)}
     lanes = [
@@ -458,7 +458,7 @@ def decode_pause(packed: bytes) -> Pause:
 
 
 def decode_limits(replies: Sequence[list[Any]]) -> list[LimitInfo]:
-    """Combine the rows of several runs of `limits.lua`, sorted by name."""
+    """Combine the rows of several runs of `list_limits.lua`, sorted by name."""
     limits: dict[str, tuple[int, int]] = {}
     holders: dict[str, dict[str, LimitHolder]] = {}
     for name, limit, in_use, found in (row for rows in replies for row in _split_rows(rows, 4)):
@@ -487,7 +487,7 @@ def _decode_holder(started: bytes, job_id: bytes, session: bytes | None) -> Limi
 
 
 def decode_facts(reply: list[Any], job_id: str) -> Facts:
-    """Decode the reply of `explain.lua`.
+    """Decode the reply of `explain_job.lua`.
 
     Raises:
         JobNotFound: there is no such job.
@@ -507,7 +507,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
 
 
 def decode_sessions(reply: list[Any]) -> list[SessionInfo]:
-    """Decode the reply of `sessions.lua`, oldest first."""
+    """Decode the reply of `list_sessions.lua`, oldest first."""
     rows = sorted(_split_rows(reply, 7), key=lambda row: row[1][:4])
     return [_decode_session(row[1:]) for row in rows]
 

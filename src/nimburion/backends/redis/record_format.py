@@ -41,7 +41,7 @@ STATE_CODES: Mapping[State, str] = MappingProxyType(
         State.CANCELLED: "X",
     }
 )
-"""The codes of the states, in the order of `count_jobs.lua`."""
+"""The codes of the states, in the order of `count_by_lane.lua`."""
 STATES: Mapping[str, State] = MappingProxyType({code: state for state, code in STATE_CODES.items()})
 """The states by their codes."""
 

@@ -1,5 +1,10 @@
-"""The Lua scripts: one per operation (`lua/operations`), built from the file of the operation and
-the shared parts (`lua/shared`) that it uses.
+"""The Lua scripts: one per operation, built from the file of the operation and the parts that it
+uses.
+
+- `lua/operations`: one file per operation, in folders that are named after the protocols of
+  `core/backend.py`.
+- `lua/formats`: parts that read and write records, names and numbers.
+- `lua/shared`: parts that do one step of several operations.
 
 The header of a file has these labels:
 
@@ -30,7 +35,16 @@ from typing import NamedTuple
 from nimburion.backends.sql_files import LuaFiles
 
 PACKAGE = "nimburion.backends.redis"
-SHARED, OPERATIONS = "lua/shared", "lua/operations"
+FOLDERS = (
+    "lua/formats",
+    "lua/shared",
+    "lua/operations/producing",
+    "lua/operations/consuming",
+    "lua/operations/maintaining",
+    "lua/operations/inspecting",
+    "lua/operations/scheduling",
+)
+"""The folders of the Lua files, in PACKAGE."""
 FLAGS_SINCE = (7, 0)
 """The first server version in which scripts declare their behaviour by flags."""
 
@@ -74,38 +88,40 @@ SCRIPT_SPECS = MappingProxyType(
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
         "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CANCEL_PARTS), "allow-oom"),
-        "pause": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
+        "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "put_audit": ScriptSpec(("times",), "allow-oom"),
         "replay": ScriptSpec((*_WRITE_PARTS, "scan_jobs"), "allow-oom"),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
         "prune": ScriptSpec((*_RECORD_PARTS, "lanes", "delete_jobs", "pauses"), "allow-oom"),
-        "find": ScriptSpec(("ids",), "no-writes"),
-        "unfinished": ScriptSpec(_RECORD_PARTS, "no-writes"),
-        "get": ScriptSpec((*_SCAN_PARTS, "ids", *_DETAIL_PARTS), "no-writes"),
-        "list": ScriptSpec((*_SCAN_PARTS, *_DETAIL_PARTS), "no-writes"),
-        "dead_letters": ScriptSpec(_SCAN_PARTS, "no-writes"),
-        "explain": ScriptSpec(
+        "find_jobs": ScriptSpec(("ids",), "no-writes"),
+        "find_unfinished": ScriptSpec(_RECORD_PARTS, "no-writes"),
+        "get_job": ScriptSpec((*_SCAN_PARTS, "ids", *_DETAIL_PARTS), "no-writes"),
+        "list_jobs": ScriptSpec((*_SCAN_PARTS, *_DETAIL_PARTS), "no-writes"),
+        "list_dead_letters": ScriptSpec(_SCAN_PARTS, "no-writes"),
+        "explain_job": ScriptSpec(
             (
                 *_SCAN_PARTS,
                 *("ids", "unique_keys", "pauses"),
                 *_DETAIL_PARTS,
-                *("limit_holders", "list_sessions"),
+                *("limit_holders", "read_sessions"),
             ),
             "no-writes",
         ),
-        "counts": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs"), "no-writes"),
-        "queues": ScriptSpec((*_RECORD_PARTS, "lanes", "count_jobs", "pauses"), "no-writes"),
-        "sessions": ScriptSpec((*_RECORD_PARTS, "list_sessions"), "no-writes"),
-        "limits": ScriptSpec(
+        "count_jobs": ScriptSpec((*_RECORD_PARTS, "lanes", "count_by_lane"), "no-writes"),
+        "list_queues": ScriptSpec(
+            (*_RECORD_PARTS, "lanes", "count_by_lane", "pauses"), "no-writes"
+        ),
+        "list_sessions": ScriptSpec((*_RECORD_PARTS, "read_sessions"), "no-writes"),
+        "list_limits": ScriptSpec(
             (*_RECORD_PARTS, "lanes", "session_names", "limit_holders"), "no-writes"
         ),
-        "statistics": ScriptSpec(("times", "batching"), "no-writes"),
+        "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
         "list_audit": ScriptSpec(("batching",), "no-writes"),
         "put_schedule": ScriptSpec(("schedule_format",)),
         "pause_schedule": ScriptSpec(("schedule_format",), "allow-oom"),
         "delete_schedule": ScriptSpec(flags="allow-oom"),
-        "schedules": ScriptSpec(flags="no-writes"),
+        "list_schedules": ScriptSpec(flags="no-writes"),
         "fire": ScriptSpec((*_WRITE_PARTS, *_CANCEL_PARTS, *_NEW_JOB_PARTS, "schedule_format")),
     }
 )
@@ -144,7 +160,7 @@ class Scripts:
 @cache
 def build_scripts(*, flagged: bool) -> MappingProxyType[str, Script]:
     """Build all scripts, once per process. `flagged`: for a server whose scripts have flags."""
-    files = LuaFiles(PACKAGE, SHARED, OPERATIONS)
+    files = LuaFiles(PACKAGE, *FOLDERS)
     return MappingProxyType(
         {
             name: build_script(files, name, spec, flagged=flagged)

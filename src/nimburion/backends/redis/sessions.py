@@ -15,7 +15,6 @@ from nimburion.backends.redis.encoding import (
 )
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
-from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.operations import Rescued
@@ -26,6 +25,7 @@ from nimburion.core.session import (
     Vitals,
     WorkerCommand,
 )
+from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _pack = msgspec.msgpack.Encoder().encode
 _LOST_ERROR = AttemptError(

@@ -15,8 +15,7 @@ from nimburion.backends.redis.encoding import (
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.server.encoding import encode_json
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
-from nimburion.core.queries import parse_cursor
-from nimburion.core.statistics import (
+from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
     STEPS,
@@ -25,6 +24,7 @@ from nimburion.core.statistics import (
     add_statistics,
     check_interval,
 )
+from nimburion.core.queries import parse_cursor
 
 _ROWS_PER_SCRIPT = 500
 _INTERVALS_PER_SCRIPT = 100
@@ -68,7 +68,7 @@ def _find_expiry(step: int, start: int) -> int:
 
 
 class StatisticsRead:
-    """A read of the statistics of a range, with one or more runs of `statistics.lua`.
+    """A read of the statistics of a range, with one or more runs of `list_statistics.lua`.
 
     Raises:
         InvalidJob: see `check_interval`.

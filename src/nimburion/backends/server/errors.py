@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from nimburion.core.errors import BackendUnavailable, NimburionError, NotSupported
-from nimburion.core.redaction import redact_urls
+from nimburion.core.text.redaction import redact_urls
 
 ErrorFactory = Callable[[str, str], NimburionError]
 """Makes an error from the name of the backend and the message of its server."""

@@ -14,9 +14,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from nimburion.core import shortening
 from nimburion.core.errors import ConfigurationError
-from nimburion.core.redaction import redact_option_name
+from nimburion.core.text import shortening
+from nimburion.core.text.redaction import redact_option_name
 
 T = TypeVar("T")
 

@@ -37,15 +37,15 @@ from nimburion.backends.sqlite.notifications import (
 from nimburion.backends.sqlite.transactions import CallerTransactions, make_transaction
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
-from nimburion.core.checks import CheckResult
-from nimburion.core.clock import Clock, SystemClock
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import NotOpen
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import Statistics, check_interval
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
@@ -58,7 +58,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settlement
-from nimburion.core.statistics import Statistics, check_interval
+from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.transactions import CallerConnection, Transaction
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES
 from nimburion.backends.sqlite.connection.path import NETWORK_FILE_SYSTEMS, find_file_system
 from nimburion.backends.sqlite.connection.space import MAX_REWRITE
 from nimburion.backends.sqlite.errors import get_error_code, map_error
-from nimburion.core.checks import CheckResult, make_failed_check
-from nimburion.core.clock import Clock
+from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.errors import BackendError
+from nimburion.core.timing.clock import Clock
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _PAGE = 4096

@@ -14,11 +14,11 @@ from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
 from nimburion.backends.sqlite.enqueue import find_key_holder
 from nimburion.backends.sqlite.sessions import decode_description
-from nimburion.core import failure_groups
 from nimburion.core.audit import AuditPage, AuditRecord
+from nimburion.core.diagnosis import failure_groups
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import JobNotFound
-from nimburion.core.explanations import Facts
-from nimburion.core.failure_groups import FailureGroups
 from nimburion.core.job import (
     FINISHED,
     NO_JOB_OPTIONS,

@@ -13,11 +13,11 @@ from nimburion.backends.sqlite.reserve import decode_limits
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
-from nimburion.core.fingerprints import LOST_FINGERPRINT
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.operations import Rescued
 from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
+from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _LOST_INCREMENT = Increments(lost=1)
 _encode = msgspec.json.Encoder().encode

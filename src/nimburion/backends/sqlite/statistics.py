@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.core.statistics import (
+from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
     STEPS,

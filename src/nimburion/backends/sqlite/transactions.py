@@ -32,7 +32,6 @@ from nimburion.backends.sqlite.errors import map_errors
 from nimburion.backends.sqlite.exchange import read_session_head
 from nimburion.backends.sqlite.notifications import CommitPoller, SQLiteNotifier
 from nimburion.backends.sqlite.settle import settle_one
-from nimburion.core.clock import Clock
 from nimburion.core.errors import (
     BackendUnavailable,
     LeaseLost,
@@ -42,6 +41,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.settlement import Completed, Settled
+from nimburion.core.timing.clock import Clock
 from nimburion.core.transactions import CallerConnection, Transaction
 
 T = TypeVar("T")

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 
 from nimburion.core.backend import Producing
-from nimburion.core.backoff import iterate_pauses
-from nimburion.core.call_counters import CallCounters
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.timers import SharedTimer
+from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.timing.backoff import iterate_pauses
+from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.timers import SharedTimer
 
 MAX_BATCH = 500
 """The largest number of callers that share one call to the backend."""

@@ -15,10 +15,6 @@ from uuid import UUID
 import msgspec
 
 from nimburion.core.backend import Backend, Transactional
-from nimburion.core.backoff import iterate_pauses
-from nimburion.core.call_counters import CallCounters
-from nimburion.core.clock import Clock, SystemClock
-from nimburion.core.durations import to_seconds
 from nimburion.core.errors import (
     DefinitionError,
     DuplicateJob,
@@ -32,11 +28,15 @@ from nimburion.core.errors import (
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds, make_session_id
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
-from nimburion.core.statistics_recorder import StatisticsRecorder
+from nimburion.core.timing.backoff import iterate_pauses
+from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher
 from nimburion.jobs.client.lazy_jobs import LazyJobs

@@ -17,8 +17,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from nimburion.core.durations import to_seconds
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.timing.durations import to_seconds
 from nimburion.jobs.client.batching import CALL_STARTED, choose_limit
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop

@@ -40,8 +40,8 @@ from typing import (
 import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
-from nimburion.core.shortening import shorten
 from nimburion.core.size_limits import SizeLimits, check_name
+from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.codec import Codec
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import msgspec
 
-from nimburion.core.durations import read_seconds
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.size_limits import SizeLimits, check_name, check_text
-from nimburion.core.suggestions import describe_unknown
+from nimburion.core.text.suggestions import describe_unknown
+from nimburion.core.timing.durations import read_seconds
 
 
 class EnqueueManyOptions(TypedDict, total=False):

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 
-from nimburion.core.durations import read_seconds
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
-from nimburion.core.sizes import read_byte_count
-from nimburion.core.suggestions import describe_unknown
+from nimburion.core.text.sizes import read_byte_count
+from nimburion.core.text.suggestions import describe_unknown
+from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.uniqueness import ALL_FIELDS, Uniqueness
 

@@ -11,8 +11,8 @@ import threading
 from itertools import count
 from typing import Literal
 
-from nimburion.core.call_counters import CallCounters
-from nimburion.core.clock import Clock
+from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.timing.clock import Clock
 
 _log = logging.getLogger("nimburion.worker")
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
@@ -20,6 +19,7 @@ from nimburion.core.lease import Delivery, Lease
 from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Released, Settlement
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from nimburion.core.backend import Backend, Maintaining
-from nimburion.core.clock import Clock
 from nimburion.core.events import Events, JobsRescued
 from nimburion.core.job import Reason
-from nimburion.core.job_counters import JobCounters
+from nimburion.core.metrics.job_counters import JobCounters
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic
 from nimburion.core.settings import Settings
+from nimburion.core.timing.clock import Clock
 
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes, so that no operation blocks others for long.

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from random import Random
 
 from nimburion.core.backend import Inspecting
-from nimburion.core.clock import Clock
+from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.service import Periodic
-from nimburion.core.unserved import find_unserved, is_live
+from nimburion.core.timing.clock import Clock
 
 _CHECK_INTERVAL = 60.0
 """The shortest time in seconds between two checks."""

@@ -19,17 +19,17 @@ from typing import Any
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.call_counters import CallCounters
-from nimburion.core.clock import Clock
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery, Lease
+from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import (

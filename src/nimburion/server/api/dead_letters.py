@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.core.backend import Inspecting
-from nimburion.core.failure_groups import FailureGroups
+from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.job import FAILED_ONLY, Reason, State
 from nimburion.core.queries import JobFilter
 from nimburion.server.api.jobs import JobPage, SearchQuery, check_selection, summarize_page

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.diagnosis.explanations import Cause, find_causes
 from nimburion.core.errors import InvalidJob, JobNotFound
-from nimburion.core.explanations import Cause, find_causes
 from nimburion.core.job import (
     UNFINISHED,
     AttemptError,

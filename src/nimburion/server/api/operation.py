@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.escaping import escape_controls
 from nimburion.core.size_limits import check_name
-from nimburion.core.suggestions import describe_unknown
+from nimburion.core.text.escaping import escape_controls
+from nimburion.core.text.suggestions import describe_unknown
 from nimburion.jobs.auditing import Change, record_change
 from nimburion.server.access import Caller, has_json_body
 from nimburion.server.problems import InvalidPart, Problem

@@ -7,9 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.diagnosis.unserved import Unserved, find_unserved, list_reasons
 from nimburion.core.job import State
 from nimburion.core.queries import Pause, QueueInfo
-from nimburion.core.unserved import Unserved, find_unserved, list_reasons
 from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import Problem

@@ -13,9 +13,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.metrics.statistics import Histogram, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo
-from nimburion.core.statistics import Histogram, Statistics
 from nimburion.server.api.operation import ApiRequest, NoBody, Operation
 
 DEFAULT_RUN = 1.0

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.core.schedules import Overlap
-from nimburion.core.timezones import find_zone
+from nimburion.core.timing.timezones import find_zone
 from nimburion.scheduler.schedules import ScheduleInfo
 from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 from nimburion.server.api.jobs import JobPage, JobReference, summarize_job

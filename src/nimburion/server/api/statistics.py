@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.core.statistics import RUN_BOUNDS, WAIT_BOUNDS, Statistics, choose_step
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Statistics, choose_step
 from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import (
     ApiRequest,

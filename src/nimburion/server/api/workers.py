@@ -6,8 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
-from nimburion.core.unserved import is_live
 from nimburion.server.api.names import PageQuery
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import Problem

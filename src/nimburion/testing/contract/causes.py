@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.explanations import find_causes
+from nimburion.core.diagnosis.explanations import find_causes
 from nimburion.testing.clock import FakeClock
-from nimburion.testing.contract.explaining import SITUATIONS, Situation
 from nimburion.testing.contract.harness import Harness
+from nimburion.testing.contract.inspecting.explaining import SITUATIONS, Situation
 
 _HEAD = """\
 # Why a job is not running

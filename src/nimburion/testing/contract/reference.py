@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
+from nimburion.testing.contract.consuming.token_cases import (
+    AFTER,
+    AFTER_REQUEST,
+    TOKEN_CASES,
+    TokenCase,
+)
+from nimburion.testing.contract.consuming.tokens import SETTLEMENTS
 from nimburion.testing.contract.job_states import JOB_STATES
-from nimburion.testing.contract.operators import OPERATIONS, expected
+from nimburion.testing.contract.maintaining.operators import OPERATIONS, expected
 from nimburion.testing.contract.suite import BackendContract
-from nimburion.testing.contract.token_cases import AFTER, AFTER_REQUEST, TOKEN_CASES, TokenCase
-from nimburion.testing.contract.tokens import SETTLEMENTS
 
 Case = tuple[str, str, int]
 """Name, promise and number of variants of a case."""

@@ -11,42 +11,49 @@ import pytest_asyncio
 
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
-from nimburion.testing.contract.attempt_history import AttemptHistory
-from nimburion.testing.contract.audit import Audit
-from nimburion.testing.contract.boundary_values import Names, Payloads, Sizes, Unstorables
-from nimburion.testing.contract.bounded_exchanges import BoundedExchanges
-from nimburion.testing.contract.cancelling import Cancelling
-from nimburion.testing.contract.concurrency_limits import ConcurrencyLimits, DeclaringLimits
-from nimburion.testing.contract.dead_letters import Deleting, Replaying
-from nimburion.testing.contract.enqueueing import EnqueueCases
-from nimburion.testing.contract.exchanges import NumberedExchanges
-from nimburion.testing.contract.explaining import Explaining, LimitReading, VitalsAndCommands
+from nimburion.testing.contract.consuming.bounded_exchanges import BoundedExchanges
+from nimburion.testing.contract.consuming.concurrency_limits import (
+    ConcurrencyLimits,
+    DeclaringLimits,
+)
+from nimburion.testing.contract.consuming.exchanges import NumberedExchanges
+from nimburion.testing.contract.consuming.kept_arguments import KeptArguments
+from nimburion.testing.contract.consuming.ordering import Ordering
+from nimburion.testing.contract.consuming.progress import Reporting
+from nimburion.testing.contract.consuming.promoting import Promoting
+from nimburion.testing.contract.consuming.releasing import Releasing
+from nimburion.testing.contract.consuming.rescuing import Rescuing
+from nimburion.testing.contract.consuming.reserving import Reserving
+from nimburion.testing.contract.consuming.sessions import Closing, Sessions
+from nimburion.testing.contract.consuming.settling import Settling
+from nimburion.testing.contract.consuming.tokens import Tokens
+from nimburion.testing.contract.consuming.waiting import Waiting
 from nimburion.testing.contract.handles import Handles
 from nimburion.testing.contract.harness import Harness
-from nimburion.testing.contract.kept_arguments import KeptArguments
+from nimburion.testing.contract.inspecting.attempt_history import AttemptHistory
+from nimburion.testing.contract.inspecting.explaining import (
+    Explaining,
+    LimitReading,
+    VitalsAndCommands,
+)
+from nimburion.testing.contract.inspecting.reading import Reading
+from nimburion.testing.contract.inspecting.searching import FailureGroupCases, Searching
+from nimburion.testing.contract.inspecting.statistics import StatisticsCases
 from nimburion.testing.contract.limits_scenario import LimitsScenario
-from nimburion.testing.contract.operators import Operators
-from nimburion.testing.contract.ordering import Ordering
-from nimburion.testing.contract.pausing import Pausing
-from nimburion.testing.contract.progress import Reporting
-from nimburion.testing.contract.promoting import Promoting
-from nimburion.testing.contract.pruning import Pruning
+from nimburion.testing.contract.maintaining.audit import Audit
+from nimburion.testing.contract.maintaining.dead_letters import Deleting, Replaying
+from nimburion.testing.contract.maintaining.operators import Operators
+from nimburion.testing.contract.maintaining.pausing import Pausing
+from nimburion.testing.contract.maintaining.pruning import Pruning
+from nimburion.testing.contract.producing.boundary_values import Names, Payloads, Sizes, Unstorables
+from nimburion.testing.contract.producing.cancelling import Cancelling
+from nimburion.testing.contract.producing.enqueueing import EnqueueCases
+from nimburion.testing.contract.producing.texts import Texts
+from nimburion.testing.contract.producing.unique_keys import UniqueKeys
 from nimburion.testing.contract.racing import Racing
-from nimburion.testing.contract.reading import Reading
-from nimburion.testing.contract.releasing import Releasing
-from nimburion.testing.contract.rescuing import Rescuing
-from nimburion.testing.contract.reserving import Reserving
 from nimburion.testing.contract.schedules import Fire, ScheduleStorage
-from nimburion.testing.contract.searching import FailureGroupCases, Searching
-from nimburion.testing.contract.sessions import Closing, Sessions
-from nimburion.testing.contract.settling import Settling
-from nimburion.testing.contract.statistics import StatisticsCases
-from nimburion.testing.contract.texts import Texts
-from nimburion.testing.contract.tokens import Tokens
 from nimburion.testing.contract.traffic import Traffic
 from nimburion.testing.contract.transactions import TransactionalCompletions, TransactionalEnqueues
-from nimburion.testing.contract.unique_keys import UniqueKeys
-from nimburion.testing.contract.waiting import Waiting
 
 
 class BackendContract(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from nimburion.core.clock import SystemClock
 from nimburion.core.errors import BackendUnavailable, SessionLost, Unstorable
 from nimburion.core.events import Event, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
@@ -23,6 +22,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer, measure_size
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.clock import SystemClock
 from nimburion.core.events import Events
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Completed, Progressed
+from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer

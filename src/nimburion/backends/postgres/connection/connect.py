@@ -32,7 +32,7 @@ from nimburion.core.errors import (
     ConfigurationError,
     NimburionError,
 )
-from nimburion.core.redaction import redact_urls
+from nimburion.core.text.redaction import redact_urls
 
 Driver = Any
 """The driver's connection: `asyncpg.Connection`."""

@@ -24,7 +24,7 @@ from nimburion.backends.postgres.errors import (
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.url import Endpoint
 from nimburion.core.errors import BackendReadOnly, BackendUnavailable, NimburionError
-from nimburion.core.timers import SharedTimer
+from nimburion.core.timing.timers import SharedTimer
 
 MAX_TRIES = 20
 """The largest number of attempts of a call that conflicts with other transactions."""

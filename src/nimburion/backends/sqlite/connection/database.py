@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from nimburion.backends.sql_files import Statements
-from nimburion.core.clock import Clock
 from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import Lane
+from nimburion.core.timing.clock import Clock
 
 MICRO = 1_000_000
 

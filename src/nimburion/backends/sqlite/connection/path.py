@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from nimburion.core.errors import ConfigurationError
-from nimburion.core.redaction import redact_url
+from nimburion.core.text.redaction import redact_url
 
 MOUNTS_FILE = Path("/proc/self/mounts")
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")

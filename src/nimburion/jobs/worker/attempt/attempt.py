@@ -7,8 +7,8 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nimburion.core.job_counters import LaneCounters
 from nimburion.core.lease import Delivery
+from nimburion.core.metrics.job_counters import LaneCounters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.attempt.threads import ThreadCall

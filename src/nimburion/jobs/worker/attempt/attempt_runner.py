@@ -18,12 +18,12 @@ from typing import cast
 
 import msgspec
 
-from nimburion.core.clock import Clock
 from nimburion.core.errors import LeaseLost, RemoteError
 from nimburion.core.job import AttemptError, ErrorKind, JobRecord
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.core.size_limits import SizeLimits
+from nimburion.core.timing.clock import Clock
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.attempt_record import (
     AttemptRecord,

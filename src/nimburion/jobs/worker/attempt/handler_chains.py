@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, cast
 
-from nimburion.core.job_counters import LaneCounters
+from nimburion.core.metrics.job_counters import LaneCounters
 from nimburion.jobs.declaration.context import Context, get_record
 from nimburion.jobs.declaration.handler_hooks import HandlerCall, HandlerHooks, make_handler_call
 from nimburion.jobs.declaration.middleware import Middleware, compose

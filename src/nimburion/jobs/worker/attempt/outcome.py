@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nimburion.core.durations import to_seconds
 from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
-from nimburion.core.fingerprints import compute_fingerprint
 from nimburion.core.job import AttemptError, ErrorKind
+from nimburion.core.text.fingerprints import compute_fingerprint
+from nimburion.core.timing.durations import to_seconds
 from nimburion.jobs.declaration.codec import UnreadablePayload
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from nimburion.core.clock import Clock
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
-from nimburion.core.job_counters import JobCounters, LaneCounters
 from nimburion.core.lease import Delivery
+from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.timing.clock import Clock
 
 if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nimburion.core.shortening import shorten
+from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.context import get_current_context
 from nimburion.jobs.worker.children.frames import Logged, ToParent
 from nimburion.jobs.worker.children.line_budget import LINES_PER_SECOND, LineBudget

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from nimburion.core.backend import Capabilities
 from nimburion.core.errors import NotSupported
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.statistics import Statistics
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.jobs.worker.children.channel import ParentChannel
 
 

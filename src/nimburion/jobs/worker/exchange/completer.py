@@ -21,8 +21,6 @@ from collections.abc import Iterator, Sequence
 from msgspec.structs import replace
 
 from nimburion.core.backend import Consuming
-from nimburion.core.backoff import iterate_pauses
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, NotSupported, OutOfOrder, SessionLost, Unstorable
 from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
@@ -39,6 +37,8 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.core.size_limits import SizeLimits
+from nimburion.core.timing.backoff import iterate_pauses
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.attempt.outcome import clean_text
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS, ExchangeSize

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection
 from typing import cast
 
 from nimburion.core.backend import Backend, LongPolling
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply
 from nimburion.core.service import Service, wait_for_first
+from nimburion.core.timing.clock import Clock
 
 _POLL_INTERVAL = 1.0
 """Seconds between polls of a worker that found jobs, or whose backend sends no notifications."""

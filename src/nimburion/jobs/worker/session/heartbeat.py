@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, SessionLost
 from nimburion.core.lease import Lease
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.session.vitals import VitalsReader
 

@@ -9,14 +9,14 @@ import socket
 from collections.abc import Callable, Sequence
 
 from nimburion.core.backend import Backend
-from nimburion.core.backoff import iterate_pauses
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError, BackendFull, BackendReplaced, BackendUnavailable
 from nimburion.core.events import Events, SessionEnded, SessionOpened
 from nimburion.core.ids import Entropy, make_session_id
 from nimburion.core.lease import Lease
 from nimburion.core.session import HeartbeatReply, Session, WorkerCommand
 from nimburion.core.settings import Settings
+from nimburion.core.timing.backoff import iterate_pauses
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nimburion.core.backend import Backend
-from nimburion.core.clock import Clock
 from nimburion.core.errors import BackendError
 from nimburion.core.service import Service, wait_for_first
+from nimburion.core.timing.clock import Clock
 
 _PAUSE_AFTER_ERROR = 1.0
 """Seconds until the next call after the backend did not answer."""

@@ -1,0 +1,248 @@
+"""`nimburion dead …`: failed jobs, kept complete until they are replayed, purged or pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+import msgspec
+
+from nimburion.cli.exit_codes import NotFound
+from nimburion.cli.filters import (
+    STEP,
+    add_filter_options,
+    choose_exit_code,
+    count_matching,
+    describe_filter,
+    explain_misses,
+    format_count,
+    make_filter,
+    make_progress_bar,
+    require_confirmation,
+)
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import record_command
+from nimburion.cli.output import format_time, print_result, print_table
+from nimburion.cli.records import draw_whole_record, record_to_data
+from nimburion.core.job import FAILED_ONLY, JobRecord, Reason, State
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.core.diagnosis.failure_groups import FailureGroups
+    from nimburion.core.queries import JobFilter
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@click.group()
+def dead() -> None:
+    """List, show, replay and purge dead letters (failed jobs)."""
+
+
+def add_dead_filters(command: F) -> F:
+    """Add the options `--queue`, `--name` and `--reason` to a command."""
+    reasons = [reason.value for reason in Reason]
+    reason = click.option("--reason", type=click.Choice(reasons), help="Only with this reason.")
+    return reason(add_filter_options(command))
+
+
+@dead.command("list")
+@add_dead_filters
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--after", metavar="CURSOR", help="Continue after this cursor of the previous page.")
+@add_shared_options
+def list_dead(
+    queue: str | None, name: str | None, reason: str | None, limit: int, after: str | None
+) -> None:
+    """List dead letters, newest enqueue first."""
+    from nimburion.cli.commands.jobs import draw_page
+
+    which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
+    page = current_invocation().run(
+        lambda backend: backend.list_jobs(which, limit=limit, after=after)
+    )
+    data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
+    print_result(data, lambda: draw_page(page))
+
+
+@dead.command("groups")
+@add_dead_filters
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@add_shared_options
+def list_groups(queue: str | None, name: str | None, reason: str | None, limit: int) -> None:
+    """Group dead letters by their error, the largest group first.
+
+    Errors are equal if type, place and message are, apart from numbers, ids and quoted values.
+    `jobs list --fingerprint` lists the jobs of one group.
+    """
+    which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
+    found = current_invocation().run(lambda backend: backend.group_failures(which, limit=limit))
+    print_result(msgspec.to_builtins(found), lambda: draw_groups(found))
+
+
+def draw_groups(found: FailureGroups) -> None:
+    """Print one line per group, and whether all dead letters were examined."""
+    print_table(
+        ("fingerprint", "count", "first", "last", "names", "error"),
+        [
+            (
+                group.fingerprint or None,
+                group.count,
+                format_time(group.first),
+                format_time(group.last),
+                ", ".join(group.names),
+                f"{group.type}: {group.message}",
+            )
+            for group in found.groups
+        ],
+        "no such dead letters",
+    )
+    if not found.complete:
+        click.echo(f"only the newest {found.examined} dead letters were examined")
+
+
+@dead.command("show")
+@click.argument("job_id", metavar="ID")
+@add_shared_options
+def show_dead(job_id: str) -> None:
+    """Show a dead letter: payload byte for byte, reason, every error with its traceback."""
+    record = current_invocation().run(lambda backend: get_dead_letter(backend, job_id))
+    print_result(record_to_data(record), lambda: draw_whole_record(record))
+
+
+async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
+    """Return the record of a dead letter. Raises `JobNotFound`, or `NotFound` if the job is not
+    a dead letter."""
+    record = await backend.get_job(job_id)
+    if record.state is not State.FAILED:
+        raise NotFound(
+            f"job {job_id!r} is {record.state.value}, not failed, so it is no dead letter; "
+            "`nimburion jobs show` shows it"
+        )
+    return record
+
+
+@dead.command("replay")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@add_dead_filters
+@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+@click.option("--yes", is_flag=True, help="Replay the jobs; without it, they are only counted.")
+@add_shared_options
+@click.pass_context
+def replay(
+    ctx: click.Context,
+    *,
+    ids: tuple[str, ...] = (),
+    queue: str | None = None,
+    name: str | None = None,
+    reason: str | None = None,
+    everything: bool = False,
+    yes: bool = False,
+) -> None:
+    """Make dead letters pending again, by id, or all that match (then --yes is needed).
+
+    They keep id, payload and history; their counts start at 0 again.
+    """
+    narrowed = {"queue": queue, "name": name, "reason": reason}
+    which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
+    done = current_invocation().run(
+        lambda backend: replay_all(backend, which, yes=yes or bool(ids))
+    )
+    print_result(done.as_data(), lambda: draw_replayed(done))
+    if ids:
+        all_done = len(done.replayed) == len(set(ids))
+        ctx.exit(choose_exit_code(done.misses.values(), all_done=all_done))
+
+
+@dataclass
+class Replays:
+    """The results of a replay."""
+
+    replayed: list[str]
+    held: list[str]
+    """Ids not replayed, because another job holds their unique key."""
+    misses: dict[str, str]
+    """Given ids that are not dead letters, with the reasons."""
+
+    def as_data(self) -> dict[str, object]:
+        """Return the results as JSON data."""
+        return {"replayed": self.replayed, "held": self.held, "not_replayed": self.misses}
+
+
+async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replays:
+    """Replay all matching dead letters in bounded steps."""
+    misses = await explain_misses(backend, which.ids or (), State.FAILED)
+    count = await count_matching(backend, which)
+    require_confirmation(yes, count, "replayed")
+    done = Replays([], [], misses)
+    after: str | None = None
+    async with record_command(backend, "dead.replay", details=describe_filter(which)) as change:
+        with make_progress_bar(count, "replaying") as bar:
+            while True:
+                step = await backend.replay(which, STEP, after)
+                done.replayed += step.ids
+                done.held += step.held
+                change.count = len(done.replayed)
+                bar.update(len(step.ids) + len(step.held))
+                after = step.next
+                if after is None:
+                    return done
+
+
+def draw_replayed(done: Replays) -> None:
+    """Print the counts, and the jobs that were not replayed with the reasons."""
+    click.echo(f"{format_count(len(done.replayed))} replayed")
+    why = dict.fromkeys(done.held, "another job holds its unique key") | done.misses
+    for job_id, reason in why.items():
+        click.echo(f"{escape_controls(job_id)}  not replayed: {reason}")
+
+
+@dead.command("purge")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@add_dead_filters
+@click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+@click.option("--yes", is_flag=True, help="Do it; without, only count.")
+@add_shared_options
+@click.pass_context
+def purge(
+    ctx: click.Context,
+    *,
+    ids: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    reason: str | None,
+    everything: bool,
+    yes: bool,
+) -> None:
+    """Delete dead letters permanently. Without --yes, it only counts them."""
+    narrowed = {"queue": queue, "name": name, "reason": reason}
+    which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
+    purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
+    print_result({"purged": purged, "not_purged": misses}, lambda: draw_purged(purged, misses))
+    if ids:
+        ctx.exit(choose_exit_code(misses.values(), all_done=not misses))
+
+
+def draw_purged(purged: int, misses: dict[str, str]) -> None:
+    """Print the number of purged jobs, and the jobs that were not purged with the reasons."""
+    click.echo(f"{format_count(purged)} purged")
+    for job_id, reason in misses.items():
+        click.echo(f"{escape_controls(job_id)}  not purged: {reason}")
+
+
+async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[int, dict[str, str]]:
+    """Delete all matching dead letters in bounded steps; return their number, and the given ids
+    that are not dead letters with the reasons."""
+    misses = await explain_misses(backend, which.ids or (), State.FAILED)
+    count = await count_matching(backend, which)
+    require_confirmation(yes, count, "purged for good")
+    purged = 0
+    async with record_command(backend, "dead.purge", details=describe_filter(which)) as change:
+        with make_progress_bar(count, "purging") as bar:
+            while ids := await backend.delete(which, STEP):
+                change.count = purged = purged + len(ids)
+                bar.update(len(ids))
+    return purged, misses

@@ -1,0 +1,41 @@
+"""`nimburion demo`: run real jobs on real worker processes and kill one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nimburion.cli.exit_codes import FAILED, BadInput
+from nimburion.cli.invocation import add_shared_options, current_invocation
+
+
+@click.command()
+@click.option(
+    "--keep",
+    "folder",
+    metavar="DIR",
+    help="Work in this folder, which must be empty or new, instead of a temporary one.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Seed of the random data and faults."
+)
+@click.option("--plain", is_flag=True, help="Plain lines instead of a live view.")
+@add_shared_options
+@click.pass_context
+def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None:  # noqa: FBT001
+    """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
+
+    Needs nothing but this package: it starts workers and a web service on this machine, with a
+    SQLite file of its own. It kills one worker, whose jobs are rescued. Exit code 1 unless every
+    job that was enqueued is accounted for.
+    """
+    from nimburion.cli.commands.demo.run import run_demo
+
+    if current_invocation().config or current_invocation().backend:
+        raise BadInput("the demo has its own configuration and backend; see --keep")
+    keep = None if folder is None else Path(folder)
+    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise BadInput(f"{keep} is not an empty folder")
+    if not run_demo(keep, seed, plain=plain, as_json=current_invocation().as_json):
+        ctx.exit(FAILED)

@@ -1,0 +1,207 @@
+"""`nimburion jobs …`: list, show, cancel and retry jobs in any state."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nimburion.cli.exit_codes import FAILED, NOT_FOUND, BadInput
+from nimburion.cli.filters import (
+    Search,
+    add_filter_options,
+    add_search_options,
+    describe_filter,
+    format_count,
+    iterate_matching,
+    list_page,
+    make_filter,
+    make_progress_bar,
+    require_confirmation,
+)
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.job_ids import get_job
+from nimburion.cli.operators import record_command
+from nimburion.cli.output import print_result
+from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
+from nimburion.core.errors import JobNotFound
+from nimburion.core.job import UNFINISHED, State
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.core.queries import JobFilter, Page
+
+_WORDS = MappingProxyType(
+    {
+        "requested": "running: its worker was asked to cancel it",
+        "finished": "not cancelled: it had already ended",
+        "not found": "not cancelled: no such job",
+    }
+)
+"""Readable messages for the outcomes of `cancel`."""
+
+
+@click.group()
+def jobs() -> None:
+    """List, show, cancel and retry jobs."""
+
+
+@jobs.command("list")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(sorted(state.value for state in State)),
+    multiple=True,
+    help="Only in this state; several times for several.",
+)
+@add_filter_options
+@add_search_options
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--after", metavar="CURSOR", help="Continue after this cursor of the previous page.")
+@add_shared_options
+def list_jobs(
+    *,
+    states: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    limit: int,
+    after: str | None,
+    **search: Any,
+) -> None:
+    """List jobs, newest first.
+
+    One call examines at most 10,000 jobs. If it stops there, it says how to continue.
+    """
+    which = make_filter([State(word) for word in states], queue=queue, name=name)
+    wanted = Search(**search)
+    page = current_invocation().run(lambda backend: list_page(backend, which, wanted, limit, after))
+    data = {
+        "jobs": [record_to_data(record) for record in page.jobs],
+        "next": page.next,
+        "examined": page.examined,
+    }
+    print_result(data, lambda: draw_page(page))
+
+
+def draw_page(page: Page) -> None:
+    """Print a table of jobs and the option that shows the next page."""
+    draw_records(page.jobs, "no such jobs")
+    if page.next is not None:
+        click.echo(f"examined {page.examined} jobs; more: add --after {escape_controls(page.next)}")
+
+
+@jobs.command("show")
+@click.argument("job_id", metavar="ID")
+@add_shared_options
+def show_job(job_id: str) -> None:
+    """Show everything about a job, payload and error history included."""
+    record = current_invocation().run(lambda backend: get_job(backend, job_id))
+    print_result(record_to_data(record), lambda: draw_whole_record(record))
+
+
+@jobs.command("cancel")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(sorted(state.value for state in UNFINISHED)),
+    multiple=True,
+    help="Only in this state.",
+)
+@add_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every unfinished job that matches.")
+@click.option("--yes", is_flag=True, help="Do it; without, only count.")
+@add_shared_options
+@click.pass_context
+def cancel_jobs(
+    ctx: click.Context,
+    *,
+    ids: tuple[str, ...],
+    states: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    everything: bool,
+    yes: bool,
+) -> None:
+    """Cancel jobs by id, or all that match (then --yes is needed).
+
+    A waiting job is cancelled at once. A running job is cancelled through its worker.
+    """
+    if ids:
+        if states:
+            raise BadInput("give either ids or --state, not both")
+        make_filter(None, ids, everything=everything, queue=queue, name=name)
+        outcomes = current_invocation().run(lambda backend: cancel_given(backend, ids))
+    else:
+        chosen = [State(word) for word in states] or list(UNFINISHED)
+        which = make_filter(chosen, everything=everything or bool(states), queue=queue, name=name)
+        outcomes = current_invocation().run(
+            lambda backend: cancel_matching(backend, which, yes=yes)
+        )
+    print_result(outcomes, lambda: draw_outcomes(outcomes))
+    if "not found" in outcomes.values():
+        ctx.exit(NOT_FOUND)
+    if ids and "finished" in outcomes.values():
+        ctx.exit(FAILED)
+
+
+async def cancel_given(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
+    """Cancel the given jobs and record it."""
+    async with record_command(backend, "jobs.cancel", " ".join(ids)[:200]) as change:
+        outcomes = await cancel_each(backend, ids)
+        change.count = count_cancelled(outcomes)
+    return outcomes
+
+
+def count_cancelled(outcomes: dict[str, str]) -> int:
+    """Return how many jobs were cancelled, or asked to end."""
+    return sum(outcome in {"cancelled", "requested"} for outcome in outcomes.values())
+
+
+async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
+    """Cancel each job and return the outcome by id."""
+    outcomes: dict[str, str] = {}
+    with make_progress_bar(len(ids), "cancelling") as bar:
+        for job_id in ids:
+            try:
+                outcomes[job_id] = (await backend.cancel(job_id)).value
+            except JobNotFound:
+                outcomes[job_id] = "not found"
+            bar.update(1)
+    return outcomes
+
+
+async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, str]:
+    """Cancel all jobs that match now and return the outcome by id. Jobs that end meanwhile stay
+    unchanged."""
+    ids = tuple([record.id async for record in iterate_matching(backend, which)])
+    require_confirmation(yes, len(ids), "cancelled")
+    async with record_command(backend, "jobs.cancel", details=describe_filter(which)) as change:
+        outcomes = await cancel_each(backend, ids)
+        change.count = count_cancelled(outcomes)
+    return outcomes
+
+
+def draw_outcomes(outcomes: dict[str, str]) -> None:
+    """Print one line per job for a few jobs, and counts for many."""
+    if len(outcomes) <= 20:
+        for job_id, outcome in outcomes.items():
+            click.echo(f"{escape_controls(job_id)}  {_WORDS.get(outcome, outcome)}")
+    words = [_WORDS.get(outcome, outcome) for outcome in outcomes.values()]
+    for outcome in sorted(set(words)):
+        click.echo(f"{format_count(words.count(outcome))} {outcome}")
+    if not outcomes:
+        click.echo("no such jobs")
+
+
+@jobs.command("retry")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@add_shared_options
+@click.pass_context
+def retry_jobs(ctx: click.Context, ids: tuple[str, ...]) -> None:
+    """Make failed jobs pending again: the same as `dead replay ID...`."""
+    from nimburion.cli.commands.dead import replay
+
+    ctx.invoke(replay, ids=ids)

@@ -1,0 +1,78 @@
+"""`nimburion migrate …`: upgrade the tables of the backend to this version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nimburion.cli.exit_codes import FAILED, BadInput
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import print_result
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+
+@click.group()
+def migrate() -> None:
+    """Show and run the migrations of the backend.
+
+    A new version of nimburion may need migrations before its workers start. Older workers keep
+    running meanwhile.
+    """
+
+
+@migrate.command("plan")
+@add_shared_options
+def plan() -> None:
+    """Show what `up` would do. Changes nothing."""
+    steps = current_invocation().run(lambda backend: backend.plan_migration(), unopened=True)
+    print_result(
+        {"steps": steps}, lambda: draw(steps, "would do", "nothing to do: it is up to date")
+    )
+
+
+@migrate.command("up")
+@click.option(
+    "--grant", metavar="ROLE", help="Then grant this role the permissions of a worker (PostgreSQL)."
+)
+@add_shared_options
+def up(grant: str | None) -> None:
+    """Run the migrations of the backend. Safe while workers run, and safe to run concurrently."""
+    steps = current_invocation().run(
+        lambda backend: migrate_and_grant(backend, grant), may_create=True, unopened=True
+    )
+    print_result({"steps": steps}, lambda: draw(steps, "done", "nothing to do: it was up to date"))
+
+
+async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
+    """Migrate the backend, then grant rights to `role` if it is given; return the steps. Raises
+    `BadInput` if the backend has no roles."""
+    if role is not None and not backend.capabilities.roles:
+        raise BadInput(f"{backend.describe()} has no roles; leave out --grant")
+    steps = await backend.migrate()
+    return steps if role is None else steps + await backend.grant(role)
+
+
+@migrate.command("check")
+@add_shared_options
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """Exit with code 1 if `up` has something to do."""
+    steps = current_invocation().run(lambda backend: backend.plan_migration(), unopened=True)
+    data = {"ok": not steps, "steps": steps}
+    print_result(
+        data, lambda: draw(steps, "to do: run nimburion migrate up for", "it is up to date")
+    )
+    if steps:
+        ctx.exit(FAILED)
+
+
+def draw(steps: list[str], done: str, nothing: str) -> None:
+    """Print one line per step."""
+    for step in steps:
+        click.echo(f"{done} {escape_controls(step)}")
+    if not steps:
+        click.echo(nothing)

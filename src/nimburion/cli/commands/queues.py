@@ -1,0 +1,129 @@
+"""`nimburion queues …`: list, pause and resume queues."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import find_operator, record_command
+from nimburion.cli.output import format_duration, format_time, print_result, print_table
+from nimburion.cli.parameters import parse_duration
+from nimburion.core.diagnosis.unserved import Unserved, find_unserved, list_reasons
+from nimburion.core.queries import QueueInfo
+from nimburion.core.size_limits import check_name
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+
+@click.group()
+def queues() -> None:
+    """List, pause and resume queues."""
+
+
+@queues.command("list")
+@add_shared_options
+def list_queues() -> None:
+    """List queues: jobs due now, waiting for their time, processing; the age of the oldest.
+
+    Then list jobs that no live worker takes: none serves their queue, or none has their handler.
+    """
+    found, unserved = current_invocation().run(read_queues)
+    data = [as_data(queue, unserved) for queue in found]
+    print_result(data, lambda: draw_queues(found, unserved))
+
+
+async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]]:
+    """Return all queues, and the waiting jobs that no live worker serves."""
+    found = await backend.list_queues()
+    return found, find_unserved(found, await backend.list_sessions())
+
+
+def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
+    """Return a queue as JSON data."""
+    data: dict[str, object] = msgspec.to_builtins(queue)
+    data["unserved"] = list_reasons(queue.name, unserved)
+    return data
+
+
+def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
+    """Print one line per queue, then one line per group of jobs that no live worker serves."""
+    print_table(
+        ("queue", "due", "scheduled", "processing", "oldest", "paused"),
+        [
+            (
+                queue.name,
+                queue.size,
+                queue.scheduled,
+                queue.processing,
+                format_duration(queue.oldest_age) if queue.size else None,
+                describe_pause(queue),
+            )
+            for queue in found
+        ],
+        "no queue holds an unfinished job, none is paused",
+    )
+    for jobs in unserved:
+        click.echo(escape_controls(jobs.describe()))
+
+
+def describe_pause(queue: QueueInfo) -> str | None:
+    """Return who paused a queue and why, in a few words; None if it is not paused."""
+    if queue.pause is None:
+        return "paused" if queue.paused else None
+    by = f"by {queue.pause.by}" if queue.pause.by else "paused"
+    return f"{by}: {queue.pause.reason}" if queue.pause.reason else by
+
+
+@queues.command("pause")
+@click.argument("queue", metavar="QUEUE")
+@click.option("--reason", metavar="TEXT", default="", help="Why; shown wherever the queue is.")
+@click.option("--for", "duration", metavar="DURATION", help="Resume by itself after this time.")
+@add_shared_options
+def pause(queue: str, reason: str, duration: str | None) -> None:
+    """Start no more jobs of a queue until it is resumed. Running jobs continue."""
+    check_name("queue", queue)
+    seconds = None if duration is None else parse_duration(duration)
+    until = current_invocation().run(lambda backend: pause_queue(backend, queue, reason, seconds))
+    end = "" if until is None else f" until {format_time(until)}"
+    print_result(
+        {"queue": queue, "paused": True, "until": until},
+        lambda: click.echo(f"{escape_controls(queue)} is paused{end}"),
+    )
+
+
+async def pause_queue(
+    backend: Backend, queue: str, reason: str, seconds: float | None
+) -> float | None:
+    """Pause a queue and record it. Return when the pause ends, None if it does not by itself."""
+    until = None if seconds is None else await backend.now() + seconds
+    async with record_command(
+        backend, "queue.pause", queue, {"reason": reason or None, "until": format_time(until)}
+    ):
+        await backend.pause_queue(
+            queue, paused=True, by=find_operator(), reason=reason, until=until
+        )
+    return until
+
+
+@queues.command("resume")
+@click.argument("queue", metavar="QUEUE")
+@add_shared_options
+def resume(queue: str) -> None:
+    """Start the jobs of a paused queue again."""
+    check_name("queue", queue)
+    current_invocation().run(lambda backend: resume_queue(backend, queue))
+    print_result(
+        {"queue": queue, "paused": False},
+        lambda: click.echo(f"{escape_controls(queue)} is resumed"),
+    )
+
+
+async def resume_queue(backend: Backend, queue: str) -> None:
+    """Resume a queue and record it."""
+    async with record_command(backend, "queue.resume", queue):
+        await backend.pause_queue(queue, paused=False)

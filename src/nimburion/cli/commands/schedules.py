@@ -1,0 +1,275 @@
+"""`nimburion schedules …`: list, add, pause, resume, remove and explain schedules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+from zoneinfo import ZoneInfo
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import record_command
+from nimburion.cli.output import format_time, print_fields, print_result, print_table
+from nimburion.cli.parameters import parse_duration, parse_priority
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.scheduler import ScheduleInfo, Schedules
+
+T = TypeVar("T")
+
+
+class Quoting(click.Command):
+    """A command with a cron expression, which a shell splits if it is not quoted."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            hint = 'too many arguments; put WHEN in quotes, like "30 9 * * MON-FRI"'
+            raise click.UsageError(hint, ctx) from None
+
+
+@click.group()
+def schedules() -> None:
+    """List, add, pause and remove schedules; explain cron expressions."""
+
+
+@schedules.command("list")
+@click.option("--ticks", type=click.IntRange(0, 100), default=5, help="Coming ticks to show.")
+@add_shared_options
+def list_schedules(ticks: int) -> None:
+    """List schedules with their next ticks.
+
+    Also shows whether each schedule is active, and the state of its last job.
+    """
+    found = run_on_schedules(lambda schedules: schedules.list(ticks))
+    print_result(msgspec.to_builtins(found), lambda: draw_schedules(found))
+
+
+@schedules.command("show")
+@click.argument("name", metavar="NAME")
+@add_shared_options
+def show_schedule(name: str) -> None:
+    """Show everything about a schedule."""
+    found = run_on_schedules(lambda schedules: schedules.get(name, 5))
+    print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
+
+
+@schedules.command("add", cls=Quoting)
+@click.argument("name", metavar="NAME")
+@click.argument("when_", metavar="WHEN")
+@click.argument("job", metavar="JOB")
+@click.option("--args", "arguments", metavar="JSON", default="{}", help="The job's arguments.")
+@click.option(
+    "--queue", metavar="QUEUE", default="default", help="The queue; by default `default`."
+)
+@click.option("--priority", type=parse_priority, metavar="P", help="0 to 9, or lowest to highest.")
+@click.option(
+    "--tz", metavar="ZONE", help="The time zone, like Europe/Rome; by default the configured one."
+)
+@click.option("--misfire", metavar="POLICY", help="skip, fire_once (default) or catch_up.")
+@click.option("--overlap", metavar="RULE", help="allow, skip, queue_one or cancel_previous.")
+@click.option(
+    "--jitter", type=parse_duration, metavar="DURATION", help="Spread the jobs over this time."
+)
+@add_shared_options
+def add(
+    *,
+    name: str,
+    when_: str,
+    job: str,
+    arguments: str,
+    queue: str,
+    priority: int | None,
+    tz: str | None,
+    misfire: str | None,
+    overlap: str | None,
+    jitter: float | None,
+) -> None:
+    """Add a schedule, or change one that was added before. WHEN is a cron expression, a macro like
+    @daily, @every 5m, or @at 2030-01-31T09:00Z; JOB is the name of a handler.
+
+    Every scheduler of the backend fires it.
+    """
+    given = {"timezone": tz, "misfire": misfire, "overlap": overlap, "jitter": jitter}
+    options = {key: value for key, value in given.items() if value is not None}
+    level = 5 if priority is None else priority
+    found = run_on_schedules(
+        lambda schedules: schedules.add(
+            name, when_, job, arguments, queue=queue, priority=level, **options
+        ),
+        may_create=True,
+        change=("schedule.add", name, {"when": when_, "job": job, "queue": queue}),
+    )
+    print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
+
+
+def add_change_command(verb: str, done: str, text: str) -> None:
+    """Add a command that changes one schedule and prints the result."""
+
+    @schedules.command(verb, help=text)
+    @click.argument("name", metavar="NAME")
+    @add_shared_options
+    def change(name: str) -> None:
+        run_on_schedules(
+            lambda schedules: getattr(schedules, verb)(name), change=(f"schedule.{verb}", name, {})
+        )
+        data = {"schedule": name, "done": done}
+        print_result(data, lambda: click.echo(f"{escape_controls(name)} is {done}"))
+
+
+add_change_command("pause", "paused", "Fire no tick of a schedule until it is resumed.")
+add_change_command(
+    "resume",
+    "resumed",
+    "Fire its ticks again; those of the pause are skipped.",
+)
+add_change_command(
+    "remove", "removed", "Delete a schedule; refused while a running scheduler declares it."
+)
+
+
+@schedules.command("run")
+@click.argument("name", metavar="NAME")
+@add_shared_options
+def run(name: str) -> None:
+    """Enqueue its job now, in addition to its ticks, and print the id."""
+    job_id = run_on_schedules(
+        lambda schedules: schedules.run_now(name), change=("schedule.run", name, {})
+    )
+    print_result({"schedule": name, "id": job_id}, lambda: click.echo(escape_controls(job_id)))
+
+
+@schedules.command("history")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, help="The maximum number of jobs to show."
+)
+@add_shared_options
+def history(name: str, limit: int) -> None:
+    """List the latest jobs of a schedule that are kept, newest first."""
+    from nimburion.cli.records import draw_records, record_to_data
+
+    found = list(run_on_schedules(lambda schedules: schedules.history(name, limit)))
+    data = [record_to_data(record) for record in found]
+    print_result(data, lambda: draw_records(found, "no job of this schedule is kept"))
+
+
+@schedules.command("next", cls=Quoting)
+@click.argument("when_", metavar="WHEN")
+@click.option(
+    "--tz", metavar="ZONE", help="The time zone, like Europe/Rome; by default the configured one."
+)
+@click.option("--count", type=click.IntRange(1, 1000), default=5, help="The number of ticks.")
+@add_shared_options
+def next_ticks(when_: str, tz: str | None, count: int) -> None:
+    """Explain a cron expression and list its next ticks.
+
+    Does not use a backend.
+    """
+    from nimburion.core.timing.timezones import find_zone
+    from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
+
+    zone = find_zone(tz or current_invocation().load().scheduler.timezone)
+    trigger = parse_trigger(when_, zone)
+    coming = Timetable(trigger).iterate_between(time.time(), float("inf"))
+    ticks = [tick for tick, _ in zip(coming, range(count), strict=False)]
+    explanation = explain_trigger(trigger)
+    data = {"when": trigger.text, "timezone": zone.key, "explanation": explanation, "ticks": ticks}
+    print_result(data, lambda: draw_ticks(explanation, ticks, zone))
+
+
+def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
+    """Print one line per tick in local time of the zone."""
+    click.echo(explanation)
+    for tick in ticks:
+        click.echo(f"{datetime.fromtimestamp(tick, zone):%a %Y-%m-%d %H:%M:%S %z}")
+    if not ticks:
+        click.echo("no tick is left")
+
+
+def draw_schedules(found: list[ScheduleInfo]) -> None:
+    """Print one line per schedule, with its next ticks below."""
+    print_table(
+        ("name", "when", "zone", "job", "owner", "condition", "last tick", "last job", "next"),
+        [
+            (
+                schedule.name,
+                schedule.trigger,
+                schedule.timezone,
+                schedule.job or "(computed)",
+                schedule.owner or "(by hand)",
+                schedule.condition,
+                format_time(schedule.last_tick),
+                schedule.last_state,
+                format_in_zone(schedule.next_ticks[0], schedule.timezone)
+                if schedule.next_ticks
+                else None,
+            )
+            for schedule in found
+        ],
+        "there is no schedule",
+    )
+
+
+def draw_schedule(schedule: ScheduleInfo) -> None:
+    """Print one line per field of a schedule."""
+    print_fields(
+        {
+            "name": schedule.name,
+            "when": schedule.trigger,
+            "which is": schedule.explanation,
+            "job": schedule.job or "(computed)",
+            "queue": schedule.queue,
+            "owner": schedule.owner or "(by hand)",
+            "condition": schedule.condition,
+            "misfire": schedule.misfire,
+            "overlap": schedule.overlap,
+            "last tick": format_time(schedule.last_tick),
+            "last job": schedule.last_job,
+            "its state": schedule.last_state,
+            "next": ", ".join(
+                format_in_zone(tick, schedule.timezone) for tick in schedule.next_ticks
+            )
+            or None,
+        }
+    )
+
+
+def format_in_zone(tick: int, timezone: str) -> str:
+    """Format a tick in the time zone of its schedule."""
+    return f"{datetime.fromtimestamp(tick, ZoneInfo(timezone)):%Y-%m-%d %H:%M:%S %z}"
+
+
+def run_on_schedules(
+    question: Callable[[Schedules], Awaitable[T]],
+    *,
+    may_create: bool = False,
+    change: tuple[str, str, dict[str, object]] | None = None,
+) -> T:
+    """Run `question` on the schedules of the backend and return its result.
+
+    `change` is the action, target and details of the audit record, if it changes something.
+    """
+
+    async def call_with_backend(backend: Backend) -> T:
+        from nimburion.jobs.client.client import Client
+        from nimburion.scheduler import Schedules
+
+        config = current_invocation().load()
+        client = Client(backend, settings=config.jobs)
+        found = Schedules(client, config.scheduler.timezone)
+        if change is None:
+            return await question(found)
+        async with record_command(backend, *change):
+            return await question(found)
+
+    return current_invocation().run(call_with_backend, may_create=may_create)

@@ -1,0 +1,194 @@
+"""`nimburion top`: a live view of queues, workers and throughput."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.commands.workers import describe_slots, describe_state
+from nimburion.cli.filters import format_count
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.output import format_duration, format_table, print_result
+from nimburion.core.diagnosis.unserved import find_unserved
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.queries import QueueInfo
+from nimburion.core.session import SessionInfo
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+_RATE_SECONDS = 300
+"""The view covers at least the last five minutes, from the start of a minute."""
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """What one refresh of the view shows."""
+
+    backend: str
+    now: float
+    queues: list[QueueInfo]
+    workers: list[SessionInfo]
+    statistics: list[Statistics]
+
+
+@click.command()
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.5, 60),
+    default=2.0,
+    show_default=True,
+    help="Seconds between two refreshes.",
+)
+@click.option("--once", is_flag=True, help="Print the view once and end.")
+@add_shared_options
+def top(*, interval: float, once: bool) -> None:
+    """Watch queues, workers and throughput; Ctrl-C ends it.
+
+    RATE is jobs completed per second in the last five minutes. Without a terminal, or with --json,
+    the view is printed once.
+    """
+    single = once or current_invocation().as_json or not sys.stdout.isatty()
+    current_invocation().run(lambda backend: show(backend, None if single else interval))
+
+
+async def show(backend: Backend, interval: float | None) -> None:
+    """Print the view, again after each `interval` seconds; once if it is None."""
+    if interval is None:
+        overview = await read_overview(backend)
+        print_result(msgspec.to_builtins(overview), lambda: click.echo(format_view(overview)))
+        return
+    while True:
+        try:
+            view = format_view(await read_overview(backend))
+        except BackendUnavailable as error:
+            view = escape_controls(f"the backend does not answer ({error}); retrying")
+        click.echo(_CLEAR + view)
+        await asyncio.sleep(interval)
+
+
+async def read_overview(backend: Backend) -> Overview:
+    """Read everything that the view shows: three reads and the time."""
+    now = await backend.now()
+    return Overview(
+        backend=backend.describe(),
+        now=now,
+        queues=await backend.list_queues(),
+        workers=await backend.list_sessions(),
+        statistics=await backend.list_statistics(find_window_start(now), now, 60),
+    )
+
+
+def find_window_start(now: float) -> float:
+    """Return the time from which rates, waiting times, running times and failures count."""
+    return (now - _RATE_SECONDS) // 60 * 60
+
+
+def format_view(overview: Overview) -> str:
+    """Return the view as text."""
+    unserved = find_unserved(overview.queues, overview.workers)
+    return "\n".join(
+        [
+            format_headline(overview),
+            "",
+            format_queues(overview),
+            *[f"! {escape_controls(jobs.describe())}" for jobs in unserved],
+            "",
+            format_workers(overview.workers),
+        ]
+    )
+
+
+def format_headline(overview: Overview) -> str:
+    """Return one line about the backend, its workers and all queues."""
+    size = sum(queue.size for queue in overview.queues)
+    processing = sum(queue.processing for queue in overview.queues)
+    rate = sum(compute_rates(overview).values())
+    return escape_controls(
+        f"{overview.backend}: {format_count(len(overview.workers), 'worker')}, {size} due, "
+        f"{processing} processing, {rate:.1f} completed/s"
+    )
+
+
+def compute_rates(overview: Overview) -> dict[str, float]:
+    """Return the completed jobs per second by queue, over the whole window."""
+    seconds = overview.now - find_window_start(overview.now)
+    rates: dict[str, float] = {}
+    for row in overview.statistics:
+        rates[row.queue] = rates.get(row.queue, 0.0) + row.counters.completed / seconds
+    return rates
+
+
+def format_queues(overview: Overview) -> str:
+    """Return the table of queues, the one with the oldest waiting job first."""
+    rates = compute_rates(overview)
+    sums: dict[str, Counters] = {}
+    for row in overview.statistics:
+        sums.setdefault(row.queue, Counters()).add(row.counters)
+    by_name = {queue.name: queue for queue in overview.queues}
+    names = sorted({*by_name, *rates}, key=lambda name: (-_get_age(by_name.get(name)), name))
+    return format_table(
+        (
+            "queue",
+            "due",
+            "oldest",
+            "running",
+            "later",
+            "rate/s",
+            "wait p95",
+            "run p95",
+            "failed",
+            "",
+        ),
+        [_format_queue(name, by_name.get(name), rates, sums) for name in names],
+        "no queue holds an unfinished job",
+    )
+
+
+def _get_age(queue: QueueInfo | None) -> float:
+    return queue.oldest_age if queue is not None else 0.0
+
+
+def _format_queue(
+    name: str, queue: QueueInfo | None, rates: dict[str, float], sums: dict[str, Counters]
+) -> tuple[object, ...]:
+    counters = sums.get(name, Counters())
+    wait = counters.wait.estimate_quantile(0.95, WAIT_BOUNDS)
+    run = counters.run.estimate_quantile(0.95, RUN_BOUNDS)
+    return (
+        name,
+        queue.size if queue else 0,
+        format_duration(queue.oldest_age) if queue and queue.size else None,
+        queue.processing if queue else 0,
+        queue.scheduled if queue else 0,
+        f"{rates.get(name, 0.0):.1f}",
+        None if wait is None else format_duration(wait),
+        None if run is None else format_duration(run),
+        counters.failed,
+        "paused" if queue and queue.paused else "",
+    )
+
+
+def format_workers(workers: list[SessionInfo]) -> str:
+    """Return the table of workers."""
+    return format_table(
+        ("worker", "process", "state", "busy", "held", "queues"),
+        [
+            (
+                session.host,
+                session.pid,
+                describe_state(session),
+                describe_slots(session),
+                session.running,
+                ",".join(session.queues),
+            )
+            for session in workers
+        ],
+        "no worker is running",
+    )

@@ -1,0 +1,56 @@
+"""`nimburion why ID`: say why a job is not running."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.job_ids import resolve_job_id
+from nimburion.cli.output import print_fields, print_result
+from nimburion.core.diagnosis.explanations import Cause, Facts, find_causes
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@add_shared_options
+def why(job_id: str) -> None:
+    """Say why a job is not running, the decisive cause first.
+
+    ID is the id of the job, or a unique prefix or suffix of at least four characters.
+    """
+    facts = current_invocation().run(lambda backend: read_facts(backend, job_id))
+    causes = find_causes(facts)
+    print_result(as_data(facts, causes), lambda: draw(facts, causes))
+
+
+async def read_facts(backend: Backend, job_id: str) -> Facts:
+    """Return the facts about the job that `job_id` names."""
+    return await backend.explain_job(await resolve_job_id(backend, job_id))
+
+
+def as_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
+    """Return the causes and their facts as JSON data."""
+    return {
+        "id": facts.job.id,
+        "state": facts.job.state.value,
+        "causes": [{"kind": cause.kind.value, "text": cause.text} for cause in causes],
+        "pause": msgspec.to_builtins(facts.pause),
+        "limit": msgspec.to_builtins(facts.limit),
+        "key_holder": facts.key_holder,
+        "now": facts.now,
+    }
+
+
+def draw(facts: Facts, causes: list[Cause]) -> None:
+    """Print the job on a few lines, then one line for each cause."""
+    job = facts.job
+    print_fields({"id": job.id, "name": job.name, "queue": job.queue, "state": job.state.value})
+    for number, cause in enumerate(causes):
+        click.echo(f"{'why' if number == 0 else 'also':<5}  {escape_controls(cause.text)}")

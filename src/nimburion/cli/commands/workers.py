@@ -1,0 +1,133 @@
+"""`nimburion workers …`: list workers, and send them commands."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.exit_codes import BadInput, NotFound
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import record_command
+from nimburion.cli.output import format_bytes, format_duration, print_result, print_table
+from nimburion.core.session import SessionInfo, WorkerCommand
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+
+@click.group()
+def workers() -> None:
+    """List workers; tell one to start no further job, or to stop."""
+
+
+@workers.command("list")
+@add_shared_options
+def list_workers() -> None:
+    """List the sessions of workers, oldest first.
+
+    LEASE is the time until the session expires, if no heartbeat comes. LAG is how late the event
+    loop of the worker was, at worst, since its last heartbeat.
+    """
+    sessions = current_invocation().run(lambda backend: backend.list_sessions())
+    print_result([msgspec.to_builtins(session) for session in sessions], lambda: draw(sessions))
+
+
+def draw(sessions: list[SessionInfo]) -> None:
+    """Print one line per session."""
+    print_table(
+        ("id", "host", "process", "state", "busy", "held", "lease", "lag", "memory", "queues"),
+        [
+            (
+                session.id,
+                session.host,
+                session.pid,
+                describe_state(session),
+                describe_slots(session),
+                session.running,
+                format_duration(session.expires_in) if session.expires_in > 0 else "expired",
+                format_duration(session.vitals.loop_lag) if session.vitals else None,
+                format_bytes(session.vitals.rss) if session.vitals else None,
+                ",".join(session.queues),
+            )
+            for session in sessions
+        ],
+        "no worker is running",
+    )
+
+
+def describe_state(session: SessionInfo) -> str:
+    """Return the state of a worker in one word."""
+    if session.left:
+        return "left"
+    if session.expires_in <= 0:
+        return "expired"
+    if session.command is not None:
+        return session.command.value
+    return "live"
+
+
+def describe_slots(session: SessionInfo) -> str | None:
+    """Return the busy slots and all slots, as `3/10`."""
+    vitals = session.vitals
+    return None if vitals is None else f"{vitals.busy}/{vitals.slots}"
+
+
+@workers.command("quiet")
+@click.argument("session", metavar="ID")
+@add_shared_options
+def quiet(session: str) -> None:
+    """Tell a worker to start no further job. Running jobs continue."""
+    send(session, WorkerCommand.QUIET)
+
+
+@workers.command("resume")
+@click.argument("session", metavar="ID")
+@add_shared_options
+def resume(session: str) -> None:
+    """Let a quiet worker start jobs again."""
+    send(session, None)
+
+
+@workers.command("stop")
+@click.argument("session", metavar="ID")
+@add_shared_options
+def stop(session: str) -> None:
+    """Tell a worker to stop, as SIGTERM does: running jobs get their time to finish."""
+    send(session, WorkerCommand.STOP)
+
+
+def send(text: str, command: WorkerCommand | None) -> None:
+    """Send a command to the worker that `text` names, and say when it takes effect."""
+    word = "resume" if command is None else command.value
+    session = current_invocation().run(lambda backend: find_and_send(backend, text, command, word))
+    print_result(
+        {"session": session, "command": word},
+        lambda: click.echo(
+            f"{escape_controls(session)}: {word} is sent; the worker gets it with its next "
+            "heartbeat"
+        ),
+    )
+
+
+async def find_and_send(
+    backend: Backend, text: str, command: WorkerCommand | None, word: str
+) -> str:
+    """Send a command and record it. Return the id of the session.
+
+    Raises `NotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
+    """
+    sessions = await backend.list_sessions()
+    found = [s.id for s in sessions if text == s.id or s.id.startswith(text) or s.id.endswith(text)]
+    if len(found) > 1 and text not in found:
+        raise BadInput(f"{text!r} matches {len(found)} workers: give more characters")
+    if not found:
+        raise NotFound(f"no worker has the session {text!r}; `nimburion workers list` lists them")
+    session = text if text in found else found[0]
+    async with record_command(backend, f"worker.{word}", session) as change:
+        change.count = int(await backend.send_command(session, command))
+    if not change.count:
+        raise NotFound(f"the session {session} has ended meanwhile")
+    return session

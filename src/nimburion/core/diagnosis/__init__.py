@@ -1,0 +1,1 @@
+"""What is wrong, and why: health checks, causes, groups of failures, unserved jobs."""

@@ -1,0 +1,202 @@
+"""Explain why a job is not running: the facts of one consistent read, and their consequences."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import msgspec
+
+from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
+from nimburion.core.job import JobRecord, State
+from nimburion.core.queries import Pause, QueueInfo
+from nimburion.core.session import LimitInfo, SessionInfo, WorkerCommand
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What decides whether a job can run, read in one consistent step."""
+
+    now: float
+    """Epoch seconds on the backend's clock."""
+    job: JobRecord
+    """Without its payload."""
+    pause: Pause | None
+    """The pause of its queue."""
+    limit: LimitInfo | None
+    """The concurrency limit of its name."""
+    key_holder: str | None
+    """The id of another job that holds its unique key. It prevents the replay of a dead letter."""
+    sessions: list[SessionInfo]
+    """Every session that has not ended."""
+
+
+class CauseKind(enum.StrEnum):
+    """The kinds of causes, in the order in which `find_causes` returns them."""
+
+    FINISHED = "finished"
+    """The job completed, or was cancelled."""
+    DEAD = "dead"
+    """The job is a dead letter; it runs again only when it is replayed."""
+    KEY_HELD = "key_held"
+    """A replay is not possible now: another job holds the unique key."""
+    RUNNING = "running"
+    """A worker runs the job, or has reserved it."""
+    SESSION_EXPIRED = "session_expired"
+    """The session of its worker has expired; a rescue will take the job back."""
+    NOT_DUE = "not_due"
+    RETRY_LATER = "retry_later"
+    """The job failed, and the time of its next attempt has not come."""
+    PAUSED = "paused"
+    AT_LIMIT = "at_limit"
+    NO_WORKER = "no_worker"
+    """No live worker, none that serves the queue, or none that knows the name."""
+    WORKERS_QUIET = "workers_quiet"
+    """Every worker that could run the job has been told to start no further job."""
+    WORKERS_BUSY = "workers_busy"
+    """Every worker that could run the job runs as many jobs as it may."""
+    READY = "ready"
+    """Nothing prevents the job from running: jobs before it in the order run first."""
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """One cause, with a sentence for people."""
+
+    kind: CauseKind
+    text: str
+
+
+def find_causes(facts: Facts) -> list[Cause]:
+    """Return why the job is not running now, the decisive cause first. There is at least one."""
+    job = facts.job
+    if job.state.finished:
+        return list(_explain_finished(facts))
+    if job.state is State.PROCESSING:
+        return [_explain_processing(facts)]
+    return list(_explain_waiting(facts)) or [
+        Cause(CauseKind.READY, "It is due and a worker can run it: jobs before it run first.")
+    ]
+
+
+def _explain_finished(facts: Facts) -> Iterable[Cause]:
+    job = facts.job
+    if job.state is not State.FAILED:
+        reason = f", reason: {job.reason}" if job.reason else ""
+        yield Cause(CauseKind.FINISHED, f"It is {job.state.value}{reason}.")
+        return
+    error = f": {job.error.type}" if job.error else ""
+    yield Cause(
+        CauseKind.DEAD,
+        f"It is a dead letter, reason: {job.reason}{error}. It runs again only after a replay.",
+    )
+    if facts.key_holder is not None:
+        yield Cause(
+            CauseKind.KEY_HELD,
+            f"It cannot be replayed while job {facts.key_holder} holds its unique key.",
+        )
+
+
+def _explain_processing(facts: Facts) -> Cause:
+    job = facts.job
+    holder = next((s for s in facts.sessions if s.id == job.session), None)
+    if holder is None or holder.expires_in <= 0:
+        return Cause(
+            CauseKind.SESSION_EXPIRED,
+            f"Its worker (session {job.session}) has stopped sending heartbeats. The next rescue "
+            "takes the job back.",
+        )
+    since = _format_seconds(facts.now - (job.started_at or facts.now))
+    return Cause(
+        CauseKind.RUNNING,
+        f"A worker has held it for {since}: host {holder.host}, process {holder.pid}, session "
+        f"{holder.id}.",
+    )
+
+
+def _explain_waiting(facts: Facts) -> Iterable[Cause]:
+    job = facts.job
+    if job.due > facts.now:
+        wait = _format_seconds(job.due - facts.now)
+        if job.failures:
+            failed = [error.attempt for error in job.history if error.kind != "lost"]
+            number = failed[-1] if failed else job.failures
+            text = f"Attempt {number} failed. The next one is due in {wait}."
+            yield Cause(CauseKind.RETRY_LATER, text)
+        else:
+            yield Cause(CauseKind.NOT_DUE, f"It is due in {wait}.")
+    if facts.pause is not None:
+        yield Cause(CauseKind.PAUSED, _describe_pause(job.queue, facts.pause, facts.now))
+    if facts.limit is not None and facts.limit.in_use >= facts.limit.limit:
+        yield Cause(CauseKind.AT_LIMIT, _describe_limit(facts.limit))
+    yield from _explain_workers(facts)
+
+
+def _describe_pause(queue: str, pause: Pause, now: float) -> str:
+    by = f" by {pause.by}" if pause.by else ""
+    why = f", reason: {pause.reason}" if pause.reason else ""
+    end = "" if pause.until is None else f" It ends in {_format_seconds(pause.until - now)}."
+    return f"Queue {queue!r} is paused{by}{why}.{end}"
+
+
+def _describe_limit(limit: LimitInfo) -> str:
+    holders = ", ".join(holder.job_id for holder in limit.holders[:3])
+    held = f", by {holders}" if holders else ""
+    more = " and others" if limit.in_use > 3 else ""
+    return (
+        f"The concurrency limit of {limit.name!r} is reached: {limit.in_use} of {limit.limit} in "
+        f"use{held}{more}."
+    )
+
+
+def _explain_workers(facts: Facts) -> Iterable[Cause]:
+    job = facts.job
+    waiting = QueueInfo(
+        name=job.queue,
+        size=1,
+        scheduled=0,
+        processing=0,
+        oldest_age=0.0,
+        paused=False,
+        names={job.name: 1},
+    )
+    for unserved in find_unserved([waiting], facts.sessions):
+        yield Cause(CauseKind.NO_WORKER, _describe_unserved(unserved))
+        return
+    able = [
+        session
+        for session in facts.sessions
+        if is_live(session) and job.queue in session.queues and job.name in session.names
+    ]
+    active = [session for session in able if session.command is None]
+    if not active:
+        command = able[0].command or WorkerCommand.QUIET
+        yield Cause(
+            CauseKind.WORKERS_QUIET,
+            f"Every worker that could run it has the command {command.value!r}: none starts a job.",
+        )
+    elif job.due <= facts.now and all(_is_busy(session) for session in active):
+        noun = "worker" if len(active) == 1 else "workers"
+        yield Cause(
+            CauseKind.WORKERS_BUSY,
+            f"{len(active)} {noun} could run it, and every slot is taken.",
+        )
+
+
+def _describe_unserved(unserved: Unserved) -> str:
+    reason = unserved.reason[0].upper() + unserved.reason[1:]
+    if unserved.why == "worker":
+        return f"{reason}."
+    return f"{reason} (queue {unserved.queue!r}, name {unserved.name!r})."
+
+
+def _is_busy(session: SessionInfo) -> bool:
+    vitals = session.vitals
+    return vitals is not None and vitals.slots > 0 and vitals.busy >= vitals.slots
+
+
+def _format_seconds(seconds: float) -> str:
+    seconds = max(0.0, seconds)
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""Counters of jobs and calls, and the statistics that are made of them."""

@@ -1,0 +1,1 @@
+"""Texts: escaped, shortened, redacted, fingerprinted, compared, and read as sizes."""

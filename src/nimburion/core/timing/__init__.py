@@ -1,0 +1,1 @@
+"""Time: the clock, durations, timers, time zones and growing pauses."""

@@ -1,0 +1,1 @@
+"""Cases of the operations of workers: sessions, exchanges, leases, limits."""

@@ -1,0 +1,71 @@
+"""Every settlement with every token, in every state of the job: only the right token may settle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nimburion.core.errors import JobNotFound, SessionLost
+from nimburion.core.job import JobRecord
+from nimburion.core.lease import Lease
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    Progressed,
+    Released,
+    Retried,
+    Settlement,
+)
+from nimburion.testing.contract.consuming.token_cases import (
+    AFTER,
+    AFTER_REQUEST,
+    JOB,
+    TOKEN_CASES,
+    TokenCase,
+)
+from nimburion.testing.contract.harness import OOPS, Harness
+
+SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
+    "Completed": lambda lease: Completed(lease, b'"late"'),
+    "Retried": lambda lease: Retried(lease, 0.0, OOPS),
+    "Failed": lambda lease: Failed(lease, "permanent", OOPS),
+    "Released": Released,
+    "Cancelled": lambda lease: Cancelled(lease, "late"),
+    "Progressed": lambda lease: Progressed(lease, 0.9, "late"),
+}
+
+
+class Tokens:
+    """Fences."""
+
+    @pytest.mark.parametrize("kind", SETTLEMENTS)
+    @pytest.mark.parametrize("case", TOKEN_CASES, ids=[case.name for case in TOKEN_CASES])
+    async def test_a_settlement_writes_only_under_its_whole_token(
+        self, harness: Harness, case: TokenCase, kind: str
+    ) -> None:
+        """`done` changes the job; every other answer leaves the whole record unchanged."""
+        settler = await case.build(harness)
+        before = await read(harness)
+        settlement = SETTLEMENTS[kind](settler.lease)
+        if case.answer == "SessionLost":
+            with pytest.raises(SessionLost):
+                await settler.worker.settle(settlement)
+        else:
+            assert await settler.worker.settle(settlement) == [case.answer]
+        after = await read(harness)
+        if case.answer == "done":
+            ends = AFTER_REQUEST if "cancel requested" in case.state else AFTER
+            assert after is not None
+            assert after.state is ends[kind]
+        else:
+            assert after == before
+
+
+async def read(harness: Harness) -> JobRecord | None:
+    """Return the job of the token case; None if it does not exist."""
+    try:
+        return await harness.backend.get_job(JOB)
+    except JobNotFound:
+        return None

@@ -1,0 +1,1 @@
+"""Cases of the operations of operators: replay, delete, pause, prune, audit."""

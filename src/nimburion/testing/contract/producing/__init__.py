@@ -1,0 +1,1 @@
+"""Cases of the operations of producers: enqueue and cancel."""

@@ -1,0 +1,47 @@
+"""Sentences of causes that the contract cases do not reach, and the number of an attempt."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.core.diagnosis.explanations import Facts, find_causes
+from nimburion.core.job import AttemptError, JobRecord, State
+
+FAILURE = AttemptError(1, "failure", "ValueError")
+LOSS = AttemptError(2, "lost", "WorkerLost")
+
+
+def make_record(**fields: object) -> JobRecord:
+    given: dict[str, object] = {
+        "id": "a",
+        "name": "send",
+        "queue": "mail",
+        "state": State.RETRYING,
+        "priority": 5,
+        "payload": None,
+        "due": 60.0,
+        "created_at": 0.0,
+        **fields,
+    }
+    return JobRecord(**given)  # type: ignore[arg-type]
+
+
+def test_the_attempt_that_failed_is_named_though_another_was_lost_since() -> None:
+    job = make_record(failures=1, lost=1, history=[FAILURE, LOSS])
+    facts = Facts(now=0.0, job=job, pause=None, limit=None, key_holder=None, sessions=[])
+    assert find_causes(facts)[0].text == "Attempt 1 failed. The next one is due in 60.0 s."
+
+
+@pytest.mark.parametrize(
+    ("fields", "attempt"),
+    [
+        ({"failures": 2}, 3),
+        ({"failures": 2, "state": State.CANCELLED}, 2),
+        ({"failures": 2, "state": State.CANCELLED, "ended_by": "s"}, 3),
+        ({"failures": 2, "state": State.FAILED}, 2),
+        ({"state": State.CANCELLED}, 1),
+        ({"failures": 1, "state": State.COMPLETED, "ended_by": "s"}, 2),
+    ],
+)
+def test_the_attempt_of_a_finished_job_is_its_last(fields: dict[str, object], attempt: int) -> None:
+    assert make_record(**fields).attempt == attempt
