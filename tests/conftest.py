@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -31,6 +33,18 @@ def _without_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads the settings of the shell it is run from."""
     for name in [name for name in os.environ if name.startswith("NIMBURION_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect without looking for garbage, and leave what was collected out of later searches: it
+    lives as long as the run, and searching it takes a third of the time to collect it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

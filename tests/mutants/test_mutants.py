@@ -88,10 +88,14 @@ def named(mutant: Mutant) -> str:
     return mutant.name
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=named)
-def test_each_mutant_finds_its_place_once(mutant: Mutant) -> None:
-    path, _ = mutant.find(PACKAGE)
-    assert path.is_relative_to(PACKAGE)
+def test_each_mutant_finds_its_place_once() -> None:
+    problems = []
+    for mutant in MUTANTS:
+        try:
+            mutant.find(PACKAGE)
+        except AssertionError as error:
+            problems.append(str(error))
+    assert problems == []
 
 
 @cache
@@ -103,12 +107,14 @@ def list_defined_tests() -> frozenset[str]:
     return frozenset(re.findall(r"def (test_\w+)", text))
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=named)
-def test_each_mutant_names_tests_that_exist(mutant: Mutant) -> None:
-    path, *names = mutant.selection[0].split("::")
-    assert (ROOT / path).exists()
-    tests = {name.partition("[")[0] for name in names if name.startswith("test_")}
-    assert tests <= list_defined_tests()
+def test_each_mutant_names_tests_that_exist() -> None:
+    missing = {}
+    for mutant in MUTANTS:
+        path, *names = mutant.selection[0].split("::")
+        tests = {name.partition("[")[0] for name in names if name.startswith("test_")}
+        if not (ROOT / path).exists() or not tests <= list_defined_tests():
+            missing[mutant.name] = mutant.selection[0]
+    assert missing == {}
 
 
 def test_a_template_survives_a_rename(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from starlette.routing import Route
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
+from nimburion.server.api.operation import Operation
 from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.openapi import API_PATH
 from nimburion.server.routes import OPEN_PATHS
@@ -145,51 +147,51 @@ async def test_a_record_holds_no_control_characters(guarded: Api) -> None:
     assert record.details["when"] == r"@daily\x00\n"
 
 
-@pytest.mark.parametrize("right", RIGHTS)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-async def test_a_route_answers_only_with_its_right(
-    guarded: Api, operation: object, right: str
-) -> None:
+async def test_a_route_answers_only_with_its_right(guarded: Api, operation: object) -> None:
     found = next(one for one in OPERATIONS if one is operation)
     before = await read_everything(guarded)
-    response = await guarded.client.request(
-        found.method, make_url(found.path), json={}, headers=bearer(right)
-    )
-    if found.right == right:
-        assert response.status_code not in {401, 403, 421}, response.text
-    else:
-        assert response.status_code == 403
-        assert response.json()["type"] == "urn:nimburion:problem:missing-right"
-        assert await read_everything(guarded) == before
+    for right in RIGHTS:
+        if right != found.right:
+            response = await request_operation(guarded, found, bearer(right))
+            assert response.status_code == 403, right
+            assert response.json()["type"] == "urn:nimburion:problem:missing-right"
+            assert await read_everything(guarded) == before, right
+    response = await request_operation(guarded, found, bearer(found.right))
+    assert response.status_code not in {401, 403, 421}, response.text
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {},
-        {"Authorization": "Bearer wrong-0123456789abcdef"},
-        {"Authorization": f"Basic {TOKENS['admin']}"},
-        {"Authorization": TOKENS["admin"]},
-        {"Authorization": "Bearer "},
-        {"Authorization": "Bearer \xff"},
-        {"Cookie": f"Authorization=Bearer {TOKENS['admin']}"},
-    ],
-    ids=str,
+NO_TOKEN: tuple[dict[str, str], ...] = (
+    {},
+    {"Authorization": "Bearer wrong-0123456789abcdef"},
+    {"Authorization": f"Basic {TOKENS['admin']}"},
+    {"Authorization": TOKENS["admin"]},
+    {"Authorization": "Bearer "},
+    {"Authorization": "Bearer \xff"},
+    {"Cookie": f"Authorization=Bearer {TOKENS['admin']}"},
 )
+
+
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-async def test_without_a_token_nothing_is_read_or_changed(
-    guarded: Api, operation: object, headers: dict[str, str]
-) -> None:
+async def test_without_a_token_nothing_is_read_or_changed(guarded: Api, operation: object) -> None:
     found = next(one for one in OPERATIONS if one is operation)
     before = await read_everything(guarded)
+    for headers in NO_TOKEN:
+        response = await request_operation(guarded, found, headers)
+        assert response.status_code == 401, headers
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert SECRET not in response.text
+        assert await read_everything(guarded) == before, headers
+
+
+async def request_operation(
+    api: Api, operation: Operation[Any, Any], headers: dict[str, str]
+) -> httpx.Response:
+    """Send a request for the operation, with headers that need not be ASCII."""
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    response = await guarded.client.request(
-        found.method, make_url(found.path), json={}, headers=encoded
+    return await api.client.request(
+        operation.method, make_url(operation.path), content=b"{}", headers=encoded
     )
-    assert response.status_code == 401
-    assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert SECRET not in response.text
-    assert await read_everything(guarded) == before
 
 
 async def test_two_tokens_in_one_request_are_no_token(guarded: Api) -> None:
@@ -216,35 +218,30 @@ async def test_the_data_of_jobs_is_shown_with_its_right(guarded: Api) -> None:
         assert SECRET in response.text
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Sec-Fetch-Site": "cross-site"},
-        {"Sec-Fetch-Site": "same-site"},
-        {"Sec-Fetch-Site": "none"},
-        {"Sec-Fetch-Site": "cross-site", "Origin": OWN},
-        {"Origin": "https://evil.example"},
-        {"Origin": "null"},
-        {"Origin": "http://127.0.0.1:9999"},
-        {"Origin": BROKEN_ORIGIN},
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/x-www-form-urlencoded"},
-    ],
-    ids=str,
+OTHER_SITES: tuple[dict[str, str], ...] = (
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "none"},
+    {"Sec-Fetch-Site": "cross-site", "Origin": OWN},
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:9999"},
+    {"Origin": BROKEN_ORIGIN},
+    {"Content-Type": "text/plain"},
+    {"Content-Type": "application/x-www-form-urlencoded"},
 )
+
+
 @pytest.mark.parametrize("operation", UNSAFE, ids=lambda operation: operation.name)
-async def test_a_page_of_another_site_changes_nothing(
-    api: Api, operation: object, headers: dict[str, str]
-) -> None:
+async def test_a_page_of_another_site_changes_nothing(api: Api, operation: object) -> None:
     found = next(one for one in UNSAFE if one is operation)
     await api.enqueue("a")
     before = await read_everything(api)
-    response = await api.client.request(
-        found.method, make_url(found.path), content=b"{}", headers=headers
-    )
-    assert response.status_code == 403
-    assert response.json()["type"] == "urn:nimburion:problem:cross-site"
-    assert await read_everything(api) == before
+    for headers in OTHER_SITES:
+        response = await request_operation(api, found, headers)
+        assert response.status_code == 403, headers
+        assert response.json()["type"] == "urn:nimburion:problem:cross-site"
+        assert await read_everything(api) == before, headers
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class Server:
         self.folder = Path(self._temporary.name)
         self.certificates = make_certificates(self.folder) if tls else None
         self._process: subprocess.Popen[bytes] | None = None
+        self._emptying: redis.Redis | None = None
         self._settings = [
             f"appendonly {'yes' if appendonly else 'no'}",
             f"maxmemory {maxmemory}",
@@ -148,6 +149,8 @@ class Server:
 
     def close(self) -> None:
         """End it and remove its folder."""
+        if self._emptying is not None:
+            self._emptying.close()
         if self.runs:
             self.kill()
         self._temporary.cleanup()
@@ -194,8 +197,10 @@ class Server:
         return redis.Redis(**known | options)
 
     def empty(self) -> None:
-        """Delete all data."""
-        self.ask("FLUSHALL")
+        """Delete all data, on a connection that stays open: tests do this by the thousand."""
+        if self._emptying is None:
+            self._emptying = self.client(retry=Retry(NoBackoff(), 1))  # after a restart
+        self._emptying.flushall()
 
     # --- steps ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 
@@ -84,6 +85,12 @@ class LuaFiles:
         """
         found = re.search(rf"^--[ \t]*{label}:(.*)$", self._headers[name], re.MULTILINE)
         return found[1].strip() if found else ""
+
+
+@cache
+def read_statements(package: str, folder: str) -> Statements:
+    """Return the statements in a folder of a package. The files are read once a process."""
+    return Statements(package, folder)
 
 
 def list_files(package: str, folder: str, suffix: str) -> list[Traversable]:

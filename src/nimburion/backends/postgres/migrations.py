@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -75,12 +76,13 @@ class CurrentFormat(msgspec.Struct, frozen=True):
         return hashlib.blake2b(texts.encode(), digest_size=16).hexdigest()
 
 
+@cache
 def load_current_format() -> CurrentFormat:
-    """Load the migrations and functions from the SQL files of this package."""
+    """Load the migrations and functions from the SQL files of this package, once a process."""
     functions = Statements(PACKAGE, "sql/functions")
     return CurrentFormat(
-        read_migrations(PACKAGE, "sql/migrations"),
-        [(name, functions[name]) for name in functions],
+        tuple(read_migrations(PACKAGE, "sql/migrations")),
+        tuple((name, functions[name]) for name in functions),
     )
 
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import TypeVar
 
 from nimburion.backends.server.errors import make_no_roles_error
-from nimburion.backends.sql_files import Statements
+from nimburion.backends.sql_files import Statements, read_statements
 from nimburion.backends.sqlite import checks, operations, queries, sessions, statistics
 from nimburion.backends.sqlite import enqueue as enqueueing
 from nimburion.backends.sqlite import exchange as exchanging
@@ -181,7 +181,7 @@ class SQLiteBackend:
                 with suppress(RuntimeError):
                     loop.call_soon_threadsafe(listener.wake, names)
 
-        sql, boot = Statements(opening.PACKAGE, opening.STATEMENTS), read_boot_id()
+        sql, boot = read_statements(opening.PACKAGE, opening.STATEMENTS), read_boot_id()
         files = OpenFiles(self.path)
         writer = WriterThread(
             "nimburion-sqlite-writer",
