@@ -19,7 +19,7 @@ from tests.waiting import block_until
 
 PRODUCTION = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 REFERENCE = read(ROOT / "docs" / "reference" / "redis-keys.md")
-LAYOUT = PACKAGE / "backends" / "redis" / "lua" / "shared" / "record_format.lua"
+LAYOUT = PACKAGE / "backends" / "redis" / "lua" / "formats" / "record_format.lua"
 
 
 # --- commands -------------------------------------------------------------------------------------
