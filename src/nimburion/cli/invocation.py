@@ -18,12 +18,31 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class Invocation:
-    """The options that every command takes; if an option is repeated, the last value counts."""
+    """The options that every command takes.
+
+    `--backend` may be repeated for a command that reads several backends. Of the others, the last
+    value counts.
+    """
 
     def __init__(self) -> None:
         self.config: str | None = None
-        self.backend: str | None = None
+        self.backends: tuple[str, ...] = ()
         self.as_json = False
+
+    @property
+    def backend(self) -> str | None:
+        """The value of `--backend`, or None. Raises `BadInput` if it was given more than once."""
+        if len(self.backends) > 1:
+            raise BadInput(
+                f"--backend is given {len(self.backends)} times, and this command uses one backend;"
+                " `top`, `stats` and `queues list` take several"
+            )
+        return self.backends[0] if self.backends else None
+
+    @property
+    def has_several_backends(self) -> bool:
+        """Whether `--backend` was given more than once."""
+        return len(self.backends) > 1
 
     def load(self, **arguments: object) -> Config:
         """Load the configuration; `--backend` overrides its URL, and `arguments` other settings."""
@@ -48,18 +67,33 @@ class Invocation:
         """
         import asyncio  # takes a fifth of the start time, so help texts do not import it
 
-        from nimburion.backends import open_backend
-        from nimburion.core.text.redaction import redact_url
-
-        url = self.load().jobs.url
-        backend = open_backend(url)
-        if not backend.capabilities.shared:
-            raise BadInput(
-                f"{redact_url(url)} exists only inside one process; other processes cannot use it"
-            )
+        backend = open_shared_backend(self.load().jobs.url)
         return asyncio.run(
             _run_on_backend(backend, question, may_create=may_create, unopened=unopened)
         )
+
+    def make_backends(self) -> list[Backend]:
+        """Return the backends of all values of `--backend`, in their order; none is opened.
+
+        Raises `BadInput` for a backend that lives in one process.
+        """
+        from nimburion import config
+
+        urls = [config.load(self.config, jobs={"url": url}).jobs.url for url in self.backends]
+        return [open_shared_backend(url) for url in dict.fromkeys(urls)]
+
+
+def open_shared_backend(url: str) -> Backend:
+    """Return the backend of a URL, not opened. Raises `BadInput` if it lives in one process."""
+    from nimburion.backends import open_backend
+    from nimburion.core.text.redaction import redact_url
+
+    backend = open_backend(url)
+    if not backend.capabilities.shared:
+        raise BadInput(
+            f"{redact_url(url)} exists only inside one process; other processes cannot use it"
+        )
+    return backend
 
 
 async def require_existing_file(backend: Backend) -> None:
@@ -104,6 +138,12 @@ def _keep_option(ctx: click.Context, parameter: click.Parameter, value: object) 
         setattr(ctx.ensure_object(Invocation), str(parameter.name), value)
 
 
+def _keep_backends(ctx: click.Context, _: click.Parameter, urls: tuple[str, ...]) -> None:
+    """Keep the values of the group and of the command. The same URL counts once."""
+    invocation = ctx.ensure_object(Invocation)
+    invocation.backends = tuple(dict.fromkeys((*invocation.backends, *urls)))
+
+
 _OPTIONS = (
     click.option(
         "--config",
@@ -115,8 +155,9 @@ _OPTIONS = (
     click.option(
         "--backend",
         metavar="URL",
+        multiple=True,
         expose_value=False,
-        callback=_keep_option,
+        callback=_keep_backends,
         help="Use this backend instead of the configured one, like sqlite:///jobs.db.",
     ),
     click.option(

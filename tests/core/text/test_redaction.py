@@ -82,7 +82,7 @@ def test_no_message_about_a_url_quotes_the_secret(
     monkeypatch.chdir(tmp_path)
     messages = []
     invocation = Invocation()
-    invocation.backend = url
+    invocation.backends = (url,)
 
     async def nothing(_: object) -> None:
         return None

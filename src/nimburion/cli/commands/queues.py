@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
@@ -11,6 +11,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import find_operator, record_command
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
+from nimburion.cli.readings import Reading, print_legend, print_readings, read_backends
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, list_reasons
 from nimburion.core.queries import QueueInfo
 from nimburion.core.size_limits import check_name
@@ -18,6 +19,9 @@ from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
+
+HEADERS = ("queue", "due", "scheduled", "processing", "oldest", "paused")
+NO_QUEUE = "no queue holds an unfinished job, none is paused"
 
 
 @click.group()
@@ -31,16 +35,32 @@ def list_queues() -> None:
     """List queues: jobs due now, waiting for their time, processing; the age of the oldest.
 
     Then list jobs that no live worker takes: none serves their queue, or none has their handler.
+    --backend can be repeated: a queue then has a line for each backend that has it.
     """
-    found, unserved = current_invocation().run(read_queues)
-    data = [as_data(queue, unserved) for queue in found]
-    print_result(data, lambda: draw_queues(found, unserved))
+    if current_invocation().has_several_backends:
+        readings = read_backends(read_queues)
+        print_readings(readings, make_data, lambda: draw_queues_of_each(readings))
+        return
+    found = current_invocation().run(read_queues)
+    print_result(make_data(found), lambda: draw_queues(found))
 
 
-async def read_queues(backend: Backend) -> tuple[list[QueueInfo], list[Unserved]]:
+class FoundQueues(NamedTuple):
+    """The queues of a backend, and the waiting jobs that no live worker serves."""
+
+    queues: list[QueueInfo]
+    unserved: list[Unserved]
+
+
+async def read_queues(backend: Backend) -> FoundQueues:
     """Return all queues, and the waiting jobs that no live worker serves."""
     found = await backend.list_queues()
-    return found, find_unserved(found, await backend.list_sessions())
+    return FoundQueues(found, find_unserved(found, await backend.list_sessions()))
+
+
+def make_data(found: FoundQueues) -> list[dict[str, object]]:
+    """Return the queues of a backend as JSON data."""
+    return [as_data(queue, found.unserved) for queue in found.queues]
 
 
 def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
@@ -50,25 +70,35 @@ def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
     return data
 
 
-def draw_queues(found: list[QueueInfo], unserved: list[Unserved]) -> None:
+def draw_queues(found: FoundQueues) -> None:
     """Print one line per queue, then one line per group of jobs that no live worker serves."""
-    print_table(
-        ("queue", "due", "scheduled", "processing", "oldest", "paused"),
-        [
-            (
-                queue.name,
-                queue.size,
-                queue.scheduled,
-                queue.processing,
-                format_duration(queue.oldest_age) if queue.size else None,
-                describe_pause(queue),
-            )
-            for queue in found
-        ],
-        "no queue holds an unfinished job, none is paused",
-    )
-    for jobs in unserved:
+    print_table(HEADERS, [format_queue(queue) for queue in found.queues], NO_QUEUE)
+    for jobs in found.unserved:
         click.echo(escape_controls(jobs.describe()))
+
+
+def draw_queues_of_each(readings: list[Reading[FoundQueues]]) -> None:
+    """Print one line per queue and backend, then the jobs that no live worker serves."""
+    answered = [(reading.number, reading.value) for reading in readings if reading.value]
+    lines = [(number, *format_queue(queue)) for number, found in answered for queue in found.queues]
+    print_legend(readings)
+    click.echo()
+    print_table(("backend", *HEADERS), sorted(lines, key=lambda line: (line[1], line[0])), NO_QUEUE)
+    for number, found in answered:
+        for jobs in found.unserved:
+            click.echo(escape_controls(f"{number}: {jobs.describe()}"))
+
+
+def format_queue(queue: QueueInfo) -> tuple[str, int, int, int, str | None, str | None]:
+    """Return the columns of `HEADERS`."""
+    return (
+        queue.name,
+        queue.size,
+        queue.scheduled,
+        queue.processing,
+        format_duration(queue.oldest_age) if queue.size else None,
+        describe_pause(queue),
+    )
 
 
 def describe_pause(queue: QueueInfo) -> str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_duration, print_result, print_table
 from nimburion.cli.parameters import parse_duration
+from nimburion.cli.readings import Reading, print_legend, print_readings, read_backends
 from nimburion.core.backend import Backend
 from nimburion.core.metrics.statistics import (
     MAX_INTERVALS,
@@ -17,6 +20,11 @@ from nimburion.core.metrics.statistics import (
     Counters,
     Histogram,
     Statistics,
+)
+
+HEADERS = (
+    *("enqueued", "completed", "retried", "failed"),
+    *("wait p50", "wait p95", "run p50", "run p95"),
 )
 
 
@@ -35,19 +43,22 @@ def stats(queue: str | None, name: str | None, last: str) -> None:
     """Show what happened to jobs lately: counts, and percentiles of wait and run times.
 
     Workers store their counts about every ten seconds. WAIT is the time from due to started.
+    --backend can be repeated: each backend has lines of its own, and the sum has one.
     """
     seconds = parse_duration(last)
     step = choose_step(seconds)
-    rows = current_invocation().run(
-        lambda backend: read_statistics(backend, seconds, step, queue, name)
-    )
-    data = {
-        "step": step,
-        "intervals": [msgspec.to_builtins(row) for row in rows],
-        "wait_bounds": WAIT_BOUNDS,
-        "run_bounds": RUN_BOUNDS,
-    }
-    print_result(data, lambda: draw(rows, last))
+
+    def read(backend: Backend) -> Awaitable[list[Statistics]]:
+        return read_statistics(backend, seconds, step, queue, name)
+
+    if current_invocation().has_several_backends:
+        readings = read_backends(read)
+        print_readings(
+            readings, lambda rows: make_data(rows, step), lambda: draw_each(readings, last)
+        )
+        return
+    rows = current_invocation().run(read)
+    print_result(make_data(rows, step), lambda: draw(rows, last))
 
 
 def choose_step(seconds: float) -> int:
@@ -66,41 +77,65 @@ async def read_statistics(
     return await backend.list_statistics(now - seconds, now, step, queue=queue, name=name)
 
 
+def make_data(rows: list[Statistics], step: int) -> dict[str, object]:
+    """Return the statistics of one backend as JSON data."""
+    return {
+        "step": step,
+        "intervals": [msgspec.to_builtins(row) for row in rows],
+        "wait_bounds": WAIT_BOUNDS,
+        "run_bounds": RUN_BOUNDS,
+    }
+
+
 def draw(rows: list[Statistics], last: str) -> None:
     """Print one line per queue and name, with the counters of all intervals added up."""
+    lines = [(*key, *format_counters(counters)) for key, counters in sorted(add_up(rows).items())]
+    print_table(("queue", "name", *HEADERS), lines, format_empty(last))
+
+
+def draw_each(readings: list[Reading[list[Statistics]]], last: str) -> None:
+    """Print one line per queue, name and backend, and one with the sum of several backends."""
+    sums = {reading.number: add_up(reading.value or []) for reading in readings}
+    lines: list[tuple[object, ...]] = []
+    for key in sorted({key for by_key in sums.values() for key in by_key}):
+        total, found = Counters(), 0
+        for number, by_key in sums.items():
+            if key in by_key:
+                total.add(by_key[key])
+                found += 1
+                lines.append((*key, number, *format_counters(by_key[key])))
+        if found > 1:
+            lines.append((*key, "all", *format_counters(total)))
+    print_legend(readings)
+    click.echo()
+    print_table(("queue", "name", "backend", *HEADERS), lines, format_empty(last))
+
+
+def add_up(rows: list[Statistics]) -> dict[tuple[str, str], Counters]:
+    """Return the counters of each queue and name, all intervals added up."""
     sums: dict[tuple[str, str], Counters] = {}
     for row in rows:
         sums.setdefault((row.queue, row.name), Counters()).add(row.counters)
-    print_table(
-        (
-            "queue",
-            "name",
-            "enqueued",
-            "completed",
-            "retried",
-            "failed",
-            "wait p50",
-            "wait p95",
-            "run p50",
-            "run p95",
-        ),
-        [
-            (
-                queue,
-                name,
-                counters.enqueued,
-                counters.completed,
-                counters.retried,
-                counters.failed,
-                format_quantile(counters.wait, 0.5, WAIT_BOUNDS),
-                format_quantile(counters.wait, 0.95, WAIT_BOUNDS),
-                format_quantile(counters.run, 0.5, RUN_BOUNDS),
-                format_quantile(counters.run, 0.95, RUN_BOUNDS),
-            )
-            for (queue, name), counters in sorted(sums.items())
-        ],
-        f"no job was enqueued or run in the last {last}",
+    return sums
+
+
+def format_counters(counters: Counters) -> tuple[object, ...]:
+    """Return the columns of `HEADERS`."""
+    return (
+        counters.enqueued,
+        counters.completed,
+        counters.retried,
+        counters.failed,
+        format_quantile(counters.wait, 0.5, WAIT_BOUNDS),
+        format_quantile(counters.wait, 0.95, WAIT_BOUNDS),
+        format_quantile(counters.run, 0.5, RUN_BOUNDS),
+        format_quantile(counters.run, 0.95, RUN_BOUNDS),
     )
+
+
+def format_empty(last: str) -> str:
+    """Return what is printed instead of an empty table."""
+    return f"no job was enqueued or run in the last {last}"
 
 
 def format_quantile(histogram: Histogram, quantile: float, bounds: tuple[float, ...]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,16 @@ from nimburion.cli.commands.workers import describe_slots, describe_state
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_duration, format_table, print_result
+from nimburion.cli.readings import (
+    BackendReader,
+    Reading,
+    close_each,
+    format_legend,
+    make_readers,
+    print_readings,
+    read_backends,
+    read_each,
+)
 from nimburion.core.diagnosis.unserved import find_unserved
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
@@ -25,6 +36,13 @@ if TYPE_CHECKING:
 
 _RATE_SECONDS = 300
 """The view covers at least the last five minutes, from the start of a minute."""
+QUEUE_HEADERS = (
+    *("queue", "due", "oldest", "running", "later"),
+    *("rate/s", "wait p95", "run p95", "failed", ""),
+)
+WORKER_HEADERS = ("worker", "process", "state", "busy", "held", "queues")
+NO_QUEUE = "no queue holds an unfinished job"
+NO_WORKER = "no worker is running"
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -52,10 +70,16 @@ def top(*, interval: float, once: bool) -> None:
     """Watch queues, workers and throughput; Ctrl-C ends it.
 
     RATE is jobs completed per second in the last five minutes. Without a terminal, or with --json,
-    the view is printed once.
+    the view is printed once. --backend can be repeated: the view then shows all backends.
     """
     single = once or current_invocation().as_json or not sys.stdout.isatty()
-    current_invocation().run(lambda backend: show(backend, None if single else interval))
+    if not current_invocation().has_several_backends:
+        current_invocation().run(lambda backend: show(backend, None if single else interval))
+    elif single:
+        readings = read_backends(read_overview)
+        print_readings(readings, msgspec.to_builtins, lambda: click.echo(format_views(readings)))
+    else:
+        asyncio.run(show_each(make_readers(), interval))
 
 
 async def show(backend: Backend, interval: float | None) -> None:
@@ -71,6 +95,17 @@ async def show(backend: Backend, interval: float | None) -> None:
             view = escape_controls(f"the backend does not answer ({error}); retrying")
         click.echo(_CLEAR + view)
         await asyncio.sleep(interval)
+
+
+async def show_each(readers: Sequence[BackendReader], interval: float) -> None:
+    """Print the view of several backends, again after each `interval` seconds."""
+    try:
+        while True:
+            view = format_views(await read_each(readers, read_overview))
+            click.echo(_CLEAR + view)
+            await asyncio.sleep(interval)
+    finally:
+        await close_each(readers)
 
 
 async def read_overview(backend: Backend) -> Overview:
@@ -105,14 +140,41 @@ def format_view(overview: Overview) -> str:
     )
 
 
+def format_views(readings: Sequence[Reading[Overview]]) -> str:
+    """Return the view of several backends as text: a line for each, then their sum and tables."""
+    answered = [(reading.number, reading.value) for reading in readings if reading.value]
+    queues = [(number, *line) for number, one in answered for line in list_queues(one)]
+    workers = [(number, *line) for number, one in answered for line in list_workers(one.workers)]
+    return "\n".join(
+        [
+            *format_legend(readings, lambda overview: describe_load([overview])),
+            f"{len(answered)} of {len(readings)}: {describe_load([one for _, one in answered])}",
+            "",
+            format_table(("backend", *QUEUE_HEADERS), queues, NO_QUEUE),
+            *[
+                f"! {number}: {escape_controls(jobs.describe())}"
+                for number, one in answered
+                for jobs in find_unserved(one.queues, one.workers)
+            ],
+            "",
+            format_table(("backend", *WORKER_HEADERS), workers, NO_WORKER),
+        ]
+    )
+
+
 def format_headline(overview: Overview) -> str:
     """Return one line about the backend, its workers and all queues."""
-    size = sum(queue.size for queue in overview.queues)
-    processing = sum(queue.processing for queue in overview.queues)
-    rate = sum(compute_rates(overview).values())
-    return escape_controls(
-        f"{overview.backend}: {format_count(len(overview.workers), 'worker')}, {size} due, "
-        f"{processing} processing, {rate:.1f} completed/s"
+    return escape_controls(f"{overview.backend}: {describe_load([overview])}")
+
+
+def describe_load(overviews: Sequence[Overview]) -> str:
+    """Return the numbers of workers and jobs of some backends, and their rate, in a few words."""
+    workers = sum(len(overview.workers) for overview in overviews)
+    queues = [queue for overview in overviews for queue in overview.queues]
+    rate = sum(sum(compute_rates(overview).values()) for overview in overviews)
+    return (
+        f"{format_count(workers, 'worker')}, {sum(queue.size for queue in queues)} due, "
+        f"{sum(queue.processing for queue in queues)} processing, {rate:.1f} completed/s"
     )
 
 
@@ -127,28 +189,18 @@ def compute_rates(overview: Overview) -> dict[str, float]:
 
 def format_queues(overview: Overview) -> str:
     """Return the table of queues, the one with the oldest waiting job first."""
+    return format_table(QUEUE_HEADERS, list_queues(overview), NO_QUEUE)
+
+
+def list_queues(overview: Overview) -> list[tuple[object, ...]]:
+    """Return a line of the table for each queue, the one with the oldest waiting job first."""
     rates = compute_rates(overview)
     sums: dict[str, Counters] = {}
     for row in overview.statistics:
         sums.setdefault(row.queue, Counters()).add(row.counters)
     by_name = {queue.name: queue for queue in overview.queues}
     names = sorted({*by_name, *rates}, key=lambda name: (-_get_age(by_name.get(name)), name))
-    return format_table(
-        (
-            "queue",
-            "due",
-            "oldest",
-            "running",
-            "later",
-            "rate/s",
-            "wait p95",
-            "run p95",
-            "failed",
-            "",
-        ),
-        [_format_queue(name, by_name.get(name), rates, sums) for name in names],
-        "no queue holds an unfinished job",
-    )
+    return [_format_queue(name, by_name.get(name), rates, sums) for name in names]
 
 
 def _get_age(queue: QueueInfo | None) -> float:
@@ -177,18 +229,19 @@ def _format_queue(
 
 def format_workers(workers: list[SessionInfo]) -> str:
     """Return the table of workers."""
-    return format_table(
-        ("worker", "process", "state", "busy", "held", "queues"),
-        [
-            (
-                session.host,
-                session.pid,
-                describe_state(session),
-                describe_slots(session),
-                session.running,
-                ",".join(session.queues),
-            )
-            for session in workers
-        ],
-        "no worker is running",
-    )
+    return format_table(WORKER_HEADERS, list_workers(workers), NO_WORKER)
+
+
+def list_workers(workers: list[SessionInfo]) -> list[tuple[object, ...]]:
+    """Return a line of the table for each worker."""
+    return [
+        (
+            session.host,
+            session.pid,
+            describe_state(session),
+            describe_slots(session),
+            session.running,
+            ",".join(session.queues),
+        )
+        for session in workers
+    ]
