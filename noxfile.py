@@ -209,6 +209,20 @@ def wheel(session: nox.Session) -> None:
             run(session, str(python.parent / "nimburion"), "--help")
             code = "import nimburion.jobs, nimburion.testing; print(nimburion.__version__)"
             run(session, str(python), "-c", code)
+            run(session, str(python.parent / "nimburion"), "demo")  # as `pipx run nimburion demo`
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Build what a release publishes into `dist/`; the argument is its tag, vX.Y.Z."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    if session.posargs != [f"v{version}"]:
+        session.error(f"pyproject.toml has version {version}, so the tag must be v{version}")
+    if f"## {version} (unreleased)" in (ROOT / "CHANGELOG.md").read_text():
+        session.error("CHANGELOG.md says that this version is unreleased; run towncrier build")
+    run_python(session, "website.package_readme", version)
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    run_python(session, "hatchling", "build", "-d", str(ROOT / "dist"))
 
 
 @nox.session

@@ -20,9 +20,9 @@ from rich.style import Style
 from rich.terminal_theme import DIMMED_MONOKAI
 from rich.text import Text
 
-from nimburion.cli.demo.run import run_scenario
-from nimburion.cli.demo.snapshot import Snapshot
-from nimburion.cli.demo.views import LiveView
+from nimburion.cli.commands.demo.run import run_scenario
+from nimburion.cli.commands.demo.snapshot import Snapshot
+from nimburion.cli.commands.demo.views import LiveView
 
 TARGET = Path(__file__).parents[1] / "docs" / "pictures" / "demo.svg"
 COLUMNS, ROWS = 104, 24
@@ -98,6 +98,7 @@ def draw_picture(frames: Sequence[Frame], title: str) -> str:
     """Return the frames as one SVG."""
     count = len(frames) - 1 + LAST_FRAMES
     width, height = COLUMNS * CHARACTER + 2 * MARGIN, ROWS * ROW + TOP + MARGIN
+    box = f"0 0 {width:.0f} {height}"
     styles = STYLES % {
         "total": count * FRAME_SECONDS,
         "one": 100 / count,
@@ -109,8 +110,7 @@ def draw_picture(frames: Sequence[Frame], title: str) -> str:
     ]
     return "\n".join(
         [
-            '<svg xmlns="http://www.w3.org/2000/svg" role="img" '
-            f'viewBox="0 0 {width:.0f} {height}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img">',
             f"<title>{escape(title)}</title>",
             f"<style>{styles}</style>",
             f'<rect width="{width:.0f}" height="{height}" rx="10" fill="#1b1f27"/>',

@@ -14,6 +14,7 @@ from website.checks import find_defects
 from website.machine_pages import make_llms, make_plain
 from website.markdown import adapt_page, find_summary, find_title, make_link_rewriter
 from website.navigation import list_entries, read_navigation
+from website.package_readme import make_package_readme
 from website.reference import MODULES, format_docstring, make_page
 
 DOCS = ROOT / "docs"
@@ -110,3 +111,14 @@ def test_a_defect_of_the_built_site_is_seen(html: str, defect: str, tmp_path: Pa
 def test_a_style_that_loads_a_font_is_seen(tmp_path: Path) -> None:
     (tmp_path / "a.css").write_text("@font-face { src: url(//example.com/f.woff2) }")
     assert find_defects(tmp_path) == ["a.css: loads from another host"]
+
+
+def test_the_readme_of_the_package_links_to_its_version() -> None:
+    text = (
+        "![a](docs/a.svg) [b](docs/b.md#c) [d](https://example.com/) `[e](f)`\n```\n[g](h)\n```\n"
+    )
+    base = "https://example.com/code"
+    assert make_package_readme(text, base, "1.2.0") == (
+        f"![a]({base}/raw/v1.2.0/docs/a.svg) [b]({base}/blob/v1.2.0/docs/b.md#c) "
+        "[d](https://example.com/) `[e](f)`\n```\n[g](h)\n```\n"
+    )
