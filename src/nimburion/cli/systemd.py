@@ -15,6 +15,9 @@ from nimburion.core.service import Service
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Health
 
+SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""The environment variables by which systemd speaks to one process, and not to its children."""
+
 _STATUS_INTERVAL = 10.0
 """Seconds between two messages without a watchdog."""
 _MESSAGES_PER_TIMEOUT = 4
@@ -70,6 +73,9 @@ def has_progress(health: Health, timeout: float) -> bool:
 class SystemdNotifier(Service):
     """Reports the state of a worker to systemd, from the event loop of the worker.
 
+    `check_progress` decides about the watchdog message; its argument is the watchdog timeout in
+    seconds. Without it, the health of the one worker decides.
+
     A processor starts it after the worker has opened its session, and stops it when the worker
     takes no more jobs. A blocked event loop sends nothing, so the watchdog of systemd acts.
     """
@@ -80,12 +86,17 @@ class SystemdNotifier(Service):
         read_health: Callable[[], Health],
         grace: float,
         environment: Mapping[str, str] = os.environ,
+        *,
+        check_progress: Callable[[float], bool] | None = None,
     ) -> None:
         super().__init__(clock)
         self._read_health = read_health
         self._grace = grace
         self._environment = environment
         self._timeout = read_watchdog_timeout(environment)
+        self._check_progress = check_progress or (
+            lambda timeout: has_progress(read_health(), timeout)
+        )
 
     async def run(self) -> None:
         """Send READY, then the status and the watchdog message, and at the end STOPPING."""
@@ -94,7 +105,7 @@ class SystemdNotifier(Service):
         self._send("READY=1")
         while not self.stopping.is_set():
             health = self._read_health()
-            watchdog = timeout is not None and has_progress(health, timeout)
+            watchdog = timeout is not None and self._check_progress(timeout)
             self._send(f"STATUS={describe_health(health)}", *(["WATCHDOG=1"] if watchdog else []))
             await self.pause(interval)
         extension = round((self._grace + _STOP_MARGIN) * 1e6)

@@ -13,7 +13,6 @@ from nimburion.config.value_types import (
     ValueType,
     choice,
     duration,
-    fixed,
     flag,
     integer,
     json_object,
@@ -142,10 +141,10 @@ JOBS = Section(
         "queues": SectionList(QUEUE, unique="name"),
         **_NUMBERS,
         "child_max_memory": size(32 * 1024**2, 1024**4, optional=True),
+        "worker_max_memory": size(32 * 1024**2, 1024**4, optional=True),
         "keep_arguments": choice("auto", "yes", "no"),
         "code_version": text(),
         "log_attempts": choice("debug", "info"),
-        "processes": fixed(1, "more are not in this version yet; start more workers"),
         "limits": LIMITS,
     }
 )

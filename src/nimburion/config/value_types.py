@@ -79,17 +79,6 @@ def integer(least: int, most: int, *, optional: bool = False) -> ValueType:
     return ValueType(_add_none(f"a whole number from {least} to {most}", optional), take, optional)
 
 
-def fixed(number: int, why: str) -> ValueType:
-    """Return the type of a setting that this version recognises but cannot change yet."""
-
-    def take(written: Written) -> int:
-        if isinstance(written.value, bool) or written.value != number:
-            raise InvalidValue(why)
-        return number
-
-    return ValueType(str(number), take)
-
-
 def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False) -> ValueType:
     """Return the type of a duration: seconds, or a text such as `1h30m`."""
 

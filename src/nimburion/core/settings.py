@@ -85,7 +85,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether completed jobs keep their arguments for as long as their records are kept; auto: as
     `Capabilities.keeps_arguments` of the backend.
     """
-    processes: int = 1
+    processes: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    """The number of worker processes that `nimburion worker` runs. `processor.run()` runs one."""
+    worker_max_jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    """Replace a worker process after this many jobs."""
+    worker_max_memory: Annotated[int, Meta(ge=32 * 1024**2, le=1024**4)] | None = None
+    """Replace a worker process that holds this many bytes of memory, when its jobs have ended."""
+    worker_max_age: Annotated[float, Meta(ge=1)] | None = None
+    """Replace a worker process after this many seconds, when its jobs have ended."""
     code_version: str = ""
     """The version of the application. It is shown with its workers and in the metrics."""
     log_attempts: Literal["debug", "info"] = "debug"
@@ -129,6 +136,9 @@ class SettingsOptions(TypedDict, total=False):
     keep_results: float | None
     keep_arguments: Choice
     processes: int
+    worker_max_jobs: int | None
+    worker_max_memory: int | None
+    worker_max_age: float | None
     code_version: str
     log_attempts: Literal["debug", "info"]
     limits: SizeLimits

@@ -70,11 +70,12 @@ from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
 from nimburion.jobs.worker.attempt.reporter import AttemptReporter
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
-from nimburion.jobs.worker.children.pool import ChildPool, RecycleLimits, count_children
+from nimburion.jobs.worker.children.pool import ChildPool, count_children
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.inline import InlineRunner
 from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
 from nimburion.jobs.worker.maintenance import Pruner, Rescuer
+from nimburion.jobs.worker.recycling import RecycleLimits
 from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
 from nimburion.jobs.worker.unserved_watch import UnservedWatch
 from nimburion.jobs.worker.worker import Worker
@@ -426,6 +427,7 @@ class Processor(Client):
             raise DefinitionError("until_empty and max_jobs need a worker that does not run yet")
         if self._running is None:
             self._warn_about_unserved_queues()
+            self._warn_about_processes()
             self._running = running = self._make_running_worker(conditions)
             try:
                 await running.start()
@@ -491,6 +493,15 @@ class Processor(Client):
                 await self._end_process(running)
             await running.close_session(stuck)
             self._clear_running(running)
+
+    def finish(self) -> None:
+        """Take no more jobs, and stop when the running ones have ended, however long they run.
+
+        Call it on the event loop of the worker. A later `stop` or signal counts as the first one:
+        it gives the handlers their grace time.
+        """
+        if self._running is not None:
+            self._running.finish()
 
     def health(self) -> Health:
         """Return the health of this process's worker, from local state: the backend is not queried.
@@ -704,6 +715,14 @@ class Processor(Client):
                     handler.queue,
                     ", ".join(sorted(served)),
                 )
+
+    def _warn_about_processes(self) -> None:
+        if self.settings.processes > 1:
+            _log.warning(
+                "the setting processes is %d, but this worker runs in one process. Run `nimburion "
+                "worker MODULE:NAME --processes %d`",
+                *(self.settings.processes, self.settings.processes),
+            )
 
     async def _end_process(self, running: RunningWorker) -> None:
         _log.warning("a handler does not end; its job is released and the process ends now")

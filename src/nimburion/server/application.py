@@ -36,8 +36,10 @@ from nimburion.scheduler.scheduler import Scheduler
 from nimburion.server.health import HealthChecks, Phase
 
 if TYPE_CHECKING:
+    from nimburion.jobs.worker.health import Health
     from nimburion.server.management import ManagementServer
     from nimburion.server.routes import ExtraRoute
+    from nimburion.server.worker_group import WorkerGroup
 
 _log = logging.getLogger("nimburion.server")
 
@@ -68,6 +70,7 @@ class Application:
         self,
         config: Config,
         make_extra_routes: Callable[[Client], Sequence[ExtraRoute]] = lambda _: (),
+        workers: WorkerGroup | None = None,
     ) -> None:
         problem = describe_exposure(config.server)
         if problem is not None:
@@ -76,6 +79,7 @@ class Application:
         self._processor: Processor | None = None
         self._scheduler: Scheduler | None = None
         self._make_extra_routes = make_extra_routes
+        self._workers = workers
         self._phase: Phase = "stopped"
         self._parts: AsyncExitStack | None = None
         self._management: ManagementServer | None = None
@@ -196,11 +200,12 @@ class Application:
         health = HealthChecks(
             client.backend,
             client.clock,
-            lambda: self._phase,
-            None if self._processor is None else self._processor.health,
+            self._read_phase,
+            self._find_health_source(),
+            lambda: 0.0 if self._workers is None else self._workers.longest_lag,
         )
         access = AccessControl(settings, read_tokens(settings.tokens))
-        services = ManagementServices(self._config, client, health)
+        services = ManagementServices(self._config, client, health, self._workers)
         app = make_management_app(services, access, self._make_extra_routes(client))
         management = ManagementServer(app, settings)
         health.turns.start()
@@ -215,6 +220,16 @@ class Application:
         management, self._management = self._management, None
         if management is not None:
             await management.stop()
+
+    def _read_phase(self) -> Phase:
+        if self._phase == "started" and self._workers and not self._workers.have_started:
+            return "starting"
+        return self._phase
+
+    def _find_health_source(self) -> Callable[[], Health] | None:
+        if self._workers is not None:
+            return self._workers.read_health
+        return None if self._processor is None else self._processor.health
 
     def _set_phase(self, phase: Phase) -> None:
         self._phase = phase

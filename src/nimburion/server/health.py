@@ -102,6 +102,7 @@ class HealthChecks:
     Args:
         read_phase: returns the phase of the process.
         read_worker: returns the health of the worker; None if this process has no worker.
+        read_lag: returns for how many seconds the event loop of a worker process is blocked.
     """
 
     def __init__(
@@ -110,15 +111,20 @@ class HealthChecks:
         clock: Clock,
         read_phase: Callable[[], Phase],
         read_worker: Callable[[], Health] | None,
+        read_lag: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.turns: LoopTurns = LoopTurns(clock)
         self._ping = BackendPing(backend, clock)
         self._read_phase = read_phase
         self._read_worker = read_worker
+        self._read_lag = read_lag
 
     def check_alive(self) -> HealthReport:
-        """Report whether the event loop turned recently. The backend is never asked."""
-        lag = self.turns.seconds_since
+        """Report whether the event loop turned recently, and that of each worker process.
+
+        The backend is never asked.
+        """
+        lag = max(self.turns.seconds_since, self._read_lag())
         reasons = [] if lag <= MAX_LAG else [f"the event loop was blocked for {lag:.0f} s"]
         return self._report(reasons)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from nimburion.jobs.client.client import Client
 from nimburion.server.access import Caller
+from nimburion.server.worker_group import WorkerGroup
+from nimburion.telemetry.aggregation import combine_families
 from nimburion.telemetry.backend_metrics import BackendMetrics
-from nimburion.telemetry.registry import MetricsRegistry
+from nimburion.telemetry.families import Family
+from nimburion.telemetry.registry import MetricsRegistry, MetricsSource
 
 METRICS_KEPT = 1.0
 """Seconds for which a read of the backend counts. More scrapes cause no more reads."""
@@ -25,11 +29,14 @@ class MetricsPage:
     backend does not answer, the page has `backend_up 0` and the metrics of this process.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, workers: WorkerGroup | None = None) -> None:
         self._clock = client.clock
+        self._workers = workers
         self._backend_metrics = BackendMetrics(client.backend)
         self._registry = MetricsRegistry(client.metrics.namespace)
-        self._registry.add_source(client.metrics)
+        self._registry.add_source(
+            client.metrics if workers is None else _JoinedMetrics(client.metrics, workers)
+        )
         self._registry.add_source(self._backend_metrics)
         self._refreshing = asyncio.Lock()
         self._refreshed_at: float | None = None
@@ -58,6 +65,8 @@ class MetricsPage:
         async with self._refreshing:
             now = self._clock.monotonic()
             if self._refreshed_at is None or now - self._refreshed_at > METRICS_KEPT:
+                if self._workers is not None:
+                    await self._workers.request_reports()
                 await self._backend_metrics.refresh()
                 self._refreshed_at = self._clock.monotonic()
 
@@ -65,3 +74,14 @@ class MetricsPage:
         while True:
             await self._backend_metrics.refresh_slow_readings()
             await self._clock.sleep(LIMITS_INTERVAL)
+
+
+class _JoinedMetrics:
+    """The metrics of this process and of its worker processes, added up."""
+
+    def __init__(self, own: MetricsSource, workers: WorkerGroup) -> None:
+        self._own = own
+        self._workers = workers
+
+    def collect(self) -> Iterable[Family]:
+        return combine_families([self._own.collect(), self._workers.collect()])

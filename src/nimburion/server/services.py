@@ -10,18 +10,25 @@ from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
 from nimburion.server.health import HealthChecks
 from nimburion.server.metrics import MetricsPage
+from nimburion.server.worker_group import WorkerGroup
 
 
 class ManagementServices:
     """The client, the schedules, the checks, the health and the metrics of one process."""
 
-    def __init__(self, config: Config, client: Client, health: HealthChecks) -> None:
+    def __init__(
+        self,
+        config: Config,
+        client: Client,
+        health: HealthChecks,
+        workers: WorkerGroup | None = None,
+    ) -> None:
         self.config: Config = config
         self.client: Client = client
         self.health: HealthChecks = health
         self.schedules: Schedules = Schedules(client, config.scheduler.timezone)
         self.checks: BackendChecks = BackendChecks(config, client)
-        self.metrics: MetricsPage = MetricsPage(client)
+        self.metrics: MetricsPage = MetricsPage(client, workers)
 
     @property
     def backend(self) -> Backend:

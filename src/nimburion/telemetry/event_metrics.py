@@ -67,6 +67,7 @@ class EventMetrics:
                     Sample(Labels({"schedule": schedule}), late)
                     for schedule, late in sorted(self._lateness.items())
                 ],
+                aggregation="max",
             ),
         )
 

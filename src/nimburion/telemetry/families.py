@@ -75,6 +75,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """The inclusive upper bounds of the buckets of a histogram."""
     samples: list[Sample] = msgspec.field(default_factory=list)
     histograms: list[HistogramSample] = msgspec.field(default_factory=list)
+    aggregation: Literal["sum", "max", "min"] = "sum"
+    """How gauges of several processes become one."""
 
 
 def render_prometheus(families: Iterable[Family], namespace: str = "nimburion") -> str:

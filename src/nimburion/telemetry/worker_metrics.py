@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from nimburion.core.session import Vitals
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
@@ -29,12 +30,14 @@ class WorkerMetrics:
             "worker_loop_lag_seconds",
             "Seconds that the event loop was late, at worst, since the last heartbeat.",
             vitals.loop_lag,
+            "max",
         )
         if vitals.lease_margin is not None:
             yield _gauge(
                 "worker_lease_margin_seconds",
                 "Seconds that the leases had left, at least, when a heartbeat renewed them.",
                 vitals.lease_margin,
+                "min",
             )
         if vitals.rss:
             yield _gauge("worker_rss_bytes", "Resident memory of the process.", vitals.rss)
@@ -57,5 +60,13 @@ class WorkerMetrics:
         )
 
 
-def _gauge(name: str, text: str, value: float) -> Family:
-    return Family(name=name, kind="gauge", help=text, samples=[Sample(NO_LABELS, value)])
+def _gauge(
+    name: str, text: str, value: float, aggregation: Literal["sum", "max", "min"] = "sum"
+) -> Family:
+    return Family(
+        name=name,
+        kind="gauge",
+        help=text,
+        samples=[Sample(NO_LABELS, value)],
+        aggregation=aggregation,
+    )

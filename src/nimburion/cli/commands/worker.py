@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,9 @@ from nimburion.cli.invocation import Invocation, add_shared_options, current_inv
 from nimburion.cli.target import find_processor
 
 if TYPE_CHECKING:
-    from nimburion.core.settings import QueueSettings, Settings
+    from nimburion.cli.supervisor.messages import WorkerOptions
+    from nimburion.cli.supervisor.supervisor import Supervisor
+    from nimburion.core.settings import Config, QueueSettings, Settings
     from nimburion.jobs import Processor
     from nimburion.telemetry.logs import LogFormat
 
@@ -25,6 +28,12 @@ FORMATS = ("text", "json")
 @click.argument("target", metavar="MODULE:NAME")
 @click.option("--queues", metavar="A,B", help="Serve only these queues.")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), help="Handlers at once.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1_000),
+    metavar="N",
+    help="Worker processes, each with this concurrency. Default: the setting processes, 1.",
+)
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option(
     "--log-format", type=click.Choice(FORMATS), help="Default: the setting telemetry.log_format."
@@ -41,6 +50,7 @@ FORMATS = ("text", "json")
     metavar="PORT",
     help="The port of --server, instead of the configured one; 0: any free port.",
 )
+@click.option("--reload", is_flag=True, help="For development: restart when a source file changes.")
 @click.option("--burst", is_flag=True, help="Stop when no job is due that this worker may run.")
 @click.option(
     "--jobs",
@@ -56,10 +66,12 @@ def worker(
     target: str,
     queues: str | None,
     concurrency: int | None,
+    processes: int | None,
     log_level: str,
     log_format: LogFormat | None,
     with_server: bool,
     server_port: int | None,
+    reload: bool,
     burst: bool,
     max_jobs: int | None,
     traceback: bool,
@@ -69,24 +81,110 @@ def worker(
     NAME is a Processor in MODULE, or a function without arguments that makes one. The working
     directory is searched first. `config.load()` in MODULE uses --config and --backend.
     """
-    from nimburion.jobs.event_loop import find_fast_loop
-    from nimburion.scheduler import Scheduler
-
     if server_port is not None and not with_server:
         raise BadInput("--server-port needs --server")
     if with_server and (burst or max_jobs is not None):
         raise BadInput("--burst and --jobs cannot be combined with --server")
-    start_logging(log_level, log_format or current_invocation().load().telemetry.log_format)
-    export_configuration(current_invocation())
-    processor = find_processor(target, show_traceback=traceback)
-    check_backend(processor, current_invocation())
-    processor.import_path = processor.import_path or target
-    processor.settings = override_settings(processor.settings, queues, concurrency)
+    if reload and (burst or max_jobs is not None):
+        raise BadInput("--reload cannot be combined with --burst or --jobs")
+    invocation = current_invocation()
+    config = invocation.load()
+    start_logging(log_level, log_format or config.telemetry.log_format)
+    export_configuration(invocation)
+    processes = processes or config.jobs.processes
+    if max_jobs is not None and processes > 1:
+        raise BadInput("--jobs counts the jobs of one process; add --processes 1")
+    is_endless = not burst and max_jobs is None
+    if processes > 1 or reload or (is_endless and has_limits(config.jobs)):
+        from nimburion.cli.supervisor.messages import WorkerOptions
+
+        options = WorkerOptions(
+            target=target,
+            processes=processes,
+            config_file=invocation.config,
+            backend=invocation.backend,
+            queues=queues,
+            concurrency=concurrency,
+            log_level=log_level,
+            log_format=log_format,
+            until_empty=burst,
+            max_jobs=config.jobs.worker_max_jobs if is_endless else None,
+            traceback=traceback,
+        )
+        if with_server:
+            config = invocation.load(server=choose_server(server_port))
+        run_supervisor(options, config, with_server=with_server, reload=reload)
+        return
+    processor = load_worker(target, invocation, queues, concurrency, show_traceback=traceback)
     if "NOTIFY_SOCKET" in os.environ:
         report_to_systemd(processor)
     if with_server:
         run_with_server(processor, server_port)
         return
+    run_in_this_process(processor, burst=burst, max_jobs=max_jobs)
+
+
+def has_limits(settings: Settings) -> bool:
+    """Return whether worker processes are replaced after some jobs, or at some size or age."""
+    limits = (settings.worker_max_jobs, settings.worker_max_memory, settings.worker_max_age)
+    return any(limit is not None for limit in limits)
+
+
+def choose_server(port: int | None) -> dict[str, Any]:
+    """Return the settings of the management server that --server and --server-port set."""
+    return {"enabled": True} if port is None else {"enabled": True, "port": port}
+
+
+def run_supervisor(
+    options: WorkerOptions, config: Config, *, with_server: bool, reload: bool
+) -> None:
+    """Run worker processes until a signal stops them, and exit with the code of the supervisor."""
+    from nimburion.backends import open_backend
+    from nimburion.cli.supervisor.file_watch import FileWatch
+    from nimburion.cli.supervisor.supervisor import Supervisor
+    from nimburion.jobs.worker.recycling import RecycleLimits
+
+    settings = config.jobs
+    limits = RecycleLimits(None, settings.worker_max_memory, settings.worker_max_age)
+    supervisor = Supervisor(
+        options,
+        RecycleLimits(None, None, None) if options.until_empty else limits,
+        expected_backend=open_backend(settings.url).describe() if with_server else None,
+        watch=FileWatch(".", [config.source] if config.source else []) if reload else None,
+    )
+    running = run_beside_server(config, supervisor) if with_server else supervisor.run()
+    sys.exit(asyncio.run(running))
+
+
+async def run_beside_server(config: Config, supervisor: Supervisor) -> int:
+    """Run the management server in the process of the supervisor."""
+    from nimburion.server.application import Application
+
+    async with Application(config, workers=supervisor):
+        return await supervisor.run()
+
+
+def load_worker(
+    target: str,
+    invocation: Invocation,
+    queues: str | None,
+    concurrency: int | None,
+    *,
+    show_traceback: bool,
+) -> Processor:
+    """Import the processor that `target` names, with the options of the command line."""
+    processor = find_processor(target, show_traceback=show_traceback)
+    check_backend(processor, invocation)
+    processor.import_path = processor.import_path or target
+    processor.settings = override_settings(processor.settings, queues, concurrency)
+    return processor
+
+
+def run_in_this_process(processor: Processor, *, burst: bool, max_jobs: int | None) -> None:
+    """Run the worker in this process until a signal or a condition stops it."""
+    from nimburion.jobs.event_loop import find_fast_loop
+    from nimburion.scheduler import Scheduler
+
     Scheduler.configure(processor, current_invocation().load().scheduler)
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(serve(processor, burst=burst, max_jobs=max_jobs))
@@ -96,8 +194,7 @@ def run_with_server(processor: Processor, port: int | None) -> None:
     """Run worker, scheduler and management server until a signal stops them."""
     from nimburion.server import bootstrap
 
-    chosen: dict[str, Any] = {} if port is None else {"port": port}
-    application = bootstrap(current_invocation().load(server={**chosen, "enabled": True}))
+    application = bootstrap(current_invocation().load(server=choose_server(port)))
     application.set_job_processor(processor)
     application.run()
 
@@ -109,10 +206,14 @@ async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> N
 
 
 def report_to_systemd(processor: Processor) -> None:
-    """Report readiness, status and progress of the worker to systemd while it runs."""
-    from nimburion.cli.systemd import SystemdNotifier
+    """Report readiness, status and progress of the worker to systemd while it runs.
 
-    notifier = SystemdNotifier(processor.clock, processor.health, processor.settings.grace)
+    Processes that the handlers start do not inherit the socket of systemd.
+    """
+    from nimburion.cli.systemd import SYSTEMD_VARIABLES, SystemdNotifier
+
+    own = {name: text for name in SYSTEMD_VARIABLES if (text := os.environ.pop(name, None))}
+    notifier = SystemdNotifier(processor.clock, processor.health, processor.settings.grace, own)
     processor.add_service(notifier)
 
 

@@ -144,7 +144,8 @@ class RunningWorker:
         failures: dict[str, BaseException | None]
         failures = {type(service).__name__.lower(): service.failure for service in self._services}
         failures["loop"] = self._watchdog.failure
-        return read_health(self._worker, failures, stopping=self._stop_requested.is_set())
+        is_stopping = self._stop_requested.is_set() or self._worker.takes_no_more_jobs
+        return read_health(self._worker, failures, stopping=is_stopping)
 
     async def wait_for_stop_request(self) -> None:
         """Wait until a stop is requested, or the reserve loop has ended."""

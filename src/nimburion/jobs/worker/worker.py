@@ -183,6 +183,11 @@ class Worker:
         return self._task
 
     @property
+    def takes_no_more_jobs(self) -> bool:
+        """Whether the worker drains, or has started as many jobs as it may."""
+        return self._slots.draining or self._slots.remaining == 0
+
+    @property
     def running_count(self) -> int:
         """The number of running handlers."""
         return len(self._slots.running)
@@ -362,7 +367,7 @@ class Worker:
             self._trigger.note_possible_work()
 
     def _check_finished(self) -> None:
-        if self._is_finishing and self._slots.is_finished:
+        if self._is_finishing and self.takes_no_more_jobs and not self._slots.running:
             self._request_stop()
 
     def _return_all(self, deliveries: Sequence[Delivery]) -> None:

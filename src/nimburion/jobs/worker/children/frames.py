@@ -142,7 +142,11 @@ class UnreadableFrame(Exception):
 
 def encode_frame(frame: ToChild | ToParent) -> bytes:
     """Return the bytes of a frame with its length."""
-    body = _encode(frame)
+    return add_length(_encode(frame))
+
+
+def add_length(body: bytes) -> bytes:
+    """Return a frame: the body with its length before it."""
     return len(body).to_bytes(_HEADER, "little") + body
 
 

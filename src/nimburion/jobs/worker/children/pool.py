@@ -12,32 +12,14 @@ import sys
 from collections import deque
 from collections.abc import Awaitable
 from contextvars import Context as ContextVariables
-from typing import NamedTuple
 
 from nimburion.core.settings import Settings
 from nimburion.jobs.worker.children.frames import Start
 from nimburion.jobs.worker.children.import_path import ImportPath
 from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess, EnqueueJobs
+from nimburion.jobs.worker.recycling import RecycleLimits
 
 _log = logging.getLogger("nimburion.worker")
-
-
-class RecycleLimits(NamedTuple):
-    """When a child is replaced. It finishes its call first. None: never."""
-
-    max_jobs: int | None
-    max_memory: int | None
-    """Bytes of resident memory after a call."""
-    max_age: float | None
-    """Seconds."""
-
-    def are_reached(self, child: ChildProcess) -> bool:
-        """Return whether a child is to be replaced."""
-        return (
-            (self.max_jobs is not None and child.call_count >= self.max_jobs)
-            or (self.max_age is not None and child.age >= self.max_age)
-            or (self.max_memory is not None and child.read_memory() >= self.max_memory)
-        )
 
 
 def count_children(settings: Settings) -> int:
@@ -93,7 +75,7 @@ class ChildPool:
         if not child.is_usable:
             self._discard(child)
             self._run(child.wait_until_finished())
-        elif self._limits.are_reached(child):
+        elif self._limits.find_reached(child, child.call_count):
             self._retire(child)
         else:
             self._offer(child)

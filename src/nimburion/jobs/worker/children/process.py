@@ -18,11 +18,11 @@ import msgspec
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.worker.attempt.reporter import make_extra
+from nimburion.jobs.worker.children.frame_protocol import FrameProtocol
 from nimburion.jobs.worker.children.frames import (
     Call,
     Enqueue,
     EnqueueReply,
-    FrameSplitter,
     Logged,
     NotRun,
     NotStarted,
@@ -141,7 +141,7 @@ class ChildProcess:
             self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
             own_ends.callback(self._output.close)
             self._channel, _ = await self._loop.create_unix_connection(
-                lambda: _Channel(self._receive, self._note_disconnect), sock=own
+                lambda: FrameProtocol(self._receive, self._note_disconnect), sock=own
             )
             own_ends.callback(self._channel.abort)
             await self._loop.subprocess_exec(
@@ -370,36 +370,6 @@ class _ExitWatch(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         self._on_exit()
-
-
-class _Channel(asyncio.Protocol):
-    """Reads frames, and closes the connection after one that cannot be read."""
-
-    def __init__(
-        self,
-        on_frame: Callable[[bytes], None],
-        on_disconnect: Callable[[Exception | None], None],
-    ) -> None:
-        self._splitter = FrameSplitter()
-        self._on_frame = on_frame
-        self._on_disconnect = on_disconnect
-        self._transport: asyncio.BaseTransport | None = None
-        self._error: Exception | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for body in self._splitter.feed(data):
-                self._on_frame(body)
-        except (UnreadableFrame, msgspec.MsgspecError) as error:
-            self._error = error
-            if self._transport is not None:
-                self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._on_disconnect(self._error or exc)
 
 
 def _ignore_progress(_: float, __: str) -> None:

@@ -70,11 +70,6 @@ class Slots:
         if self.remaining is not None:
             self.remaining += 1
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the worker may start no more jobs, and none runs."""
-        return (self.draining or self.remaining == 0) and not self.running
-
     def add(self, delivery: Delivery) -> None:
         """Hold a delivered job until it starts."""
         is_suspect = delivery.lost >= SUSPECT_AFTER

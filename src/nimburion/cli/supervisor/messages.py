@@ -1,0 +1,98 @@
+"""The messages between a supervisor and its worker processes, in MessagePack.
+
+The supervisor sends `WorkerOptions` first. The worker sends `WorkerLoaded`, `WorkerStarted` and
+`WorkerStopping` when it reaches these points, and answers each `ReportRequest` with one
+`WorkerReport`. Its last message is a report without a request.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from nimburion.jobs import Health
+from nimburion.jobs.worker.children.frames import add_length
+from nimburion.telemetry.families import Family, Labels
+
+
+class WorkerOptions(msgspec.Struct, tag=1, frozen=True, kw_only=True):
+    """Supervisor to worker, first: the options of `nimburion worker`."""
+
+    target: str
+    processes: int
+    config_file: str | None
+    backend: str | None
+    queues: str | None
+    concurrency: int | None
+    log_level: str
+    log_format: Literal["text", "json"] | None
+    until_empty: bool
+    max_jobs: int | None
+    """The setting `worker_max_jobs`."""
+    traceback: bool
+
+
+class ReportRequest(msgspec.Struct, tag=2, frozen=True):
+    """Supervisor to worker: send a report, from the event loop."""
+
+
+class FinishRequest(msgspec.Struct, tag=3, frozen=True):
+    """Supervisor to worker: take no more jobs, and end when the running ones have ended."""
+
+
+class WorkerLoaded(msgspec.Struct, tag=11, frozen=True):
+    """Worker to supervisor: the application is imported, and its processor can be used."""
+
+    backend: str
+    """The description of its backend."""
+    grace: float
+    """Its grace time in seconds."""
+
+
+class WorkerStarted(msgspec.Struct, tag=12, frozen=True):
+    """Worker to supervisor: it has a session and takes jobs."""
+
+
+class WorkerStopping(msgspec.Struct, tag=13, frozen=True):
+    """Worker to supervisor: it takes no more jobs."""
+
+
+class WorkerReport(msgspec.Struct, tag=14, frozen=True):
+    """Worker to supervisor: its health and its metrics now."""
+
+    health: Health
+    families: list[Family]
+
+
+ToWorker = WorkerOptions | ReportRequest | FinishRequest
+ToSupervisor = WorkerLoaded | WorkerStarted | WorkerStopping | WorkerReport
+
+
+def encode_message(message: ToWorker | ToSupervisor) -> bytes:
+    """Return the bytes of a message with its length."""
+    return add_length(msgspec.msgpack.encode(message, enc_hook=_encode_labels))
+
+
+def decode_for_worker(body: bytes) -> ToWorker:
+    """Return a message of the supervisor. Raises `msgspec.MsgspecError`."""
+    message: ToWorker = msgspec.msgpack.decode(body, type=ToWorker)
+    return message
+
+
+def decode_for_supervisor(body: bytes) -> ToSupervisor:
+    """Return a message of a worker. Raises `msgspec.MsgspecError`."""
+    message: ToSupervisor = msgspec.msgpack.decode(body, type=ToSupervisor, dec_hook=_decode_labels)
+    return message
+
+
+def _encode_labels(value: object) -> object:
+    if isinstance(value, Labels):
+        return dict(value.values)
+    raise NotImplementedError(f"a {type(value).__name__} in a message")
+
+
+def _decode_labels(kind: type, value: dict[str, str]) -> object:
+    if kind is Labels:
+        return Labels(value)
+    raise NotImplementedError(f"a {kind.__name__} in a message")

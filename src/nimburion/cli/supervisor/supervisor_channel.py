@@ -1,0 +1,105 @@
+"""The connection of a worker process to its supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+
+from nimburion.cli.supervisor.messages import (
+    FinishRequest,
+    ReportRequest,
+    ToSupervisor,
+    ToWorker,
+    WorkerOptions,
+    decode_for_worker,
+    encode_message,
+)
+from nimburion.jobs.worker.children.channel import EXIT_WITHOUT_PARENT
+from nimburion.jobs.worker.children.frames import FrameSplitter
+
+_log = logging.getLogger("nimburion.worker")
+
+_READ_SIZE = 65_536
+_GRACE_WITHOUT_SUPERVISOR = 3.0
+"""Seconds that handlers may still run when the supervisor has vanished."""
+_END_WITHOUT_SUPERVISOR = 8.0
+"""Seconds after which the process ends in any case when the supervisor has vanished."""
+
+
+class SupervisorChannel:
+    """Receives messages of the supervisor on a thread, and ends the process when it vanishes."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 (of the standard library)
+        self._socket = socket.socket(fileno=descriptor)
+        self._splitter = FrameSplitter()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._receive: Callable[[ToWorker], None] = lambda _: None
+        self._never = threading.Event()
+
+    def receive_options(self) -> WorkerOptions:
+        """Return the first message, then start to receive the others on a thread."""
+        bodies: list[bytes] = []
+        while not bodies:
+            data = self._socket.recv(_READ_SIZE)
+            if not data:
+                os._exit(EXIT_WITHOUT_PARENT)
+            bodies = self._splitter.feed(data)
+        options = decode_for_worker(bodies[0])
+        assert isinstance(options, WorkerOptions)
+        threading.Thread(target=self._read, name="nimburion-supervisor", daemon=True).start()
+        return options
+
+    def attach(self, loop: asyncio.AbstractEventLoop, receive: Callable[[ToWorker], None]) -> None:
+        """Call `receive` on this loop for each message from now on."""
+        self._receive = receive
+        self._loop = loop
+
+    def send(self, message: ToSupervisor) -> None:
+        """Send a message. Safe from any thread. Does nothing if the supervisor has vanished."""
+        data = encode_message(message)
+        try:
+            with self._lock:
+                self._socket.sendall(data)
+        except OSError:
+            return  # the thread that reads ends the process
+
+    def _read(self) -> None:
+        try:
+            while data := self._socket.recv(_READ_SIZE):
+                for body in self._splitter.feed(data):
+                    self._pass_on(decode_for_worker(body))
+        except OSError:  # reset: the supervisor was killed before it had read everything
+            pass
+        finally:
+            self._end_process()
+
+    def _pass_on(self, message: ToWorker) -> None:
+        if self._loop is None or not isinstance(message, ReportRequest | FinishRequest):
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._receive, message)
+        except RuntimeError:  # the loop is closed: the process is about to end
+            return
+
+    def _end_process(self) -> None:
+        """Stop as on SIGTERM, with less time. Without its supervisor, nothing restarts or stops
+        this process any more.
+        """
+        # A thread in C watches the time: code that holds the interpreter lock does not stop it.
+        faulthandler.dump_traceback_later(_END_WITHOUT_SUPERVISOR, file=2, exit=True)
+        if self._loop is None:
+            os._exit(EXIT_WITHOUT_PARENT)
+        _log.error(
+            "the supervisor has vanished; this worker stops within %.0f s", _END_WITHOUT_SUPERVISOR
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
+        self._never.wait(_GRACE_WITHOUT_SUPERVISOR)
+        os.kill(os.getpid(), signal.SIGTERM)
