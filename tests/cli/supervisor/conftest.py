@@ -44,6 +44,13 @@ def block(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
+@processor.job(execution="process")
+def hold(seconds: float) -> None:
+    with open("began", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    threading.Event().wait(seconds)
+
+
 @processor.job
 def grow(megabytes: int) -> None:
     """Hold memory until the file `go` exists."""

@@ -70,25 +70,34 @@ async def spawn() -> None:
     assert supervised.stop() == 0
 
 
-@pytest.mark.parametrize("handler", ["block", "note"])
 async def test_the_workers_of_a_killed_supervisor_end(
-    handler: str, start: StartSupervised, processor: Processor
+    start: StartSupervised, processor: Processor
 ) -> None:
-    """Even one whose thread cannot be stopped, within ten seconds; no job counts as lost."""
+    """Within ten seconds, with their children, and with a thread that cannot be stopped.
+
+    No job counts as lost.
+    """
     supervised = start()
     (worker,) = supervised.wait_until_ready(1)
     async with processor:
-        job_id = await processor.enqueue_raw(handler, b'{"seconds":1000}')
+        ids = [
+            await processor.enqueue_raw(name, b'{"seconds":1000}')
+            for name in ("note", "block", "hold")
+        ]
 
-        async def runs() -> bool:
-            return (await processor.get_status(job_id)).state is State.PROCESSING
+        async def all_run() -> bool:
+            states = [(await processor.get_status(job_id)).state for job_id in ids]
+            return set(states) == {State.PROCESSING} and len(supervised.read_pids("began")) == 2
 
-        await wait_until(runs, "the handler runs")
+        await wait_until(all_run, "the handlers run")
+        processes = {worker, *supervised.read_pids("began")}
+        assert len(processes) == 2
         supervised.process.kill()
         supervised.process.wait()
-        await wait_until(lambda: not is_alive(worker), "the worker has ended", 10.0)
-        status = await processor.get_status(job_id)
-    assert (status.state, status.lost, status.failures) == (State.PENDING, 0, 0)
+        await wait_until(lambda: not any(map(is_alive, processes)), "all have ended", 10.0)
+        for job_id in ids:
+            status = await processor.get_status(job_id)
+            assert (status.state, status.lost, status.failures) == (State.PENDING, 0, 0)
     assert "the supervisor has vanished" in supervised.log
 
 

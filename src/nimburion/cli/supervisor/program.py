@@ -41,7 +41,8 @@ def run_worker_process(descriptor: int) -> None:
 
 def _run_worker(channel: SupervisorChannel, options: WorkerOptions) -> None:
     invocation = Invocation()
-    invocation.config, invocation.backend = options.config_file, options.backend
+    invocation.config = options.config_file
+    invocation.backends = () if options.backend is None else (options.backend,)
     config = invocation.load()
     start_logging(options.log_level, options.log_format or config.telemetry.log_format)
     processor = load_worker(
