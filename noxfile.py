@@ -35,10 +35,15 @@ USUAL = "not deep and not wide"
 QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
 
-# These run mypy for Python 3.11, or pytest to see what it collects: the same on every Python.
-SAME_ON_EVERY_PYTHON = ["tests/typing", "tests/servers/test_choice.py"]
+# These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree:
+# the same on every Python.
+SAME_ON_EVERY_PYTHON = [
+    *("tests/typing", "tests/servers/test_choice.py", "tests/mutants"),
+    *(f"tests/house/test_{name}.py" for name in ("assertions", "layers", "vocabulary", "words")),
+]
 
 # The server kinds of tests/servers/server_kinds.py beyond those that come as wheels.
+QUARTER = {"NB_TEST_SHARE": "4"}
 ONE_NODE_KINDS = ["redis", "redis-tls", "redis-sentinel"]
 REDIS_KINDS = [*ONE_NODE_KINDS, "redis-cluster"]
 POSTGRES_KINDS = [
@@ -97,6 +102,12 @@ def pyright(session: nox.Session) -> None:
 def alerts(session: nox.Session) -> None:
     """Check the metrics page and the alert rules with promtool (scripts/install-servers has it)."""
     run_python(session, "pytest", "tests/telemetry/promtool_cases.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Send the management server requests at the limits of what its OpenAPI document allows."""
+    run_python(session, "pytest", "-m", "wide", "tests/server/test_openapi.py", *session.posargs)
 
 
 @nox.session
@@ -178,11 +189,12 @@ def redis(session: nox.Session) -> None:
         if program is not None:
             kinds.append("redis62")
             environment["NB_TEST_REDIS62"] = str(program)
-        # The whole contract on 6.2 and on a cluster, whose scripts and keys differ; and once on the
-        # kinds that differ only in how a client connects. Each other test on one kind of all.
+        # The whole contract on 6.2 and on a cluster, whose scripts and keys differ; and a quarter
+        # on those that differ from these and from Valkey only in how a client connects. Each other
+        # test on one kind of all.
         environment["NB_TEST_SERVERS"] = ",".join(kinds)
         environment["NB_TEST_DEALT"] = ",".join(ONE_NODE_KINDS)
-        run_server_tests(session, "tests/contract/test_redis.py", **environment)
+        run_server_tests(session, "tests/contract/test_redis.py", **environment, **QUARTER)
         environment["NB_TEST_SERVERS"] += ",valkey"  # whose long tests `tests` leaves out
         environment["NB_TEST_DEALT"] = environment["NB_TEST_SERVERS"]
         others = ["-m", "server and not deep", "--ignore", "tests/contract"]
@@ -251,8 +263,9 @@ def oldest(session: nox.Session) -> None:
             "tests/server",
         ]
         options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
-        environment = {"NB_TEST_SERVERS": "valkey,postgres"}
-        run(session, str(python), "-m", "pytest", *options, *folders, **environment)
+        # What is old here encodes, connects and reports: a quarter of the contract uses all of it.
+        environment = {"NB_TEST_SERVERS": "valkey,postgres", "NB_TEST_DEALT": "valkey"}
+        run(session, str(python), "-m", "pytest", *options, *folders, **environment, **QUARTER)
 
 
 @nox.session

@@ -25,6 +25,8 @@ _MEMORY_NEEDED = 4 * 2**30
 """Bytes that must be free in memory; a run with all kinds of servers takes up to 2 GiB."""
 _BASE = "t"
 """pytest's own folder inside the temporary folder."""
+KEPT = "kept"
+"""The folder inside the temporary folder for what a run makes once, for all its tests."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -116,5 +118,6 @@ def find_processes(mark: str) -> dict[int, str]:
 
 
 def left_files(folder: Path) -> list[str]:
-    """Name what the tests wrote to the temporary folder beside pytest's own."""
-    return [f"file {path.name}" for path in sorted(folder.iterdir()) if path.name != _BASE]
+    """Name what the tests wrote to the temporary folder beside pytest's own and what they keep."""
+    names = sorted({path.name for path in folder.iterdir()} - {_BASE, KEPT})
+    return [f"file {name}" for name in names]

@@ -15,6 +15,7 @@ import psycopg
 
 from tests.servers.binaries import Binary
 from tests.servers.ports import free_port
+from tests.servers.postgres_data import make_data
 from tests.servers.server import TRIES, ServerFailed
 from tests.servers.unprivileged import make_folder, make_reachable, make_run_as
 from tests.waiting import block_until
@@ -45,7 +46,8 @@ DO $$ DECLARE
 BEGIN
     SET LOCAL lock_timeout = '5s';
     PERFORM pg_terminate_backend(pid, 5000) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND state IS DISTINCT FROM 'idle';
     FOR one IN
         SELECT CAST(oid AS regclass) AS name, pg_relation_size(oid) AS size FROM pg_class
         WHERE relnamespace = ours AND relkind = 'r' AND pg_relation_size(oid) > 0
@@ -283,10 +285,12 @@ class PostgresServer:
         return self._process
 
     def _make_data(self) -> None:
-        self.run_tool(
-            "initdb", "-U", OWNER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync",
-            "-D", str(self.data),
-        )  # fmt: skip
+        options = ["-U", OWNER, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        make_data(
+            self.binary,
+            self.data,
+            lambda: self.run_tool("initdb", *options, "-D", str(self.data)),
+        )
         hba = self.data / "pg_hba.conf"
         hba.write_text("\n".join([*self._hba, hba.read_text()]))
 

@@ -1,7 +1,8 @@
 """The kinds of servers that a run may be about, and which of them it asks for.
 
 The variable NB_TEST_SERVERS names them, with commas between; without it, those that come as wheels.
-NB_TEST_DEALT names some of them that deal the tests out: each runs on one of these.
+NB_TEST_DEALT names some of them that deal the tests out: each runs on one of these. With
+NB_TEST_SHARE=4, they deal a quarter of the contract out.
 """
 
 from __future__ import annotations
@@ -172,6 +173,11 @@ def read_contract_kinds() -> tuple[str, ...]:
     """Return the kinds that deal the tests out among themselves."""
     named = os.environ.get("NB_TEST_DEALT", "").split(",")
     return tuple(kind for kind in KINDS if kind in named)
+
+
+def read_share() -> int:
+    """Return n if the kinds that deal the tests out run one in n cases of the contract."""
+    return int(os.environ.get("NB_TEST_SHARE", "1"))
 
 
 def find_program(kind: str) -> str:

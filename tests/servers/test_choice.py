@@ -45,6 +45,11 @@ def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> Non
     dealt = count_cases(KINDS)
     assert {kind for kind, _ in dealt} == {*KINDS.split(",")}
     assert sorted(case for _, case in dealt) == sorted(alone)
+    monkeypatch.setenv("NB_TEST_SHARE", "4")
+    share = count_cases(KINDS)
+    assert {*share} < {*dealt}
+    assert {kind for kind, _ in share} == {*KINDS.split(",")}
+    assert len(dealt) / 8 < len(share) < len(dealt) / 2
 
 
 KINDS = "valkey,valkey-cluster,valkey-sentinel"
