@@ -15,7 +15,7 @@ from website.checks import find_defects
 from website.machine_pages import write_machine_pages
 from website.markdown import adapt_page, make_link_rewriter
 from website.navigation import Entry, Group, list_entries, read_navigation
-from website.reference import MODULES, make_page
+from website.reference import list_modules, make_page
 
 ROOT = Path(__file__).parents[1]
 API_PAGE = "reference/api.md"
@@ -98,7 +98,7 @@ def make_buttons(home: str) -> str:
 
 def make_reference_pages() -> dict[str, str]:
     """Return a page for each public module."""
-    return {reference_path(name): make_page(name) for name in MODULES}
+    return {reference_path(name): make_page(name) for name in list_modules()}
 
 
 def reference_path(module: str) -> str:
@@ -108,13 +108,15 @@ def reference_path(module: str) -> str:
 
 def list_reference() -> str:
     """Return the links from the list of names to the pages of the modules."""
-    items = [f"- [`{name}`](python/{name}.md)" for name in MODULES]
+    items = [f"- [`{name}`](python/{name}.md)" for name in list_modules()]
     return "## All signatures and docstrings\n\n" + "\n".join(items) + "\n"
 
 
 def add_reference(groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """Add the pages of the modules to the group of the reference."""
-    modules = Group("Python modules", tuple(Entry(one, reference_path(one)) for one in MODULES))
+    modules = Group(
+        "Python modules", tuple(Entry(one, reference_path(one)) for one in list_modules())
+    )
     return tuple(
         Group(group.title, (*group.children, modules)) if group.title == "Reference" else group
         for group in groups

@@ -10,10 +10,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib import import_module
-from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple, get_overloads
+from pathlib import Path
+from types import FunctionType, MappingProxyType
+from typing import Any, NamedTuple, cast, get_overloads
 
-MODULES = (
+from nimburion import integrations
+
+_MODULES = (
     "nimburion.jobs",
     "nimburion.jobs.errors",
     "nimburion.scheduler",
@@ -25,10 +28,10 @@ MODULES = (
     "nimburion.config",
     "nimburion.server",
     "nimburion.testing",
-    "nimburion.integrations.fastapi",
-    "nimburion.integrations.starlette",
-    "nimburion.integrations.sqlalchemy",
 )
+INTEGRATIONS = Path(integrations.__file__).parent
+MADE_BY_US = frozenset({"Context", "DeadLetters", "RegisteredJob", "SyncClient"})
+"""Classes that users receive and never make, so that their constructors are not shown."""
 ERRORS = "nimburion.jobs.errors"
 ALSO_SHOWN = MappingProxyType(
     {
@@ -54,11 +57,23 @@ class Member(NamedTuple):
     is_field: bool = False
 
 
+def list_modules() -> list[str]:
+    """Return the public modules; each integration that lists its names is one."""
+    sources = [*INTEGRATIONS.glob("*.py"), *INTEGRATIONS.glob("*/__init__.py")]
+    names = [
+        path.parent.name if path.name == "__init__.py" else path.stem
+        for path in sources
+        if re.search(r"^__all__ = \[.", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    return [*_MODULES, *(f"nimburion.integrations.{name}" for name in sorted(names))]
+
+
 def make_page(name: str) -> str:
     """Return the Markdown page of a module."""
     module = import_module(name)
     others = [find_object(path) for path in ALSO_SHOWN.get(name, ())]
-    objects = [(one, getattr(module, one)) for one in module.__all__]
+    # What a module makes when it is first asked for, as Django's processor, is in its docstring.
+    objects = [(one, vars(module)[one]) for one in module.__all__ if one in vars(module)]
     errors = [title for title, value in objects if name != ERRORS and is_error(value)]
     shown = [pair for pair in objects if pair[0] not in errors and not is_plain(pair[1])]
     parts = [f"# `{name}`", format_docstring(inspect.getdoc(module) or "")]
@@ -83,13 +98,16 @@ def find_object(path: str) -> type:
 
 
 def is_plain(value: object) -> bool:
-    """Tell whether there is nothing to describe: a constant, or a module with its own page."""
-    return isinstance(value, ModuleType) or not (inspect.isclass(value) or callable(value))
+    """Tell whether there is nothing to describe: a constant, or a module with its own page.
+
+    It looks at the type only: a lazy object must not be made.
+    """
+    return not issubclass(type(value), type | FunctionType)
 
 
 def is_error(value: object) -> bool:
     """Tell whether it is an exception, which the page of the errors describes."""
-    return inspect.isclass(value) and issubclass(value, BaseException)
+    return issubclass(type(value), type) and issubclass(cast("type", value), BaseException)
 
 
 def describe(name: str, value: Any, level: int = 2) -> str:  # noqa: ANN401 (any public object)
@@ -131,7 +149,7 @@ def describe_class(name: str, value: type) -> str:
     bases = [base.__name__ for base in value.__bases__ if base.__module__ != "builtins"]
     if issubclass(value, BaseException):
         bases = [base.__name__ for base in value.__bases__]
-    for owner in value.__mro__:
+    for owner in value.__mro__ if name not in MADE_BY_US else ():
         constructor = vars(owner).get("__init__")
         if inspect.isfunction(constructor) and owner.__module__.startswith("nimburion"):
             source = SourceOf(constructor).function
