@@ -96,6 +96,7 @@ def pyright(session: nox.Session) -> None:
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
     options = ["--verifytypes", "nimburion", "--ignoreexternal"]
     run(session, npx, "--yes", PYRIGHT, *options, PATH=path)
+    run_python(session, "pytest", "--timeout=300", "tests/typing/pyright_cases.py")
 
 
 @nox.session

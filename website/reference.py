@@ -40,7 +40,7 @@ ALSO_SHOWN = MappingProxyType(
             "nimburion.jobs.declaration.policy:PolicyOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
             "nimburion.jobs.client.dead_letters:DeadLetters",
-            "nimburion.jobs.client.sync:SyncClient",
+            "nimburion.jobs.sync_processor:SyncProcessor",
         )
     }
 )

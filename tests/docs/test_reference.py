@@ -9,6 +9,7 @@ from typing import get_args
 import msgspec
 
 from nimburion import jobs
+from nimburion.backends import open_backend
 from nimburion.core import events
 from nimburion.core.job import Reason, State
 from nimburion.jobs import errors
@@ -84,6 +85,17 @@ def test_the_fields_and_states_of_health_are_all_there() -> None:
     section = text_of("api.md").split("## `Health`, ")[1].split("\n## ")[0]
     for word in (*get_args(Condition), *(f.name for f in msgspec.structs.fields(jobs.Health))):
         assert f"`{word}`" in section
+
+
+def test_the_capabilities_of_each_backend_are_those_of_the_page() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\|(.*)\|$", text_of("capabilities.md"), re.MULTILINE)
+    documented = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+    urls = ("memory://", "sqlite:///jobs.db", "redis://localhost", "postgresql://localhost/app")
+    found = [msgspec.structs.asdict(open_backend(url).capabilities) for url in urls]
+    words = {True: "yes", False: "no", None: "all"}
+    assert documented == {
+        name: [words.get(each[name], str(each[name])) for each in found] for name in found[0]
+    }
 
 
 def test_the_options_and_the_fields_of_a_status_are_all_there() -> None:

@@ -21,6 +21,7 @@ PACKAGES_OF = {
     "django": ["integrations.django"],
     "hypothesis": ["testing"],
     "fastapi": ["integrations.fastapi"],
+    "flask": ["cli.flask", "integrations.flask"],
     "jinja2": ["server"],
     "opentelemetry": ["telemetry"],
     "prometheus_client": ["telemetry"],

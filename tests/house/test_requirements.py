@@ -96,7 +96,8 @@ def test_the_package_shows_its_readme() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [("console_scripts", "nimburion"), ("pytest11", "nimburion")]
+    ("group", "name"),
+    [("console_scripts", "nimburion"), ("pytest11", "nimburion"), ("flask.commands", "nimburion")],
 )
 def test_what_is_installed_can_be_loaded(group: str, name: str) -> None:
     (found,) = entry_points(group=group, name=name)

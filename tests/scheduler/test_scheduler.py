@@ -658,6 +658,67 @@ async def test_run_now_is_beside_the_ticks_and_in_the_history(place: Place) -> N
     assert (info.last_tick, info.last_state) == (1_767_225_660.0, State.COMPLETED)
 
 
+def report_of(tick: datetime) -> Report:
+    return Report(kind=f"{tick:%H:%M:%S}")
+
+
+def computed(scheduler: Scheduler) -> object:
+    return scheduler.schedule("@daily", report_of, name="report", priority=9)
+
+
+async def test_run_now_of_a_computed_job_is_done_by_who_declares_it(place: Place) -> None:
+    declaring, second = await place.scheduler(computed), await place.scheduler(computed)
+    other = await place.scheduler(owner="other")
+    for scheduler in (declaring, second, other):
+        await scheduler.fire_due()
+    by_hand = schedules.Schedules(other.processor)
+    place.at(10)
+    extra = await by_hand.run_now("report")
+    assert extra == "report:now:1767225610000"
+    assert [await one.fire_due() for one in (other, second, declaring)] == [0, 1, 0]
+    (made,) = await place.jobs()
+    assert (made.id, made.payload, made.priority) == (extra, b'{"kind":"00:00:10"}', 9)
+    assert made.options.headers["nimburion-schedule"] == "report"
+    assert [one.id for one in await by_hand.history("report")] == [extra]
+    assert [info.name for info in await by_hand.list()] == ["report"]
+    assert len(await other.processor.backend.list_schedules()) == 1
+
+
+async def test_run_now_of_a_computed_job_with_an_id_makes_one_job(place: Place) -> None:
+    scheduler = await place.scheduler(computed)
+    await scheduler.fire_due()
+    for seconds in (10, 20):
+        place.at(seconds)
+        assert await scheduler.schedules.run_now("report", job_id="mine") == "mine"
+        assert (await scheduler.schedules.list())[0].condition == "active"
+        await scheduler.fire_due()
+    assert await place.ids() == ["mine"]
+
+
+async def test_run_now_needs_a_scheduler_that_computes_the_job(place: Place) -> None:
+    scheduler = await place.scheduler(computed)
+    await scheduler.fire_due()
+    place.at(HOUR)
+    with pytest.raises(DefinitionError, match="start a worker of the application"):
+        await scheduler.schedules.run_now("report")
+
+
+async def test_a_job_that_cannot_be_computed_is_requested_once(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: datetime) -> Report:
+        raise ZeroDivisionError
+
+    scheduler = await place.scheduler(lambda one: one.schedule("@daily", broken, name="report"))
+    await scheduler.fire_due()
+    await scheduler.schedules.run_now("report")
+    for seconds in (10, 20):
+        place.at(seconds)
+        assert await scheduler.fire_due() == 0
+    assert caplog.text.count("the job could not be built") == 1
+    assert len(await scheduler.processor.backend.list_schedules()) == 1
+
+
 async def test_run_now_with_an_id_makes_one_job(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()

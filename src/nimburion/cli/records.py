@@ -10,6 +10,7 @@ import msgspec
 
 from nimburion.cli.output import format_duration, format_time, print_fields, print_table
 from nimburion.core.job import JobRecord
+from nimburion.core.result_errors import decode_result_error
 from nimburion.core.text.escaping import escape_controls, escape_lines
 
 
@@ -20,7 +21,9 @@ def record_to_data(record: JobRecord) -> dict[str, object]:
     data["attempt"] = record.attempt
     data["attempts"] = msgspec.to_builtins(record.attempts)
     data["payload"] = bytes_to_data(record.payload)
-    data["result"] = bytes_to_data(record.result)
+    result_error = decode_result_error(record.result)
+    data["result"] = None if result_error else bytes_to_data(record.result)
+    data["result_error"] = result_error
     return data
 
 
@@ -72,7 +75,7 @@ def summarize_error(record: JobRecord) -> str | None:
 
 def draw_record(record: JobRecord) -> None:
     """Print all fields except the payload and the error history."""
-    progress = record.progress
+    progress, result_error = record.progress, decode_result_error(record.result)
     print_fields(
         {
             "id": record.id,
@@ -91,7 +94,9 @@ def draw_record(record: JobRecord) -> None:
             "progress": progress and f"{progress.fraction:.0%} {progress.message}".rstrip(),
             "reason": record.reason,
             "error": summarize_error(record) if record.error else None,
-            "result": bytes_to_text(record.result),
+            "result": f"not stored: {result_error}"
+            if result_error
+            else bytes_to_text(record.result),
             "unique key": record.options.unique_key,
             "tenant": record.options.tenant,
             "correlation id": record.options.correlation_id,

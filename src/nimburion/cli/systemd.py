@@ -67,7 +67,7 @@ def has_progress(health: Health, timeout: float) -> bool:
     if health.state == "stopping" or health.error is not None:
         return True
     since = health.seconds_since_exchange
-    return health.state != "stopped" and (since is None or since < timeout)
+    return health.state not in {"stopped", "open"} and (since is None or since < timeout)
 
 
 class SystemdNotifier(Service):

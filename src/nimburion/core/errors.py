@@ -11,6 +11,7 @@ NimburionError
 ├── ScheduleNotFound          no schedule with this name
 ├── JobNotCompleted           wait(): the job failed or was cancelled
 ├── WaitTimeout               wait(): the job has not ended in time (also a TimeoutError)
+├── ResultNotKept             wait(): the job is completed, but its result could not be stored
 ├── NothingRegistered         drain(), process_one(): jobs are due, but none has a handler here
 ├── UseAwait                  processor.sync was called on the processor's own event loop
 ├── LifespanError             the resources of a worker cannot be opened
@@ -120,6 +121,18 @@ class JobNotCompleted(NimburionError):
 
 class WaitTimeout(NimburionError, TimeoutError):
     """`wait` reached its timeout; the job continues."""
+
+
+class ResultNotKept(NimburionError):
+    """`wait` found that the job is completed, but its result could not be stored.
+
+    The result has no JSON form or was too large; `reason` says which. The work is done.
+    """
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"job {job_id} is completed, but it has no result: {reason}")
+        self.job_id = job_id
+        self.reason = reason
 
 
 class NothingRegistered(NimburionError):

@@ -42,7 +42,6 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
-from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
@@ -64,6 +63,7 @@ from nimburion.jobs.declaration.lifespan import (
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
+from nimburion.jobs.sync_processor import SyncProcessor
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
@@ -152,8 +152,12 @@ class Processor(Client):
         """The services that start and stop with the worker; see `add_service`."""
         self.dead: DeadLetters = DeadLetters(backend)
         """The failed jobs: list, show, replay and purge them."""
-        self.sync: SyncClient = SyncClient(self)
-        """The blocking form of the client's methods, for code that is not async."""
+        self.sync: SyncProcessor = SyncProcessor(self)
+        """The blocking form of the methods, for code that is not async."""
+        self._open_process: int | None = None
+        """The id of the process that opened the processor."""
+        self._had_worker = False
+        """Whether a worker was started since the processor was opened."""
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
@@ -254,7 +258,7 @@ class Processor(Client):
 
         The errors are those of `@job` and of `register`.
         """
-        decorator = RegisterDecorator(self, name, queue, policy)
+        decorator = RegisterDecorator(lambda: self, self.register, name, queue, policy)
         return decorator if function is None else decorator(function)
 
     def use(self, middleware: Middleware) -> None:
@@ -395,6 +399,7 @@ class Processor(Client):
         owner = self._loop
         await super().open()
         if self._loop is not owner:
+            self._open_process = os.getpid()
             _log.info("backend: %s", self.backend.describe())
 
     async def close(self) -> None:
@@ -407,6 +412,7 @@ class Processor(Client):
                 runner, self._inline_runner = self._inline_runner, None
                 await runner.close()
         finally:
+            self._open_process, self._had_worker = None, False
             await super().close()
 
     # Running jobs
@@ -428,6 +434,7 @@ class Processor(Client):
         if self._running is None:
             self._warn_about_unserved_queues()
             self._warn_about_processes()
+            self._had_worker = True
             self._running = running = self._make_running_worker(conditions)
             try:
                 await running.start()
@@ -506,10 +513,13 @@ class Processor(Client):
     def health(self) -> Health:
         """Return the health of this process's worker, from local state: the backend is not queried.
 
-        You can call it from any thread.
+        In a process that only enqueues, the state is `open`, or `unreachable` if the backend did
+        not answer the latest enqueue. You can call it from any thread.
         """
         running = self._running
-        return STOPPED if running is None or running.is_orphaned else running.health()
+        if running is None or running.is_orphaned:
+            return self._read_enqueue_health()
+        return running.health()
 
     async def process_one(self) -> bool:
         """Run one due job here and now, with its middleware. Return False when no job is due.
@@ -528,6 +538,20 @@ class Processor(Client):
         return await self._open_inline_runner().drain(advance=advance)
 
     # Internals
+
+    def _read_enqueue_health(self) -> Health:
+        """Return the health of a processor without a worker."""
+        state = self._enqueue_state
+        error = state.error
+        is_own = self._open_process == os.getpid()  # else its worker, if any, is in the parent
+        is_open = is_own or self.sync.is_open or error is not None
+        if not is_open or (is_own and self._had_worker):
+            return STOPPED
+        return Health(
+            state="open" if error is None else "unreachable",
+            seconds_since_answer=state.seconds_since_answer,
+            error=error,
+        )
 
     def _make_metrics(self) -> MetricsRegistry:
         from nimburion.telemetry.worker_metrics import WorkerMetrics
@@ -710,7 +734,8 @@ class Processor(Client):
         for handler in self.registry.handlers if served else ():
             if handler.queue not in served:
                 _log.warning(
-                    "job %r goes to queue %r, which this worker does not serve (it serves %s)",
+                    "job %r goes to queue %r, which this worker does not serve (it serves %s); add "
+                    "the queue to `queues` or to --queues, or start a worker for it",
                     handler.name,
                     handler.queue,
                     ", ".join(sorted(served)),

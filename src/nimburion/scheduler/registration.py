@@ -80,7 +80,7 @@ class ScheduleRegistration:
         renewals: list[tuple[float, ScheduleRecord]] = []
         for own in self._declared.values():
             record = kept.get(own.name)
-            spec = None if record is None else self._parse_spec(record)
+            spec = None if record is None else self.parse_spec(record)
             if (
                 record is not None
                 and spec is not None
@@ -114,10 +114,10 @@ class ScheduleRegistration:
         return taken
 
     def _is_over(self, record: ScheduleRecord, now: float) -> bool:
-        spec = self._parse_spec(record)
+        spec = self.parse_spec(record)
         return record.name not in self._declared and spec is not None and is_over(record, spec, now)
 
-    def _parse_spec(self, record: ScheduleRecord) -> ScheduleSpec | None:
+    def parse_spec(self, record: ScheduleRecord) -> ScheduleSpec | None:
         """Decode a record, cached by its bytes; None if this version cannot read it."""
         encoded, spec = self._read.get(record.name, (None, None))
         if encoded != record.spec:

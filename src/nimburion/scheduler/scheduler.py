@@ -212,10 +212,16 @@ class Scheduler(Service):
         )
 
     def _is_ours(self, record: ScheduleRecord) -> bool:
-        """Return whether a schedule is declared here or was added by hand."""
-        if record.owner:
-            return record.name in self._declared and (record.owner == self.processor.settings.owner)
-        return True
+        """Return whether a schedule is declared here, requests a job of one that is, or was added
+        by hand."""
+        if not record.owner:
+            return True
+        if record.owner != self.processor.settings.owner:
+            return False
+        if record.name in self._declared:
+            return True
+        spec = self._registration.parse_spec(record)
+        return spec is not None and spec.run_of in self._declared
 
     async def _wait_for_next(self) -> None:
         due = self.next_due

@@ -22,6 +22,7 @@ from nimburion.scheduler.spec import (
     ScheduleSpec,
     format_time,
     make_job_id,
+    make_request_name,
     parse_spec,
 )
 from nimburion.scheduler.triggers import When, explain_trigger
@@ -71,7 +72,11 @@ class Schedules:
         """
         records = await self._client.backend.list_schedules()
         chosen = sorted(
-            (record for record in records if after is None or record.name > after),
+            (
+                record
+                for record in records
+                if (after is None or record.name > after) and not _parse_spec_or_stub(record).run_of
+            ),
             key=lambda record: record.name,
         )
         return [await self._describe(record, ticks) for record in chosen[:limit]]
@@ -142,15 +147,17 @@ class Schedules:
     async def run_now(self, name: str, *, job_id: str | None = None) -> str:
         """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
 
-        With your own `job_id`, a repeat stores no second job. Raises `ScheduleNotFound`,
-        `DefinitionError` if a function computes the job, and `DuplicateJob` if another job holds
-        its unique key.
+        With your own `job_id`, a repeat stores no second job. If a function computes the job, a
+        scheduler that declares the schedule calls it for the current time, and enqueues the job
+        within 5 seconds; a function that raises is logged there.
+
+        Raises `ScheduleNotFound`, `DuplicateJob` if another job holds the unique key, and
+        `DefinitionError` if the job is computed and no running scheduler declares the schedule.
         """
-        spec = parse_spec((await self._get_record(name)).spec)
+        record = await self._get_record(name)
+        spec = parse_spec(record.spec)
         if spec.payload is None:
-            raise DefinitionError(
-                f"the job of {name!r} is computed by code that is not in this process"
-            )
+            return await self._request_run(record, spec, job_id)
         job = self._make_extra_job(name, spec, job_id)
         (stored,) = await self._client.backend.enqueue([job])
         job_id = require_stored(job, stored)
@@ -167,6 +174,32 @@ class Schedules:
         )
 
     # Internals
+
+    async def _request_run(
+        self, record: ScheduleRecord, spec: ScheduleSpec, job_id: str | None
+    ) -> str:
+        """Request a computed job from the schedulers that declare its schedule; return its id."""
+        await self._time.synchronize()
+        now = self._read_now()
+        if _choose_condition(record, now) == "inactive":
+            raise DefinitionError(
+                f"a function computes the job of {record.name!r}, and no scheduler runs that has "
+                f"it: start a worker of the application {record.owner!r}"
+            )
+        tick = int(now)
+        request = make_request_name(record.name, now, job_id)
+        wanted = ScheduleSpec(
+            trigger=f"@at {format_time(tick)}",
+            job="",
+            timezone=spec.timezone,
+            since=tick - 1.0,
+            run_of=record.name,
+            run_id=job_id or request,
+        )
+        await self._client.backend.put_schedule(
+            ScheduleRecord(name=request, spec=wanted.encode(), owner=record.owner)
+        )
+        return wanted.run_id
 
     def _read_now(self) -> float:
         return self._time.now()
@@ -200,7 +233,7 @@ class Schedules:
         now = self._read_now()
         headers = {**spec.options.headers, NAME_HEADER: name, TICK_HEADER: format_time(now)}
         return NewJob(
-            job_id or f"{name}:now:{int(now * 1000)}",
+            job_id or make_request_name(name, now),
             spec.job,
             spec.queue,
             (spec.payload or "{}").encode(),

@@ -51,6 +51,11 @@ class ScheduleSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     declared_until: float | None = None
     """Time until which the declaration in code is valid; schedulers renew it. None if added by
     hand."""
+    run_of: str = ""
+    """Name of a declared schedule, if this record only requests one job of it, beside its ticks.
+    A scheduler that declares it computes and enqueues the job, and deletes this record."""
+    run_id: str = ""
+    """Id of the requested job."""
 
     def get_declaration(self) -> ScheduleSpec:
         """Return the declaration without the times of registration."""
@@ -105,6 +110,17 @@ def make_job_id(name: str, tick: int) -> str:
     'nightly:2026-05-28T20:26:40Z'
     """
     return f"{name}:{format_time(tick)}"
+
+
+def make_request_name(name: str, now: float, job_id: str | None = None) -> str:
+    """Return the name of a request for a job beside the ticks: new each time, or one per `job_id`.
+
+    >>> make_request_name("nightly", 1_780_000_000.5)
+    'nightly:now:1780000000500'
+    """
+    if job_id is None:
+        return f"{name}:now:{int(now * 1000)}"
+    return f"{name}:now:{blake2b(job_id.encode(), digest_size=8).hexdigest()}"
 
 
 def format_time(tick: float) -> str:

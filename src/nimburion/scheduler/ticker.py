@@ -6,6 +6,8 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from nimburion.core.errors import BackendError, InvalidJob, Unstorable
 from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
@@ -43,6 +45,10 @@ class Ticker:
         if tick is None:
             return False
         fired = await self._fire(entry, tick)
+        if entry.spec.run_of:
+            await self._processor.backend.delete_schedule(entry.name)
+            entry.decide(tick)
+            return fired is not None and fired.outcome == "fired"
         if fired is None:
             entry.skip_until(tick)
             return False
@@ -104,12 +110,14 @@ class Ticker:
     def _make_job(self, entry: ScheduleEntry, tick: int) -> tuple[object, NewJob]:
         if entry.spec.payload is not None:
             return None, entry.spec.make_job(entry.name, tick)
-        own = self._declared[entry.name]
+        spec = entry.spec
+        own = self._declared[spec.run_of or entry.name]
         if own.compute is None:
             raise InvalidJob("this version of the code does not compute its arguments")
-        job = own.compute(datetime.fromtimestamp(tick, find_zone(entry.spec.timezone)))
+        job = own.compute(datetime.fromtimestamp(tick, find_zone(spec.timezone)))
         new = prepare_job(self._processor, job, **own.options)
-        return job, bind_to_tick(new, entry.name, tick, entry.spec.jitter)
+        bound = bind_to_tick(new, own.name, tick, spec.jitter)
+        return job, replace(bound, id=spec.run_id) if spec.run_of else bound
 
     def _note_result(self, entry: ScheduleEntry, tick: int, fired: Fired) -> None:
         match fired.outcome:

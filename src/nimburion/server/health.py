@@ -137,7 +137,8 @@ class HealthChecks:
         if self._read_phase() in {"stopping", "stopped"} or (worker and worker.state == "stopping"):
             reasons.append("this process is stopping")
         elif worker is not None and worker.state not in {"ready", "degraded"}:
-            reasons.append(f"the worker is {worker.state}")
+            state = "not started" if worker.state == "open" else worker.state
+            reasons.append(f"the worker is {state}")
         if not reasons and not await self._ping.answers():
             reasons.append(f"the backend did not answer within {PING_TIMEOUT:g} s")
         return self._report(reasons)

@@ -18,6 +18,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Context, Job, PermanentError, Priority, Processor, State, job
 from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.registered_job import RegisteredJob
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.jobs.errors import (
     DuplicateJob,
@@ -27,6 +28,7 @@ from nimburion.jobs.errors import (
     JobNotFound,
     NotOpen,
     NotSupported,
+    ResultNotKept,
     WaitTimeout,
 )
 from nimburion.testing import FakeClock
@@ -431,6 +433,39 @@ async def wait_until_sleeping(
     await wait_until(
         lambda: clock.sleepers >= count or (unless is not None and unless.done()), "it sleeps"
     )
+
+
+@pytest.mark.parametrize("execution", ["async", "thread", "set_result"])
+async def test_wait_tells_a_result_that_could_not_be_stored_from_none(
+    execution: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Processor("memory://") as processor:
+
+        @processor.job
+        async def on_loop(size: int) -> str | None:
+            return "x" * size or None
+
+        @processor.job
+        def in_thread(size: int) -> str | None:
+            return "x" * size or None
+
+        @processor.job
+        def with_set_result(ctx: Context, size: int) -> None:
+            ctx.set_result("x" * size or None)
+
+        made: dict[str, RegisteredJob[..., ..., Any]]
+        made = {"async": on_loop, "thread": in_thread, "set_result": with_set_result}
+        export = made[execution]
+        nothing, large = await export.enqueue(0), await export.enqueue(300_000)
+        await processor.drain()
+        assert await processor.wait(nothing) is None
+        with pytest.raises(ResultNotKept, match=r"is completed, .* over the limit of") as raised:
+            await processor.wait(large)
+        status = await processor.get_status(large)
+        assert (status.state, status.result) == (State.COMPLETED, None)
+        assert status.result_error == raised.value.reason
+        assert (await processor.get_status(nothing)).result_error is None
+    assert "is not stored" in caplog.text
 
 
 async def test_cancel_answers_what_it_could_do(processor: Processor) -> None:

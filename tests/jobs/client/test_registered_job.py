@@ -125,6 +125,49 @@ def test_methods_of_other_job_systems_say_what_to_write(name: str) -> None:
         getattr(count, name)
     with pytest.raises(AttributeError, match=r"await processor\.enqueue\(SendEmail\("):
         getattr(SendEmail(to="a"), name)
+    with pytest.raises(AttributeError, match=r"await processor\.enqueue\(SendEmail\("):
+        getattr(SendEmail, name)
+
+
+async def test_a_registered_job_says_how_it_is_enqueued(processor: Processor) -> None:
+    registered: Any = processor.job(queue="images")(shrink)
+    with pytest.raises(
+        AttributeError, match=r"write `await shrink\.enqueue\(…\)`, or `shrink\.enq"
+    ):
+        registered.delay("a")
+
+
+def shrink(path: str, width: int = 1) -> None: ...
+
+
+async def test_a_wrong_argument_is_named(processor: Processor) -> None:
+    registered: Any = processor.job(shrink)
+    with pytest.raises(TypeError, match=r"'shrink': missing required argument 'path'$"):
+        await registered.enqueue()
+    with pytest.raises(TypeError, match=r"'widht'; did you mean 'width'\?"):
+        await registered.enqueue("a", widht=1)
+    with pytest.raises(TypeError, match=r"write `await shrink\.options\(priority=…\)\.enqueue"):
+        await registered.enqueue("a", priority=7)
+    with pytest.raises(TypeError, match=r"write `await processor\.enqueue\(count\.job\(…\), queue"):
+        count.job(1, queue="a")  # type: ignore[call-arg]
+
+
+async def test_arguments_beside_the_job_are_no_options(processor: Processor) -> None:
+    function: Any = count
+    arguments: dict[str, Any] = {"number": 1}
+    with pytest.raises(InvalidJob, match=r"is not a job: pass count\.job\("):
+        await processor.enqueue(function, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("countdown", "after"), ("eta", "at"), ("task_id", "id")]
+)
+async def test_options_of_other_job_systems_say_what_to_write(
+    processor: Processor, name: str, own: str
+) -> None:
+    foreign: dict[str, Any] = {name: 1}
+    with pytest.raises(InvalidJob, match=f"no option '{name}'; write `{own}=…`"):
+        await processor.enqueue(count.job(1), **foreign)
 
 
 def test_other_missing_attributes_are_missing() -> None:
@@ -164,7 +207,7 @@ async def test_a_status_has_arguments_and_a_json_form() -> None:
         assert plain["headers"] == {"source": "form"}
         assert plain["created_at"].endswith("Z")
         assert "payload" not in plain
-        assert processor.health().to_dict()["state"] == "stopped"
+        assert processor.health().to_dict()["state"] == "open"
 
 
 async def test_a_path_is_an_argument_and_a_result(processor: Processor) -> None:

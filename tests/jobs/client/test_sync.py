@@ -136,7 +136,7 @@ def test_from_many_threads_at_once_one_portal_serves_all(processor: Processor) -
 
 async def test_on_the_owning_loop_it_says_to_await(processor: Processor) -> None:
     async with processor:
-        with pytest.raises(UseAwait, match="await the processor's own method"):
+        with pytest.raises(UseAwait, match=r"write `await processor\.enqueue\(…\)`"):
             processor.sync.enqueue(double.job(1))
         assert await processor.pending_count() == 0
 

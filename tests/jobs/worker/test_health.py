@@ -12,7 +12,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendFull, BackendUnavailable
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.job import State
+from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.operations import Rescued
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
@@ -74,6 +74,10 @@ class Unsteady(MemoryBackend):
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         self._check("rescue")
         return await super().rescue(limit, max_lost=max_lost)
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        self._check("enqueue")
+        return await super().enqueue(jobs)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         self._check("wait")
@@ -148,11 +152,40 @@ def states(processor: Processor, state: str) -> Callable[[], bool]:
     return lambda: processor.health().state == state
 
 
-async def test_a_processor_that_runs_nothing_is_stopped(processor: Processor) -> None:
-    assert processor.health() == STOPPED == Health(state="stopped")
+async def test_a_processor_whose_worker_has_ended_is_stopped(processor: Processor) -> None:
+    assert processor.health() == Health(state="open")
     await processor.start()
     assert processor.health() != STOPPED
     await processor.stop()
+    assert processor.health() == STOPPED == Health(state="stopped")
+
+
+async def test_a_process_that_only_enqueues_has_a_health(
+    backend: Unsteady, clock: FakeClock
+) -> None:
+    processor = Processor(backend, clock=clock, enqueue_timeout=0.04)
+    async with processor:
+        assert processor.health() == Health(state="open")
+        await processor.enqueue_raw("slow", b"{}")
+        clock.advance(3)
+        assert processor.health() == Health(state="open", seconds_since_answer=3.0)
+        backend.refused["enqueue"] = BackendUnavailable("nobody there")
+        with pytest.raises(BackendUnavailable):
+            await processor.enqueue_raw("slow", b"{}")
+        health = processor.health()
+        assert health == Health(state="unreachable", seconds_since_answer=3.0, error="nobody there")
+        backend.come_back()
+        await processor.enqueue_raw("slow", b"{}")
+        assert processor.health() == Health(state="open", seconds_since_answer=0.0)
+    assert processor.health() == STOPPED
+
+
+def test_a_process_without_async_code_has_a_health() -> None:
+    processor = Processor("memory://")
+    assert processor.health() == STOPPED
+    processor.sync.enqueue_raw("slow", b"{}")
+    assert processor.health().state == "open"
+    processor.sync.close()
     assert processor.health() == STOPPED
 
 

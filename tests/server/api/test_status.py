@@ -15,7 +15,7 @@ async def test_the_status_names_version_backend_and_rights(api: Api) -> None:
         "local",
         ["admin", "operate", "payloads", "read"],
     )
-    assert status["worker"]["state"] == "stopped"
+    assert status["worker"]["state"] == "open"
 
 
 async def test_the_checks_are_those_of_doctor(api: Api) -> None:

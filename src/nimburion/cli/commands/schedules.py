@@ -141,11 +141,19 @@ add_change_command(
 @click.argument("name", metavar="NAME")
 @add_shared_options
 def run(name: str) -> None:
-    """Enqueue its job now, in addition to its ticks, and print the id."""
-    job_id = run_on_schedules(
-        lambda schedules: schedules.run_now(name), change=("schedule.run", name, {})
-    )
+    """Enqueue its job now, in addition to its ticks, and print the id.
+
+    If code computes the job, a running scheduler with this code enqueues it within 5 seconds.
+    """
+
+    async def run_now(schedules: Schedules) -> tuple[str, bool]:
+        is_computed = not (await schedules.get(name, 0)).job
+        return await schedules.run_now(name), is_computed
+
+    job_id, is_computed = run_on_schedules(run_now, change=("schedule.run", name, {}))
     print_result({"schedule": name, "id": job_id}, lambda: click.echo(escape_controls(job_id)))
+    if is_computed:
+        click.echo("a scheduler computes the job and enqueues it within 5 s", err=True)
 
 
 @schedules.command("history")

@@ -37,8 +37,8 @@ from nimburion.integrations.django.project_settings import ProjectSettings, read
 from nimburion.jobs.client.client import Client, EnqueueResult
 from nimburion.jobs.client.collector import JobCollector, enqueue_collected
 from nimburion.jobs.client.dead_letters import DeadLetters
-from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.processor import Processor
+from nimburion.jobs.sync_processor import SyncProcessor
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -263,12 +263,12 @@ class Transactions:
         return None
 
 
-class DjangoSyncClient(SyncClient):
+class DjangoSyncClient(SyncProcessor):
     """The blocking methods of the processor; those that enqueue follow Django's transactions."""
 
     def __init__(self, processor: DjangoProcessor) -> None:
         super().__init__(processor)
-        self._processor = processor
+        self._processor: DjangoProcessor = processor
 
     def call(
         self,
@@ -276,7 +276,7 @@ class DjangoSyncClient(SyncClient):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Run one async method of the client, as `SyncClient.call` does.
+        """Run one async method of the client, as `SyncProcessor.call` does.
 
         An enqueue joins the open transaction of its thread, or runs after the commit.
         """
@@ -388,7 +388,7 @@ def _read_database_name(project: ProjectSettings) -> object:
     return connections[project.database].settings_dict["NAME"]
 
 
-def _close_before_teardown(client: SyncClient, alias: str) -> None:
+def _close_before_teardown(client: SyncProcessor, alias: str) -> None:
     """Close the client before the test runner drops the database: a connection would prevent it."""
     creation: Any = connections[alias].creation
     destroy = creation.destroy_test_db

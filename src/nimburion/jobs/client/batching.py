@@ -19,6 +19,7 @@ from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock
 from nimburion.core.timing.timers import SharedTimer
+from nimburion.jobs.client.enqueue_state import EnqueueState
 
 MAX_BATCH = 500
 """The largest number of callers that share one call to the backend."""
@@ -98,8 +99,10 @@ class EnqueueBatcher:
         clock: Clock,
         timeout: float,
         calls: CallCounters | None = None,
+        state: EnqueueState | None = None,
     ) -> None:
         self._backend = backend
+        self._state = state or EnqueueState(clock)
         self._calls = (calls or CallCounters()).get_operation("enqueue")
         self._clock = clock
         self._timeout = timeout
@@ -154,14 +157,21 @@ class EnqueueBatcher:
         try:
             with self._shared_timer.timeout(seconds):
                 results = await self._backend.enqueue(jobs)
-            self._calls.note_answer(self._clock.monotonic() - sent)
+            now = self._clock.monotonic()
+            self._calls.note_answer(now - sent)
+            self._state.note_answer(now)
             return results
-        except BackendUnavailable:
-            self._calls.failed += 1
+        except BackendUnavailable as error:
+            self._note_unanswered(error)
             raise
         except TimeoutError as error:
-            self._calls.failed += 1
-            raise BackendUnavailable(f"no answer within {self._timeout:g} s") from error
+            unavailable = BackendUnavailable(f"no answer within {self._timeout:g} s")
+            self._note_unanswered(unavailable)
+            raise unavailable from error
+
+    def _note_unanswered(self, error: BackendUnavailable) -> None:
+        self._calls.failed += 1
+        self._state.note_failure(error)
 
     # --- Callers that arrive while a call is in flight ---
 

@@ -23,6 +23,7 @@ from nimburion.core.errors import (
     JobNotCompleted,
     NotOpen,
     NotSupported,
+    ResultNotKept,
     WaitTimeout,
 )
 from nimburion.core.events import Events, JobEnqueued
@@ -32,6 +33,7 @@ from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.operations import Cancellation
+from nimburion.core.result_errors import decode_result_error
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
 from nimburion.core.timing.backoff import iterate_pauses
@@ -39,6 +41,7 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher
+from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
@@ -84,13 +87,8 @@ class Client:
     A client belongs to the event loop that opened it. All other code uses the `sync` client of a
     processor.
 
-    Every `enqueue…` method takes these options as keywords: `id`, `queue`, `priority` (0 to 9),
-    `at` (a datetime with a time zone), `after` (seconds or timedelta), `unique_key`, `unique_for`,
-    `on_duplicate` (`"reject"` or `"existing"`), `headers`, `tenant`, `correlation_id`,
-    `max_retries`, `timeout`, `connection`. `enqueue_many` takes all of them but `id`.
-
-    A job enqueued inside a handler inherits tenant and correlation id from the running job, unless
-    you pass your own.
+    Every `enqueue…` method takes the options of `enqueue`. `enqueue_many` takes all of them but
+    `id`.
     """
 
     def __init__(
@@ -128,6 +126,8 @@ class Client:
         """The calls to the backend of this client, and of the worker of this processor."""
         self._all_calls: list[CallCounters] = [self._calls]
         """The calls of this client and of its handles for other event loops."""
+        self._enqueue_state = EnqueueState(self.clock)
+        """Shared with its handles for other event loops."""
         self._statistics: StatisticsWriter | None = None
         self._recorder = StatisticsRecorder(self._counters)
         self._metrics: MetricsRegistry | None = None
@@ -169,6 +169,7 @@ class Client:
             entropy=self._entropy,
         )
         other._enqueue_middlewares = self._enqueue_middlewares
+        other._enqueue_state = self._enqueue_state
         self._all_counters.append(other._counters)
         self._all_calls.append(other._calls)
         return other
@@ -195,6 +196,7 @@ class Client:
         """Close the backend. You can call it repeatedly."""
         if self._loop is not None:
             owner, self._loop = self._loop, None
+            self._enqueue_state.clear()
             statistics, self._statistics = self._statistics, None
             try:
                 if statistics is not None and owner is asyncio.get_running_loop():
@@ -236,6 +238,25 @@ class Client:
         job_id = await processor.enqueue(SendEmail(to="a@example.com", subject="Hi"), priority=7)
         ```
 
+        Options, all as keywords:
+
+        - `id`: your own id, a text or a UUID. Another call with it stores no second job.
+        - `queue`: the queue, in place of the declared one.
+        - `priority`: 0 to 9, higher first.
+        - `at`: the time when the job becomes due, a datetime with a time zone.
+        - `after`: the delay until then instead, in seconds or as a timedelta.
+        - `unique_key`: at most one unfinished job of the same name holds this text.
+        - `unique_for`: seconds to hold the key instead, whether the job is finished or not.
+        - `on_duplicate`: if the key is held, `"reject"` raises `DuplicateJob`, `"existing"` returns
+          the id of the holder.
+        - `headers`: a dict of str to str that travels with the job.
+        - `tenant`, `correlation_id`: texts that travel with the job. Inside a handler, they default
+          to those of the running job.
+        - `max_retries`: how many retries follow a first failure.
+        - `timeout`: seconds that one attempt may take.
+        - `connection`: store the job in the open transaction of this connection (SQLite,
+          PostgreSQL).
+
         Errors:
 
         - `InvalidJob`: an argument or option is not valid; nothing was stored.
@@ -269,9 +290,10 @@ class Client:
     ) -> list[str]:
         """Store several jobs in one step and return their ids, in the order of `jobs`.
 
-        The options apply to each job. The call is atomic: all jobs are stored, or none (Redis: per
-        slice of 500 jobs). `InvalidJob` names the job at fault, or reports more than `limits.batch`
-        jobs (10,000). The other errors are those of `enqueue`.
+        The options are those of `enqueue` without `id`, and apply to each job. The call is atomic:
+        all jobs are stored, or none (Redis: per slice of 500 jobs). `InvalidJob` names the job at
+        fault, or reports more than `limits.batch` jobs (10,000). The other errors are those of
+        `enqueue`.
         """
         parsed = self._parse_options(options)
         batch = list(jobs)
@@ -298,7 +320,8 @@ class Client:
         /,
         **options: Unpack[EnqueueOptions],
     ) -> str:
-        """Store one job under your own id, as `enqueue` does; None makes a new id.
+        """Store one job under your own id, as `enqueue` does and with its options; None makes a
+        new id.
 
         With an id, the call is safe to repeat: it stores no second job.
         """
@@ -309,7 +332,7 @@ class Client:
     async def enqueue_with_priority(
         self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """Store one job with a priority, as `enqueue` does.
+        """Store one job with a priority, as `enqueue` does and with its other options.
 
         The priority is `Priority.HIGH` or another name, or a number from 0 to 9. Higher runs first.
         """
@@ -319,7 +342,7 @@ class Client:
     async def enqueue_at(
         self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """Store one job for a time, as `enqueue` does.
+        """Store one job for a time, as `enqueue` does and with its other options.
 
         `at` must have a time zone; otherwise `InvalidJob` is raised. The job never runs before that
         time, by the backend's clock.
@@ -332,7 +355,8 @@ class Client:
     async def enqueue_after(
         self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """Store one job that becomes due after a delay, as `enqueue` does.
+        """Store one job that becomes due after a delay, as `enqueue` does and with its other
+        options.
 
         `after` is a number of seconds or a timedelta, counted from now by the backend's clock.
         """
@@ -349,6 +373,7 @@ class Client:
     ) -> str:
         """Store a job by name, for code that does not have its class or function.
 
+        The options are those of `enqueue`.
         A dict is encoded as JSON. Bytes are stored as they are, and only their size is checked: a
         payload that does not fit the handler's types fails in the worker. The queue is `default`
         unless you name another one.
@@ -383,6 +408,8 @@ class Client:
         Errors:
 
         - `JobNotCompleted`: the job failed or was cancelled.
+        - `ResultNotKept`: the job is completed, but what its handler returned could not be stored.
+          None means that the handler returned nothing, or that the job has `result=False`.
         - `WaitTimeout`: the job did not end within `timeout`, or the backend did not answer. The
           job continues.
         - `JobNotFound`: no job has the id.
@@ -401,6 +428,9 @@ class Client:
             await self.clock.sleep(min(next(pauses), left))
         if record.state is not State.COMPLETED:
             raise JobNotCompleted(job_id, record.state, _describe_end(record))
+        reason = decode_result_error(record.result)
+        if reason is not None:
+            raise ResultNotKept(job_id, reason)
         return (
             None if record.result is None else self._find_result_decoder(record.name)(record.result)
         )
@@ -476,7 +506,11 @@ class Client:
         self._check_open()
         if self._batcher is None or self._batcher_loop is not self._loop:
             self._batcher = EnqueueBatcher(
-                self.backend, self.clock, self.settings.enqueue_timeout, self._calls
+                self.backend,
+                self.clock,
+                self.settings.enqueue_timeout,
+                self._calls,
+                self._enqueue_state,
             )
             self._batcher_loop = self._loop
         return self._batcher
@@ -554,7 +588,11 @@ class Client:
 
     def _prepare(self, job: AnyJob, options: EnqueueOptions) -> tuple[NewJob, ParsedOptions]:
         job_id = options.pop("id", None)
-        parsed = self._parse_options(options)
+        try:
+            parsed = self._parse_options(options)
+        except InvalidJob:
+            require_declaration(job)  # if that is the mistake, its error is the better one
+            raise
         checked_id = None if job_id is None else read_job_id(job_id)
         return self._make_job(job, parsed, checked_id), parsed
 

@@ -29,8 +29,6 @@ from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import JobFunction
 
 if TYPE_CHECKING:
-    from nimburion.jobs.client.client import Client
-    from nimburion.jobs.client.sync import SyncClient
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.declaration.policy import PolicyOptions
     from nimburion.jobs.processor import Processor
@@ -41,7 +39,10 @@ R = TypeVar("R")
 
 
 class RegisteredJob(JobFunction[CallP, P, R]):
-    """A function that is a job of one processor. Call it as before, or enqueue it."""
+    """A function that is a job of one processor. Call it as before, or enqueue it.
+
+    `find_processor` returns the processor when a job is enqueued.
+    """
 
     def __init__(
         self,
@@ -49,11 +50,10 @@ class RegisteredJob(JobFunction[CallP, P, R]):
         name: str | None,
         queue: str,
         policy: PolicyOptions,
-        processor: Processor,
+        find_processor: Callable[[], Processor],
     ) -> None:
         super().__init__(function, name, queue, policy)
-        self._client: Client = processor
-        self._sync: SyncClient = processor.sync
+        self._find_processor = find_processor
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Store a job with these arguments and return its id.
@@ -61,44 +61,47 @@ class RegisteredJob(JobFunction[CallP, P, R]):
         The arguments are those of the function, without the context. To set a queue, a priority or
         a delay, call `options` first. The errors are those of `Processor.enqueue`.
         """
-        return await self._client.enqueue(self.job(*args, **kwargs))
+        return await self._find_processor().enqueue(self.job(*args, **kwargs))
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
-        return self._sync.enqueue(self.job(*args, **kwargs))
+        return self._find_processor().sync.enqueue(self.job(*args, **kwargs))
 
     def options(self, **options: Unpack[EnqueueOptions]) -> JobWithOptions[P]:
         """Return the job with options of `Processor.enqueue`, such as `priority=7` or `after=30`.
 
-        The options are checked when the job is enqueued.
+        They are `id`, `queue`, `priority`, `at`, `after`, `unique_key`, `unique_for`,
+        `on_duplicate`, `headers`, `tenant`, `correlation_id`, `max_retries`, `timeout` and
+        `connection`, as `help(processor.enqueue)` describes them. They are checked when the job is
+        enqueued.
         """
-        return JobWithOptions(self, self._client, self._sync, options)
+        return JobWithOptions(self, self._find_processor, options)
 
 
 class JobWithOptions(Generic[P]):
     """A registered job and the options to enqueue it with. Returned by `RegisteredJob.options`."""
 
-    __slots__ = ("_client", "_function", "_options", "_sync")
+    __slots__ = ("_find_processor", "_function", "_options")
 
     def __init__(
         self,
         function: JobFunction[..., P, Any],
-        client: Client,
-        sync: SyncClient,
+        find_processor: Callable[[], Processor],
         options: EnqueueOptions,
     ) -> None:
         self._function = function
-        self._client = client
-        self._sync = sync
+        self._find_processor = find_processor
         self._options = options
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Store a job with these arguments and the options, and return its id."""
-        return await self._client.enqueue(self._function.job(*args, **kwargs), **self._copy())
+        job = self._function.job(*args, **kwargs)
+        return await self._find_processor().enqueue(job, **self._copy())
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Store a job as `enqueue` does, for code that is not async: blocks until it is stored."""
-        return self._sync.enqueue(self._function.job(*args, **kwargs), **self._copy())
+        job = self._function.job(*args, **kwargs)
+        return self._find_processor().sync.enqueue(job, **self._copy())
 
     def _copy(self) -> EnqueueOptions:
         return cast("EnqueueOptions", dict(self._options))
@@ -112,9 +115,15 @@ class RegisterDecorator:
     """The decorator that `@processor.job(…)` returns when called with options."""
 
     def __init__(
-        self, processor: Processor, name: str | None, queue: str, policy: PolicyOptions
+        self,
+        find_processor: Callable[[], Processor],
+        register: Callable[[RegisteredJob[..., ..., Any]], object],
+        name: str | None,
+        queue: str,
+        policy: PolicyOptions,
     ) -> None:
-        self._processor = processor
+        self._find_processor = find_processor
+        self._register = register
         self._name, self._queue, self._policy = name, queue, policy
 
     @overload
@@ -126,7 +135,7 @@ class RegisterDecorator:
     def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:
         """Return the function as a job, registered with the processor."""
         registered: RegisteredJob[..., ..., Any] = RegisteredJob(
-            function, self._name, self._queue, self._policy, self._processor
+            function, self._name, self._queue, self._policy, self._find_processor
         )
-        self._processor.register(registered)
+        self._register(registered)
         return registered

@@ -9,6 +9,7 @@ from typing import Any, overload
 import msgspec
 
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
+from nimburion.core.result_errors import decode_result_error
 from nimburion.jobs.declaration.custom_types import enc_hook
 
 _EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
@@ -47,6 +48,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     The value has the handler's declared return type if the handler is registered here. Otherwise it
     consists of plain JSON values.
     """
+    result_error: str | None
+    """Why the result could not be stored, for example because it was too large; else None."""
     cancel_requested: bool
     headers: dict[str, str]
     tenant: str | None
@@ -94,6 +97,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Status:
     """Return a backend's record in the form that applications see."""
+    result_error = decode_result_error(record.result)
+    stored = None if result_error else record.result
     return Status(
         id=record.id,
         name=record.name,
@@ -110,7 +115,8 @@ def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Sta
         reason=record.reason,
         history=record.history,
         progress=record.progress,
-        result=None if record.result is None else decode_result(record.result),
+        result=None if stored is None else decode_result(stored),
+        result_error=result_error,
         cancel_requested=record.cancel_requested,
         headers=record.options.headers,
         tenant=record.options.tenant,

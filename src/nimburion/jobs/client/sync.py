@@ -13,9 +13,9 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from functools import partial
-from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from functools import partial, wraps
+from types import MethodType, TracebackType
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.timing.durations import to_seconds
@@ -45,6 +45,12 @@ class SyncMethod(Generic[P, R]):
         self.__doc__: str | None = method.__doc__
         self.__name__: str = method.__name__
 
+        @wraps(method)  # so that help() shows the parameters and the text of the async method
+        def call(client: SyncClient, *args: P.args, **kwargs: P.kwargs) -> R:
+            return client.call(method, *args, **kwargs)
+
+        self._call = call
+
     @overload
     def __get__(self, instance: None, owner: type[SyncClient]) -> SyncMethod[P, R]: ...
     @overload
@@ -54,9 +60,7 @@ class SyncMethod(Generic[P, R]):
     ) -> SyncMethod[P, R] | Callable[P, R]:
         if instance is None:
             return self
-        call = partial(instance.call, self.method)
-        call.__doc__ = self.__doc__
-        return call
+        return cast("Callable[P, R]", MethodType(self._call, instance))
 
 
 def _make_sync(
@@ -123,11 +127,13 @@ class SyncClient:
             kwargs["connection"] = connection = ThreadBoundConnection(kwargs["connection"])
         loop = self._find_owning_loop()
         if loop is not None:
-            return run_on_loop(loop, partial(method, self._client, *args, **kwargs), connection)
+            make = partial(method, self._client, *args, **kwargs)
+            instead = f"write `await processor.{method.__name__}(…)`"
+            return run_on_loop(loop, make, connection, instead=instead)
         seconds = _measure_time(method, args, kwargs)
         with self._find_portal().use_portal() as portal:
-            make = partial(portal.call, partial(method, portal.client, *args, **kwargs), seconds)
-            return run_on_loop(portal.loop, make, connection)
+            call = partial(method, portal.client, *args, **kwargs)
+            return run_on_loop(portal.loop, partial(portal.call, call, seconds), connection)
 
     async def call_async(
         self,
@@ -168,6 +174,12 @@ class SyncClient:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls from outside a loop have opened a client in this process."""
+        portals = self._portals.get(os.getpid())
+        return portals is not None and portals.is_open
 
     def _find_owning_loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop that the client is open on, if it runs in this process."""
@@ -219,6 +231,11 @@ class _ProcessPortal:
         atexit.unregister(self.close)
         portal.stop(_UNOPENED_CLOSE_TIMEOUT)
 
+    @property
+    def is_open(self) -> bool:
+        portal = self._portal
+        return portal is not None and portal.client._loop is not None
+
     def close(self) -> None:
         if os.getpid() != self._process:  # at a child's exit: the portal belongs to the parent
             return
@@ -259,12 +276,17 @@ class _Portal:
             self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())
         done, _ = await asyncio.wait({self._opening}, timeout=limit)
         if not done:
-            raise BackendUnavailable(
+            error = BackendUnavailable(
                 f"{self.client.backend.describe()} could not be opened within {limit:.3g} s; "
                 "nothing was written",
                 outcome="not applied",
             )
-        self._opening.result()
+            self.client._enqueue_state.note_failure(error)
+            raise error
+        failure = self._opening.exception()
+        if failure is not None:
+            self.client._enqueue_state.note_failure(failure)
+            raise failure
 
     def close(self) -> None:
         """Close the client and end the thread."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nimburion.core.errors import LeaseLost
 from nimburion.core.lease import Delivery, Lease
+from nimburion.core.result_errors import encode_result_error
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.job_log import make_job_log
@@ -100,8 +101,8 @@ class AttemptRecord:
     def encode_result(self) -> bytes | None:
         """Return the bytes to store for `result`; None if there is no result.
 
-        A result that cannot be stored is logged and dropped: the work must not run again because of
-        it.
+        A result that cannot be stored is logged, and the reason is stored in its place: the work
+        must not run again because of it.
         """
         if self.result is None or self.handler is None:
             return None
@@ -110,4 +111,4 @@ class AttemptRecord:
         except UnstorableResult as error:
             log = make_job_log(self.delivery)
             log.warning("the result of job %s is not stored: %s", self.delivery.lease.job_id, error)
-            return None
+            return encode_result_error(str(error))

@@ -209,7 +209,7 @@ def _locate(error: Exception) -> str:
     if found is None or not found["path"]:
         return f": {_describe(error)}"
     key = "a key of " if found["key"] else ""
-    return f", {key}field {found['path']!r}: {_lower_first(found['what'])}"
+    return f", {key}field {found['path']!r}: {lower_first(found['what'])}"
 
 
 def _join_path(path: Sequence[object]) -> str:
@@ -226,8 +226,10 @@ def _describe(error: BaseException) -> str:
         case UnicodeDecodeError():
             return "it is not UTF-8"
     found = _AT.fullmatch(str(error))
-    return _lower_first(found["what"] if found else str(error))
+    return lower_first(found["what"] if found else str(error))
 
 
-def _lower_first(text: str) -> str:
+def lower_first(text: str) -> str:
+    """Return a sentence of another library as a part of a sentence: in lower case, unless it begins
+    with a name in capitals."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text

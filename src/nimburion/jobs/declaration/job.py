@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -42,8 +42,10 @@ import msgspec
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.core.text.shortening import shorten
-from nimburion.jobs.declaration.codec import Codec
+from nimburion.core.text.suggestions import find_nearest
+from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     Signature,
@@ -112,6 +114,20 @@ class Declaration:
         return Codec(self.name, read_class_fields(self.name, self.target))
 
 
+class _ForeignMethod:
+    """A method that job classes do not have: the error says how to enqueue a job instead."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type) -> object:
+        kind = owner.__name__
+        raise AttributeError(
+            f"{kind!r} has no method {self._name!r}; write `await processor.enqueue({kind}(…))`, "
+            f"or `processor.sync.enqueue({kind}(…))` in code that is not async"
+        )
+
+
 @dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field, dataclasses.Field))
 class Job:
     """The base of job classes: annotated attributes are the arguments, `process` does the work.
@@ -173,17 +189,15 @@ class Job:
         )
 
     if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> object:
-            """Say how to enqueue a job where another job system has a method for it."""
-            if name in _FOREIGN_NAMES or name == "enqueue":
-                kind = type(self).__name__
-                raise AttributeError(
-                    f"{kind!r} has no method {name!r}; write "
-                    f"`await processor.enqueue({kind}(…))`, or `processor.sync.enqueue({kind}(…))` "
-                    "in code that is not async"
-                )
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        # A subclass may have fields and methods of these names.
+        delay = _ForeignMethod()
+        delay_on_commit = _ForeignMethod()
+        apply_async = _ForeignMethod()
+        send = _ForeignMethod()
+        send_with_options = _ForeignMethod()
+        enqueue_job = _ForeignMethod()
+        enqueue = _ForeignMethod()
+        enqueue_sync = _ForeignMethod()
 
     def process(self, ctx: Context[Any], /) -> object:
         """Do the work of the job, in an `async def` or a `def` method.
@@ -241,8 +255,32 @@ class JobFunction(Generic[CallP, P, R]):
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> JobCall:
         """Return a job with these arguments, to be enqueued. The context is not among the
-        arguments."""
-        return cast("JobCall", self.__job__.codec.struct(*args, **kwargs))
+        arguments.
+
+        `TypeError` is raised for an argument that is missing or unknown.
+        """
+        try:
+            return cast("JobCall", self.__job__.codec.struct(*args, **kwargs))
+        except TypeError as error:
+            raise TypeError(self._explain_arguments(error, kwargs)) from None
+
+    def _explain_arguments(self, error: TypeError, given: Mapping[str, object]) -> str:
+        """Return the text for arguments that the function does not take."""
+        text = f"job {self.__job__.name!r}: {lower_first(str(error))}"
+        known = self.__job__.codec.fields
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is None:
+            return text
+        if unknown in EnqueueOptions.__annotations__:
+            own = self.__dict__.get("__name__", "function")
+            how = (
+                f"{own}.options({unknown}=…).enqueue(…)"
+                if hasattr(type(self), "options")
+                else f"processor.enqueue({own}.job(…), {unknown}=…)"
+            )
+            return f"{text}; it is an option of `enqueue`, so write `await {how}`"
+        near = find_nearest(unknown, known)
+        return f"{text}; did you mean {near!r}?" if near else text
 
     def __get__(self, instance: object, owner: type | None = None) -> JobFunction[CallP, P, R]:
         if instance is not None:
@@ -257,6 +295,11 @@ class JobFunction(Generic[CallP, P, R]):
         def __getattr__(self, name: str) -> object:
             """Say how to enqueue a job where another job system has a method for it."""
             own = self.__dict__.get("__name__", "function")
+            if name in _FOREIGN_NAMES and hasattr(type(self), "enqueue"):
+                raise AttributeError(
+                    f"the job {own!r} has no method {name!r}; write `await {own}.enqueue(…)`, or "
+                    f"`{own}.enqueue_sync(…)` in code that is not async"
+                )
             if name in _FOREIGN_NAMES or name in ("enqueue", "enqueue_sync", "options"):
                 raise AttributeError(
                     f"the job {own!r} has no method {name!r}; write "

@@ -63,16 +63,17 @@ def run_on_loop(
     loop: asyncio.AbstractEventLoop,
     make: Callable[[], Coroutine[Any, Any, T]],
     connection: ThreadBoundConnection | None = None,
+    *,
+    instead: str = "await the processor's own method instead",
 ) -> T:
     """Run a coroutine on the event loop of another thread, and block until it returns.
 
     Work on `connection` is sent back and runs on this thread. `UseAwait` is raised when the loop
-    runs in this thread, and `NotOpen` when the loop has ended.
+    runs in this thread, and says what to do `instead`. `NotOpen` is raised when the loop has ended.
     """
-    if _find_running_loop() is loop:
+    if find_running_loop() is loop:
         raise UseAwait(
-            "the processor is open on this event loop, and `sync` would block it: "
-            "await the processor's own method instead"
+            f"the processor is open on this event loop, and `sync` would block it: {instead}"
         )
     coroutine = make()
     try:
@@ -108,7 +109,8 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
         future.set_exception(error)
 
 
-def _find_running_loop() -> asyncio.AbstractEventLoop | None:
+def find_running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, if there is one."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

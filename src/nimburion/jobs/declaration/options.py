@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Literal, TypedDict
 from uuid import UUID
 
@@ -71,6 +72,19 @@ _RECORD_OPTIONS = frozenset(
         *("max_retries", "timeout"),
     }
 )
+_FOREIGN_OPTIONS = MappingProxyType(
+    {
+        "countdown": "after=…",
+        "delay": "after=…",
+        "eta": "at=…",
+        "queue_name": "queue=…",
+        "task_id": "id=…",
+        "job_id": "id=…",
+        "job_timeout": "timeout=…",
+        "retries": "max_retries=…",
+    }
+)
+"""Options of other job systems, and what to write instead."""
 _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
@@ -92,7 +106,7 @@ def parse_options(
 ) -> ParsedOptions:
     """Return the validated options; `InvalidJob` names an option that is wrong or unknown."""
     if not options.keys() <= _RECORD_OPTIONS:
-        raise InvalidJob(describe_unknown("option", options, EnqueueManyOptions.__annotations__))
+        raise InvalidJob(_describe_unknown_option(options))
     if at is not None and after is not None:
         raise InvalidJob("pass `at` or `after`, not both")
     return ParsedOptions(
@@ -104,6 +118,13 @@ def parse_options(
         connection=connection,
         on_duplicate=options.get("on_duplicate"),
     )
+
+
+def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
+    for name in options:
+        if name in _FOREIGN_OPTIONS:
+            return f"there is no option {name!r}; write `{_FOREIGN_OPTIONS[name]}`"
+    return describe_unknown("option", options, EnqueueManyOptions.__annotations__)
 
 
 def _parse_job_options(

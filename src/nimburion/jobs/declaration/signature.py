@@ -124,6 +124,11 @@ def _is_context(parameter: inspect.Parameter) -> bool:
 
 def _make_field(name: str, function: Callable[..., Any], parameter: inspect.Parameter) -> JobField:
     what = f"job {name!r}, parameter {parameter.name!r}"
+    if parameter.name == "self":
+        raise DefinitionError(
+            f"{what}: a method has no instance when it runs as a job; use a function, or a Job "
+            "class with `def process(self, ctx)`"
+        )
     if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         raise DefinitionError(f"{what}: name each argument; * and ** cannot be checked")
     if parameter.annotation is inspect.Parameter.empty:

@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from nimburion.jobs.worker.worker import Worker
 
-Condition = Literal["stopped", "starting", "ready", "degraded", "unreachable", "stopping"]
+Condition = Literal["stopped", "open", "starting", "ready", "degraded", "unreachable", "stopping"]
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,10 +25,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     state: Condition
     """The condition of the processor.
 
-    `stopped`: no worker runs here. `starting`: the worker has no session (not yet, or it was lost)
+    `stopped`: no worker runs here. `open`: the processor can enqueue, and has started no worker.
+    `starting`: the worker has no session (not yet, or it was lost)
     and takes no jobs. `ready`: there is no fault. `degraded`: the worker runs, but `error` or
-    `faults` names a failure. `unreachable`: no call to the backend succeeds; running jobs continue
-    for `lease_seconds_left` seconds. `stopping`: the worker takes no more jobs.
+    `faults` names a failure. `unreachable`: no call to the backend succeeds (without a worker: the
+    latest enqueue failed); running jobs continue for `lease_seconds_left` seconds. `stopping`: the
+    worker takes no more jobs.
     """
     session: str | None = None
     """The id of the worker's session; None while it has no valid session."""
@@ -37,7 +39,10 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     prefetched: int = 0
     """The number of jobs that are reserved and have not started."""
     seconds_since_answer: float | None = None
-    """Seconds since the backend last answered this worker; None if it never did."""
+    """Seconds since the backend last answered this worker; None if it never did.
+
+    Without a worker: since it answered an enqueue.
+    """
     seconds_since_exchange: float | None = None
     """Seconds since the worker last made an exchange, answered or not.
 

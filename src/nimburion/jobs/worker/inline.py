@@ -206,8 +206,8 @@ class InlineRunner:
         if unknown:
             names = ", ".join(sorted(unknown))
             raise NothingRegistered(
-                f"jobs are due whose handlers are not registered here: {names}; "
-                "call processor.register(...) for them first"
+                f"jobs are due whose handlers are not registered here: {names}; write "
+                "`processor.register(…)` with their Job classes or @job functions first"
             )
 
     async def _advance(self) -> bool:

@@ -264,8 +264,9 @@ class LoopWatchdog:
             count = self._release_jobs(now)
             self._log_from_thread(
                 logging.WARNING,
-                "the event loop is blocked by %s: its code must await, or be a plain `def`. "
-                "%d jobs that have not started are released",
+                "the event loop is blocked by %s: write a plain `def` handler, or "
+                "`await asyncio.to_thread(…)` around the blocking call. %d jobs that have not "
+                "started are released",
                 *(self._culprit, count),
                 stack=stack,
             )

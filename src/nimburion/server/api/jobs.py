@@ -21,6 +21,7 @@ from nimburion.core.job import (
     State,
 )
 from nimburion.core.queries import JobFilter, Page, Pause
+from nimburion.core.result_errors import decode_result_error
 from nimburion.core.session import LimitInfo
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.server.api.names import (
@@ -113,6 +114,8 @@ class JobContents(msgspec.Struct, frozen=True, kw_only=True):
     """The payload, if it is not JSON."""
     result: msgspec.Raw | None
     result_base64: str | None
+    result_error: str | None
+    """Why the result could not be stored, if so."""
     headers: dict[str, str]
     errors: list[AttemptError]
     """The errors of all failed attempts, with their tracebacks."""
@@ -269,13 +272,15 @@ async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
     """Show the data of a job: payload, result, headers and tracebacks."""
     record = await request.services.backend.get_job(request.path["id"])
     payload, payload_base64 = _split_content(record.payload)
-    result, result_base64 = _split_content(record.result)
+    result_error = decode_result_error(record.result)
+    result, result_base64 = _split_content(None if result_error else record.result)
     return JobContents(
         id=record.id,
         payload=payload,
         payload_base64=payload_base64,
         result=result,
         result_base64=result_base64,
+        result_error=result_error,
         headers=record.options.headers,
         errors=record.history,
     )

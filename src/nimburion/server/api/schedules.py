@@ -133,8 +133,10 @@ async def resume_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChang
 
 
 async def run_schedule(request: ApiRequest[NoQuery, NoBody]) -> JobReference:
-    """Enqueue the job of a schedule now. With an `Idempotency-Key`, a repeat stores no second
-    job."""
+    """Enqueue the job of a schedule now. With an `Idempotency-Key`, a repeat stores no second job.
+
+    If code computes the job, a running scheduler with this code enqueues it within 5 seconds.
+    """
     name, key = request.path["name"], request.idempotency_key
     job_id = None if key is None else make_id(f"{request.caller.name} {name}", key)
     return JobReference(await request.services.schedules.run_now(name, job_id=job_id))

@@ -21,6 +21,7 @@ import msgspec
 from nimburion.core.errors import LeaseLost, RemoteError
 from nimburion.core.job import AttemptError, ErrorKind, JobRecord
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
+from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
@@ -301,13 +302,13 @@ class AttemptRunner:
     def _encode_success(self, handler: Handler, result: object, context: Context) -> Succeeded:
         """Encode the result of a handler.
 
-        If it cannot be stored, log a warning and complete the job without it.
+        If it cannot be stored, log a warning and complete the job with the reason in its place.
         """
         try:
             return Succeeded(handler.encode_result(result))
         except UnstorableResult as error:
             _log.warning("the result of job %s is not stored: %s", context.job_id, error)
-            return NO_RESULT
+            return Succeeded(encode_result_error(str(error)))
 
     def _classify_cancellation(self, attempt: Attempt, raised: asyncio.CancelledError) -> Outcome:
         match attempt.interruption:

@@ -16,6 +16,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, NotSupported
 from nimburion.core.events import Events
 from nimburion.core.lease import Lease
+from nimburion.core.result_errors import encode_result_error
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
@@ -228,7 +229,7 @@ def _encode_result(
         return handler.encode_result(value)
     except UnstorableResult as error:
         context.log.warning("the result of job %s is not stored: %s", context.job_id, error)
-        return None
+        return encode_result_error(str(error))
 
 
 def _make_reply(outcome: Outcome) -> Raised:

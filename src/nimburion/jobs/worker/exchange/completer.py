@@ -26,6 +26,7 @@ from nimburion.core.events import BackendUnreachable, Events, StaleSettlement
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Lease
+from nimburion.core.result_errors import decode_result_error, encode_result_error
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -352,12 +353,10 @@ def _reduce(settlement: Settlement) -> Settlement:
     Used when the settlement did not get through alone: the outcome is worth more than these parts.
     """
     match settlement:
-        case Completed() if settlement.result is not None:
-            _log.warning(
-                "the result of job %s is not stored: the connection is too slow for its %d bytes",
-                *(settlement.lease.job_id, len(settlement.result)),
-            )
-            return replace(settlement, result=None)
+        case Completed() if settlement.result and not decode_result_error(settlement.result):
+            reason = f"the connection is too slow for its {len(settlement.result)} bytes"
+            _log.warning("the result of job %s is not stored: %s", settlement.lease.job_id, reason)
+            return replace(settlement, result=encode_result_error(reason))
         case Retried() | Failed() if measure_size(settlement) > _REDUCED_ERROR_CHARACTERS:
             error = settlement.error
             short = replace(error, message=error.message[:_REDUCED_ERROR_CHARACTERS], traceback="")

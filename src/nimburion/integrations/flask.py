@@ -1,0 +1,196 @@
+"""Flask: declare jobs once, and let each application have a processor of its own.
+
+```python
+jobs = FlaskJobs()
+
+
+@jobs.job(queue="mail")
+def welcome(address: str) -> None: ...
+
+
+def create_app() -> Flask:
+    app = Flask(__name__)
+    app.config["NIMBURION_URL"] = "sqlite:///jobs.db"
+    jobs.init_app(app)
+    return app
+```
+
+In a view, `welcome.enqueue_sync(address)` enqueues a job. `flask nimburion worker` runs the jobs,
+each in an application context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+
+from flask import Flask, current_app, has_app_context
+
+from nimburion import config
+from nimburion.core.errors import DefinitionError, NotOpen
+from nimburion.core.settings import Config
+from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
+from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.job import Job, JobFunction
+from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.jobs.processor import Processor
+
+__all__ = ["FlaskJobs", "find_processor", "load_configuration"]
+
+EXTENSION = "nimburion"
+"""The key of the processor in `app.extensions`."""
+_PREFIX = "NIMBURION_"
+_FILE_KEY = "config"
+"""The key without prefix that names a configuration file; all others are settings of jobs."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FlaskJobs:
+    """The jobs of a Flask application, or of a package that several applications use.
+
+    `init_app` gives an application a processor, with the settings of `load_configuration`. Each
+    application has its own, so tests can make as many applications as they like.
+
+    In code that Flask calls, `processor` is that of the current application. Other code needs an
+    application context: `with app.app_context():`.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._declared: list[type[Job] | JobFunction[..., ..., Any]] = []
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Give the application a processor, and register the jobs with it.
+
+        Jobs that are declared later, for example in modules that are imported later, are registered
+        when the processor is next used. Nothing is connected. `ConfigurationError` is raised if a
+        setting is wrong.
+        """
+        if EXTENSION not in app.extensions:
+            processor = Processor.from_config(load_configuration(app))
+            _run_in_app_context(processor, app)
+            app.extensions[EXTENSION] = _AppJobs(processor)
+        app.extensions[EXTENSION].sources.append(self._declared)
+
+    @property
+    def processor(self) -> Processor:
+        """The processor of the current application."""
+        return find_processor()
+
+    def register(self, *jobs: type[Job] | JobFunction[..., ..., Any]) -> None:
+        """Register `Job` classes and `@job` functions with each application."""
+        self._declared += jobs
+
+    @overload
+    def job(
+        self, function: Callable[Concatenate[Context[Any], P], R], /
+    ) -> RegisteredJob[Concatenate[Context[Any], P], P, R]: ...
+    @overload
+    def job(self, function: Callable[P, R], /) -> RegisteredJob[P, P, R]: ...
+    @overload
+    def job(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> RegisterDecorator: ...
+    def job(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        **policy: Unpack[PolicyOptions],
+    ) -> Any:
+        """Make a job of a typed function and register it, as `Processor.job` does.
+
+        ```python
+        @jobs.job(queue="images")
+        def thumbnail(path: str, width: int = 200) -> None: ...
+
+
+        thumbnail.enqueue_sync("cat.png", width=100)
+        ```
+        """
+        decorator = RegisterDecorator(find_processor, self.register, name, queue, policy)
+        return decorator if function is None else decorator(function)
+
+
+class _AppJobs:
+    """The processor of one application, and the lists of jobs to register with it."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        self._registered = 0
+        self.sources: list[list[type[Job] | JobFunction[..., ..., Any]]] = []
+
+    def get_processor(self) -> Processor:
+        """Return the processor, with all jobs that are declared by now."""
+        if self._registered != sum(map(len, self.sources)):
+            declared = [job for source in self.sources for job in source]
+            known = self._processor.registry
+            missing = [job for job in declared if known.get(job.__job__.name) is None]
+            if missing:
+                self._processor.register(*missing)
+            self._registered = len(declared)
+        return self._processor
+
+
+def find_processor(app: Flask | None = None) -> Processor:
+    """Return the processor of an application; without an argument, of the current one.
+
+    Raises `NotOpen` outside of an application context, and `DefinitionError` if the application has
+    no processor.
+    """
+    if app is None:
+        if not has_app_context():
+            raise NotOpen(
+                "no Flask application is active here, so there is no processor: write "
+                "`with app.app_context():` around the call"
+            )
+        app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
+    found = app.extensions.get(EXTENSION)
+    if not isinstance(found, _AppJobs):
+        raise DefinitionError(
+            f"the Flask application {app.name!r} has no processor: write `jobs.init_app(app)` "
+            "where the application is made"
+        )
+    return found.get_processor()
+
+
+def load_configuration(app: Flask, file: str | None = None, **arguments: object) -> Config:
+    """Return the configuration of an application: `app.config` over environment and file.
+
+    `NIMBURION_URL`, `NIMBURION_CONCURRENCY` and so on are the settings under `jobs:`.
+    `NIMBURION_CONFIG` names a configuration file, unless `file` does. `arguments` are sections, as
+    `config.load` takes them; they win. `ConfigurationError` is raised if a setting is unknown or
+    wrong.
+    """
+    settings: dict[str, object] = app.config.get_namespace(_PREFIX)
+    configured_file = settings.pop(_FILE_KEY, None)
+    own = arguments.pop("jobs", None)
+    if isinstance(own, dict):
+        settings |= own
+    if settings:
+        arguments["jobs"] = settings
+    return config.load(file or configured_file, **arguments)  # type: ignore[arg-type]
+
+
+def _run_in_app_context(processor: Processor, app: Flask) -> None:
+    """Let each handler of the processor run in a context of the application."""
+
+    @processor.around_handler
+    def app_context(_: Context) -> Iterator[None]:
+        with app.app_context():
+            yield
+
+    @processor.around_handler
+    async def async_app_context(_: Context) -> AsyncIterator[None]:
+        with app.app_context():
+            yield

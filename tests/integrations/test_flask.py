@@ -1,0 +1,169 @@
+"""Flask: each application has a processor, its handlers a context, its commands the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, current_app, has_app_context
+
+from nimburion.cli.flask import flask_group
+from nimburion.integrations.flask import FlaskJobs, find_processor
+from nimburion.jobs import Job, State, job
+from nimburion.jobs.errors import ConfigurationError, DefinitionError, NotOpen
+
+jobs = FlaskJobs()
+
+
+@jobs.job(queue="mail")
+def welcome(address: str) -> str:
+    return f"{current_app.name}: mail to {address}"
+
+
+@jobs.job
+async def welcome_later(address: str) -> str:
+    job_id = await welcome.options(priority=7).enqueue(address)
+    return f"{current_app.name}: {job_id}"
+
+
+class Report(Job):
+    year: int
+
+    def process(self, _: object) -> str:
+        return str(current_app.config["GREETING"])
+
+
+jobs.register(Report)
+
+
+def make_app(name: str, url: str = "memory://", **settings: object) -> Flask:
+    app = Flask(name)
+    app.config.update(NIMBURION_URL=url, GREETING="hello", **settings)
+    jobs.init_app(app)
+
+    @app.post("/signups/<address>")
+    def sign_up(address: str) -> dict[str, str]:
+        return {"job": welcome.enqueue_sync(address)}
+
+    @app.get("/jobs/<job_id>")
+    def show(job_id: str) -> dict[str, Any]:
+        return jobs.processor.sync.get_status(job_id).to_dict()
+
+    return app
+
+
+def test_views_enqueue_and_a_test_drains() -> None:
+    app = make_app("shop")
+    client = app.test_client()
+    job_id = client.post("/signups/ann").get_json()["job"]
+    assert client.get(f"/jobs/{job_id}").get_json()["state"] == "pending"
+    with find_processor(app).sync as sync:
+        assert sync.drain() == 1
+    assert client.get(f"/jobs/{job_id}").get_json()["result"] == "shop: mail to ann"
+    find_processor(app).sync.close()
+
+
+def test_each_handler_runs_in_a_context_of_its_application() -> None:
+    for name in ("first", "second"):
+        app = make_app(name)
+        with app.app_context():
+            later, report = welcome_later.enqueue_sync("ann"), jobs.processor.sync
+            year = report.enqueue(Report(year=2026))
+        with find_processor(app).sync as sync:
+            assert sync.drain() == 3
+            prefix, _, mail = sync.wait(later).partition(": ")
+            assert (prefix, sync.wait(year)) == (name, "hello")
+            assert sync.wait(mail) == f"{name}: mail to ann"
+            assert sync.get_status(mail).priority == 7
+    assert not has_app_context()
+
+
+def test_jobs_that_are_declared_late_are_registered_too() -> None:
+    own = FlaskJobs()
+    app = Flask("late")
+    app.config["NIMBURION_URL"] = "memory://"
+    own.init_app(app)
+    jobs.init_app(app)  # those of another package share the processor
+
+    @own.job
+    def late() -> str:
+        return "late"
+
+    with app.app_context(), find_processor().sync as sync:
+        ids = [late.enqueue_sync(), welcome.enqueue_sync("bob")]
+        sync.drain()
+        assert [sync.get_status(each).state for each in ids] == [State.COMPLETED] * 2
+
+
+def test_settings_come_from_the_application() -> None:
+    app = make_app("set", NIMBURION_CONCURRENCY=3, NIMBURION_MAX_RETRIES=0)
+    settings = find_processor(app).settings
+    assert (settings.concurrency, settings.max_retries) == (3, 0)
+    with pytest.raises(ConfigurationError, match=r"did you mean.*concurrency"):
+        make_app("typo", NIMBURION_CONCURENCY=3)
+
+
+def test_outside_of_an_application_it_says_what_to_write() -> None:
+    with pytest.raises(NotOpen, match=r"write `with app\.app_context\(\):`"):
+        welcome.enqueue_sync("ann")
+    app = Flask("bare")
+    with app.app_context(), pytest.raises(DefinitionError, match=r"write `jobs\.init_app\(app\)`"):
+        welcome.enqueue_sync("ann")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs `flask nimburion …` on an application with a SQLite file."""
+    app = make_app("shop", f"sqlite:///{tmp_path}/jobs.db")
+    app.cli.add_command(flask_group)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        result = app.test_cli_runner().invoke(args=["nimburion", *arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    return call
+
+
+def test_commands_use_the_processor_of_the_application(run: Callable[..., Any]) -> None:
+    code, job_id, _ = run("enqueue", "welcome", "--args", '{"address": "ann"}', "--queue", "mail")
+    assert code == 0
+    code, _, log = run("worker", "--burst", "--concurrency", "1")
+    assert code == 0, log
+    code, shown, _ = run("status", job_id.strip())
+    assert (code, "completed" in shown) == (0, True)
+    assert "shop: mail to ann" in shown
+
+
+def test_an_error_of_a_command_is_one_line(run: Callable[..., Any]) -> None:
+    run("enqueue", "welcome")
+    code, _, error = run("status", "unknown")
+    assert code == 4
+    assert error.startswith("nimburion: no job 'unknown'")
+    assert error.count("\n") == 1
+    assert run("workers", "--bad")[0] == 2
+
+
+def test_the_help_lists_the_commands(run: Callable[..., Any]) -> None:
+    code, text, _ = run("--help")
+    assert code == 0
+    assert "worker" in text
+    assert "demo" not in text
+    assert "MODULE:NAME" not in run("worker", "--help")[1]
+
+
+@job
+def unregistered() -> None: ...
+
+
+def test_a_function_of_job_is_registered() -> None:
+    own = FlaskJobs()
+    own.register(unregistered)
+    app = Flask("plain")
+    app.config["NIMBURION_URL"] = "memory://"
+    own.init_app(app)
+    with find_processor(app).sync as sync:
+        sync.enqueue(unregistered.job())
+        assert sync.drain() == 1
