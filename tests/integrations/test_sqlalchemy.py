@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from nimburion.integrations.sqlalchemy import Outbox, OutboxRelay, enqueue_after
 from nimburion.jobs import Processor, job
 from nimburion.jobs.errors import BackendUnavailable, InvalidJob
 from nimburion.testing import FakeClock, assert_enqueued, assert_not_enqueued
+from tests.house.tree import ROOT
 
 
 @job
@@ -243,3 +246,18 @@ async def test_a_backend_that_does_not_answer_is_logged(
         enqueue_after_commit(processor, session, send.job("ann"))
         await session.commit()
     assert "a job is lost: it could not be enqueued after the commit" in caplog.text
+
+
+@pytest.mark.parametrize("point", ["before the relay", "before the delete"])
+def test_a_job_survives_a_process_that_dies_after_the_commit(
+    point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SQLModel application whose processes have the relay: one dies, another works."""
+    monkeypatch.setenv("SHOP_FOLDER", str(tmp_path))
+    command = [sys.executable, "-m", "tests.integrations.sqlmodel_shop"]
+    died, worked = [
+        subprocess.run([*command, what], cwd=ROOT, capture_output=True, text=True, check=False)
+        for what in (point, "work")
+    ]
+    assert died.returncode == 9, died.stderr
+    assert worked.stdout == f"relayed 1, then 0; orders 1; jobs {died.stdout}: receipt for hat"
