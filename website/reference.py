@@ -30,7 +30,7 @@ _MODULES = (
     "nimburion.testing",
 )
 INTEGRATIONS = Path(integrations.__file__).parent
-MADE_BY_US = frozenset({"Context", "DeadLetters", "RegisteredJob", "SyncClient"})
+MADE_BY_US = frozenset({"Context", "DeadLetters", "RegisteredJob", "SyncProcessor"})
 """Classes that users receive and never make, so that their constructors are not shown."""
 ERRORS = "nimburion.jobs.errors"
 ALSO_SHOWN = MappingProxyType(

@@ -10,10 +10,12 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
+from nimburion.core.settings import Config, ServerSettings, TokenSettings
 from nimburion.integrations.fastapi import ProcessorDependency, get_processor, router
 from nimburion.integrations.starlette import lifespan
 from nimburion.jobs import Processor, State, job
-from nimburion.jobs.errors import NotOpen
+from nimburion.jobs.errors import ConfigurationError, NotOpen
+from nimburion.server import MountedManagement
 
 
 @job
@@ -113,3 +115,28 @@ def test_an_application_without_a_processor_says_what_to_write() -> None:
     client = TestClient(make_app())
     with pytest.raises(NotOpen, match=r"app\.include_router\(router\(processor\)\)"):
         client.post("/signups", params={"to": "ann"})
+
+
+def test_the_management_routes_are_mounted_when_asked(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", "a-long-secret-of-this-test")
+    token = TokenSettings(name="ops", rights=("read",), variable="SHOP_TOKEN")
+    management = MountedManagement(processor, Config(server=ServerSettings(tokens=(token,))))
+    app = make_app()
+    app.include_router(router(processor, management=management, management_path="/ops"))
+    with TestClient(app) as client:
+        client.post("/signups", params={"to": "ann"})
+        assert client.get("/ops/health/ready").status_code == 200
+        assert client.get("/ops/api/v1/jobs").status_code == 401
+        own = {"Authorization": "Bearer a-long-secret-of-this-test"}
+        shown = client.get("/ops/api/v1/jobs", headers=own).json()
+        assert [each["name"] for each in shown["jobs"]] == ["send"]
+        assert "jobs_enqueued_total" in client.get("/ops/metrics", headers=own).text
+    with TestClient(app) as client:  # a second time, as after a restart in one process
+        assert client.get("/ops/health/ready").status_code == 200
+
+
+def test_mounted_management_needs_a_token(processor: Processor) -> None:
+    with pytest.raises(ConfigurationError, match=r"need a token; write `tokens: \["):
+        MountedManagement(processor, Config())

@@ -14,10 +14,14 @@ async def sign_up(address: str, jobs: ProcessorDependency) -> dict[str, str]:
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Depends
 from starlette.requests import HTTPConnection
+from starlette.types import Receive, Scope, Send
 
 from nimburion.integrations.starlette import find_processor, lifespan
 from nimburion.jobs.processor import Processor
@@ -25,14 +29,46 @@ from nimburion.jobs.processor import Processor
 __all__ = ["ProcessorDependency", "get_processor", "router"]
 
 
-def router(processor: Processor, *, worker: bool = False) -> APIRouter:
+class Management(Protocol):
+    """What `nimburion.server.MountedManagement` is: an ASGI application with a lifetime."""
+
+    async def __aenter__(self) -> object: ...
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+def router(
+    processor: Processor,
+    *,
+    worker: bool = False,
+    management: Management | None = None,
+    management_path: str = "/nimburion",
+) -> APIRouter:
     """Return a router that opens the processor at startup and closes it at shutdown.
 
     It works beside a lifespan of the application: `include_router` runs both. With `worker`, the
     application also runs jobs, on its own event loop: for development and small deployments.
     Elsewhere, run `nimburion worker` beside the application.
+
+    `management=MountedManagement(processor, config.load())`, from `nimburion.server`, adds health
+    checks, metrics and the JSON API below `management_path`.
     """
-    return APIRouter(lifespan=lifespan(processor, worker=worker))
+    if management is None:
+        return APIRouter(lifespan=lifespan(processor, worker=worker))
+
+    @asynccontextmanager
+    async def manage(_: object) -> AsyncIterator[None]:
+        async with management:
+            yield
+
+    made = APIRouter(lifespan=lifespan(processor, manage, worker=worker))
+    made.mount(management_path, management)
+    return made
 
 
 async def get_processor(connection: HTTPConnection) -> Processor:

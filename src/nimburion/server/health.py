@@ -110,7 +110,7 @@ class HealthChecks:
         backend: Backend,
         clock: Clock,
         read_phase: Callable[[], Phase],
-        read_worker: Callable[[], Health] | None,
+        read_worker: Callable[[], Health | None] | None,
         read_lag: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.turns: LoopTurns = LoopTurns(clock)
