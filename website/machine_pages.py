@@ -59,7 +59,21 @@ def write_machine_pages(
     for path, text in twins.items():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         (target / path).write_text(text, encoding="utf-8")
+        name_twin(target / find_html(path), site_url + path)
     llms = make_llms(summary, groups, twins, site_url)
     (target / "llms.txt").write_text(llms, encoding="utf-8")
     full = make_llms_full(groups, twins, site_url)
     (target / "llms-full.txt").write_text(full, encoding="utf-8")
+
+
+def find_html(path: str) -> str:
+    """Return the HTML file of a page: that of `how-to/a.md` is `how-to/a/index.html`."""
+    stem = path.removesuffix(".md")
+    return f"{stem}.html" if stem.split("/")[-1] == "index" else f"{stem}/index.html"
+
+
+def name_twin(html: Path, url: str) -> None:
+    """Name the Markdown of a page in its HTML, where programs look for it."""
+    text = html.read_text(encoding="utf-8")
+    link = f'<link rel="alternate" type="text/markdown" href="{url}">'
+    html.write_text(text.replace("</head>", f"{link}</head>", 1), encoding="utf-8")

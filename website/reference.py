@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, MappingProxyType
-from typing import Any, NamedTuple, cast, get_overloads
+from typing import Any, NamedTuple, cast, get_overloads, is_typeddict
 
 from nimburion import integrations
 
@@ -161,13 +161,24 @@ def describe_class(name: str, value: type) -> str:
 def list_members(value: type) -> Iterator[Member]:
     """Yield the public members of a class, its own first, then those of its bases here."""
     seen = set[str]()
-    for owner in value.__mro__:
+    for owner in list_owners(value):
         if not owner.__module__.startswith("nimburion"):
             continue
         for member in list_own_members(owner):
             if member.name not in seen and not member.name.startswith("_"):
                 seen.add(member.name)
                 yield member
+
+
+def list_owners(value: type) -> list[type]:
+    """Return a class and its bases; a TypedDict forgets them in its `__mro__`."""
+    if not is_typeddict(value):
+        return list(value.__mro__)
+    tree = SourceOf(value).class_
+    names = [ast.unparse(base) for base in tree.bases] if tree is not None else []
+    bases = [vars(import_module(value.__module__)).get(name) for name in names]
+    found = [base for base in bases if base is not None and is_typeddict(base)]
+    return [value, *(owner for base in found for owner in list_owners(base))]
 
 
 def list_own_members(owner: type) -> Iterator[Member]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
+from rich.segment import Segment
+from rich.style import Style
 
 from tests.docs.test_public_modules import PUBLIC
 from tests.house.tree import ROOT
 from website.build import add_reference, find_unlisted, make_reference_pages, read_pages
 from website.checks import find_defects
-from website.machine_pages import make_llms, make_plain
+from website.demo_picture import Frame, draw_picture
+from website.machine_pages import find_html, make_llms, make_plain, name_twin
 from website.markdown import adapt_page, find_summary, find_title, make_link_rewriter
 from website.navigation import list_entries, read_navigation
 from website.package_readme import make_package_readme
@@ -53,6 +57,7 @@ def test_a_page_of_the_reference_shows_signatures_and_docstrings() -> None:
     assert "### `Processor.enqueue` { #Processor.enqueue }\n\n```python\nasync def enqueue(" in page
     assert "- `name: str`" in page
     assert "def job(" in page
+    assert "- `unique_key: str | None`: At most one" in page  # inherited by a TypedDict
     assert "[`JobNotFound`](nimburion.jobs.errors.md#JobNotFound)" in page
     assert "._" not in re.sub(r"```.*?```", "", page, flags=re.DOTALL)
 
@@ -122,3 +127,23 @@ def test_the_readme_of_the_package_links_to_its_version() -> None:
         f"![a]({base}/raw/v1.2.0/docs/a.svg) [b]({base}/blob/v1.2.0/docs/b.md#c) "
         "[d](https://example.com/) `[e](f)`\n```\n[g](h)\n```\n"
     )
+
+
+def test_the_picture_of_the_demo_is_one_svg_that_loads_nothing() -> None:
+    lines = [[Segment("a <b>", Style(color="red", bold=True)), Segment("   "), Segment("c")]]
+    picture = draw_picture([Frame(0.0, lines), Frame(1.0, lines)], "two & two")
+    root = ET.fromstring(picture)
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == ["nimburion demo", "a <b>", "c", "a <b>", "c"]
+    assert "url(" not in picture
+    assert picture.count('class="frame last"') == 1
+
+
+def test_the_markdown_of_a_page_is_named_in_its_html(tmp_path: Path) -> None:
+    html = tmp_path / find_html("how-to/a.md")
+    html.parent.mkdir(parents=True)
+    html.write_text("<head></head>")
+    name_twin(html, "https://example.com/how-to/a.md")
+    link = '<link rel="alternate" type="text/markdown" href="https://example.com/how-to/a.md">'
+    assert html.read_text() == f"<head>{link}</head>"
+    assert find_html("index.md") == "index.html"
