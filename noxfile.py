@@ -107,8 +107,9 @@ def alerts(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Send the management server requests at the limits of what its OpenAPI document allows."""
-    run_python(session, "pytest", "-m", "wide", "tests/server/test_openapi.py", *session.posargs)
+    """Send generated requests to the API, and simulate seeds that `tests` leaves out."""
+    files = ["tests/server/test_openapi.py", "tests/simulation/test_simulation.py"]
+    run_python(session, "pytest", "-m", "wide", *files, *session.posargs)
 
 
 @nox.session

@@ -28,11 +28,10 @@ hypothesis.settings.load_profile("quick")  # --hypothesis-profile=deep comes lat
 BACKENDS = Path(__file__).parent.parent / "src" / "nimburion" / "backends"
 
 
-@pytest.fixture(autouse=True)
-def _without_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the settings of the shell it is run from."""
+def pytest_configure() -> None:
+    """Forget the settings of the shell that the tests are run from."""
     for name in [name for name in os.environ if name.startswith("NIMBURION_")]:
-        monkeypatch.delenv(name)
+        del os.environ[name]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from nimburion.backends.sqlite import SQLiteBackend
 from tests.contract.kept_connections import KeptConnections
 from tests.servers.fixtures import StartedServers
 
@@ -25,3 +27,12 @@ async def kept_connections(started_servers: StartedServers) -> AsyncIterator[Kep
     kept = KeptConnections()
     yield kept
     await kept.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def new_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as a backend on SQLite makes it: a copy is there four times as fast."""
+    backend = SQLiteBackend(tmp_path_factory.mktemp("new") / "jobs.db")
+    await backend.open()
+    await backend.close()
+    return backend.path

@@ -19,21 +19,27 @@ from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.session import Session
 from tests.crash.actor import DIARY
+from tests.crash.fork_server import ForkedProcess, ForkServer
 
 ROOT = Path(__file__).parent.parent.parent
 TTL = 1.0
 DEADLINE = 20.0
 
 
-class ProcessHarness:
-    """A backend, a folder with a diary, and the processes that use them."""
+Process = subprocess.Popen[bytes] | ForkedProcess
 
-    def __init__(self, folder: Path, url: str) -> None:
+
+class ProcessHarness:
+    """A backend, a folder with a diary, and the processes that use them. They are forked from that
+    server, if there is one."""
+
+    def __init__(self, folder: Path, url: str, fork_server: ForkServer | None = None) -> None:
+        self._fork_server = fork_server
         self.folder = folder
         self.url = url
         self.backend = open_backend(url)
         self.jobs: list[str] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Process] = []
 
     async def __aenter__(self) -> Self:
         await self.backend.open()
@@ -52,38 +58,37 @@ class ProcessHarness:
 
     # Processes
 
-    def start_worker(self, crash_at: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
+    def start_worker(self, crash_at: str | None = None, **options: Any) -> Process:
         """Start a worker; `terms` are settings."""
         return self._start("worker", crash_at, {"session_ttl": TTL, "grace": 10.0, **options})
 
-    def start_producer(
-        self, crash_at: str | None, name: str, ids: list[str]
-    ) -> subprocess.Popen[bytes]:
+    def start_producer(self, crash_at: str | None, name: str, ids: list[str]) -> Process:
         """Start a process that enqueues these and ends."""
         return self._start("producer", crash_at, {"name": name, "ids": ids})
 
-    def start_buyer(self, crash_at: str | None) -> subprocess.Popen[bytes]:
+    def start_buyer(self, crash_at: str | None) -> Process:
         """Start a process that writes a row and enqueues its job, in one transaction."""
         return self._start("buyer", crash_at, {})
 
-    def _start(
-        self, verb: str, crash_at: str | None, options: dict[str, Any]
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, verb: str, crash_at: str | None, options: dict[str, Any]) -> Process:
         environment = dict(os.environ)
         if crash_at is not None:
             environment["CRASH_AT"] = crash_at
-        command = [sys.executable, "-m", "tests.crash.actor", verb, str(self.folder), self.url]
-        process = subprocess.Popen([*command, json.dumps(options)], cwd=ROOT, env=environment)
+        arguments = [verb, str(self.folder), self.url, json.dumps(options)]
+        process: Process
+        if self._fork_server is None:
+            command = [sys.executable, "-m", "tests.crash.actor", *arguments]
+            process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        else:
+            process = self._fork_server.start(arguments, environment)
         self._processes.append(process)
         return process
 
-    async def wait_for_exit(
-        self, process: subprocess.Popen[bytes], seconds: float = DEADLINE
-    ) -> int:
+    async def wait_for_exit(self, process: Process, seconds: float = DEADLINE) -> int:
         """How it ended; it must end within so many seconds."""
         return await asyncio.to_thread(process.wait, seconds)
 
-    async def wait_until_killed(self, process: subprocess.Popen[bytes]) -> None:
+    async def wait_until_killed(self, process: Process) -> None:
         """Wait for a process that reaches its crash point."""
         assert await self.wait_for_exit(process) == -signal.SIGKILL, (
             "the crash point was not reached"
@@ -147,7 +152,7 @@ class ProcessHarness:
         what: str,
         count: int = 1,
         *,
-        alive: subprocess.Popen[bytes] | None = None,
+        alive: Process | None = None,
         seconds: float = DEADLINE,
         **more: object,
     ) -> None:

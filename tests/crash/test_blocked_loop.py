@@ -10,7 +10,6 @@ import pytest
 from nimburion.core.job import State
 from tests.crash.blocking import BLOCKS
 from tests.crash.harness import ProcessHarness
-from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +80,6 @@ class TestSQLite(BlockedLoop):
         return sqlite_harness
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(BlockedLoop):
     @pytest.fixture
     def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:

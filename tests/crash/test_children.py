@@ -9,7 +9,6 @@ import pytest
 from nimburion.core.job import State
 from tests.crash.children import EXITS
 from tests.crash.harness import DEADLINE, ProcessHarness
-from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +51,6 @@ class TestSQLite(Children):
         return sqlite_harness
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Children):
     @pytest.fixture
     def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:

@@ -6,7 +6,6 @@ import pytest
 
 from nimburion.core.job import State
 from tests.crash.harness import ProcessHarness
-from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +59,6 @@ class TestSQLite(Points):
         await check_dead_producer(harness, f"statement {statement}", stored={0})
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Points):
     """A script is one step, so there are points before its answer and between two scripts only."""
 

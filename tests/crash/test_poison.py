@@ -6,7 +6,6 @@ import pytest
 
 from nimburion.core.job import State
 from tests.crash.harness import ProcessHarness
-from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +58,6 @@ class TestSQLite(Poison):
         return sqlite_harness
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Poison):
     @pytest.fixture
     def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:

@@ -9,7 +9,6 @@ import pytest
 
 from nimburion.core.job import State
 from tests.crash.harness import TTL, ProcessHarness
-from tests.servers.server_kinds import BINARIES
 
 pytestmark = pytest.mark.slow
 
@@ -105,7 +104,6 @@ class TestSQLite(Signals):
         return sqlite_harness
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Signals):
     @pytest.fixture
     def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from nimburion.core.job import JobRecord, NewJob, State
+from tests.crash.fork_server import ForkServer
 from tests.crash.harness import ProcessHarness
 from tests.servers.proxy import Direction, Proxy
-from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
+from tests.servers.server_kinds import RunningPostgres, RunningRedis
 
 pytestmark = [pytest.mark.slow, pytest.mark.wide, pytest.mark.timeout(120)]
 
@@ -142,26 +143,25 @@ class SlowConnections:
         return (await harness.backend.count_jobs())[State.PROCESSING] > 0
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(SlowConnections):
     @pytest.fixture
     async def harness(
-        self, tmp_path: Path, redis_server: RunningRedis
+        self, tmp_path: Path, single_redis: RunningRedis, fork_server: ForkServer | None
     ) -> AsyncIterator[ProcessHarness]:
-        async with ProcessHarness(tmp_path, redis_server.url) as harness:
+        async with ProcessHarness(tmp_path, single_redis.url, fork_server) as harness:
             yield harness
 
     @pytest.fixture
-    def port(self, redis_server: RunningRedis) -> int:
-        return redis_server.port  # type: ignore[attr-defined, no-any-return]
+    def port(self, single_redis: RunningRedis) -> int:
+        return single_redis.port  # type: ignore[attr-defined, no-any-return]
 
 
 class TestPostgres(SlowConnections):
     @pytest.fixture
     async def harness(
-        self, tmp_path: Path, postgres_server: RunningPostgres
+        self, tmp_path: Path, postgres_server: RunningPostgres, fork_server: ForkServer | None
     ) -> AsyncIterator[ProcessHarness]:
-        async with ProcessHarness(tmp_path, postgres_server.url) as harness:
+        async with ProcessHarness(tmp_path, postgres_server.url, fork_server) as harness:
             yield harness
 
     @pytest.fixture

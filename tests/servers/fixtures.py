@@ -75,6 +75,14 @@ def redis_server(request: pytest.FixtureRequest, started_servers: StartedServers
 
 
 @pytest.fixture
+def single_redis(request: pytest.FixtureRequest, started_servers: StartedServers) -> RunningRedis:
+    """A single server, empty, of each Redis program that the run asks for: for what is the same
+    however a server is reached. Do not stop it."""
+    server: RunningRedis = get_empty_server(request, started_servers)
+    return server
+
+
+@pytest.fixture
 def postgres_server(
     request: pytest.FixtureRequest, started_servers: StartedServers
 ) -> RunningPostgres:
@@ -141,6 +149,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 EACH: Mapping[str, Iterable[str]] = {
     "redis_server": REDIS_KINDS,
+    "single_redis": BINARIES,
     "redis_binary": BINARIES,
     "postgres_server": POSTGRES_KINDS,
     "clean_postgres": POSTGRES_KINDS,

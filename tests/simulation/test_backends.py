@@ -27,7 +27,7 @@ from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock
 from tests.backends.postgres.reset import truncate_all
 from tests.servers.pgbouncer import PgBouncer
-from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
+from tests.servers.server_kinds import RunningPostgres, RunningRedis
 from tests.simulation.faults import MUST_HAPPEN, read_seed, simulate, sum_of
 from tests.simulation.real_backends import Elsewhere
 from tests.simulation.world import Make, in_memory
@@ -135,22 +135,20 @@ class TestSQLite(Storms):
             yield lambda clock: SQLiteBackend(Path(folder) / f"{next(numbers)}.db", clock=clock)
 
 
-@pytest.fixture
-def on_a_server(redis_server: RunningRedis) -> Make:
+def make_on(server: RunningRedis) -> Make:
     """The server, emptied each time."""
 
     def make(clock: Clock) -> Backend:
-        redis_server.empty()
-        return RedisBackend(redis_server.url, clock=clock, timeout=30.0)
+        server.empty()
+        return RedisBackend(server.url, clock=clock, timeout=30.0)
 
     return make
 
 
-@pytest.mark.parametrize("redis_server", BINARIES, indirect=True)  # one server of each program
 class TestRedis(Storms):
     @pytest.fixture
-    def make(self, on_a_server: Make) -> Make:
-        return on_a_server
+    def make(self, single_redis: RunningRedis) -> Make:
+        return make_on(single_redis)
 
 
 class TestPostgres(Storms):
@@ -170,5 +168,7 @@ class TestPostgres(Storms):
         return make
 
 
-def test_one_seed_goes_as_in_memory_however_the_server_is_reached(on_a_server: Make) -> None:
-    check_same_as_in_memory(read_seed(), on_a_server)
+def test_one_seed_goes_as_in_memory_however_the_server_is_reached(
+    redis_server: RunningRedis,
+) -> None:
+    check_same_as_in_memory(read_seed(), make_on(redis_server))
