@@ -40,11 +40,13 @@ class Process:
         self.backend = CountingBackend()
         self.phase: Phase = "started"
         self.worker: Health | None = None
+        self.worker_lag = 0.0
         self.checks = HealthChecks(
             self.backend,
             self.clock,
             lambda: self.phase,
             lambda: self.worker or Health(state="ready"),
+            lambda: self.worker_lag,
         )
 
 
@@ -58,6 +60,13 @@ async def test_a_loop_that_does_not_turn_is_not_alive(process: Process) -> None:
     process.clock.advance(health_module.MAX_LAG + 1)
     report = process.checks.check_alive()
     assert (report.ok, report.reasons) == (False, ("the event loop was blocked for 6 s",))
+
+
+async def test_a_worker_process_that_does_not_answer_is_not_alive(process: Process) -> None:
+    process.worker_lag = health_module.MAX_LAG
+    assert process.checks.check_alive().ok
+    process.worker_lag += 2
+    assert process.checks.check_alive().reasons == ("the event loop was blocked for 7 s",)
 
 
 async def test_a_loop_that_turns_is_alive_for_as_long_as_it_does(process: Process) -> None:

@@ -62,6 +62,10 @@ def grow(megabytes: int) -> None:
 '''
 
 
+END_TIMEOUT = 50
+"""Seconds within which a supervisor that was stopped must end, on a busy machine too."""
+
+
 class Supervised:
     """A running supervisor."""
 
@@ -112,7 +116,11 @@ class Supervised:
     def stop(self) -> int:
         """Stop the supervisor as a service manager does; return its exit code."""
         self.send(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end of the supervisor; return its exit code."""
+        return self.process.wait(END_TIMEOUT)
 
     def read_pids(self, name: str) -> list[int]:
         """Return the process ids that handlers have written to a file."""

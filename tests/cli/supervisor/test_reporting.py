@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.jobs import Processor
-from tests.cli.supervisor.conftest import APPLICATION, Supervised, is_alive
+from tests.cli.supervisor.conftest import APPLICATION, END_TIMEOUT, Supervised, is_alive
 from tests.waiting import DEADLINE, block_until, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -99,18 +98,6 @@ async def test_one_port_serves_all_workers_and_counters_never_decrease(
     assert command.stop() == 0
 
 
-def test_a_blocked_worker_makes_the_group_neither_alive_nor_complete(command: Supervised) -> None:
-    """Without a backend of its own, the supervisor sees only what its workers report."""
-    pages = Pages(command)
-    first, _ = command.wait_until_ready(2)
-    os.kill(first, signal.SIGSTOP)
-    block_until(lambda: pages.read("/health/live")[0] == 503, "a worker does not answer")
-    assert "the event loop was blocked" in json.loads(pages.read("/health/live")[1])["reasons"][0]
-    os.kill(first, signal.SIGCONT)
-    block_until(lambda: pages.read("/health/live")[0] == 200, "it answers again")
-    assert command.stop() == 0
-
-
 def test_an_application_with_another_backend_is_refused(tmp_path: Path) -> None:
     """The management server would show the jobs of the wrong one."""
     (tmp_path / "app.py").write_text(APPLICATION)
@@ -121,7 +108,7 @@ def test_an_application_with_another_backend_is_refused(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=DEADLINE,
+        timeout=END_TIMEOUT,
     )
     assert result.returncode == 2
     assert "the application uses SQLite" in result.stderr
@@ -155,7 +142,7 @@ def test_systemd_hears_of_all_workers(tmp_path: Path) -> None:
         assert "STATUS=ready; 0 running, 0 prefetched" in receive_until("WATCHDOG=1")[-1]
         supervised.send(signal.SIGTERM)
         assert "EXTEND_TIMEOUT_USEC=11000000" in receive_until("STOPPING=1")[-1]
-        assert supervised.process.wait(DEADLINE) == 0
+        assert supervised.process.wait(END_TIMEOUT) == 0
     finally:
         receiver.close()
         supervised.close()
@@ -186,7 +173,7 @@ def test_process_1_of_a_namespace_stops_on_sigterm(tmp_path: Path) -> None:
             for each in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
         ]
         os.kill(supervisor, signal.SIGTERM)
-        assert supervised.process.wait(DEADLINE) == 0
+        assert supervised.process.wait(END_TIMEOUT) == 0
         assert not any(map(is_alive, workers))
     finally:
         with suppress(ProcessLookupError):

@@ -104,7 +104,7 @@ async def test_the_workers_of_a_killed_supervisor_end(
 def test_a_backend_of_one_process_is_refused(start: StartSupervised, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION.replace("sqlite:///jobs.db", "memory://"))
     supervised = start(processes=2)
-    assert supervised.process.wait(20) == 2
+    assert supervised.wait() == 2
     assert supervised.log.count("exists only inside one process, so 2 processes would not") == 1
 
 
@@ -113,7 +113,7 @@ def test_an_application_that_cannot_be_imported_ends_the_supervisor(
 ) -> None:
     (tmp_path / "app.py").write_text("import no_such_library\n")
     supervised = start(processes=2)
-    assert supervised.process.wait(20) == 1
+    assert supervised.wait() == 1
     assert supervised.log.count("No module named 'no_such_library'") == 1
     assert "no worker process can be started: the last one ended with exit code 1" in supervised.log
 
@@ -132,7 +132,7 @@ def test_a_worker_that_cannot_start_any_more_is_tried_with_growing_pauses(
     _, again = supervised.wait_until_ready(2)
     path.write_text("import os\nos._exit(7)\n")
     os.kill(again, signal.SIGKILL)
-    assert supervised.process.wait(20) == 7
+    assert supervised.wait() == 7
     assert "no worker process can be started: the last one ended with exit code 7" in supervised.log
 
 
@@ -162,7 +162,7 @@ async def test_a_second_signal_interrupts_and_a_third_one_kills(
     for what in ("stopping", "interrupting the handlers of", "killing"):
         supervised.send(signal.SIGTERM)
         supervised.wait_for_log(f"{what} 1 worker process")
-    assert supervised.process.wait(10) == 0
+    assert supervised.wait() == 0
     assert not is_alive(worker)
 
 
@@ -173,7 +173,7 @@ async def test_a_burst_ends_when_all_workers_have_nothing_to_do(
         for _ in range(6):
             await processor.enqueue_raw("note", b'{"seconds":0.05}')
         supervised = start(processes=2, until_empty=True)
-        assert supervised.process.wait(20) == 0
+        assert supervised.wait() == 0
         assert len(supervised.read_pids("notes")) == 6
         assert await processor.queue_size() == 0
 
