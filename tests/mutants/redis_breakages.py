@@ -199,7 +199,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: a finished job does not name the session that ended it",
-        f"{LUA}shared/record_format.lua",
+        f"{LUA}formats/record_format.lua",
         "($attempts.session4 or NO_SESSION)",
         "NO_SESSION",
         (f"{REDIS}test_a_completed_attempt_names_its_session_and_host",),

@@ -144,8 +144,8 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "what nobody declares is fired",
         "scheduler/*.py",
-        "return $record.$name in self.$_declared and ($record.$owner == self.$processor.$settings.$owner)",
-        "return True",
+        "if $record.$owner != self.$processor.$settings.$owner:\n            return False",
+        "if $record.$owner != self.$processor.$settings.$owner:\n            return True",
         (f"{SCHEDULER}test_an_undeclared_schedule_is_suspended_and_kept_for_30_days", *ON_MEMORY),
     ),
     Mutant(
