@@ -149,10 +149,14 @@ def write_settings(scratch: Path, project: Project, groups: tuple[Group, ...]) -
         'docs_dir = "source"',
         'site_dir = "site"',
         f"site_url = {json.dumps(project.site_url)}",
-        f"repo_url = {json.dumps(project.repository)}",
     ]
     text = (ROOT / "website" / "zensical.toml").read_text(encoding="utf-8")
     text = text.replace("[project]", "\n".join(lines), 1)
+    # A link, not `repo_url`: with that, each page asks the host of the repository for its stars.
+    social = {"icon": "fontawesome/brands/github", "name": "Source code"}
+    social["link"] = project.repository
+    items = [f"{key} = {json.dumps(value)}" for key, value in social.items()]
+    text += "\n".join(["", "[[project.extra.social]]", *items, ""])
     (scratch / "zensical.toml").write_text(text, encoding="utf-8")
 
 

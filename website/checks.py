@@ -44,6 +44,8 @@ class PageParser(HTMLParser):
         self.anchors.update(values[name] for name in ("id", "name") if name in values)
         if tag == "a" and "href" in values:
             self.links.add(values["href"])
+            if values.get("data-md-component") == "source":  # the theme asks this host for facts
+                self.loads.add(values["href"])
         kinds = set(values.get("rel", "").split())
         if tag in LOADED and values.get(LOADED[tag]) and not kinds & NOT_LOADED:
             self.loads.add(values[LOADED[tag]])

@@ -68,8 +68,9 @@ def write_machine_pages(
 
 def find_html(path: str) -> str:
     """Return the HTML file of a page: that of `how-to/a.md` is `how-to/a/index.html`."""
-    stem = path.removesuffix(".md")
-    return f"{stem}.html" if stem.split("/")[-1] == "index" else f"{stem}/index.html"
+    folder, _, name = path.removesuffix(".md").rpartition("/")
+    parts = [folder] if name in {"index", "README"} else [folder, name]
+    return "/".join(part for part in [*parts, "index.html"] if part)
 
 
 def name_twin(html: Path, url: str) -> None:

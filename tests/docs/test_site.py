@@ -102,6 +102,10 @@ def test_the_list_for_programs_names_each_page_of_the_navigation() -> None:
         ('<a href="b/">', "links to b/, which does not exist"),
         ('<a href="#x">', "links to #x, but the page has no such heading"),
         ('<script src="https://example.com/x.js">', "loads https://example.com/x.js from another"),
+        (
+            '<a data-md-component="source" href="https://example.com/">',
+            "loads https://example.com/",
+        ),
         ('<img src="x.png">', "loads x.png, which does not exist"),
         ('<a href="https://example.com/">', ""),
         ('<h2 id="x"></h2><a href="#x"><a href="index.html#x">', ""),
@@ -147,3 +151,4 @@ def test_the_markdown_of_a_page_is_named_in_its_html(tmp_path: Path) -> None:
     link = '<link rel="alternate" type="text/markdown" href="https://example.com/how-to/a.md">'
     assert html.read_text() == f"<head>{link}</head>"
     assert find_html("index.md") == "index.html"
+    assert find_html("decisions/README.md") == "decisions/index.html"
