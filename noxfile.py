@@ -106,10 +106,12 @@ def alerts(session: nox.Session) -> None:
 
 
 @nox.session
-def fuzz(session: nox.Session) -> None:
-    """Send generated requests to the API, and simulate seeds that `tests` leaves out."""
-    files = ["tests/server/test_openapi.py", "tests/simulation/test_simulation.py"]
-    run_python(session, "pytest", "-m", "wide", *files, *session.posargs)
+def wide(session: nox.Session) -> None:
+    """Run the long tests that `tests` leaves out and that need no server."""
+    paths = sorted(str(path) for path in Path("tests").rglob("test_*.py"))
+    files = [path for path in paths if "mark.wide" in Path(path).read_text(encoding="utf-8")]
+    options = ["-n", "auto", "-m", "wide and not server"]
+    run_python(session, "pytest", *options, *files, *session.posargs)
 
 
 @nox.session

@@ -88,7 +88,7 @@ def run_fuzzer(folder: Path, examples: int, *options: str) -> int:
     return int(generated[1].replace(",", ""))
 
 
-@pytest.mark.wide  # `dev.py fuzz` runs it
+@pytest.mark.wide
 @pytest.mark.timeout(180)
 def test_no_request_causes_a_wrong_answer(tmp_path: Path) -> None:
     assert run_fuzzer(tmp_path, 5, "--phases", "coverage,fuzzing") > 1000

@@ -143,6 +143,7 @@ async def run_twenty_restarts(start: StartSupervised, folder: Path, url: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.timeout(600)
 async def test_twenty_restarts_on_sqlite(start: StartSupervised, tmp_path: Path) -> None:
     assert await run_twenty_restarts(start, tmp_path, f"sqlite:///{tmp_path}/jobs.db") == 0
