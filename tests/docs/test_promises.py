@@ -8,6 +8,7 @@ from tests.house.tree import ROOT
 
 PAGE = ROOT / "docs" / "explanation" / "what-we-promise.md"
 PROMISES = 10
+HANDLERS_PAGE = ROOT / "docs" / "explanation" / "where-handlers-run.md"
 
 
 def promises() -> dict[int, list[tuple[str, str]]]:
@@ -38,6 +39,18 @@ def test_each_promise_has_its_tests() -> None:
 
 def test_the_named_tests_exist() -> None:
     named = [test for tests in promises().values() for test in tests]
+    assert [f"{path}::{name}" for path, name in named if not is_there(path, name)] == []
+
+
+def test_each_note_of_the_table_of_handlers_names_tests_that_exist() -> None:
+    table, _, notes = HANDLERS_PAGE.read_text(encoding="utf-8").partition("## The tests")
+    numbers = re.findall(r"^(\d+)\. `tests/", notes, re.MULTILINE)
+    assert set(re.findall(r"\((\d+)\)", table)) == set(numbers)
+    rows = [line for line in table.partition("## What a harmful")[2].splitlines() if "|" in line]
+    cells = [cell for row in rows[2:] for cell in row.strip("| ").split(" | ")[1:]]
+    assert [cell for cell in cells if not re.search(r"\(\d+\)$", cell)] == []
+    named = re.findall(r"`([\w/.]+)::(\w+)`", notes)
+    assert len(named) >= len(numbers)
     assert [f"{path}::{name}" for path, name in named if not is_there(path, name)] == []
 
 

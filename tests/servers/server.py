@@ -22,6 +22,8 @@ from tests.waiting import block_until
 
 TRIES = 5
 """How many ports a first start tries: another process may take one between look and bind."""
+LOAD_TIMEOUT = 120.0
+"""Seconds in which it loads its data: an append-only file of 100,000 jobs, on a busy machine."""
 HOUSEKEEPER = "housekeeper"
 """User and password of our own connections to a server that has users."""
 
@@ -235,7 +237,7 @@ class Server:
     def _run(self) -> None:
         """Start the process and wait for its answer."""
         self._spawn()
-        block_until(self._answers, f"{self.name} answers on port {self.port}")
+        block_until(self._answers, f"{self.name} answers on port {self.port}", LOAD_TIMEOUT)
 
     def _spawn(self) -> None:
         with (self.folder / "log").open("ab") as log:

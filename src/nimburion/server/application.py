@@ -30,7 +30,7 @@ from nimburion.core.access_rights import describe_exposure
 from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.settings import Config
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.event_loop import find_fast_loop
+from nimburion.jobs.event_loop import find_fast_loop, limit_exit
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.scheduler import Scheduler
 from nimburion.server.health import HealthChecks, Phase
@@ -105,14 +105,17 @@ class Application:
 
     # Running
 
-    def run(self) -> None:
+    def run(self, *, owns_process: bool = False) -> None:
         """Run until SIGTERM or SIGINT. A second signal stops at once.
 
         The signals do what they do to `nimburion worker`: no more jobs are taken, and running
-        handlers get `jobs.grace` seconds.
+        handlers get `jobs.grace` seconds. With `owns_process`, tasks and threads that handlers left
+        behind do not keep the process.
         """
         with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
             runner.run(self._run())
+            if owns_process:
+                limit_exit(runner.get_loop())
 
     @asynccontextmanager
     async def lifespan(self, _: object = None) -> AsyncIterator[None]:

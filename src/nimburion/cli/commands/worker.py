@@ -182,12 +182,13 @@ def load_worker(
 
 def run_in_this_process(processor: Processor, *, burst: bool, max_jobs: int | None) -> None:
     """Run the worker in this process until a signal or a condition stops it."""
-    from nimburion.jobs.event_loop import find_fast_loop
+    from nimburion.jobs.event_loop import find_fast_loop, limit_exit
     from nimburion.scheduler import Scheduler
 
     Scheduler.configure(processor, current_invocation().load().scheduler)
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(serve(processor, burst=burst, max_jobs=max_jobs))
+        limit_exit(runner.get_loop())
 
 
 def run_with_server(processor: Processor, port: int | None) -> None:
@@ -196,7 +197,7 @@ def run_with_server(processor: Processor, port: int | None) -> None:
 
     application = bootstrap(current_invocation().load(server=choose_server(port)))
     application.set_job_processor(processor)
-    application.run()
+    application.run(owns_process=True)
 
 
 async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> None:

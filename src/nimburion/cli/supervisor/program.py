@@ -25,7 +25,7 @@ from nimburion.cli.supervisor.messages import (
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
 from nimburion.core.service import Service
 from nimburion.jobs import Processor
-from nimburion.jobs.event_loop import find_fast_loop
+from nimburion.jobs.event_loop import find_fast_loop, limit_exit
 from nimburion.scheduler import Scheduler
 
 
@@ -59,6 +59,7 @@ def _run_worker(channel: SupervisorChannel, options: WorkerOptions) -> None:
     channel.send(WorkerLoaded(processor.backend.describe(), processor.settings.grace))
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(_serve(processor, channel, options))
+        limit_exit(runner.get_loop())
     logging.shutdown()
 
 

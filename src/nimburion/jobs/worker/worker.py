@@ -37,6 +37,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     AttemptRunner,
     raise_keyboard_interrupt,
 )
+from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeTrigger
@@ -123,6 +124,7 @@ class Worker:
         self._prefetch_watchdog = PrefetchWatchdog(
             self._loop, slots.prefetched, self._on_starvation
         )
+        self._unresponsive = UnresponsiveHandlers(settings.concurrency, self._monotonic)
         self._exchanged_at = self._monotonic()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -447,6 +449,7 @@ class Worker:
         if attempt.in_thread and attempt.call is not None:
             # A thread cannot be stopped, so the slot stays occupied until it returns.
             attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)
+            self._unresponsive.report_kept_slot(attempt, self._slots.running)
             self._trigger.wake()
         else:
             self._free_slot(attempt)
@@ -457,7 +460,9 @@ class Worker:
         self._free_slot(attempt)
 
     def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
-        self._trigger.may_have_work |= late  # its queue was at its limit: it may have more jobs
+        if late:
+            self._trigger.may_have_work = True  # its queue was at its limit: it may have more jobs
+            self._unresponsive.report_return(attempt)
         slots = self._slots
         slots.running.discard(attempt)
         attempt.clear()
@@ -482,8 +487,12 @@ class Worker:
         self.session.completer.report_progress(progress)
         self._trigger.wake()
 
+    def _check_unresponsive(self) -> None:
+        self._unresponsive.check(self._slots.running)
+
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         """Apply the command and the cancel requests that the reply carries."""
+        self._check_unresponsive()
         self._apply_command(reply.command)
         cancelled = set(reply.cancel)
         slots = self._slots
@@ -532,6 +541,7 @@ class Worker:
             size=self._exchange_size,
             max_unsettled=self._settings.limits.unsettled,
             vitals=self.vitals,
+            on_heartbeat=self._check_unresponsive,
             on_heartbeat_reply=self._apply_heartbeat_reply,
             on_end=self._on_session_end,
         )

@@ -28,6 +28,7 @@ class ThreadCall:
         "finished",
         "future",
         "on_finish",
+        "thread",
         "value",
     )
 
@@ -41,6 +42,8 @@ class ThreadCall:
         self.finished: bool = False
         """Whether the function has returned or raised; set on the loop's thread."""
         self.on_finish: Callable[[], None] | None = None
+        self.thread: int = 0
+        """The identifier of the thread that runs the function; 0 while none does."""
         self.value: Any = None
         self.error: BaseException | None = None
 
@@ -108,9 +111,12 @@ class HandlerThreads:
         thread.start()
 
     def _work(self) -> None:
+        thread = threading.get_ident()
         while (call := self._queue.get()) is not None:
+            call.thread = thread
             call.execute()
-            self._guard.check(call.error)
+            if self._guard.in_child:
+                self._guard.check(call.error)
             self._done.append(call)
             del call
             if not self._woken:

@@ -56,6 +56,7 @@ class WorkerSession:
         size: ExchangeSize,
         max_unsettled: int,
         vitals: VitalsReader,
+        on_heartbeat: Callable[[], None],
         on_heartbeat_reply: Callable[[HeartbeatReply], None],
         on_end: Callable[[WorkerSession], None],
     ) -> None:
@@ -65,6 +66,7 @@ class WorkerSession:
         self._events = events
         self._connectivity = connectivity
         self._loop = asyncio.get_running_loop()
+        self._on_heartbeat = on_heartbeat
         self._on_heartbeat_reply = on_heartbeat_reply
         self._on_end = on_end
         self.completer: Completer = Completer(
@@ -184,6 +186,8 @@ class WorkerSession:
         elif reply.cancel or reply.command is not self._command:
             self._command = reply.command
             self._post(lambda: self._on_heartbeat_reply(reply))
+        else:
+            self._post(self._on_heartbeat)
 
     def _post_end(self) -> None:
         self.completer.closed = True
