@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flask import Flask, current_app, has_app_context
 
-from nimburion.cli.flask import flask_group
+from nimburion.cli.flask import flask_group, load_processor
 from nimburion.integrations.flask import FlaskJobs, find_processor
 from nimburion.jobs import Job, State, job
 from nimburion.jobs.errors import ConfigurationError, DefinitionError, NotOpen
@@ -167,3 +167,21 @@ def test_a_function_of_job_is_registered() -> None:
     with find_processor(app).sync as sync:
         sync.enqueue(unregistered.job())
         assert sync.drain() == 1
+
+
+def test_a_process_of_the_worker_finds_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "own_app.py").write_text(
+        "from flask import Flask\n"
+        "from nimburion.integrations.flask import FlaskJobs\n"
+        "def create_app():\n"
+        "    app = Flask('own')\n"
+        "    app.config['NIMBURION_URL'] = 'sqlite:///own.db'\n"
+        "    FlaskJobs(app)\n"
+        "    return app\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FLASK_APP", "own_app")
+    assert load_processor().backend.describe() == f"SQLite {tmp_path}/own.db"

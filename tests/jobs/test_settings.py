@@ -73,3 +73,28 @@ def test_what_is_no_number_is_out_of_bounds(name: str) -> None:
     wrong: dict[str, Any] = {name: float("nan")}
     with pytest.raises(ConfigurationError, match=f"'{name}' must be .* or more, not nan"):
         Processor(MemoryBackend(), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("url", "described"),
+    [
+        ("memory://", "memory of this process"),
+        ("sqlite:///jobs.db", "SQLite "),
+        ("redis://localhost:6380/1", "localhost:6380"),
+        ("postgresql://localhost/app", "localhost"),
+    ],
+)
+def test_a_processor_takes_the_url_of_its_backend(url: str, described: str) -> None:
+    assert described in Processor(url).backend.describe()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_attempts": False}, "the setting 'log_attempts': expected `str`, got `bool`"),
+        ({"queues": ("mail",)}, r"'queues\[0\]'.*; write QueueSettings\(\"mail\"\)"),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        Processor("memory://", **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -100,8 +101,15 @@ async def require_existing_file(backend: Backend) -> None:
     """Raise `BackendNotUsable` if the backend has no data yet."""
     if not await backend.exists():
         raise BackendNotUsable(
-            f"{backend.describe()} does not exist; enqueue a job first, or say which with --backend"
+            f"{backend.describe()} does not exist; enqueue a job first, or say which with "
+            f"--backend{_find_example()}"
         )
+
+
+def _find_example() -> str:
+    """Return the value of `--backend` for a database in the working directory, if there is one."""
+    found = min(Path.cwd().glob("*.db"), default=None)
+    return "" if found is None else f", like sqlite:///{found.name}"
 
 
 async def _run_on_backend(

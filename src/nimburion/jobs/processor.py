@@ -43,6 +43,7 @@ from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
 from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
     FailureHook,
@@ -771,7 +772,10 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
     try:
         return msgspec.convert(given, Settings)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"a setting is wrong: {error}") from error
+        what, _, path = str(error).partition(" - at `$.")
+        place = path.rstrip("`") or "of the processor"
+        hint = '; write QueueSettings("mail"), from nimburion.config' if "[" in place else ""
+        raise ConfigurationError(f"the setting {place!r}: {lower_first(what)}{hint}") from error
 
 
 def _check_bounds(given: dict[str, Any]) -> None:
