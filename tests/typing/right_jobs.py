@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.integrations.flask import FlaskJobs
 from nimburion.jobs import Context, Job, Priority, Processor, job
 from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.job import JobCall
@@ -113,6 +114,25 @@ def script() -> None:
     assert_type(processor.sync.enqueue(SendEmail(to="a", subject="b"), priority=7), str)
     assert_type(processor.sync.get_status("x"), Status)
     processor.sync.wait("x", timeout=5)
+    assert_type(processor.sync.drain(), int)
+    assert_type(processor.sync.process_one(), bool)
+
+
+# Jobs of a Flask application
+
+
+flask_jobs = FlaskJobs()
+
+
+@flask_jobs.job(queue="mail", max_retries=5)
+def welcome(ctx: Context, address: str) -> str:
+    return address
+
+
+def view() -> None:
+    assert_type(welcome.enqueue_sync("ann@example.com"), str)
+    assert_type(welcome.options(priority=7).enqueue_sync(address="ann@example.com"), str)
+    assert_type(flask_jobs.processor, Processor)
 
 
 # The state of a worker: typed where the handler says which type it expects

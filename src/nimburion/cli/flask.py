@@ -84,7 +84,9 @@ def load_processor() -> Processor:
 
     context = click.get_current_context(silent=True)
     info = None if context is None else context.find_object(ScriptInfo)
-    return find_processor((info or ScriptInfo()).load_app())
+    if info is None:
+        info = ScriptInfo(app_import_path=os.environ.get("FLASK_APP"))
+    return find_processor(info.load_app())
 
 
 def _leave_out_target(worker: click.Command) -> click.Command:
