@@ -7,8 +7,8 @@ import enum
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, MappingProxyType
@@ -46,6 +46,7 @@ ALSO_SHOWN = MappingProxyType(
 )
 """What the signatures of a module name and its users do not import."""
 LINE = 88
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Member(NamedTuple):
@@ -152,7 +153,7 @@ def describe_class(name: str, value: type) -> str:
     for owner in value.__mro__ if name not in MADE_BY_US else ():
         constructor = vars(owner).get("__init__")
         if inspect.isfunction(constructor) and owner.__module__.startswith("nimburion"):
-            source = SourceOf(constructor).function
+            source = find_function(constructor)
             if source is not None:
                 return format_call(f"class {name}", source.args)
     return f"class {name}({', '.join(bases)})" if bases else f"class {name}"
@@ -174,7 +175,7 @@ def list_owners(value: type) -> list[type]:
     """Return a class and its bases; a TypedDict forgets them in its `__mro__`."""
     if not is_typeddict(value):
         return list(value.__mro__)
-    tree = SourceOf(value).class_
+    tree = find_class(value)
     names = [ast.unparse(base) for base in tree.bases] if tree is not None else []
     bases = [vars(import_module(value.__module__)).get(name) for name in names]
     found = [base for base in bases if base is not None and is_typeddict(base)]
@@ -183,7 +184,7 @@ def list_owners(value: type) -> list[type]:
 
 def list_own_members(owner: type) -> Iterator[Member]:
     """Yield the members that a class body declares, in its order."""
-    tree = SourceOf(owner).class_
+    tree = find_class(owner)
     if tree is None:
         return
     for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
@@ -198,7 +199,7 @@ def list_own_members(owner: type) -> Iterator[Member]:
             )
 
 
-def describe_method(owner: type, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Member | None:
+def describe_method(owner: type, node: FunctionNode) -> Member | None:
     """Return a method; None for a version that only type checkers read."""
     decorators = {ast.unparse(one).partition("(")[0] for one in node.decorator_list}
     if decorators & {"overload", "typing.overload"} or f"{node.name}.setter" in decorators:
@@ -222,32 +223,45 @@ def read_string(node: ast.stmt | None) -> str:
     return ""
 
 
-class SourceOf:
-    """The syntax tree of a function or a class; empty where there is no source."""
+def find_class(value: type) -> ast.ClassDef | None:
+    """Return the statement that declares a class."""
+    found = list_statements(value.__module__).get(value.__qualname__, [])
+    return next((node for node in found if isinstance(node, ast.ClassDef)), None)
 
-    def __init__(self, value: Any) -> None:  # noqa: ANN401 (whatever inspect takes)
-        self._value = value
 
-    @cached_property
-    def statement(self) -> ast.stmt | None:
-        """The statement that declares it."""
-        try:
-            text = textwrap.dedent(inspect.getsource(self._value))
-        except (OSError, TypeError):
-            return None
-        return ast.parse(text).body[0]
+def find_function(value: Any) -> FunctionNode | None:  # noqa: ANN401 (whatever inspect unwraps)
+    """Return the statement that declares a function, also if it is one of several overloads."""
+    function = inspect.unwrap(value)
+    if not isinstance(function, FunctionType):
+        return None
+    line = function.__code__.co_firstlineno
+    for node in list_statements(function.__module__).get(function.__qualname__, []):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = [node.lineno, *(one.lineno for one in node.decorator_list)]
+            if min(lines) == line:
+                return node
+    return None
 
-    @property
-    def function(self) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-        """The function that it is."""
-        found = self.statement
-        return found if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
-    @property
-    def class_(self) -> ast.ClassDef | None:
-        """The class that it is."""
-        found = self.statement
-        return found if isinstance(found, ast.ClassDef) else None
+@cache
+def list_statements(module: str) -> Mapping[str, list[ast.stmt]]:
+    """Return the classes and functions of a module by their qualified names."""
+    try:
+        text = inspect.getsource(import_module(module))
+    except (OSError, TypeError):  # built in
+        return {}
+    found: dict[str, list[ast.stmt]] = {}
+    collect_statements(ast.parse(text).body, "", found)
+    return found
+
+
+def collect_statements(body: list[ast.stmt], prefix: str, found: dict[str, list[ast.stmt]]) -> None:
+    """Add the classes and functions of a body, and those inside its classes."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.setdefault(prefix + node.name, []).append(node)
+        if isinstance(node, ast.ClassDef):
+            collect_statements(node.body, f"{prefix}{node.name}.", found)
 
 
 def format_signatures(name: str, value: Callable[..., object]) -> str:
@@ -259,11 +273,11 @@ def format_signatures(name: str, value: Callable[..., object]) -> str:
 
 def format_function(value: Callable[..., object]) -> str:
     """Return the first line of a function."""
-    node = SourceOf(value).function
+    node = find_function(value)
     return format_definition(node) if node is not None else ""
 
 
-def format_definition(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+def format_definition(node: FunctionNode) -> str:
     """Return `def name(…) -> …` without a body."""
     keyword = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
