@@ -21,7 +21,8 @@ from tests.house.tree import ROOT
 from tests.waiting import block_until
 
 DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
-DEADLINE = 30.0
+DEADLINE = 40.0
+"""Seconds in which several processes have started, on a busy machine too."""
 SCRIPTS = str(Path(sys.executable).parent)
 NAMESPACE = [
     *("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -126,7 +127,7 @@ def test_process_1_drains_at_sigterm(tmp_path: Path) -> None:
     """The running job ends within its grace time, and the exit code is 0."""
     nimburion(tmp_path, "enqueue", "wait", "--id", "a")
     with run_container(tmp_path) as container:
-        block_until((tmp_path / "started").exists, "the job runs")
+        block_until((tmp_path / "started").exists, "the job runs", DEADLINE)
         (worker,) = json.loads(nimburion(tmp_path, "workers", "list", "--json"))
         assert worker["pid"] == 1
         find_process_1(container).send_signal(signal.SIGTERM)
@@ -138,11 +139,24 @@ def test_process_1_drains_at_sigterm(tmp_path: Path) -> None:
 
 
 @as_process_1
+def test_process_1_drains_its_processes_at_sigterm(tmp_path: Path) -> None:
+    """With `--processes`, the supervisor is process 1."""
+    nimburion(tmp_path, "enqueue", "wait", "--id", "a")
+    with run_container(tmp_path, "--processes", "2") as container:
+        block_until((tmp_path / "started").exists, "the job runs", DEADLINE)
+        find_process_1(container).send_signal(signal.SIGTERM)
+        (tmp_path / "go").write_text("done")
+        _, log = container.communicate(timeout=DEADLINE)
+    assert container.returncode == 0, log
+    assert json.loads(nimburion(tmp_path, "status", "a", "--json"))["result"] == "done"
+
+
+@as_process_1
 def test_process_1_stops_at_once_at_the_second_sigterm(tmp_path: Path) -> None:
     """The job is released, and counts nothing."""
     nimburion(tmp_path, "enqueue", "wait", "--id", "a")
     with run_container(tmp_path) as container:
-        block_until((tmp_path / "started").exists, "the job runs")
+        block_until((tmp_path / "started").exists, "the job runs", DEADLINE)
         process = find_process_1(container)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
@@ -157,7 +171,7 @@ def test_process_1_ends_at_sigterm_while_it_imports_the_application(tmp_path: Pa
     """The kernel drops a signal to process 1 that has no handler."""
     (tmp_path / "myapp.py").write_text(IMPORTING)
     with run_container(tmp_path, write_application=False) as container:
-        block_until((tmp_path / "started").exists, "the application is imported")
+        block_until((tmp_path / "started").exists, "the application is imported", DEADLINE)
         find_process_1(container).send_signal(signal.SIGTERM)
         container.communicate(timeout=DEADLINE)
     assert container.returncode == 143
@@ -212,13 +226,13 @@ def find_process_1(container: subprocess.Popen[str]) -> Process1:
 
 @contextmanager
 def run_container(
-    folder: Path, *, write_application: bool = True
+    folder: Path, *options: str, write_application: bool = True
 ) -> Iterator[subprocess.Popen[str]]:
     """Run entry point and command of the image in a process namespace, with any free port."""
     os.mkfifo(folder / "go")
     if write_application:
         (folder / "myapp.py").write_text(APPLICATION)
-    command = [*NAMESPACE, *get_last("ENTRYPOINT").words, *get_last("CMD").words]
+    command = [*NAMESPACE, *get_last("ENTRYPOINT").words, *get_last("CMD").words, *options]
     with subprocess.Popen(
         command, cwd=folder, stderr=subprocess.PIPE, text=True, env=make_environment()
     ) as container:

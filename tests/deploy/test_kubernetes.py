@@ -49,11 +49,16 @@ MANIFESTS = read_manifests()
 WORKER = MANIFESTS["Deployment", "nimburion-worker"]
 SERVER = MANIFESTS["Deployment", "nimburion-server"]
 MIGRATION = next(one for (kind, _), one in MANIFESTS.items() if kind == "Job")
+SCALED_OBJECT = MANIFESTS["ScaledObject", "nimburion-worker"]["spec"]
+LONG_JOBS = MANIFESTS["ScaledJob", "nimburion-long"]["spec"]
 PODS = {
-    one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in (WORKER, SERVER, MIGRATION)
+    **{
+        one["metadata"]["name"]: one["spec"]["template"]["spec"]
+        for one in (WORKER, SERVER, MIGRATION)
+    },
+    "nimburion-long": LONG_JOBS["jobTargetRef"]["template"]["spec"],
 }
-
-COMMANDS = ("worker", "server", "up")
+COMMANDS = ("worker", "server", "up", "worker")
 
 
 @pytest.fixture
@@ -113,8 +118,9 @@ def test_a_container_cannot_change_itself_or_become_root() -> None:
 
 
 def test_the_kubelet_waits_longer_than_the_grace_time(settings: config.Config) -> None:
-    least = settings.jobs.grace + STOP_MARGIN
-    assert PODS["nimburion-worker"]["terminationGracePeriodSeconds"] >= least
+    for name in ("nimburion-worker", "nimburion-long"):
+        least = settings.jobs.grace + STOP_MARGIN
+        assert PODS[name]["terminationGracePeriodSeconds"] >= least
     for pod in PODS.values():
         hook = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {})
         assert hook.get("seconds", 0) + STOP_MARGIN <= pod.get("terminationGracePeriodSeconds", 30)
@@ -180,28 +186,38 @@ def test_the_names_of_files_in_the_kustomization_exist() -> None:
     assert [name for name in resources if not (FOLDER / name).exists()] == []
 
 
-async def test_keda_divides_the_wanted_slots_by_those_of_a_pod(
-    settings: config.Config, api: Api
+@pytest.mark.parametrize("scaled", [SCALED_OBJECT, LONG_JOBS], ids=["pods", "jobs"])
+async def test_keda_reads_the_wanted_slots(
+    scaled: Manifest, settings: config.Config, api: Api
 ) -> None:
-    scaled = MANIFESTS["ScaledObject", "nimburion-worker"]["spec"]
-    assert scaled["scaleTargetRef"]["name"] == WORKER["metadata"]["name"]
     (trigger,) = scaled["triggers"]
     asked = trigger["metadata"]
-    assert float(asked["targetValue"]) == settings.jobs.concurrency
     url = urlsplit(asked["url"])
     service = MANIFESTS["Service", "nimburion-server"]
     namespace = MANIFESTS["Kustomization", ""]["namespace"]
     assert url.hostname == f"{service['metadata']['name']}.{namespace}.svc"
     assert url.port == service["spec"]["ports"][0]["port"]
-    await api.enqueue("a", "b")
-    answer = (await api.client.get(url.path, params=url.query)).json()
-    assert answer[asked["valueLocation"]] == 1
+    await api.enqueue("a", "b", queue="long")
+    answer = (await api.client.get(f"{url.path}?{url.query}")).json()
+    assert answer[asked["valueLocation"]] == len(answer["queues"]) * (2 if url.query else 1)
     login = MANIFESTS["TriggerAuthentication", trigger["authenticationRef"]["name"]]["spec"]
     (secret,) = login["secretTargetRef"]
     variables = list_variables(PODS["nimburion-server"])
     readers = [token for token in settings.server.tokens if token.rights == ("read",)]
     references = [variables[str(token.variable)] for token in readers]
     assert {"name": secret["name"], "key": secret["key"]} in references
+
+
+def test_keda_divides_by_the_slots_of_a_pod(settings: config.Config) -> None:
+    def get_target(scaled: Manifest) -> float:
+        return float(scaled["triggers"][0]["metadata"]["targetValue"])
+
+    assert SCALED_OBJECT["scaleTargetRef"]["name"] == WORKER["metadata"]["name"]
+    assert get_target(SCALED_OBJECT) == settings.jobs.concurrency * settings.jobs.processes
+    (container,) = PODS["nimburion-long"]["containers"]
+    options = container["args"]
+    assert get_target(LONG_JOBS) == float(options[options.index("--concurrency") + 1])
+    assert f"queues={options[options.index('--queues') + 1]}&" in str(LONG_JOBS["triggers"])
 
 
 FAKE_KUBECTL = """#!/bin/sh

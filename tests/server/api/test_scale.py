@@ -46,7 +46,9 @@ def make_queue(
         (make_queue(size=60, scheduled=60), {"send": 10.0}, 10),
         (make_queue(scheduled=60), {"send": 10.0}, 0),
         (make_queue(size=120, processing=3, paused=True), {"send": 10.0}, 3),
-        (make_queue(size=66, names={"short": 60, "long": 6}), {"short": 1.0, "long": 100.0}, 11),
+        (make_queue(size=72, names={"short": 60, "long": 12}), {"short": 1.0, "long": 50.0}, 11),
+        (make_queue(size=3, processing=2), {"send": 3600.0}, 5),
+        (make_queue(size=1, scheduled=9), {"send": 3600.0}, 1),
     ],
     ids=[
         "nothing to do",
@@ -60,6 +62,8 @@ def make_queue(
         "nor without due ones",
         "a paused queue wants nothing more",
         "each name counts its own run time",
+        "a job takes one slot, however long it runs",
+        "and only jobs that are due take one",
     ],
 )
 def test_the_wanted_slots(queue: QueueInfo, mean_runs: dict[str, float], wanted: int) -> None:

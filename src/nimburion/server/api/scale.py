@@ -90,8 +90,10 @@ def compute_scale(
 ) -> ScaleReport:
     """Return the demand of the queues.
 
-    A name at its concurrency limit wants no further slot, because none could run its jobs.
+    A name wants no more slots than it has due jobs, and at its concurrency limit no further one:
+    there is nothing that such a slot could run.
     """
+    due_by_name: dict[str, float] = {}
     work_by_name: dict[str, float] = {}
     demands = []
     for queue in queues:
@@ -99,6 +101,7 @@ def compute_scale(
         due_share = 0.0 if queue.paused or not waiting else queue.size / waiting
         work = 0.0
         for name, count in queue.names.items():
+            due_by_name[name] = due_by_name.get(name, 0.0) + count * due_share
             seconds = count * due_share * mean_runs.get(name, DEFAULT_RUN)
             work_by_name[name] = work_by_name.get(name, 0.0) + seconds
             work += seconds
@@ -108,7 +111,7 @@ def compute_scale(
         )
     room = {limit.name: max(0, limit.limit - limit.in_use) for limit in limits}
     slots = sum(
-        min(seconds / target_wait, room.get(name, math.inf))
+        min(seconds / target_wait, due_by_name[name], room.get(name, math.inf))
         for name, seconds in work_by_name.items()
     )
     processing = sum(demand.processing for demand in demands)
