@@ -14,7 +14,9 @@ from nimburion.jobs.processor import Processor
 DEADLINE = 20.0
 """Seconds after which something that should happen counts as not happening."""
 _PAUSE = 0.002
+_LONGEST_PAUSE = 0.02
 _BLOCKING_PAUSE = 0.01
+_LONGEST_BLOCKING_PAUSE = 0.05
 
 
 async def wait_until(
@@ -22,13 +24,15 @@ async def wait_until(
 ) -> None:
     """Check every few milliseconds until it holds; `AssertionError` after `seconds`.
 
-    `holds` is a function or an `async def`. Other tasks run between two checks.
+    `holds` is a function or an `async def`. Other tasks run between two checks, and other processes
+    the longer, the longer this one has waited.
     """
     never = asyncio.get_running_loop().create_future()
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not await _is_true(holds):
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        await asyncio.wait({never}, timeout=_PAUSE)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"not within {seconds:g} s: {what}"
+        await asyncio.wait({never}, timeout=min(_PAUSE + waited / 10, _LONGEST_PAUSE))
 
 
 async def _is_true(holds: Callable[[], bool | Awaitable[bool]]) -> bool:
@@ -49,7 +53,8 @@ async def wait_until_finished(processor: Processor, job_id: str) -> JobRecord:
 def block_until(holds: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
     """Block this thread until it holds; `AssertionError` after `seconds`."""
     never = threading.Event()
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        never.wait(_BLOCKING_PAUSE)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"not within {seconds:g} s: {what}"
+        never.wait(min(_BLOCKING_PAUSE + waited / 10, _LONGEST_BLOCKING_PAUSE))

@@ -21,6 +21,7 @@ from tests.servers import Binary, Cluster, RunningRedis, SentinelTrio, Server
 
 PAGE = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 LUA = ROOT / "src" / "nimburion" / "backends" / "redis" / "lua"
+OPEN = "operations/maintaining/open.lua"
 USER, PASSWORD = "nimburion", "PASSWORD"
 SOON = 0.5
 """Seconds after which a refused notification counts as not coming."""
@@ -197,7 +198,7 @@ async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary)
     begun = [notified, {"{nimburion}:counters"}, set()]
     with Server(redis_binary) as server:
         for word in [
-            *(f"+{command}" for command in find_commands("operations/open.lua")),
+            *(f"+{command}" for command in find_commands(OPEN)),
             "&{nimburion}:notify",
         ]:
             server.empty()
@@ -224,10 +225,8 @@ def find_commands(*scripts: str) -> set[str]:
 
 
 def test_opening_tries_every_command_of_every_script() -> None:
-    others = sorted(
-        {str(file.relative_to(LUA)) for file in LUA.rglob("*.lua")} - {"operations/open.lua"}
-    )
-    assert find_commands("operations/open.lua") == find_commands(*others) | {
+    others = sorted({str(file.relative_to(LUA)) for file in LUA.rglob("*.lua")} - {OPEN})
+    assert find_commands(OPEN) == find_commands(*others) | {
         "hsetnx",
         *COMMANDS_OF_THE_BACKEND,
     }
@@ -235,9 +234,7 @@ def test_opening_tries_every_command_of_every_script() -> None:
 
 def test_the_page_lists_every_command_used() -> None:
     given = {word[1:] for word in NEEDED if word[0] == "+"}
-    assert given == find_commands("operations/open.lua") | {"evalsha", "eval", "info", "ping"} | {
-        *LEFT_OUT
-    }
+    assert given == find_commands(OPEN) | {"evalsha", "eval", "info", "ping"} | {*LEFT_OUT}
 
 
 def test_the_page_explains_optional_rights() -> None:
