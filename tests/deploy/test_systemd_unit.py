@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.cli.commands.worker import worker
+from nimburion.cli.supervisor.supervisor import SupervisorSettings
 from nimburion.core.settings import Settings
 from tests.house.tree import ROOT
 
@@ -40,6 +41,15 @@ def test_the_unit_file_agrees_with_the_worker() -> None:
     assert read_section("Unit")["StartLimitIntervalSec"] == "0"
     program, command, target = service["ExecStart"].split()
     assert (Path(program).name, command, target) == ("nimburion", worker.name, "myapp:processor")
+
+
+def test_the_unit_file_says_how_to_use_all_cores() -> None:
+    """And its stop timeout leaves the supervisor time to kill a worker that does not stop."""
+    options = {name for option in worker.params for name in option.opts}
+    assert "# To use all cores, add: --processes 4\n" in UNIT.read_text(encoding="utf-8")
+    assert "--processes" in options
+    timeout = float(read_section("Service")["TimeoutStopSec"])
+    assert timeout >= Settings().grace + SupervisorSettings().stop_margin
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
