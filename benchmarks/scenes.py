@@ -28,7 +28,7 @@ from nimburion.core.job import State
 from nimburion.jobs import Processor, job
 from nimburion.scheduler import Scheduler
 from nimburion.scheduler.triggers import Trigger, parse_trigger
-from nimburion.server.metrics import METRICS_KEPT
+from nimburion.server.metrics import METRICS_MAX_AGE
 
 _BATCH = 1_000
 
@@ -262,7 +262,7 @@ async def scrape(
             count(name)
         taken, burnt, size = [], [], 0
         for _ in range(scrapes):
-            await asyncio.sleep(METRICS_KEPT + 0.1)
+            await asyncio.sleep(METRICS_MAX_AGE + 0.1)
             cpu = time.process_time()
             milliseconds, size = await asyncio.to_thread(_scrape_once, cast("str", app.url))
             taken.append(milliseconds)
@@ -272,7 +272,7 @@ async def scrape(
 
 def _note_run(processor: Processor, queue: str, name: str) -> None:
     """Count a run, as a worker of this process does: all histograms then have a series."""
-    lane = processor._counters.get_lane(queue, name)  # noqa: SLF001
+    lane = processor._statistics.jobs.get_lane(queue, name)  # noqa: SLF001
     lane.waits.append(0.02)
     lane.completed_runs.append(0.02)
 

@@ -105,7 +105,7 @@ async def test_counts_that_could_not_be_written_are_written_later(
     async with processor:
         backend.down = True
         await processor.enqueue(send.job("ok"))
-        writer = processor._statistics
+        writer = processor._statistics.writer
         assert writer is not None
         with pytest.raises(BackendUnavailable):
             await writer.tick()
@@ -154,7 +154,7 @@ async def test_a_client_without_counts_writes_nothing(
 ) -> None:
     async with processor:
         await processor.pending_count()
-        assert processor._statistics is None
+        assert processor._statistics.writer is None
     assert await read(backend) == []
 
 

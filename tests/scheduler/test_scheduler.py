@@ -499,11 +499,13 @@ async def test_the_jobs_of_schedules_are_counted_and_announced_as_enqueued(place
     await second.schedules.run_now("report", job_id="extra")
     await second.schedules.run_now("report", job_id="extra")
     lanes = {
-        (lane.queue, lane.name): lane.enqueued for lane in first.processor._counters.list_lanes()
+        (lane.queue, lane.name): lane.enqueued
+        for lane in first.processor._statistics.jobs.list_lanes()
     }
     assert lanes == {("moved", "report"): 2}
     lanes = {
-        (lane.queue, lane.name): lane.enqueued for lane in second.processor._counters.list_lanes()
+        (lane.queue, lane.name): lane.enqueued
+        for lane in second.processor._statistics.jobs.list_lanes()
     }
     assert lanes == {("default", "report"): 1}
     announced = [(one.queue, one.created) for one in seen if isinstance(one, JobEnqueued)]

@@ -13,6 +13,7 @@ from nimburion.server import health as health_module
 from nimburion.server.health import HealthChecks, HealthReport, Phase
 from nimburion.testing import FakeClock
 from tests.server.conftest import Api
+from tests.waiting import wait_until
 
 
 class CountingBackend(MemoryBackend):
@@ -70,15 +71,14 @@ async def test_a_worker_process_that_does_not_answer_is_not_alive(process: Proce
 
 
 async def test_a_loop_that_turns_is_alive_for_as_long_as_it_does(process: Process) -> None:
-    turns = process.checks.turns
-    turns.start()
+    activity = process.checks.loop_activity
+    await activity.start()
     for _ in range(3):
-        await asyncio.sleep(0)
+        await wait_until(lambda: process.clock.sleepers > 0, "the service pauses")
         process.clock.advance(4)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await wait_until(lambda: activity.seconds_since == 0, "the loop has run a task")
         assert process.checks.check_alive().ok
-    await turns.stop()
+    await activity.stop()
 
 
 async def test_liveness_never_asks_the_backend(process: Process) -> None:
@@ -90,7 +90,7 @@ async def test_liveness_never_asks_the_backend(process: Process) -> None:
 async def test_a_process_without_backend_is_not_ready(process: Process) -> None:
     assert (await process.checks.check_ready()).ok
     process.backend.is_down = True
-    process.clock.advance(health_module.PING_KEPT + 0.1)
+    process.clock.advance(health_module.PING_MAX_AGE + 0.1)
     report = await process.checks.check_ready()
     assert report.reasons == ("the backend did not answer within 2 s",)
 
@@ -149,7 +149,7 @@ async def test_the_routes_answer_with_a_status(api: Api, monkeypatch: pytest.Mon
     async def fail() -> None:
         raise BackendUnavailable("redis://user:secret@host did not answer")
 
-    monkeypatch.setattr(health_module, "PING_KEPT", -1.0)
+    monkeypatch.setattr(health_module, "PING_MAX_AGE", -1.0)
     monkeypatch.setattr(api.processor.backend, "ping", fail)
     response = await api.client.get("/health/ready")
     assert response.status_code == 503

@@ -10,6 +10,7 @@ from nimburion.core.access_rights import RIGHTS
 from nimburion.core.errors import BackendUnavailable
 from nimburion.telemetry import backend_metrics
 from tests.server.conftest import Api, MakeApi, send
+from tests.waiting import wait_until
 
 TOKEN = "0123456789abcdef"
 
@@ -88,13 +89,13 @@ async def test_a_backend_that_hangs_is_down_after_a_bound(
 
 
 async def test_the_limits_are_read_in_the_background(api: Api, reads: list[str]) -> None:
-    api.services.metrics.start()
+    await api.services.metrics.slow_readings.start()
     try:
-        await asyncio.sleep(0)
-        assert reads == ["list_limits"]
+        await wait_until(lambda: "count_jobs" in reads, "the limits and the counts are read")
+        assert reads == ["list_limits", "count_jobs"]
     finally:
-        await api.services.metrics.stop()
-    await api.services.metrics.stop()
+        await api.services.metrics.slow_readings.stop()
+    await api.services.metrics.slow_readings.stop()
 
 
 @pytest.mark.parametrize("right", RIGHTS)

@@ -84,7 +84,7 @@ async def test_events_are_counted(processor: Processor) -> None:
 
 async def test_labels_are_bounded(processor: Processor) -> None:
     for n in range(MAX_LANES + 5):
-        processor._counters.get_lane("q", f"n{n}").enqueued += 1
+        processor._statistics.jobs.get_lane("q", f"n{n}").enqueued += 1
     samples = read(processor, "jobs_enqueued")
     assert len(samples) == MAX_LANES + 1
     assert samples["other", "other"] == 5

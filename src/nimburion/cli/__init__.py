@@ -1,4 +1,4 @@
-"""The command line. `main` is the console script; each command group is one module of this package.
+"""The command line. `main` is the console script; each command group is one module of `commands/`.
 
 Exit codes: 0 success, 1 the command failed, 2 invalid input (one line on standard error), 3 the
 backend cannot be used, 4 no such job or schedule, 130 interrupted, 143 ended by SIGTERM before the

@@ -21,12 +21,12 @@ _MIN_COLUMN_WIDTH = 8
 """Columns are not shortened below this width, so that an id stays recognizable."""
 
 
-def print_result(data: object, draw: Callable[[], None]) -> None:
-    """Print `data` as JSON if `--json` was given, else call `draw`."""
+def print_result(data: object, print_text: Callable[[], None]) -> None:
+    """Print `data` as JSON if `--json` was given, else call `print_text`."""
     if current_invocation().as_json:
         write_json(data)
     else:
-        draw()
+        print_text()
 
 
 def write_json(data: object) -> None:

@@ -95,9 +95,9 @@ def read_backends(question: Callable[[Backend], Awaitable[T]]) -> list[Reading[T
 def print_readings(
     readings: Sequence[Reading[T]],
     make_data: Callable[[T], object],
-    draw: Callable[[], None],
+    print_text: Callable[[], None],
 ) -> None:
-    """Print the readings as JSON or call `draw`; then report the backends without an answer.
+    """Print the readings as JSON or call `print_text`; then report the backends without an answer.
 
     In JSON, each backend has what the command prints for one backend alone as `data`. Raises
     `BackendNotUsable` if a backend has none.
@@ -105,7 +105,7 @@ def print_readings(
     if current_invocation().as_json:
         write_json({"backends": [_make_data(reading, make_data) for reading in readings]})
     else:
-        draw()
+        print_text()
     check_readings(readings)
 
 

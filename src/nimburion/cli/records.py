@@ -42,7 +42,7 @@ def bytes_to_text(content: bytes | None) -> str | None:
     return None if content is None else content.decode("utf-8", errors="backslashreplace")
 
 
-def draw_records(records: list[JobRecord], empty: str) -> None:
+def print_records(records: list[JobRecord], empty: str) -> None:
     """Print a table with one line per job, or `empty` if there are no jobs."""
     print_table(
         ("id", "name", "queue", "state", "attempt", "priority", "due", "error"),
@@ -73,7 +73,7 @@ def summarize_error(record: JobRecord) -> str | None:
     return message or record.reason
 
 
-def draw_record(record: JobRecord) -> None:
+def print_record(record: JobRecord) -> None:
     """Print all fields except the payload and the error history."""
     progress, result_error = record.progress, decode_result_error(record.result)
     print_fields(
@@ -104,15 +104,15 @@ def draw_record(record: JobRecord) -> None:
     )
 
 
-def draw_whole_record(record: JobRecord) -> None:
+def print_whole_record(record: JobRecord) -> None:
     """Print all fields, including the payload and the error history."""
-    draw_record(record)
+    print_record(record)
     if record.payload is not None:
         click.echo(f"\npayload, {len(record.payload)} bytes:")
         click.echo(escape_lines(bytes_to_text(record.payload) or ""))
     for header, value in record.options.headers.items():
         click.echo(f"header  {escape_controls(header)}: {escape_controls(value)}")
-    draw_attempts(record)
+    print_attempts(record)
     for error in record.history:
         click.echo(
             f"\nattempt {error.attempt}, {error.kind}, {format_time(error.at)}: "
@@ -122,7 +122,7 @@ def draw_whole_record(record: JobRecord) -> None:
             click.echo(escape_lines(error.traceback.rstrip()))
 
 
-def draw_attempts(record: JobRecord) -> None:
+def print_attempts(record: JobRecord) -> None:
     """Print one line for each attempt, if there was one."""
     attempts = record.attempts
     if not attempts:

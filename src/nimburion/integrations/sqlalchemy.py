@@ -218,7 +218,7 @@ async def _enqueue(client: Client, new: NewJob) -> None:
             timeout=options.timeout,
         )
     except (DuplicateJob, JobConflict) as error:
-        _log.warning("a job of the outbox is dropped: %s", error)
+        _log.warning("a job of the outbox was not enqueued, and its row is deleted: %s", error)
 
 
 class _PendingJob(NamedTuple):
@@ -276,7 +276,7 @@ def _listen(
                 else:
                     processor.sync.enqueue(each.job, **each.options)
             except (BackendError, DuplicateJob):
-                _log.exception("a job is lost: it could not be enqueued after the commit")
+                _log.exception("a job could not be enqueued after the commit, and is lost")
 
     def after_soft_rollback(_: Session, ended: SessionTransaction) -> None:
         pending[:] = [each for each in pending if not _is_within(each.transaction, ended)]

@@ -428,8 +428,8 @@ class Processor(Client):
     async def _start(self, conditions: StopConditions) -> None:
         await self.open()
         self._clear_orphaned()
-        if self._statistics is None:
-            await self._start_statistics()
+        if self._statistics.writer is None:
+            await self._statistics.start(self.backend)
         if self._running is not None and conditions != RUN_UNTIL_STOPPED:
             raise DefinitionError("until_empty and max_jobs need a worker that does not run yet")
         if self._running is None:
@@ -607,7 +607,7 @@ class Processor(Client):
             limits=limits,
             client=self,
             reporter=AttemptReporter(
-                self._counters,
+                self._statistics.jobs,
                 self.events,
                 self.clock,
                 log_attempts=self.settings.log_attempts,
@@ -671,7 +671,7 @@ class Processor(Client):
             entropy=self._entropy,
             events=self.events,
             heartbeat_in_thread=isinstance(self.clock, SystemClock),
-            calls=self._calls,
+            calls=self._statistics.calls,
             request_stop=self._request_stop,
             stop_conditions=conditions,
         )
@@ -687,7 +687,7 @@ class Processor(Client):
             self.clock,
             self._random,
             self.events,
-            self._counters,
+            self._statistics.jobs,
             ttl=self.settings.session_ttl,
             max_lost=self.settings.max_lost,
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,

@@ -211,10 +211,9 @@ class Application:
         services = ManagementServices(self._config, client, health, self._workers)
         app = make_management_app(services, access, self._make_extra_routes(client))
         management = ManagementServer(app, settings)
-        health.turns.start()
-        parts.push_async_callback(health.turns.stop)
-        services.metrics.start()
-        parts.push_async_callback(services.metrics.stop)
+        for service in services.background:
+            await service.start()
+            parts.push_async_callback(service.stop)
         await management.start()
         self._management = management
         parts.push_async_callback(self._stop_management)

@@ -7,19 +7,12 @@ import asyncio
 import msgspec
 
 from nimburion.config.local_checks import run_local_checks
-from nimburion.core.diagnosis.checks import (
-    CheckResult,
-    Verdict,
-    find_worst,
-    make_failed_check,
-    make_timeout_check,
-)
-from nimburion.core.diagnosis.unserved import check_workers
-from nimburion.core.errors import NimburionError
+from nimburion.core.diagnosis.backend_checks import run_backend_checks
+from nimburion.core.diagnosis.checks import CheckResult, Verdict, find_worst
 from nimburion.core.settings import Config
 from nimburion.jobs.client.client import Client
 
-CHECKS_KEPT = 5.0
+CHECKS_MAX_AGE = 5.0
 """Seconds for which a report counts. More requests cause no more checks."""
 CHECKS_TIMEOUT = 20.0
 """Seconds after which a backend counts as unreachable."""
@@ -45,10 +38,10 @@ class BackendChecks:
         self._made_at = 0.0
 
     async def run(self) -> ChecksReport:
-        """Return a report that is at most `CHECKS_KEPT` seconds old."""
+        """Return a report that is at most `CHECKS_MAX_AGE` seconds old."""
         clock = self._client.clock
         async with self._running:
-            if self._report is None or clock.monotonic() - self._made_at > CHECKS_KEPT:
+            if self._report is None or clock.monotonic() - self._made_at > CHECKS_MAX_AGE:
                 found = [*run_local_checks(self._config), *await self._check_backend()]
                 self._made_at = clock.monotonic()
                 self._report = ChecksReport(find_worst(found), tuple(found), clock.now())
@@ -57,12 +50,4 @@ class BackendChecks:
     async def _check_backend(self) -> list[CheckResult]:
         backend = self._client.backend
         described = CheckResult("backend", "good", backend.describe())
-        try:
-            async with asyncio.timeout(CHECKS_TIMEOUT):
-                found = await backend.check()
-                workers = check_workers(await backend.list_queues(), await backend.list_sessions())
-        except TimeoutError:
-            return [described, make_timeout_check(CHECKS_TIMEOUT)]
-        except NimburionError as error:
-            return [described, make_failed_check("answer", error)]
-        return [described, *found, *workers]
+        return [described, *await run_backend_checks(backend, CHECKS_TIMEOUT)]

@@ -13,6 +13,7 @@ import msgspec
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import NimburionError
+from nimburion.core.service import Service
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.health import Health
 
@@ -21,11 +22,11 @@ Phase = Literal["stopped", "starting", "started", "stopping"]
 
 PING_TIMEOUT = 2.0
 """Seconds in which the backend must answer for the process to be ready."""
-PING_KEPT = 1.0
+PING_MAX_AGE = 1.0
 """Seconds for which an answer of the backend counts. More requests cause no more calls."""
 MAX_LAG = 5.0
-"""Seconds since the last turn of the event loop after which the process is not alive."""
-_TURN_INTERVAL = 0.5
+"""Seconds since the event loop last ran a task, after which the process is not alive."""
+_ACTIVITY_INTERVAL = 0.5
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,35 +38,24 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Why the check failed."""
 
 
-class LoopTurns:
-    """Notes when the event loop last ran a callback."""
+class LoopActivity(Service):
+    """Notes when the event loop last ran a task."""
+
+    logger_name = "nimburion.server"
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-        self._turned_at = clock.monotonic()
+        super().__init__(clock)
+        self._noted_at = clock.monotonic()
 
     @property
     def seconds_since(self) -> float:
-        """The seconds since the last noted turn."""
-        return self._clock.monotonic() - self._turned_at
+        """The seconds since the last note."""
+        return self.clock.monotonic() - self._noted_at
 
-    def start(self) -> None:
-        """Start to note turns. Does nothing if it was started."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._run(), name="nimburion-loop-turns")
-
-    async def stop(self) -> None:
-        """Stop noting turns."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
-
-    async def _run(self) -> None:
-        while True:
-            self._turned_at = self._clock.monotonic()
-            await self._clock.sleep(_TURN_INTERVAL)
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            self._noted_at = self.clock.monotonic()
+            await self.pause(_ACTIVITY_INTERVAL)
 
 
 class BackendPing:
@@ -79,10 +69,10 @@ class BackendPing:
         self._lock = asyncio.Lock()
 
     async def answers(self) -> bool:
-        """Return whether the backend answered within `PING_TIMEOUT`, at most `PING_KEPT` ago."""
+        """Return whether the backend answered within `PING_TIMEOUT`, at most `PING_MAX_AGE` ago."""
         async with self._lock:
             now = self._clock.monotonic()
-            if self._pinged_at is None or now - self._pinged_at > PING_KEPT:
+            if self._pinged_at is None or now - self._pinged_at > PING_MAX_AGE:
                 self._answers = await self._ping_backend()
                 self._pinged_at = self._clock.monotonic()
             return self._answers
@@ -113,18 +103,18 @@ class HealthChecks:
         read_worker: Callable[[], Health | None] | None,
         read_lag: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.turns: LoopTurns = LoopTurns(clock)
+        self.loop_activity: LoopActivity = LoopActivity(clock)
         self._ping = BackendPing(backend, clock)
         self._read_phase = read_phase
         self._read_worker = read_worker
         self._read_lag = read_lag
 
     def check_alive(self) -> HealthReport:
-        """Report whether the event loop turned recently, and that of each worker process.
+        """Report whether the event loop ran a task recently, and that of each worker process.
 
         The backend is never asked.
         """
-        lag = max(self.turns.seconds_since, self._read_lag())
+        lag = max(self.loop_activity.seconds_since, self._read_lag())
         reasons = [] if lag <= MAX_LAG else [f"the event loop was blocked for {lag:.0f} s"]
         return self._report(reasons)
 

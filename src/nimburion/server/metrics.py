@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nimburion.core.service import Service, wait_for_first
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.client.client import Client
 from nimburion.server.access import Caller
 from nimburion.server.worker_group import WorkerGroup
@@ -16,7 +18,7 @@ from nimburion.telemetry.backend_metrics import BackendMetrics
 from nimburion.telemetry.families import Family
 from nimburion.telemetry.registry import MetricsRegistry, MetricsSource
 
-METRICS_KEPT = 1.0
+METRICS_MAX_AGE = 1.0
 """Seconds for which a read of the backend counts. More scrapes cause no more reads."""
 LIMITS_INTERVAL = 30.0
 """Seconds between two reads of the concurrency limits, in the background."""
@@ -40,19 +42,7 @@ class MetricsPage:
         self._registry.add_source(self._backend_metrics)
         self._refreshing = asyncio.Lock()
         self._refreshed_at: float | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start to read what changes slowly. Does nothing if it was started."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._read_slowly(), name="nimburion-slow-readings")
-
-    async def stop(self) -> None:
-        """Stop reading."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        self.slow_readings: SlowReadings = SlowReadings(self._backend_metrics, client.clock)
 
     async def respond(self, request: Request, _: Caller) -> Response:
         """Answer a scrape."""
@@ -61,19 +51,31 @@ class MetricsPage:
         return Response(text, media_type=content_type)
 
     async def _refresh(self) -> None:
-        """Read the backend, unless that was done at most `METRICS_KEPT` ago."""
+        """Read the backend, unless that was done at most `METRICS_MAX_AGE` ago."""
         async with self._refreshing:
             now = self._clock.monotonic()
-            if self._refreshed_at is None or now - self._refreshed_at > METRICS_KEPT:
+            if self._refreshed_at is None or now - self._refreshed_at > METRICS_MAX_AGE:
                 if self._workers is not None:
                     await self._workers.request_reports()
                 await self._backend_metrics.refresh()
                 self._refreshed_at = self._clock.monotonic()
 
-    async def _read_slowly(self) -> None:
-        while True:
-            await self._backend_metrics.refresh_slow_readings()
-            await self._clock.sleep(LIMITS_INTERVAL)
+
+class SlowReadings(Service):
+    """Reads in the background what changes slowly, so that no scrape waits for it."""
+
+    logger_name = "nimburion.server"
+
+    def __init__(self, backend_metrics: BackendMetrics, clock: Clock) -> None:
+        super().__init__(clock)
+        self._backend_metrics = backend_metrics
+
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            await wait_for_first(
+                self._backend_metrics.refresh_slow_readings(), self.stopping.wait()
+            )
+            await self.pause(LIMITS_INTERVAL)
 
 
 class _JoinedMetrics:

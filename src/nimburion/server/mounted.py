@@ -53,10 +53,9 @@ class MountedManagement:
         self._parts = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._health.turns.start()
-        self._parts.push_async_callback(self._health.turns.stop)
-        self._services.metrics.start()
-        self._parts.push_async_callback(self._services.metrics.stop)
+        for service in self._services.background:
+            await service.start()
+            self._parts.push_async_callback(service.stop)
         self._phase = "started"
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nimburion.core.backend import Backend
+from nimburion.core.service import Service
 from nimburion.core.settings import Config
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
@@ -29,6 +30,11 @@ class ManagementServices:
         self.schedules: Schedules = Schedules(client, config.scheduler.timezone)
         self.checks: BackendChecks = BackendChecks(config, client)
         self.metrics: MetricsPage = MetricsPage(client, workers)
+
+    @property
+    def background(self) -> tuple[Service, ...]:
+        """The services that run while the management server answers."""
+        return self.health.loop_activity, self.metrics.slow_readings
 
     @property
     def backend(self) -> Backend:

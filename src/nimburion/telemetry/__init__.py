@@ -1,1 +1,1 @@
-"""Telemetry: metrics, traces and logs. Nothing here is imported or paid for until it is used."""
+"""Telemetry: metrics, traces and logs. No module is imported before you use it."""

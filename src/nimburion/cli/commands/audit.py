@@ -18,10 +18,10 @@ from nimburion.core.text.escaping import escape_controls
 def audit(limit: int, after: str | None) -> None:
     """List the changes that operators made, newest first: who, what, when, with which result."""
     page = current_invocation().run(lambda backend: backend.list_audit(limit=limit, after=after))
-    print_result(msgspec.to_builtins(page), lambda: draw(page))
+    print_result(msgspec.to_builtins(page), lambda: print_audit(page))
 
 
-def draw(page: AuditPage) -> None:
+def print_audit(page: AuditPage) -> None:
     """Print one line per record and the option that shows the next page."""
     print_table(
         ("time", "by", "origin", "action", "target", "outcome", "changed", "details"),

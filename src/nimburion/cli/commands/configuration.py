@@ -34,7 +34,7 @@ def check() -> None:
     check_tasks(config, Processor(backend, config.jobs))
     described = backend.describe()
     data = {"ok": True, "source": config.source, "backend": described}
-    print_result(data, lambda: draw_check(config, described))
+    print_result(data, lambda: print_check(config, described))
 
 
 def check_tasks(config: Config, processor: Processor) -> None:
@@ -45,7 +45,7 @@ def check_tasks(config: Config, processor: Processor) -> None:
     Scheduler.from_config(processor, config)
 
 
-def draw_check(config: Config, backend: str) -> None:
+def print_check(config: Config, backend: str) -> None:
     """Print the configuration file and the backend."""
     click.echo("the configuration is valid")
     print_fields({"file": config.source or "none: defaults and environment", "backend": backend})
@@ -62,7 +62,7 @@ def show_settings() -> None:
     scheduler["tasks"] = [task_to_data(task) for task in config.scheduler.tasks]
     server: dict[str, object] = msgspec.to_builtins(config.server)
     sections = {"jobs": data, "scheduler": scheduler, "server": server}
-    print_result({"source": config.source, **sections}, lambda: draw_settings(config, sections))
+    print_result({"source": config.source, **sections}, lambda: print_settings(config, sections))
 
 
 def task_to_data(task: TaskSettings) -> dict[str, object]:
@@ -72,7 +72,7 @@ def task_to_data(task: TaskSettings) -> dict[str, object]:
     return data
 
 
-def draw_settings(config: Config, sections: dict[str, dict[str, object]]) -> None:
+def print_settings(config: Config, sections: dict[str, dict[str, object]]) -> None:
     """Print one line per setting."""
     click.echo(f"file: {config.source or 'none: defaults and environment'}")
     flat: dict[str, object] = {}

@@ -25,7 +25,7 @@ from nimburion.cli.filters import (
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_result, print_table
-from nimburion.cli.records import draw_whole_record, record_to_data
+from nimburion.cli.records import print_whole_record, record_to_data
 from nimburion.core.job import FAILED_ONLY, JobRecord, Reason, State
 from nimburion.core.text.escaping import escape_controls
 
@@ -58,14 +58,14 @@ def list_dead(
     queue: str | None, name: str | None, reason: str | None, limit: int, after: str | None
 ) -> None:
     """List dead letters, newest enqueue first."""
-    from nimburion.cli.commands.jobs import draw_page
+    from nimburion.cli.commands.jobs import print_page
 
     which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
     page = current_invocation().run(
         lambda backend: backend.list_jobs(which, limit=limit, after=after)
     )
     data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
-    print_result(data, lambda: draw_page(page))
+    print_result(data, lambda: print_page(page))
 
 
 @dead.command("groups")
@@ -80,10 +80,10 @@ def list_groups(queue: str | None, name: str | None, reason: str | None, limit: 
     """
     which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
     found = current_invocation().run(lambda backend: backend.group_failures(which, limit=limit))
-    print_result(msgspec.to_builtins(found), lambda: draw_groups(found))
+    print_result(msgspec.to_builtins(found), lambda: print_groups(found))
 
 
-def draw_groups(found: FailureGroups) -> None:
+def print_groups(found: FailureGroups) -> None:
     """Print one line per group, and whether all dead letters were examined."""
     print_table(
         ("fingerprint", "count", "first", "last", "names", "error"),
@@ -110,7 +110,7 @@ def draw_groups(found: FailureGroups) -> None:
 def show_dead(job_id: str) -> None:
     """Show a dead letter: payload byte for byte, reason, every error with its traceback."""
     record = current_invocation().run(lambda backend: get_dead_letter(backend, job_id))
-    print_result(record_to_data(record), lambda: draw_whole_record(record))
+    print_result(record_to_data(record), lambda: print_whole_record(record))
 
 
 async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
@@ -151,7 +151,7 @@ def replay(
     done = current_invocation().run(
         lambda backend: replay_all(backend, which, yes=yes or bool(ids))
     )
-    print_result(done.as_data(), lambda: draw_replayed(done))
+    print_result(done.to_data(), lambda: print_replayed(done))
     if ids:
         all_done = len(done.replayed) == len(set(ids))
         ctx.exit(choose_exit_code(done.misses.values(), all_done=all_done))
@@ -167,7 +167,7 @@ class Replays:
     misses: dict[str, str]
     """Given ids that are not dead letters, with the reasons."""
 
-    def as_data(self) -> dict[str, object]:
+    def to_data(self) -> dict[str, object]:
         """Return the results as JSON data."""
         return {"replayed": self.replayed, "held": self.held, "not_replayed": self.misses}
 
@@ -192,7 +192,7 @@ async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replay
                     return done
 
 
-def draw_replayed(done: Replays) -> None:
+def print_replayed(done: Replays) -> None:
     """Print the counts, and the jobs that were not replayed with the reasons."""
     click.echo(f"{format_count(len(done.replayed))} replayed")
     why = dict.fromkeys(done.held, "another job holds its unique key") | done.misses
@@ -221,12 +221,12 @@ def purge(
     narrowed = {"queue": queue, "name": name, "reason": reason}
     which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
     purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
-    print_result({"purged": purged, "not_purged": misses}, lambda: draw_purged(purged, misses))
+    print_result({"purged": purged, "not_purged": misses}, lambda: print_purged(purged, misses))
     if ids:
         ctx.exit(choose_exit_code(misses.values(), all_done=not misses))
 
 
-def draw_purged(purged: int, misses: dict[str, str]) -> None:
+def print_purged(purged: int, misses: dict[str, str]) -> None:
     """Print the number of purged jobs, and the jobs that were not purged with the reasons."""
     click.echo(f"{format_count(purged)} purged")
     for job_id, reason in misses.items():

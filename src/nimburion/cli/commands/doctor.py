@@ -13,14 +13,8 @@ from nimburion.cli.exit_codes import FAILED, BackendNotUsable
 from nimburion.cli.filters import format_count
 from nimburion.cli.invocation import add_shared_options, current_invocation, require_existing_file
 from nimburion.cli.output import print_result
-from nimburion.core.diagnosis.checks import (
-    CheckResult,
-    find_worst,
-    make_failed_check,
-    make_timeout_check,
-)
-from nimburion.core.diagnosis.unserved import check_workers
-from nimburion.core.errors import NimburionError
+from nimburion.core.diagnosis.backend_checks import run_backend_checks
+from nimburion.core.diagnosis.checks import CheckResult, find_worst
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -47,7 +41,7 @@ def doctor(ctx: click.Context, *, strict: bool) -> None:
     from nimburion.core.timing.clock import SystemClock
 
     found = asyncio.run(check_all(current_invocation().load(), SystemClock()))
-    print_result(as_data(found), lambda: draw(found))
+    print_result(to_data(found), lambda: print_checks(found))
     if find_worst(found) == "error" or (strict and find_worst(found) == "warning"):
         ctx.exit(FAILED)
 
@@ -69,33 +63,22 @@ async def check_all(config: Config, clock: Clock) -> list[CheckResult]:
 
 async def check_backend(backend: Backend) -> list[CheckResult]:
     """Run the checks of the backend, or report why it cannot be opened."""
-    import asyncio
-
     try:
         await require_existing_file(backend)
-        async with asyncio.timeout(TIMEOUT):
-            await backend.open()
-            return [
-                *await backend.check(),
-                *check_workers(await backend.list_queues(), await backend.list_sessions()),
-            ]
+        return await run_backend_checks(backend, TIMEOUT)
     except BackendNotUsable as missing:
         text, _, advice = missing.message.partition("; ")
         return [CheckResult("answer", "error", text, advice)]
-    except TimeoutError:
-        return [make_timeout_check(TIMEOUT)]
-    except NimburionError as error:
-        return [make_failed_check("answer", error)]
     finally:
         await backend.close()
 
 
-def as_data(found: list[CheckResult]) -> dict[str, object]:
+def to_data(found: list[CheckResult]) -> dict[str, object]:
     """Return the results as JSON data."""
     return {"verdict": find_worst(found), "checks": msgspec.to_builtins(found)}
 
 
-def draw(found: list[CheckResult]) -> None:
+def print_checks(found: list[CheckResult]) -> None:
     """Print one line per result, its advice below it, and the numbers of errors and warnings."""
     width = max(len(result.subject) for result in found)
     colour = False if os.environ.get("NO_COLOR") else None

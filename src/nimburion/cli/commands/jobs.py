@@ -24,8 +24,8 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import get_job
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import print_result
-from nimburion.cli.records import draw_records, draw_whole_record, record_to_data
-from nimburion.core.errors import JobNotFound
+from nimburion.cli.records import print_records, print_whole_record, record_to_data
+from nimburion.core.cancellation import cancel_if_found, count_cancelled
 from nimburion.core.job import UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls
 
@@ -82,12 +82,12 @@ def list_jobs(
         "next": page.next,
         "examined": page.examined,
     }
-    print_result(data, lambda: draw_page(page))
+    print_result(data, lambda: print_page(page))
 
 
-def draw_page(page: Page) -> None:
+def print_page(page: Page) -> None:
     """Print a table of jobs and the option that shows the next page."""
-    draw_records(page.jobs, "no such jobs")
+    print_records(page.jobs, "no such jobs")
     if page.next is not None:
         click.echo(f"examined {page.examined} jobs; more: add --after {escape_controls(page.next)}")
 
@@ -98,7 +98,7 @@ def draw_page(page: Page) -> None:
 def show_job(job_id: str) -> None:
     """Show everything about a job, payload and error history included."""
     record = current_invocation().run(lambda backend: get_job(backend, job_id))
-    print_result(record_to_data(record), lambda: draw_whole_record(record))
+    print_result(record_to_data(record), lambda: print_whole_record(record))
 
 
 @jobs.command("cancel")
@@ -140,7 +140,7 @@ def cancel_jobs(
         outcomes = current_invocation().run(
             lambda backend: cancel_matching(backend, which, yes=yes)
         )
-    print_result(outcomes, lambda: draw_outcomes(outcomes))
+    print_result(outcomes, lambda: print_outcomes(outcomes))
     if "not found" in outcomes.values():
         ctx.exit(NOT_FOUND)
     if ids and "finished" in outcomes.values():
@@ -151,13 +151,8 @@ async def cancel_given(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]
     """Cancel the given jobs and record it."""
     async with record_command(backend, "jobs.cancel", " ".join(ids)[:200]) as change:
         outcomes = await cancel_each(backend, ids)
-        change.count = count_cancelled(outcomes)
+        change.count = count_cancelled(outcomes.values())
     return outcomes
-
-
-def count_cancelled(outcomes: dict[str, str]) -> int:
-    """Return how many jobs were cancelled, or asked to end."""
-    return sum(outcome in {"cancelled", "requested"} for outcome in outcomes.values())
 
 
 async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
@@ -165,10 +160,7 @@ async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
     outcomes: dict[str, str] = {}
     with make_progress_bar(len(ids), "cancelling") as bar:
         for job_id in ids:
-            try:
-                outcomes[job_id] = (await backend.cancel(job_id)).value
-            except JobNotFound:
-                outcomes[job_id] = "not found"
+            outcomes[job_id] = await cancel_if_found(backend, job_id)
             bar.update(1)
     return outcomes
 
@@ -180,11 +172,11 @@ async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> d
     require_confirmation(yes, len(ids), "cancelled")
     async with record_command(backend, "jobs.cancel", details=describe_filter(which)) as change:
         outcomes = await cancel_each(backend, ids)
-        change.count = count_cancelled(outcomes)
+        change.count = count_cancelled(outcomes.values())
     return outcomes
 
 
-def draw_outcomes(outcomes: dict[str, str]) -> None:
+def print_outcomes(outcomes: dict[str, str]) -> None:
     """Print one line per job for a few jobs, and counts for many."""
     if len(outcomes) <= 20:
         for job_id, outcome in outcomes.items():

@@ -15,10 +15,10 @@ from nimburion.core.session import LimitInfo
 def limits() -> None:
     """List concurrency limits, with the jobs that have held them longest."""
     found = current_invocation().run(lambda backend: backend.list_limits())
-    print_result([msgspec.to_builtins(limit) for limit in found], lambda: draw(found))
+    print_result([msgspec.to_builtins(limit) for limit in found], lambda: print_limits(found))
 
 
-def draw(found: list[LimitInfo]) -> None:
+def print_limits(found: list[LimitInfo]) -> None:
     """Print one line per limit."""
     print_table(
         ("name", "in use", "limit", "held by"),

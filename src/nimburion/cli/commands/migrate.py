@@ -30,7 +30,7 @@ def plan() -> None:
     """Show what `up` would do. Changes nothing."""
     steps = current_invocation().run(lambda backend: backend.plan_migration(), unopened=True)
     print_result(
-        {"steps": steps}, lambda: draw(steps, "would do", "nothing to do: it is up to date")
+        {"steps": steps}, lambda: print_steps(steps, "would do", "nothing to do: it is up to date")
     )
 
 
@@ -44,7 +44,9 @@ def up(grant: str | None) -> None:
     steps = current_invocation().run(
         lambda backend: migrate_and_grant(backend, grant), may_create=True, unopened=True
     )
-    print_result({"steps": steps}, lambda: draw(steps, "done", "nothing to do: it was up to date"))
+    print_result(
+        {"steps": steps}, lambda: print_steps(steps, "done", "nothing to do: it was up to date")
+    )
 
 
 async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
@@ -64,13 +66,13 @@ def check(ctx: click.Context) -> None:
     steps = current_invocation().run(lambda backend: backend.plan_migration(), unopened=True)
     data = {"ok": not steps, "steps": steps}
     print_result(
-        data, lambda: draw(steps, "to do: run nimburion migrate up for", "it is up to date")
+        data, lambda: print_steps(steps, "to do: run nimburion migrate up for", "it is up to date")
     )
     if steps:
         ctx.exit(FAILED)
 
 
-def draw(steps: list[str], done: str, nothing: str) -> None:
+def print_steps(steps: list[str], done: str, nothing: str) -> None:
     """Print one line per step."""
     for step in steps:
         click.echo(f"{done} {escape_controls(step)}")

@@ -39,10 +39,10 @@ def list_queues() -> None:
     """
     if current_invocation().has_several_backends:
         readings = read_backends(read_queues)
-        print_readings(readings, make_data, lambda: draw_queues_of_each(readings))
+        print_readings(readings, make_data, lambda: print_queues_of_each(readings))
         return
     found = current_invocation().run(read_queues)
-    print_result(make_data(found), lambda: draw_queues(found))
+    print_result(make_data(found), lambda: print_queues(found))
 
 
 class FoundQueues(NamedTuple):
@@ -60,24 +60,24 @@ async def read_queues(backend: Backend) -> FoundQueues:
 
 def make_data(found: FoundQueues) -> list[dict[str, object]]:
     """Return the queues of a backend as JSON data."""
-    return [as_data(queue, found.unserved) for queue in found.queues]
+    return [to_data(queue, found.unserved) for queue in found.queues]
 
 
-def as_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
+def to_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
     """Return a queue as JSON data."""
     data: dict[str, object] = msgspec.to_builtins(queue)
     data["unserved"] = list_reasons(queue.name, unserved)
     return data
 
 
-def draw_queues(found: FoundQueues) -> None:
+def print_queues(found: FoundQueues) -> None:
     """Print one line per queue, then one line per group of jobs that no live worker serves."""
     print_table(HEADERS, [format_queue(queue) for queue in found.queues], NO_QUEUE)
     for jobs in found.unserved:
         click.echo(escape_controls(jobs.describe()))
 
 
-def draw_queues_of_each(readings: list[Reading[FoundQueues]]) -> None:
+def print_queues_of_each(readings: list[Reading[FoundQueues]]) -> None:
     """Print one line per queue and backend, then the jobs that no live worker serves."""
     answered = [(reading.number, reading.value) for reading in readings if reading.value]
     lines = [(number, *format_queue(queue)) for number, found in answered for queue in found.queues]

@@ -51,7 +51,7 @@ def list_schedules(ticks: int) -> None:
     Also shows whether each schedule is active, and the state of its last job.
     """
     found = run_on_schedules(lambda schedules: schedules.list(ticks))
-    print_result(msgspec.to_builtins(found), lambda: draw_schedules(found))
+    print_result(msgspec.to_builtins(found), lambda: print_schedules(found))
 
 
 @schedules.command("show")
@@ -60,7 +60,7 @@ def list_schedules(ticks: int) -> None:
 def show_schedule(name: str) -> None:
     """Show everything about a schedule."""
     found = run_on_schedules(lambda schedules: schedules.get(name, 5))
-    print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
+    print_result(msgspec.to_builtins(found), lambda: print_schedule(found))
 
 
 @schedules.command("add", cls=Quoting)
@@ -109,7 +109,7 @@ def add(
         may_create=True,
         change=("schedule.add", name, {"when": when_, "job": job, "queue": queue}),
     )
-    print_result(msgspec.to_builtins(found), lambda: draw_schedule(found))
+    print_result(msgspec.to_builtins(found), lambda: print_schedule(found))
 
 
 def add_change_command(verb: str, done: str, text: str) -> None:
@@ -164,11 +164,11 @@ def run(name: str) -> None:
 @add_shared_options
 def history(name: str, limit: int) -> None:
     """List the latest jobs of a schedule that are kept, newest first."""
-    from nimburion.cli.records import draw_records, record_to_data
+    from nimburion.cli.records import print_records, record_to_data
 
     found = list(run_on_schedules(lambda schedules: schedules.history(name, limit)))
     data = [record_to_data(record) for record in found]
-    print_result(data, lambda: draw_records(found, "no job of this schedule is kept"))
+    print_result(data, lambda: print_records(found, "no job of this schedule is kept"))
 
 
 @schedules.command("next", cls=Quoting)
@@ -192,10 +192,10 @@ def next_ticks(when_: str, tz: str | None, count: int) -> None:
     ticks = [tick for tick, _ in zip(coming, range(count), strict=False)]
     explanation = explain_trigger(trigger)
     data = {"when": trigger.text, "timezone": zone.key, "explanation": explanation, "ticks": ticks}
-    print_result(data, lambda: draw_ticks(explanation, ticks, zone))
+    print_result(data, lambda: print_ticks(explanation, ticks, zone))
 
 
-def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
+def print_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
     """Print one line per tick in local time of the zone."""
     click.echo(explanation)
     for tick in ticks:
@@ -204,7 +204,7 @@ def draw_ticks(explanation: str, ticks: list[int], zone: ZoneInfo) -> None:
         click.echo("no tick is left")
 
 
-def draw_schedules(found: list[ScheduleInfo]) -> None:
+def print_schedules(found: list[ScheduleInfo]) -> None:
     """Print one line per schedule, with its next ticks below."""
     print_table(
         ("name", "when", "zone", "job", "owner", "condition", "last tick", "last job", "next"),
@@ -228,7 +228,7 @@ def draw_schedules(found: list[ScheduleInfo]) -> None:
     )
 
 
-def draw_schedule(schedule: ScheduleInfo) -> None:
+def print_schedule(schedule: ScheduleInfo) -> None:
     """Print one line per field of a schedule."""
     print_fields(
         {

@@ -13,13 +13,13 @@ from nimburion.cli.parameters import parse_duration
 from nimburion.cli.readings import Reading, print_legend, print_readings, read_backends
 from nimburion.core.backend import Backend
 from nimburion.core.metrics.statistics import (
-    MAX_INTERVALS,
     RUN_BOUNDS,
     STEPS,
     WAIT_BOUNDS,
     Counters,
     Histogram,
     Statistics,
+    choose_step,
 )
 
 HEADERS = (
@@ -46,7 +46,7 @@ def stats(queue: str | None, name: str | None, last: str) -> None:
     --backend can be repeated: each backend has lines of its own, and the sum has one.
     """
     seconds = parse_duration(last)
-    step = choose_step(seconds)
+    step = choose_kept_step(seconds)
 
     def read(backend: Backend) -> Awaitable[list[Statistics]]:
         return read_statistics(backend, seconds, step, queue, name)
@@ -54,19 +54,20 @@ def stats(queue: str | None, name: str | None, last: str) -> None:
     if current_invocation().has_several_backends:
         readings = read_backends(read)
         print_readings(
-            readings, lambda rows: make_data(rows, step), lambda: draw_each(readings, last)
+            readings,
+            lambda rows: make_data(rows, step),
+            lambda: print_statistics_of_each(readings, last),
         )
         return
     rows = current_invocation().run(read)
-    print_result(make_data(rows, step), lambda: draw(rows, last))
+    print_result(make_data(rows, step), lambda: print_statistics(rows, last))
 
 
-def choose_step(seconds: float) -> int:
+def choose_kept_step(seconds: float) -> int:
     """Return the shortest step that is kept for as long as `seconds`."""
-    for step, kept in STEPS.items():
-        if seconds <= kept and seconds / step <= MAX_INTERVALS:
-            return step
-    raise click.BadParameter("statistics are kept for 30 days", param_hint="--last")
+    if seconds > max(STEPS.values()):
+        raise click.BadParameter("statistics are kept for 30 days", param_hint="--last")
+    return choose_step(0, seconds, seconds)
 
 
 async def read_statistics(
@@ -87,13 +88,13 @@ def make_data(rows: list[Statistics], step: int) -> dict[str, object]:
     }
 
 
-def draw(rows: list[Statistics], last: str) -> None:
+def print_statistics(rows: list[Statistics], last: str) -> None:
     """Print one line per queue and name, with the counters of all intervals added up."""
     lines = [(*key, *format_counters(counters)) for key, counters in sorted(add_up(rows).items())]
     print_table(("queue", "name", *HEADERS), lines, format_empty(last))
 
 
-def draw_each(readings: list[Reading[list[Statistics]]], last: str) -> None:
+def print_statistics_of_each(readings: list[Reading[list[Statistics]]], last: str) -> None:
     """Print one line per queue, name and backend, and one with the sum of several backends."""
     sums = {reading.number: add_up(reading.value or []) for reading in readings}
     lines: list[tuple[object, ...]] = []

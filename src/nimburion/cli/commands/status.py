@@ -14,7 +14,7 @@ from nimburion.cli.output import print_result
 def status(job_id: str) -> None:
     """Show the state of a job: attempts, times, progress, result, last error."""
     from nimburion.cli.job_ids import get_job
-    from nimburion.cli.records import draw_record, record_to_data
+    from nimburion.cli.records import print_record, record_to_data
 
     record = current_invocation().run(lambda backend: get_job(backend, job_id))
-    print_result(record_to_data(record), lambda: draw_record(record))
+    print_result(record_to_data(record), lambda: print_record(record))

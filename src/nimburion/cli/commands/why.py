@@ -27,7 +27,7 @@ def why(job_id: str) -> None:
     """
     facts = current_invocation().run(lambda backend: read_facts(backend, job_id))
     causes = find_causes(facts)
-    print_result(as_data(facts, causes), lambda: draw(facts, causes))
+    print_result(to_data(facts, causes), lambda: print_causes(facts, causes))
 
 
 async def read_facts(backend: Backend, job_id: str) -> Facts:
@@ -35,7 +35,7 @@ async def read_facts(backend: Backend, job_id: str) -> Facts:
     return await backend.explain_job(await resolve_job_id(backend, job_id))
 
 
-def as_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
+def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
     """Return the causes and their facts as JSON data."""
     return {
         "id": facts.job.id,
@@ -48,7 +48,7 @@ def as_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
     }
 
 
-def draw(facts: Facts, causes: list[Cause]) -> None:
+def print_causes(facts: Facts, causes: list[Cause]) -> None:
     """Print the job on a few lines, then one line for each cause."""
     job = facts.job
     print_fields({"id": job.id, "name": job.name, "queue": job.queue, "state": job.state.value})

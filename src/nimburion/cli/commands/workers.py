@@ -32,10 +32,12 @@ def list_workers() -> None:
     loop of the worker was, at worst, since its last heartbeat.
     """
     sessions = current_invocation().run(lambda backend: backend.list_sessions())
-    print_result([msgspec.to_builtins(session) for session in sessions], lambda: draw(sessions))
+    print_result(
+        [msgspec.to_builtins(session) for session in sessions], lambda: print_sessions(sessions)
+    )
 
 
-def draw(sessions: list[SessionInfo]) -> None:
+def print_sessions(sessions: list[SessionInfo]) -> None:
     """Print one line per session."""
     print_table(
         ("id", "host", "process", "state", "busy", "held", "lease", "lag", "memory", "queues"),

@@ -1,1 +1,1 @@
-"""Counters of jobs and calls, and the statistics that are made of them."""
+"""Count jobs and calls, and turn the counters into statistics."""

@@ -1,1 +1,1 @@
-"""Texts: escaped, shortened, redacted, fingerprinted, compared, and read as sizes."""
+"""Work on texts: escape, shorten, redact and fingerprint them, suggest words, parse sizes."""

@@ -27,11 +27,8 @@ from nimburion.core.errors import (
     WaitTimeout,
 )
 from nimburion.core.events import Events, JobEnqueued
-from nimburion.core.ids import Entropy, JobIds, make_session_id
+from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.metrics.call_counters import CallCounters
-from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
-from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.operations import Cancellation
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.settings import Settings
@@ -41,6 +38,7 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher
+from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
@@ -59,7 +57,6 @@ from nimburion.jobs.declaration.options import (
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.statistics_writer import StatisticsWriter
 
 if TYPE_CHECKING:
     from nimburion.telemetry.registry import MetricsRegistry
@@ -116,20 +113,9 @@ class Client:
         self._batcher: EnqueueBatcher | None = None
         self._batcher_loop: asyncio.AbstractEventLoop | None = None
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
-        self._counters: JobCounters = JobCounters()
-        """What this client enqueued, and what the worker of this processor ran."""
-        self._latest_lane = LaneCounters("", "")
-        """The counters of the job that was enqueued last."""
-        self._all_counters: list[JobCounters] = [self._counters]
-        """The counters of this client and of its handles for other event loops."""
-        self._calls: CallCounters = CallCounters()
-        """The calls to the backend of this client, and of the worker of this processor."""
-        self._all_calls: list[CallCounters] = [self._calls]
-        """The calls of this client and of its handles for other event loops."""
         self._enqueue_state = EnqueueState(self.clock)
         """Shared with its handles for other event loops."""
-        self._statistics: StatisticsWriter | None = None
-        self._recorder = StatisticsRecorder(self._counters)
+        self._statistics = ClientStatistics(self.clock, self._random, entropy)
         self._metrics: MetricsRegistry | None = None
 
     @property
@@ -150,8 +136,8 @@ class Client:
         from nimburion.telemetry.registry import MetricsRegistry
 
         metrics = MetricsRegistry()
-        metrics.add_source(JobMetrics(lambda: self._all_counters))
-        metrics.add_source(CallMetrics(lambda: self._all_calls))
+        metrics.add_source(JobMetrics(self._statistics.list_job_counters))
+        metrics.add_source(CallMetrics(self._statistics.list_call_counters))
         metrics.add_source(EventMetrics(self.events))
         return metrics
 
@@ -170,8 +156,7 @@ class Client:
         )
         other._enqueue_middlewares = self._enqueue_middlewares
         other._enqueue_state = self._enqueue_state
-        self._all_counters.append(other._counters)
-        self._all_calls.append(other._calls)
+        self._statistics.add_handle(other._statistics)
         return other
 
     # Opening and closing
@@ -188,7 +173,7 @@ class Client:
             raise NotOpen("the processor is open on another event loop; use `processor.sync` here")
         await self.backend.open()
         self._loop = loop
-        self._statistics = None  # that of another loop, which has ended, cannot write here
+        self._statistics.abandon()  # the loop of its writer has ended
         # After a fork, the parent may still hold the same unused randomness: start with new ids.
         self._ids = JobIds(self.clock.now, self._entropy)
 
@@ -197,11 +182,11 @@ class Client:
         if self._loop is not None:
             owner, self._loop = self._loop, None
             self._enqueue_state.clear()
-            statistics, self._statistics = self._statistics, None
             try:
-                if statistics is not None and owner is asyncio.get_running_loop():
-                    await statistics.finish()
+                if owner is asyncio.get_running_loop():
+                    await self._statistics.finish()
             finally:
+                self._statistics.abandon()
                 await self.backend.close()
 
     async def __aenter__(self) -> Self:
@@ -509,7 +494,7 @@ class Client:
                 self.backend,
                 self.clock,
                 self.settings.enqueue_timeout,
-                self._calls,
+                self._statistics.calls,
                 self._enqueue_state,
             )
             self._batcher_loop = self._loop
@@ -633,33 +618,12 @@ class Client:
         ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         if all_results is not None:
             all_results += results
-        self._count_enqueued(jobs, results)
-        if self._statistics is None:
-            await self._start_statistics()
+        self._statistics.count_enqueued(jobs, results)
+        if self._statistics.writer is None:
+            await self._statistics.start(self.backend)
         if self.events.wants(JobEnqueued):
             self._emit_enqueued(jobs, results)
         return ids
-
-    def _count_enqueued(self, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:
-        """Count the jobs that were stored now. Consecutive jobs often share queue and name."""
-        lane = self._latest_lane
-        for job, result in zip(jobs, results, strict=True):
-            if result.outcome == "created":
-                if lane.name != job.name or lane.queue != job.queue:
-                    lane = self._latest_lane = self._counters.get_lane(job.queue, job.name)
-                lane.enqueued += 1
-
-    async def _start_statistics(self) -> None:
-        """Start to store what this client counts, on its event loop.
-
-        The source is new each time: after a fork, two processes count.
-        """
-        self._recorder.begin()
-        source = make_session_id(self._entropy)
-        self._statistics = StatisticsWriter(
-            self.backend, self.clock, self._random, self._recorder, source=source
-        )
-        await self._statistics.start()
 
     def _make_transaction(self, connection: object) -> Transaction:
         """Return a transaction for a handler; see `Context.transaction`."""
@@ -712,9 +676,10 @@ async def run_enqueue_middleware(
 async def count_stored(client: Client, job: NewJob) -> None:
     """Count a job that another operation than `enqueue` has stored, in the metrics and in the
     statistics."""
-    client._counters.get_lane(job.queue, job.name).enqueued += 1
-    if client._statistics is None and client._loop is asyncio.get_running_loop():
-        await client._start_statistics()
+    statistics = client._statistics
+    statistics.jobs.get_lane(job.queue, job.name).enqueued += 1
+    if statistics.writer is None and client._loop is asyncio.get_running_loop():
+        await statistics.start(client.backend)
 
 
 def _to_caller_connection(connection: object) -> CallerConnection:
@@ -738,7 +703,7 @@ async def enqueue_for_child(client: Client, jobs: Sequence[NewJob]) -> list[Enqu
     The call is made once. The child repeats it if the backend does not answer.
     """
     results = await client.backend.enqueue(jobs)
-    client._count_enqueued(jobs, results)
+    client._statistics.count_enqueued(jobs, results)
     if client.events.wants(JobEnqueued):
         client._emit_enqueued(jobs, results)
     return results

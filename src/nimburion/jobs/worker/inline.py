@@ -7,7 +7,7 @@ between two calls, and no thread or task outlives a call, except the lifespan.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from nimburion.core.backend import Backend
@@ -20,12 +20,11 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Progressed, Released, Settlement
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import (
-    AttemptRunner,
+    MakeAttemptRunner,
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
@@ -35,8 +34,6 @@ from nimburion.jobs.worker.session.session import make_session
 
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes. Later steps process the others."""
-
-MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, object], AttemptRunner]
 
 
 @runtime_checkable
@@ -56,7 +53,7 @@ class InlineRunner:
         backend: Backend,
         registry: Registry,
         settings: Settings,
-        make_attempts: MakeAttemptRunner,
+        make_attempt_runner: MakeAttemptRunner,
         lifespan: Lifespan | None,
         *,
         clock: Clock,
@@ -65,7 +62,7 @@ class InlineRunner:
         self._backend = backend
         self._registry = registry
         self._settings = settings
-        self._make_attempt_runner = make_attempts
+        self._make_attempt_runner = make_attempt_runner
         self._lifespan = lifespan
         self._open_lifespan: OpenLifespan | None = None
         self._state: object = None

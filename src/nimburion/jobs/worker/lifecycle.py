@@ -17,9 +17,8 @@ from nimburion.core.service import Service, wait_for_first
 from nimburion.core.session import Vitals
 from nimburion.core.settings import Settings
 from nimburion.core.version import __version__
-from nimburion.jobs.declaration.attempt_record import ProgressSink
 from nimburion.jobs.declaration.lifespan import Lifespan
-from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
+from nimburion.jobs.worker.attempt.attempt_runner import MakeAttemptRunner
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.children.pool import ChildPool
@@ -29,9 +28,6 @@ from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
-
-MakeAttemptRunner = Callable[[HandlerThreads, ProgressSink, object, ForkGuard], AttemptRunner]
-"""Creates a worker's attempt runner from its threads, progress report, state and fork guard."""
 
 STOPPED_BEFORE_START = "the processor was stopped before it had started"
 

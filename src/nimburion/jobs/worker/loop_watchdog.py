@@ -87,7 +87,7 @@ class LoopWatchdog:
         self._idle_checks = 0
         # State of a detected block
         self._blocked_since: float | None = None
-        self._culprit = ""
+        self._blocking_code = ""
         self._nonce: bytes | None = None
         self._released_at = -math.inf
         # Signals
@@ -158,8 +158,8 @@ class LoopWatchdog:
         since = self._blocked_since
         if since is None:
             return None
-        seconds = self._monotonic() - since
-        return RuntimeError(f"the event loop is blocked for {seconds:.1f} s by {self._culprit}")
+        seconds, code = self._monotonic() - since, self._blocking_code
+        return RuntimeError(f"the event loop is blocked for {seconds:.1f} s by {code}")
 
     def _on_callback(self) -> None:
         sent_at, self._callback_sent_at = self._callback_sent_at, None
@@ -259,7 +259,7 @@ class LoopWatchdog:
         if self._blocked_since is not None:
             self._release_jobs(now)
         else:
-            self._culprit, stack = self._find_culprit()
+            self._blocking_code, stack = self._find_blocking_code()
             self._blocked_since = self._callback_sent_at or now
             count = self._release_jobs(now)
             self._log_from_thread(
@@ -267,7 +267,7 @@ class LoopWatchdog:
                 "the event loop is blocked by %s: write a plain `def` handler, or "
                 "`await asyncio.to_thread(…)` around the blocking call. %d jobs that have not "
                 "started are released",
-                *(self._culprit, count),
+                *(self._blocking_code, count),
                 stack=stack,
             )
 
@@ -292,7 +292,7 @@ class LoopWatchdog:
             self._worker.session.release(leases, self._nonce)
         return len(leases)
 
-    def _find_culprit(self) -> tuple[str, str]:
+    def _find_blocking_code(self) -> tuple[str, str]:
         """Return a description of the code that blocks the loop, and its stack."""
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001
         stack = "" if frame is None else "".join(traceback.format_stack(frame))

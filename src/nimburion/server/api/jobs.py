@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.cancellation import cancel_if_found, count_cancelled
 from nimburion.core.diagnosis.explanations import Cause, find_causes
-from nimburion.core.errors import InvalidJob, JobNotFound
+from nimburion.core.errors import InvalidJob
 from nimburion.core.job import (
     UNFINISHED,
     AttemptError,
@@ -307,7 +307,7 @@ async def cancel_job(request: ApiRequest[NoQuery, NoBody]) -> CancelledJob:
     """Cancel a job, or ask its worker to end it."""
     job_id = request.path["id"]
     cancelled = CancelledJob(job_id, (await request.services.backend.cancel(job_id)).value)
-    request.change.count = count_cancelled([cancelled])
+    request.change.count = count_cancelled([cancelled.outcome])
     return cancelled
 
 
@@ -326,17 +326,9 @@ async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
         ids, following = tuple(record.id for record in page.jobs), page.next
     found: list[CancelledJob] = []
     for job_id in dict.fromkeys(ids):
-        try:
-            found.append(CancelledJob(job_id, (await backend.cancel(job_id)).value))
-        except JobNotFound:
-            found.append(CancelledJob(job_id, "not found"))
-        request.change.count = count_cancelled(found)
+        found.append(CancelledJob(job_id, await cancel_if_found(backend, job_id)))
+        request.change.count = count_cancelled(job.outcome for job in found)
     return CancelReport(found, following)
-
-
-def count_cancelled(jobs: Iterable[CancelledJob]) -> int:
-    """Return how many jobs were cancelled, or asked to end."""
-    return sum(job.outcome in {"cancelled", "requested"} for job in jobs)
 
 
 def check_selection(ids: tuple[str, ...], filtered: object, everything: bool) -> None:  # noqa: FBT001

@@ -281,7 +281,7 @@ async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_fa
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
         record = await processor.backend.get_job(job_id)
-        (lane,) = processor._counters.list_lanes()
+        (lane,) = processor._statistics.jobs.list_lanes()
     assert (record.state, record.failures) == (State.FAILED, 2)
     assert [(error.kind, error.type) for error in record.history] == [
         ("internal", "RuntimeError"),

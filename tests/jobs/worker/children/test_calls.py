@@ -153,7 +153,7 @@ async def test_jobs_are_enqueued_through_the_worker(make: Make) -> None:
     assert (ids[1], results) == ("own", [3, 7, 11, 15])
     record = await processor.backend.get_job(ids[0])
     assert record.options.tenant == "acme", "inherited from the job that enqueued"
-    assert processor._counters.list_lanes(), "counted in the parent"
+    assert processor._statistics.jobs.list_lanes(), "counted in the parent"
 
 
 async def test_a_def_handler_enqueues_with_sync(make: Make) -> None:

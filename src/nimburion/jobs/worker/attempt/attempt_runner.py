@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 
@@ -448,3 +448,21 @@ class _TimedOut(Exception):
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
         self.seconds = seconds
+
+
+class MakeAttemptRunner(Protocol):
+    """Makes the attempt runner of a worker or of an inline runner."""
+
+    def __call__(
+        self,
+        threads: HandlerThreads,
+        report: ProgressSink,
+        state: object,
+        guard: ForkGuard | None = None,
+        /,
+    ) -> AttemptRunner:
+        """Return an attempt runner that uses these threads and this report of progress.
+
+        `state` is what the lifespan yielded. Without `guard`, the runner watches for forks itself.
+        """
+        ...

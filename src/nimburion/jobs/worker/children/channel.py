@@ -122,7 +122,7 @@ class ParentChannel:
                 self.calls.put(None)
 
     def _close_after_fork(self) -> None:
-        """Give a process that the handler forks no way to speak in the name of its parent."""
+        """Close the channel in a process that the handler forked: it must send no frames."""
         self._is_forked = True
         self._socket.close()
 

@@ -20,7 +20,7 @@ MAX_FRAME = 1 << 30
 
 
 class Start(msgspec.Struct, tag=1, array_like=True, frozen=True):
-    """Parent to child, first: the application to import, and the parent's surroundings."""
+    """Parent to child, first: the application to import, and what the child takes over."""
 
     import_path: str
     script: str | None

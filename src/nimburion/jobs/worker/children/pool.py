@@ -1,6 +1,6 @@
 """The child processes of one worker: started when needed, one call at a time in each.
 
-A child that dies, or is killed, takes only its own call with it.
+If a child dies or is killed, only its own call fails.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ class ChildProcess:
         self._is_disconnected = True
         if isinstance(error, UnreadableFrame | msgspec.MsgspecError):
             _log.error(
-                "child process %d: its channel is damaged (%s); it is killed", *(self.id, error)
+                "child process %d sent data that cannot be read (%s); killing it", *(self.id, error)
             )
         if self._exited.is_set():
             self._finish()

@@ -47,7 +47,7 @@ from nimburion.jobs.worker.children.import_path import load_processor
 from nimburion.jobs.worker.children.log_frames import ParentHandler
 from nimburion.jobs.worker.children.memory import MemoryWatch
 from nimburion.jobs.worker.children.parent_backend import ParentBackend
-from nimburion.jobs.worker.children.surroundings import (
+from nimburion.jobs.worker.children.process_setup import (
     SIGNALS,
     end_with_parent,
     leave_signals_to_parent,

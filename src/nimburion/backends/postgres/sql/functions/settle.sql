@@ -2,6 +2,8 @@
 --
 -- Atomic: part of the caller's transaction. A lease is deleted by session, seq, fence and nonce, so a token settles once.
 -- Locks: the rows of the job and its unique key.
+-- Texts: the reason of a failure or cancellation, the message of a progress report. For a completion, the text 'keep' means that
+-- the payload is kept, and NULL that it is not.
 -- `complete_all` completes many jobs at once. It fails as a whole (NB001) if the session does not hold one of the leases
 -- under its token. The caller then repeats the exchange with `settle_each`.
 

@@ -1,4 +1,4 @@
-"""The surroundings of a child process: its end with its parent, its signals and its output."""
+"""Set up a child process: its end with its parent, its signals and its output."""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""What a client counts: its jobs, and its calls to the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from nimburion.core.backend import Backend
+from nimburion.core.ids import Entropy, make_session_id
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
+from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
+from nimburion.core.timing.clock import Clock
+from nimburion.jobs.statistics_writer import StatisticsWriter
+
+
+class ClientStatistics:
+    """The counters of a client, and the service that stores them in the backend.
+
+    The metrics read the counters at any time. `start` begins to store them as statistics, on the
+    event loop of the client; `finish` stores what is left.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_entropy",
+        "_handles",
+        "_latest_lane",
+        "_random",
+        "_recorder",
+        "calls",
+        "jobs",
+        "writer",
+    )
+
+    def __init__(self, clock: Clock, random: Random, entropy: Entropy) -> None:
+        self._clock = clock
+        self._random = random
+        self._entropy = entropy
+        self.jobs: JobCounters = JobCounters()
+        """What the client enqueued, and what the worker of its processor ran."""
+        self.calls: CallCounters = CallCounters()
+        """The calls to the backend of the client, and of the worker of its processor."""
+        self.writer: StatisticsWriter | None = None
+        """Stores the statistics; None until `start`."""
+        self._latest_lane = LaneCounters("", "")
+        """The counters of the job that was enqueued last."""
+        self._recorder = StatisticsRecorder(self.jobs)
+        self._handles = [self]
+
+    def add_handle(self, other: ClientStatistics) -> None:
+        """Let the metrics show what `other` counts too: a handle for another event loop."""
+        self._handles.append(other)
+
+    def list_job_counters(self) -> list[JobCounters]:
+        """Return the job counters of the client and of its handles."""
+        return [handle.jobs for handle in self._handles]
+
+    def list_call_counters(self) -> list[CallCounters]:
+        """Return the call counters of the client and of its handles."""
+        return [handle.calls for handle in self._handles]
+
+    def count_enqueued(self, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:
+        """Count the jobs that were stored now. Consecutive jobs often share queue and name."""
+        lane = self._latest_lane
+        for job, result in zip(jobs, results, strict=True):
+            if result.outcome == "created":
+                if lane.name != job.name or lane.queue != job.queue:
+                    lane = self._latest_lane = self.jobs.get_lane(job.queue, job.name)
+                lane.enqueued += 1
+
+    async def start(self, backend: Backend) -> None:
+        """Start to store what is counted. Call it on the event loop that opened the backend.
+
+        The source is new each time: after a fork, two processes count.
+        """
+        self._recorder.begin()
+        source = make_session_id(self._entropy)
+        self.writer = StatisticsWriter(
+            backend, self._clock, self._random, self._recorder, source=source
+        )
+        await self.writer.start()
+
+    def abandon(self) -> None:
+        """Forget the writer of an event loop that has ended."""
+        self.writer = None
+
+    async def finish(self) -> None:
+        """Store what is left, if the backend answers within a second, and stop."""
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            await writer.finish()
