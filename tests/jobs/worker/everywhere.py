@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from opentelemetry import trace
@@ -13,6 +14,8 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs import Context, Processor, get_current_context
 
 Facts = dict[str, object]
+
+VARIABLE: ContextVar[str] = ContextVar("variable", default="")
 
 
 @dataclass
@@ -23,10 +26,13 @@ class Resources:
     hooked: list[str]
 
 
-def make_processor() -> Processor:
+def make_processor(concurrency: int = 10) -> Processor:
     """Return a processor whose handlers report what they see; each enqueues one more job."""
     processor = Processor(
-        MemoryBackend(), children=1, import_path=f"{__name__}:{make_processor.__name__}"
+        MemoryBackend(),
+        children=1,
+        concurrency=concurrency,
+        import_path=f"{__name__}:{make_processor.__name__}",
     )
 
     @processor.lifespan
@@ -68,6 +74,8 @@ def make_processor() -> Processor:
 
 def report(ctx: Context[Resources]) -> Facts:
     """Report progress, log, and return what the handler sees."""
+    variable = VARIABLE.get()
+    VARIABLE.set(ctx.job_id)
     ctx.progress(0.5, "half")
     ctx.log.warning("seen by %s", ctx.name, extra={"number": 17})
     return {
@@ -84,4 +92,5 @@ def report(ctx: Context[Resources]) -> Facts:
         "own_header": ctx.headers.get("own"),
         "has_deadline": ctx.remaining() is not None,
         "cancelled": ctx.cancelled,
+        "variable": variable,
     }

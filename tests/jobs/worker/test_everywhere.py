@@ -78,9 +78,22 @@ async def test_traces_results_progress_logs_context_and_lifespan_work_where_a_ha
         "own_header": "1",
         "has_deadline": True,
         "cancelled": False,
+        "variable": "",
     }
     assert record.progress is not None
     assert (record.progress.fraction, record.progress.message) == (0.5, "half")
     [logged] = [each for each in caplog.records if each.getMessage() == f"seen by {name}"]
     assert (logged.levelno, logged.name) == (logging.WARNING, "nimburion.job")
     assert (logged.__dict__["number"], logged.__dict__["job_id"]) == (17, job_id)
+
+
+@pytest.mark.parametrize("name", ["on_loop", "in_thread", "in_child", "async_in_child"])
+async def test_no_handler_sees_the_context_variables_of_another(name: str) -> None:
+    """Also not the next job of a slot, which starts where the one before it has ended."""
+    async with make_processor(concurrency=1) as processor:
+        ids = [await processor.enqueue_raw(name, b"{}") for _ in range(4)]
+        await processor.start()
+        records = [await wait_until_finished(processor, job_id) for job_id in ids]
+        await processor.stop(0.0)
+    facts = [msgspec.json.decode(record.result or b"null") for record in records]
+    assert [each["variable"] for each in facts] == [""] * 4

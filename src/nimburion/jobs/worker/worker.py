@@ -8,6 +8,7 @@ free. The others are prefetched: at most as many as run in about 20 ms.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections import deque
@@ -124,6 +125,8 @@ class Worker:
         self._prefetch_watchdog = PrefetchWatchdog(
             self._loop, slots.prefetched, self._on_starvation
         )
+        self._variables = contextvars.copy_context()
+        """The context variables of the code that started the worker; each job gets a copy."""
         self._unresponsive = UnresponsiveHandlers(settings.concurrency, self._monotonic)
         self._exchanged_at = self._monotonic()
         self._idle = asyncio.Event()
@@ -410,7 +413,14 @@ class Worker:
         attempt = Attempt(delivery, self.session.id)
         self._slots.running.add(attempt)
         self._slots.not_begun.add(attempt)
-        attempt.task = asyncio.Task(self._perform(attempt), loop=self._loop, name=delivery.name)
+        attempt.task = asyncio.Task(
+            self._perform(attempt),
+            loop=self._loop,
+            name=delivery.name,
+            # Not the current context: the end of another job may have led here, and a handler must
+            # not see the context variables that the handler before it has set.
+            context=self._variables.copy(),
+        )
 
     async def _perform(self, attempt: Attempt) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import sys
@@ -138,7 +139,8 @@ class ChildRuntime:
             if handler is None:
                 self._channel.send(NotRun(call.delivery.name))
                 continue
-            reply = self._run(call, handler)
+            # Each call in a copy, so that no handler sees the context variables of another.
+            reply = contextvars.copy_context().run(self._run, call, handler)
             self._channel.flush_progress()
             self._logs.report_dropped()
             for stream in (sys.stdout, sys.stderr):
