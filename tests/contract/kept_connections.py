@@ -7,7 +7,7 @@ thirds of what a case costs. So `close` resets a connection and keeps it for the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import asyncpg
@@ -54,7 +54,7 @@ class KeptConnections:
     with."""
 
     def __init__(self) -> None:
-        self._connect = asyncpg.connect
+        self._connect: Callable[..., Any] = asyncpg.connect
         self._loop = asyncio.get_running_loop()
         self._idle: dict[str, list[KeptConnection]] = {}
 
