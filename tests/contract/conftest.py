@@ -12,12 +12,14 @@ from nimburion.backends.sqlite import SQLiteBackend
 from tests.contract.kept_connections import KeptConnections
 from tests.servers.fixtures import StartedServers
 
+CASES = Path(__file__).parent / "test_postgres.py"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the cases on PostgreSQL run on the event loop of `kept_connections`."""
     mark = pytest.mark.asyncio(loop_scope="session")
     for item in items:
-        if item.path.stem == "test_postgres":
+        if item.path == CASES:
             item.add_marker(mark, append=False)
 
 
