@@ -100,7 +100,7 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     host: str = ""
     """The host of that session."""
     fingerprint: str = ""
-    """16 hexadecimal digits that equal errors share (`core.fingerprints`)."""
+    """16 hexadecimal digits that equal errors share (`core.text.fingerprints`)."""
 
 
 class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,8 @@
-"""Maps an outcome to a settlement. Only this module applies the retry policy. Pure functions."""
+"""Decides what follows an attempt: maps its outcome to a settlement. Pure functions.
+
+Only this module applies the retry policy. `Policy.compute_delay` computes the seconds until the
+next attempt.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends the heartbeats of a session from a separate thread, on a separate connection.
+"""Renews a session: sends its heartbeats from a separate thread, on a separate connection.
 
 So a handler that blocks the event loop does not lose a lease. The heartbeat also computes how long
 the leases are valid: one time to live, less a margin, from the moment when the last answered
