@@ -148,17 +148,16 @@ def find_processor(app: Flask | None = None) -> Processor:
     Raises `NotOpen` outside of an application context, and `DefinitionError` if the application has
     no processor.
     """
-    if app is None:
-        if not has_app_context():
-            raise NotOpen(
-                "no Flask application is active here, so there is no processor: write "
-                "`with app.app_context():` around the call"
-            )
-        app = current_app._get_current_object()  # type: ignore[attr-defined]  # noqa: SLF001
-    found = app.extensions.get(EXTENSION)
+    if app is None and not has_app_context():
+        raise NotOpen(
+            "no Flask application is active here, so there is no processor: write "
+            "`with app.app_context():` around the call"
+        )
+    chosen: Flask = current_app if app is None else app
+    found = chosen.extensions.get(EXTENSION)
     if not isinstance(found, _AppJobs):
         raise DefinitionError(
-            f"the Flask application {app.name!r} has no processor: write `jobs.init_app(app)` "
+            f"the Flask application {chosen.name!r} has no processor: write `jobs.init_app(app)` "
             "where the application is made"
         )
     return found.get_processor()
