@@ -37,6 +37,12 @@ class Block(NamedTuple):
         return names[0] if names else None
 
     @property
+    def extended_file(self) -> str | None:
+        """The file to whose end it is added."""
+        names = [word.removeprefix("add-to=") for word in self.info if word.startswith("add-to=")]
+        return names[0] if names else None
+
+    @property
     def is_command(self) -> bool:
         """Whether it is a shell script that the tests run."""
         return self.info == ("sh", "run")

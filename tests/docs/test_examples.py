@@ -2,6 +2,7 @@
 
 The blocks of one page run in order in one namespace, on one event loop, in an empty folder.
 `python file=NAME` is written to that folder and imported from there; `yaml file=NAME` is written.
+`python add-to=NAME` is added to the end of a file there.
 `sh run` is run by bash.
 A `text output` block is compared with what the block before it printed; `...` stands for anything.
 `python no-run` shows a signature and is counted. Where a page names a Redis server, the tests' own
@@ -100,6 +101,9 @@ async def run_block(page: Page, block: Block, module: types.ModuleType, folder: 
     """Write the block's file, or run the block."""
     if block.file is not None:
         (folder / block.file).write_text(block.text + "\n", encoding="utf-8")
+    elif block.extended_file is not None:
+        with (folder / block.extended_file).open("a", encoding="utf-8") as file:
+            file.write(block.text + "\n")
     elif block.is_command:
         sys.stdout.write(await output_of(page, block, folder))
     elif block.runs:

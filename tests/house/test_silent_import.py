@@ -37,7 +37,8 @@ WATCH = textwrap.dedent("""
         if ours or (module and event in NEVER):
             seen.append(f"{module}: {event} {arguments!r:.200}")
 
-    NEED_SETTINGS = "integrations.django.admin", "integrations.django.models"
+    # They need the settings of a project, or Django 6.
+    NEED_SETTINGS = ("django.admin", "django.models", "django.task_backend")
     FILES = {"open", "os.listdir", "os.scandir", "os.mkdir", "sqlite3.connect"}
     NEVER = {"socket.__new__", "socket.getaddrinfo", "thread", "subprocess.Popen", "os.fork",
              "os.posix_spawn", "os.system"}

@@ -101,6 +101,8 @@ class AttemptError(msgspec.Struct, frozen=True, omit_defaults=True):
     """The host of that session."""
     fingerprint: str = ""
     """16 hexadecimal digits that equal errors share (`core.text.fingerprints`)."""
+    module: str = ""
+    """The module of the exception's class; empty if it is built in or if nothing was raised."""
 
 
 class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +140,12 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
 NO_JOB_OPTIONS = JobOptions()
 
 
+MIN_PRIORITY = -127
+"""The lowest priority that backends store."""
+MAX_PRIORITY = 127
+"""The highest priority that backends store."""
+
+
 class NewJob(msgspec.Struct, frozen=True):
     """A job to enqueue. The client has set its id and checked its limits."""
 
@@ -146,7 +154,9 @@ class NewJob(msgspec.Struct, frozen=True):
     queue: str
     payload: bytes
     priority: int = 5
-    """0 to 9, higher first."""
+    """`MIN_PRIORITY` to `MAX_PRIORITY`, higher first. The options of `enqueue` allow 0 to 9; the
+    rest is for integrations with another scale.
+    """
     at: float | None = None
     """The due time in epoch seconds. It takes precedence over `after`."""
     after: float = 0.0

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import django
 import sqlalchemy
 
 from tests.servers.fixtures import StartedServers
@@ -17,6 +18,9 @@ from tests.servers.server import Server
 
 ROOT = Path(__file__).parents[3]
 PROJECT = "tests.integrations.django.project"
+
+LABELS = [f"{PROJECT}.shop", *([f"{PROJECT}.tasked"] if django.VERSION >= (6,) else [])]
+"""The tests to run: those of tasks need Django 6, which is for Python 3.12 and newer."""
 
 
 def check_project(database: dict[str, Any], jobs: dict[str, Any] | None = None) -> None:
@@ -28,7 +32,7 @@ def check_project(database: dict[str, Any], jobs: dict[str, Any] | None = None) 
         **({} if jobs is None else {"NB_DJANGO_JOBS": json.dumps(jobs)}),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "django", "test", "-v0", "--noinput", f"{PROJECT}.shop"],
+        [sys.executable, "-m", "django", "test", "-v0", "--noinput", *LABELS],
         cwd=ROOT,
         env=environment,
         capture_output=True,

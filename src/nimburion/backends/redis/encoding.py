@@ -13,7 +13,6 @@ from nimburion.backends.redis.record_format import (
     FLAG_LARGE_PAYLOAD,
     FLAG_OPTIONS,
     FLAG_UNIQUE_KEY,
-    MAX_PRIORITY,
     NEVER,
     NEW_JOB_HEAD,
     POSITION,
@@ -28,7 +27,7 @@ from nimburion.backends.server.encoding import (
     to_micros,
 )
 from nimburion.core.errors import Unstorable
-from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, NewJob
+from nimburion.core.job import MAX_PRIORITY, NO_JOB_OPTIONS, JobOptions, NewJob
 from nimburion.core.lease import Lease
 
 MAX_INLINE_PAYLOAD = 4 * 1024

@@ -81,18 +81,15 @@ NO_SESSION = b"\0" * 4
 """The session of a job that no attempt ended."""
 NO_REASON_LENGTH = 0xFFFF
 """The length that stands for no reason."""
-MAX_PRIORITY = 9
-"""The rank of a job is this minus its priority."""
-
 SEQ = struct.Struct(">Q")
 """The field of a job in a hash: its seq."""
 TOKEN = struct.Struct(">I16s")
 """fence, nonce."""
 POSITION = struct.Struct(">HBc8s")
 """Of a new job: index of its lane in the call, rank, mode, value."""
-NEW_JOB_HEAD = struct.Struct(">BB16sB")
+NEW_JOB_HEAD = struct.Struct(">Bb16sB")
 """flags, priority, digest, length of the id that follows."""
-JOB_HEAD = struct.Struct(">IQQBB16xB")
+JOB_HEAD = struct.Struct(">IQQBb16xB")
 """lane, created, due, flags, priority, length of the id that follows."""
 JOB_END = struct.Struct(">cQQIH20x4s")
 """code, started, finished, failures, lost, session; more follows unless the job is completed."""

@@ -32,6 +32,7 @@ from nimburion.core.errors import (
     JobConflict,
     NotSupported,
 )
+from nimburion.core.settings import QueueSettings
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
 from nimburion.jobs.client.client import Client, EnqueueResult
@@ -39,6 +40,7 @@ from nimburion.jobs.client.collector import JobCollector, enqueue_collected
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.processor import Processor
 from nimburion.jobs.sync_processor import SyncProcessor
+from nimburion.jobs.worker.inline import InlineRunner
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -57,6 +59,9 @@ IMPORT_PATH = "nimburion.integrations.django:load_processor"
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+MakeJobs = Callable[[Client], Coroutine[Any, Any, "list[NewJob]"]]
+"""Makes jobs in the backend's form with the client of an event loop; a `JobCollector` helps."""
 
 
 class DjangoProcessor(Processor):
@@ -82,6 +87,10 @@ class DjangoProcessor(Processor):
         self.transactions: Transactions = Transactions(project)
         """Finds the transaction that an enqueue joins or waits for."""
         self.sync: DjangoSyncClient = DjangoSyncClient(self)
+        self.tasks: dict[str, object] = {}
+        """The tasks of `django.tasks` that this process knows, by the name of their job."""
+        self.task_queues: set[str] = set()
+        """The queues that `TASKS` names; workers serve them unless their queues are set."""
         self.around_handler(_close_old_connections)
         self.around_handler(_close_old_connections_async)
 
@@ -169,6 +178,7 @@ class DjangoProcessor(Processor):
     ) -> R:
         if self._loop is asyncio.get_running_loop():
             return await method(self, *args, **kwargs)
+        self.follow_settings()
         return await self.sync.call_async(method, *args, **kwargs)
 
     # Opening
@@ -180,6 +190,11 @@ class DjangoProcessor(Processor):
         """
         self.follow_settings()
         await super().open()
+
+    async def start(self) -> None:
+        """Start to run jobs in the background, as `Processor.start` does."""
+        self._serve_task_queues()
+        await super().start()
 
     def _new_handle(self) -> Client:
         self.follow_settings()
@@ -208,6 +223,23 @@ class DjangoProcessor(Processor):
                 _log.warning("the tables of the jobs are not created: %s", error)
             finally:
                 self.sync.close()
+
+    def _open_inline_runner(self) -> InlineRunner:
+        self._serve_task_queues()
+        return super()._open_inline_runner()
+
+    def _serve_task_queues(self) -> None:
+        """Serve the queues of `TASKS` too, unless the settings say which queues to serve."""
+        declared = self.registry.queues
+        if self.tasks and not self.settings.queues and not self.task_queues <= {*declared}:
+            names = sorted({*declared, *self.task_queues})
+            queues = tuple(QueueSettings(name) for name in names)
+            self.settings = msgspec.structs.replace(self.settings, queues=queues)
+
+    def _choose_kept_arguments(self) -> tuple[bool, dict[str, bool]]:
+        """Keep the arguments of completed jobs if there are tasks, whose results show them."""
+        default, by_queue = super()._choose_kept_arguments()
+        return default or (bool(self.tasks) and self.settings.keep_arguments != "no"), by_queue
 
     def mark_stale(self) -> None:
         """Read the settings again at the next use: a test has changed them."""
@@ -291,16 +323,25 @@ class DjangoSyncClient(SyncProcessor):
         kwargs["connection"] = opened
         return super().call(method, *args, **kwargs)
 
-    def enqueue_prepared(self, jobs: Sequence[NewJob]) -> None:
-        """Store prepared jobs: in the open transaction, after its commit, or at once."""
+    def enqueue_made(self, make: MakeJobs) -> list[str]:
+        """Make jobs and enqueue them in the open transaction, after its commit, or at once.
+
+        Returns the ids of the jobs.
+        """
         self._processor.follow_settings()
         opened = self._processor.transactions.find_open()
         if opened is None:
-            super().call(enqueue_collected, jobs)
-        elif opened.alias == self._processor.transactions.shared:
-            super().call(enqueue_collected, jobs, connection=opened)
-        else:
-            self._enqueue_after_commit(opened.alias, jobs)
+            return super().call(_make_and_enqueue, make)
+        if opened.alias == self._processor.transactions.shared:
+            return super().call(_make_and_enqueue, make, connection=opened)
+        jobs = super().call(make)
+        self._enqueue_after_commit(opened.alias, jobs)
+        return [job.id for job in jobs]
+
+    async def enqueue_made_async(self, make: MakeJobs) -> list[str]:
+        """Make jobs and enqueue them at once: async code has no transactions in Django."""
+        self._processor.follow_settings()
+        return await self.call_async(_make_and_enqueue, make)
 
     def _collect(
         self,
@@ -316,9 +357,13 @@ class DjangoSyncClient(SyncProcessor):
                 "the job is stored after the commit; write transaction.on_commit(lambda: …), or "
                 "use enqueue()"
             )
-        collector = JobCollector(self._processor)
-        result = asyncio.run(method(collector, *args, **kwargs))
-        self._enqueue_after_commit(alias, collector.collected)
+
+        async def collect(client: Client) -> tuple[R, list[NewJob]]:
+            collector = JobCollector(client)
+            return await method(collector, *args, **kwargs), collector.collected
+
+        result, jobs = super().call(collect)
+        self._enqueue_after_commit(alias, jobs)
         return result
 
     def _enqueue_after_commit(self, alias: str, jobs: Sequence[NewJob]) -> None:
@@ -331,6 +376,12 @@ class DjangoSyncClient(SyncProcessor):
         except (BackendError, DuplicateJob, JobConflict):
             names = ", ".join(f"{job.name} {job.id}" for job in jobs)
             _log.exception("could not be enqueued after the commit, and is lost: %s", names)
+
+
+async def _make_and_enqueue(
+    client: Client, make: MakeJobs, *, connection: object = None
+) -> list[str]:
+    return await enqueue_collected(client, await make(client), connection=connection)
 
 
 _ENQUEUE_METHODS: frozenset[object] = frozenset(

@@ -121,6 +121,11 @@ class Context(Generic[StateT_co]):
         return self._record.delivery.lost
 
     @property
+    def worker_id(self) -> str:
+        """The id of the session of the worker that runs this attempt."""
+        return self._record.session_id
+
+    @property
     def fence(self) -> int:
         """A number that rises with each delivery of this job, for systems that reject stale
         writers.

@@ -6,6 +6,8 @@ import json
 import os
 from typing import Any
 
+import django
+
 SECRET_KEY = "only for tests"
 USE_TZ = True
 ROOT_URLCONF = "tests.integrations.django.project.urls"
@@ -38,6 +40,13 @@ TEMPLATES: list[dict[str, Any]] = [
 ]
 STATIC_URL = "static/"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+if django.VERSION >= (6,):
+    INSTALLED_APPS.append("tests.integrations.django.project.tasked")
+_BACKEND = "nimburion.integrations.django.task_backend.NimburionBackend"
+TASKS = {
+    "default": {"BACKEND": _BACKEND, "QUEUES": ["default", "reports", "other"]},
+    "second": {"BACKEND": _BACKEND},
+}
 # Without their migrations, the tables are made in a fraction of the time.
 MIGRATION_MODULES = dict.fromkeys(["admin", "auth", "contenttypes", "sessions"])
 DATABASES = {"default": json.loads(os.environ["NB_DJANGO_DATABASE"])}

@@ -186,6 +186,7 @@ def describe_exception(
         message=message,
         traceback=clean_text(_format_traceback(raised), limit - limit // 4),
         fingerprint=compute_fingerprint(kind, error_type, _find_place(raised), message),
+        module=clean_text(_get_module_name(raised), 512),
     )
 
 
@@ -205,6 +206,16 @@ _QUALNAME = vars(type)["__qualname__"]
 
 def _get_type_name(raised: BaseException) -> str:
     return str.__str__(_QUALNAME.__get__(type(raised)))
+
+
+_MODULE = vars(type)["__module__"]
+"""The descriptor that reads the module of a class without the attributes of its metaclass."""
+
+
+def _get_module_name(raised: BaseException) -> str:
+    """Return the module of the exception's class; empty for built-in exceptions."""
+    module = _MODULE.__get__(type(raised))
+    return str.__str__(module) if isinstance(module, str) and module != "builtins" else ""
 
 
 def _format_message(raised: object) -> str:

@@ -26,10 +26,10 @@ class Ordering:
         assert ids(await (await harness.worker()).take(9)) == ["c", "a", "b", "0"]
 
     async def test_job_priority_orders_a_lane(self, harness: Harness) -> None:
-        for priority in (5, 0, 9, 7, 3, 1):
+        for priority in (5, -127, 127, 0, 9, 7, -1, 3, 1):
             await harness.put(harness.job(f"p{priority}", priority=priority))
         taken = ids(await (await harness.worker()).take(9))
-        assert taken == ["p9", "p7", "p5", "p3", "p1", "p0"]
+        assert taken == ["p127", "p9", "p7", "p5", "p3", "p1", "p0", "p-1", "p-127"]
 
     async def test_job_priority_orders_the_lanes_of_a_queue(self, harness: Harness) -> None:
         await harness.put(harness.job("low", name="mail", priority=3))

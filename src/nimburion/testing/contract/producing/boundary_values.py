@@ -150,7 +150,7 @@ class Names:
         await harness.put(harness.job(name="a.b", options=JobOptions(unique_key="c")))
         assert (await harness.backend.count_jobs())[State.PENDING] == 3
 
-    @pytest.mark.parametrize("priority", range(10))
+    @pytest.mark.parametrize("priority", [-127, -1, *range(10), 127])
     async def test_every_priority_is_kept(self, harness: Harness, priority: int) -> None:
         await harness.put(harness.job("a", priority=priority))
         assert (await harness.backend.get_job("a")).priority == priority

@@ -18,7 +18,7 @@
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
 --                   | settled 20, only if the job was settled before
--- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 9 - priority. The byte order is the order of the lane.
+-- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 127 - priority. The byte order is the order of the lane.
 -- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T)
 -- session_leases    session 4 | seq 8
 -- expired_session   session 4 | status 1 (a expired with one lease or none, s with several, l left before it expired)
@@ -46,7 +46,7 @@ local NO_FENCE, FIRST_FENCE = '\0\0\0\0', '\0\0\0\1'
 local NO_SESSION = '\0\0\0\0'
 local NO_REASON, NO_REASON_LENGTH = '\255\255', 65535
 local BLOCK = 500
-local MAX_PRIORITY = 9
+local MAX_PRIORITY = 127
 
 -- A local is faster than a field of a global.
 local byte, sub, band, unpack_struct, pack_struct = string.byte, string.sub, bit.band, struct.unpack, struct.pack
@@ -75,7 +75,7 @@ local function get_due(body)
 end
 
 local function get_rank(body)
-  return string.char(MAX_PRIORITY - byte(body, JOB_PRIORITY))
+  return string.char((MAX_PRIORITY - byte(body, JOB_PRIORITY)) % 256) -- the byte has a sign
 end
 
 local function get_id(body)
