@@ -7,6 +7,7 @@ their own.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -239,6 +240,37 @@ def release(session: nox.Session) -> None:
     run_python(session, "website.package_readme", version)
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     run_python(session, "hatchling", "build", "-d", str(ROOT / "dist"))
+
+
+@nox.session
+def django(session: nox.Session) -> None:
+    """Run Django's own tests of tasks, and ours, on the newest Django (Python 3.12 and newer)."""
+    with temporary_folder() as scratch:
+        python = sys.executable if sys.version_info >= (3, 12) else find_other_python([])
+        if python is None or "python3.11" in Path(python).name:
+            session.error("Django 6 needs Python 3.12 or newer, and there is none on PATH")
+        folder = scratch / "environment"
+        run(session, python, "-m", "venv", str(folder))
+        own = str(folder / "bin" / "python")
+        requirements = [f"{ROOT}[django]", "django>=6.1", *session.posargs]
+        run(session, own, "-m", "pip", "install", "--quiet", *requirements)
+        with session.chdir(ROOT):
+            run(session, own, "-m", "tests.integrations.django.upstream.run")
+            project = "tests.integrations.django.project"
+            run(
+                session,
+                own,
+                *("-m", "django", "test", "--noinput", f"{project}.shop", f"{project}.tasked"),
+                DJANGO_SETTINGS_MODULE=f"{project}.settings",
+                NB_DJANGO_DATABASE=json.dumps(
+                    {
+                        "ENGINE": "django.db.backends.sqlite3",
+                        "NAME": str(scratch / "app.db"),
+                        "TEST": {"NAME": str(scratch / "test.db")},
+                        "OPTIONS": {"transaction_mode": "IMMEDIATE"},
+                    }
+                ),
+            )
 
 
 @nox.session

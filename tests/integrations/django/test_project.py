@@ -78,4 +78,6 @@ def make_postgres(server: PostgresServer) -> dict[str, Any]:
         "USER": parts.username,
         "HOST": parts.host or dict(parts.query)["host"],
         "PORT": str(parts.port),
+        "CONN_MAX_AGE": None,
+        "CONN_HEALTH_CHECKS": True,
     }

@@ -1,8 +1,7 @@
 """System checks of the app: `manage.py check` runs them, and so does `manage.py nimburion worker`.
 
 - `nimburion.E001`: the setting `NIMBURION` is wrong, or the driver of the backend is missing.
-- `nimburion.E002`: a backend of `TASKS` has an option that does not exist or has a wrong value.
-- `nimburion.E003`: completed tasks would lose their arguments.
+- `nimburion.E002`: completed tasks would lose their arguments.
 - `nimburion.W001`: a SQLite database begins its transactions without the lock for writing.
 - `nimburion.W002`: the jobs are in the memory of one process.
 - `nimburion.W003`: connections that live long are used without a health check.
@@ -22,6 +21,7 @@ from django.db import connections
 
 from nimburion.backends import open_backend
 from nimburion.core.errors import ConfigurationError
+from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import (
     SETTING,
@@ -43,7 +43,7 @@ def check_project(
         open_backend(project.config.jobs.url)
     except ConfigurationError as error:
         return [Error(str(error), obj=f"settings.{SETTING}", id="nimburion.E001")]
-    return [*_check_database(project), *_check_memory(project)]
+    return [*_check_database(project), *_check_memory(project), *_check_tasks(project)]
 
 
 def _check_database(project: ProjectSettings) -> list[CheckMessage]:
@@ -89,3 +89,32 @@ def _check_memory(project: ProjectSettings) -> list[CheckMessage]:
             )
         ]
     return []
+
+
+def _check_tasks(project: ProjectSettings) -> list[CheckMessage]:
+    """Check the settings that tasks depend on; without tasks there is nothing to check."""
+    messages: list[CheckMessage] = []
+    jobs, processor = project.config.jobs, get_processor()
+    if not processor.tasks:
+        return messages
+    forgetful = [queue.name for queue in jobs.queues if queue.keep_arguments == "no"]
+    if jobs.keep_arguments == "no" or processor.task_queues.intersection(forgetful):
+        messages.append(
+            Error(
+                "Completed tasks lose their arguments, which their results show.",
+                hint=f'Remove "keep_arguments": "no" from {SETTING}.',
+                obj=f"settings.{SETTING}",
+                id="nimburion.E002",
+            )
+        )
+    unserved = processor.task_queues.difference(queue.name for queue in jobs.queues)
+    if jobs.queues and unserved:
+        messages.append(
+            checks.Warning(
+                f"Workers do not serve these queues of TASKS: {', '.join(sorted(unserved))}.",
+                hint=f'Add them to {SETTING}["queues"], or run a worker with --queues.',
+                obj=f"settings.{SETTING}",
+                id="nimburion.W004",
+            )
+        )
+    return messages

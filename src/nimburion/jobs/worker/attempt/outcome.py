@@ -214,7 +214,10 @@ _MODULE = vars(type)["__module__"]
 
 def _get_module_name(raised: BaseException) -> str:
     """Return the module of the exception's class; empty for built-in exceptions."""
-    module = _MODULE.__get__(type(raised))
+    try:
+        module = _MODULE.__get__(type(raised))
+    except AttributeError:  # the class has deleted its own
+        return ""
     return str.__str__(module) if isinstance(module, str) and module != "builtins" else ""
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import connections
 
 from nimburion.integrations.django import processor
 from nimburion.jobs import Context, Job, job
+
+USED: list[Any] = []
+"""The connections that handlers have used."""
 
 
 class Base(Job):
@@ -32,7 +35,7 @@ def describe(word: str) -> str:
 
 @processor.job(queue="mail", max_retries=2)
 def greet(name: str) -> str:
-    """Return a greeting, and whether the thread began without a connection."""
-    began_closed = connection.connection is None
+    """Return a greeting, and note the connection of this thread."""
+    USED.append(connections["default"])
     assert User.objects.filter(username=name).exists()
-    return f"hello {name}, {began_closed}"
+    return f"hello {name}"

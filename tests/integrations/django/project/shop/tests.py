@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import threading
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -26,7 +27,7 @@ from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.checks import check_project
 from nimburion.integrations.django.testing import run_jobs
 from nimburion.jobs import State
-from tests.integrations.django.project.shop.jobs import CountUsers, describe, greet, shout
+from tests.integrations.django.project.shop.jobs import USED, CountUsers, describe, greet, shout
 
 SHARED = not json.loads(os.environ.get("NB_DJANGO_JOBS", "{}"))
 """Whether the jobs live in Django's database."""
@@ -43,13 +44,21 @@ class TransactionCases(TransactionTestCase):
     def test_a_job_exists_when_its_transaction_has_committed(self) -> None:
         with transaction.atomic():
             User.objects.create(username="ann")
-            greet.enqueue_sync("ann")
             job_id = greet.enqueue_sync("ann")
             self.assertIsNone(find_state(job_id))
         self.assertEqual(find_state(job_id), State.PENDING)
         run_jobs()
         status = get_processor().sync.get_status(job_id)
-        self.assertEqual((status.state, status.result), ("completed", "hello ann, True"))
+        self.assertEqual((status.state, status.result), ("completed", "hello ann"))
+
+    def test_django_closes_the_connection_of_a_handler(self) -> None:
+        """It does so at once, unless `CONN_MAX_AGE` says otherwise."""
+        User.objects.create(username="ann")
+        greet.enqueue_sync("ann")
+        USED.clear()
+        run_jobs()
+        keeps = transaction.get_connection().settings_dict["CONN_MAX_AGE"] is None
+        self.assertEqual([used.connection is None for used in USED], [not keeps])
 
     def test_a_rollback_leaves_no_job(self) -> None:
         ids = []
@@ -102,6 +111,39 @@ class TransactionCases(TransactionTestCase):
         run_jobs()
         results = [get_processor().sync.get_status(job_id).result for job_id in ids]
         self.assertEqual(results, [1, "A"])
+
+
+class WorkerCases(TransactionTestCase):
+    def test_a_worker_goes_on_when_the_server_ends_all_connections(self) -> None:
+        User.objects.create(username="ann")
+        processor = get_processor()
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(processor.start(), loop).result(20)
+            for _ in range(3):
+                job_id = greet.enqueue_sync("ann")
+                self.assertEqual(processor.sync.wait(job_id, timeout=20), "hello ann")
+                status = processor.sync.get_status(job_id)
+                self.assertEqual((status.failures, status.lost), (0, 0))
+                cut_other_connections()
+        finally:
+            asyncio.run_coroutine_threadsafe(processor.close(), loop).result(20)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+
+def cut_other_connections() -> None:
+    """End all connections to the database but this one; they are a server's."""
+    if transaction.get_connection().vendor == "postgresql":
+        with transaction.get_connection().cursor() as cursor:
+            cursor.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            assert cursor.fetchone()[0] > 0
 
 
 class JobsInATestCase(TestCase):

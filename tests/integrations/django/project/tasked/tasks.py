@@ -29,13 +29,17 @@ def leave(code: int) -> None:
 
 
 @task(takes_context=True)
-def tell_attempt(context: TaskContext) -> list[Any]:
+def tell_attempt(context: TaskContext[Any, Any]) -> list[Any]:
     result = context.task_result
     return [context.attempt, result.worker_ids[-1], str(result.status)]
 
 
-@task(takes_context=True, max_retries=2, retry_backoff=0)
-def fail_once(context: TaskContext) -> int:
+def succeed_later(context: TaskContext[Any, Any]) -> int:
     if context.attempt == 1:
         raise LookupError("the first time")
     return context.attempt
+
+
+# The stubs of Django do not know the options of other task classes.
+_task_with_policy: Any = task
+fail_once = _task_with_policy(takes_context=True, max_retries=2, retry_backoff=0)(succeed_later)

@@ -16,6 +16,7 @@ from django.test import TransactionTestCase, override_settings
 from nimburion.core.errors import DuplicateJob
 from nimburion.core.queries import JobFilter
 from nimburion.integrations.django import get_processor
+from nimburion.integrations.django.checks import check_project
 from nimburion.integrations.django.task_backend import NimburionBackend, StoredTaskError
 from nimburion.integrations.django.testing import run_jobs
 from nimburion.jobs.client.client import Client
@@ -198,6 +199,14 @@ class TaskCases(TransactionTestCase):
                 self.assertRaisesMessage(InvalidTaskBackend, "OPTIONS"),
             ):
                 _ = task_backends["default"]
+
+    def test_settings_that_do_not_fit_tasks_are_reported(self) -> None:
+        for setting, found in (
+            ({"keep_arguments": "no"}, "nimburion.E002"),
+            ({"queues": [{"name": "default"}]}, "nimburion.W004"),
+        ):
+            with self.subTest(setting), override_settings(NIMBURION=setting):
+                self.assertEqual([message.id for message in check_project(None)], [found])
 
     def test_every_flag_is_set(self) -> None:
         flags = ("defer", "async_task", "get_result", "priority")

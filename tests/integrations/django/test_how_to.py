@@ -1,0 +1,73 @@
+"""The page about Django, followed block by block on Redis and PostgreSQL.
+
+`tests/docs/test_examples.py` follows it on SQLite, and compares what it prints.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import Block, read
+from tests.house.tree import ROOT
+from tests.integrations.django.test_project import make_postgres
+from tests.servers.fixtures import StartedServers
+from tests.servers.postgres import PostgresServer
+from tests.servers.server import Server
+
+PAGE = read(ROOT / "docs" / "how-to" / "django.md")
+
+
+@pytest.mark.slow
+def test_the_page_leads_to_a_job_on_redis(tmp_path: Path, valkey: Server) -> None:
+    printed = follow_page(tmp_path, f'NIMBURION = {{"url": "{valkey.url}?namespace=how-to"}}')
+    assert "welcome  mail   completed" in printed
+
+
+@pytest.mark.slow
+def test_the_page_leads_to_a_job_on_postgresql(
+    tmp_path: Path, started_servers: StartedServers
+) -> None:
+    server = started_servers["postgres"]
+    assert isinstance(server, PostgresServer)
+    server.ask("CREATE DATABASE how_to")
+    database = make_postgres(server) | {"NAME": "how_to"}
+    printed = follow_page(tmp_path, f"DATABASES = {{'default': {database}}}")
+    assert "welcome  mail   completed" in printed
+
+
+def follow_page(folder: Path, choice: str) -> str:
+    """Do what the page says, with another database or backend; return what the commands print."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    printed = ""
+    for block in PAGE.blocks:
+        if block.is_command:
+            printed += subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", block.text],
+                cwd=folder,
+                env={**os.environ, "PATH": path},
+                capture_output=True,
+                text=True,
+                timeout=50,
+                check=True,
+            ).stdout
+            settings = folder / "mysite" / "settings.py"
+            if choice and settings.exists():
+                settings.write_text(f"{settings.read_text()}\n{choice}\n")
+                choice = ""
+        else:
+            write_block(folder, block)
+    return printed
+
+
+def write_block(folder: Path, block: Block) -> None:
+    """Write the file of a block, or add to it. What the page says about SQLite is left out."""
+    if block.file is not None:
+        (folder / block.file).write_text(block.text + "\n")
+    elif block.extended_file is not None and "transaction_mode" not in block.text:
+        file = folder / block.extended_file
+        file.write_text(f"{file.read_text()}\n{block.text}\n")
