@@ -140,7 +140,10 @@ class RunningWorker:
         failures: dict[str, BaseException | None]
         failures = {type(service).__name__.lower(): service.failure for service in self._services}
         failures["loop"] = self._watchdog.failure
-        is_stopping = self._stop_requested.is_set() or self._worker.takes_no_more_jobs
+        task = self._worker.task
+        has_ended = task is not None and task.done()
+        is_finishing = self._worker.takes_no_more_jobs and not has_ended
+        is_stopping = self._stop_requested.is_set() or is_finishing
         return read_health(self._worker, failures, stopping=is_stopping)
 
     async def wait_for_stop_request(self) -> None:
