@@ -618,9 +618,10 @@ class Client:
         ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         if all_results is not None:
             all_results += results
-        self._statistics.count_enqueued(jobs, results)
-        if self._statistics.writer is None:
-            await self._statistics.start(self.backend)
+        statistics = self._statistics
+        statistics.count_enqueued(jobs, results)
+        if statistics.writer is None:
+            await statistics.start(self.backend)
         if self.events.wants(JobEnqueued):
             self._emit_enqueued(jobs, results)
         return ids
