@@ -116,7 +116,8 @@ class Periodic(Service):
             self._log.log(
                 level,
                 "%s: the backend did not answer (%s); next try at the next interval",
-                *(type(self).__name__, error),
+                type(self).__name__,
+                error,
             )
             self._note(error)
         else:

@@ -747,7 +747,8 @@ class Processor(Client):
             _log.warning(
                 "the setting processes is %d, but this worker runs in one process. Run `nimburion "
                 "worker MODULE:NAME --processes %d`",
-                *(self.settings.processes, self.settings.processes),
+                self.settings.processes,
+                self.settings.processes,
             )
 
     async def _end_process(self, running: RunningWorker) -> None:

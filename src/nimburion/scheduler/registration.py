@@ -78,8 +78,8 @@ class ScheduleRegistration:
         until = now + _INTERVALS_VALID * interval
         changes: list[ScheduleRecord] = []
         renewals: list[tuple[float, ScheduleRecord]] = []
-        for own in self._declared.values():
-            record = kept.get(own.name)
+        for declared in self._declared.values():
+            record = kept.get(declared.name)
             spec = None if record is None else self.parse_spec(record)
             if (
                 record is not None
@@ -88,12 +88,12 @@ class ScheduleRegistration:
             ):
                 continue
             if spec is None or (
-                own.name not in self._registered and spec.get_declaration() != own.spec
+                declared.name not in self._registered and spec.get_declaration() != declared.spec
             ):
-                changes.append(self._make_record(own.name, own.spec, now, until))
+                changes.append(self._make_record(declared.name, declared.spec, now, until))
             elif (declared_until := spec.declared_until or 0.0) < until - interval:
                 renewals.append(
-                    (declared_until, self._make_record(own.name, spec, spec.since, until))
+                    (declared_until, self._make_record(declared.name, spec, spec.since, until))
                 )
         renewals.sort(key=itemgetter(0))
         return changes + [record for _, record in renewals[:_MAX_RENEWALS]]

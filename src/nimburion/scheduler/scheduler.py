@@ -65,13 +65,13 @@ class Scheduler(Service):
         self.schedules: Schedules = Schedules(processor, timezone)
         """All schedules of the backend: list, add, pause and remove them."""
         self._declared: dict[str, DeclaredSchedule] = {}
-        self._time = BackendClock(processor.clock, processor.backend)
-        self._ticker = Ticker(processor, self._declared, self._time)
+        self._backend_clock = BackendClock(processor.clock, processor.backend)
+        self._ticker = Ticker(processor, self._declared, self._backend_clock)
         self._registration = ScheduleRegistration(
             processor.backend, processor.settings.owner, self._declared
         )
         self._entries = ScheduleEntries()
-        self._looked: float | None = None
+        self._refreshed_at: float | None = None
         if in_workers:
             processor.add_service(self)
 
@@ -95,8 +95,10 @@ class Scheduler(Service):
                 service for service in processor.services if not isinstance(service, cls)
             ]
             return None
-        own = next((service for service in processor.services if isinstance(service, cls)), None)
-        scheduler = own or cls(processor, timezone=settings.timezone)
+        existing = next(
+            (service for service in processor.services if isinstance(service, cls)), None
+        )
+        scheduler = existing or cls(processor, timezone=settings.timezone)
         scheduler.add_tasks(settings)
         return scheduler
 
@@ -121,8 +123,8 @@ class Scheduler(Service):
         """
         if job is None:
             return partial(self._decorate, when, options)
-        own = declare_schedule(self.processor, when, job, self.timezone, options)
-        return self._declare(own)
+        declared = declare_schedule(self.processor, when, job, self.timezone, options)
+        return self._declare(declared)
 
     def add_tasks(self, settings: SchedulerSettings) -> None:
         """Declare the tasks of the configuration. Tasks whose names are already declared in code
@@ -147,7 +149,7 @@ class Scheduler(Service):
         await self.processor.open()
         self._warn_about_unknown_jobs()
         self._registration.begin()
-        self._looked = None
+        self._refreshed_at = None
         await super().start()
 
     async def run(self) -> None:
@@ -160,7 +162,7 @@ class Scheduler(Service):
                 if self.failure is None:
                     self._log.warning("the backend did not answer (%s); retrying", error)
                 self._note(error)
-                self._looked = None
+                self._refreshed_at = None
                 await self.pause(_PAUSE_AFTER_ERROR)
             else:
                 self._note(None)
@@ -187,24 +189,24 @@ class Scheduler(Service):
         return self._entries.next_due
 
     def _take_due(self, most: int) -> list[ScheduleEntry]:
-        due = self._entries.take_due(self._time.now())
+        due = self._entries.take_due(self._backend_clock.now())
         return [entry for _, entry in zip(range(most), due, strict=False)]
 
     async def _refresh(self) -> None:
         """Read the schedules from the backend if the refresh interval has passed."""
         now = self.clock.monotonic()
-        if self._looked is not None and now - self._looked < self._choose_refresh_interval:
+        if self._refreshed_at is not None and now - self._refreshed_at < self._refresh_interval:
             return
-        await self._time.synchronize()
+        await self._backend_clock.synchronize()
         backend = self.processor.backend
         records = await backend.list_schedules()
-        if await self._registration.write_changes(records, self._time.now()):
+        if await self._registration.write_changes(records, self._backend_clock.now()):
             records = await backend.list_schedules()
         self._entries.update([record for record in records if self._is_ours(record)])
-        self._looked, self._ticker.behind = now, False
+        self._refreshed_at, self._ticker.behind = now, False
 
     @property
-    def _choose_refresh_interval(self) -> float:
+    def _refresh_interval(self) -> float:
         if self._ticker.behind:
             return _CATCH_UP_REFRESH_INTERVAL
         return (
@@ -226,9 +228,9 @@ class Scheduler(Service):
     async def _wait_for_next(self) -> None:
         due = self.next_due
         wait = (
-            self._choose_refresh_interval
+            self._refresh_interval
             if due is None
-            else min(self._choose_refresh_interval, due - self._time.now())
+            else min(self._refresh_interval, due - self._backend_clock.now())
         )
         if wait > 0:
             await wait_for_first(self.clock.sleep(wait), self.stopping.wait())
@@ -239,24 +241,24 @@ class Scheduler(Service):
         self.schedule(when, cast("Template", template), **options)
         return template
 
-    def _declare(self, own: DeclaredSchedule) -> str:
+    def _declare(self, schedule: DeclaredSchedule) -> str:
         if self.running:
             raise DefinitionError("declare schedules before the scheduler is started")
-        if own.name in self._declared:
+        if schedule.name in self._declared:
             raise DefinitionError(
-                f"there is a schedule {own.name!r} already; give this one another name="
+                f"there is a schedule {schedule.name!r} already; give this one another name="
             )
-        self._declared[own.name] = own
-        return own.name
+        self._declared[schedule.name] = schedule
+        return schedule.name
 
     def _warn_about_unknown_jobs(self) -> None:
         known = set(self.processor.registry.names)
-        for own in self._declared.values():
-            if own.spec.job and known and own.spec.job not in known:
+        for schedule in self._declared.values():
+            if schedule.spec.job and known and schedule.spec.job not in known:
                 self._log.warning(
                     "schedule %r enqueues jobs %r, which are not registered here",
-                    own.name,
-                    own.spec.job,
+                    schedule.name,
+                    schedule.spec.job,
                 )
 
 

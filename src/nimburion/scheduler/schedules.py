@@ -61,7 +61,7 @@ class Schedules:
     def __init__(self, client: Client, timezone: str = "UTC") -> None:
         self._client = client
         self._timezone = timezone
-        self._time = BackendClock(client.clock, client.backend)
+        self._clock = BackendClock(client.clock, client.backend)
 
     async def list(
         self, ticks: int = 5, *, after: str | None = None, limit: int | None = None
@@ -179,7 +179,7 @@ class Schedules:
         self, record: ScheduleRecord, spec: ScheduleSpec, job_id: str | None
     ) -> str:
         """Request a computed job from the schedulers that declare its schedule; return its id."""
-        await self._time.synchronize()
+        await self._clock.synchronize()
         now = self._read_now()
         if _choose_condition(record, now) == "inactive":
             raise DefinitionError(
@@ -202,7 +202,7 @@ class Schedules:
         return wanted.run_id
 
     def _read_now(self) -> float:
-        return self._time.now()
+        return self._clock.now()
 
     async def _find_record(self, name: str) -> ScheduleRecord | None:
         records = await self._client.backend.list_schedules()
@@ -216,7 +216,7 @@ class Schedules:
 
     async def _start_now(self, spec: ScheduleSpec) -> bytes:
         """Encode a schedule that excludes all ticks up to now by the clock of the backend."""
-        await self._time.synchronize()
+        await self._clock.synchronize()
         return msgspec.structs.replace(spec, since=self._read_now()).encode()
 
     async def _describe(self, record: ScheduleRecord, ticks: int) -> ScheduleInfo:

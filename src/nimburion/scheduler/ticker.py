@@ -29,11 +29,11 @@ class Ticker:
     """Decides ticks and emits `TickDecided` and `JobEnqueued` events."""
 
     def __init__(
-        self, processor: Processor, declared: dict[str, DeclaredSchedule], time: BackendClock
+        self, processor: Processor, declared: dict[str, DeclaredSchedule], clock: BackendClock
     ) -> None:
         self._processor = processor
         self._declared = declared
-        self._time = time
+        self._clock = clock
         self.behind: bool = False
         """Whether other schedulers decided ticks that this process does not know; read the
         backend soon."""
@@ -41,7 +41,7 @@ class Ticker:
     async def decide(self, entry: ScheduleEntry) -> bool:
         """Decide the due tick of an entry; return whether this process decided it. Raises
         `BackendError` if the backend is unreachable; the tick then remains undecided."""
-        tick = entry.find_tick(self._time.now())
+        tick = entry.find_tick(self._clock.now())
         if tick is None:
             return False
         fired = await self._fire(entry, tick)
@@ -111,19 +111,19 @@ class Ticker:
         if entry.spec.payload is not None:
             return None, entry.spec.make_job(entry.name, tick)
         spec = entry.spec
-        own = self._declared[spec.run_of or entry.name]
-        if own.compute is None:
+        declared = self._declared[spec.run_of or entry.name]
+        if declared.compute is None:
             raise InvalidJob("this version of the code does not compute its arguments")
-        job = own.compute(datetime.fromtimestamp(tick, find_zone(spec.timezone)))
-        new = prepare_job(self._processor, job, **own.options)
-        bound = bind_to_tick(new, own.name, tick, spec.jitter)
+        job = declared.compute(datetime.fromtimestamp(tick, find_zone(spec.timezone)))
+        new = prepare_job(self._processor, job, **declared.options)
+        bound = bind_to_tick(new, declared.name, tick, spec.jitter)
         return job, replace(bound, id=spec.run_id) if spec.run_of else bound
 
     def _note_result(self, entry: ScheduleEntry, tick: int, fired: Fired) -> None:
         match fired.outcome:
             case "fired" | "skipped":
                 entry.decide(tick)
-                late = self._time.now() - tick
+                late = self._clock.now() - tick
                 _log.debug("%s: tick %d %s, %.3f s late", entry.name, tick, fired.outcome, late)
                 events = self._processor.events
                 events.emit(TickDecided(entry.name, tick, fired.outcome, fired.job_id, late))
@@ -138,7 +138,7 @@ class Ticker:
         losing each tick."""
         was_guessed = entry.guessed
         entry.decide(tick, guessed=True)
-        if was_guessed and entry.due is not None and entry.due <= self._time.now():
+        if was_guessed and entry.due is not None and entry.due <= self._clock.now():
             entry.suspend()
             self.behind = True
 

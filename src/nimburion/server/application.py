@@ -224,7 +224,7 @@ class Application:
             await management.stop()
 
     def _read_phase(self) -> Phase:
-        if self._phase == "started" and self._workers and not self._workers.have_started:
+        if self._phase == "started" and self._workers and not self._workers.all_started:
             return "starting"
         return self._phase
 

@@ -13,7 +13,7 @@ class WorkerGroup(Protocol):
     """The worker processes of a supervisor, as its management server sees them."""
 
     @property
-    def have_started(self) -> bool:
+    def all_started(self) -> bool:
         """Whether every process has had a session."""
         ...
 

@@ -14,10 +14,12 @@ from nimburion.backends.sqlite.reserve import (
     choose_jobs,
     count_fitting,
     decode_limits,
+    exclude_full_limits,
     find_open_lanes,
     find_waiting_lanes,
     insert_leases,
     measure_sizes,
+    read_limits,
 )
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
 from nimburion.backends.sqlite.transitions import LeaseRow
@@ -112,10 +114,10 @@ def run_exchange(
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    limits_before = decode_limits(db.fetch_value("list_limits")) if limits else limits
+    limits_before = read_limits(db) if limits else limits
     lanes = find_open_lanes(db, request, _decode_names(head.paused), limits_before)
-    rows = lease_jobs(db, (head.session, number), request, lanes, limits_before)
-    limits_after = decode_limits(db.fetch_value("list_limits")) if limits else limits
+    rows = lease_jobs(db, head.session, number, request, lanes, limits=limits_before)
+    limits_after = read_limits(db) if limits else limits
     if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
         db.notify([EVERY_QUEUE])
     db.run(
@@ -130,9 +132,11 @@ def run_exchange(
 
 def lease_jobs(
     db: Database,
-    session_and_number: tuple[int, int],
+    session: int,
+    number: int,
     request: ReserveRequest,
     lanes: Lanes,
+    *,
     limits: dict[str, ConcurrencyLimit],
 ) -> list[ReservedRow]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
@@ -156,7 +160,7 @@ def lease_jobs(
         db.reads_sizes_first = True
         release_limits(db, [job.lane for job, _, _ in rows[count:]])
         del seqs[count:], rows[count:]
-    insert_leases(db, session_and_number, request, seqs)
+    insert_leases(db, session, number, request, seqs)
     return rows
 
 
@@ -177,9 +181,10 @@ def release_limits(db: Database, lanes: list[int]) -> None:
 def read_session_head(db: Database, session_id: str) -> SessionHead:
     """Read the session with limits and pauses; raise `SessionLost` if it is not alive."""
     row = db.fetch_one("get_exchange_head", session_id, db.now)
-    if row is None or row[3] is not None or row[4] is not None:
+    head = None if row is None else SessionHead(*row)
+    if head is None or head.left_at is not None or head.ended_at is not None:
         raise SessionLost(session_id)
-    return SessionHead(*row)
+    return head
 
 
 def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> ExchangeResult:
@@ -196,9 +201,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"
         requeue_or_cancel(db, LeaseRow(*lease_row), settles=False)
-    lanes = find_open_lanes(
-        db, request, _decode_names(head.paused), decode_limits(db.fetch_value("list_limits"))
-    )
+    lanes = find_open_lanes(db, request, _decode_names(head.paused), read_limits(db))
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count]),
@@ -234,14 +237,6 @@ def promote_and_notify(db: Database, limit: int) -> tuple[int, int | None]:
     count = promote(db, limit) if lanes else 0
     db.notify({db.get_lane(lane).queue for lane in lanes})
     return count, db.fetch_value("get_next_due")
-
-
-def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> Lanes:
-    """Return the lanes whose job name is below its concurrency limit."""
-    if not limits:
-        return lanes
-    full = {name for name, limit in limits.items() if limit.in_use >= limit.limit}
-    return {number: lane for number, lane in lanes.items() if lane.name not in full}
 
 
 def read_reserved_jobs(db: Database, seqs: list[int]) -> list[ReservedRow]:

@@ -37,11 +37,11 @@ Lanes = dict[int, Lane]
 
 
 def insert_leases(
-    db: Database, session_and_number: tuple[int, int], request: ReserveRequest, seqs: list[int]
+    db: Database, session: int, number: int, request: ReserveRequest, seqs: list[int]
 ) -> None:
-    """Lease these jobs, in rank order, to the session and the exchange of `session_and_number`."""
+    """Lease these jobs, in rank order, to the session and its exchange of this number."""
     listed = _encode(seqs).decode()
-    db.run("insert_leases", *session_and_number, request.nonce, db.now, listed)
+    db.run("insert_leases", session, number, request.nonce, db.now, listed)
     db.run("delete_leased_from_ready", listed)
 
 
@@ -68,15 +68,23 @@ def find_open_lanes(
     limits: dict[str, ConcurrencyLimit],
 ) -> Lanes:
     """Return the requested lanes that exist, by number, without paused queues and full limits."""
-    lanes = db.find_lanes(request.lanes)
-    full = {name for name, limit in limits.items() if limit.in_use >= limit.limit}
-    if not paused and not full:
+    lanes = exclude_full_limits(db.find_lanes(request.lanes), limits)
+    if not paused:
         return lanes
-    return {
-        number: lane
-        for number, lane in lanes.items()
-        if lane.queue not in paused and lane.name not in full
-    }
+    return {number: lane for number, lane in lanes.items() if lane.queue not in paused}
+
+
+def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> Lanes:
+    """Return the lanes whose job name is below its concurrency limit."""
+    if not limits:
+        return lanes
+    full = {name for name, limit in limits.items() if limit.in_use >= limit.limit}
+    return {number: lane for number, lane in lanes.items() if lane.name not in full}
+
+
+def read_limits(db: Database) -> dict[str, ConcurrencyLimit]:
+    """Read the concurrency limits, by job name."""
+    return decode_limits(db.fetch_value("list_limits"))
 
 
 def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:

@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.reserve import decode_limits
+from nimburion.backends.sqlite.reserve import read_limits
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
@@ -89,7 +89,7 @@ def heartbeat(db: Database, session_id: str, vitals: Vitals | None = None) -> He
     reported = None if vitals is None else _encode(vitals).decode()
     db.run("renew_session", session.session, db.boot_time + session.ttl, db.boot_id, reported)
     names = set(decode_description(session.description).names)
-    limits = decode_limits(db.fetch_value("list_limits"))
+    limits = read_limits(db)
     return HeartbeatReply(
         cancel=[
             Lease(job_id, Token(fence, nonce), seq)

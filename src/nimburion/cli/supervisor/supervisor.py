@@ -177,9 +177,10 @@ class Supervisor:
         _log.error(
             "the application uses %s, but the management server would show %s, which the "
             "configuration names; let the application use config.load(), or leave out --server",
-            *(process.backend, self._expected_backend),
+            process.backend,
+            self._expected_backend,
         )
-        self._end(BAD_INPUT)
+        self._stop_workers(BAD_INPUT)
 
     def _note_end(self, process: WorkerProcess) -> None:
         self._processes.discard(process)
@@ -191,7 +192,9 @@ class Supervisor:
             self._all_started.set()
         _log.info(
             "worker process %d (%d of %d) is ready",
-            *(process.id, slot.number, len(self._slots)),
+            process.id,
+            slot.number,
+            len(self._slots),
         )
 
     async def _wait_for_replacement_time(self, process: WorkerProcess) -> None:
@@ -213,7 +216,10 @@ class Supervisor:
         _log.log(
             logging.INFO if process.exit_code == DONE else logging.ERROR,
             "worker process %d %s after %.1f s; a new one starts in %.1f s",
-            *(process.id, process.describe_end(), process.age, pause),
+            process.id,
+            process.describe_end(),
+            process.age,
+            pause,
         )
         await self._pause(pause)
 
@@ -240,7 +246,8 @@ class Supervisor:
         if process.change_count == self._change_count:
             _log.error(
                 "worker process %d %s; a new one starts when a file changes",
-                *(process.id, process.describe_end()),
+                process.id,
+                process.describe_end(),
             )
             self._changed.clear()
             await wait_for_first(self._changed.wait(), self._stopping.wait())
@@ -261,20 +268,21 @@ class Supervisor:
         _log.error(
             "no worker process can be started: the last one %s. The supervisor ends with exit "
             "code %d",
-            *(process.describe_end(), code),
+            process.describe_end(),
+            code,
         )
-        self._end(code)
+        self._stop_workers(code)
 
-    def _end(self, code: int) -> None:
+    def _stop_workers(self, exit_code: int) -> None:
         """Stop all workers, and end with this exit code."""
-        self._exit_code = code
+        self._exit_code = exit_code
         self._stopping.set()
         self._send_signal(signal.SIGTERM)
 
     # Health and metrics
 
     @property
-    def have_started(self) -> bool:
+    def all_started(self) -> bool:
         """Whether each of the workers has had a session."""
         return self._all_started.is_set()
 
@@ -350,7 +358,8 @@ class Supervisor:
             _log.info(
                 "worker process %d has reached its limit (%s); it finishes its jobs, and a new one "
                 "starts",
-                *(process.id, reached),
+                process.id,
+                reached,
             )
             process.finish()
 
@@ -377,7 +386,7 @@ class Supervisor:
         count = len(self._processes)
         _log.info("%s %d worker process%s", step, count, "" if count == 1 else "es")
         for process in self._processes:
-            if step == "killing":
+            if self._signal_count >= len(steps):
                 process.kill()
             else:
                 process.send_signal(signal.SIGTERM)

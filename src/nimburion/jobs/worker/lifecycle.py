@@ -190,7 +190,7 @@ class RunningWorker:
         await self._start_decided.wait()
         if self._worker.task is None:
             return []
-        self._worker.drain()
+        self._worker.stop_reserving()
         for service in self._services:
             await service.stop()
         return await self._worker.stop(grace, self._stop_now)

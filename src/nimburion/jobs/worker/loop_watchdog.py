@@ -267,7 +267,8 @@ class LoopWatchdog:
                 "the event loop is blocked by %s: write a plain `def` handler, or "
                 "`await asyncio.to_thread(…)` around the blocking call. %d jobs that have not "
                 "started are released",
-                *(self._blocking_code, count),
+                self._blocking_code,
+                count,
                 stack=stack,
             )
 

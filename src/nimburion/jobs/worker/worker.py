@@ -35,6 +35,7 @@ from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
 from nimburion.jobs.worker.attempt.attempt_runner import (
     CANCELLED_ON_REQUEST,
+    RELEASE_DELAY_AFTER_ERROR,
     AttemptRunner,
     raise_keyboard_interrupt,
 )
@@ -59,8 +60,7 @@ _log = logging.getLogger("nimburion.worker")
 _INTERRUPT_TIMEOUT = 1.0
 """Seconds that interrupted handlers have to end."""
 _PAUSE_AFTER_ERROR = 5.0
-"""Seconds until the next exchange, or the next attempt of a job, after an error inside nimburion.
-"""
+"""Seconds until the next exchange after an error inside nimburion."""
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stopping worker has to send its last settlements."""
 
@@ -142,7 +142,7 @@ class Worker:
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.wakeups.start()
 
-    def drain(self) -> None:
+    def stop_reserving(self) -> None:
         """Reserve no more jobs, and release those that have not started."""
         self._slots.draining = True
         self._release_all()
@@ -152,7 +152,7 @@ class Worker:
     def finish(self) -> None:
         """Drain, and request a stop when the last running job has ended, however long it runs."""
         self._is_finishing = True
-        self.drain()
+        self.stop_reserving()
         self._check_finished()
 
     async def stop(self, grace: float, stop_now: asyncio.Event) -> list[Lease]:
@@ -163,7 +163,7 @@ class Worker:
         Returns the leases of handlers that still run because they cannot be stopped (threads). The
         session is still open; `close_session` closes it.
         """
-        self.drain()
+        self.stop_reserving()
         await self.wakeups.stop()
         await self._wait_until_idle(grace, stop_now)
         for attempt in self._slots.running:
@@ -270,7 +270,7 @@ class Worker:
 
         Called when a handler or the end of the event loop cancels the reserve loop.
         """
-        self.drain()
+        self.stop_reserving()
         self._trigger.cancelled = True
         for attempt in self._slots.running:
             if attempt.task is not None:
@@ -284,7 +284,7 @@ class Worker:
             self._free_slot(attempt)
         else:
             self._slots.not_begun.discard(attempt)
-            self._finish(attempt, Released(attempt.delivery.lease))
+            self._settle(attempt, Released(attempt.delivery.lease))
 
     async def _make_exchanges(self) -> None:
         while not self._trigger.is_over:
@@ -433,9 +433,9 @@ class Worker:
             # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
             # have the job.
             self._slots.count_unused_start()
-            self._finish(attempt, Released(attempt.delivery.lease))
+            self._settle(attempt, Released(attempt.delivery.lease))
             return
-        settlement: Settlement | None = Released(attempt.delivery.lease, _PAUSE_AFTER_ERROR)
+        settlement: Settlement | None = Released(attempt.delivery.lease, RELEASE_DELAY_AFTER_ERROR)
         try:
             settlement = await self._attempt_runner.perform(attempt)
         except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
@@ -445,14 +445,14 @@ class Worker:
             seconds = (attempt.ended or self._monotonic()) - started
             prefetch.learn(seconds)
             self.lanes.note_run(attempt.delivery, seconds)
-            self._finish(attempt, settlement)
+            self._settle(attempt, settlement)
             # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
             if self._slots.prefetched and not prefetch.size:
                 self._release_prefetched()
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)
 
-    def _finish(self, attempt: Attempt, settlement: Settlement | None) -> None:
+    def _settle(self, attempt: Attempt, settlement: Settlement | None) -> None:
         if settlement is not None:
             attempt.settled = True
             self.session.completer.settle(settlement)

@@ -75,7 +75,7 @@ class Attempt(AttemptRecord):
         """
 
     @property
-    def lost(self) -> bool:
+    def lease_is_lost(self) -> bool:
         """Whether the lease is lost; then nothing may be written about the attempt."""
         return self.interruption is Interruption.LOST
 
@@ -123,7 +123,7 @@ class Attempt(AttemptRecord):
         A coroutine is cancelled. A thread cannot be: its context is marked as cancelled, and the
         worker waits for it unless the lease is lost.
         """
-        if self.lost:
+        if self.lease_is_lost:
             return
         if interruption is not Interruption.STOP or not self.cancelled_by_others:
             self.interruption = interruption

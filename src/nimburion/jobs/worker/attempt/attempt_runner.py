@@ -68,7 +68,7 @@ KeepsArguments = tuple[bool, Mapping[str, bool]]
 
 CANCELLED_ON_REQUEST = "cancelled on request"
 
-_RELEASE_DELAY_AFTER_ERROR = 5.0
+RELEASE_DELAY_AFTER_ERROR = 5.0
 """Seconds until the next attempt of a job that an error inside nimburion kept from starting."""
 
 
@@ -197,7 +197,7 @@ class AttemptRunner:
             await self._failure_hook_runner.run(
                 hooks, attempt.context, settlement.error, lambda: attempt.must_end
             )
-        return None if attempt.lost else settlement
+        return None if attempt.lease_is_lost else settlement
 
     def _decide_after_error(
         self, attempt: Attempt, raised: BaseException, kind: ErrorKind
@@ -206,7 +206,7 @@ class AttemptRunner:
         delivery = attempt.delivery
         handler = self._registry.get(delivery.name)
         if attempt.context is None or handler is None:
-            return Released(delivery.lease, _RELEASE_DELAY_AFTER_ERROR), None
+            return Released(delivery.lease, RELEASE_DELAY_AFTER_ERROR), None
         if attempt.interruption is Interruption.LOST:
             return None, None
         if attempt.completed:
@@ -221,7 +221,7 @@ class AttemptRunner:
         raised, attempt.raised = attempt.raised, None
         if attempt.completed:
             return _settle_completed(attempt, outcome, raised)
-        if attempt.lost:
+        if attempt.lease_is_lost:
             return None
         if type(outcome) is Succeeded:  # `decide_settlement` says the same
             return Completed(attempt.delivery.lease, outcome.result, attempt.keep_payload)
@@ -345,7 +345,7 @@ class AttemptRunner:
     ) -> Outcome:
         if type(raised) is NotRunInChild:
             _log.error("job %s is released for a while: %s", attempt.delivery.lease.job_id, raised)
-            return outcomes.Snoozed(_RELEASE_DELAY_AFTER_ERROR)
+            return outcomes.Snoozed(RELEASE_DELAY_AFTER_ERROR)
         attempt.raised = raised
         if type(raised) is RemoteError:  # the child has classified it
             return AttemptFailed(raised.failure, raised.after)

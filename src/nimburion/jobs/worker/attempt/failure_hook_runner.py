@@ -58,7 +58,8 @@ class FailureHookRunner:
             logging.WARNING,
             "job %s: a hook for its failed attempt was interrupted, because it took more than "
             "%g s or the worker stops; a hook in a thread continues. Enqueue a job for long work",
-            *(context.job_id, HOOKS_TIMEOUT),
+            context.job_id,
+            HOOKS_TIMEOUT,
         )
         calls.cancel()
         try:
@@ -79,7 +80,8 @@ class FailureHookRunner:
                 log_safely(
                     logging.ERROR,
                     "job %s: the hook %s failed, which changes nothing about the job",
-                    *(context.job_id, getattr(hook, "__qualname__", repr(hook))),
+                    context.job_id,
+                    getattr(hook, "__qualname__", repr(hook)),
                     raised=raised,
                 )
 

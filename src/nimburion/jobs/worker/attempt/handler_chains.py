@@ -83,7 +83,8 @@ class HandlerChains:
                 _log.warning(
                     "job %s has lost its worker repeatedly and should run in a child process; it "
                     "runs in the worker, because %s",
-                    *(context.job_id, error),
+                    context.job_id,
+                    error,
                 )
                 cast("Attempt", get_record(context)).start_timeout()
                 return await self._make_call(handler)(context)

@@ -117,7 +117,9 @@ class AttemptReporter:
             log_safely(
                 self._log_level,
                 "job %s %s: attempt %d starts",
-                *(delivery.name, delivery.lease.job_id, delivery.attempt),
+                delivery.name,
+                delivery.lease.job_id,
+                delivery.attempt,
                 extra=make_extra(delivery),
             )
         self._events.emit(
@@ -138,7 +140,11 @@ class AttemptReporter:
             log_safely(
                 self._log_level,
                 "job %s %s: attempt %d ended after %.3f s: %s",
-                *(delivery.name, delivery.lease.job_id, delivery.attempt, duration, outcome),
+                delivery.name,
+                delivery.lease.job_id,
+                delivery.attempt,
+                duration,
+                outcome,
                 extra={**make_extra(delivery), "duration": duration, "outcome": outcome},
             )
         self._events.emit(
@@ -167,7 +173,11 @@ def log_failure(
     log_safely(
         level,
         "job %s %s: attempt %d failed (%s); %s",
-        *(delivery.name, delivery.lease.job_id, error.attempt, what, then),
+        delivery.name,
+        delivery.lease.job_id,
+        error.attempt,
+        what,
+        then,
         extra=make_extra(delivery),
         raised=raised,
     )

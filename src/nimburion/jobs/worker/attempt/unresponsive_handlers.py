@@ -52,7 +52,7 @@ class UnresponsiveHandlers:
     def report_kept_slot(self, attempt: Attempt, running: Iterable[Attempt]) -> None:
         """Log that an attempt is settled while a thread still runs its handler."""
         self._seen_at[attempt] = math.inf
-        kept = sum(each.in_thread and (each.settled or each.lost) for each in running)
+        kept = sum(each.in_thread and (each.settled or each.lease_is_lost) for each in running)
         self._warn(
             attempt,
             f"its attempt has ended, and its thread continues. It keeps its slot until it returns "
@@ -64,7 +64,9 @@ class UnresponsiveHandlers:
         delivery = attempt.delivery
         _log.info(
             "job %s %s: its thread has returned %.1f s after its start; its slot is free",
-            *(delivery.name, delivery.lease.job_id, self._monotonic() - attempt.started),
+            delivery.name,
+            delivery.lease.job_id,
+            self._monotonic() - attempt.started,
             extra=make_extra(delivery),
         )
 

@@ -56,7 +56,9 @@ def log_record(frame: Logged, fields: dict[str, Any]) -> None:
     if frame.dropped:
         logging.getLogger("nimburion.worker").warning(
             "job %s: %d log records were dropped; a child process may log %g a second",
-            *(fields.get("job_id"), frame.dropped, LINES_PER_SECOND),
+            fields.get("job_id"),
+            frame.dropped,
+            LINES_PER_SECOND,
             extra=fields,
         )
     logger = logging.getLogger(frame.logger)

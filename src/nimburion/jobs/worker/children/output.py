@@ -76,7 +76,8 @@ class OutputReader:
         if dropped:
             _log.warning(
                 "%d lines of output were dropped; a child process may print %g a second",
-                *(dropped, LINES_PER_SECOND),
+                dropped,
+                LINES_PER_SECOND,
                 extra=self._describe_job(),
             )
         self.latest_lines.clear()

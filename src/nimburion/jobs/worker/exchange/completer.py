@@ -286,7 +286,9 @@ class Completer:
             _log.error(
                 "session %s ends: no exchange with the backend succeeded for %.0f s (%s). "
                 "Its jobs return to the queue",
-                *(self.session_id, failed_for, self._connectivity.describe_error(error)),
+                self.session_id,
+                failed_for,
+                self._connectivity.describe_error(error),
             )
         return True
 
