@@ -569,7 +569,7 @@ BREAKAGES = [
     Breakage(OrderedByAgeOfTheLane, "an_old_job_behind_a_fresh_urgent_one_does_not_lift_it"),
     Breakage(CapIgnored, "a_queue_limit_limits_this_reply"),
     Breakage(ServesEveryLane, "a_name_that_no_worker_requests_waits"),
-    Breakage(ReservesBeforeItSettles, "every_end_of_a_lease_gives_its_place_back", ("completed",)),
+    Breakage(ReservesBeforeItSettles, "every_end_of_a_lease_frees_its_place", ("completed",)),
     Breakage(ReleaseCountsAFailure, "released_counts_nothing"),
     Breakage(DelayFromTheReservation, "the_delay_is_counted_on_the_clock_of_the_backend"),
     Breakage(ResultDropped, "completed_keeps_the_result_and_drops_the_payload"),

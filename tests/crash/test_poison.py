@@ -43,7 +43,7 @@ class Poison:
     async def test_each_run_counts_under_a_supervisor(
         self, name: str, harness: ProcessHarness
     ) -> None:
-        """Also where the handler ends its worker, which gives back what runs as it leaves."""
+        """Also where the handler ends its worker, which releases what runs as it leaves."""
         [job_id] = await harness.enqueue(name)
         await harness.supervise([job_id], max_retries=1, retry_backoff=0.01)
         record = await harness.get_record(job_id)

@@ -76,7 +76,7 @@ class Signals:
         assert (await harness.get_record("hanging-0")).lost == 0
 
     async def test_sigterm_with_a_handler_that_never_ends(self, harness: ProcessHarness) -> None:
-        """Nobody can stop a thread: its job is given back as the last act, and the process ends."""
+        """Nobody can stop a thread: its job is released last, and the process ends."""
         await harness.enqueue("stubborn")
         leaver = harness.start_worker(grace=0.2, session_ttl=600.0)
         await harness.wait_until_logged("start")

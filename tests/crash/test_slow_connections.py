@@ -110,7 +110,7 @@ class SlowConnections:
         assert record.result is not None
         assert len(record.result) == 150_002
 
-    async def test_what_never_gets_through_is_given_back(
+    async def test_what_never_gets_through_is_released(
         self, harness: ProcessHarness, port: int
     ) -> None:
         """One job alone needs ten seconds: another worker has it within the time to live."""

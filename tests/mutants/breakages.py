@@ -185,7 +185,7 @@ MUTANTS = (
         (f"{SIMULATION}test_faults_break_no_promise[0]",),
     ),
     Mutant(
-        "rescue gives no place back",
+        "rescue frees no place",
         "backends/memory/*.py",
         "if $held.counts_in_limit:",
         "if $held.counts_in_limit and settled is not None:",
@@ -229,11 +229,11 @@ MUTANTS = (
         (f"{SCENARIO}test_what_fits_a_slow_connection_only_one_by_one_is_done_one_by_one",),
     ),
     Mutant(
-        "a smaller repeat gives nothing back",
+        "a smaller repeat releases nothing",
         "backends/memory/operations.py",
         "if $left < 0 and deliveries:",
         "if $left < -(1 << 40) and deliveries:",
-        (f"{MEMORY}test_a_smaller_repeat_gives_back_what_does_not_fit",),
+        (f"{MEMORY}test_a_smaller_repeat_releases_what_does_not_fit",),
     ),
     Mutant(
         "what a smaller repeat left out is forgotten",
@@ -293,7 +293,7 @@ MUTANTS = (
         "jobs/*.py",
         "            $case $Why.$STOP | None:\n                return $Released($lease)",
         "            $case $Why.$STOP | None:\n                return Cancelled($lease, 'unknown')",
-        ("tests/jobs/worker/attempt/test_attempt.py::test_an_unknown_name_is_given_back",),
+        ("tests/jobs/worker/attempt/test_attempt.py::test_an_unknown_name_is_released",),
     ),
     Mutant(
         "one retry too few",
@@ -359,7 +359,7 @@ MUTANTS = (
         (f"{SCENARIO}test_an_outage_of_the_backend_counts_as_no_loss",),
     ),
     Mutant(
-        "gives no session back after an outage",
+        "closes no session after an outage",
         "jobs/*.py",
         "$patiently=not self.$_ended",
         "$patiently=False",
@@ -373,7 +373,7 @@ MUTANTS = (
         ("tests/jobs/worker/test_loop_watchdog.py",),
     ),
     Mutant(
-        "a nonce gives nothing back",
+        "a nonce releases nothing",
         "backends/memory/*.py",
         "$nonce is not None and $held.token.nonce == $nonce",
         "False",

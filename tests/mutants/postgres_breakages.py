@@ -152,7 +152,7 @@ POSTGRES_MUTANTS = (
         (f"{POSTGRES}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
-        "PostgreSQL: a lease that ends gives no place back",
+        "PostgreSQL: a lease that ends frees no place",
         "backends/postgres/*.sql",
         "$held = $g.$held - $f.$places",
         "$held = $g.$held",

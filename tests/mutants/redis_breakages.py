@@ -149,7 +149,7 @@ REDIS_MUTANTS = (
         (f"{REDIS}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
-        "Redis: rescue gives no place back",
+        "Redis: rescue frees no place",
         f"{LUA}operations/rescue.lua",
         "write_buffer()\nwrite_lane_counts()",
         "write_buffer()",

@@ -27,7 +27,7 @@ MUST_HAPPEN = (
     "stolen tokens refused",
     "suspects in a batch",
     "replies too large for their connection",
-    "deliveries given back",
+    "deliveries released",
 )
 """What no run of many seeds may lack. Requests too large for their connection are not among them:
 in a storm they are rare, and `test_scenarios.SlowConnection` makes them in every run."""

@@ -116,7 +116,7 @@ class Ledger:
             assert kept or not given, f"exchange {number} gave back its first job"
             self._replies[session, number] = reply
             for lease in given[len(kept) :]:
-                await self._after_giving_back(session, lease)
+                await self._after_release(session, lease)
             return
         self.last_exchange[session] = self._clock.monotonic()
         for settlement, result in zip(settlements, reply.results, strict=True):
@@ -127,10 +127,10 @@ class Ledger:
             suspects = [one for one in reply.deliveries if one.lost >= SUSPECT_AFTER]
             self.counts["suspects in a batch"] += bool(suspects)
 
-    async def _after_giving_back(self, session: str, lease: Lease) -> None:
+    async def _after_release(self, session: str, lease: Lease) -> None:
         """A repeat had no room for it."""
         assert self._holder.pop(lease.job_id) == (session, lease), f"{lease}: not its holder"
-        self.counts["deliveries given back"] += 1
+        self.counts["deliveries released"] += 1
         self.orphans.append(lease)
         await self._look_at(lease.job_id)
 
@@ -194,7 +194,7 @@ class Ledger:
             if job_id not in kept:
                 _, lease = self._holder.pop(job_id)
                 self.orphans.append(lease)
-                self.counts["leases given back"] += 1
+                self.counts["leases released"] += 1
             await self._look_at(job_id)
 
     # What the backend says itself

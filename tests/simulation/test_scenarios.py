@@ -378,7 +378,7 @@ class ExchangesFail(Scenario):
         await self.until_all_ended()
         assert self.loop.time() - began < TTL + SWEEP
         assert sum(self.runs.values()) > 9, "nothing was in hand when exchanges began to fail"
-        assert not any(self.ledger.lost.values()), "nothing was lost: it was given back"
+        assert not any(self.ledger.lost.values()), "nothing was lost: it was released"
         worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")
 

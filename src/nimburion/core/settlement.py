@@ -47,7 +47,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 class Released(msgspec.Struct, frozen=True, gc=False, tag="released"):
-    """The worker gives the job back; nothing is counted.
+    """The job returns to its queue; nothing is counted.
 
     Without a delay, the job keeps its old place in the queue. With a delay (a snooze), it is due
     `delay` seconds from now.

@@ -329,7 +329,7 @@ class Processor(Client):
           one name is the option `on_dead` of the job; it is called first.
         - The hook is called before the dead letter is stored. If the worker loses the job or dies
           in between, the job runs again, and the hook may be called again.
-        - For a job whose workers vanished `max_lost` times, the worker that finds this calls the
+        - For a job whose workers were lost `max_lost` times, the worker that finds this calls the
           hook after the dead letter is stored, at most once.
         - An error in a hook is logged and changes nothing. The hooks of one attempt may take ten
           seconds together; then they are interrupted. Enqueue a job for work that must be done.

@@ -109,7 +109,7 @@ class JobMetrics:
         return Family(
             name="jobs_rescued",
             kind="counter",
-            help="Jobs that this process took back from workers that vanished.",
+            help="Jobs that this process took back from lost workers.",
             samples=samples,
         )
 

@@ -98,7 +98,7 @@ async def test_the_workers_of_a_killed_supervisor_end(
         for job_id in ids:
             status = await processor.get_status(job_id)
             assert (status.state, status.lost, status.failures) == (State.PENDING, 0, 0)
-    assert "the supervisor has vanished" in supervised.log
+    assert "the supervisor has ended" in supervised.log
 
 
 def test_a_backend_of_one_process_is_refused(start: StartSupervised, tmp_path: Path) -> None:

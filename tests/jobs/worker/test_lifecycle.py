@@ -123,7 +123,7 @@ async def has_session(processor: Processor) -> bool:
     return bool(await processor.backend.list_sessions())
 
 
-async def test_a_cancelled_run_gives_back_what_it_ran_and_works_no_more() -> None:
+async def test_a_cancelled_run_releases_what_it_ran_and_starts_no_more() -> None:
     handler = Blocked()
     processor = Processor(MemoryBackend())
     processor.register("wait", handler)

@@ -1,4 +1,4 @@
-"""A blocked event loop: what has not begun is given back, and runs once, here or elsewhere."""
+"""A blocked event loop: what has not begun is released, and runs once, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def test_jobs_of_a_reply_that_the_blocked_loop_has_not_read_run_once() -> 
     assert fences == [2]
 
 
-async def test_jobs_that_have_not_begun_are_given_back_and_counted_nowhere(
+async def test_jobs_that_have_not_begun_are_released_and_counted_nowhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING, "nimburion.worker")

@@ -214,12 +214,12 @@ def rescue_job(step: AtomicStep, entry: JobEntry, rescued: Rescued, max_lost: in
 
 
 def make_lost_error(attempt: int, lease: LeaseEntry) -> AttemptError:
-    """Return the error of an attempt whose worker vanished."""
+    """Return the error of an attempt whose worker was lost."""
     return AttemptError(
         attempt,
         "lost",
         "WorkerLost",
-        "its worker vanished",
+        "its worker's session expired",
         started_at=lease.started_at / MICRO,
         session=lease.session.session.id,
         host=lease.session.session.host,

@@ -26,7 +26,7 @@ from nimburion.core.session import (
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _LOST_ERROR = AttemptError(
-    0, "lost", "WorkerLost", "its worker vanished", fingerprint=LOST_FINGERPRINT
+    0, "lost", "WorkerLost", "its worker's session expired", fingerprint=LOST_FINGERPRINT
 )
 
 

@@ -29,7 +29,7 @@ from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _pack = msgspec.msgpack.Encoder().encode
 _LOST_ERROR = AttemptError(
-    0, "lost", "WorkerLost", "its worker vanished", fingerprint=LOST_FINGERPRINT
+    0, "lost", "WorkerLost", "its worker's session expired", fingerprint=LOST_FINGERPRINT
 )
 
 

@@ -186,12 +186,12 @@ def return_or_cancel(
 
 
 def make_loss(lease: LeaseRow, attempt: int, session_id: str, host: str) -> AttemptError:
-    """Return the error of an attempt whose worker vanished."""
+    """Return the error of an attempt whose worker was lost."""
     return AttemptError(
         attempt,
         "lost",
         "WorkerLost",
-        "its worker vanished",
+        "its worker's session expired",
         started_at=lease.started_at / MICRO,
         session=session_id,
         host=host,

@@ -27,9 +27,9 @@ _log = logging.getLogger("nimburion.worker")
 
 _READ_SIZE = 65_536
 _GRACE_WITHOUT_SUPERVISOR = 3.0
-"""Seconds that handlers may still run when the supervisor has vanished."""
+"""Seconds that handlers may still run when the supervisor has ended."""
 _END_WITHOUT_SUPERVISOR = 8.0
-"""Seconds after which the process ends in any case when the supervisor has vanished."""
+"""Seconds after which the process ends in any case when the supervisor has ended."""
 
 
 class SupervisorChannel:
@@ -63,7 +63,7 @@ class SupervisorChannel:
         self._loop = loop
 
     def send(self, message: ToSupervisor) -> None:
-        """Send a message. Safe from any thread. Does nothing if the supervisor has vanished."""
+        """Send a message. Safe from any thread. Does nothing if the supervisor has ended."""
         data = encode_message(message)
         try:
             with self._lock:
@@ -98,7 +98,7 @@ class SupervisorChannel:
         if self._loop is None:
             os._exit(EXIT_WITHOUT_PARENT)
         _log.error(
-            "the supervisor has vanished; this worker stops within %.0f s", _END_WITHOUT_SUPERVISOR
+            "the supervisor has ended; this worker stops within %.0f s", _END_WITHOUT_SUPERVISOR
         )
         os.kill(os.getpid(), signal.SIGTERM)
         self._never.wait(_GRACE_WITHOUT_SUPERVISOR)

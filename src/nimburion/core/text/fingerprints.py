@@ -40,5 +40,5 @@ def compute_fingerprint(kind: str, error_type: str, place: str, message: str) ->
     return hashlib.blake2b(body.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-LOST_FINGERPRINT = compute_fingerprint("lost", "WorkerLost", "", "its worker vanished")
+LOST_FINGERPRINT = compute_fingerprint("lost", "WorkerLost", "", "its worker's session expired")
 """The fingerprint of the errors that backends record when they rescue a job."""

@@ -137,7 +137,7 @@ class InlineRunner:
         return reply
 
     async def _report_dead(self, job_ids: Sequence[str]) -> None:
-        """Call the hooks for jobs that became dead letters because their workers vanished."""
+        """Call the hooks for jobs that became dead letters because their workers were lost."""
         if job_ids:
             threads = HandlerThreads(1, asyncio.get_running_loop())
             attempts = self._make_attempt_runner(threads, self._note_progress, self._state)

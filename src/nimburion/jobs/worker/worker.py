@@ -241,7 +241,7 @@ class Worker:
         return next((attempt for attempt in running if attempt.task is task), None)
 
     async def report_dead(self, job_ids: Sequence[str]) -> None:
-        """Call the hooks for jobs that became dead letters because their workers vanished."""
+        """Call the hooks for jobs that became dead letters because their workers were lost."""
         for job_id in job_ids:
             await self._attempt_runner.report_dead(await self._backend.get_job(job_id))
 

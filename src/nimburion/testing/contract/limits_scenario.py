@@ -43,7 +43,7 @@ class Fleet:
             held = self._begin(reply)
             await asyncio.sleep(0)
         if held:
-            await self._give_back(worker, held)
+            await self._release(worker, held)
 
     def _begin(self, reply: Reply) -> list[Lease]:
         leases = [delivery.lease for delivery in reply.deliveries]
@@ -52,7 +52,7 @@ class Fleet:
         self.most = max(self.most, len(self.running))
         return leases
 
-    async def _give_back(self, worker: HandDrivenWorker, held: list[Lease]) -> None:
+    async def _release(self, worker: HandDrivenWorker, held: list[Lease]) -> None:
         for lease in held:
             del self.running[lease.job_id]
         await worker.settle(*(Completed(lease) for lease in held))

@@ -301,7 +301,7 @@ class TransactionalCompletions:
         await transaction.commit()
         assert await harness.state(job_id) is State.COMPLETED
 
-    async def test_the_slot_under_the_limit_is_given_back_with_the_commit(
+    async def test_the_slot_under_the_limit_is_freed_with_the_commit(
         self, harness: Harness
     ) -> None:
         get_transactional(harness)

@@ -12,7 +12,7 @@ from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 
-async def test_an_unknown_name_is_given_back() -> None:
+async def test_an_unknown_name_is_released() -> None:
     """A worker asks for names that it knows; should another come, it waits for who knows it."""
     processor = Processor(MemoryBackend())
     threads = HandlerThreads(1, asyncio.get_running_loop())

@@ -247,7 +247,7 @@ async def test_a_cancel_request_during_the_hook_changes_nothing(processor: Proce
 
 
 @pytest.mark.parametrize("drained", [True, False], ids=["drain", "worker"])
-async def test_a_job_whose_workers_vanished_is_reported_by_the_worker_that_rescues_it(
+async def test_a_job_whose_workers_were_lost_is_reported_by_the_worker_that_rescues_it(
     drained: bool,
 ) -> None:
     clock = FakeClock()

@@ -324,7 +324,7 @@ async def test_lease_lost_raised_by_a_handler_itself_is_a_failure() -> None:
 
 @pytest.mark.parametrize("drained", [False, True])
 async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) -> None:
-    """And what has not begun is given back, counting nothing."""
+    """And what has not begun is released, counting nothing."""
     test = asyncio.current_task()
 
     async def cancel_all(_: Context, __: bytes) -> None:

@@ -173,7 +173,7 @@ class AttemptRunner:
         return settlement
 
     async def report_dead(self, job: JobRecord) -> None:
-        """Call the hooks for a job that became a dead letter because its workers vanished."""
+        """Call the hooks for a job that became a dead letter because its workers were lost."""
         handler = self._registry.get(job.name)
         hooks = self._failure_hooks.select_for_dead(handler.policy if handler else None)
         if not hooks or job.error is None:

@@ -43,7 +43,7 @@ class Slots:
         self.prefetched: deque[Delivery] = deque()
         """The jobs that wait for a slot."""
         self.suspects: deque[Delivery] = deque()
-        """The jobs whose workers vanished repeatedly. Each runs alone, after all other jobs."""
+        """The jobs whose workers were lost repeatedly. Each runs alone, after all other jobs."""
         self.runs_suspect: bool = False
         """Whether a suspect runs: no other job starts until it has ended."""
         self.quiet: bool = False

@@ -98,7 +98,7 @@ class BoundedExchanges:
         )
         assert ids((await worker.exchange(want=want)).deliveries) == ["a", "b"]
 
-    async def test_a_smaller_repeat_gives_back_what_does_not_fit(self, harness: Harness) -> None:
+    async def test_a_smaller_repeat_releases_what_does_not_fit(self, harness: Harness) -> None:
         """No loss is counted, and each job keeps its place."""
         await _put(harness, "a", "b", "c", "d")
         worker, other = await harness.worker(), await harness.worker()
@@ -133,7 +133,7 @@ class BoundedExchanges:
         assert late.deliveries == again.deliveries
         assert ids(late.deliveries) == ["a", "b"]
 
-    async def test_the_token_of_what_was_given_back_is_stale(self, harness: Harness) -> None:
+    async def test_the_token_of_a_released_job_is_stale(self, harness: Harness) -> None:
         await _put(harness, "a", "b")
         worker, other = await harness.worker(), await harness.worker()
         first = await harness.backend.exchange(worker.id, 1, [], worker.want(2))
@@ -166,7 +166,7 @@ class BoundedExchanges:
         await harness.backend.exchange(worker.id, 1, [], _within(worker, 2, 0))
         assert await harness.state("b") is State.CANCELLED
 
-    async def test_a_retry_keeps_its_counts_when_it_is_given_back(self, harness: Harness) -> None:
+    async def test_a_retry_keeps_its_counts_when_it_is_released(self, harness: Harness) -> None:
         await _put(harness, "a", "b")
         worker = await harness.worker()
         await worker.take(2)

@@ -82,9 +82,7 @@ class ConcurrencyLimits:
         assert (await worker.exchange(want=worker.want(9))).waiting == []
 
     @pytest.mark.parametrize("how", ENDING)
-    async def test_every_end_of_a_lease_gives_its_place_back(
-        self, harness: Harness, how: str
-    ) -> None:
+    async def test_every_end_of_a_lease_frees_its_place(self, harness: Harness, how: str) -> None:
         """The same exchange can reserve a job for the place that it frees."""
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
@@ -139,7 +137,7 @@ class ConcurrencyLimits:
         await harness.backend.rescue(9, max_lost=3)
         assert len(await other.take(9)) == 1
 
-    async def test_losing_a_job_for_good_gives_its_place_back(self, harness: Harness) -> None:
+    async def test_losing_a_job_for_good_frees_its_place(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker(limits={"mail": 1})
         await worker.take_one()
@@ -200,7 +198,7 @@ class ConcurrencyLimits:
             await harness.backend.exchange(worker.id, 2, [Completed(first.lease)], worker.want(0))
         assert await read_limit(worker) == ConcurrencyLimit(2, 1)
 
-    async def test_a_bounded_rescue_gives_back_what_it_took(self, harness: Harness) -> None:
+    async def test_a_bounded_rescue_frees_the_places_it_took(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
         watcher = await harness.worker(limits={"mail": 3}, ttl=300.0)
         worker = await harness.worker(limits={"mail": 3})

@@ -13,7 +13,7 @@ from nimburion.testing.contract.harness import Harness, ids
 class Releasing:
     """`release`: leases released while an exchange may be under way."""
 
-    async def test_what_is_given_back_waits_in_its_old_place_and_counts_nothing(
+    async def test_a_released_job_waits_in_its_old_place_and_counts_nothing(
         self, harness: Harness
     ) -> None:
         await harness.add("a", "b", "c")
@@ -26,7 +26,7 @@ class Releasing:
         assert [(delivery.failures, delivery.lost) for delivery in again] == [(0, 0)] * 3
         assert again[0].lease.token.fence > a.lease.token.fence
 
-    async def test_what_is_not_given_back_stays(self, harness: Harness) -> None:
+    async def test_what_is_not_released_stays(self, harness: Harness) -> None:
         await harness.add("a", "b")
         worker = await harness.worker()
         a, b = await worker.take(2)
@@ -34,7 +34,7 @@ class Releasing:
         assert await worker.settle(Completed(a.lease)) == [Settled.DONE]
         assert await harness.state("b") == State.PENDING
 
-    async def test_giving_back_moves_no_number(self, harness: Harness) -> None:
+    async def test_a_release_changes_no_exchange_number(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         delivery = await worker.take_one()
@@ -58,7 +58,7 @@ class Releasing:
         assert await other.settle(Completed(c.lease)) == [Settled.DONE]
         assert await worker.settle(Released(b.lease)) == [Settled.ALREADY]
 
-    async def test_a_repeat_of_the_exchange_brings_no_more_what_was_given_back(
+    async def test_a_repeated_exchange_does_not_return_released_jobs(
         self, harness: Harness
     ) -> None:
         await harness.add("a", "b")
@@ -72,9 +72,7 @@ class Releasing:
         repeated = await harness.backend.exchange(worker.id, worker.number, [], want)
         assert repeated.deliveries == []
 
-    async def test_only_the_whole_token_of_its_own_session_gives_back(
-        self, harness: Harness
-    ) -> None:
+    async def test_only_the_whole_token_of_its_own_session_releases(self, harness: Harness) -> None:
         await harness.add("a")
         worker, other = await harness.worker(), await harness.worker()
         lease = (await worker.take_one()).lease
@@ -85,7 +83,7 @@ class Releasing:
         await harness.backend.release("f" * 32, [lease], token.nonce)
         assert await worker.settle(Completed(lease)) == [Settled.DONE]
 
-    async def test_giving_back_twice_changes_nothing(self, harness: Harness) -> None:
+    async def test_releasing_twice_changes_nothing(self, harness: Harness) -> None:
         await harness.add("a")
         first, second = await harness.worker(), await harness.worker()
         lease = (await first.take_one()).lease
@@ -104,7 +102,7 @@ class Releasing:
         await harness.backend.release(worker.id, [lease])
         assert await harness.state("a") == State.CANCELLED
 
-    async def test_its_place_under_a_limit_is_given_back(self, harness: Harness) -> None:
+    async def test_its_place_under_a_limit_is_freed(self, harness: Harness) -> None:
         await harness.add("a", "b")
         first = await harness.worker(limits={"mail": 1})
         second = await harness.worker(limits={"mail": 1})
@@ -122,7 +120,7 @@ class Releasing:
         await harness.backend.release(lost.id, [lease], lease.token.nonce)
         assert await other.settle(Completed(held)) == [Settled.DONE]
 
-    async def test_many_are_given_back_in_one_call(self, harness: Harness) -> None:
+    async def test_many_are_released_in_one_call(self, harness: Harness) -> None:
         await harness.add(*(f"j{n}" for n in range(1_200)))
         worker = await harness.worker()
         held = [delivery for _ in range(3) for delivery in await worker.take(400)]

@@ -92,7 +92,7 @@ class Rescuing:
     async def test_a_suspect_that_was_held_beside_others_counts_no_loss(
         self, harness: Harness
     ) -> None:
-        """A worker runs a suspect alone, so this one had not begun when its worker vanished."""
+        """A worker runs a suspect alone, so this one had not begun when the session expired."""
         await harness.add("a", "b")
         for _ in range(2):
             worker = await harness.worker()
@@ -137,7 +137,7 @@ class Rescuing:
         assert {(await harness.backend.get_job(job_id)).lost for job_id in returned} == {2}
 
     async def test_a_suspect_that_was_held_alone_counts_its_loss(self, harness: Harness) -> None:
-        """Also where its session held others before: they were settled or given back."""
+        """Also where its session held others before: they were settled or released."""
         await harness.add("a", "b")
         for _ in range(2):
             worker = await harness.worker()
