@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple, Self
 from xml.sax.saxutils import escape
 
@@ -64,7 +65,12 @@ class RecordingView(LiveView):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.record()
 
     def write(self, line: str, *, loud: bool = False) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from django.db import migrations, models
 
 
@@ -11,7 +9,7 @@ class Migration(migrations.Migration):
     """Create `Order`."""
 
     initial = True
-    operations: ClassVar[list[Any]] = [
+    operations = [  # noqa: RUF012
         migrations.CreateModel(
             name="Order",
             fields=[

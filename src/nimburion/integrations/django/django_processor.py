@@ -86,7 +86,7 @@ class DjangoProcessor(Processor):
         self._lock = threading.Lock()
         self.transactions: Transactions = Transactions(project)
         """Finds the transaction that an enqueue joins or waits for."""
-        self.sync: DjangoSyncClient = DjangoSyncClient(self)
+        self.sync: DjangoSyncClient = DjangoSyncClient(self)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.tasks: dict[str, object] = {}
         """The tasks of `django.tasks` that this process knows, by the name of their job."""
         self.task_queues: set[str] = set()
@@ -127,19 +127,22 @@ class DjangoProcessor(Processor):
         self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
     ) -> str:
         """Store one job with a priority, as `Processor.enqueue_with_priority` does."""
-        return await self._call(Client.enqueue_with_priority, job, priority, **options)
+        options["priority"] = priority
+        return await self.enqueue(job, **options)
 
     async def enqueue_at(
         self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
     ) -> str:
         """Store one job for a time, as `Processor.enqueue_at` does."""
-        return await self._call(Client.enqueue_at, job, at, **options)
+        options["at"] = at
+        return await self.enqueue(job, **options)
 
     async def enqueue_after(
         self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
     ) -> str:
         """Store one job that becomes due after a delay, as `Processor.enqueue_after` does."""
-        return await self._call(Client.enqueue_after, job, after, **options)
+        options["after"] = after
+        return await self.enqueue(job, **options)
 
     async def enqueue_raw(
         self,

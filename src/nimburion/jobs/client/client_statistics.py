@@ -47,7 +47,7 @@ class ClientStatistics:
         self._latest_lane = LaneCounters("", "")
         """The counters of the job that was enqueued last."""
         self._recorder = StatisticsRecorder(self.jobs)
-        self._handles = [self]
+        self._handles: list[ClientStatistics] = [self]
 
     def add_handle(self, other: ClientStatistics) -> None:
         """Let the metrics show what `other` counts too: a handle for another event loop."""

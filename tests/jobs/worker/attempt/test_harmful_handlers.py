@@ -13,14 +13,16 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import JobRecord, State
+from nimburion.core.settings import SettingsOptions
 from nimburion.jobs import Context, Processor
 from nimburion.jobs.declaration.context import get_record
+from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.worker.attempt import unresponsive_handlers
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from tests.waiting import DEADLINE, wait_until, wait_until_finished
@@ -42,8 +44,14 @@ async def make() -> AsyncIterator[Make]:
     """Make a processor with a harmful handler and one neighbour of each kind."""
     made: list[Processor] = []
 
-    def make(harmful: Handler, *, policy: dict[str, Any] | None = None, **more: Any) -> Processor:
-        processor = Processor(MemoryBackend(), **{"concurrency": 2, **more})
+    def make(
+        harmful: Handler,
+        *,
+        policy: PolicyOptions | None = None,
+        **settings: Unpack[SettingsOptions],
+    ) -> Processor:
+        settings.setdefault("concurrency", 2)
+        processor = Processor(MemoryBackend(), **settings)
         processor.register("harmful", harmful, **(policy or {}))
         processor.register("on_loop", wait_shortly)
         processor.register("in_thread", do_nothing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 from django.db import migrations, models
 
 
@@ -11,8 +9,8 @@ class Migration(migrations.Migration):
     """Creates no table: the model is unmanaged."""
 
     initial = True
-    dependencies: ClassVar[list[tuple[str, str]]] = []
-    operations: ClassVar[list[Any]] = [
+    dependencies = []  # noqa: RUF012
+    operations = [  # noqa: RUF012
         migrations.CreateModel(
             name="StoredJob",
             fields=[

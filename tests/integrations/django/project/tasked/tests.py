@@ -170,11 +170,12 @@ class TaskCases(TransactionTestCase):
             task_backends["second"].get_result(unknown.id)
 
     def test_a_rollback_leaves_no_task(self) -> None:
+        ids: list[str] = []
         with self.assertRaises(ZeroDivisionError), transaction.atomic():
-            result = add.enqueue(1, 1)
+            ids.append(add.enqueue(1, 1).id)
             raise ZeroDivisionError
         with self.assertRaises(TaskResultDoesNotExist):
-            default_task_backend.get_result(result.id)
+            default_task_backend.get_result(ids[0])
 
     def test_a_unique_key_holds_until_the_end(self) -> None:
         held: Any = add

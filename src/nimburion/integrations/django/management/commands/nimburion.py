@@ -42,7 +42,7 @@ class Command(BaseCommand):
     """Runs a command of nimburion in the project."""
 
     help = "Run, enqueue and manage background jobs: manage.py nimburion worker, … --help."
-    requires_system_checks: tuple[str, ...] = ()
+    requires_system_checks = ()
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Run the command of `manage.py nimburion …`; options of Django come off first."""
