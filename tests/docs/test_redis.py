@@ -30,7 +30,8 @@ def commands_of(page: Page) -> Iterator[list[str]]:
     for block in page.blocks:
         for line in block.text.replace("\\\n", " ").splitlines():
             if line.startswith("redis-cli "):
-                yield shlex.split(line, comments=True)[1:]
+                arguments = shlex.split(line, comments=True)[1:]
+                yield arguments[1:] if arguments[0] == "-c" else arguments
 
 
 def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:

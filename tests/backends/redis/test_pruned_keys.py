@@ -71,5 +71,5 @@ def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
                 await backend.prune(EVERYTHING, 1_000)
 
     valkey.empty()
-    few = hypothesis.settings(max_examples=25, phases=[Phase.generate])
+    few = hypothesis.settings(max_examples=12, phases=[Phase.generate])
     run_state_machine_as_test(PrunedTwins, settings=few)

@@ -290,7 +290,7 @@ async def test_many_statistics_take_several_scripts(
         await backend.put_statistics(source, rows)
     assert backend.ran["put_statistics"] == 6
     found = await backend.list_statistics(start - 200 * 60, start + 1, 60)
-    assert backend.ran["statistics"] == 3
+    assert backend.ran["list_statistics"] == 3
     assert [row.start for row in found] == sorted(row.start for row in rows)
     assert sum(row.counters.started for row in found) == 2 * sum(range(1, 1_021))
     (one,) = await backend.list_statistics(start, start + 60, 60, name="name-3")
@@ -310,7 +310,7 @@ async def test_statistics_of_large_replies_are_complete(
         await backend.put_statistics(f"{source:0100}", rows)
     backend.ran.clear()
     assert len(await backend.list_statistics(start - 6_000, start + 60, 60)) == 100
-    assert backend.ran["statistics"] > 1
+    assert backend.ran["list_statistics"] > 1
 
 
 async def test_the_sources_of_an_interval_are_merged_once(

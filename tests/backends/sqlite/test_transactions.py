@@ -165,7 +165,7 @@ async def test_a_connection_of_a_loop_is_not_used_from_a_thread(
     processor: Processor, path: Path
 ) -> None:
     async with aiosqlite.connect(path) as connection:
-        with pytest.raises(UnusableConnection, match=r"await processor"):
+        with pytest.raises(UnusableConnection, match=r"await the processor"):
             await asyncio.to_thread(processor.sync.enqueue_raw, "pay", b"{}", connection=connection)
 
 

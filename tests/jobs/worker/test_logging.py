@@ -30,14 +30,18 @@ class Broken(Exception):
 async def logged(
     caplog: pytest.LogCaptureFixture, handler: Any, level: int = logging.INFO, **options: Any
 ) -> Records:
-    """The worker's records of one attempt."""
+    """The records of one attempt, without those of workers that other tests have left."""
     caplog.set_level(level, "nimburion.worker")
     async with Processor(MemoryBackend()) as processor:
         processor.register("work", handler, **options)
         await processor.enqueue_raw("work", b"{}", id="a")
         caplog.clear()
         assert await processor.process_one()
-    return [record for record in caplog.records if record.name == "nimburion.worker"]
+    return [
+        record
+        for record in caplog.records
+        if record.name == "nimburion.worker" and "backend unreachable" not in record.getMessage()
+    ]
 
 
 async def raises(_: Context, __: bytes) -> None:

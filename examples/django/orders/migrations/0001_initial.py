@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from django.db import migrations, models
+from django.db.migrations.operations.base import Operation
 
 
 class Migration(migrations.Migration):
     """Create `Order`."""
 
-    initial = True
-    operations = [  # noqa: RUF012
+    initial: ClassVar[bool | None] = True
+    operations: ClassVar[Sequence[Operation]] = [
         migrations.CreateModel(
             name="Order",
             fields=[

@@ -23,7 +23,6 @@ class NimburionConfig(AppConfig):
 
     name = "nimburion.integrations.django"
     label = "nimburion"
-    verbose_name = "nimburion"
 
     @cached_property
     def project_settings(self) -> ProjectSettings:

@@ -32,7 +32,7 @@ from nimburion.core.errors import (
     JobConflict,
     NotSupported,
 )
-from nimburion.core.settings import QueueSettings
+from nimburion.core.settings import QueueSettings, Settings
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
 from nimburion.jobs.client.client import Client, EnqueueResult
@@ -237,7 +237,7 @@ class DjangoProcessor(Processor):
         if self.tasks and not self.settings.queues and not self.task_queues <= {*declared}:
             names = sorted({*declared, *self.task_queues})
             queues = tuple(QueueSettings(name) for name in names)
-            self.settings = msgspec.structs.replace(self.settings, queues=queues)
+            self.settings: Settings = msgspec.structs.replace(self.settings, queues=queues)
 
     def _choose_kept_arguments(self) -> tuple[bool, dict[str, bool]]:
         """Keep the arguments of completed jobs if there are tasks, whose results show them."""
@@ -269,8 +269,9 @@ class DjangoProcessor(Processor):
             self._database_name = _read_database_name(project)
             self.sync.close()
             self.settings = msgspec.structs.replace(self.settings, url=project.config.jobs.url)
-            self.backend, self._problem = _open_backend(project)
-            self.dead = DeadLetters(self.backend)
+            backend, self._problem = _open_backend(project)
+            self.backend: Backend = backend
+            self.dead: DeadLetters = DeadLetters(backend)
             self.transactions = Transactions(project)
             _close_before_teardown(self.sync, project.database)
 

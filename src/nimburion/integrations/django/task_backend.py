@@ -148,7 +148,7 @@ class NimburionBackend(BaseTaskBackend):
     `OPTIONS` are policies for all tasks of the backend, such as `{"max_retries": 3}`.
     """
 
-    task_class = NimburionTask
+    task_class: type[Task[..., Any]] = NimburionTask
     supports_defer = True
     supports_async_task = True
     supports_get_result = True

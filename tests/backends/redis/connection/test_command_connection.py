@@ -68,7 +68,7 @@ class Caller:
 
 
 @pytest.mark.slow
-async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
+async def test_cancelled_calls_never_mix_up_replies(
     valkey: Server, record_property: Record
 ) -> None:
     luck = random.Random(7)
@@ -76,7 +76,7 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
         callers = [Caller(connection, luck) for _ in range(2)]
 
         async def ask_on(caller: Caller, number: int) -> None:
-            while sum(one.cancelled for one in callers) < 10_000:
+            while sum(one.cancelled for one in callers) < 2_000:
                 await caller.ask(f"{number}-{caller.cancelled}-{caller.answered}")
 
         await asyncio.gather(*(ask_on(caller, n) for n, caller in enumerate(callers)))
@@ -87,7 +87,7 @@ async def test_ten_thousand_cancelled_calls_never_mix_up_replies(
     )
     record_property("Redis calls cancelled, in total", cancelled)
     record_property("of them in flight, their connections dropped, in total", dropped)
-    assert cancelled >= 10_000
+    assert cancelled >= 2_000
     assert answered > 0
     assert 0 < dropped < cancelled, "only what is in flight costs its connection"
 

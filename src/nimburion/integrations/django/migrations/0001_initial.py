@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 from django.db import migrations, models
+from django.db.migrations.operations.base import Operation
 
 
 class Migration(migrations.Migration):
     """Creates no table: the model is unmanaged."""
 
-    initial = True
-    dependencies = []  # noqa: RUF012
-    operations = [  # noqa: RUF012
+    initial: ClassVar[bool | None] = True
+    dependencies: ClassVar[Sequence[tuple[str, str]]] = []
+    operations: ClassVar[Sequence[Operation]] = [
         migrations.CreateModel(
             name="StoredJob",
             fields=[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 from django.core.management.base import (
     BaseCommand,
@@ -42,7 +42,7 @@ class Command(BaseCommand):
     """Runs a command of nimburion in the project."""
 
     help = "Run, enqueue and manage background jobs: manage.py nimburion worker, … --help."
-    requires_system_checks = ()
+    requires_system_checks: list[str] | tuple[str, ...] | tuple[()] | Literal["__all__"] = ()
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Run the command of `manage.py nimburion …`; options of Django come off first."""
