@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nimburion.cli.flask import flask_group, load_processor
 from nimburion.integrations.flask import FlaskJobs, find_processor
 from nimburion.jobs import Job, State, job
 from nimburion.jobs.errors import ConfigurationError, DefinitionError, NotOpen
+from tests.waiting import DEADLINE
 
 jobs = FlaskJobs()
 
@@ -132,6 +134,8 @@ def test_commands_use_the_processor_of_the_application(run: Callable[..., Any]) 
     assert code == 0
     code, _, log = run("worker", "--burst", "--concurrency", "1")
     assert code == 0, log
+    for limit in [each for each in threading.enumerate() if each.name == "nimburion-exit"]:
+        limit.join(DEADLINE)  # it is lifted; otherwise it would end the process of these tests
     code, shown, _ = run("status", job_id.strip())
     assert (code, "completed" in shown) == (0, True)
     assert "shop: mail to ann" in shown

@@ -62,3 +62,14 @@ def test_what_handlers_left_behind_does_not_keep_the_process(left: str, name: st
 def test_a_process_that_ends_by_itself_waits_for_nothing_and_logs_nothing() -> None:
     ended = run("left = asyncio.create_task(asyncio.Event().wait())", 10 * DEADLINE)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_a_process_with_other_work_lifts_the_limit() -> None:
+    program = PROGRAM.format(left="pass", seconds=0.1).replace(
+        "    limit_exit(", "    lift = limit_exit("
+    )
+    program += "lift()\nthreading.Event().wait(0.3)\nprint('goes its way')\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "goes its way\n", "")

@@ -20,11 +20,14 @@ from nimburion.cli.root import root
 def main(arguments: Sequence[str] | None = None, *, invocation: Invocation | None = None) -> None:
     """Run one command and exit with its code.
 
-    `invocation` reads the configuration where a framework has settings of its own.
+    `invocation` reads the configuration where a framework has settings of its own. Without
+    `arguments`, those of the process are used, and the process belongs to the command.
     """
     if os.getpid() == 1:
         end_at_sigterm()
     given = list(arguments) if arguments is not None else None
+    invocation = invocation or Invocation()
+    invocation.owns_process = invocation.owns_process or arguments is None
     try:
         code = root.main(given, prog_name="nimburion", standalone_mode=False, obj=invocation)
     except BaseException as error:  # noqa: BLE001 (every ending has its code; bugs are re-raised)

@@ -29,6 +29,8 @@ class Invocation:
         self.config: str | None = None
         self.backends: tuple[str, ...] = ()
         self.as_json = False
+        self.owns_process: bool = False
+        """Whether the process ends after the command, so that a worker may end it."""
 
     @property
     def backend(self) -> str | None:

@@ -27,20 +27,28 @@ _LOG_TIMEOUT = 0.5
 """Seconds to wait for a log record: a thread that does not end may hold a lock of logging."""
 
 
-def limit_exit(loop: asyncio.AbstractEventLoop, seconds: float = EXIT_TIMEOUT) -> None:
+def limit_exit(
+    loop: asyncio.AbstractEventLoop, seconds: float = EXIT_TIMEOUT
+) -> Callable[[], None]:
     """End this process after `seconds`, unless it has ended until then.
 
     Call it when the work is done. asyncio waits for tasks that catch their cancellation, and Python
     for threads, such as those of `asyncio.to_thread`, without a limit. So a task or a thread that a
     handler left behind would keep the process for ever.
+
+    Returns a function that lifts the limit. Call it when the loop is closed, if the process has
+    other work to do.
     """
+    lifted = threading.Event()
     threading.Thread(
-        target=_end_process, args=(loop, seconds), name="nimburion-exit", daemon=True
+        target=_end_process, args=(loop, seconds, lifted), name="nimburion-exit", daemon=True
     ).start()
+    return lifted.set
 
 
-def _end_process(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    threading.Event().wait(seconds)
+def _end_process(loop: asyncio.AbstractEventLoop, seconds: float, lifted: threading.Event) -> None:
+    if lifted.wait(seconds):
+        return
     log = threading.Thread(target=_log_left, args=(loop,), daemon=True)
     log.start()
     log.join(_LOG_TIMEOUT)

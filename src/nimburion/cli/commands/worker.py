@@ -188,7 +188,9 @@ def run_in_this_process(processor: Processor, *, burst: bool, max_jobs: int | No
     Scheduler.configure(processor, current_invocation().load().scheduler)
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
         runner.run(serve(processor, burst=burst, max_jobs=max_jobs))
-        limit_exit(runner.get_loop())
+        lift_limit = limit_exit(runner.get_loop())
+    if not current_invocation().owns_process:
+        lift_limit()
 
 
 def run_with_server(processor: Processor, port: int | None) -> None:
@@ -197,7 +199,7 @@ def run_with_server(processor: Processor, port: int | None) -> None:
 
     application = bootstrap(current_invocation().load(server=choose_server(port)))
     application.set_job_processor(processor)
-    application.run(owns_process=True)
+    application.run(owns_process=current_invocation().owns_process)
 
 
 async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> None:

@@ -44,12 +44,17 @@ class Command(BaseCommand):
     help = "Run, enqueue and manage background jobs: manage.py nimburion worker, … --help."
     requires_system_checks: list[str] | tuple[str, ...] | tuple[()] | Literal["__all__"] = ()
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._invocation = ProjectInvocation()
+
     def run_from_argv(self, argv: list[str]) -> None:
         """Run the command of `manage.py nimburion …`; options of Django come off first."""
         known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         known.add_argument("--settings")
         known.add_argument("--pythonpath")
         _, rest = known.parse_known_args(argv[2:])
+        self._invocation.owns_process = True
         self._run(rest)
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
@@ -77,9 +82,10 @@ class Command(BaseCommand):
     def _run(self, arguments: list[str]) -> None:
         try:
             if arguments[:1] != ["worker"] or {"-h", "--help"} & set(arguments):
-                main(arguments, invocation=ProjectInvocation())
+                main(arguments, invocation=self._invocation)
             elif _RELOAD in arguments:
                 rest = [argument for argument in arguments if argument != _RELOAD]
+                self._invocation.owns_process = False  # the worker is a thread of the reloader
                 self.run_with_reloader(rest[1:])
             else:
                 self.run_worker(arguments[1:])
@@ -89,7 +95,7 @@ class Command(BaseCommand):
     def run_worker(self, arguments: list[str]) -> None:
         """Check the project, then run a worker until a signal stops it."""
         self.check()
-        main(["worker", IMPORT_PATH, *arguments], invocation=ProjectInvocation())
+        main(["worker", IMPORT_PATH, *arguments], invocation=self._invocation)
 
     def run_with_reloader(self, arguments: list[str]) -> None:
         """Run a worker in a thread, and restart the process when a file of the project changes.
