@@ -430,17 +430,19 @@ async def test_after_one_that_expired_the_next_has_its_turn(
 
     async def pay(ctx: Context, _: bytes) -> None:
         async with ctx.transaction() as connection:
+            sleepers = clock.sleepers
             connection.execute(ROW)
             if ctx.attempt == 1:
-                await wait_until(lambda: clock.sleepers > 0, "the transaction is timed")
+                await wait_until(lambda: clock.sleepers > sleepers, "the transaction is timed")
                 clock.advance(transactions.MAX_SECONDS)
                 await wait_until(lambda: not connection.in_transaction, "it is rolled back")
 
     processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
     job_id = await processor.enqueue_raw("pay", b"{}")
     assert await processor.drain() == 2
-    assert (await processor.get_status(job_id)).state is State.COMPLETED
-    assert rows(path) == 1
+    status = await processor.get_status(job_id)
+    assert (status.state, rows(path)) == (State.COMPLETED, 1)
+    assert [error.type for error in status.history] == [TransactionExpired.__name__]
 
 
 # Results
