@@ -37,7 +37,7 @@ BAD_INPUT = [
     (("--backend", "postgres://h:x", "status", "x"), "postgres://…: a port must be a whole number"),
     (("--backend", "redis://", "status", "x"), "redis://…: a host is missing"),
     (("--backend", "sqllite:///x", "status", "x"), "no backend 'sqllite'; did you mean sqlite?"),
-    (("--backend", "x.db", "status", "x"), "load(): jobs.url: expected a URL like"),
+    (("--backend", "x.db", "status", "x"), "load(): jobs.url: expected the URL of a backend"),
     (("--backend", "memory://", "status", "x"), "memory:// exists only inside one process"),
     (("--config", "no.yaml", "status", "x"), "no.yaml: cannot be read: No such file"),
     (("config", "check", "--config", "no.yaml"), "no.yaml: cannot be read: No such file"),
@@ -106,7 +106,8 @@ def test_reading_a_missing_database_makes_none(
     assert ended.code == 3
     assert ended.err == (
         f"nimburion: SQLite {nimburion.folder}/nimburion.db does not exist; "
-        "enqueue a job first, or say which with --backend\n"
+        "enqueue a job first, or pass the URL that your code uses, with --backend or as "
+        "NIMBURION_JOBS__URL\n"
     )
     assert list(nimburion.folder.iterdir()) == []
 

@@ -26,12 +26,16 @@ LAYOUT = PACKAGE / "backends" / "redis" / "lua" / "formats" / "record_format.lua
 
 
 def commands_of(page: Page) -> Iterator[list[str]]:
-    """The arguments of each `redis-cli …` in the blocks of a page, as a shell reads them."""
+    """The arguments of each `redis-cli …` in the blocks of a page, as a shell reads them.
+
+    Those for a cluster (`-c`) are left out: the server of these tests is alone.
+    """
     for block in page.blocks:
         for line in block.text.replace("\\\n", " ").splitlines():
             if line.startswith("redis-cli "):
                 arguments = shlex.split(line, comments=True)[1:]
-                yield arguments[1:] if arguments[0] == "-c" else arguments
+                if arguments[0] != "-c":
+                    yield arguments
 
 
 def test_a_server_takes_the_commands_of_the_pages(redis_binary: Binary) -> None:

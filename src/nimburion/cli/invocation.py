@@ -103,8 +103,8 @@ async def require_existing_file(backend: Backend) -> None:
     """Raise `BackendNotUsable` if the backend has no data yet."""
     if not await backend.exists():
         raise BackendNotUsable(
-            f"{backend.describe()} does not exist; enqueue a job first, or say which with "
-            f"--backend{_find_example()}"
+            f"{backend.describe()} does not exist; enqueue a job first, or pass the URL that your "
+            f"code uses, with --backend{_find_example()} or as NIMBURION_JOBS__URL"
         )
 
 

@@ -74,9 +74,16 @@ def _attribute(found: object, path: str) -> object:
     """Resolve a dotted path. Raises `BadInput` with the most similar name if it does not exist."""
     for step in path.split("."):
         if not hasattr(found, step):
-            near = find_nearest(step, dir(found))
-            hint = f"; did you mean {near}?" if near else ""
-            raise BadInput(f"{getattr(found, '__name__', found)!s} has no {step!r}{hint}")
+            owner = getattr(found, "__name__", found)
+            near = find_nearest(
+                step, [name for name in dir(found) if not isinstance(getattr(found, name), type)]
+            )
+            hint = (
+                f"; did you mean {near}?"
+                if near
+                else "; create the processor outside of functions, as a global variable"
+            )
+            raise BadInput(f"{owner!s} has no {step!r}{hint}")
         found = getattr(found, step)
     return found
 

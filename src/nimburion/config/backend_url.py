@@ -86,7 +86,10 @@ def make_backend_url(tree: Written, values: Values, path: Path) -> str:
 def _find_complete_url(given: BackendOptions) -> str:
     url = str(given.values["url"])
     if not _find_scheme(url):
-        raise given.make_error("url", "expected a URL like sqlite:///jobs.db or memory://")
+        raise given.make_error(
+            "url",
+            "expected the URL of a backend, like sqlite:///jobs.db or memory://",
+        )
     backend = given.values.get("backend")
     if backend is not None and _find_scheme(url) not in FAMILIES[str(backend)]:
         problem = (

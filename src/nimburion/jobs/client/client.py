@@ -409,7 +409,10 @@ class Client:
                 break
             left = math.inf if deadline is None else deadline - self.clock.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"job {job_id} is {record.state} after {seconds:g} s of waiting")
+                raise WaitTimeout(
+                    f"job {job_id} is {record.state} after {seconds:g} s of waiting; "
+                    f"`nimburion why {job_id}` says what it waits for"
+                )
             await self.clock.sleep(min(next(pauses), left))
         if record.state is not State.COMPLETED:
             raise JobNotCompleted(job_id, record.state, _describe_end(record))
