@@ -39,8 +39,12 @@ _checker = doctest.OutputChecker()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """An empty working directory to import from; what was imported from it is forgotten."""
+    # A short name: the sockets of a SQLite file then lie beside it, and go with the folder.
+    tmp_path = tmp_path_factory.mktemp("page")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)
