@@ -46,6 +46,8 @@ def real(zone: str) -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.wide
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("url", ["memory://"])
 async def test_a_year_in_twelve_zones_fires_what_the_table_says(place: Place) -> None:
     await check_ticks_of_a_year(place)
