@@ -53,9 +53,13 @@ class Frame(NamedTuple):
 
 
 class RecordingView(LiveView):
-    """The live view of the demo, drawn into frames instead of a terminal."""
+    """The live view of the demo, drawn into frames instead of a terminal.
 
-    def __init__(self) -> None:
+    Paths below `folder` are shown relative to it: the picture names no folder of this machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._prefix = f"{folder}/"
         started = time.monotonic()
         super().__init__(lambda: time.monotonic() - started)
         self.frames: list[Frame] = []
@@ -75,6 +79,7 @@ class RecordingView(LiveView):
 
     def write(self, line: str, *, loud: bool = False) -> None:
         """Add an event; the latest loud ones stand above the table."""
+        line = line.replace(self._prefix, "")
         if loud:
             self._loud = [*self._loud, Text(f"{self._clock():5.1f} s  {line}", style="bold")][-5:]
         else:
@@ -171,9 +176,10 @@ def describe_style(style: Style | None) -> str:
 
 def main() -> None:
     """Run the demo and write the picture."""
-    view = RecordingView()
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(run_scenario(Path(folder), 1, view))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        view = RecordingView(folder)
+        asyncio.run(run_scenario(folder, 1, view))
     frames = choose_frames(view.frames)
     title = "The demo: workers run jobs, one worker is killed, its jobs run again on the other."
     TARGET.parent.mkdir(parents=True, exist_ok=True)
