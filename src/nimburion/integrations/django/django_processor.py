@@ -14,7 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack
 from uuid import UUID
@@ -112,37 +112,6 @@ class DjangoProcessor(Processor):
     ) -> list[str]:
         """Store several jobs, as `Processor.enqueue_many` does."""
         return await self._call(Client.enqueue_many, jobs, **options)
-
-    async def enqueue_with_id(
-        self,
-        job: AnyJob,
-        job_id: str | UUID | None = None,
-        /,
-        **options: Unpack[EnqueueOptions],
-    ) -> str:
-        """Store one job under your own id, as `Processor.enqueue_with_id` does."""
-        return await self._call(Client.enqueue_with_id, job, job_id, **options)
-
-    async def enqueue_with_priority(
-        self, job: AnyJob, priority: int, /, **options: Unpack[EnqueueOptions]
-    ) -> str:
-        """Store one job with a priority, as `Processor.enqueue_with_priority` does."""
-        options["priority"] = priority
-        return await self.enqueue(job, **options)
-
-    async def enqueue_at(
-        self, job: AnyJob, at: datetime, /, **options: Unpack[EnqueueOptions]
-    ) -> str:
-        """Store one job for a time, as `Processor.enqueue_at` does."""
-        options["at"] = at
-        return await self.enqueue(job, **options)
-
-    async def enqueue_after(
-        self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
-    ) -> str:
-        """Store one job that becomes due after a delay, as `Processor.enqueue_after` does."""
-        options["after"] = after
-        return await self.enqueue(job, **options)
 
     async def enqueue_raw(
         self,

@@ -51,6 +51,14 @@ class TransactionCases(TransactionTestCase):
         status = get_processor().sync.get_status(job_id)
         self.assertEqual((status.state, status.result), ("completed", "hello ann"))
 
+    def test_a_missing_time_is_refused_in_async_code(self) -> None:
+        missing: Any = None
+        before = get_processor().sync.pending_count()
+        for enqueue in (get_processor().enqueue_at, get_processor().enqueue_after):
+            with self.assertRaisesMessage(InvalidJob, "not None"):
+                asyncio.run(enqueue(greet.job("ann"), missing))
+        self.assertEqual(get_processor().sync.pending_count(), before)
+
     def test_django_closes_the_connection_of_a_handler(self) -> None:
         """It does so at once, unless `CONN_MAX_AGE` says otherwise."""
         User.objects.create(username="ann")
