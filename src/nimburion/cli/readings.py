@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Reading(NamedTuple, Generic[T]):
+class BackendReading(NamedTuple, Generic[T]):
     """What one of several backends answered."""
 
     number: int
@@ -40,7 +40,7 @@ class BackendReader:
         self._backend = backend
         self._is_open = False
 
-    async def read(self, question: Callable[[Backend], Awaitable[T]]) -> Reading[T]:
+    async def read(self, question: Callable[[Backend], Awaitable[T]]) -> BackendReading[T]:
         """Run `question` on the backend. A backend that cannot be used is a reading too."""
         value: T | None = None
         error: str | None = None
@@ -54,7 +54,7 @@ class BackendReader:
             error = missing.message
         except BackendError as failure:
             error = str(failure)
-        return Reading(self._number, self._backend.describe(), value, error)
+        return BackendReading(self._number, self._backend.describe(), value, error)
 
     async def close(self) -> None:
         """Close the backend."""
@@ -69,7 +69,7 @@ def make_readers() -> list[BackendReader]:
 
 async def read_each(
     readers: Sequence[BackendReader], question: Callable[[Backend], Awaitable[T]]
-) -> list[Reading[T]]:
+) -> list[BackendReading[T]]:
     """Run `question` on all backends at the same time, and return the readings in their order."""
     return list(await asyncio.gather(*(reader.read(question) for reader in readers)))
 
@@ -79,11 +79,11 @@ async def close_each(readers: Sequence[BackendReader]) -> None:
     await asyncio.gather(*(reader.close() for reader in readers))
 
 
-def read_backends(question: Callable[[Backend], Awaitable[T]]) -> list[Reading[T]]:
+def read_backends(question: Callable[[Backend], Awaitable[T]]) -> list[BackendReading[T]]:
     """Open every backend of the command, run `question` on each, and close them."""
     readers = make_readers()
 
-    async def run() -> list[Reading[T]]:
+    async def run() -> list[BackendReading[T]]:
         try:
             return await read_each(readers, question)
         finally:
@@ -93,7 +93,7 @@ def read_backends(question: Callable[[Backend], Awaitable[T]]) -> list[Reading[T
 
 
 def print_readings(
-    readings: Sequence[Reading[T]],
+    readings: Sequence[BackendReading[T]],
     make_data: Callable[[T], object],
     print_text: Callable[[], None],
 ) -> None:
@@ -109,7 +109,7 @@ def print_readings(
     check_readings(readings)
 
 
-def _make_data(reading: Reading[T], make_data: Callable[[T], object]) -> dict[str, object]:
+def _make_data(reading: BackendReading[T], make_data: Callable[[T], object]) -> dict[str, object]:
     return {
         "backend": reading.backend,
         "error": reading.error,
@@ -117,7 +117,7 @@ def _make_data(reading: Reading[T], make_data: Callable[[T], object]) -> dict[st
     }
 
 
-def check_readings(readings: Sequence[Reading[Any]]) -> None:
+def check_readings(readings: Sequence[BackendReading[Any]]) -> None:
     """Raise `BackendNotUsable` if a backend could not be read."""
     failed = [str(reading.error) for reading in readings if reading.error is not None]
     if failed:
@@ -126,13 +126,13 @@ def check_readings(readings: Sequence[Reading[Any]]) -> None:
         )
 
 
-def print_legend(readings: Sequence[Reading[Any]]) -> None:
+def print_legend(readings: Sequence[BackendReading[Any]]) -> None:
     """Print one line per backend: its number in the tables, and what is wrong with it."""
     click.echo("\n".join(format_legend(readings)))
 
 
 def format_legend(
-    readings: Sequence[Reading[T]], describe: Callable[[T], str] | None = None
+    readings: Sequence[BackendReading[T]], describe: Callable[[T], str] | None = None
 ) -> list[str]:
     """Return one line per backend: its number, its description, and `describe` of its value.
 

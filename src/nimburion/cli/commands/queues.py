@@ -11,7 +11,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import find_operator, record_command
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
-from nimburion.cli.readings import Reading, print_legend, print_readings, read_backends
+from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, list_reasons
 from nimburion.core.queries import QueueInfo
 from nimburion.core.size_limits import check_name
@@ -77,7 +77,7 @@ def print_queues(found: FoundQueues) -> None:
         click.echo(escape_controls(jobs.describe()))
 
 
-def print_queues_of_each(readings: list[Reading[FoundQueues]]) -> None:
+def print_queues_of_each(readings: list[BackendReading[FoundQueues]]) -> None:
     """Print one line per queue and backend, then the jobs that no live worker serves."""
     answered = [(reading.number, reading.value) for reading in readings if reading.value]
     lines = [(number, *format_queue(queue)) for number, found in answered for queue in found.queues]

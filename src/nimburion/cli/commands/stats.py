@@ -10,7 +10,7 @@ import msgspec
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_duration, print_result, print_table
 from nimburion.cli.parameters import parse_duration
-from nimburion.cli.readings import Reading, print_legend, print_readings, read_backends
+from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
 from nimburion.core.backend import Backend
 from nimburion.core.metrics.statistics import (
     RUN_BOUNDS,
@@ -94,7 +94,7 @@ def print_statistics(rows: list[Statistics], last: str) -> None:
     print_table(("queue", "name", *HEADERS), lines, format_empty(last))
 
 
-def print_statistics_of_each(readings: list[Reading[list[Statistics]]], last: str) -> None:
+def print_statistics_of_each(readings: list[BackendReading[list[Statistics]]], last: str) -> None:
     """Print one line per queue, name and backend, and one with the sum of several backends."""
     sums = {reading.number: add_up(reading.value or []) for reading in readings}
     lines: list[tuple[object, ...]] = []

@@ -16,7 +16,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_duration, format_table, print_result
 from nimburion.cli.readings import (
     BackendReader,
-    Reading,
+    BackendReading,
     close_each,
     format_legend,
     make_readers,
@@ -140,7 +140,7 @@ def format_view(overview: Overview) -> str:
     )
 
 
-def format_views(readings: Sequence[Reading[Overview]]) -> str:
+def format_views(readings: Sequence[BackendReading[Overview]]) -> str:
     """Return the view of several backends as text: a line for each, then their sum and tables."""
     answered = [(reading.number, reading.value) for reading in readings if reading.value]
     queues = [(number, *line) for number, one in answered for line in list_queues(one)]
