@@ -10,7 +10,9 @@ from nimburion.cli.exit_codes import report_error
 from tests.cli.conftest import CommandLine
 
 BAD_INPUT = [
-    (("frob",), "No such command 'frob'."),
+    (("xyz",), "there is no command 'xyz'; known: audit, config, "),
+    (("wroker",), "there is no command 'wroker'; did you mean 'worker'?"),
+    (("--backend", "app:jobs", "status", "x"), "--backend takes the URL of a backend, like "),
     (("status",), "Missing argument 'ID'."),
     (("jobs", "list", "--limit", "0"), "Invalid value for '--limit'"),
     (("jobs", "list", "--state", "done"), "Invalid value for '--state': 'done' is not one of"),

@@ -12,16 +12,25 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import click
+
 from nimburion.cli.exit_codes import report_error
 from nimburion.cli.invocation import Invocation
 from nimburion.cli.root import root
 
 
-def main(arguments: Sequence[str] | None = None, *, invocation: Invocation | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    invocation: Invocation | None = None,
+    group: click.Group = root,
+    program: str = "nimburion",
+) -> None:
     """Run one command and exit with its code.
 
-    `invocation` reads the configuration where a framework has settings of its own. Without
-    `arguments`, those of the process are used, and the process belongs to the command.
+    `invocation` reads the configuration where a framework has settings of its own, `group` has its
+    commands, and `program` is how users call it. Without `arguments`, those of the process are
+    used, and the process belongs to the command.
     """
     if os.getpid() == 1:
         end_at_sigterm()
@@ -29,7 +38,7 @@ def main(arguments: Sequence[str] | None = None, *, invocation: Invocation | Non
     invocation = invocation or Invocation()
     invocation.owns_process = invocation.owns_process or arguments is None
     try:
-        code = root.main(given, prog_name="nimburion", standalone_mode=False, obj=invocation)
+        code = group.main(given, prog_name=program, standalone_mode=False, obj=invocation)
     except BaseException as error:  # noqa: BLE001 (every ending has its code; bugs are re-raised)
         code = report_error(error)
     sys.exit(code if isinstance(code, int) else 0)

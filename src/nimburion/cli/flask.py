@@ -6,7 +6,6 @@ Flask finds the group by the entry point `flask.commands`, so an application dec
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +14,7 @@ from flask.cli import ScriptInfo
 
 from nimburion.cli.exit_codes import report_error
 from nimburion.cli.invocation import Invocation
-from nimburion.cli.root import COMMANDS, LazyGroup
+from nimburion.cli.root import LazyGroup
 
 if TYPE_CHECKING:
     from nimburion.core.settings import Config
@@ -44,18 +43,13 @@ class FlaskInvocation(Invocation):
 class FlaskGroup(LazyGroup):
     """The commands of nimburion, without those that need no application."""
 
+    target = _TARGET
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in super().list_commands(ctx) if name not in _LEFT_OUT]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _LEFT_OUT:
-            return None
-        command = super().get_command(ctx, cmd_name)
-        return command if command is None or cmd_name != "worker" else _leave_out_target(command)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+        return None if cmd_name in _LEFT_OUT else super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (as the base)
         """Run a command; an error becomes one line, with the exit code of `nimburion`."""
@@ -87,14 +81,3 @@ def load_processor() -> Processor:
     if info is None:
         info = ScriptInfo(app_import_path=os.environ.get("FLASK_APP"))
     return find_processor(info.load_app())
-
-
-def _leave_out_target(worker: click.Command) -> click.Command:
-    """Return the command `worker` without MODULE:NAME: the application has the processor."""
-    assert worker.callback is not None
-    return click.Command(
-        "worker",
-        params=[one for one in worker.params if one.name not in {"target", "traceback"}],
-        callback=partial(worker.callback, target=_TARGET, traceback=False),
-        help="Run the jobs of this application until SIGTERM or Ctrl-C; a second one ends at once.",
-    )

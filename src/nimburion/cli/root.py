@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from types import MappingProxyType
 
@@ -39,8 +40,21 @@ COMMANDS = MappingProxyType(
 class LazyGroup(click.Group):
     """A group of commands; each command is imported when it is called."""
 
+    target: str | None = None
+    """MODULE:NAME of the processor, where a framework knows it: `worker` then takes none."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click names it
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown name is refused with the most similar one."""
+        if args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            from nimburion.core.text.suggestions import describe_unknown  # not for a help text
+
+            ctx.fail(str(describe_unknown("command", args[:1], self.list_commands(ctx))))
+        return super().resolve_command(ctx, args)
 
     def get_command(
         self,
@@ -51,15 +65,27 @@ class LazyGroup(click.Group):
             return None
         module, name = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(import_module(f"nimburion.cli.commands.{module}"), name)
+        if cmd_name == "worker" and self.target is not None:
+            return _leave_out_target(command, self.target)
         return command
 
-    def format_commands(
-        self,
-        ctx: click.Context,  # noqa: ARG002 - click names it
-        formatter: click.HelpFormatter,
-    ) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        summaries = {name: COMMANDS[name][1] for name in self.list_commands(ctx)}
+        if self.target is not None:
+            summaries["worker"] = "Run jobs."
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+            formatter.write_dl(list(summaries.items()))
+
+
+def _leave_out_target(worker: click.Command, target: str) -> click.Command:
+    """Return the command `worker` without MODULE:NAME: the application has the processor."""
+    assert worker.callback is not None
+    return click.Command(
+        "worker",
+        params=[one for one in worker.params if one.name not in {"target", "traceback"}],
+        callback=partial(worker.callback, target=target, traceback=False),
+        help="Run the jobs of this application until SIGTERM or Ctrl-C; a second one ends at once.",
+    )
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: object) -> None:

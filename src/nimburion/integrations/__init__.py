@@ -1,1 +1,13 @@
 """Integrations with web frameworks. Each module needs its framework, which an extra installs."""
+
+from __future__ import annotations
+
+
+def explain_missing(missing: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
+    """Return the error for a framework that is not installed, with the extra that installs it."""
+    package = (missing.name or extra).partition(".")[0]
+    return ModuleNotFoundError(
+        f"nimburion.integrations.{extra} needs {package!r}, which is not installed; "
+        f"pip install 'nimburion[{extra}]'",
+        name=missing.name,
+    )

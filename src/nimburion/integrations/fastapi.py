@@ -19,12 +19,16 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends
-from starlette.requests import HTTPConnection
-from starlette.types import Receive, Scope, Send
-
+from nimburion.integrations import explain_missing
 from nimburion.integrations.starlette import find_processor, lifespan
 from nimburion.jobs.processor import Processor
+
+try:
+    from fastapi import APIRouter, Depends
+    from starlette.requests import HTTPConnection
+    from starlette.types import Receive, Scope, Send
+except ModuleNotFoundError as missing:
+    raise explain_missing(missing, "fastapi") from None
 
 __all__ = ["ProcessorDependency", "get_processor", "router"]
 

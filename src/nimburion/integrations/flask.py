@@ -24,16 +24,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
-from flask import Flask, current_app, has_app_context
-
 from nimburion import config
 from nimburion.core.errors import DefinitionError, NotOpen
 from nimburion.core.settings import Config
+from nimburion.integrations import explain_missing
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.processor import Processor
+
+try:
+    from flask import Flask, current_app, has_app_context
+except ModuleNotFoundError as missing:
+    raise explain_missing(missing, "flask") from None
 
 __all__ = ["FlaskJobs", "find_processor", "load_configuration"]
 

@@ -26,30 +26,35 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack
 
 import msgspec
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    delete,
-    event,
-    insert,
-    select,
-)
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session, SessionTransaction, registry, scoped_session
-from sqlalchemy.util import await_only
 
 from nimburion.core.errors import BackendError, DuplicateJob, JobConflict
 from nimburion.core.job import NewJob
 from nimburion.core.service import Periodic
+from nimburion.integrations import explain_missing
 from nimburion.jobs.client.client import prepare_job
+
+try:
+    from sqlalchemy import (
+        BigInteger,
+        Column,
+        Connection,
+        Engine,
+        Float,
+        Integer,
+        LargeBinary,
+        MetaData,
+        String,
+        Table,
+        delete,
+        event,
+        insert,
+        select,
+    )
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+    from sqlalchemy.orm import Session, SessionTransaction, registry, scoped_session
+    from sqlalchemy.util import await_only
+except ModuleNotFoundError as missing:
+    raise explain_missing(missing, "sqlalchemy") from None
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client

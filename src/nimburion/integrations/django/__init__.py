@@ -43,7 +43,12 @@ def get_processor() -> DjangoProcessor:
     Raises `ConfigurationError` if the app is not installed, and Django's `AppRegistryNotReady`
     if it is asked for earlier, as in the settings.
     """
-    from django.apps import apps
+    from nimburion.integrations import explain_missing
+
+    try:
+        from django.apps import apps
+    except ModuleNotFoundError as missing:
+        raise explain_missing(missing, "django") from None
 
     from nimburion.core.errors import ConfigurationError
     from nimburion.integrations.django.apps import NimburionConfig
@@ -51,7 +56,11 @@ def get_processor() -> DjangoProcessor:
     for config in apps.get_app_configs():
         if isinstance(config, NimburionConfig):
             return config.processor
-    raise ConfigurationError('add "nimburion.integrations.django" to INSTALLED_APPS')
+    raise ConfigurationError(
+        "the app is not installed, so there is no processor: add "
+        '"nimburion.integrations.django" to INSTALLED_APPS in the settings'
+        + (', in place of "nimburion"' if apps.is_installed("nimburion") else "")
+    )
 
 
 def load_processor() -> DjangoProcessor:
@@ -61,8 +70,13 @@ def load_processor() -> DjangoProcessor:
     nimburion.integrations.django:load_processor`. The environment variable DJANGO_SETTINGS_MODULE
     names the settings.
     """
-    import django
-    from django.apps import apps
+    from nimburion.integrations import explain_missing
+
+    try:
+        import django
+        from django.apps import apps
+    except ModuleNotFoundError as missing:
+        raise explain_missing(missing, "django") from None
 
     if not apps.ready:
         django.setup()

@@ -6,6 +6,7 @@
 - `nimburion.W002`: the jobs are in the memory of one process.
 - `nimburion.W003`: connections that live long are used without a health check.
 - `nimburion.W004`: workers do not serve a queue of `TASKS`.
+- `nimburion.W005`: a schedule of the settings names a job that no app declares.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from django.db import connections
 
 from nimburion.backends import open_backend
 from nimburion.core.errors import ConfigurationError
+from nimburion.core.text.suggestions import find_nearest
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import (
@@ -37,13 +39,22 @@ def check_project(
 ) -> list[CheckMessage]:
     """Check the setting `NIMBURION` and the databases that it leads to."""
     project = read_project_settings()
-    try:
-        if project.error is not None:
-            raise project.error
-        open_backend(project.config.jobs.url)
-    except ConfigurationError as error:
-        return [Error(str(error), obj=f"settings.{SETTING}", id="nimburion.E001")]
-    return [*_check_database(project), *_check_memory(project), *_check_tasks(project)]
+    errors = list(project.errors)
+    if not errors:
+        try:
+            open_backend(project.config.jobs.url)
+        except ConfigurationError as error:
+            errors.append(error)
+    if errors:
+        return [
+            Error(str(error), obj=f"settings.{SETTING}", id="nimburion.E001") for error in errors
+        ]
+    return [
+        *_check_database(project),
+        *_check_memory(project),
+        *_check_tasks(project),
+        *_check_schedules(project),
+    ]
 
 
 def _check_database(project: ProjectSettings) -> list[CheckMessage]:
@@ -118,3 +129,22 @@ def _check_tasks(project: ProjectSettings) -> list[CheckMessage]:
             )
         )
     return messages
+
+
+def _check_schedules(project: ProjectSettings) -> list[CheckMessage]:
+    """Check that the schedules of the settings name jobs that the apps declare."""
+    known = get_processor().registry.names
+    return [
+        checks.Warning(
+            f"The schedule {task.name!r} fires the job {task.job_name!r}, which no app declares.",
+            hint=(f"Did you mean {near!r}? " if near else "")
+            + "Correct `job_name`, or declare the job in a module that is imported at the start: "
+            + " or ".join(f"{module}.py" for module in project.modules)
+            + ".",
+            obj=f"settings.{SETTING}",
+            id="nimburion.W005",
+        )
+        for task in project.config.scheduler.tasks
+        if task.job_name not in known
+        for near in [find_nearest(task.job_name, known)]
+    ]

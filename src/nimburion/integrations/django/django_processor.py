@@ -14,9 +14,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, Unpack
 from uuid import UUID
 
 import msgspec
@@ -45,11 +46,12 @@ from nimburion.jobs.worker.inline import InlineRunner
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from nimburion.core.job import NewJob
+    from nimburion.core.job import AttemptError, NewJob
     from nimburion.core.operations import Cancellation
     from nimburion.jobs.client.status import Status
     from nimburion.jobs.declaration.context import Context
     from nimburion.jobs.declaration.job import AnyJob
+    from nimburion.jobs.declaration.middleware import Next
     from nimburion.jobs.declaration.options import EnqueueManyOptions, EnqueueOptions
 
 _log = logging.getLogger("nimburion.jobs")
@@ -62,6 +64,21 @@ R = TypeVar("R")
 
 MakeJobs = Callable[[Client], Coroutine[Any, Any, "list[NewJob]"]]
 """Makes jobs in the backend's form with the client of an event loop; a `JobCollector` helps."""
+
+
+class FailedAttempt(NamedTuple):
+    """An attempt that failed while `collect_failures` was active."""
+
+    job_id: str
+    name: str
+    attempt: int
+    error: AttemptError
+    """What is stored of the error."""
+    exception: BaseException | None
+    """What the handler raised; None if it raised nothing, as in a lost worker."""
+
+    def __str__(self) -> str:
+        return f"job {self.name!r} ({self.job_id}) failed in attempt {self.attempt}"
 
 
 class DjangoProcessor(Processor):
@@ -81,7 +98,7 @@ class DjangoProcessor(Processor):
         super().__init__(backend, project.config.jobs, import_path=IMPORT_PATH)
         self._project = project
         self._problem = problem
-        self._database_name = _read_database_name(project)
+        self._database_name = self._first_database_name = _read_database_name(project)
         self._is_stale = False
         self._lock = threading.Lock()
         self.transactions: Transactions = Transactions(project)
@@ -180,6 +197,50 @@ class DjangoProcessor(Processor):
         loop = self._loop
         if loop is not None and loop.is_running():
             asyncio.run_coroutine_threadsafe(self.stop(grace), loop).result()
+
+    # Tests
+
+    @contextmanager
+    def collect_failures(self) -> Iterator[list[FailedAttempt]]:
+        """Yield a list that receives the attempts that fail in the block, for tests."""
+        failures: list[FailedAttempt] = []
+        raised: dict[str, BaseException] = {}
+
+        async def keep_exception(ctx: Context[Any], call_next: Next[Context[Any]]) -> object:
+            try:
+                return await call_next(ctx)
+            except BaseException as error:
+                raised[ctx.job_id] = error
+                raise
+
+        def keep_failure(ctx: Context[Any], error: AttemptError) -> None:
+            failures.append(
+                FailedAttempt(ctx.job_id, ctx.name, error.attempt, error, raised.get(ctx.job_id))
+            )
+
+        hooks = (self._failure_hooks.on_failure, self._failure_hooks.on_dead)
+        self._middlewares.insert(0, keep_exception)
+        for each in hooks:
+            each.append(keep_failure)
+        try:
+            yield failures
+        finally:
+            self._middlewares.remove(keep_exception)
+            for each in hooks:
+                each.remove(keep_failure)
+
+    def check_is_for_tests(self) -> None:
+        """Raise `ConfigurationError` unless the jobs are in memory or in a test database."""
+        self.follow_settings()
+        if not self.backend.capabilities.shared:
+            return
+        is_renamed = self._database_name != self._first_database_name
+        if self.transactions.shared != self._project.database or not is_renamed:
+            raise ConfigurationError(
+                f"the jobs are in {self.backend.describe()}, which is no test database, so they "
+                'are not deleted: in the settings of the tests, write NIMBURION["url"] = '
+                '"memory://"'
+            )
 
     def create_tables(self, alias: str) -> None:
         """Create the tables of the jobs if they live in this database and are missing.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS
 
 from nimburion import config
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.settings import Config
 from nimburion.integrations.django.databases import make_database_url
+
+T = TypeVar("T")
 
 SETTING = "NIMBURION"
 DEFAULT_MODULES = ("jobs", "tasks")
@@ -30,8 +33,13 @@ class ProjectSettings(NamedTuple):
     database: str = "default"
     """The alias of Django's database whose transactions an enqueue waits for."""
     modules: tuple[str, ...] = DEFAULT_MODULES
-    error: ConfigurationError | None = None
-    """Why the setting cannot be used. The system check `nimburion.E001` reports it."""
+    errors: tuple[ConfigurationError, ...] = ()
+    """Why the setting cannot be used. The system check `nimburion.E001` reports each."""
+
+    @property
+    def error(self) -> ConfigurationError | None:
+        """The first error; None if the setting can be used."""
+        return self.errors[0] if self.errors else None
 
 
 def read_project_settings(**arguments: object) -> ProjectSettings:
@@ -39,22 +47,63 @@ def read_project_settings(**arguments: object) -> ProjectSettings:
 
     Never raises for a wrong setting: Django must start to report it.
     """
-    given = getattr(settings, SETTING, {})
-    try:
-        written = _check_map(given)
-        database = _read_alias(written)
-        modules = _read_modules(written)
-        loaded = _load(written, database, arguments)
-    except ConfigurationError as error:
-        return ProjectSettings(Config(), error=error)
+    errors: list[ConfigurationError] = []
+    written = _collect(errors, _check_map, getattr(settings, SETTING, {})) or {}
+    database = _collect(errors, _read_alias, written)
+    modules = _collect(errors, _read_modules, written)
+    loaded = None
+    if not errors or written:
+        try:
+            loaded = _load(written, database or DEFAULT_DB_ALIAS, arguments)
+        except ConfigurationError as error:
+            errors += _find_errors(written) or [error]
+    if errors or loaded is None or database is None or modules is None:
+        return ProjectSettings(Config(), errors=tuple(errors))
     return ProjectSettings(loaded, database, modules)
+
+
+def _collect(
+    errors: list[ConfigurationError], read: Callable[[Any], T], written: object
+) -> T | None:
+    """Return what `read` returns; add the error that it raises, and return None."""
+    try:
+        return read(written)
+    except ConfigurationError as error:
+        errors.append(error)
+        return None
+
+
+def _find_errors(written: Mapping[str, object]) -> list[ConfigurationError]:
+    """Return the error of each setting that is wrong by itself."""
+    parts: list[dict[str, object]] = []
+    for key, value in written.items():
+        if key in _OWN_KEYS:
+            continue
+        if key not in _SECTIONS:
+            parts.append({"jobs": {key: value}})
+        elif isinstance(value, Mapping):
+            parts += ({key: {name: inner}} for name, inner in value.items())
+        else:
+            parts.append({key: value})
+    errors: list[ConfigurationError] = []
+    for part in parts:
+        try:
+            config.load_sections(part, source=SETTING)
+        except ConfigurationError as error:
+            errors.append(_drop_level(error))
+    return errors
+
+
+def _drop_level(error: ConfigurationError) -> ConfigurationError:
+    """Return the error without the level `jobs`, which the setting does not have."""
+    return ConfigurationError(str(error).replace(f"{SETTING}: jobs.", f"{SETTING}: ", 1))
 
 
 def load_config(**arguments: object) -> Config:
     """Return the configuration of the project. Raises `ConfigurationError` if it is wrong."""
     found = read_project_settings(**arguments)
-    if found.error is not None:
-        raise found.error
+    if found.errors:
+        raise ConfigurationError("; ".join(map(str, found.errors)))
     return found.config
 
 

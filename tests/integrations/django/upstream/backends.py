@@ -49,12 +49,12 @@ class ImmediateBackend(NimburionBackend):
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         result: Any = super().enqueue(task, args, kwargs)
-        run_jobs()
+        run_jobs(raise_failures=False)
         result.refresh()
         return result
 
     async def aenqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         result: Any = await super().aenqueue(task, args, kwargs)
-        await asyncio.to_thread(run_jobs)
+        await asyncio.to_thread(run_jobs, raise_failures=False)
         await result.arefresh()
         return result

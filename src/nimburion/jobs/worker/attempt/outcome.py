@@ -125,7 +125,7 @@ def _is_permanent(raised: BaseException, permanent: tuple[type[BaseException], .
 
 def make_timeout_failure(seconds: float, attempt: int) -> AttemptFailed:
     """Return the outcome of an attempt that did not end within its `timeout`."""
-    message = f"did not end within {seconds:g} s"
+    message = f"did not end within {round(seconds, 3):g} s"
     return AttemptFailed(
         AttemptError(
             attempt=attempt,
@@ -229,16 +229,49 @@ def _format_message(raised: object) -> str:
 
 
 def _format_traceback(raised: BaseException) -> str:
+    """Format a traceback of at most `_MOST_FRAMES` frames an exception, without those of the
+    engine."""
     try:
-        return "".join(traceback.format_exception(raised, limit=-50))
+        formatted = traceback.TracebackException(
+            type(raised), raised, _TRACEBACK.__get__(raised), limit=-2 * _MOST_FRAMES, compact=True
+        )
+        _hide_engine_frames(formatted)
+        return "".join(formatted.format())
     except BaseException as error:  # noqa: BLE001 - a broken exception is still a failure
         return f"<its traceback could not be formatted: {_get_type_name(error)}>"
+
+
+_MOST_FRAMES = 50
+_PACKAGE = Path(__file__).parents[3]
+_ENGINE_FILES = (f"{_PACKAGE / 'jobs'}{os.sep}", f"{_PACKAGE / 'integrations'}{os.sep}")
+"""Starts of the file names of the code that calls handlers."""
+
+
+def _hide_engine_frames(formatted: traceback.TracebackException) -> None:
+    """Remove the frames of nimburion that led to the application's code, in the whole chain.
+
+    Frames of nimburion stay where the application called it and it raised, and where there are no
+    others.
+    """
+    waiting = [formatted]
+    while waiting:
+        each = waiting.pop()
+        linked = (each.__cause__, each.__context__, *(each.exceptions or ()))
+        waiting += (other for other in linked if other is not None)
+        frames = list(each.stack)
+        last = max((n for n, frame in enumerate(frames) if not _is_engine(frame)), default=-1)
+        kept = [frame for n, frame in enumerate(frames) if n > last or not _is_engine(frame)]
+        each.stack[:] = kept[-_MOST_FRAMES:]
+
+
+def _is_engine(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(_ENGINE_FILES)
 
 
 _TRACEBACK = vars(BaseException)["__traceback__"]
 """The descriptor that reads a traceback without the attributes of the exception's class."""
 
-_FOREIGN_FILES = (os.path.dirname(os.__file__), str(Path(__file__).parents[3]), "<")  # noqa: PTH120
+_FOREIGN_FILES = (os.path.dirname(os.__file__), str(_PACKAGE), "<")  # noqa: PTH120
 """Starts of the file names of Python, of nimburion and of generated code."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -39,3 +40,19 @@ def greet(name: str) -> str:
     USED.append(connections["default"])
     assert User.objects.filter(username=name).exists()
     return f"hello {name}"
+
+
+class TeaIsOut(Exception):
+    """Raised by `order_tea`."""
+
+
+@processor.job(max_retries=1, retry_backoff=60)
+def order_tea(kind: str) -> str:
+    if kind == "green":
+        raise TeaIsOut(kind)
+    return kind
+
+
+@processor.job(timeout=0.05)
+async def wait_forever() -> None:
+    await asyncio.Event().wait()

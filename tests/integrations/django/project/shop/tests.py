@@ -7,12 +7,12 @@ import io
 import json
 import os
 import threading
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, OutputWrapper
 from django.db import transaction
 from django.test import TestCase, TransactionTestCase, override_settings
 
@@ -25,12 +25,27 @@ from nimburion.core.errors import (
 )
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.checks import check_project
-from nimburion.integrations.django.testing import run_jobs
+from nimburion.integrations.django.management.commands.nimburion import Command
+from nimburion.integrations.django.testing import JobsTestMixin, clear_jobs, run_jobs
 from nimburion.jobs import State
-from tests.integrations.django.project.shop.jobs import USED, CountUsers, describe, greet, shout
+from nimburion.jobs.client.client import Client
+from tests.integrations.django.project.shop.jobs import (
+    USED,
+    CountUsers,
+    TeaIsOut,
+    describe,
+    greet,
+    order_tea,
+    shout,
+    wait_forever,
+)
 
 SHARED = not json.loads(os.environ.get("NB_DJANGO_JOBS", "{}"))
 """Whether the jobs live in Django's database."""
+
+
+CLEARABLE = override_settings() if SHARED else override_settings(NIMBURION={"url": "memory://"})
+"""Jobs in a place that tests may clear."""
 
 
 def find_state(job_id: str) -> State | None:
@@ -121,6 +136,75 @@ class TransactionCases(TransactionTestCase):
         self.assertEqual(results, [1, "A"])
 
 
+@CLEARABLE
+class RunJobsCases(JobsTestMixin, TransactionTestCase):
+    def test_the_error_of_a_failed_job_is_raised_when_all_jobs_have_run(self) -> None:
+        jobs = [order_tea.job(kind) for kind in ("green", "black", "green")]
+        ids = get_processor().sync.enqueue_many(jobs)
+        with self.assertRaises(TeaIsOut) as caught:
+            run_jobs()
+        failed = [f"job 'order_tea' ({ids[number]}) failed in attempt 1" for number in (0, 2)]
+        self.assertEqual(caught.exception.__notes__, failed)
+        self.assertEqual(
+            [find_state(job_id) for job_id in ids],
+            [State.RETRYING, State.COMPLETED, State.RETRYING],
+        )
+
+    def test_failures_are_collected_on_request(self) -> None:
+        job_id = order_tea.enqueue_sync("green")
+        wait_forever.enqueue_sync()
+        run = run_jobs(raise_failures=False)
+        self.assertEqual(run, 2)
+        first, second = run.failures
+        self.assertEqual((first.job_id, first.attempt), (job_id, 1))
+        self.assertIsInstance(first.exception, TeaIsOut)
+        self.assertEqual((second.name, second.error.kind), ("wait_forever", "timeout"))
+        self.assertEqual(run_jobs(raise_failures=False).failures, ())
+
+    def test_a_timeout_is_an_assertion_error(self) -> None:
+        wait_forever.enqueue_sync()
+        with self.assertRaisesMessage(AssertionError, "Timeout: did not end within 0.05 s"):
+            run_jobs()
+
+
+@CLEARABLE
+class ClearJobsCases(JobsTestMixin, TransactionTestCase):
+    """Each test leaves a job with the same unique key, which no other test sees."""
+
+    def check_leave_jobs(self) -> None:
+        self.assertEqual(get_processor().sync.pending_count(), 0)
+        order_tea.options(unique_key="tea").enqueue_sync("black")
+        run_jobs()
+        order_tea.options(after=60).enqueue_sync("black")
+        get_processor().sync.call(pause_queue, "default")
+
+    def test_one_test_leaves_jobs(self) -> None:
+        self.check_leave_jobs()
+
+    def test_another_test_leaves_jobs(self) -> None:
+        self.check_leave_jobs()
+
+
+@CLEARABLE
+class ClearJobsInTransactionCases(JobsTestMixin, TestCase):
+    def test_a_test_case_starts_without_jobs_too(self) -> None:
+        self.assertEqual(get_processor().sync.pending_count(), 0)
+        clear_jobs()
+
+
+async def pause_queue(client: Client, queue: str) -> None:
+    await client.backend.pause_queue(queue, paused=True)
+
+
+class ClearJobsElsewhereCases(TransactionTestCase):
+    def test_jobs_that_other_programs_may_use_are_never_deleted(self) -> None:
+        with (
+            override_settings(NIMBURION={"url": "sqlite:////tmp/no-test.db"}),
+            self.assertRaisesMessage(ConfigurationError, "no test database"),
+        ):
+            clear_jobs()
+
+
 class WorkerCases(TransactionTestCase):
     def test_a_worker_goes_on_when_the_server_ends_all_connections(self) -> None:
         User.objects.create(username="ann")
@@ -174,10 +258,64 @@ class CommandCases(TransactionTestCase):
             call_command("nimburion", "status", "no-such-job")
         self.assertEqual(caught.exception.returncode, 4)
 
+    def run_command(self, *arguments: str) -> tuple[str, str]:
+        """Run `manage.py nimburion` with arguments that end the process; return what it prints."""
+        command, written, errors = Command(), io.StringIO(), io.StringIO()
+        command.stderr = OutputWrapper(errors)
+        with redirect_stdout(written), redirect_stderr(errors), self.assertRaises(SystemExit):
+            command.run_from_argv(["manage.py", "nimburion", *arguments])
+        return written.getvalue(), errors.getvalue()
+
+    def test_a_wrong_setting_is_one_line(self) -> None:
+        with override_settings(NIMBURION={"concurency": 3}):
+            line = "NIMBURION: concurency: no such setting; did you mean concurrency?\n"
+            self.assertEqual(self.run_command("worker"), ("", f"CommandError: {line}"))
+            self.assertEqual(self.run_command("queues", "list"), ("", f"nimburion: {line}"))
+
+    def test_the_worker_of_a_project_takes_no_name_of_a_processor(self) -> None:
+        text, _ = self.run_command("worker", "--help")
+        self.assertIn("manage.py nimburion worker", text)
+        self.assertIn("--autoreload", text)
+        self.assertNotIn("MODULE", text + self.run_command("--help")[0])
+
+    def test_a_missing_app_is_named(self) -> None:
+        with (
+            self.modify_settings(INSTALLED_APPS={"remove": ["nimburion.integrations.django"]}),
+            self.assertRaisesMessage(ConfigurationError, "to INSTALLED_APPS in the settings"),
+        ):
+            get_processor()
+
 
 class CheckCases(TestCase):
     def find_ids(self) -> list[str]:
         return [str(message.id) for message in check_project(None)]
+
+    def test_all_errors_are_reported_at_once(self) -> None:
+        wrong = {
+            "concurency": 3,
+            "database": "x",
+            "keep_completed": "soon",
+            "scheduler": {"timezone": "Mars", "tasks": []},
+        }
+        with override_settings(NIMBURION=wrong):
+            messages = [message.msg for message in check_project(None)]
+        self.assertEqual(len(messages), 4)
+        for key, message in zip(
+            ("database", "concurency", "keep_completed", "scheduler.timezone"),
+            messages,
+            strict=True,
+        ):
+            self.assertIn(key, message)
+
+    def test_a_schedule_of_an_unknown_job_is_a_warning(self) -> None:
+        tasks = [
+            {"name": name, "cron": "@daily", "job_name": name} for name in ("describe", "descirbe")
+        ]
+        with override_settings(NIMBURION={"scheduler": {"tasks": tasks}}):
+            messages = [each for each in check_project(None) if each.id == "nimburion.W005"]
+        self.assertEqual(
+            [str(message.hint)[:24] for message in messages], ["Did you mean 'describe'?"]
+        )
 
     def test_a_wrong_setting_is_an_error_and_django_still_starts(self) -> None:
         settings: list[Any] = [

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Literal
+import sys
+from typing import Any, Literal, NoReturn
 
 from django.core.management.base import (
     BaseCommand,
     CommandError,
     CommandParser,
     DjangoHelpFormatter,
+    SystemCheckError,
 )
 from django.db import connections
 from django.utils import autoreload
 
 from nimburion.cli import main
+from nimburion.cli.django import AUTORELOAD, project_group
+from nimburion.cli.exit_codes import BAD_INPUT
 from nimburion.cli.invocation import Invocation
 from nimburion.core.settings import Config
 from nimburion.integrations.django import get_processor
-from nimburion.integrations.django.django_processor import IMPORT_PATH
-from nimburion.integrations.django.project_settings import load_config
+from nimburion.integrations.django.project_settings import load_config, read_project_settings
 
-_RELOAD = "--autoreload"
 _RELOAD_GRACE = 5.0
 """Seconds that handlers get to finish when a file has changed."""
 
@@ -55,7 +57,10 @@ class Command(BaseCommand):
         known.add_argument("--pythonpath")
         _, rest = known.parse_known_args(argv[2:])
         self._invocation.owns_process = True
-        self._run(rest)
+        try:
+            self._run(rest)
+        except CommandError as error:
+            self._report(error)
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Return the parser for `call_command`, which passes every argument on."""
@@ -64,6 +69,10 @@ class Command(BaseCommand):
         )
         parser.add_argument("arguments", nargs=argparse.REMAINDER)
         return parser
+
+    def print_help(self, prog_name: str, subcommand: str) -> None:  # noqa: ARG002 (Django names them)
+        """Print the help for `manage.py help nimburion`: the list of the commands."""
+        self._run(["--help"])
 
     def execute(self, *args: str, **options: Any) -> None:
         """Run the command of `call_command("nimburion", "queues", "list")`.
@@ -82,9 +91,9 @@ class Command(BaseCommand):
     def _run(self, arguments: list[str]) -> None:
         try:
             if arguments[:1] != ["worker"] or {"-h", "--help"} & set(arguments):
-                main(arguments, invocation=self._invocation)
-            elif _RELOAD in arguments:
-                rest = [argument for argument in arguments if argument != _RELOAD]
+                self._call(arguments)
+            elif AUTORELOAD in arguments:
+                rest = [argument for argument in arguments if argument != AUTORELOAD]
                 self._invocation.owns_process = False  # the worker is a thread of the reloader
                 self.run_with_reloader(rest[1:])
             else:
@@ -93,16 +102,43 @@ class Command(BaseCommand):
             connections.close_all()
 
     def run_worker(self, arguments: list[str]) -> None:
-        """Check the project, then run a worker until a signal stops it."""
+        """Check the project, then run a worker until a signal stops it.
+
+        Raises `CommandError` for a wrong setting, and for every other error of the system checks.
+        """
+        errors = read_project_settings().errors
+        if errors:
+            raise CommandError("\n".join(map(str, errors)), returncode=BAD_INPUT)
         self.check()
-        main(["worker", IMPORT_PATH, *arguments], invocation=self._invocation)
+        self._call(["worker", *arguments])
 
     def run_with_reloader(self, arguments: list[str]) -> None:
         """Run a worker in a thread, and restart the process when a file of the project changes.
 
-        Handlers get five seconds to finish; then their jobs are released.
+        Handlers get five seconds to finish; then their jobs are released. After a wrong setting,
+        the process waits for the change that mends it.
         """
         try:
-            autoreload.run_with_reloader(self.run_worker, arguments)
+            autoreload.run_with_reloader(self._run_reported_worker, arguments)
         finally:
             get_processor().stop_from_thread(_RELOAD_GRACE)
+
+    def _run_reported_worker(self, arguments: list[str]) -> None:
+        try:
+            self.run_worker(arguments)
+        except CommandError as error:
+            self._report(error)
+
+    def _report(self, error: CommandError) -> NoReturn:
+        """Print the error as Django does, without a traceback, and exit with its code."""
+        prefix = "" if isinstance(error, SystemCheckError) else "CommandError: "
+        self.stderr.write(f"{prefix}{error}")
+        sys.exit(error.returncode)
+
+    def _call(self, arguments: list[str]) -> None:
+        main(
+            arguments,
+            invocation=self._invocation,
+            group=project_group,
+            program="manage.py nimburion",
+        )
