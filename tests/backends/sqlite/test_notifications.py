@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite import SQLiteBackend, notifications
 from nimburion.backends.sqlite.notifications import (
     SocketNotifier,
     decode_queues,
@@ -137,7 +138,32 @@ async def test_without_sockets_own_notifications_still_arrive(
     find_socket_folder(path).unlink()
 
 
-def test_a_long_path_gets_a_short_folder(tmp_path: Path) -> None:
+async def test_a_long_path_needs_no_folder_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends without closing the backend would leave it behind."""
+    (scratch := tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    (folder := tmp_path / ("x" * 60) / ("y" * 60)).mkdir(parents=True)
+    backend = SQLiteBackend(folder / "jobs.db")
+    other = SQLiteBackend(folder / "jobs.db")
+    for each in (backend, other):
+        await each.open()
+    task = start_wait(backend, "q")
+    await assert_keeps_waiting(task)
+    await other.enqueue([NewJob("a", "n", "q", b"")])
+    await assert_wakes(task)
+    assert (folder / "jobs.db-sockets").is_dir()
+    assert list(scratch.iterdir()) == []
+    for each in (backend, other):
+        await each.close()
+    assert [each.name for each in folder.iterdir()] == ["jobs.db"]
+
+
+def test_a_long_path_gets_a_short_folder_where_descriptors_are_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "_OPEN_FOLDERS", tmp_path / "none")
     deep = tmp_path / ("x" * 60) / ("y" * 60) / "jobs.db"
     assert len(os.fsencode(find_socket_folder(deep))) < 80
     assert find_socket_folder(deep) == find_socket_folder(deep.parent / "." / "jobs.db")

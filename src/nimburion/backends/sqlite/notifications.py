@@ -16,8 +16,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nimburion.backends.waiters import (
@@ -33,6 +33,8 @@ _MAX_PATH_BYTES = 100
 """The most bytes of a socket's path. Systems allow 104 to 108."""
 _MAX_MESSAGE_BYTES = 4096
 """The most bytes of a message. If the queue names do not fit, all queues are notified."""
+_OPEN_FOLDERS = Path("/proc/self/fd")
+"""Linux: a folder that is open in this process is also found here, by its file descriptor."""
 _SESSION_PREFIX = "s"
 """The first character of the name of a session's socket. Other sockets have hexadecimal names."""
 _MTIME_SETTLED_NS = 50_000_000
@@ -42,14 +44,32 @@ _MTIME_SETTLED_NS = 50_000_000
 def find_socket_folder(path: Path) -> Path:
     """Return the folder of the sockets: beside the file, or in the temporary folder.
 
-    The temporary folder is used if the path beside the file is too long for a socket.
+    The temporary folder is used if the path beside the file is too long for the address of a
+    socket, on systems without `/proc/self/fd`.
     """
     file = path.resolve()
     beside = file.with_name(file.name + "-sockets")
-    if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES:
+    if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES or _OPEN_FOLDERS.is_dir():
         return beside
     mark = hashlib.blake2b(os.fsencode(file), digest_size=8).hexdigest()
     return Path(tempfile.gettempdir()) / f"nimburion-{mark}"
+
+
+@contextmanager
+def open_address(path: Path) -> Iterator[str]:
+    """Yield the address of the socket at `path`. If the path is too long for one, the address
+    names the folder by a file descriptor, which is open meanwhile.
+
+    Raises `OSError` if the folder cannot be opened.
+    """
+    if len(os.fsencode(path)) <= _MAX_PATH_BYTES:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield str(_OPEN_FOLDERS / str(folder) / path.name)
+    finally:
+        os.close(folder)
 
 
 def find_session_socket(folder: Path, session_name: str) -> Path:
@@ -95,7 +115,8 @@ class SocketNotifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)  # noqa: FBT003 (the library's)
         try:
-            self._socket.sendto(message, other)
+            with open_address(Path(other)) as address:
+                self._socket.sendto(message, address)
         except ConnectionRefusedError:  # its process died
             self._folder_mtime = -1
             with suppress(OSError):
@@ -222,7 +243,8 @@ def bind_socket(path: Path) -> socket.socket | None:
     bound.setblocking(False)  # noqa: FBT003 (the library's)
     try:
         path.parent.mkdir(mode=0o777, parents=True, exist_ok=True)
-        bound.bind(str(path))
+        with open_address(path) as address:
+            bound.bind(address)
         path.chmod(0o666)  # users of the file can send; messages hold only queue names
     except OSError:
         bound.close()
