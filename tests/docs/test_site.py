@@ -14,12 +14,12 @@ from tests.docs.test_public_modules import PUBLIC
 from tests.house.tree import ROOT
 from website.build import add_reference, find_unlisted, make_reference_pages, read_pages
 from website.checks import find_defects
-from website.demo_picture import Frame, draw_picture
 from website.machine_pages import find_html, make_llms, make_plain, name_twin
 from website.markdown import adapt_page, find_summary, find_title, make_link_rewriter
 from website.navigation import list_entries, read_navigation
 from website.package_readme import make_package_readme
 from website.reference import format_docstring, list_modules, make_page
+from website.terminal_picture import Frame, draw_picture
 
 DOCS = ROOT / "docs"
 REPOSITORY = "https://example.com/code"
@@ -135,7 +135,7 @@ def test_the_readme_of_the_package_links_to_its_version() -> None:
 
 def test_the_picture_of_the_demo_is_one_svg_that_loads_nothing() -> None:
     lines = [[Segment("a <b>", Style(color="red", bold=True)), Segment("   "), Segment("c")]]
-    picture = draw_picture([Frame(0.0, lines), Frame(1.0, lines)], "two & two")
+    picture = draw_picture([Frame(0.0, lines), Frame(1.0, lines)], "two & two", "nimburion demo")
     root = ET.fromstring(picture)
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts == ["nimburion demo", "a <b>", "c", "a <b>", "c"]
