@@ -21,8 +21,12 @@ def declare(nimburion: CommandLine) -> None:
 def test_next_explains_and_lists(nimburion: CommandLine) -> None:
     ended = nimburion("schedules", "next", "30 2 * * *", "--tz", "Europe/Rome", "--count", "2")
     first, *ticks = ended.out.splitlines()
-    assert first == "At 02:30 every day, Europe/Rome"
+    assert first == "At 02:30 every day (time zone Europe/Rome)"
     assert len(ticks) == 2
+    often = nimburion("schedules", "next", "*/5 * * * *", "--tz", "Europe/Rome").out
+    assert often.startswith(
+        "Every fifth minute of every hour, also while the clock changes (time zone Europe/Rome)\n"
+    )
     data = nimburion("schedules", "next", "@every 5m", "--json").data
     assert data["explanation"] == "Every 5 minutes"
     assert data["ticks"][1] - data["ticks"][0] == 300

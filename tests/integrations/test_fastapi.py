@@ -61,6 +61,11 @@ def test_endpoints_enqueue_and_a_test_drains(processor: Processor) -> None:
     assert processor.health().state == "stopped"
 
 
+async def test_an_error_names_the_router_that_an_application_lacks(processor: Processor) -> None:
+    with pytest.raises(NotOpen, match=r"in FastAPI, write `app\.include_router\(.*router\(proc"):
+        await processor.enqueue(send.job("ann"))
+
+
 def test_a_lifespan_of_the_application_runs_too(processor: Processor) -> None:
     events: list[str] = []
 

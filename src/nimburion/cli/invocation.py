@@ -151,7 +151,20 @@ def _keep_option(ctx: click.Context, parameter: click.Parameter, value: object) 
 def _keep_backends(ctx: click.Context, _: click.Parameter, urls: tuple[str, ...]) -> None:
     """Keep the values of the group and of the command. The same URL counts once."""
     invocation = ctx.ensure_object(Invocation)
+    for url in urls:
+        _refuse_processor(url)
     invocation.backends = tuple(dict.fromkeys((*invocation.backends, *urls)))
+
+
+def _refuse_processor(url: str) -> None:
+    """Raise `BadInput` for MODULE:NAME, which is no URL."""
+    module, _, name = url.partition(":")
+    if name.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        raise BadInput(
+            f"--backend takes the URL of a backend, like sqlite:///jobs.db, and {url!r} names a "
+            f"processor: pass the URL that your code gives to {name!r}. To run its jobs, write "
+            f"`nimburion worker {url}`"
+        )
 
 
 _OPTIONS = (

@@ -192,12 +192,12 @@ def explain_trigger(trigger: Trigger) -> str:
     >>> from zoneinfo import ZoneInfo
     >>> from nimburion.scheduler.triggers import parse_trigger
     >>> explain_trigger(parse_trigger("30 9 * * MON-FRI", ZoneInfo("Europe/Rome")))
-    'At 09:30 on Monday through Friday, Europe/Rome'
+    'At 09:30 on Monday through Friday (time zone Europe/Rome)'
     >>> explain_trigger(parse_trigger(timedelta(minutes=90), ZoneInfo("UTC")))
     'Every 1 hour 30 minutes'
     """
     if isinstance(trigger, CronTrigger):
-        return f"{_explain_expression(trigger)}, {trigger.zone.key}"
+        return f"{_explain_expression(trigger)} (time zone {trigger.zone.key})"
     if isinstance(trigger, IntervalTrigger):
         return f"Every {_format_span(trigger.seconds)}"
     if isinstance(trigger, OnceTrigger):
@@ -209,7 +209,9 @@ def _explain_expression(trigger: CronTrigger) -> str:
     from cronsim.explain import Expression  # imported only when needed
 
     explained = Expression(["0", *(field.text for field in trigger.expression.fields)]).explain()
-    return explained if trigger.expression.fixed else f"{explained}, in real time"
+    if trigger.expression.fixed or trigger.zone.key == "UTC":
+        return explained
+    return f"{explained}, also while the clock changes"
 
 
 def _format_span(seconds: int) -> str:

@@ -472,3 +472,46 @@ def test_what_is_no_job_is_refused_with_a_hint(thing: Any, message: str) -> None
     with pytest.raises(InvalidJob) as refused:
         require_declaration(thing)
     assert message in str(refused.value)
+
+
+def test_wrong_arguments_of_a_class_say_what_to_write() -> None:
+    class SendText(Job):
+        to: str
+        words: str = "hello"
+
+        def process(self, ctx: Context) -> None: ...
+
+    class Empty(Job):
+        def process(self, ctx: Context) -> None: ...
+
+    line = "await processor.enqueue(SendText(…), priority=…)"
+    wrong: list[tuple[type[Any], tuple[object, ...], dict[str, object], str]] = [
+        (SendText, ("ann",), {}, "fields are passed by name; write SendText(to=…, words=…)"),
+        (SendText, (), {"too": "ann"}, "there is no field 'too'; did you mean 'to'?"),
+        (SendText, (), {"x": "ann"}, "there is no field 'x'; known: to, words"),
+        (SendText, (), {}, "a value is missing; write SendText(to=…)"),
+        (Empty, (), {"to": 1}, "there is no field 'to'; the class declares none"),
+        (
+            SendText,
+            (),
+            {"to": "ann", "priority": 7},
+            f"there is no field 'priority'; it is an option of `enqueue`, so write `{line}`",
+        ),
+    ]
+    for kind, args, fields, message in wrong:
+        with pytest.raises(TypeError) as caught:
+            kind(*args, **fields)
+        assert str(caught.value) == f"job {kind.__job__.name!r}: {message}"
+
+
+def test_a_type_error_of_post_init_is_raised_unchanged() -> None:
+    class Strict(Job):
+        to: str
+
+        def __post_init__(self) -> None:
+            raise TypeError("own")
+
+        def process(self, ctx: Context) -> None: ...
+
+    with pytest.raises(TypeError, match=r"^own$"):
+        Strict(to="ann")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from nimburion.core.settings import Config, QueueSettings, Settings
     from nimburion.jobs import Processor
     from nimburion.telemetry.logs import LogFormat
+
+_log = logging.getLogger("nimburion.worker")
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -206,6 +209,34 @@ async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> N
     """Run the worker until a signal or a condition stops it, then close the backend."""
     async with processor:
         await processor.run(owns_process=True, until_empty=burst, max_jobs=max_jobs)
+        if burst:
+            await log_waiting_jobs(processor)
+
+
+async def log_waiting_jobs(processor: Processor) -> None:
+    """Log how many jobs are not due yet, which `--burst` leaves, and when the next one is due."""
+    from nimburion.cli.output import format_duration, format_time
+    from nimburion.core.job import State
+
+    backend = processor.backend
+    counts = await backend.count_jobs()
+    retries, scheduled = counts.get(State.RETRYING, 0), counts.get(State.SCHEDULED, 0)
+    parts = [
+        f"{count} {'job waits' if count == 1 else 'jobs wait'} for {what}"
+        for count, what in ((retries, "a retry"), (scheduled, "a later time"))
+        if count
+    ]
+    if not parts:
+        return
+    next_due, now = (await backend.promote(1)).next_due, await backend.now()
+    when = (
+        "now"
+        if next_due is None or next_due <= now
+        else f"in {format_duration(next_due - now)}, at {format_time(next_due)}"
+    )
+    _log.info(
+        "%s; the next one is due %s. A worker without --burst runs it", " and ".join(parts), when
+    )
 
 
 def report_to_systemd(processor: Processor) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from random import Random
 from types import TracebackType
@@ -452,9 +453,7 @@ class Client:
 
     def _check_open(self) -> None:
         if self._loop is None:
-            raise NotOpen(
-                "open the processor first: `async with processor:`; or use `processor.sync`"
-            )
+            raise NotOpen(_explain_opening(sys.modules))
         if self._loop is not asyncio.get_running_loop():
             raise NotOpen(
                 "the processor is open on another event loop: use `processor.sync` here, or open "
@@ -711,6 +710,26 @@ async def enqueue_for_child(client: Client, jobs: Sequence[NewJob]) -> list[Enqu
     if client.events.wants(JobEnqueued):
         client._emit_enqueued(jobs, results)
     return results
+
+
+_OPENING_LINES = (
+    ("fastapi", "FastAPI", "app.include_router(nimburion.integrations.fastapi.router(processor))"),
+    (
+        "starlette",
+        "Starlette",
+        "Starlette(lifespan=nimburion.integrations.starlette.lifespan(processor))",
+    ),
+)
+
+
+def _explain_opening(modules: Container[str]) -> str:
+    """Return what to write so that the processor is open, with the line for the web framework
+    that this process has imported."""
+    text = "open the processor first: `async with processor:`; or use `processor.sync`"
+    for module, framework, line in _OPENING_LINES:
+        if module in modules:
+            return f"{text}; in {framework}, write `{line}`, and in tests `with TestClient(app):`"
+    return text
 
 
 def _make_enqueueing(job: object, new: NewJob) -> Enqueueing:

@@ -42,7 +42,7 @@ import msgspec
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.core.text.shortening import shorten
-from nimburion.core.text.suggestions import find_nearest
+from nimburion.core.text.suggestions import describe_unknown, find_nearest
 from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.options import EnqueueOptions
@@ -404,6 +404,57 @@ def _make_dataclass(cls: type[Job], name: str) -> None:
         raise DefinitionError(f"job {name!r}: {error}") from error
     if "process" in cls.__dataclass_fields__:  # type: ignore[attr-defined]
         raise DefinitionError(f"job {name!r}: a field cannot be named 'process'")
+    cls.__init__ = _explain_mistakes(cls.__init__, cls.__name__, name)  # type: ignore[method-assign]
+
+
+def _explain_mistakes(
+    construct: Callable[..., None], class_name: str, name: str
+) -> Callable[..., None]:
+    """Return the constructor, whose `TypeError` for wrong arguments says what to write."""
+
+    @functools.wraps(construct)
+    def __init__(self: Job, *args: object, **fields: object) -> None:  # noqa: N807 (becomes one)
+        try:
+            construct(self, *args, **fields)
+        except TypeError:
+            mistake = _find_mistake(construct, class_name, args, fields)
+            if mistake is None:  # `__post_init__` raised it
+                raise
+            raise TypeError(f"job {name!r}: {mistake}") from None
+
+    return __init__
+
+
+def _find_mistake(
+    construct: Callable[..., None],
+    class_name: str,
+    args: tuple[object, ...],
+    given: Mapping[str, object],
+) -> str | None:
+    """Return what is wrong with the arguments of a constructor; None if they fit."""
+    _, *parameters = inspect.signature(construct).parameters.values()
+    known = [parameter.name for parameter in parameters]
+    if args:
+        fields = ", ".join(f"{field}=…" for field in known)
+        return f"fields are passed by name; write {class_name}({fields})"
+    option = next((field for field in given if field in EnqueueOptions.__annotations__), None)
+    if option is not None and option not in known:
+        return (
+            f"there is no field {option!r}; it is an option of `enqueue`, so write "
+            f"`await processor.enqueue({class_name}(…), {option}=…)`"
+        )
+    unknown = describe_unknown("field", given, known)
+    if unknown is not None:
+        return unknown if known else unknown.replace("known: ", "the class declares none")
+    missing = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty and parameter.name not in given
+    ]
+    if missing:
+        fields = ", ".join(f"{field}=…" for field in missing)
+        return f"a value is missing; write {class_name}({fields})"
+    return None
 
 
 def _read_fields(job: object, codec: Codec) -> dict[str, Any]:
