@@ -35,7 +35,7 @@ class Api:
     """A management server in this process, and the processor behind it."""
 
     def __init__(self, cfg: Config) -> None:
-        self.processor = Processor("memory://", cfg.jobs)
+        self.processor = Processor(cfg.jobs.url, cfg.jobs)
         self.processor.register(send)
         self.health = HealthChecks(
             self.processor.backend, self.processor.clock, lambda: "started", None
@@ -89,11 +89,11 @@ MakeApi = Callable[..., Any]
 
 @pytest.fixture
 async def make_api() -> AsyncIterator[MakeApi]:
-    """Returns a function that makes an `Api` with settings of the section `server`."""
+    """Returns a function that makes an `Api`, with settings of the section `server`."""
     async with AsyncExitStack() as stack:
 
-        async def make(**server: object) -> Api:
-            api = Api(config.load(server=server, jobs={"url": "memory://"}))
+        async def make(url: str = "memory://", **server: object) -> Api:
+            api = Api(config.load(server=server, jobs={"url": url}))
             await stack.enter_async_context(api.processor)
             await stack.enter_async_context(api.client)
             return api

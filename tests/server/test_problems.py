@@ -31,7 +31,7 @@ async def find_problem(
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
-        ("GET", "/", (404, "not-found")),
+        ("GET", "/nothing", (404, "not-found")),
         ("GET", "/api/v1/queues/", (404, "not-found")),
         ("GET", "/api/v1/jobs/a/b/c", (404, "not-found")),
         ("GET", "/api/v1/jobs/none", (404, "job-not-found")),

@@ -5,13 +5,16 @@ Each route is a `ProtectedEndpoint`, which checks a request in this order:
 1. Host: without tokens, or with `allowed_hosts`, the header `Host` must name this server. A page of
    another site whose name resolves to 127.0.0.1 is thus refused (DNS rebinding).
 2. Origin: a request that changes something must not come from a page of another site.
-3. Token: with tokens, the header `Authorization` must hold one of them.
+3. Token: with tokens, the header `Authorization` must hold one of them, as `Bearer TOKEN` or as the
+   password of `Basic`, which is how a browser signs in. The user name of `Basic` is not read.
 4. Right: the caller must have the right of the route. Without tokens, every caller has all rights.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hashlib
 import hmac
 import logging
@@ -115,16 +118,34 @@ class AccessControl:
         if not self._tokens:
             return LOCAL_CALLER
         values = request.headers.getlist("authorization")
-        scheme, _, credentials = (values[0] if len(values) == 1 else "").partition(" ")
-        digest = _compute_digest(credentials.strip())
+        found = _find_token(values[0]) if len(values) == 1 else None
+        digest = _compute_digest(found or "")
         # Compare every token, so that timing reveals nothing.
         callers = [
             token.caller for token in self._tokens if hmac.compare_digest(token.digest, digest)
         ]
-        if scheme.lower() != "bearer" or not callers:
+        if found is None or not callers:
             detail = "send one of the configured tokens: `Authorization: Bearer TOKEN`"
             raise Problem(401, "missing-token", detail, headers={"WWW-Authenticate": "Bearer"})
         return callers[0]
+
+
+def _find_token(authorization: str) -> str | None:
+    """Return the token of a header `Authorization`; None if it has another form."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if not _is_basic(authorization):
+        return None
+    try:
+        decoded = base64.b64decode(credentials.strip(), validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return decoded.partition(":")[2] or None
+
+
+def _is_basic(authorization: str) -> bool:
+    return authorization.partition(" ")[0].lower() == "basic"
 
 
 def _check_origin(request: Request, *, has_tokens: bool) -> None:
@@ -132,8 +153,12 @@ def _check_origin(request: Request, *, has_tokens: bool) -> None:
 
     Browsers send `Sec-Fetch-Site`, older ones only `Origin`. A request with neither comes from a
     program. It then needs a token, which is checked later, or without tokens a content type that
-    no form of a page can send.
+    no form of a page can send. A browser adds `Basic` to each request by itself, so `Basic` proves
+    nothing here.
     """
+    authorization = request.headers.get("authorization", "")
+    if _is_basic(authorization):
+        has_tokens, authorization = False, ""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         if site.lower() == "same-origin":
@@ -141,7 +166,7 @@ def _check_origin(request: Request, *, has_tokens: bool) -> None:
     elif origin is not None:
         if _find_authority(origin) == request.headers.get("host", "").lower() != "":
             return
-    elif has_tokens or "authorization" in request.headers or has_json_body(request):
+    elif has_tokens or authorization or has_json_body(request):
         return
     else:
         detail = "a request that changes something needs `Content-Type: application/json`"
@@ -166,16 +191,33 @@ Respond = Callable[[Request, Caller], Awaitable[Response]]
 """Answers a request of a caller who has the right of the route."""
 
 
+Report = Callable[[Request, Problem], Response]
+"""Makes the answer that reports a problem."""
+
+
+def report_as_document(_: Request, problem: Problem) -> Response:
+    """Return the problem as a problem document."""
+    return problem.make_response()
+
+
 class ProtectedEndpoint:
     """The endpoint of a route, as an ASGI application: checks the right, then answers.
 
-    Errors become problem documents. An answer that takes too long is abandoned.
+    Errors become problem documents, or what `report` makes of them. An answer that takes too long
+    is abandoned.
     """
 
-    def __init__(self, access: AccessControl, right: str, respond: Respond) -> None:
+    def __init__(
+        self,
+        access: AccessControl,
+        right: str,
+        respond: Respond,
+        report: Report = report_as_document,
+    ) -> None:
         self.right = right
         self._access = access
         self._respond = respond
+        self._make_report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -196,4 +238,4 @@ class ProtectedEndpoint:
         if problem is None:
             _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
             problem = Problem(500, "internal-error", "the server failed; its log has the details")
-        return problem.make_response()
+        return self._make_report(request, problem)

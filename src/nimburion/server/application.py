@@ -193,7 +193,7 @@ class Application:
             from nimburion.server.routes import make_management_app
             from nimburion.server.services import ManagementServices
         except ModuleNotFoundError as missing:
-            if (missing.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
+            if (missing.name or "").partition(".")[0] not in {"starlette", "uvicorn", "jinja2"}:
                 raise
             raise ConfigurationError(
                 f"the management server needs {missing.name!r}, which is not installed; pip "
@@ -217,6 +217,7 @@ class Application:
         await management.start()
         self._management = management
         parts.push_async_callback(self._stop_management)
+        parts.push_async_callback(services.stop_streams)
 
     async def _stop_management(self) -> None:
         management, self._management = self._management, None

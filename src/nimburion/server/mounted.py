@@ -24,7 +24,8 @@ from nimburion.server.services import ManagementServices
 
 
 class MountedManagement:
-    """Health checks, metrics and the JSON API of a processor, as an ASGI application to mount.
+    """The dashboard, health checks, metrics and the JSON API of a processor, as an ASGI application
+    to mount.
 
     It works inside `async with`, while the processor is open. Every request but the health checks
     needs one of the tokens of `config.server.tokens`: the application may listen on any address.
@@ -56,6 +57,8 @@ class MountedManagement:
         for service in self._services.background:
             await service.start()
             self._parts.push_async_callback(service.stop)
+        await self._services.live.start()
+        self._parts.push_async_callback(self._services.stop_streams)
         self._phase = "started"
         return self
 

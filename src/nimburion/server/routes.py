@@ -17,6 +17,8 @@ from nimburion.config.local_checks import find_version
 from nimburion.server.access import SECURITY_HEADERS, AccessControl, Caller, ProtectedEndpoint
 from nimburion.server.api.operation import run_operation
 from nimburion.server.api.operations import OPERATIONS
+from nimburion.server.dashboard.responses import DASHBOARD_PATH, report_on_page, wants_json
+from nimburion.server.dashboard.routes import make_dashboard_routes
 from nimburion.server.health import HealthChecks, HealthReport
 from nimburion.server.openapi import API_PATH, make_openapi_document
 from nimburion.server.problems import make_http_problem
@@ -64,6 +66,7 @@ def make_management_app(
             methods=["GET"],
             name="openapi",
         ),
+        *make_dashboard_routes(services, access),
         *(
             Route(
                 route.path,
@@ -120,8 +123,12 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_list_methods(request))
-    response = make_http_problem(error.status_code, headers).make_response()
-    response.headers.update(SECURITY_HEADERS)
+    problem = make_http_problem(error.status_code, headers)
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    is_page = path.startswith(DASHBOARD_PATH) and not wants_json(request)
+    response = report_on_page(request, problem) if is_page else problem.make_response()
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
     return response
 
 

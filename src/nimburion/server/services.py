@@ -9,13 +9,15 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
+from nimburion.server.dashboard.live import LivePages
+from nimburion.server.dashboard.readings import SharedReadings
 from nimburion.server.health import HealthChecks
 from nimburion.server.metrics import MetricsPage
 from nimburion.server.worker_group import WorkerGroup
 
 
 class ManagementServices:
-    """The client, the schedules, the checks, the health and the metrics of one process."""
+    """The client, schedules, checks, health, metrics and dashboard of one process."""
 
     def __init__(
         self,
@@ -30,11 +32,18 @@ class ManagementServices:
         self.schedules: Schedules = Schedules(client, config.scheduler.timezone)
         self.checks: BackendChecks = BackendChecks(config, client)
         self.metrics: MetricsPage = MetricsPage(client, workers)
+        self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
+        self.live: LivePages = LivePages(client.clock)
 
     @property
     def background(self) -> tuple[Service, ...]:
         """The services that run while the management server answers."""
         return self.health.loop_activity, self.metrics.slow_readings
+
+    async def stop_streams(self) -> None:
+        """End the live updates of all pages, so that the server can stop."""
+        await self.live.stop()
+        await self.readings.stop()
 
     @property
     def backend(self) -> Backend:

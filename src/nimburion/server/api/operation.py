@@ -102,24 +102,23 @@ async def run_operation(
         Change(),
         _parse_idempotency_key(request) if operation.idempotency_key else None,
     )
-    if operation.action is None:
-        answer = await operation.handle(parsed)
-    else:
-        answer = await _run_and_record(operation, operation.action, parsed)
+    answer = await perform_operation(operation, parsed, origin="api")
     content = msgspec.json.encode(answer)
     return Response(content, operation.status, media_type="application/json")
 
 
-async def _run_and_record(
-    operation: AnyOperation, action: str, request: ApiRequest[Any, Any]
+async def perform_operation(
+    operation: AnyOperation, request: ApiRequest[Any, Any], *, origin: str
 ) -> object:
-    """Run an operation that changes something, and record the change."""
+    """Run an operation and return its answer. A change is recorded with its origin."""
+    if operation.action is None:
+        return await operation.handle(request)
     details = describe_body(request.body)
     async with record_change(
         request.services.backend,
-        action.format_map(details),
+        operation.action.format_map(details),
         by=request.caller.name,
-        origin="api",
+        origin=origin,
         target=next(iter(request.path.values()), ""),
         details=details,
     ) as change:
@@ -188,21 +187,27 @@ def make_parameter_problem(name: str, detail: str) -> Problem:
 
 async def read_body(request: Request, kind: type[BodyT], max_size: int) -> BodyT:
     """Read, decode and validate the body of a request. An empty body counts as `{}`."""
-    content = await _read_content(request, max_size)
+    content = await read_content(request, max_size)
     if content and not has_json_body(request):
         raise Problem(415, "unsupported-media-type", "send the body as application/json")
     try:
         return msgspec.json.decode(content or b"{}", type=kind)
     except msgspec.ValidationError as error:
-        detail, place = _split_place(error)
-        part = InvalidPart(detail, pointer=f"#/{place}" if place else "#")
-        where = f"{place}: " if place else ""
-        raise Problem(422, "invalid-body", f"{where}{detail}", parts=(part,)) from None
+        raise make_body_problem(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "malformed-body", f"the body is no JSON: {error}") from None
 
 
-async def _read_content(request: Request, max_size: int) -> bytes:
+def make_body_problem(error: msgspec.ValidationError) -> Problem:
+    """Return the problem for a body whose fields do not fit."""
+    detail, place = _split_place(error)
+    part = InvalidPart(detail, pointer=f"#/{place}" if place else "#")
+    where = f"{place}: " if place else ""
+    return Problem(422, "invalid-body", f"{where}{detail}", parts=(part,))
+
+
+async def read_content(request: Request, max_size: int) -> bytes:
+    """Return the body of a request. Raises `Problem` if it is too large."""
     content = bytearray()
     declared = request.headers.get("content-length", "0")
     too_large = declared.isascii() and declared.isdigit() and int(declared[:18]) > max_size

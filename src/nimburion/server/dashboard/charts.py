@@ -1,0 +1,136 @@
+"""Charts as inline SVG. They use classes, not style attributes: the pages allow no inline style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from nimburion.core.metrics.statistics import Statistics
+
+
+class Series(NamedTuple):
+    """One line or one kind of bars of a chart."""
+
+    label: str
+    kind: str
+    """A class of the style sheet: `done`, `failed`, `wait`, `run`, `in`."""
+    values: Sequence[float]
+
+
+def draw_sparkline(values: Sequence[float], label: str, kind: str = "done") -> Markup:
+    """Return a small chart of bars without axes. `label` says what it shows.
+
+    >>> str(draw_sparkline([], "jobs a minute"))
+    ''
+    """
+    if not values:
+        return Markup()
+    width, height, top = 3 * len(values), 24, max(values) or 1.0
+    bars = _draw_bars([values], [kind], top, 3, height)
+    text = Markup("{}: latest {:g}, highest {:g}").format(label, values[-1], max(values))
+    return Markup(
+        '<svg class="spark" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img">'
+        "<title>{}</title>{}</svg>"
+    ).format(width, height, text, bars)
+
+
+def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -> Markup:
+    """Return a chart of bars or lines with a scale from 0 to the highest value.
+
+    The values of all series must have the same times. The description for readers who do not see
+    the chart is the latest and the highest value of each series.
+    """
+    count = max((len(one.values) for one in series), default=0)
+    if not count:
+        return Markup()
+    height, step = 120, max(2, 720 // count)
+    if stacked:
+        top = max(sum(column) for column in zip(*(one.values for one in series), strict=True))
+    else:
+        top = max(max(one.values, default=0.0) for one in series)
+    top = _round_up(top)
+    shapes = (
+        _draw_bars([one.values for one in series], [one.kind for one in series], top, step, height)
+        if stacked
+        else Markup().join(_draw_line(one, top, step, height) for one in series)
+    )
+    lines = Markup().join(
+        Markup('<line class="grid" x1="0" x2="{}" y1="{}" y2="{}"/>').format(
+            step * count, height * part, height * part
+        )
+        for part in (0, 0.5)
+    )
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img">'
+        "<title>{}</title><desc>{}</desc>{}{}</svg>"
+    ).format(step * count, height, title, _describe(series), lines, shapes)
+
+
+def find_top(series: Sequence[Series], *, stacked: bool = False) -> float:
+    """Return the highest value of the scale of a chart."""
+    columns = zip(*(one.values for one in series), strict=True)
+    highest = (sum(column) if stacked else max(column) for column in columns)
+    return _round_up(max(highest, default=0.0))
+
+
+def fill_intervals(
+    rows: Sequence[Statistics], field: str, since: float, step: int, count: int
+) -> list[float]:
+    """Return the sums of a counter for `count` intervals from `since` on."""
+    values = [0.0] * count
+    first = int(since // step)
+    for row in rows:
+        index = row.start // step - first
+        if 0 <= index < count:
+            values[index] += getattr(row.counters, field)
+    return values
+
+
+def _describe(series: Sequence[Series]) -> str:
+    return "; ".join(
+        f"{one.label}: latest {one.values[-1]:g}, highest {max(one.values):g}"
+        for one in series
+        if one.values
+    )
+
+
+def _round_up(top: float) -> float:
+    """Return the next number of the form 1, 1.5, 2, 3, 4, 5 or 8 times a power of ten."""
+    if top <= 0:
+        return 1.0
+    power = 1.0
+    while power * 10 <= top:
+        power *= 10
+    while power > top:
+        power /= 10
+    return next(power * factor for factor in (1, 1.5, 2, 3, 4, 5, 8, 10) if power * factor >= top)
+
+
+def _draw_bars(
+    rows: Sequence[Sequence[float]], kinds: Sequence[str], top: float, step: int, height: int
+) -> Markup:
+    """Return stacked bars, as one path for each row."""
+    bases = [0.0] * max(len(row) for row in rows)
+    drawn = Markup()
+    for row, kind in zip(rows, kinds, strict=True):
+        moves = []
+        for index, value in enumerate(row):
+            if value <= 0:
+                continue
+            low = height * (1 - bases[index] / top)
+            bases[index] += value
+            high = min(height * (1 - bases[index] / top), low - 1)
+            right = (index + 1) * step - 1
+            moves.append(f"M{index * step} {low:.1f}V{high:.1f}H{right}V{low:.1f}Z")
+        drawn += Markup('<path class="{}" d="{}"/>').format(f"bar {kind}", "".join(moves))
+    return drawn
+
+
+def _draw_line(series: Series, top: float, step: int, height: int) -> Markup:
+    points = [
+        f"{index * step + step / 2:g} {height * (1 - value / top):.1f}"
+        for index, value in enumerate(series.values)
+    ]
+    return Markup('<path class="{}" d="M{}"/>').format(f"line {series.kind}", "L".join(points))

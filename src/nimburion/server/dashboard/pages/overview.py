@@ -1,0 +1,138 @@
+"""The first page: what is wrong now, and the state of all queues."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
+from nimburion.core.diagnosis.unserved import is_live
+from nimburion.core.job import FAILED_ONLY
+from nimburion.core.metrics.statistics import Counters
+from nimburion.core.queries import JobFilter
+from nimburion.core.session import SessionInfo
+from nimburion.server.api.operation import NoQuery
+from nimburion.server.dashboard.page import DashboardPage, PageRequest
+from nimburion.server.dashboard.pages.queue import ChartPoints, make_chart_points
+from nimburion.server.dashboard.pages.queues import (
+    HISTORY_SECONDS,
+    HISTORY_STEP,
+    QueueRow,
+    compute_failed_share,
+    make_rows,
+    sort_rows,
+)
+
+MAX_QUEUES = 12
+MAX_GROUPS = 5
+GROUP_BUDGET = 2_000
+"""The dead letters that are examined for the groups."""
+
+
+class WorkerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The workers of all hosts."""
+
+    live: int
+    expired: int
+    """Workers whose heartbeat is overdue and that nobody has rescued yet."""
+    quiet: int
+    """Live workers that were told to start no further job."""
+    slots: int
+    busy: int
+
+
+class OverviewData(msgspec.Struct, frozen=True, kw_only=True):
+    """What the overview shows. Totals of all queues; counts are those of the last hour."""
+
+    due: int
+    scheduled: int
+    processing: int
+    oldest_age: float
+    oldest_queue: str | None
+    enqueued_rate: float
+    completed_rate: float
+    drain_seconds: float | None
+    failed: int
+    failed_share: float | None
+    rescued: int
+    workers: WorkerCounts
+    queues: list[QueueRow]
+    """The queues with the oldest waiting jobs."""
+    queue_count: int
+    dead_letters: int
+    """The number of dead letters examined, the newest ones."""
+    all_dead_letters: bool
+    """Whether `dead_letters` is the number of all."""
+    groups: list[FailureGroup]
+    checks: list[CheckResult]
+    """The results of the checks that are not good; empty until the first check is done."""
+    chart: ChartPoints
+
+
+async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
+    """Read queues, workers, the statistics of the last hour and the newest dead letters."""
+    readings = request.readings
+    sessions = await readings.list_sessions()
+    statistics = await readings.list_statistics(HISTORY_SECONDS, HISTORY_STEP)
+    rows = make_rows(await readings.list_queues(), sessions, statistics, readings.now)
+    found = await _group_failures(request)
+    report = readings.peek("checks", request.services.checks.run)
+    hour = Counters()
+    for row in statistics:
+        hour.add(row.counters)
+    oldest = max(rows, key=lambda row: row.oldest_age, default=None)
+    due = sum(row.size for row in rows)
+    rate = sum(row.completed_rate for row in rows)
+    return OverviewData(
+        due=due,
+        scheduled=sum(row.scheduled for row in rows),
+        processing=sum(row.processing for row in rows),
+        oldest_age=0.0 if oldest is None else oldest.oldest_age,
+        oldest_queue=oldest.name if oldest is not None and oldest.size else None,
+        enqueued_rate=sum(row.enqueued_rate for row in rows),
+        completed_rate=rate,
+        drain_seconds=60 * due / rate if due and rate else None,
+        failed=hour.failed,
+        failed_share=compute_failed_share(hour),
+        rescued=hour.rescued,
+        workers=count_workers(sessions),
+        queues=sort_rows(rows, "oldest")[:MAX_QUEUES],
+        queue_count=len(rows),
+        dead_letters=found.examined,
+        all_dead_letters=found.complete,
+        groups=found.groups,
+        checks=[one for one in report.checks if one.verdict != "good"] if report else [],
+        chart=make_chart_points(statistics, readings.now, HISTORY_SECONDS, HISTORY_STEP),
+    )
+
+
+async def _group_failures(request: PageRequest[NoQuery]) -> FailureGroups:
+    backend = request.readings.backend
+    which = JobFilter(states=FAILED_ONLY)
+    return await request.readings.read(
+        "overview groups",
+        lambda: backend.group_failures(which, limit=MAX_GROUPS, budget=GROUP_BUDGET),
+        30.0,
+    )
+
+
+def count_workers(sessions: list[SessionInfo]) -> WorkerCounts:
+    """Return the numbers of workers and of their slots."""
+    live = [session for session in sessions if is_live(session)]
+    vitals = [session.vitals for session in live if session.vitals is not None]
+    return WorkerCounts(
+        live=len(live),
+        expired=sum(session.expires_in <= 0 and not session.left for session in sessions),
+        quiet=sum(session.command is not None for session in live),
+        slots=sum(one.slots for one in vitals),
+        busy=sum(one.busy for one in vitals),
+    )
+
+
+OVERVIEW = DashboardPage(
+    path="",
+    title="Overview",
+    section="Overview",
+    read=read_overview,
+    template="overview.html",
+)

@@ -1,0 +1,216 @@
+"""The page of all queues, and the rows of queues that other pages show too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from nimburion.core.diagnosis.unserved import find_unserved, is_live, list_reasons
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.queries import Pause, QueueInfo
+from nimburion.core.session import SessionInfo
+from nimburion.server.api import queues as queue_operations
+from nimburion.server.dashboard.charts import fill_intervals
+from nimburion.server.dashboard.page import DashboardAction, DashboardPage, PageRequest
+
+HISTORY_SECONDS = 3600
+HISTORY_STEP = 60
+RATE_SECONDS = 300
+"""Rates are means of the last five minutes."""
+PAGE_SIZE = 100
+
+
+class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue. Rates are jobs a minute over the last five minutes; waits, runs and failures are
+    those of the last hour.
+    """
+
+    name: str
+    size: int
+    """The number of jobs that are due and not processing."""
+    scheduled: int
+    processing: int
+    oldest_age: float
+    paused: bool
+    pause: Pause | None
+    unserved: dict[str, str]
+    """The names of waiting jobs that no live worker takes, with the reasons."""
+    workers: int
+    """The live workers that serve the queue."""
+    enqueued_rate: float
+    completed_rate: float
+    failed: int
+    failed_share: float | None
+    """Failed attempts as a share of all that ended; None if none ended."""
+    wait_p50: float | None
+    wait_p95: float | None
+    run_p50: float | None
+    run_p95: float | None
+    drain_seconds: float | None
+    """How long the waiting jobs take at the present rate; None without waiting jobs or rate."""
+    history: list[float]
+    """Completed jobs in each of the last 60 minutes."""
+
+
+class QueueListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which queues to show, and in which order."""
+
+    sort: Literal["oldest", "name", "size", "rate", "failed"] = "oldest"
+    page: Annotated[int, Meta(ge=1, le=1000)] = 1
+
+
+class QueueListData(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of queues."""
+
+    queues: list[QueueRow]
+    total: int
+    page: int
+    pages: int
+
+
+def make_rows(
+    queues: Iterable[QueueInfo],
+    sessions: Sequence[SessionInfo],
+    statistics: Sequence[Statistics],
+    now: float,
+) -> list[QueueRow]:
+    """Return a row for each queue that holds a job, is paused, is served or was used lately."""
+    known = {queue.name: queue for queue in queues}
+    rows: dict[str, list[Statistics]] = {}
+    for row in statistics:
+        rows.setdefault(row.queue, []).append(row)
+    served: dict[str, int] = {}
+    for session in filter(is_live, sessions):
+        for queue in session.queues:
+            served[queue] = served.get(queue, 0) + 1
+    unserved = find_unserved(known.values(), sessions)
+    return [
+        make_row(
+            known.get(name) or make_empty_queue(name),
+            rows.get(name, []),
+            list_reasons(name, unserved),
+            served.get(name, 0),
+            now,
+        )
+        for name in sorted({*known, *rows, *served})
+    ]
+
+
+def make_row(
+    queue: QueueInfo,
+    statistics: Sequence[Statistics],
+    unserved: dict[str, str],
+    workers: int,
+    now: float,
+) -> QueueRow:
+    """Return the row of one queue from its statistics of the last hour by minute."""
+    hour, recent = Counters(), Counters()
+    since = find_minute(now) - RATE_SECONDS + HISTORY_STEP
+    for row in statistics:
+        hour.add(row.counters)
+        if row.start >= since:
+            recent.add(row.counters)
+    minutes = (now - since) / 60
+    rate = recent.completed / minutes
+    begin = find_minute(now) - HISTORY_SECONDS + HISTORY_STEP
+    return QueueRow(
+        name=queue.name,
+        size=queue.size,
+        scheduled=queue.scheduled,
+        processing=queue.processing,
+        oldest_age=queue.oldest_age,
+        paused=queue.paused,
+        pause=queue.pause,
+        unserved=unserved,
+        workers=workers,
+        enqueued_rate=recent.enqueued / minutes,
+        completed_rate=rate,
+        failed=hour.failed,
+        failed_share=compute_failed_share(hour),
+        wait_p50=hour.wait.estimate_quantile(0.5, WAIT_BOUNDS),
+        wait_p95=hour.wait.estimate_quantile(0.95, WAIT_BOUNDS),
+        run_p50=hour.run.estimate_quantile(0.5, RUN_BOUNDS),
+        run_p95=hour.run.estimate_quantile(0.95, RUN_BOUNDS),
+        drain_seconds=60 * queue.size / rate if queue.size and rate else None,
+        history=fill_intervals(
+            statistics, "completed", begin, HISTORY_STEP, HISTORY_SECONDS // HISTORY_STEP
+        ),
+    )
+
+
+def make_empty_queue(name: str) -> QueueInfo:
+    """Return a queue without jobs."""
+    return QueueInfo(name=name, size=0, scheduled=0, processing=0, oldest_age=0.0, paused=False)
+
+
+def compute_failed_share(counters: Counters) -> float | None:
+    """Return failed attempts as a share of all that ended; None if none ended."""
+    bad = counters.failed + counters.retried
+    ended = bad + counters.completed
+    return bad / ended if ended else None
+
+
+def find_minute(now: float) -> int:
+    """Return the start of the present minute."""
+    return int(now // 60 * 60)
+
+
+def sort_rows(rows: list[QueueRow], order: str) -> list[QueueRow]:
+    """Return rows in one of the orders of `QueueListQuery.sort`; equal ones by name."""
+    keys = {
+        "oldest": lambda row: (-row.oldest_age, -row.size, row.name),
+        "name": lambda row: row.name,
+        "size": lambda row: (-row.size, row.name),
+        "rate": lambda row: (-row.completed_rate, row.name),
+        "failed": lambda row: (-(row.failed_share or 0.0), row.name),
+    }
+    return sorted(rows, key=keys[order])
+
+
+async def read_queues(request: PageRequest[QueueListQuery]) -> QueueListData:
+    """Read all queues, and return a part of them."""
+    readings, query = request.readings, request.query
+    rows = make_rows(
+        await readings.list_queues(),
+        await readings.list_sessions(),
+        await readings.list_statistics(HISTORY_SECONDS, HISTORY_STEP),
+        readings.now,
+    )
+    pages = max(1, -(-len(rows) // PAGE_SIZE))
+    start = (min(query.page, pages) - 1) * PAGE_SIZE
+    return QueueListData(
+        queues=sort_rows(rows, query.sort)[start : start + PAGE_SIZE],
+        total=len(rows),
+        page=min(query.page, pages),
+        pages=pages,
+    )
+
+
+QUEUES = DashboardPage(
+    path="/queues",
+    title="Queues",
+    section="Queues",
+    read=read_queues,
+    template="queues.html",
+    query=QueueListQuery,
+)
+
+_OPERATIONS = {operation.name: operation for operation in queue_operations.OPERATIONS}
+
+ACTIONS = (
+    DashboardAction(
+        path="/queues/{queue}/pause",
+        operation=_OPERATIONS["pause_queue"],
+        done="Queue {queue} is paused.",
+        back="/queues/{queue}",
+    ),
+    DashboardAction(
+        path="/queues/{queue}/resume",
+        operation=_OPERATIONS["resume_queue"],
+        done="Queue {queue} is resumed.",
+        back="/queues/{queue}",
+    ),
+)

@@ -1,0 +1,211 @@
+"""Readings of the backend that all viewers of the dashboard share."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+from nimburion.core.backend import Backend
+from nimburion.core.errors import BackendError
+from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.queries import QueueInfo
+from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.text.escaping import escape_controls
+from nimburion.core.timing.clock import Clock
+
+T = TypeVar("T")
+
+READ_TIMEOUT = 2.0
+"""Seconds after which a read counts as failed. The page then shows the last values."""
+SLOW_READ_TIMEOUT = 30.0
+"""The same for reads in the background."""
+MAX_STALENESS = 600.0
+"""Seconds for which values are shown while the backend does not answer."""
+MAX_ENTRIES = 500
+"""The maximum number of values that are kept."""
+
+
+class _Entry:
+    """The latest value of one reading, and whether the last attempt to replace it failed."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.value: Any = None
+        self.read_at = -math.inf
+        """When the value was read, on the monotonic clock."""
+        self.at = 0.0
+        """The same in epoch seconds."""
+        self.tried_at = -math.inf
+        self.problem: BackendError | TimeoutError | None = None
+
+
+class SharedReadings:
+    """Values that were read from the backend, by key. Readers at the same time share one read.
+
+    If a read fails, the last value is returned again, together with the problem.
+    """
+
+    def __init__(self, backend: Backend, clock: Clock) -> None:
+        self.backend: Backend = backend
+        self.clock: Clock = clock
+        self.count: int = 0
+        """The number of reads of the backend so far."""
+        self._entries: dict[str, _Entry] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def read(self, key: str, read: Callable[[], Awaitable[object]], max_age: float) -> _Entry:
+        """Return the entry of a key, with a value that is at most `max_age` seconds old.
+
+        Raises the error of the read if it fails and no value is left.
+        """
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._add_entry(key)
+        async with entry.lock:
+            now = self.clock.monotonic()
+            if now - entry.tried_at >= max_age:
+                await self._refresh(entry, read)
+            if entry.problem is not None and now - entry.read_at > MAX_STALENESS:
+                raise entry.problem
+            return entry
+
+    def peek(
+        self, key: str, read: Callable[[], Awaitable[object]], max_age: float
+    ) -> object | None:
+        """Return the last value of a slow read, None before the first. If it is older than
+        `max_age` seconds, it is read again in the background, and a failure is ignored.
+        """
+        entry = self._entries.get(key) or self._add_entry(key)
+        is_due = self.clock.monotonic() - entry.tried_at >= max_age
+        if is_due and not entry.lock.locked():
+            task = asyncio.create_task(self._refresh_slowly(entry, read))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        value: object | None = entry.value
+        return value
+
+    async def stop(self) -> None:
+        """End the reads in the background."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def expire(self) -> None:
+        """Read every value again when it is needed next: something was changed."""
+        for entry in self._entries.values():
+            entry.tried_at = -math.inf
+
+    async def _refresh_slowly(self, entry: _Entry, read: Callable[[], Awaitable[object]]) -> None:
+        async with entry.lock:
+            await self._refresh(entry, read, SLOW_READ_TIMEOUT)
+
+    async def _refresh(
+        self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float = READ_TIMEOUT
+    ) -> None:
+        self.count += 1
+        try:
+            async with asyncio.timeout(timeout):
+                entry.value = await read()
+        except (BackendError, TimeoutError) as error:
+            entry.problem = error
+        else:
+            entry.problem, entry.read_at = None, self.clock.monotonic()
+            entry.at = self.clock.now()
+        entry.tried_at = self.clock.monotonic()
+
+    def _add_entry(self, key: str) -> _Entry:
+        """Add an entry; the oldest one makes room for it."""
+        if len(self._entries) >= MAX_ENTRIES:
+            oldest = min(self._entries, key=lambda known: self._entries[known].tried_at)
+            del self._entries[oldest]
+        entry = self._entries[key] = _Entry()
+        return entry
+
+
+class PageReadings:
+    """The readings of one page: what it reads, how old that is, and what went wrong.
+
+    Each method takes the maximum age of its value in seconds. The defaults keep ten viewers of one
+    page below two reads a second.
+    """
+
+    def __init__(self, shared: SharedReadings) -> None:
+        self._shared = shared
+        self._at = math.inf
+        self.problem: str = ""
+        """Why some values are old; empty if all are fresh."""
+
+    @property
+    def at(self) -> float:
+        """When the oldest value of the page was read, in epoch seconds."""
+        return self._at if self._at < math.inf else self._shared.clock.now()
+
+    @property
+    def now(self) -> float:
+        """The time of this process, in epoch seconds."""
+        return self._shared.clock.now()
+
+    @property
+    def backend(self) -> Backend:
+        """The backend, for the functions that `read` calls."""
+        return self._shared.backend
+
+    async def read(self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 1.0) -> T:
+        """Return what `read` returns, shared under a key.
+
+        The key must hold every argument of the read. Raises `BackendError` or `TimeoutError` if the
+        read fails and no value is left.
+        """
+        entry = await self._shared.read(key, read, max_age)
+        if max_age < 15:  # values that change slowly say nothing about the age of the page
+            self._at = min(self._at, entry.at)
+        if entry.problem is not None:
+            self.problem = describe_problem(entry.problem)
+        return cast("T", entry.value)
+
+    def peek(self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0) -> T | None:
+        """Return the last value of a slow read, which happens in the background; None before the
+        first.
+        """
+        return cast("T | None", self._shared.peek(key, read, max_age))
+
+    async def list_queues(self, max_age: float = 1.0) -> list[QueueInfo]:
+        """Return all queues with unfinished jobs, and the paused ones."""
+        return await self.read("queues", self.backend.list_queues, max_age)
+
+    async def list_sessions(self, max_age: float = 2.0) -> list[SessionInfo]:
+        """Return the sessions of all workers."""
+        return await self.read("sessions", self.backend.list_sessions, max_age)
+
+    async def list_limits(self, max_age: float = 2.0) -> list[LimitInfo]:
+        """Return all concurrency limits."""
+        return await self.read("limits", self.backend.list_limits, max_age)
+
+    async def list_statistics(
+        self,
+        seconds: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+        max_age: float = 10.0,
+    ) -> list[Statistics]:
+        """Return the statistics of the last `seconds`, in intervals of `step` seconds."""
+        until = self._shared.clock.now() + step
+        since = (until - seconds) // step * step
+
+        async def read() -> list[Statistics]:
+            return await self.backend.list_statistics(since, until, step, queue=queue, name=name)
+
+        key = f"statistics {seconds} {step} {queue} {name}"
+        return await self.read(key, read, max_age)
+
+
+def describe_problem(error: Exception) -> str:
+    """Return why the backend could not be read, on one line."""
+    if isinstance(error, TimeoutError):
+        return f"it did not answer within {READ_TIMEOUT:g} s"
+    return escape_controls(error)[:300]

@@ -1,0 +1,218 @@
+"""Templates of the dashboard: the environment, and the filters for times, durations and states.
+
+Every value is escaped, and control characters and bidirectional marks are shown as escapes, so that
+nothing from a job is ever markup. Only `Markup` from `charts.py` and from the filters is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache, partial
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from nimburion.core.text.escaping import escape_controls, escape_lines
+from nimburion.core.text.shortening import shorten
+from nimburion.server.dashboard.charts import draw_chart, draw_sparkline, find_top
+
+NOTHING = "\N{EN DASH}"
+"""Stands for a value that is not there."""
+MAX_TEXT_CHARACTERS = 65_536
+"""A longer text is cut on a page; the JSON twin of the page has all of it."""
+
+
+@cache
+def make_environment() -> Environment:
+    """Return the environment of the templates."""
+    environment = Environment(
+        loader=PackageLoader("nimburion.server.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize_value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        {
+            "sparkline": draw_sparkline,
+            "stacked": partial(draw_chart, stacked=True),
+            "stacked_top": partial(find_top, stacked=True),
+        }
+    )
+    environment.filters.update(
+        {
+            "bytes": format_bytes,
+            "count": format_count,
+            "duration": format_duration,
+            "lines": format_lines,
+            "percent": format_percent,
+            "rate": format_rate,
+            "short": shorten,
+            "short_id": shorten_id,
+            "state": format_state,
+            "time": format_time,
+        }
+    )
+    return environment
+
+
+def render_page(template: str, values: Mapping[str, object]) -> str:
+    """Return a whole page."""
+    return make_environment().get_template(template).render(values)
+
+
+def render_block(template: str, block: str, values: Mapping[str, object]) -> str:
+    """Return one block of a template."""
+    found = make_environment().get_template(template)
+    return "".join(found.blocks[block](found.new_context(dict(values))))
+
+
+def finalize_value(value: object) -> object:
+    """Return what a template writes for a value: nothing for None, and no control characters."""
+    if value is None:
+        return ""
+    if isinstance(value, Markup):
+        return value
+    return escape_controls(value) if isinstance(value, str) else value
+
+
+def format_count(number: float | None) -> str:
+    """Format a number with narrow spaces between thousands."""
+    return NOTHING if number is None else f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def format_rate(number: float | None) -> str:
+    """Format a rate: one digit behind the point below ten.
+
+    >>> format_rate(0), format_rate(0.04), format_rate(3.25), format_rate(120.4)
+    ('0', '<0.1', '3.2', '120')
+    """
+    if number is None:
+        return NOTHING
+    if 0 < number < 0.05:
+        return "<0.1"
+    return format_count(number) if number >= 10 else f"{number:.1f}".removesuffix(".0")
+
+
+def format_percent(fraction: float | None) -> str:
+    """Format a fraction as a percentage.
+
+    >>> format_percent(0), format_percent(0.0004), format_percent(0.5)
+    ('0 %', '<0.1 %', '50 %')
+    """
+    if fraction is None:
+        return NOTHING
+    if 0 < fraction < 0.001:
+        return "<0.1 %"
+    return f"{100 * fraction:.1f}".removesuffix(".0") + " %"
+
+
+def format_duration(seconds: float | None) -> str:
+    """Format a duration with two units at most.
+
+    >>> [format_duration(seconds) for seconds in (0, 0.0123, 4.2, 75, 3 * 3600 + 120, 200_000)]
+    ['0 s', '12 ms', '4.2 s', '1 min 15 s', '3 h 2 min', '2 d 7 h']
+    """
+    if seconds is None:
+        return NOTHING
+    if seconds < 0:
+        return f"-{format_duration(-seconds)}"
+    if 0 < seconds < 1:
+        return f"{max(1.0, 1000 * seconds):.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    whole = round(seconds)
+    for unit, length, part, part_length in (
+        ("d", 86_400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= length:
+            rest = whole % length // part_length
+            return f"{whole // length} {unit}" + (f" {rest} {part}" if rest else "")
+    return f"{whole} s"
+
+
+def format_bytes(count: int | None) -> str:
+    """Format a size: `850 B`, `12 MiB`."""
+    size, units = float(count or 0), ("B", "KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        if size < 1024 or unit == units[-1]:
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}"
+
+
+def format_time(at: float | None, element_id: str = "") -> Markup:
+    """Return a time as `<time>` in UTC. The script of the page shows it in the viewer's zone."""
+    if at is None:
+        return escape(NOTHING)
+    try:
+        moment = datetime.fromtimestamp(at, UTC)
+    except (OverflowError, OSError, ValueError):
+        return escape(f"{at:g}")
+    exact = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    name = Markup(' id="{}"').format(element_id) if element_id else ""
+    return Markup('<time{} datetime="{}">{} UTC</time>').format(
+        name, exact, moment.strftime("%Y-%m-%d %H:%M:%S")
+    )
+
+
+def format_lines(text: str | bytes | msgspec.Raw | None) -> Markup:
+    """Return a text of several lines for `<pre>`, escaped and cut to `MAX_TEXT_CHARACTERS`."""
+    if isinstance(text, bytes | msgspec.Raw):
+        text = bytes(text).decode(errors="backslashreplace")
+    shown = escape_lines((text or "")[:MAX_TEXT_CHARACTERS])
+    cut = len(text or "") - MAX_TEXT_CHARACTERS
+    more = f"\n… {format_count(cut)} more characters" if cut > 0 else ""
+    return escape(shown + more)
+
+
+def shorten_id(job_id: str) -> str:
+    """Return the last characters of a long id, which differ most; shorter ids stay whole."""
+    return job_id if len(job_id) <= 14 else f"…{job_id[-12:]}"
+
+
+STATE_ICONS: Mapping[str, str] = {
+    "pending": "wait",
+    "scheduled": "clock",
+    "processing": "run",
+    "retrying": "again",
+    "completed": "check",
+    "failed": "cross",
+    "cancelled": "stop",
+    "good": "check",
+    "warning": "warn",
+    "error": "cross",
+    "paused": "pause",
+    "live": "check",
+    "busy": "run",
+    "idle": "wait",
+    "quiet": "pause",
+    "stopping": "stop",
+    "expired": "cross",
+    "unserved": "warn",
+    "late": "warn",
+    "missed": "cross",
+    "skipped": "stop",
+    "timeout": "clock",
+    "failure": "cross",
+    "permanent": "cross",
+    "lost": "warn",
+    "started": "run",
+    "done": "check",
+}
+"""The icon of each state. A word beside it says the same."""
+
+
+def format_state(state: str, label: str | None = None) -> Markup:
+    """Return a state as icon, word and colour."""
+    known = str(state) if str(state) in STATE_ICONS else "other"
+    icon = STATE_ICONS.get(known, "wait")
+    return Markup(
+        '<span class="state {}"><svg class="icon" aria-hidden="true"><use href="#i-{}"/></svg>'
+        "{}</span>"
+    ).format(known, icon, escape_controls(state if label is None else label))

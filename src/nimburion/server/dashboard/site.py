@@ -1,0 +1,31 @@
+"""All pages and actions of the dashboard, and its navigation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nimburion.server.dashboard.page import AnyPage, DashboardAction
+from nimburion.server.dashboard.pages import overview, queue, queues
+
+
+class NavigationEntry(NamedTuple):
+    """An entry of the navigation."""
+
+    label: str
+    path: str
+    key: str
+    """The key that opens it."""
+
+
+SECTIONS = (
+    NavigationEntry("Overview", "", "o"),
+    NavigationEntry("Queues", "/queues", "q"),
+)
+
+PAGES: tuple[AnyPage, ...] = (
+    overview.OVERVIEW,
+    queues.QUEUES,
+    queue.QUEUE,
+)
+
+ACTIONS: tuple[DashboardAction, ...] = (*queues.ACTIONS,)

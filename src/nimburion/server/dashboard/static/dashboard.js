@@ -1,0 +1,226 @@
+// The script of the dashboard: live updates, times in the viewer's zone, themes and shortcuts.
+// Pages work without it; they are then as old as their load.
+(() => {
+  "use strict";
+  const SILENCE = 5000; // milliseconds without a message after which the page polls
+  const POLL = 3000;
+  const live = document.getElementById("live");
+  const banner = document.getElementById("banner");
+  const notice = document.getElementById("notice");
+  const liveUrl = live?.dataset.live;
+  const store = {
+    get: (key) => localStorage.getItem(`nimburion.${key}`),
+    set: (key, value) => localStorage.setItem(`nimburion.${key}`, value),
+  };
+
+  // Times
+
+  const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
+  const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+
+  function showTimes(root) {
+    const today = new Date().toDateString();
+    for (const element of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(element.dateTime);
+      if (element.title || Number.isNaN(at.getTime())) continue;
+      element.title = `${exact.format(at)} (${element.textContent})`;
+      element.textContent = at.toDateString() === today ? clock.format(at) : `${day.format(at)}, ${clock.format(at)}`;
+    }
+  }
+
+  // Live updates
+
+  let heardAt = 0;
+  let polling = false;
+  let behind = false; // a fragment was held back
+  const isPaused = () => store.get("paused") === "yes";
+
+  // A fragment must not replace what somebody works with: an open form, a focused field, a selected
+  // row or selected text.
+  function isInUse() {
+    const focused = document.activeElement;
+    const selection = document.getSelection();
+    return Boolean(
+      document.querySelector("#live details.action[open], #live dialog[open], #live input[type=checkbox]:checked") ||
+        (live.contains(focused) && focused.matches("input, select, textarea")) ||
+        (selection && !selection.isCollapsed && live.contains(selection.anchorNode)),
+    );
+  }
+
+  function hold() {
+    behind = true;
+    document.body.classList.add("held");
+  }
+
+  function showStatus(at, problem) {
+    heardAt = Date.now();
+    const shown = document.getElementById("as-of");
+    const moment = new Date(1000 * at);
+    if (at > 0) {
+      shown.dateTime = moment.toISOString();
+      shown.textContent = clock.format(moment);
+    }
+    showBanner(problem && `The backend does not answer: ${problem}. The page shows the last values and tries again.`);
+  }
+
+  function showBanner(text) {
+    if (!text === banner.hidden && (!text || banner.textContent === text)) return;
+    banner.hidden = !text;
+    banner.textContent = text || "";
+    document.body.classList.toggle("stale", Boolean(text));
+  }
+
+  async function poll() {
+    if (!live || polling) return;
+    polling = true;
+    try {
+      const answer = await fetch(`${liveUrl}fragment`, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(POLL * 3) });
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      const text = await answer.text();
+      showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
+      if (isInUse()) hold();
+      else await replaceLive(text);
+    } catch (error) {
+      heardAt = Date.now() - SILENCE + POLL;
+      showBanner(error.message?.startsWith("status 5")
+        ? "The backend does not answer. The page shows the last values and tries again."
+        : "The server does not answer. The page shows the last values and tries again.");
+    } finally {
+      polling = false;
+    }
+  }
+
+  async function replaceLive(text) {
+    await htmx.swap({ sourceElement: live, target: live, text, swap: "innerMorph" });
+    behind = false;
+    document.body.classList.remove("held");
+  }
+
+  function watch() {
+    if (isPaused() || document.hidden) return;
+    if (behind && !isInUse()) poll();
+    else if (Date.now() - heardAt > SILENCE) poll();
+  }
+
+  function setPaused(paused) {
+    store.set("paused", paused ? "yes" : "no");
+    const button = document.getElementById("pause");
+    button.setAttribute("aria-pressed", String(paused));
+    button.title = paused ? "Resume live updates" : "Pause live updates";
+    document.body.classList.toggle("paused", paused);
+    if (!live) return;
+    if (paused) live._htmx?.sse?.reader?.cancel();
+    else {
+      poll();
+      htmx.trigger(live, "live-start");
+    }
+  }
+
+  function startLive() {
+    live.addEventListener("htmx:sse:before:connection", (event) => {
+      if (isPaused()) event.detail.connection.cancelled = true;
+    });
+    live.addEventListener("htmx:sse:before:message", (event) => {
+      heardAt = Date.now();
+      if (isPaused()) event.preventDefault();
+      else if (!event.detail.message.event && isInUse()) {
+        hold();
+        event.preventDefault();
+      }
+    });
+    live.addEventListener("status", (event) => {
+      const { at, problem } = JSON.parse(event.detail.data);
+      showStatus(at, problem);
+    });
+    live.addEventListener("htmx:after:swap", () => showTimes(live));
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) watch(); });
+    heardAt = Date.now();
+    setInterval(watch, 1000);
+    if (!isPaused()) htmx.trigger(live, "live-start");
+  }
+
+  // What a fragment leaves alone: texts of times that are already shown, and what somebody unfolded.
+  htmx.registerExtension("nimburion", {
+    htmx_before_morph_node: (element, { oldNode, newNode }) =>
+      !(oldNode.nodeName === "TIME" && oldNode.title && oldNode.dateTime === newNode.dateTime),
+    htmx_before_morph_attr: (element, { attrName }) => !(attrName === "open" || attrName === "title" && element.nodeName === "TIME"),
+  });
+
+  // Forms
+
+  document.addEventListener("htmx:after:request", (event) => {
+    const form = event.target.closest?.("form.act");
+    if (!form) return;
+    if (event.detail.ctx.response?.raw?.ok) {
+      form.reset();
+      form.closest("details")?.removeAttribute("open");
+      document.activeElement?.blur?.();
+      for (const box of document.querySelectorAll("#live input[type=checkbox]:checked")) box.checked = false;
+      setTimeout(poll, 150);
+    }
+  });
+  document.addEventListener("htmx:error", (event) => {
+    if (event.target.closest?.("form.act")) notice.textContent = "The server does not answer. Nothing is known about the change.";
+  });
+  // One open form at a time; Escape and a click elsewhere close it.
+  document.addEventListener("toggle", (event) => {
+    if (event.target.open && event.target.matches?.("details.action")) closeForms(event.target);
+  }, true);
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("details.action")) closeForms();
+  });
+
+  function closeForms(except) {
+    for (const form of document.querySelectorAll("details.action[open]")) if (form !== except) form.open = false;
+  }
+
+  // Select all rows of a table
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches?.("input[data-all]")) return;
+    for (const box of event.target.closest("table").querySelectorAll("tbody input[type=checkbox]")) box.checked = event.target.checked;
+  });
+
+  // Themes and shortcuts
+
+  function setTheme(theme) {
+    store.set("theme", theme);
+    document.documentElement.dataset.theme = theme;
+    for (const button of document.querySelectorAll("[data-theme-choice]")) {
+      button.setAttribute("aria-pressed", String(button.dataset.themeChoice === theme));
+    }
+  }
+
+  function onKey(event) {
+    if (event.key === "Escape") closeForms();
+    if (event.ctrlKey || event.metaKey || event.altKey || store.get("keys") === "off") return;
+    if (event.target.matches("input, select, textarea") || document.querySelector("dialog[open]")) return;
+    if (event.key === "/") {
+      const search = document.getElementById("search");
+      if (search) {
+        event.preventDefault();
+        search.focus();
+        search.select?.();
+      }
+    } else if (event.key === "r") poll();
+    else if (event.key === "?") document.getElementById("help").showModal();
+    else document.querySelector(`nav a[data-key="${CSS.escape(event.key)}"]`)?.click();
+  }
+
+  addEventListener("DOMContentLoaded", () => {
+    showTimes(document);
+    setTheme(store.get("theme") || "system");
+    for (const button of document.querySelectorAll("[data-theme-choice]")) {
+      button.addEventListener("click", () => setTheme(button.dataset.themeChoice));
+    }
+    const keys = document.getElementById("keys");
+    keys.checked = store.get("keys") !== "off";
+    keys.addEventListener("change", () => store.set("keys", keys.checked ? "on" : "off"));
+    document.getElementById("open-help").addEventListener("click", () => document.getElementById("help").showModal());
+    document.getElementById("pause").addEventListener("click", () => setPaused(!isPaused()));
+    document.addEventListener("keydown", onKey);
+    document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+    setPaused(isPaused());
+    if (live && liveUrl) setTimeout(startLive, 50);
+  });
+})();

@@ -1,0 +1,230 @@
+"""Live updates: shared by all viewers, cheap for the backend, over for those who leave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from nimburion.core.errors import BackendUnavailable
+from nimburion.server.dashboard.live import Fragment, LivePages, format_event
+from nimburion.server.dashboard.readings import MAX_STALENESS, SharedReadings
+from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from nimburion.testing.clock import FakeClock
+from tests.server.conftest import Api, MakeApi
+from tests.waiting import wait_until
+
+
+class Browser:
+    """A client of a stream, as an ASGI server sees it."""
+
+    def __init__(self, app: Any, path: str) -> None:
+        self.status = 0
+        self.received = ""
+        self.ended = False
+        self._app = app
+        self._path = path
+        self._leave = asyncio.Event()
+
+    async def run(self) -> None:
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": self._path,
+            "root_path": "",
+            "query_string": b"format=stream",
+            "headers": [(b"host", b"127.0.0.1")],
+        }
+        await self._app(scope, self._receive, self._send)
+        self.ended = True
+
+    def leave(self) -> None:
+        self._leave.set()
+
+    def count_fragments(self) -> int:
+        return self.received.count("\n\ndata: ") + self.received.startswith("data: ")
+
+    async def _receive(self) -> dict[str, object]:
+        await self._leave.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.received += message["body"].decode()
+
+
+@asynccontextmanager
+async def open_browsers(api: Api, *paths: str) -> AsyncIterator[list[Browser]]:
+    """Open streams, and close them at the end."""
+    browsers = [Browser(api.app, path) for path in paths]
+    tasks = [asyncio.create_task(browser.run()) for browser in browsers]
+    try:
+        yield browsers
+    finally:
+        for browser in browsers:
+            browser.leave()
+        await api.services.stop_streams()
+        await asyncio.gather(*tasks)
+
+
+async def test_a_stream_sends_what_changes(api: Api) -> None:
+    async with open_browsers(api, f"{DASHBOARD_PATH}/queues") as (browser,):
+        await wait_until(lambda: browser.count_fragments() >= 1, "the first fragment")
+        assert browser.status == 200
+        await api.enqueue("a", queue="mail")
+        await wait_until(lambda: 'id="queue-mail"' in browser.received, "the new queue")
+        assert '{"at":' in browser.received
+
+
+async def test_a_stream_ends_with_the_server(api: Api) -> None:
+    async with open_browsers(api, DASHBOARD_PATH) as (browser,):
+        await wait_until(lambda: api.services.live.viewer_count == 1, "a viewer")
+        await api.services.stop_streams()
+        await wait_until(lambda: browser.ended, "the end of the stream")
+    assert api.services.live.viewer_count == 0
+
+
+async def test_a_viewer_who_leaves_is_forgotten(api: Api) -> None:
+    async with open_browsers(api, DASHBOARD_PATH) as (browser,):
+        await wait_until(lambda: api.services.live.viewer_count == 1, "a viewer")
+        browser.leave()
+        await wait_until(lambda: api.services.live.viewer_count == 0, "nobody looks")
+        assert browser.status == 200
+
+
+async def advance(clock: FakeClock, seconds: float) -> None:
+    """Advance the clock in small steps; let tasks run after each."""
+    for _ in range(round(10 * seconds)):
+        clock.advance(0.1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+class Counter:
+    """Counts how often a page is rendered."""
+
+    def __init__(self) -> None:
+        self.rendered = 0
+        self.error: Exception | None = None
+
+    async def render(self) -> Fragment:
+        self.rendered += 1
+        if self.error is not None:
+            raise self.error
+        return Fragment(f"<p>{self.rendered}</p>", 1.0)
+
+
+async def test_ten_viewers_of_a_page_share_its_fragments() -> None:
+    clock = FakeClock()
+    pages, counter = LivePages(clock), Counter()
+    viewers = [pages.subscribe("page", counter.render, 1.0) for _ in range(10)]
+    await advance(clock, 10.5)
+    assert 9 <= counter.rendered <= 11
+    assert {viewer.take_events() for viewer in viewers} == {
+        format_event(f"<p>{counter.rendered}</p>").encode()
+        + format_event('{"at":1.0,"problem":""}', "status").encode()
+    }
+    assert viewers[0].take_events() == b": still here\n\n"
+    await pages.stop()
+
+
+async def test_ten_different_pages_are_rendered_twice_a_second_together() -> None:
+    clock = FakeClock()
+    pages, counter = LivePages(clock), Counter()
+    for number in range(10):
+        pages.subscribe(number, counter.render, 1.0)
+    await advance(clock, 21)
+    assert counter.rendered <= 10 + 2 * 21
+    await pages.stop()
+
+
+async def test_without_viewers_nothing_is_rendered() -> None:
+    clock = FakeClock()
+    pages, counter = LivePages(clock), Counter()
+    viewer = pages.subscribe("page", counter.render, 1.0)
+    await advance(clock, 2)
+    pages.unsubscribe("page", viewer)
+    await advance(clock, 1)
+    rendered = counter.rendered
+    await advance(clock, 5)
+    assert counter.rendered == rendered
+    assert clock.sleepers == 0
+    await pages.stop()
+
+
+async def test_viewers_learn_that_the_backend_does_not_answer_and_when_it_does_again() -> None:
+    clock = FakeClock()
+    pages, counter = LivePages(clock), Counter()
+    viewer = pages.subscribe("page", counter.render, 1.0)
+    await advance(clock, 1.2)
+    viewer.take_events()
+    counter.error = BackendUnavailable("gone")
+    await advance(clock, 1.2)
+    assert viewer.take_events() == format_event('{"at":1.0,"problem":"gone"}', "status").encode()
+    counter.error = None
+    await advance(clock, 1.2)
+    assert b'"problem":""' in viewer.take_events()
+    await pages.stop()
+
+
+async def test_ten_viewers_of_each_page_cost_two_reads_a_second(make_api: MakeApi) -> None:
+    api: Api = await make_api()
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    api.services.readings, api.services.live = readings, LivePages(clock)
+    path = f"{DASHBOARD_PATH}/queues"
+    async with open_browsers(api, *[path] * 10):
+        await wait_until(lambda: api.services.live.viewer_count == 10, "ten viewers")
+        await advance(clock, 3)
+        before = readings.count
+        await advance(clock, 30)
+        assert 30 <= readings.count - before <= 60
+
+
+async def test_a_read_is_shared_and_kept_for_its_age(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    calls = 0
+
+    async def read() -> int:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0)
+        return calls
+
+    await asyncio.gather(*(readings.read("key", read, 1.0) for _ in range(10)))
+    assert calls == 1
+    clock.advance(1.0)
+    assert (await readings.read("key", read, 1.0)).value == 2
+    readings.expire()
+    assert (await readings.read("key", read, 1.0)).value == 3
+
+
+async def test_old_values_are_not_shown_for_ever(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    answer: Callable[[], int] = lambda: 1  # noqa: E731
+
+    async def read() -> int:
+        return answer()
+
+    def fail() -> int:
+        raise BackendUnavailable("gone")
+
+    assert (await readings.read("key", read, 1.0)).problem is None
+    answer = fail
+    clock.advance(2)
+    entry = await readings.read("key", read, 1.0)
+    assert (entry.value, str(entry.problem)) == (1, "gone")
+    clock.advance(MAX_STALENESS)
+    with pytest.raises(BackendUnavailable):
+        await readings.read("key", read, 1.0)
+
+
+def test_an_event_keeps_the_lines_of_its_data() -> None:
+    assert format_event("a\nb", "status") == "event: status\ndata: a\ndata: b\n\n"
