@@ -20,6 +20,9 @@ PATH_VALUES = {"queue": "mail", "id": "a", "name": "daily"}
 """The values of parameters of paths: what `fill` stores exists under these names."""
 FORMS: dict[str, dict[str, str]] = {
     "queues.queue.pause": {"reason": "deploy", "for": "600"},
+    "jobs.cancel": {"ids": "a"},
+    "jobs.replay": {"ids": "c"},
+    "jobs.purge": {"ids": "c"},
 }
 """The fields of each form that has some, by the name of the action."""
 TOKENS = {right: f"{right}-0123456789abcdef" for right in RIGHTS}

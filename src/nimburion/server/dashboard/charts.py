@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from markupsafe import Markup
 
 from nimburion.core.metrics.statistics import Statistics
+
+
+class TimelineSpan(NamedTuple):
+    """A part of the life of a job."""
+
+    state: str
+    """`waiting`, or how the attempt ended."""
+    start: float
+    """Epoch seconds."""
+    end: float
 
 
 class Series(NamedTuple):
@@ -34,6 +44,57 @@ def draw_sparkline(values: Sequence[float], label: str, kind: str = "done") -> M
         '<svg class="spark" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img">'
         "<title>{}</title>{}</svg>"
     ).format(width, height, text, bars)
+
+
+def draw_timeline(spans: Sequence[TimelineSpan]) -> Markup:
+    """Return a bar of when a job waited and ran. A short attempt is widened to be visible."""
+    if not spans:
+        return Markup()
+    begin, width = spans[0].start, 1000.0
+    scale = width / max(spans[-1].end - begin, 0.001)
+    parts = Markup().join(
+        Markup('<rect class="{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(
+            f"span {span.state}",
+            min((span.start - begin) * scale, width - 3),
+            6 if span.state == "waiting" else 0,
+            max((span.end - span.start) * scale, 0 if span.state == "waiting" else 3),
+            4 if span.state == "waiting" else 16,
+        )
+        for span in spans
+    )
+    ran = sum(span.end - span.start for span in spans if span.state != "waiting")
+    return Markup(
+        '<svg class="timeline" viewBox="0 0 1000 16" preserveAspectRatio="none" role="img">'
+        "<title>Waited {:.1f} s, ran {:.1f} s</title>{}</svg>"
+    ).format(spans[-1].end - begin - ran, ran, parts)
+
+
+class Run(Protocol):
+    """How a job ended, and how long its last attempt took."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def seconds(self) -> float | None: ...
+
+
+def draw_runs(runs: Sequence[Run]) -> Markup:
+    """Return a strip of runs, oldest first. The height of a bar is the time of its run."""
+    if not runs:
+        return Markup()
+    longest = max(run.seconds or 0.0 for run in runs) or 1.0
+    bars = Markup().join(
+        Markup('<rect class="{}" x="{}" y="{:.1f}" width="8" height="{:.1f}"/>').format(
+            f"span {run.state}", 10 * index, 40 - height, height
+        )
+        for index, run in enumerate(runs)
+        for height in (max(4.0, 40 * (run.seconds or 0.0) / longest),)
+    )
+    return Markup(
+        '<svg class="runs" viewBox="0 0 {} 40" preserveAspectRatio="none" role="img">'
+        "<title>{} runs, the latest on the right; height is the time of a run</title>{}</svg>"
+    ).format(10 * len(runs), len(runs), bars)
 
 
 def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -> Markup:

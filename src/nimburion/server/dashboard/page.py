@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -45,6 +45,9 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     interval: float | None = 1.0
     """Seconds between two live updates, at least; None: the page is not live."""
 
+    constants: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Further values for the template, the same for each request."""
+
     @property
     def name(self) -> str:
         """The name of the page, which is that of its template."""
@@ -52,6 +55,11 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
 
 
 AnyPage = DashboardPage[Any]
+
+
+def find_operation(operations: Iterable[AnyOperation], name: str) -> AnyOperation:
+    """Return the operation of this name, for an action."""
+    return next(operation for operation in operations if operation.name == name)
 
 
 class DashboardAction(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,13 @@ from markupsafe import Markup, escape
 
 from nimburion.core.text.escaping import escape_controls, escape_lines
 from nimburion.core.text.shortening import shorten
-from nimburion.server.dashboard.charts import draw_chart, draw_sparkline, find_top
+from nimburion.server.dashboard.charts import (
+    draw_chart,
+    draw_runs,
+    draw_sparkline,
+    draw_timeline,
+    find_top,
+)
 
 NOTHING = "\N{EN DASH}"
 """Stands for a value that is not there."""
@@ -37,9 +43,11 @@ def make_environment() -> Environment:
     )
     environment.globals.update(
         {
+            "runs": draw_runs,
             "sparkline": draw_sparkline,
             "stacked": partial(draw_chart, stacked=True),
             "stacked_top": partial(find_top, stacked=True),
+            "timeline": draw_timeline,
         }
     )
     environment.filters.update(
@@ -47,6 +55,8 @@ def make_environment() -> Environment:
             "bytes": format_bytes,
             "count": format_count,
             "duration": format_duration,
+            "duration_since": format_past_duration,
+            "first_line": find_first_line,
             "lines": format_lines,
             "percent": format_percent,
             "rate": format_rate,
@@ -134,6 +144,16 @@ def format_duration(seconds: float | None) -> str:
             rest = whole % length // part_length
             return f"{whole // length} {unit}" + (f" {rest} {part}" if rest else "")
     return f"{whole} s"
+
+
+def format_past_duration(seconds: float) -> str:
+    """Format the time since something; clocks that differ a little make no negative time."""
+    return format_duration(max(0.0, seconds))
+
+
+def find_first_line(text: str) -> str:
+    """Return the first line of a text that is not empty."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def format_bytes(count: int | None) -> str:

@@ -139,6 +139,7 @@ class PageVisit:
     def _make_values(self, shown: msgspec.Struct, readings: PageReadings) -> dict[str, Any]:
         return {
             **make_common_values(self._base),
+            **self._page.constants,
             "title": self._page.title.format_map(self._path),
             "page": shown,
             "path": self._path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
-from nimburion.server.dashboard.pages import overview, queue, queues
+from nimburion.server.dashboard.pages import job, job_contents, jobs, overview, queue, queues
 
 
 class NavigationEntry(NamedTuple):
@@ -20,12 +20,20 @@ class NavigationEntry(NamedTuple):
 SECTIONS = (
     NavigationEntry("Overview", "", "o"),
     NavigationEntry("Queues", "/queues", "q"),
+    NavigationEntry("Jobs", "/jobs", "j"),
 )
 
 PAGES: tuple[AnyPage, ...] = (
     overview.OVERVIEW,
     queues.QUEUES,
     queue.QUEUE,
+    jobs.JOBS,
+    job.JOB,
+    job_contents.JOB_CONTENTS,
 )
 
-ACTIONS: tuple[DashboardAction, ...] = (*queues.ACTIONS,)
+ACTIONS: tuple[DashboardAction, ...] = (
+    *queues.ACTIONS,
+    *jobs.ACTIONS,
+    *job.ACTIONS,
+)

@@ -14,7 +14,12 @@ from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.api import queues as queue_operations
 from nimburion.server.dashboard.charts import fill_intervals
-from nimburion.server.dashboard.page import DashboardAction, DashboardPage, PageRequest
+from nimburion.server.dashboard.page import (
+    DashboardAction,
+    DashboardPage,
+    PageRequest,
+    find_operation,
+)
 
 HISTORY_SECONDS = 3600
 HISTORY_STEP = 60
@@ -198,18 +203,16 @@ QUEUES = DashboardPage(
     query=QueueListQuery,
 )
 
-_OPERATIONS = {operation.name: operation for operation in queue_operations.OPERATIONS}
-
 ACTIONS = (
     DashboardAction(
         path="/queues/{queue}/pause",
-        operation=_OPERATIONS["pause_queue"],
+        operation=find_operation(queue_operations.OPERATIONS, "pause_queue"),
         done="Queue {queue} is paused.",
         back="/queues/{queue}",
     ),
     DashboardAction(
         path="/queues/{queue}/resume",
-        operation=_OPERATIONS["resume_queue"],
+        operation=find_operation(queue_operations.OPERATIONS, "resume_queue"),
         done="Queue {queue} is resumed.",
         back="/queues/{queue}",
     ),

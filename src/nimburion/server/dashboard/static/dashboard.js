@@ -157,6 +157,7 @@
       form.closest("details")?.removeAttribute("open");
       document.activeElement?.blur?.();
       for (const box of document.querySelectorAll("#live input[type=checkbox]:checked")) box.checked = false;
+      countSelected();
       setTimeout(poll, 150);
     }
   });
@@ -180,6 +181,16 @@
     if (!event.target.matches?.("input[data-all]")) return;
     for (const box of event.target.closest("table").querySelectorAll("tbody input[type=checkbox]")) box.checked = event.target.checked;
   });
+
+  // The buttons for selected rows say how many, and ask before they delete.
+  function countSelected() {
+    const count = document.querySelectorAll("#live .select:checked").length;
+    for (const form of document.querySelectorAll("form[data-selection]")) {
+      form.querySelector("button").disabled = count === 0;
+      form.querySelector("button").lastChild.textContent = `${form.dataset.selection}${count ? ` ${count}` : ""}`;
+    }
+  }
+  document.addEventListener("change", countSelected);
 
   // Themes and shortcuts
 

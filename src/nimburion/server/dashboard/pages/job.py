@@ -1,0 +1,190 @@
+"""The page of one job: why it does not run, its attempts, errors, and runs of the same name."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.diagnosis.explanations import Cause, Facts, find_causes
+from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord
+from nimburion.core.queries import JobFilter
+from nimburion.server.api import dead_letters as dead_letter_operations
+from nimburion.server.api import jobs as job_operations
+from nimburion.server.api.jobs import CancelledJob, JobSummary, summarize_job
+from nimburion.server.api.operation import NoQuery
+from nimburion.server.dashboard.charts import TimelineSpan
+from nimburion.server.dashboard.page import (
+    DashboardAction,
+    DashboardPage,
+    PageRequest,
+    find_operation,
+)
+from nimburion.server.dashboard.pages.jobs import describe_purge, describe_replay
+
+MAX_RUNS = 60
+RUNS_BUDGET = 2_000
+"""The records that are examined for the latest runs of a name."""
+
+
+class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Errors of consecutive attempts with the same fingerprint."""
+
+    first_attempt: int
+    last_attempt: int
+    count: int
+    kind: str
+    type: str
+    message: str
+    """The message of the latest."""
+    at: float
+    """When the latest happened, in epoch seconds."""
+
+
+class PastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished job of the same name."""
+
+    id: str
+    state: str
+    seconds: float | None
+    """How long its last attempt took; None if it never started."""
+
+
+class JobData(msgspec.Struct, frozen=True, kw_only=True):
+    """One job."""
+
+    now: float
+    """The time of the read, in epoch seconds on the backend's clock."""
+    causes: list[Cause]
+    """Why the job is where it is, the decisive cause first."""
+    job: JobSummary
+    attempts: list[AttemptInfo]
+    timeline: list[TimelineSpan]
+    errors: list[ErrorGroup]
+    """The latest first."""
+    runs: list[PastRun]
+    """The latest finished jobs of the same name, the latest first."""
+    key_holder: str | None
+    """The id of another job that holds its unique key."""
+
+
+async def read_job(request: PageRequest[NoQuery]) -> JobData:
+    """Read a job, what decides whether it runs, and the latest runs of its name."""
+    readings, job_id = request.readings, request.path["id"]
+    facts: Facts = await readings.read(
+        f"job {job_id}", lambda: readings.backend.explain_job(job_id)
+    )
+    job = facts.job
+    return JobData(
+        now=facts.now,
+        causes=find_causes(facts),
+        job=summarize_job(job),
+        attempts=job.attempts,
+        timeline=make_timeline(job, facts.now),
+        errors=group_errors(job.history),
+        runs=await _read_runs(request, job.name),
+        key_holder=facts.key_holder,
+    )
+
+
+async def _read_runs(request: PageRequest[NoQuery], name: str) -> list[PastRun]:
+    readings = request.readings
+
+    async def read() -> list[PastRun]:
+        page = await readings.backend.list_jobs(
+            JobFilter(name=name, states=FINISHED), limit=MAX_RUNS, budget=RUNS_BUDGET
+        )
+        return [
+            PastRun(id=job.id, state=job.state.value, seconds=measure_run(job)) for job in page.jobs
+        ]
+
+    return await readings.read(f"runs {name}", read, 20.0)
+
+
+def measure_run(job: JobRecord) -> float | None:
+    """Return how long the last attempt of a finished job took."""
+    if job.started_at is None or job.finished_at is None:
+        return None
+    return max(0.0, job.finished_at - job.started_at)
+
+
+def group_errors(history: list[AttemptError]) -> list[ErrorGroup]:
+    """Return the errors of a job with repeats joined, the latest first."""
+    groups: list[ErrorGroup] = []
+    last_key: tuple[str, ...] | None = None
+    for error in history:
+        key = (error.kind, error.fingerprint or f"{error.type}: {error.message}")
+        repeats = key == last_key
+        previous = groups.pop() if repeats else None
+        groups.append(
+            ErrorGroup(
+                first_attempt=previous.first_attempt if previous else error.attempt,
+                last_attempt=error.attempt,
+                count=previous.count + 1 if previous else 1,
+                kind=error.kind,
+                type=error.type,
+                message=error.message,
+                at=error.at,
+            )
+        )
+        last_key = key
+    return groups[::-1]
+
+
+def make_timeline(job: JobRecord, now: float) -> list[TimelineSpan]:
+    """Return when the job waited and ran, from its enqueue until its end or now."""
+    spans: list[TimelineSpan] = []
+    at = job.created_at
+    for attempt in job.attempts:
+        if attempt.started_at is None:
+            continue
+        end = now if attempt.ended_at is None else attempt.ended_at
+        spans.append(TimelineSpan("waiting", at, max(at, attempt.started_at)))
+        spans.append(TimelineSpan(attempt.outcome, attempt.started_at, end))
+        at = max(at, end)
+    if not job.state.finished and job.session is None:
+        spans.append(TimelineSpan("waiting", at, max(at, now)))
+    return spans
+
+
+JOB = DashboardPage(
+    path="/jobs/{id}",
+    title="Job {id}",
+    section="Jobs",
+    read=read_job,
+    template="job.html",
+)
+
+
+def describe_cancelled(cancelled: CancelledJob) -> str:
+    """Return what happened to the job that was to be cancelled."""
+    return {
+        "cancelled": "The job is cancelled.",
+        "requested": "The job runs. Its worker is asked to end it.",
+        "finished": "The job had finished already.",
+    }.get(cancelled.outcome, "There is no such job.")
+
+
+ACTIONS = (
+    DashboardAction(
+        path="/jobs/{id}/cancel",
+        operation=find_operation(job_operations.OPERATIONS, "cancel_job"),
+        done="The job is cancelled, or its worker is asked to end it.",
+        back="/jobs/{id}",
+        describe=describe_cancelled,
+    ),
+    DashboardAction(
+        path="/jobs/{id}/replay",
+        operation=find_operation(dead_letter_operations.OPERATIONS, "replay_dead_letters"),
+        done="The job is replayed, if it was a dead letter and no other job holds its unique key.",
+        back="/jobs/{id}",
+        describe=describe_replay,
+        body_from_path={"ids": "id"},
+    ),
+    DashboardAction(
+        path="/jobs/{id}/purge",
+        operation=find_operation(dead_letter_operations.OPERATIONS, "purge_dead_letters"),
+        done="The dead letter is deleted.",
+        back="/jobs",
+        describe=describe_purge,
+        body_from_path={"ids": "id"},
+    ),
+)

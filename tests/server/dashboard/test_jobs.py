@@ -1,0 +1,128 @@
+"""The pages of jobs: searching, acting on a selection, and one job with its causes and errors."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlencode
+
+import pytest
+
+from nimburion.core.job import AttemptError, NewJob, State
+from nimburion.server.dashboard.pages.job import group_errors
+from nimburion.server.dashboard.pages.job_contents import find_own_frames
+from nimburion.server.dashboard.pages.jobs import QUALIFIERS, UnusableSearch, parse_search
+from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from tests.server.conftest import Api
+from tests.server.dashboard.conftest import OWN_PAGE
+
+JOBS = f"{DASHBOARD_PATH}/jobs"
+
+
+def test_a_search_is_a_filter() -> None:
+    which = parse_search("state:failed,retrying queue:mail name:send failures:2 created:2h", 7210.0)
+    assert which.states == {State.FAILED, State.RETRYING}
+    assert (which.queue, which.name, which.min_failures) == ("mail", "send", 2)
+    assert which.created_from == 10.0
+    assert parse_search("a b id:c", 0.0).ids == ("a", "b", "c")
+    assert parse_search(" ", 0.0) == parse_search("", 0.0)
+    for example in QUALIFIERS.values():
+        word = example.partition(" ")[0].rstrip(",").replace("…", "")
+        assert parse_search(word, 0.0) != parse_search("", 0.0), word
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("stat:failed", "there is no qualifier 'stat'; did you mean 'state'?"),
+        ("state:faild", "there is no state 'faild'; did you mean 'failed'?"),
+        ("reason:x", "there is no reason 'x'"),
+        ("queue:a queue:b", "queue: give it once"),
+        ("queue:", "queue: give a value behind the colon"),
+        ("failures:-1", "failures: give a whole number"),
+        ("created:yesterday", "created: give an age in m, h or d"),
+        ("queue:<b>", "queue"),
+    ],
+)
+async def test_an_unusable_search_says_what_to_write(api: Api, text: str, problem: str) -> None:
+    with pytest.raises(UnusableSearch, match=re.escape(problem)):
+        parse_search(text, 0.0)
+    twin = (await api.client.get(f"{JOBS}?{urlencode({'q': text, 'format': 'json'})}")).json()
+    assert problem in twin["invalid"]
+    assert twin["jobs"] == []
+
+
+async def test_a_page_of_jobs_leads_to_older_ones(api: Api) -> None:
+    await api.enqueue(*(f"job-{number}" for number in range(60)))
+    first = (await api.client.get(JOBS)).text
+    assert first.count('class="select"') == 50
+    older = re.search(r'href="(\?q=&amp;after=[^"]+)"', first)
+    assert older is not None
+    second = (await api.client.get(JOBS + older[1].replace("&amp;", "&"))).text
+    assert second.count('class="select"') == 10
+    assert 'id="job-job-0"' in second
+
+
+async def test_a_selection_is_cancelled_in_one_step(api: Api) -> None:
+    await api.enqueue("a", "b", "c")
+    response = await api.client.post(
+        f"{JOBS}/cancel",
+        content="ids=a&ids=b&ids=none",
+        headers={**OWN_PAGE, "HX-Request": "true"},
+    )
+    assert "Jobs: 2 cancelled, 1 not found." in response.text
+    counts = await api.processor.backend.count_jobs()
+    assert (counts[State.CANCELLED], counts[State.PENDING]) == (2, 1)
+
+
+async def test_a_job_begins_with_why_it_does_not_run(api: Api) -> None:
+    await api.enqueue("a", queue="mail")
+    await api.processor.backend.pause_queue("mail", paused=True, by="ops", reason="deploy")
+    html = (await api.client.get(f"{JOBS}/a")).text
+    assert "is paused by ops, reason: deploy" in html
+    assert html.index("is paused by ops") < html.index("No worker is live")
+
+
+async def test_a_job_that_does_not_exist_is_not_found(api: Api) -> None:
+    response = await api.client.get(f"{JOBS}/none")
+    assert response.status_code == 404
+    assert "none" in response.text
+
+
+async def test_the_stored_text_of_the_arguments_is_shown(api: Api) -> None:
+    payload = b'{"n": 12345678901234567890123,  "to":"\\u00e4"}'
+    await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
+    html = (await api.client.get(f"{JOBS}/a/contents")).text
+    assert "{&#34;n&#34;: 12345678901234567890123,  &#34;to&#34;:&#34;\\u00e4&#34;}" in html
+
+
+async def test_a_dead_letter_is_replayed_from_its_page(api: Api) -> None:
+    await api.fail("a")
+    response = await api.client.post(f"{JOBS}/a/replay", headers=OWN_PAGE, content="")
+    assert response.headers["Location"] == f"{JOBS}/a?notice=jobs.id.replay"
+    assert (await api.processor.backend.get_job("a")).state is State.PENDING
+
+
+def test_repeated_errors_are_one_group() -> None:
+    errors = [
+        AttemptError(number, "failure", "E", f"of {number}", fingerprint=mark)
+        for number, mark in ((1, "a"), (2, "a"), (3, "b"), (4, "a"))
+    ]
+    found = [
+        (group.first_attempt, group.last_attempt, group.count) for group in group_errors(errors)
+    ]
+    assert found == [(4, 4, 1), (3, 3, 1), (1, 2, 2)]
+
+
+def test_frames_of_the_application_come_first() -> None:
+    traceback = (
+        "Traceback (most recent call last):\n"
+        '  File "/srv/app/tasks.py", line 7, in send\n    call()\n'
+        '  File "/usr/lib/python3.11/smtplib.py", line 9, in connect\n    x\n'
+        '  File "/srv/.venv/lib/python3.11/site-packages/a/b.py", line 1, in c\n    x\n'
+        '  File "/srv/app/mail.py", line 12, in connect\n    x\n'
+    )
+    assert [(frame.file, frame.line) for frame in find_own_frames(traceback)] == [
+        ("/srv/app/mail.py", 12),
+        ("/srv/app/tasks.py", 7),
+    ]
+    assert find_own_frames('  File "' * 100_000) == []
