@@ -20,7 +20,7 @@ JOBS = f"{DASHBOARD_PATH}/jobs"
 
 def test_a_search_is_a_filter() -> None:
     which = parse_search("state:failed,retrying queue:mail name:send failures:2 created:2h", 7210.0)
-    assert which.states == {State.FAILED, State.RETRYING}
+    assert which.states == frozenset({State.FAILED, State.RETRYING})
     assert (which.queue, which.name, which.min_failures) == ("mail", "send", 2)
     assert which.created_from == 10.0
     assert parse_search("a b id:c", 0.0).ids == ("a", "b", "c")
