@@ -3,6 +3,9 @@
 The loop makes one exchange at a time, and only when there is a reason for it: settlements to send,
 or room together with a sign of possible work. Delivered jobs start immediately while slots are
 free. The others are prefetched: at most as many as run in about 20 ms.
+
+From Python 3.12 on, a handler makes its first step while its task is created. A handler that never
+waits has then ended, and its slot is free again, before the next job starts.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,6 +43,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     AttemptRunner,
     raise_keyboard_interrupt,
 )
+from nimburion.jobs.worker.attempt.forking import end_forked
 from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
@@ -63,6 +68,11 @@ _PAUSE_AFTER_ERROR = 5.0
 """Seconds until the next exchange after an error inside nimburion."""
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stopping worker has to send its last settlements."""
+
+_create_task: Callable[..., asyncio.Task[Any]] = asyncio.Task
+"""Creates the task of an attempt; from Python 3.12 on, the task makes its first step meanwhile."""
+if sys.version_info >= (3, 12):
+    _create_task = partial(asyncio.Task, eager_start=True)
 
 
 class Worker:
@@ -127,6 +137,9 @@ class Worker:
         )
         self._variables = contextvars.copy_context()
         """The context variables of the code that started the worker; each job gets a copy."""
+        self._is_starting_jobs = False
+        self._ended_in_first_step = 0
+        """The jobs that ended in their first step since the event loop last ran its callbacks."""
         self._unresponsive = UnresponsiveHandlers(settings.concurrency, self._monotonic)
         self._exchanged_at = self._monotonic()
         self._idle = asyncio.Event()
@@ -336,7 +349,7 @@ class Worker:
         if total <= 0 or self.session.completer.is_full:
             return RESERVE_NOTHING
         everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
-        is_idle = not self._slots.running and not self._stops_when_empty
+        is_idle = self._slots.are_empty and not self._stops_when_empty
         long_poll = self._long_poll.choose_timeout(self.wakeups.due_in) if is_idle else 0.0
         return self.lanes.make_request(total, everything=everything, long_poll=long_poll)
 
@@ -364,7 +377,7 @@ class Worker:
 
     def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
         """Finish if the backend has no job for this worker, and none runs here."""
-        if not request.total or reply.deliveries or self._slots.running:
+        if not request.total or reply.deliveries or not self._slots.are_empty:
             return
         if self.lanes.covers_all_lanes(request):
             self.finish()
@@ -385,35 +398,54 @@ class Worker:
     def _start_jobs(self) -> None:
         """Start jobs while slots are free.
 
-        Start none while too many bytes of results wait to be sent.
+        Start none while too many bytes of results wait to be sent. A job that ends in its first
+        step counts as running until the event loop has run its other callbacks. Otherwise all
+        prefetched jobs could run before them.
         """
-        slots = self._slots
-        held, running = slots.prefetched, slots.running
-        if self.session.completer.is_full:
-            if held:
-                self._prefetch_watchdog.watch()
+        if self._is_starting_jobs:
             return
-        while held and len(running) < slots.concurrency and not slots.runs_suspect:
-            if (delivery := take(held)) is not None:
-                self._start_job(delivery)
+        self._is_starting_jobs = True
+        slots, completer = self._slots, self.session.completer
+        held, running = slots.prefetched, slots.running
+        try:
+            while (
+                held
+                and len(running) + self._ended_in_first_step < slots.concurrency
+                and not (slots.runs_suspect or completer.is_full)
+            ):
+                if (delivery := take(held)) is not None:
+                    self._start_job(delivery)
+            if slots.suspects and not running and not held and completer.all_stored:
+                suspect = take(slots.suspects)
+                if suspect is not None:
+                    # From here on its lease is the only lease of this session. If the suspect kills
+                    # this worker, jobs that ended or were released before do not count as lost.
+                    slots.runs_suspect = True
+                    self._start_job(suspect)
+        finally:
+            self._is_starting_jobs = False
         if held:
             self._prefetch_watchdog.watch()
-        if slots.suspects and not running and not held and self.session.completer.all_stored:
-            suspect = take(slots.suspects)
-            if suspect is not None:
-                # From here on its lease is the only lease of this session. If the suspect kills
-                # this worker, jobs that ended or were released before do not count as lost.
-                slots.runs_suspect = True
-                self._start_job(suspect)
+
+    def _note_end_in_first_step(self) -> None:
+        if not self._ended_in_first_step:
+            self._loop.call_soon(self._begin_turn)
+        self._ended_in_first_step += 1
+
+    def _begin_turn(self) -> None:
+        """Start further jobs, now that the event loop has run its other callbacks."""
+        self._ended_in_first_step = 0
+        self._start_jobs()
 
     def _start_job(self, delivery: Delivery) -> None:
+        slots = self._slots
         self._prefetch_watchdog.started_count += 1
-        if self._slots.remaining is not None:
-            self._slots.remaining -= 1
+        if slots.remaining is not None:
+            slots.remaining -= 1
         attempt = Attempt(delivery, self.session.id)
-        self._slots.running.add(attempt)
-        self._slots.not_begun.add(attempt)
-        attempt.task = asyncio.Task(
+        slots.running.add(attempt)
+        slots.not_begun.add(attempt)
+        task = _create_task(
             self._perform(attempt),
             loop=self._loop,
             name=delivery.name,
@@ -421,8 +453,16 @@ class Worker:
             # not see the context variables that the handler before it has set.
             context=self._variables.copy(),
         )
+        if task.done():
+            self._note_end_in_first_step()
+            return
+        attempt.task = task
+        if self._attempt_runner.guard.in_child:  # forked in the first step, which then waited
+            end_forked(task)
 
     async def _perform(self, attempt: Attempt) -> None:
+        if attempt.task is None:  # the first step is made while the task is created
+            attempt.task = asyncio.current_task(self._loop)
         try:
             self._slots.not_begun.remove(attempt)
         except KeyError:  # the watchdog has released it
@@ -456,7 +496,7 @@ class Worker:
         if settlement is not None:
             attempt.settled = True
             self.session.completer.settle(settlement)
-        if attempt.in_thread and attempt.call is not None:
+        if attempt.call is not None and attempt.in_thread:
             # A thread cannot be stopped, so the slot stays occupied until it returns.
             attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)
             self._unresponsive.report_kept_slot(attempt, self._slots.running)

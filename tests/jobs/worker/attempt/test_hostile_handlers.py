@@ -339,13 +339,14 @@ async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) 
     processor.register("odd", cancel_all, retry_backoff=600)
     processor.register("innocent", innocent)
     async with processor:
+        if not drained:
+            await processor.start()  # completely, or its own tasks are cancelled too
         job_id = await processor.enqueue_raw("odd", b"{}", priority=9)
         others = [await processor.enqueue_raw("innocent", b"{}") for _ in range(5)]
         if drained:
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.create_task(processor.process_one())
         else:
-            await processor.start()
             await wait_until(lambda: processor.health().state == "stopped", "it has stopped")
         record = await processor.backend.get_job(job_id)
         records = [await processor.backend.get_job(other) for other in others]

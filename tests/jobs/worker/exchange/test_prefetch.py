@@ -107,5 +107,6 @@ async def test_a_backend_in_another_process_gets_two_exchanges_of_prefetch(
             await processor.enqueue_raw("job", b"{}")
         await processor.start()
         await wait_until(partial(has_completed, backend, 3_000), "all jobs are completed", 30)
-    assert 400 < most <= 1_000
-    assert (most > 500) is (kind is Elsewhere)
+    # The slots are free again when a reply arrives, where a job can end before the next one starts.
+    assert 400 < most < 1_000 + 10
+    assert (most >= 500 + 10) is (kind is Elsewhere)

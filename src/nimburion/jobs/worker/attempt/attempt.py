@@ -114,8 +114,7 @@ class Attempt(AttemptRecord):
 
         Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
-        self.context = self.call = self.timeout = None
-        super().clear()
+        self.task = self.context = self.call = self.timeout = None
 
     def interrupt(self, interruption: Interruption) -> None:
         """Request the end of the attempt.

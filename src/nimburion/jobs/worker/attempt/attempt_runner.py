@@ -98,7 +98,8 @@ class AttemptRunner:
         guard: ForkGuard | None = None,
         process_calls: ProcessCalls | None = None,
     ) -> None:
-        guard = guard or ForkGuard()
+        self.guard: ForkGuard = guard or ForkGuard()
+        guard = self.guard
         self._registry = registry
         self._chains = HandlerChains(
             registry,

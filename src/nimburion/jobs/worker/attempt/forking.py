@@ -145,8 +145,8 @@ def _close_loop_to_child(
 ) -> None:
     """Make the copy of a running loop end the child as soon as the child enters the loop."""
     _replace_selector(loop)
-    loop.call_soon(_end_forked, task)
-    # Callbacks that were ready at the fork must not run in the child, so `_end_forked` goes first.
+    loop.call_soon(end_forked, task)
+    # Callbacks that were ready at the fork must not run in the child, so `end_forked` goes first.
     # The queue of ready callbacks has no public name. asyncio's loops and uvloop's refer to no
     # other deque.
     for ready in gc.get_referents(loop, getattr(loop, "__dict__", None)):
@@ -175,7 +175,7 @@ def _find_epoll_descriptor(loop: asyncio.AbstractEventLoop) -> int | None:
     return None if backend_id is None else int(backend_id())
 
 
-def _end_forked(task: asyncio.Task[object] | None) -> None:
+def end_forked(task: asyncio.Task[object] | None) -> NoReturn:
     """End the child with the result of the task that forked."""
     if task is None or not task.done():
         sys.stderr.write(_FORKED_CHILD_AWAITS)

@@ -93,7 +93,7 @@ class ExchangeTrigger:
         | all slots are taken, or it drains | None: nothing to send, no room for jobs |
         | a notification, a due time or a poll | WORK_POSSIBLE: look for jobs in all lanes |
         | the last reply left jobs behind | LANES_NOT_EMPTY: fetch more from those lanes |
-        | no job runs, and the backend can long-poll | IDLE: wait inside the backend for a job |
+        | it holds no job, and can long-poll | IDLE: wait inside the backend for a job |
         | otherwise | None: wait for a wake-up |
         """
         completer, slots = self._completer, self._slots
@@ -124,7 +124,7 @@ class ExchangeTrigger:
             return ExchangeReason.WORK_POSSIBLE
         if self.lanes_not_empty:
             return ExchangeReason.LANES_NOT_EMPTY
-        if self._long_poll and not self._slots.running:
+        if self._long_poll and self._slots.are_empty:
             return ExchangeReason.IDLE
         return None
 

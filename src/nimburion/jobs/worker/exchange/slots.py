@@ -58,6 +58,11 @@ class Slots:
         """The number of jobs that are reserved and have not started."""
         return len(self.prefetched) + len(self.suspects)
 
+    @property
+    def are_empty(self) -> bool:
+        """Whether the worker holds no job, running or not."""
+        return not (self.running or self.prefetched or self.suspects)
+
     def count_free(self) -> int:
         """Return how many more jobs the worker can take, running and prefetched together."""
         if self.draining or self.quiet or self.suspects or self.runs_suspect:
