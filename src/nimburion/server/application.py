@@ -109,11 +109,12 @@ class Application:
         """Run until SIGTERM or SIGINT. A second signal stops at once.
 
         The signals do what they do to `nimburion worker`: no more jobs are taken, and running
-        handlers get `jobs.grace` seconds. With `owns_process`, tasks and threads that handlers left
-        behind do not keep the process.
+        handlers get `jobs.grace` seconds. With `owns_process`, the process ends then: neither a
+        `def` handler that does not return nor what handlers left behind keeps it. Otherwise the job
+        of such a handler runs again when its lease expires.
         """
         with asyncio.Runner(loop_factory=find_fast_loop()) as runner:
-            runner.run(self._run())
+            runner.run(self._run(owns_process=owns_process))
             if owns_process:
                 limit_exit(runner.get_loop())
 
@@ -237,10 +238,10 @@ class Application:
     def _set_phase(self, phase: Phase) -> None:
         self._phase = phase
 
-    async def _run(self) -> None:
+    async def _run(self, *, owns_process: bool) -> None:
         async with self:
             if self._processor is not None:
-                await self._processor.run(owns_process=True)
+                await self._processor.run(owns_process=owns_process)
             else:
                 await _wait_for_signal()
 

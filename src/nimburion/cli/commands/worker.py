@@ -208,7 +208,9 @@ def run_with_server(processor: Processor, port: int | None) -> None:
 async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> None:
     """Run the worker until a signal or a condition stops it, then close the backend."""
     async with processor:
-        await processor.run(owns_process=True, until_empty=burst, max_jobs=max_jobs)
+        await processor.run(
+            owns_process=current_invocation().owns_process, until_empty=burst, max_jobs=max_jobs
+        )
         if burst:
             await log_waiting_jobs(processor)
 
