@@ -5,7 +5,7 @@
 Each handler uses 1 ms of CPU time on the event loop. `nimburion worker --processes 1` and `2` run
 in turn on the same backend, with default settings. The rate is read from the backend's own counts,
 while all workers are ready, from a tenth of the jobs to nine tenths. Run it on a quiet machine with
-two cores or more: the workers need both.
+two cores or more: the workers need both. It takes about 40 s.
 
 The CPU time a job says more on a machine that other programs use too: with two free cores, two
 processes could at best do twice as many jobs, times the CPU time a job of one over that of two.
@@ -142,7 +142,7 @@ def main() -> None:
     """Measure, print, and keep the report if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=("sqlite", "valkey"), default="sqlite")
-    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--jobs", type=int, default=5_000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.md")
     chosen = parser.parse_args()

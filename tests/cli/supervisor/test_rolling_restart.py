@@ -13,7 +13,7 @@ import pytest
 from nimburion.core.job import State
 from nimburion.jobs import Processor
 from tests.cli.supervisor.conftest import StartSupervised, Supervised
-from tests.servers.server_kinds import RunningRedis
+from tests.servers.server_kinds import RunningPostgres, RunningRedis
 from tests.waiting import wait_until
 
 APPLICATION = """
@@ -151,7 +151,15 @@ async def test_twenty_restarts_on_sqlite(start: StartSupervised, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_twenty_restarts_on_a_server(
+async def test_twenty_restarts_on_redis(
     start: StartSupervised, tmp_path: Path, redis_server: RunningRedis
 ) -> None:
     assert await run_twenty_restarts(start, tmp_path, redis_server.url) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_twenty_restarts_on_postgresql(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres
+) -> None:
+    assert await run_twenty_restarts(start, tmp_path, postgres_server.url) == 0
