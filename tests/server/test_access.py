@@ -27,6 +27,7 @@ BODIES: dict[str, object] = {
     "cancel_jobs": {"ids": ["a", "b"]},
     "replay_dead_letters": {"all": True},
     "purge_dead_letters": {"queue": "other"},
+    "replay_edited_dead_letter": {"payload": {"to": "b", "secret": SECRET}},
     "command_worker": {"command": "quiet"},
     "add_schedule": {"name": "s", "when": "@daily", "job": "send", "payload": {"secret": SECRET}},
 }
@@ -39,6 +40,7 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "cancel_job": ("jobs.cancel", "a", 1),
     "replay_dead_letters": ("dead.replay", "", 1),
     "purge_dead_letters": ("dead.purge", "", 1),
+    "replay_edited_dead_letter": ("dead.replay_edited", "c", 1),
     "command_worker": ("worker.quiet", "a", 1),
     "add_schedule": ("schedule.add", "s", None),
     "delete_schedule": ("schedule.remove", "daily", None),
@@ -73,7 +75,8 @@ def bearer(right: str) -> dict[str, str]:
 
 def make_url(path: str) -> str:
     """Return a path of the API with its parameters filled in."""
-    values = {"queue": "default", "id": "a", "name": "daily"}
+    job_id = "c" if path.startswith("/dead-letters") else "a"
+    values = {"queue": "default", "id": job_id, "name": "daily"}
     return API_PATH + re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 
 

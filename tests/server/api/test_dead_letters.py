@@ -75,3 +75,31 @@ async def test_the_dead_letters_must_be_selected(api: Api) -> None:
         response = await api.client.post(f"/api/v1/dead-letters/{verb}", json={})
         assert response.status_code == 422
     assert len((await api.get("/dead-letters"))["jobs"]) == 1
+
+
+async def test_a_dead_letter_runs_again_with_other_arguments(api: Api) -> None:
+    await api.fail("a")
+    path = "/dead-letters/a/replay-edited"
+    changed = {"payload": {"to": "b"}}
+    checked = await api.post(path, {**changed, "dry_run": True})
+    assert checked == {"id": None, "deleted": False, "validated": True}
+    first = await api.post(path, changed)
+    again = await api.post(path, {**changed, "delete": True})
+    assert first == {"id": again["id"], "deleted": False, "validated": True}
+    assert again["deleted"]
+    (job,) = (await api.get("/jobs"))["jobs"]
+    assert (job["id"], job["name"], job["state"]) == (first["id"], "send", "pending")
+    contents = await api.get(f"/jobs/{job['id']}/contents")
+    assert contents["headers"] == {"nimburion-replay-of": "a"}
+    assert contents["payload"] == {"to": "b"}
+
+
+async def test_other_arguments_must_fit_and_the_job_must_be_dead(api: Api) -> None:
+    await api.fail("a")
+    await api.enqueue("b")
+    for job_id, payload, status in (("a", {"to": 1}, 422), ("a", [], 422), ("b", {"to": ""}, 409)):
+        response = await api.client.post(
+            f"/api/v1/dead-letters/{job_id}/replay-edited", json={"payload": payload}
+        )
+        assert response.status_code == status, response.text
+    assert len((await api.get("/jobs"))["jobs"]) == 2

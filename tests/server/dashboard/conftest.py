@@ -16,13 +16,16 @@ from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS, PAGES
 from tests.server.conftest import Api, MakeApi
 
-PATH_VALUES = {"queue": "mail", "id": "a", "name": "daily"}
+PATH_VALUES = {"queue": "mail", "id": "a", "name": "daily", "fingerprint": "none"}
 """The values of parameters of paths: what `fill` stores exists under these names."""
 FORMS: dict[str, dict[str, str]] = {
     "queues.queue.pause": {"reason": "deploy", "for": "600"},
     "jobs.cancel": {"ids": "a"},
     "jobs.replay": {"ids": "c"},
     "jobs.purge": {"ids": "c"},
+    "dead-letters.fingerprint.replay": {"ids": "a"},
+    "dead-letters.fingerprint.purge": {"ids": "a"},
+    "jobs.id.arguments.replay": {"payload": '{"to": "b"}', "delete": "true"},
 }
 """The fields of each form that has some, by the name of the action."""
 TOKENS = {right: f"{right}-0123456789abcdef" for right in RIGHTS}

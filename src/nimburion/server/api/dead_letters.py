@@ -9,11 +9,24 @@ from msgspec import Meta
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.diagnosis.failure_groups import FailureGroups
-from nimburion.core.job import FAILED_ONLY, Reason, State
+from nimburion.core.job import FAILED_ONLY, JobRecord, NewJob, Reason, State
 from nimburion.core.queries import JobFilter
-from nimburion.server.api.jobs import JobPage, SearchQuery, check_selection, summarize_page
-from nimburion.server.api.names import Cursor, Name, PageSize
+from nimburion.jobs.client.client import count_stored, require_stored
+from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
+from nimburion.server.api.jobs import (
+    JobPage,
+    SearchQuery,
+    check_payload,
+    check_selection,
+    summarize_page,
+)
+from nimburion.server.api.names import Cursor, JsonObject, Name, PageSize, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+from nimburion.server.problems import InvalidPart, Problem
+from nimburion.server.services import ManagementServices
+
+REPLAY_OF_HEADER = "nimburion-replay-of"
+"""The header of a job that was enqueued in place of a dead letter: the id of the dead letter."""
 
 
 class GroupQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +91,30 @@ class PurgeReport(msgspec.Struct, frozen=True, kw_only=True):
     """More dead letters may match; repeat the request."""
 
 
+class EditedReplayBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A dead letter to run again with other arguments."""
+
+    payload: JsonObject
+    """A JSON object. Its text is stored byte for byte."""
+    delete: bool = False
+    """Delete the dead letter once the new job is stored."""
+    dry_run: bool = False
+    """Only check the payload."""
+
+
+class EditedReplay(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a replay with other arguments."""
+
+    id: str | None
+    """The id of the new job; None after a dry run."""
+    deleted: bool
+    """Whether the dead letter was deleted."""
+    validated: bool
+    """Whether the payload was checked against the types of the handler. False: this server does not
+    know the name of the job, so only the JSON was checked.
+    """
+
+
 async def list_dead_letters(request: ApiRequest[SearchQuery, NoBody]) -> JobPage:
     """List dead letters, most recently enqueued first."""
     query = request.query
@@ -113,6 +150,63 @@ async def purge_dead_letters(
     purged = await backend.delete(which, body.limit)
     request.change.count = len(purged)
     return PurgeReport(purged=purged, not_purged=misses, more=len(purged) >= body.limit)
+
+
+async def replay_edited_dead_letter(
+    request: ApiRequest[NoQuery, EditedReplayBody],
+) -> EditedReplay:
+    """Enqueue the job of a dead letter with other arguments, as a new job. All else is the same.
+
+    A repeat with the same payload stores no second job.
+    """
+    body, services = request.body, request.services
+    record = await services.backend.get_job(request.path["id"])
+    if record.state is not State.FAILED:
+        detail = f"job {record.id!r} is {record.state.value}, not failed: it is no dead letter"
+        raise Problem(409, "no-dead-letter", detail)
+    limits = services.config.jobs.limits
+    payload = check_payload(body.payload, limits.nesting)
+    check_size(record.name, payload, limits)
+    validated = _validate_payload(services, record.name, payload)
+    if body.dry_run:
+        return EditedReplay(id=None, deleted=False, validated=validated)
+    job = _make_edited_job(record, payload)
+    (stored,) = await services.backend.enqueue([job])
+    job_id = require_stored(job, stored)
+    if stored.outcome == "created":
+        await count_stored(services.client, job)
+    deleted: list[str] = []
+    if body.delete:
+        which = JobFilter(states=FAILED_ONLY, ids=(record.id,))
+        deleted = await services.backend.delete(which, 1)
+    request.change.count = 1
+    return EditedReplay(id=job_id, deleted=bool(deleted), validated=validated)
+
+
+def _validate_payload(services: ManagementServices, name: str, payload: bytes) -> bool:
+    """Check a payload against the types of its handler. Return False if this process has none."""
+    processor = services.processor
+    handler = None if processor is None else processor.registry.get(name)
+    if handler is None:
+        return False
+    try:
+        handler.decode(payload)
+    except UnreadablePayload as error:
+        part = InvalidPart(str(error), pointer="#/payload")
+        raise Problem(422, "invalid-body", f"payload: {error}", parts=(part,)) from None
+    return True
+
+
+def _make_edited_job(record: JobRecord, payload: bytes) -> NewJob:
+    headers = {**record.options.headers, REPLAY_OF_HEADER: record.id}
+    return NewJob(
+        make_id(record.id, payload.decode()),
+        record.name,
+        record.queue,
+        payload,
+        record.priority,
+        options=msgspec.structs.replace(record.options, headers=headers),
+    )
 
 
 async def _explain_misses(backend: Inspecting, ids: tuple[str, ...]) -> dict[str, str]:
@@ -162,5 +256,14 @@ OPERATIONS = (
         action="dead.purge",
         body=DeadLetterSelection,
         answer=PurgeReport,
+    ),
+    Operation(
+        method="POST",
+        path="/dead-letters/{id}/replay-edited",
+        right="admin",
+        handle=replay_edited_dead_letter,
+        action="dead.replay_edited",
+        body=EditedReplayBody,
+        answer=EditedReplay,
     ),
 )

@@ -296,7 +296,7 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> JobReference:
     }
     if body.id is None and request.idempotency_key is not None:
         options["id"] = make_id(request.caller.name, request.idempotency_key)
-    payload = _check_payload(body.payload, request.services.config.jobs.limits.nesting)
+    payload = check_payload(body.payload, request.services.config.jobs.limits.nesting)
     client = request.services.client
     job_id = await client.enqueue_raw(body.name, payload, **cast("EnqueueOptions", options))
     request.change.target, request.change.count = job_id, 1
@@ -392,7 +392,8 @@ def _split_content(content: bytes | None) -> tuple[msgspec.Raw | None, str | Non
     return msgspec.Raw(content), None
 
 
-def _check_payload(payload: msgspec.Raw, nesting: int) -> bytes:
+def check_payload(payload: msgspec.Raw, nesting: int) -> bytes:
+    """Return the text of a payload. Raises `InvalidJob` unless it is a JSON object."""
     content = bytes(payload)
     try:
         found = msgspec.json.decode(content)

@@ -6,9 +6,11 @@ nothing from a job is ever markup. Only `Markup` from `charts.py` and from the f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache, partial
+from urllib.parse import urlencode
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,6 +46,7 @@ def make_environment() -> Environment:
     environment.globals.update(
         {
             "runs": draw_runs,
+            "link_with": make_link_with,
             "sparkline": draw_sparkline,
             "stacked": partial(draw_chart, stacked=True),
             "stacked_top": partial(find_top, stacked=True),
@@ -57,6 +60,7 @@ def make_environment() -> Environment:
             "duration": format_duration,
             "duration_since": format_past_duration,
             "first_line": find_first_line,
+            "json_text": format_json_text,
             "lines": format_lines,
             "percent": format_percent,
             "rate": format_rate,
@@ -189,6 +193,32 @@ def format_lines(text: str | bytes | msgspec.Raw | None) -> Markup:
     cut = len(text or "") - MAX_TEXT_CHARACTERS
     more = f"\n… {format_count(cut)} more characters" if cut > 0 else ""
     return escape(shown + more)
+
+
+def format_json_text(text: str | None) -> Markup:
+    """Return JSON text for `<textarea>`. Control characters and bidirectional marks become JSON
+    escapes, which mean the same.
+    """
+    lines = (text or "").replace("\r\n", "\n").replace("\r", "\n")
+    shown = _HIDDEN_CHARACTER.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
+    return escape(shown)
+
+
+_HIDDEN_CHARACTER = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+
+
+def make_link_with(query: msgspec.Struct, **changes: object) -> str:
+    """Return the query of a link to the same page with other parameters. Defaults are left out."""
+    values = {**msgspec.structs.asdict(query), **changes}
+    return "?" + urlencode(
+        [
+            (field.name, str(values[field.name]))
+            for field in msgspec.structs.fields(query)
+            if values[field.name] not in (field.default, None)
+        ]
+    )
 
 
 def shorten_id(job_id: str) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
-from nimburion.server.dashboard.pages import job, job_contents, jobs, overview, queue, queues
+from nimburion.server.dashboard.pages import (
+    dead_letters,
+    job,
+    job_contents,
+    jobs,
+    overview,
+    queue,
+    queues,
+)
 
 
 class NavigationEntry(NamedTuple):
@@ -21,6 +29,7 @@ SECTIONS = (
     NavigationEntry("Overview", "", "o"),
     NavigationEntry("Queues", "/queues", "q"),
     NavigationEntry("Jobs", "/jobs", "j"),
+    NavigationEntry("Dead letters", "/dead-letters", "d"),
 )
 
 PAGES: tuple[AnyPage, ...] = (
@@ -30,10 +39,14 @@ PAGES: tuple[AnyPage, ...] = (
     jobs.JOBS,
     job.JOB,
     job_contents.JOB_CONTENTS,
+    dead_letters.DEAD_LETTERS,
+    dead_letters.DEAD_LETTER_GROUP,
+    dead_letters.ARGUMENTS,
 )
 
 ACTIONS: tuple[DashboardAction, ...] = (
     *queues.ACTIONS,
     *jobs.ACTIONS,
     *job.ACTIONS,
+    *dead_letters.ACTIONS,
 )

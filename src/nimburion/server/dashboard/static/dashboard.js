@@ -72,7 +72,7 @@
   }
 
   async function poll() {
-    if (!live || polling) return;
+    if (!liveUrl || polling) return;
     polling = true;
     try {
       const answer = await fetch(`${liveUrl}fragment`, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(POLL * 3) });
@@ -109,7 +109,7 @@
     button.setAttribute("aria-pressed", String(paused));
     button.title = paused ? "Resume live updates" : "Pause live updates";
     document.body.classList.toggle("paused", paused);
-    if (!live) return;
+    if (!liveUrl) return;
     if (paused) live._htmx?.sse?.reader?.cancel();
     else {
       poll();
@@ -153,7 +153,7 @@
     const form = event.target.closest?.("form.act");
     if (!form) return;
     if (event.detail.ctx.response?.raw?.ok) {
-      form.reset();
+      if (!("keep" in form.dataset)) form.reset();
       form.closest("details")?.removeAttribute("open");
       document.activeElement?.blur?.();
       for (const box of document.querySelectorAll("#live input[type=checkbox]:checked")) box.checked = false;

@@ -1,0 +1,241 @@
+"""The pages of dead letters: groups by error, the jobs of one group, and changed arguments."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
+from nimburion.core.job import FAILED_ONLY, Reason, State
+from nimburion.core.queries import JobFilter
+from nimburion.server.api import dead_letters as dead_letter_operations
+from nimburion.server.api.dead_letters import EditedReplay
+from nimburion.server.api.jobs import JobSummary, summarize_page
+from nimburion.server.api.names import Cursor, Name
+from nimburion.server.api.operation import NoQuery, make_parameter_problem
+from nimburion.server.dashboard.page import (
+    DashboardAction,
+    DashboardPage,
+    PageRequest,
+    find_operation,
+)
+from nimburion.server.dashboard.pages.jobs import describe_purge, describe_replay
+
+MAX_GROUPS = 100
+GROUP_AGE = 10.0
+"""Seconds for which the groups count: reading them costs more than other values."""
+PAGE_SIZE = 50
+SEARCH_BUDGET = 5_000
+"""The records that are examined for one page. The next page continues where this one stopped."""
+HOUR = 3600.0
+NO_FINGERPRINT = "none"
+"""Stands in paths for the group of dead letters whose errors have no fingerprint."""
+MAX_EDITABLE_BYTES = 65_536
+
+
+class GroupListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which dead letters to group, and in which order to show the groups."""
+
+    sort: Literal["count", "recent", "latest"] = "count"
+    queue: Name | None = None
+    name: Name | None = None
+    reason: Reason | None = None
+
+
+class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of dead letters."""
+
+    key: str
+    """The fingerprint, or `NO_FINGERPRINT`."""
+    group: FailureGroup
+    recent: int
+    """How many of the group failed in the last hour."""
+
+
+class GroupListData(msgspec.Struct, frozen=True, kw_only=True):
+    """The groups of the newest dead letters."""
+
+    groups: list[GroupRow]
+    examined: int
+    """The number of dead letters that were grouped, the newest ones."""
+    complete: bool
+    """Whether these were all that match."""
+
+
+async def read_groups(request: PageRequest[GroupListQuery]) -> GroupListData:
+    """Group dead letters by their error, and count those of the last hour."""
+    query = request.query
+    which = JobFilter(states=FAILED_ONLY, queue=query.queue, name=query.name, reason=query.reason)
+    found, recent = await _group_failures(request, which)
+    rows = [
+        GroupRow(
+            key=group.fingerprint or NO_FINGERPRINT,
+            group=group,
+            recent=recent.get(group.fingerprint, 0),
+        )
+        for group in found.groups
+    ]
+    orders = {
+        "count": lambda row: (-row.group.count, -row.group.last),
+        "recent": lambda row: (-row.recent, -row.group.count),
+        "latest": lambda row: (-row.group.last, -row.group.count),
+    }
+    rows.sort(key=orders[query.sort])
+    return GroupListData(groups=rows, examined=found.examined, complete=found.complete)
+
+
+async def _group_failures(
+    request: PageRequest[GroupListQuery], which: JobFilter
+) -> tuple[FailureGroups, dict[str, int]]:
+    """Return the groups, and the number of jobs of each that failed in the last hour."""
+    backend, now = request.readings.backend, request.readings.now
+
+    async def read() -> tuple[FailureGroups, dict[str, int]]:
+        found = await backend.group_failures(which, limit=MAX_GROUPS)
+        late = msgspec.structs.replace(which, finished_from=now - HOUR)
+        recent = await backend.group_failures(late, limit=MAX_GROUPS)
+        return found, {group.fingerprint: group.count for group in recent.groups}
+
+    return await request.readings.read(f"failure groups {which}", read, GROUP_AGE)
+
+
+class GroupPageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which part of a group to show."""
+
+    after: Cursor | None = None
+
+
+class GroupData(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the dead letters of one group, most recently enqueued first."""
+
+    fingerprint: str | None
+    """None: the errors have no fingerprint."""
+    jobs: list[JobSummary]
+    next: str | None
+    examined: int
+
+
+async def read_group(request: PageRequest[GroupPageQuery]) -> GroupData:
+    """Read the dead letters of one group. A group without jobs is empty; it is never unknown."""
+    key, after = request.path["fingerprint"], request.query.after
+    if key != NO_FINGERPRINT and not re.fullmatch("[0-9a-f]{16}", key):
+        detail = f"a fingerprint has 16 hexadecimal digits, or is {NO_FINGERPRINT!r}"
+        raise make_parameter_problem("fingerprint", detail)
+    fingerprint = None if key == NO_FINGERPRINT else key
+    which = JobFilter(states=FAILED_ONLY, fingerprint=fingerprint or "")
+    backend = request.readings.backend
+
+    async def read() -> GroupData:
+        page = summarize_page(
+            await backend.list_jobs(which, limit=PAGE_SIZE, after=after, budget=SEARCH_BUDGET)
+        )
+        return GroupData(
+            fingerprint=fingerprint, jobs=page.jobs, next=page.next, examined=page.examined
+        )
+
+    return await request.readings.read(f"dead letters {key} {after}", read, 2.0)
+
+
+class ArgumentsData(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of a dead letter, to change them and run the job again."""
+
+    id: str
+    name: str
+    queue: str
+    state: State
+    payload: str | None
+    """The stored text; None if it cannot be edited."""
+    obstacle: str | None
+    """Why it cannot be edited."""
+    known: bool
+    """Whether this server can check the payload against the types of the handler."""
+
+
+async def read_arguments(request: PageRequest[NoQuery]) -> ArgumentsData:
+    """Read the payload of one dead letter."""
+    record = await request.readings.backend.get_job(request.path["id"])
+    payload, obstacle = None, None
+    if record.state is not State.FAILED:
+        obstacle = f"The job is {record.state.value}. Only the arguments of failed jobs can change."
+    elif len(record.payload or b"") > MAX_EDITABLE_BYTES:
+        obstacle = f"The arguments have more than {MAX_EDITABLE_BYTES} bytes. Use the API."
+    else:
+        try:
+            payload = (record.payload or b"").decode()
+        except UnicodeDecodeError:
+            obstacle = "The arguments are no text."
+    processor = request.services.processor
+    return ArgumentsData(
+        id=record.id,
+        name=record.name,
+        queue=record.queue,
+        state=record.state,
+        payload=payload,
+        obstacle=obstacle,
+        known=processor is not None and processor.registry.get(record.name) is not None,
+    )
+
+
+DEAD_LETTERS = DashboardPage(
+    path="/dead-letters",
+    title="Dead letters",
+    section="Dead letters",
+    read=read_groups,
+    template="dead_letters.html",
+    query=GroupListQuery,
+    interval=5.0,
+)
+DEAD_LETTER_GROUP = DashboardPage(
+    path="/dead-letters/{fingerprint}",
+    title="Dead letters {fingerprint}",
+    section="Dead letters",
+    read=read_group,
+    template="dead_letter_group.html",
+    query=GroupPageQuery,
+    interval=2.0,
+)
+ARGUMENTS = DashboardPage(
+    path="/jobs/{id}/arguments",
+    title="Arguments of {id}",
+    section="Dead letters",
+    read=read_arguments,
+    template="arguments.html",
+    right="payloads",
+    interval=None,
+)
+
+
+def describe_edited_replay(report: EditedReplay) -> str:
+    """Return what a replay with other arguments did."""
+    checked = "fit the handler" if report.validated else "are JSON; their types were not checked"
+    if report.id is None:
+        return f"The arguments {checked}. Nothing was changed."
+    deleted = " The dead letter is deleted." if report.deleted else ""
+    return f"Job {report.id} is enqueued; the arguments {checked}.{deleted}"
+
+
+ACTIONS = (
+    DashboardAction(
+        path="/dead-letters/{fingerprint}/replay",
+        operation=find_operation(dead_letter_operations.OPERATIONS, "replay_dead_letters"),
+        done="The selected dead letters are replayed.",
+        back="/dead-letters/{fingerprint}",
+        describe=describe_replay,
+    ),
+    DashboardAction(
+        path="/dead-letters/{fingerprint}/purge",
+        operation=find_operation(dead_letter_operations.OPERATIONS, "purge_dead_letters"),
+        done="The selected dead letters are deleted.",
+        back="/dead-letters/{fingerprint}",
+        describe=describe_purge,
+    ),
+    DashboardAction(
+        path="/jobs/{id}/arguments/replay",
+        operation=find_operation(dead_letter_operations.OPERATIONS, "replay_edited_dead_letter"),
+        done="The arguments were accepted.",
+        back="/dead-letters",
+        describe=describe_edited_replay,
+    ),
+)
