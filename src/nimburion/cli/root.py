@@ -14,6 +14,7 @@ COMMANDS = MappingProxyType(
     {
         "worker": ("worker:worker", "Run jobs: nimburion worker MODULE:NAME."),
         "server": ("server:server", "Run the management server: health and the JSON API."),
+        "dashboard": ("dashboard:dashboard", "Serve the dashboard on this host."),
         "enqueue": ("enqueue:enqueue", "Store a job by the name of its handler."),
         "status": ("status:status", "Show the state of a job."),
         "jobs": ("jobs:jobs", "List, show, cancel and retry jobs."),

@@ -243,10 +243,10 @@ class Application:
             if self._processor is not None:
                 await self._processor.run(owns_process=owns_process)
             else:
-                await _wait_for_signal()
+                await wait_for_signal()
 
 
-async def _wait_for_signal() -> None:
+async def wait_for_signal() -> None:
     """Return at SIGTERM or SIGINT. At a second one, the usual handlers end the process."""
     if threading.current_thread() is not threading.main_thread():
         await asyncio.Event().wait()

@@ -23,6 +23,8 @@ SLOW_READ_TIMEOUT = 30.0
 """The same for reads in the background."""
 MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer."""
+MAX_LIVE_AGE = 5.0
+"""Values with a longer maximum age do not count for the time of a page."""
 MAX_ENTRIES = 500
 """The maximum number of values that are kept."""
 
@@ -160,7 +162,7 @@ class PageReadings:
         read fails and no value is left.
         """
         entry = await self._shared.read(key, read, max_age)
-        if max_age < 15:  # values that change slowly say nothing about the age of the page
+        if max_age <= MAX_LIVE_AGE:
             self._at = min(self._at, entry.at)
         if entry.problem is not None:
             self.problem = describe_problem(entry.problem)

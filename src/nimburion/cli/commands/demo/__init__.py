@@ -21,9 +21,12 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
     "--seed", type=int, default=1, show_default=True, help="Seed of the random data and faults."
 )
 @click.option("--plain", is_flag=True, help="Plain lines instead of a live view.")
+@click.option("--dashboard", is_flag=True, help="Serve the dashboard of the demo, until Ctrl-C.")
 @add_shared_options
 @click.pass_context
-def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None:  # noqa: FBT001
+def demo(
+    ctx: click.Context, *, folder: str | None, seed: int, plain: bool, dashboard: bool
+) -> None:
     """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
 
     Needs nothing but this package: it starts workers and a web service on this machine, with a
@@ -37,5 +40,6 @@ def demo(ctx: click.Context, folder: str | None, seed: int, plain: bool) -> None
     keep = None if folder is None else Path(folder)
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise BadInput(f"{keep} is not an empty folder")
-    if not run_demo(keep, seed, plain=plain, as_json=current_invocation().as_json):
+    as_json = current_invocation().as_json
+    if not run_demo(keep, seed, plain=plain, as_json=as_json, dashboard=dashboard):
         ctx.exit(FAILED)

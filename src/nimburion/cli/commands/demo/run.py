@@ -6,10 +6,13 @@ import asyncio
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+
+import click
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.cli.commands.demo.jobs import JOBS
@@ -39,14 +42,32 @@ jobs:
 """
 
 
-def run_demo(keep: Path | None, seed: int, *, plain: bool, as_json: bool) -> bool:
+def run_demo(
+    keep: Path | None, seed: int, *, plain: bool, as_json: bool, dashboard: bool = False
+) -> bool:
     """Run the demo in a folder and show the result; return whether every job is accounted for."""
-    with open_folder(keep) as folder:
+    with open_folder(keep) as folder, offer_dashboard(folder, enabled=dashboard):
         view = choose_view(plain=plain, as_json=as_json)
         plan, snapshot = asyncio.run(stop_on_signals(run_scenario(folder, seed, view)))
         right = is_accounted_for(plan.ids, snapshot)
         show_result(plan.folder, plan.ids, snapshot, right=right, as_json=as_json)
         return right
+
+
+@contextmanager
+def offer_dashboard(folder: Path, *, enabled: bool) -> Iterator[None]:
+    """Serve the dashboard while the demo runs, and then until Ctrl-C."""
+    if not enabled:
+        yield
+        return
+    from nimburion.cli.commands.demo.dashboard_thread import serve_dashboard
+
+    with serve_dashboard(folder) as address:
+        click.echo(f"dashboard: {address}", err=True)
+        yield
+        click.echo(f"the dashboard stays at {address}; Ctrl-C ends it", err=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
 
 
 async def run_scenario(folder: Path, seed: int, view: View) -> tuple[Plan, Snapshot]:
