@@ -205,6 +205,28 @@ async def test_a_read_is_shared_and_kept_for_its_age(api: Api) -> None:
     assert (await readings.read("key", read, 1.0)).value == 3
 
 
+async def test_a_page_does_not_wait_for_a_slow_read_whose_value_is_not_old(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    values = iter(range(1, 10))
+
+    async def read() -> int:
+        clock.advance(0.2)
+        return next(values)
+
+    assert (await readings.read("key", read, 1.0)).value == 1
+    clock.advance(1.5)
+    assert (await readings.read("key", read, 1.0)).value == 1
+    assert readings.count == 1, "a read of 0.2 s is repeated after 2 s at the earliest"
+    clock.advance(1)
+    assert (await readings.read("key", read, 1.0)).value == 1
+    await wait_until(lambda: readings.count == 2, "a read in the background")
+    assert (await readings.read("key", read, 1.0)).value == 2
+    readings.expire()
+    assert (await readings.read("key", read, 1.0)).value == 3, "after a change pages wait"
+    await readings.stop()
+
+
 async def test_old_values_are_not_shown_for_ever(api: Api) -> None:
     clock = FakeClock()
     readings = SharedReadings(api.processor.backend, clock)

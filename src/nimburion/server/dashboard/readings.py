@@ -21,6 +21,15 @@ READ_TIMEOUT = 2.0
 """Seconds after which a read counts as failed. The page then shows the last values."""
 SLOW_READ_TIMEOUT = 30.0
 """The same for reads in the background."""
+SLOW_SECONDS = 0.05
+"""A read that takes longer is repeated in the background: pages do not wait for it."""
+SLOW_MAX_AGE = 15.0
+"""Seconds for which the value of a slow read is shown meanwhile."""
+PAUSE_FACTOR = 10.0
+"""After each read there is a pause of this many times its duration, so that a page causes at most
+a tenth of the work that the backend can do.
+"""
+MAX_PAUSE = 10.0
 MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer."""
 MAX_LIVE_AGE = 5.0
@@ -41,6 +50,13 @@ class _Entry:
         """The same in epoch seconds."""
         self.tried_at = -math.inf
         self.problem: BackendError | TimeoutError | None = None
+        self.seconds = 0.0
+        """How long the last attempt took."""
+
+    @property
+    def pause(self) -> float:
+        """The least seconds between two attempts: slow reads are repeated less often."""
+        return min(PAUSE_FACTOR * self.seconds, MAX_PAUSE)
 
 
 class SharedReadings:
@@ -65,10 +81,13 @@ class SharedReadings:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._add_entry(key)
+        if self._may_wait(entry, max_age):
+            self._refresh_later(entry, read, READ_TIMEOUT)
+            return entry
         async with entry.lock:
             now = self.clock.monotonic()
-            if now - entry.tried_at >= max_age:
-                await self._refresh(entry, read)
+            if now - entry.tried_at >= max(max_age, entry.pause):
+                await self._refresh(entry, read, READ_TIMEOUT)
             if entry.problem is not None and now - entry.read_at > MAX_STALENESS:
                 raise entry.problem
             return entry
@@ -80,11 +99,8 @@ class SharedReadings:
         `max_age` seconds, it is read again in the background, and a failure is ignored.
         """
         entry = self._entries.get(key) or self._add_entry(key)
-        is_due = self.clock.monotonic() - entry.tried_at >= max_age
-        if is_due and not entry.lock.locked():
-            task = asyncio.create_task(self._refresh_slowly(entry, read))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        if self.clock.monotonic() - entry.tried_at >= max_age:
+            self._refresh_later(entry, read, SLOW_READ_TIMEOUT)
         value: object | None = entry.value
         return value
 
@@ -100,14 +116,38 @@ class SharedReadings:
         for entry in self._entries.values():
             entry.tried_at = -math.inf
 
-    async def _refresh_slowly(self, entry: _Entry, read: Callable[[], Awaitable[object]]) -> None:
-        async with entry.lock:
-            await self._refresh(entry, read, SLOW_READ_TIMEOUT)
+    def _may_wait(self, entry: _Entry, max_age: float) -> bool:
+        """Return whether a value is due to be replaced, but good enough until that is done: it
+        takes long to read, and is not old.
+        """
+        now = self.clock.monotonic()
+        return (
+            math.isfinite(entry.tried_at)
+            and now - entry.tried_at >= max(max_age, entry.pause)
+            and now - entry.read_at <= SLOW_MAX_AGE
+            and entry.seconds >= SLOW_SECONDS
+            and entry.problem is None
+        )
+
+    def _refresh_later(
+        self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float
+    ) -> None:
+        """Replace a value in the background, unless that happens already."""
+
+        async def refresh() -> None:
+            async with entry.lock:
+                await self._refresh(entry, read, timeout)
+
+        if not entry.lock.locked():
+            task = asyncio.create_task(refresh())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _refresh(
-        self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float = READ_TIMEOUT
+        self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float
     ) -> None:
         self.count += 1
+        started = self.clock.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 entry.value = await read()
@@ -117,6 +157,7 @@ class SharedReadings:
             entry.problem, entry.read_at = None, self.clock.monotonic()
             entry.at = self.clock.now()
         entry.tried_at = self.clock.monotonic()
+        entry.seconds = entry.tried_at - started
 
     def _add_entry(self, key: str) -> _Entry:
         """Add an entry; the oldest one makes room for it."""

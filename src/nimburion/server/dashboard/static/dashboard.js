@@ -133,6 +133,9 @@
       const { at, problem } = JSON.parse(event.detail.data);
       showStatus(at, problem);
     });
+    live.addEventListener("htmx:sse:error", () => {
+      if (!isPaused() && !document.hidden) poll();
+    });
     live.addEventListener("htmx:after:swap", () => showTimes(live));
     document.addEventListener("visibilitychange", () => { if (!document.hidden) watch(); });
     heardAt = Date.now();
