@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from nimburion.cli.commands.worker import log_waiting_jobs
+from nimburion.cli.commands.worker import log_attempts, log_waiting_jobs
 from nimburion.jobs import Context, Job, Retry
 from nimburion.testing.plugin import MakeProcessor
 
@@ -34,7 +34,9 @@ async def test_jobs_that_wait_are_counted_with_the_next_time(
         await processor.drain()
         caplog.clear()
         await log_waiting_jobs(processor)
-    (line,) = caplog.messages
+        log_attempts(processor)
+    line, ended = caplog.messages
+    assert ended == "no job is due; 2 attempts have ended"
     assert line.startswith(
         "2 jobs wait for a retry and 1 job waits for a later time; the next one is due in 40 s, at "
     )

@@ -49,6 +49,14 @@ def test_a_job_has_no_right_that_it_does_not_need(path: Path) -> None:
     assert "secrets." not in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_actions_are_pinned_to_a_commit(path: Path) -> None:
+    """A tag can be moved to other code; the comment names the release."""
+    used = re.findall(r"uses: (.*)", path.read_text(encoding="utf-8"))
+    assert used != []
+    assert [use for use in used if not re.fullmatch(r"\S+@[0-9a-f]{40}  # v[0-9.]+", use)] == []
+
+
 def test_only_a_tag_publishes() -> None:
     release = read_workflow(ROOT / ".github" / "workflows" / "release.yml")
     assert release[True] == {"push": {"tags": ["v*"]}}  # type: ignore[index]

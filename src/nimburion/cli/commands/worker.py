@@ -212,7 +212,15 @@ async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> N
             owns_process=current_invocation().owns_process, until_empty=burst, max_jobs=max_jobs
         )
         if burst:
+            log_attempts(processor)
             await log_waiting_jobs(processor)
+
+
+def log_attempts(processor: Processor) -> None:
+    """Log how many attempts the worker has made."""
+    ended = next(one for one in processor.metrics.collect() if one.name == "jobs_processed")
+    count = round(sum(sample.value for sample in ended.samples))
+    _log.info("no job is due; %d %s ended", count, "attempt has" if count == 1 else "attempts have")
 
 
 async def log_waiting_jobs(processor: Processor) -> None:

@@ -85,13 +85,13 @@ def _find_errors(written: Mapping[str, object]) -> list[ConfigurationError]:
             parts += ({key: {name: inner}} for name, inner in value.items())
         else:
             parts.append({key: value})
-    errors: list[ConfigurationError] = []
+    errors: dict[str, ConfigurationError] = {}  # a wrong environment variable fails each part
     for part in parts:
         try:
             config.load_sections(part, source=SETTING)
         except ConfigurationError as error:
-            errors.append(_drop_level(error))
-    return errors
+            errors[str(error)] = _drop_level(error)
+    return list(errors.values())
 
 
 def _drop_level(error: ConfigurationError) -> ConfigurationError:

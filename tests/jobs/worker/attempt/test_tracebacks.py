@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing.plugin import MakeProcessor
 
@@ -58,6 +60,17 @@ async def test_frames_that_lead_to_the_handler_are_hidden(
     assert await read_frames(processor, fail_in_thread.job()) == own
     group = ["fail_twice", "fail_deeply", "pass_on", "fail_twice", "fail_twice", "fail_deeply"]
     assert await read_frames(processor, fail_twice.job()) == group
+
+
+async def test_the_log_begins_with_the_handler_too(
+    nimburion_processor: MakeProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    await read_frames(nimburion_processor(fail_in_thread), fail_in_thread.job())
+    (record,) = [each for each in caplog.records if each.exc_info]
+    assert record.exc_info is not None
+    assert record.exc_info[2] is not None
+    assert record.exc_info[2].tb_frame.f_code.co_name == "fail_in_thread"
+    assert isinstance(record.exc_info[1], Broken)
 
 
 async def test_frames_of_a_call_that_the_handler_makes_are_kept(

@@ -268,6 +268,18 @@ def _is_engine(frame: traceback.FrameSummary) -> bool:
     return frame.filename.startswith(_ENGINE_FILES)
 
 
+def find_own_traceback(raised: BaseException) -> TracebackType | None:
+    """Return the traceback from the first frame of the application's code on; all of it if there
+    is no such frame."""
+    whole: TracebackType | None = _TRACEBACK.__get__(raised)
+    each = whole
+    while each is not None:
+        if not each.tb_frame.f_code.co_filename.startswith(_ENGINE_FILES):
+            return each
+        each = each.tb_next
+    return whole
+
+
 _TRACEBACK = vars(BaseException)["__traceback__"]
 """The descriptor that reads a traceback without the attributes of the exception's class."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
@@ -12,11 +13,15 @@ from nimburion.core.lease import Delivery
 from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.worker.attempt.outcome import find_own_traceback
 
 if TYPE_CHECKING:
     from nimburion.jobs.worker.attempt.attempt import Attempt
 
 _log = logging.getLogger("nimburion.worker")
+
+ExcInfo = BaseException | tuple[type[BaseException], BaseException, TracebackType | None]
+"""What the standard library logs as `exc_info`."""
 
 _EXCHANGES_PER_COUNT = 32
 """The times of attempts are counted once in 32 exchanges, so their lists stay short."""
@@ -180,6 +185,7 @@ def log_failure(
         then,
         extra=make_extra(delivery),
         raised=raised,
+        own_frames=True,
     )
 
 
@@ -189,16 +195,25 @@ def log_safely(
     *values: object,
     extra: dict[str, object] | None = None,
     raised: BaseException | None = None,
+    own_frames: bool = False,
 ) -> None:
     """Log a record; an error of a filter, a handler or the exception's own text is suppressed.
 
-    If the record cannot be logged with its exception, it is logged without.
+    With `own_frames`, the traceback begins with the code of the application. If the record cannot
+    be logged with its exception, it is logged without.
     """
     try:
-        _log.log(level, text, *values, exc_info=raised, extra=extra)
+        found = _make_exc_info(raised, own_frames=own_frames)
+        _log.log(level, text, *values, exc_info=found, extra=extra)
     except BaseException:  # noqa: BLE001 - an exception that cannot even be formatted
         with suppress(BaseException):
             _log.log(level, text, *values, extra=extra)
+
+
+def _make_exc_info(raised: BaseException | None, *, own_frames: bool) -> ExcInfo | None:
+    if raised is None or not own_frames:
+        return raised
+    return type(raised), raised, find_own_traceback(raised)
 
 
 def make_extra(delivery: Delivery) -> dict[str, object]:

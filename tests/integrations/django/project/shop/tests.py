@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import threading
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
+from unittest import mock
 
 from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
@@ -278,6 +280,16 @@ class CommandCases(TransactionTestCase):
         self.assertIn("--autoreload", text)
         self.assertNotIn("MODULE", text + self.run_command("--help")[0])
 
+    def test_the_worker_logs_a_record_of_django_once(self) -> None:
+        logger = logging.getLogger("django")
+        before = list(logger.handlers)
+        self.addCleanup(setattr, logger, "handlers", before)
+        with redirect_stdout(io.StringIO()), self.assertRaises(SystemExit):
+            Command().run_worker(["--help"])
+        kept = [each for each in before if type(each) is not logging.StreamHandler]
+        self.assertLess(len(kept), len(before))
+        self.assertEqual(logger.handlers, kept)
+
     def test_a_missing_app_is_named(self) -> None:
         with (
             self.modify_settings(INSTALLED_APPS={"remove": ["nimburion.integrations.django"]}),
@@ -306,6 +318,13 @@ class CheckCases(TestCase):
             strict=True,
         ):
             self.assertIn(key, message)
+
+    def test_a_wrong_environment_variable_is_one_error(self) -> None:
+        with (
+            override_settings(NIMBURION={"concurrency": 3, "keep_completed": "1d"}),
+            mock.patch.dict(os.environ, NIMBURION_JOBS__GRACE="soon"),
+        ):
+            self.assertEqual(self.find_ids(), ["nimburion.E001"])
 
     def test_a_schedule_of_an_unknown_job_is_a_warning(self) -> None:
         tasks = [

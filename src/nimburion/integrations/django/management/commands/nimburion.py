@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import Any, Literal, NoReturn
 
+from django.conf import settings
 from django.core.management.base import (
     BaseCommand,
     CommandError,
@@ -110,6 +112,8 @@ class Command(BaseCommand):
         if errors:
             raise CommandError("\n".join(map(str, errors)), returncode=BAD_INPUT)
         self.check()
+        if not settings.LOGGING:
+            _remove_console_of_django()
         self._call(["worker", *arguments])
 
     def run_with_reloader(self, arguments: list[str]) -> None:
@@ -142,3 +146,12 @@ class Command(BaseCommand):
             group=project_group,
             program="manage.py nimburion",
         )
+
+
+def _remove_console_of_django() -> None:
+    """Remove the handler by which Django logs to the console by default: the worker logs there too,
+    and each record would appear twice."""
+    logger = logging.getLogger("django")
+    for handler in list(logger.handlers):
+        if type(handler) is logging.StreamHandler:
+            logger.removeHandler(handler)
