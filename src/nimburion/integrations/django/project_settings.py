@@ -82,7 +82,7 @@ def _find_errors(written: Mapping[str, object]) -> list[ConfigurationError]:
         if key not in _SECTIONS:
             parts.append({"jobs": {key: value}})
         elif isinstance(value, Mapping):
-            parts += ({key: {name: inner}} for name, inner in value.items())
+            parts.extend({key: {name: inner}} for name, inner in value.items())
         else:
             parts.append({key: value})
     errors: dict[str, ConfigurationError] = {}  # a wrong environment variable fails each part
