@@ -14,6 +14,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
@@ -428,6 +429,31 @@ class AuditForgetsTheFirstTime(OpenMemoryBackend):
         await super().put_audit(record)
 
 
+class BulkFenceIgnored(OpenMemoryBackend):
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        operation = self.state.bulk_operations.get(operation_id)
+        latest = fence if operation is None else operation.fence
+        return await super().advance_bulk_operation(operation_id, latest, step)
+
+
+class RepeatsBulkSteps(OpenMemoryBackend):
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        operation = self.state.bulk_operations.get(operation_id)
+        if operation is not None and operation.fence == fence:
+            claimed = replace(operation, leased_until=self._clock.now())
+            self.state.bulk_operations[operation_id] = claimed
+        return await super().advance_bulk_operation(operation_id, fence, step)
+
+
+class ClaimsBulkStepsTwice(OpenMemoryBackend):
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        return await super().claim_bulk_operation(0.0)
+
+
 class SearchesWithoutBudget(OpenMemoryBackend):
     async def list_jobs(
         self,
@@ -588,6 +614,10 @@ BREAKAGES = [
     Breakage(AddsRepeatedStatistics, "a_repeated_put_of_statistics_changes_nothing"),
     Breakage(KeepsOneSourceOfStatistics, "the_counters_of_all_sources_are_added_up"),
     Breakage(AuditForgetsTheFirstTime, "an_audit_record_is_replaced_and_keeps_its_time"),
+    Breakage(BulkFenceIgnored, "a_stale_step_writes_nothing"),
+    Breakage(RepeatsBulkSteps, "a_repeated_step_changes_nothing"),
+    Breakage(ClaimsBulkStepsTwice, "a_step_is_claimed_by_one_process"),
+    Breakage(ClaimsBulkStepsTwice, "many_processes_claim_a_step_once", (), 8),
     Breakage(SearchesWithoutBudget, "a_search_stops_at_its_budget_and_continues", (3,)),
     Breakage(SearchEndsAtItsBudget, "a_search_stops_at_its_budget_and_continues", (3,)),
     Breakage(ForgetsWhoEndedAJob, "a_completed_attempt_names_its_session_and_host"),

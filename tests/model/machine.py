@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperation
 from nimburion.core.errors import NimburionError
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, JobOptions, NewJob, State
@@ -341,6 +342,7 @@ class Twins(RuleBasedStateMachine):
                 self._prune,
                 self._pause,
                 self._page,
+                self._change_in_bulk,
             )
         )(luck)
 
@@ -360,6 +362,37 @@ class Twins(RuleBasedStateMachine):
     def _delete(self, luck: Random) -> None:
         which = self._filter(luck, State.COMPLETED)
         self._agree(lambda backend: backend.delete(which, 1000), sorted)
+
+    def _change_in_bulk(self, luck: Random) -> None:
+        """Start a bulk operation, run a step or two, some under a wrong fence, and cancel it."""
+        which = self._filter(luck, luck.choice(list(State)))
+        new = NewBulkOperation(
+            id=f"bulk-{self.step}-{luck.randrange(1000)}",
+            action=luck.choice(list(BulkAction)),
+            which=msgspec.structs.replace(which, states=None),
+            rate=luck.choice((None, None, 0.7, 3.0)),
+        )
+        self._agree(lambda backend: backend.start_bulk_operation(new))
+        for _ in range(luck.randint(1, 2)):
+            self.clock.advance(luck.choice((0.0, 0.25, 5.0)))
+            page, _ = self._both(lambda backend: backend.list_jobs(new.which, limit=20))
+            step = BulkStep(
+                ids=tuple(job.id for job in page.jobs),
+                cursor=luck.choice((None, "7")),
+                exhausted=luck.random() < 0.3,
+                error=luck.choice(("", "slow")),
+            )
+            claim, _ = self._agree(lambda backend: backend.claim_bulk_operation(TTL))
+            if claim.operation is not None:
+                fence = claim.operation.fence + luck.choice((0, 0, 0, 1, -1))
+                for _ in range(luck.choice((1, 1, 2))):
+                    self._advance(new.id, fence, step)
+        self._agree(lambda backend: backend.cancel_bulk_operation(new.id))
+        self._agree(lambda backend: backend.list_bulk_operations(), lambda page: page.operations)
+        self._touch(self.known)
+
+    def _advance(self, operation_id: str, fence: int, step: BulkStep) -> None:
+        self._agree(lambda backend: backend.advance_bulk_operation(operation_id, fence, step))
 
     def _prune(self, luck: Random) -> None:
         keep = Retention(

@@ -11,6 +11,7 @@ SIMULATION = "tests/simulation/test_simulation.py::"
 COMPLETER = "tests/jobs/worker/exchange/test_completer.py::"
 HEALTH = "tests/jobs/worker/test_health.py::"
 TRANSACTIONS = "tests/backends/sqlite/test_transactions.py::"
+BULK = "tests/jobs/test_bulk_operations.py::"
 WORKER = "tests/jobs/worker/test_worker.py::"
 
 MUTANTS = (
@@ -68,6 +69,34 @@ MUTANTS = (
         "$size = min($chunk, $budget - $examined)",
         "$size = $chunk",
         (f"{SQLITE}test_a_search_stops_at_its_budget_and_continues",),
+    ),
+    Mutant(
+        "a stale step of a bulk operation is written",
+        "backends/sqlite/*.py",
+        "if $operation.fence != $fence:",
+        "if $operation.fence < $fence:",
+        (f"{SQLITE}test_a_stale_step_writes_nothing",),
+    ),
+    Mutant(
+        "a bulk operation goes back to what failed again",
+        "core/*.py",
+        "return msgspec.structs.replace($which, finished_to=_find_earlier($which.finished_to, $until))",
+        "return $which",
+        (f"{BULK}test_jobs_that_fail_after_the_start_are_not_included",),
+    ),
+    Mutant(
+        "a bulk operation makes up for a long pause at once",
+        "core/*.py",
+        "return max($due, $now - round($MAX * $MICRO)) + $pause",
+        "return $due + $pause",
+        (f"{SQLITE}test_the_rate_decides_when_the_next_step_is_due",),
+    ),
+    Mutant(
+        "the end of a bulk operation is recorded after it",
+        "jobs/*.py",
+        "        await self._backend.put_audit($record)\n        $step = BulkStep(",
+        "        $step = BulkStep(",
+        (f"{BULK}test_an_operation_changes_all_that_matches_in_bounded_steps",),
     ),
     Mutant(
         "jobs that are deleted stay in the count",

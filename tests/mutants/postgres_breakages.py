@@ -209,8 +209,22 @@ POSTGRES_MUTANTS = (
         (f"{POSTGRES}test_vitals_are_listed_with_the_session",),
     ),
     Mutant(
-        "PostgreSQL: all audit records are kept",
+        "PostgreSQL: a stale step of a bulk operation is written",
         "backends/postgres/*.sql",
+        "WHEN operation.fence <> p_fence THEN 'lost'",
+        "WHEN operation.fence < p_fence THEN 'lost'",
+        (f"{POSTGRES}test_a_stale_step_writes_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: a repeated step of a bulk operation changes jobs again",
+        "backends/postgres/*.sql",
+        "IF outcome <> 'ok' OR operation.leased_until IS NULL THEN",
+        "IF outcome <> 'ok' THEN",
+        (f"{POSTGRES}test_a_repeated_step_changes_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: all audit records are kept",
+        "backends/postgres/operations.sql",
         "WHERE $a.$position <= $newest - $p_most",
         "WHERE false",
         (f"{POSTGRES}test_only_the_newest_audit_records_are_kept",),

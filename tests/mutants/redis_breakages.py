@@ -219,6 +219,20 @@ REDIS_MUTANTS = (
         (f"{REDIS}test_an_audit_record_is_replaced_and_keeps_its_time",),
     ),
     Mutant(
+        "Redis: a repeated step of a bulk operation changes jobs again",
+        f"{LUA}operations/advance_bulk_operation.lua",
+        "if not $operation.leased_until then",
+        "if false then",
+        (f"{REDIS}test_a_repeated_step_changes_nothing",),
+    ),
+    Mutant(
+        "Redis: a claimed step of a bulk operation can be claimed again",
+        f"{LUA}formats/bulk_operation_format.lua",
+        "math.max($operation.due, $operation.leased_until or $operation.due)",
+        "$operation.due",
+        (f"{REDIS}test_a_step_is_claimed_by_one_process",),
+    ),
+    Mutant(
         "Redis: a limit that was full notifies nobody when it is free again",
         "backends/redis/*.lua",
         "          $mark_all()",

@@ -10,6 +10,7 @@ import pytest
 from starlette.routing import Route
 
 from nimburion.core.access_rights import RIGHTS
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
 from nimburion.server.api.operation import Operation
@@ -29,6 +30,9 @@ BODIES: dict[str, object] = {
     "purge_dead_letters": {"queue": "other"},
     "replay_edited_dead_letter": {"payload": {"to": "b", "secret": SECRET}},
     "command_worker": {"command": "quiet"},
+    "start_replay": {"id": "new", "all": True, "rate": 10},
+    "start_cancel": {"id": "new", "queue": "default"},
+    "start_delete": {"id": "new", "ids": ["c"]},
     "add_schedule": {"name": "s", "when": "@daily", "job": "send", "payload": {"secret": SECRET}},
 }
 """A body for each operation that needs one."""
@@ -42,6 +46,10 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "purge_dead_letters": ("dead.purge", "", 1),
     "replay_edited_dead_letter": ("dead.replay_edited", "c", 1),
     "command_worker": ("worker.quiet", "a", 1),
+    "start_replay": ("operations.start_replay", "new", None),
+    "start_cancel": ("operations.start_cancel", "new", None),
+    "start_delete": ("operations.start_delete", "new", None),
+    "cancel_operation": ("operations.cancel", "a", None),
     "add_schedule": ("schedule.add", "s", None),
     "delete_schedule": ("schedule.remove", "daily", None),
     "pause_schedule": ("schedule.pause", "daily", None),
@@ -64,6 +72,8 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     await made.enqueue("a", "b")
     await made.fail("c", queue="other")
     await made.services.schedules.add("daily", "@daily", "send")
+    running = NewBulkOperation(id="a", action=BulkAction.REPLAY)
+    await made.processor.backend.start_bulk_operation(running)
     worker = Session(id="a", queues=("default",), names=("send",))
     await made.processor.backend.open_session(worker)
     return made
@@ -88,6 +98,7 @@ async def read_everything(api: Api) -> object:
         [(queue.name, queue.paused) for queue in await backend.list_queues()],
         await backend.list_schedules(),
         [(session.id, session.command) for session in await backend.list_sessions()],
+        (await backend.list_bulk_operations()).operations,
         (await backend.list_audit()).records,
     )
 

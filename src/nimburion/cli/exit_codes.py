@@ -63,6 +63,7 @@ def _find_exit_code(error: BaseException) -> int | None:
     codes: list[tuple[type[errors.NimburionError], int]] = [
         (errors.JobNotFound, NOT_FOUND),
         (errors.ScheduleNotFound, NOT_FOUND),
+        (errors.BulkOperationNotFound, NOT_FOUND),
         (errors.BackendError, BACKEND),
         (errors.ConfigurationError, BAD_INPUT),
         (errors.InvalidJob, BAD_INPUT),

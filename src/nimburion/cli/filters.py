@@ -80,6 +80,11 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
             if text is not None:
                 check_text(option, text)
 
+    @property
+    def searches(self) -> bool:
+        """Whether an option of the search is set."""
+        return any(getattr(self, field) is not None for field in Search.__struct_fields__)
+
     def narrow(self, which: JobFilter, now: float) -> JobFilter:
         """Return the filter narrowed by these options, at the backend's time `now`."""
         return msgspec.structs.replace(
@@ -121,13 +126,15 @@ def make_filter(
     ids: Collection[str] = (),
     *,
     everything: bool = True,
+    searched: bool = False,
     queue: str | None = None,
     name: str | None = None,
     reason: str | None = None,
 ) -> JobFilter:
     """Return the filter for the arguments: ids, or filters, or all jobs if `everything` is set.
-    Raises `BadInput` for a combination of these or for none."""
-    given = any(value is not None for value in (queue, name, reason))
+    `searched`: a `Search` narrows the filter later. Raises `BadInput` for a combination of these
+    or for none."""
+    given = searched or any(value is not None for value in (queue, name, reason))
     if ids and (given or everything):
         raise BadInput(f"give either ids or {'filters' if given else '--all'}, not both")
     if not ids and not given and not everything:

@@ -17,7 +17,7 @@ COMMANDS = MappingProxyType(
         "dashboard": ("dashboard:dashboard", "Serve the dashboard on this host."),
         "enqueue": ("enqueue:enqueue", "Store a job by the name of its handler."),
         "status": ("status:status", "Show the state of a job."),
-        "jobs": ("jobs:jobs", "List, show, cancel and retry jobs."),
+        "jobs": ("jobs:jobs", "List, show, cancel, delete and retry jobs."),
         "queues": ("queues:queues", "List, pause and resume queues."),
         "workers": ("workers:workers", "List workers, and tell them to pause or stop."),
         "why": ("why:why", "Say why a job is not running."),
@@ -27,6 +27,10 @@ COMMANDS = MappingProxyType(
         "audit": ("audit:audit", "List the changes that operators made."),
         "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
+        "operations": (
+            "operations:operations",
+            "List, show and cancel bulk operations (changes of many jobs).",
+        ),
         "config": ("configuration:configuration", "Check and show the configuration."),
         "migrate": (
             "migrate:migrate",

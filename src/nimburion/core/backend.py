@@ -4,7 +4,7 @@
 
 - `Producing`: enqueue and cancel jobs.
 - `Consuming`: open a session, reserve and settle jobs, rescue the jobs of dead workers.
-- `Maintaining`: replay, delete, pause and prune.
+- `Maintaining`: replay, delete, pause and prune; start and run bulk operations.
 - `Inspecting`: read jobs, counts, queues and sessions.
 - `Scheduling`: store schedules and fire their ticks.
 - `Lifecycle`: open, close, check and migrate.
@@ -36,6 +36,13 @@ from typing import Protocol
 import msgspec
 
 from nimburion.core.audit import AuditPage, AuditRecord
+from nimburion.core.bulk_operations import (
+    BulkOperation,
+    BulkOperationPage,
+    BulkStep,
+    Claim,
+    NewBulkOperation,
+)
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
@@ -312,6 +319,56 @@ class Maintaining(Protocol):
         """
         ...
 
+    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+        """Store a bulk operation, and return it as it is kept.
+
+        Some process then claims and runs its steps. If an operation with this id is kept, the call
+        changes nothing and returns that one. The backend keeps the newest `MAX_BULK_OPERATIONS`.
+
+        Raises:
+            InvalidJob: `operation.check` rejects a value.
+            TooManyBulkOperations: the oldest operation, which would be deleted, still runs.
+        """
+        ...
+
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        """Claim the next step of the running operation that has been due for the longest time.
+
+        No other call claims this step for `ttl` seconds. After that, the claim stays valid until
+        another process claims the step. Each claim increments `fence`.
+        """
+        ...
+
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        """Run a claimed step: change its jobs and record the progress, in one atomic step.
+
+        Each job of `step.ids` is replayed, cancelled or deleted as by `replay`, `cancel` and
+        `delete`. Jobs that the action cannot change any more count as skipped. The step ends the
+        claim. With a rate, the next step becomes due `done / rate` seconds after this one was due,
+        but is at most `MAX_CATCH_UP` seconds early.
+
+        Repeating the last step under the same fence changes nothing and returns the operation.
+
+        Raises:
+            BulkOperationNotFound: there is no operation with this id.
+            InvalidJob: `step.check` rejects the ids.
+            StepLost: `fence` is not that of the last claim, or the operation was cancelled. Nothing
+                was written.
+        """
+        ...
+
+    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """End a running operation as cancelled, and return it. A step that was claimed is lost.
+
+        An operation that has ended stays as it is.
+
+        Raises:
+            BulkOperationNotFound: there is no operation with this id.
+        """
+        ...
+
     async def prune(self, keep: Retention, limit: int) -> int:
         """Delete records and results older than `keep` allows, and return the number deleted.
 
@@ -419,6 +476,26 @@ class Inspecting(Protocol):
 
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
         """Return a page of audit records, most recently added first.
+
+        `after` is the `next` of the previous page.
+
+        Raises:
+            InvalidJob: `after` is not the `next` of a page.
+        """
+        ...
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """Return a bulk operation.
+
+        Raises:
+            BulkOperationNotFound: there is no operation with this id.
+        """
+        ...
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        """Return a page of bulk operations, most recently started first.
 
         `after` is the `next` of the previous page.
 

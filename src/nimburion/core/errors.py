@@ -9,6 +9,8 @@ NimburionError
 ├── DuplicateJob              another job holds the unique key
 ├── JobNotFound               no record with this id
 ├── ScheduleNotFound          no schedule with this name
+├── BulkOperationNotFound     no bulk operation with this id
+├── TooManyBulkOperations     the oldest bulk operation that is kept still runs
 ├── JobNotCompleted           wait(): the job failed or was cancelled
 ├── WaitTimeout               wait(): the job has not ended in time (also a TimeoutError)
 ├── ResultNotKept             wait(): the job is completed, but its result could not be stored
@@ -30,6 +32,7 @@ NimburionError
     ├── SessionLost           the session expired and was rescued; its id cannot be used again
     ├── TransactionExpired    a handler's own transaction took too long and was rolled back
     ├── OutOfOrder            an exchange number that is neither the next nor the last
+    ├── StepLost              another process has claimed the step of a bulk operation, or it ended
     └── NotSupported          the backend does not support this operation
 
 PermanentError                raised by a handler: the job failed, and no retry can help
@@ -107,6 +110,28 @@ class ScheduleNotFound(NimburionError):
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no schedule {name!r} in this backend")
         self.name = name
+
+
+class BulkOperationNotFound(NimburionError):
+    """There is no bulk operation with this id in this backend."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            f"no bulk operation {operation_id!r} in this backend: never started here, or older "
+            "than the newest 1,000, which are kept"
+        )
+        self.operation_id = operation_id
+
+
+class TooManyBulkOperations(NimburionError):
+    """The backend keeps no more bulk operations, because the oldest one still runs."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            f"bulk operation {operation_id!r} still runs, and 1,000 newer ones were started; "
+            "cancel it, or wait until it is done"
+        )
+        self.operation_id = operation_id
 
 
 class JobNotCompleted(NimburionError):
@@ -278,6 +303,12 @@ class TransactionExpired(BackendError):
 
 class OutOfOrder(BackendError):
     """The number of an exchange is neither the last one (a repeat) nor the next one."""
+
+
+class StepLost(BackendError):
+    """Another process has claimed this step of a bulk operation, or the operation has ended.
+    Nothing was written.
+    """
 
 
 class NotSupported(BackendError):

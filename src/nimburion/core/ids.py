@@ -94,3 +94,8 @@ def make_session_id(entropy: Entropy = os.urandom) -> str:
     It is never derived from host or process, because those repeat.
     """
     return entropy(16).hex()
+
+
+def make_bulk_operation_id(entropy: Entropy = os.urandom) -> str:
+    """Return a new random id of a bulk operation, short enough to type: `op-` and 16 hex digits."""
+    return f"op-{entropy(8).hex()}"

@@ -39,6 +39,7 @@ from nimburion.core.settings import (
 )
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
@@ -695,7 +696,8 @@ class Processor(Client):
         )
         pruner = Pruner(self.backend, self.clock, self._random, self.settings)
         watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)
-        return rescuer, pruner, watch
+        runner = BulkOperationRunner(self.backend, self.clock, self._random)
+        return rescuer, pruner, watch, runner
 
     def _open_inline_runner(self) -> InlineRunner:
         self._check_open()

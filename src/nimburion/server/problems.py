@@ -86,6 +86,8 @@ def make_problem(error: Exception) -> Problem | None:
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.JobNotFound, 404, "job-not-found"),
     (errors.ScheduleNotFound, 404, "schedule-not-found"),
+    (errors.BulkOperationNotFound, 404, "operation-not-found"),
+    (errors.TooManyBulkOperations, 409, "too-many-operations"),
     (errors.JobConflict, 409, "job-conflict"),
     (errors.DuplicateJob, 409, "duplicate-job"),
     (errors.InvalidJob, 422, "invalid-request"),

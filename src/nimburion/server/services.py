@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from nimburion.core.backend import Backend
 from nimburion.core.service import Service
 from nimburion.core.settings import Config
+from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
@@ -17,7 +20,7 @@ from nimburion.server.worker_group import WorkerGroup
 
 
 class ManagementServices:
-    """The client, schedules, checks, health, metrics and dashboard of one process."""
+    """The client, checks, health, metrics, dashboard and background services of one process."""
 
     def __init__(
         self,
@@ -34,11 +37,16 @@ class ManagementServices:
         self.metrics: MetricsPage = MetricsPage(client, workers)
         self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
         self.live: LivePages = LivePages(client.clock)
+        self.bulk_operations: BulkOperationRunner = BulkOperationRunner(
+            client.backend,
+            client.clock,
+            Random(),  # noqa: S311 (jitter, nothing secret)
+        )
 
     @property
     def background(self) -> tuple[Service, ...]:
         """The services that run while the management server answers."""
-        return self.health.loop_activity, self.metrics.slow_readings
+        return self.health.loop_activity, self.metrics.slow_readings, self.bulk_operations
 
     async def stop_streams(self) -> None:
         """End the live updates of all pages, so that the server can stop."""

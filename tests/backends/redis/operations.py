@@ -13,6 +13,7 @@ from nimburion.backends.redis.connection.connect import connect
 from nimburion.backends.redis.url import parse_url
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewBulkOperation
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import JobOptions, State
 from nimburion.core.metrics.statistics import STEPS as INTERVALS
@@ -100,6 +101,24 @@ async def check_bulk(environment: Environment) -> None:
     assert len(
         await environment.backend.delete(JobFilter(states=completed, name="many"), 1000)
     ) == len(ids)
+
+
+async def check_bulk_operations(environment: Environment) -> None:
+    """Each action, one step; what is read of them; a cancelled one."""
+    backend = environment.backend
+    await environment.harness.add("in-bulk", name="in-bulk", queue="in-bulk")
+    for action in (BulkAction.CANCEL, BulkAction.REPLAY, BulkAction.DELETE):
+        new = NewBulkOperation(id=f"bulk-{action}", action=action, rate=1000.0)
+        await backend.start_bulk_operation(new)
+        claimed = (await backend.claim_bulk_operation(TIMEOUT)).operation
+        assert claimed is not None
+        step = BulkStep(ids=("in-bulk",), cursor="1", end=BulkState.DONE)
+        done = await backend.advance_bulk_operation(claimed.id, claimed.fence, step)
+        assert done == await backend.get_bulk_operation(claimed.id)
+        assert done.done == (action is not BulkAction.REPLAY)
+    await backend.start_bulk_operation(NewBulkOperation(id="no", action=BulkAction.DELETE))
+    assert (await backend.list_bulk_operations(limit=2)).next is not None
+    assert (await backend.cancel_bulk_operation("no")).state is BulkState.CANCELLED
 
 
 async def check_settlements(environment: Environment) -> None:
@@ -266,6 +285,7 @@ STEPS = (
     check_processor,
     check_enqueue,
     check_bulk,
+    check_bulk_operations,
     check_settlements,
     check_rescue,
     check_cancel_and_pause,

@@ -18,6 +18,7 @@ GONE_AFTER_A_STEP = {
     "session_command",
     "session_vitals",
     "attempt_state",
+    "bulk_operation_due",
 }
 """Keys that hold what a step begins and ends."""
 

@@ -11,13 +11,20 @@ from typing import TypeVar
 
 import msgspec
 
-from nimburion.backends.memory import operations
+from nimburion.backends.memory import bulk_operations, operations
 from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
+from nimburion.core.bulk_operations import (
+    BulkOperation,
+    BulkOperationPage,
+    BulkStep,
+    Claim,
+    NewBulkOperation,
+)
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
@@ -257,6 +264,28 @@ class MemoryBackend:
         """See `Backend.put_audit`."""
         self._run_atomically(lambda step: operations.put_audit(step, record))
 
+    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+        """See `Backend.start_bulk_operation`."""
+        operation.check()
+        return self._run_atomically(lambda step: bulk_operations.start(step, operation))
+
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        """See `Backend.claim_bulk_operation`."""
+        return self._run_atomically(lambda step: bulk_operations.claim(step, ttl))
+
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        """See `Backend.advance_bulk_operation`."""
+        step.check()
+        return self._run_atomically(
+            lambda atomic: bulk_operations.advance(atomic, operation_id, fence, step)
+        )
+
+    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.cancel_bulk_operation`."""
+        return self._run_atomically(lambda step: bulk_operations.cancel(step, operation_id))
+
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
         return self._run_atomically(lambda step: operations.prune(step, keep, limit))
@@ -324,6 +353,16 @@ class MemoryBackend:
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
         """See `Backend.list_audit`."""
         return self._run_atomically(lambda step: operations.list_audit(step, limit, after))
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.get_bulk_operation`."""
+        return self._run_atomically(lambda step: bulk_operations.get(step, operation_id))
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        """See `Backend.list_bulk_operations`."""
+        return self._run_atomically(lambda step: bulk_operations.list_page(step, limit, after))
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.count_jobs`."""

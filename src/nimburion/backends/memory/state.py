@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 import msgspec
 
 from nimburion.core.audit import AuditRecord
+from nimburion.core.bulk_operations import BulkOperation
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import (
     AttemptError,
@@ -293,6 +294,8 @@ class MemoryState:
         """By step, start, queue, name and source."""
         self.audit: dict[str, AuditRecord] = {}
         """By id, in the order in which the records were added."""
+        self.bulk_operations: dict[str, BulkOperation] = {}
+        """By id, in the order in which they were started."""
 
     def find_pause(self, queue: str, now: int) -> Pause | None:
         """Return the pause of a queue that is in force at the time `now`, or None."""

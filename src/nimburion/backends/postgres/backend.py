@@ -11,10 +11,17 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.postgres import (
+    bulk_operations,
+    migrations,
+    operations,
+    queries,
+    sessions,
+)
 from nimburion.backends.postgres import enqueue as enqueueing
 from nimburion.backends.postgres import exchange as exchanging
-from nimburion.backends.postgres import migrations, operations, queries, sessions
 from nimburion.backends.postgres import transactions as caller_transactions
+from nimburion.backends.postgres.bulk_operations import COLUMNS
 from nimburion.backends.postgres.checks import run_checks
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.encoding import (
@@ -32,10 +39,22 @@ from nimburion.backends.server.handle import OpenHandle
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
+from nimburion.core.bulk_operations import (
+    BulkOperation,
+    BulkOperationPage,
+    BulkStep,
+    Claim,
+    NewBulkOperation,
+)
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
-from nimburion.core.errors import BackendError, ConfigurationError
+from nimburion.core.errors import (
+    BackendError,
+    BulkOperationNotFound,
+    ConfigurationError,
+    TooManyBulkOperations,
+)
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
@@ -126,6 +145,17 @@ _EXPLAIN = """SELECT g.*, e.*, t.now FROM {schema}.get_read_time_1($1) AS t (now
 _STATISTICS = """SELECT step, start, queue, name, counters FROM {schema}.statistics
     WHERE step = $1 AND start >= $2 AND start < $3
         AND ($4::text IS NULL OR queue = $4) AND ($5::text IS NULL OR name = $5)"""
+_BULK_COLUMNS = ", ".join(f"(f.operation).{name.strip()}" for name in COLUMNS.split(","))
+_START_BULK_OPERATION = _make_call("start_bulk_operation_1", 4)
+_CLAIM_BULK_OPERATION = f"""SELECT f.wait, {_BULK_COLUMNS}
+    FROM {{schema}}.claim_bulk_operation_1($1, $2) f"""  # noqa: S608 - names of ours
+_ADVANCE_BULK_OPERATION = f"""SELECT f.outcome, f.to_notify, {_BULK_COLUMNS}
+    FROM {{schema}}.advance_bulk_operation_1($1, $2, $3, $4, $5, $6, $7, $8) f"""  # noqa: S608
+_CANCEL_BULK_OPERATION = f"""SELECT {COLUMNS}
+    FROM {{schema}}.cancel_bulk_operation_1($1, $2) f"""  # noqa: S608 - names of ours
+_GET_BULK_OPERATION = f"SELECT {COLUMNS} FROM {{schema}}.bulk_operation WHERE id = $1"  # noqa: S608
+_LIST_BULK_OPERATIONS = f"""SELECT {COLUMNS} FROM {{schema}}.bulk_operation
+    WHERE position < $1 ORDER BY position DESC LIMIT $2"""  # noqa: S608 - names of ours
 _LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
 
@@ -498,6 +528,44 @@ class PostgresBackend:
         arguments = operations.encode_audit(record)
         await self._fetch("SELECT {schema}.put_audit_1($1, $2, $3, $4)", self._now(), *arguments)
 
+    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+        """See `Backend.start_bulk_operation`."""
+        operation.check()
+        arguments = bulk_operations.encode_new(operation)
+        ((oldest,),) = await self._fetch(_START_BULK_OPERATION, self._now(), *arguments)
+        if oldest is not None:
+            raise TooManyBulkOperations(oldest)
+        return await self.get_bulk_operation(operation.id)
+
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        """See `Backend.claim_bulk_operation`."""
+        ((wait, *columns),) = await self._fetch(_CLAIM_BULK_OPERATION, self._now(), to_micros(ttl))
+        if columns[0] is None:
+            return Claim(None, to_optional_seconds(wait))
+        return Claim(bulk_operations.decode_operation(columns, ""))
+
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        """See `Backend.advance_bulk_operation`."""
+        step.check()
+        arguments = bulk_operations.encode_step(operation_id, fence, step)
+        ((outcome, notified, *columns),) = await self._fetch(
+            _ADVANCE_BULK_OPERATION,
+            self._now(),
+            *arguments,
+            extra_time=len(step.ids) / _JOBS_PER_SECOND,
+        )
+        self._notify(notified)
+        return bulk_operations.decode_advanced(outcome, columns, operation_id)
+
+    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.cancel_bulk_operation`."""
+        (columns,) = await self._fetch(
+            _CANCEL_BULK_OPERATION, self._now(), encode_lookup_text(operation_id)
+        )
+        return bulk_operations.decode_operation(columns, operation_id)
+
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
         arguments = operations.encode_retention(keep)
@@ -613,6 +681,20 @@ class PostgresBackend:
             WHERE position < $1 ORDER BY position DESC LIMIT $2"""
         rows = await self._fetch(statement, queries.encode_cursor(after), limit + 1)
         return operations.decode_audit_page(rows, limit)
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.get_bulk_operation`."""
+        rows = await self._fetch(_GET_BULK_OPERATION, encode_lookup_text(operation_id))
+        if not rows:
+            raise BulkOperationNotFound(operation_id)
+        return bulk_operations.decode_operation(rows[0], operation_id)
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        """See `Backend.list_bulk_operations`."""
+        rows = await self._fetch(_LIST_BULK_OPERATIONS, queries.encode_cursor(after), limit + 1)
+        return bulk_operations.decode_page(rows, limit)
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.count_jobs`."""

@@ -8,9 +8,15 @@ from typing import Any
 
 import msgspec
 
+from nimburion.backends.redis import (
+    bulk_operations,
+    operations,
+    queries,
+    sessions,
+    statistics,
+)
 from nimburion.backends.redis import enqueue as enqueueing
 from nimburion.backends.redis import exchange as exchanging
-from nimburion.backends.redis import operations, queries, sessions, statistics
 from nimburion.backends.redis.checks import run_checks
 from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
 from nimburion.backends.redis.connection.topology import ServerLocator
@@ -35,6 +41,13 @@ from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
+from nimburion.core.bulk_operations import (
+    BulkOperation,
+    BulkOperationPage,
+    BulkStep,
+    Claim,
+    NewBulkOperation,
+)
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
@@ -462,6 +475,33 @@ class RedisBackend:
         """See `Backend.put_audit`."""
         await self._run_script("put_audit", *statistics.encode_audit(record))
 
+    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+        """See `Backend.start_bulk_operation`."""
+        operation.check()
+        arguments = bulk_operations.encode_new(operation)
+        return bulk_operations.decode_started(
+            await self._run_script("start_bulk_operation", *arguments)
+        )
+
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        """See `Backend.claim_bulk_operation`."""
+        reply = await self._run_script("claim_bulk_operation", to_micros(ttl))
+        return bulk_operations.decode_claim(reply)
+
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        """See `Backend.advance_bulk_operation`. One script runs the whole step."""
+        step.check()
+        arguments = bulk_operations.encode_step(operation_id, fence, step)
+        reply = await self._run_script("advance_bulk_operation", *arguments)
+        return bulk_operations.decode_advanced(reply, operation_id)
+
+    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.cancel_bulk_operation`."""
+        reply = await self._run_script("cancel_bulk_operation", encode_lookup_text(operation_id))
+        return bulk_operations.decode_operation(reply, operation_id)
+
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`. Each script deletes up to 500 entries. Statistics expire by
         themselves, and the sources of each interval are merged once.
@@ -598,8 +638,22 @@ class RedisBackend:
 
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
         """See `Backend.list_audit`."""
-        arguments = statistics.encode_audit_page(limit, after)
+        arguments = statistics.encode_numbered_page(limit, after)
         return statistics.decode_audit_page(await self._run_script("list_audit", *arguments))
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.get_bulk_operation`."""
+        reply = await self._run_script("get_bulk_operation", encode_lookup_text(operation_id))
+        return bulk_operations.decode_operation(reply, operation_id)
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        """See `Backend.list_bulk_operations`."""
+        arguments = statistics.encode_numbered_page(limit, after)
+        return bulk_operations.decode_page(
+            await self._run_script("list_bulk_operations", *arguments)
+        )
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.count_jobs`."""

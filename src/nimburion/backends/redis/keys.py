@@ -11,7 +11,8 @@ WAKEUP_STREAMS = 4
 KEYS = MappingProxyType(
     {
         "meta": "hash: format",
-        "counters": "hash: the last seq, lane number, session number and audit number",
+        "counters": "hash: the last seq, and the last number of lane, session, audit record and "
+        "bulk operation",
         "lane_number": "hash: queue NUL job name -> lane number",
         "lane_name": "hash: lane number -> queue NUL job name",
         "job": "hash: seq -> the job, with its payload or, when it is finished, its end",
@@ -48,6 +49,10 @@ KEYS = MappingProxyType(
         "schedule": "hash: name -> schedule",
         "audit": "hash: audit number -> time, audit record (JSON)",
         "audit_number": "hash: id of an audit record -> audit number",
+        "bulk_operation": "hash: number -> bulk operation (MessagePack)",
+        "bulk_operation_number": "hash: id of a bulk operation -> number",
+        "bulk_operation_due": "sorted set: numbers of the running bulk operations, by when their "
+        "next step can be claimed",
         "statistics": "prefix of the keys of statistics (see below)",
         "statistics_merged": "hash: step -> start of the last interval whose sources are merged",
         "notify": "hash: queues with idle workers; also the name of the notification channel",

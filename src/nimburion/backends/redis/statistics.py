@@ -171,8 +171,8 @@ def encode_audit(record: AuditRecord) -> list[bytes]:
     return [record.id.encode(), encode_json(record), b"%d" % MAX_AUDIT_RECORDS]
 
 
-def encode_audit_page(limit: int, after: str | None) -> list[bytes]:
-    """Return the arguments of `list_audit.lua`.
+def encode_numbered_page(limit: int, after: str | None) -> list[bytes]:
+    """Return the arguments of `list_audit.lua` and `list_bulk_operations.lua`.
 
     Raises:
         InvalidJob: `after` is not the `next` of a page.

@@ -12,7 +12,14 @@ from typing import TypeVar
 
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.sql_files import Statements, read_statements
-from nimburion.backends.sqlite import checks, operations, queries, sessions, statistics
+from nimburion.backends.sqlite import (
+    bulk_operations,
+    checks,
+    operations,
+    queries,
+    sessions,
+    statistics,
+)
 from nimburion.backends.sqlite import enqueue as enqueueing
 from nimburion.backends.sqlite import exchange as exchanging
 from nimburion.backends.sqlite.connection import opening
@@ -37,6 +44,13 @@ from nimburion.backends.sqlite.notifications import (
 from nimburion.backends.sqlite.transactions import CallerTransactions, make_transaction
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
+from nimburion.core.bulk_operations import (
+    BulkOperation,
+    BulkOperationPage,
+    BulkStep,
+    Claim,
+    NewBulkOperation,
+)
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
@@ -441,6 +455,29 @@ class SQLiteBackend:
         """See `Backend.put_audit`."""
         await self._write(lambda db: operations.put_audit(db, record))
 
+    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+        """See `Backend.start_bulk_operation`."""
+        operation.check()
+        return await self._write(lambda db: bulk_operations.start(db, operation))
+
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        """See `Backend.claim_bulk_operation`. It writes only if a step is due."""
+        waiting = await self._read(bulk_operations.find_wait)
+        if waiting is not None:
+            return waiting
+        return await self._write(lambda db: bulk_operations.claim(db, ttl), durable=False)
+
+    async def advance_bulk_operation(
+        self, operation_id: str, fence: int, step: BulkStep
+    ) -> BulkOperation:
+        """See `Backend.advance_bulk_operation`."""
+        step.check()
+        return await self._write(lambda db: bulk_operations.advance(db, operation_id, fence, step))
+
+    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.cancel_bulk_operation`."""
+        return await self._write(lambda db: bulk_operations.cancel(db, operation_id))
+
     async def prune(self, keep: Retention, limit: int) -> int:
         """See `Backend.prune`."""
         return await self._write(lambda db: operations.prune(db, keep, limit), durable=False)
@@ -509,6 +546,16 @@ class SQLiteBackend:
     async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
         """See `Backend.list_audit`."""
         return await self._read(lambda db: queries.list_audit(db, limit, after))
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        """See `Backend.get_bulk_operation`."""
+        return await self._read(lambda db: bulk_operations.get(db, operation_id))
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        """See `Backend.list_bulk_operations`."""
+        return await self._read(lambda db: bulk_operations.list_page(db, limit, after))
 
     # --- schedules ---
 

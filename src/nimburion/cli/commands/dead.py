@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
+from nimburion.cli.background import (
+    BackgroundOptions,
+    add_background_options,
+    print_started,
+    start_in_background,
+)
 from nimburion.cli.exit_codes import NotFound
 from nimburion.cli.filters import (
     STEP,
@@ -26,6 +32,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.cli.records import print_whole_record, record_to_data
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.job import FAILED_ONLY, JobRecord, Reason, State
 from nimburion.core.text.escaping import escape_controls
 
@@ -130,10 +137,12 @@ async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
 @add_dead_filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Replay the jobs; without it, they are only counted.")
+@add_background_options
 @add_shared_options
 @click.pass_context
 def replay(
     ctx: click.Context,
+    /,
     *,
     ids: tuple[str, ...] = (),
     queue: str | None = None,
@@ -141,13 +150,22 @@ def replay(
     reason: str | None = None,
     everything: bool = False,
     yes: bool = False,
+    **background: Any,
 ) -> None:
     """Make dead letters pending again, by id, or all that match (then --yes is needed).
 
     They keep id, payload and history; their counts start at 0 again.
     """
     narrowed = {"queue": queue, "name": name, "reason": reason}
-    which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
+    options = BackgroundOptions(**background)
+    which = make_filter(
+        FAILED_ONLY, ids, everything=everything, searched=options.searches, **narrowed
+    )
+    if options.in_background:
+        started = start_in_background(BulkAction.REPLAY, which, options, yes=yes or bool(ids))
+        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        return
+    options.check_foreground()
     done = current_invocation().run(
         lambda backend: replay_all(backend, which, yes=yes or bool(ids))
     )
@@ -205,10 +223,12 @@ def print_replayed(done: Replays) -> None:
 @add_dead_filters
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
+@add_background_options
 @add_shared_options
 @click.pass_context
 def purge(
     ctx: click.Context,
+    /,
     *,
     ids: tuple[str, ...],
     queue: str | None,
@@ -216,10 +236,19 @@ def purge(
     reason: str | None,
     everything: bool,
     yes: bool,
+    **background: Any,
 ) -> None:
     """Delete dead letters permanently. Without --yes, it only counts them."""
     narrowed = {"queue": queue, "name": name, "reason": reason}
-    which = make_filter(FAILED_ONLY, ids, everything=everything, **narrowed)
+    options = BackgroundOptions(**background)
+    which = make_filter(
+        FAILED_ONLY, ids, everything=everything, searched=options.searches, **narrowed
+    )
+    if options.in_background:
+        started = start_in_background(BulkAction.DELETE, which, options, yes=yes)
+        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        return
+    options.check_foreground()
     purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
     print_result({"purged": purged, "not_purged": misses}, lambda: print_purged(purged, misses))
     if ids:

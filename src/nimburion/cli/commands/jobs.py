@@ -1,4 +1,4 @@
-"""`nimburion jobs …`: list, show, cancel and retry jobs in any state."""
+"""`nimburion jobs …`: list, show, cancel, delete and retry jobs in any state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
+from nimburion.cli.background import (
+    BackgroundOptions,
+    add_background_options,
+    add_bulk_options,
+    print_started,
+    start_in_background,
+)
 from nimburion.cli.exit_codes import FAILED, NOT_FOUND, BadInput
 from nimburion.cli.filters import (
     Search,
@@ -25,8 +33,9 @@ from nimburion.cli.job_ids import get_job
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import print_result
 from nimburion.cli.records import print_records, print_whole_record, record_to_data
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.cancellation import cancel_if_found, count_cancelled
-from nimburion.core.job import UNFINISHED, State
+from nimburion.core.job import FINISHED, UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -45,7 +54,7 @@ _WORDS = MappingProxyType(
 
 @click.group()
 def jobs() -> None:
-    """List, show, cancel and retry jobs."""
+    """List, show, cancel, delete and retry jobs."""
 
 
 @jobs.command("list")
@@ -113,10 +122,12 @@ def show_job(job_id: str) -> None:
 @add_filter_options
 @click.option("--all", "everything", is_flag=True, help="Every unfinished job that matches.")
 @click.option("--yes", is_flag=True, help="Do it; without, only count.")
+@add_background_options
 @add_shared_options
 @click.pass_context
 def cancel_jobs(
     ctx: click.Context,
+    /,
     *,
     ids: tuple[str, ...],
     states: tuple[str, ...],
@@ -124,19 +135,32 @@ def cancel_jobs(
     name: str | None,
     everything: bool,
     yes: bool,
+    **background: Any,
 ) -> None:
     """Cancel jobs by id, or all that match (then --yes is needed).
 
     A waiting job is cancelled at once. A running job is cancelled through its worker.
     """
+    options = BackgroundOptions(**background)
+    if ids and states:
+        raise BadInput("give either ids or --state, not both")
+    chosen = [State(word) for word in states] or list(UNFINISHED)
+    which = make_filter(
+        chosen,
+        ids,
+        everything=everything or bool(states),
+        searched=options.searches,
+        queue=queue,
+        name=name,
+    )
+    if options.in_background:
+        started = start_in_background(BulkAction.CANCEL, which, options, yes=yes or bool(ids))
+        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        return
+    options.check_foreground()
     if ids:
-        if states:
-            raise BadInput("give either ids or --state, not both")
-        make_filter(None, ids, everything=everything, queue=queue, name=name)
         outcomes = current_invocation().run(lambda backend: cancel_given(backend, ids))
     else:
-        chosen = [State(word) for word in states] or list(UNFINISHED)
-        which = make_filter(chosen, everything=everything or bool(states), queue=queue, name=name)
         outcomes = current_invocation().run(
             lambda backend: cancel_matching(backend, which, yes=yes)
         )
@@ -186,6 +210,46 @@ def print_outcomes(outcomes: dict[str, str]) -> None:
         click.echo(f"{format_count(words.count(outcome))} {outcome}")
     if not outcomes:
         click.echo("no such jobs")
+
+
+@jobs.command("delete")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(sorted(state.value for state in FINISHED)),
+    multiple=True,
+    help="Only in this state.",
+)
+@add_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every finished job that matches.")
+@click.option("--yes", is_flag=True, help="Start it; without, only count.")
+@add_bulk_options
+@add_shared_options
+def delete_jobs(
+    *,
+    ids: tuple[str, ...],
+    states: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    everything: bool,
+    yes: bool,
+    **options: Any,
+) -> None:
+    """Delete finished jobs for good, in the background. Without --yes, it only counts them."""
+    wanted = BackgroundOptions(in_background=True, **options)
+    if ids and states:
+        raise BadInput("give either ids or --state, not both")
+    which = make_filter(
+        [State(word) for word in states] or list(FINISHED),
+        ids,
+        everything=everything or bool(states),
+        searched=wanted.searches,
+        queue=queue,
+        name=name,
+    )
+    started = start_in_background(BulkAction.DELETE, which, wanted, yes=yes)
+    print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
 
 
 @jobs.command("retry")

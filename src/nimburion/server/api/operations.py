@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nimburion.server.api import (
     audit,
+    bulk_operations,
     dead_letters,
     jobs,
     limits,
@@ -26,5 +27,6 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     *statistics.OPERATIONS,
     *scale.OPERATIONS,
     *schedules.OPERATIONS,
+    *bulk_operations.OPERATIONS,
     *audit.OPERATIONS,
 )

@@ -41,6 +41,7 @@ from nimburion.testing.contract.inspecting.searching import FailureGroupCases, S
 from nimburion.testing.contract.inspecting.statistics import StatisticsCases
 from nimburion.testing.contract.limits_scenario import LimitsScenario
 from nimburion.testing.contract.maintaining.audit import Audit
+from nimburion.testing.contract.maintaining.bulk_operations import BulkOperationCases, BulkStepCases
 from nimburion.testing.contract.maintaining.dead_letters import Deleting, Replaying
 from nimburion.testing.contract.maintaining.operators import Operators
 from nimburion.testing.contract.maintaining.pausing import Pausing
@@ -88,6 +89,8 @@ class BackendContract(
     VitalsAndCommands,
     StatisticsCases,
     Audit,
+    BulkOperationCases,
+    BulkStepCases,
     Pausing,
     ScheduleStorage,
     Fire,

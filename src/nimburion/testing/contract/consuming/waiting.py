@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewBulkOperation
 from nimburion.core.job import JobOptions
 from nimburion.core.queries import EVERY_JOB
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed, Failed, Released, Retried
-from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker, Harness, soon
+from nimburion.testing.contract.harness import DEADLINE, OOPS, TTL, HandDrivenWorker, Harness, soon
 
 Operation = Callable[[], Awaitable[object]]
 Prepare = Callable[[Harness], Awaitable[Operation]]
@@ -94,9 +95,26 @@ async def _free_key(harness: Harness) -> Operation:
     return lambda: worker.settle(Completed(lease))
 
 
+async def _run_step(harness: Harness, operation_id: str, action: BulkAction) -> None:
+    """Start a bulk operation, and run one step of it, which changes the job `a`."""
+    await harness.backend.start_bulk_operation(NewBulkOperation(id=operation_id, action=action))
+    claimed = (await harness.backend.claim_bulk_operation(TTL)).operation
+    assert claimed is not None
+    step = BulkStep(ids=("a",), end=BulkState.DONE)
+    await harness.backend.advance_bulk_operation(operation_id, claimed.fence, step)
+
+
+async def _replay_in_bulk(harness: Harness) -> Operation:
+    await harness.add("a")
+    worker = await harness.worker()
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    return lambda: _run_step(harness, "op", BulkAction.REPLAY)
+
+
 NOTIFYING: dict[str, Prepare] = {
     "enqueue": _enqueue,
     "replay": _replay,
+    "a replay in bulk": _replay_in_bulk,
     "resume": _resume,
     "a retry without delay": _retry,
     "a release": _release,
@@ -114,6 +132,12 @@ async def _cancel(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
     worker = await harness.worker()
     await worker.take_one()
     return worker, lambda: harness.backend.cancel("a")
+
+
+async def _cancel_in_bulk(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
+    worker, _ = await _cancel(harness)
+    ids = itertools.count()
+    return worker, lambda: _run_step(harness, f"op{next(ids)}", BulkAction.CANCEL)
 
 
 async def _command(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
@@ -140,6 +164,7 @@ async def _cancel_previous(harness: Harness) -> tuple[HandDrivenWorker, Operatio
 NOTIFYING_SESSIONS: dict[str, Callable[[Harness], Awaitable[tuple[HandDrivenWorker, Operation]]]]
 NOTIFYING_SESSIONS = {
     "a cancel of a running job": _cancel,
+    "a cancel in bulk": _cancel_in_bulk,
     "a command": _command,
     "a tick that cancels the previous job": _cancel_previous,
 }

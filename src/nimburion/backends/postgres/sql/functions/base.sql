@@ -3,7 +3,7 @@
 -- `{schema}.` is replaced by the schema and the prefix. Each function name ends in the number of its format (`_1`), so
 -- that adjacent versions can run together. A call is one statement and one transaction at READ COMMITTED.
 --
--- All functions take locks in this order: the advisory lock of the session; the tables of limits and pauses; limits by
+-- All functions take locks in this order: a bulk operation; the advisory lock of the session; the tables of limits and pauses; limits by
 -- name; unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
 --
 -- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.
@@ -17,6 +17,8 @@
 --         Taken by: count_new_finished; shared: delete_jobs, prune_excess
 --   7045  TEXT is the name of `put_audit_1`. One transaction at a time adds an audit record.
 --         Taken by: put_audit
+--   7046  TEXT is the name of `start_bulk_operation_1`. One transaction at a time adds a bulk operation.
+--         Taken by: start_bulk_operation
 -- Migrations take one more lock, whose number is a hash of schema and prefix (`compute_lock_number` in migrations.py).
 
 -- name: get_write_time

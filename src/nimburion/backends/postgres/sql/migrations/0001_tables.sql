@@ -270,6 +270,25 @@ CREATE TABLE {schema}.audit_record (
     id text COLLATE "C" NOT NULL UNIQUE,
     body text NOT NULL                  -- JSON
 );
+-- The newest bulk operations. Positions have no gaps.
+CREATE TABLE {schema}.bulk_operation (
+    position int8 PRIMARY KEY,          -- in the order in which they were started, from 1
+    id text COLLATE "C" NOT NULL UNIQUE,
+    body text NOT NULL,                 -- JSON: action, filter, rate, limit, who started it
+    state text COLLATE "C" NOT NULL DEFAULT 'running',
+    started_at int8 NOT NULL,
+    ended_at int8,
+    done int8 NOT NULL DEFAULT 0,       -- jobs that were changed,
+    skipped int8 NOT NULL DEFAULT 0,    -- that had another state when their step came,
+    failed int8 NOT NULL DEFAULT 0,     -- and that could not be changed
+    error text NOT NULL DEFAULT '',
+    continue_after text,                -- the cursor of the next step; NULL: at the newest job
+    exhausted bool NOT NULL DEFAULT false,      -- all jobs were processed; the next step only ends it
+    due int8 NOT NULL,                  -- when the next step may run
+    fence int8 NOT NULL DEFAULT 0,      -- how often a step was claimed
+    leased_until int8                   -- until when the next step is claimed; NULL: it is free
+) WITH (fillfactor = 70);
+CREATE INDEX bulk_operation_running ON {schema}.bulk_operation (due) WHERE state = 'running';
 
 -- The status of an exchange: what its reply contains besides the leased jobs.
 CREATE TYPE {schema}.exchange_status AS (

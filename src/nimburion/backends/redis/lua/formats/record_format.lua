@@ -30,6 +30,8 @@
 -- session_id        id | NUL | host
 -- paused_queue      until 8 (all ones: until it is resumed) | since 8 | [by, reason] (JSON)
 -- audit             time 8 | JSON
+-- bulk_operation    a map in MessagePack: id, body (JSON), state, started_at, ended_at, done, skipped, failed, error, cursor,
+--                   exhausted, due, fence, leased_until; a field without a value is missing. Times are microseconds since 1970.
 -- unique_key        expiry 8 (all ones: when the job ends) | id
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.

@@ -169,6 +169,25 @@ CREATE TABLE audit_record (
     at INTEGER NOT NULL,                -- when the record was added
     body TEXT NOT NULL                  -- JSON
 ) STRICT;
+-- Bulk operations, the newest ones. The numbers have no gaps, so the oldest one is found by number.
+CREATE TABLE bulk_operation (
+    number INTEGER PRIMARY KEY,         -- in the order in which they were started
+    id TEXT NOT NULL UNIQUE,
+    body TEXT NOT NULL,                 -- JSON: action, filter, rate, limit, who started it
+    state TEXT NOT NULL DEFAULT 'running',
+    started_at INTEGER NOT NULL,
+    ended_at INTEGER,
+    done INTEGER NOT NULL DEFAULT 0,    -- jobs that were changed,
+    skipped INTEGER NOT NULL DEFAULT 0, -- that had another state when their step came,
+    failed INTEGER NOT NULL DEFAULT 0,  -- and that could not be changed
+    error TEXT NOT NULL DEFAULT '',
+    cursor TEXT,                        -- where the next step continues; NULL: at the newest job
+    exhausted INTEGER NOT NULL DEFAULT 0,   -- 1: all jobs were processed; the next step only ends it
+    due INTEGER NOT NULL,               -- when the next step may run
+    fence INTEGER NOT NULL DEFAULT 0,   -- how often a step was claimed
+    leased_until INTEGER                -- until when the next step is claimed; NULL: it is free
+) STRICT;
+CREATE INDEX bulk_operation_running ON bulk_operation (due) WHERE state = 'running';
 
 -- Jobs with their status: completed, failed, cancelled, processing, retrying or waiting. A waiting job is scheduled if its
 -- due time is in the future, else pending. An unfinished job that is neither in `ready` nor in `scheduled` is processing.

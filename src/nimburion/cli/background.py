@@ -1,0 +1,143 @@
+"""Start bulk operations from commands: the options, the preview, the start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from nimburion.cli.exit_codes import BadInput
+from nimburion.cli.filters import Search, add_search_options, describe_filter, format_count
+from nimburion.cli.invocation import current_invocation
+from nimburion.cli.operators import find_operator, record_command
+from nimburion.cli.records import print_records
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+    from nimburion.core.bulk_operations import BulkOperation
+    from nimburion.core.queries import JobFilter
+    from nimburion.jobs.bulk_operations import BulkPreview
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)(?:/(s|min|h))?")
+_UNIT_SECONDS = (("s", 1.0), ("min", 60.0), ("h", 3600.0))
+_PAST = {
+    BulkAction.REPLAY: "replayed",
+    BulkAction.CANCEL: "cancelled",
+    BulkAction.DELETE: "deleted for good",
+}
+
+
+class BackgroundOptions(Search, frozen=True, kw_only=True):
+    """The options of a command that can start a bulk operation, and those of a search."""
+
+    in_background: bool = False
+    rate: str | None = None
+    limit: int | None = None
+
+    def check_foreground(self) -> None:
+        """Check that no option was given that only a bulk operation has.
+
+        Raises:
+            BadInput: one was given. The message names it.
+        """
+        for field in self.__struct_fields__:
+            if getattr(self, field) is not None and field != "in_background":
+                option = field.replace("_", "-")
+                raise BadInput(f"--{option} works only in the background; add --in-background")
+
+
+def add_background_options(command: F) -> F:
+    """Add `--in-background` and the options that only a bulk operation has."""
+    flag = click.option(
+        "--in-background",
+        is_flag=True,
+        help="Only start it; a worker or management server does it, even if this command ends.",
+    )
+    return flag(add_bulk_options(command))
+
+
+def add_bulk_options(command: F) -> F:
+    """Add the options of a bulk operation."""
+    rate = click.option("--rate", metavar="RATE", help="At most so many: 10/s, 90/min, 500/h.")
+    limit = click.option("--limit", type=click.IntRange(1), help="Change at most N jobs.")
+    return add_search_options(rate(limit(command)))
+
+
+def parse_rate(text: str) -> float:
+    """Parse a rate, such as `10/s`, `90/min` or `500/h`, and return it in jobs per second.
+
+    Raises:
+        BadInput: the text is no rate.
+    """
+    found = _RATE.fullmatch(text)
+    if found is None or float(found[1]) == 0:
+        raise BadInput(f"--rate {text!r} is no rate; write 10/s, 90/min or 500/h")
+    return float(found[1]) / dict(_UNIT_SECONDS)[found[2] or "s"]
+
+
+def start_in_background(
+    action: BulkAction, which: JobFilter, options: BackgroundOptions, *, yes: bool
+) -> tuple[BulkOperation, BulkPreview]:
+    """Preview a bulk operation, and start it if `yes` is set.
+
+    Raises:
+        BadInput: it was not confirmed. The message has the number of jobs that would be changed,
+            and a table shows the first of them.
+    """
+    rate = None if options.rate is None else parse_rate(options.rate)
+    return current_invocation().run(
+        lambda backend: _preview_and_start(backend, action, which, options, rate, yes=yes)
+    )
+
+
+async def _preview_and_start(
+    backend: Backend,
+    action: BulkAction,
+    which: JobFilter,
+    options: BackgroundOptions,
+    rate: float | None,
+    *,
+    yes: bool,
+) -> tuple[BulkOperation, BulkPreview]:
+    from nimburion.core.ids import make_bulk_operation_id
+    from nimburion.jobs.bulk_operations import preview_bulk_operation
+
+    narrowed = options.narrow(which, await backend.now())
+    preview = await preview_bulk_operation(backend, action, narrowed)
+    if not yes:
+        if not current_invocation().as_json:
+            print_records(preview.first, "no such jobs")
+        raise BadInput(
+            f"{format_preview(preview)} would be {_PAST[action]}; nothing was started. "
+            "Add --yes to confirm"
+        )
+    new = NewBulkOperation(
+        id=make_bulk_operation_id(),
+        action=action,
+        which=narrowed,
+        by=find_operator(),
+        origin="cli",
+        rate=rate,
+        limit=options.limit,
+    )
+    details = {**describe_filter(narrowed), "rate": options.rate, "limit": options.limit}
+    async with record_command(backend, f"operations.start_{action}", new.id, details):
+        return await backend.start_bulk_operation(new), preview
+
+
+def format_preview(preview: BulkPreview) -> str:
+    """Return the number of jobs of a preview: `12 jobs`, or `at least 1000 jobs`."""
+    return f"{'' if preview.complete else 'at least '}{format_count(preview.count)}"
+
+
+def print_started(operation: BulkOperation, preview: BulkPreview) -> None:
+    """Print the id of a started operation, and how to follow it."""
+    click.echo(f"{operation.id}  {operation.action} of {format_preview(preview)} started")
+    click.echo(
+        f"a worker or management server does it; progress: nimburion operations show {operation.id}"
+    )

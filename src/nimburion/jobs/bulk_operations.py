@@ -1,0 +1,182 @@
+"""Preview bulk operations, and run their steps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from random import Random
+
+import msgspec
+
+from nimburion.core.audit import AuditRecord
+from nimburion.core.backend import Backend, Inspecting
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkOperation,
+    BulkState,
+    BulkStep,
+    narrow_to_action,
+)
+from nimburion.core.errors import InvalidJob, NotSupported, StepLost, Unstorable
+from nimburion.core.job import JobRecord
+from nimburion.core.queries import JobFilter
+from nimburion.core.service import Periodic, wait_for_first
+from nimburion.core.timing.clock import Clock
+
+_log = logging.getLogger("nimburion.bulk_operations")
+
+MAX_COUNT = 1_000
+"""A preview counts up to this number of jobs."""
+_SHOWN = 10
+"""The number of jobs that a preview shows."""
+_INTERVAL = 5.0
+"""Seconds until a process that found no step asks again."""
+_CLAIM_TTL = 30.0
+"""Seconds for which a step is claimed. The step of a process that died waits for so long."""
+_EARLY = 0.25
+"""A process that asked at most this many seconds too early for the next step waits for it."""
+_SHORTEST_WAIT = 0.01
+_MAX_ERROR_CHARACTERS = 500
+
+
+class BulkPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bulk operation would change now."""
+
+    count: int
+    """The number of jobs that match, or that were counted until the count stopped."""
+    complete: bool
+    """Whether `count` is the number of all jobs that match; False: there may be more."""
+    examined: int
+    """The number of jobs examined."""
+    first: list[JobRecord]
+    """The first ten, without their payloads: those that would be changed first."""
+
+
+async def preview_bulk_operation(
+    backend: Inspecting, action: BulkAction, which: JobFilter
+) -> BulkPreview:
+    """Return how many jobs a bulk operation would change now, and the first ten.
+
+    The count stops at `MAX_COUNT`, or when 10,000 jobs were examined, whatever comes first.
+
+    ```python
+    preview = await preview_bulk_operation(backend, BulkAction.REPLAY, JobFilter(queue="mail"))
+    print(preview.count if preview.complete else f"at least {preview.count}")
+    ```
+    """
+    page = await backend.list_jobs(narrow_to_action(which, action), limit=MAX_COUNT)
+    return BulkPreview(
+        count=len(page.jobs),
+        complete=page.next is None,
+        examined=page.examined,
+        first=page.jobs[:_SHOWN],
+    )
+
+
+class BulkOperationRunner(Periodic):
+    """Runs the steps of bulk operations, those that other processes started too.
+
+    Workers and management servers run one each. The backend gives each step to one of them. A
+    runner that finds no step asks again after about 5 s; after a step it waits for the next one.
+    """
+
+    logger_name = "nimburion.bulk_operations"
+
+    def __init__(self, backend: Backend, clock: Clock, random: Random) -> None:
+        super().__init__(clock, _INTERVAL, random)
+        self._backend = backend
+        self._wait = self._draw_interval()
+        self._follows = False
+        """Whether this runner ran the last step that it asked for."""
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Ask for a step at once: an operation was started in this process."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        while not self.stopping.is_set():
+            await wait_for_first(
+                self.clock.sleep(self._wait), self.stopping.wait(), self._woken.wait()
+            )
+            self._woken.clear()
+            if not self.stopping.is_set():
+                self._wait = self._draw_interval()
+                await self._run_tick()
+
+    async def tick(self) -> None:
+        """Run steps until none is due."""
+        has_run = False
+        while not self.stopping.is_set():
+            claim = await self._backend.claim_bulk_operation(_CLAIM_TTL)
+            if claim.operation is not None:
+                has_run = True
+                await self._run_step(claim.operation)
+                continue
+            wait = claim.wait
+            self._follows = wait is not None and (has_run or (self._follows and wait <= _EARLY))
+            if wait is not None and self._follows:
+                self._wait = min(max(wait, _SHORTEST_WAIT), _INTERVAL)
+            return
+
+    def _draw_interval(self) -> float:
+        return self.interval * (1 + self._jitter * (2 * self._random.random() - 1))
+
+    async def _run_step(self, operation: BulkOperation) -> None:
+        try:
+            if operation.has_finished_work:
+                await self._end(operation, BulkState.DONE)
+            else:
+                await self._change_jobs(operation)
+        except StepLost as lost:
+            _log.info("a step was not written: %s", lost)
+        except (InvalidJob, NotSupported, Unstorable) as error:
+            text = f"{type(error).__name__}: {error}".partition("\n")[0][:_MAX_ERROR_CHARACTERS]
+            await self._end(operation, BulkState.FAILED, text)
+
+    async def _change_jobs(self, operation: BulkOperation) -> None:
+        page = await self._backend.list_jobs(
+            operation.step_filter, limit=operation.next_step_size, after=operation.cursor
+        )
+        await self._backend.advance_bulk_operation(
+            operation.id,
+            operation.fence,
+            BulkStep(
+                ids=tuple(record.id for record in page.jobs),
+                cursor=page.next,
+                exhausted=page.next is None,
+            ),
+        )
+
+    async def _end(self, operation: BulkOperation, state: BulkState, error: str = "") -> None:
+        """End an operation. Its audit record is stored first, so there is no end without one."""
+        record = AuditRecord(
+            id=f"{operation.id}:end",
+            action="operations.end",
+            target=operation.id,
+            by=operation.by,
+            origin=operation.origin,
+            details={
+                "action": operation.action.value,
+                "skipped": str(operation.skipped),
+                "failed": str(operation.failed),
+            },
+            outcome="failed" if state is BulkState.FAILED else "done",
+            changed=operation.done,
+            error=error,
+        )
+        await self._backend.put_audit(record)
+        step = BulkStep(
+            cursor=operation.cursor, exhausted=operation.exhausted, end=state, error=error
+        )
+        await self._backend.advance_bulk_operation(operation.id, operation.fence, step)
+        _log.info(
+            "bulk operation %s (%s by %s) is %s: %d done, %d skipped, %d failed",
+            operation.id,
+            operation.action,
+            operation.by,
+            state,
+            operation.done,
+            operation.skipped,
+            operation.failed,
+        )

@@ -1,0 +1,270 @@
+"""Bulk operations: preview, start, list and cancel them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from nimburion.core.bulk_operations import BulkAction, BulkOperation, BulkState, NewBulkOperation
+from nimburion.core.ids import make_bulk_operation_id
+from nimburion.core.job import Reason, State
+from nimburion.core.queries import JobFilter
+from nimburion.jobs.bulk_operations import preview_bulk_operation
+from nimburion.server.api.jobs import JobSummary, check_selection, summarize_job
+from nimburion.server.api.names import Name, PageQuery, Text, Time, make_id, to_epoch
+from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+
+
+class BulkSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The jobs of a bulk operation: `ids`, or filters, or `all`. All filters are allowed."""
+
+    ids: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
+    state: tuple[State, ...] = ()
+    queue: Name | None = None
+    name: Name | None = None
+    reason: Reason | None = None
+    created_from: Time | None = None
+    created_to: Time | None = None
+    finished_from: Time | None = None
+    finished_to: Time | None = None
+    tenant: Text | None = None
+    correlation_id: Text | None = None
+    fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")] | None = None
+    min_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    all: bool = False
+
+    def make_filter(self) -> JobFilter:
+        """Return the filter. Raises `Problem` for a combination that makes no sense."""
+        which = JobFilter(
+            states=frozenset(self.state) or None,
+            queue=self.queue,
+            name=self.name,
+            reason=self.reason,
+            created_from=to_epoch(self.created_from),
+            created_to=to_epoch(self.created_to),
+            finished_from=to_epoch(self.finished_from),
+            finished_to=to_epoch(self.finished_to),
+            tenant=self.tenant,
+            correlation_id=self.correlation_id,
+            fingerprint=self.fingerprint,
+            min_failures=self.min_failures,
+        )
+        check_selection(self.ids, which != JobFilter(), self.all)
+        return msgspec.structs.replace(which, ids=self.ids or None)
+
+
+class PreviewQuery(BulkSelection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bulk operation to preview."""
+
+    action: BulkAction
+
+
+class BulkPreviewReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bulk operation would change now."""
+
+    count: int
+    """The number of jobs that match, at most 1,000."""
+    complete: bool
+    """False: there may be more than `count`."""
+    examined: int
+    """The number of jobs examined, at most 10,000."""
+    first: list[JobSummary]
+    """The first ten."""
+
+
+class StartBody(BulkSelection, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bulk operation to start."""
+
+    id: Name | None = None
+    rate: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None = None
+    """The maximum number of jobs per second."""
+    limit: Annotated[int, Meta(ge=1)] | None = None
+    """The maximum number of jobs that it changes."""
+
+
+class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk operation with its progress. Times are epoch seconds on the backend's clock."""
+
+    id: str
+    action: BulkAction
+    state: BulkState
+    filter: JobFilter
+    rate: float | None
+    limit: int | None
+    by: str
+    origin: str
+    started_at: float
+    ended_at: float | None
+    done: int
+    """Jobs that it changed."""
+    skipped: int
+    """Jobs that had another state, or were deleted, when their turn came."""
+    failed: int
+    """Dead letters that it could not replay, because another job holds their unique key."""
+    error: str
+    due: float
+    """When its next step may run."""
+
+
+class BulkOperationList(msgspec.Struct, frozen=True):
+    """A page of bulk operations, newest first."""
+
+    operations: list[BulkOperationView]
+    next: str | None
+
+
+async def list_operations(request: ApiRequest[PageQuery, NoBody]) -> BulkOperationList:
+    """List bulk operations, newest first."""
+    query = request.query
+    page = await request.services.backend.list_bulk_operations(limit=query.limit, after=query.after)
+    return BulkOperationList([_make_view(operation) for operation in page.operations], page.next)
+
+
+async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPreviewReport:
+    """Count the jobs that a bulk operation would change, up to 1,000, and show the first ten."""
+    query = request.query
+    preview = await preview_bulk_operation(
+        request.services.backend, query.action, query.make_filter()
+    )
+    return BulkPreviewReport(
+        count=preview.count,
+        complete=preview.complete,
+        examined=preview.examined,
+        first=[summarize_job(record) for record in preview.first],
+    )
+
+
+async def get_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
+    """Show one bulk operation."""
+    return _make_view(await request.services.backend.get_bulk_operation(request.path["id"]))
+
+
+async def start_replay(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:
+    """Start to replay all dead letters that match."""
+    return await _start(request, BulkAction.REPLAY)
+
+
+async def start_cancel(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:
+    """Start to cancel all unfinished jobs that match."""
+    return await _start(request, BulkAction.CANCEL)
+
+
+async def start_delete(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:
+    """Start to delete all finished jobs that match, for good."""
+    return await _start(request, BulkAction.DELETE)
+
+
+async def _start(request: ApiRequest[NoQuery, StartBody], action: BulkAction) -> BulkOperationView:
+    body, key = request.body, request.idempotency_key
+    operation_id = body.id
+    if operation_id is None:
+        operation_id = make_id(request.caller.name, key) if key else make_bulk_operation_id()
+    new = NewBulkOperation(
+        id=operation_id,
+        action=action,
+        which=body.make_filter(),
+        by=request.caller.name,
+        origin="api",
+        rate=body.rate,
+        limit=body.limit,
+    )
+    request.change.target = operation_id
+    started = await request.services.backend.start_bulk_operation(new)
+    request.services.bulk_operations.wake()
+    return _make_view(started)
+
+
+async def cancel_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
+    """End a bulk operation. What it has changed stays changed."""
+    cancelled = await request.services.backend.cancel_bulk_operation(request.path["id"])
+    return _make_view(cancelled)
+
+
+def _make_view(operation: BulkOperation) -> BulkOperationView:
+    return BulkOperationView(
+        id=operation.id,
+        action=operation.action,
+        state=operation.state,
+        filter=operation.which,
+        rate=operation.rate,
+        limit=operation.limit,
+        by=operation.by,
+        origin=operation.origin,
+        started_at=operation.started_at,
+        ended_at=operation.ended_at,
+        done=operation.done,
+        skipped=operation.skipped,
+        failed=operation.failed,
+        error=operation.error,
+        due=operation.due,
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/operations",
+        right="read",
+        handle=list_operations,
+        query=PageQuery,
+        answer=BulkOperationList,
+    ),
+    Operation(
+        method="GET",
+        path="/operations/preview",
+        right="read",
+        handle=preview_operation,
+        query=PreviewQuery,
+        answer=BulkPreviewReport,
+    ),
+    Operation(
+        method="POST",
+        path="/operations/replay",
+        right="operate",
+        handle=start_replay,
+        action="operations.start_replay",
+        body=StartBody,
+        answer=BulkOperationView,
+        status=201,
+        idempotency_key=True,
+    ),
+    Operation(
+        method="POST",
+        path="/operations/cancel",
+        right="operate",
+        handle=start_cancel,
+        action="operations.start_cancel",
+        body=StartBody,
+        answer=BulkOperationView,
+        status=201,
+        idempotency_key=True,
+    ),
+    Operation(
+        method="POST",
+        path="/operations/delete",
+        right="admin",
+        handle=start_delete,
+        action="operations.start_delete",
+        body=StartBody,
+        answer=BulkOperationView,
+        status=201,
+        idempotency_key=True,
+    ),
+    Operation(
+        method="GET",
+        path="/operations/{id}",
+        right="read",
+        handle=get_operation,
+        answer=BulkOperationView,
+    ),
+    Operation(
+        method="POST",
+        path="/operations/{id}/cancel",
+        right="operate",
+        handle=cancel_operation,
+        action="operations.cancel",
+        answer=BulkOperationView,
+    ),
+)

@@ -1,0 +1,64 @@
+"""Bulk operations over the API."""
+
+from __future__ import annotations
+
+from tests.server.conftest import Api
+from tests.waiting import wait_until
+
+
+async def test_a_preview_counts_and_shows_the_first_jobs(api: Api) -> None:
+    await api.fail("a", "b", queue="mail")
+    await api.fail("c")
+    await api.enqueue("d", queue="mail")
+    preview = await api.get("/operations/preview?action=replay&queue=mail")
+    assert (preview["count"], preview["complete"]) == (2, True)
+    assert [job["id"] for job in preview["first"]] == ["b", "a"]
+    assert (await api.get("/operations"))["operations"] == []
+
+
+async def test_an_operation_runs_in_the_server(api: Api) -> None:
+    """It starts at once, and filters without an index are allowed."""
+    await api.fail("a", "b")
+    runner = api.services.bulk_operations
+    await runner.start()
+    body = {"min_failures": 0, "rate": 1000}
+    started = await api.post("/operations/replay", body)
+    assert (started["state"], started["by"], started["origin"]) == ("running", "local", "api")
+
+    async def is_done() -> bool:
+        return bool((await api.get(f"/operations/{started['id']}"))["state"] == "done")
+
+    await wait_until(is_done, "the operation is done")
+    await runner.stop()
+    (listed,) = (await api.get("/operations"))["operations"]
+    assert (listed["id"], listed["done"], listed["rate"]) == (started["id"], 2, 1000)
+    assert listed["filter"]["min_failures"] == 0
+    actions = [record["action"] for record in (await api.get("/audit"))["records"]]
+    assert actions == ["operations.end", "operations.start_replay"]
+
+
+async def test_an_operation_is_started_once_per_idempotency_key(api: Api) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await api.post("/operations/delete", {"all": True}, headers=headers)
+    again = await api.post("/operations/delete", {"all": True}, headers=headers)
+    assert first == again
+    assert len((await api.get("/operations"))["operations"]) == 1
+
+
+async def test_an_operation_is_cancelled(api: Api) -> None:
+    started = await api.post("/operations/cancel", {"state": ["pending"], "limit": 5})
+    cancelled = await api.post(f"/operations/{started['id']}/cancel")
+    assert (cancelled["state"], cancelled["limit"]) == ("cancelled", 5)
+    response = await api.client.post("/api/v1/operations/none/cancel")
+    assert (response.status_code, response.json()["type"]) == (
+        404,
+        "urn:nimburion:problem:operation-not-found",
+    )
+
+
+async def test_the_jobs_must_be_selected_and_fit_the_action(api: Api) -> None:
+    for body in ({}, {"all": True, "ids": ["a"]}, {"state": ["pending"]}):
+        response = await api.client.post("/api/v1/operations/replay", json=body)
+        assert response.status_code == 422, body
+    response = await api.client.get("/api/v1/operations/preview?action=replay")
+    assert response.status_code == 422
