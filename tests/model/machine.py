@@ -26,6 +26,7 @@ from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, JobOptions, NewJob,
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import Overlap, ScheduleRecord
 from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import (
@@ -33,10 +34,12 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    RateLimited,
     Released,
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 from nimburion.testing.clock import FakeClock
 
@@ -175,12 +178,24 @@ class Twins(RuleBasedStateMachine):
         luck = self._luck(seed)
         session = luck.choice(sorted({*self.lines, *SESSIONS}))
         limits = {name: luck.randint(1, 3) for name in NAMES if luck.random() < 0.3}
-        known = {name for name in NAMES if luck.random() < 0.8} | limits.keys()
-        self._open_session(session, known, limits)
+        rates = _rates(luck)
+        known = {name for name in NAMES if luck.random() < 0.8} | limits.keys() | rates.keys()
+        self._open_session(session, known, limits, rates)
 
-    def _open_session(self, session: str, names: Iterable[str], limits: dict[str, int]) -> None:
+    def _open_session(
+        self,
+        session: str,
+        names: Iterable[str],
+        limits: dict[str, int],
+        rates: dict[str, RateLimit],
+    ) -> None:
         about = Session(
-            id=session, ttl=TTL, queues=QUEUES, names=tuple(sorted(names)), limits=limits
+            id=session,
+            ttl=TTL,
+            queues=QUEUES,
+            names=tuple(sorted(names)),
+            limits=limits,
+            rates=rates,
         )
         answer, _ = self._agree(lambda backend: backend.open_session(about))
         if answer is None:
@@ -221,7 +236,7 @@ class Twins(RuleBasedStateMachine):
         if not self.lines:
             session = luck.randbytes(16).hex()
             limits = {name: luck.randint(1, 3) for name in NAMES if luck.random() < 0.3}
-            self._open_session(session, NAMES, limits)
+            self._open_session(session, NAMES, limits, _rates(luck))
         return luck.choice(sorted(self.lines))
 
     def _wrong_settlements(self, luck: Random, session: str) -> list[tuple[Held, Make]]:
@@ -270,7 +285,7 @@ class Twins(RuleBasedStateMachine):
     ) -> None:
         """Remember what is held from now on."""
         for (held, make), result in zip(batch, expected.results, strict=True):
-            goes_on = isinstance(make(held.oracle), Progressed)
+            goes_on = isinstance(make(held.oracle), Progressed | Spent)
             if result is Settled.DONE and not goes_on and held in line.leases:
                 line.leases.remove(held)
                 self.spent.append(held)
@@ -484,6 +499,7 @@ class Twins(RuleBasedStateMachine):
                 queues,
                 await backend.list_sessions(),
                 await backend.list_schedules(),
+                await backend.list_rates(),
             )
 
         self._agree(read)
@@ -515,7 +531,7 @@ def _new_job(luck: Random) -> NewJob:
 
 def _settlement(luck: Random) -> Make:
     """What to say of an attempt, for whichever lease."""
-    delay = luck.choice((0.0, 0.25, 1.0, 20.0))
+    delay, units = luck.choice((0.0, 0.25, 1.0, 20.0)), luck.choice((1, 5, -2))
     error = AttemptError(1, luck.choice(("failure", "timeout")), "ValueError", "no luck")
     makes: list[Make] = [
         Completed,
@@ -526,8 +542,26 @@ def _settlement(luck: Random) -> Make:
         lambda lease: Released(lease, delay),
         lambda lease: Cancelled(lease, "no more"),
         lambda lease: Progressed(lease, 0.5, "half"),
+        lambda lease: Released(lease, unstarted=True),
+        lambda lease: Released(lease, delay, unstarted=True),
+        lambda lease: RateLimited(lease, delay),
+        lambda lease: Spent(lease, units),
     ]
-    return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2))[0]
+    return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2, 1, 1, 1, 1))[0]
+
+
+def _rates(luck: Random) -> dict[str, RateLimit]:
+    """Rate limits of some names. Their times are multiples of a quarter second, as all times."""
+    return {
+        name: RateLimit(
+            "often",
+            interval=250_000 * luck.randint(1, 4),
+            burst=luck.randint(1, 4),
+            cost=luck.choice((1, 1, 2, 6)),
+        )
+        for name in NAMES
+        if luck.random() < 0.3
+    }
 
 
 def _want(luck: Random) -> ReserveRequest:

@@ -28,6 +28,8 @@ MUST_HAPPEN = (
     "suspects in a batch",
     "replies too large for their connection",
     "deliveries released",
+    "rates stopped",
+    "bursts",
 )
 """What no run of many seeds may lack. Requests too large for their connection are not among them:
 in a storm they are rare, and `test_scenarios.SlowConnection` makes them in every run."""

@@ -17,7 +17,17 @@ from nimburion.core.job import NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.operations import Rescued
 from nimburion.core.queries import JobFilter
-from nimburion.core.settlement import Failed, Progressed, Released, Retried, Settled, Settlement
+from nimburion.core.rate_limits import RateLimit
+from nimburion.core.settlement import (
+    Failed,
+    Progressed,
+    RateLimited,
+    Released,
+    Retried,
+    Settled,
+    Settlement,
+    Spent,
+)
 from nimburion.core.timing.clock import Clock
 
 Answer = Any
@@ -31,10 +41,23 @@ _HAIR = 1e-6
 class Ledger:
     """Applies calls on the backend and keeps the record."""
 
-    def __init__(self, backend: Backend, clock: Clock, limits: dict[str, int]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Clock,
+        limits: dict[str, int],
+        rates: dict[str, RateLimit],
+    ) -> None:
         self.backend = backend
         self._clock = clock
         self._limits = limits
+        self._rates = rates
+        self._names: dict[str, str] = {}
+        """The name of each job."""
+        self._taken: list[tuple[str, float, int, Token | None]] = []
+        """What was taken of rates: the name, when, how many units, and under which token."""
+        self._refused_until: dict[str, float] = defaultdict(float)
+        """When the next job of a name may be handed out, after a service refused one."""
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
         self.tokens: dict[str, list[Token]] = defaultdict(list)
@@ -100,6 +123,7 @@ class Ledger:
             if enqueued.outcome == "created":
                 assert job.id not in self.due, f"{job.id} was created twice"
                 self.due[job.id] = job.due_at(self._clock.now())
+                self._names[job.id] = job.name
 
     async def _after_cancel(self, _: object, job_id: str) -> None:
         await self._look_at(job_id)
@@ -131,6 +155,7 @@ class Ledger:
         """A repeat had no room for it."""
         assert self._holder.pop(lease.job_id) == (session, lease), f"{lease}: not its holder"
         self.counts["deliveries released"] += 1
+        self._give_back(lease)
         self.orphans.append(lease)
         await self._look_at(lease.job_id)
 
@@ -145,13 +170,48 @@ class Ledger:
         assert self._holder.get(job_id) == (session, lease), f"{job_id}: not the holder's token"
         if isinstance(settlement, Progressed):
             return
+        if isinstance(settlement, Spent):
+            self._take(self._names[job_id], settlement.units, None)
+            return
         assert job_id not in self.ended, f"{job_id} was settled after its end"
         del self._holder[job_id]
         if isinstance(settlement, Retried | Failed):
             self.failures[job_id] += 1
         if isinstance(settlement, Retried | Released) and settlement.delay is not None:
             self.due[job_id] = self._clock.now() + settlement.delay
+        self._note_rate(settlement)
         await self._look_at(job_id)
+
+    def _note_rate(self, settlement: Settlement) -> None:
+        """A released job may give its units back; a refused one stops its name."""
+        now, name = self._clock.now(), self._names[settlement.lease.job_id]
+        if isinstance(settlement, Released) and settlement.unstarted:
+            self._give_back(settlement.lease)
+        elif isinstance(settlement, RateLimited) and name in self._rates:
+            self.counts["rates stopped"] += 1
+            until = now + settlement.retry_after
+            self._refused_until[name] = max(self._refused_until[name], until)
+
+    def _take(self, name: str, units: int, token: Token | None) -> None:
+        if name in self._rates:
+            self._taken.append((name, self._clock.now(), units, token))
+
+    def _give_back(self, lease: Lease) -> None:
+        self._taken = [taken for taken in self._taken if taken[3] != lease.token]
+
+    def _look_at_rate(self, name: str) -> None:
+        """No interval up to now has more deliveries than one burst and the rate allow."""
+        rate, now = self._rates.get(name), self._clock.now()
+        if rate is None:
+            return
+        assert now >= self._refused_until[name] - _HAIR, f"{name!r} came before its pause ended"
+        units = 0
+        for taken in reversed(self._taken):
+            if taken[0] == name and taken[3] is not None:
+                units += taken[2]
+                most = rate.burst + (now - taken[1]) * 1e6 / rate.interval
+                assert units <= most + _HAIR, f"{units} of {name!r} in {now - taken[1]} s"
+                self.counts["bursts"] += units == rate.burst
 
     async def _after_delivery(self, session: str, delivery: Delivery) -> None:
         lease, now = delivery.lease, self._clock.now()
@@ -166,6 +226,8 @@ class Ledger:
         self._given[job_id, lease.token] = session
         self._holder[job_id] = session, lease
         await self._look_at_limit(delivery.name)
+        self._take(delivery.name, 1, lease.token)
+        self._look_at_rate(delivery.name)
 
     async def _after_rescue(self, rescued: Rescued, *_: object) -> None:
         held = Counter(session for session, _ in self._holder.values())

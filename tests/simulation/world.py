@@ -24,6 +24,7 @@ from nimburion.core.events import Event, SessionEnded
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Lease
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
@@ -41,6 +42,8 @@ TTL = 2.0
 SWEEP = TTL / 2
 """Seconds in which the jobs of an expired session are found, and its rescue is done."""
 LIMITS = {"limited": 2}
+RATE = RateLimit("20/s", interval=50_000, burst=4)
+RATES = {"limited": RATE}
 MAX_RETRIES = 2
 NAMES = ("plain", "limited", "timed")
 _STORM = 10.0
@@ -147,7 +150,7 @@ class World:
         self.random = Random(seed)
         self.clock = LocalClock(loop, booted=self.random.uniform(0, 1e6))
         self.backend = make(self.clock)
-        self.ledger = Ledger(self.backend, self.clock, LIMITS)
+        self.ledger = Ledger(self.backend, self.clock, LIMITS, RATES)
         self.net = Net(loop, Random(seed ^ 0xBAD), self.ledger, weather)
         self.counts: Counter[str] = Counter()
         self.settings = Settings(
@@ -374,11 +377,15 @@ class World:
 
         async def handle(ctx: Context, data: bytes) -> str:
             async with self._watched(ctx, data, worker):
+                if ctx.name in RATES:
+                    self._call_service(ctx)
                 await self.behave(ctx, worker)
             return "r" * Random(f"{self.seed} {ctx.job_id} result").randrange(400, 1000)
 
         processor.register("plain", handle)
-        processor.register("limited", handle, concurrency=LIMITS["limited"])
+        processor.register(
+            "limited", handle, concurrency=LIMITS["limited"], rate=RATE.rate, burst=RATE.burst
+        )
         processor.register("timed", handle, timeout=0.7)
 
     @asynccontextmanager
@@ -400,6 +407,14 @@ class World:
             yield
         finally:
             at_work.remove(run)
+
+    def _call_service(self, ctx: Context) -> None:
+        """A call may cost more than it took, or be refused."""
+        luck = Random(f"{self.seed} {ctx.job_id} {self.runs[ctx.job_id]} service")
+        if luck.random() < 0.2:
+            ctx.spend(luck.choice((1, 2, 3)))
+            if luck.random() < 0.3:
+                ctx.rate_limited(luck.uniform(0.0, 0.5))
 
     async def behave(self, ctx: Context, worker: Worker) -> None:
         """What a handler does."""
@@ -478,7 +493,9 @@ class World:
         assert self.loop.faults == []
 
     async def _check_limits(self) -> None:
-        session = Session(id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS)
+        session = Session(
+            id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS, rates=RATES
+        )
         left = [info for info in await self.backend.list_sessions() if info.running]
         assert left == []
         await self.backend.open_session(session)

@@ -52,6 +52,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import (
     HeartbeatReply,
@@ -135,6 +136,9 @@ class Consuming(Protocol):
         `session.limits`. A name without a value there has no limit any more. A new limit counts the
         jobs of that name that are processing now. Opening a session with the same id again is a
         heartbeat.
+
+        The rate limits of the names become those of `session.rates` in the same way. A rate limit
+        that existed before keeps the units that its jobs have taken.
         """
         ...
 
@@ -150,7 +154,11 @@ class Consuming(Protocol):
         The backend applies the settlements in order, promotes the jobs that are due, and then
         serves `request`. The same call can therefore reserve what a settlement made available: a
         slot of a concurrency limit, or a retry without delay. It never reserves a job that is not
-        due, is in a paused queue, or would exceed its concurrency limit.
+        due, is in a paused queue, or would exceed its concurrency limit or its rate limit.
+
+        A reserved job takes the units of its rate limit. `Released` with `unstarted`, `release`
+        and a delivery that a repeat returns to its queue give them back. Every other end of a lease
+        keeps them, because the handler may have started.
 
         `number` starts at 1 and increases by one with each exchange of the session. To repeat an
         exchange whose outcome is unknown, send its number again. A repeat applies no settlements,
@@ -452,6 +460,10 @@ class Inspecting(Protocol):
 
     async def list_limits(self) -> list[LimitInfo]:
         """Return every concurrency limit with its holders, ordered by name."""
+        ...
+
+    async def list_rates(self) -> list[RateInfo]:
+        """Return every rate limit and what it allows now, ordered by name."""
         ...
 
     async def list_statistics(

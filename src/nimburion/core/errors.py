@@ -39,6 +39,7 @@ PermanentError                raised by a handler: the job failed, and no retry 
 JobSignal                     raised by a handler: not an error
 ├── Retry                     count a failure, and run again after a delay
 ├── Snooze                    run again later, and count nothing
+├── RateLimitExceeded         a service refused the call: stop the rate limit, and count nothing
 └── Cancel                    end the job as cancelled
 ```
 """
@@ -342,6 +343,18 @@ class Snooze(JobSignal):
     def __init__(self, for_: float | timedelta) -> None:
         super().__init__(f"snoozed for {for_}")
         self.for_: float = to_seconds(for_)
+
+
+class RateLimitExceeded(JobSignal):
+    """Start no job of this name for `retry_after` (seconds or a timedelta), then run this one
+    again.
+
+    Counts neither a failure nor a loss. A job whose name has no rate limit waits alone.
+    """
+
+    def __init__(self, retry_after: float | timedelta) -> None:
+        super().__init__(f"refused for {retry_after}")
+        self.retry_after: float = to_seconds(retry_after)
 
 
 class Cancel(JobSignal):

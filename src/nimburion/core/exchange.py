@@ -91,8 +91,10 @@ class Reply(msgspec.Struct, frozen=True):
     waiting: list[Lane]
     """Up to 64 of the requested lanes that still hold jobs which could be delivered."""
     next_due: float | None = None
-    """The earliest due time in the backend that is still ahead, in epoch seconds; None: no job
-    is scheduled.
+    """The earliest time ahead at which a job can become available, in epoch seconds; None: none.
+
+    That is the earliest due time in the backend, or the time at which a rate limit allows the next
+    job of a requested lane that holds jobs and is not paused.
     """
     now: float = 0.0
     """The time on the backend's clock at this exchange, in epoch seconds."""

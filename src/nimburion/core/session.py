@@ -7,6 +7,7 @@ import enum
 import msgspec
 
 from nimburion.core.lease import Lease
+from nimburion.core.rate_limits import RateLimit
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +30,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     For every name in `names`, the newest session decides: a value here sets the limit, and no value
     removes it.
     """
+    rates: dict[str, RateLimit] = msgspec.field(default_factory=dict)
+    """The fleet-wide rate limits by job name. The newest session decides, as for `limits`."""
 
     def to_info(
         self,

@@ -1,8 +1,8 @@
 """Settlements: what a worker reports to the backend about an attempt.
 
 Each settlement names its lease; a settlement with a stale lease writes nothing. If a cancel was
-requested, `Retried` and `Released` end the job as cancelled. The final settlements `Completed`,
-`Failed` and `Cancelled` take precedence over the request.
+requested, `Retried`, `Released` and `RateLimited` end the job as cancelled. The final settlements
+`Completed`, `Failed` and `Cancelled` take precedence over the request.
 """
 
 from __future__ import annotations
@@ -55,6 +55,19 @@ class Released(msgspec.Struct, frozen=True, gc=False, tag="released"):
 
     lease: Lease
     delay: float | None = None
+    unstarted: bool = False
+    """Whether the handler was never called: the job then gives its units of a rate limit back."""
+
+
+class RateLimited(msgspec.Struct, frozen=True, gc=False, tag="rate_limited"):
+    """A service refused the attempt, and asks for a pause of `retry_after` seconds.
+
+    The rate limit of the job's name allows no job until then. The job returns to its old place;
+    nothing is counted. If its name has no rate limit, the job is due in `retry_after` seconds.
+    """
+
+    lease: Lease
+    retry_after: float
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag="cancelled"):
@@ -72,7 +85,17 @@ class Progressed(msgspec.Struct, frozen=True, tag="progressed"):
     message: str = ""
 
 
-Settlement = Completed | Retried | Failed | Released | Cancelled | Progressed
+class Spent(msgspec.Struct, frozen=True, gc=False, tag="spent"):
+    """The attempt continues and has taken `units` more of the rate limit of its name.
+
+    A negative number gives units back. The worker keeps the lease.
+    """
+
+    lease: Lease
+    units: int
+
+
+Settlement = Completed | Retried | Failed | Released | RateLimited | Cancelled | Progressed | Spent
 
 
 class Settled(enum.StrEnum):

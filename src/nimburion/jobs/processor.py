@@ -43,7 +43,7 @@ from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
-from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
@@ -581,7 +581,7 @@ class Processor(Client):
             self.settings,
             children=children,
             job_names=self.registry.names,
-            limits=self.registry.limits,
+            limits=self.registry.describe_limits(),
             lifespan=self.worker_lifespan,
             is_real_time=isinstance(self.clock, SystemClock),
         )
@@ -589,7 +589,7 @@ class Processor(Client):
     def _make_attempt_runner(
         self,
         threads: HandlerThreads,
-        report: ProgressSink,
+        report: ReportSink,
         state: object,
         guard: ForkGuard | None = None,
         children: ChildPool | None = None,

@@ -17,6 +17,7 @@ from nimburion.core.errors import BackendError
 from nimburion.core.job import State
 from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
@@ -37,6 +38,7 @@ class BackendMetrics:
         self._backend = backend
         self._families: list[Family] = []
         self._limits: list[LimitInfo] = []
+        self._rates: list[RateInfo] = []
         self._dead: int | None = None
         self._labels: dict[tuple[str, str], Labels] = {}
 
@@ -53,7 +55,7 @@ class BackendMetrics:
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
-            self._limits, self._dead = [], None
+            self._limits, self._rates, self._dead = [], [], None
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
@@ -62,6 +64,7 @@ class BackendMetrics:
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.list_limits()
+                self._rates = await self._backend.list_rates()
                 self._dead = (await self._backend.count_jobs())[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.debug("limits and dead letters could not be read: %r", error)
@@ -129,6 +132,16 @@ class BackendMetrics:
                 kind="gauge",
                 help="Dead letters that are kept.",
                 samples=[Sample(NO_LABELS, self._dead)],
+            )
+        yield from self._describe_limits()
+
+    def _describe_limits(self) -> Iterable[Family]:
+        if self._rates:
+            yield self._gauge(
+                "rate_room",
+                "Jobs that a rate limit allows to start now.",
+                {rate.name: rate.room for rate in self._rates[:MAX_NAMES]},
+                "name",
             )
         if not self._limits:
             return

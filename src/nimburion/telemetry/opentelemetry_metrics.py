@@ -77,6 +77,7 @@ INSTRUMENTS: Mapping[str, Instrument] = {
     "queue_servers": Instrument("gauge", "{session}"),
     "sessions": Instrument("gauge", "{session}"),
     "limit_in_use": Instrument("gauge", _JOBS),
+    "rate_room": Instrument("gauge", _JOBS),
     "limit_max": Instrument("gauge", _JOBS),
     "worker_slots": Instrument("gauge", _JOBS),
     "worker_busy": Instrument("gauge", _JOBS),

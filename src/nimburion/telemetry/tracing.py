@@ -31,7 +31,7 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from nimburion.core.errors import Cancel, ConfigurationError, Retry, Snooze
+from nimburion.core.errors import Cancel, ConfigurationError, RateLimitExceeded, Retry, Snooze
 from nimburion.core.events import AttemptEnded, AttemptStarted, Event, Events, SessionOpened
 from nimburion.core.text.shortening import shorten
 from nimburion.core.timing.durations import to_seconds
@@ -252,6 +252,8 @@ class _Ending:
         """The outcome, if the exception alone decides it."""
         if isinstance(error, Snooze):
             self.outcome, self.delay = "released", _read_seconds(error, "for_")
+        elif isinstance(error, RateLimitExceeded):
+            self.outcome, self.delay = "released", _read_seconds(error, "retry_after")
         elif isinstance(error, Cancel):
             self.outcome = "cancelled"
         elif isinstance(error, Retry):

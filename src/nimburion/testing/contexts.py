@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs.declaration.lifespan import NO_STATE
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def make_context(
     cancelled: bool = False,
     payload: bytes = b"{}",
     on_progress: Callable[[float, str], None] = lambda *_: None,
+    on_spend: Callable[[int], None] = lambda _: None,
     processor: Client | None = None,
     state: object = NO_STATE,
 ) -> Context[Any]:
@@ -40,15 +42,19 @@ def make_context(
                 await charge(make_context(failures=3), order=7)
 
     `failures` and `lost` are those of earlier attempts, so `ctx.attempt` is their sum plus one.
-    `timeout` is a number of seconds from now. `on_progress` is called with each progress report.
-    With a `processor`, `ctx.enqueue` stores jobs there; otherwise it raises `NotOpen`, as
-    `ctx.transaction` always does. `state` is `ctx.state`, in place of what a lifespan yields.
+    `timeout` is a number of seconds from now. `on_progress` is called with each progress report,
+    and `on_spend` with the units of each `ctx.spend`. With a `processor`, `ctx.enqueue` stores jobs
+    there; otherwise it raises `NotOpen`, as `ctx.transaction` always does. `state` is `ctx.state`,
+    in place of what a lifespan yields.
     """
     from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
     from nimburion.jobs.declaration.context import Context
 
-    def report(_: Lease, fraction: float, message: str) -> None:
-        on_progress(fraction, message)
+    def report(report: Progressed | Spent) -> None:
+        if isinstance(report, Progressed):
+            on_progress(report.fraction, report.message)
+        else:
+            on_spend(report.units)
 
     delivery = Delivery(
         Lease(job_id, Token(1, bytes(16))),

@@ -25,6 +25,8 @@ OF_NO_JOB = {
     "counters",
     "paused_queue",
     "limit_in_use",
+    "rate_limit",
+    "spent_until",
 }
 OF_NO_JOB |= {
     "statistics_merged",

@@ -10,6 +10,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs import Cancel, Context, Processor, job
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.context import get_record
@@ -32,9 +33,13 @@ DELIVERY = Delivery(
 class Sink:
     def __init__(self) -> None:
         self.notes: list[tuple[Lease, float, str]] = []
+        self.units: list[int] = []
 
-    def __call__(self, lease: Lease, fraction: float, message: str) -> None:
-        self.notes.append((lease, fraction, message))
+    def __call__(self, report: Progressed | Spent) -> None:
+        if isinstance(report, Progressed):
+            self.notes.append((report.lease, report.fraction, report.message))
+        else:
+            self.units.append(report.units)
 
 
 def context(deadline: float | None = None, now: float = 100.0, sink: Sink | None = None) -> Context:

@@ -36,6 +36,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import (
     HeartbeatReply,
@@ -335,6 +336,10 @@ class MemoryBackend:
     async def list_limits(self) -> list[LimitInfo]:
         """See `Backend.list_limits`."""
         return self._run_atomically(operations.list_limits)
+
+    async def list_rates(self) -> list[RateInfo]:
+        """See `Backend.list_rates`."""
+        return self._run_atomically(operations.list_rates)
 
     async def list_statistics(
         self,

@@ -14,6 +14,7 @@ from nimburion.backends.memory.state import (
     LeaseEntry,
     LimitEntry,
     MemoryState,
+    RateEntry,
     SessionEntry,
     to_micros,
 )
@@ -41,6 +42,7 @@ from nimburion.core.metrics.statistics import (
 )
 from nimburion.core.operations import Cancellation, Replayed, Rescued, Retention
 from nimburion.core.queries import JobFilter, Page, Pause, parse_cursor
+from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 from nimburion.core.schedules import Fired, Overlap
 from nimburion.core.session import (
     MAX_HOLDERS,
@@ -78,6 +80,7 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
     step.state.sessions[session.id] = SessionEntry(session, step.now, monotonic + session.ttl)
     for name in session.names:
         set_limit(step, name, session.limits.get(name))
+        set_rate(step, name, session.rates.get(name))
 
 
 def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
@@ -101,6 +104,17 @@ def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
     for lease in running:
         lease.counts_in_limit = limit is not None
     step.names_to_notify.add(EVERY_QUEUE)
+
+
+def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
+    """Set or remove the rate limit of a job name. What its jobs have taken stays."""
+    rates = step.state.rates
+    if limit is None:
+        rates.pop(name, None)
+    elif name in rates:
+        rates[name].limit = limit
+    else:
+        rates[name] = RateEntry(limit, step.now)
 
 
 def heartbeat(
@@ -151,6 +165,7 @@ def release(
         if held is not None and (
             (entry.id, held.token) in wanted or (nonce is not None and held.token.nonce == nonce)
         ):
+            step.give_units_back(entry, held)
             step.requeue_or_cancel(entry, held, settled=held.token)
 
 
@@ -255,7 +270,7 @@ def run_exchange(
         results,
         deliveries,
         reserving.find_waiting_lanes(),
-        find_next_due(step.state),
+        find_next_time(step.state, reserving),
         step.now / 1e6,
     )
 
@@ -270,13 +285,26 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
             continue
         bytes_left -= measure_size(entry)
         if bytes_left < 0 and deliveries:
+            step.give_units_back(entry, lease)
             step.requeue_or_cancel(entry, lease)
         else:
             deliveries.append(make_delivery(entry, lease.token))
-    waiting = LaneMerge(step.state, request, step.now).find_waiting_lanes()
+    lanes = LaneMerge(step.state, request, step.now)
     return Reply(
-        list(session.last_results), deliveries, waiting, find_next_due(step.state), step.now / 1e6
+        list(session.last_results),
+        deliveries,
+        lanes.find_waiting_lanes(),
+        find_next_time(step.state, lanes),
+        step.now / 1e6,
     )
+
+
+def find_next_time(state: MemoryState, lanes: LaneMerge) -> float | None:
+    """Return when the next job is due, or a rate limit allows one of these lanes; None: never."""
+    due, opening = find_next_due(state), lanes.find_next_opening()
+    if opening is None:
+        return due
+    return opening / 1e6 if due is None else min(due, opening / 1e6)
 
 
 def find_next_due(state: MemoryState) -> float | None:
@@ -416,6 +444,14 @@ def make_limit_info(state: MemoryState, name: str) -> LimitInfo:
     )
 
 
+def list_rates(step: AtomicStep) -> list[RateInfo]:
+    """See `Backend.list_rates`."""
+    return [
+        make_rate_info(name, rate.limit, rate.spent_until, step.now)
+        for name, rate in sorted(step.state.rates.items())
+    ]
+
+
 def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
     """See `Backend.explain_job`."""
     state = step.state
@@ -429,6 +465,7 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
         job=entry.make_record(step.now, payloads=False),
         pause=state.find_pause(entry.queue, step.now),
         limit=make_limit_info(state, entry.name) if entry.name in state.limits else None,
+        rate=next((rate for rate in list_rates(step) if rate.name == entry.name), None),
         key_holder=None if holder == job_id else holder,
         sessions=[s.make_info(monotonic) for s in state.sessions.values() if not s.is_ended],
     )

@@ -73,13 +73,24 @@ class LaneMerge:
         for lane in self._request.lanes:
             if len(found) == _MAX_WAITING_LANES:
                 break
-            limit = self._state.limits.get(lane.name)
-            open_ = self._state.find_pause(lane.queue, self._now) is None and (
-                limit is None or limit.available > 0
+            open_ = self._state.find_pause(lane.queue, self._now) is None and self._allows(
+                lane.name
             )
             if open_ and lane not in found and self._state.peek_lane((lane.queue, lane.name)):
                 found.append(lane)
         return found
+
+    def find_next_opening(self) -> int | None:
+        """Return when the first rate limit that delays a job of these lanes allows one, or None."""
+        openings = [
+            rate.find_opening()
+            for queue, name in self._lanes
+            if (rate := self._state.rates.get(name)) is not None
+            and rate.count_room(self._now) == 0
+            and self._state.find_pause(queue, self._now) is None
+            and self._state.peek_lane((queue, name)) is not None
+        ]
+        return min(openings, default=None)
 
     def _rank_head(self, n: int) -> RankedHead | None:
         """Return the rank of the first job of lane `n`, or None if the lane is paused or empty.
@@ -101,11 +112,16 @@ class LaneMerge:
         return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
     def _has_capacity(self, queue: str, name: str) -> bool:
-        """Return whether the queue's cap and the name's concurrency limit allow another job."""
-        if self._queue_capacity.get(queue, 1) <= 0:
-            return False
+        """Return whether the queue's cap and the limits of the name allow another job."""
+        return self._queue_capacity.get(queue, 1) > 0 and self._allows(name)
+
+    def _allows(self, name: str) -> bool:
+        """Return whether the concurrency limit and the rate limit of a name allow another job."""
         limit = self._state.limits.get(name)
-        return limit is None or limit.available > 0
+        if limit is not None and limit.available <= 0:
+            return False
+        rate = self._state.rates.get(name)
+        return rate is None or rate.count_room(self._now) > 0
 
     def _lease_head(self, n: int, session: SessionEntry, number: int) -> Delivery:
         entry = self._state.pop_lane(self._lanes[n])
@@ -114,6 +130,9 @@ class LaneMerge:
         limit = self._state.limits.get(entry.name)
         if limit is not None:
             limit.in_use += 1
+        rate = self._state.rates.get(entry.name)
+        if rate is not None:
+            rate.spend(self._now, rate.limit.cost)
         entry.fence += 1
         token = Token(entry.fence, self._request.nonce)
         entry.leased = LeaseEntry(

@@ -22,6 +22,7 @@ from nimburion.core.job import (
 from nimburion.core.lease import Lease, Token
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
@@ -260,6 +261,28 @@ class LimitEntry:
         return max(0, self.limit - self.in_use)
 
 
+class RateEntry:
+    """A rate limit, and the time until which its units are spent."""
+
+    __slots__ = ("limit", "spent_until")
+
+    def __init__(self, limit: RateLimit, spent_until: int) -> None:
+        self.limit: RateLimit = limit
+        self.spent_until: int = spent_until
+
+    def count_room(self, now: int) -> int:
+        """Return how many jobs may start now."""
+        return self.limit.count_room(self.spent_until, now)
+
+    def spend(self, now: int, units: int) -> None:
+        """Take units, or give them back if the number is negative."""
+        self.spent_until = self.limit.spend(self.spent_until, now, units)
+
+    def find_opening(self) -> int:
+        """Return the time from which the next job may start."""
+        return self.limit.find_opening(self.spent_until)
+
+
 class UniqueKeyEntry(msgspec.Struct):
     """The job that holds a unique key.
 
@@ -286,6 +309,7 @@ class MemoryState:
         """A heap by due time and seq. Outdated entries are skipped as in `lanes`."""
         self.sessions: dict[str, SessionEntry] = {}
         self.limits: dict[str, LimitEntry] = {}
+        self.rates: dict[str, RateEntry] = {}
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
         self.pauses: dict[str, Pause] = {}
         """By queue. A pause stays here after its end until the queue is paused or resumed."""

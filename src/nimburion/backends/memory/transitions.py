@@ -26,10 +26,12 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    RateLimited,
     Released,
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 
 
@@ -114,7 +116,7 @@ class AtomicStep:
 
     # Settle
 
-    def settle(self, session: SessionEntry, settlement: Settlement) -> Settled:
+    def settle(self, session: SessionEntry, settlement: Settlement) -> Settled:  # noqa: C901
         """Apply one settlement if its token matches the lease.
 
         Otherwise return `ALREADY` if this token settled the job last, else `STALE`.
@@ -146,13 +148,25 @@ class AtomicStep:
                 self.end_lease(entry, settled=lease.token)
                 self.finish(entry, State.FAILED, session=session, reason=settlement.reason)
             case Released():
+                if settlement.unstarted:
+                    self.give_units_back(entry, lease)
                 self.requeue_or_cancel(entry, lease, delay=settlement.delay, settled=lease.token)
+            case RateLimited():
+                delay = self.block_rate(entry.name, settlement.retry_after)
+                self.requeue_or_cancel(entry, lease, delay=delay, settled=lease.token)
             case Cancelled():
                 self.end_lease(entry, settled=lease.token)
                 self.finish(entry, State.CANCELLED, session=session, reason=settlement.reason)
-            case Progressed():
-                entry.progress = Progress(settlement.fraction, settlement.message)
+            case Progressed() | Spent():
+                self.note_report(entry, settlement)
         return Settled.DONE
+
+    def note_report(self, entry: JobEntry, report: Progressed | Spent) -> None:
+        """Store what an attempt that continues reports."""
+        if isinstance(report, Progressed):
+            entry.progress = Progress(report.fraction, report.message)
+        elif entry.name in self.state.rates:
+            self.state.rates[entry.name].spend(self.now, report.units)
 
     def requeue_or_cancel(
         self,
@@ -176,6 +190,24 @@ class AtomicStep:
         self.state.add_waiting(entry, self.now)
         self.names_to_notify.add(entry.queue)
         return True
+
+    def block_rate(self, name: str, seconds: float) -> float | None:
+        """Let the rate limit of a name allow no job for some seconds.
+
+        Returns the delay of the job that asked for it: None, its old place, if there is a limit.
+        """
+        rate = self.state.rates.get(name)
+        if rate is None:
+            return seconds
+        delay = max(0, to_micros(seconds))
+        rate.spent_until = rate.limit.block(rate.spent_until, self.now, delay)
+        return None
+
+    def give_units_back(self, entry: JobEntry, lease: LeaseEntry) -> None:
+        """Give back what a job that has not started took from the rate limit of its name."""
+        rate = self.state.rates.get(entry.name)
+        if rate is not None:
+            rate.spent_until = rate.limit.refund(rate.spent_until, self.now, lease.started_at)
 
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
         """Remove the lease of a job and decrement the count of its concurrency limit."""
@@ -235,6 +267,8 @@ def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     for settlement in settlements:
         if isinstance(settlement, Retried | Released) and settlement.delay is not None:
             check_time(settlement.delay)
+        elif isinstance(settlement, RateLimited):
+            check_time(settlement.retry_after)
 
 
 def _mark_refused(job: NewJob, result: Enqueued) -> Enqueued:

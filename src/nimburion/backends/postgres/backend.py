@@ -62,6 +62,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import (
     MAX_HOLDERS,
@@ -122,7 +123,7 @@ _PLANNER_SETTINGS = (
     "plan_cache_mode = force_generic_plan",
 )
 """Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
-_OPEN_SESSION = _make_call("open_session_1", 8)
+_OPEN_SESSION = _make_call("open_session_1", 12)
 _CLOSE_SESSION = _make_call("close_session_1", 5)
 _RELEASE = _make_call("release_leases_1", 6)
 _RESCUE = _make_call("rescue_jobs_1", 6)
@@ -138,7 +139,11 @@ _PUT_STATISTICS = _make_call("put_statistics_1", 6)
 _GROUP_FAILURES = _make_call("group_failures_1", 17)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
     $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"""
-_EXPLAIN = """SELECT g.*, e.*, t.now FROM {schema}.get_read_time_1($1) AS t (now),
+_LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
+    {schema}.list_rates_1(NULL) r"""
+_EXPLAIN = """SELECT g.*, e.*, t.now, (
+        SELECT CAST(ROW(r.*) AS {schema}.rate_limit) FROM {schema}.list_rates_1(g.name) r
+    ) AS rate FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
     {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options, $4) e"""
 """One statement, so that everything is read in one snapshot."""
@@ -657,6 +662,10 @@ class PostgresBackend:
         """See `Backend.list_limits`."""
         statement = "SELECT * FROM {schema}.list_limits_1(NULL, $1)"
         return queries.decode_limits(await self._fetch(statement, MAX_HOLDERS))
+
+    async def list_rates(self) -> list[RateInfo]:
+        """See `Backend.list_rates`."""
+        return queries.decode_rates(await self._fetch(_LIST_RATES, self._now()))
 
     async def list_statistics(
         self,

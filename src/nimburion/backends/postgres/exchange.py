@@ -25,10 +25,12 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    RateLimited,
     Released,
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 
 NOT_ALL_LEASED = "NB001"
@@ -118,7 +120,9 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
     return ["".join(kind for kind, _ in details), *named, bodies, delays, texts, fractions]
 
 
-def _encode_settlement(settlement: Settlement) -> tuple[str, SettlementDetails]:
+def _encode_settlement(  # noqa: PLR0911 - one for each kind
+    settlement: Settlement,
+) -> tuple[str, SettlementDetails]:
     """Return the letter of a settlement and its data other than the lease."""
     match settlement:
         case Completed():
@@ -134,11 +138,15 @@ def _encode_settlement(settlement: Settlement) -> tuple[str, SettlementDetails]:
             return "f", (encode_json(settlement.error), None, encode_text(settlement.reason), None)
         case Released():
             delay = None if settlement.delay is None else max(0, to_micros(settlement.delay))
-            return "l", (None, delay, None, None)
+            return "u" if settlement.unstarted else "l", (None, delay, None, None)
+        case RateLimited():
+            return "q", (None, max(0, to_micros(settlement.retry_after)), None, None)
         case Cancelled():
             return "x", (None, None, encode_text(settlement.reason), None)
         case Progressed():
             return "p", (None, None, encode_text(settlement.message), settlement.fraction)
+        case Spent():
+            return "e", (None, settlement.units, None, None)
 
 
 def encode_request(request: ReserveRequest) -> list[Any]:

@@ -29,6 +29,7 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 from nimburion.core.session import (
     LimitHolder,
     LimitInfo,
@@ -220,6 +221,17 @@ def _make_limit_info(columns: Iterable[Any]) -> LimitInfo:
     )
 
 
+def decode_rates(rows: list[Any]) -> list[RateInfo]:
+    """Decode the rows of `list_rates_1`, each after the time."""
+    return [_make_rate(*row) for row in rows]
+
+
+def _make_rate(  # noqa: PLR0917 - the columns of a row
+    now: int, name: str, interval: int, burst: int, cost: int, spent_until: int, rate: str
+) -> RateInfo:
+    return make_rate_info(name, RateLimit(rate, interval, burst, cost), spent_until, now)
+
+
 def decode_facts(rows: list[Any], job_id: str) -> Facts:
     """Decode the row of a job with the columns of `explain_job_1`.
 
@@ -241,6 +253,7 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         job=job,
         pause=pause,
         limit=limit,
+        rate=None if row["rate"] is None else _make_rate(row["now"], *row["rate"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),
     )

@@ -34,6 +34,7 @@ _LOST_ERROR = AttemptError(
 def encode_open_session(session: Session) -> list[Any]:
     """Return the arguments of `open_session_1` after the times."""
     names = [encode_text(name) for name in dict.fromkeys(session.names)]
+    rates = [session.rates.get(name) for name in names]
     return [
         session.id,
         to_micros(session.ttl),
@@ -41,6 +42,10 @@ def encode_open_session(session: Session) -> list[Any]:
         encode_json(session).decode(),
         names,
         [session.limits.get(name) for name in names],
+        [None if rate is None else encode_text(rate.rate) for rate in rates],
+        [None if rate is None else rate.interval for rate in rates],
+        [None if rate is None else rate.burst for rate in rates],
+        [None if rate is None else rate.cost for rate in rates],
     ]
 
 

@@ -64,6 +64,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import (
     HeartbeatReply,
@@ -614,6 +615,10 @@ class RedisBackend:
             following, rows = await self._run_script("list_limits", following)
             replies.append(rows)
         return queries.decode_limits(replies)
+
+    async def list_rates(self) -> list[RateInfo]:
+        """See `Backend.list_rates`. One script reads everything."""
+        return queries.decode_rates(*await self._run_script("list_rates"))
 
     async def list_statistics(
         self,

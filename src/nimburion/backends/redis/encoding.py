@@ -54,6 +54,11 @@ def decode_time(biased: int) -> float:
     return (biased - _TIME_BIAS) / MICRO
 
 
+def decode_micros(biased: int) -> int:
+    """Return the microseconds for the 8 bytes of an encoded time, given as an integer."""
+    return biased - _TIME_BIAS
+
+
 def encode_lookup_text(text: str) -> bytes:
     """Encode a name for a lookup. A name that cannot be stored matches nothing."""
     return text.encode("utf-8", "surrogatepass")

@@ -29,9 +29,13 @@ from nimburion.backends.redis.record_format import (
     KIND_KEPT,
     KIND_KEPT_WITH_RESULT,
     KIND_PROGRESSED,
+    KIND_RATE_LIMITED,
     KIND_RELEASED,
     KIND_RETRIED,
     KIND_SNOOZED,
+    KIND_SNOOZED_UNSTARTED,
+    KIND_SPENT,
+    KIND_UNSTARTED,
     PROGRESS,
     SETTLED_ALREADY,
     SETTLED_DONE,
@@ -47,10 +51,12 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    RateLimited,
     Released,
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 
 _RESULTS_BY_CODE = {
@@ -92,7 +98,9 @@ def encode_arguments(
     ]
 
 
-def _encode_settlement(settlement: Settlement) -> tuple[bytes, tuple[bytes, ...]]:
+def _encode_settlement(  # noqa: PLR0911 - one for each kind
+    settlement: Settlement,
+) -> tuple[bytes, tuple[bytes, ...]]:
     """Return the kind of a settlement and its data other than the lease."""
     match settlement:
         case Completed():
@@ -109,17 +117,24 @@ def _encode_settlement(settlement: Settlement) -> tuple[bytes, tuple[bytes, ...]
                 encode_fingerprint(settlement.error.fingerprint),
             )
         case Released():
-            return (
-                (KIND_RELEASED, ())
-                if settlement.delay is None
-                else (KIND_SNOOZED, (encode_time(max(0, to_micros(settlement.delay))),))
-            )
+            return _encode_released(settlement)
+        case RateLimited():
+            return KIND_RATE_LIMITED, (encode_time(max(0, to_micros(settlement.retry_after))),)
         case Cancelled():
             return KIND_CANCELLED, (encode_reason(settlement.reason),)
         case Progressed():
             return KIND_PROGRESSED, (
                 PROGRESS.pack(settlement.fraction) + settlement.message.encode(),
             )
+        case Spent():
+            return KIND_SPENT, (b"%d" % settlement.units,)
+
+
+def _encode_released(settlement: Released) -> tuple[bytes, tuple[bytes, ...]]:
+    if settlement.delay is not None:
+        delay = encode_time(max(0, to_micros(settlement.delay)))
+        return KIND_SNOOZED_UNSTARTED if settlement.unstarted else KIND_SNOOZED, (delay,)
+    return KIND_UNSTARTED if settlement.unstarted else KIND_RELEASED, ()
 
 
 def _encode_completed(settlement: Completed) -> tuple[bytes, tuple[bytes, ...]]:

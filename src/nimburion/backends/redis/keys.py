@@ -43,6 +43,8 @@ KEYS = MappingProxyType(
         "ended_session": "sorted set: ids of closed and expired sessions, by end",
         "concurrency_limit": "hash: job name -> concurrency limit",
         "limit_in_use": "hash: job name -> number of leased jobs",
+        "rate_limit": "hash: job name -> rate limit",
+        "spent_until": "hash: job name -> until when the units of its rate limit are spent",
         "unique_key": "hash: job name NUL unique key -> expiry, id of the job that holds it",
         "unique_expiry": "sorted set: unique keys with a span (unique_for), by expiry",
         "paused_queue": "hash: queue -> until when, since when, by whom and why it is paused",

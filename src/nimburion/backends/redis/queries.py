@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.redis.encoding import decode_time
+from nimburion.backends.redis.encoding import decode_micros, decode_time
 from nimburion.backends.redis.exchange import decode_body_options, decode_lane_names
 from nimburion.backends.redis.record_format import (
     ATTEMPT_STATE,
@@ -25,6 +25,7 @@ from nimburion.backends.redis.record_format import (
     NO_SESSION,
     PAUSE,
     PROGRESS,
+    RATE_LIMIT,
     SESSION_LEFT,
     SESSION_STATE,
     STATE_CODES,
@@ -37,6 +38,7 @@ from nimburion.core.diagnosis.failure_groups import FailureGroup, group_failures
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
+from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 from nimburion.core.session import (
     MAX_HOLDERS,
     LimitHolder,
@@ -480,6 +482,20 @@ def decode_limits(replies: Sequence[list[Any]]) -> list[LimitInfo]:
     ]
 
 
+def decode_rates(now8: bytes, rows: list[Any]) -> list[RateInfo]:
+    """Decode the rate limits of `list_rates.lua`, sorted by name."""
+    now = decode_micros(int.from_bytes(now8, "big"))
+    return sorted(
+        (_decode_rate(now, *row) for row in _split_rows(rows, 3)), key=lambda rate: rate.name
+    )
+
+
+def _decode_rate(now: int, name: bytes, packed: bytes, spent_until: bytes) -> RateInfo:
+    interval, burst, cost = RATE_LIMIT.unpack_from(packed)
+    limit = RateLimit(packed[RATE_LIMIT.size :].decode(), interval, burst, cost)
+    return make_rate_info(name.decode(), limit, int(spent_until), now)
+
+
 def _decode_holder(started: bytes, job_id: bytes, session: bytes | None) -> LimitHolder:
     session_id, host = _decode_session_name(session or b"")
     started_at = decode_time(int.from_bytes(started, "big"))
@@ -494,13 +510,15 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     """
     if not reply:
         raise JobNotFound(job_id)
-    now, names, details, pause, limit, holder, sessions = reply
+    now, names, details, pause, limit, holder, sessions, rate = reply
+    rates = decode_rates(now, rate)
     key_holder = None if holder is None else decode_id(holder)
     return Facts(
         now=decode_time(int.from_bytes(now, "big")),
         job=_decode_job(details, decode_lane_names(names)),
         pause=None if pause is None else decode_pause(pause),
         limit=next(iter(decode_limits([limit])), None),
+        rate=rates[0] if rates else None,
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )

@@ -61,6 +61,7 @@ CREATED, EXISTS, CONFLICT, TAKEN, REFUSED = b"c", b"e", b"x", b"t", b"r"
 KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = b"c", b"C", b"r", b"f"
 KIND_KEPT, KIND_KEPT_WITH_RESULT = b"k", b"K"
 KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = b"l", b"s", b"x", b"p"
+KIND_UNSTARTED, KIND_SNOOZED_UNSTARTED, KIND_RATE_LIMITED, KIND_SPENT = b"u", b"v", b"q", b"e"
 """The kinds of settlements. KIND_SNOOZED is a release with a delay. With KIND_KEPT, the job is
 completed and keeps its payload.
 """
@@ -107,6 +108,8 @@ PROGRESS = struct.Struct(">d")
 """fraction; the message follows."""
 SESSION_STATE = struct.Struct(">4x8x8xQc8x")
 """opened, status; the codes of the last settlements follow."""
+RATE_LIMIT = struct.Struct(">QII")
+"""interval, burst, cost; the rate for people follows."""
 PAUSE = struct.Struct(">QQ")
 """until, since; a JSON array of by and reason follows."""
 SCHEDULE = struct.Struct(">ccdB")

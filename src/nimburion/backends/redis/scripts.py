@@ -77,13 +77,14 @@ SCRIPT_SPECS = MappingProxyType(
             (*_RECORD_PARTS, "unique_keys", "new_job_format", "ids"), "no-writes"
         ),
         "exchange": ScriptSpec(
-            (*_WRITE_PARTS, "settle", "promote_due", "pauses", "reserve"), "allow-oom"
+            (*_WRITE_PARTS, "rate_limits", "settle", "promote_due", "pauses", "reserve"),
+            "allow-oom",
         ),
         "open_session": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
         "put_statistics": ScriptSpec(("times",)),
         "merge_statistics": ScriptSpec(("times", "batching"), "allow-oom"),
-        "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
+        "release": ScriptSpec((*_WRITE_PARTS, "rate_limits", "release_jobs"), "allow-oom"),
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
@@ -128,6 +129,7 @@ SCRIPT_SPECS = MappingProxyType(
         "list_limits": ScriptSpec(
             (*_RECORD_PARTS, "lanes", "session_names", "limit_holders"), "no-writes"
         ),
+        "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
         "list_audit": ScriptSpec(("batching", "numbered_pages"), "no-writes"),
         "get_bulk_operation": ScriptSpec(flags="no-writes"),

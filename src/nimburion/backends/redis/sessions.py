@@ -38,7 +38,11 @@ def encode_open_session(session: Session) -> list[bytes]:
     """Return the arguments of `open_session.lua`."""
     limits: list[object] = []
     for name in session.names:
+        rate = session.rates.get(name)
         limits += (name, session.limits.get(name, False))
+        limits += (
+            (False,) * 4 if rate is None else (rate.interval, rate.burst, rate.cost, rate.rate)
+        )
     ttl = b"%d" % to_micros(session.ttl)
     return [session.id.encode(), ttl, encode_json(session), _pack(limits), session.host.encode()]
 

@@ -41,6 +41,7 @@ from nimburion.backends.sqlite.notifications import (
     SQLiteNotifier,
     find_socket_folder,
 )
+from nimburion.backends.sqlite.rate_limits import list_rates
 from nimburion.backends.sqlite.transactions import CallerTransactions, make_transaction
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
@@ -62,6 +63,7 @@ from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics, check_interval
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.session import (
     HeartbeatReply,
@@ -527,6 +529,10 @@ class SQLiteBackend:
     async def list_limits(self) -> list[LimitInfo]:
         """See `Backend.list_limits`."""
         return await self._read(queries.list_limits)
+
+    async def list_rates(self) -> list[RateInfo]:
+        """See `Backend.list_rates`."""
+        return await self._read(list_rates)
 
     async def list_statistics(
         self,

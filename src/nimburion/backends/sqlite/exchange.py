@@ -9,17 +9,18 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.rate_limits import decode_rates, give_units_back
 from nimburion.backends.sqlite.reserve import (
     Lanes,
+    Limits,
     choose_jobs,
     count_fitting,
     decode_limits,
-    exclude_full_limits,
-    find_open_lanes,
+    find_unpaused_lanes,
     find_waiting_lanes,
     insert_leases,
     measure_sizes,
-    read_limits,
+    read_all_limits,
 )
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
 from nimburion.backends.sqlite.transitions import LeaseRow
@@ -28,7 +29,6 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
-from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Settled, Settlement
 
 MAX_PROMOTED = 10_000
@@ -74,6 +74,7 @@ class SessionHead(NamedTuple):
     ended_at: int | None
     paused: str
     limits: str
+    rates: str
     next_due: int | None
     has_unique_keys: int
 
@@ -104,21 +105,26 @@ def run_exchange(
         raise OutOfOrder(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
-    limits = decode_limits(head.limits)
+    limits = Limits(decode_limits(head.limits), decode_rates(head.rates))
     has_unique_keys = bool(head.has_unique_keys)
     results = (
         settle_batch(
-            db, head.session, settlements, has_limits=bool(limits), has_unique_keys=has_unique_keys
+            db,
+            head.session,
+            settlements,
+            has_limits=bool(limits.running),
+            has_unique_keys=has_unique_keys,
         )
         if settlements
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    limits_before = read_limits(db) if limits else limits
-    lanes = find_open_lanes(db, request, _decode_names(head.paused), limits_before)
+    limits_before = read_all_limits(db) if limits else limits
+    unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
+    lanes = limits_before.exclude_full(unpaused, db.now)
     rows = lease_jobs(db, head.session, number, request, lanes, limits=limits_before)
-    limits_after = read_limits(db) if limits else limits
-    if any(now.in_use < now.limit <= limits[name].in_use for name, now in limits_after.items()):
+    limits_after = read_all_limits(db) if limits else limits
+    if limits_after.has_opened_since(limits):
         db.notify([EVERY_QUEUE])
     db.run(
         "save_exchange",
@@ -126,8 +132,17 @@ def run_exchange(
         number,
         "".join([_RESULT_CODES[result] for result in results]),
     )
-    waiting = find_waiting_lanes(db, exclude_full_limits(lanes, limits_after))
+    waiting = find_waiting_lanes(db, limits_after.exclude_full(lanes, db.now))
+    next_due = find_next_time(db, unpaused, limits_after, next_due)
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
+
+
+def find_next_time(db: Database, lanes: Lanes, limits: Limits, next_due: int | None) -> int | None:
+    """Return `next_due`, or when a rate limit allows a job of these lanes, if that is earlier."""
+    opening = limits.find_next_opening(db, lanes) if limits.rates else None
+    if opening is None or next_due is None:
+        return next_due if opening is None else opening
+    return min(next_due, opening)
 
 
 def lease_jobs(
@@ -137,7 +152,7 @@ def lease_jobs(
     request: ReserveRequest,
     lanes: Lanes,
     *,
-    limits: dict[str, ConcurrencyLimit],
+    limits: Limits,
 ) -> list[ReservedRow]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
@@ -173,9 +188,10 @@ def count_fitting_rows(rows: list[ReservedRow], max_bytes: int) -> int:
 
 
 def release_limits(db: Database, lanes: list[int]) -> None:
-    """Decrement the concurrency limits that were incremented for jobs of these lanes."""
+    """Give back what was taken from the limits of the names for jobs of these lanes."""
     for lane in lanes:
         db.run("release_limit", lane)
+        give_units_back(db, lane, db.now)
 
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
@@ -200,14 +216,17 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
     for seq in seqs[count:]:
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"
-        requeue_or_cancel(db, LeaseRow(*lease_row), settles=False)
-    lanes = find_open_lanes(db, request, _decode_names(head.paused), read_limits(db))
+        lease = LeaseRow(*lease_row)
+        give_units_back(db, lease.lane, lease.started_at)
+        requeue_or_cancel(db, lease, settles=False)
+    limits = read_all_limits(db)
+    lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count]),
         nonce or b"",
-        find_waiting_lanes(db, lanes),
-        head.next_due,
+        find_waiting_lanes(db, limits.exclude_full(lanes, db.now)),
+        find_next_time(db, lanes, limits, head.next_due),
         db.now,
     )
 

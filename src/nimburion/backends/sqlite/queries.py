@@ -13,6 +13,7 @@ import msgspec
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
 from nimburion.backends.sqlite.enqueue import find_key_holder
+from nimburion.backends.sqlite.rate_limits import list_rates
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
@@ -257,6 +258,7 @@ def explain_job(db: Database, job_id: str) -> Facts:
         job=job,
         pause=None if pause is None else make_pause(*pause),
         limit=next(iter(list_limits(db, job.name)), None),
+        rate=next((rate for rate in list_rates(db) if rate.name == job.name), None),
         key_holder=None if holder == job_id else holder,
         sessions=list_sessions(db),
     )

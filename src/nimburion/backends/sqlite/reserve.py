@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
 
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
+from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
 from nimburion.core.session import ConcurrencyLimit
 
@@ -61,25 +63,61 @@ def count_fitting(sizes: Iterable[int], max_bytes: int) -> int:
     return count
 
 
-def find_open_lanes(
-    db: Database,
-    request: ReserveRequest,
-    paused: frozenset[str],
-    limits: dict[str, ConcurrencyLimit],
-) -> Lanes:
-    """Return the requested lanes that exist, by number, without paused queues and full limits."""
-    lanes = exclude_full_limits(db.find_lanes(request.lanes), limits)
+def find_unpaused_lanes(db: Database, request: ReserveRequest, paused: frozenset[str]) -> Lanes:
+    """Return the requested lanes that exist and are not paused, by number."""
+    lanes = db.find_lanes(request.lanes)
     if not paused:
         return lanes
     return {number: lane for number, lane in lanes.items() if lane.queue not in paused}
 
 
-def exclude_full_limits(lanes: Lanes, limits: dict[str, ConcurrencyLimit]) -> Lanes:
-    """Return the lanes whose job name is below its concurrency limit."""
-    if not limits:
-        return lanes
-    full = {name for name, limit in limits.items() if limit.in_use >= limit.limit}
-    return {number: lane for number, lane in lanes.items() if lane.name not in full}
+class Limits(NamedTuple):
+    """The concurrency limits and the rate limits at one moment, by job name."""
+
+    running: dict[str, ConcurrencyLimit]
+    rates: Rates
+
+    def __bool__(self) -> bool:
+        return bool(self.running or self.rates)
+
+    def count_available(self, now: int) -> dict[str, int]:
+        """Return how many jobs of each limited name may start now; negative above a limit."""
+        available = {name: limit.limit - limit.in_use for name, limit in self.running.items()}
+        for name, rate in self.rates.items():
+            room = rate.count_room(now)
+            available[name] = min(available.get(name, room), room)
+        return available
+
+    def exclude_full(self, lanes: Lanes, now: int) -> Lanes:
+        """Return the lanes from which another job may start."""
+        if not self:
+            return lanes
+        full = {name for name, available in self.count_available(now).items() if available <= 0}
+        return {number: lane for number, lane in lanes.items() if lane.name not in full}
+
+    def has_opened_since(self, before: Limits) -> bool:
+        """Return whether a concurrency limit has room now that was full before."""
+        return any(
+            limit.in_use < limit.limit <= before.running[name].in_use
+            for name, limit in self.running.items()
+        )
+
+    def find_next_opening(self, db: Database, lanes: Lanes) -> int | None:
+        """Return when the first rate that delays a job of these lanes allows one, or None."""
+        closed = {name for name, rate in self.rates.items() if rate.count_room(db.now) == 0}
+        delayed = {number: lane for number, lane in lanes.items() if lane.name in closed}
+        if not delayed:
+            return None
+        holding = _decode_seqs(
+            db.fetch_value("find_waiting_lanes", _encode(list(delayed)).decode(), len(delayed))
+        )
+        rates = [self.rates[delayed[number].name] for number in holding]
+        return min((rate.limit.find_opening(rate.spent_until) for rate in rates), default=None)
+
+
+def read_all_limits(db: Database) -> Limits:
+    """Read the concurrency limits and the rate limits."""
+    return Limits(read_limits(db), read_rates(db))
 
 
 def read_limits(db: Database) -> dict[str, ConcurrencyLimit]:
@@ -105,14 +143,12 @@ def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
     return [lanes[number] for number in found]
 
 
-def choose_jobs(
-    db: Database, request: ReserveRequest, lanes: Lanes, limits: dict[str, ConcurrencyLimit]
-) -> list[int]:
+def choose_jobs(db: Database, request: ReserveRequest, lanes: Lanes, limits: Limits) -> list[int]:
     """Return the seqs to lease, in rank order, within the caps of queues and names.
 
-    Increments the concurrency limits in the database.
+    Counts them against the concurrency limits and the rate limits in the database.
     """
-    capacity = Capacity(request, limits)
+    capacity = Capacity(request, limits.count_available(db.now) if limits else {})
     if len(lanes) == 1:
         ((number, lane),) = lanes.items()
         seqs = _decode_seqs(db.fetch_value("read_lane", number, capacity.get_available(lane)))
@@ -128,6 +164,8 @@ def choose_jobs(
         )
     for name, taken in capacity.taken.items():
         db.run("take_limit", name, taken)
+        if name in limits.rates:
+            take_units(db, name, limits.rates[name], taken)
     return seqs
 
 
@@ -136,14 +174,14 @@ class Capacity:
 
     __slots__ = ("_names", "_queues", "is_limited", "taken", "total")
 
-    def __init__(self, request: ReserveRequest, limits: dict[str, ConcurrencyLimit]) -> None:
+    def __init__(self, request: ReserveRequest, names: dict[str, int]) -> None:
         self.total: int = request.total
         self._queues = {
             queue: options.limit
             for queue, options in request.queues.items()
             if options.limit is not None
         }
-        self._names = {name: limit.limit - limit.in_use for name, limit in limits.items()}
+        self._names = names
         self.is_limited: bool = bool(self._queues or self._names)
         """Whether a queue or a name has a limit, in addition to the total."""
         self.taken: dict[str, int] = {}

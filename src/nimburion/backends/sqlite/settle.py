@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nimburion.backends.sqlite import transitions
+from nimburion.backends.sqlite import rate_limits, transitions
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Increments, LeaseRow
 from nimburion.core.lease import Lease
@@ -15,10 +15,12 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    RateLimited,
     Released,
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 
 _FAILURE_INCREMENT = Increments(failures=1)
@@ -137,7 +139,7 @@ def store_results(db: Database, completed: Sequence[Completed]) -> None:
         db.run("store_results", _encode(offsets).decode(), whole)
 
 
-def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
+def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  # noqa: C901
     """Apply one settlement if its token matches the lease; else see `classify_unmatched`."""
     lease = find_lease(db, session, settlement.lease)
     if lease is None:
@@ -167,13 +169,20 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
                 fingerprint=settlement.error.fingerprint,
             )
         case Released():
+            if settlement.unstarted:
+                rate_limits.give_units_back(db, lease.lane, lease.started_at)
             requeue_or_cancel(db, lease, delay=settlement.delay)
+        case RateLimited():
+            delay = rate_limits.block_rate(db, lease.lane, settlement.retry_after)
+            requeue_or_cancel(db, lease, delay=delay)
         case Cancelled():
             transitions.finish_leased(
                 db, lease, CANCELLED, reason=settlement.reason, nonce=lease.nonce
             )
         case Progressed():
             db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
+        case Spent():
+            rate_limits.spend_units(db, lease.lane, settlement.units)
     return Settled.DONE
 
 

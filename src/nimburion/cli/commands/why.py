@@ -43,6 +43,7 @@ def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
         "causes": [{"kind": cause.kind.value, "text": cause.text} for cause in causes],
         "pause": msgspec.to_builtins(facts.pause),
         "limit": msgspec.to_builtins(facts.limit),
+        "rate": msgspec.to_builtins(facts.rate),
         "key_holder": facts.key_holder,
         "now": facts.now,
     }

@@ -10,6 +10,7 @@ import msgspec
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.job import JobRecord, State
 from nimburion.core.queries import Pause, QueueInfo
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo, SessionInfo, WorkerCommand
 
 
@@ -24,6 +25,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The pause of its queue."""
     limit: LimitInfo | None
     """The concurrency limit of its name."""
+    rate: RateInfo | None = None
+    """The rate limit of its name."""
     key_holder: str | None
     """The id of another job that holds its unique key. It prevents the replay of a dead letter."""
     sessions: list[SessionInfo]
@@ -48,6 +51,8 @@ class CauseKind(enum.StrEnum):
     """The job failed, and the time of its next attempt has not come."""
     PAUSED = "paused"
     AT_LIMIT = "at_limit"
+    OVER_RATE = "over_rate"
+    """The rate limit of its name allows no job now."""
     NO_WORKER = "no_worker"
     """No live worker, none that serves the queue, or none that knows the name."""
     WORKERS_QUIET = "workers_quiet"
@@ -127,6 +132,8 @@ def _explain_waiting(facts: Facts) -> Iterable[Cause]:
         yield Cause(CauseKind.PAUSED, _describe_pause(job.queue, facts.pause, facts.now))
     if facts.limit is not None and facts.limit.in_use >= facts.limit.limit:
         yield Cause(CauseKind.AT_LIMIT, _describe_limit(facts.limit))
+    if facts.rate is not None and facts.rate.opens_at is not None:
+        yield Cause(CauseKind.OVER_RATE, _describe_rate(facts.rate, facts.now))
     yield from _explain_workers(facts)
 
 
@@ -144,6 +151,14 @@ def _describe_limit(limit: LimitInfo) -> str:
     return (
         f"The concurrency limit of {limit.name!r} is reached: {limit.in_use} of {limit.limit} in "
         f"use{held}{more}."
+    )
+
+
+def _describe_rate(rate: RateInfo, now: float) -> str:
+    wait = _format_seconds((rate.opens_at or now) - now)
+    return (
+        f"The rate limit of {rate.name!r} ({rate.rate}, burst {rate.burst}) allows the next job in "
+        f"{wait}."
     )
 
 

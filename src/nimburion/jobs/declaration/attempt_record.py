@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nimburion.core.errors import LeaseLost
-from nimburion.core.lease import Delivery, Lease
+from nimburion.core.lease import Delivery
 from nimburion.core.result_errors import encode_result_error
+from nimburion.core.settlement import Progressed, Spent
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.job_log import make_job_log
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from nimburion.jobs.declaration.job import AnyJob
     from nimburion.jobs.declaration.options import EnqueueOptions
 
-ProgressSink = Callable[[Lease, float, str], None]
-"""Records a progress report: lease, fraction, message. Can be called from any thread."""
+ReportSink = Callable[[Progressed | Spent], None]
+"""Records what an attempt that continues reports. Can be called from any thread."""
 
 
 class ResultEncoder(Protocol):
@@ -45,7 +46,7 @@ class WorkerServices(NamedTuple):
 
     monotonic: Callable[[], float]
     """The worker's monotonic clock."""
-    report: ProgressSink
+    report: ReportSink
     client: EnqueueClient | None = None
     """Enqueues the jobs of handlers; None in a context without a processor."""
     make_transaction: Callable[[object], Transaction] | None = None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, cast
 
-from nimburion.core.errors import Cancel, NotOpen
+from nimburion.core.errors import Cancel, NotOpen, RateLimitExceeded
+from nimburion.core.rate_limits import MAX_UNITS
+from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.job_log import JobLog, make_job_log
 from nimburion.jobs.declaration.lifespan import NO_STATE
@@ -13,7 +15,8 @@ from nimburion.jobs.declaration.transaction import HandlerTransaction
 from nimburion.jobs.worker.attempt.outcome import MAX_MESSAGE_BYTES, clean_text
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from datetime import timedelta
+    from typing import NoReturn, Unpack
 
     from typing_extensions import TypeVar
 
@@ -186,7 +189,40 @@ class Context(Generic[StateT_co]):
         if not 0.0 <= fraction <= 1.0:
             raise ValueError(f"progress must be from 0.0 to 1.0, not {fraction!r}")
         text = clean_text(str(message), MAX_MESSAGE_BYTES)
-        self._services.report(self._record.delivery.lease, float(fraction), text)
+        self._services.report(Progressed(self._record.delivery.lease, float(fraction), text))
+
+    def rate_limited(self, retry_after: float | timedelta) -> NoReturn:
+        """End the attempt because a service refused it, and stop its rate limit for everybody.
+
+        ```python
+        response = await client.post(url)
+        if response.status_code == 429:
+            ctx.rate_limited(float(response.headers["Retry-After"]))
+        ```
+
+        No job of this name starts for `retry_after` (seconds or a timedelta). This job then runs
+        first. Nothing is counted: no failure, no retry. A job without a rate limit waits alone, as
+        with `Snooze`.
+
+        The method raises `RateLimitExceeded`, which you can also raise yourself.
+        """
+        raise RateLimitExceeded(retry_after)
+
+    def spend(self, units: int) -> None:
+        """Take `units` more from the rate limit of this job, beyond its `cost`.
+
+        Use it when the real cost is known only afterwards, for example the tokens of an answer. A
+        negative number gives units back. The units are sent with the next call to the backend.
+        Without a rate limit, the call changes nothing. `ValueError` is raised for more than a
+        million units.
+        """
+        number: object = units
+        if not isinstance(number, int) or not -MAX_UNITS <= number <= MAX_UNITS:
+            raise ValueError(
+                f"spend takes a whole number of units, at most {MAX_UNITS:,}, not {units!r}"
+            )
+        if units:
+            self._services.report(Spent(self._record.delivery.lease, units))
 
     def set_result(self, value: object) -> None:
         """Set the job's result, for a handler whose transaction completes the job.

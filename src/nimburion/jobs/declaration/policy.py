@@ -13,11 +13,13 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args
 import msgspec
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
+from nimburion.jobs.declaration.rates import parse_rate
 from nimburion.jobs.declaration.uniqueness import ALL_FIELDS, Uniqueness
 
 _log = logging.getLogger("nimburion.jobs")
@@ -65,6 +67,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that an attempt may take."""
     concurrency: int | None = None
     """The largest number of these jobs that run at the same time, over all workers."""
+    rate: RateLimit | None = None
+    """How many of these jobs may start in a time, over all workers."""
     priority: int = Priority.NORMAL
     result: bool = True
     """Whether the handler's return value is stored."""
@@ -126,6 +130,12 @@ class PolicyOptions(TypedDict, total=False):
     permanent: type[BaseException] | tuple[type[BaseException], ...]
     timeout: float | timedelta | None
     concurrency: int | None
+    rate: str | None
+    """How many units of these jobs may start in a time, over all workers: `"100/min"`."""
+    burst: int | None
+    """The most units that may start at once; default: what the rate allows in 0.1 s, at least 1."""
+    cost: int
+    """The units that one job takes of the rate."""
     priority: int
     result: bool
     unique: bool | str | Sequence[str]
@@ -213,6 +223,9 @@ def parse_policy(
     permanent: type[BaseException] | tuple[type[BaseException], ...] = (),
     timeout: float | timedelta | None = None,
     concurrency: int | None = None,
+    rate: str | None = None,
+    burst: int | None = None,
+    cost: int = 1,
     priority: int = Priority.NORMAL,
     result: bool = True,
     unique: bool | str | Sequence[str] = False,
@@ -232,6 +245,7 @@ def parse_policy(
         permanent=_parse_exceptions(permanent),
         timeout=_parse_optional_seconds("timeout", timeout),
         concurrency=None if concurrency is None else _parse_int("concurrency", concurrency, 1),
+        rate=parse_rate(rate, burst, cost),
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
         unique=_parse_uniqueness(unique, unique_for, on_duplicate),

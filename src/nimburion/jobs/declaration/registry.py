@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import msgspec
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
@@ -171,6 +172,22 @@ class Registry:
             for handler in self._handlers.values()
             if handler.policy.concurrency is not None
         }
+
+    @property
+    def rates(self) -> dict[str, RateLimit]:
+        """The fleet-wide rate limits by job name, for the names that have one."""
+        return {
+            handler.name: handler.policy.rate
+            for handler in self._handlers.values()
+            if handler.policy.rate is not None
+        }
+
+    def describe_limits(self) -> dict[str, str]:
+        """Return the concurrency limit and the rate of each name that has one, for people."""
+        described = {name: str(limit) for name, limit in self.limits.items()}
+        for name, rate in self.rates.items():
+            described[name] = f"{described[name]} {rate.rate}" if name in described else rate.rate
+        return dict(sorted(described.items()))
 
     def _add(self, handler: Handler) -> None:
         known = self._handlers.setdefault(handler.name, handler)

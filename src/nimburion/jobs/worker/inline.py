@@ -15,10 +15,10 @@ from nimburion.core.errors import NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
-from nimburion.core.lease import Delivery, Lease
+from nimburion.core.lease import Delivery
 from nimburion.core.queries import JobFilter
 from nimburion.core.settings import Settings
-from nimburion.core.settlement import Progressed, Released, Settlement
+from nimburion.core.settlement import Progressed, Released, Settlement, Spent
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.lifespan import Lifespan
 from nimburion.jobs.declaration.registry import Registry
@@ -70,7 +70,9 @@ class InlineRunner:
         self._entropy = entropy
         self._session_id: str | None = None
         self._number = 0
-        self._progress: dict[Lease, Progressed] = {}
+        self._reports: list[Progressed | Spent] = []
+        self._next_due: float | None = None
+        """The next time of the last reply without a job."""
 
     async def step(self) -> bool:
         """Promote, rescue, then reserve, run and settle one job. Return False if no job is due."""
@@ -81,6 +83,7 @@ class InlineRunner:
         await self._report_dead(rescued.failed)
         reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
+            self._next_due = reply.next_due
             await self._check_names(reply)
             return False
         await self._run(reply.deliveries[0])
@@ -140,7 +143,7 @@ class InlineRunner:
         """Call the hooks for jobs that became dead letters because their workers were lost."""
         if job_ids:
             threads = HandlerThreads(1, asyncio.get_running_loop())
-            attempts = self._make_attempt_runner(threads, self._note_progress, self._state)
+            attempts = self._make_attempt_runner(threads, self._note_report, self._state)
             for job_id in job_ids:
                 await attempts.report_dead(await self._backend.get_job(job_id))
 
@@ -166,7 +169,7 @@ class InlineRunner:
 
     async def _run_and_settle(self, attempt: Attempt) -> None:
         threads = HandlerThreads(1, asyncio.get_running_loop())
-        attempts = self._make_attempt_runner(threads, self._note_progress, self._state)
+        attempts = self._make_attempt_runner(threads, self._note_report, self._state)
         settlement: Settlement | None = Released(attempt.delivery.lease)
 
         async def perform() -> None:
@@ -184,15 +187,17 @@ class InlineRunner:
         threads.close()
         # Wait for a handler that exceeded its timeout: no thread outlives this call.
         await asyncio.get_running_loop().run_in_executor(None, threads.join)
-        settlements: list[Settlement] = list(self._progress.values())
-        self._progress.clear()
+        settlements: list[Settlement] = [*self._reports]
+        self._reports.clear()
         if settlement is not None:
             settlements.append(settlement)
         await self._exchange(settlements, RESERVE_NOTHING)
         raise_keyboard_interrupt(attempt)
 
-    def _note_progress(self, lease: Lease, fraction: float, message: str) -> None:
-        self._progress[lease] = Progressed(lease, fraction, message)
+    def _note_report(self, report: Progressed | Spent) -> None:
+        if isinstance(report, Progressed):
+            self._reports = [old for old in self._reports if not isinstance(old, Progressed)]
+        self._reports.append(report)
 
     async def _check_names(self, reply: Reply) -> None:
         """Raise `NothingRegistered` if due jobs wait for a handler that is not registered here."""
@@ -208,15 +213,16 @@ class InlineRunner:
             )
 
     async def _advance(self) -> bool:
-        """Advance the clock to the next due time. Return False if no job is scheduled."""
+        """Advance the clock until the next job is due or allowed. Return False if there is none."""
         promoted = await self._backend.promote(_MAX_ROWS)
         if promoted.count:
             return True
-        if promoted.next_due is None:
+        times = [time for time in (promoted.next_due, self._next_due) if time is not None]
+        if not times:
             return False
         if not isinstance(self._clock, AdvanceableClock):
             raise TypeError("drain(advance=True) needs a clock that can be advanced: FakeClock")
-        self._clock.advance(max(0.0, promoted.next_due - self._clock.now()))
+        self._clock.advance(max(0.0, min(times) - self._clock.now()))
         return True
 
 

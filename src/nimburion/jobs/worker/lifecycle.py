@@ -44,7 +44,7 @@ class RunningWorker:
         *,
         children: ChildPool | None,
         job_names: Sequence[str],
-        limits: Mapping[str, int],
+        limits: Mapping[str, object],
         lifespan: Lifespan | None,
         is_real_time: bool,
     ) -> None:

@@ -33,7 +33,7 @@ from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
-from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement
+from nimburion.core.settlement import Cancelled, Progressed, Released, Settlement, Spent
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt, Interruption
@@ -258,13 +258,12 @@ class Worker:
         for job_id in job_ids:
             await self._attempt_runner.report_dead(await self._backend.get_job(job_id))
 
-    def report(self, lease: Lease, fraction: float, message: str) -> None:
-        """Send a job's progress with the next exchange. Safe from any thread."""
-        progress = Progressed(lease, fraction, message)
+    def report(self, report: Progressed | Spent) -> None:
+        """Send what a running job reports with the next exchange. Safe from any thread."""
         if threading.get_ident() == self._thread:
-            self._note_progress(progress)  # synchronously: the settlement must not overtake it
+            self._note_report(report)  # synchronously: the settlement must not overtake it
         else:
-            self._loop.call_soon_threadsafe(self._note_progress, progress)
+            self._loop.call_soon_threadsafe(self._note_report, report)
 
     # The loop
 
@@ -297,7 +296,7 @@ class Worker:
             self._free_slot(attempt)
         else:
             self._slots.not_begun.discard(attempt)
-            self._settle(attempt, Released(attempt.delivery.lease))
+            self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
 
     async def _make_exchanges(self) -> None:
         while not self._trigger.is_over:
@@ -372,7 +371,7 @@ class Worker:
             # Run one suspect at a time. If it kills this worker, the others that wait here would
             # each count a lost lease.
             if (suspect := take(slots.suspects, last=True)) is not None:
-                self._return_delivery(suspect, Released(suspect.lease))
+                self._return_delivery(suspect, Released(suspect.lease, unstarted=True))
         self._start_jobs()
 
     def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
@@ -390,7 +389,7 @@ class Worker:
 
     def _return_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            self.session.completer.settle(Released(delivery.lease))
+            self.session.completer.settle(Released(delivery.lease, unstarted=True))
         self._trigger.note_possible_work()
 
     # Attempts
@@ -473,7 +472,7 @@ class Worker:
             # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
             # have the job.
             self._slots.count_unused_start()
-            self._settle(attempt, Released(attempt.delivery.lease))
+            self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
             return
         settlement: Settlement | None = Released(attempt.delivery.lease, RELEASE_DELAY_AFTER_ERROR)
         try:
@@ -533,8 +532,11 @@ class Worker:
         self._slots.prefetch.suspend()
         self._release_prefetched()
 
-    def _note_progress(self, progress: Progressed) -> None:
-        self.session.completer.report_progress(progress)
+    def _note_report(self, report: Progressed | Spent) -> None:
+        if isinstance(report, Progressed):
+            self.session.completer.report_progress(report)
+        else:
+            self.session.completer.settle(report)
         self._trigger.wake()
 
     def _check_unresponsive(self) -> None:
@@ -629,12 +631,12 @@ class Worker:
     def _release_all(self) -> None:
         """Release all jobs that have not started."""
         for delivery in self._slots.take_all():
-            self._return_delivery(delivery, Released(delivery.lease))
+            self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
 
     def _release_prefetched(self) -> None:
         """Release the prefetched jobs, but no suspect."""
         while (delivery := take(self._slots.prefetched)) is not None:
-            self._return_delivery(delivery, Released(delivery.lease))
+            self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
 
     def _return_delivery(self, delivery: Delivery, settlement: Settlement) -> None:
         self.lanes.free_slot(delivery)

@@ -21,6 +21,7 @@ from nimburion.core.job import (
     State,
 )
 from nimburion.core.queries import JobFilter, Page, Pause
+from nimburion.core.rate_limits import RateInfo
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.session import LimitInfo
 from nimburion.jobs.declaration.options import EnqueueOptions
@@ -133,6 +134,8 @@ class JobExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """The pause of its queue."""
     limit: LimitInfo | None
     """The concurrency limit of its name."""
+    rate: RateInfo | None
+    """The rate limit of its name."""
     key_holder: str | None
     """The id of another job that holds its unique key."""
 
@@ -264,6 +267,7 @@ async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
         job=summarize_job(facts.job),
         pause=facts.pause,
         limit=facts.limit,
+        rate=facts.rate,
         key_holder=facts.key_holder,
     )
 

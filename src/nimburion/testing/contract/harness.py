@@ -9,10 +9,18 @@ from itertools import count
 from typing import TypeVar
 
 from nimburion.core.backend import Backend
-from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
+from nimburion.core.exchange import (
+    REPLY_BYTES,
+    RESERVE_NOTHING,
+    Lane,
+    QueueOptions,
+    Reply,
+    ReserveRequest,
+)
 from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.operations import Rescued
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import Settled, Settlement
 from nimburion.testing.clock import FakeClock
@@ -76,6 +84,7 @@ class Harness:
         names: tuple[str, ...] = ("mail",),
         queues: tuple[str, ...] = ("default",),
         limits: dict[str, int] | None = None,
+        rates: dict[str, RateLimit] | None = None,
         ttl: float = TTL,
         backend: Backend | None = None,
     ) -> HandDrivenWorker:
@@ -89,6 +98,7 @@ class Harness:
             queues=queues,
             names=names,
             limits=limits or {},
+            rates=rates or {},
         )
         worker = HandDrivenWorker(backend or self.backend, session)
         await worker.backend.open_session(session)
@@ -129,12 +139,13 @@ class HandDrivenWorker:
         lanes: tuple[Lane, ...] | None = None,
         queues: dict[str, QueueOptions] | None = None,
         ageing: float = 0.0,
+        max_bytes: int = REPLY_BYTES,
     ) -> ReserveRequest:
         """Return a reserve request with a unique nonce."""
         seed = f"{self.id} {self.number + 1}".encode()
         nonce = hashlib.blake2b(seed, digest_size=16).digest()
         lanes = self.lanes if lanes is None else lanes
-        return ReserveRequest(total, lanes, queues or {}, ageing, nonce)
+        return ReserveRequest(total, lanes, queues or {}, ageing, nonce, 0.0, max_bytes)
 
     async def exchange(
         self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING

@@ -21,6 +21,11 @@ from nimburion.testing.contract.consuming.kept_arguments import KeptArguments
 from nimburion.testing.contract.consuming.ordering import Ordering
 from nimburion.testing.contract.consuming.progress import Reporting
 from nimburion.testing.contract.consuming.promoting import Promoting
+from nimburion.testing.contract.consuming.rate_limits import (
+    DeclaringRates,
+    RateLimits,
+    RefusedCalls,
+)
 from nimburion.testing.contract.consuming.releasing import Releasing
 from nimburion.testing.contract.consuming.rescuing import Rescuing
 from nimburion.testing.contract.consuming.reserving import Reserving
@@ -74,6 +79,9 @@ class BackendContract(
     Promoting,
     ConcurrencyLimits,
     DeclaringLimits,
+    RateLimits,
+    RefusedCalls,
+    DeclaringRates,
     Cancelling,
     Reporting,
     Replaying,

@@ -19,4 +19,4 @@ async def test_an_unknown_name_is_released() -> None:
     attempts = processor._make_attempt_runner(threads, lambda *_: None, None)
     lease = Lease("a", Token(1, bytes(16)))
     attempt = Attempt(Delivery(lease, "from_another_release", "default", b"{}"), "session")
-    assert await attempts.perform(attempt) == Released(lease)
+    assert await attempts.perform(attempt) == Released(lease, unstarted=True)

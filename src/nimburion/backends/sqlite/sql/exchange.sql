@@ -12,12 +12,14 @@
 --   number, last_exchange, last_results, left_at, ended_at of the session
 --   the paused queues (JSON array)
 --   the limits (JSON array of [name, maximum, in_use])
+--   the rate limits, as from `list_rates`
 --   the earliest due time in `scheduled`
 --   whether any unique key is held until its job is finished
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
     (SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit),
+    (SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit),
     (SELECT min(due) FROM scheduled),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL)
 FROM session WHERE id = ?1;
@@ -62,6 +64,11 @@ DELETE FROM scheduled WHERE (due, seq) IN (
 -- Result: JSON array of [name, maximum, in_use]
 SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit;
 
+-- name: list_rates
+-- List all rate limits.
+-- Result: JSON array of [name, rate, interval, burst, cost, spent_until]
+SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit;
+
 -- name: read_lane
 -- Read the first jobs of one lane.
 -- Inputs: ?1 lane, ?2 the maximum number of jobs
@@ -100,6 +107,11 @@ FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value;
 -- Count newly leased jobs against the limit of their name.
 -- Inputs: ?1 name, ?2 the number of jobs
 UPDATE concurrency_limit SET in_use = in_use + ?2 WHERE name = ?1;
+
+-- name: set_spent_until
+-- Store until when the units of a rate limit are used up.
+-- Inputs: ?1 name, ?2 the time
+UPDATE rate_limit SET spent_until = ?2 WHERE name = ?1;
 
 -- name: insert_leases
 -- Lease jobs to a session.

@@ -30,6 +30,18 @@ ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
 -- Inputs: ?1 name
 DELETE FROM concurrency_limit WHERE name = ?1;
 
+-- name: set_rate
+-- Set the rate limit of a job name. A limit that exists keeps the units that its jobs have taken.
+-- Inputs: ?1 name, ?2 rate, ?3 interval, ?4 burst, ?5 cost, ?6 now
+INSERT INTO rate_limit (name, rate, interval, burst, cost, spent_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT (name) DO UPDATE
+SET rate = excluded.rate, interval = excluded.interval, burst = excluded.burst, cost = excluded.cost;
+
+-- name: delete_rate
+-- Delete the rate limit of a job name.
+-- Inputs: ?1 name
+DELETE FROM rate_limit WHERE name = ?1;
+
 -- name: renew_session
 -- Extend the life of a session.
 -- Inputs: ?1 session number, ?2 expires_at, ?3 boot id, ?4 vitals (JSON; NULL: unchanged)

@@ -29,7 +29,7 @@ from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.attempt_record import (
     AttemptRecord,
     EnqueueClient,
-    ProgressSink,
+    ReportSink,
     WorkerServices,
 )
 from nimburion.jobs.declaration.codec import UnstorableResult
@@ -86,7 +86,7 @@ class AttemptRunner:
         failure_hooks: FailureHooks,
         *,
         threads: HandlerThreads,
-        report: ProgressSink,
+        report: ReportSink,
         clock: Clock,
         random: Random,
         limits: SizeLimits,
@@ -207,7 +207,7 @@ class AttemptRunner:
         delivery = attempt.delivery
         handler = self._registry.get(delivery.name)
         if attempt.context is None or handler is None:
-            return Released(delivery.lease, RELEASE_DELAY_AFTER_ERROR), None
+            return Released(delivery.lease, RELEASE_DELAY_AFTER_ERROR, unstarted=True), None
         if attempt.interruption is Interruption.LOST:
             return None, None
         if attempt.completed:
@@ -241,7 +241,7 @@ class AttemptRunner:
             case Interruption.CANCEL:
                 return Cancelled(lease, CANCELLED_ON_REQUEST)
             case Interruption.STOP | None:
-                return Released(lease)
+                return Released(lease, unstarted=True)
 
     def _add_place(self, attempt: Attempt, error: AttemptError) -> AttemptError:
         """Return the error with the session, the host and the start of the attempt."""
@@ -457,7 +457,7 @@ class MakeAttemptRunner(Protocol):
     def __call__(
         self,
         threads: HandlerThreads,
-        report: ProgressSink,
+        report: ReportSink,
         state: object,
         guard: ForkGuard | None = None,
         /,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
+from nimburion.core.errors import Cancel, PermanentError, RateLimitExceeded, Retry, Snooze
 from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.text.fingerprints import compute_fingerprint
 from nimburion.core.timing.durations import to_seconds
@@ -40,6 +40,12 @@ class Snoozed(NamedTuple):
     delay: float
 
 
+class Refused(NamedTuple):
+    """A service refused the attempt, and asks for a pause of `retry_after` seconds."""
+
+    retry_after: float
+
+
 class CancelRequested(NamedTuple):
     """The job ends as cancelled."""
 
@@ -50,7 +56,7 @@ class Interrupted(NamedTuple):
     """The worker stopped before the handler had ended."""
 
 
-Outcome = Succeeded | AttemptFailed | Snoozed | CancelRequested | Interrupted
+Outcome = Succeeded | AttemptFailed | Snoozed | Refused | CancelRequested | Interrupted
 
 MAX_MESSAGE_BYTES = 1024
 """The most bytes of a cancel reason and of a progress message."""
@@ -68,7 +74,7 @@ def classify_exception(
     each attribute is read with a guard.
     """
     kind = type(raised)
-    if issubclass(kind, Snooze):
+    if issubclass(kind, Snooze | RateLimitExceeded):
         return _classify_snooze(raised, attempt, limit)
     if issubclass(kind, Cancel):
         return CancelRequested(clean_text(_read_reason(raised), MAX_MESSAGE_BYTES))
@@ -84,15 +90,17 @@ def classify_exception(
 
 
 def _classify_snooze(raised: BaseException, attempt: int, limit: int) -> Outcome:
-    """Return the outcome of a Snooze.
+    """Return the outcome of a Snooze or a RateLimitExceeded, whose duration is in `attribute`.
 
-    A snooze without a valid duration is a failure, because a default would repeat it for ever.
+    Without a valid duration it is a failure, because a default would repeat it for ever.
     """
-    delay = _read_seconds(raised, "for_")
+    is_snooze = issubclass(type(raised), Snooze)
+    attribute = "for_" if is_snooze else "retry_after"
+    delay = _read_seconds(raised, attribute)
     if delay is not None:
-        return Snoozed(delay)
+        return Snoozed(delay) if is_snooze else Refused(delay)
     error = describe_exception(raised, attempt, "failure", limit)
-    message = f"{error.message} (no valid `for_`: a subclass of Snooze calls super().__init__)"
+    message = f"{error.message} (no valid `{attribute}`: a subclass calls super().__init__)"
     return AttemptFailed(msgspec.structs.replace(error, message=clean_text(message, limit // 4)))
 
 

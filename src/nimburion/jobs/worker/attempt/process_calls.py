@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nimburion.core.errors import Cancel, RemoteError, Snooze
-from nimburion.core.lease import Delivery
-from nimburion.jobs.declaration.attempt_record import ProgressSink
+from nimburion.core.errors import Cancel, RateLimitExceeded, RemoteError, Snooze
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.settlement import Progressed, Spent
+from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import describe_child_death
-from nimburion.jobs.worker.children.frames import Call, NotRun, Raised, Returned
+from nimburion.jobs.worker.children.frames import (
+    Call,
+    NotRun,
+    ProgressMade,
+    Raised,
+    Returned,
+    UnitsSpent,
+)
 from nimburion.jobs.worker.children.pool import ChildPool
 from nimburion.jobs.worker.children.process import ChildDied, ChildNotStarted
 from nimburion.telemetry.trace_headers import read_trace
@@ -29,7 +37,7 @@ class NotRunInChild(Exception):
 class ProcessCalls:
     """Runs handlers of one worker in its child processes."""
 
-    def __init__(self, pool: ChildPool, report: ProgressSink, error_limit: int) -> None:
+    def __init__(self, pool: ChildPool, report: ReportSink, error_limit: int) -> None:
         self._pool = pool
         self._report = report
         self._error_limit = error_limit
@@ -40,8 +48,8 @@ class ProcessCalls:
         The time until a child is free does not count towards the timeout. If this coroutine is
         cancelled, the child is killed.
 
-        Raises what the handler raised if it is a signal (`Snooze`, `Cancel`), and `RemoteError` for
-        a failure. `NotRunInChild` is raised if the handler was not called.
+        Raises what the handler raised if it is a signal (`Snooze`, `RateLimitExceeded`, `Cancel`),
+        and `RemoteError` for a failure. `NotRunInChild` is raised if the handler was not called.
         """
         attempt.stop_timeout()
         try:
@@ -53,7 +61,7 @@ class ProcessCalls:
             attempt.start_timeout()
             reply = await child.run(
                 _make_call(attempt, context, policy),
-                lambda fraction, message: self._report(lease, fraction, message),
+                lambda frame: self._report(_make_report(lease, frame)),
             )
         except ChildDied as died:
             raise self._make_error(died, attempt.delivery, policy) from None
@@ -80,12 +88,20 @@ def _make_call(attempt: Attempt, context: Context, policy: Policy) -> Call:
     )
 
 
+def _make_report(lease: Lease, frame: ProgressMade | UnitsSpent) -> Progressed | Spent:
+    if isinstance(frame, UnitsSpent):
+        return Spent(lease, frame.units)
+    return Progressed(lease, frame.fraction, frame.message)
+
+
 def _read_reply(reply: Returned | Raised | NotRun) -> object:
     match reply:
         case Returned(result=result):
             return None if result is None else msgspec.Raw(result)
         case Raised(kind="snoozed"):
             raise Snooze(reply.delay or 0.0)
+        case Raised(kind="rate_limited"):
+            raise RateLimitExceeded(reply.delay or 0.0)
         case Raised(kind="cancelled"):
             raise Cancel(reply.reason)
         case Raised(error=error) if error is not None:

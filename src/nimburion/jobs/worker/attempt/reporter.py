@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.lease import Delivery
 from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
-from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    RateLimited,
+    Released,
+    Retried,
+    Settlement,
+)
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.attempt.outcome import find_own_traceback
 
@@ -140,7 +148,7 @@ class AttemptReporter:
         error: str | None,
         duration: float,
     ) -> None:
-        outcome = "lost" if settlement is None else type(settlement).__name__.lower()
+        outcome = _name_outcome(settlement)
         if self._logs_attempts:
             log_safely(
                 self._log_level,
@@ -226,6 +234,14 @@ def make_extra(delivery: Delivery) -> dict[str, object]:
     }
 
 
+def _name_outcome(settlement: Settlement | None) -> str:
+    """Return the outcome of an attempt for people. None: the lease was lost."""
+    if settlement is None:
+        return "lost"
+    kind = Released if isinstance(settlement, RateLimited) else type(settlement)
+    return kind.__name__.lower()
+
+
 def _count_settlement(lane: LaneCounters, settlement: Settlement | None) -> None:
     """Count an attempt that did not complete its job. None: the lease was lost."""
     match settlement:
@@ -236,7 +252,7 @@ def _count_settlement(lane: LaneCounters, settlement: Settlement | None) -> None
             lane.count_dead_letter(reason)
         case Cancelled():
             lane.cancelled += 1
-        case Released():
+        case Released() | RateLimited():
             lane.released += 1
         case _:
             lane.lost += 1

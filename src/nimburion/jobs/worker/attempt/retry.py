@@ -11,13 +11,22 @@ from typing import assert_never
 
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import Delivery
-from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    RateLimited,
+    Released,
+    Retried,
+    Settlement,
+)
 from nimburion.jobs.declaration.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
     CancelRequested,
     Interrupted,
     Outcome,
+    Refused,
     Snoozed,
     Succeeded,
 )
@@ -37,6 +46,8 @@ def decide_settlement(
             return _settle_failure(delivery, outcome, policy, random)
         case Snoozed():
             return Released(delivery.lease, outcome.delay)
+        case Refused():
+            return RateLimited(delivery.lease, outcome.retry_after)
         case CancelRequested():
             return Cancelled(delivery.lease, outcome.reason)
         case Interrupted():

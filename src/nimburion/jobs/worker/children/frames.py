@@ -86,11 +86,11 @@ class Returned(msgspec.Struct, tag=13, array_like=True, frozen=True):
 class Raised(msgspec.Struct, tag=14, array_like=True, frozen=True):
     """Child to parent: the handler raised, and this is what it means."""
 
-    kind: Literal["failed", "snoozed", "cancelled"]
+    kind: Literal["failed", "snoozed", "rate_limited", "cancelled"]
     error: AttemptError | None = None
     """What failed; None unless `kind` is `failed`."""
     delay: float | None = None
-    """Seconds of a snooze, or until the retry if the handler set them."""
+    """Seconds of a snooze or of a refusal, or until the retry if the handler set them."""
     reason: str = ""
     """Why the job is cancelled."""
 
@@ -127,11 +127,19 @@ class Enqueue(msgspec.Struct, tag=18, array_like=True, frozen=True):
     jobs: list[NewJob]
 
 
+class UnitsSpent(msgspec.Struct, tag=19, array_like=True, frozen=True):
+    """Child to parent: units that the running call has taken of its rate limit beyond its cost."""
+
+    units: int
+
+
 _HEADER = 4
 """Bytes of the length before each frame."""
 
 ToChild = Start | Call | EnqueueReply | ProgressReceived | Stop
-ToParent = Ready | NotStarted | Returned | Raised | NotRun | ProgressMade | Logged | Enqueue
+ToParent = (
+    Ready | NotStarted | Returned | Raised | NotRun | ProgressMade | Logged | Enqueue | UnitsSpent
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -35,6 +35,7 @@ from nimburion.jobs.worker.children.frames import (
     Stop,
     ToChild,
     ToParent,
+    UnitsSpent,
     UnreadableFrame,
     encode_frame,
 )
@@ -61,7 +62,7 @@ _STOP_TIMEOUT = 5.0
 """Seconds that a child has to end after `Stop`."""
 
 EnqueueJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
-ReportProgress = Callable[[float, str], None]
+ReceiveReport = Callable[[ProgressMade | UnitsSpent], None]
 
 
 class ChildNotStarted(Exception):
@@ -103,7 +104,7 @@ class ChildProcess:
         self._end_timer: asyncio.TimerHandle | None = None
         self._call: Call | None = None
         self._reply: asyncio.Future[Returned | Raised | NotRun] | None = None
-        self._report: ReportProgress = _ignore_progress
+        self._report: ReceiveReport = _ignore_report
         self._memory_timer: asyncio.TimerHandle | None = None
         self._is_over_memory_limit = False
         self._is_stopping = False
@@ -199,7 +200,7 @@ class ChildProcess:
 
     # Calls
 
-    async def run(self, call: Call, report: ReportProgress) -> Returned | Raised | NotRun:
+    async def run(self, call: Call, report: ReceiveReport) -> Returned | Raised | NotRun:
         """Run one call. Raises `ChildDied`. The process is killed if the caller is cancelled."""
         self._call, self._report = call, report
         reply: asyncio.Future[Returned | Raised | NotRun] = self._loop.create_future()
@@ -219,7 +220,7 @@ class ChildProcess:
     def _end_call(self) -> None:
         self._output.end_job()
         self._call = self._reply = None
-        self._report = _ignore_progress
+        self._report = _ignore_report
         if self._memory_timer is not None:
             self._memory_timer.cancel()
             self._memory_timer = None
@@ -248,8 +249,10 @@ class ChildProcess:
                 if self._reply is not None and not self._reply.done():
                     self._reply.set_result(frame)
             case ProgressMade():
-                self._report(frame.fraction, frame.message)
+                self._report(frame)
                 self._loop.call_later(_PROGRESS_INTERVAL, self._acknowledge_progress)
+            case UnitsSpent():
+                self._report(frame)
             case Logged():
                 log_record(frame, self._describe_job())
             case Enqueue():
@@ -372,5 +375,5 @@ class _ExitWatch(asyncio.SubprocessProtocol):
         self._on_exit()
 
 
-def _ignore_progress(_: float, __: str) -> None:
+def _ignore_report(_: ProgressMade | UnitsSpent) -> None:
     return

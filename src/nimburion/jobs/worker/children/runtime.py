@@ -16,8 +16,8 @@ from typing import Any, NoReturn, cast
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, NotSupported
 from nimburion.core.events import Events
-from nimburion.core.lease import Lease
 from nimburion.core.result_errors import encode_result_error
+from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
@@ -31,6 +31,7 @@ from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
     CancelRequested,
     Outcome,
+    Refused,
     Snoozed,
     classify_exception,
 )
@@ -43,6 +44,7 @@ from nimburion.jobs.worker.children.frames import (
     Ready,
     Returned,
     Start,
+    UnitsSpent,
 )
 from nimburion.jobs.worker.children.import_path import load_processor
 from nimburion.jobs.worker.children.log_frames import ParentHandler
@@ -128,9 +130,7 @@ class ChildRuntime:
         self._loop.run_until_complete(Client.open(processor))
         self._lifespan = OpenLifespan(processor.worker_lifespan)
         state = self._loop.run_until_complete(self._lifespan.open())
-        self._services = WorkerServices(
-            time.monotonic, self._report_progress, processor, state=state
-        )
+        self._services = WorkerServices(time.monotonic, self._report, processor, state=state)
 
     def serve(self) -> None:
         """Run calls until the parent says to end."""
@@ -191,8 +191,11 @@ class ChildRuntime:
             if task.done() and not task.cancelled():
                 task.exception()  # SystemExit and KeyboardInterrupt leave the loop at once
 
-    def _report_progress(self, _: Lease, fraction: float, message: str) -> None:
-        self._channel.report_progress(fraction, message)
+    def _report(self, report: Progressed | Spent) -> None:
+        if isinstance(report, Spent):
+            self._channel.send(UnitsSpent(report.units))
+        else:
+            self._channel.report_progress(report.fraction, report.message)
 
 
 class _ChildContext(Context):
@@ -240,6 +243,8 @@ def _make_reply(outcome: Outcome) -> Raised:
             return Raised("failed", outcome.error, outcome.after)
         case Snoozed():
             return Raised("snoozed", delay=outcome.delay)
+        case Refused():
+            return Raised("rate_limited", delay=outcome.retry_after)
         case CancelRequested():
             return Raised("cancelled", reason=outcome.reason)
     raise AssertionError(outcome)

@@ -32,10 +32,12 @@ from nimburion.core.settlement import (
     Completed,
     Failed,
     Progressed,
+    RateLimited,
     Released,
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.backoff import iterate_pauses
@@ -331,7 +333,7 @@ def measure_size(settlement: Settlement) -> int:
             return len(settlement.message)
         case Cancelled():
             return len(settlement.reason)
-        case Released():
+        case Released() | RateLimited() | Spent():
             return 0
 
 

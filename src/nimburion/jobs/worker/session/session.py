@@ -210,4 +210,5 @@ def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Se
         queues=tuple(queue.name for queue in settings.queues) or tuple(registry.queues),
         names=tuple(registry.names),
         limits=dict(registry.limits),
+        rates=registry.rates,
     )

@@ -11,6 +11,7 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
 from nimburion.core.queries import JobFilter
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Retried
 from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
@@ -96,6 +97,14 @@ async def _fill_limit(harness: Harness) -> str:
     return "a"
 
 
+async def _use_up_rate(harness: Harness) -> str:
+    """The rate limit of its name allows no job now."""
+    await harness.add("first", "a")
+    limit = RateLimit("2/min", interval=30_000_000, burst=1)
+    await (await harness.worker(rates={"mail": limit})).take_one()
+    return "a"
+
+
 async def _have_no_worker(harness: Harness) -> str:
     """No worker is live."""
     await harness.add("a")
@@ -152,6 +161,7 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.RETRY_LATER, _retry),
     (CauseKind.PAUSED, _pause),
     (CauseKind.AT_LIMIT, _fill_limit),
+    (CauseKind.OVER_RATE, _use_up_rate),
     (CauseKind.NO_WORKER, _have_no_worker),
     (CauseKind.NO_WORKER, _have_no_worker_of_queue),
     (CauseKind.NO_WORKER, _have_no_worker_of_name),

@@ -48,7 +48,8 @@
 --     now                       the time of the exchange
 --     results                   one letter for each settlement: d done, a already settled by this token, s stale
 --     nonce                     the nonce of the leases in this reply
---     next_due                  the earliest due time in `scheduled`; NULL: nothing is scheduled
+--     next_due                  the earliest due time in `scheduled`, or when a rate limit allows the next job of a
+--                               requested lane, if that is earlier; NULL: neither
 --     waiting                   which of the requested lanes still have jobs (indexes, from 1)
 --     to_notify                 the queues to notify
 --     lanes, queues, names, ranks
@@ -118,7 +119,7 @@ BEGIN
     -- Step 2: read the session, its last exchange, and what decides how the later steps work.
     SELECT s.number, last.number AS last_number, last.results, last.nonce,
         pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
-        EXISTS (SELECT FROM {schema}.concurrency_limit) AS has_limits,
+        EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
         EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS has_large_payloads, (
@@ -241,11 +242,15 @@ BEGIN
                 names := open_lanes.names;
                 head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
                 IF session.has_limits THEN
-                    PERFORM {schema}.take_limits_1(session.number, p_number);
+                    PERFORM {schema}.take_limits_1(now, session.number, p_number);
                 END IF;
             END IF;
         END IF;
-        waiting := {schema}.find_waiting_lanes_1(open_lanes.request_indexes, head_dues, session.has_limits, p_names);
+        waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, session.has_limits, p_names);
+    END IF;
+    IF session.has_limits THEN
+        next_due := LEAST(next_due, {schema}.find_next_opening_1(
+            now, p_queues, p_names, p_low_water_lanes, p_low_water_marks));
     END IF;
 
     -- Step 6: record the exchange, and return the status row.
@@ -390,7 +395,7 @@ BEGIN
 END $$;
 
 -- name: find_open_lanes
--- Find the lanes from which jobs may be leased: not paused, and with room under the limit of their name.
+-- Find the lanes from which jobs may be leased: not paused, and with room under the limits of their name.
 -- Inputs:
 --   p_now                         the time
 --   p_queues, p_names, p_levels   the requested lanes
@@ -404,7 +409,7 @@ END $$;
 --   request_indexes               the index of the requested lane that it belongs to
 --   ranks, levels                 its rank; the level of its queue
 --   low_water_marks               the due time from which to read it
---   available                     the places left under the limit of its name; NULL: no limit
+--   available                     how many jobs of its name may start now; NULL: it has no limit
 --   queues, names                 its queue and name
 -- Atomic: the caller has locked the tables of limits and pauses
 CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
@@ -428,15 +433,12 @@ BEGIN
             SELECT * FROM {schema}.lane l WHERE l.queue = requested.queue AND l.name = requested.name OFFSET 0
         ) l
         CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) mark
-        LEFT JOIN LATERAL (
-            SELECT c.name, c.maximum - c.in_use AS available FROM {schema}.concurrency_limit c
-            WHERE c.name = requested.name OFFSET 0
-        ) limits ON true
+        CROSS JOIN LATERAL (SELECT {schema}.count_available_1(p_now, requested.name) AS available) limits
         WHERE NOT EXISTS (
                 SELECT FROM {schema}.paused_queue p
                 WHERE p.queue = requested.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
             )
-            AND (limits.name IS NULL OR limits.available > 0 AND limits.name = ANY (p_locked))
+            AND (limits.available IS NULL OR limits.available > 0 AND requested.name = ANY (p_locked))
         ORDER BY requested.place, l.rank, l.is_late
     ) open_lane;
 END $$;
@@ -729,11 +731,11 @@ END $$;
 
 -- name: find_waiting_lanes
 -- Find the requested lanes that still have jobs that may be leased.
--- Inputs: for each open lane, the index of its requested lane and its earliest due time; whether there are limits; the
---   names of the requested lanes
+-- Inputs: the time; for each open lane, the index of its requested lane and its earliest due time; whether there are
+--   limits; the names of the requested lanes
 -- Result: indexes of requested lanes in ascending order; NULL: none
 -- Atomic: one read; the caller has locked the limits
-CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_request_indexes int4[], p_head_dues int8[],
+CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_now int8, p_request_indexes int4[], p_head_dues int8[],
     p_limited bool, p_names text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -742,9 +744,8 @@ BEGIN
     END IF;
     RETURN ARRAY(
         SELECT DISTINCT lane.request_index FROM unnest(p_request_indexes, p_head_dues) AS lane (request_index, due)
-        WHERE lane.due IS NOT NULL AND NOT (p_limited AND EXISTS (
-            SELECT FROM {schema}.concurrency_limit c WHERE c.name = p_names[lane.request_index] AND c.maximum <= c.in_use
-        ))
+        WHERE lane.due IS NOT NULL
+            AND NOT (p_limited AND coalesce({schema}.count_available_1(p_now, p_names[lane.request_index]), 1) <= 0)
         ORDER BY lane.request_index
     );
 END $$;
@@ -773,6 +774,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
     ended int4[];
+    taken_at int8[];
 BEGIN
     FOR held IN
         DELETE FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (ARRAY(
@@ -787,9 +789,11 @@ BEGIN
     LOOP
         PERFORM {schema}.requeue_1(p_now, held, {schema}.end_lease_1(p_now, held, NULL));
         ended := ended || held.lane;
+        taken_at := taken_at || held.leased_at;
     END LOOP;
     IF ended IS NOT NULL THEN
         PERFORM {schema}.release_limits_1(ended);
+        PERFORM {schema}.give_units_back_1(p_now, ended, taken_at);
     END IF;
     RETURN ended;
 END $$;

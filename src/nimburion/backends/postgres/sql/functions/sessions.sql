@@ -4,15 +4,15 @@
 -- The UPDATE that ends a session also tests whether it has expired, so a heartbeat comes before or after it.
 
 -- name: open_session
--- Open a session, and set the concurrency limits of its names. If the session exists, renew it.
+-- Open a session, and set the concurrency limits and the rate limits of its names. If the session exists, renew it.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
---   description as JSON; the names, and for each its limit (NULL: no limit)
+--   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none)
 -- Result: whether the session is alive; false: a session with this id has ended
 -- Locks: the advisory lock of the session; if a limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
 --   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
-    p_limits int4[]
+    p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -45,6 +45,19 @@ BEGIN
                 SELECT count(*) FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane WHERE a.name = declared.name
             ))
             ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
+        END IF;
+    END LOOP;
+    FOR declared IN
+        SELECT l.* FROM unnest(p_names, p_rates, p_intervals, p_bursts, p_costs) AS l (name, rate, interval, burst, cost)
+        ORDER BY l.name
+    LOOP
+        IF declared.rate IS NULL THEN
+            DELETE FROM {schema}.rate_limit WHERE name = declared.name;
+        ELSE
+            INSERT INTO {schema}.rate_limit (name, rate, interval, burst, cost, spent_until)
+            VALUES (declared.name, declared.rate, declared.interval, declared.burst, declared.cost, now)
+            ON CONFLICT (name) DO UPDATE SET rate = excluded.rate, interval = excluded.interval,
+                burst = excluded.burst, cost = excluded.cost;
         END IF;
     END LOOP;
     RETURN true;
@@ -111,6 +124,7 @@ DECLARE
     held {schema}.lease;
     attempts {schema}.attempt_state;
     ended int4[];
+    taken_at int8[];
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
@@ -129,8 +143,10 @@ BEGIN
         attempts.settled_token := int4send(held.fence) || held.nonce;
         PERFORM {schema}.requeue_1(now, held, attempts);
         ended := ended || held.lane;
+        taken_at := taken_at || held.leased_at;
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
+    PERFORM {schema}.give_units_back_1(now, ended, taken_at);
     RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended));
 END $$;
 

@@ -152,9 +152,11 @@ END $$;
 -- Inputs:
 --   p_now                           the time
 --   p_session                       the number of the session
---   p_kind                          c completed, r retried, f failed, l released, x cancelled, p progressed
+--   p_kind                          c completed, r retried, f failed, l released, u released unstarted, q rate limited,
+--                                   x cancelled, p progressed, e spent
 --   p_seq, p_id, p_fence, p_nonce   the lease
---   p_delay                         microseconds until the job is due again; NULL: its due time is unchanged
+--   p_delay                         microseconds until the job is due again; NULL: its due time is unchanged. For e the
+--                                   units that were spent
 --   p_text                          the reason, or the message of the progress; of a completion `keep` if the payload is
 --                                   kept
 --   p_body                          the result, or the error (JSON)
@@ -182,6 +184,13 @@ BEGIN
             ON CONFLICT (seq) DO UPDATE SET fraction = excluded.fraction, message = excluded.message;
             RETURN;
         END IF;
+    ELSIF p_kind = 'e' THEN
+        SELECT l.lane INTO held.lane FROM {schema}.lease l
+        WHERE l.session = p_session AND l.seq = p_seq AND l.fence = p_fence AND l.nonce = p_nonce;
+        IF FOUND THEN
+            PERFORM {schema}.spend_units_1(p_now, held.lane, p_delay);
+            RETURN;
+        END IF;
     ELSE
         DELETE FROM {schema}.lease
         WHERE session = p_session AND seq = p_seq AND fence = p_fence AND nonce = p_nonce
@@ -206,6 +215,11 @@ BEGIN
     ELSIF p_kind = 'f' THEN
         to_notify := {schema}.fail_job_1(p_now, attempts, p_session, p_text, p_body);
     ELSE
+        IF p_kind = 'u' THEN
+            PERFORM {schema}.give_units_back_1(p_now, ARRAY[held.lane], ARRAY[held.leased_at]);
+        ELSIF p_kind = 'q' AND {schema}.block_rate_1(p_now, held.lane, p_delay) THEN
+            p_delay := NULL;
+        END IF;
         attempts.due := coalesce(p_now + p_delay, attempts.due);
         SELECT w.to_notify INTO to_notify FROM {schema}.requeue_1(p_now, held, attempts) w;
     END IF;

@@ -233,6 +233,16 @@ CREATE TABLE {schema}.concurrency_limit (
     in_use int4 NOT NULL                -- leased jobs of this name
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+-- How many jobs of a name may start in a time.
+CREATE TABLE {schema}.rate_limit (
+    name text COLLATE "C" PRIMARY KEY,
+    interval int8 NOT NULL,             -- microseconds in which one unit becomes available
+    burst int8 NOT NULL,                -- the most units that can be available
+    cost int8 NOT NULL,                 -- the units that one job takes
+    spent_until int8 NOT NULL,          -- the time until which the units taken are used up
+    rate text NOT NULL                  -- for people
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
     queue text COLLATE "C" PRIMARY KEY,
@@ -297,7 +307,7 @@ CREATE TYPE {schema}.exchange_status AS (
     now int8,                           -- the time of the exchange
     results text,                       -- one letter for each settlement: d done, a already settled, s stale
     nonce bytea,                        -- the nonce of the leases in this reply
-    next_due int8,                      -- the earliest due time in `scheduled`; NULL: nothing is scheduled
+    next_due int8,                      -- the earliest due time in `scheduled`, or when a rate limit allows the next job
     waiting int4[],                     -- which of the requested lanes still have jobs (indexes, from 1)
     to_notify text[],                   -- the queues to notify
     lanes int4[],                       -- the lanes of the leased jobs: numbers,

@@ -33,6 +33,8 @@
 -- bulk_operation    a map in MessagePack: id, body (JSON), state, started_at, ended_at, done, skipped, failed, error, cursor,
 --                   exhausted, due, fence, leased_until; a field without a value is missing. Times are microseconds since 1970.
 -- unique_key        expiry 8 (all ones: when the job ends) | id
+-- rate_limit        interval 8 | burst 4 | cost 4 | rate (text)
+-- spent_until       microseconds since 1970 (decimal)
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --

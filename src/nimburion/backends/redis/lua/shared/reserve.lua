@@ -25,20 +25,23 @@ local function read_request(packed)
   }
 end
 
--- Return how many more jobs of a name its concurrency limit allows; nil if it has no limit.
+-- Return how many more jobs of a name its limits allow; nil if it has none.
 local function get_capacity(name, capacities)
   if capacities[name] == nil then
-    local maximum = redis.call('HGET', concurrency_limit_key, name)
-    capacities[name] = maximum
+    local maximum, rate = redis.call('HGET', concurrency_limit_key, name), get_rate(name)
+    local capacity = maximum
       and math.max(0, tonumber(maximum) - tonumber(redis.call('HGET', limit_in_use_key, name) or 0) - get_net_change(name))
-      or false
+    if rate then
+      capacity = math.min(capacity or rate.burst, count_room(rate))
+    end
+    capacities[name] = capacity or false
   end
   return capacities[name] or nil
 end
 
 -- Return the requested lanes that exist, are not paused and are below their limit. `capacities`: what the limits still allow.
 local function find_open_lanes(request)
-  local fulls, open, requested = {}, {}, request.lanes
+  local fulls, open, requested = {}, { rated = {} }, request.lanes
   for i = 1, #requested, 3 do
     push(fulls, requested[i])
   end
@@ -46,7 +49,7 @@ local function find_open_lanes(request)
     return open
   end
   local pauses = read_pauses()
-  local is_limited = redis.call('HLEN', concurrency_limit_key) > 0
+  local is_limited = redis.call('HLEN', concurrency_limit_key) > 0 or has_rates()
   local capacities, seen = {}, {}
   for first = 1, #fulls, 1000 do
     local last = math.min(first + 999, #fulls)
@@ -56,6 +59,9 @@ local function find_open_lanes(request)
       if number and not seen[number] and not pauses[queue] then
         seen[number] = true
         local capacity = is_limited and get_capacity(name, capacities) or nil
+        if capacity and get_rate(name) then
+          push_pair(open.rated, number, name)
+        end
         if capacity ~= 0 then
           local options = request.queues[queue]
           push(open, {
@@ -234,6 +240,20 @@ local function find_waiting_lanes(lanes)
   return found
 end
 
+-- Return the time at which the first rate limit that delays a job of these lanes allows one, or nil.
+local function find_next_opening(rated)
+  local first
+  for i = 1, #rated, 2 do
+    local number, rate = rated[i], get_rate(rated[i + 1])
+    local opening = count_room(rate) == 0 and find_opening(rate)
+    if opening and (not first or opening < first)
+      and #redis.call('ZRANGEBYLEX', ready_key, '[' .. number, range_end(number), 'LIMIT', 0, 1) > 0 then
+      first = opening
+    end
+  end
+  return first
+end
+
 -- Return the bytes of a delivery: payload, options and a constant for the rest. The first case is the common one: a job without
 -- options, without a unique key and without a large payload.
 local function get_delivery_size(body)
@@ -297,6 +317,7 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
   local details, leases, members, dropped_states = {}, {}, {}, {}
+  local is_rated = #lanes.rated > 0
   for i = 1, count do
     local member, field = chosen[i], fields[i]
     local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
@@ -313,6 +334,10 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
       details[i] = due8_and_seq8 .. first_counts
     end
     lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
+    local rate = is_rated and get_rate(lane.name)
+    if rate then
+      spend_units(rate, rate.cost)
+    end
     push_pair(members, 0, session4 .. field)
   end
   call_in_batches('ZREM', ready_key, chosen)

@@ -4,12 +4,14 @@
 --   records: 29 bytes per settlement, in order: kind 1 | seq 8 | token 20
 --   ARGV[next_extra...]: the other values of each settlement, in the same order
 --   Kinds: c completed, C completed with a result (result), k and K the same but the job keeps its payload, r retried (delay 8, error), f failed (reason, error, fingerprint),
---     l released, s released with a delay (delay 8), x cancelled (reason), p progressed (fraction and message)
+--     l released, u the same unstarted, s released with a delay (delay 8), v the same unstarted, q rate limited (delay 8), x cancelled (reason),
+--     p progressed (fraction and message), e spent (units, decimal)
 -- Atomic: all settlements are decided before anything is written.
 -- Cost: O(log n) per settlement, for n waiting jobs.
 local KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = 'c', 'C', 'r', 'f'
 local KIND_KEPT, KIND_KEPT_WITH_RESULT = 'k', 'K'
 local KIND_RELEASED, KIND_SNOOZED, KIND_CANCELLED, KIND_PROGRESSED = 'l', 's', 'x', 'p'
+local KIND_UNSTARTED, KIND_SNOOZED_UNSTARTED, KIND_RATE_LIMITED, KIND_SPENT = 'u', 'v', 'q', 'e'
 local SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = 'd', 'a', 's'
 local SETTLEMENT_SIZE = 29
 
@@ -65,11 +67,21 @@ local function settle_all(session4, records, next_extra)
     end
   end
 
+  -- Release a job whose service refused it. Its rate limit, if there is one, keeps it in its place.
+  local function release_refused(field, lease, body, lane, delay8)
+    local rate = get_rate(lane.name)
+    if rate then
+      block_rate(rate, decode_time(delay8, 1))
+      delay8 = nil
+    end
+    requeue_or_cancel(field, lease, body, lane, delay8)
+  end
+
   for i = 1, total do
     local kind, field, token, body = kinds[i], fields[i], tokens[i], bodies[i]
     local lease = leases[i] and read_lease(leases[i], reused_lease)
     local first, second, third
-    if kind ~= KIND_COMPLETED and kind ~= KIND_KEPT and kind ~= KIND_RELEASED then
+    if kind ~= KIND_COMPLETED and kind ~= KIND_KEPT and kind ~= KIND_RELEASED and kind ~= KIND_UNSTARTED then
       first = take_extra()
       if kind == KIND_RETRIED or kind == KIND_FAILED then
         second = take_extra()
@@ -82,6 +94,12 @@ local function settle_all(session4, records, next_extra)
     elseif kind == KIND_PROGRESSED then
       codes[i] = SETTLED_DONE
       push_pair(progressed, field, first)
+    elseif kind == KIND_SPENT then
+      codes[i] = SETTLED_DONE
+      local rate = get_rate(get_lane(lease.lane4).name)
+      if rate then
+        spend_units(rate, tonumber(first))
+      end
     else
       codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
       local lane = get_lane(lease.lane4)
@@ -106,7 +124,12 @@ local function settle_all(session4, records, next_extra)
         finish_job(field, body, lane, FAILED, lease, first, third)
       elseif kind == KIND_CANCELLED then
         finish_job(field, body, lane, CANCELLED, lease, first)
-      else -- KIND_RELEASED, KIND_SNOOZED
+      elseif kind == KIND_RATE_LIMITED then
+        release_refused(field, lease, body, lane, first)
+      else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
+        if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
+          give_units_back(lane.name, lease.started8)
+        end
         requeue_or_cancel(field, lease, body, lane, first)
       end
     end

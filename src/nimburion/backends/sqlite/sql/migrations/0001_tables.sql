@@ -133,6 +133,15 @@ CREATE TABLE concurrency_limit (
     maximum INTEGER NOT NULL,
     in_use INTEGER NOT NULL             -- leased jobs of this name
 ) STRICT, WITHOUT ROWID;
+-- How many jobs of a name may start in a time.
+CREATE TABLE rate_limit (
+    name TEXT PRIMARY KEY,
+    rate TEXT NOT NULL,                 -- for people
+    interval INTEGER NOT NULL,          -- microseconds in which one unit becomes available
+    burst INTEGER NOT NULL,             -- the most units that can be available
+    cost INTEGER NOT NULL,              -- the units that one job takes
+    spent_until INTEGER NOT NULL        -- the time until which the units taken are used up
+) STRICT, WITHOUT ROWID;
 -- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY,

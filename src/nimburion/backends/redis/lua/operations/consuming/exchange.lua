@@ -9,7 +9,7 @@
 --   ARGV[7] the settlements (see settle.lua), and ARGV[8...] their other values
 -- Reply: {'lost'}: the session is not alive
 --   {'order', last number 8}: the number is neither the last one nor the next one
---   {'done', codes, nonce, now 8, next due time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
+--   {'done', codes, nonce, now 8, next time 8 or '', deliveries, indexes of lanes with more jobs, {lane number, full name, ...},
 --   bodies}; a delivery is due 8 | seq 8 | fence 4 | failures 4 | lost 2
 -- A repeated number gets the same reply again and changes nothing, except that deliveries too large for the reply are requeued.
 -- Atomic: one script. It checks session and number first. No later write can fail.
@@ -28,6 +28,7 @@ local function requeue_rest(found, first)
   for i = first, #found do
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
+    give_units_back(lane.name, lease.started8)
     end_lease(field, lease, lane)
     if lease.is_cancel_requested then
       finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
@@ -101,8 +102,12 @@ if #waiting == 0 and request.total > 0 and not is_repeat then
     redis.call('HSET', notify_key, request.waits_on_stream and queue .. '\0' or queue, '1')
   end
 end
-local lane_names = {}
+write_rates()
+local lane_names, next_due, opening = {}, get_next_due(), find_next_opening(lanes.rated)
+if opening and (next_due == '' or opening < decode_time(next_due, 1)) then
+  next_due = encode_time(opening)
+end
 for number, lane in pairs(known_lanes) do
   push_pair(lane_names, number, lane.full)
 end
-return { 'done', codes, nonce, now8, get_next_due(), deliveries, waiting, lane_names, bodies }
+return { 'done', codes, nonce, now8, next_due, deliveries, waiting, lane_names, bodies }

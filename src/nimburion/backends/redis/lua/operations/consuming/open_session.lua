@@ -1,7 +1,7 @@
 -- open_session: opens a session. Its concurrency limits apply from now on.
--- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use notify
+-- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use rate_limit spent_until notify
 -- Arguments: ARGV[3] session id, [4] ttl in microseconds, [5] the worker's description of itself (JSON),
---   [6] MessagePack: {job name, limit or false, ...}, [7] host
+--   [6] MessagePack: {job name, limit or false, interval or false, burst, cost, rate, ...}, [7] host
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
 -- Cost: O(job names of the session).
@@ -23,11 +23,19 @@ redis.call('HSET', session_id_key, session4, id .. '\0' .. host)
 redis.call('HSET', session_info_key, id, info)
 redis.call('ZADD', session_expiry_key, alive_now + ttl, id)
 local limits = cmsgpack.unpack(packed_limits)
-for i = 1, #limits, 2 do
+for i = 1, #limits, 6 do
   if limits[i + 1] then
     redis.call('HSET', concurrency_limit_key, limits[i], limits[i + 1])
   else
     redis.call('HDEL', concurrency_limit_key, limits[i])
+  end
+  if limits[i + 2] then
+    local numbers = struct.pack('>I8I4I4', limits[i + 2], limits[i + 3], limits[i + 4])
+    redis.call('HSET', rate_limit_key, limits[i], numbers .. limits[i + 5])
+    redis.call('HSETNX', spent_until_key, limits[i], string.format('%.0f', now))
+  else
+    redis.call('HDEL', rate_limit_key, limits[i])
+    redis.call('HDEL', spent_until_key, limits[i])
   end
 end
 mark_every_queue()

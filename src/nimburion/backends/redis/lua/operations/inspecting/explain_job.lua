@@ -1,10 +1,10 @@
 -- explain_job: returns what decides whether a job can run.
--- Keys: job_seq job lease attempt_state concurrency_limit
+-- Keys: job_seq job lease attempt_state concurrency_limit rate_limit spent_until
 -- Arguments: ARGV[3] id
 -- Reply: {} if there is no such job, else {now 8, {lane number, full name, ...}, details without payload (see job_details.lua),
 --   pause of its queue or nil, limit of its name with the holders among the first
 --   2,000 leases (see limit_holders.lua), id of the job that holds its unique key or nil, sessions
---   (see read_sessions.lua)}
+--   (see read_sessions.lua), {name, rate limit, spent until} as in list_rates.lua, or {}}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
 local field = find_field(ARGV[3])
@@ -17,8 +17,10 @@ local code, job_end = get_state_code(body, lease, state)
 local lane = get_lane(get_lane_number(body))
 local names, details = list_lane_names(), (describe_job(field, body, code, lease or state, job_end, false))
 local limit = redis.call('HGET', concurrency_limit_key, lane.name)
+local rate = redis.call('HGET', rate_limit_key, lane.name)
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
 local limits = limit and describe_limits({ [lane.name] = limit }, 0) or {}
 return {
   now8, names, details, read_pauses()[lane.queue] or false, limits, holder, read_sessions(),
+  rate and { lane.name, rate, redis.call('HGET', spent_until_key, lane.name) } or {},
 }

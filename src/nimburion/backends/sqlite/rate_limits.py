@@ -1,0 +1,88 @@
+"""Rate limits: read them, take units, give units back, and stop a name for a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from nimburion.backends.sqlite.connection.database import Database, to_micros
+from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
+
+_decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int]]).decode
+
+
+class StoredRate(NamedTuple):
+    """A rate limit, and the time until which its units are spent."""
+
+    limit: RateLimit
+    spent_until: int
+
+    def count_room(self, now: int) -> int:
+        """Return how many jobs may start now."""
+        return self.limit.count_room(self.spent_until, now)
+
+
+Rates = dict[str, StoredRate]
+"""Rate limits by job name."""
+
+
+def decode_rates(listed: str) -> Rates:
+    """Decode the JSON list of rate limits, as stored."""
+    if listed == "[]":
+        return {}
+    return {
+        name: StoredRate(RateLimit(rate, interval, burst, cost), spent_until)
+        for name, rate, interval, burst, cost, spent_until in _decode_rows(listed)
+    }
+
+
+def read_rates(db: Database) -> Rates:
+    """Read the rate limits."""
+    return decode_rates(db.fetch_value("list_rates"))
+
+
+def take_units(db: Database, name: str, rate: StoredRate, jobs: int) -> None:
+    """Take the units of some jobs that start now."""
+    units = jobs * rate.limit.cost
+    db.run("set_spent_until", name, rate.limit.spend(rate.spent_until, db.now, units))
+
+
+def give_units_back(db: Database, lane: int, taken_at: int) -> None:
+    """Give back what a job of this lane that has not started took from the rate of its name."""
+    name = db.get_lane(lane).name
+    rate = read_rates(db).get(name)
+    if rate is not None:
+        spent_until = rate.limit.refund(rate.spent_until, db.now, taken_at)
+        db.run("set_spent_until", name, spent_until)
+
+
+def spend_units(db: Database, lane: int, units: int) -> None:
+    """Take units that an attempt of this lane spent beyond its cost, or give some back."""
+    name = db.get_lane(lane).name
+    rate = read_rates(db).get(name)
+    if rate is not None:
+        spent_until = rate.limit.spend(rate.spent_until, db.now, units)
+        db.run("set_spent_until", name, spent_until)
+
+
+def block_rate(db: Database, lane: int, seconds: float) -> float | None:
+    """Let the rate limit of the name of this lane allow no job for some seconds.
+
+    Returns the delay of the job that asked for it: None, its old place, if there is a limit.
+    """
+    name = db.get_lane(lane).name
+    rate = read_rates(db).get(name)
+    if rate is None:
+        return seconds
+    delay = max(0, to_micros(seconds))
+    db.run("set_spent_until", name, rate.limit.block(rate.spent_until, db.now, delay))
+    return None
+
+
+def list_rates(db: Database) -> list[RateInfo]:
+    """See `Backend.list_rates`."""
+    return [
+        make_rate_info(name, rate.limit, rate.spent_until, db.now)
+        for name, rate in sorted(read_rates(db).items())
+    ]

@@ -1,0 +1,108 @@
+"""Rate limits: how many jobs of a name may start in a time. The arithmetic of all backends.
+
+The algorithm is GCRA (generic cell rate algorithm). The state of a limit is one time,
+`spent_until`: the units that jobs have taken are used up until then, at one unit in each interval.
+A job may start while `spent_until` is less than a burst ahead of now. All times are whole
+microseconds on the backend's clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_AHEAD = 366 * 86_400 * 1_000_000
+"""Microseconds: the farthest distance of `spent_until` from now, so that no backend overflows."""
+MAX_UNITS = 1_000_000
+"""The most units of a burst, of the cost of a job, and of one correction."""
+
+
+class RateLimit(msgspec.Struct, frozen=True):
+    """The rate limit of a job name, as a worker declares it.
+
+    >>> slow = RateLimit("2/s", interval=500_000, burst=2)
+    >>> spent = slow.spend(0, now=10_000_000, units=2)
+    >>> slow.count_room(spent, now=10_000_000), slow.find_opening(spent)
+    (0, 10500000)
+    """
+
+    rate: str
+    """The rate for people: `100/min`."""
+    interval: int
+    """Microseconds in which one unit becomes available."""
+    burst: int
+    """The most units that can be available at the same time."""
+    cost: int = 1
+    """The units that one job takes. A job that costs more than a burst needs a full burst."""
+
+    @property
+    def needed(self) -> int:
+        """The units that must be available when a job starts."""
+        return min(self.cost, self.burst)
+
+    def count_room(self, spent_until: int, now: int) -> int:
+        """Return how many jobs may start now."""
+        left = (self.burst - self.needed) * self.interval - max(0, spent_until - now)
+        return 0 if left < 0 else left // (self.cost * self.interval) + 1
+
+    def find_opening(self, spent_until: int) -> int:
+        """Return the time from which the next job may start."""
+        return spent_until - (self.burst - self.needed) * self.interval
+
+    def spend(self, spent_until: int, now: int, units: int) -> int:
+        """Return the new `spent_until` after a job took `units`, or gave them back if negative."""
+        start = max(spent_until, now) if units > 0 else spent_until
+        return _clamp(start + units * self.interval, now)
+
+    def refund(self, spent_until: int, now: int, taken_at: int) -> int:
+        """Return the new `spent_until` after a job that took its units at `taken_at` gave them
+        back.
+
+        The part that has become available again by itself since then is not returned. Otherwise
+        more than a burst could start at once.
+        """
+        refund = max(0, self.cost * self.interval - max(0, now - taken_at))
+        return _clamp(spent_until - refund, now)
+
+    def block(self, spent_until: int, now: int, delay: int) -> int:
+        """Return the new `spent_until` if no job may start for `delay` microseconds.
+
+        After that, jobs start one interval apart: no burst follows.
+        """
+        opening = now + delay + (self.burst - self.needed) * self.interval
+        return _clamp(max(spent_until, opening), now)
+
+
+def _clamp(spent_until: int, now: int) -> int:
+    return min(max(spent_until, now - MAX_AHEAD), now + MAX_AHEAD)
+
+
+class RateInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate limit when it was read."""
+
+    name: str
+    """The name of the jobs that it limits."""
+    rate: str
+    """The rate for people: `100/min`."""
+    interval: float
+    """Seconds in which one unit becomes available."""
+    burst: int
+    cost: int
+    """The units that one job takes."""
+    room: int
+    """How many jobs may start now."""
+    opens_at: float | None = None
+    """When the next job may start, in epoch seconds on the backend's clock; None: now."""
+
+
+def make_rate_info(name: str, limit: RateLimit, spent_until: int, now: int) -> RateInfo:
+    """Return what a rate limit allows at the time `now`."""
+    room = limit.count_room(spent_until, now)
+    return RateInfo(
+        name=name,
+        rate=limit.rate,
+        interval=limit.interval / 1e6,
+        burst=limit.burst,
+        cost=limit.cost,
+        room=room,
+        opens_at=None if room else limit.find_opening(spent_until) / 1e6,
+    )
