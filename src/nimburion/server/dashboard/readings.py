@@ -9,11 +9,11 @@ from typing import Any, TypeVar, cast
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError
-from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.timing.clock import Clock
+from nimburion.server.dashboard.recent_statistics import RecentHour, RecentStatistics
 
 T = TypeVar("T")
 
@@ -70,6 +70,8 @@ class SharedReadings:
         self.clock: Clock = clock
         self.count: int = 0
         """The number of reads of the backend so far."""
+        self.recent: RecentStatistics = RecentStatistics(backend, clock)
+        """The statistics of the last hour; call `PageReadings.read_hour` instead."""
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -227,24 +229,9 @@ class PageReadings:
         """Return all concurrency limits."""
         return await self.read("limits", self.backend.list_limits, max_age)
 
-    async def list_statistics(
-        self,
-        seconds: float,
-        step: int,
-        *,
-        queue: str | None = None,
-        name: str | None = None,
-        max_age: float = 10.0,
-    ) -> list[Statistics]:
-        """Return the statistics of the last `seconds`, in intervals of `step` seconds."""
-        until = self._shared.clock.now() + step
-        since = (until - seconds) // step * step
-
-        async def read() -> list[Statistics]:
-            return await self.backend.list_statistics(since, until, step, queue=queue, name=name)
-
-        key = f"statistics {seconds} {step} {queue} {name}"
-        return await self.read(key, read, max_age)
+    async def read_hour(self, max_age: float = 10.0) -> RecentHour:
+        """Return the statistics of the last hour by queue, minute by minute."""
+        return await self.read("hour", self._shared.recent.read, max_age)
 
 
 def describe_problem(error: Exception) -> str:

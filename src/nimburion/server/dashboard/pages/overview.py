@@ -8,15 +8,12 @@ from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.job import FAILED_ONLY
-from nimburion.core.metrics.statistics import Counters
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import SessionInfo
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
-from nimburion.server.dashboard.pages.queue import ChartPoints, make_chart_points
+from nimburion.server.dashboard.pages.queue import ChartPoints, make_hour_chart
 from nimburion.server.dashboard.pages.queues import (
-    HISTORY_SECONDS,
-    HISTORY_STEP,
     QueueRow,
     compute_failed_share,
     make_rows,
@@ -73,28 +70,26 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
     """Read queues, workers, the statistics of the last hour and the newest dead letters."""
     readings = request.readings
     sessions = await readings.list_sessions()
-    statistics = await readings.list_statistics(HISTORY_SECONDS, HISTORY_STEP)
-    rows = make_rows(await readings.list_queues(), sessions, statistics, readings.now)
+    hour = await readings.read_hour()
+    rows = make_rows(await readings.list_queues(), sessions, hour)
     found = await _group_failures(request)
     report = readings.peek("checks", request.services.checks.run)
-    hour = Counters()
-    for row in statistics:
-        hour.add(row.counters)
+    counters = hour.total.counters
     oldest = max(rows, key=lambda row: row.oldest_age, default=None)
     due = sum(row.size for row in rows)
-    rate = sum(row.completed_rate for row in rows)
+    rate = hour.compute_rate(hour.total.completed)
     return OverviewData(
         due=due,
         scheduled=sum(row.scheduled for row in rows),
         processing=sum(row.processing for row in rows),
         oldest_age=0.0 if oldest is None else oldest.oldest_age,
         oldest_queue=oldest.name if oldest is not None and oldest.size else None,
-        enqueued_rate=sum(row.enqueued_rate for row in rows),
+        enqueued_rate=hour.compute_rate(hour.total.enqueued),
         completed_rate=rate,
         drain_seconds=60 * due / rate if due and rate else None,
-        failed=hour.failed,
-        failed_share=compute_failed_share(hour),
-        rescued=hour.rescued,
+        failed=counters.failed,
+        failed_share=compute_failed_share(counters),
+        rescued=counters.rescued,
         workers=count_workers(sessions),
         queues=sort_rows(rows, "oldest")[:MAX_QUEUES],
         queue_count=len(rows),
@@ -102,7 +97,7 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
         all_dead_letters=found.complete,
         groups=found.groups,
         checks=[one for one in report.checks if one.verdict != "good"] if report else [],
-        chart=make_chart_points(statistics, readings.now, HISTORY_SECONDS, HISTORY_STEP),
+        chart=make_hour_chart(hour, hour.total),
     )
 
 

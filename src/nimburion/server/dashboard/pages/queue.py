@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import msgspec
 
 from nimburion.core.diagnosis.unserved import find_unserved, is_live, list_reasons
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
-from nimburion.core.session import SessionInfo
+from nimburion.core.metrics.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.queries import QueueInfo
+from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
 from nimburion.server.dashboard.pages.queues import (
-    HISTORY_SECONDS,
-    HISTORY_STEP,
     QueueRow,
     compute_failed_share,
     make_empty_queue,
     make_row,
 )
+from nimburion.server.dashboard.readings import PageReadings
+from nimburion.server.dashboard.recent_statistics import QueueHour, RecentHour
 
 RANGES = {"1h": (3600, 60), "3h": (10_800, 60), "3d": (259_200, 3600), "30d": (2_592_000, 10_800)}
 MAX_NAMES = 50
+MAX_WORKERS = 50
 
 
 class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,7 +83,15 @@ class QueueData(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueRow
     names: list[QueueName]
     workers: list[SessionInfo]
-    """The live workers that serve the queue."""
+    """The live workers that serve the queue, at most `MAX_WORKERS`."""
+    worker_count: int
+    chart: ChartPoints
+
+
+class QueueHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """The statistics of one queue over the time of the charts."""
+
+    names: dict[str, Counters]
     chart: ChartPoints
 
 
@@ -91,46 +102,68 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
     queue = next((one for one in queues if one.name == name), None) or make_empty_queue(name)
     serving = [one for one in sessions if is_live(one) and name in one.queues]
     unserved = list_reasons(name, find_unserved([queue], sessions))
-    hour = await readings.list_statistics(HISTORY_SECONDS, HISTORY_STEP, queue=name)
-    seconds, shown_step = RANGES[request.query.range]
-    step = next(one for one in (3600, 600, 60) if one <= shown_step)
-    rows = hour
-    if request.query.range != "1h":
-        rows = await readings.list_statistics(seconds, step, queue=name, max_age=20.0)
+    history = await _read_history(readings, name, request.query.range)
     limits = {limit.name: limit for limit in await readings.list_limits()}
-    by_name: dict[str, Counters] = {}
-    for row in rows:
-        by_name.setdefault(row.name, Counters()).add(row.counters)
     names = [
-        QueueName(
-            name=one,
-            waiting=queue.names.get(one, 0),
-            completed=counters.completed,
-            failed=counters.failed,
-            failed_share=compute_failed_share(counters),
-            wait_p95=counters.wait.estimate_quantile(0.95, WAIT_BOUNDS),
-            run_p95=counters.run.estimate_quantile(0.95, RUN_BOUNDS),
-            limit=limits[one].limit if one in limits else None,
-            in_use=limits[one].in_use if one in limits else None,
-            unserved=unserved.get(one),
-        )
-        for one in {*by_name, *queue.names}
-        for counters in (by_name.get(one, Counters()),)
+        make_name_row(one, queue, history.names.get(one, Counters()), limits.get(one), unserved)
+        for one in {*history.names, *queue.names}
     ]
     names.sort(key=lambda one: (-one.waiting, -one.completed, one.name))
     return QueueData(
-        queue=make_row(queue, hour, unserved, len(serving), readings.now),
+        queue=make_row(queue, await readings.read_hour(), unserved, len(serving)),
         names=names[:MAX_NAMES],
-        workers=serving,
-        chart=make_chart_points(rows, readings.now, seconds, shown_step),
+        workers=serving[:MAX_WORKERS],
+        worker_count=len(serving),
+        chart=history.chart,
     )
 
 
-def make_chart_points(rows: list[Statistics], now: float, seconds: int, step: int) -> ChartPoints:
-    """Return the sums of all rows for each interval of the last `seconds`."""
-    until = (now // step + 1) * step
-    since = until - seconds
-    count = int(seconds // step)
+def make_name_row(
+    name: str,
+    queue: QueueInfo,
+    counters: Counters,
+    limit: LimitInfo | None,
+    unserved: dict[str, str],
+) -> QueueName:
+    """Return the row of one name of a queue."""
+    return QueueName(
+        name=name,
+        waiting=queue.names.get(name, 0),
+        completed=counters.completed,
+        failed=counters.failed,
+        failed_share=compute_failed_share(counters),
+        wait_p95=counters.wait.estimate_quantile(0.95, WAIT_BOUNDS),
+        run_p95=counters.run.estimate_quantile(0.95, RUN_BOUNDS),
+        limit=None if limit is None else limit.limit,
+        in_use=None if limit is None else limit.in_use,
+        unserved=unserved.get(name),
+    )
+
+
+async def _read_history(readings: PageReadings, queue: str, name: str) -> QueueHistory:
+    """Return the statistics of a queue over one of the `RANGES`."""
+    seconds, step = RANGES[name]
+    stored_step = max(one for one in STEPS if one <= step)
+
+    async def read() -> QueueHistory:
+        until = (readings.now // step + 1) * step
+        rows = await readings.backend.list_statistics(
+            until - seconds, until, stored_step, queue=queue
+        )
+        names: dict[str, Counters] = {}
+        for number, row in enumerate(rows, start=1):
+            names.setdefault(row.name, Counters()).add(row.counters)
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        chart = make_chart_points(rows, until - seconds, until, step)
+        return QueueHistory(names=names, chart=chart)
+
+    return await readings.read(f"queue {queue} {name}", read, 10.0 if step == 60 else 30.0)
+
+
+def make_chart_points(rows: list[Statistics], since: float, until: float, step: int) -> ChartPoints:
+    """Return the sums of all rows for each interval of a time."""
+    count = int((until - since) // step)
     return ChartPoints(
         since=since,
         until=until,
@@ -139,6 +172,19 @@ def make_chart_points(rows: list[Statistics], now: float, seconds: int, step: in
             field: fill_intervals(rows, field, since, step, count)
             for field in ("enqueued", "completed", "failed", "retried")
         },
+    )
+
+
+def make_hour_chart(hour: RecentHour, queue: QueueHour) -> ChartPoints:
+    """Return the numbers of the last hour."""
+    return ChartPoints(
+        since=hour.since,
+        until=hour.until,
+        step=60,
+        enqueued=queue.enqueued,
+        completed=queue.completed,
+        failed=queue.failed,
+        retried=queue.retried,
     )
 
 

@@ -8,23 +8,19 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.diagnosis.unserved import find_unserved, is_live, list_reasons
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.diagnosis.unserved import find_unserved, is_live
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.api import queues as queue_operations
-from nimburion.server.dashboard.charts import fill_intervals
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.recent_statistics import RecentHour
 
-HISTORY_SECONDS = 3600
-HISTORY_STEP = 60
-RATE_SECONDS = 300
-"""Rates are means of the last five minutes."""
 PAGE_SIZE = 100
 
 
@@ -77,50 +73,35 @@ class QueueListData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_rows(
-    queues: Iterable[QueueInfo],
-    sessions: Sequence[SessionInfo],
-    statistics: Sequence[Statistics],
-    now: float,
+    queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo], hour: RecentHour
 ) -> list[QueueRow]:
     """Return a row for each queue that holds a job, is paused, is served or was used lately."""
     known = {queue.name: queue for queue in queues}
-    rows: dict[str, list[Statistics]] = {}
-    for row in statistics:
-        rows.setdefault(row.queue, []).append(row)
     served: dict[str, int] = {}
     for session in filter(is_live, sessions):
         for queue in session.queues:
             served[queue] = served.get(queue, 0) + 1
-    unserved = find_unserved(known.values(), sessions)
+    unserved: dict[str, dict[str, str]] = {}
+    for jobs in find_unserved(known.values(), sessions):
+        unserved.setdefault(jobs.queue, {})[jobs.name] = jobs.reason
     return [
         make_row(
             known.get(name) or make_empty_queue(name),
-            rows.get(name, []),
-            list_reasons(name, unserved),
+            hour,
+            unserved.get(name, {}),
             served.get(name, 0),
-            now,
         )
-        for name in sorted({*known, *rows, *served})
+        for name in sorted({*known, *hour.queues, *served})
     ]
 
 
 def make_row(
-    queue: QueueInfo,
-    statistics: Sequence[Statistics],
-    unserved: dict[str, str],
-    workers: int,
-    now: float,
+    queue: QueueInfo, hour: RecentHour, unserved: dict[str, str], workers: int
 ) -> QueueRow:
-    """Return the row of one queue from its statistics of the last hour by minute."""
-    hour, recent = Counters(), Counters()
-    since = find_minute(now) - RATE_SECONDS + HISTORY_STEP
-    for row in statistics:
-        hour.add(row.counters)
-        if row.start >= since:
-            recent.add(row.counters)
-    minutes = (now - since) / 60
-    rate = recent.completed / minutes
-    begin = find_minute(now) - HISTORY_SECONDS + HISTORY_STEP
+    """Return the row of one queue."""
+    seen = hour.get_queue(queue.name)
+    rate = hour.compute_rate(seen.completed)
+    wait, run = seen.counters.wait, seen.counters.run
     return QueueRow(
         name=queue.name,
         size=queue.size,
@@ -131,18 +112,16 @@ def make_row(
         pause=queue.pause,
         unserved=unserved,
         workers=workers,
-        enqueued_rate=recent.enqueued / minutes,
+        enqueued_rate=hour.compute_rate(seen.enqueued),
         completed_rate=rate,
-        failed=hour.failed,
-        failed_share=compute_failed_share(hour),
-        wait_p50=hour.wait.estimate_quantile(0.5, WAIT_BOUNDS),
-        wait_p95=hour.wait.estimate_quantile(0.95, WAIT_BOUNDS),
-        run_p50=hour.run.estimate_quantile(0.5, RUN_BOUNDS),
-        run_p95=hour.run.estimate_quantile(0.95, RUN_BOUNDS),
+        failed=seen.counters.failed,
+        failed_share=compute_failed_share(seen.counters),
+        wait_p50=wait.estimate_quantile(0.5, WAIT_BOUNDS),
+        wait_p95=wait.estimate_quantile(0.95, WAIT_BOUNDS),
+        run_p50=run.estimate_quantile(0.5, RUN_BOUNDS),
+        run_p95=run.estimate_quantile(0.95, RUN_BOUNDS),
         drain_seconds=60 * queue.size / rate if queue.size and rate else None,
-        history=fill_intervals(
-            statistics, "completed", begin, HISTORY_STEP, HISTORY_SECONDS // HISTORY_STEP
-        ),
+        history=seen.completed,
     )
 
 
@@ -156,11 +135,6 @@ def compute_failed_share(counters: Counters) -> float | None:
     bad = counters.failed + counters.retried
     ended = bad + counters.completed
     return bad / ended if ended else None
-
-
-def find_minute(now: float) -> int:
-    """Return the start of the present minute."""
-    return int(now // 60 * 60)
 
 
 def sort_rows(rows: list[QueueRow], order: str) -> list[QueueRow]:
@@ -181,8 +155,7 @@ async def read_queues(request: PageRequest[QueueListQuery]) -> QueueListData:
     rows = make_rows(
         await readings.list_queues(),
         await readings.list_sessions(),
-        await readings.list_statistics(HISTORY_SECONDS, HISTORY_STEP),
-        readings.now,
+        await readings.read_hour(),
     )
     pages = max(1, -(-len(rows) // PAGE_SIZE))
     start = (min(query.page, pages) - 1) * PAGE_SIZE
