@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from urllib.parse import urlencode
 
 import pytest
@@ -93,6 +94,14 @@ async def test_the_stored_text_of_the_arguments_is_shown(api: Api) -> None:
     await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
     html = (await api.client.get(f"{JOBS}/a/contents")).text
     assert "{&#34;n&#34;: 12345678901234567890123,  &#34;to&#34;:&#34;\\u00e4&#34;}" in html
+
+
+async def test_the_command_that_enqueues_a_job_again_is_quoted(api: Api) -> None:
+    payload = b'{"to":"a\'b; rm -rf"}'
+    await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
+    twin = (await api.client.get(f"{JOBS}/a/contents?format=json")).json()
+    words = ["nimburion", "enqueue", "send", "--args", payload.decode(), "--queue", "mail"]
+    assert shlex.split(twin["command"]) == words
 
 
 async def test_a_dead_letter_is_replayed_from_its_page(api: Api) -> None:

@@ -79,6 +79,7 @@ class PageVisit:
         self._path = path
         self._query = query
         self._base = find_base(request)
+        self._may_stream = page.interval is not None and request.method == "GET"
         self._own_query = urlencode(
             [pair for pair in request.query_params.multi_items() if pair[0] not in _OWN_PARAMETERS]
         )
@@ -97,7 +98,7 @@ class PageVisit:
 
     def answer_stream(self) -> Response:
         """Return a stream of live parts of the page."""
-        if self._page.interval is None or self._services.live.is_full:
+        if not self._may_stream or self._services.live.is_full:
             raise Problem(503, "stopping", "there is no live stream now; poll the page instead")
         key = (
             self._page.name,
@@ -106,7 +107,7 @@ class PageVisit:
             self._base,
             self._caller,
         )
-        interval = self._page.interval
+        interval = self._page.interval or 1.0
         return LiveStream(self._services.live, key, self._render_fragment, interval)
 
     async def answer_html(self, notice: str) -> Response:

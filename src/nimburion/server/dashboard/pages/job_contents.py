@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import msgspec
 
@@ -14,6 +15,7 @@ from nimburion.server.dashboard.page import DashboardPage, PageRequest
 
 MAX_ERRORS = 20
 MAX_FRAMES = 8
+MAX_COMMAND_BYTES = 4_000
 
 
 class TracebackFrame(msgspec.Struct, frozen=True):
@@ -43,6 +45,10 @@ class JobContentsData(msgspec.Struct, frozen=True, kw_only=True):
     contents: JobContents
     errors: list[ShownError]
     """The latest errors, the latest first."""
+    command: str | None
+    """The command that enqueues the same job again; None if its arguments are not kept, are no
+    JSON, or are long.
+    """
 
 
 async def read_job_contents(request: PageRequest[NoQuery]) -> JobContentsData:
@@ -53,8 +59,25 @@ async def read_job_contents(request: PageRequest[NoQuery]) -> JobContentsData:
     contents = await request.readings.read(
         f"contents {request.path['id']}", lambda: get_job_contents(asked)
     )
+    job_id = request.path["id"]
+    job = await request.readings.read(
+        f"job record {job_id}", lambda: request.readings.backend.get_job(job_id)
+    )
     errors = [make_shown_error(error) for error in contents.errors[: -MAX_ERRORS - 1 : -1]]
-    return JobContentsData(contents=msgspec.structs.replace(contents, errors=[]), errors=errors)
+    return JobContentsData(
+        contents=msgspec.structs.replace(contents, errors=[]),
+        errors=errors,
+        command=make_command(job.name, job.queue, contents.payload),
+    )
+
+
+def make_command(name: str, queue: str, payload: msgspec.Raw | None) -> str | None:
+    """Return the command line that enqueues a job with these arguments."""
+    if payload is None or len(bytes(payload)) > MAX_COMMAND_BYTES:
+        return None
+    arguments = " ".join(bytes(payload).decode().splitlines())
+    words = ["nimburion", "enqueue", name, "--args", arguments, "--queue", queue]
+    return " ".join(map(shlex.quote, words))
 
 
 def make_shown_error(error: AttemptError) -> ShownError:
