@@ -35,6 +35,25 @@ async def test_no_more_threads_than_needed_and_never_more_than_the_size() -> Non
     assert not any(thread.is_alive() for thread in threads._threads)
 
 
+async def test_calls_that_wait_for_one_another_all_run() -> None:
+    """Each thread that is woken wakes the next one, before its own call."""
+    threads = HandlerThreads(8, asyncio.get_running_loop())
+    for _ in range(50):
+        barrier = threading.Barrier(8)
+        calls = [threads.start(barrier.wait, 10) for _ in range(8)]
+        assert sorted(await asyncio.gather(*(call.future for call in calls))) == [*range(8)]
+    threads.close()
+    threads.join()
+
+
+async def test_calls_that_were_started_before_the_close_run() -> None:
+    threads = HandlerThreads(4, asyncio.get_running_loop())
+    calls = [threads.start(pow, number, 2) for number in range(10)]
+    threads.close()
+    assert await asyncio.gather(*(call.future for call in calls)) == [n * n for n in range(10)]
+    threads.join()
+
+
 async def test_context_variables_travel() -> None:
     threads = HandlerThreads(1, asyncio.get_running_loop())
     variable = contextvars.ContextVar("variable", default="outside")

@@ -1,5 +1,9 @@
 """Threads for `def` handlers. They start on demand and notify the event loop in batches.
 
+A waking thread wakes the next one if more calls wait. So calls that wait for others run
+concurrently, and short calls of one turn of the loop run in few threads: a change of threads costs
+as much as a short call.
+
 A thread cannot be stopped from outside. After a timeout or a stop, its call continues.
 `ThreadCall.finished` becomes true when the function has really ended.
 """
@@ -79,7 +83,12 @@ class HandlerThreads:
         self._size = size
         self._loop = loop
         self._guard = guard or ForkGuard()
-        self._queue: SimpleQueue[ThreadCall | None] = SimpleQueue()
+        self._calls: deque[ThreadCall] = deque()
+        """The calls that no thread has taken yet."""
+        self._wakeups: SimpleQueue[bool] = SimpleQueue()
+        """Each wakes one waiting thread: True to take calls, False to end."""
+        self._is_waking = False
+        """Whether a wake-up is under way that no thread has taken yet."""
         self._done: deque[ThreadCall] = deque()
         self._threads: list[threading.Thread] = []
         self._outstanding = 0
@@ -91,13 +100,15 @@ class HandlerThreads:
         self._outstanding += 1
         if self._outstanding > len(self._threads) < self._size:
             self._add_thread()
-        self._queue.put(call)
+        self._calls.append(call)
+        if not self._is_waking:
+            self._wake_thread()
         return call
 
     def close(self) -> None:
         """Let each thread end after its current call and the queued ones."""
         for _ in self._threads:
-            self._queue.put(None)
+            self._wakeups.put(False)  # noqa: FBT003 (its only argument)
 
     def join(self) -> None:
         """Wait until every thread has ended. Call `close` first."""
@@ -110,21 +121,37 @@ class HandlerThreads:
         self._threads.append(thread)
         thread.start()
 
+    def _wake_thread(self) -> None:
+        """Wake a thread, which takes all calls that wait. Not called while one is being woken."""
+        self._is_waking = True
+        self._wakeups.put(True)  # noqa: FBT003 (its only argument)
+
     def _work(self) -> None:
         thread = threading.get_ident()
-        while (call := self._queue.get()) is not None:
-            call.thread = thread
-            call.execute()
-            if self._guard.in_child:
-                self._guard.check(call.error)
-            self._done.append(call)
-            del call
-            if not self._woken:
-                self._woken = True
+        calls = self._calls
+        while self._wakeups.get():
+            # Cleared first: a call that starts from here on wakes a thread again, so none is
+            # missed.
+            self._is_waking = False
+            while calls:
                 try:
-                    self._loop.call_soon_threadsafe(self._deliver)
-                except RuntimeError:  # the loop is closed: no task awaits the outcome
-                    return
+                    call = calls.popleft()
+                except IndexError:  # another thread has taken it
+                    break
+                if calls and not self._is_waking:
+                    self._wake_thread()
+                call.thread = thread
+                call.execute()
+                if self._guard.in_child:
+                    self._guard.check(call.error)
+                self._done.append(call)
+                del call
+                if not self._woken:
+                    self._woken = True
+                    try:
+                        self._loop.call_soon_threadsafe(self._deliver)
+                    except RuntimeError:  # the loop is closed: no task awaits the outcome
+                        return
 
     def _deliver(self) -> None:
         # Cleared first: a call that ends from here on schedules `_deliver` again, so none is
