@@ -143,10 +143,10 @@ class Processor(Client):
         )
         """Where child processes find this processor, as `module:name`; None: it is searched for."""
         self._middlewares: list[Middleware] = []
-        self.handler_hooks: HandlerHooks = HandlerHooks()
+        self._handler_hooks: HandlerHooks = HandlerHooks()
         """The hooks that run where a handler runs; see `around_handler`."""
         self._failure_hooks = FailureHooks()
-        self.worker_lifespan: Lifespan | None = None
+        self._lifespan: Lifespan | None = None
         """Opens the resources of a worker or of a child process; see `lifespan`."""
         self._inline_runner: InlineRunner | None = None
         self._running: RunningWorker | None = None
@@ -299,7 +299,7 @@ class Processor(Client):
         """
         if self._running is not None:
             raise DefinitionError("add hooks before the processor is started")
-        self.handler_hooks.add(hook)
+        self._handler_hooks.add(hook)
         return hook
 
     def on_failure(self, hook: FailureHookT, /) -> FailureHookT:
@@ -375,11 +375,11 @@ class Processor(Client):
         """
         if self._running is not None:
             raise DefinitionError("add the lifespan before the processor is started")
-        if self.worker_lifespan is not None:
+        if self._lifespan is not None:
             raise DefinitionError(
                 "a processor has one lifespan; open several resources in one function"
             )
-        self.worker_lifespan = make_lifespan(function)
+        self._lifespan = make_lifespan(function)
         return function
 
     def add_service(self, service: Service) -> None:
@@ -582,7 +582,7 @@ class Processor(Client):
             children=children,
             job_names=self.registry.names,
             limits=self.registry.describe_limits(),
-            lifespan=self.worker_lifespan,
+            lifespan=self._lifespan,
             is_real_time=isinstance(self.clock, SystemClock),
         )
 
@@ -599,7 +599,7 @@ class Processor(Client):
         return AttemptRunner(
             self.registry,
             self._middlewares,
-            self.handler_hooks,
+            self._handler_hooks,
             self._failure_hooks,
             threads=threads,
             report=report,
@@ -707,7 +707,7 @@ class Processor(Client):
                 self.registry,
                 self.settings,
                 self._make_attempt_runner,
-                self.worker_lifespan,
+                self._lifespan,
                 clock=self.clock,
                 entropy=self._entropy,
             )
@@ -759,6 +759,16 @@ class Processor(Client):
         await self.backend.close()
         logging.shutdown()
         os._exit(0)
+
+
+def get_handler_hooks(processor: Processor) -> HandlerHooks:
+    """Return the hooks around the handlers of a processor. For child processes only."""
+    return processor._handler_hooks  # noqa: SLF001
+
+
+def get_lifespan(processor: Processor) -> Lifespan | None:
+    """Return what opens the resources of a worker or a child process. For child processes only."""
+    return processor._lifespan  # noqa: SLF001
 
 
 def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:

@@ -8,8 +8,8 @@ from nimburion.cli.supervisor.combined_health import combine_health
 from nimburion.cli.supervisor.messages import WorkerReport, encode_message
 from nimburion.cli.supervisor.reaper import Reaper
 from nimburion.cli.supervisor.worker_process import WorkerProcess
+from nimburion.core.frames import FrameSplitter
 from nimburion.jobs import Health
-from nimburion.jobs.worker.children.frames import FrameSplitter
 
 READY = Health(state="ready", running=1, seconds_since_exchange=1.0, lease_seconds_left=9.0)
 STARTING = Health(state="starting")

@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.frames import add_length
 from nimburion.jobs import Health
-from nimburion.jobs.worker.children.frames import add_length
 from nimburion.telemetry.families import Family, Labels
 
 

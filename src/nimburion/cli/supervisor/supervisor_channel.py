@@ -20,8 +20,8 @@ from nimburion.cli.supervisor.messages import (
     decode_for_worker,
     encode_message,
 )
+from nimburion.core.frames import FrameSplitter
 from nimburion.jobs.worker.children.channel import EXIT_WITHOUT_PARENT
-from nimburion.jobs.worker.children.frames import FrameSplitter
 
 _log = logging.getLogger("nimburion.worker")
 

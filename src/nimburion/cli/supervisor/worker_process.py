@@ -27,10 +27,9 @@ from nimburion.cli.supervisor.messages import (
 )
 from nimburion.cli.supervisor.reaper import Reaper
 from nimburion.cli.systemd import SYSTEMD_VARIABLES, has_progress
+from nimburion.core.frames import FrameProtocol, UnreadableFrame
 from nimburion.core.settings import Settings
 from nimburion.jobs import Health
-from nimburion.jobs.worker.children.frame_protocol import FrameProtocol
-from nimburion.jobs.worker.children.frames import UnreadableFrame
 from nimburion.jobs.worker.children.memory import read_memory
 
 _log = logging.getLogger("nimburion.supervisor")

@@ -21,14 +21,8 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.worker.children.frames import (
-    FrameSplitter,
-    Start,
-    Stop,
-    UnreadableFrame,
-    encode_frame,
-)
 from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND, LineBudget
+from nimburion.jobs.worker.children.messages import Start
 from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from tests.jobs.worker.children import application as app
@@ -140,20 +134,6 @@ async def test_a_cancelled_wait_for_a_child_harms_none(make: Make) -> None:
 
 
 # Parts
-
-
-def test_frames_are_split_wherever_the_stream_is_cut() -> None:
-    stream = encode_frame(Stop()) * 3
-    for size in range(1, len(stream)):
-        splitter = FrameSplitter()
-        pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
-        bodies = [body for piece in pieces for body in splitter.feed(piece)]
-        assert bodies == [encode_frame(Stop())[4:]] * 3
-
-
-def test_a_length_beyond_reason_is_no_frame() -> None:
-    with pytest.raises(UnreadableFrame):
-        FrameSplitter().feed(b"\xff" * 4)
 
 
 def test_lines_have_a_burst_and_then_a_rate() -> None:

@@ -14,7 +14,7 @@ from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import describe_child_death
-from nimburion.jobs.worker.children.frames import (
+from nimburion.jobs.worker.children.messages import (
     Call,
     NotRun,
     ProgressMade,

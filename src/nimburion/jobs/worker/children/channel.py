@@ -1,6 +1,6 @@
 """The child's end of the connection to its parent.
 
-A thread reads the frames. It also notices that the parent is gone, and then ends the process. The
+A thread reads the messages. It also notices that the parent is gone, and then ends the process. The
 handler runs on the main thread and cannot delay it, except by C code that holds the interpreter.
 """
 
@@ -18,18 +18,18 @@ import msgspec
 
 from nimburion.core import errors
 from nimburion.core.errors import BackendError, BackendUnavailable
+from nimburion.core.frames import FrameSplitter
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.jobs.worker.children.frames import (
+from nimburion.jobs.worker.children.messages import (
     Call,
     Enqueue,
     EnqueueReply,
-    FrameSplitter,
     ProgressMade,
     ProgressReceived,
     Start,
     ToChild,
     ToParent,
-    encode_frame,
+    encode_message,
 )
 
 EXIT_WITHOUT_PARENT = 75
@@ -41,7 +41,7 @@ _Reply = Callable[[EnqueueReply], None]
 
 
 class ParentChannel:
-    """Sends frames to the parent, and receives its frames on a thread."""
+    """Sends messages to the parent, and receives its messages on a thread."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 (of the standard library)
@@ -57,11 +57,11 @@ class ParentChannel:
         os.register_at_fork(after_in_child=self._close_after_fork)
         threading.Thread(target=self._read, name="nimburion-parent", daemon=True).start()
 
-    def send(self, frame: ToParent) -> None:
-        """Send a frame. Safe from any thread. Ends the process if the parent is gone."""
+    def send(self, message: ToParent) -> None:
+        """Send a message. Safe from any thread. Ends the process if the parent is gone."""
         if self._is_forked:
             return
-        data = encode_frame(frame)
+        data = encode_message(message)
         try:
             with self._lock:
                 self._socket.sendall(data)
@@ -106,23 +106,23 @@ class ParentChannel:
         finally:
             os._exit(EXIT_WITHOUT_PARENT)
 
-    def _receive(self, frame: ToChild) -> None:
-        match frame:
+    def _receive(self, message: ToChild) -> None:
+        match message:
             case Call():
-                self.calls.put(frame)
+                self.calls.put(message)
             case EnqueueReply():
-                settle = self._waiting.get(frame.number)
+                settle = self._waiting.get(message.number)
                 if settle is not None:
-                    settle(frame)
+                    settle(message)
             case ProgressReceived():
                 self._progress.note_receipt()
             case Start():
-                self.starts.put(frame)
+                self.starts.put(message)
             case _:
                 self.calls.put(None)
 
     def _close_after_fork(self) -> None:
-        """Close the channel in a process that the handler forked: it must send no frames."""
+        """Close the channel in a process that the handler forked: it must send no messages."""
         self._is_forked = True
         self._socket.close()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.context import get_current_context
-from nimburion.jobs.worker.children.frames import Logged, ToParent
 from nimburion.jobs.worker.children.line_budget import LINES_PER_SECOND, LineBudget
+from nimburion.jobs.worker.children.messages import Logged, ToParent
 from nimburion.telemetry.logs import AttemptFilter
 
 MAX_LINE = 8_192

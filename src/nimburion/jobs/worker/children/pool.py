@@ -14,8 +14,8 @@ from collections.abc import Awaitable
 from contextvars import Context as ContextVariables
 
 from nimburion.core.settings import Settings
-from nimburion.jobs.worker.children.frames import Start
 from nimburion.jobs.worker.children.import_path import ImportPath
+from nimburion.jobs.worker.children.messages import Start
 from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess, EnqueueJobs
 from nimburion.jobs.worker.recycling import RecycleLimits
 

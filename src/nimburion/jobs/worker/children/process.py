@@ -16,10 +16,16 @@ from typing import Any, cast
 import msgspec
 
 from nimburion.core.errors import BackendUnavailable
+from nimburion.core.frames import FrameProtocol, UnreadableFrame
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.worker.attempt.reporter import make_extra
-from nimburion.jobs.worker.children.frame_protocol import FrameProtocol
-from nimburion.jobs.worker.children.frames import (
+from nimburion.jobs.worker.children.log_frames import log_record
+from nimburion.jobs.worker.children.memory import (
+    CHECK_INTERVAL,
+    EXIT_OVER_MEMORY_LIMIT,
+    read_memory,
+)
+from nimburion.jobs.worker.children.messages import (
     Call,
     Enqueue,
     EnqueueReply,
@@ -36,14 +42,7 @@ from nimburion.jobs.worker.children.frames import (
     ToChild,
     ToParent,
     UnitsSpent,
-    UnreadableFrame,
-    encode_frame,
-)
-from nimburion.jobs.worker.children.log_frames import log_record
-from nimburion.jobs.worker.children.memory import (
-    CHECK_INTERVAL,
-    EXIT_OVER_MEMORY_LIMIT,
-    read_memory,
+    encode_message,
 )
 from nimburion.jobs.worker.children.output import OutputReader
 
@@ -237,44 +236,44 @@ class ChildProcess:
         else:
             self._watch_memory(limit)
 
-    # Frames
+    # Messages
 
-    def _send(self, frame: ToChild) -> None:
-        self._channel.write(encode_frame(frame))
+    def _send(self, message: ToChild) -> None:
+        self._channel.write(encode_message(message))
 
     def _receive(self, body: bytes) -> None:
-        frame = _decode(body)
-        match frame:
+        message = _decode(body)
+        match message:
             case Returned() | Raised() | NotRun():
                 if self._reply is not None and not self._reply.done():
-                    self._reply.set_result(frame)
+                    self._reply.set_result(message)
             case ProgressMade():
-                self._report(frame)
+                self._report(message)
                 self._loop.call_later(_PROGRESS_INTERVAL, self._acknowledge_progress)
             case UnitsSpent():
-                self._report(frame)
+                self._report(message)
             case Logged():
-                log_record(frame, self._describe_job())
+                log_record(message, self._describe_job())
             case Enqueue():
-                task = self._loop.create_task(self._enqueue(frame))
+                task = self._loop.create_task(self._enqueue(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case Ready():
                 if not self._ready.done():
-                    self._ready.set_result(frame)
+                    self._ready.set_result(message)
             case NotStarted():
-                self._fail_start(f"{frame.reason}\n{frame.traceback}")
+                self._fail_start(f"{message.reason}\n{message.traceback}")
 
     def _acknowledge_progress(self) -> None:
         if not self._is_disconnected:
             self._send(ProgressReceived())
 
-    async def _enqueue(self, frame: Enqueue) -> None:
+    async def _enqueue(self, message: Enqueue) -> None:
         try:
-            reply = EnqueueReply(frame.number, await self._enqueue_jobs(frame.jobs))
+            reply = EnqueueReply(message.number, await self._enqueue_jobs(message.jobs))
         except Exception as error:  # noqa: BLE001 - the handler in the child gets it
             outcome = error.outcome if isinstance(error, BackendUnavailable) else "unknown"
-            reply = EnqueueReply(frame.number, [], type(error).__name__, str(error), outcome)
+            reply = EnqueueReply(message.number, [], type(error).__name__, str(error), outcome)
         if not self._is_disconnected:
             self._send(reply)
 

@@ -25,7 +25,7 @@ from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context
 from nimburion.jobs.declaration.handler_hooks import HandlerCall, make_handler_call
 from nimburion.jobs.declaration.registry import Handler
-from nimburion.jobs.processor import Processor
+from nimburion.jobs.processor import Processor, get_handler_hooks, get_lifespan
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
@@ -36,7 +36,10 @@ from nimburion.jobs.worker.attempt.outcome import (
     classify_exception,
 )
 from nimburion.jobs.worker.children.channel import ParentChannel
-from nimburion.jobs.worker.children.frames import (
+from nimburion.jobs.worker.children.import_path import load_processor
+from nimburion.jobs.worker.children.log_frames import ParentHandler
+from nimburion.jobs.worker.children.memory import MemoryWatch
+from nimburion.jobs.worker.children.messages import (
     Call,
     NotRun,
     NotStarted,
@@ -46,9 +49,6 @@ from nimburion.jobs.worker.children.frames import (
     Start,
     UnitsSpent,
 )
-from nimburion.jobs.worker.children.import_path import load_processor
-from nimburion.jobs.worker.children.log_frames import ParentHandler
-from nimburion.jobs.worker.children.memory import MemoryWatch
 from nimburion.jobs.worker.children.parent_backend import ParentBackend
 from nimburion.jobs.worker.children.process_setup import (
     SIGNALS,
@@ -115,7 +115,7 @@ class ChildRuntime:
 
     def __init__(self, processor: Processor, channel: ParentChannel, logs: ParentHandler) -> None:
         self._registry = processor.registry
-        self._hooks = processor.handler_hooks
+        self._hooks = get_handler_hooks(processor)
         self._calls: dict[str, HandlerCall] = {}
         self._limit = processor.settings.limits.error
         self._channel = channel
@@ -128,7 +128,7 @@ class ChildRuntime:
         self._guard.enable()
         _connect(processor, channel)
         self._loop.run_until_complete(Client.open(processor))
-        self._lifespan = OpenLifespan(processor.worker_lifespan)
+        self._lifespan = OpenLifespan(get_lifespan(processor))
         state = self._loop.run_until_complete(self._lifespan.open())
         self._services = WorkerServices(time.monotonic, self._report, processor, state=state)
 

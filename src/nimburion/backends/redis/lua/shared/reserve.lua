@@ -16,6 +16,8 @@
 local MAX_WAITING_LANES = 64
 -- DELIVERY_OVERHEAD in core/exchange.py
 local OVERHEAD = 256
+-- Positions of the options of a queue in a request.
+local QUEUE_PRIORITY, QUEUE_LIMIT = 1, 2
 
 -- Return the fields of a request; exchange.py encodes them in this order.
 local function read_request(packed)
@@ -66,7 +68,7 @@ local function find_open_lanes(request)
           local options = request.queues[queue]
           push(open, {
             place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
-            low = '[' .. number, high = range_end(number), priority = options and options[1] or 0,
+            low = '[' .. number, high = range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
           })
         end
       end
@@ -205,7 +207,7 @@ local function choose_jobs(lanes, request)
     return {}
   end
   for queue, options in pairs(request.queues) do
-    caps[queue] = options[2] or nil
+    caps[queue] = options[QUEUE_LIMIT] or nil
   end
   if #lanes == 1 then
     local lane = lanes[1]

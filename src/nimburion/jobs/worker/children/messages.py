@@ -1,9 +1,8 @@
-"""The frames between a worker and its child process.
+"""The messages between a worker and its child process: frames with a struct in MessagePack.
 
-A frame is a length (four bytes, little-endian) and a struct in MessagePack. The parent sends
-`Start`, then one `Call` at a time. The child answers each call with one `Returned`, `Raised` or
-`NotRun`, and sends other frames while it runs. Payloads and results are bytes that the parent
-neither decodes nor changes.
+The parent sends `Start`, then one `Call` at a time. The child answers each call with one
+`Returned`, `Raised` or `NotRun`, and sends other messages while it runs. Payloads and results are
+bytes that the parent neither decodes nor changes.
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.frames import add_length
 from nimburion.core.job import AttemptError, Enqueued, NewJob
 from nimburion.core.lease import Delivery
-
-MAX_FRAME = 1 << 30
-"""Bytes. A longer frame is a sign that the handler has written to the channel."""
 
 
 class Start(msgspec.Struct, tag=1, array_like=True, frozen=True):
@@ -133,9 +130,6 @@ class UnitsSpent(msgspec.Struct, tag=19, array_like=True, frozen=True):
     units: int
 
 
-_HEADER = 4
-"""Bytes of the length before each frame."""
-
 ToChild = Start | Call | EnqueueReply | ProgressReceived | Stop
 ToParent = (
     Ready | NotStarted | Returned | Raised | NotRun | ProgressMade | Logged | Enqueue | UnitsSpent
@@ -144,42 +138,6 @@ ToParent = (
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class UnreadableFrame(Exception):
-    """The bytes are not a frame: something else has written to the channel."""
-
-
-def encode_frame(frame: ToChild | ToParent) -> bytes:
-    """Return the bytes of a frame with its length."""
-    return add_length(_encode(frame))
-
-
-def add_length(body: bytes) -> bytes:
-    """Return a frame: the body with its length before it."""
-    return len(body).to_bytes(_HEADER, "little") + body
-
-
-class FrameSplitter:
-    """Splits a stream of bytes into the bodies of frames."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """Add bytes and return the bodies that are complete now. Raises `UnreadableFrame`."""
-        buffer = self._buffer
-        buffer += data
-        bodies: list[bytes] = []
-        start = 0
-        while len(buffer) - start >= _HEADER:
-            length = int.from_bytes(buffer[start : start + _HEADER], "little")
-            if length > MAX_FRAME:
-                raise UnreadableFrame(f"a frame of {length} bytes")
-            end = start + _HEADER + length
-            if len(buffer) < end:
-                break
-            bodies.append(bytes(buffer[start + _HEADER : end]))
-            start = end
-        del buffer[:start]
-        return bodies
+def encode_message(message: ToChild | ToParent) -> bytes:
+    """Return a message as a frame."""
+    return add_length(_encode(message))
