@@ -26,6 +26,8 @@ OF_NO_JOB = {
     "paused_queue",
     "limit_in_use",
     "rate_limit",
+    "bulk_operation",
+    "bulk_operation_number",
     "spent_until",
 }
 OF_NO_JOB |= {

@@ -53,7 +53,7 @@ HOT = {
     "renew_session",
     "list_cancel_requests",
 }
-SMALL = {"concurrency_limit", "paused_queue"}
+SMALL = {"concurrency_limit", "rate_limit", "paused_queue"}
 """Tables that may be read whole: they hold a row a limit, a row a paused queue."""
 
 
