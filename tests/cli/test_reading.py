@@ -23,11 +23,22 @@ def test_enqueue_applies_the_options(nimburion: CommandLine) -> None:
         "enqueue", "send", "--args", "-", "--priority", "high", "--in", "1h30m", "--id", "a1",
         "--json", stdin='{"to": "ü"}',
     )  # fmt: skip
-    assert call.data == {"id": "a1", "name": "send"}
+    assert call.data == {"id": "a1", "name": "send", "outcome": "created"}
     job = nimburion("jobs", "show", "a1", "--json").data
     assert (job["state"], job["priority"], job["queue"]) == ("scheduled", 7, "default")
     assert job["payload"] == {"to": "ü"}
     assert 5399 < job["due"] - job["created_at"] < 5401
+
+
+def test_enqueue_debounces_by_a_unique_key(nimburion: CommandLine) -> None:
+    call = ("enqueue", "send", "--unique-key", "k", "--debounce", "5m", "--json")
+    first = nimburion(*call, "--args", '{"to": 1}').data
+    again = nimburion(*call, "--args", '{"to": 2}', "--max-wait", "1h").data
+    assert (first["outcome"], again) == ("created", {**first, "outcome": "replaced"})
+    assert nimburion("jobs", "show", first["id"], "--json").data["payload"] == {"to": 2}
+    shown = "k (replace, while pending or scheduled or retrying, due at most 3600 s after the first"
+    assert shown in nimburion("jobs", "show", first["id"]).out
+    assert shown in nimburion("why", first["id"]).out
 
 
 def test_enqueue_keeps_the_bytes_of_the_arguments(nimburion: CommandLine) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 
 from sqlmodel import Field, Session, SQLModel, create_engine, select
 
+from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.queries import JobFilter
 from nimburion.integrations.sqlalchemy import Outbox, OutboxRelay
 from nimburion.jobs import Processor
@@ -41,13 +43,13 @@ def place_order(item: str) -> str:
 
 async def die_before_deleting_the_row() -> None:
     """Relay a job, and die after it was enqueued."""
-    enqueue = processor.enqueue_raw
+    enqueue = processor.backend.enqueue
 
-    async def enqueue_and_die(*arguments: object, **options: object) -> str:
-        await enqueue(*arguments, **options)  # type: ignore[arg-type]
+    async def enqueue_and_die(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        await enqueue(jobs)
         os._exit(9)
 
-    processor.enqueue_raw = enqueue_and_die  # type: ignore[method-assign]
+    processor.backend.enqueue = enqueue_and_die  # type: ignore[method-assign]
     async with processor:
         await relay.relay()
 

@@ -145,7 +145,7 @@ async def test_rows_stay_while_the_backend_does_not_answer(
     async def fail(*_: object, **__: object) -> str:
         raise BackendUnavailable("no answer", outcome="unknown")
 
-    monkeypatch.setattr(processor, "enqueue_raw", fail)
+    monkeypatch.setattr("nimburion.integrations.sqlalchemy.enqueue_prepared", fail)
     with pytest.raises(BackendUnavailable):
         await OutboxRelay(outbox, engine).relay()
     assert count_rows(engine, outbox) == 1

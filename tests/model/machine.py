@@ -22,7 +22,15 @@ from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperation
 from nimburion.core.errors import NimburionError
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
-from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, JobOptions, NewJob, State
+from nimburion.core.job import (
+    NO_JOB_OPTIONS,
+    WAITING,
+    AttemptError,
+    JobOptions,
+    NewJob,
+    State,
+    sort_states,
+)
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
@@ -505,6 +513,10 @@ class Twins(RuleBasedStateMachine):
         self._agree(read)
 
 
+WAITING_STATES = sort_states(WAITING)
+FRESH_OR_COMPLETED = (State.PENDING, State.COMPLETED)
+
+
 def _new_job(luck: Random) -> NewJob:
     number = luck.randrange(30)
     same = Random(number)  # mostly the same body under the same id; else a conflict
@@ -523,7 +535,9 @@ def _new_job(luck: Random) -> NewJob:
             headers=luck.choice(({}, {"a": "b"})),
             unique_key=luck.choice((None, "k1", "k2")),
             unique_for=luck.choice((None, None, 10.0)),
-            on_duplicate=luck.choice(("reject", "existing", "existing")),
+            unique_while=luck.choice((None, None, WAITING_STATES, FRESH_OR_COMPLETED)),
+            on_duplicate=luck.choice(("reject", "existing", "existing", "replace", "replace")),
+            max_wait=luck.choice((None, 5.0)),
             max_retries=luck.choice((None, 2)),
         ),
     )

@@ -289,6 +289,27 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a key is held in every state",
+        "backends/sqlite/*.sql",
+        "AND ($u.states IS NULL OR EXISTS (",
+        "AND ($u.states IS NULL OR 1 OR EXISTS (",
+        (f"{SQLITE}test_the_chosen_states_hold_the_key",),
+    ),
+    Mutant(
+        "a job that runs is replaced",
+        "backends/memory/*.py",
+        "if $entry is None or $entry.$get_state(self.$now) not in WAITING:",
+        "if $entry is None:",
+        (f"{MEMORY}test_a_job_that_runs_is_not_replaced",),
+    ),
+    Mutant(
+        "a replaced job waits without end",
+        "core/job.py",
+        "min($due, max($now, $first + $max_wait))",
+        "max($now, $due)",
+        (f"{MEMORY}test_a_replaced_job_waits_no_longer_than_max_wait",),
+    ),
+    Mutant(
         "unique key freed too early",
         "backends/sqlite/*.py",
         "    $due = None if $delay is None else $db.$now + max(0, $micros($delay))",

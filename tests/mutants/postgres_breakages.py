@@ -238,6 +238,27 @@ POSTGRES_MUTANTS = (
     ),
     # Unique keys, ids
     Mutant(
+        "PostgreSQL: a refused call takes a key that nobody holds in its state",
+        "backends/postgres/*.sql",
+        "$displaced := $displaced || $held;",
+        "NULL;",
+        (f"{POSTGRES}test_a_refused_call_leaves_the_key_of_a_job_that_runs",),
+    ),
+    Mutant(
+        "PostgreSQL: a job that runs is replaced",
+        "backends/postgres/*.sql",
+        "IN ('pending', 'scheduled', 'retrying')",
+        "IN ('pending', 'scheduled', 'retrying', 'processing')",
+        (f"{POSTGRES}test_a_job_that_runs_is_not_replaced",),
+    ),
+    Mutant(
+        "PostgreSQL: a replaced retry loses its backoff",
+        "backends/postgres/*.sql",
+        "$new_due := GREATEST($new_due, $old.due);",
+        "NULL;",
+        (f"{POSTGRES}test_a_retry_takes_the_payload_and_keeps_its_backoff",),
+    ),
+    Mutant(
         "PostgreSQL: unique key not freed",
         "backends/postgres/*.sql",
         "$u.$seq = p_seq AND $u.$until IS NULL",

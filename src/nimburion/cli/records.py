@@ -97,7 +97,7 @@ def print_record(record: JobRecord) -> None:
             "result": f"not stored: {result_error}"
             if result_error
             else bytes_to_text(record.result),
-            "unique key": record.options.unique_key,
+            "unique key": record.options.described_key,
             "tenant": record.options.tenant,
             "correlation id": record.options.correlation_id,
         }

@@ -107,8 +107,17 @@ class Producing(Protocol):
         `exists` when name and payload are the same, else `conflict`. With `exists` the job does not
         run again.
 
-        The backend checks the unique key in the same atomic step. If another job holds the key, the
-        outcome depends on `on_duplicate`: `exists` with the id of that job, or `taken`.
+        The backend checks the unique key in the same atomic step. The options of the job that holds
+        the key say in which states and for how long it does (`unique_while`, `unique_for`). If it
+        holds the key, the outcome depends on `on_duplicate` of the new job: `exists`, `replaced` or
+        `taken`, each with the id of the holder. A job that waits again holds its key again, unless
+        another job took it in the meantime: then it keeps running and retrying without the key.
+
+        With `replaced`, the holder keeps its id, its place in the enqueue order, its failures and
+        its history. If it has failed before, it is not due earlier than its retry was. The id of
+        the new job is remembered for `REPEAT_WINDOW` seconds: a repeat of the call changes nothing
+        and returns the same outcome; with another body it is a `conflict`. A job keeps the digest
+        of its first body, so the repeat of its own enqueue also still `exists`.
 
         One `conflict` or `taken` rejects the whole call, and nothing is stored. After a successful
         call the backend notifies the workers that wait for these queues.

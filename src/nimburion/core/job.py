@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -40,7 +40,7 @@ FINISHED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 UNFINISHED = frozenset(State) - FINISHED
 FAILED_ONLY = frozenset({State.FAILED})
 
-_WAITING = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})
+WAITING = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})
 
 TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
     "enqueue": (frozenset(), frozenset({State.PENDING, State.SCHEDULED})),
@@ -49,9 +49,9 @@ TRANSITIONS: Mapping[str, tuple[frozenset[State], frozenset[State]]] = {
     "complete": (frozenset({State.PROCESSING}), frozenset({State.COMPLETED})),
     "retry": (frozenset({State.PROCESSING}), frozenset({State.RETRYING, State.CANCELLED})),
     "fail": (frozenset({State.PROCESSING}), frozenset({State.FAILED})),
-    "release": (frozenset({State.PROCESSING}), _WAITING | {State.CANCELLED}),
-    "rescue": (frozenset({State.PROCESSING}), _WAITING | {State.FAILED, State.CANCELLED}),
-    "cancel": (_WAITING | {State.PROCESSING}, frozenset({State.CANCELLED})),
+    "release": (frozenset({State.PROCESSING}), WAITING | {State.CANCELLED}),
+    "rescue": (frozenset({State.PROCESSING}), WAITING | {State.FAILED, State.CANCELLED}),
+    "cancel": (WAITING | {State.PROCESSING}, frozenset({State.CANCELLED})),
     "replay": (frozenset({State.FAILED}), frozenset({State.PENDING})),
 }
 """For each operation: the states it takes a job from, and the states it may leave it in.
@@ -121,6 +121,19 @@ class AttemptInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`processing`, `completed`, `cancelled`, or the `ErrorKind` of its error."""
 
 
+OnDuplicate = Literal["reject", "existing", "replace"]
+"""What an enqueue does if another job holds its unique key.
+
+- `reject`: store nothing; the outcome is `taken`.
+- `existing`: store nothing; the outcome is `exists`, with the id of the holder.
+- `replace`: give the waiting holder the new payload, options, queue, priority and due time; the
+  outcome is `replaced`, with the id of the holder. A holder that does not wait is `taken`.
+"""
+
+REPEAT_WINDOW = 600.0
+"""Seconds for which a backend recognises the repeat of an enqueue that replaced another job."""
+
+
 class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Optional, rarely used fields of a job. Backends store them as one JSON object."""
 
@@ -130,11 +143,46 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     unique_key: str | None = None
     """Unique for each job name. Held until the job is finished, or for `unique_for` seconds."""
     unique_for: float | None = None
-    on_duplicate: Literal["reject", "existing"] = "reject"
+    unique_while: tuple[State, ...] | None = None
+    """The job holds the key only in these states, in the order of `State`. None: until it is
+    finished; with `unique_for`, in every state and even after it was deleted. A finished state
+    counts only with `unique_for`.
+    """
+    on_duplicate: OnDuplicate = "reject"
+    """What the enqueue of this job does if another job holds the key."""
+    max_wait: float | None = None
+    """With `on_duplicate='replace'`: the job that is replaced is due at most this many seconds
+    after it was first enqueued.
+    """
     max_retries: int | None = None
     """Overrides the handler's declaration."""
     timeout: float | None = None
     """Seconds; overrides the handler's declaration."""
+
+    @property
+    def unique_mode(self) -> str | None:
+        """What happened on a duplicate, and how long the job holds its key; None without a key.
+
+        >>> JobOptions(unique_key="k", unique_for=60.0, on_duplicate="existing").unique_mode
+        'existing, for 60 s'
+        """
+        if self.unique_key is None:
+            return None
+        parts: list[str] = [self.on_duplicate]
+        if self.unique_for is not None:
+            parts.append(f"for {self.unique_for:g} s")
+        if self.unique_while is not None:
+            parts.append(f"while {' or '.join(self.unique_while)}")
+        if self.unique_for is None and self.unique_while is None:
+            parts.append("until it is finished")
+        if self.max_wait is not None:
+            parts.append(f"due at most {self.max_wait:g} s after the first enqueue")
+        return ", ".join(parts)
+
+    @property
+    def described_key(self) -> str | None:
+        """The unique key with its mode, for people; None without a key."""
+        return None if self.unique_key is None else f"{self.unique_key} ({self.unique_mode})"
 
 
 NO_JOB_OPTIONS = JobOptions()
@@ -174,6 +222,24 @@ class NewJob(msgspec.Struct, frozen=True):
         return compute_digest(self.name, self.payload)
 
 
+def sort_states(states: Iterable[State]) -> tuple[State, ...]:
+    """Return states without duplicates, in the order of `State`.
+
+    >>> sort_states([State.PROCESSING, State.PENDING])
+    (<State.PENDING: 'pending'>, <State.PROCESSING: 'processing'>)
+    """
+    wanted = set(states)
+    return tuple(state for state in State if state in wanted)
+
+
+def limit_replaced_due(due: int, *, now: int, first: int, max_wait: int | None) -> int:
+    """Return the due time of a job that is replaced, in the unit of its arguments.
+
+    `due` is what the new job asks for, and `first` the time when the job was first enqueued.
+    """
+    return due if max_wait is None else min(due, max(now, first + max_wait))
+
+
 def compute_digest(name: str, payload: bytes) -> bytes:
     """Return the digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
     body = _start_digest(name)
@@ -208,13 +274,15 @@ class Enqueued(msgspec.Struct, frozen=True):
 
     - `created` and `exists`: the job `id` is stored. With a unique key and
       `on_duplicate='existing'`, `id` is the job that holds the key.
+    - `replaced`: the job `id` held the unique key and waited; it has the new payload, options,
+      queue, priority and due time.
     - `conflict`: a job with this id has another body.
     - `taken`: the job `id` holds the unique key.
     - `refused`: nothing was stored, because another job of the call is `conflict` or `taken`.
     """
 
     id: str
-    outcome: Literal["created", "exists", "conflict", "taken", "refused"]
+    outcome: Literal["created", "exists", "replaced", "conflict", "taken", "refused"]
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack
 
@@ -31,7 +30,7 @@ from nimburion.core.errors import BackendError, DuplicateJob, JobConflict
 from nimburion.core.job import NewJob
 from nimburion.core.service import Periodic
 from nimburion.integrations import explain_missing
-from nimburion.jobs.client.client import prepare_job
+from nimburion.jobs.client.client import enqueue_prepared, prepare_job
 
 try:
     from sqlalchemy import (
@@ -204,24 +203,8 @@ class OutboxRelay(Periodic):
 
 
 async def _enqueue(client: Client, new: NewJob) -> None:
-    options = new.options
     try:
-        await client.enqueue_raw(
-            new.name,
-            new.payload,
-            id=new.id,
-            queue=new.queue,
-            priority=new.priority,
-            at=None if new.at is None else datetime.fromtimestamp(new.at, UTC),
-            headers=options.headers,
-            tenant=options.tenant,
-            correlation_id=options.correlation_id,
-            unique_key=options.unique_key,
-            unique_for=options.unique_for,
-            on_duplicate=options.on_duplicate,
-            max_retries=options.max_retries,
-            timeout=options.timeout,
-        )
+        await enqueue_prepared(client, new)
     except (DuplicateJob, JobConflict) as error:
         _log.warning("a job of the outbox was not enqueued, and its row is deleted: %s", error)
 

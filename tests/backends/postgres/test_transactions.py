@@ -157,6 +157,31 @@ async def test_a_name_that_came_after_its_snapshot_is_no_hindrance(
     assert [one.outcome for one in results] == ["created"]
 
 
+@pytest.mark.parametrize("level", ["read_committed", "repeatable_read"])
+async def test_a_job_that_waits_for_more_starts_after_the_commit(
+    processor: Processor, connection: asyncpg.Connection, level: Any
+) -> None:
+    """It sees what the transaction wrote before the enqueue that found the job waiting."""
+    seen: list[bytes] = []
+    processor.register("n", lambda _, data: seen.append(data))
+    options: dict[str, Any] = {"unique_key": "k", "unique_while": "waiting"}
+    first = await processor.enqueue_raw("n", b"1", **options)
+    async with connection.transaction(isolation=level):
+        await connection.execute(ROW)
+        existing = await processor.enqueue_raw(
+            "n", b"2", connection=connection, on_duplicate="existing", **options
+        )
+        assert existing == first
+        assert not await asyncio.wait_for(processor.process_one(), DEADLINE)
+    async with connection.transaction(isolation=level):
+        await processor.enqueue_raw(
+            "n", b"3", connection=connection, on_duplicate="replace", **options
+        )
+        assert not await asyncio.wait_for(processor.process_one(), DEADLINE)
+    assert await asyncio.wait_for(processor.process_one(), DEADLINE)
+    assert seen == [b"3"]
+
+
 @pytest.mark.parametrize("level", ["read_committed", "repeatable_read", "serializable"])
 async def test_any_isolation_will_do(
     backend: PostgresBackend, connection: asyncpg.Connection, level: Any

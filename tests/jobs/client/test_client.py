@@ -137,7 +137,7 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
         ({"unique_key": b"k"}, "unique_key must be a text, not b'k'"),
         ({"unique_for": 5}, "unique_for needs a unique_key"),
         ({"unique_key": "k", "unique_for": 0}, "unique_for must be more than 0"),
-        ({"on_duplicate": "replace"}, "on_duplicate must be 'reject' or 'existing'"),
+        ({"on_duplicate": "drop"}, "on_duplicate must be one of 'reject', 'existing', 'replace'"),
         ({"headers": {"a": 1}}, "headers must be a dict of str to str"),
         ({"headers": {"a": "\ud800"}}, "headers must be a dict of str to str in UTF-8"),
         ({"headers": {"a": "x" * 70_000}}, "headers are 70001 bytes, over the limit of 65536"),

@@ -230,7 +230,7 @@ async def test_enqueue_can_say_whether_it_created_the_job(processor: Processor) 
     first = await processor.enqueue_or_get(count.job(1), unique_key="one")
     again = await processor.enqueue_or_get(count.job(2), unique_key="one")
     assert first.created
-    assert again == (first.id, False)
+    assert again == (first.id, "existing")
     same_id = await processor.enqueue_or_get(count.job(3), id="c-3")
     assert (same_id.id, same_id.created) == ("c-3", True)
     assert not (await processor.enqueue_or_get(count.job(3), id="c-3")).created
@@ -245,7 +245,7 @@ async def test_enqueue_middleware_may_skip_an_enqueue_or_get(processor: Processo
     processor.use_enqueue(skip)
     assert (await processor.enqueue_or_get(count.job(1))).created
     skipped = await processor.enqueue_or_get(count.job(1), tenant="none")
-    assert skipped == ("skipped", False)
+    assert skipped == ("skipped", "existing")
 
 
 async def test_an_id_may_be_a_uuid(processor: Processor) -> None:

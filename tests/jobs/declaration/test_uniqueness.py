@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.job import JobOptions, State
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs import Job, Processor, job
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.errors import DefinitionError, DuplicateJob
+from nimburion.jobs.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.testing import FakeClock
+
+WAITING_STATES = (State.PENDING, State.SCHEDULED, State.RETRYING)
 
 
 @job(unique=("user_id",), on_duplicate="existing")
@@ -26,6 +31,9 @@ async def export(year: int, *, draft: bool = False) -> None: ...
 
 @job(unique="address", unique_for=60)
 async def greet(address: str) -> None: ...
+
+
+async def declared_handler(a: int) -> None: ...
 
 
 class Charge(Job, unique=("order",)):
@@ -85,7 +93,99 @@ async def test_a_call_takes_precedence(processor: Processor) -> None:
     assert await processor.enqueue(sync_user.job(5), unique_key="other") != first
     with pytest.raises(DuplicateJob):
         await processor.enqueue(sync_user.job(5), on_duplicate="reject")
-    assert await processor.enqueue_or_get(sync_user.job(5)) == (first, False)
+    assert await processor.enqueue_or_get(sync_user.job(5)) == (first, "existing")
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        ({}, JobOptions(unique_key="k")),
+        ({"unique_while": "unfinished"}, JobOptions(unique_key="k")),
+        ({"unique_while": "waiting"}, JobOptions(unique_key="k", unique_while=WAITING_STATES)),
+        (
+            {"unique_while": {"completed", State.PENDING}, "unique_for": 9},
+            JobOptions(
+                unique_key="k", unique_for=9.0, unique_while=(State.PENDING, State.COMPLETED)
+            ),
+        ),
+        (
+            {"unique_while": "unfinished", "unique_for": 9},
+            JobOptions(
+                unique_key="k",
+                unique_for=9.0,
+                unique_while=(State.PENDING, State.SCHEDULED, State.PROCESSING, State.RETRYING),
+            ),
+        ),
+        (
+            {"throttle": 60},
+            JobOptions(unique_key="k", unique_for=60.0, on_duplicate="existing"),
+        ),
+        (
+            {"debounce": 5, "max_wait": timedelta(minutes=1), "on_duplicate": "replace"},
+            JobOptions(
+                unique_key="k",
+                unique_while=WAITING_STATES,
+                on_duplicate="replace",
+                max_wait=60.0,
+            ),
+        ),
+    ],
+)
+async def test_the_options_of_a_key(
+    processor: Processor, options: dict[str, Any], stored: JobOptions
+) -> None:
+    job_id = await processor.enqueue(Charge(order="a", amount=1), unique_key="k", **options)
+    assert (await processor.backend.get_job(job_id)).options == stored
+    declared = job(name="declared", unique=True, **options)(declared_handler)
+    processor.register(declared)
+    job_id = await processor.enqueue(declared.job(1))
+    found = (await processor.backend.get_job(job_id)).options
+    assert found == msgspec.structs.replace(stored, unique_key="a=1")
+
+
+async def test_a_call_replaces_what_the_job_declares(processor: Processor) -> None:
+    first = await processor.enqueue(sync_user.job(5), throttle=60)
+    options = (await processor.backend.get_job(first)).options
+    assert (options.unique_key, options.unique_for) == ("user_id=5", 60.0)
+    again = await processor.enqueue_or_get(sync_user.job(5, "late"), on_duplicate="replace")
+    assert again == (first, "replaced")
+    assert (await processor.get_status(first)).args == {"user_id": 5, "reason": "late"}
+
+
+async def test_debounce_runs_once_with_the_latest_arguments(
+    processor: Processor, clock: FakeClock
+) -> None:
+    job_id = ""
+    for n in range(4):
+        job_id = await processor.enqueue(
+            Charge(order="a", amount=n), unique_key="a", debounce=10, max_wait=25
+        )
+        clock.advance(8)
+    assert await processor.process_one()
+    status = await processor.get_status(job_id)
+    assert (status.state, (status.started_at or status.due) - status.created_at) == (
+        "completed",
+        timedelta(seconds=32),
+    )
+    assert (status.due - status.created_at, await processor.pending_count()) == (
+        timedelta(seconds=25),
+        0,
+    )
+
+
+async def test_what_needs_a_key_says_so(processor: Processor) -> None:
+    other = job(name="other")(declared_handler)
+    processor.register(other)
+    for enqueue in (
+        processor.enqueue(other.job(1), debounce=5),
+        processor.enqueue_many([other.job(1)], unique_while="waiting"),
+        processor.enqueue_raw("raw", {}, throttle=5),
+    ):
+        with pytest.raises(InvalidJob, match="needs a unique_key, or `unique` in the declaration"):
+            await enqueue
+    await processor.enqueue(other.job(1), on_duplicate="existing")
+    with pytest.raises(InvalidJob, match="leave out `at` and `after`"):
+        await processor.enqueue(other.job(1), unique_key="k", debounce=5, after=3)
 
 
 async def test_each_job_of_a_batch_has_its_own_key(processor: Processor) -> None:
@@ -118,9 +218,19 @@ def test_a_field_that_does_not_exist_is_refused_at_registration() -> None:
         ({"unique": 5}, "unique must be True or names of arguments"),
         ({"unique": ()}, "unique must be True or names of arguments"),
         ({"unique": ("a", 1)}, "unique must be True or names of arguments"),
-        ({"unique_for": 5}, "need `unique`"),
-        ({"on_duplicate": "existing"}, "need `unique`"),
-        ({"unique": True, "on_duplicate": "replace"}, "must be 'reject' or 'existing'"),
+        ({"unique_for": 5}, "unique_for needs `unique`"),
+        ({"debounce": 5, "max_wait": 9}, "debounce, max_wait needs `unique`"),
+        ({"on_duplicate": "existing"}, "on_duplicate needs `unique`"),
+        ({"unique": True, "unique_while": "running"}, "'waiting', 'unfinished' or a set of"),
+        ({"unique": True, "unique_while": ()}, "'waiting', 'unfinished' or a set of"),
+        ({"unique": True, "unique_while": {"completed"}}, "names completed, so it needs unique_"),
+        ({"unique": True, "max_wait": 5}, "max_wait needs debounce"),
+        ({"unique": True, "debounce": 5, "max_wait": 4}, "max_wait must be at least debounce, 5"),
+        ({"unique": True, "debounce": 5, "unique_for": 4}, "debounce or unique_for, not both"),
+        ({"unique": True, "debounce": 5, "on_duplicate": "reject"}, "debounce or on_duplicate"),
+        ({"unique": True, "debounce": 5, "unique_while": {"failed"}}, "names unfinished states"),
+        ({"unique": True, "throttle": 5, "debounce": 4}, "throttle or debounce, not both"),
+        ({"unique": True, "on_duplicate": "drop"}, "one of 'reject', 'existing', 'replace'"),
         ({"unique": True, "unique_for": 0}, "unique_for must be more than 0"),
     ],
 )

@@ -136,7 +136,7 @@ async def test_a_job_is_enqueued_with_its_options_and_runs(api: Api) -> None:
         "max_retries": 1,
         "timeout": 30,
     }
-    assert await api.post("/jobs", body) == {"id": "a"}
+    assert await api.post("/jobs", body) == {"id": "a", "outcome": "created"}
     assert (await api.post("/jobs", {"name": "send", "at": "2999-01-01T00:00:00+01:00"}))["id"]
     job = await api.get("/jobs/a")
     assert (job["priority"], job["unique_key"], job["tenant"]) == (7, "ann", "acme")
@@ -152,7 +152,10 @@ async def test_a_repeated_enqueue_makes_one_job(api: Api) -> None:
     assert response.status_code == 400  # a space is no visible character
     key = {"Idempotency-Key": '"order-17"'}
     first = await api.post("/jobs", body, headers=key)
-    assert await api.post("/jobs", body, headers=key) == first
+    assert (first["outcome"], await api.post("/jobs", body, headers=key)) == (
+        "created",
+        {"id": first["id"], "outcome": "existing"},
+    )
     await api.post("/jobs", {**body, "id": "own"})
     await api.post("/jobs", {**body, "id": "own"})
     assert (await api.get("/counts"))["counts"]["pending"] == 2
@@ -181,7 +184,17 @@ async def test_a_unique_key_that_is_held_is_a_conflict(api: Api) -> None:
     await api.post("/jobs", {"name": "send", "id": "a", "unique_key": "k"})
     body = {"name": "send", "id": "b", "unique_key": "k"}
     assert (await api.client.post("/api/v1/jobs", json=body)).status_code == 409
-    assert await api.post("/jobs", {**body, "on_duplicate": "existing"}) == {"id": "a"}
+    assert await api.post("/jobs", {**body, "on_duplicate": "existing"}) == {
+        "id": "a",
+        "outcome": "existing",
+    }
+    replacing = {**body, "debounce": 5, "max_wait": 60, "payload": {"to": "bob"}}
+    assert await api.post("/jobs", replacing) == {"id": "a", "outcome": "replaced"}
+    job = await api.get("/jobs/a")
+    assert (job["state"], job["unique_mode"]) == (
+        "scheduled",
+        "replace, while pending or scheduled or retrying, due at most 60 s after the first enqueue",
+    )
 
 
 async def test_a_job_is_cancelled(api: Api) -> None:

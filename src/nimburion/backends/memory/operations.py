@@ -538,7 +538,9 @@ def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
 
 
 def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
-    """Remove sessions that ended more than a day ago, and unique keys that have expired."""
+    """Remove sessions that ended more than a day ago, and unique keys and replacements that have
+    expired.
+    """
     for session_id, session in list(state.sessions.items()):
         if (
             session.ended_at is not None
@@ -549,6 +551,9 @@ def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
     for key, lease in list(state.unique_keys.items()):
         if lease.valid_until is not None and lease.valid_until <= now:
             del state.unique_keys[key]
+    for job_id, replacement in list(state.replacements.items()):
+        if replacement.valid_until <= now:
+            del state.replacements[job_id]
 
 
 def prune_statistics(state: MemoryState, now: int) -> None:
@@ -660,7 +665,7 @@ def fire(  # noqa: PLR0917 - as the contract has it
     stored: str | None = None
     if schedule.last_job is None or allows_next_job(step, schedule.last_job, overlap):
         (result,) = step.enqueue([job])
-        stored = result.id if result.outcome in {"created", "exists"} else None
+        stored = result.id if result.outcome in {"created", "exists", "replaced"} else None
     step.state.schedules[name] = msgspec.structs.replace(
         schedule, last_tick=tick, last_job=stored or schedule.last_job
     )

@@ -40,6 +40,11 @@ def to_micros(seconds: float) -> int:
     return round(seconds * MICRO)
 
 
+def compute_due(job: NewJob, now: int) -> int:
+    """Return the due time of a new job, in microseconds since 1970."""
+    return to_micros(job.at) if job.at is not None else now + max(0, to_micros(job.after))
+
+
 def check_time(seconds: float) -> None:
     """Raise `Unstorable` unless `seconds` is a finite time in range. Call it before any change."""
     if not -_MAX_SECONDS < seconds < _MAX_SECONDS:
@@ -115,13 +120,11 @@ class JobEntry:
         self.queue: str = job.queue
         self.payload: bytes | None = job.payload
         self.digest: bytes | None = None
-        """Digest of name and payload; set when the payload is removed."""
+        """Digest of name and first payload; set when the payload is replaced or removed."""
         self.priority: int = job.priority
         self.options: JobOptions = job.options
         self.seq: int = seq
-        self.due: int = (
-            to_micros(job.at) if job.at is not None else now + max(0, to_micros(job.after))
-        )
+        self.due: int = compute_due(job, now)
         self.created_at: int = now
         self.started_at: int | None = None
         self.finished_at: int | None = None
@@ -143,7 +146,7 @@ class JobEntry:
         """Position in its lane or among the scheduled jobs; None if the job is in neither."""
 
     def get_body_digest(self) -> bytes:
-        """Return the digest of name and payload, also after the payload was removed."""
+        """Return the digest of name and first payload, also after that was replaced or removed."""
         if self.digest is not None or self.payload is None:
             return self.digest or b""
         return compute_digest(self.name, self.payload)
@@ -286,11 +289,22 @@ class RateEntry:
 class UniqueKeyEntry(msgspec.Struct):
     """The job that holds a unique key.
 
-    `valid_until` is in microseconds since 1970; None: until the job finishes.
+    `valid_until` is in microseconds since 1970; None: until the job finishes. `states`: the job
+    holds the key only in these states; None: in each.
     """
 
     job_id: str
     valid_until: int | None
+    states: tuple[State, ...] | None
+
+
+class ReplacementEntry(msgspec.Struct):
+    """An enqueue that replaced the job `job_id`; `digest` is that of the body it enqueued."""
+
+    job_id: str
+    digest: bytes
+    valid_until: int
+    """Microseconds since 1970; a repeat of the enqueue is recognised until then."""
 
 
 LaneHeap = list[tuple[LanePosition, JobEntry]]
@@ -311,6 +325,8 @@ class MemoryState:
         self.limits: dict[str, LimitEntry] = {}
         self.rates: dict[str, RateEntry] = {}
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
+        self.replacements: dict[str, ReplacementEntry] = {}
+        """By the id of the job that was enqueued."""
         self.pauses: dict[str, Pause] = {}
         """By queue. A pause stays here after its end until the queue is paused or resumed."""
         self.schedules: dict[str, ScheduleRecord] = {}

@@ -14,12 +14,23 @@ from nimburion.backends.memory.state import (
     JobEntry,
     LeaseEntry,
     MemoryState,
+    ReplacementEntry,
     SessionEntry,
     UniqueKeyEntry,
     check_time,
+    compute_due,
     to_micros,
 )
-from nimburion.core.job import AttemptError, Enqueued, NewJob, Progress, State
+from nimburion.core.job import (
+    REPEAT_WINDOW,
+    WAITING,
+    AttemptError,
+    Enqueued,
+    NewJob,
+    Progress,
+    State,
+    limit_replaced_due,
+)
 from nimburion.core.lease import Token
 from nimburion.core.settlement import (
     Cancelled,
@@ -52,15 +63,23 @@ class AtomicStep:
         check_job_times(jobs)
         fresh: dict[str, NewJob] = {}
         keys: dict[tuple[str, str], str] = {}
-        results = [self._decide_outcome(job, fresh, keys) for job in jobs]
+        replacements: dict[str, tuple[str, bytes]] = {}
+        results = [self._decide_outcome(job, fresh, keys, replacements) for job in jobs]
         if any(result.outcome in {"conflict", "taken"} for result in results):
             return [_mark_refused(job, result) for job, result in zip(jobs, results, strict=True)]
-        for job in fresh.values():
-            self._insert(job)
+        for job, result in zip(jobs, results, strict=True):
+            if result.outcome == "created":
+                self._insert(job)
+            elif result.outcome == "replaced" and self._find_replacement(job.id) is None:
+                self._replace(self.state.jobs[result.id], job)
         return results
 
     def _decide_outcome(
-        self, job: NewJob, fresh: dict[str, NewJob], keys: dict[tuple[str, str], str]
+        self,
+        job: NewJob,
+        fresh: dict[str, NewJob],
+        keys: dict[tuple[str, str], str],
+        replacements: dict[str, tuple[str, bytes]],
     ) -> Enqueued:
         existing = self.state.jobs.get(job.id)
         if existing is not None or job.id in fresh:
@@ -70,13 +89,45 @@ class AtomicStep:
             return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
         key = job.options.unique_key
         if key is not None:
+            replacement = replacements.get(job.id) or self._find_replacement(job.id)
+            if replacement is not None:
+                replaced, known = replacement
+                if known != job.compute_digest():
+                    return Enqueued(job.id, "conflict")
+                return Enqueued(replaced, "replaced")
             holder = keys.get((job.name, key)) or self.find_key_holder(job.name, key)
             if holder is not None:
-                accepts_existing = job.options.on_duplicate == "existing"
-                return Enqueued(holder, "exists" if accepts_existing else "taken")
+                return self._decide_duplicate(job, holder, fresh, replacements)
             keys[job.name, key] = job.id
         fresh[job.id] = job
         return Enqueued(job.id, "created")
+
+    def _decide_duplicate(
+        self,
+        job: NewJob,
+        holder: str,
+        fresh: dict[str, NewJob],
+        replacements: dict[str, tuple[str, bytes]],
+    ) -> Enqueued:
+        if job.options.on_duplicate == "existing":
+            return Enqueued(holder, "exists")
+        if job.options.on_duplicate == "reject":
+            return Enqueued(holder, "taken")
+        if holder not in fresh:
+            entry = self.state.jobs.get(holder)
+            if entry is None or entry.get_state(self.now) not in WAITING:
+                return Enqueued(holder, "taken")
+        replacements[job.id] = (holder, job.compute_digest())
+        return Enqueued(holder, "replaced")
+
+    def _find_replacement(self, job_id: str) -> tuple[str, bytes] | None:
+        """Return the id of the job that an earlier enqueue of `job_id` replaced, and the digest of
+        its body, or None.
+        """
+        entry = self.state.replacements.get(job_id)
+        if entry is None or entry.valid_until <= self.now:
+            return None
+        return entry.job_id, entry.digest
 
     def _insert(self, job: NewJob) -> None:
         state = self.state
@@ -88,6 +139,26 @@ class AtomicStep:
         state.add_waiting(entry, self.now)
         self.names_to_notify.add(job.queue)
 
+    def _replace(self, entry: JobEntry, job: NewJob) -> None:
+        """Give a waiting job the payload, options, queue, priority and due time of a new one."""
+        max_wait = job.options.max_wait
+        due = limit_replaced_due(
+            compute_due(job, self.now),
+            now=self.now,
+            first=entry.created_at,
+            max_wait=None if max_wait is None else to_micros(max_wait),
+        )
+        entry.digest = entry.get_body_digest()
+        entry.due = max(due, entry.due) if entry.failures else due
+        entry.payload, entry.options = job.payload, job.options
+        entry.queue, entry.priority = job.queue, job.priority
+        self.take_key(entry)
+        self.state.add_waiting(entry, self.now)
+        self.state.replacements[job.id] = ReplacementEntry(
+            entry.id, job.compute_digest(), self.now + to_micros(REPEAT_WINDOW)
+        )
+        self.names_to_notify.add(job.queue)
+
     # Unique keys
 
     def find_key_holder(self, name: str, key: str) -> str | None:
@@ -95,14 +166,21 @@ class AtomicStep:
         lease = self.state.unique_keys.get((name, key))
         if lease is None or (lease.valid_until is not None and lease.valid_until <= self.now):
             return None
+        if lease.states is not None:
+            entry = self.state.jobs.get(lease.job_id)
+            if entry is None or entry.get_state(self.now) not in lease.states:
+                return None
         return lease.job_id
 
     def take_key(self, entry: JobEntry) -> None:
         """Assign its unique key to a job; do nothing for a job without a key."""
-        key, span = entry.options.unique_key, entry.options.unique_for
-        if key is not None:
+        options = entry.options
+        if options.unique_key is not None:
+            span = options.unique_for
             until = None if span is None else self.now + to_micros(span)
-            self.state.unique_keys[entry.name, key] = UniqueKeyEntry(entry.id, until)
+            self.state.unique_keys[entry.name, options.unique_key] = UniqueKeyEntry(
+                entry.id, until, options.unique_while
+            )
 
     def release_key(self, entry: JobEntry) -> None:
         """Release the unique key of a finished job, unless the key is held until a fixed time."""
@@ -260,6 +338,8 @@ def check_job_times(jobs: Sequence[NewJob]) -> None:
         check_time(job.after if job.at is None else job.at)
         if job.options.unique_for is not None:
             check_time(job.options.unique_for)
+        if job.options.max_wait is not None:
+            check_time(job.options.max_wait)
 
 
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:

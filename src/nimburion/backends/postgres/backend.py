@@ -102,7 +102,7 @@ def _make_call(function: str, count: int) -> str:
 
 _JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
-_ENQUEUE = _make_call("enqueue_1", 15)
+_ENQUEUE = _make_call("enqueue_1", 17)
 _ENQUEUE_ONE = "SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
 _ENQUEUE_ONE_NOTIFYING = f"""SELECT {{schema}}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
     CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, {NOTIFICATION_LOCK}))
@@ -328,7 +328,7 @@ class PostgresBackend:
             opened.insert_schema(_ENQUEUE), self._now(), *arguments, extra_time=extra
         )
         results = enqueueing.make_results(jobs, codes, holders)
-        if codes is None or "c" in codes:
+        if codes is None or "c" in codes or "p" in codes:
             self._notify({job.queue for job in jobs})
         return results
 

@@ -29,7 +29,16 @@ can be 2.5 times as large as the one before.
 """
 _MAX_BATCH = 2_000
 
-_OUTCOMES = {"c": "created", "e": "exists", "x": "conflict", "t": "taken", "r": "refused"}
+_OUTCOMES = {
+    "c": "created",
+    "e": "exists",
+    "p": "replaced",
+    "x": "conflict",
+    "t": "taken",
+    "r": "refused",
+}
+_NO_UNIQUE_KEYS: tuple[None, ...] = (None,) * 5
+"""The arguments about unique keys when no job has one."""
 
 
 @reject_unstorable_text
@@ -50,7 +59,7 @@ def encode_arguments(jobs: Sequence[NewJob]) -> list[Any]:
         [job.payload for job in jobs],
         None if plain else [encode_options(job.options) for job in jobs],
         *_encode_times(jobs),
-        *((None, None, None) if plain else _encode_unique_keys(jobs)),
+        *(_NO_UNIQUE_KEYS if plain else _encode_unique_keys(jobs)),
         compute_earliest_end(ids),
     ]
 
@@ -136,18 +145,22 @@ def _encode_times(jobs: Sequence[NewJob]) -> tuple[list[int | None] | None, list
     return ats, afters
 
 
-def _encode_unique_keys(
-    jobs: Sequence[NewJob],
-) -> tuple[list[str | None] | None, list[int | None] | None, list[bool] | None]:
-    """Return the unique keys, how long each is held, and whether an existing job is accepted."""
+def _encode_unique_keys(jobs: Sequence[NewJob]) -> tuple[list[Any] | None, ...]:
+    """Return unique keys, spans, states, what happens on a duplicate, and the longest waits."""
     if all(job.options.unique_key is None for job in jobs):
-        return None, None, None
-    keys = [job.options.unique_key and encode_text(job.options.unique_key) for job in jobs]
-    spans = [
-        None if job.options.unique_for is None else max(0, to_micros(job.options.unique_for))
-        for job in jobs
-    ]
-    return keys, spans, [job.options.on_duplicate == "existing" for job in jobs]
+        return _NO_UNIQUE_KEYS
+    options = [job.options for job in jobs]
+    return (
+        [o.unique_key and encode_text(o.unique_key) for o in options],
+        [_encode_span(o.unique_for) for o in options],
+        [None if o.unique_while is None else ",".join(o.unique_while) for o in options],
+        [o.on_duplicate for o in options],
+        [_encode_span(o.max_wait) for o in options],
+    )
+
+
+def _encode_span(seconds: float | None) -> int | None:
+    return None if seconds is None else max(0, to_micros(seconds))
 
 
 def make_results(jobs: Sequence[NewJob], outcomes: str | None, holders: Any) -> list[Enqueued]:  # noqa: ANN401 - a row

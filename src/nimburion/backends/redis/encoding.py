@@ -12,11 +12,13 @@ from nimburion.backends.redis.record_format import (
     FLAG_ACCEPT_EXISTING,
     FLAG_LARGE_PAYLOAD,
     FLAG_OPTIONS,
+    FLAG_REPLACE,
     FLAG_UNIQUE_KEY,
     NEVER,
     NEW_JOB_HEAD,
     POSITION,
     SEQ,
+    STATE_CODES,
     TOKEN,
 )
 from nimburion.backends.server.encoding import (
@@ -27,7 +29,7 @@ from nimburion.backends.server.encoding import (
     to_micros,
 )
 from nimburion.core.errors import Unstorable
-from nimburion.core.job import MAX_PRIORITY, NO_JOB_OPTIONS, JobOptions, NewJob
+from nimburion.core.job import MAX_PRIORITY, NO_JOB_OPTIONS, JobOptions, NewJob, OnDuplicate
 from nimburion.core.lease import Lease
 
 MAX_INLINE_PAYLOAD = 4 * 1024
@@ -35,6 +37,11 @@ MAX_INLINE_PAYLOAD = 4 * 1024
 separately, so that completing a job does not move its payload.
 """
 
+_DUPLICATE_FLAGS: dict[OnDuplicate, int] = {
+    "reject": 0,
+    "existing": FLAG_ACCEPT_EXISTING,
+    "replace": FLAG_REPLACE,
+}
 _TIME_BIAS = 1 << 63
 _MAX_FENCES = 1 << 32
 _MAX_REASON_BYTES = (1 << 16) - 2
@@ -94,13 +101,17 @@ def _encode_options(options: JobOptions) -> tuple[int, bytes]:
     flags, text = FLAG_OPTIONS, encode_json(options)
     middle = len(text).to_bytes(4, "big") + text
     if options.unique_key is not None:
-        key, span = options.unique_key.encode(), options.unique_for
-        flags |= FLAG_UNIQUE_KEY | (
-            FLAG_ACCEPT_EXISTING if options.on_duplicate == "existing" else 0
-        )
+        key = options.unique_key.encode()
+        states = "".join(STATE_CODES[state] for state in options.unique_while or ()).encode()
+        flags |= FLAG_UNIQUE_KEY | _DUPLICATE_FLAGS[options.on_duplicate]
         middle += len(key).to_bytes(2, "big") + key
-        middle += NEVER if span is None else encode_time(max(0, to_micros(span)))
+        middle += _encode_span(options.unique_for) + _encode_span(options.max_wait)
+        middle += len(states).to_bytes(1, "big") + states
     return flags, middle
+
+
+def _encode_span(seconds: float | None) -> bytes:
+    return NEVER if seconds is None else encode_time(max(0, to_micros(seconds)))
 
 
 def encode_reason(text: str) -> bytes:

@@ -17,6 +17,8 @@ from nimburion.backends.redis.record_format import (
     EXISTS,
     FLAG_OPTIONS,
     REFUSED,
+    REPLACEABLE,
+    REPLACED,
     TAKEN,
 )
 from nimburion.backends.redis.scripts import Script
@@ -36,6 +38,7 @@ _OUTCOMES = {
     CONFLICT[0]: "conflict",
     TAKEN[0]: "taken",
     REFUSED[0]: "refused",
+    REPLACED[0]: "replaced",
 }
 
 EnqueueReply = tuple[bytes, list[bytes | int]]
@@ -162,11 +165,17 @@ def _predict_outcome(
     known = bodies.get(job.id)
     if known is not None:
         return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
+    if holder is not None and code == REPLACED[0]:
+        return Enqueued(holder, "replaced")
     field = encode_unique_key(job)
-    holder = keys.get(field) or holder if field else None
+    earlier = keys.get(field) if field else None
+    holder = earlier or holder
     if holder is not None:
-        accepts_existing = job.options.on_duplicate == "existing"
-        return Enqueued(holder, "exists" if accepts_existing else "taken")
+        if job.options.on_duplicate == "existing":
+            return Enqueued(holder, "exists")
+        can_replace = earlier is not None or code == REPLACEABLE[0]
+        replaces = job.options.on_duplicate == "replace" and can_replace
+        return Enqueued(holder, "replaced" if replaces else "taken")
     bodies[job.id] = job.compute_digest()
     if field:
         keys[field] = job.id

@@ -223,7 +223,8 @@ def decode_body_options(body: bytes, at: int, flags: int) -> tuple[JobOptions, i
         end = at + 4 + int.from_bytes(body[at : at + 4], "big")
         options, at = decode_options(body[at + 4 : end]), end
     if flags & FLAG_UNIQUE_KEY:
-        at += 10 + int.from_bytes(body[at : at + 2], "big")
+        at += 18 + int.from_bytes(body[at : at + 2], "big")
+        at += 1 + body[at]
     return options, at
 
 

@@ -27,6 +27,8 @@ FLAG_ACCEPT_EXISTING = 16
 """If the unique key is taken, the enqueue returns the job that holds it."""
 FLAG_PAYLOAD_KEPT = 32
 """The job is completed and keeps its payload."""
+FLAG_REPLACE = 64
+"""If the unique key is taken, the enqueue replaces the job that holds it."""
 
 # --- codes ----------------------------------------------------------------------------------------
 
@@ -55,8 +57,10 @@ also: had several leases when it expired.
 DUE_AT, DUE_AFTER = b"a", b"d"
 """The modes of a new job's due time: at a time, or after a span."""
 
-CREATED, EXISTS, CONFLICT, TAKEN, REFUSED = b"c", b"e", b"x", b"t", b"r"
+CREATED, EXISTS, CONFLICT, TAKEN, REFUSED, REPLACED = b"c", b"e", b"x", b"t", b"r", b"p"
 """The outcomes of an enqueue."""
+REPLACEABLE = b"w"
+"""The unique key is taken, and the job that holds it waits."""
 
 KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = b"c", b"C", b"r", b"f"
 KIND_KEPT, KIND_KEPT_WITH_RESULT = b"k", b"K"
@@ -77,7 +81,9 @@ SCHEDULE_PAUSED, SCHEDULE_ACTIVE = b"1", b"0"
 # --- records --------------------------------------------------------------------------------------
 
 NEVER = b"\xff" * 8
-"""The span of a unique key that the job holds until it ends; the end of a pause without one."""
+"""The span of a unique key that the job holds until it ends; a max wait or the end of a pause that
+does not exist.
+"""
 NO_SESSION = b"\0" * 4
 """The session of a job that no attempt ended."""
 NO_REASON_LENGTH = 0xFFFF

@@ -65,7 +65,8 @@ _WRITE_PARTS = (*_ENQUEUE_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
 _CANCEL_PARTS = ("session_names", "cancel_job")
-_NEW_JOB_PARTS = ("new_job_format", "ids", "enqueue_jobs")
+_KEY_HOLDER_PARTS = ("ids", "key_holders")
+_NEW_JOB_PARTS = ("new_job_format", *_KEY_HOLDER_PARTS, "replace_job", "enqueue_jobs")
 
 SCRIPT_SPECS = MappingProxyType(
     {
@@ -74,7 +75,7 @@ SCRIPT_SPECS = MappingProxyType(
         "enqueue_one": ScriptSpec(("times", "constants", "new_job_format")),
         "flush": ScriptSpec(flags="allow-oom"),
         "check_enqueue": ScriptSpec(
-            (*_RECORD_PARTS, "unique_keys", "new_job_format", "ids"), "no-writes"
+            (*_RECORD_PARTS, "unique_keys", "new_job_format", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
             (*_WRITE_PARTS, "rate_limits", "settle", "promote_due", "pauses", "reserve"),
@@ -92,7 +93,9 @@ SCRIPT_SPECS = MappingProxyType(
         "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "put_audit": ScriptSpec(("times",), "allow-oom"),
-        "replay": ScriptSpec((*_WRITE_PARTS, "scan_jobs", "replay_jobs"), "allow-oom"),
+        "replay": ScriptSpec(
+            (*_WRITE_PARTS, "scan_jobs", *_KEY_HOLDER_PARTS, "replay_jobs"), "allow-oom"
+        ),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
         "start_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
         "claim_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
@@ -100,7 +103,7 @@ SCRIPT_SPECS = MappingProxyType(
         "advance_bulk_operation": ScriptSpec(
             (
                 *_WRITE_PARTS,
-                "ids",
+                *_KEY_HOLDER_PARTS,
                 *_CANCEL_PARTS,
                 *("replay_jobs", "delete_jobs", "bulk_operation_format"),
             ),
@@ -115,7 +118,7 @@ SCRIPT_SPECS = MappingProxyType(
         "explain_job": ScriptSpec(
             (
                 *_SCAN_PARTS,
-                *("ids", "unique_keys", "pauses"),
+                *("unique_keys", *_KEY_HOLDER_PARTS, "pauses"),
                 *_DETAIL_PARTS,
                 *("limit_holders", "read_sessions"),
             ),

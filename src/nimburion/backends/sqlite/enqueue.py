@@ -12,7 +12,15 @@ from collections.abc import Sequence
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
-from nimburion.core.job import NO_JOB_OPTIONS, Enqueued, NewJob
+from nimburion.backends.sqlite.transitions import put_in_lane
+from nimburion.core.job import (
+    NO_JOB_OPTIONS,
+    REPEAT_WINDOW,
+    Enqueued,
+    JobOptions,
+    NewJob,
+    limit_replaced_due,
+)
 
 _JOBS_PER_STATEMENT = 50
 """Jobs per statement. Fewer jobs need more statements; more cost more to bind (measured)."""
@@ -92,8 +100,8 @@ def enqueue_with_checks(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
     known: dict[str, bytes] = dict(
         db.run("find_known_ids", _encode([job.id for job in jobs]).decode())
     )
-    keys: dict[tuple[str, str], str] = {}
-    results = [decide_outcome(db, job, known, keys) for job in jobs]
+    decisions = _Decisions(db, known)
+    results = [decisions.decide(job) for job in jobs]
     if any(result.outcome in {"conflict", "taken"} for result in results):
         return [
             result if result.outcome in {"conflict", "taken"} else Enqueued(job.id, "refused")
@@ -103,26 +111,82 @@ def enqueue_with_checks(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
     if new:
         insert_jobs(db, new)
     for job in new:
-        take_key(db, job)
+        take_key(db, job.name, job.id, job.options)
+    for replaced_id, job in decisions.replacing:
+        replace_job(db, replaced_id, job)
     return results
 
 
-def decide_outcome(
-    db: Database, job: NewJob, known: dict[str, bytes], keys: dict[tuple[str, str], str]
-) -> Enqueued:
-    """Return the outcome of one job; record its id and key for the jobs after it."""
-    if job.id in known:
-        same = known[job.id] == job.compute_digest()
-        return Enqueued(job.id, "exists" if same else "conflict")
-    key = job.options.unique_key
-    if key is not None:
-        holder = keys.get((job.name, key)) or find_key_holder(db, job.name, key)
-        if holder is not None:
-            accepts_existing = job.options.on_duplicate == "existing"
-            return Enqueued(holder, "exists" if accepts_existing else "taken")
-        keys[job.name, key] = job.id
-    known[job.id] = job.compute_digest()
-    return Enqueued(job.id, "created")
+class _Decisions:
+    """Decides the outcomes of the jobs of one call, in their order."""
+
+    __slots__ = ("_db", "_keys", "_known", "_replacements", "replacing")
+
+    def __init__(self, db: Database, known: dict[str, bytes]) -> None:
+        self._db = db
+        self._known = known
+        """Digests by id, of the stored jobs and of the new jobs before."""
+        self._keys: dict[tuple[str, str], str] = {}
+        """The new jobs that take unique keys, by name and key."""
+        self._replacements: dict[str, tuple[str, bytes]] = {}
+        self.replacing: list[tuple[str, NewJob]] = []
+        """The jobs that replace another one, each with the id of that one."""
+
+    def decide(self, job: NewJob) -> Enqueued:
+        """Return the outcome of one job; record it for the jobs after it."""
+        digest = job.compute_digest()
+        if job.id in self._known:
+            return Enqueued(job.id, "exists" if self._known[job.id] == digest else "conflict")
+        key = job.options.unique_key
+        if key is not None:
+            replacement = self._replacements.get(job.id) or self._db.fetch_one(
+                "find_replacement", job.id, self._db.now
+            )
+            if replacement is not None:
+                if replacement[1] != digest:
+                    return Enqueued(job.id, "conflict")
+                return Enqueued(replacement[0], "replaced")
+            holder = self._keys.get((job.name, key)) or find_key_holder(self._db, job.name, key)
+            if holder is not None:
+                return self._decide_duplicate(job, holder, digest)
+            self._keys[job.name, key] = job.id
+        self._known[job.id] = digest
+        return Enqueued(job.id, "created")
+
+    def _decide_duplicate(self, job: NewJob, holder: str, digest: bytes) -> Enqueued:
+        if job.options.on_duplicate == "existing":
+            return Enqueued(holder, "exists")
+        if job.options.on_duplicate == "reject" or not (
+            self._keys.get((job.name, job.options.unique_key or "")) == holder
+            or self._db.fetch_one("find_waiting_job", holder)
+        ):
+            return Enqueued(holder, "taken")
+        self._replacements[job.id] = holder, digest
+        self.replacing.append((holder, job))
+        return Enqueued(holder, "replaced")
+
+
+def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
+    """Give a waiting job the payload, options, queue, priority and due time of a new one."""
+    seq, created_at, old_due, failures = db.fetch_one(  # type: ignore[misc]
+        "find_waiting_job", replaced_id
+    )
+    max_wait = job.options.max_wait
+    due = limit_replaced_due(
+        compute_due(job, db.now),
+        now=db.now,
+        first=created_at,
+        max_wait=None if max_wait is None else to_micros(max_wait),
+    )
+    due = max(due, old_due) if failures else due
+    lane = db.get_or_add_lane(job.queue, job.name)
+    db.run("delete_ready", seq)
+    db.run("delete_scheduled", seq)
+    db.run("replace_job", seq, lane, job.priority, due, _encode(job.options).decode(), job.payload)
+    put_in_lane(db, lane, job.priority, due, seq, retry=failures > 0)
+    take_key(db, job.name, replaced_id, job.options)
+    until = db.now + to_micros(REPEAT_WINDOW)
+    db.run("put_replacement", job.id, replaced_id, job.compute_digest(), until)
 
 
 def find_key_holder(db: Database, name: str, key: str) -> str | None:
@@ -131,10 +195,11 @@ def find_key_holder(db: Database, name: str, key: str) -> str | None:
     return None if row is None else row[0]
 
 
-def take_key(db: Database, job: NewJob) -> None:
+def take_key(db: Database, name: str, job_id: str, options: JobOptions) -> None:
     """Assign its unique key to a stored job; do nothing for a job without a key."""
-    if job.options.unique_key is None:
+    if options.unique_key is None:
         return
-    span = job.options.unique_for
+    span, states = options.unique_for, options.unique_while
     until = None if span is None else db.now + to_micros(span)
-    db.run("take_unique_key", job.name, job.options.unique_key, job.id, until)
+    listed = None if states is None else _encode(states).decode()
+    db.run("take_unique_key", name, options.unique_key, job_id, until, listed)

@@ -8,7 +8,7 @@ import msgspec
 
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
-from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder
+from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder, take_key
 from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
@@ -95,12 +95,7 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
     if holder is not None and holder != job_id:
         return False
     if holder is None:
-        until = (
-            None
-            if stored_options.unique_for is None
-            else db.now + to_micros(stored_options.unique_for)
-        )
-        db.run("take_unique_key", name, stored_options.unique_key, job_id, until)
+        take_key(db, name, job_id, stored_options)
     return True
 
 
@@ -128,6 +123,8 @@ def delete_jobs(db: Database, listed: str) -> None:
 def prune(db: Database, keep: Retention, limit: int) -> int:
     """See `Backend.prune`."""
     db.run("delete_ended_sessions", db.now - ENDED_SESSION_RETENTION)
+    db.run("delete_expired_keys", db.now)
+    db.run("delete_expired_replacements", db.now)
     prune_statistics(db)
     left = limit
     for state, seconds in (
@@ -199,7 +196,7 @@ def fire(
         db.run("save_tick", name, tick, None)
         return Fired("skipped")
     (result,) = enqueue_jobs(db, [job])
-    stored = result.outcome in {"created", "exists"}
+    stored = result.outcome in {"created", "exists", "replaced"}
     db.run("save_tick", name, tick, result.id if stored else None)
     return Fired("fired", result.id) if stored else Fired("skipped")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
@@ -13,10 +13,12 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import record_command
 from nimburion.cli.output import print_result
 from nimburion.cli.parameters import parse_duration, parse_moment, parse_priority
+from nimburion.core.job import OnDuplicate
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
+    from nimburion.jobs.client.client import EnqueueResult
     from nimburion.jobs.declaration.options import EnqueueOptions
 
 
@@ -47,6 +49,41 @@ if TYPE_CHECKING:
     metavar="ID",
     help="The id of the job; with it, you can repeat the command safely.",
 )
+@click.option("--unique-key", metavar="KEY", help="At most one unfinished job holds this text.")
+@click.option(
+    "--unique-for",
+    type=parse_duration,
+    metavar="DURATION",
+    help="Hold the key for this time instead.",
+)
+@click.option(
+    "--unique-while",
+    type=click.Choice(["waiting", "unfinished"]),
+    help="Hold the key until the job starts, or until it is finished.",
+)
+@click.option(
+    "--on-duplicate",
+    type=click.Choice(get_args(OnDuplicate)),
+    help="If a job holds the key: fail, print its id, or give it the new arguments.",
+)
+@click.option(
+    "--debounce",
+    type=parse_duration,
+    metavar="DURATION",
+    help="Replace the waiting job that holds the key; run this long after the last enqueue.",
+)
+@click.option(
+    "--max-wait",
+    type=parse_duration,
+    metavar="DURATION",
+    help="With --debounce: run at the latest this long after the first enqueue.",
+)
+@click.option(
+    "--throttle",
+    type=parse_duration,
+    metavar="DURATION",
+    help="Run the first job of this time; print its id for others.",
+)
 @add_shared_options
 def enqueue(
     *,
@@ -57,6 +94,7 @@ def enqueue(
     at: datetime | None,
     after: float | None,
     job_id: str | None,
+    **key_options: object,
 ) -> None:
     """Store a job by the name of its handler and print its id.
 
@@ -65,14 +103,24 @@ def enqueue(
     if at is not None and after is not None:
         raise BadInput("give --at or --in, not both")
     payload = parse_payload(sys.stdin.read() if arguments == "-" else arguments)
-    given = {"queue": queue, "priority": priority, "at": at, "after": after, "id": job_id}
+    given: dict[str, object] = {
+        "queue": queue,
+        "priority": priority,
+        "at": at,
+        "after": after,
+        "id": job_id,
+    }
+    given |= key_options
     options = cast(
         "EnqueueOptions", {key: value for key, value in given.items() if value is not None}
     )
     stored = current_invocation().run(
         lambda backend: enqueue_job(backend, name, payload, options), may_create=True
     )
-    print_result({"id": stored, "name": name}, lambda: click.echo(escape_controls(stored)))
+    print_result(
+        {"id": stored.id, "name": name, "outcome": stored.outcome},
+        lambda: click.echo(escape_controls(stored.id)),
+    )
 
 
 def parse_payload(text: str) -> bytes:
@@ -89,16 +137,17 @@ def parse_payload(text: str) -> bytes:
     return payload
 
 
-async def enqueue_job(backend: Backend, name: str, payload: bytes, options: EnqueueOptions) -> str:
-    """Enqueue through a client, which validates names, size and options, and record it; return the
-    id of the job."""
-    from nimburion.jobs.client.client import Client
+async def enqueue_job(
+    backend: Backend, name: str, payload: bytes, options: EnqueueOptions
+) -> EnqueueResult:
+    """Enqueue through a client, which validates names, size and options, and record it."""
+    from nimburion.jobs.client.client import Client, enqueue_raw_or_get
 
     details = {"name": name, "queue": options.get("queue")}
     async with (
         Client(backend, settings=current_invocation().load().jobs) as client,
         record_command(backend, "jobs.enqueue", details=details) as change,
     ):
-        change.target = await client.enqueue_raw(name, payload, **options)
-        change.count = 1
-    return change.target
+        stored = await enqueue_raw_or_get(client, name, payload, **options)
+        change.target, change.count = stored.id, 1
+    return stored

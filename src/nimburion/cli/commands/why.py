@@ -40,6 +40,8 @@ def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
     return {
         "id": facts.job.id,
         "state": facts.job.state.value,
+        "unique_key": facts.job.options.unique_key,
+        "unique_mode": facts.job.options.unique_mode,
         "causes": [{"kind": cause.kind.value, "text": cause.text} for cause in causes],
         "pause": msgspec.to_builtins(facts.pause),
         "limit": msgspec.to_builtins(facts.limit),
@@ -52,6 +54,7 @@ def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
 def print_causes(facts: Facts, causes: list[Cause]) -> None:
     """Print the job on a few lines, then one line for each cause."""
     job = facts.job
-    print_fields({"id": job.id, "name": job.name, "queue": job.queue, "state": job.state.value})
+    fields = {"id": job.id, "name": job.name, "queue": job.queue, "state": job.state.value}
+    print_fields({**fields, "unique key": job.options.described_key})
     for number, cause in enumerate(causes):
         click.echo(f"{'why' if number == 0 else 'also':<5}  {escape_controls(cause.text)}")

@@ -40,6 +40,7 @@ from nimburion.jobs.client.collector import JobCollector
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.options import EnqueueOptions, read_job_id
 from nimburion.jobs.declaration.policy import PolicyOptions, Priority, read_policy
+from nimburion.jobs.declaration.uniqueness import KEY_OPTIONS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -93,8 +94,20 @@ class NimburionTask(AnyTask):
     memory_limit: Any = None
     unique_key: str | None = None
     """At most one unfinished task of the same function holds this key."""
-    on_duplicate: str = "reject"
-    """If another task holds the key: raise `DuplicateJob`, or return its result (`existing`)."""
+    on_duplicate: str | None = None
+    """If another task holds the key: raise `DuplicateJob` (`reject`, the default), return its
+    result (`existing`), or give it the new arguments while it waits (`replace`)."""
+    unique_for: Any = None
+    """Hold the key for this many seconds, whether the task is finished or not."""
+    unique_while: Any = None
+    """Hold the key only in these states: `"waiting"`, `"unfinished"` or a set of `State`."""
+    debounce: Any = None
+    """Run once, with the latest arguments, when no enqueue with the key has come for this many
+    seconds."""
+    max_wait: Any = None
+    """With `debounce`: run at the latest this many seconds after the first enqueue."""
+    throttle: Any = None
+    """Run the first task of this many seconds; another enqueue returns the result of that task."""
 
     def using(
         self,
@@ -250,15 +263,15 @@ class _PreparedTask:
         """Return the job of the task, validated and with the enqueue middleware of the client."""
         task, result = self.result.task, self.result
         collector = JobCollector(client)
-        options: EnqueueOptions = {
+        options: dict[str, Any] = {
             "queue": task.queue_name,
             "headers": _make_headers(result),
             "at": None if task.run_after is None else _make_aware(task.run_after),
             "unique_key": getattr(task, "unique_key", None),
-            "on_duplicate": getattr(task, "on_duplicate", "reject"),
+            **{name: getattr(task, name, None) for name in KEY_OPTIONS},
         }
         payload = {"args": result.args, "kwargs": result.kwargs}
-        await collector.enqueue_raw(task.module_path, payload, **options)
+        await collector.enqueue_raw(task.module_path, payload, **cast("EnqueueOptions", options))
         (job,) = collector.collected
         self._own_id = job.id
         return [msgspec.structs.replace(job, priority=Priority.NORMAL + task.priority)]
@@ -459,7 +472,6 @@ def _restore_task(task: AnyTask, record: JobRecord) -> AnyTask:
         if run_after is None
         else _follow_use_tz(datetime.fromisoformat(run_after)),
         "unique_key": record.options.unique_key,
-        "on_duplicate": record.options.on_duplicate,
     }
     restored = object.__new__(type(task))
     for field in fields(task):

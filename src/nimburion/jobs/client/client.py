@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from datetime import datetime, timedelta
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, cast
 from uuid import UUID
 
 import msgspec
@@ -53,6 +53,7 @@ from nimburion.jobs.declaration.options import (
     EnqueueManyOptions,
     EnqueueOptions,
     ParsedOptions,
+    apply_uniqueness,
     parse_options,
     read_job_id,
 )
@@ -73,10 +74,19 @@ _MIN_QUERY_TIMEOUT = 0.25
 
 
 class EnqueueResult(NamedTuple):
-    """What `enqueue_or_get` did: the id of the job, and whether the call created it."""
+    """What `enqueue_or_get` did: the id of the job, and how the call found it."""
 
     id: str
-    created: bool
+    outcome: Literal["created", "existing", "replaced"]
+    """- `created`: the call stored this job.
+    - `existing`: a job with the id is stored already, or this job holds the unique key.
+    - `replaced`: this job holds the unique key and waited; it has the new arguments and due time.
+    """
+
+    @property
+    def created(self) -> bool:
+        """Whether the call stored this job."""
+        return self.outcome == "created"
 
 
 class Client:
@@ -233,8 +243,13 @@ class Client:
         - `after`: the delay until then instead, in seconds or as a timedelta.
         - `unique_key`: at most one unfinished job of the same name holds this text.
         - `unique_for`: seconds to hold the key instead, whether the job is finished or not.
+        - `unique_while`: hold the key only in these states: `"waiting"` or a set of `State`.
         - `on_duplicate`: if the key is held, `"reject"` raises `DuplicateJob`, `"existing"` returns
-          the id of the holder.
+          the id of the holder, `"replace"` gives the waiting holder the new arguments, options and
+          due time and returns its id.
+        - `debounce`: run once, with the latest arguments, when no enqueue with the key has come for
+          this many seconds; at the latest `max_wait` seconds after the first.
+        - `throttle`: run the first job of this many seconds; others return its id.
         - `headers`: a dict of str to str that travels with the job.
         - `tenant`, `correlation_id`: texts that travel with the job. Inside a handler, they default
           to those of the running job.
@@ -254,22 +269,35 @@ class Client:
         return await self._enqueue_one(job, *self._prepare(job, options))
 
     async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
-        """Store one job as `enqueue` does, and also return whether this call created it.
+        """Store one job as `enqueue` does, and also return what the call did.
 
-        `created` is False if a job with the `id` is stored already, or if another job holds the
-        unique key. Then `id` is the id of that job: `on_duplicate` is `"existing"` here unless you
-        set it.
+        `outcome` is `existing` if a job with the `id` is stored already, or if another job holds
+        the unique key, and `replaced` if that job took the new arguments. Then `id` is the id of
+        that job. A job that would be rejected is `existing` here, unless the call says
+        `on_duplicate="reject"`.
 
         ```python
-        job_id, created = await processor.enqueue_or_get(report.job(2026), unique_key="2026")
+        job_id, outcome = await processor.enqueue_or_get(report.job(2026), unique_key="2026")
         ```
 
-        If an enqueue middleware stores no job, `created` is False.
+        If an enqueue middleware stores no job, the outcome is `existing`.
         """
-        options.setdefault("on_duplicate", "existing")
+        accepts_existing = options.get("on_duplicate") is None
+        new, parsed = self._prepare(job, options)
+        if accepts_existing and new.options.on_duplicate == "reject":
+            accepting = msgspec.structs.replace(new.options, on_duplicate="existing")
+            new = msgspec.structs.replace(new, options=accepting)
+        return await self._enqueue_and_tell(job, new, parsed)
+
+    async def _enqueue_and_tell(
+        self, job: object, new: NewJob, parsed: ParsedOptions
+    ) -> EnqueueResult:
         results: list[Enqueued] = []
-        job_id = await self._enqueue_one(job, *self._prepare(job, options), results=results)
-        return EnqueueResult(job_id, any(result.outcome == "created" for result in results))
+        job_id = await self._enqueue_one(job, new, parsed, results=results)
+        outcomes = {result.outcome for result in results}
+        if "created" in outcomes:
+            return EnqueueResult(job_id, "created")
+        return EnqueueResult(job_id, "replaced" if "replaced" in outcomes else "existing")
 
     async def enqueue_many(
         self, jobs: Iterable[AnyJob], **options: Unpack[EnqueueManyOptions]
@@ -364,6 +392,11 @@ class Client:
         payload that does not fit the handler's types fails in the worker. The queue is `default`
         unless you name another one.
         """
+        return await self._enqueue_one(None, *self._prepare_raw(name, payload, options))
+
+    def _prepare_raw(
+        self, name: str, payload: bytes | Mapping[str, object], options: EnqueueOptions
+    ) -> tuple[NewJob, ParsedOptions]:
         job_id = options.pop("id", None)
         parsed = self._parse_options(options)
         new = NewJob(
@@ -374,9 +407,9 @@ class Client:
             priority=Priority.NORMAL.value if parsed.priority is None else parsed.priority,
             at=parsed.at,
             after=parsed.after,
-            options=parsed.options,
+            options=apply_uniqueness(parsed, None, None)[0],
         )
-        return await self._enqueue_one(None, new, parsed)
+        return new, parsed
 
     # Queries
 
@@ -523,9 +556,9 @@ class Client:
         declaration = require_declaration(job)
         priority = parsed.priority
         payload = declaration.encode(job, self._limits)
-        options, unique = parsed.options, declaration.policy.unique
-        if unique is not None:
-            options = unique.apply(options, payload, parsed.on_duplicate)
+        options, after, unique = parsed.options, parsed.after, declaration.policy.unique
+        if unique is not None or parsed.key_rule is not None:
+            options, after = apply_uniqueness(parsed, unique, payload)
         return NewJob(
             job_id or self._ids.make(),
             declaration.name,
@@ -533,7 +566,7 @@ class Client:
             payload,
             declaration.policy.priority if priority is None else priority,
             parsed.at,
-            parsed.after,
+            after,
             options,
         )
 
@@ -674,6 +707,26 @@ async def run_enqueue_middleware(
 
     pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
+
+
+async def enqueue_raw_or_get(
+    client: Client,
+    name: str,
+    payload: bytes | Mapping[str, object],
+    **options: Unpack[EnqueueOptions],
+) -> EnqueueResult:
+    """Store a job by name, as `Client.enqueue_raw` does, and also return what the call did.
+
+    Raises `DuplicateJob` unless the options accept the job that holds the unique key.
+    """
+    return await client._enqueue_and_tell(None, *client._prepare_raw(name, payload, options))
+
+
+async def enqueue_prepared(client: Client, new: NewJob) -> str:
+    """Store a job that is in the backend's form already, with the enqueue middleware, and return
+    its id. The errors are those of `Client.enqueue`.
+    """
+    return await client._enqueue_one(None, new, NOTHING_PARSED)
 
 
 async def count_stored(client: Client, job: NewJob) -> None:

@@ -55,6 +55,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None
     correlation_id: str | None
     unique_key: str | None
+    unique_mode: str | None
+    """What its enqueue did on a duplicate, and how long it holds the unique key."""
     payload: bytes | None
     """The payload bytes; None once the backend keeps them no longer."""
 
@@ -122,6 +124,7 @@ def make_status(record: JobRecord, decode_result: Callable[[bytes], Any]) -> Sta
         tenant=record.options.tenant,
         correlation_id=record.options.correlation_id,
         unique_key=record.options.unique_key,
+        unique_mode=record.options.unique_mode,
         payload=record.payload,
     )
 

@@ -147,8 +147,12 @@ class Job:
     - `result`: whether the handler's return value is stored.
     - `unique`: names of arguments, or True for all: at most one unfinished job has these values.
     - `unique_for`: seconds to hold that unique key instead, whether the job is finished or not.
+    - `unique_while`: hold the key only in these states: `"waiting"` or a set of `State`.
     - `on_duplicate`: for an equal job, `"reject"` raises `DuplicateJob`, `"existing"` returns its
-      id.
+      id, `"replace"` gives it the new arguments while it waits.
+    - `debounce`, `max_wait`: run once, with the latest arguments, when no equal job was enqueued
+      for `debounce` seconds, or `max_wait` seconds after the first.
+    - `throttle`: run the first of equal jobs in this many seconds.
     - `on_failure`: a function of (ctx, error), called when an attempt has failed and is retried.
     - `on_dead`: a function of (ctx, error), called when the job becomes a dead letter.
     - `execution`: where the handler runs. `"auto"`: an `async def` on the event loop, a `def` in a

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Literal, TypedDict
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
@@ -15,9 +15,16 @@ from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.size_limits import SizeLimits, check_name, check_text
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
+from nimburion.jobs.declaration.uniqueness import (
+    KEY_OPTIONS,
+    KeyOptions,
+    KeyRule,
+    Uniqueness,
+    read_key_rule,
+)
 
 
-class EnqueueManyOptions(TypedDict, total=False):
+class EnqueueManyOptions(KeyOptions, total=False):
     """The options of `enqueue_many`; they apply to each of its jobs."""
 
     queue: str | None
@@ -31,10 +38,6 @@ class EnqueueManyOptions(TypedDict, total=False):
     unique_key: str | None
     """At most one unfinished job of the same name holds this key. As `tenant` and
     `correlation_id`: any text of 1 to 512 characters without control characters."""
-    unique_for: float | timedelta | None
-    """Hold the unique key for this many seconds instead, whether the job is finished or not."""
-    on_duplicate: Literal["reject", "existing"]
-    """If another job holds the unique key: raise `DuplicateJob`, or return the id of that job."""
     headers: Mapping[str, str] | None
     tenant: str | None
     correlation_id: str | None
@@ -61,15 +64,21 @@ class ParsedOptions(msgspec.Struct, frozen=True):
     after: float = 0.0
     options: JobOptions = NO_JOB_OPTIONS
     connection: object = None
-    on_duplicate: Literal["reject", "existing"] | None = None
+    key_rule: KeyRule | None = None
+    """What the call says about the unique key that the job declares. None: nothing, or the call
+    has its own key: then `options` and `after` follow its rule already."""
+    key_options: tuple[str, ...] = ()
+    """The names of the options that made `key_rule`."""
 
 
 NOTHING_PARSED = ParsedOptions()
 
+_ONLY_ON_DUPLICATE = ("on_duplicate",)
+
 _RECORD_OPTIONS = frozenset(
     {
-        *("unique_key", "unique_for", "on_duplicate", "headers", "tenant", "correlation_id"),
-        *("max_retries", "timeout"),
+        *("unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout"),
+        *KEY_OPTIONS,
     }
 )
 _FOREIGN_OPTIONS = MappingProxyType(
@@ -109,15 +118,55 @@ def parse_options(
         raise InvalidJob(_describe_unknown_option(options))
     if at is not None and after is not None:
         raise InvalidJob("pass `at` or `after`, not both")
-    return ParsedOptions(
+    key_options = {name: options.pop(name) for name in KEY_OPTIONS & options.keys()}
+    rule = read_key_rule(cast("KeyOptions", key_options), InvalidJob) if key_options else None
+    parsed = ParsedOptions(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _parse_priority(priority),
         at=None if at is None else _parse_time(at),
         after=0.0 if after is None else _parse_delay(after),
         options=_parse_job_options(limits, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
-        on_duplicate=options.get("on_duplicate"),
+        key_rule=rule,
+        key_options=tuple(sorted(name for name in key_options if key_options[name] is not None)),
     )
+    if rule is None or parsed.options.unique_key is None:
+        return parsed
+    job_options, delay = apply_key_rule(rule, parsed, parsed.options.unique_key)
+    return msgspec.structs.replace(parsed, options=job_options, after=delay, key_rule=None)
+
+
+def apply_uniqueness(
+    parsed: ParsedOptions, declared: Uniqueness | None, payload: bytes | None
+) -> tuple[JobOptions, float]:
+    """Return the options of a job and its delay, with the unique key that the job declares.
+
+    A key that the call passed takes precedence, and so does what the call says about the declared
+    key. Raises `InvalidJob` if the call says something about a key, but there is none.
+    """
+    if parsed.options.unique_key is not None:
+        return parsed.options, parsed.after
+    rule = parsed.key_rule
+    if declared is None or payload is None:
+        if rule is not None and parsed.key_options != _ONLY_ON_DUPLICATE:
+            raise InvalidJob(
+                f"{', '.join(parsed.key_options)} needs a unique_key, or `unique` in the "
+                "declaration of the job"
+            )
+        return parsed.options, parsed.after
+    if rule is None:
+        rule = declared.rule
+    elif parsed.key_options == _ONLY_ON_DUPLICATE:
+        rule = msgspec.structs.replace(declared.rule, on_duplicate=rule.on_duplicate)
+    return apply_key_rule(rule, parsed, declared.make_key(payload))
+
+
+def apply_key_rule(rule: KeyRule, parsed: ParsedOptions, key: str) -> tuple[JobOptions, float]:
+    """Return the options of a job that has the key, and its delay."""
+    if rule.debounce is not None and (parsed.at is not None or parsed.after):
+        raise InvalidJob("debounce sets the due time; leave out `at` and `after`")
+    delay = parsed.after if rule.debounce is None else rule.debounce
+    return rule.apply(parsed.options, key), delay
 
 
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
@@ -131,15 +180,12 @@ def _parse_job_options(
     limits: SizeLimits,
     *,
     unique_key: str | None = None,
-    unique_for: float | timedelta | None = None,
-    on_duplicate: Literal["reject", "existing"] = "reject",
     headers: Mapping[str, str] | None = None,
     tenant: str | None = None,
     correlation_id: str | None = None,
     max_retries: int | None = None,
     timeout: float | timedelta | None = None,
 ) -> JobOptions:
-    _check_uniqueness(unique_key, unique_for, on_duplicate)
     return JobOptions(
         headers=_parse_headers(headers, limits) if headers else {},
         tenant=None if tenant is None else check_text("tenant", tenant),
@@ -147,10 +193,6 @@ def _parse_job_options(
             None if correlation_id is None else check_text("correlation_id", correlation_id)
         ),
         unique_key=None if unique_key is None else check_text("unique_key", unique_key),
-        unique_for=None
-        if unique_for is None
-        else _parse_positive_seconds("unique_for", unique_for),
-        on_duplicate=on_duplicate,
         max_retries=None if max_retries is None else _parse_count("max_retries", max_retries),
         timeout=None if timeout is None else _parse_positive_seconds("timeout", timeout),
     )
@@ -162,13 +204,6 @@ def check_texts(options: JobOptions) -> None:
         value = getattr(options, name)
         if value is not None:
             check_text(name, value)
-
-
-def _check_uniqueness(unique_key: object, unique_for: object, on_duplicate: object) -> None:
-    if on_duplicate not in ("reject", "existing"):
-        raise InvalidJob(f"on_duplicate must be 'reject' or 'existing', not {on_duplicate!r}")
-    if unique_key is None and unique_for is not None:
-        raise InvalidJob("unique_for needs a unique_key")
 
 
 def _parse_time(at: object) -> float:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from random import Random
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypeVar, Unpack, get_args
 
 import msgspec
 
@@ -20,7 +20,13 @@ from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.rates import parse_rate
-from nimburion.jobs.declaration.uniqueness import ALL_FIELDS, Uniqueness
+from nimburion.jobs.declaration.uniqueness import (
+    ALL_FIELDS,
+    UNTIL_FINISHED,
+    KeyOptions,
+    Uniqueness,
+    read_key_rule,
+)
 
 _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
@@ -121,7 +127,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return seconds if seconds >= 0.0 else default(failures)
 
 
-class PolicyOptions(TypedDict, total=False):
+class PolicyOptions(KeyOptions, total=False):
     """The policy options of `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
 
     max_retries: int
@@ -140,10 +146,6 @@ class PolicyOptions(TypedDict, total=False):
     result: bool
     unique: bool | str | Sequence[str]
     """Arguments of which at most one unfinished job has the same values; True: all of them."""
-    unique_for: float | timedelta | None
-    """Hold the unique key for this many seconds instead, whether the job is finished or not."""
-    on_duplicate: Literal["reject", "existing"]
-    """If an equal job exists: raise `DuplicateJob`, or return the id of that job."""
     on_failure: FailureHook | None
     """Called with the context and the error when an attempt has failed and the job is retried."""
     on_dead: FailureHook | None
@@ -229,13 +231,12 @@ def parse_policy(
     priority: int = Priority.NORMAL,
     result: bool = True,
     unique: bool | str | Sequence[str] = False,
-    unique_for: float | timedelta | None = None,
-    on_duplicate: Literal["reject", "existing"] = "reject",
     on_failure: FailureHook | None = None,
     on_dead: FailureHook | None = None,
     execution: Execution = "auto",
     memory_limit: int | str | None = None,
     retry_over_memory_limit: bool = False,
+    **key_options: Unpack[KeyOptions],
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
     return Policy(
@@ -248,7 +249,7 @@ def parse_policy(
         rate=parse_rate(rate, burst, cost),
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
-        unique=_parse_uniqueness(unique, unique_for, on_duplicate),
+        unique=_parse_uniqueness(unique, key_options),
         on_failure=_parse_hook("on_failure", on_failure),
         on_dead=_parse_hook("on_dead", on_dead),
         execution=_parse_execution(execution),
@@ -263,16 +264,12 @@ def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:
     return hook
 
 
-def _parse_uniqueness(
-    unique: object, unique_for: float | timedelta | None, on_duplicate: object
-) -> Uniqueness | None:
-    if on_duplicate not in ("reject", "existing"):
-        raise DefinitionError(f"on_duplicate must be 'reject' or 'existing', not {on_duplicate!r}")
+def _parse_uniqueness(unique: object, key_options: KeyOptions) -> Uniqueness | None:
+    rule = read_key_rule(key_options, DefinitionError) if key_options else None
     if unique is False:
-        if unique_for is not None or on_duplicate != "reject":
-            raise DefinitionError(
-                "unique_for and on_duplicate need `unique`: True, or the names of arguments"
-            )
+        if rule is not None:
+            given = ", ".join(name for name, value in key_options.items() if value is not None)
+            raise DefinitionError(f"{given} needs `unique`: True, or the names of arguments")
         return None
     names = (ALL_FIELDS,) if unique is True else (unique,) if isinstance(unique, str) else unique
     if (
@@ -281,7 +278,7 @@ def _parse_uniqueness(
         or not all(isinstance(name, str) for name in names)
     ):
         raise DefinitionError(f"unique must be True or names of arguments, not {unique!r}")
-    return Uniqueness(tuple(names), _parse_optional_seconds("unique_for", unique_for), on_duplicate)
+    return Uniqueness(tuple(names), rule or UNTIL_FINISHED)
 
 
 def _value_or_default(value: _T | None, default: _T) -> _T:

@@ -16,6 +16,7 @@ from nimburion.core.job import (
     AttemptError,
     AttemptInfo,
     JobRecord,
+    OnDuplicate,
     Progress,
     Reason,
     State,
@@ -24,6 +25,7 @@ from nimburion.core.queries import JobFilter, Page, Pause
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.session import LimitInfo
+from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.server.api.names import (
     Cursor,
@@ -81,6 +83,8 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None
     correlation_id: str | None
     unique_key: str | None
+    unique_mode: str | None
+    """What its enqueue did on a duplicate, and how long it holds the key."""
     max_retries: int | None
     timeout: float | None
 
@@ -198,7 +202,11 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Seconds from now until the job is due."""
     unique_key: Text | None = None
     unique_for: float | None = None
-    on_duplicate: Literal["reject", "existing"] | None = None
+    unique_while: Literal["waiting", "unfinished"] | tuple[State, ...] | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: float | None = None
+    max_wait: float | None = None
+    throttle: float | None = None
     headers: dict[str, str] | None = None
     tenant: Text | None = None
     correlation_id: Text | None = None
@@ -210,6 +218,16 @@ class JobReference(msgspec.Struct, frozen=True):
     """A stored job."""
 
     id: str
+
+
+class EnqueuedJob(msgspec.Struct, frozen=True):
+    """A stored job, and how the request found it."""
+
+    id: str
+    outcome: Literal["created", "existing", "replaced"]
+    """`existing`: a job with this id was stored before, or this job holds the unique key.
+    `replaced`: this job holds the unique key and waited; it has the new payload and due time.
+    """
 
 
 class CancelledJob(msgspec.Struct, frozen=True):
@@ -290,7 +308,7 @@ async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
     )
 
 
-async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> JobReference:
+async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> EnqueuedJob:
     """Store a job. With an `id` or an `Idempotency-Key`, a repeat stores no second job."""
     body = request.body
     options: dict[str, Any] = {
@@ -302,9 +320,9 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> JobReference:
         options["id"] = make_id(request.caller.name, request.idempotency_key)
     payload = check_payload(body.payload, request.services.config.jobs.limits.nesting)
     client = request.services.client
-    job_id = await client.enqueue_raw(body.name, payload, **cast("EnqueueOptions", options))
-    request.change.target, request.change.count = job_id, 1
-    return JobReference(job_id)
+    stored = await enqueue_raw_or_get(client, body.name, payload, **cast("EnqueueOptions", options))
+    request.change.target, request.change.count = stored.id, 1
+    return EnqueuedJob(stored.id, stored.outcome)
 
 
 async def cancel_job(request: ApiRequest[NoQuery, NoBody]) -> CancelledJob:
@@ -375,6 +393,7 @@ def summarize_job(record: JobRecord) -> JobSummary:
         tenant=options.tenant,
         correlation_id=options.correlation_id,
         unique_key=options.unique_key,
+        unique_mode=options.unique_mode,
         max_retries=options.max_retries,
         timeout=options.timeout,
     )
@@ -439,7 +458,7 @@ OPERATIONS = (
         handle=enqueue_job,
         action="jobs.enqueue",
         body=NewJobBody,
-        answer=JobReference,
+        answer=EnqueuedJob,
         status=201,
         idempotency_key=True,
     ),

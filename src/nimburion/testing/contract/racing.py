@@ -12,7 +12,7 @@ import pytest
 from nimburion.core.backend import Backend
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING
-from nimburion.core.job import JobOptions, State
+from nimburion.core.job import WAITING, JobOptions, State, sort_states
 from nimburion.core.operations import Cancellation
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
@@ -82,6 +82,39 @@ class Racing:
         assert outcomes == {"created": 1, "taken": RACERS - 1}
         (holder,) = {result.id for (result,) in results}
         assert [job.id for job in (await fleet.backend.list_jobs()).jobs] == [holder]
+
+    async def test_one_waiting_job_is_replaced_by_every_other_caller(self, fleet: Harness) -> None:
+        options = JobOptions(unique_key="k", on_duplicate="replace")
+        results = await race(
+            RACERS,
+            lambda n: self._handle(fleet, n).enqueue(
+                [fleet.job(f"{n}", payload=b"%d" % n, priority=n % 10, options=options)]
+            ),
+        )
+        outcomes = Counter(result.outcome for (result,) in results)
+        assert outcomes == {"created": 1, "replaced": RACERS - 1}
+        (holder,) = {result.id for (result,) in results}
+        job = await fleet.backend.get_job(holder)
+        assert job.payload is not None
+        assert job.priority == int(job.payload) % 10
+        worker = await fleet.worker()
+        assert [delivery.payload for delivery in await worker.take(5)] == [job.payload]
+
+    async def test_a_job_runs_with_its_old_payload_or_is_replaced(self, fleet: Harness) -> None:
+        """An enqueue that answered `replaced` is never lost to a worker that starts the job."""
+        options = JobOptions(
+            unique_key="k", unique_while=sort_states(WAITING), on_duplicate="replace"
+        )
+        workers = await self._workers(fleet, 8)
+        for n in range(24):
+            await fleet.put(fleet.job(f"old{n}", payload=b"1", options=options))
+            new = fleet.job(f"new{n}", payload=b"2", options=options)
+            worker, other = workers[n % 8], self._handle(fleet, n + 1)
+            taken, (result,) = await soon(asyncio.gather(worker.take(1), other.enqueue([new])))
+            rest = await worker.take(2)
+            payloads = [delivery.payload for delivery in (*taken, *rest)]
+            assert payloads == ([b"2"] if result.outcome == "replaced" else [b"1", b"2"])
+            await worker.settle(*(Completed(delivery.lease) for delivery in (*taken, *rest)))
 
     async def test_overlapping_calls_in_other_orders_store_every_job_once(
         self, fleet: Harness

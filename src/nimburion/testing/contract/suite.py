@@ -55,6 +55,7 @@ from nimburion.testing.contract.producing.boundary_values import Names, Payloads
 from nimburion.testing.contract.producing.cancelling import Cancelling
 from nimburion.testing.contract.producing.enqueueing import EnqueueCases
 from nimburion.testing.contract.producing.texts import Texts
+from nimburion.testing.contract.producing.unique_key_modes import UniqueKeyModes
 from nimburion.testing.contract.producing.unique_keys import UniqueKeys
 from nimburion.testing.contract.racing import Racing
 from nimburion.testing.contract.schedules import Fire, ScheduleStorage
@@ -65,6 +66,7 @@ from nimburion.testing.contract.transactions import TransactionalCompletions, Tr
 class BackendContract(
     EnqueueCases,
     UniqueKeys,
+    UniqueKeyModes,
     Reserving,
     Ordering,
     NumberedExchanges,

@@ -109,6 +109,18 @@ class TransactionalEnqueues:
         await transaction.rollback()
         assert sum((await harness.backend.count_jobs()).values()) == 0
 
+    async def test_a_replaced_job_is_as_before_after_the_rollback(self, harness: Harness) -> None:
+        options = JobOptions(unique_key="k", on_duplicate="replace")
+        await harness.put(harness.job("a", payload=b"1", options=options))
+        before = await harness.backend.get_job("a")
+        transaction = await opened(harness)
+        new = harness.job("b", payload=b"2", priority=9, after=60.0, options=options)
+        assert await transaction.enqueue(new) == [Enqueued("a", "replaced")]
+        await transaction.rollback()
+        assert await harness.backend.get_job("a") == before
+        assert await harness.enqueue(new) == [Enqueued("a", "replaced")]
+        assert (await harness.backend.get_job("a")).payload == b"2"
+
     async def test_an_id_that_was_rolled_back_is_free(self, harness: Harness) -> None:
         transaction = await opened(harness)
         await transaction.enqueue(harness.job("a"))

@@ -61,17 +61,60 @@ SELECT id, digest FROM job WHERE id IN (SELECT value FROM json_each(?1));
 -- name: find_key_holder
 -- Find the job that holds a unique key now.
 -- Inputs: ?1 job name, ?2 key, ?3 now
--- Result: id, seq, or no row
-SELECT id, seq FROM unique_key
-WHERE name = ?1 AND key = ?2 AND (valid_until IS NULL OR valid_until > ?3);
+-- Result: id, or no row
+SELECT u.id FROM unique_key AS u
+WHERE u.name = ?1 AND u.key = ?2 AND (u.valid_until IS NULL OR u.valid_until > ?3)
+    AND (u.states IS NULL OR EXISTS (
+        SELECT 1 FROM job AS j, json_each(u.states) AS s WHERE j.id = u.id AND s.value = CASE j.state
+            WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
+                WHEN NOT EXISTS (
+                    SELECT 1 FROM ready AS r
+                    WHERE r.lane = j.lane AND r.rank = -j.priority AND r.due = j.due AND r.seq = j.seq
+                ) AND NOT EXISTS (SELECT 1 FROM scheduled AS d WHERE d.due = j.due AND d.seq = j.seq)
+                THEN 'processing'
+                WHEN j.failures > 0 THEN 'retrying' WHEN j.due > ?3 THEN 'scheduled' ELSE 'pending'
+            END
+        END
+    ));
 
 -- name: take_unique_key
 -- Assign a unique key to the job with this id.
--- Inputs: ?1 job name, ?2 key, ?3 job id, ?4 the end of the validity; NULL: until the job is finished
-INSERT INTO unique_key (name, key, seq, id, valid_until)
-SELECT ?1, ?2, seq, id, ?4 FROM job WHERE id = ?3
+-- Inputs: ?1 job name, ?2 key, ?3 job id, ?4 the end of the validity; NULL: until the job is finished, ?5 JSON array of the
+--   states in which the job holds the key; NULL: in each
+INSERT INTO unique_key (name, key, seq, id, valid_until, states)
+SELECT ?1, ?2, seq, id, ?4, ?5 FROM job WHERE id = ?3
 ON CONFLICT (name, key) DO UPDATE
-SET seq = excluded.seq, id = excluded.id, valid_until = excluded.valid_until;
+SET seq = excluded.seq, id = excluded.id, valid_until = excluded.valid_until, states = excluded.states;
+
+-- name: find_waiting_job
+-- Read what is needed to replace a waiting job.
+-- Inputs: ?1 job id
+-- Result: seq, created_at, due, failures; no row: there is no such job, or it does not wait
+SELECT j.seq, j.created_at, j.due, j.failures FROM job AS j
+WHERE j.id = ?1 AND j.state = 0 AND (
+    EXISTS (
+        SELECT 1 FROM ready AS r
+        WHERE r.lane = j.lane AND r.rank = -j.priority AND r.due = j.due AND r.seq = j.seq
+    ) OR EXISTS (SELECT 1 FROM scheduled AS d WHERE d.due = j.due AND d.seq = j.seq)
+);
+
+-- name: replace_job
+-- Replace what a waiting job runs, and when. The caller has deleted it from `ready` and `scheduled`.
+-- Inputs: ?1 seq, ?2 lane, ?3 priority, ?4 due, ?5 options (JSON), ?6 payload
+UPDATE job SET lane = ?2, priority = ?3, due = ?4, options = ?5, payload = ?6 WHERE seq = ?1;
+
+-- name: find_replacement
+-- Find the enqueue of a job that replaced another job.
+-- Inputs: ?1 job id, ?2 now
+-- Result: the id of the job that was replaced, the digest of the body that was enqueued; or no row
+SELECT job_id, digest FROM replacement WHERE id = ?1 AND valid_until > ?2;
+
+-- name: put_replacement
+-- Store that the enqueue of a job replaced another job.
+-- Inputs: ?1 job id, ?2 the id of the job that was replaced, ?3 digest, ?4 the end of the validity
+INSERT INTO replacement (id, job_id, digest, valid_until) VALUES (?1, ?2, ?3, ?4)
+ON CONFLICT (id) DO UPDATE
+SET job_id = excluded.job_id, digest = excluded.digest, valid_until = excluded.valid_until;
 
 -- name: list_open_files
 -- List the databases that a caller's connection has open. This PRAGMA reads no database. A SELECT from

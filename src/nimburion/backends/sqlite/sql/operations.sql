@@ -100,6 +100,16 @@ WHERE finished_count.lane = deleted.lane AND finished_count.state = deleted.stat
 -- Result: the number of rows
 DELETE FROM job WHERE state > 0 AND seq IN (SELECT value FROM json_each(?1));
 
+-- name: delete_expired_keys
+-- Delete the unique keys whose time has passed.
+-- Inputs: ?1 now
+DELETE FROM unique_key WHERE valid_until IS NOT NULL AND valid_until <= ?1;
+
+-- name: delete_expired_replacements
+-- Delete the replacements whose repeats are no longer recognised.
+-- Inputs: ?1 now
+DELETE FROM replacement WHERE valid_until <= ?1;
+
 -- name: delete_ended_sessions
 -- Delete sessions that ended before a time and hold no lease.
 -- Inputs: ?1 time

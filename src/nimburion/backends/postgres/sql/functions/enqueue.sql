@@ -111,21 +111,23 @@ END $$;
 --   p_ats                        for each job its due time; NULL: no job has one
 --   p_afters                     for each job its delay in microseconds; NULL: no job has one
 --   p_keys, p_spans              for each job its unique key, and for how many microseconds it holds the key (NULL: until
---                                it is finished); both NULL: no job has a key
---   p_accept_existing            for each job whether the present holder of its key is accepted in its place; NULL: no
---                                job has a key
+--                                it is finished). These and the next three are NULL if no job has a key.
+--   p_states                     for each job the states in which it holds its key, with commas between; NULL: each
+--   p_on_duplicate               for each job what happens if its key is held: reject, existing or replace
+--   p_max_waits                  for each job that replaces another: after how many microseconds since its first enqueue that
+--                                one is due at the latest; NULL: no limit
 --   p_since                      the earliest time at which a job of one of these ids can have ended
 -- Result:
---   codes                        one letter for each job: c created, e exists, x conflict, t key is taken, r refused
+--   codes                        one letter for each job: c created, e exists, p replaced, x conflict, t key is taken, r refused
 --                                because of another job; NULL: all were created
---   holders                      the ids of the jobs that hold the keys
--- Locks: unique keys in the order of name and key, then the rows that it inserts
+--   holders                      the ids of the jobs that hold the keys, or that were replaced
+-- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts
 -- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
 --   transaction that is ending such a job.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_1(
     p_now int8, p_queues text[], p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[],
     p_digests bytea[], p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[],
-    p_keys text[], p_spans int8[], p_accept_existing bool[], p_since int8,
+    p_keys text[], p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8,
     OUT codes text, OUT holders bytea[]
 ) LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
@@ -161,21 +163,22 @@ BEGIN
     END IF;
     SELECT c.codes, c.holders INTO codes, holders FROM {schema}.enqueue_each_1(
         now, p_names, lane_ids, p_lanes, p_ids, p_digests, p_payloads, p_options, p_ats, p_afters,
-        p_keys, p_spans, p_accept_existing, p_since
+        p_keys, p_spans, p_states, p_on_duplicate, p_max_waits, p_since
     ) c;
 END $$;
 
 -- name: enqueue_each
 -- Store new jobs one by one. Used when an id may exist or a unique key may be held.
 -- Inputs: as for `enqueue_1`, with the time as a value and the numbers of the lanes
--- Result: a code for each job, and the ids of the jobs that hold the keys
--- Locks: unique keys in the order of name and key, then the rows that it inserts
+-- Result: a code for each job, and the ids of the jobs that hold the keys or were replaced
+-- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts
 -- Atomic: one transaction. The keys are locked before they are read. If another transaction has just ended a job of one
---   of the ids, the call fails with a serialization failure, and the caller must repeat it.
+--   of the ids, the call fails with a serialization failure, and the caller must repeat it. Jobs are replaced after
+--   everything is decided.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_each_1(
     p_now int8, p_names text[], p_lane_ids int4[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
-    p_spans int8[], p_accept_existing bool[], p_since int8,
+    p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8,
     OUT codes text, OUT holders bytea[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -183,17 +186,20 @@ DECLARE
     code text;
     code_list text[];
     key_holder bytea;
+    held {schema}.unique_key;
+    displaced {schema}.unique_key[];  -- keys whose holders do not hold them in their present state
     known bytea;
     new_seq int8;
     seqs int8[];
     fresh_ids bytea[];
+    replacing int4[];  -- the places of the jobs that replace another one
 BEGIN
     PERFORM {schema}.lock_unique_keys_1(p_now, p_names, p_lanes, p_ids, p_keys);
     FOR job IN
         SELECT u.*, p_names[u.lane] AS name, p_lane_ids[u.lane] AS lane_id
-        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_keys, p_spans,
-                p_accept_existing)
-            AS u (lane, id, digest, options, payload, at, after, key, span, accept_existing)
+        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_keys, p_spans, p_states,
+                p_on_duplicate) WITH ORDINALITY
+            AS u (lane, id, digest, options, payload, at, after, key, span, states, on_duplicate, place)
     LOOP
         code := NULL;
         key_holder := NULL;
@@ -201,10 +207,33 @@ BEGIN
         IF known IS NOT NULL THEN
             code := CASE WHEN known = job.digest THEN 'e' ELSE 'x' END;
         ELSIF job.key IS NOT NULL THEN
-            SELECT u.id INTO key_holder FROM {schema}.unique_key u
-            WHERE u.name = job.name AND u.key = job.key AND u.seq <> 0;
-            IF FOUND THEN
-                code := CASE WHEN job.accept_existing THEN 'e' ELSE 't' END;
+            IF job.on_duplicate = 'replace' THEN
+                SELECT r.job_id, r.digest INTO key_holder, known FROM {schema}.replacement r
+                WHERE r.id = job.id AND r.valid_until > p_now;
+                IF NOT FOUND THEN
+                    SELECT holders[n], p_digests[n] INTO key_holder, known FROM unnest(replacing) n WHERE p_ids[n] = job.id;
+                END IF;
+            END IF;
+            IF known IS NOT NULL THEN
+                code := CASE WHEN known = job.digest THEN 'p' ELSE 'x' END;
+                key_holder := CASE WHEN code = 'p' THEN key_holder END;
+            ELSE
+                SELECT * INTO held FROM {schema}.unique_key u WHERE u.name = job.name AND u.key = job.key AND u.seq <> 0;
+                IF held.seq >= seqs[1] OR {schema}.holds_key_1(p_now, held) THEN
+                    key_holder := held.id;
+                    code := CASE job.on_duplicate WHEN 'existing' THEN 'e' WHEN 'replace' THEN 'p' ELSE 't' END;
+                    IF code = 'p' THEN
+                        IF held.seq >= seqs[1]
+                            OR {schema}.lock_holder_1(p_now, held.id) IN ('pending', 'scheduled', 'retrying')
+                        THEN
+                            replacing := replacing || CAST(job.place AS int4);
+                        ELSE
+                            code := 't';
+                        END IF;
+                    END IF;
+                ELSIF held.seq IS NOT NULL THEN
+                    displaced := displaced || held;
+                END IF;
             END IF;
         END IF;
         IF code IS NULL THEN
@@ -213,7 +242,8 @@ BEGIN
                 coalesce(job.at, p_now + coalesce(job.after, 0)), job.key);
             seqs := seqs || new_seq;
             fresh_ids := fresh_ids || job.id;
-            UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span
+            UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span,
+                states = string_to_array(job.states, ',')
             WHERE name = job.name AND key = job.key;
         END IF;
         code_list := code_list || code;
@@ -227,14 +257,100 @@ BEGIN
     END IF;
     IF code_list && ARRAY['x', 't'] THEN
         PERFORM {schema}.undo_insert_1(seqs);
+        INSERT INTO {schema}.unique_key SELECT (d).* FROM unnest(displaced) d ON CONFLICT DO NOTHING;
         SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
             array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)
         INTO code_list, holders
         FROM unnest(code_list, holders) WITH ORDINALITY AS a (l, holder, place);
+    ELSE
+        FOR job IN SELECT n, p_lanes[n] AS lane FROM unnest(replacing) n LOOP
+            PERFORM {schema}.replace_job_1(p_now, holders[job.n], p_ids[job.n], p_lane_ids[job.lane], p_names[job.lane],
+                p_digests[job.n], p_payloads[job.n], p_options[job.n],
+                coalesce(p_ats[job.n], p_now + coalesce(p_afters[job.n], 0)), p_keys[job.n], p_spans[job.n],
+                p_states[job.n], p_max_waits[job.n]);
+        END LOOP;
     END IF;
     DELETE FROM {schema}.unique_key WHERE seq = 0
         AND (name, key) IN (SELECT p_names[u.lane], u.key FROM unnest(p_lanes, p_keys) AS u (lane, key));
     codes := array_to_string(code_list, '');
+END $$;
+
+-- name: holds_key
+-- Decide whether a job holds a unique key now.
+-- Inputs: the time; the row of the key, which the caller has locked
+-- Result: whether the key is valid, and its job is in one of the states in which it holds the key
+-- Locks: the job that holds the key, if it waits and the key depends on its state
+CREATE OR REPLACE FUNCTION {schema}.holds_key_1(p_now int8, p_key {schema}.unique_key) RETURNS bool
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_key.seq IS NULL OR p_key.valid_until <= p_now THEN
+        RETURN false;
+    END IF;
+    RETURN p_key.states IS NULL OR coalesce({schema}.lock_holder_1(p_now, p_key.id) = ANY (p_key.states), false);
+END $$;
+
+-- name: lock_holder
+-- Lock a waiting job, so that it neither starts nor ends before the transaction does.
+-- Inputs: the time; the id of the job, whose unique key the caller has locked
+-- Result: the state of the job; NULL: there is no such job
+-- Locks: the row of the job in `ready` or `scheduled`; none if the job does not wait
+-- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
+CREATE OR REPLACE FUNCTION {schema}.lock_holder_1(p_now int8, p_id bytea) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+    holder record;
+BEGIN
+    LOOP
+        SELECT r.seq, r.lane, r.due, r.status, r.failures INTO holder FROM {schema}.job_record r WHERE r.id = p_id;
+        IF holder.status IS DISTINCT FROM 'waiting' THEN
+            RETURN holder.status;
+        END IF;
+        PERFORM FROM {schema}.scheduled s WHERE s.due = holder.due AND s.seq = holder.seq FOR UPDATE;
+        IF NOT FOUND THEN
+            PERFORM FROM {schema}.ready r, {schema}.lane a, {schema}.lane b
+            WHERE a.id = holder.lane AND b.queue = a.queue AND b.name = a.name AND b.rank = a.rank
+                AND r.lane = b.id AND r.due = holder.due AND r.seq = holder.seq
+            FOR UPDATE OF r;
+        END IF;
+        IF FOUND THEN
+            RETURN {schema}.get_state_1(holder.status, holder.failures, holder.due, p_now);
+        END IF;
+    END LOOP;
+END $$;
+
+-- name: replace_job
+-- Give a waiting job what a new job of the same unique key brings. Record it, so that a repeated call is recognised.
+-- Inputs: the time; the id of the waiting job; id, number and job name of the lane, digest, payload, options, due time, unique
+--   key, its span and states of the new job; after how many microseconds since its first enqueue the job is due at the latest
+--   (NULL: no limit)
+-- Locks: the rows of the job. The caller has locked the key, and the job in `ready` or `scheduled`.
+-- Atomic: the row in `ready` or `scheduled` is deleted and another is inserted. An exchange whose snapshot is older then finds
+--   neither, so it cannot lease the job with its old payload.
+CREATE OR REPLACE FUNCTION {schema}.replace_job_1(
+    p_now int8, p_holder bytea, p_id bytea, p_lane int4, p_name text, p_digest bytea, p_payload bytea, p_options text,
+    p_due int8, p_key text, p_span int8, p_states text, p_max_wait int8
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    old record;
+    new_due int8;
+BEGIN
+    SELECT j.seq, j.lane, j.created_at, coalesce(t.due, j.due) AS due, t.failures INTO STRICT old
+    FROM {schema}.job j LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq WHERE j.id = p_holder;
+    PERFORM {schema}.remove_waiting_1(old.lane, old.due, old.seq);
+    new_due := LEAST(p_due, GREATEST(p_now, old.created_at + p_max_wait));  -- NULL is ignored
+    IF old.failures > 0 THEN
+        new_due := GREATEST(new_due, old.due);
+    END IF;
+    UPDATE {schema}.job SET due = new_due, lane = p_lane, options = p_options, payload = p_payload WHERE seq = old.seq;
+    UPDATE {schema}.attempt_state SET due = new_due WHERE seq = old.seq;
+    PERFORM {schema}.make_waiting_1(p_now, old.seq, new_due, p_lane,
+        CAST(CASE WHEN old.failures > 0 THEN 2 WHEN old.failures = 0 THEN 1 ELSE 0 END AS int2));
+    UPDATE {schema}.unique_key SET valid_until = p_now + p_span, states = string_to_array(p_states, ',')
+    WHERE name = p_name AND key = p_key;
+    INSERT INTO {schema}.replacement (id, job_id, digest, valid_until)
+    VALUES (p_id, p_holder, p_digest, p_now + 600000000)
+    ON CONFLICT (id) DO UPDATE SET job_id = excluded.job_id, digest = excluded.digest, valid_until = excluded.valid_until;
 END $$;
 
 -- name: lock_unique_keys
@@ -372,12 +488,13 @@ BEGIN
         {schema}.decode_text_array_1(f -> 7), CAST({schema}.decode_text_array_1(f -> 8) AS int8[]),
             CAST({schema}.decode_text_array_1(f -> 9) AS int8[]),
         {schema}.decode_text_array_1(f -> 10), CAST({schema}.decode_text_array_1(f -> 11) AS int8[]),
-            CAST({schema}.decode_text_array_1(f -> 12) AS bool[]),
-        CAST(f ->> 13 AS int8)
+            {schema}.decode_text_array_1(f -> 12), {schema}.decode_text_array_1(f -> 13),
+            CAST({schema}.decode_text_array_1(f -> 14) AS int8[]),
+        CAST(f ->> 15 AS int8)
     ) e;
     codes := found.codes;
     holders := to_json(ARRAY(SELECT encode(h, 'hex') FROM unnest(found.holders) h));
-    IF codes IS NULL OR codes LIKE '%c%' THEN
+    IF codes IS NULL OR codes ~ '[cp]' THEN
         PERFORM {schema}.notify_queues_1(p_channel, {schema}.decode_text_array_1(f -> 0));
     END IF;
 END $$;

@@ -7,7 +7,7 @@
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
 -- Inputs: the time or NULL; the id
 -- Result: cancelled, requested, finished or missing; the queue to notify, or `@` and the id of the session (NULL: none)
--- Locks: the row of the job in `ready` or `scheduled`; its unique key
+-- Locks: the unique key of the job; its row in `ready` or `scheduled`
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
 CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, OUT answer text, OUT to_notify text)
 LANGUAGE plpgsql
@@ -22,7 +22,7 @@ DECLARE
     holder int4;
 BEGIN
     LOOP
-        SELECT j.seq, j.lane, j.due INTO body FROM {schema}.job j WHERE j.id = p_id;
+        SELECT j.seq, j.lane, j.due, j.unique_key INTO body FROM {schema}.job j WHERE j.id = p_id;
         IF NOT FOUND THEN
             answer := CASE WHEN {schema}.find_digest_1(p_id, {schema}.get_lowest_time_1(), true) IS NULL THEN 'missing'
                 ELSE 'finished' END;
@@ -31,6 +31,12 @@ BEGIN
         IF EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = body.seq) THEN
             answer := 'finished';
             RETURN;
+        END IF;
+        IF body.unique_key IS NOT NULL THEN  -- an enqueue locks the key before the job, too
+            PERFORM FROM {schema}.lane a, {schema}.unique_key u
+            WHERE a.id = body.lane AND u.name = a.name AND u.key = body.unique_key FOR UPDATE OF u;
+            SELECT j.seq, j.lane, j.due INTO body FROM {schema}.job j WHERE j.id = p_id;
+            CONTINUE WHEN NOT FOUND;
         END IF;
         SELECT * INTO attempts FROM {schema}.attempt_state p WHERE p.seq = body.seq;
         IF NOT FOUND THEN
@@ -98,7 +104,8 @@ DECLARE
 BEGIN
     FOR dead_job IN
         SELECT j.seq, j.id, j.lane, j.unique_key, a.queue, a.name,
-            CAST({schema}.get_option_1(j.options, 'unique_for') AS float8) AS span
+            CAST({schema}.get_option_1(j.options, 'unique_for') AS float8) AS span,
+            CAST({schema}.get_option_1(j.options, 'unique_while') AS json) AS states
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
         WHERE d.seq < p_after AND (p_states IS NULL OR 'failed' = ANY (p_states))
             AND (p_ids IS NULL OR j.id = ANY (p_ids))
@@ -117,7 +124,7 @@ BEGIN
         queue := dead_job.queue;
         replayed := dead_job.unique_key IS NULL
             OR {schema}.take_unique_key_1(now, dead_job.name, dead_job.unique_key, dead_job.seq, dead_job.id,
-                dead_job.span);
+                dead_job.span, {schema}.decode_text_array_1(dead_job.states));
         IF replayed THEN
             DELETE FROM {schema}.dead_letter d WHERE d.seq = dead_job.seq;
             UPDATE {schema}.attempt_state p SET due = now, failures = 0, lost = 0 WHERE p.seq = dead_job.seq;
@@ -129,19 +136,19 @@ END $$;
 
 -- name: take_unique_key
 -- Assign a unique key to a job, unless another job holds it.
--- Inputs: the time; name, key, seq and id of the job; for how many seconds it holds the key (NULL: until it is finished)
+-- Inputs: the time; name, key, seq and id of the job; for how many seconds it holds the key (NULL: until it is finished);
+--   the states in which it holds the key (NULL: each)
 -- Result: whether the job holds the key now
 CREATE OR REPLACE FUNCTION {schema}.take_unique_key_1(
-    p_now int8, p_name text, p_key text, p_seq int8, p_id bytea, p_span float8
+    p_now int8, p_name text, p_key text, p_seq int8, p_id bytea, p_span float8, p_states text[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO {schema}.unique_key AS u (name, key, seq, valid_until, id)
-    VALUES (p_name, p_key, p_seq, p_now + CAST(round(CAST(p_span * 1000000 AS numeric)) AS int8), p_id)
-    ON CONFLICT (name, key) DO UPDATE SET seq = excluded.seq, id = excluded.id,
-        valid_until = CASE WHEN u.id = excluded.id AND NOT coalesce(u.valid_until <= p_now, false) THEN u.valid_until
-            ELSE excluded.valid_until END
-    WHERE u.id = excluded.id OR u.valid_until <= p_now;
+    INSERT INTO {schema}.unique_key AS u (name, key, seq, valid_until, id, states)
+    VALUES (p_name, p_key, p_seq, p_now + CAST(round(CAST(p_span * 1000000 AS numeric)) AS int8), p_id, p_states)
+    ON CONFLICT (name, key) DO UPDATE SET seq = excluded.seq, id = excluded.id, states = excluded.states,
+        valid_until = CASE WHEN {schema}.holds_key_1(p_now, u) THEN u.valid_until ELSE excluded.valid_until END
+    WHERE u.id = excluded.id OR NOT {schema}.holds_key_1(p_now, u);
     RETURN FOUND;
 END $$;
 

@@ -414,6 +414,10 @@ LANGUAGE sql STABLE AS $$
             SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0
                 AND u.key = CAST({schema}.get_option_1(p_options, 'unique_key') AS jsonb) #>> '{}'
                 AND (u.valid_until IS NULL OR u.valid_until > p_now)
+                AND (u.states IS NULL OR EXISTS (
+                    SELECT FROM {schema}.job_record r
+                    WHERE r.id = u.id AND {schema}.get_state_1(r.status, r.failures, r.due, p_now) = ANY (u.states)
+                ))
         ), s.*
     FROM (
         SELECT array_agg(s.id), array_agg(s.description), array_agg(s.opened_at), array_agg(s.expires_in), array_agg(s.has_left),

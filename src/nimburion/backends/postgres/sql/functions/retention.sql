@@ -33,6 +33,7 @@ BEGIN
         SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained
     );
     DELETE FROM {schema}.unique_key u WHERE u.valid_until <= now;
+    DELETE FROM {schema}.replacement r WHERE r.valid_until <= now;
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
     -- The results of removed jobs are removed.
     UPDATE {schema}.horizon r SET finished_at = c.finished_at, seq = c.seq FROM {schema}.horizon c

@@ -25,7 +25,7 @@ CREATE OR REPLACE FUNCTION {schema}.fire_schedule_1(
     p_now int8, p_name text, p_expected float8, p_tick float8, p_overlap text, p_queues text[],
     p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
-    p_spans int8[], p_accept_existing bool[], p_since int8, OUT outcome text, OUT job_id bytea, OUT cancel_to_notify text
+    p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8, OUT outcome text, OUT job_id bytea, OUT cancel_to_notify text
 ) LANGUAGE plpgsql AS $$
 DECLARE
     kept record;
@@ -43,8 +43,8 @@ BEGIN
     cancel_to_notify := previous.to_notify;
     IF previous.allowed THEN
         SELECT * INTO stored FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
-            p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_accept_existing, p_since);
-        IF coalesce(stored.codes, 'c') IN ('c', 'e') THEN
+            p_digests, p_payloads, p_options, p_ats, p_afters, p_keys, p_spans, p_states, p_on_duplicate, p_max_waits, p_since);
+        IF coalesce(stored.codes, 'c') IN ('c', 'e', 'p') THEN
             outcome := 'fired';
             job_id := coalesce(stored.holders[1], p_ids[1]);
         END IF;

@@ -7,8 +7,13 @@
 -- Offsets in a new job
 local NEW_JOB_FLAGS, NEW_JOB_DIGEST, NEW_JOB_DIGEST_END, NEW_JOB_ID_LENGTH, NEW_JOB_ID = 1, 3, 18, 19, 20
 
+-- Stands for lane, created and due of a new job.
+local NO_FRONT = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+
 -- Modes of its due time: at a time, or after a span.
 local DUE_AT, DUE_AFTER = 'a', 'd'
 
 -- Outcomes
-local CREATED, EXISTS, CONFLICT, TAKEN, REFUSED = 'c', 'e', 'x', 't', 'r'
+local CREATED, EXISTS, CONFLICT, TAKEN, REFUSED, REPLACED = 'c', 'e', 'x', 't', 'r', 'p'
+-- The unique key is taken, and the job that holds it waits.
+local REPLACEABLE = 'w'

@@ -6,7 +6,8 @@
 --
 -- job               lane 4 | created 8 | due 8 | flags 1 | priority 1 | digest 16 | id 1 + n
 --                   | options 4 + n, with FLAG_OPTIONS
---                   | unique key 2 + n | span 8 (all ones: until the job ends); both with FLAG_UNIQUE_KEY
+--                   | unique key 2 + n | span 8 (all ones: until the job ends) | max wait 8 (all ones: none)
+--                   | states 1 + n (codes of the states in which it holds the key; none: each); all four with FLAG_UNIQUE_KEY
 --                   The head ends here. A job without FLAG_FINISHED continues with its payload.
 --                   With FLAG_LARGE_PAYLOAD it has the length of the payload 4 instead; the payload is in the hash payload.
 --                   With FLAG_FINISHED it continues with:
@@ -32,9 +33,10 @@
 -- audit             time 8 | JSON
 -- bulk_operation    a map in MessagePack: id, body (JSON), state, started_at, ended_at, done, skipped, failed, error, cursor,
 --                   exhausted, due, fence, leased_until; a field without a value is missing. Times are microseconds since 1970.
--- unique_key        expiry 8 (all ones: when the job ends) | id
 -- rate_limit        interval 8 | burst 4 | cost 4 | rate (text)
 -- spent_until       microseconds since 1970 (decimal)
+-- unique_key        expiry 8 (all ones: when the job ends) | states 1 + n | id
+-- replacement       expiry 8 | digest 16 | id
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --
@@ -102,7 +104,8 @@ local function find_head_end(body)
   end
   local offset = find_key_offset(body)
   if has_flag(body, FLAG_UNIQUE_KEY) then
-    offset = offset + 10 + unpack_struct('>I2', body, offset)
+    offset = offset + 18 + unpack_struct('>I2', body, offset)
+    offset = offset + 1 + byte(body, offset)
   end
   return offset - 1
 end
@@ -186,6 +189,23 @@ end
 -- `counts` is failures 4 | lost 2.
 local function has_failures(counts)
   return sub(counts, 1, 4) ~= NO_FAILURES
+end
+
+-- Return the code of a job and, if it is finished, its end. `lease` and `state` are those of an unfinished job that was leased.
+local function get_state_code(body, lease, state)
+  if has_flag(body, FLAG_FINISHED) then
+    local job_end = read_job_end(body)
+    return job_end.code, job_end
+  end
+  if lease then
+    return LEASED
+  end
+  local attempts = state and read_attempt_state(state)
+  if attempts and has_failures(attempts.counts) then
+    return RETRYING
+  end
+  local due8 = attempts and attempts.due8 or get_due(body)
+  return decode_time(due8, 1) > now and SCHEDULED or PENDING
 end
 
 -- --- members of sorted sets ---

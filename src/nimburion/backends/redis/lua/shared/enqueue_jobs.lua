@@ -5,13 +5,11 @@
 --   positions: 12 bytes per job: index in `names` 2 | rank 1 | mode 1 | value 8. Mode DUE_AT: due at the time `value`. Mode DUE_AFTER:
 --     due `value` microseconds from now.
 --   ARGV[first...]: the body of each job without its first 20 bytes (see record_format.lua), then the large payloads, in order
---   codes: one per job: CREATED, EXISTS, CONFLICT, TAKEN (the unique key), or REFUSED because of another job of the call
---   holders: {index of the job: id of the job that holds its unique key}
+--   codes: one per job: CREATED, EXISTS, REPLACED, CONFLICT, TAKEN (the unique key), or REFUSED because of another job of the call
+--   holders: {index of the job: id of the job that holds its unique key, or that was replaced}
 -- Atomic: all outcomes are decided before anything is written. One CONFLICT or TAKEN refuses all jobs of the call.
 -- Cost: O(log n) per job, for n waiting jobs.
 local POSITION_SIZE = 12
--- Stands for lane, created and due of a new job.
-local NO_FRONT = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 
 local function get_new_id(new_body)
   return sub(new_body, NEW_JOB_ID, NEW_JOB_ID_LENGTH + byte(new_body, NEW_JOB_ID_LENGTH))
@@ -38,12 +36,17 @@ local function get_lane_job_name(full)
   return sub(full, string.find(full, '\0', 1, true) + 1)
 end
 
--- Return the id of the job that holds the unique key of a new job: a stored job, or an earlier job of this call.
-local function find_rival(body, name, taken)
+-- Return the id of the job that holds the unique key of a new job (a stored job, or an earlier job of this call), and the index of
+-- the earlier job.
+local function find_rival(body, name, taken, i)
   local field = get_key_field(body, name)
-  local holder = taken[field] or find_key_holder(field)
+  local rival = taken[field]
+  if rival then
+    return rival.id, rival.index
+  end
+  local holder = find_key_holder(field)
   if not holder then
-    taken[field] = get_id(body)
+    taken[field] = { id = get_id(body), index = i }
   end
   return holder
 end
@@ -52,26 +55,54 @@ local function is_same_body(field, new_body)
   return sub(redis.call('HGET', job_key, field), JOB_DIGEST, JOB_DIGEST_END) == get_digest(new_body)
 end
 
+-- Decide about a job with a unique key. `replaced` has the new jobs that replace another one, by id. Return the code, the id of the
+-- job that holds the key, and a replacement that is to be made.
+local function decide_keyed(new_body, name, i, taken, replaced)
+  local flags, id = get_new_job_flags(new_body), get_new_id(new_body)
+  local replaces = band(flags, FLAG_REPLACE) ~= 0
+  if replaces then
+    local known_id, digest
+    if replaced[id] then
+      known_id, digest = replaced[id].id, get_digest(replaced[id].new_body)
+    else
+      known_id, digest = find_replacement(id)
+    end
+    if known_id then
+      if digest == get_digest(new_body) then
+        return REPLACED, known_id
+      end
+      return CONFLICT
+    end
+  end
+  local holder, index = find_rival(NO_FRONT .. new_body, name, taken, i)
+  if not holder then
+    return CREATED
+  elseif band(flags, FLAG_ACCEPT_EXISTING) ~= 0 then
+    return EXISTS, holder
+  elseif replaces and (index or is_waiting(holder)) then
+    return REPLACED, holder, { id = holder, index = index, new_body = new_body }
+  end
+  return TAKEN, holder
+end
+
 local function decide_outcomes(names, positions, first)
   local count = #positions / POSITION_SIZE
   local ids, codes, holders, seen, taken, refused = {}, {}, {}, {}, {}, false
+  local replacements, replaced = {}, {}
   for i = 1, count do
     ids[i] = get_new_id(ARGV[first + i - 1])
   end
   local known = find_fields(ids)
   for i = 1, count do
     local new_body, id, code = ARGV[first + i - 1], ids[i], CREATED
-    local flags = get_new_job_flags(new_body)
     if known[i] then
       code = is_same_body(known[i], new_body) and EXISTS or CONFLICT
     elseif seen[id] then
       code = get_digest(seen[id]) == get_digest(new_body) and EXISTS or CONFLICT
-    elseif band(flags, FLAG_UNIQUE_KEY) ~= 0 then
+    elseif band(get_new_job_flags(new_body), FLAG_UNIQUE_KEY) ~= 0 then
       local lane_index = read_position(get_position(positions, i))
-      holders[i] = find_rival(NO_FRONT .. new_body, get_lane_job_name(names[lane_index]), taken)
-      if holders[i] then
-        code = band(flags, FLAG_ACCEPT_EXISTING) ~= 0 and EXISTS or TAKEN
-      end
+      code, holders[i], replacements[i] = decide_keyed(new_body, get_lane_job_name(names[lane_index]), i, taken, replaced)
+      replaced[id] = replacements[i] or replaced[id]
     end
     if code == CREATED then
       seen[id] = new_body
@@ -79,7 +110,7 @@ local function decide_outcomes(names, positions, first)
     refused = refused or code == CONFLICT or code == TAKEN
     codes[i] = code
   end
-  return codes, holders, refused
+  return codes, holders, refused, replacements
 end
 
 -- Return the numbers of lanes by full name. New lanes get the next numbers.
@@ -112,11 +143,45 @@ local function prepare_position(position, numbers)
   }
 end
 
+-- Let each new job that a later job of the call replaces have what that one brings. Replace the stored jobs.
+local function apply_replacements(replacements, jobs, numbers)
+  for i = 1, #jobs do
+    local replacement, new = replacements[i], jobs[i]
+    if replacement then
+      local common = prepare_position(new.position, numbers)
+      if replacement.index then
+        local old = jobs[replacement.index]
+        local lane_index, rank = read_position(new.position)
+        local due8 = limit_due(common.due8, now8, new.body)
+        old.body, old.payload = merge_new_jobs(old.body, new.body), new.payload
+        old.position = pack_struct('>I2', lane_index) .. rank .. DUE_AT .. due8
+      else
+        local _, rank = read_position(new.position)
+        replace_job(replacement.id, new.body, new.payload, common.lane, rank, common.due8)
+      end
+      put_replacement(new.body, replacement.id)
+    end
+  end
+end
+
+-- Return the jobs of the call: {body, position, payload if it is large}.
+local function read_new_jobs(positions, first, count)
+  local jobs, next_large_payload = {}, first + count
+  for i = 1, count do
+    local job = { body = ARGV[first + i - 1], position = get_position(positions, i) }
+    if band(get_new_job_flags(job.body), FLAG_LARGE_PAYLOAD) ~= 0 then
+      job.payload, next_large_payload = ARGV[next_large_payload], next_large_payload + 1
+    end
+    jobs[i] = job
+  end
+  return jobs
+end
+
 local function enqueue_jobs(names, positions, first)
-  local codes, holders, refused = decide_outcomes(names, positions, first)
+  local codes, holders, refused, replacements = decide_outcomes(names, positions, first)
   if refused then
     for i, code in ipairs(codes) do
-      if code == CREATED or code == EXISTS then
+      if code ~= CONFLICT and code ~= TAKEN then
         codes[i], holders[i] = REFUSED, nil
       end
     end
@@ -126,21 +191,23 @@ local function enqueue_jobs(names, positions, first)
   for _, code in ipairs(codes) do
     created = created + (code == CREATED and 1 or 0)
   end
-  if created == 0 then
+  if created == 0 and not next(replacements) then
     return codes, holders
   end
   local numbers = get_or_add_lanes(names)
+  local new_jobs = read_new_jobs(positions, first, #codes)
+  if next(replacements) then
+    apply_replacements(replacements, new_jobs, numbers)
+    if created == 0 then
+      return codes, holders
+    end
+  end
   local seq = redis.call('HINCRBY', counters_key, 'seq', created) - created
   local jobs, ids, ready, scheduled, prepared = {}, {}, {}, {}, {}
-  local next_large_payload = first + #codes
   for i, code in ipairs(codes) do
-    local new_body, payload = ARGV[first + i - 1], nil
+    local new_body, payload, position = new_jobs[i].body, new_jobs[i].payload, new_jobs[i].position
     local flags = get_new_job_flags(new_body)
-    if band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
-      payload, next_large_payload = ARGV[next_large_payload], next_large_payload + 1
-    end
     if code == CREATED then
-      local position = get_position(positions, i)
       local common = prepared[position]
       if not common then
         common = prepare_position(position, numbers)

@@ -63,23 +63,6 @@ local SOURCES = {
   end,
 }
 
--- Return the code of a job and, if it is finished, its end. `lease` and `state` are those of an unfinished job that was leased.
-local function get_state_code(body, lease, state)
-  if has_flag(body, FLAG_FINISHED) then
-    local job_end = read_job_end(body)
-    return job_end.code, job_end
-  end
-  if lease then
-    return LEASED
-  end
-  local attempts = state and read_attempt_state(state)
-  if attempts and has_failures(attempts.counts) then
-    return RETRYING
-  end
-  local due8 = attempts and attempts.due8 or get_due(body)
-  return decode_time(due8, 1) > now and SCHEDULED or PENDING
-end
-
 local function matches_lane(body, queue, name)
   local lane = get_lane(get_lane_number(body))
   return not (queue and lane.queue ~= queue) and not (name and lane.name ~= name)

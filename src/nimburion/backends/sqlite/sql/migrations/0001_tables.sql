@@ -106,9 +106,19 @@ CREATE TABLE unique_key (
     seq INTEGER NOT NULL,
     id TEXT NOT NULL,
     valid_until INTEGER,                -- NULL: until the job is finished
+    states TEXT,                        -- JSON array: the job holds the key only in these states; NULL: in each
     PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX unique_key_seq ON unique_key (seq) WHERE valid_until IS NULL;
+CREATE INDEX unique_key_end ON unique_key (valid_until) WHERE valid_until IS NOT NULL;
+-- Enqueues that replaced a waiting job, so that a repeated call is recognised.
+CREATE TABLE replacement (
+    id TEXT PRIMARY KEY,                -- the id of the enqueued job, which is not stored
+    job_id TEXT NOT NULL,               -- the job that was replaced
+    digest BLOB NOT NULL,               -- of the body that was enqueued
+    valid_until INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX replacement_end ON replacement (valid_until);
 
 -- Worker processes.
 CREATE TABLE session (

@@ -1,12 +1,12 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
 --   ARGV[5] the retention of failed jobs, and ARGV[6] that of results, in the same form
 --   ARGV[7] the maximum number of completed and cancelled jobs to keep; '': no maximum
 --   ARGV[8] the retention of the ids of closed sessions
--- Reply: {number of deleted jobs and results, 1 if more sessions or unique keys may be left, now 8, {step, start of the last interval of
+-- Reply: {number of deleted jobs and results, 1 if more sessions, unique keys or replacements may be left, now 8, {step, start of the last interval of
 --   statistics whose sources are merged, ...}}
 -- Atomic: one script per call. Each job is deleted completely or not at all.
 -- Cost: O(log n) per deleted job, for n finished jobs; at most 500 sessions and 500 unique keys.
@@ -48,6 +48,14 @@ local function drop_keys()
   return #fields
 end
 
+-- Delete the replacements whose repeats are no longer recognised. Return how many.
+local function drop_replacements()
+  local ids = redis.call('ZRANGEBYSCORE', replacement_expiry_key, '-inf', now, 'LIMIT', 0, 500)
+  call_in_batches('HDEL', replacement_key, ids)
+  call_in_batches('ZREM', replacement_expiry_key, ids)
+  return #ids
+end
+
 -- Delete the pauses that ended.
 local function drop_pauses()
   local pauses = read_pauses()
@@ -61,6 +69,7 @@ end
 drop_pauses()
 local more = drop_sessions() == 500
 more = drop_keys() == 500 or more
+more = drop_replacements() == 500 or more
 delete_fields(find_older(finished_key, ARGV[4], left))
 delete_fields(find_older(dead_letter_time_key, ARGV[5], left))
 if ARGV[7] ~= '' then

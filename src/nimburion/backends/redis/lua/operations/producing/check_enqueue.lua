@@ -2,7 +2,7 @@
 -- Keys: job_seq job
 -- Arguments: ARGV[3...] three per job: id, digest, field of its unique key or '' (job name NUL key)
 -- Reply: {codes, {index, id of the job that holds the unique key, ...}}; codes: CREATED for a new job, EXISTS, CONFLICT
---   (exists with another body) or TAKEN (the unique key)
+--   (exists with another body), REPLACED (a repeat), TAKEN (the unique key) or REPLACEABLE (the same, and its holder waits)
 -- Atomic: reads only. Each batch checks again, so it finds what changed in between.
 -- Cost: O(1) per job.
 local total, ids = (#ARGV - 2) / 3, {}
@@ -20,9 +20,12 @@ for first = 1, total, 1000 do
       local digest = string.sub(redis.call('HGET', job_key, field), JOB_DIGEST, JOB_DIGEST_END)
       codes[i] = digest == ARGV[3 * i + 1] and EXISTS or CONFLICT
     elseif key ~= '' then
-      local holder = find_key_holder(key)
-      if holder then
-        codes[i] = TAKEN
+      local replaced, digest = find_replacement(ids[i])
+      local holder = replaced or find_key_holder(key)
+      if replaced and digest ~= ARGV[3 * i + 1] then
+        codes[i] = CONFLICT
+      elseif holder then
+        codes[i] = replaced and REPLACED or is_waiting(holder) and REPLACEABLE or TAKEN
         push_pair(details, i, holder)
       end
     end

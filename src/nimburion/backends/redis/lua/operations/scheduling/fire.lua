@@ -44,7 +44,7 @@ end
 local stored
 if schedule.last_job == '' or allows_next_job(schedule.last_job) then
   local codes, holders = enqueue_jobs({ full_name }, position, FIRST_BODY)
-  if codes[1] == CREATED or codes[1] == EXISTS then
+  if codes[1] == CREATED or codes[1] == EXISTS or codes[1] == REPLACED then
     stored = holders[1] or get_new_id(body)
   end
 end
