@@ -63,6 +63,13 @@ async def test_a_page_of_jobs_leads_to_older_ones(api: Api) -> None:
     assert 'id="job-job-0"' in second
 
 
+async def test_a_part_of_an_id_finds_the_job(api: Api) -> None:
+    await api.enqueue("01a2-first-xyz1", "01a2-second-xyz2")
+    for text, found in (("xyz2", 1), ("01a2", 2), ("id:01a2-first", 1), ("yz2", 0), ("second", 0)):
+        twin = (await api.client.get(f"{JOBS}?format=json&q={text}")).json()
+        assert len(twin["jobs"]) == found, text
+
+
 async def test_a_selection_is_cancelled_in_one_step(api: Api) -> None:
     await api.enqueue("a", "b", "c")
     response = await api.client.post(

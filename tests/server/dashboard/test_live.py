@@ -97,6 +97,24 @@ async def test_a_viewer_who_leaves_is_forgotten(api: Api) -> None:
         assert browser.status == 200
 
 
+async def test_a_client_that_reads_nothing_is_disconnected(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nimburion.server.dashboard.live.SEND_TIMEOUT", 0.02)
+
+    class SlowBrowser(Browser):
+        async def _send(self, message: dict[str, Any]) -> None:
+            await super()._send(message)
+            if message["type"] == "http.response.body":
+                await asyncio.get_running_loop().create_future()
+
+    browser = SlowBrowser(api.app, DASHBOARD_PATH)
+    await browser.run()
+    assert browser.received
+    assert api.services.live.viewer_count == 0
+    await api.services.stop_streams()
+
+
 async def advance(clock: FakeClock, seconds: float) -> None:
     """Advance the clock in small steps; let tasks run after each."""
     for _ in range(round(10 * seconds)):

@@ -127,6 +127,13 @@ async def test_a_page_of_another_site_changes_nothing(
             assert await read_everything(api) == before, headers
 
 
+async def test_a_link_of_another_site_shows_no_notice(site: Api) -> None:
+    path = f"{DASHBOARD_PATH}/queues?notice=queues.queue.pause"
+    for other, shown in (("cross-site", False), ("none", False), ("same-origin", True)):
+        html = (await site.client.get(path, headers={"Sec-Fetch-Site": other})).text
+        assert ("Queue is paused." in html) is shown
+
+
 @every_page
 async def test_buttons_without_the_right_are_not_shown(guarded: Api, page: AnyPage) -> None:
     html = (await guarded.client.get(make_path(page), headers=sign_in(page.right))).text

@@ -271,9 +271,13 @@ _OWN_PARAMETERS = frozenset({"format", "notice"})
 
 
 def _split_query(request: Request) -> tuple[Form, str, list[tuple[str, str]]]:
-    """Return the form, the text of the notice, and the parameters of the page itself."""
+    """Return the form, the text of the notice, and the parameters of the page itself.
+
+    A link of another site shows no notice: it would say that something was done.
+    """
     pairs = request.query_params.multi_items()
-    action = _ACTIONS.get(request.query_params.get("notice", ""))
+    is_own = request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+    action = _ACTIONS.get(request.query_params.get("notice", "")) if is_own else None
     notice = "" if action is None else re.sub(r"\{\w+\}", "", action.done).replace("  ", " ")
     own = [pair for pair in pairs if pair[0] not in _OWN_PARAMETERS]
     return choose_form(request), notice, own

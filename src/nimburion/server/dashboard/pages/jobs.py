@@ -7,9 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.backend import Inspecting
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import Reason, State
-from nimburion.core.queries import JobFilter
+from nimburion.core.queries import JobFilter, Page
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.server.api import dead_letters as dead_letter_operations
@@ -27,6 +28,9 @@ from nimburion.server.dashboard.page import (
 PAGE_SIZE = 50
 SEARCH_BUDGET = 5_000
 """The records that are examined for one page. The next page continues where this one stopped."""
+ID_BUDGET = 2_000
+"""The newest jobs that are examined for a part of an id."""
+MIN_ID_CHARACTERS = 4
 _HOUR = 3600.0
 _UNITS = {"m": 60.0, "h": _HOUR, "d": 24 * _HOUR}
 
@@ -96,7 +100,7 @@ QUALIFIERS = {
     "state": "state:failed, or several: state:pending,retrying",
     "queue": "queue:mail",
     "name": "name:send_email",
-    "id": "id:01a2…, or the id alone",
+    "id": "id:01a2…, or the id alone, or its first or last characters",
     "tenant": "tenant:acme",
     "correlation": "correlation:req-17",
     "reason": "reason:exhausted (why a job failed)",
@@ -170,14 +174,29 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
         return JobListData(jobs=[], next=None, examined=0, invalid=str(error), now=readings.now)
 
     async def read() -> JobListData:
-        page = summarize_page(
-            await readings.backend.list_jobs(
-                which, limit=PAGE_SIZE, after=query.after, budget=SEARCH_BUDGET
-            )
+        page = await readings.backend.list_jobs(
+            which, limit=PAGE_SIZE, after=query.after, budget=SEARCH_BUDGET
         )
-        return JobListData(jobs=page.jobs, next=page.next, examined=page.examined, now=readings.now)
+        if not page.jobs and which == JobFilter(ids=which.ids) and len(which.ids or ()) == 1:
+            page = await _find_similar_ids(readings.backend, query.q.strip())
+        shown = summarize_page(page)
+        return JobListData(
+            jobs=shown.jobs, next=shown.next, examined=shown.examined, now=readings.now
+        )
 
     return await readings.read(f"jobs {which} {query.after}", read, 2.0)
+
+
+async def _find_similar_ids(backend: Inspecting, text: str) -> Page:
+    """Return the newest jobs whose id begins or ends with a text, as pages shorten it."""
+    part = text.removeprefix("id:")
+    newest = await backend.list_jobs(limit=ID_BUDGET)
+    found = [
+        job
+        for job in newest.jobs
+        if len(part) >= MIN_ID_CHARACTERS and (job.id.startswith(part) or job.id.endswith(part))
+    ]
+    return Page(found[:PAGE_SIZE], None, newest.examined)
 
 
 JOBS = DashboardPage(
