@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 READ_TIMEOUT = 2.0
 """Seconds after which a read counts as failed. The page then shows the last values."""
+FIRST_READ_TIMEOUT = 10.0
+"""The same while there are no values yet."""
 SLOW_READ_TIMEOUT = 30.0
 """The same for reads in the background."""
 SLOW_SECONDS = 0.05
@@ -89,7 +91,9 @@ class SharedReadings:
         async with entry.lock:
             now = self.clock.monotonic()
             if now - entry.tried_at >= max(max_age, entry.pause):
-                await self._refresh(entry, read, READ_TIMEOUT)
+                is_first = entry.read_at == -math.inf
+                timeout = FIRST_READ_TIMEOUT if is_first else READ_TIMEOUT
+                await self._refresh(entry, read, timeout)
             if entry.problem is not None and now - entry.read_at > MAX_STALENESS:
                 raise entry.problem
             return entry
@@ -237,5 +241,5 @@ class PageReadings:
 def describe_problem(error: Exception) -> str:
     """Return why the backend could not be read, on one line."""
     if isinstance(error, TimeoutError):
-        return f"it did not answer within {READ_TIMEOUT:g} s"
+        return "it did not answer in time"
     return escape_controls(error)[:300]
