@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from nimburion.core.job import AttemptError, NewJob, State
+from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.server.dashboard.pages.job import group_errors
 from nimburion.server.dashboard.pages.job_contents import find_own_frames
 from nimburion.server.dashboard.pages.jobs import QUALIFIERS, UnusableSearch, parse_search
@@ -25,6 +25,7 @@ def test_a_search_is_a_filter() -> None:
     assert (which.queue, which.name, which.min_failures) == ("mail", "send", 2)
     assert which.created_from == 10.0
     assert parse_search("a b id:c", 0.0).ids == ("a", "b", "c")
+    assert parse_search('tenant:"acme inc" queue:a', 0.0).tenant == "acme inc"
     assert parse_search(" ", 0.0) == parse_search("", 0.0)
     for example in QUALIFIERS.values():
         word = example.partition(" ")[0].rstrip(",").replace("…", "")
@@ -88,6 +89,16 @@ async def test_a_job_begins_with_why_it_does_not_run(api: Api) -> None:
     html = (await api.client.get(f"{JOBS}/a")).text
     assert "is paused by ops, reason: deploy" in html
     assert html.index("is paused by ops") < html.index("No worker is live")
+
+
+async def test_a_job_links_to_those_of_its_tenant(api: Api) -> None:
+    options = JobOptions(tenant='a "b" & c', correlation_id="req 1")
+    await api.processor.backend.enqueue([NewJob("a", "send", "mail", b"{}", options=options)])
+    html = (await api.client.get(f"{JOBS}/a")).text
+    link = re.search(r'href="([^"]+)">req 1<', html)
+    assert link is not None
+    found = (await api.client.get(f"{link[1]}&format=json")).json()
+    assert [job["id"] for job in found["jobs"]] == ["a"]
 
 
 async def test_a_job_that_does_not_exist_is_not_found(api: Api) -> None:

@@ -18,7 +18,11 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs import describe_purge, describe_replay
+from nimburion.server.dashboard.pages.jobs import (
+    describe_purge,
+    describe_replay,
+    format_qualifier,
+)
 
 MAX_RUNS = 60
 RUNS_BUDGET = 2_000
@@ -151,6 +155,7 @@ JOB = DashboardPage(
     section="Jobs",
     read=read_job,
     template="job.html",
+    constants={"format_qualifier": format_qualifier},
 )
 
 

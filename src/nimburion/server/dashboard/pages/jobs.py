@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -60,7 +61,8 @@ class UnusableSearch(ValueError):
 
 
 def parse_search(text: str, now: float) -> JobFilter:
-    """Return the filter for qualifiers. A word without a colon is the id of a job.
+    """Return the filter for qualifiers. A word without a colon is the id of a job. A value with
+    spaces is in quotes: `tenant:"acme inc"`.
 
     Raises:
         UnusableSearch: a qualifier is unknown, or its value is not allowed.
@@ -69,9 +71,11 @@ def parse_search(text: str, now: float) -> JobFilter:
     'mail'
     """
     values: dict[str, list[str]] = {}
-    for word in text.split():
+    for quoted_key, quoted, word in _WORD.findall(text):
         key, colon, value = word.partition(":")
-        if not colon:
+        if quoted_key:
+            key, value = quoted_key, quoted
+        elif not colon:
             key, value = "id", word
         if key not in QUALIFIERS:
             raise UnusableSearch(describe_unknown("qualifier", [key], QUALIFIERS) or "")
@@ -110,6 +114,19 @@ QUALIFIERS = {
     "finished": "finished:1d",
 }
 """Every qualifier with an example."""
+
+
+_WORD = re.compile(r'(\w+):"([^"]*)"|(\S+)')
+"""A qualifier whose value is in quotes, or any other word."""
+
+
+def format_qualifier(value: str, key: str) -> str:
+    """Return a qualifier, with the value in quotes if it needs them.
+
+    >>> format_qualifier("acme", "tenant"), format_qualifier("acme inc", "tenant")
+    ('tenant:acme', 'tenant:"acme inc"')
+    """
+    return f'{key}:"{value}"' if re.search(r"\s", value) else f"{key}:{value}"
 
 
 def _parse_states(text: str) -> frozenset[State] | None:
