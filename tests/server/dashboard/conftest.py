@@ -25,6 +25,7 @@ FORMS: dict[str, dict[str, str]] = {
     "jobs.purge": {"ids": "c"},
     "dead-letters.fingerprint.replay": {"ids": "a"},
     "dead-letters.fingerprint.purge": {"ids": "a"},
+    "schedules.name.pause": {"reason": "deploy"},
     "jobs.id.arguments.replay": {"payload": '{"to": "b"}', "delete": "true"},
 }
 """The fields of each form that has some, by the name of the action."""
@@ -51,7 +52,7 @@ async def fill(api: Api) -> None:
     backend = api.processor.backend
     await api.enqueue("a", "b", queue="mail")
     await api.fail("c", queue="mail")
-    worker = Session(id="w" * 32, host="host-1", pid=7, queues=("other",), names=("send",))
+    worker = Session(id="a", host="host-1", pid=7, queues=("other",), names=("send",))
     await backend.open_session(worker)
     await backend.pause_queue("other", paused=True, by="ops", reason="deploy", until=None)
     await api.services.schedules.add("daily", "@daily", "send")

@@ -12,7 +12,7 @@ from nimburion.core.timing.timezones import find_zone
 from nimburion.scheduler.schedules import ScheduleInfo
 from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 from nimburion.server.api.jobs import JobPage, JobReference, summarize_job
-from nimburion.server.api.names import JsonObject, Name, PageQuery, make_id
+from nimburion.server.api.names import JsonObject, Name, PageQuery, Text, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 Trigger = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -77,6 +77,13 @@ class NewScheduleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Seconds over which the jobs are spread."""
 
 
+class PauseScheduleBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The pause of a schedule."""
+
+    reason: Text | None = None
+    """Why. The audit log keeps it."""
+
+
 class ScheduleChange(msgspec.Struct, frozen=True):
     """What was done to a schedule."""
 
@@ -118,7 +125,7 @@ async def add_schedule(request: ApiRequest[NoQuery, NewScheduleBody]) -> Schedul
     )
 
 
-async def pause_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChange:
+async def pause_schedule(request: ApiRequest[NoQuery, PauseScheduleBody]) -> ScheduleChange:
     """Fire no tick of a schedule until it is resumed."""
     name = request.path["name"]
     await request.services.schedules.pause(name)
@@ -214,6 +221,7 @@ OPERATIONS = (
         right="operate",
         handle=pause_schedule,
         action="schedule.pause",
+        body=PauseScheduleBody,
         answer=ScheduleChange,
     ),
     Operation(

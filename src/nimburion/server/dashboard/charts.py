@@ -101,6 +101,35 @@ def draw_runs(runs: Sequence[Run]) -> Markup:
     ).format(10 * len(runs), len(runs), bars)
 
 
+class Mark(NamedTuple):
+    """One place of a strip."""
+
+    kind: str
+    """A state of a job, or `nothing`."""
+    label: str
+
+
+def draw_marks(marks: Sequence[Mark], title: str) -> Markup:
+    """Return a strip of marks of equal height, oldest first. Each says what it means."""
+    if not marks:
+        return Markup()
+    shapes = Markup().join(
+        Markup(
+            '<rect class="{}" x="{}" width="6" y="{}" height="{}"><title>{}</title></rect>'
+        ).format(
+            f"span {mark.kind}",
+            8 * index,
+            *((9, 2) if mark.kind == "nothing" else (2, 16)),
+            mark.label,
+        )
+        for index, mark in enumerate(marks)
+    )
+    return Markup(
+        '<svg class="marks" viewBox="0 0 {} 20" width="{}" height="20" role="img">'
+        "<title>{}</title>{}</svg>"
+    ).format(8 * len(marks), 8 * len(marks), title, shapes)
+
+
 def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -> Markup:
     """Return a chart of bars or lines with a scale from 0 to the highest value.
 

@@ -20,6 +20,7 @@ from nimburion.core.text.escaping import escape_controls, escape_lines
 from nimburion.core.text.shortening import shorten
 from nimburion.server.dashboard.charts import (
     draw_chart,
+    draw_marks,
     draw_runs,
     draw_sparkline,
     draw_timeline,
@@ -47,6 +48,7 @@ def make_environment() -> Environment:
         {
             "runs": draw_runs,
             "link_with": make_link_with,
+            "marks": draw_marks,
             "sparkline": draw_sparkline,
             "stacked": partial(draw_chart, stacked=True),
             "stacked_top": partial(find_top, stacked=True),
@@ -246,6 +248,12 @@ STATE_ICONS: Mapping[str, str] = {
     "expired": "cross",
     "unserved": "warn",
     "late": "warn",
+    "active": "check",
+    "disabled": "stop",
+    "inactive": "warn",
+    "over": "stop",
+    "unreadable": "cross",
+    "left": "stop",
     "missed": "cross",
     "skipped": "stop",
     "timeout": "clock",

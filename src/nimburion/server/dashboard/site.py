@@ -13,6 +13,8 @@ from nimburion.server.dashboard.pages import (
     overview,
     queue,
     queues,
+    schedules,
+    workers,
 )
 
 
@@ -30,6 +32,8 @@ SECTIONS = (
     NavigationEntry("Queues", "/queues", "q"),
     NavigationEntry("Jobs", "/jobs", "j"),
     NavigationEntry("Dead letters", "/dead-letters", "d"),
+    NavigationEntry("Workers", "/workers", "w"),
+    NavigationEntry("Schedules", "/schedules", "s"),
 )
 
 PAGES: tuple[AnyPage, ...] = (
@@ -42,6 +46,8 @@ PAGES: tuple[AnyPage, ...] = (
     dead_letters.DEAD_LETTERS,
     dead_letters.DEAD_LETTER_GROUP,
     dead_letters.ARGUMENTS,
+    workers.WORKERS,
+    schedules.SCHEDULES,
 )
 
 ACTIONS: tuple[DashboardAction, ...] = (
@@ -49,4 +55,6 @@ ACTIONS: tuple[DashboardAction, ...] = (
     *jobs.ACTIONS,
     *job.ACTIONS,
     *dead_letters.ACTIONS,
+    *workers.ACTIONS,
+    *schedules.ACTIONS,
 )

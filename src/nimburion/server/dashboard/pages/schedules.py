@@ -1,0 +1,109 @@
+"""The page of schedules."""
+
+from __future__ import annotations
+
+import msgspec
+
+from nimburion.core.job import State
+from nimburion.scheduler.schedules import ScheduleHistory, TickOutcome
+from nimburion.server.api import schedules as schedule_operations
+from nimburion.server.api.names import Name
+from nimburion.server.dashboard.charts import Mark
+from nimburion.server.dashboard.page import (
+    DashboardAction,
+    DashboardPage,
+    PageRequest,
+    find_operation,
+)
+
+PAGE_SIZE = 25
+COMING_TICKS = 5
+OUTCOMES = 30
+GRACE = 30.0
+"""Seconds after which a due tick that no scheduler has decided is worth a warning."""
+
+
+class ScheduleTableQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which schedules to show."""
+
+    after: Name | None = None
+    """The name of the last schedule of the previous page."""
+
+
+class ScheduleRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One schedule."""
+
+    history: ScheduleHistory
+    overdue: float | None
+    """Seconds since a tick that is due and not decided; None if there is none."""
+    failed: int
+    """How many of its last ticks ended in a dead letter."""
+    without_job: int
+    """How many of its last ticks have no stored job."""
+
+    @property
+    def marks(self) -> list[Mark]:
+        """The strip of its last ticks."""
+        return [_make_mark(outcome) for outcome in self.history.outcomes]
+
+
+class ScheduleTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of schedules, by name."""
+
+    schedules: list[ScheduleRow]
+    next: str | None
+
+
+def _make_mark(outcome: TickOutcome) -> Mark:
+    if outcome.state is None:
+        return Mark("nothing", "no job is stored")
+    return Mark(outcome.state.value, outcome.state.value)
+
+
+async def read_schedules(request: PageRequest[ScheduleTableQuery]) -> ScheduleTable:
+    """Read schedules, their coming ticks, and what came of the last ones."""
+    readings, after = request.readings, request.query.after
+    schedules = request.services.schedules
+    found = await readings.read(
+        f"schedules {after}",
+        lambda: schedules.list_histories(COMING_TICKS, OUTCOMES, after=after, limit=PAGE_SIZE + 1),
+        5.0,
+    )
+    rows = [_make_row(history, readings.now) for history in found[:PAGE_SIZE]]
+    has_more = len(found) > PAGE_SIZE
+    return ScheduleTable(schedules=rows, next=rows[-1].history.schedule.name if has_more else None)
+
+
+def _make_row(history: ScheduleHistory, now: float) -> ScheduleRow:
+    late = 0.0 if history.overdue_since is None else now - history.overdue_since
+    return ScheduleRow(
+        history=history,
+        overdue=late if late > GRACE else None,
+        failed=sum(outcome.state is State.FAILED for outcome in history.outcomes),
+        without_job=sum(outcome.state is None for outcome in history.outcomes),
+    )
+
+
+SCHEDULES = DashboardPage(
+    path="/schedules",
+    title="Schedules",
+    section="Schedules",
+    read=read_schedules,
+    template="schedules.html",
+    query=ScheduleTableQuery,
+    interval=5.0,
+)
+
+ACTIONS = tuple(
+    DashboardAction(
+        path=f"/schedules/{{name}}/{verb}",
+        operation=find_operation(schedule_operations.OPERATIONS, f"{verb}_schedule"),
+        done=done,
+        back="/schedules",
+    )
+    for verb, done in (
+        ("pause", "Schedule {name} is paused."),
+        ("resume", "Schedule {name} is resumed."),
+        ("run", "The job of schedule {name} is enqueued."),
+    )
+)

@@ -1,0 +1,63 @@
+"""The page of schedules: ticks to come, and what came of the last ones."""
+
+from __future__ import annotations
+
+from nimburion.core.job import NewJob
+from nimburion.scheduler.spec import make_job_id
+from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from tests.server.conftest import Api
+from tests.server.dashboard.conftest import OWN_PAGE
+
+PATH = f"{DASHBOARD_PATH}/schedules"
+
+
+async def fire(api: Api, name: str, ticks: list[int]) -> None:
+    """Fire ticks of a schedule, as a scheduler does."""
+    last = None
+    for tick in ticks:
+        job = NewJob(make_job_id(name, tick), "send", "mail", b"{}")
+        await api.processor.backend.fire(name, last, tick, job, "allow")
+        last = tick
+
+
+async def test_the_last_ticks_have_their_outcomes(site: Api) -> None:
+    await site.services.schedules.add("often", "@every 1m", "send")
+    now = int(await site.processor.backend.now()) // 60 * 60
+    await fire(site, "often", [now - 240, now - 180, now - 60])
+    await site.processor.backend.cancel(make_job_id("often", now - 180))
+    twin = (await site.client.get(PATH, params={"format": "json"})).json()
+    row = next(row for row in twin["schedules"] if row["history"]["schedule"]["name"] == "often")
+    outcomes = [(one["tick"], one["state"]) for one in row["history"]["outcomes"]]
+    assert outcomes[-4:] == [
+        (now - 240, "pending"),
+        (now - 180, "cancelled"),
+        (now - 120, None),
+        (now - 60, "pending"),
+    ]
+    assert (len(outcomes), row["without_job"]) == (30, 27)
+    assert len(row["history"]["schedule"]["next_ticks"]) == 5
+    html = (await site.client.get(PATH)).text
+    assert "0 failed, 27 without a job" in html
+
+
+async def test_a_pause_keeps_its_reason_in_the_audit_log(site: Api) -> None:
+    await site.client.post(f"{PATH}/daily/pause", content="reason=holiday", headers=OWN_PAGE)
+    (record,) = (await site.processor.backend.list_audit()).records
+    assert (record.action, record.target) == ("schedule.pause", "daily")
+    assert record.details == {"reason": "holiday"}
+    html = (await site.client.get(PATH)).text
+    assert f'action="{PATH}/daily/resume"' in html
+
+
+async def test_pages_of_schedules_follow_each_other(site: Api) -> None:
+    for number in range(30):
+        await site.services.schedules.add(f"s{number:02}", "@daily", "send")
+    names: list[str] = []
+    after = None
+    for _ in range(2):
+        query = {"format": "json", **({"after": after} if after else {})}
+        twin = (await site.client.get(PATH, params=query)).json()
+        names += [row["history"]["schedule"]["name"] for row in twin["schedules"]]
+        after = twin["next"]
+    assert names == ["daily", *(f"s{number:02}" for number in range(30))]
+    assert after is None
