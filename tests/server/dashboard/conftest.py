@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from nimburion.core.access_rights import RIGHTS
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 from nimburion.core.session import Session
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -25,6 +26,9 @@ FORMS: dict[str, dict[str, str]] = {
     "jobs.purge": {"ids": "c"},
     "dead-letters.fingerprint.replay": {"ids": "a"},
     "dead-letters.fingerprint.purge": {"ids": "a"},
+    "operations.replay": {"queue": "mail", "rate": "10"},
+    "operations.cancel": {"ids": "b", "limit": "1"},
+    "operations.delete": {"all": "true"},
     "schedules.name.pause": {"reason": "deploy"},
     "jobs.id.arguments.replay": {"payload": '{"to": "b"}', "delete": "true"},
 }
@@ -56,6 +60,7 @@ async def fill(api: Api) -> None:
     await backend.open_session(worker)
     await backend.pause_queue("other", paused=True, by="ops", reason="deploy", until=None)
     await api.services.schedules.add("daily", "@daily", "send")
+    await backend.start_bulk_operation(NewBulkOperation(id="a", action=BulkAction.REPLAY))
 
 
 @pytest.fixture(params=["memory", "sqlite"])

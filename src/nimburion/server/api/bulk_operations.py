@@ -119,7 +119,7 @@ async def list_operations(request: ApiRequest[PageQuery, NoBody]) -> BulkOperati
     """List bulk operations, newest first."""
     query = request.query
     page = await request.services.backend.list_bulk_operations(limit=query.limit, after=query.after)
-    return BulkOperationList([_make_view(operation) for operation in page.operations], page.next)
+    return BulkOperationList([make_view(operation) for operation in page.operations], page.next)
 
 
 async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPreviewReport:
@@ -138,7 +138,7 @@ async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPr
 
 async def get_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
     """Show one bulk operation."""
-    return _make_view(await request.services.backend.get_bulk_operation(request.path["id"]))
+    return make_view(await request.services.backend.get_bulk_operation(request.path["id"]))
 
 
 async def start_replay(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:
@@ -166,23 +166,24 @@ async def _start(request: ApiRequest[NoQuery, StartBody], action: BulkAction) ->
         action=action,
         which=body.make_filter(),
         by=request.caller.name,
-        origin="api",
+        origin=request.origin,
         rate=body.rate,
         limit=body.limit,
     )
     request.change.target = operation_id
     started = await request.services.backend.start_bulk_operation(new)
     request.services.bulk_operations.wake()
-    return _make_view(started)
+    return make_view(started)
 
 
 async def cancel_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
     """End a bulk operation. What it has changed stays changed."""
     cancelled = await request.services.backend.cancel_bulk_operation(request.path["id"])
-    return _make_view(cancelled)
+    return make_view(cancelled)
 
 
-def _make_view(operation: BulkOperation) -> BulkOperationView:
+def make_view(operation: BulkOperation) -> BulkOperationView:
+    """Return an operation as the API shows it."""
     return BulkOperationView(
         id=operation.id,
         action=operation.action,

@@ -50,6 +50,8 @@ class ApiRequest(msgspec.Struct, Generic[QueryT, BodyT], frozen=True):
     change: Change
     """The change that is recorded, if the operation makes one."""
     idempotency_key: str | None = None
+    origin: str = "api"
+    """Through what the request came: `api` or `dashboard`."""
 
 
 class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=True):
@@ -122,7 +124,9 @@ async def perform_operation(
         target=next(iter(request.path.values()), ""),
         details=details,
     ) as change:
-        return await operation.handle(msgspec.structs.replace(request, change=change))
+        return await operation.handle(
+            msgspec.structs.replace(request, change=change, origin=origin)
+        )
 
 
 _MAX_DETAIL_CHARACTERS = 200

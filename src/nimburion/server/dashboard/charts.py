@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ class Series(NamedTuple):
     kind: str
     """A class of the style sheet: `done`, `failed`, `wait`, `run`, `in`."""
     values: Sequence[float]
+    """NaN is a gap of a line."""
 
 
 def draw_sparkline(values: Sequence[float], label: str, kind: str = "done") -> Markup:
@@ -143,7 +145,7 @@ def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -
     if stacked:
         top = max(sum(column) for column in zip(*(one.values for one in series), strict=True))
     else:
-        top = max(max(one.values, default=0.0) for one in series)
+        top = max(max(_drop_gaps(one.values), default=0.0) for one in series)
     top = _round_up(top)
     shapes = (
         _draw_bars([one.values for one in series], [one.kind for one in series], top, step, height)
@@ -165,7 +167,9 @@ def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -
 def find_top(series: Sequence[Series], *, stacked: bool = False) -> float:
     """Return the highest value of the scale of a chart."""
     columns = zip(*(one.values for one in series), strict=True)
-    highest = (sum(column) if stacked else max(column) for column in columns)
+    highest = (
+        sum(column) if stacked else max(_drop_gaps(column), default=0.0) for column in columns
+    )
     return _round_up(max(highest, default=0.0))
 
 
@@ -184,10 +188,14 @@ def fill_intervals(
 
 def _describe(series: Sequence[Series]) -> str:
     return "; ".join(
-        f"{one.label}: latest {one.values[-1]:g}, highest {max(one.values):g}"
+        f"{one.label}: latest {known[-1]:g}, highest {max(known):g}"
         for one in series
-        if one.values
+        if (known := _drop_gaps(one.values))
     )
+
+
+def _drop_gaps(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
 
 
 def _round_up(top: float) -> float:
@@ -223,8 +231,11 @@ def _draw_bars(
 
 
 def _draw_line(series: Series, top: float, step: int, height: int) -> Markup:
-    points = [
-        f"{index * step + step / 2:g} {height * (1 - value / top):.1f}"
-        for index, value in enumerate(series.values)
-    ]
-    return Markup('<path class="{}" d="M{}"/>').format(f"line {series.kind}", "L".join(points))
+    """Return a line with gaps. A value between two gaps is a short stroke."""
+    moves, drawing = [], False
+    for index, value in enumerate(series.values):
+        if not math.isnan(value):
+            x, y = index * step + step / 2, height * (1 - value / top)
+            moves.append(f"L{x:g} {y:.1f}" if drawing else f"M{x:g} {y:.1f}h.1")
+        drawing = not math.isnan(value)
+    return Markup('<path class="{}" d="{}"/>').format(f"line {series.kind}", "".join(moves))

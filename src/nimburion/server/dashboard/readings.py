@@ -32,6 +32,8 @@ PAUSE_FACTOR = 10.0
 a tenth of the work that the backend can do.
 """
 MAX_PAUSE = 10.0
+FIRST_WAIT = 1.0
+"""Seconds that a page waits for the first value of a slow read."""
 MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer."""
 MAX_LIVE_AGE = 5.0
@@ -109,6 +111,14 @@ class SharedReadings:
             self._refresh_later(entry, read, SLOW_READ_TIMEOUT)
         value: object | None = entry.value
         return value
+
+    async def wait_for_value(
+        self, key: str, read: Callable[[], Awaitable[object]], max_age: float
+    ) -> object | None:
+        """Return what `peek` does, but wait for the first value for `FIRST_WAIT` seconds."""
+        if self.peek(key, read, max_age) is None and self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=FIRST_WAIT)
+        return self.peek(key, read, max_age)
 
     async def stop(self) -> None:
         """End the reads in the background."""
@@ -220,6 +230,12 @@ class PageReadings:
         first.
         """
         return cast("T | None", self._shared.peek(key, read, max_age))
+
+    async def read_slowly(
+        self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0
+    ) -> T | None:
+        """Return what `peek` does, but wait a moment for the first value."""
+        return cast("T | None", await self._shared.wait_for_value(key, read, max_age))
 
     async def list_queues(self, max_age: float = 1.0) -> list[QueueInfo]:
         """Return all queues with unfinished jobs, and the paused ones."""

@@ -47,6 +47,8 @@ def make_environment() -> Environment:
     environment.globals.update(
         {
             "runs": draw_runs,
+            "lines_chart": draw_chart,
+            "lines_top": find_top,
             "link_with": make_link_with,
             "marks": draw_marks,
             "sparkline": draw_sparkline,
@@ -261,6 +263,7 @@ STATE_ICONS: Mapping[str, str] = {
     "permanent": "cross",
     "lost": "warn",
     "started": "run",
+    "running": "run",
     "done": "check",
 }
 """The icon of each state. A word beside it says the same."""

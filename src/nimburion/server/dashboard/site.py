@@ -6,13 +6,20 @@ from typing import NamedTuple
 
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
 from nimburion.server.dashboard.pages import (
+    about,
+    audit,
+    backend,
     dead_letters,
     job,
     job_contents,
     jobs,
+    limits,
+    metrics,
+    operations,
     overview,
     queue,
     queues,
+    running,
     schedules,
     workers,
 )
@@ -32,8 +39,15 @@ SECTIONS = (
     NavigationEntry("Queues", "/queues", "q"),
     NavigationEntry("Jobs", "/jobs", "j"),
     NavigationEntry("Dead letters", "/dead-letters", "d"),
+    NavigationEntry("Running", "/running", "n"),
     NavigationEntry("Workers", "/workers", "w"),
     NavigationEntry("Schedules", "/schedules", "s"),
+    NavigationEntry("Limits", "/limits", "l"),
+    NavigationEntry("Metrics", "/metrics", "m"),
+    NavigationEntry("Backend", "/backend", "b"),
+    NavigationEntry("Operations", "/operations", "p"),
+    NavigationEntry("Audit", "/audit", "a"),
+    NavigationEntry("About", "/about", "i"),
 )
 
 PAGES: tuple[AnyPage, ...] = (
@@ -46,8 +60,16 @@ PAGES: tuple[AnyPage, ...] = (
     dead_letters.DEAD_LETTERS,
     dead_letters.DEAD_LETTER_GROUP,
     dead_letters.ARGUMENTS,
+    running.RUNNING,
     workers.WORKERS,
     schedules.SCHEDULES,
+    limits.LIMITS,
+    metrics.METRICS,
+    backend.BACKEND,
+    operations.OPERATIONS,
+    operations.NEW_OPERATION,
+    audit.AUDIT,
+    about.ABOUT,
 )
 
 ACTIONS: tuple[DashboardAction, ...] = (
@@ -55,6 +77,8 @@ ACTIONS: tuple[DashboardAction, ...] = (
     *jobs.ACTIONS,
     *job.ACTIONS,
     *dead_letters.ACTIONS,
+    *running.ACTIONS,
     *workers.ACTIONS,
     *schedules.ACTIONS,
+    *operations.ACTIONS,
 )

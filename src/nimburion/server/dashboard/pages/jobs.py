@@ -36,10 +36,14 @@ _HOUR = 3600.0
 _UNITS = {"m": 60.0, "h": _HOUR, "d": 24 * _HOUR}
 
 
+SearchText = Annotated[str, Meta(max_length=512)]
+"""Qualifiers, as the reader wrote them."""
+
+
 class JobListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which jobs to show."""
 
-    q: Annotated[str, Meta(max_length=512)] = ""
+    q: SearchText = ""
     """Qualifiers like `state:failed queue:mail`; a job must match all."""
     after: Cursor | None = None
 

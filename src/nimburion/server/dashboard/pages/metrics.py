@@ -1,0 +1,202 @@
+"""The page of metrics: throughput, failures, wait and run times over time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.metrics.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.server.api.names import Name
+from nimburion.server.dashboard.charts import Series
+from nimburion.server.dashboard.page import DashboardPage, PageRequest
+from nimburion.server.dashboard.pages.queue import RANGES
+from nimburion.server.dashboard.pages.queues import compute_failed_share
+from nimburion.server.dashboard.recent_statistics import STEP
+
+MAX_ROWS = 100
+
+
+class MetricsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to show, and for which time."""
+
+    range: Literal["1h", "3h", "3d", "30d"] = "3h"
+    by: Literal["queue", "name"] = "queue"
+    """What the rows of the table are."""
+    queue: Name | None = None
+    name: Name | None = None
+
+
+class MetricsInterval(msgspec.Struct, frozen=True, kw_only=True):
+    """One interval of the charts. Times are in seconds; None without jobs."""
+
+    start: float
+    enqueued: int
+    completed: int
+    failed: int
+    """Attempts that failed, with those that run again."""
+    failed_share: float | None
+    wait_p50: float | None
+    wait_p95: float | None
+    run_p50: float | None
+    run_p95: float | None
+
+
+class MetricsRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One queue, or the jobs of one name, over the whole time."""
+
+    key: str
+    enqueued: int
+    completed: int
+    dead: int
+    """Jobs that became dead letters."""
+    failed_share: float | None
+    wait_p50: float | None
+    wait_p95: float | None
+    run_p50: float | None
+    run_p95: float | None
+
+
+class MetricsData(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to jobs, by interval, and by queue or name."""
+
+    step: int
+    since: float
+    until: float
+    intervals: list[MetricsInterval]
+    rows: list[MetricsRow]
+    """Those with the most attempts, at most `MAX_ROWS`."""
+    total: int
+    """The number of queues or names."""
+
+    @property
+    def throughput(self) -> list[Series]:
+        """Completed and failed attempts."""
+        return [
+            Series("completed", "done", [one.completed for one in self.intervals]),
+            Series("failed attempts", "failed", [one.failed for one in self.intervals]),
+        ]
+
+    @property
+    def failures(self) -> list[Series]:
+        """Failed attempts in percent."""
+        values = [100 * _or_gap(one.failed_share) for one in self.intervals]
+        return [Series("failed attempts in %", "failed", values)]
+
+    @property
+    def waits(self) -> list[Series]:
+        """Seconds from due to started."""
+        return [
+            Series("half within", "in", [_or_gap(one.wait_p50) for one in self.intervals]),
+            Series("95 % within", "wait", [_or_gap(one.wait_p95) for one in self.intervals]),
+        ]
+
+    @property
+    def runs(self) -> list[Series]:
+        """Seconds that attempts ran."""
+        return [
+            Series("half within", "in", [_or_gap(one.run_p50) for one in self.intervals]),
+            Series("95 % within", "run", [_or_gap(one.run_p95) for one in self.intervals]),
+        ]
+
+
+def _or_gap(value: float | None) -> float:
+    """Return the value, or NaN for a gap of the line."""
+    return math.nan if value is None else value
+
+
+async def read_metrics(request: PageRequest[MetricsQuery]) -> MetricsData:
+    """Read the statistics of the time, and add them up."""
+    readings, query = request.readings, request.query
+    seconds, step = RANGES[query.range]
+    stored_step = max(one for one in STEPS if one <= step)
+
+    async def read() -> MetricsData:
+        until = (readings.now // step + 1) * step
+        statistics = await readings.backend.list_statistics(
+            until - seconds, until, stored_step, queue=query.queue, name=query.name
+        )
+        intervals = await add_by_interval(statistics, until - seconds, step, int(seconds // step))
+        rows = await add_by_key(statistics, query.by)
+        return MetricsData(
+            step=step,
+            since=until - seconds,
+            until=until,
+            intervals=intervals,
+            rows=rows[:MAX_ROWS],
+            total=len(rows),
+        )
+
+    return await readings.read(f"metrics {query}", read, 10.0 if step == STEP else 30.0)
+
+
+async def _iterate(statistics: list[Statistics]) -> AsyncIterator[Statistics]:
+    """Yield the rows, and let other tasks run from time to time: there may be many."""
+    for number, row in enumerate(statistics, start=1):
+        yield row
+        if number % 500 == 0:
+            await asyncio.sleep(0)
+
+
+async def add_by_interval(
+    statistics: list[Statistics], since: float, step: int, count: int
+) -> list[MetricsInterval]:
+    """Return the sums for `count` intervals from `since` on."""
+    sums = [Counters() for _ in range(count)]
+    first = int(since // step)
+    async for row in _iterate(statistics):
+        index = row.start // step - first
+        if 0 <= index < count:
+            sums[index].add(row.counters)
+    return [
+        MetricsInterval(
+            start=since + index * step,
+            enqueued=one.enqueued,
+            completed=one.completed,
+            failed=one.failed + one.retried,
+            failed_share=compute_failed_share(one),
+            wait_p50=one.wait.estimate_quantile(0.5, WAIT_BOUNDS),
+            wait_p95=one.wait.estimate_quantile(0.95, WAIT_BOUNDS),
+            run_p50=one.run.estimate_quantile(0.5, RUN_BOUNDS),
+            run_p95=one.run.estimate_quantile(0.95, RUN_BOUNDS),
+        )
+        for index, one in enumerate(sums)
+    ]
+
+
+async def add_by_key(
+    statistics: list[Statistics], by: Literal["queue", "name"]
+) -> list[MetricsRow]:
+    """Return the sums by queue or by name, those with the most attempts first."""
+    sums: dict[str, Counters] = {}
+    async for row in _iterate(statistics):
+        sums.setdefault(row.queue if by == "queue" else row.name, Counters()).add(row.counters)
+    rows = [
+        MetricsRow(
+            key=key,
+            enqueued=one.enqueued,
+            completed=one.completed,
+            dead=one.failed,
+            failed_share=compute_failed_share(one),
+            wait_p50=one.wait.estimate_quantile(0.5, WAIT_BOUNDS),
+            wait_p95=one.wait.estimate_quantile(0.95, WAIT_BOUNDS),
+            run_p50=one.run.estimate_quantile(0.5, RUN_BOUNDS),
+            run_p95=one.run.estimate_quantile(0.95, RUN_BOUNDS),
+        )
+        for key, one in sums.items()
+    ]
+    return sorted(rows, key=lambda row: (-row.completed - row.dead, row.key))
+
+
+METRICS = DashboardPage(
+    path="/metrics",
+    title="Metrics",
+    section="Metrics",
+    read=read_metrics,
+    template="metrics.html",
+    query=MetricsQuery,
+    interval=10.0,
+)

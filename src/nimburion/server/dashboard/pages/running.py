@@ -1,0 +1,145 @@
+"""The page of running jobs: the longest first, late ones marked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from nimburion.core.job import State
+from nimburion.core.metrics.statistics import RUN_BOUNDS, Counters
+from nimburion.core.queries import JobFilter
+from nimburion.core.session import SessionInfo
+from nimburion.jobs.processor import Processor
+from nimburion.server.api import jobs as job_operations
+from nimburion.server.api.jobs import JobSummary, summarize_page
+from nimburion.server.api.operation import NoQuery
+from nimburion.server.dashboard.page import (
+    DashboardAction,
+    DashboardPage,
+    PageRequest,
+    find_operation,
+)
+from nimburion.server.dashboard.readings import PageReadings
+
+_HOUR = 3600
+MAX_RUNNING = 200
+"""The maximum number of jobs that the page shows, the most recently enqueued ones."""
+
+
+class RunningRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One job that runs."""
+
+    job: JobSummary
+    pid: int | None
+    """The process that runs it; None if its session is not known."""
+    seconds: float
+    """How long it has been running."""
+    deadline: float | None
+    """When it times out, in epoch seconds; None without a timeout, or if this server does not know
+    the name of the job.
+    """
+    usual: float | None
+    """The seconds within which 95 % of the attempts of its name ended in the present hour and the
+    one before.
+    """
+    late: Literal["no", "slow", "overdue"]
+    """`slow`: it runs for longer than usual. `overdue`: its deadline is past."""
+
+
+class RunningData(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs that run, the longest first."""
+
+    jobs: list[RunningRow]
+    more: bool
+    """Whether more jobs run than are shown."""
+
+
+async def read_running(request: PageRequest[NoQuery]) -> RunningData:
+    """Read the jobs that are processing, their workers, and the usual times of their names."""
+    readings, backend = request.readings, request.readings.backend
+    which = JobFilter(states=frozenset({State.PROCESSING}))
+    page = await readings.read("running", lambda: backend.list_jobs(which, limit=MAX_RUNNING), 1.0)
+    sessions = {session.id: session for session in await readings.list_sessions()}
+    usual = await _read_usual_times(readings)
+    processor = request.services.processor
+    rows = [
+        _make_row(
+            job,
+            sessions=sessions,
+            timeout=job.timeout if job.timeout is not None else _find_timeout(processor, job.name),
+            usual=usual.get(job.name),
+            now=readings.now,
+        )
+        for job in summarize_page(page).jobs
+    ]
+    rows.sort(key=lambda row: (-row.seconds, row.job.id))
+    return RunningData(jobs=rows, more=page.next is not None)
+
+
+async def _read_usual_times(readings: PageReadings) -> dict[str, float | None]:
+    """Return the time within which 95 % of the attempts of each name ended lately."""
+
+    async def read() -> dict[str, float | None]:
+        until = readings.now + 1
+        rows = await readings.backend.list_statistics(until - 2 * _HOUR, until, _HOUR)
+        by_name: dict[str, Counters] = {}
+        for row in rows:
+            by_name.setdefault(row.name, Counters()).add(row.counters)
+        return {
+            name: counters.run.estimate_quantile(0.95, RUN_BOUNDS)
+            for name, counters in by_name.items()
+        }
+
+    return await readings.read("usual times", read, 30.0)
+
+
+def _find_timeout(processor: Processor | None, name: str) -> float | None:
+    handler = None if processor is None else processor.registry.get(name)
+    return None if handler is None else handler.policy.timeout
+
+
+def _make_row(
+    job: JobSummary,
+    *,
+    sessions: Mapping[str, SessionInfo],
+    timeout: float | None,
+    usual: float | None,
+    now: float,
+) -> RunningRow:
+    session = sessions.get(job.session or "")
+    started = job.started_at or now
+    seconds = max(0.0, now - started)
+    deadline = None if timeout is None else started + timeout
+    late: Literal["no", "slow", "overdue"] = "no"
+    if deadline is not None and now > deadline:
+        late = "overdue"
+    elif usual is not None and seconds > usual:
+        late = "slow"
+    return RunningRow(
+        job=job,
+        pid=None if session is None else session.pid,
+        seconds=seconds,
+        deadline=deadline,
+        usual=usual,
+        late=late,
+    )
+
+
+RUNNING = DashboardPage(
+    path="/running",
+    title="Running",
+    section="Running",
+    read=read_running,
+    template="running.html",
+)
+
+ACTIONS = (
+    DashboardAction(
+        path="/running/{id}/cancel",
+        operation=find_operation(job_operations.OPERATIONS, "cancel_job"),
+        done="The worker of job {id} is asked to end it.",
+        back="/running",
+    ),
+)

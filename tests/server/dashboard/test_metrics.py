@@ -1,0 +1,65 @@
+"""The page of metrics: sums and percentiles of the statistics, as charts and as numbers."""
+
+from __future__ import annotations
+
+import math
+
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.server.dashboard.charts import Series, draw_chart, find_top
+from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from tests.server.conftest import Api
+
+PATH = f"{DASHBOARD_PATH}/metrics"
+
+
+async def put_minute(api: Api, queue: str, name: str, *, ago: int, completed: int) -> None:
+    """Store what happened in one minute."""
+    now = await api.processor.backend.now()
+    counters = Counters(enqueued=completed + 2, completed=completed, failed=1, retried=1)
+    for _ in range(completed):
+        counters.wait.observe(0.05, WAIT_BOUNDS)
+        counters.run.observe(2.0, RUN_BOUNDS)
+    start = int(now) // 60 * 60 - 60 * ago
+    row = Statistics(step=60, start=start, queue=queue, name=name, counters=counters)
+    await api.processor.backend.put_statistics(f"{queue}{name}{ago}", [row])
+
+
+async def test_sums_are_those_of_the_statistics(site: Api) -> None:
+    await put_minute(site, "mail", "send", ago=2, completed=8)
+    await put_minute(site, "mail", "bill", ago=2, completed=3)
+    await put_minute(site, "bank", "send", ago=5, completed=1)
+    for query, expected in (
+        ("by=queue", [("mail", 11), ("bank", 1)]),
+        ("by=name", [("send", 9), ("bill", 3)]),
+        ("by=name&queue=mail", [("send", 8), ("bill", 3)]),
+        ("by=queue&name=send", [("mail", 8), ("bank", 1)]),
+    ):
+        twin = (await site.client.get(f"{PATH}?format=json&range=1h&{query}")).json()
+        assert [(row["key"], row["completed"]) for row in twin["rows"]] == expected
+    twin = (await site.client.get(f"{PATH}?format=json&range=1h")).json()
+    assert len(twin["intervals"]) == 60
+    minute = twin["intervals"][-3]
+    assert (minute["completed"], minute["failed"], minute["enqueued"]) == (11, 4, 15)
+    assert 0.03 < minute["wait_p95"] <= 0.1
+    assert 1.0 < minute["run_p50"] <= 3.0
+    assert twin["intervals"][-2]["run_p50"] is None
+
+
+async def test_each_range_has_its_numbers_as_a_table(site: Api) -> None:
+    await put_minute(site, "mail", "send", ago=2, completed=8)
+    for name, count in (("1h", 60), ("3h", 180), ("3d", 72), ("30d", 240)):
+        html = (await site.client.get(f"{PATH}?range={name}")).text
+        numbers = html[html.index('<details id="numbers">') :]
+        assert numbers.count('<tr><th scope="row">') == count
+        assert html.count('<svg class="chart"') == 4
+        assert html.count("<desc>") == 4
+
+
+def test_a_gap_interrupts_a_line() -> None:
+    line = Series("wait", "wait", [1.0, math.nan, 3.0, 2.0])
+    drawn = str(draw_chart([line], "Wait"))
+    assert drawn.count("M") == 2
+    assert "nan" not in drawn
+    assert "latest 2, highest 3" in drawn
+    assert find_top([line]) == 3
+    assert find_top([Series("wait", "wait", [math.nan])]) == 1

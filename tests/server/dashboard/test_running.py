@@ -1,0 +1,126 @@
+"""The pages of running jobs, limits, checks, changes and settings."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.rate_limits import RateLimit
+from nimburion.core.session import Session
+from nimburion.core.settings import SchedulerSettings, TaskSettings
+from nimburion.core.settlement import Progressed
+from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from tests.server.conftest import Api, MakeApi
+from tests.server.dashboard.conftest import OWN_PAGE
+
+
+async def run_jobs(api: Api) -> None:
+    """Let a worker hold two jobs of a name with the limit 2; one has a short timeout."""
+    backend = api.processor.backend
+    options = JobOptions(timeout=0.000_001)
+    await backend.enqueue(
+        [
+            NewJob("fast", "charge", "bank", b"{}", options=options),
+            NewJob("slow", "charge", "bank", b"{}"),
+            NewJob("next", "charge", "bank", b"{}"),
+        ]
+    )
+    session = Session(
+        id="r" * 32, host="host-9", pid=99, queues=("bank",), names=("charge",),
+        limits={"charge": 2},
+    )  # fmt: skip
+    await backend.open_session(session)
+    request = ReserveRequest(total=2, lanes=(Lane("bank", "charge"),))
+    reply = await backend.exchange(session.id, 1, [], request)
+    slow = next(one.lease for one in reply.deliveries if one.lease.job_id == "slow")
+    progress = [Progressed(slow, 0.5, "<half>")]
+    await backend.exchange(session.id, 2, progress, ReserveRequest(total=0))
+
+
+async def test_late_jobs_are_marked(site: Api) -> None:
+    await run_jobs(site)
+    path = f"{DASHBOARD_PATH}/running"
+    twin = (await site.client.get(path, params={"format": "json"})).json()
+    rows = {row["job"]["id"]: row for row in twin["jobs"]}
+    assert {job_id: row["late"] for job_id, row in rows.items()} == {
+        "fast": "overdue",
+        "slow": "no",
+    }
+    assert (rows["slow"]["pid"], rows["slow"]["deadline"]) == (99, None)
+    html = (await site.client.get(path)).text
+    assert "50 %, &lt;half&gt;" in html
+    await site.client.post(f"{path}/slow/cancel", headers=OWN_PAGE)
+    html = (await site.client.get(path)).text
+    assert "cancel requested" in html
+    assert f'action="{path}/slow/cancel"' not in html
+
+
+async def test_a_full_limit_with_waiting_jobs_is_marked(site: Api) -> None:
+    await run_jobs(site)
+    path = f"{DASHBOARD_PATH}/limits"
+    twin = (await site.client.get(path, params={"format": "json"})).json()
+    (row,) = twin["limits"]
+    assert (row["is_full"], row["waiting"], row["limit"]["in_use"]) == (True, 1, 2)
+    assert sorted(holder["job_id"] for holder in row["limit"]["holders"]) == ["fast", "slow"]
+    assert "full, jobs wait" in (await site.client.get(path)).text
+
+
+async def test_a_rate_limit_says_when_the_next_job_may_start(site: Api) -> None:
+    backend = site.processor.backend
+    await backend.enqueue([NewJob(job_id, "call", "bank", b"{}") for job_id in ("one", "two")])
+    rate = RateLimit("1/min", interval=60_000_000, burst=1)
+    session = Session(id="l" * 32, queues=("bank",), names=("call",), rates={"call": rate})
+    await backend.open_session(session)
+    request = ReserveRequest(total=2, lanes=(Lane("bank", "call"),))
+    await backend.exchange(session.id, 1, [], request)
+    path = f"{DASHBOARD_PATH}/limits"
+    (row,) = (await site.client.get(path, params={"format": "json"})).json()["rates"]
+    assert (row["rate"]["room"], row["waiting"]) == (0, 1)
+    assert "used up, jobs wait" in (await site.client.get(path)).text
+
+
+async def test_the_audit_log_says_who_did_what(site: Api) -> None:
+    for number in range(60):
+        await site.client.post(
+            f"{DASHBOARD_PATH}/queues/mail/pause", content=f"reason=r{number}", headers=OWN_PAGE
+        )
+    path = f"{DASHBOARD_PATH}/audit"
+    first = (await site.client.get(path, params={"format": "json"})).json()
+    rest = (await site.client.get(path, params={"format": "json", "after": first["next"]})).json()
+    records = [row["record"] for row in first["records"] + rest["records"]]
+    reasons = [record["details"]["reason"] for record in records]
+    assert reasons == [f"r{number}" for number in reversed(range(60))]
+    assert {(record["by"], record["origin"]) for record in records} == {("local", "dashboard")}
+    assert first["records"][0]["link"] == "/queues/mail"
+
+
+async def test_the_checks_of_the_backend_say_what_to_do(site: Api) -> None:
+    path = f"{DASHBOARD_PATH}/backend"
+    twin = (await site.client.get(path, params={"format": "json"})).json()
+    checks = {check["subject"]: check for check in twin["report"]["checks"]}
+    assert checks["workers"]["verdict"] == "warning"
+    html = (await site.client.get(path)).text
+    assert "start a worker that registers it and serves its queue" in html
+
+
+async def test_settings_are_shown_without_secrets(make_api: MakeApi) -> None:
+    api: Api = await make_api("memory://")
+    task = TaskSettings(name="t", cron="@daily", job_name="send", payload='{"secret": "hush"}')
+    config = api.services.config
+    scheduler = SchedulerSettings(tasks=(task,))
+    api.services.config = replace(
+        config,
+        jobs=replace(config.jobs, url="redis://app:hush@host/0"),
+        scheduler=scheduler,
+    )
+    response = await api.client.get(f"{DASHBOARD_PATH}/about")
+    assert response.status_code == 200
+    assert "hush" not in response.text
+    twin = (await api.client.get(f"{DASHBOARD_PATH}/about", params={"format": "json"})).json()
+    settings = {row["name"]: row for row in twin["settings"]}
+    assert settings["jobs.url"]["value"] == "redis://app:***@host/0"
+    assert settings["jobs.url"]["changed"]
+    assert not settings["jobs.concurrency"]["changed"]
+    assert settings["scheduler.tasks.0.cron"]["value"] == "@daily"
+    assert "scheduler.tasks.0.payload" not in settings
