@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from nimburion.cli.commands.worker import log_attempts, log_waiting_jobs
+from nimburion.cli.burst import log_end_of_burst
 from nimburion.jobs import Context, Job, Retry
 from nimburion.testing.plugin import MakeProcessor
 
@@ -27,16 +27,15 @@ async def test_jobs_that_wait_are_counted_with_the_next_time(
     processor = nimburion_processor(Send)
     async with processor:
         caplog.clear()
-        await log_waiting_jobs(processor)
-        assert caplog.messages == []
+        await log_end_of_burst(processor)
+        assert caplog.messages == ["ends after 0 attempts"]
         await processor.enqueue_many([Send(after=90), Send(after=40)])
         await processor.enqueue(Send(after=1), after=300)
         await processor.drain()
         caplog.clear()
-        await log_waiting_jobs(processor)
-        log_attempts(processor)
-    line, ended = caplog.messages
-    assert ended == "no job is due; 2 attempts have ended"
+        await log_end_of_burst(processor)
+    ended, line = caplog.messages
+    assert ended == "ends after 2 attempts"
     assert line.startswith(
         "2 jobs wait for a retry and 1 job waits for a later time; the next one is due in 40 s, at "
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from nimburion.cli.burst import log_end_of_burst
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import Invocation, add_shared_options, current_invocation
 from nimburion.cli.target import find_processor
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from nimburion.core.settings import Config, QueueSettings, Settings
     from nimburion.jobs import Processor
     from nimburion.telemetry.logs import LogFormat
-
-_log = logging.getLogger("nimburion.worker")
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
@@ -212,41 +210,7 @@ async def serve(processor: Processor, *, burst: bool, max_jobs: int | None) -> N
             owns_process=current_invocation().owns_process, until_empty=burst, max_jobs=max_jobs
         )
         if burst:
-            log_attempts(processor)
-            await log_waiting_jobs(processor)
-
-
-def log_attempts(processor: Processor) -> None:
-    """Log how many attempts the worker has made."""
-    ended = next(one for one in processor.metrics.collect() if one.name == "jobs_processed")
-    count = round(sum(sample.value for sample in ended.samples))
-    _log.info("no job is due; %d %s ended", count, "attempt has" if count == 1 else "attempts have")
-
-
-async def log_waiting_jobs(processor: Processor) -> None:
-    """Log how many jobs are not due yet, which `--burst` leaves, and when the next one is due."""
-    from nimburion.cli.output import format_duration, format_time
-    from nimburion.core.job import State
-
-    backend = processor.backend
-    counts = await backend.count_jobs()
-    retries, scheduled = counts.get(State.RETRYING, 0), counts.get(State.SCHEDULED, 0)
-    parts = [
-        f"{count} {'job waits' if count == 1 else 'jobs wait'} for {what}"
-        for count, what in ((retries, "a retry"), (scheduled, "a later time"))
-        if count
-    ]
-    if not parts:
-        return
-    next_due, now = (await backend.promote(1)).next_due, await backend.now()
-    when = (
-        "now"
-        if next_due is None or next_due <= now
-        else f"in {format_duration(next_due - now)}, at {format_time(next_due)}"
-    )
-    _log.info(
-        "%s; the next one is due %s. A worker without --burst runs it", " and ".join(parts), when
-    )
+            await log_end_of_burst(processor)
 
 
 def report_to_systemd(processor: Processor) -> None:

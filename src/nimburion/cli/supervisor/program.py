@@ -9,6 +9,7 @@ from functools import partial
 
 import msgspec
 
+from nimburion.cli.burst import log_end_of_burst
 from nimburion.cli.commands.worker import load_worker, start_logging
 from nimburion.cli.exit_codes import BadInput, report_error
 from nimburion.cli.invocation import Invocation
@@ -80,6 +81,8 @@ async def _serve(processor: Processor, channel: SupervisorChannel, options: Work
         await processor.run(
             owns_process=True, until_empty=options.until_empty, max_jobs=options.max_jobs
         )
+        if options.until_empty:
+            await log_end_of_burst(processor)
         channel.send(_make_report(processor))
 
 

@@ -1,0 +1,51 @@
+"""What a worker logs when `--burst` ends it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from nimburion.cli.output import format_duration, format_time
+
+if TYPE_CHECKING:
+    from nimburion.jobs import Processor
+
+_log = logging.getLogger("nimburion.worker")
+
+
+async def log_end_of_burst(processor: Processor) -> None:
+    """Log how many attempts this process has made, and how many jobs wait for a later time."""
+    _log_attempts(processor)
+    await _log_waiting_jobs(processor)
+
+
+def _log_attempts(processor: Processor) -> None:
+    """Log how many attempts the worker has made."""
+    ended = next(one for one in processor.metrics.collect() if one.name == "jobs_processed")
+    count = round(sum(sample.value for sample in ended.samples))
+    _log.info("ends after %d %s", count, "attempt" if count == 1 else "attempts")
+
+
+async def _log_waiting_jobs(processor: Processor) -> None:
+    """Log how many jobs are not due yet, which `--burst` leaves, and when the next one is due."""
+    from nimburion.core.job import State
+
+    backend = processor.backend
+    counts = await backend.count_jobs()
+    retries, scheduled = counts.get(State.RETRYING, 0), counts.get(State.SCHEDULED, 0)
+    parts = [
+        f"{count} {'job waits' if count == 1 else 'jobs wait'} for {what}"
+        for count, what in ((retries, "a retry"), (scheduled, "a later time"))
+        if count
+    ]
+    if not parts:
+        return
+    next_due, now = (await backend.promote(1)).next_due, await backend.now()
+    when = (
+        "now"
+        if next_due is None or next_due <= now
+        else f"in {format_duration(next_due - now)}, at {format_time(next_due)}"
+    )
+    _log.info(
+        "%s; the next one is due %s. A worker without --burst runs it", " and ".join(parts), when
+    )
