@@ -138,4 +138,5 @@ async def test_a_first_page_without_the_backend_is_a_problem(
     response = await site.client.get(f"{DASHBOARD_PATH}/queues")
     assert response.status_code == 503
     assert "connection refused" in response.text
+    assert "data-retry" in response.text
     assert response.headers["Content-Type"].startswith("text/html")

@@ -198,7 +198,7 @@ def report_on_page(request: Request, problem: Problem) -> Response:
         "nonce": nonce,
         "title": problem.code.replace("-", " ").capitalize(),
         "problem": problem,
-        "retries": problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+        "retries": request.method == "GET" and problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR,
     }
     return make_html(render_page("problem.html", values), nonce, problem.status, problem.headers)
 

@@ -9,3 +9,5 @@ document.documentElement.classList.add("scripted");
     location.replace(here);
   }
 }
+// A page that reports that the backend does not answer tries again.
+if (document.documentElement.dataset.retry) setTimeout(() => location.reload(), document.documentElement.dataset.retry);
