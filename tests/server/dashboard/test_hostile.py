@@ -6,10 +6,14 @@ import html
 import re
 from html.parser import HTMLParser
 
+from nimburion.core.audit import AuditRecord
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobOptions, NewJob
-from nimburion.core.session import Session
-from nimburion.core.settlement import Failed
+from nimburion.core.metrics.statistics import Counters, Statistics
+from nimburion.core.queries import JobFilter
+from nimburion.core.session import Session, Vitals
+from nimburion.core.settlement import Failed, Progressed
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.rendering import finalize_value, format_lines, format_state
 from tests.server.conftest import Api
@@ -45,6 +49,36 @@ async def fill_with_hostile_texts(api: Api) -> None:
     await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
     await backend.pause_queue("mail", paused=True, by=HOSTILE, reason=HOSTILE, until=1e300)
     await api.services.schedules.add("daily", "@daily", "send")
+    await fill_other_pages(api)
+
+
+async def fill_other_pages(api: Api) -> None:
+    """Store hostile texts on the pages of workers, running jobs, metrics, operations and audit."""
+    backend = api.processor.backend
+    await backend.enqueue([NewJob("runs", "send", "bank", b"{}")])
+    session = Session(
+        id="i" * 32, host="<b>", queues=("bank",), names=("send", HOSTILE), limits={HOSTILE: 1}
+    )
+    await backend.open_session(session)
+    await backend.heartbeat(session.id, Vitals(version=HOSTILE, code_version=HOSTILE))
+    request = ReserveRequest(total=1, lanes=(Lane("bank", "send"),))
+    reply = await backend.exchange(session.id, 1, [], request)
+    progress = [Progressed(one.lease, 0.5, HOSTILE) for one in reply.deliveries]
+    await backend.exchange(session.id, 2, progress, ReserveRequest(total=0))
+    which = JobFilter(tenant=HOSTILE, correlation_id=HOSTILE)
+    await backend.start_bulk_operation(
+        NewBulkOperation(id="a", action=BulkAction.REPLAY, which=which, by=HOSTILE)
+    )
+    await backend.put_audit(
+        AuditRecord(
+            id="1", action=HOSTILE, target=HOSTILE, by=HOSTILE, origin=HOSTILE,
+            details={HOSTILE: HOSTILE}, outcome="failed", error=HOSTILE,
+        )
+    )  # fmt: skip
+    start = int(await backend.now()) // 60 * 60
+    counters = Counters(enqueued=1, completed=1)
+    rows = [Statistics(step=60, start=start, queue=HOSTILE, name=HOSTILE, counters=counters)]
+    await backend.put_statistics(HOSTILE, rows)
 
 
 class ActiveMarkup(HTMLParser):

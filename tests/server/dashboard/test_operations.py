@@ -71,4 +71,4 @@ async def test_without_the_right_a_preview_has_no_form(guarded: Api) -> None:
 
 def test_many_ids_are_counted() -> None:
     assert describe_filter(JobFilter(ids=("a", "b"))) == "ids:a,b"
-    assert describe_filter(JobFilter(ids=tuple("abcd"))) == "ids:4 given"
+    assert describe_filter(JobFilter(ids=tuple("abcd"))) == "ids:(4)"

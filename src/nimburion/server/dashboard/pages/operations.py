@@ -73,12 +73,18 @@ def describe_filter(which: JobFilter) -> str:
 
     >>> describe_filter(JobFilter(queue="mail", min_failures=2))
     'queue:mail failures:2'
+    >>> describe_filter(JobFilter(tenant="acme inc"))
+    'tenant:"acme inc"'
     """
     return " ".join(
-        f"{_QUALIFIERS.get(field, field)}:{value}"
+        f"{_QUALIFIERS.get(field, field)}:{_quote(value)}"
         for field, values in _list_fields(which)
-        for value in (",".join(values) if len(values) <= 3 else f"{len(values)} given",)
+        for value in (",".join(values) if len(values) <= 3 else f"({len(values)})",)
     )
+
+
+def _quote(value: str) -> str:
+    return f'"{value}"' if " " in value else value
 
 
 _QUALIFIERS = {
