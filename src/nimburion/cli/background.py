@@ -11,7 +11,7 @@ import click
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.filters import Search, add_search_options, describe_filter, format_count
 from nimburion.cli.invocation import current_invocation
-from nimburion.cli.operators import find_operator, record_command
+from nimburion.cli.operators import find_operator
 from nimburion.cli.records import print_records
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 
@@ -105,7 +105,7 @@ async def _preview_and_start(
     yes: bool,
 ) -> tuple[BulkOperation, BulkPreview]:
     from nimburion.core.ids import make_bulk_operation_id
-    from nimburion.jobs.bulk_operations import preview_bulk_operation
+    from nimburion.jobs.bulk_operations import preview_bulk_operation, start_bulk_operation
 
     narrowed = options.narrow(which, await backend.now())
     preview = await preview_bulk_operation(backend, action, narrowed)
@@ -126,8 +126,8 @@ async def _preview_and_start(
         limit=options.limit,
     )
     details = {**describe_filter(narrowed), "rate": options.rate, "limit": options.limit}
-    async with record_command(backend, f"operations.start_{action}", new.id, details):
-        return await backend.start_bulk_operation(new), preview
+    given = {name: str(value) for name, value in details.items() if value is not None}
+    return await start_bulk_operation(backend, new, given), preview
 
 
 def format_preview(preview: BulkPreview) -> str:

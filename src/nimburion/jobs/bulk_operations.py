@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from random import Random
 
 import msgspec
@@ -15,6 +16,7 @@ from nimburion.core.bulk_operations import (
     BulkOperation,
     BulkState,
     BulkStep,
+    NewBulkOperation,
     narrow_to_action,
 )
 from nimburion.core.errors import InvalidJob, NotSupported, StepLost, Unstorable
@@ -22,6 +24,7 @@ from nimburion.core.job import JobRecord
 from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic, wait_for_first
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.auditing import record_change
 
 _log = logging.getLogger("nimburion.bulk_operations")
 
@@ -71,6 +74,32 @@ async def preview_bulk_operation(
         examined=page.examined,
         first=page.jobs[:_SHOWN],
     )
+
+
+async def start_bulk_operation(
+    backend: Backend,
+    operation: NewBulkOperation,
+    details: Mapping[str, str] | None = None,
+) -> BulkOperation:
+    """Start a bulk operation and record the start in the audit log, with these `details`.
+
+    A worker or a management server then runs it. Raises the errors of
+    `Backend.start_bulk_operation`.
+
+    ```python
+    replay = NewBulkOperation(id="replay-mail", action=BulkAction.REPLAY, rate=10.0)
+    await start_bulk_operation(processor.backend, replay)
+    ```
+    """
+    async with record_change(
+        backend,
+        f"operations.start_{operation.action}",
+        by=operation.by,
+        origin=operation.origin or "python",
+        target=operation.id,
+        details=details,
+    ):
+        return await backend.start_bulk_operation(operation)
 
 
 class BulkOperationRunner(Periodic):
