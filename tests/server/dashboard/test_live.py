@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.core.errors import BackendUnavailable
 from nimburion.server.dashboard.live import Fragment, LivePages, format_event
-from nimburion.server.dashboard.readings import MAX_STALENESS, SharedReadings
+from nimburion.server.dashboard.readings import MAX_ENTRIES, MAX_STALENESS, SharedReadings
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.testing.clock import FakeClock
 from tests.server.conftest import Api, MakeApi
@@ -264,6 +264,21 @@ async def test_old_values_are_not_shown_for_ever(api: Api) -> None:
     clock.advance(MAX_STALENESS)
     with pytest.raises(BackendUnavailable):
         await readings.read("key", read, 1.0)
+
+
+async def test_values_that_nobody_asks_for_are_dropped(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+
+    async def read() -> int:
+        return 1
+
+    for number in range(MAX_ENTRIES + 10):
+        await readings.read(f"search {number}", read, 1.0)
+    assert readings.entry_count == MAX_ENTRIES
+    clock.advance(200)
+    await readings.read("another", read, 1.0)
+    assert readings.entry_count == 1
 
 
 def test_an_event_keeps_the_lines_of_its_data() -> None:

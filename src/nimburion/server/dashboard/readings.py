@@ -25,7 +25,7 @@ SLOW_READ_TIMEOUT = 30.0
 """The same for reads in the background."""
 SLOW_SECONDS = 0.05
 """A read that takes longer is repeated in the background: pages do not wait for it."""
-SLOW_MAX_AGE = 15.0
+SLOW_MAX_AGE = 30.0
 """Seconds for which the value of a slow read is shown meanwhile."""
 PAUSE_FACTOR = 10.0
 """After each read there is a pause of this many times its duration, so that a page causes at most
@@ -38,7 +38,9 @@ MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer."""
 MAX_LIVE_AGE = 5.0
 """Values with a longer maximum age do not count for the time of a page."""
-MAX_ENTRIES = 500
+UNUSED_SECONDS = 120.0
+"""A value that nobody has asked for in this time is dropped when another one is added."""
+MAX_ENTRIES = 200
 """The maximum number of values that are kept."""
 
 
@@ -78,6 +80,11 @@ class SharedReadings:
         """The statistics of the last hour; call `PageReadings.read_hour` instead."""
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def entry_count(self) -> int:
+        """The number of values that are kept."""
+        return len(self._entries)
 
     async def read(self, key: str, read: Callable[[], Awaitable[object]], max_age: float) -> _Entry:
         """Return the entry of a key, with a value that is at most `max_age` seconds old.
@@ -176,11 +183,14 @@ class SharedReadings:
         entry.seconds = entry.tried_at - started
 
     def _add_entry(self, key: str) -> _Entry:
-        """Add an entry; the oldest one makes room for it."""
-        if len(self._entries) >= MAX_ENTRIES:
-            oldest = min(self._entries, key=lambda known: self._entries[known].tried_at)
-            del self._entries[oldest]
-        entry = self._entries[key] = _Entry()
+        """Add an entry. Those that nobody has asked for lately make room for it."""
+        limit = self.clock.monotonic() - UNUSED_SECONDS
+        known = self._entries
+        for old in [old for old, entry in known.items() if -math.inf < entry.tried_at < limit]:
+            del known[old]
+        if len(known) >= MAX_ENTRIES:
+            del known[min(known, key=lambda old: known[old].tried_at)]
+        entry = known[key] = _Entry()
         return entry
 
 
