@@ -202,8 +202,8 @@ MUTANTS = (
     Mutant(
         "limit off by one",
         "backends/sqlite/*.py",
-        "{$name: $gate.$limit - $gate.$held for $name, $gate in $gates.$items()}",
-        "{$name: $gate.$limit - $gate.$held + 1 for $name, $gate in $gates.$items()}",
+        "{$name: $gate.$limit - $gate.$held for $name, $gate in self.$gates.$items()}",
+        "{$name: $gate.$limit - $gate.$held + 1 for $name, $gate in self.$gates.$items()}",
         (f"{SQLITE}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
@@ -341,7 +341,7 @@ MUTANTS = (
     Mutant(
         "unknown name failed",
         "jobs/*.py",
-        "            $case $Why.$STOP | None:\n                return $Released($lease)",
+        "            $case $Why.$STOP | None:\n                return $Released($lease, unstarted=True)",
         "            $case $Why.$STOP | None:\n                return Cancelled($lease, 'unknown')",
         ("tests/jobs/worker/attempt/test_attempt.py::test_an_unknown_name_is_released",),
     ),

@@ -147,8 +147,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: limit off by one",
         "backends/postgres/*.sql",
-        "$g.$bound - $g.$held AS $room",
-        "$g.$bound - $g.$held + 1 AS $room",
+        "(SELECT $g.$bound - $g.$held FROM {schema}.",
+        "(SELECT $g.$bound - $g.$held + 1 FROM {schema}.",
         (f"{POSTGRES}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(
