@@ -7,7 +7,7 @@ from typing import Any, assert_type
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.integrations.flask import FlaskJobs
-from nimburion.jobs import Context, Job, Priority, Processor, job
+from nimburion.jobs import BatchContext, Context, Job, Priority, Processor, job
 from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.job import JobCall
 
@@ -62,6 +62,25 @@ async def thumbnail(ctx: Context, path: str, width: int = 200) -> str:
 @processor.job
 def shrink(path: str, *, factor: float = 0.5) -> int:
     return 1
+
+
+@processor.job(batch=100, batch_wait=0.5)
+async def index(paths: list[str]) -> list[int | Exception]:
+    return [len(path) for path in paths]
+
+
+@job(batch=10, queue="images")
+def rotate(ctx: BatchContext, angles: list[float]) -> None:
+    ctx.set_outcome(0, ctx.jobs[0].job_id)
+
+
+async def enqueue_for_a_batch() -> None:
+    assert_type(await index.enqueue("cat.png"), str)
+    assert_type(await index(["cat.png"]), list[int | Exception])
+    assert_type(rotate.job(1.5), JobCall)
+    assert_type(await index.options(unique_key="k", debounce=5).enqueue("cat.png"), str)
+    found = await processor.enqueue_or_get(rotate.job(2.0), unique_key="k", throttle=60)
+    assert_type(found.created, bool)
 
 
 async def enqueue_registered() -> None:

@@ -23,6 +23,7 @@ from nimburion.core.errors import (
 from nimburion.core.job import AttemptError, State
 from nimburion.jobs.client.client import Priority
 from nimburion.jobs.client.status import Status
+from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context, get_current_context
 from nimburion.jobs.declaration.job import Job, job
 from nimburion.jobs.processor import Processor
@@ -31,6 +32,7 @@ from nimburion.jobs.worker.health import Health
 __all__ = [
     "AttemptError",
     "BackendUnavailable",
+    "BatchContext",
     "Cancel",
     "Context",
     "DefinitionError",

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
 from random import Random
 from typing import (
@@ -42,7 +43,11 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
-from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
+from nimburion.jobs.client.registered_job import (
+    RegisterBatchDecorator,
+    RegisterDecorator,
+    RegisteredJob,
+)
 from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
@@ -236,6 +241,17 @@ class Processor(Client):
         queue: str = "default",
         **policy: Unpack[PolicyOptions],
     ) -> RegisterDecorator: ...
+    @overload
+    def job(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        batch: int,
+        batch_wait: float | timedelta = 0.0,
+        **policy: Unpack[PolicyOptions],
+    ) -> RegisterBatchDecorator: ...
     def job(
         self,
         function: Callable[..., Any] | None = None,
@@ -243,7 +259,7 @@ class Processor(Client):
         *,
         name: str | None = None,
         queue: str = "default",
-        **policy: Unpack[PolicyOptions],
+        **policy: Any,
     ) -> Any:
         """Make a job of a typed function and register it: `@job` and `register` in one step.
 
@@ -260,8 +276,11 @@ class Processor(Client):
 
         The errors are those of `@job` and of `register`.
         """
-        decorator = RegisterDecorator(lambda: self, self.register, name, queue, policy)
-        return decorator if function is None else decorator(function)
+        options = cast("PolicyOptions", policy)
+        decorator = RegisterDecorator(lambda: self, self.register, name, queue, options)
+        if function is not None:
+            return decorator(function)
+        return decorator if policy.get("batch") is None else RegisterBatchDecorator(decorator)
 
     def use(self, middleware: Middleware) -> None:
         """Wrap every attempt in `async def middleware(ctx, call_next)`.
@@ -434,6 +453,7 @@ class Processor(Client):
         if self._running is not None and conditions != RUN_UNTIL_STOPPED:
             raise DefinitionError("until_empty and max_jobs need a worker that does not run yet")
         if self._running is None:
+            self._warn_about_small_batches()
             self._warn_about_unserved_queues()
             self._warn_about_processes()
             self._had_worker = True
@@ -725,6 +745,18 @@ class Processor(Client):
         """
         if self._running is not None and self._running.is_orphaned:
             self._running = None
+
+    def _warn_about_small_batches(self) -> None:
+        concurrency = self.settings.concurrency
+        for handler in self.registry.handlers:
+            if (handler.policy.batch or 0) > concurrency:
+                _log.warning(
+                    "job %r has batch=%d, but this worker runs at most %d jobs at the same time, "
+                    "and no batch is larger; raise `concurrency`",
+                    handler.name,
+                    handler.policy.batch,
+                    concurrency,
+                )
 
     def _warn_about_unserved_queues(self) -> None:
         if not self.registry.names:

@@ -25,6 +25,7 @@ from typing import (
     overload,
 )
 
+from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import JobFunction
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class RegisteredJob(JobFunction[CallP, P, R]):
@@ -139,3 +141,20 @@ class RegisterDecorator:
         )
         self._register(registered)
         return registered
+
+
+class RegisterBatchDecorator:
+    """The decorator that `@processor.job(batch=…)` returns."""
+
+    def __init__(self, decorator: RegisterDecorator) -> None:
+        self._decorator = decorator
+
+    @overload
+    def __call__(
+        self, function: Callable[[BatchContext[Any], list[T]], R], /
+    ) -> RegisteredJob[[BatchContext[Any], list[T]], [T], R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], R], /) -> RegisteredJob[[list[T]], [T], R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:
+        """Return the function as a job, registered with the processor."""
+        return self._decorator(function)

@@ -80,6 +80,38 @@ def make_handler_call(handler: Handler, hooks: HandlerHooks, guard: ForkGuard) -
     return _make_blocking_call(handler, hooks.blocking, guard)
 
 
+def surround_call(
+    handler: Handler, hooks: HandlerHooks, guard: ForkGuard, function: HandlerCall
+) -> HandlerCall:
+    """Return `function`, which calls a batch handler, inside the hooks of its kind of handlers."""
+    surrounded: HandlerCall
+    if handler.is_async:
+
+        async def call_async(context: Context) -> object:
+            try:
+                return await function(context)
+            finally:
+                if guard.in_child:
+                    guard.check(sys.exc_info()[1])
+
+        surrounded = call_async
+        for hook in reversed(hooks.asynchronous):
+            surrounded = partial(_await_inside, hook, surrounded)
+        return surrounded
+
+    def call(context: Context) -> object:
+        try:
+            return function(context)
+        finally:
+            if guard.in_child:
+                guard.check(sys.exc_info()[1])
+
+    surrounded = call
+    for blocking_hook in reversed(hooks.blocking):
+        surrounded = partial(_call_inside, blocking_hook, surrounded)
+    return surrounded
+
+
 def _make_blocking_call(
     handler: Handler,
     hooks: Sequence[Callable[[Context[Any]], AbstractContextManager[None]]],

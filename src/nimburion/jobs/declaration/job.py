@@ -24,6 +24,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -43,6 +44,7 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.core.text.shortening import shorten
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
+from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.options import EnqueueOptions
@@ -50,12 +52,14 @@ from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     Signature,
     check_takes_context,
+    read_batch_signature,
     read_class_fields,
     read_signature,
 )
 
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")
+T = TypeVar("T")
 R = TypeVar("R")
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -185,6 +189,11 @@ class Job:
         inherited = getattr(cls, "__job__", None)
         _make_dataclass(cls, name)
         check_takes_context(name, cls)
+        if policy.get("batch") is not None:
+            raise DefinitionError(
+                f"job {name!r}: a Job class handles one job in a call; for a batch, write a "
+                "function that takes a list: @job(batch=…)"
+            )
         cls.__job__ = Declaration(
             cls,
             name,
@@ -250,7 +259,9 @@ class JobFunction(Generic[CallP, P, R]):
         """The function's parameters; `DefinitionError` if one of them cannot be a job's
         argument."""
         if self._signature is None:
-            self._signature = read_signature(self.__job__.name, self.function)
+            is_batch = self.__job__.policy.batch is not None
+            read = read_batch_signature if is_batch else read_signature
+            self._signature = read(self.__job__.name, self.function)
         return self._signature
 
     def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> R:
@@ -333,6 +344,23 @@ class JobDecorator:
         return JobFunction(function, self._name, self._queue, self._policy)
 
 
+class BatchJobDecorator:
+    """The decorator that `@job(batch=…)` returns."""
+
+    def __init__(self, name: str | None, queue: str, policy: PolicyOptions) -> None:
+        self._name, self._queue, self._policy = name, queue, policy
+
+    @overload
+    def __call__(
+        self, function: Callable[[BatchContext[Any], list[T]], R], /
+    ) -> JobFunction[[BatchContext[Any], list[T]], [T], R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], R], /) -> JobFunction[[list[T]], [T], R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> JobFunction[..., ..., Any]:
+        """Return the function as a job."""
+        return JobFunction(function, self._name, self._queue, self._policy)
+
+
 @overload
 def job(
     function: Callable[Concatenate[Context[Any], P], R], /
@@ -343,13 +371,22 @@ def job(function: Callable[P, R], /) -> JobFunction[P, P, R]: ...
 def job(
     *, name: str | None = None, queue: str = "default", **policy: Unpack[PolicyOptions]
 ) -> JobDecorator: ...
+@overload
+def job(
+    *,
+    name: str | None = None,
+    queue: str = "default",
+    batch: int,
+    batch_wait: float | timedelta = 0.0,
+    **policy: Unpack[PolicyOptions],
+) -> BatchJobDecorator: ...
 def job(
     function: Callable[..., Any] | None = None,
     /,
     *,
     name: str | None = None,
     queue: str = "default",
-    **policy: Unpack[PolicyOptions],
+    **policy: Any,
 ) -> Any:
     """Make a job of a typed function: `@job`, or `@job(queue="reports", timeout=60)`.
 
@@ -365,9 +402,22 @@ def job(
     await processor.enqueue(generate_report.job(2024))
     ```
 
+    With `batch=100`, one call takes a list with the arguments of up to 100 jobs, each of which is
+    one argument. It starts when they are collected, or `batch_wait` seconds after the first. It
+    returns None, or a list with one result or exception for each job.
+
+    ```python
+    @job(batch=100, batch_wait=0.5)
+    async def index(documents: list[Document]) -> None: ...
+
+
+    await processor.enqueue(index.job(Document("plan")))
+    ```
+
     `DefinitionError` is raised for an option that is unknown or has a wrong value.
     """
-    decorator = JobDecorator(name, queue, policy)
+    kind = JobDecorator if policy.get("batch") is None else BatchJobDecorator
+    decorator = kind(name, queue, cast("PolicyOptions", policy))
     return decorator if function is None else decorator(function)
 
 

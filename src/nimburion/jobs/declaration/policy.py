@@ -43,6 +43,9 @@ JITTER = 0.2
 Jitter only lengthens a delay, so retries spread out and none comes early.
 """
 
+MAX_BATCH = 10_000
+"""The most jobs that one call of a batch handler may take."""
+
 _MIN_MEMORY_LIMIT = 32 * 1024**2
 """Bytes. A child process needs most of it before it runs a handler."""
 _MAX_DOUBLINGS = 60
@@ -89,6 +92,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The largest resident memory of the child process that runs the handler, in bytes."""
     retry_over_memory_limit: bool = False
     """Whether an attempt that exceeded `memory_limit` is retried."""
+    batch: int | None = None
+    """The most jobs of one call of a batch handler; None: the handler takes one job."""
+    batch_wait: float = 0.0
+    """Seconds after the first job of a batch until its call starts, if it is not full before."""
 
     def with_defaults(self, settings: Settings) -> Policy:
         """Return this policy with defaults from the settings; `timeout` and `concurrency` may stay
@@ -155,6 +162,10 @@ class PolicyOptions(KeyOptions, total=False):
     retry_over_memory_limit: bool
 
 
+BATCH_OPTIONS = frozenset({"batch", "batch_wait"})
+"""The options of a batch handler, in addition to `PolicyOptions`."""
+
+
 class _Exponential(msgspec.Struct, frozen=True):
     base: float
 
@@ -210,7 +221,7 @@ def read_policy(options: Mapping[str, Any]) -> Policy:
 
     `DefinitionError` names an option that is unknown or has a wrong value.
     """
-    known = {*PolicyOptions.__annotations__, "queue"}
+    known = {*PolicyOptions.__annotations__, *BATCH_OPTIONS, "queue"}
     unknown = describe_unknown("option", options, known)
     if unknown is not None:
         raise DefinitionError(unknown)
@@ -236,6 +247,8 @@ def parse_policy(
     execution: Execution = "auto",
     memory_limit: int | str | None = None,
     retry_over_memory_limit: bool = False,
+    batch: int | None = None,
+    batch_wait: float | timedelta | None = None,
     **key_options: Unpack[KeyOptions],
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
@@ -255,7 +268,21 @@ def parse_policy(
         execution=_parse_execution(execution),
         memory_limit=_parse_memory_limit(memory_limit, execution, retry=retry_over_memory_limit),
         retry_over_memory_limit=bool(retry_over_memory_limit),
+        batch=_parse_batch(batch, batch_wait, execution),
+        batch_wait=0.0 if batch_wait is None else _parse_seconds("batch_wait", batch_wait),
     )
+
+
+def _parse_batch(batch: int | None, batch_wait: object, execution: Execution) -> int | None:
+    if batch is None:
+        if batch_wait is not None:
+            raise DefinitionError("batch_wait needs batch: the most jobs of one call")
+        return None
+    if execution == "process":
+        raise DefinitionError(
+            'a batch handler runs in the worker; execution="process" runs one job in a call'
+        )
+    return _parse_int("batch", batch, 1, MAX_BATCH)
 
 
 def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Unpack
 
 import msgspec
@@ -11,6 +12,7 @@ from nimburion.core.errors import DefinitionError
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
+from nimburion.jobs.declaration.batches import BatchContext, read_outcomes
 from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.fields import check_type
@@ -21,10 +23,15 @@ from nimburion.jobs.declaration.job import (
     check_declared_name,
     find_declaration,
 )
-from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
-from nimburion.jobs.declaration.signature import is_async, read_return_type
+from nimburion.jobs.declaration.policy import BATCH_OPTIONS, Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.signature import (
+    is_async,
+    read_batch_return_type,
+    read_return_type,
+)
 
 RawHandler = Callable[[Context[Any], bytes], Any]
+BatchCall = Callable[[BatchContext[Any], list[Any]], Any]
 Target = type[Job] | JobFunction[..., ..., Any] | RawHandler
 
 
@@ -38,7 +45,9 @@ class Handler:
         "_result",
         "_result_limit",
         "call",
+        "call_batch",
         "decode",
+        "get_batch_argument",
         "is_async",
         "name",
         "policy",
@@ -57,6 +66,8 @@ class Handler:
         call: Callable[[Context[Any], Any], Any],
         decode: Callable[[bytes], Any],
         limits: SizeLimits,
+        call_batch: BatchCall | None = None,
+        get_batch_argument: Callable[[Any], Any] | None = None,
     ) -> None:
         self.name: str = name
         self.queue: str = queue
@@ -75,7 +86,11 @@ class Handler:
         self.decode: Callable[[bytes], Any] = decode
         """Decodes a payload to arguments; `UnreadablePayload`. A raw handler gets the payload
         unchanged."""
-        self._result = _make_result_codec(name, function) if policy.result else None
+        self.call_batch: BatchCall = call_batch or _call_no_batch
+        """Calls a batch handler with its context and the arguments of its jobs."""
+        self.get_batch_argument: Callable[[Any], Any] = get_batch_argument or _call_no_batch
+        """Returns what a batch handler receives of one job, from the return value of `decode`."""
+        self._result = _make_result_codec(name, function, policy) if policy.result else None
         self._result_limit = limits.result
 
     def encode_result(self, value: object) -> bytes | None:
@@ -122,6 +137,11 @@ class Registry:
         """Register `handler(ctx, data)` for jobs of `name`; `data` is the payload, in bytes."""
         if not callable(handler):
             raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
+        if BATCH_OPTIONS & policy.keys():
+            raise DefinitionError(
+                f"job {name!r}: a raw handler takes one job; for a batch, use a function: "
+                "@job(batch=…)"
+            )
         if policy.get("unique"):
             raise DefinitionError(
                 f"job {name!r}: a raw handler has no arguments that could be unique; pass "
@@ -199,7 +219,13 @@ class Registry:
 
     def _make_handler(self, job: object) -> Handler:
         declaration = find_declaration(job)
-        if isinstance(job, JobFunction) and declaration:
+        call_batch = get_batch_argument = None
+        if isinstance(job, JobFunction) and declaration and declaration.policy.batch is not None:
+            function, call_batch = job.function, _make_batch_call(job)
+            get_batch_argument = attrgetter(job.signature.fields[0].name)
+            call = _make_call_of_one(function, call_batch, get_batch_argument)
+            decode = _make_decoder(declaration.codec, self._settings.limits)
+        elif isinstance(job, JobFunction) and declaration:
             function, call = job.function, _make_function_call(job)
             decode = _make_decoder(declaration.codec, self._settings.limits)
         elif isinstance(job, type) and issubclass(job, Job) and declaration:
@@ -219,6 +245,8 @@ class Registry:
             call=call,
             decode=decode,
             limits=self._settings.limits,
+            call_batch=call_batch,
+            get_batch_argument=get_batch_argument,
         )
 
 
@@ -242,6 +270,42 @@ def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[An
     if signature.takes_context:
         return lambda ctx, call: function(ctx, **by_name(call))
     return lambda _, call: function(**by_name(call))
+
+
+def _make_batch_call(job: JobFunction[..., ..., Any]) -> BatchCall:
+    """Return a callable that calls a batch handler with its context and a list."""
+    function = job.function
+    if job.signature.takes_context:
+        return function
+    return lambda _, arguments: function(arguments)
+
+
+def _make_call_of_one(
+    function: Callable[..., Any], call_batch: BatchCall, get_argument: Callable[[Any], Any]
+) -> Callable[[Context[Any], Any], Any]:
+    """Return a callable that calls a batch handler for a single job, with the context and the
+    decoded arguments of this job: for a job that runs alone in a child process.
+    """
+
+    def read_outcome(context: BatchContext[Any], returned: object) -> object:
+        (outcome,) = read_outcomes(returned, context)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    async def call_async(ctx: Context, job: object) -> object:
+        context = BatchContext([ctx])
+        return read_outcome(context, await call_batch(context, [get_argument(job)]))
+
+    def call(ctx: Context, job: object) -> object:
+        context = BatchContext([ctx])
+        return read_outcome(context, call_batch(context, [get_argument(job)]))
+
+    return call_async if is_async(function) else call
+
+
+def _call_no_batch(*_: object) -> Any:  # noqa: ANN401
+    raise DefinitionError("this job has no batch handler")
 
 
 def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[Any], Any], Any]:
@@ -280,8 +344,9 @@ def _make_instance_decoder(
     return decode_instance
 
 
-def _make_result_codec(name: str, function: Callable[..., Any]) -> ResultCodec:
-    kind = read_return_type(name, function)
+def _make_result_codec(name: str, function: Callable[..., Any], policy: Policy) -> ResultCodec:
+    read = read_return_type if policy.batch is None else read_batch_return_type
+    kind = read(name, function)
     check_type(f"job {name!r}, return type (declare result=False if it is not to be kept)", kind)
     return ResultCodec(name, kind)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,9 +14,11 @@ from typing import Any, NamedTuple
 from msgspec import NODEFAULT
 
 from nimburion.core.errors import DefinitionError
+from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.fields import JobField
 
+_CONTEXTS = ("Context", "BatchContext")
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -56,6 +60,45 @@ def read_signature(name: str, function: Callable[..., Any]) -> Signature:
         [_make_field(name, function, parameter) for parameter in own],
         sum(parameter.kind is inspect.Parameter.POSITIONAL_ONLY for parameter in own),
     )
+
+
+def read_batch_signature(name: str, function: Callable[..., Any]) -> Signature:
+    """Return the parameters of a batch handler. Its only field has the type of one job's argument,
+    where the function takes a list of them.
+    """
+    signature = read_signature(name, function)
+    kinds = [typing.get_origin(field.type) for field in signature.fields]
+    if kinds not in ([list], [collections.abc.Sequence]):
+        raise DefinitionError(
+            f"job {name!r}: a batch handler takes one list with the arguments of its jobs, such as "
+            "`documents: list[Document]`, after an optional BatchContext"
+        )
+    (field,) = signature.fields
+    (argument,) = typing.get_args(field.type)
+    return signature._replace(fields=[field._replace(type=argument, default=NODEFAULT)])
+
+
+def read_batch_return_type(name: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401
+    """Return the type of one job's result, where a batch handler returns a list of results and
+    exceptions; `DefinitionError` for another annotation than that or None.
+    """
+    resolved = read_return_type(name, function)
+    if resolved is Any or resolved is type(None) or resolved is None:
+        return resolved
+    if typing.get_origin(resolved) not in (list, tuple, collections.abc.Sequence):
+        raise DefinitionError(
+            f"job {name!r}: a batch handler returns None, or a list with one result or exception "
+            "for each job, such as `-> list[int | Exception]`"
+        )
+    kind = typing.get_args(resolved)[0]
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return type(None) if _is_exception(kind) else kind
+    kinds = tuple(each for each in typing.get_args(kind) if not _is_exception(each))
+    return typing.Union[kinds] if kinds else type(None)  # noqa: UP007 (made at run time)
+
+
+def _is_exception(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 def check_takes_context(name: str, cls: type) -> None:
@@ -112,11 +155,11 @@ def _is_context(parameter: inspect.Parameter) -> bool:
         return False
     annotation = parameter.annotation
     if isinstance(annotation, str):
-        if annotation.strip("'\" ").partition("[")[0].rpartition(".")[2] == "Context":
+        if annotation.strip("'\" ").partition("[")[0].rpartition(".")[2] in _CONTEXTS:
             return True
     else:
         cls = typing.get_origin(annotation) or annotation  # the class of `Context[State]`
-        if isinstance(cls, type) and issubclass(cls, Context):
+        if isinstance(cls, type) and issubclass(cls, Context | BatchContext):
             return True
     untyped = annotation in (inspect.Parameter.empty, Any, "Any", "typing.Any")
     return parameter.name == "ctx" and untyped

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
+
 from nimburion.core.backend import Backend
 from nimburion.core.errors import NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
@@ -75,7 +77,14 @@ class InlineRunner:
         """The next time of the last reply without a job."""
 
     async def step(self) -> bool:
-        """Promote, rescue, then reserve, run and settle one job. Return False if no job is due."""
+        """Promote, rescue, then reserve, run and settle one job. Return False if no job is due.
+
+        For a batch handler, run as many jobs of its queue and name as its call may take.
+        """
+        return await self._step() > 0
+
+    async def _step(self) -> int:
+        """Do a step, and return the number of its attempts."""
         await self._ensure_lifespan()
         await self._ensure_session()
         await self._backend.promote(_MAX_ROWS)
@@ -83,11 +92,26 @@ class InlineRunner:
         await self._report_dead(rescued.failed)
         reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
-            self._next_due = reply.next_due
             await self._check_names(reply)
-            return False
-        await self._run(reply.deliveries[0])
-        return True
+            return 0
+        (first,) = reply.deliveries
+        deliveries = [first, *await self._reserve_rest_of_batch(first)]
+        await self._run(deliveries)
+        return len(deliveries)
+
+    async def _reserve_rest_of_batch(self, first: Delivery) -> list[Delivery]:
+        handler = self._registry.get(first.name)
+        batch = 1 if handler is None else handler.policy.batch or 1
+        if batch == 1:
+            return []
+        request = self._make_request()
+        lanes = (lane for lane in request.lanes if lane.name == first.name)
+        rest = msgspec.structs.replace(
+            request,
+            total=batch - 1,
+            lanes=tuple(lane for lane in lanes if lane.queue == first.queue),
+        )
+        return (await self._exchange([], rest)).deliveries
 
     async def drain(self, *, advance: bool) -> int:
         """Run jobs until none is due; with `advance`, until none is scheduled either.
@@ -95,12 +119,12 @@ class InlineRunner:
         Returns the number of attempts. `advance` moves the clock to the next due time, so it
         requires a clock like `FakeClock`; otherwise it raises `TypeError`.
         """
-        steps = 0
+        attempts = 0
         while True:
-            while await self.step():
-                steps += 1
+            while made := await self._step():
+                attempts += made
             if not (advance and await self._advance()):
-                return steps
+                return attempts
 
     async def close(self) -> None:
         """Close the session and the lifespan."""
@@ -151,52 +175,63 @@ class InlineRunner:
         selector = LaneSelector(self._registry, self._settings, self._entropy)
         return selector.make_request(1, everything=True)
 
-    async def _run(self, delivery: Delivery) -> None:
-        """Run a job and settle it.
+    async def _run(self, deliveries: Sequence[Delivery]) -> None:
+        """Run jobs at the same time, and settle them.
 
-        If the caller is cancelled, interrupt the handler and release its job first.
+        If the caller is cancelled, interrupt the handlers and release their jobs first.
         """
-        attempt = Attempt(delivery, self._session_id or "")
-        ending = asyncio.create_task(self._run_and_settle(attempt))
+        attempts = [Attempt(delivery, self._session_id or "") for delivery in deliveries]
+        ending = asyncio.create_task(self._run_and_settle(attempts))
         try:
             await asyncio.shield(ending)
         except asyncio.CancelledError:
-            attempt.interrupt(Interruption.STOP)
+            for attempt in attempts:
+                attempt.interrupt(Interruption.STOP)
             await asyncio.wait({ending})
             raise
         finally:
-            attempt.clear()
+            for attempt in attempts:
+                attempt.clear()
 
-    async def _run_and_settle(self, attempt: Attempt) -> None:
+    async def _run_and_settle(self, attempts: Sequence[Attempt]) -> None:
         threads = HandlerThreads(1, asyncio.get_running_loop())
-        attempts = self._make_attempt_runner(threads, self._note_report, self._state)
-        settlement: Settlement | None = Released(attempt.delivery.lease)
+        runner = self._make_attempt_runner(threads, self._note_report, self._state)
+        runner.start_batches_at_once()
+        ended: dict[Attempt, Settlement | None] = {
+            attempt: Released(attempt.delivery.lease) for attempt in attempts
+        }
 
-        async def perform() -> None:
-            nonlocal settlement
+        async def perform(attempt: Attempt) -> None:
             attempt.started = self._clock.monotonic()
             try:
-                settlement = await attempts.perform(attempt)
+                ended[attempt] = await runner.perform(attempt)
             except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
-                settlement = await attempts.settle_after_error(attempt, error)
+                ended[attempt] = await runner.settle_after_error(attempt, error)
 
-        # A separate task, so that later `enqueue` calls of the caller do not see this handler's
-        # context.
-        attempt.task = asyncio.create_task(perform())
-        await _wait_until_done(attempt.task)
+        # Separate tasks, so that later `enqueue` calls of the caller do not see the context of a
+        # handler.
+        for attempt in attempts:
+            attempt.task = asyncio.create_task(perform(attempt))
+        for task in [attempt.task for attempt in attempts]:
+            if task is not None:
+                await _wait_until_done(task)
         threads.close()
         # Wait for a handler that exceeded its timeout: no thread outlives this call.
         await asyncio.get_running_loop().run_in_executor(None, threads.join)
         settlements: list[Settlement] = [*self._reports]
+        settlements += [each for each in ended.values() if each is not None]
         self._reports.clear()
-        if settlement is not None:
-            settlements.append(settlement)
         await self._exchange(settlements, RESERVE_NOTHING)
-        raise_keyboard_interrupt(attempt)
+        for attempt in attempts:
+            raise_keyboard_interrupt(attempt)
 
     def _note_report(self, report: Progressed | Spent) -> None:
         if isinstance(report, Progressed):
-            self._reports = [old for old in self._reports if not isinstance(old, Progressed)]
+            self._reports = [
+                old
+                for old in self._reports
+                if not (isinstance(old, Progressed) and old.lease == report.lease)
+            ]
         self._reports.append(report)
 
     async def _check_names(self, reply: Reply) -> None:

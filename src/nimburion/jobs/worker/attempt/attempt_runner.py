@@ -108,6 +108,7 @@ class AttemptRunner:
             threads=threads,
             guard=guard,
             process_calls=process_calls,
+            clock=clock,
         )
         self._clock = clock
         self._random = random
@@ -118,6 +119,10 @@ class AttemptRunner:
         self._keep_default, self._keep_by_queue = keeps_arguments
         self.reporter: AttemptReporter = reporter
         self._host = socket.gethostname()
+
+    def start_batches_at_once(self) -> None:
+        """Let batch handlers take what is there, in place of waiting `batch_wait` for more jobs."""
+        self._chains.waits_for_batches = False
 
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""

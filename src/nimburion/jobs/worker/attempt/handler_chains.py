@@ -6,14 +6,22 @@ import inspect
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 from nimburion.core.metrics.job_counters import LaneCounters
+from nimburion.core.timing.clock import Clock
 from nimburion.jobs.declaration.context import Context, get_record
-from nimburion.jobs.declaration.handler_hooks import HandlerCall, HandlerHooks, make_handler_call
+from nimburion.jobs.declaration.handler_hooks import (
+    HandlerCall,
+    HandlerHooks,
+    make_handler_call,
+    surround_call,
+)
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.batches import BatchCollector
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
@@ -45,6 +53,7 @@ class HandlerChains:
         threads: HandlerThreads,
         guard: ForkGuard,
         process_calls: ProcessCalls | None,
+        clock: Clock,
     ) -> None:
         self._registry = registry
         self._middlewares = tuple(middlewares)
@@ -52,6 +61,9 @@ class HandlerChains:
         self._threads = threads
         self._guard = guard
         self._process_calls = process_calls
+        self._clock = clock
+        self.waits_for_batches: bool = True
+        """Whether batch handlers wait for more jobs before they are called."""
         self._known: dict[str, HandlerChain] = {}
 
     def find(self, name: str) -> HandlerChain | None:
@@ -95,6 +107,14 @@ class HandlerChains:
         """Return a function that runs a handler where its policy says."""
         if handler.policy.execution == "process" and self._process_calls is not None:
             return self._make_process_call(handler, self._process_calls)
+        if handler.policy.batch is not None:
+            return BatchCollector(
+                handler,
+                partial(surround_call, handler, self._hooks, self._guard),
+                self._threads,
+                self._clock,
+                waits=self.waits_for_batches,
+            ).run
         call = make_handler_call(handler, self._hooks, self._guard)
         return call if handler.is_async else self._make_thread_call(call)
 

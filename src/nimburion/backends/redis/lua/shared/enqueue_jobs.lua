@@ -195,8 +195,9 @@ local function enqueue_jobs(names, positions, first)
     return codes, holders
   end
   local numbers = get_or_add_lanes(names)
-  local new_jobs = read_new_jobs(positions, first, #codes)
+  local new_jobs -- only if a job of the call is replaced
   if next(replacements) then
+    new_jobs = read_new_jobs(positions, first, #codes)
     apply_replacements(replacements, new_jobs, numbers)
     if created == 0 then
       return codes, holders
@@ -204,10 +205,18 @@ local function enqueue_jobs(names, positions, first)
   end
   local seq = redis.call('HINCRBY', counters_key, 'seq', created) - created
   local jobs, ids, ready, scheduled, prepared = {}, {}, {}, {}, {}
+  local next_large_payload = first + #codes
   for i, code in ipairs(codes) do
-    local new_body, payload, position = new_jobs[i].body, new_jobs[i].payload, new_jobs[i].position
+    local new_body, payload, position = ARGV[first + i - 1], nil, nil
+    if new_jobs then
+      new_body, payload, position = new_jobs[i].body, new_jobs[i].payload, new_jobs[i].position
+    end
     local flags = get_new_job_flags(new_body)
+    if not new_jobs and band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
+      payload, next_large_payload = ARGV[next_large_payload], next_large_payload + 1
+    end
     if code == CREATED then
+      position = position or get_position(positions, i)
       local common = prepared[position]
       if not common then
         common = prepare_position(position, numbers)
