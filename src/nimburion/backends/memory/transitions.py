@@ -89,9 +89,11 @@ class AtomicStep:
             return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
         key = job.options.unique_key
         if key is not None:
-            replacement = replacements.get(job.id) or self._find_replacement(job.id)
-            if replacement is not None:
-                replaced, known = replacement
+            repeated = None
+            if job.options.on_duplicate == "replace":
+                repeated = replacements.get(job.id) or self._find_replacement(job.id)
+            if repeated is not None:
+                replaced, known = repeated
                 if known != job.compute_digest():
                     return Enqueued(job.id, "conflict")
                 return Enqueued(replaced, "replaced")

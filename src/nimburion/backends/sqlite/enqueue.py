@@ -139,13 +139,15 @@ class _Decisions:
             return Enqueued(job.id, "exists" if self._known[job.id] == digest else "conflict")
         key = job.options.unique_key
         if key is not None:
-            replacement = self._replacements.get(job.id) or self._db.fetch_one(
-                "find_replacement", job.id, self._db.now
-            )
-            if replacement is not None:
-                if replacement[1] != digest:
+            repeated = None
+            if job.options.on_duplicate == "replace":
+                repeated = self._replacements.get(job.id) or self._db.fetch_one(
+                    "find_replacement", job.id, self._db.now
+                )
+            if repeated is not None:
+                if repeated[1] != digest:
                     return Enqueued(job.id, "conflict")
-                return Enqueued(replacement[0], "replaced")
+                return Enqueued(repeated[0], "replaced")
             holder = self._keys.get((job.name, key)) or find_key_holder(self._db, job.name, key)
             if holder is not None:
                 return self._decide_duplicate(job, holder, digest)
