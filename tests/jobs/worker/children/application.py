@@ -134,6 +134,13 @@ def block(path: str) -> None:
 
 
 @job(execution="process", max_retries=0)
+async def stop_loop() -> str:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0)
+    return "ran on"
+
+
+@job(execution="process", max_retries=0)
 async def never_return(path: str) -> None:
     _note_start(path)
     await asyncio.Event().wait()
@@ -249,7 +256,16 @@ processor = Processor(MemoryBackend(), children=2)
 processor.register(
     *(add, add_async, describe, get_process, fail, fail_async, log, write, report),
     *(enqueue_more, enqueue_blocking, read_backend),
-    *(block, never_return, ignore_everything, end_process, crash, eat_memory, eat_memory_twice),
+    *(
+        block,
+        stop_loop,
+        never_return,
+        ignore_everything,
+        end_process,
+        crash,
+        eat_memory,
+        eat_memory_twice,
+    ),
     *(
         fork,
         leave_thread,

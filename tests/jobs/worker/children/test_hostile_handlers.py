@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from nimburion.core.job import JobRecord, State
 from nimburion.jobs import Processor
+from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND
 from tests.jobs.worker.children import application as app
 from tests.jobs.worker.children.conftest import Make
 from tests.waiting import DEADLINE, wait_until, wait_until_finished
@@ -58,6 +60,14 @@ async def test_a_timeout_kills_the_process(make: Make, tmp_path: Path, handler: 
     assert (record.state, record.history[-1].kind) == (State.FAILED, "timeout")
     await wait_for_end(process)
     assert await processor.wait(await processor.enqueue(app.add.job(1, 1)), DEADLINE) == 2
+
+
+async def test_a_handler_that_stops_the_loop_of_its_child_runs_on(make: Make) -> None:
+    processor = make()
+    await processor.start()
+    for _ in range(2):
+        job_id = await processor.enqueue(app.stop_loop.job())
+        assert await processor.wait(job_id, DEADLINE) == "ran on"
 
 
 async def test_a_cancel_kills_the_process_and_no_neighbour(make: Make, tmp_path: Path) -> None:
@@ -194,10 +204,14 @@ async def test_a_flood_of_output_is_cut_and_stops_nothing(
 async def test_a_flood_of_log_records_is_cut(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     processor = make()
     await processor.start()
+    began = time.monotonic()
     await processor.wait(await processor.enqueue(app.log.job(5_000)), DEADLINE)
+    allowed = BURST + LINES_PER_SECOND * (time.monotonic() - began)
     texts = [r.getMessage() for r in caplog.records]
-    assert sum(text.startswith("record ") for text in texts) < 4_000
-    assert any("log records were dropped" in text for text in texts)
+    logged = sum(text.startswith("record ") for text in texts)
+    dropped = sum(int(text.split()[2]) for text in texts if "log records were dropped" in text)
+    assert logged <= allowed
+    assert 5_000 <= logged + dropped <= 5_001
 
 
 async def test_bytes_in_the_channel_that_are_no_frame_end_the_child(make: Make) -> None:

@@ -182,14 +182,25 @@ class ChildRuntime:
         return self._run_on_loop(value) if inspect.isawaitable(value) else value
 
     def _run_on_loop(self, value: Awaitable[Any]) -> object:
-        """Run an `async def` handler to its end. Tasks that it leaves wait for the next one."""
-        coroutine = value if inspect.iscoroutine(value) else _await(value)
-        task = self._loop.create_task(coroutine)
+        """Run an `async def` handler to its end. Tasks that it leaves wait for the next one.
+
+        `run_until_complete` would stop the loop one turn later, which costs a tenth of a call. A
+        handler that stops the loop itself runs on.
+        """
+        task = self._loop.create_task(self._await_and_stop_loop(value))
         try:
-            return self._loop.run_until_complete(task)
+            while not task.done():
+                self._loop.run_forever()
+            return task.result()
         finally:
             if task.done() and not task.cancelled():
                 task.exception()  # SystemExit and KeyboardInterrupt leave the loop at once
+
+    async def _await_and_stop_loop(self, value: Awaitable[Any]) -> object:
+        try:
+            return await value
+        finally:
+            self._loop.stop()
 
     def _report(self, report: Progressed | Spent) -> None:
         if isinstance(report, Spent):
@@ -219,10 +230,6 @@ def _connect(processor: Processor, channel: ParentChannel) -> None:
     processor.backend = cast("Backend", ParentBackend(channel))
     processor.dead = DeadLetters(processor.backend)
     processor.events = Events()
-
-
-async def _await(value: Awaitable[Any]) -> object:
-    return await value
 
 
 def _encode_result(
