@@ -93,8 +93,12 @@ async def _group_failures(
     backend, now = request.readings.backend, request.readings.now
 
     async def read() -> tuple[FailureGroups, dict[str, int]]:
+        since = now - HOUR
         found = await backend.group_failures(which, limit=MAX_GROUPS)
-        late = msgspec.structs.replace(which, finished_from=now - HOUR)
+        if not any(group.first < since <= group.last for group in found.groups):
+            # Each group failed either before the hour or within it: nothing is left to count.
+            return found, {one.fingerprint: one.count for one in found.groups if one.first >= since}
+        late = msgspec.structs.replace(which, finished_from=since)
         recent = await backend.group_failures(late, limit=MAX_GROUPS)
         return found, {group.fingerprint: group.count for group in recent.groups}
 
