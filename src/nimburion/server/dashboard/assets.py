@@ -44,7 +44,7 @@ class VendoredFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def load_assets() -> Mapping[str, Asset]:
     """Return the static files by name."""
     found = {}
-    for entry in files(__package__).joinpath("static").iterdir():
+    for entry in files("nimburion.server.dashboard").joinpath("static").iterdir():
         content_type = CONTENT_TYPES.get(entry.name.rpartition(".")[2])
         if content_type is not None:
             content = entry.read_bytes()
@@ -56,5 +56,5 @@ def load_assets() -> Mapping[str, Asset]:
 @cache
 def load_vendored() -> tuple[VendoredFile, ...]:
     """Return the list of the files of other projects."""
-    text = files(__package__).joinpath("static", "vendored.json").read_bytes()
+    text = files("nimburion.server.dashboard").joinpath("static", "vendored.json").read_bytes()
     return msgspec.json.decode(text, type=tuple[VendoredFile, ...])

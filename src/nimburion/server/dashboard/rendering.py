@@ -166,11 +166,11 @@ def find_first_line(text: str) -> str:
 
 def format_bytes(count: int | None) -> str:
     """Format a size: `850 B`, `12 MiB`."""
-    size, units = float(count or 0), ("B", "KiB", "MiB", "GiB", "TiB")
-    for unit in units:
-        if size < 1024 or unit == units[-1]:
+    size, unit = float(count or 0), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
             break
-        size /= 1024
+        size, unit = size / 1024, larger
     return f"{size:.0f} {unit}"
 
 
