@@ -180,8 +180,8 @@ MUTANTS = (
     Mutant(
         "handed out before due",
         "backends/memory/*.py",
-        "if $entry.$due <= $now:",
-        "if $entry.$due <= $now + MICRO:",
+        "if $entry.$due <= $now:\n            heappush(",
+        "if $entry.$due <= $now + MICRO:\n            heappush(",
         (f"{SIMULATION}test_one_seed_is_the_same_each_time",),
     ),
     Mutant(

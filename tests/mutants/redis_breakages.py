@@ -278,7 +278,7 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: unique key not freed",
         "backends/redis/*.lua",
-        "    $freed[$field] = true\n    return true",
+        "    $freed[$field], $taken[$field] = true, nil\n    return true",
         "    return true",
         (f"{REDIS}test_the_end_of_its_job_frees_the_key",),
     ),

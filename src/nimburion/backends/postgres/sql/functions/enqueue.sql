@@ -338,7 +338,10 @@ BEGIN
     SELECT j.seq, j.lane, j.created_at, coalesce(t.due, j.due) AS due, t.failures INTO STRICT old
     FROM {schema}.job j LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq WHERE j.id = p_holder;
     PERFORM {schema}.remove_waiting_1(old.lane, old.due, old.seq);
-    new_due := LEAST(p_due, GREATEST(p_now, old.created_at + p_max_wait));  -- NULL is ignored
+    new_due := p_due;
+    IF p_max_wait IS NOT NULL THEN
+        new_due := LEAST(p_due, GREATEST(p_now, old.created_at + p_max_wait));
+    END IF;
     IF old.failures > 0 THEN
         new_due := GREATEST(new_due, old.due);
     END IF;
