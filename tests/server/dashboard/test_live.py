@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nimburion.core.errors import BackendUnavailable
+from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.server.dashboard.live import Fragment, LivePages, format_event
 from nimburion.server.dashboard.readings import MAX_ENTRIES, MAX_STALENESS, SharedReadings
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -183,7 +183,10 @@ async def test_viewers_learn_that_the_backend_does_not_answer_and_when_it_does_a
     viewer.take_events()
     counter.error = BackendUnavailable("gone")
     await advance(clock, 1.2)
-    assert viewer.take_events() == format_event('{"at":1.0,"problem":"gone"}', "status").encode()
+    assert b'"problem":"The backend does not answer: gone. ' in viewer.take_events()
+    counter.error = JobNotFound("a")
+    await advance(clock, 1.2)
+    assert b'"problem":"No job \'a\' in this backend' in viewer.take_events()
     counter.error = None
     await advance(clock, 1.2)
     assert b'"problem":""' in viewer.take_events()

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from nimburion.core.errors import NimburionError
 from nimburion.core.timing.clock import Clock
+from nimburion.server.dashboard.readings import describe_problem
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -66,7 +67,7 @@ class _Channel:
         except (NimburionError, TimeoutError) as error:
             last = self.fragment
             html, at = ("", 0.0) if last is None else (last.html, last.at)
-            fragment = Fragment(html, at, str(error) or "no answer in time")
+            fragment = Fragment(html, at, describe_problem(error))
         except Exception:  # noqa: BLE001 - the other pages continue
             _log.exception("a live update failed")
             return

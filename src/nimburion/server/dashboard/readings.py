@@ -104,7 +104,7 @@ class SharedReadings:
                 timeout = FIRST_READ_TIMEOUT if is_first else READ_TIMEOUT
                 await self._refresh(entry, read, timeout)
             if entry.problem is not None and now - entry.read_at > MAX_STALENESS:
-                raise entry.problem
+                raise entry.problem.with_traceback(None)
             return entry
 
     def peek(
@@ -265,7 +265,11 @@ class PageReadings:
 
 
 def describe_problem(error: Exception) -> str:
-    """Return why the backend could not be read, on one line."""
-    if isinstance(error, TimeoutError):
-        return "it did not answer in time"
-    return escape_controls(error)[:300]
+    """Return why a page shows old values, for people."""
+    if isinstance(error, BackendError | TimeoutError):
+        reason = str(error) or "no answer in time"
+        text = f"The backend does not answer: {reason}. The page shows the last values and retries."
+    else:
+        reason = str(error)
+        text = f"{reason[:1].upper()}{reason[1:]}. The page shows the last values."
+    return escape_controls(text)[:500]

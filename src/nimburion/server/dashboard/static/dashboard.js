@@ -61,7 +61,7 @@
       shown.dateTime = moment.toISOString();
       shown.textContent = clock.format(moment);
     }
-    showBanner(problem && `The backend does not answer: ${problem}. The page shows the last values and tries again.`);
+    showBanner(problem);
   }
 
   function showBanner(text) {
@@ -71,21 +71,29 @@
     document.body.classList.toggle("stale", Boolean(text));
   }
 
+  function explainStatus(status) {
+    if (status === 404) return "This does not exist any more. The page shows the last values.";
+    if (status < 500) return "You may not see this page any more. Reload it to sign in.";
+    return "The backend does not answer. The page shows the last values and retries.";
+  }
+
   async function poll() {
     if (!liveUrl || polling) return;
     polling = true;
     try {
       const answer = await fetch(`${liveUrl}fragment`, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(POLL * 3) });
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      if (!answer.ok) {
+        heardAt = Date.now() - SILENCE + POLL;
+        showBanner(explainStatus(answer.status));
+        return;
+      }
       const text = await answer.text();
       showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
       if (isInUse()) hold();
       else await replaceLive(text);
-    } catch (error) {
+    } catch {
       heardAt = Date.now() - SILENCE + POLL;
-      showBanner(error.message?.startsWith("status 5")
-        ? "The backend does not answer. The page shows the last values and tries again."
-        : "The server does not answer. The page shows the last values and tries again.");
+      showBanner("The server does not answer. The page shows the last values and retries.");
     } finally {
       polling = false;
     }
