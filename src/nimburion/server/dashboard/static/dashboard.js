@@ -4,6 +4,7 @@
   "use strict";
   const SILENCE = 5000; // milliseconds without a message after which the page polls
   const POLL = 3000;
+  const RETRY = 12000; // between two attempts to open a stream
   const live = document.getElementById("live");
   const banner = document.getElementById("banner");
   const notice = document.getElementById("notice");
@@ -89,6 +90,7 @@
       }
       const text = await answer.text();
       showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
+      if (!isPaused()) openStream();
       if (isInUse()) hold();
       else await replaceLive(text);
     } catch {
@@ -97,6 +99,14 @@
     } finally {
       polling = false;
     }
+  }
+
+  // A stream that could not be opened is tried again, while the page polls.
+  let openedAt = 0;
+  function openStream() {
+    if (live._htmx?.sse || Date.now() - openedAt < RETRY) return;
+    openedAt = Date.now();
+    htmx.trigger(live, "live-start");
   }
 
   async function replaceLive(text) {
@@ -120,8 +130,8 @@
     if (!liveUrl) return;
     if (paused) live._htmx?.sse?.reader?.cancel();
     else {
+      openedAt = 0;
       poll();
-      htmx.trigger(live, "live-start");
     }
   }
 
@@ -148,7 +158,7 @@
     document.addEventListener("visibilitychange", () => { if (!document.hidden) watch(); });
     heardAt = Date.now();
     setInterval(watch, 1000);
-    if (!isPaused()) htmx.trigger(live, "live-start");
+    if (!isPaused()) openStream();
   }
 
   // What a fragment leaves alone: texts of times that are already shown, and what somebody unfolded.
