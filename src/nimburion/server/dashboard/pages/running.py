@@ -24,7 +24,7 @@ from nimburion.server.dashboard.page import (
 from nimburion.server.dashboard.readings import PageReadings
 
 _HOUR = 3600
-MAX_RUNNING = 200
+MAX_RUNNING = 100
 """The maximum number of jobs that the page shows, the most recently enqueued ones."""
 
 
@@ -60,7 +60,7 @@ async def read_running(request: PageRequest[NoQuery]) -> RunningData:
     """Read the jobs that are processing, their workers, and the usual times of their names."""
     readings, backend = request.readings, request.readings.backend
     which = JobFilter(states=frozenset({State.PROCESSING}))
-    page = await readings.read("running", lambda: backend.list_jobs(which, limit=MAX_RUNNING), 1.0)
+    page = await readings.read("running", lambda: backend.list_jobs(which, limit=MAX_RUNNING), 2.0)
     sessions = {session.id: session for session in await readings.list_sessions()}
     usual = await _read_usual_times(readings)
     processor = request.services.processor
@@ -133,6 +133,7 @@ RUNNING = DashboardPage(
     section="Running",
     read=read_running,
     template="running.html",
+    interval=2.0,
 )
 
 ACTIONS = (

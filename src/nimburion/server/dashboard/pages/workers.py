@@ -195,6 +195,7 @@ WORKERS = DashboardPage(
     section="Workers",
     read=read_workers,
     template="workers.html",
+    interval=2.0,
 )
 
 _COMMAND = find_operation(worker_operations.OPERATIONS, "command_worker")
