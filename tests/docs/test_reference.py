@@ -15,7 +15,7 @@ from nimburion.core.job import Reason, State
 from nimburion.jobs import errors
 from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.options import EnqueueOptions
-from nimburion.jobs.declaration.policy import PolicyOptions
+from nimburion.jobs.declaration.policy import BATCH_OPTIONS, PolicyOptions
 from nimburion.jobs.worker.health import Condition
 from tests.house.tree import ROOT
 
@@ -70,7 +70,7 @@ def test_the_public_names_are_all_there() -> None:
 
 
 def test_the_options_of_a_job_are_all_there() -> None:
-    words = {"name", "queue", *PolicyOptions.__annotations__}
+    words = {"name", "queue", *PolicyOptions.__annotations__, *BATCH_OPTIONS}
     assert set(first_cells("api.md", under="The options of a job")) == words
 
 
