@@ -287,7 +287,7 @@ scheduler.schedule("0 2 * * *", note.job(0))
 app = server.bootstrap(cfg)
 app.set_job_processor(processor)
 app.set_scheduler(scheduler)
-app.run()
+app.run(owns_process=True)
 """
 
 
