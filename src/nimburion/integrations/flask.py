@@ -22,13 +22,19 @@ each in an application context.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+from datetime import timedelta
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 
 from nimburion import config
 from nimburion.core.errors import DefinitionError, NotOpen
 from nimburion.core.settings import Config
 from nimburion.integrations import explain_missing
-from nimburion.jobs.client.registered_job import RegisterDecorator, RegisteredJob
+from nimburion.jobs.client.registered_job import (
+    RegisterBatchDecorator,
+    RegisterDecorator,
+    RegisteredJob,
+    register_job,
+)
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.policy import PolicyOptions
@@ -103,6 +109,17 @@ class FlaskJobs:
         queue: str = "default",
         **policy: Unpack[PolicyOptions],
     ) -> RegisterDecorator: ...
+    @overload
+    def job(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        batch: int,
+        batch_wait: float | timedelta = 0.0,
+        **policy: Unpack[PolicyOptions],
+    ) -> RegisterBatchDecorator: ...
     def job(
         self,
         function: Callable[..., Any] | None = None,
@@ -110,7 +127,7 @@ class FlaskJobs:
         *,
         name: str | None = None,
         queue: str = "default",
-        **policy: Unpack[PolicyOptions],
+        **policy: Any,
     ) -> Any:
         """Make a job of a typed function and register it, as `Processor.job` does.
 
@@ -122,8 +139,9 @@ class FlaskJobs:
         thumbnail.enqueue_sync("cat.png", width=100)
         ```
         """
-        decorator = RegisterDecorator(find_processor, self.register, name, queue, policy)
-        return decorator if function is None else decorator(function)
+        options = cast("PolicyOptions", policy)
+        decorator = RegisterDecorator(find_processor, self.register, name, queue, options)
+        return register_job(function, decorator, policy)
 
 
 class _AppJobs:

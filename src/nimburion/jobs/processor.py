@@ -47,6 +47,7 @@ from nimburion.jobs.client.registered_job import (
     RegisterBatchDecorator,
     RegisterDecorator,
     RegisteredJob,
+    register_job,
 )
 from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.codec import lower_first
@@ -278,9 +279,7 @@ class Processor(Client):
         """
         options = cast("PolicyOptions", policy)
         decorator = RegisterDecorator(lambda: self, self.register, name, queue, options)
-        if function is not None:
-            return decorator(function)
-        return decorator if policy.get("batch") is None else RegisterBatchDecorator(decorator)
+        return register_job(function, decorator, policy)
 
     def use(self, middleware: Middleware) -> None:
         """Wrap every attempt in `async def middleware(ctx, call_next)`.

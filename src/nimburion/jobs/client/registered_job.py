@@ -12,7 +12,7 @@ await thumbnail.options(priority=7, after=30).enqueue("cat.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -158,3 +158,12 @@ class RegisterBatchDecorator:
     def __call__(self, function: Callable[..., Any], /) -> RegisteredJob[..., ..., Any]:
         """Return the function as a job, registered with the processor."""
         return self._decorator(function)
+
+
+def register_job(
+    function: Callable[..., Any] | None, decorator: RegisterDecorator, policy: Mapping[str, Any]
+) -> RegisteredJob[..., ..., Any] | RegisterDecorator | RegisterBatchDecorator:
+    """Return what `job(function)` or `job(**policy)` of a processor returns."""
+    if function is not None:
+        return decorator(function)
+    return decorator if policy.get("batch") is None else RegisterBatchDecorator(decorator)
