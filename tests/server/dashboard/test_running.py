@@ -50,7 +50,10 @@ async def test_late_jobs_are_marked(site: Api) -> None:
     assert (rows["slow"]["pid"], rows["slow"]["deadline"]) == (99, None)
     html = (await site.client.get(path)).text
     assert "50 %, &lt;half&gt;" in html
-    await site.client.post(f"{path}/slow/cancel", headers=OWN_PAGE)
+    for job_id, outcome in (("slow", "is asked to end it"), ("next", "is cancelled")):
+        headers = {**OWN_PAGE, "HX-Request": "true"}
+        response = await site.client.post(f"{path}/{job_id}/cancel", headers=headers)
+        assert outcome in response.text
     html = (await site.client.get(path)).text
     assert "cancel requested" in html
     assert f'action="{path}/slow/cancel"' not in html

@@ -49,6 +49,13 @@ async def test_a_pause_keeps_its_reason_in_the_audit_log(site: Api) -> None:
     assert f'action="{PATH}/daily/resume"' in html
 
 
+async def test_a_run_by_hand_names_its_job(site: Api) -> None:
+    headers = {**OWN_PAGE, "HX-Request": "true"}
+    response = await site.client.post(f"{PATH}/daily/run", headers=headers)
+    jobs = (await site.processor.backend.list_jobs()).jobs
+    assert f"Job {jobs[0].id} is enqueued." in response.text
+
+
 async def test_pages_of_schedules_follow_each_other(site: Api) -> None:
     for number in range(30):
         await site.services.schedules.add(f"s{number:02}", "@daily", "send")

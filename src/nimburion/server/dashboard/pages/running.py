@@ -21,6 +21,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.pages.job import describe_cancelled
 from nimburion.server.dashboard.readings import PageReadings
 
 _HOUR = 3600
@@ -142,5 +143,6 @@ ACTIONS = (
         operation=find_operation(job_operations.OPERATIONS, "cancel_job"),
         done="The worker of job {id} is asked to end it.",
         back="/running",
+        describe=describe_cancelled,
     ),
 )

@@ -7,6 +7,7 @@ import msgspec
 from nimburion.core.job import State
 from nimburion.scheduler.schedules import ScheduleHistory, TickOutcome
 from nimburion.server.api import schedules as schedule_operations
+from nimburion.server.api.jobs import JobReference
 from nimburion.server.api.names import Name
 from nimburion.server.dashboard.charts import Mark
 from nimburion.server.dashboard.page import (
@@ -94,16 +95,23 @@ SCHEDULES = DashboardPage(
     interval=5.0,
 )
 
+
+def describe_run(job: JobReference) -> str:
+    """Return which job was enqueued."""
+    return f"Job {job.id} is enqueued."
+
+
 ACTIONS = tuple(
     DashboardAction(
         path=f"/schedules/{{name}}/{verb}",
         operation=find_operation(schedule_operations.OPERATIONS, f"{verb}_schedule"),
         done=done,
         back="/schedules",
+        describe=describe,
     )
-    for verb, done in (
-        ("pause", "Schedule {name} is paused."),
-        ("resume", "Schedule {name} is resumed."),
-        ("run", "The job of schedule {name} is enqueued."),
+    for verb, done, describe in (
+        ("pause", "Schedule {name} is paused.", None),
+        ("resume", "Schedule {name} is resumed.", None),
+        ("run", "The job of schedule {name} is enqueued.", describe_run),
     )
 )
