@@ -248,6 +248,26 @@ async def test_a_page_does_not_wait_for_a_slow_read_whose_value_is_not_old(api: 
     await readings.stop()
 
 
+async def test_the_end_of_an_outage_is_noticed_soon(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    error: Exception | None = None
+
+    async def read() -> int:
+        if error is not None:
+            clock.advance(2)  # a timeout
+            raise error
+        return 1
+
+    await readings.read("key", read, 1.0)
+    clock.advance(1)
+    error = BackendUnavailable("gone")
+    assert (await readings.read("key", read, 1.0)).problem is error
+    error = None
+    clock.advance(1)
+    assert (await readings.read("key", read, 1.0)).problem is None
+
+
 async def test_old_values_are_not_shown_for_ever(api: Api) -> None:
     clock = FakeClock()
     readings = SharedReadings(api.processor.backend, clock)

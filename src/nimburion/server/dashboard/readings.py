@@ -61,8 +61,10 @@ class _Entry:
 
     @property
     def pause(self) -> float:
-        """The least seconds between two attempts: slow reads are repeated less often."""
-        return min(PAUSE_FACTOR * self.seconds, MAX_PAUSE)
+        """The least seconds between two attempts: slow reads are repeated less often. After a
+        failure there is no pause, so that the end of an outage is noticed soon.
+        """
+        return 0.0 if self.problem is not None else min(PAUSE_FACTOR * self.seconds, MAX_PAUSE)
 
 
 class SharedReadings:
