@@ -231,11 +231,11 @@ def _draw_bars(
 
 
 def _draw_line(series: Series, top: float, step: int, height: int) -> Markup:
-    """Return a line with gaps. A value between two gaps is a short stroke."""
+    """Return a line with gaps. It begins half an interval early, so that one value is visible."""
     moves, drawing = [], False
     for index, value in enumerate(series.values):
         if not math.isnan(value):
             x, y = index * step + step / 2, height * (1 - value / top)
-            moves.append(f"L{x:g} {y:.1f}" if drawing else f"M{x:g} {y:.1f}h.1")
+            moves.append(f"L{x:g} {y:.1f}" if drawing else f"M{index * step} {y:.1f}H{x:g}")
         drawing = not math.isnan(value)
     return Markup('<path class="{}" d="{}"/>').format(f"line {series.kind}", "".join(moves))
