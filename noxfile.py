@@ -107,6 +107,20 @@ def alerts(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Drive the dashboard in Chromium (scripts/install-servers has it; needs npm)."""
+    npm = shutil.which("npm") or session.error("npm is not on PATH; install nodejs and npm")
+    cases = sorted(str(path) for path in Path("tests/browser").glob("*_cases.py"))
+    with temporary_folder() as scratch:
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy2(f"tests/browser/{name}", scratch)
+        run(session, npm, "ci", "--prefix", str(scratch), "--no-audit", "--no-fund", "--silent")
+        environment = {"NB_TEST_NODE_MODULES": str(scratch / "node_modules")}
+        options = ["-n", "2", "--dist", "loadscope", *(session.posargs or cases)]
+        run(session, sys.executable, "-m", "pytest", *options, **environment)
+
+
+@nox.session
 def wide(session: nox.Session) -> None:
     """Run the long tests that `tests` leaves out and that need no server."""
     paths = sorted(str(path) for path in Path("tests").rglob("test_*.py"))

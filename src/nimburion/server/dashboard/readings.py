@@ -17,6 +17,10 @@ from nimburion.server.dashboard.recent_statistics import RecentHour, RecentStati
 
 T = TypeVar("T")
 
+UPDATE_AGE = 0.9
+"""The usual maximum age of a value: a bit less than the interval of live updates, so that each
+update reads.
+"""
 READ_TIMEOUT = 2.0
 """Seconds after which a read counts as failed. The page then shows the last values."""
 FIRST_READ_TIMEOUT = 10.0
@@ -55,16 +59,20 @@ class _Entry:
         self.at = 0.0
         """The same in epoch seconds."""
         self.tried_at = -math.inf
+        """When the last attempt to read it started, on the monotonic clock."""
         self.problem: BackendError | TimeoutError | None = None
         self.seconds = 0.0
         """How long the last attempt took."""
 
     @property
     def pause(self) -> float:
-        """The least seconds between two attempts: slow reads are repeated less often. After a
-        failure there is no pause, so that the end of an outage is noticed soon.
+        """The least seconds from the start of one attempt to that of the next: slow reads are
+        repeated less often. After a failure there is no pause, so that the end of an outage is
+        noticed soon.
         """
-        return 0.0 if self.problem is not None else min(PAUSE_FACTOR * self.seconds, MAX_PAUSE)
+        if self.problem is not None:
+            return 0.0
+        return self.seconds + min(PAUSE_FACTOR * self.seconds, MAX_PAUSE)
 
 
 class SharedReadings:
@@ -181,8 +189,8 @@ class SharedReadings:
         else:
             entry.problem, entry.read_at = None, self.clock.monotonic()
             entry.at = self.clock.now()
-        entry.tried_at = self.clock.monotonic()
-        entry.seconds = entry.tried_at - started
+        entry.tried_at = started
+        entry.seconds = self.clock.monotonic() - started
 
     def _add_entry(self, key: str) -> _Entry:
         """Add an entry. Those that nobody has asked for lately make room for it."""
@@ -224,7 +232,9 @@ class PageReadings:
         """The backend, for the functions that `read` calls."""
         return self._shared.backend
 
-    async def read(self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 1.0) -> T:
+    async def read(
+        self, key: str, read: Callable[[], Awaitable[T]], max_age: float = UPDATE_AGE
+    ) -> T:
         """Return what `read` returns, shared under a key.
 
         The key must hold every argument of the read. Raises `BackendError` or `TimeoutError` if the
@@ -249,7 +259,7 @@ class PageReadings:
         """Return what `peek` does, but wait a moment for the first value."""
         return cast("T | None", await self._shared.wait_for_value(key, read, max_age))
 
-    async def list_queues(self, max_age: float = 1.0) -> list[QueueInfo]:
+    async def list_queues(self, max_age: float = UPDATE_AGE) -> list[QueueInfo]:
         """Return all queues with unfinished jobs, and the paused ones."""
         return await self.read("queues", self.backend.list_queues, max_age)
 

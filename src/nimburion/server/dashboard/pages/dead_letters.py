@@ -139,7 +139,7 @@ async def read_group(request: PageRequest[GroupPageQuery]) -> GroupData:
             fingerprint=fingerprint, jobs=page.jobs, next=page.next, examined=page.examined
         )
 
-    return await request.readings.read(f"dead letters {key} {after}", read, 2.0)
+    return await request.readings.read(f"dead letters {key} {after}", read)
 
 
 class ArgumentsData(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +189,6 @@ DEAD_LETTERS = DashboardPage(
     read=read_groups,
     template="dead_letters.html",
     query=GroupListQuery,
-    interval=5.0,
 )
 DEAD_LETTER_GROUP = DashboardPage(
     path="/dead-letters/{fingerprint}",
@@ -198,7 +197,6 @@ DEAD_LETTER_GROUP = DashboardPage(
     read=read_group,
     template="dead_letter_group.html",
     query=GroupPageQuery,
-    interval=2.0,
 )
 ARGUMENTS = DashboardPage(
     path="/jobs/{id}/arguments",

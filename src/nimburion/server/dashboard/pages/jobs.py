@@ -205,7 +205,7 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
             jobs=shown.jobs, next=shown.next, examined=shown.examined, now=readings.now
         )
 
-    return await readings.read(f"jobs {which} {query.after}", read, 2.0)
+    return await readings.read(f"jobs {which} {query.after}", read)
 
 
 async def _find_similar_ids(backend: Inspecting, text: str) -> Page:
@@ -227,7 +227,6 @@ JOBS = DashboardPage(
     read=read_jobs,
     template="jobs.html",
     query=JobListQuery,
-    interval=2.0,
     constants={"qualifiers": QUALIFIERS},
 )
 

@@ -1,0 +1,126 @@
+"""The actions of the pages, done as people do them, while the pages update."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from playwright.async_api import Page, expect
+
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import AttemptError, NewJob, State
+from nimburion.core.session import Session
+from nimburion.core.settlement import Failed
+from tests.browser.conftest import Subject
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+_numbers = itertools.count(1)
+
+
+def make_name() -> str:
+    """Return a name that no other test uses, for a queue and the ids of its jobs."""
+    return f"own{next(_numbers)}"
+
+
+async def enqueue(subject: Subject, queue: str, count: int = 1) -> list[str]:
+    """Store waiting jobs in a queue of the test."""
+    jobs = [NewJob(f"{queue}-{n}", "send", queue, b'{"to":"a"}') for n in range(count)]
+    await subject.backend.enqueue(jobs)
+    return [job.id for job in jobs]
+
+
+async def fail(subject: Subject, queue: str, count: int = 1) -> list[str]:
+    """Store dead letters in a queue of the test, with an error of its own."""
+    ids = await enqueue(subject, queue, count)
+    session = Session(id=queue.ljust(32, "0"), queues=(queue,), names=("send",))
+    await subject.backend.open_session(session)
+    request = ReserveRequest(total=count, lanes=(Lane(queue, "send"),))
+    reply = await subject.backend.exchange(session.id, 1, [], request)
+    fingerprint = queue.encode().hex().ljust(16, "0")[:16]
+    error = AttemptError(1, "failure", "Broken", f"no {queue}", fingerprint=fingerprint)
+    settled = [Failed(one.lease, "exhausted", error) for one in reply.deliveries]
+    await subject.backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
+    await subject.backend.close_session(session.id)
+    return ids
+
+
+async def wait_for_state(subject: Subject, job_id: str, state: State) -> None:
+    """Wait until a job is in a state."""
+
+    async def is_reached() -> bool:
+        return (await subject.backend.get_job(job_id)).state is state
+
+    await wait_until(is_reached, f"{job_id} is {state}")
+
+
+async def test_pause_a_queue_with_keys_only(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    await enqueue(subject, queue)
+    await page.goto(f"{subject.dashboard.address}/queues/{queue}")
+    await page.locator("summary", has_text="Pause").focus()
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("a deploy")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#notice")).to_contain_text(f"Queue {queue} is paused")
+    await expect(page.locator("body")).to_contain_text("a deploy")
+    pause = next(one for one in await subject.backend.list_queues() if one.name == queue).pause
+    assert pause is not None
+    assert pause.reason == "a deploy"
+    assert pause.until is not None
+    resume = page.get_by_role("button", name="Resume", exact=True)
+    await resume.focus()
+    await page.keyboard.press("Space")
+    await expect(page.locator("#notice")).to_contain_text(f"Queue {queue} is resumed")
+
+
+async def test_an_open_form_survives_live_updates(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    await enqueue(subject, queue)
+    await page.goto(f"{subject.dashboard.address}/queues/{queue}")
+    form = page.locator("details.action", has_text="Pause")
+    await form.locator("summary").click()
+    await form.locator("[name=reason]").fill("half a rea")
+    await subject.backend.enqueue([NewJob(f"{queue}-more", "send", queue, b"{}")])
+    await expect(page.locator("body.held")).to_have_count(1)
+    await expect(form.locator("[name=reason]")).to_have_value("half a rea")
+    await expect(form.locator("[name=reason]")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(page.locator("body.held")).to_have_count(0)
+
+
+async def test_cancel_selected_jobs_while_others_arrive(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    first, second, third = await enqueue(subject, queue, 3)
+    await page.goto(f"{subject.dashboard.address}/jobs?q=queue:{queue}")
+    await page.locator(f"#job-{first} .select").check()
+    await page.locator(f"#job-{third} .select").check()
+    await subject.backend.enqueue([NewJob(f"{queue}-more", "send", queue, b"{}")])
+    await expect(page.locator("body.held")).to_have_count(1)
+    await expect(page.locator(".select:checked")).to_have_count(2)
+    await page.get_by_role("button", name="Cancel 2").click()
+    await expect(page.locator("#notice")).to_contain_text("2 cancelled")
+    await expect(page.locator(f"#job-{queue}-more")).to_be_visible()
+    for job_id, state in ((first, State.CANCELLED), (second, State.PENDING)):
+        await wait_for_state(subject, job_id, state)
+
+
+async def test_replay_and_delete_dead_letters_of_a_group(
+    subject: Subject, page: Page, expected_problems: list[str]
+) -> None:
+    queue = make_name()
+    first, second, third = await fail(subject, queue, 3)
+    await page.goto(f"{subject.dashboard.address}/dead-letters")
+    await page.locator("tr", has_text=f"no {queue}").get_by_role("link").first.click()
+    await page.locator(f"#job-{first}").get_by_role("button", name="Replay").click()
+    await expect(page.locator("#notice")).to_contain_text("1 replayed")
+    await wait_for_state(subject, first, State.PENDING)
+    await page.locator(f"#job-{second} .select").check()
+    await page.get_by_role("button", name="Replay selected").click()
+    await wait_for_state(subject, second, State.PENDING)
+    await expect(page.locator(f"#job-{second}")).to_have_count(0)
+    await page.locator(f"#job-{third} .select").check()
+    expected_problems.append("dialog: Delete selected the selected jobs for good")
+    await page.get_by_role("button", name="Delete selected").click()
+    await expect(page.locator(f"#job-{third}")).to_have_count(0)

@@ -1,0 +1,113 @@
+"""Live updates, and what a page says while the server or the backend does not answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, expect
+
+from nimburion.core.job import NewJob
+from nimburion.jobs import Processor
+from tests.browser.conftest import Subject
+from tests.browser.served_dashboard import ServedDashboard
+from tests.servers.binaries import valkey_binary
+from tests.servers.server import Server
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+NOT_REACHED = "console: (Failed to load resource|.*Failed to fetch|.*net::ERR)"
+
+
+async def test_what_happens_appears_and_the_pause_holds_it(
+    subject: Subject, page: Page, browser: Browser
+) -> None:
+    await page.goto(f"{subject.dashboard.address}/jobs?q=queue:live")
+    await expect(page.locator("#live")).to_contain_text("No job matches")
+    await subject.backend.enqueue([NewJob("live-1", "send", "live", b"{}")])
+    await expect(page.locator("#job-live-1")).to_be_visible()
+    await page.locator("#pause").click()
+    await expect(page.locator("body.paused")).to_have_count(1)
+    await subject.backend.enqueue([NewJob("live-2", "send", "live", b"{}")])
+    other = await browser.new_page()
+    await other.goto(page.url)
+    await expect(other.locator("#job-live-2")).to_be_visible()
+    await other.close()
+    await expect(page.locator("#job-live-2")).to_have_count(0)
+    await page.locator("#pause").click()
+    await expect(page.locator("#job-live-2")).to_be_visible()
+
+
+async def test_a_selection_of_text_and_a_focused_link_survive(subject: Subject, page: Page) -> None:
+    await subject.backend.enqueue([NewJob("kept-1", "send", "kept", b"{}")])
+    await page.goto(f"{subject.dashboard.address}/jobs?q=queue:kept")
+    link = page.locator("#job-kept-1").get_by_role("link").first
+    await link.focus()
+    await subject.backend.enqueue([NewJob("kept-2", "send", "kept", b"{}")])
+    await expect(page.locator("#job-kept-2")).to_be_visible()
+    await expect(link).to_be_focused()
+    await page.locator("#job-kept-1").get_by_text("send").select_text()
+    await subject.backend.enqueue([NewJob("kept-3", "send", "kept", b"{}")])
+    await expect(page.locator("body.held")).to_have_count(1)
+    assert await page.evaluate("String(getSelection())") == "send"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def own_dashboard(tmp_path: Path) -> AsyncIterator[ServedDashboard]:
+    """A dashboard on a SQLite file that the test may kill."""
+    url = f"sqlite:///{tmp_path}/own.db"
+    async with Processor(url) as processor:
+        await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+    with ServedDashboard(url, tmp_path) as served:
+        yield served
+
+
+async def test_a_killed_server_is_reported_until_it_answers_again(
+    own_dashboard: ServedDashboard, page: Page, expected_problems: list[str]
+) -> None:
+    expected_problems.append(NOT_REACHED)
+    await page.goto(f"{own_dashboard.address}/queues")
+    own_dashboard.kill()
+    banner = page.get_by_role("alert")
+    await expect(banner).to_contain_text("The server does not answer")
+    await expect(page.locator("#queue-mail")).to_be_visible()
+    await page.locator("summary", has_text="Pause").click()
+    await page.get_by_role("button", name="Pause mail").click()
+    await expect(page.locator("#notice")).to_contain_text("Nothing is known about the change")
+    await page.keyboard.press("Escape")
+    own_dashboard.start()
+    await expect(banner).to_be_hidden()
+
+
+async def test_a_frozen_server_is_reported(
+    own_dashboard: ServedDashboard, page: Page, expected_problems: list[str]
+) -> None:
+    expected_problems.append(NOT_REACHED)
+    await page.goto(f"{own_dashboard.address}/queues")
+    own_dashboard.freeze()
+    banner = page.get_by_role("alert")
+    await expect(banner).to_contain_text("The server does not answer")
+    own_dashboard.resume()
+    await expect(banner).to_be_hidden()
+
+
+async def test_a_backend_that_does_not_answer_is_reported(
+    tmp_path: Path, page: Page, expected_problems: list[str]
+) -> None:
+    expected_problems.append(NOT_REACHED)
+    with Server(valkey_binary()) as server:
+        async with Processor(server.url) as processor:
+            await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        with ServedDashboard(server.url, tmp_path) as served:
+            await page.goto(f"{served.address}/queues")
+            banner = page.get_by_role("alert")
+            server.pause()
+            await expect(banner).to_contain_text("The backend does not answer")
+            await expect(page.locator("#queue-mail")).to_be_visible()
+            server.resume()
+            await expect(banner).to_be_hidden()
+            server.stop()
+            await expect(banner).to_contain_text("The backend does not answer")
+            server.start()
+            await expect(banner).to_be_hidden()
