@@ -102,7 +102,6 @@ async def fill_sample(
     now = await backend.now()
     ids = JobIds(lambda: now, random.randbytes)
     workers = await open_workers(backend)
-    await put_minutes(backend, now + 60 * MINUTE if advance is not _keep_time else now, random)
     advance(2 * MINUTE)
 
     async def enqueue(name: str, count: int, payload: bytes, after: float = 0.0) -> list[str]:
@@ -160,6 +159,7 @@ async def fill_sample(
     for worker, vitals in zip(workers[:3], VITALS, strict=True):
         await backend.heartbeat(worker.session.id, vitals)
     advance(2.0)
+    await put_minutes(backend, await backend.now(), random)
     return Sample(
         waiting=waiting[0],
         running=running[0],
@@ -335,11 +335,13 @@ async def put_minutes(backend: Backend, until: float, random: Random) -> None:
         rows = []
         for name, size in sizes.items():
             enqueued = round(size * (1.3 + math.sin(minute / 9)) * random.uniform(0.8, 1.2))
-            failed = enqueued // 6 if name == "send_email" and minute > 44 else 0
+            retried = enqueued // 6 if name == "send_email" and minute > 44 else 0
+            failed = int(retried > 0 and minute % 2)
             counters = Counters(
                 enqueued=enqueued,
                 started=enqueued,
-                completed=enqueued - failed,
+                completed=enqueued - retried - failed,
+                retried=retried,
                 failed=failed,
                 wait=_spread(
                     enqueued, 0.4 if name != "encode_video" else 95.0, WAIT_BOUNDS, random
