@@ -49,7 +49,7 @@ async def serve_sample() -> AsyncIterator[tuple[str, Sample, FakeClock]]:
         await services.schedules.add("nightly_report", "0 3 * * *", "build_report", queue="reports")
         await services.schedules.add("sync_contacts", "*/15 * * * *", "sync_contacts")
         sample = await fill_sample(processor.backend, clock.advance)
-        app = make_management_app(services, AccessControl(settings.server, {}))
+        app = make_management_app(services, AccessControl(settings.server, ()))
         with socket.create_server(("127.0.0.1", 0)) as listening:
             server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
             serving = asyncio.create_task(server.serve(sockets=[listening]))
