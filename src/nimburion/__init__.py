@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from nimburion import config, server
     from nimburion.backends import open_backend
     from nimburion.core.version import __version__ as __version__
-    from nimburion.jobs import Context, Health, Job, Priority, Processor, State, Status, job
+    from nimburion.jobs import (
+        Context,
+        Health,
+        Job,
+        Limit,
+        Priority,
+        Processor,
+        State,
+        Status,
+        job,
+    )
     from nimburion.jobs.errors import (
         BackendCorrupt,
         BackendError,
@@ -75,6 +85,7 @@ __all__ = [
     "job",
     "Processor",
     "Context",
+    "Limit",
     "Priority",
     "State",
     "Status",
@@ -131,7 +142,17 @@ _HOMES = MappingProxyType(
         "open_backend": "nimburion.backends",
         "Scheduler": "nimburion.scheduler",
         **dict.fromkeys(
-            ("Job", "job", "Processor", "Context", "Priority", "State", "Status", "Health"),
+            (
+                "Job",
+                "job",
+                "Processor",
+                "Context",
+                "Limit",
+                "Priority",
+                "State",
+                "Status",
+                "Health",
+            ),
             "nimburion.jobs",
         ),
     }

@@ -31,6 +31,7 @@ from nimburion.core.job import (
     State,
     sort_states,
 )
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
@@ -188,7 +189,7 @@ class Twins(RuleBasedStateMachine):
         limits = {name: luck.randint(1, 3) for name in NAMES if luck.random() < 0.3}
         rates = _rates(luck)
         known = {name for name in NAMES if luck.random() < 0.8} | limits.keys() | rates.keys()
-        self._open_session(session, known, limits, rates)
+        self._open_session(session, known, limits, rates, _keyed_limits(luck, known))
 
     def _open_session(
         self,
@@ -196,6 +197,7 @@ class Twins(RuleBasedStateMachine):
         names: Iterable[str],
         limits: dict[str, int],
         rates: dict[str, RateLimit],
+        keyed: dict[str, dict[str, KeyedLimit]],
     ) -> None:
         about = Session(
             id=session,
@@ -204,6 +206,7 @@ class Twins(RuleBasedStateMachine):
             names=tuple(sorted(names)),
             limits=limits,
             rates=rates,
+            keyed_limits=keyed,
         )
         answer, _ = self._agree(lambda backend: backend.open_session(about))
         if answer is None:
@@ -244,7 +247,7 @@ class Twins(RuleBasedStateMachine):
         if not self.lines:
             session = luck.randbytes(16).hex()
             limits = {name: luck.randint(1, 3) for name in NAMES if luck.random() < 0.3}
-            self._open_session(session, NAMES, limits, _rates(luck))
+            self._open_session(session, NAMES, limits, _rates(luck), _keyed_limits(luck, NAMES))
         return luck.choice(sorted(self.lines))
 
     def _wrong_settlements(self, luck: Random, session: str) -> list[tuple[Held, Make]]:
@@ -508,6 +511,11 @@ class Twins(RuleBasedStateMachine):
                 await backend.list_sessions(),
                 await backend.list_schedules(),
                 await backend.list_rates(),
+                [
+                    (use.limit, use.key, use.in_use)
+                    for use in await backend.list_key_uses()
+                    if use.in_use
+                ],
             )
 
         self._agree(read)
@@ -539,6 +547,7 @@ def _new_job(luck: Random) -> NewJob:
             on_duplicate=luck.choice(("reject", "existing", "existing", "replace", "replace")),
             max_wait=luck.choice((None, 5.0)),
             max_retries=luck.choice((None, 2)),
+            limit_keys=luck.choice(({}, {"k": luck.choice("ab"), "r": luck.choice("ab")})),
         ),
     )
 
@@ -562,6 +571,14 @@ def _settlement(luck: Random) -> Make:
         lambda lease: Spent(lease, units),
     ]
     return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2, 1, 1, 1, 1))[0]
+
+
+def _keyed_limits(luck: Random, names: Iterable[str]) -> dict[str, dict[str, KeyedLimit]]:
+    """Limits by key of some names, often the same ones, and shared by names."""
+    rate = RateLimit("often", interval=500_000, burst=luck.choice((1, 1, 2)))
+    limits = {"k": KeyedLimit(luck.choice((1, 1, 2))), "r": KeyedLimit(rate=rate)}
+    some = {name: limit for name, limit in limits.items() if luck.random() < 0.8}
+    return {name: some for name in names if some and luck.random() < 0.6}
 
 
 def _rates(luck: Random) -> dict[str, RateLimit]:

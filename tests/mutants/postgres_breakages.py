@@ -154,7 +154,7 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a lease that ends frees no place",
         "backends/postgres/*.sql",
-        "$held = $g.$held - $f.$places",
+        "$held = $g.$held - freed.places",
         "$held = $g.$held",
         (f"{POSTGRES}test_rescue_gives_places_back",),
     ),
@@ -167,7 +167,7 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: ageing ignored",
-        "backends/postgres/*.sql",
+        "backends/postgres/sql/functions/exchange.sql",
         "WHEN p_ageing > 0 AND p_now > candidate.due",
         "WHEN p_ageing > 0 AND p_now < candidate.due",
         (f"{POSTGRES}test_a_head_ages_one_level_for_each_whole_span",),
@@ -267,7 +267,7 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: the end of an old holder frees the key of the new one",
-        "backends/postgres/*.sql",
+        "backends/postgres/sql/functions/settle.sql",
         "$u.$key = p_key AND $u.$seq = $p_seq AND",
         "$u.$key = p_key AND",
         (f"{POSTGRES}test_the_end_of_an_old_holder_frees_nothing_of_the_new_one",),

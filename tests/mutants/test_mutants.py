@@ -18,6 +18,7 @@ import pytest
 
 from tests.house.tree import ROOT, python_files
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
+from tests.mutants.limit_breakages import LIMIT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
 from tests.mutants.redis_breakages import REDIS_MUTANTS
@@ -26,7 +27,13 @@ from tests.servers.fixtures import StartedServers
 from tests.servers.postgres import PostgresServer
 from tests.servers.server_kinds import BORROWED
 
-MUTANTS = (*ENGINE_MUTANTS, *SCHEDULER_MUTANTS, *REDIS_MUTANTS, *POSTGRES_MUTANTS)
+MUTANTS = (
+    *ENGINE_MUTANTS,
+    *SCHEDULER_MUTANTS,
+    *REDIS_MUTANTS,
+    *POSTGRES_MUTANTS,
+    *LIMIT_MUTANTS,
+)
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1
 """pytest's exit code: tests ran and some failed; all else (no tests, no import) proves nothing."""

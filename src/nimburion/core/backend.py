@@ -48,6 +48,7 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
@@ -148,6 +149,9 @@ class Consuming(Protocol):
 
         The rate limits of the names become those of `session.rates` in the same way. A rate limit
         that existed before keeps the units that its jobs have taken.
+
+        So do the limits by key (`session.keyed_limits`). If those of a name change, parked jobs of
+        that name are considered again.
         """
         ...
 
@@ -168,6 +172,11 @@ class Consuming(Protocol):
         A reserved job takes the units of its rate limit. `Released` with `unstarted`, `release`
         and a delivery that a repeat returns to its queue give them back. Every other end of a lease
         keeps them, because the handler may have started.
+
+        A job counts for each of its `limit_keys` whose limit its name declares. If one of these
+        keys has no room, the exchange parks the job and reserves the next one of the lane. A parked
+        job waits as a pending job; it returns to its place in the lane in the step that gives its
+        key room. Jobs of one key and lane are reserved in the order of the lane.
 
         `number` starts at 1 and increases by one with each exchange of the session. To repeat an
         exchange whose outcome is unknown, send its number again. A repeat applies no settlements,
@@ -473,6 +482,13 @@ class Inspecting(Protocol):
 
     async def list_rates(self) -> list[RateInfo]:
         """Return every rate limit and what it allows now, ordered by name."""
+        ...
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        """Return up to `limit` keys of limits that are in use or for which jobs wait.
+
+        They are ordered by the name of the limit, then by the key.
+        """
         ...
 
     async def list_statistics(

@@ -158,6 +158,10 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Overrides the handler's declaration."""
     timeout: float | None = None
     """Seconds; overrides the handler's declaration."""
+    limit_keys: dict[str, str] = msgspec.field(default_factory=dict)
+    """The key of the job for each limit by key, by the name of the limit."""
+    cost: int | None = None
+    """The units that the job takes of the rates of its keys; None: as declared."""
 
     @property
     def unique_mode(self) -> str | None:

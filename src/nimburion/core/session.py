@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease
 from nimburion.core.rate_limits import RateLimit
 
@@ -32,6 +33,10 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """
     rates: dict[str, RateLimit] = msgspec.field(default_factory=dict)
     """The fleet-wide rate limits by job name. The newest session decides, as for `limits`."""
+    keyed_limits: dict[str, dict[str, KeyedLimit]] = msgspec.field(default_factory=dict)
+    """The limits by key, by job name and then by the name of the limit. The newest session decides,
+    as for `limits`.
+    """
 
     def to_info(
         self,

@@ -26,6 +26,7 @@ from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.context import Context, get_current_context
 from nimburion.jobs.declaration.job import Job, job
+from nimburion.jobs.declaration.limits import Limit
 from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.health import Health
 
@@ -44,6 +45,7 @@ __all__ = [
     "JobNotCompleted",
     "JobNotFound",
     "LeaseLost",
+    "Limit",
     "NimburionError",
     "NothingRegistered",
     "PermanentError",

@@ -53,8 +53,9 @@ HOT = {
     "renew_session",
     "list_cancel_requests",
 }
-SMALL = {"concurrency_limit", "rate_limit", "paused_queue"}
-"""Tables that may be read whole: they hold a row a limit, a row a paused queue."""
+SMALL = {"concurrency_limit", "rate_limit", "keyed_limit", "lease_key", "paused_queue"}
+"""Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`, only
+the first row is read."""
 
 
 @pytest.fixture

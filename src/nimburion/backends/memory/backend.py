@@ -32,6 +32,7 @@ from nimburion.core.errors import ConfigurationError, JobNotFound
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
@@ -340,6 +341,10 @@ class MemoryBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`."""
         return self._run_atomically(operations.list_rates)
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        """See `Backend.list_key_uses`."""
+        return self._run_atomically(lambda step: operations.list_key_uses(step, limit))
 
     async def list_statistics(
         self,

@@ -13,6 +13,7 @@ from nimburion.backends.memory.state import (
     JobEntry,
     LeaseEntry,
     LimitEntry,
+    LimitKey,
     MemoryState,
     RateEntry,
     SessionEntry,
@@ -31,6 +32,7 @@ from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import FINISHED, AttemptError, JobRecord, NewJob, Reason, State
+from nimburion.core.keyed_limits import KeyedLimit, KeyUse
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
@@ -81,6 +83,7 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
     for name in session.names:
         set_limit(step, name, session.limits.get(name))
         set_rate(step, name, session.rates.get(name))
+        set_keyed_limits(step, name, session.keyed_limits.get(name, {}))
 
 
 def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
@@ -115,6 +118,19 @@ def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
         rates[name].limit = limit
     else:
         rates[name] = RateEntry(limit, step.now)
+
+
+def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit]) -> None:
+    """Set the limits by key of a job name. If they change, its parked jobs are considered again."""
+    state = step.state
+    if state.keyed_limits.get(name, {}) == limits:
+        return
+    state.keyed_limits[name] = limits
+    if not limits:
+        del state.keyed_limits[name]
+    for key, use in list(state.limit_keys.items()):
+        for lane in [lane for lane in use.parked if lane[1] == name]:
+            state.unpark(key, lane, len(use.parked[lane]))
 
 
 def heartbeat(
@@ -263,6 +279,7 @@ def run_exchange(
     check_settlement_delays(settlements)
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
     step.state.promote(step.now, _MAX_PROMOTED)
+    step.names_to_notify.update(step.state.unpark_open(step.now))
     reserving = LaneMerge(step.state, request, step.now)
     deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
     session.last_exchange_number, session.last_results = number, results
@@ -301,10 +318,12 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
 
 def find_next_time(state: MemoryState, lanes: LaneMerge) -> float | None:
     """Return when the next job is due, or a rate limit allows one of these lanes; None: never."""
-    due, opening = find_next_due(state), lanes.find_next_opening()
-    if opening is None:
-        return due
-    return opening / 1e6 if due is None else min(due, opening / 1e6)
+    openings = (lanes.find_next_opening(), state.find_next_key_opening())
+    times = [opening / 1e6 for opening in openings if opening is not None]
+    due = find_next_due(state)
+    if due is not None:
+        times.append(due)
+    return min(times, default=None)
 
 
 def find_next_due(state: MemoryState) -> float | None:
@@ -452,6 +471,20 @@ def list_rates(step: AtomicStep) -> list[RateInfo]:
     ]
 
 
+def list_key_uses(step: AtomicStep, limit: int) -> list[KeyUse]:
+    """See `Backend.list_key_uses`."""
+    used = [make_key_use(step.state, key) for key in sorted(step.state.limit_keys)]
+    return [use for use in used if use.in_use or use.parked][:limit]
+
+
+def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:
+    """Return the use of a key of a limit."""
+    use = state.limit_keys[key]
+    parked = sum(entry.position is place for heap in use.parked.values() for place, entry in heap)
+    opens_at = None if use.opens_at is None or not parked else use.opens_at / MICRO
+    return KeyUse(limit=key[0], key=key[1], in_use=use.in_use, parked=parked, opens_at=opens_at)
+
+
 def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
     """See `Backend.explain_job`."""
     state = step.state
@@ -466,6 +499,12 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
         pause=state.find_pause(entry.queue, step.now),
         limit=make_limit_info(state, entry.name) if entry.name in state.limits else None,
         rate=next((rate for rate in list_rates(step) if rate.name == entry.name), None),
+        keys=[
+            use
+            for key, _ in state.iter_keys(entry)
+            if (use := make_key_use(state, key)).in_use or use.parked
+        ],
+        parked_for=None if entry.parked_for is None else entry.parked_for[0],
         key_holder=None if holder == job_id else holder,
         sessions=[s.make_info(monotonic) for s in state.sessions.values() if not s.is_ended],
     )
@@ -548,6 +587,9 @@ def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
             and session.ended_at < now - _ENDED_SESSION_RETENTION
         ):
             del state.sessions[session_id]
+    for key, use in list(state.limit_keys.items()):
+        if not (use.in_use or use.opens_at or use.has_parked()) and use.spent_until < now:
+            del state.limit_keys[key]
     for key, lease in list(state.unique_keys.items()):
         if lease.valid_until is not None and lease.valid_until <= now:
             del state.unique_keys[key]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heapreplace
 
+import msgspec
+
 from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
     LeaseEntry,
     MemoryState,
     SessionEntry,
+    make_job_rate,
     to_micros,
 )
 from nimburion.backends.server.encoding import encode_json
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS
+from nimburion.core.keyed_limits import MAX_PARKED
 from nimburion.core.lease import Delivery, Token
+from nimburion.core.rate_limits import RateLimit
 
 _MAX_WAITING_LANES = 64
 
@@ -33,6 +38,9 @@ class LaneMerge:
         self._state = state
         self._request = request
         self._now = now
+        self._parked = 0
+        self._has_returned = False
+        """Whether parking a job returned others to their lane: the next exchange considers them."""
         self._lanes = list(dict.fromkeys((lane.queue, lane.name) for lane in request.lanes))
         self._ageing = to_micros(request.ageing)
         self._queue_capacity = {
@@ -56,16 +64,38 @@ class LaneMerge:
             if not self._has_capacity(*self._lanes[n]):
                 heappop(heads)
                 continue
+            if self._park_head(n):
+                self._replace_head(heads, n)
+                if self._has_returned or self._parked == MAX_PARKED:
+                    break
+                continue
             bytes_left -= heads[0][5]
             if bytes_left < 0 and chosen:
                 break
             chosen.append(self._lease_head(n, session, number))
-            following = self._rank_head(n)
-            if following is None:
-                heappop(heads)
-            else:
-                heapreplace(heads, following)
+            self._replace_head(heads, n)
         return chosen
+
+    def _replace_head(self, heads: list[RankedHead], n: int) -> None:
+        """Put the next job of lane `n`, whose head was first, into the heap."""
+        following = self._rank_head(n)
+        if following is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, following)
+
+    def _park_head(self, n: int) -> bool:
+        """Park the first job of lane `n` if one of its keys has no room; return whether it did."""
+        entry = self._state.peek_lane(self._lanes[n])
+        if entry is None or not self._state.keyed_limits:
+            return False
+        key = self._state.find_full_key(entry, self._now)
+        if key is None:
+            return False
+        self._state.pop_lane(self._lanes[n])
+        self._has_returned = self._state.park(entry, key)
+        self._parked += 1
+        return True
 
     def find_waiting_lanes(self) -> list[Lane]:
         """Return up to 64 requested lanes that still hold jobs and are not paused or at a limit."""
@@ -139,7 +169,27 @@ class LaneMerge:
             session, number, token, self._now, counts_in_limit=limit is not None
         )
         session.leased_jobs[entry.seq] = entry
+        self._count_keys(entry, entry.leased)
         return make_delivery(entry, token)
+
+    def _count_keys(self, entry: JobEntry, lease: LeaseEntry) -> None:
+        """Count a leased job for its keys, and set when the next parked job has its turn."""
+        counted = []
+        for key, limit in self._state.iter_keys(entry):
+            use = self._state.limit_keys[key]
+            use.in_use += 1
+            counted.append(key)
+            rate = make_job_rate(entry, limit)
+            if rate is not None:
+                use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
+                if use.has_parked():
+                    use.opens_at = max(self._now, find_unit(rate, use.spent_until))
+        lease.counted_keys = tuple(counted)
+
+
+def find_unit(rate: RateLimit, spent_until: int) -> int:
+    """Return the time from which one unit is available."""
+    return msgspec.structs.replace(rate, cost=1).find_opening(spent_until)
 
 
 def measure_size(entry: JobEntry) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 import msgspec
@@ -19,6 +20,7 @@ from nimburion.core.job import (
     State,
     compute_digest,
 )
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
@@ -56,6 +58,7 @@ class LeaseEntry:
 
     __slots__ = (
         "cancel_requested",
+        "counted_keys",
         "counts_in_limit",
         "exchange_number",
         "session",
@@ -77,6 +80,8 @@ class LeaseEntry:
         self.token: Token = token
         self.started_at: int = started_at
         self.counts_in_limit: bool = counts_in_limit
+        self.counted_keys: tuple[LimitKey, ...] = ()
+        """The keys of limits for which the lease counts."""
         self.cancel_requested: bool = False
 
 
@@ -103,6 +108,7 @@ class JobEntry:
         "lost",
         "name",
         "options",
+        "parked_for",
         "payload",
         "position",
         "priority",
@@ -143,7 +149,11 @@ class JobEntry:
         self.last_settled_token: Token | None = None
         """The token of the latest settlement of this job."""
         self.position: LanePosition | None = None
-        """Position in its lane or among the scheduled jobs; None if the job is in neither."""
+        """Position in its lane, among the scheduled jobs or among the parked ones; None if the job
+        is in none of them.
+        """
+        self.parked_for: LimitKey | None = None
+        """The key that has no room for the job; None if it is not parked."""
 
     def get_body_digest(self) -> bytes:
         """Return the digest of name and first payload, also after that was replaced or removed."""
@@ -286,6 +296,30 @@ class RateEntry:
         return self.limit.find_opening(self.spent_until)
 
 
+LimitKey = tuple[str, str]
+"""The name of a limit by key, and a key."""
+
+
+class KeyEntry:
+    """The use of one key of a limit, and the jobs that wait for it."""
+
+    __slots__ = ("in_use", "opens_at", "parked", "spent_until")
+
+    def __init__(self, now: int) -> None:
+        self.in_use: int = 0
+        self.spent_until: int = now
+        self.opens_at: int | None = None
+        """When parked jobs are considered again because of the rate; None: no time is known."""
+        self.parked: dict[tuple[str, str], LaneHeap] = {}
+        """The parked jobs by lane, each a heap as in `MemoryState.lanes`."""
+
+    def has_parked(self) -> bool:
+        """Return whether jobs are parked for the key."""
+        return any(
+            entry.position is place for heap in self.parked.values() for place, entry in heap
+        )
+
+
 class UniqueKeyEntry(msgspec.Struct):
     """The job that holds a unique key.
 
@@ -310,6 +344,13 @@ class ReplacementEntry(msgspec.Struct):
 LaneHeap = list[tuple[LanePosition, JobEntry]]
 
 
+def make_job_rate(entry: JobEntry, limit: KeyedLimit) -> RateLimit | None:
+    """Return the rate of a limit with the cost of this job; None: the limit has no rate."""
+    if limit.rate is None or entry.options.cost is None:
+        return limit.rate
+    return msgspec.structs.replace(limit.rate, cost=entry.options.cost)
+
+
 class MemoryState:
     """All the data of one memory backend, shared by its handles."""
 
@@ -324,6 +365,9 @@ class MemoryState:
         self.sessions: dict[str, SessionEntry] = {}
         self.limits: dict[str, LimitEntry] = {}
         self.rates: dict[str, RateEntry] = {}
+        self.keyed_limits: dict[str, dict[str, KeyedLimit]] = {}
+        """By job name, then by the name of the limit."""
+        self.limit_keys: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
         self.replacements: dict[str, ReplacementEntry] = {}
         """By the id of the job that was enqueued."""
@@ -371,6 +415,69 @@ class MemoryState:
         _, entry = heappop(self.lanes[lane])
         entry.position = None
         return entry
+
+    def iter_keys(self, entry: JobEntry) -> Iterator[tuple[LimitKey, KeyedLimit]]:
+        """Yield the keys of a job whose limits its name declares, by the name of the limit."""
+        if entry.options.limit_keys:
+            for name, limit in sorted(self.keyed_limits.get(entry.name, {}).items()):
+                key = entry.options.limit_keys.get(name)
+                if key is not None:
+                    yield (name, key), limit
+
+    def find_full_key(self, entry: JobEntry, now: int) -> LimitKey | None:
+        """Return the first key of a job that has no room for it, or None."""
+        for key, limit in self.iter_keys(entry):
+            use = self.limit_keys[key]
+            if limit.concurrency is not None and use.in_use >= limit.concurrency:
+                return key
+            rate = make_job_rate(entry, limit)
+            if rate is not None and rate.count_room(use.spent_until, now) == 0:
+                opening = rate.find_opening(use.spent_until)
+                use.opens_at = opening if use.opens_at is None else min(use.opens_at, opening)
+                return key
+        return None
+
+    def park(self, entry: JobEntry, key: LimitKey) -> bool:
+        """Park a job that was removed from its lane until its key has room.
+
+        Its turn at its other keys, which may have room, passes on to the jobs parked for them.
+        Returns whether any of these returned to the lane.
+        """
+        entry.position = place = (-entry.priority, entry.due, entry.seq)
+        entry.parked_for = key
+        parked = self.limit_keys[key].parked
+        heappush(parked.setdefault((entry.queue, entry.name), []), (place, entry))
+        lane = (entry.queue, entry.name)
+        others = [other for other, _ in self.iter_keys(entry) if other != key]
+        return sum([self.unpark(other, lane) for other in others]) > 0
+
+    def unpark(self, key: LimitKey, lane: tuple[str, str], count: int = 1) -> int:
+        """Return jobs that are parked for a key to their lane, the first ones; return how many."""
+        heap = self.limit_keys[key].parked.get(lane)
+        moved = 0
+        while heap and moved < count:
+            place, entry = heappop(heap)
+            if entry.position is place:
+                entry.parked_for = None
+                self.add_waiting(entry, entry.due)
+                moved += 1
+        if not heap:
+            self.limit_keys[key].parked.pop(lane, None)
+        return moved
+
+    def unpark_open(self, now: int) -> list[str]:
+        """Return jobs whose rate allows one now to their lanes; return the queues."""
+        queues = []
+        for key, use in list(self.limit_keys.items()):
+            if use.opens_at is not None and use.opens_at <= now:
+                use.opens_at = None
+                queues += [lane[0] for lane in list(use.parked) if self.unpark(key, lane)]
+        return queues
+
+    def find_next_key_opening(self) -> int | None:
+        """Return when the rate of a key first allows a parked job, or None."""
+        times = [use.opens_at for use in self.limit_keys.values() if use.opens_at is not None]
+        return min(times, default=None)
 
     def peek_scheduled(self) -> JobEntry | None:
         """Return the scheduled job with the earliest due time without removing it, or None."""

@@ -13,12 +13,14 @@ from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
     LeaseEntry,
+    LimitKey,
     MemoryState,
     ReplacementEntry,
     SessionEntry,
     UniqueKeyEntry,
     check_time,
     compute_due,
+    make_job_rate,
     to_micros,
 )
 from nimburion.core.job import (
@@ -150,6 +152,7 @@ class AtomicStep:
             first=entry.created_at,
             max_wait=None if max_wait is None else to_micros(max_wait),
         )
+        self.pass_turns(entry)
         entry.digest = entry.get_body_digest()
         entry.due = max(due, entry.due) if entry.failures else due
         entry.payload, entry.options = job.payload, job.options
@@ -232,7 +235,7 @@ class AtomicStep:
                     self.give_units_back(entry, lease)
                 self.requeue_or_cancel(entry, lease, delay=settlement.delay, settled=lease.token)
             case RateLimited():
-                delay = self.block_rate(entry.name, settlement.retry_after)
+                delay = self.block_rates(entry, settlement.retry_after)
                 self.requeue_or_cancel(entry, lease, delay=delay, settled=lease.token)
             case Cancelled():
                 self.end_lease(entry, settled=lease.token)
@@ -245,8 +248,13 @@ class AtomicStep:
         """Store what an attempt that continues reports."""
         if isinstance(report, Progressed):
             entry.progress = Progress(report.fraction, report.message)
-        elif entry.name in self.state.rates:
+            return
+        if entry.name in self.state.rates:
             self.state.rates[entry.name].spend(self.now, report.units)
+        for key, limit in self.state.iter_keys(entry):
+            if limit.rate is not None:
+                use = self.state.limit_keys[key]
+                use.spent_until = limit.rate.spend(use.spent_until, self.now, report.units)
 
     def requeue_or_cancel(
         self,
@@ -271,16 +279,23 @@ class AtomicStep:
         self.names_to_notify.add(entry.queue)
         return True
 
-    def block_rate(self, name: str, seconds: float) -> float | None:
-        """Let the rate limit of a name allow no job for some seconds.
+    def block_rates(self, entry: JobEntry, seconds: float) -> float | None:
+        """Let the rates of a job's keys, or that of its name, allow no job for some seconds.
 
-        Returns the delay of the job that asked for it: None, its old place, if there is a limit.
+        Returns the delay of the job itself: None, its old place, if there is a rate.
         """
-        rate = self.state.rates.get(name)
-        if rate is None:
-            return seconds
         delay = max(0, to_micros(seconds))
-        rate.spent_until = rate.limit.block(rate.spent_until, self.now, delay)
+        keyed = False
+        for key, limit in self.state.iter_keys(entry):
+            if limit.rate is not None:
+                use = self.state.limit_keys[key]
+                use.spent_until = limit.rate.block(use.spent_until, self.now, delay)
+                keyed = True
+        rate = self.state.rates.get(entry.name)
+        if rate is None:
+            return None if keyed else seconds
+        if not keyed:
+            rate.spent_until = rate.limit.block(rate.spent_until, self.now, delay)
         return None
 
     def give_units_back(self, entry: JobEntry, lease: LeaseEntry) -> None:
@@ -288,6 +303,11 @@ class AtomicStep:
         rate = self.state.rates.get(entry.name)
         if rate is not None:
             rate.spent_until = rate.limit.refund(rate.spent_until, self.now, lease.started_at)
+        for key, limit in self.state.iter_keys(entry):
+            keyed_rate = make_job_rate(entry, limit)
+            if keyed_rate is not None and key in lease.counted_keys:
+                use = self.state.limit_keys[key]
+                use.spent_until = keyed_rate.refund(use.spent_until, self.now, lease.started_at)
 
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
         """Remove the lease of a job and decrement the count of its concurrency limit."""
@@ -302,6 +322,16 @@ class AtomicStep:
         if lease.counts_in_limit:
             self.state.limits[entry.name].in_use -= 1
             self.names_to_notify.add(entry.queue)
+        for key in lease.counted_keys:
+            self.release_limit_key(key)
+
+    def release_limit_key(self, key: LimitKey) -> None:
+        """Count one job less for a key of a limit, and let the next parked jobs have their turn."""
+        use = self.state.limit_keys[key]
+        use.in_use -= 1
+        for lane in list(use.parked):
+            if self.state.unpark(key, lane):
+                self.names_to_notify.add(lane[0])
 
     def finish(
         self,
@@ -324,10 +354,24 @@ class AtomicStep:
         entry.reason = reason
         entry.result = result
         entry.position = None
+        if entry.leased is None and session is None:
+            self.pass_turns(entry)
         if state is not State.FAILED and not keep_payload:
             entry.digest = entry.get_body_digest()
             entry.payload = None
         self.release_key(entry)
+
+    def pass_turns(self, entry: JobEntry) -> None:
+        """Let jobs that are parked for the keys of a cancelled or replaced job have its turn.
+
+        It may have been the one that returned to its lane when its key had room.
+        """
+        lane = (entry.queue, entry.name)
+        if entry.parked_for is None:
+            for key, _ in self.state.iter_keys(entry):
+                if self.state.unpark(key, lane):
+                    self.names_to_notify.add(entry.queue)
+        entry.parked_for = None
 
     def add_error(self, entry: JobEntry, error: AttemptError) -> None:
         """Append an error to the history, with the time of this step."""

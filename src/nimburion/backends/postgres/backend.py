@@ -58,6 +58,7 @@ from nimburion.core.errors import (
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
@@ -123,7 +124,7 @@ _PLANNER_SETTINGS = (
     "plan_cache_mode = force_generic_plan",
 )
 """Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
-_OPEN_SESSION = _make_call("open_session_1", 12)
+_OPEN_SESSION = _make_call("open_session_1", 13)
 _CLOSE_SESSION = _make_call("close_session_1", 5)
 _RELEASE = _make_call("release_leases_1", 6)
 _RESCUE = _make_call("rescue_jobs_1", 6)
@@ -143,7 +144,12 @@ _LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.list_rates_1(NULL) r"""
 _EXPLAIN = """SELECT g.*, e.*, t.now, (
         SELECT CAST(ROW(r.*) AS {schema}.rate_limit) FROM {schema}.list_rates_1(g.name) r
-    ) AS rate FROM {schema}.get_read_time_1($1) AS t (now),
+    ) AS rate, (
+        SELECT json_agg(json_build_array(k.limit_name, k.key, k.in_use, k.parked, k.opens_at))
+        FROM {schema}.list_key_uses_1(g.name, g.seq, 100) k
+    ) AS key_uses, (
+        SELECT p.limit_name FROM {schema}.parked p WHERE p.seq = g.seq
+    ) AS parked_for FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
     {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options, $4) e"""
 """One statement, so that everything is read in one snapshot."""
@@ -578,6 +584,7 @@ class PostgresBackend:
             _PRUNE, self._now(), *arguments, limit, extra_time=_LARGE_READ_TIMEOUT
         )
         await self._merge_statistics()
+        await self._fetch("SELECT {schema}.prune_limit_keys_1($1)", self._now())
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
 
@@ -666,6 +673,11 @@ class PostgresBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`."""
         return queries.decode_rates(await self._fetch(_LIST_RATES, self._now()))
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        """See `Backend.list_key_uses`."""
+        statement = "SELECT * FROM {schema}.list_key_uses_1(NULL, NULL, $1)"
+        return queries.decode_key_uses(await self._fetch(statement, limit))
 
     async def list_statistics(
         self,

@@ -27,6 +27,7 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
@@ -226,6 +227,20 @@ def decode_rates(rows: list[Any]) -> list[RateInfo]:
     return [_make_rate(*row) for row in rows]
 
 
+def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
+    """Decode the rows of `list_key_uses_1`."""
+    return [
+        KeyUse(
+            limit=limit,
+            key=key,
+            in_use=in_use,
+            parked=parked,
+            opens_at=to_seconds(opens_at) if parked and opens_at is not None else None,
+        )
+        for limit, key, in_use, parked, opens_at in rows
+    ]
+
+
 def _make_rate(  # noqa: PLR0917 - the columns of a row
     now: int, name: str, interval: int, burst: int, cost: int, spent_until: int, rate: str
 ) -> RateInfo:
@@ -253,12 +268,15 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         job=job,
         pause=pause,
         limit=limit,
+        keys=decode_key_uses(_decode_rows(row["key_uses"] or "[]")),
+        parked_for=row["parked_for"],
         rate=None if row["rate"] is None else _make_rate(row["now"], *row["rate"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),
     )
 
 
+_decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None]]).decode
 _LIMIT_COLUMNS = ("maximum", "in_use", "ids", "sessions", "hosts", "holders_started_at")
 _PAUSE_COLUMNS = ("since", "ends_at", "paused_by", "pause_reason")
 _SESSION_COLUMNS = (

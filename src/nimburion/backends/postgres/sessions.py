@@ -14,6 +14,7 @@ from nimburion.backends.postgres.encoding import (
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
 from nimburion.core.operations import Rescued
 from nimburion.core.session import (
@@ -46,7 +47,22 @@ def encode_open_session(session: Session) -> list[Any]:
         [None if rate is None else rate.interval for rate in rates],
         [None if rate is None else rate.burst for rate in rates],
         [None if rate is None else rate.cost for rate in rates],
+        encode_json(
+            {
+                encode_text(name): [
+                    _encode_keyed_limit(limit, limits[limit]) for limit in sorted(limits)
+                ]
+                for name, limits in session.keyed_limits.items()
+                if limits and name in session.names
+            }
+        ).decode(),
     ]
+
+
+def _encode_keyed_limit(name: str, limit: KeyedLimit) -> tuple[object, ...]:
+    rate = limit.rate
+    parts = (None,) * 3 if rate is None else (rate.interval, rate.burst, rate.cost)
+    return (encode_text(name), limit.concurrency, *parts)
 
 
 def check_alive(alive: object, session_id: str) -> None:

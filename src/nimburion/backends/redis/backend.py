@@ -60,6 +60,7 @@ from nimburion.core.errors import (
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import FINISHED, Enqueued, JobRecord, NewJob, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
@@ -619,6 +620,10 @@ class RedisBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`. One script reads everything."""
         return queries.decode_rates(*await self._run_script("list_rates"))
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        """See `Backend.list_key_uses`. One script reads everything."""
+        return queries.decode_key_uses(await self._run_script("list_key_uses", limit))
 
     async def list_statistics(
         self,

@@ -37,6 +37,7 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, group_failures
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 from nimburion.core.session import (
@@ -482,6 +483,23 @@ def decode_limits(replies: Sequence[list[Any]]) -> list[LimitInfo]:
     ]
 
 
+def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
+    """Decode the keys of `list_key_uses.lua`."""
+    return [_decode_key_use(*row) for row in _split_rows(rows, 3)]
+
+
+def _decode_key_use(name: bytes, use: bytes, parked: int) -> KeyUse:
+    limit, _, key = name.decode().partition("\0")
+    in_use, _, opens_at = use.split()
+    return KeyUse(
+        limit=limit,
+        key=key,
+        in_use=int(in_use),
+        parked=parked,
+        opens_at=None if opens_at == b"-" or not parked else int(opens_at) / MICRO,
+    )
+
+
 def decode_rates(now8: bytes, rows: list[Any]) -> list[RateInfo]:
     """Decode the rate limits of `list_rates.lua`, sorted by name."""
     now = decode_micros(int.from_bytes(now8, "big"))
@@ -510,7 +528,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     """
     if not reply:
         raise JobNotFound(job_id)
-    now, names, details, pause, limit, holder, sessions, rate = reply
+    now, names, details, pause, limit, holder, sessions, rate, uses, parked_for = reply
     rates = decode_rates(now, rate)
     key_holder = None if holder is None else decode_id(holder)
     return Facts(
@@ -519,6 +537,8 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
         pause=None if pause is None else decode_pause(pause),
         limit=next(iter(decode_limits([limit])), None),
         rate=rates[0] if rates else None,
+        keys=decode_key_uses(uses),
+        parked_for=None if parked_for is None else parked_for.decode().partition("\0")[0],
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )

@@ -61,7 +61,8 @@ class ScriptSpec(NamedTuple):
 
 _RECORD_PARTS = ("times", "constants", "record_format", "batching")
 _ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
-_WRITE_PARTS = (*_ENQUEUE_PARTS, "write_buffer")
+_KEY_PARTS = ("rate_limits", "keyed_limits")
+_WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
 _CANCEL_PARTS = ("session_names", "cancel_job")
@@ -71,21 +72,21 @@ _NEW_JOB_PARTS = ("new_job_format", *_KEY_HOLDER_PARTS, "replace_job", "enqueue_
 SCRIPT_SPECS = MappingProxyType(
     {
         "open": ScriptSpec(flags="allow-oom"),
-        "enqueue": ScriptSpec((*_ENQUEUE_PARTS, *_NEW_JOB_PARTS)),
+        "enqueue": ScriptSpec((*_ENQUEUE_PARTS, *_KEY_PARTS, *_NEW_JOB_PARTS)),
         "enqueue_one": ScriptSpec(("times", "constants", "new_job_format")),
         "flush": ScriptSpec(flags="allow-oom"),
         "check_enqueue": ScriptSpec(
             (*_RECORD_PARTS, "unique_keys", "new_job_format", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
-            (*_WRITE_PARTS, "rate_limits", "settle", "promote_due", "pauses", "reserve"),
+            (*_WRITE_PARTS, "settle", "promote_due", "pauses", "reserve"),
             "allow-oom",
         ),
-        "open_session": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
+        "open_session": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", *_KEY_PARTS), "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
         "put_statistics": ScriptSpec(("times",)),
         "merge_statistics": ScriptSpec(("times", "batching"), "allow-oom"),
-        "release": ScriptSpec((*_WRITE_PARTS, "rate_limits", "release_jobs"), "allow-oom"),
+        "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
@@ -121,6 +122,7 @@ SCRIPT_SPECS = MappingProxyType(
                 *("unique_keys", *_KEY_HOLDER_PARTS, "pauses"),
                 *_DETAIL_PARTS,
                 *("limit_holders", "read_sessions"),
+                *("notify", *_KEY_PARTS),
             ),
             "no-writes",
         ),
@@ -132,6 +134,7 @@ SCRIPT_SPECS = MappingProxyType(
         "list_limits": ScriptSpec(
             (*_RECORD_PARTS, "lanes", "session_names", "limit_holders"), "no-writes"
         ),
+        "list_key_uses": ScriptSpec(("times", "batching"), "no-writes"),
         "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
         "list_audit": ScriptSpec(("batching", "numbered_pages"), "no-writes"),

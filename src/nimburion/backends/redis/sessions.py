@@ -16,6 +16,7 @@ from nimburion.backends.redis.encoding import (
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.operations import Rescued
 from nimburion.core.session import (
@@ -43,8 +44,27 @@ def encode_open_session(session: Session) -> list[bytes]:
         limits += (
             (False,) * 4 if rate is None else (rate.interval, rate.burst, rate.cost, rate.rate)
         )
-    ttl = b"%d" % to_micros(session.ttl)
-    return [session.id.encode(), ttl, encode_json(session), _pack(limits), session.host.encode()]
+    keyed: list[object] = []
+    for name in session.names:
+        keyed += (name, _encode_keyed_limits(session.keyed_limits.get(name, {})))
+    return [
+        session.id.encode(),
+        b"%d" % to_micros(session.ttl),
+        encode_json(session),
+        _pack(limits),
+        session.host.encode(),
+        _pack(keyed),
+    ]
+
+
+def _encode_keyed_limits(limits: dict[str, KeyedLimit]) -> list[tuple[object, ...]]:
+    encoded: list[tuple[object, ...]] = []
+    for name, limit in sorted(limits.items()):
+        maximum = False if limit.concurrency is None else limit.concurrency
+        rate = limit.rate
+        parts = (False, 0, 0) if rate is None else (rate.interval, rate.burst, rate.cost)
+        encoded.append((name, maximum, *parts))
+    return encoded
 
 
 def check_alive(reply: bytes, session_id: str) -> None:

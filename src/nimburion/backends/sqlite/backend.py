@@ -35,6 +35,7 @@ from nimburion.backends.sqlite.connection.path import (
 )
 from nimburion.backends.sqlite.connection.space import DiskSpace, Measure, get_free_bytes
 from nimburion.backends.sqlite.connection.threads import ReaderThread, WriterThread
+from nimburion.backends.sqlite.keyed_limits import list_key_uses
 from nimburion.backends.sqlite.notifications import (
     SocketListener,
     SocketNotifier,
@@ -59,6 +60,7 @@ from nimburion.core.errors import NotOpen
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.metrics.statistics import Statistics, check_interval
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
@@ -533,6 +535,10 @@ class SQLiteBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`."""
         return await self._read(list_rates)
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        """See `Backend.list_key_uses`."""
+        return await self._read(lambda db: list_key_uses(db, limit))
 
     async def list_statistics(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
+from nimburion.backends.sqlite.keyed_limits import pass_turns
 from nimburion.backends.sqlite.transitions import put_in_lane
 from nimburion.core.job import (
     NO_JOB_OPTIONS,
@@ -184,6 +185,8 @@ def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
     lane = db.get_or_add_lane(job.queue, job.name)
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
+    if not db.run("delete_parked", seq).rowcount:
+        pass_turns(db, db.fetch_value("get_lane_of_job", seq), seq)
     db.run("replace_job", seq, lane, job.priority, due, _encode(job.options).decode(), job.payload)
     put_in_lane(db, lane, job.priority, due, seq, retry=failures > 0)
     take_key(db, job.name, replaced_id, job.options)

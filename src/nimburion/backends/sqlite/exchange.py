@@ -9,7 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.rate_limits import decode_rates, give_units_back
+from nimburion.backends.sqlite.keyed_limits import KeyAdmission, read_keyed_limits, unpark_open
+from nimburion.backends.sqlite.rate_limits import decode_rates, give_units_back, return_units
 from nimburion.backends.sqlite.reserve import (
     Lanes,
     Limits,
@@ -77,6 +78,7 @@ class SessionHead(NamedTuple):
     rates: str
     next_due: int | None
     has_unique_keys: int
+    has_keys: int
 
 
 class ExchangeResult(NamedTuple):
@@ -114,15 +116,17 @@ def run_exchange(
             settlements,
             has_limits=bool(limits.running),
             has_unique_keys=has_unique_keys,
+            has_keys=bool(head.has_keys),
         )
         if settlements
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
+    admission = begin_admission(db) if head.has_keys else None
     limits_before = read_all_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = limits_before.exclude_full(unpaused, db.now)
-    rows = lease_jobs(db, head.session, number, request, lanes, limits=limits_before)
+    rows = lease_jobs(db, head.session, number, request, lanes, limits_before, admission)
     limits_after = read_all_limits(db) if limits else limits
     if limits_after.has_opened_since(limits):
         db.notify([EVERY_QUEUE])
@@ -133,26 +137,36 @@ def run_exchange(
         "".join([_RESULT_CODES[result] for result in results]),
     )
     waiting = find_waiting_lanes(db, limits_after.exclude_full(lanes, db.now))
-    next_due = find_next_time(db, unpaused, limits_after, next_due)
+    next_due = find_next_time(db, unpaused, limits_after, next_due, has_keys=bool(head.has_keys))
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
 
-def find_next_time(db: Database, lanes: Lanes, limits: Limits, next_due: int | None) -> int | None:
+def find_next_time(
+    db: Database, lanes: Lanes, limits: Limits, next_due: int | None, *, has_keys: bool
+) -> int | None:
     """Return `next_due`, or when a rate limit allows a job of these lanes, if that is earlier."""
-    opening = limits.find_next_opening(db, lanes) if limits.rates else None
-    if opening is None or next_due is None:
-        return next_due if opening is None else opening
-    return min(next_due, opening)
+    times = [
+        next_due,
+        limits.find_next_opening(db, lanes) if limits.rates else None,
+        db.fetch_value("get_next_key_opening") if has_keys else None,
+    ]
+    return min((time for time in times if time is not None), default=None)
 
 
-def lease_jobs(
+def begin_admission(db: Database) -> KeyAdmission:
+    """Return parked jobs whose rate allows one now to their lanes, and read the limits by key."""
+    unpark_open(db)
+    return KeyAdmission(db, read_keyed_limits(db))
+
+
+def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
     db: Database,
     session: int,
     number: int,
     request: ReserveRequest,
     lanes: Lanes,
-    *,
     limits: Limits,
+    admission: KeyAdmission | None,
 ) -> list[ReservedRow]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
@@ -160,8 +174,10 @@ def lease_jobs(
     that do not fit stay in their lanes. After that, exchanges read the sizes first
     (`Database.reads_sizes_first`) until everything fits again.
     """
-    seqs = choose_jobs(db, request, lanes, limits) if request.total > 0 and lanes else []
+    seqs = choose_jobs(db, request, lanes, limits, admission) if request.total > 0 and lanes else []
     if not seqs:
+        if admission is not None:
+            admission.save(())
         return []
     if db.reads_sizes_first:
         sizes = measure_sizes(db, seqs)
@@ -176,6 +192,8 @@ def lease_jobs(
         release_limits(db, [job.lane for job, _, _ in rows[count:]])
         del seqs[count:], rows[count:]
     insert_leases(db, session, number, request, seqs)
+    if admission is not None:
+        admission.save(seqs)
     return rows
 
 
@@ -191,7 +209,7 @@ def release_limits(db: Database, lanes: list[int]) -> None:
     """Give back what was taken from the limits of the names for jobs of these lanes."""
     for lane in lanes:
         db.run("release_limit", lane)
-        give_units_back(db, lane, db.now)
+        return_units(db, lane, db.now)
 
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
@@ -217,7 +235,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"
         lease = LeaseRow(*lease_row)
-        give_units_back(db, lease.lane, lease.started_at)
+        give_units_back(db, lease.lane, lease.seq, lease.started_at)
         requeue_or_cancel(db, lease, settles=False)
     limits = read_all_limits(db)
     lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
@@ -226,7 +244,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         read_reserved_jobs(db, seqs[:count]),
         nonce or b"",
         find_waiting_lanes(db, limits.exclude_full(lanes, db.now)),
-        find_next_time(db, lanes, limits, head.next_due),
+        find_next_time(db, lanes, limits, head.next_due, has_keys=bool(head.has_keys)),
         db.now,
     )
 

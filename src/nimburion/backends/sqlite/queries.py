@@ -13,6 +13,7 @@ import msgspec
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
 from nimburion.backends.sqlite.enqueue import find_key_holder
+from nimburion.backends.sqlite.keyed_limits import find_key_uses
 from nimburion.backends.sqlite.rate_limits import list_rates
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.core.audit import AuditPage, AuditRecord
@@ -253,12 +254,15 @@ def explain_job(db: Database, job_id: str) -> Facts:
     key = job.options.unique_key
     holder = None if key is None else find_key_holder(db, job.name, key)
     pause = db.fetch_one("get_pause", job.queue, db.now)
+    parked = db.fetch_one("find_parked", row[0])
     return Facts(
         now=db.now / MICRO,
         job=job,
         pause=None if pause is None else make_pause(*pause),
         limit=next(iter(list_limits(db, job.name)), None),
         rate=next((rate for rate in list_rates(db) if rate.name == job.name), None),
+        keys=find_key_uses(db, row[2], row[0]),
+        parked_for=None if parked is None else parked[0],
         key_holder=None if holder == job_id else holder,
         sessions=list_sessions(db),
     )

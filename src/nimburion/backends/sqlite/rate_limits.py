@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
+from nimburion.backends.sqlite.keyed_limits import block_keys, refund_keys, spend_key_units
 from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int]]).decode
@@ -48,8 +49,14 @@ def take_units(db: Database, name: str, rate: StoredRate, jobs: int) -> None:
     db.run("set_spent_until", name, rate.limit.spend(rate.spent_until, db.now, units))
 
 
-def give_units_back(db: Database, lane: int, taken_at: int) -> None:
-    """Give back what a job of this lane that has not started took from the rate of its name."""
+def give_units_back(db: Database, lane: int, seq: int, taken_at: int) -> None:
+    """Give back what a job that has not started took from the rates of its name and its keys."""
+    refund_keys(db, lane, seq, taken_at)
+    return_units(db, lane, taken_at)
+
+
+def return_units(db: Database, lane: int, taken_at: int) -> None:
+    """Give back what a job of this lane took from the rate of its name."""
     name = db.get_lane(lane).name
     rate = read_rates(db).get(name)
     if rate is not None:
@@ -57,8 +64,9 @@ def give_units_back(db: Database, lane: int, taken_at: int) -> None:
         db.run("set_spent_until", name, spent_until)
 
 
-def spend_units(db: Database, lane: int, units: int) -> None:
-    """Take units that an attempt of this lane spent beyond its cost, or give some back."""
+def spend_units(db: Database, lane: int, seq: int, units: int) -> None:
+    """Take units that an attempt spent beyond its cost, or give some back."""
+    spend_key_units(db, lane, seq, units)
     name = db.get_lane(lane).name
     rate = read_rates(db).get(name)
     if rate is not None:
@@ -66,11 +74,13 @@ def spend_units(db: Database, lane: int, units: int) -> None:
         db.run("set_spent_until", name, spent_until)
 
 
-def block_rate(db: Database, lane: int, seconds: float) -> float | None:
-    """Let the rate limit of the name of this lane allow no job for some seconds.
+def block_rates(db: Database, lane: int, seq: int, seconds: float) -> float | None:
+    """Let the rates of a job's keys, or that of its name, allow no job for some seconds.
 
-    Returns the delay of the job that asked for it: None, its old place, if there is a limit.
+    Returns the delay of the job itself: None, its old place, if there is a rate.
     """
+    if block_keys(db, lane, seq, seconds):
+        return None
     name = db.get_lane(lane).name
     rate = read_rates(db).get(name)
     if rate is None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
+from nimburion.backends.sqlite.keyed_limits import KeyAdmission
 from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
 from nimburion.core.session import ConcurrencyLimit
@@ -143,24 +144,33 @@ def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
     return [lanes[number] for number in found]
 
 
-def choose_jobs(db: Database, request: ReserveRequest, lanes: Lanes, limits: Limits) -> list[int]:
+def choose_jobs(
+    db: Database,
+    request: ReserveRequest,
+    lanes: Lanes,
+    limits: Limits,
+    admission: KeyAdmission | None,
+) -> list[int]:
     """Return the seqs to lease, in rank order, within the caps of queues and names.
 
     Counts them against the concurrency limits and the rate limits in the database.
     """
     capacity = Capacity(request, limits.count_available(db.now) if limits else {})
-    if len(lanes) == 1:
+    is_keyed = admission is not None and any(admission.covers(lane.name) for lane in lanes.values())
+    if len(lanes) == 1 and not is_keyed:
         ((number, lane),) = lanes.items()
         seqs = _decode_seqs(db.fetch_value("read_lane", number, capacity.get_available(lane)))
         capacity.take(lane, len(seqs))
     else:
         sorted_ = (
             None
-            if capacity.is_limited
+            if capacity.is_limited or is_keyed
             else merge_by_sorting(open_lane_readers(db, request, lanes), capacity.total)
         )
         seqs = (
-            merge(open_lane_readers(db, request, lanes), capacity) if sorted_ is None else sorted_
+            merge(open_lane_readers(db, request, lanes), capacity, admission)
+            if sorted_ is None
+            else sorted_
         )
     for name, taken in capacity.taken.items():
         db.run("take_limit", name, taken)
@@ -191,13 +201,6 @@ class Capacity:
         """Return how many more jobs of this lane may be leased, at most the total."""
         capacity = self._queues.get(lane.queue, self.total)
         return max(0, min(capacity, self._names.get(lane.name, capacity), self.total))
-
-    def try_take(self, lane: Lane) -> bool:
-        """Take one job of this lane; return False if a limit is reached."""
-        if self.get_available(lane) == 0:
-            return False
-        self.take(lane, 1)
-        return True
 
     def take(self, lane: Lane, count: int) -> None:
         """Subtract `count` jobs of this lane from the queue's and the name's limit."""
@@ -299,10 +302,11 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
     return [seq for _, _, _, seq in ranked[:limit]]
 
 
-def merge(lanes: list[LaneReader], capacity: Capacity) -> list[int]:
+def merge(lanes: list[LaneReader], capacity: Capacity, admission: KeyAdmission | None) -> list[int]:
     """Return the first jobs of the merge within the caps and limits.
 
-    No job of a lane overtakes the first job of that lane, whatever its rank.
+    No job of a lane overtakes the first job of that lane, whatever its rank. A job whose key has no
+    room is parked.
     """
     following = [reader.iter_ranked() for reader in lanes]
     heap = [(next(jobs), index) for index, jobs in enumerate(following)]
@@ -311,10 +315,15 @@ def merge(lanes: list[LaneReader], capacity: Capacity) -> list[int]:
     limit = capacity.total
     while heap and len(chosen) < limit:
         (_, _, _, seq), index = heap[0]
-        if capacity.is_limited and not capacity.try_take(lanes[index].lane):
+        lane = lanes[index].lane
+        if capacity.is_limited and capacity.get_available(lane) == 0:
             heappop(heap)
             continue
-        chosen.append(seq)
+        if admission is None or not admission.covers(lane.name) or admission.admit(lane.name, seq):
+            chosen.append(seq)
+            capacity.take(lane, 1)
+        elif admission.must_stop:
+            break
         after = next(following[index], None)
         if after is None:
             heappop(heap)

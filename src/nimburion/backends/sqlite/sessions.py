@@ -9,6 +9,7 @@ import msgspec
 
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.keyed_limits import set_keyed_limits
 from nimburion.backends.sqlite.rate_limits import give_units_back
 from nimburion.backends.sqlite.reserve import read_limits
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
@@ -77,6 +78,7 @@ def open_session(db: Database, session: Session) -> None:
             db.run("delete_rate", name)
         else:
             db.run("set_rate", name, rate.rate, rate.interval, rate.burst, rate.cost, db.now)
+        set_keyed_limits(db, name, session.keyed_limits.get(name, {}))
     if session.names:
         db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 
@@ -122,7 +124,7 @@ def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes
     wanted = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in leases}
     for held in read_leases(db.run("list_leases", session.session)):
         if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
-            give_units_back(db, held.lane, held.started_at)
+            give_units_back(db, held.lane, held.seq, held.started_at)
             if held.cancel_requested:
                 transitions.finish_leased(db, held, CANCELLED, nonce=held.nonce)
             else:

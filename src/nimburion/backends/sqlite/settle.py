@@ -8,6 +8,7 @@ import msgspec
 
 from nimburion.backends.sqlite import rate_limits, transitions
 from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.keyed_limits import release_lease_keys
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Increments, LeaseRow
 from nimburion.core.lease import Lease
 from nimburion.core.settlement import (
@@ -40,11 +41,13 @@ def settle_batch(
     *,
     has_limits: bool,
     has_unique_keys: bool,
+    has_keys: bool,
 ) -> list[Settled]:
     """Apply settlements and return their results in the same order; see `Backend.exchange`.
 
-    `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. If a job
-    occurs twice, the settlements are applied one by one.
+    `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. `has_keys`: a
+    lease may count for a limit by key. If a job occurs twice, the settlements are applied one by
+    one.
     """
     if len({settlement.lease.ref for settlement in settlements}) < len(settlements):
         return [settle_one(db, session, settlement) for settlement in settlements]
@@ -59,6 +62,7 @@ def settle_batch(
             keep_payload=keep_payload,
             has_limits=has_limits,
             has_unique_keys=has_unique_keys,
+            has_keys=has_keys,
         )
         for index, settlement in group:
             if matched is None or settlement.lease.ref in matched:
@@ -95,6 +99,7 @@ def complete_group(
     keep_payload: bool,
     has_limits: bool,
     has_unique_keys: bool,
+    has_keys: bool,
 ) -> set[int] | None:
     """Complete the leased jobs of one token; return the seqs completed, or None for all."""
     seqs = _encode([settlement.lease.ref for _, settlement in group]).decode()
@@ -111,6 +116,8 @@ def complete_group(
     if has_limits:
         db.run("release_limits", session, seqs, fence, nonce)
     db.run("delete_completed_leases", session, seqs, fence, nonce)
+    if has_keys:
+        release_lease_keys(db, _decode_seqs(seqs))
     if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
     store_results(
@@ -170,10 +177,10 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  
             )
         case Released():
             if settlement.unstarted:
-                rate_limits.give_units_back(db, lease.lane, lease.started_at)
+                rate_limits.give_units_back(db, lease.lane, lease.seq, lease.started_at)
             requeue_or_cancel(db, lease, delay=settlement.delay)
         case RateLimited():
-            delay = rate_limits.block_rate(db, lease.lane, settlement.retry_after)
+            delay = rate_limits.block_rates(db, lease.lane, lease.seq, settlement.retry_after)
             requeue_or_cancel(db, lease, delay=delay)
         case Cancelled():
             transitions.finish_leased(
@@ -182,7 +189,7 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  
         case Progressed():
             db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
         case Spent():
-            rate_limits.spend_units(db, lease.lane, settlement.units)
+            rate_limits.spend_units(db, lease.lane, lease.seq, settlement.units)
     return Settled.DONE
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.keyed_limits import pass_turns, release_lease_keys
 from nimburion.core.job import AttemptError
 
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
@@ -43,6 +44,7 @@ def end_lease(db: Database, lease: LeaseRow) -> None:
     db.run("delete_lease", lease.session, lease.seq)
     if db.run("release_limit", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
+    release_lease_keys(db, [lease.seq])
 
 
 def finish_leased(
@@ -87,6 +89,8 @@ def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | 
     """Put a job without a lease into a finished state."""
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
+    if not db.run("delete_parked", seq).rowcount:
+        pass_turns(db, lane, seq)
     db.run("finish_job", seq, state, db.now, reason, 0, 0, *(7 * [None]))
     db.run("count_finished", lane, state, 1)
     release_unique_key(db, seq, lane)

@@ -9,6 +9,7 @@ import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import print_result, print_table
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo
 
@@ -20,23 +21,38 @@ if TYPE_CHECKING:
 @add_shared_options
 def limits() -> None:
     """List concurrency limits with the jobs that have held them longest, and rate limits."""
-    found, rates, now = current_invocation().run(read_limits)
-    data = {"limits": msgspec.to_builtins(found), "rates": msgspec.to_builtins(rates)}
-    print_result(data, lambda: print_limits(found, rates, now))
+    found, rates, keys, now = current_invocation().run(read_limits)
+    data = {
+        "limits": msgspec.to_builtins(found),
+        "rates": msgspec.to_builtins(rates),
+        "keys": msgspec.to_builtins(keys),
+    }
+    print_result(data, lambda: print_limits(found, rates, keys, now))
 
 
-async def read_limits(backend: Backend) -> tuple[list[LimitInfo], list[RateInfo], float]:
-    """Return the concurrency limits, the rate limits and the backend's time."""
-    return await backend.list_limits(), await backend.list_rates(), await backend.now()
+Readings = tuple[list[LimitInfo], list[RateInfo], list[KeyUse], float]
 
 
-def print_limits(found: list[LimitInfo], rates: list[RateInfo], now: float) -> None:
-    """Print one line per limit."""
+async def read_limits(backend: Backend) -> Readings:
+    """Return the concurrency limits, the rate limits, the keys in use and the backend's time."""
+    return (
+        await backend.list_limits(),
+        await backend.list_rates(),
+        await backend.list_key_uses(),
+        await backend.now(),
+    )
+
+
+def print_limits(
+    found: list[LimitInfo], rates: list[RateInfo], keys: list[KeyUse], now: float
+) -> None:
+    """Print one line per limit and per key."""
+    if keys:
+        print_keys(keys, now)
     if rates:
         print_rates(rates, now)
-        if not found:
-            return
-        click.echo()
+    if not found and (rates or keys):
+        return
     print_table(
         ("name", "in use", "limit", "held by"),
         [
@@ -66,6 +82,24 @@ def print_rates(rates: list[RateInfo], now: float) -> None:
                 None if rate.opens_at is None else f"{max(0.0, rate.opens_at - now):.1f} s",
             )
             for rate in rates
+        ],
+        "",
+    )
+
+
+def print_keys(keys: list[KeyUse], now: float) -> None:
+    """Print one line per key of a limit."""
+    print_table(
+        ("limit", "key", "in use", "waiting", "next in"),
+        [
+            (
+                use.limit,
+                use.key or None,
+                use.in_use,
+                use.parked,
+                None if use.opens_at is None else f"{max(0.0, use.opens_at - now):.1f} s",
+            )
+            for use in keys
         ],
         "",
     )

@@ -46,6 +46,8 @@ def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:
         "pause": msgspec.to_builtins(facts.pause),
         "limit": msgspec.to_builtins(facts.limit),
         "rate": msgspec.to_builtins(facts.rate),
+        "keys": msgspec.to_builtins(facts.keys),
+        "parked_for": facts.parked_for,
         "key_holder": facts.key_holder,
         "now": facts.now,
     }

@@ -9,6 +9,7 @@ import msgspec
 
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.job import JobRecord, State
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo, SessionInfo, WorkerCommand
@@ -27,6 +28,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The concurrency limit of its name."""
     rate: RateInfo | None = None
     """The rate limit of its name."""
+    keys: list[KeyUse] = msgspec.field(default_factory=list)
+    """The keys of its limits by key that are in use."""
+    parked_for: str | None = None
+    """The name of the limit whose key has no room for the job; None: it is not parked."""
     key_holder: str | None
     """The id of another job that holds its unique key. It prevents the replay of a dead letter."""
     sessions: list[SessionInfo]
@@ -53,6 +58,8 @@ class CauseKind(enum.StrEnum):
     AT_LIMIT = "at_limit"
     OVER_RATE = "over_rate"
     """The rate limit of its name allows no job now."""
+    KEY_FULL = "key_full"
+    """The job is parked: its key of a limit has no room."""
     NO_WORKER = "no_worker"
     """No live worker, none that serves the queue, or none that knows the name."""
     WORKERS_QUIET = "workers_quiet"
@@ -134,6 +141,8 @@ def _explain_waiting(facts: Facts) -> Iterable[Cause]:
         yield Cause(CauseKind.AT_LIMIT, _describe_limit(facts.limit))
     if facts.rate is not None and facts.rate.opens_at is not None:
         yield Cause(CauseKind.OVER_RATE, _describe_rate(facts.rate, facts.now))
+    if facts.parked_for is not None:
+        yield Cause(CauseKind.KEY_FULL, _describe_parked(facts))
     yield from _explain_workers(facts)
 
 
@@ -152,6 +161,16 @@ def _describe_limit(limit: LimitInfo) -> str:
         f"The concurrency limit of {limit.name!r} is reached: {limit.in_use} of {limit.limit} in "
         f"use{held}{more}."
     )
+
+
+def _describe_parked(facts: Facts) -> str:
+    use = next((use for use in facts.keys if use.limit == facts.parked_for), None)
+    if use is None:
+        return f"It waits until its key of the limit {facts.parked_for!r} has room."
+    text = f"The key {use.key!r} of the limit {use.limit!r} has no room: {use.in_use} in use"
+    if use.opens_at is None:
+        return f"{text}."
+    return f"{text}; its rate allows the next job in {_format_seconds(use.opens_at - facts.now)}."
 
 
 def _describe_rate(rate: RateInfo, now: float) -> str:

@@ -47,6 +47,7 @@ from nimburion.jobs.client.status import Status, make_status
 from nimburion.jobs.declaration.codec import check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT
 from nimburion.jobs.declaration.job import AnyJob, require_declaration
+from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
 from nimburion.jobs.declaration.options import (
     NOTHING_PARSED,
@@ -409,6 +410,12 @@ class Client:
             after=parsed.after,
             options=apply_uniqueness(parsed, None, None)[0],
         )
+        handler = self.registry.get(new.name)
+        if handler is not None and handler.policy.limits:
+            limits = JobLimits(new.name, handler.policy.limits)
+            new = msgspec.structs.replace(
+                new, options=limits.apply(new.options, new.payload, new.payload)
+            )
         return new, parsed
 
     # Queries
@@ -559,6 +566,9 @@ class Client:
         options, after, unique = parsed.options, parsed.after, declaration.policy.unique
         if unique is not None or parsed.key_rule is not None:
             options, after = apply_uniqueness(parsed, unique, payload)
+        if declaration.policy.limits:
+            limits = JobLimits(declaration.name, declaration.policy.limits)
+            options = limits.apply(options, payload, job)
         return NewJob(
             job_id or self._ids.make(),
             declaration.name,

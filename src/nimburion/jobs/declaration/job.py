@@ -47,6 +47,7 @@ from nimburion.core.text.suggestions import describe_unknown, find_nearest
 from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
+from nimburion.jobs.declaration.limits import check_limits
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
@@ -97,6 +98,7 @@ class Declaration:
             codec = self._make_codec()
             if self.policy.unique is not None:
                 self.policy.unique.check_fields(self.name, codec.fields)
+            check_limits(self.name, self.policy.limits, codec.fields)
             self._codec = codec
         return self._codec
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from random import Random
-from typing import Any, Literal, TypeVar, Unpack, get_args
+from typing import Any, Literal, TypeVar, Unpack, cast, get_args
 
 import msgspec
 
@@ -19,6 +19,7 @@ from nimburion.core.text.sizes import read_byte_count
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
+from nimburion.jobs.declaration.limits import Cost, Key, Limit
 from nimburion.jobs.declaration.rates import parse_rate
 from nimburion.jobs.declaration.uniqueness import (
     ALL_FIELDS,
@@ -78,6 +79,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The largest number of these jobs that run at the same time, over all workers."""
     rate: RateLimit | None = None
     """How many of these jobs may start in a time, over all workers."""
+    limits: tuple[Limit, ...] = ()
+    """Limits that count for each key, or are shared by several job names."""
     priority: int = Priority.NORMAL
     result: bool = True
     """Whether the handler's return value is stored."""
@@ -142,13 +145,16 @@ class PolicyOptions(KeyOptions, total=False):
     retry_backoff_max: float | timedelta
     permanent: type[BaseException] | tuple[type[BaseException], ...]
     timeout: float | timedelta | None
-    concurrency: int | None
+    concurrency: int | Limit | Sequence[Limit] | None
+    """How many of these jobs may run at once, over all workers; with `Limit`, for each key."""
     rate: str | None
     """How many units of these jobs may start in a time, over all workers: `"100/min"`."""
     burst: int | None
     """The most units that may start at once; default: what the rate allows in 0.1 s, at least 1."""
-    cost: int
-    """The units that one job takes of the rate."""
+    cost: Cost
+    """The units that one job takes of the rate: a number, an argument, or a function of the job."""
+    key: Key | None
+    """What the rate counts separately for: an argument, `"tenant"`, or a function of the job."""
     priority: int
     result: bool
     unique: bool | str | Sequence[str]
@@ -235,10 +241,11 @@ def parse_policy(
     retry_backoff_max: float | timedelta | None = None,
     permanent: type[BaseException] | tuple[type[BaseException], ...] = (),
     timeout: float | timedelta | None = None,
-    concurrency: int | None = None,
+    concurrency: int | Limit | Sequence[Limit] | None = None,
     rate: str | None = None,
     burst: int | None = None,
-    cost: int = 1,
+    cost: Cost = 1,
+    key: Key | None = None,
     priority: int = Priority.NORMAL,
     result: bool = True,
     unique: bool | str | Sequence[str] = False,
@@ -252,14 +259,22 @@ def parse_policy(
     **key_options: Unpack[KeyOptions],
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
+    limits = _parse_limits(concurrency)
+    number = None if limits or not isinstance(concurrency, int) else concurrency
+    if key is not None or not isinstance(cost, int):
+        if rate is None:
+            raise DefinitionError('burst, key and cost need a `rate`, like rate="100/min"')
+        limits, rate = (*limits, Limit(rate=rate, burst=burst, key=key, cost=cost)), None
+        burst, cost = None, 1
     return Policy(
         max_retries=None if max_retries is None else _parse_int("max_retries", max_retries, 0),
         backoff=None if retry_backoff is None else _parse_backoff(retry_backoff),
         backoff_max=_parse_optional_seconds("retry_backoff_max", retry_backoff_max),
         permanent=_parse_exceptions(permanent),
         timeout=_parse_optional_seconds("timeout", timeout),
-        concurrency=None if concurrency is None else _parse_int("concurrency", concurrency, 1),
+        concurrency=None if number is None else _parse_int("concurrency", number, 1),
         rate=parse_rate(rate, burst, cost),
+        limits=limits,
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
         unique=_parse_uniqueness(unique, key_options),
@@ -283,6 +298,22 @@ def _parse_batch(batch: int | None, batch_wait: object, execution: Execution) ->
             'a batch handler runs in the worker; execution="process" runs one job in a call'
         )
     return _parse_int("batch", batch, 1, MAX_BATCH)
+
+
+def _parse_limits(concurrency: int | Limit | Sequence[Limit] | None) -> tuple[Limit, ...]:
+    """Return the limits by key in the option `concurrency`; none if it is a number."""
+    if concurrency is None or (isinstance(concurrency, int) and not isinstance(concurrency, bool)):
+        return ()
+    limits: tuple[object, ...] = (
+        tuple(concurrency) if isinstance(concurrency, list | tuple) else (concurrency,)
+    )
+    for limit in limits:
+        if not isinstance(limit, Limit):
+            raise DefinitionError(
+                "concurrency must be a whole number, 1 or more, a Limit or a list of Limits, not "
+                f"{concurrency!r}"
+            )
+    return cast("tuple[Limit, ...]", limits)
 
 
 def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import msgspec
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
@@ -23,6 +24,7 @@ from nimburion.jobs.declaration.job import (
     check_declared_name,
     find_declaration,
 )
+from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.policy import BATCH_OPTIONS, Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     is_async,
@@ -202,11 +204,25 @@ class Registry:
             if handler.policy.rate is not None
         }
 
+    @property
+    def keyed_limits(self) -> dict[str, dict[str, KeyedLimit]]:
+        """The limits by key, by job name and then by the name of the limit."""
+        return {
+            handler.name: JobLimits(handler.name, handler.policy.limits).make_keyed_limits()
+            for handler in self._handlers.values()
+            if handler.policy.limits
+        }
+
     def describe_limits(self) -> dict[str, str]:
         """Return the concurrency limit and the rate of each name that has one, for people."""
         described = {name: str(limit) for name, limit in self.limits.items()}
         for name, rate in self.rates.items():
             described[name] = f"{described[name]} {rate.rate}" if name in described else rate.rate
+        for handler in self._handlers.values():
+            if handler.policy.limits:
+                text = JobLimits(handler.name, handler.policy.limits).describe()
+                before = described.get(handler.name)
+                described[handler.name] = text if before is None else f"{before} {text}"
         return dict(sorted(described.items()))
 
     def _add(self, handler: Handler) -> None:

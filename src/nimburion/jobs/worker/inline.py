@@ -92,6 +92,7 @@ class InlineRunner:
         await self._report_dead(rescued.failed)
         reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
+            self._next_due = reply.next_due
             await self._check_names(reply)
             return 0
         (first,) = reply.deliveries

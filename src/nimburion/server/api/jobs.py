@@ -21,6 +21,7 @@ from nimburion.core.job import (
     Reason,
     State,
 )
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.queries import JobFilter, Page, Pause
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.result_errors import decode_result_error
@@ -140,6 +141,10 @@ class JobExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """The concurrency limit of its name."""
     rate: RateInfo | None
     """The rate limit of its name."""
+    keys: list[KeyUse]
+    """The keys of its limits by key that are in use."""
+    parked_for: str | None
+    """The name of the limit whose key has no room for the job."""
     key_holder: str | None
     """The id of another job that holds its unique key."""
 
@@ -286,6 +291,8 @@ async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
         pause=facts.pause,
         limit=facts.limit,
         rate=facts.rate,
+        keys=facts.keys,
+        parked_for=facts.parked_for,
         key_holder=facts.key_holder,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo
 from nimburion.server.api.names import PageQuery
@@ -15,6 +16,8 @@ class LimitPage(msgspec.Struct, frozen=True):
 
     limits: list[LimitInfo]
     rates: list[RateInfo]
+    keys: list[KeyUse]
+    """The first 100 keys of limits by key that are in use or for which jobs wait, on each page."""
     next: str | None
 
 
@@ -29,6 +32,7 @@ async def list_limits(request: ApiRequest[PageQuery, NoBody]) -> LimitPage:
     return LimitPage(
         [limit for limit in limits if limit.name in page],
         [rate for rate in rates if rate.name in page],
+        await request.services.backend.list_key_uses(100),
         rest[size - 1] if len(rest) > size else None,
     )
 

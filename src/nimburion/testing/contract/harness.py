@@ -18,6 +18,7 @@ from nimburion.core.exchange import (
     ReserveRequest,
 )
 from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, Enqueued, JobOptions, NewJob, State
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.operations import Rescued
 from nimburion.core.rate_limits import RateLimit
@@ -85,6 +86,7 @@ class Harness:
         queues: tuple[str, ...] = ("default",),
         limits: dict[str, int] | None = None,
         rates: dict[str, RateLimit] | None = None,
+        keyed: dict[str, dict[str, KeyedLimit]] | None = None,
         ttl: float = TTL,
         backend: Backend | None = None,
     ) -> HandDrivenWorker:
@@ -99,6 +101,7 @@ class Harness:
             names=names,
             limits=limits or {},
             rates=rates or {},
+            keyed_limits=keyed or {},
         )
         worker = HandDrivenWorker(backend or self.backend, session)
         await worker.backend.open_session(session)

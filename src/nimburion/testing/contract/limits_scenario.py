@@ -4,10 +4,13 @@ vanish."""
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 from nimburion.core.exchange import Reply
-from nimburion.core.job import State
-from nimburion.core.lease import Lease
+from nimburion.core.job import JobOptions, State
+from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, Settled
 from nimburion.testing.contract.harness import TTL, HandDrivenWorker, Harness
@@ -99,3 +102,73 @@ class LimitsScenario:
             "mail": ConcurrencyLimit(LIMIT, 0)
         }
         assert (await fleet.backend.count_jobs())[State.COMPLETED] == JOBS
+
+    async def test_three_limits_hold_for_a_fleet_that_loses_workers(self, fleet: Harness) -> None:
+        """8 workers, 400 jobs: a concurrency limit, a limit by key and a rate by key; three
+        sessions are lost. Nothing is ever above a limit, and nothing is in use at rest."""
+        rate = RateLimit("4/s", interval=250_000, burst=3)
+        options = {
+            "limits": {"mail": 6},
+            "keyed": {
+                "mail": {"customer": KeyedLimit(concurrency=1), "region": KeyedLimit(rate=rate)}
+            },
+        }
+        luck = Random(7)  # noqa: S311 - the scenario is the same each time
+        count = 400
+        await fleet.backend.enqueue(
+            [
+                fleet.job(
+                    f"{n}",
+                    options=JobOptions(
+                        limit_keys={"customer": f"c{luck.randrange(9)}", "region": f"r{n % 3}"}
+                    ),
+                )
+                for n in range(count)
+            ]
+        )
+        workers = [await fleet.worker(backend=handle, **options) for handle in fleet.handles]  # type: ignore[arg-type]
+        held: dict[str, list[Delivery]] = {worker.id: [] for worker in workers}
+        starts: dict[str, list[float]] = {}
+        completed = 0
+        for step in range(20 * count):
+            worker = luck.choice(workers)
+            mine = held[worker.id]
+            settled = [mine.pop() for _ in range(luck.randint(0, len(mine)))]
+            reply = await worker.exchange(
+                *(Completed(one.lease) for one in settled), want=worker.want(luck.randint(1, 4))
+            )
+            completed += len(settled)
+            mine += reply.deliveries
+            for delivery in reply.deliveries:
+                region = delivery.options.limit_keys["region"]
+                starts.setdefault(region, []).append(reply.now)
+            _check_three_limits(held, starts, rate)
+            if completed == count:
+                break
+            fleet.clock.advance(0.05)
+            if step % 100 == 0:
+                for each in workers:
+                    await each.heartbeat()
+            if step in {150, 300, 450}:
+                lost = workers.pop(luck.randrange(len(workers)))
+                del held[lost.id]
+                fleet.clock.advance(TTL / 2)
+                for each in workers:
+                    await each.heartbeat()
+                fleet.clock.advance(TTL / 2)
+                await fleet.backend.rescue(100, max_lost=9)
+        assert completed == count
+        assert await fleet.backend.list_key_uses() == []
+        assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(6, 0)}
+
+
+def _check_three_limits(
+    held: dict[str, list[Delivery]], starts: dict[str, list[float]], rate: RateLimit
+) -> None:
+    running = [one.options.limit_keys["customer"] for mine in held.values() for one in mine]
+    assert len(running) <= 6
+    assert len(running) == len(set(running))
+    for times in starts.values():
+        for first in range(max(0, len(times) - 20), len(times)):
+            most = rate.burst + (times[-1] - times[first]) * 1e6 / rate.interval
+            assert len(times) - first <= most + 1e-3

@@ -18,6 +18,7 @@ from nimburion.testing.contract.consuming.concurrency_limits import (
 )
 from nimburion.testing.contract.consuming.exchanges import NumberedExchanges
 from nimburion.testing.contract.consuming.kept_arguments import KeptArguments
+from nimburion.testing.contract.consuming.keyed_limits import KeyedLimits, KeyedRates
 from nimburion.testing.contract.consuming.ordering import Ordering
 from nimburion.testing.contract.consuming.progress import Reporting
 from nimburion.testing.contract.consuming.promoting import Promoting
@@ -84,6 +85,8 @@ class BackendContract(
     RateLimits,
     RefusedCalls,
     DeclaringRates,
+    KeyedLimits,
+    KeyedRates,
     Cancelling,
     Reporting,
     Replaying,

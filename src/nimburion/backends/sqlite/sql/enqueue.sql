@@ -96,6 +96,7 @@ WHERE j.id = ?1 AND j.state = 0 AND (
         SELECT 1 FROM ready AS r
         WHERE r.lane = j.lane AND r.rank = -j.priority AND r.due = j.due AND r.seq = j.seq
     ) OR EXISTS (SELECT 1 FROM scheduled AS d WHERE d.due = j.due AND d.seq = j.seq)
+    OR EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = j.seq)
 );
 
 -- name: replace_job

@@ -59,6 +59,7 @@ SELECT json_group_array(seq) FROM (
 SELECT json_group_array(seq) FROM (
     SELECT seq FROM (
         SELECT seq FROM ready UNION ALL SELECT seq FROM scheduled UNION ALL SELECT seq FROM lease
+        UNION ALL SELECT seq FROM parked
     ) WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2
 );
 
@@ -76,7 +77,8 @@ SELECT json_group_array(seq) FROM (
 -- Inputs: ?1 the number
 -- Result: 0 or 1
 SELECT count(*) > ?1 FROM (
-    SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease LIMIT ?1 + 1
+    SELECT 1 FROM ready UNION ALL SELECT 1 FROM scheduled UNION ALL SELECT 1 FROM lease
+    UNION ALL SELECT 1 FROM parked LIMIT ?1 + 1
 );
 
 -- name: filter_jobs
@@ -172,6 +174,9 @@ waiting AS (
     SELECT has_failed, 1 AS ready, count(*) AS many FROM ready
     WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed
     UNION ALL
+    SELECT has_failed, 1, count(*) FROM parked
+    WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed
+    UNION ALL
     SELECT has_failed, due <= ?2, count(*) FROM scheduled
     WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed, due <= ?2
 ),
@@ -197,6 +202,8 @@ SELECT
 WITH unfinished AS (
     SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
     FROM ready GROUP BY lane
+    UNION ALL
+    SELECT lane, count(*), 0, 0, min(due) FROM parked GROUP BY lane
     UNION ALL
     SELECT lane, sum(due <= ?1), sum(due > ?1), 0, min(iif(due <= ?1, due, NULL))
     FROM scheduled GROUP BY lane

@@ -70,6 +70,12 @@ FROM json_each(?1) AS p WHERE job.seq = CAST(p.key AS INTEGER);
 DELETE FROM unique_key
 WHERE seq IN (SELECT value FROM json_each(?1)) AND valid_until IS NULL;
 
+-- name: get_lane_of_job
+-- Return the lane of a job.
+-- Inputs: ?1 seq
+-- Result: lane
+SELECT lane FROM job WHERE seq = ?1;
+
 -- name: list_lanes_of_jobs
 -- List the lanes of these jobs.
 -- Inputs: ?1 JSON array of seqs

@@ -211,4 +211,5 @@ def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Se
         names=tuple(registry.names),
         limits=dict(registry.limits),
         rates=registry.rates,
+        keyed_limits=registry.keyed_limits,
     )

@@ -10,6 +10,7 @@ from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Vitals, WorkerCommand
@@ -105,6 +106,15 @@ async def _use_up_rate(harness: Harness) -> str:
     return "a"
 
 
+async def _fill_key(harness: Harness) -> str:
+    """Another job of its key runs, and a limit by key allows no more."""
+    options = JobOptions(limit_keys={"customer": "acme"})
+    await harness.enqueue(harness.job("first", options=options), harness.job("a", options=options))
+    worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=1)}})
+    await worker.take(2)
+    return "a"
+
+
 async def _have_no_worker(harness: Harness) -> str:
     """No worker is live."""
     await harness.add("a")
@@ -162,6 +172,7 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.PAUSED, _pause),
     (CauseKind.AT_LIMIT, _fill_limit),
     (CauseKind.OVER_RATE, _use_up_rate),
+    (CauseKind.KEY_FULL, _fill_key),
     (CauseKind.NO_WORKER, _have_no_worker),
     (CauseKind.NO_WORKER, _have_no_worker_of_queue),
     (CauseKind.NO_WORKER, _have_no_worker_of_name),

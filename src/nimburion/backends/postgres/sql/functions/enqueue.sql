@@ -293,7 +293,7 @@ END $$;
 -- Lock a waiting job, so that it neither starts nor ends before the transaction does.
 -- Inputs: the time; the id of the job, whose unique key the caller has locked
 -- Result: the state of the job; NULL: there is no such job
--- Locks: the row of the job in `ready` or `scheduled`; none if the job does not wait
+-- Locks: the row of the job in `ready`, `scheduled` or `parked`; none if the job does not wait
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
 CREATE OR REPLACE FUNCTION {schema}.lock_holder_1(p_now int8, p_id bytea) RETURNS text
 LANGUAGE plpgsql AS $$
@@ -311,6 +311,9 @@ BEGIN
             WHERE a.id = holder.lane AND b.queue = a.queue AND b.name = a.name AND b.rank = a.rank
                 AND r.lane = b.id AND r.due = holder.due AND r.seq = holder.seq
             FOR UPDATE OF r;
+        END IF;
+        IF NOT FOUND THEN
+            PERFORM FROM {schema}.parked k WHERE k.seq = holder.seq FOR UPDATE;
         END IF;
         IF FOUND THEN
             RETURN {schema}.get_state_1(holder.status, holder.failures, holder.due, p_now);
@@ -337,7 +340,11 @@ DECLARE
 BEGIN
     SELECT j.seq, j.lane, j.created_at, coalesce(t.due, j.due) AS due, t.failures INTO STRICT old
     FROM {schema}.job j LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq WHERE j.id = p_holder;
-    PERFORM {schema}.remove_waiting_1(old.lane, old.due, old.seq);
+    IF {schema}.remove_waiting_1(old.lane, old.due, old.seq) THEN
+        PERFORM {schema}.pass_turns_1(p_now, old.seq, old.lane);
+    ELSE
+        DELETE FROM {schema}.parked k WHERE k.seq = old.seq;
+    END IF;
     new_due := p_due;
     IF p_max_wait IS NOT NULL THEN
         new_due := LEAST(p_due, GREATEST(p_now, old.created_at + p_max_wait));

@@ -95,6 +95,11 @@ DECLARE
     request_index int4;
     open_lanes record;
     counts int4[];
+    returned_index int4;
+    passing_seq int8;
+    passing_lane int4;
+    passing_limit text;
+    queues_to_notify text[];
     leased record;
     ids int4[];
     low_water_marks int8[];
@@ -120,6 +125,7 @@ BEGIN
     SELECT s.number, last.number AS last_number, last.results, last.nonce,
         pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
         EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
+        EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key) AS has_keys,
         EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS has_large_payloads, (
@@ -146,7 +152,7 @@ BEGIN
     check_sizes := session.has_large_payloads OR p_total * 4096::int8 > p_max_bytes;
 
     -- Step 3: lock the limits that this exchange may change.
-    IF session.has_limits THEN
+    IF session.has_limits OR session.has_keys THEN
         changed_seqs := p_seqs;
         IF NOT is_new THEN  -- some of the leased jobs may return to `ready`
             changed_seqs := ARRAY(
@@ -168,11 +174,17 @@ BEGIN
                 p_bodies, p_delays, p_texts, p_fractions, session.has_limits);
             codes := settled.codes;
             to_notify := settled.to_notify;
+            IF session.has_keys THEN
+                queues_to_notify := {schema}.release_keys_1(now, session.number, p_seqs);
+            END IF;
+        END IF;
+        IF session.has_keys THEN
+            PERFORM {schema}.unpark_open_1(now, p_names);
         END IF;
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
         END IF;
-        IF NOT session.has_limits AND NOT session.has_pauses AND NOT check_sizes
+        IF NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes
             AND cardinality(p_queues) BETWEEN 1 AND 64
         THEN
             lane := {schema}.find_only_lane_1(p_queues, p_names);
@@ -224,8 +236,17 @@ BEGIN
                 FROM {schema}.get_lanes_of_exchange_1(session.number, p_number);
             END IF;
         ELSIF p_total > 0 AND array_remove(head_dues, NULL) <> '{}' THEN
-            counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes, open_lanes.ranks,
-                open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps);
+            IF session.has_keys THEN
+                SELECT planned.counts, planned.returned, planned.passing_seq, planned.passing_lane, planned.passing_limit
+                INTO counts, returned_index, passing_seq, passing_lane, passing_limit FROM {schema}.plan_keyed_claims_1(
+                    p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
+                    open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps
+                ) planned;
+            ELSE
+                counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
+                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues,
+                    p_names, p_caps);
+            END IF;
             IF check_sizes THEN
                 RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
                     ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
@@ -244,9 +265,26 @@ BEGIN
                 IF session.has_limits THEN
                     PERFORM {schema}.take_limits_1(now, session.number, p_number);
                 END IF;
+                IF session.has_keys THEN
+                    PERFORM {schema}.count_keys_1(now, session.number, p_number);
+                END IF;
+            END IF;
+            IF session.has_keys THEN
+                IF returned_index IS NOT NULL THEN
+                    PERFORM {schema}.pass_other_turns_1(now, passing_seq, passing_lane, passing_limit);
+                END IF;
+                head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
             END IF;
         END IF;
         waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, session.has_limits, p_names);
+        IF returned_index IS NOT NULL AND returned_index <> ALL (coalesce(waiting, '{}')) THEN
+            waiting := waiting || returned_index;
+        END IF;
+    END IF;
+    IF session.has_keys THEN
+        next_due := LEAST(next_due, (
+            SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now ORDER BY u.opens_at LIMIT 1
+        ));
     END IF;
     IF session.has_limits THEN
         next_due := LEAST(next_due, {schema}.find_next_opening_1(
@@ -264,7 +302,7 @@ BEGIN
     RETURN NEXT CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
         'ok', NULL, now, codes, nonce, next_due, waiting,
-        CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END,
+        CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END || queues_to_notify,
         main_lanes, queues, names, ranks, ids, head_dues,
         pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
         CASE WHEN p_now IS NULL THEN LEAST(now - first_reading, 2000000000) ELSE 0 END
@@ -774,6 +812,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
     ended int4[];
+    ended_seqs int8[];
     taken_at int8[];
 BEGIN
     FOR held IN
@@ -790,10 +829,13 @@ BEGIN
         PERFORM {schema}.requeue_1(p_now, held, {schema}.end_lease_1(p_now, held, NULL));
         ended := ended || held.lane;
         taken_at := taken_at || held.leased_at;
+        ended_seqs := ended_seqs || held.seq;
+        PERFORM {schema}.refund_keys_1(p_now, p_session, held.seq, held.lane, held.leased_at);
     END LOOP;
     IF ended IS NOT NULL THEN
         PERFORM {schema}.release_limits_1(ended);
         PERFORM {schema}.give_units_back_1(p_now, ended, taken_at);
+        PERFORM {schema}.release_keys_1(p_now, p_session, ended_seqs);
     END IF;
     RETURN ended;
 END $$;

@@ -1,7 +1,7 @@
 -- Concurrency limits and rate limits: lock them, release places, take places and units.
 -- `core/rate_limits.py` explains the arithmetic of rate limits.
 --
--- Rate limits are locked after concurrency limits, also in the order of their names. Limits are locked in the order of their names until the transaction ends. A transaction that reads or changes them
+-- Rate limits are locked after concurrency limits, also in the order of their names, and limits by key after these. Limits are locked in the order of their names until the transaction ends. A transaction that reads or changes them
 -- holds `concurrency_limit` in ROW SHARE. `open_session` takes EXCLUSIVE, so it adds no limit in the meantime.
 
 -- name: lock_affected_limits
@@ -33,9 +33,17 @@ BEGIN
             SELECT FROM {schema}.ready r
             WHERE r.lane = a.id AND (r.due >= f.low_water_mark OR f.low_water_mark IS NULL OR a.is_late OR f.low_water_mark > p_now)
         )
+        UNION
+        SELECT k.job_name FROM {schema}.keyed_limit k JOIN {schema}.limit_key u ON u.limit_name = k.limit_name
+        WHERE u.opens_at <= p_now AND k.job_name = ANY (p_names)
     );
     PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
+    PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
+        SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned)
+        UNION
+        SELECT c.limit_name FROM {schema}.lease_key c WHERE c.session = p_session AND c.seq = ANY (p_seqs)
+    )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     RETURN concerned;
 END $$;
 
@@ -48,14 +56,10 @@ CREATE OR REPLACE FUNCTION {schema}.lock_all_limits_1() RETURNS bool
 LANGUAGE plpgsql AS $$
 BEGIN
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    PERFORM FROM {schema}.rate_limit LIMIT 1;
-    IF FOUND THEN
-        PERFORM FROM {schema}.concurrency_limit ORDER BY name FOR NO KEY UPDATE;
-        PERFORM FROM {schema}.rate_limit ORDER BY name FOR NO KEY UPDATE;
-        RETURN EXISTS (SELECT FROM {schema}.concurrency_limit);
-    END IF;
     PERFORM FROM {schema}.concurrency_limit ORDER BY name FOR NO KEY UPDATE;
-    RETURN FOUND;
+    PERFORM FROM {schema}.rate_limit ORDER BY name FOR NO KEY UPDATE;
+    PERFORM FROM {schema}.keyed_limit ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    RETURN EXISTS (SELECT FROM {schema}.concurrency_limit);
 END $$;
 
 -- name: release_limits

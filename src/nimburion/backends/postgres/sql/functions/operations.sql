@@ -20,6 +20,8 @@ DECLARE
     attempts {schema}.attempt_state;
     lane int4;
     holder int4;
+    was_removed bool;
+    unparked bool := false;
 BEGIN
     LOOP
         SELECT j.seq, j.lane, j.due, j.unique_key INTO body FROM {schema}.job j WHERE j.id = p_id;
@@ -42,10 +44,17 @@ BEGIN
         IF NOT FOUND THEN
             attempts := ROW(body.seq, body.due, NULL, 0, 0, 0, 0, NULL);
         END IF;
-        IF {schema}.remove_waiting_1(body.lane, attempts.due, body.seq) THEN
+        was_removed := {schema}.remove_waiting_1(body.lane, attempts.due, body.seq);
+        IF was_removed THEN
+            unparked := {schema}.pass_turns_1(now, body.seq, body.lane);
+        ELSE
+            DELETE FROM {schema}.parked p WHERE p.seq = body.seq;
+            was_removed := FOUND;
+        END IF;
+        IF was_removed THEN
             answer := 'cancelled';
             lane := {schema}.finish_job_1(now, attempts, NULL, 3::int2, NULL, NULL);
-            SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = lane;
+            SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = CASE WHEN unparked THEN body.lane ELSE lane END;
             RETURN;
         END IF;
         UPDATE {schema}.lease l SET cancel_requested = true

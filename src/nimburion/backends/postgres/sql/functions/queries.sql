@@ -298,6 +298,9 @@ LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN r.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*) FROM {schema}.ready r
     WHERE r.lane IN (SELECT id FROM lanes) GROUP BY 1
     UNION ALL
+    SELECT CASE WHEN k.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*) FROM {schema}.parked k
+    WHERE k.lane IN (SELECT id FROM lanes) GROUP BY 1
+    UNION ALL
     SELECT CASE WHEN s.attempt_status = 2 THEN 'retrying' WHEN s.due > p_now THEN 'scheduled' ELSE 'pending' END, count(*)
     FROM {schema}.scheduled s WHERE s.lane IN (SELECT id FROM lanes) GROUP BY 1
     UNION ALL
@@ -330,6 +333,8 @@ LANGUAGE sql STABLE AS $$
     WITH unfinished AS (
         SELECT r.lane, count(*) AS due, 0::int8 AS later, 0::int8 AS held, min(r.due) AS oldest
         FROM {schema}.ready r GROUP BY r.lane
+        UNION ALL
+        SELECT k.lane, count(*), 0, 0, min(k.due) FROM {schema}.parked k GROUP BY k.lane
         UNION ALL
         SELECT s.lane, count(*) FILTER (WHERE s.due <= p_now), count(*) FILTER (WHERE s.due > p_now), 0,
             min(s.due) FILTER (WHERE s.due <= p_now)

@@ -6,13 +6,13 @@
 -- name: open_session
 -- Open a session, and set the concurrency limits and the rate limits of its names. If the session exists, renew it.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
---   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none)
+--   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none); the limits by key, as for `set_keyed_limits_1`
 -- Result: whether the session is alive; false: a session with this id has ended
 -- Locks: the advisory lock of the session; if a limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
 --   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
-    p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[]
+    p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[], p_keyed jsonb
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -60,6 +60,7 @@ BEGIN
                 burst = excluded.burst, cost = excluded.cost;
         END IF;
     END LOOP;
+    PERFORM {schema}.set_keyed_limits_1(now, p_names, p_keyed);
     RETURN true;
 END $$;
 
@@ -124,6 +125,7 @@ DECLARE
     held {schema}.lease;
     attempts {schema}.attempt_state;
     ended int4[];
+    unparked text[] := '{}';
     taken_at int8[];
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
@@ -144,10 +146,12 @@ BEGIN
         PERFORM {schema}.requeue_1(now, held, attempts);
         ended := ended || held.lane;
         taken_at := taken_at || held.leased_at;
+        PERFORM {schema}.refund_keys_1(now, session_number, held.seq, held.lane, held.leased_at);
+        unparked := unparked || {schema}.release_keys_1(now, session_number, ARRAY[held.seq]);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
     PERFORM {schema}.give_units_back_1(now, ended, taken_at);
-    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended));
+    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended)) || unparked;
 END $$;
 
 -- name: close_session
@@ -165,6 +169,7 @@ DECLARE
     session_number int4;
     held {schema}.lease;
     ended int4[];
+    unparked text[] := '{}';
     left_over bool;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
@@ -182,13 +187,14 @@ BEGIN
     LOOP
         PERFORM {schema}.requeue_1(now, held, {schema}.end_lease_1(now, held, NULL));
         ended := ended || held.lane;
+        unparked := unparked || {schema}.release_keys_1(now, session_number, ARRAY[held.seq]);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
     left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = session_number);
     UPDATE {schema}.session SET is_drained = NOT left_over, left_at = CASE WHEN left_over THEN now ELSE left_at END,
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END
     WHERE number = session_number;
-    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended));
+    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended)) || unparked;
 END $$;
 
 -- name: rescue_jobs
@@ -213,6 +219,7 @@ DECLARE
     attempts {schema}.attempt_state;
     loss bytea;
     ended int4[];
+    unparked text[] := '{}';
     counted int4 := 0;
 BEGIN
     FOR candidate IN
@@ -235,6 +242,7 @@ BEGIN
         counted := counted + 1;
         DELETE FROM {schema}.lease l WHERE l.session = candidate.session AND l.seq = candidate.seq RETURNING * INTO held;
         ended := ended || held.lane;
+        unparked := unparked || {schema}.release_keys_1(now, held.session, ARRAY[held.seq]);
         loss := CASE WHEN candidate.left_at IS NULL AND NOT candidate.not_begun THEN convert_to(
             p_before || (held.failures + held.lost + 1) || p_after || ',"started_at":' || held.leased_at / 1000000
             || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(candidate.session_id)
@@ -258,7 +266,7 @@ BEGIN
         SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL
             AND NOT s.is_drained
     ) THEN 'm' ELSE '' END;
-    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended));
+    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended)) || unparked;
     RETURN NEXT;
 END $$;
 

@@ -189,6 +189,7 @@ BEGIN
         WHERE l.session = p_session AND l.seq = p_seq AND l.fence = p_fence AND l.nonce = p_nonce;
         IF FOUND THEN
             PERFORM {schema}.spend_units_1(p_now, held.lane, p_delay);
+            PERFORM {schema}.spend_key_units_1(p_now, held.lane, p_seq, p_delay);
             RETURN;
         END IF;
     ELSE
@@ -217,7 +218,10 @@ BEGIN
     ELSE
         IF p_kind = 'u' THEN
             PERFORM {schema}.give_units_back_1(p_now, ARRAY[held.lane], ARRAY[held.leased_at]);
-        ELSIF p_kind = 'q' AND {schema}.block_rate_1(p_now, held.lane, p_delay) THEN
+            PERFORM {schema}.refund_keys_1(p_now, p_session, held.seq, held.lane, held.leased_at);
+        ELSIF p_kind = 'q' AND (
+            {schema}.block_keys_1(p_now, held.lane, held.seq, p_delay) OR {schema}.block_rate_1(p_now, held.lane, p_delay)
+        ) THEN
             p_delay := NULL;
         END IF;
         attempts.due := coalesce(p_now + p_delay, attempts.due);
@@ -465,12 +469,16 @@ BEGIN
         SELECT a.name FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
         WHERE l.session = session_number AND l.seq = p_seq
     ) FOR NO KEY UPDATE;
+    PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
+        SELECT c.limit_name FROM {schema}.lease_key c WHERE c.session = session_number AND c.seq = p_seq
+    )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     SELECT * INTO outcome FROM {schema}.settle_one_1(
         now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL,
         CASE WHEN p_keep THEN 'keep' END, p_result, NULL);
     IF outcome.code = 'd' THEN
         to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
-        PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify)));
+        PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify))
+            || {schema}.release_keys_1(now, session_number, ARRAY[p_seq]));
     END IF;
     RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
 END $$;

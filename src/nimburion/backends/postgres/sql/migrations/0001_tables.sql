@@ -255,6 +255,50 @@ CREATE TABLE {schema}.rate_limit (
     rate text NOT NULL                  -- for people
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+-- Limits by key, as the newest worker of a job name declared them. The rows of a limit guard all its keys.
+CREATE TABLE {schema}.keyed_limit (
+    limit_name text COLLATE "C" NOT NULL,
+    job_name text COLLATE "C" NOT NULL,
+    concurrency int4,                   -- how many jobs of one key may run; NULL: no maximum
+    interval int8,                      -- NULL: no rate; these three as in `rate_limit`
+    burst int8,
+    cost int8,
+    PRIMARY KEY (limit_name, job_name)
+);
+CREATE INDEX keyed_limit_job ON {schema}.keyed_limit (job_name);
+-- Keys of limits that are in use, or were a short time ago.
+CREATE TABLE {schema}.limit_key (
+    limit_name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    in_use int4 NOT NULL,               -- leased jobs that count for the key
+    spent_until int8 NOT NULL,          -- as in `rate_limit`
+    opens_at int8,                      -- when parked jobs are considered again because of the rate; NULL: unknown
+    PRIMARY KEY (limit_name, key)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX limit_key_opening ON {schema}.limit_key (opens_at) WHERE opens_at IS NOT NULL;
+-- The keys for which a leased job counts.
+CREATE TABLE {schema}.lease_key (
+    session int4 NOT NULL,
+    seq int8 NOT NULL,
+    limit_name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    PRIMARY KEY (session, seq, limit_name)
+) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+-- Due jobs whose key has no room. They return to `ready` when it has.
+CREATE TABLE {schema}.parked (
+    limit_name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    rank int2 NOT NULL,
+    due int8 NOT NULL,
+    seq int8 NOT NULL,
+    lane int4 NOT NULL,                 -- the main lane
+    attempt_status int2 NOT NULL,       -- as in `ready`
+    PRIMARY KEY (limit_name, key, queue, name, rank, due, seq)
+) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE UNIQUE INDEX parked_seq ON {schema}.parked (seq);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
     queue text COLLATE "C" PRIMARY KEY,

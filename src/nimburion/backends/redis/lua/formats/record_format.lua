@@ -37,6 +37,11 @@
 -- spent_until       microseconds since 1970 (decimal)
 -- unique_key        expiry 8 (all ones: when the job ends) | states 1 + n | id
 -- replacement       expiry 8 | digest 16 | id
+-- keyed_limit       [[limit, maximum or false, interval or false, burst, cost], ...] (MessagePack)
+-- limit_key         leased jobs, spent until, opens at (- if unknown), with spaces between (decimal)
+-- lease_key         [limit NUL key, ...] (MessagePack)
+-- parked            limit | NUL | key | NUL | member of ready
+-- parked_lane       member of ready | limit | NUL | key
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --

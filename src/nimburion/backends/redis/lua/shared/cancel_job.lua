@@ -27,9 +27,13 @@ local function cancel_job(field, body)
   end
   local lane, rank, failed = get_lane(get_lane_number(body)), get_rank(body), has_failures(attempts.counts)
   local member, code = lane.number .. rank .. attempts.due8 .. field, failed and RETRYING or PENDING
-  if redis.call('ZSCORE', ready_key, member) then
+  if drop_parked(member) then
+    code = failed and RETRYING or PENDING
+  elseif redis.call('ZSCORE', ready_key, member) then
     push(writes.drop_ready, member)
+    pass_turns(body, lane)
   else
+    pass_turns(body, lane)
     code = failed and RETRY_SCHEDULED or SCHEDULED
     push(writes.drop_scheduled, attempts.due8 .. field .. lane.number .. rank .. code)
   end

@@ -26,9 +26,14 @@ local function limit_due(due8, created8, new_body)
 end
 
 -- Remove a waiting job from its place.
-local function remove_waiting(field, lane, rank, due8, failed)
-  local code = failed and RETRYING or PENDING
-  if redis.call('ZREM', ready_key, lane.number .. rank .. due8 .. field) == 0 then
+local function remove_waiting(field, body, lane, rank, due8, failed)
+  local code, member = failed and RETRYING or PENDING, lane.number .. rank .. due8 .. field
+  if drop_parked(member) then
+    lane[code] = lane[code] - 1
+    return
+  end
+  pass_turns(body, lane)
+  if redis.call('ZREM', ready_key, member) == 0 then
     code = failed and RETRY_SCHEDULED or SCHEDULED
     redis.call('ZREM', scheduled_key, due8 .. field .. lane.number .. rank .. code)
   end
@@ -61,7 +66,7 @@ local function replace_job(id, new_body, payload, lane, rank, due8)
   local attempts = state and read_attempt_state(state)
   local old_due8 = attempts and attempts.due8 or get_due(body)
   local failed = attempts and has_failures(attempts.counts) or false
-  remove_waiting(field, get_lane(get_lane_number(body)), get_rank(body), old_due8, failed)
+  remove_waiting(field, body, get_lane(get_lane_number(body)), get_rank(body), old_due8, failed)
   due8 = limit_due(due8, sub(body, JOB_LANE_END + 1, JOB_CREATED_END), new_body)
   if failed and old_due8 > due8 then
     due8 = old_due8

@@ -14,6 +14,8 @@
 --   6 max_bytes: the maximum bytes of the reply
 -- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.
 local MAX_WAITING_LANES = 64
+-- MAX_PARKED in core/keyed_limits.py
+local MAX_PARKED = 1000
 -- DELIVERY_OVERHEAD in core/exchange.py
 local OVERHEAD = 256
 -- Positions of the options of a queue in a request.
@@ -68,6 +70,7 @@ local function find_open_lanes(request)
           local options = request.queues[queue]
           push(open, {
             place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
+            is_keyed = get_keyed_limits(name) ~= nil,
             low = '[' .. number, high = range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
           })
         end
@@ -160,6 +163,29 @@ local function choose_from_lane(lane, capacity)
   return chosen
 end
 
+-- Count a job for its keys, or park it if one of them has no room and return false.
+local chosen_keys, parked_count, has_returned = {}, 0, false
+
+local function admit(member, lane)
+  local field = sub(member, READY_SEQ)
+  local keys = list_job_keys(lane.name, redis.call('HGET', job_key, field))
+  local full = find_full_key(keys)
+  if full then
+    has_returned, parked_count = park(member, keys, full), parked_count + 1
+    return false
+  end
+  if #keys > 0 then
+    count_keys(keys)
+    chosen_keys[field] = keys
+  end
+  return true
+end
+
+-- Return whether the exchange reserves no more: it parked too many jobs, or a lane got jobs back.
+local function must_stop()
+  return has_returned or parked_count >= MAX_PARKED
+end
+
 -- Choose from several lanes: repeatedly take the best head. A heap holds the lanes, the one with the best head at its top.
 local function merge_lanes(lanes, total, ageing, caps, capacities)
   local heap, count, chosen = {}, 0, {}
@@ -179,7 +205,18 @@ local function merge_lanes(lanes, total, ageing, caps, capacities)
     local cap, capacity = caps[lane.queue], capacities[lane.name]
     local more = false
     if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
-      chosen[#chosen + 1] = lane.members[lane.at]
+      local member, is_admitted = lane.members[lane.at], true
+      if lane.is_keyed then
+        is_admitted = admit(member, lane)
+        cap, capacity = is_admitted and cap, is_admitted and capacity
+      end
+      if is_admitted then
+        chosen[#chosen + 1] = member
+      elseif must_stop() then
+        lane.at = lane.at + 1
+        lane.has_more = true
+        break
+      end
       lane.at = lane.at + 1
       if cap then
         caps[lane.queue] = cap - 1
@@ -209,7 +246,7 @@ local function choose_jobs(lanes, request)
   for queue, options in pairs(request.queues) do
     caps[queue] = options[QUEUE_LIMIT] or nil
   end
-  if #lanes == 1 then
+  if #lanes == 1 and not lanes[1].is_keyed then
     local lane = lanes[1]
     local capacity = math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total)
     local chosen = choose_from_lane(lane, capacity)
@@ -299,6 +336,10 @@ local function cut_reply(count, chosen, bodies, lanes)
         end
       end
     end
+    local keys = chosen_keys[sub(chosen[i], READY_SEQ)]
+    if keys then
+      take_back(keys)
+    end
     chosen[i], bodies[i] = nil, nil
   end
 end
@@ -341,6 +382,9 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
       spend_units(rate, rate.cost)
     end
     push_pair(members, 0, session4 .. field)
+    if chosen_keys[field] then
+      put_lease_keys(field, chosen_keys[field])
+    end
   end
   call_in_batches('ZREM', ready_key, chosen)
   call_in_batches('HSET', lease_key, leases)

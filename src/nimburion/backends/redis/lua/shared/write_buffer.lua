@@ -68,6 +68,8 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
 end
 
 local function write_buffer()
+  release_lease_keys(writes.drop_lease)
+  write_key_uses()
   call_in_batches('HDEL', lease_key, writes.drop_lease)
   call_in_batches('ZREM', session_leases_key, writes.drop_session_lease)
   call_in_batches('HDEL', cancel_requested_key, writes.drop_cancel)

@@ -52,7 +52,7 @@ CREATE TABLE finished_count (
     PRIMARY KEY (lane, state)
 ) STRICT, WITHOUT ROWID;
 
--- The next three tables say what an unfinished job does. It has a row in exactly one of them.
+-- The next three tables and `parked` say what an unfinished job does. It has a row in exactly one of them.
 
 -- Jobs that are due and wait for a worker.
 CREATE TABLE ready (
@@ -152,6 +152,46 @@ CREATE TABLE rate_limit (
     cost INTEGER NOT NULL,              -- the units that one job takes
     spent_until INTEGER NOT NULL        -- the time until which the units taken are used up
 ) STRICT, WITHOUT ROWID;
+-- Limits by key, as the newest worker of a job name declared them.
+CREATE TABLE keyed_limit (
+    job_name TEXT NOT NULL,
+    limit_name TEXT NOT NULL,
+    concurrency INTEGER,                -- how many jobs of one key may run; NULL: no maximum
+    rate TEXT,                          -- NULL: no rate; the next three as in `rate_limit`
+    interval INTEGER,
+    burst INTEGER,
+    cost INTEGER,
+    PRIMARY KEY (job_name, limit_name)
+) STRICT, WITHOUT ROWID;
+-- Keys of limits that are in use, or were a short time ago.
+CREATE TABLE limit_key (
+    limit_name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    in_use INTEGER NOT NULL,            -- leased jobs that count for the key
+    spent_until INTEGER NOT NULL,       -- as in `rate_limit`
+    opens_at INTEGER,                   -- when parked jobs are considered again because of the rate; NULL: unknown
+    PRIMARY KEY (limit_name, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX limit_key_opening ON limit_key (opens_at) WHERE opens_at IS NOT NULL;
+-- The keys for which a leased job counts.
+CREATE TABLE lease_key (
+    seq INTEGER NOT NULL,
+    limit_name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    PRIMARY KEY (seq, limit_name)
+) STRICT, WITHOUT ROWID;
+-- Due jobs whose key has no room. They return to `ready` when it has.
+CREATE TABLE parked (
+    limit_name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    lane INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
+    due INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    has_failed INTEGER NOT NULL,
+    PRIMARY KEY (limit_name, key, lane, rank, due, seq)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX parked_seq ON parked (seq);
 -- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY,
@@ -209,7 +249,7 @@ CREATE TABLE bulk_operation (
 CREATE INDEX bulk_operation_running ON bulk_operation (due) WHERE state = 'running';
 
 -- Jobs with their status: completed, failed, cancelled, processing, retrying or waiting. A waiting job is scheduled if its
--- due time is in the future, else pending. An unfinished job that is neither in `ready` nor in `scheduled` is processing.
+-- due time is in the future, else pending. An unfinished job that is in none of `ready`, `scheduled` and `parked` is processing.
 CREATE VIEW job_record AS
 SELECT j.*, CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
     WHEN NOT EXISTS (
@@ -217,6 +257,8 @@ SELECT j.*, CASE j.state WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THE
         WHERE (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
     ) AND NOT EXISTS (
         SELECT 1 FROM scheduled AS p WHERE (p.due, p.seq) = (j.due, j.seq)
+    ) AND NOT EXISTS (
+        SELECT 1 FROM parked AS k WHERE k.seq = j.seq
     ) THEN 'processing'
     WHEN j.failures > 0 THEN 'retrying'
     ELSE 'waiting' END END AS status

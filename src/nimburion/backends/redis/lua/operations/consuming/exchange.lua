@@ -29,6 +29,7 @@ local function requeue_rest(found, first)
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
     give_units_back(lane.name, lease.started8)
+    refund_keys(field, lane.name, lease.started8)
     end_lease(field, lease, lane)
     if lease.is_cancel_requested then
       finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
@@ -83,6 +84,7 @@ elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
 else
   codes = settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
+  unpark_open()
   lanes = find_open_lanes(request)
   deliveries, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request.max_bytes)
   session.number8, session.codes = number8, codes
@@ -103,7 +105,10 @@ if #waiting == 0 and request.total > 0 and not is_repeat then
   end
 end
 write_rates()
+write_key_uses()
 local lane_names, next_due, opening = {}, get_next_due(), find_next_opening(lanes.rated)
+local key_opening = get_next_key_opening()
+opening = opening and math.min(opening, key_opening or opening) or key_opening
 if opening and (next_due == '' or opening < decode_time(next_due, 1)) then
   next_due = encode_time(opening)
 end

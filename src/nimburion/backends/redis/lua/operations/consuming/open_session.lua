@@ -1,7 +1,8 @@
 -- open_session: opens a session. Its concurrency limits apply from now on.
--- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use rate_limit spent_until notify
+-- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use rate_limit spent_until keyed_limit parked_lane notify
 -- Arguments: ARGV[3] session id, [4] ttl in microseconds, [5] the worker's description of itself (JSON),
---   [6] MessagePack: {job name, limit or false, interval or false, burst, cost, rate, ...}, [7] host
+--   [6] MessagePack: {job name, limit or false, interval or false, burst, cost, rate, ...}, [7] host,
+--   [8] MessagePack: {job name, its limits by key (see record_format.lua), ...}
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
 -- Cost: O(job names of the session).
@@ -36,6 +37,31 @@ for i = 1, #limits, 6 do
   else
     redis.call('HDEL', rate_limit_key, limits[i])
     redis.call('HDEL', spent_until_key, limits[i])
+  end
+end
+
+-- Return the parked jobs of a name to their lanes: its limits changed.
+local function unpark_name(name)
+  local flat = redis.call('HGETALL', lane_name_key)
+  for i = 1, #flat, 2 do
+    if string.match(flat[i + 1], '%z(.*)$') == name then
+      for _, found in ipairs(redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. flat[i], range_end(flat[i]))) do
+        unpark(string.sub(found, 22), flat[i])
+      end
+    end
+  end
+end
+
+local keyed = cmsgpack.unpack(ARGV[8])
+for i = 1, #keyed, 2 do
+  local packed = #keyed[i + 1] > 0 and cmsgpack.pack(keyed[i + 1]) or false
+  if packed ~= redis.call('HGET', keyed_limit_key, keyed[i]) then
+    if packed then
+      redis.call('HSET', keyed_limit_key, keyed[i], packed)
+    else
+      redis.call('HDEL', keyed_limit_key, keyed[i])
+    end
+    unpark_name(keyed[i])
   end
 end
 mark_every_queue()

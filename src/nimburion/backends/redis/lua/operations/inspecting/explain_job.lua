@@ -1,10 +1,11 @@
 -- explain_job: returns what decides whether a job can run.
--- Keys: job_seq job lease attempt_state concurrency_limit rate_limit spent_until
+-- Keys: job_seq job lease attempt_state concurrency_limit rate_limit spent_until parked limit_key
 -- Arguments: ARGV[3] id
 -- Reply: {} if there is no such job, else {now 8, {lane number, full name, ...}, details without payload (see job_details.lua),
 --   pause of its queue or nil, limit of its name with the holders among the first
 --   2,000 leases (see limit_holders.lua), id of the job that holds its unique key or nil, sessions
---   (see read_sessions.lua), {name, rate limit, spent until} as in list_rates.lua, or {}}
+--   (see read_sessions.lua), {name, rate limit, spent until} as in list_rates.lua, or {},
+--   uses of its keys as in list_key_uses.lua, limit NUL key for which it is parked or nil}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
 local field = find_field(ARGV[3])
@@ -20,7 +21,18 @@ local limit = redis.call('HGET', concurrency_limit_key, lane.name)
 local rate = redis.call('HGET', rate_limit_key, lane.name)
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
 local limits = limit and describe_limits({ [lane.name] = limit }, 0) or {}
+local uses = {}
+for _, key in ipairs(list_job_keys(lane.name, body)) do
+  local use, count = redis.call('HGET', limit_key_key, key.name), redis.call('ZLEXCOUNT', parked_key, get_parked_range(key.name))
+  if use and (count > 0 or string.sub(use, 1, 2) ~= '0 ') then
+    push_pair(uses, key.name, use)
+    push(uses, count)
+  end
+end
+local due8 = state and read_attempt_state(state).due8 or get_due(body)
+local parked_for = not job_end and not lease and find_parked(lane.number .. get_rank(body) .. due8 .. field) or false
 return {
   now8, names, details, read_pauses()[lane.queue] or false, limits, holder, read_sessions(),
   rate and { lane.name, rate, redis.call('HGET', spent_until_key, lane.name) } or {},
+  uses, parked_for,
 }

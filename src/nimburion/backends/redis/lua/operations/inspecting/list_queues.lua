@@ -1,5 +1,5 @@
 -- list_queues: returns the lanes with unfinished jobs, and the paused queues.
--- Keys: lane_name ready
+-- Keys: lane_name ready parked_lane
 -- Reply: {}: promote and call again; or {now 8, rows, {queue, pause, ...}}. A row is six values: queue, job name, ready, scheduled,
 --   leased, earliest due time 8 or ''.
 -- Atomic: reads only; all counts are of the same moment.
@@ -17,10 +17,10 @@ local function note_due(lane4, due8)
 end
 
 -- Note the first job of each priority of a lane: one range query each, and one at the end.
-local function note_first(lane4)
+local function note_first(key, lane4)
   local low, high = '[' .. lane4, range_end(lane4)
   while true do
-    local first = redis.call('ZRANGEBYLEX', ready_key, low, high, 'LIMIT', 0, 1)[1]
+    local first = redis.call('ZRANGEBYLEX', key, low, high, 'LIMIT', 0, 1)[1]
     if not first then
       return
     end
@@ -46,7 +46,8 @@ for lane4, counted in pairs(lanes) do
   local ready, scheduled = counted[PENDING] + counted[RETRYING], counted[SCHEDULED] + counted[RETRY_SCHEDULED]
   if ready + scheduled + counted[LEASED] > 0 then
     if ready > 0 then
-      note_first(lane4)
+      note_first(ready_key, lane4)
+      note_first(parked_lane_key, lane4)
     end
     local lane = get_lane(lane4)
     add_row(lane.queue, lane.name, ready, scheduled, counted[LEASED], earliest[lane4] or '')

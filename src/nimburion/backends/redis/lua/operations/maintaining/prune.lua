@@ -1,5 +1,5 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_key parked
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
@@ -66,7 +66,26 @@ local function drop_pauses()
   end
 end
 
+-- Delete keys of limits that are not in use any more, some in each call.
+local function drop_limit_keys()
+  local cursor = redis.call('HGET', counters_key, 'limit_key_cursor') or '0'
+  local found = redis.call('HSCAN', limit_key_key, cursor, 'COUNT', 500)
+  for i = 1, #found[2], 2 do
+    local name, in_use, spent, opens = found[2][i], string.match(found[2][i + 1], '^(%S+) (%S+) (%S+)$')
+    if in_use == '0' and opens == '-' and tonumber(spent) < now
+      and #redis.call('ZRANGEBYLEX', parked_key, '[' .. name .. '\0', '(' .. name .. '\1', 'LIMIT', 0, 1) == 0 then
+      redis.call('HDEL', limit_key_key, name)
+    end
+  end
+  if cursor ~= found[1] then
+    redis.call('HSET', counters_key, 'limit_key_cursor', found[1])
+  end
+end
+
 drop_pauses()
+if redis.call('HLEN', limit_key_key) > 0 then
+  drop_limit_keys()
+end
 local more = drop_sessions() == 500
 more = drop_keys() == 500 or more
 more = drop_replacements() == 500 or more

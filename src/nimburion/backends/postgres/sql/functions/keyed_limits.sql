@@ -1,0 +1,524 @@
+-- Limits by key: decide which candidates have room, park the others, count leased jobs for their keys, and return parked
+-- jobs to their lanes.
+--
+-- Locks: the rows of `keyed_limit` of a limit guard all its keys. They are locked by limit and job name, after concurrency
+-- limits and rate limits (`limits.sql`). Only who holds them changes `limit_key` and parks jobs of that limit.
+-- A job is in `ready` or in `parked`, never in both.
+
+-- name: set_keyed_limits
+-- Set the limits by key of job names. If those of a name change, its parked jobs are considered again.
+-- Inputs: the time; the job names; a JSON object: job name -> [[limit, concurrency, interval, burst, cost], ...] by limit
+-- Locks: if anything changes, the table `keyed_limit` in EXCLUSIVE, so that no exchange is in the middle of a decision
+CREATE OR REPLACE FUNCTION {schema}.set_keyed_limits_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    job text;
+    declared jsonb;
+    is_locked bool := false;
+BEGIN
+    IF p_limits = '{}' AND NOT EXISTS (SELECT FROM {schema}.keyed_limit) THEN
+        RETURN;
+    END IF;
+    FOREACH job IN ARRAY p_names LOOP
+        declared := coalesce(p_limits -> job, '[]');
+        CONTINUE WHEN declared = (
+            SELECT coalesce(jsonb_agg(jsonb_build_array(k.limit_name, k.concurrency, k.interval, k.burst, k.cost)
+                ORDER BY k.limit_name), '[]')
+            FROM {schema}.keyed_limit k WHERE k.job_name = job
+        );
+        IF NOT is_locked THEN
+            LOCK TABLE {schema}.keyed_limit IN EXCLUSIVE MODE;
+            is_locked := true;
+        END IF;
+        DELETE FROM {schema}.keyed_limit k WHERE k.job_name = job;
+        INSERT INTO {schema}.keyed_limit (limit_name, job_name, concurrency, interval, burst, cost)
+        SELECT d ->> 0, job, CAST(d ->> 1 AS int4), CAST(d ->> 2 AS int8), CAST(d ->> 3 AS int8), CAST(d ->> 4 AS int8)
+        FROM jsonb_array_elements(declared) d;
+        PERFORM {schema}.unpark_1(p_now, g.limit_name, g.key, g.queue, g.name, 2147483647)
+        FROM (
+            SELECT DISTINCT p.limit_name, p.key, p.queue, p.name FROM {schema}.parked p WHERE p.name = job
+        ) g;
+    END LOOP;
+END $$;
+
+-- name: list_job_keys
+-- List the keys of a job for which its name has limits, by the name of the limit.
+-- Inputs: the job name; the seq
+-- Result: the key and its limit; `unit_time` is its interval (NULL: it has no rate); `cost` is that of the job, `declared_cost` that of the limit
+CREATE OR REPLACE FUNCTION {schema}.list_job_keys_1(p_name text, p_seq int8) RETURNS TABLE (
+    limit_name text, key text, concurrency int4, unit_time int8, burst int8, cost int8, declared_cost int8
+)
+LANGUAGE sql STABLE AS $$
+    SELECT k.limit_name, o.keys ->> k.limit_name, k.concurrency, k.interval, k.burst, coalesce(o.cost, k.cost), k.cost
+    FROM (
+        SELECT CAST({schema}.get_option_1(j.options, 'limit_keys') AS jsonb) AS keys,
+            CAST({schema}.get_option_1(j.options, 'cost') AS int8) AS cost
+        FROM {schema}.job j WHERE j.seq = p_seq
+    ) o, {schema}.keyed_limit k
+    WHERE k.job_name = p_name AND o.keys ->> k.limit_name IS NOT NULL
+    ORDER BY k.limit_name
+$$;
+
+-- name: unpark
+-- Return the first jobs of a queue and name that are parked for a key to `ready`.
+-- Inputs: the time; limit, key, queue and name; the maximum number of jobs
+-- Result: whether there were any
+-- Locks: the rows of `parked`; rows that another transaction has locked are skipped
+CREATE OR REPLACE FUNCTION {schema}.unpark_1(
+    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4
+) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    moved {schema}.parked;
+    found_any bool := false;
+BEGIN
+    FOR moved IN
+        DELETE FROM {schema}.parked WHERE ctid = ANY (ARRAY(
+            SELECT p.ctid FROM {schema}.parked p
+            WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
+            ORDER BY p.rank, p.due, p.seq LIMIT p_most FOR UPDATE SKIP LOCKED
+        )) RETURNING *
+    LOOP
+        PERFORM {schema}.make_waiting_1(GREATEST(p_now, moved.due), moved.seq, moved.due, moved.lane, moved.attempt_status);
+        found_any := true;
+    END LOOP;
+    RETURN found_any;
+END $$;
+
+-- name: unpark_key
+-- Return the first job of each queue and name that is parked for a key to `ready`.
+-- Inputs: the time; limit and key
+-- Result: the queues to notify
+CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(p_now int8, p_limit text, p_key text) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    parked record;
+    to_notify text[] := '{}';
+BEGIN
+    FOR parked IN
+        SELECT DISTINCT p.queue, p.name FROM {schema}.parked p WHERE p.limit_name = p_limit AND p.key = p_key
+    LOOP
+        IF {schema}.unpark_1(p_now, p_limit, p_key, parked.queue, parked.name, 1) THEN
+            to_notify := to_notify || parked.queue;
+        END IF;
+    END LOOP;
+    RETURN to_notify;
+END $$;
+
+-- name: unpark_open
+-- Return jobs of these names whose rate allows one now to `ready`.
+-- Inputs: the time; the job names, whose limits are locked
+CREATE OR REPLACE FUNCTION {schema}.unpark_open_1(p_now int8, p_names text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    opened record;
+BEGIN
+    FOR opened IN
+        UPDATE {schema}.limit_key u SET opens_at = NULL WHERE u.opens_at <= p_now AND u.limit_name IN (
+            SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names)
+        ) RETURNING u.limit_name, u.key
+    LOOP
+        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key);
+    END LOOP;
+END $$;
+
+-- name: release_keys
+-- Stop counting jobs of a session whose leases ended, and let the next parked jobs have their turn.
+-- Inputs: the time; the session; seqs; those of leases that the session still holds are left out
+-- Result: the queues to notify
+CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_session int4, p_seqs int8[]) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    ended record;
+    to_notify text[] := '{}';
+BEGIN
+    FOR ended IN
+        WITH freed AS (
+            DELETE FROM {schema}.lease_key k WHERE k.session = p_session AND k.seq = ANY (p_seqs) AND NOT EXISTS (
+                SELECT FROM {schema}.lease l WHERE l.session = p_session AND l.seq = k.seq
+            ) RETURNING k.limit_name, k.key
+        )
+        SELECT f.limit_name, f.key, CAST(count(*) AS int4) AS jobs FROM freed f GROUP BY 1, 2 ORDER BY 1, 2
+    LOOP
+        UPDATE {schema}.limit_key u SET in_use = u.in_use - ended.jobs
+        WHERE u.limit_name = ended.limit_name AND u.key = ended.key;
+        FOR i IN 1..ended.jobs LOOP
+            to_notify := to_notify || {schema}.unpark_key_1(p_now, ended.limit_name, ended.key);
+        END LOOP;
+    END LOOP;
+    RETURN to_notify;
+END $$;
+
+-- name: pass_turns
+-- Let jobs that are parked for the keys of a job have its turn: the job was cancelled before a worker took it.
+-- Inputs: the time; seq and lane of the job
+-- Result: whether any job returned to `ready`
+CREATE OR REPLACE FUNCTION {schema}.pass_turns_1(p_now int8, p_seq int8, p_lane int4) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    returned bool := false;
+    own record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.parked) THEN
+        RETURN false;
+    END IF;
+    FOR own IN
+        SELECT k.limit_name, k.key, a.queue, a.name FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
+        WHERE a.id = p_lane
+    LOOP
+        returned := {schema}.unpark_1(p_now, own.limit_name, own.key, own.queue, own.name, 1) OR returned;
+    END LOOP;
+    RETURN returned;
+END $$;
+
+-- name: merge_keyed_lanes
+-- Do the same as `merge_lanes_1`, and return which job each row is.
+-- Inputs: as for `merge_lanes_1`
+-- Result: one row for each job, in order
+CREATE OR REPLACE FUNCTION {schema}.merge_keyed_lanes_1(
+    p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
+    p_low_water_marks int8[], p_chunks int4[]
+) RETURNS TABLE (lane_index int4, due int8, seq int8, attempt_status int2, is_end bool)
+LANGUAGE sql STABLE AS $$
+    SELECT ranked.lane_index, ranked.due, ranked.seq, ranked.attempt_status, ranked.nth = ranked.chunk
+    FROM (
+        SELECT candidate.*, max(ARRAY[
+                -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
+                    THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
+                candidate.rank, candidate.due, candidate.seq
+            ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
+                ROWS UNBOUNDED PRECEDING) AS worst
+        FROM (
+            SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
+                r.due, r.seq, r.attempt_status,
+                row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
+            FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
+                AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
+            LATERAL (
+                SELECT r.due, r.seq, r.attempt_status FROM {schema}.ready r
+                WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
+                ORDER BY r.due, r.seq LIMIT lane.chunk
+            ) r
+        ) candidate
+    ) ranked
+    ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq
+$$;
+
+-- name: plan_keyed_claims
+-- Do the same as `plan_claims_1`, and park the candidates whose keys have no room.
+-- Inputs: as for `plan_claims_1`, and the main lanes of the open lanes
+-- Result:
+--   counts      how many jobs to take from each lane, after the parked ones have left it
+--   returned    the index of a requested lane to which others return, because a job was parked; NULL: none. The plan ends
+--               there. They return after the claim (`pass_other_turns_1`), which takes the first jobs of each lane.
+--   passing_seq, passing_lane, passing_limit
+--               that parked job, and the limit for which it is parked
+-- Locks: the rows of `ready` that it parks; rows that another transaction has locked are skipped. The caller has locked
+--   the limits of the names.
+CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
+    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
+    p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[],
+    OUT counts int4[], OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text
+) LANGUAGE plpgsql AS $$
+DECLARE
+    max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
+    chunks int4[] := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
+    is_keyed bool[];
+    queue_indexes int4[];
+    name_indexes int4[];
+    queue_available int4[];
+    name_available int4[];
+    incomplete int4;
+    taken int4;
+    parked_count int4 := 0;
+    stopped bool := false;
+    keys text[];
+    in_uses int4[];
+    spents int8[];
+    candidate record;
+    own record;
+    own_at int4[];
+    own_rates int8[];
+    at int4;
+    full_limit text;
+    full_key text;
+    opening int8;
+BEGIN
+    SELECT array_agg(array_position(p_queues, p_queues[requested.request_index]) ORDER BY requested.lane_index),
+        array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index),
+        array_agg(EXISTS (
+            SELECT FROM {schema}.keyed_limit k WHERE k.job_name = p_names[requested.request_index]
+        ) ORDER BY requested.lane_index)
+    INTO queue_indexes, name_indexes, is_keyed
+    FROM unnest(p_request_indexes) WITH ORDINALITY AS requested (request_index, lane_index);
+    FOR i IN 1..cardinality(p_ids) LOOP
+        IF is_keyed[i] THEN
+            chunks[i] := p_total + 1;
+        END IF;
+    END LOOP;
+    LOOP
+        counts := array_fill(0, ARRAY[cardinality(p_ids)]);
+        SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
+        name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
+        FOR i IN 1..cardinality(p_ids) LOOP
+            IF p_available[i] IS NOT NULL THEN
+                name_available[name_indexes[i]] := p_available[i];
+            END IF;
+        END LOOP;
+        incomplete := NULL;
+        taken := 0;
+        keys := '{}';
+        in_uses := '{}';
+        spents := '{}';
+        FOR candidate IN
+            SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                p_low_water_marks, chunks)
+        LOOP
+            CONTINUE WHEN queue_available[queue_indexes[candidate.lane_index]] <= 0
+                OR name_available[name_indexes[candidate.lane_index]] <= 0;
+            full_limit := NULL;
+            IF is_keyed[candidate.lane_index] THEN
+                own_at := '{}';
+                own_rates := '{}';
+                FOR own IN
+                    SELECT k.*, u.in_use, u.spent_until
+                    FROM {schema}.list_job_keys_1(p_names[p_request_indexes[candidate.lane_index]], candidate.seq) k
+                    LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
+                    ORDER BY k.limit_name
+                LOOP
+                    at := array_position(keys, own.limit_name || E'\x1f' || own.key);
+                    IF at IS NULL THEN
+                        keys := keys || (own.limit_name || E'\x1f' || own.key);
+                        in_uses := in_uses || coalesce(own.in_use, 0);
+                        spents := spents || coalesce(own.spent_until, 0);
+                        at := cardinality(keys);
+                    END IF;
+                    IF own.concurrency <= in_uses[at] THEN
+                        full_limit := own.limit_name;
+                        full_key := own.key;
+                        opening := NULL;
+                        EXIT;
+                    ELSIF {schema}.count_room_1(p_now, own.unit_time, own.burst, own.cost, spents[at]) = 0 THEN
+                        full_limit := own.limit_name;
+                        full_key := own.key;
+                        opening := spents[at] - (own.burst - LEAST(own.cost, own.burst)) * own.unit_time;
+                        EXIT;
+                    END IF;
+                    own_at := own_at || at;
+                    own_rates := own_rates || coalesce(own.cost * own.unit_time, 0);
+                END LOOP;
+            END IF;
+            IF full_limit IS NULL THEN
+                IF is_keyed[candidate.lane_index] THEN
+                    FOR i IN 1..cardinality(own_at) LOOP
+                        in_uses[own_at[i]] := in_uses[own_at[i]] + 1;
+                        IF own_rates[i] > 0 THEN
+                            spents[own_at[i]] := GREATEST(spents[own_at[i]], p_now) + own_rates[i];
+                        END IF;
+                    END LOOP;
+                END IF;
+                counts[candidate.lane_index] := counts[candidate.lane_index] + 1;
+                queue_available[queue_indexes[candidate.lane_index]] := queue_available[queue_indexes[candidate.lane_index]] - 1;
+                name_available[name_indexes[candidate.lane_index]] := name_available[name_indexes[candidate.lane_index]] - 1;
+                taken := taken + 1;
+                EXIT WHEN taken = p_total;
+            ELSIF {schema}.park_1(candidate.seq, candidate.due, p_ids[candidate.lane_index], p_main_lanes[candidate.lane_index],
+                full_limit, full_key, opening)
+            THEN
+                parked_count := parked_count + 1;
+                IF {schema}.has_other_turns_1(candidate.seq, p_main_lanes[candidate.lane_index], full_limit) THEN
+                    returned := p_request_indexes[candidate.lane_index];
+                    passing_seq := candidate.seq;
+                    passing_lane := p_main_lanes[candidate.lane_index];
+                    passing_limit := full_limit;
+                END IF;
+                stopped := returned IS NOT NULL OR parked_count >= max_parked;
+                EXIT WHEN stopped;
+            END IF;
+            incomplete := CASE WHEN candidate.is_end THEN candidate.lane_index END;
+            EXIT WHEN incomplete IS NOT NULL;  -- the next job of this lane may come before those of others
+        END LOOP;
+        EXIT WHEN stopped OR taken = p_total OR incomplete IS NULL;
+        chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + 1);
+    END LOOP;
+END $$;
+
+-- name: park
+-- Move a job from `ready` to `parked`, and note when the rate of its key allows it.
+-- Inputs: seq, due time, lane and main lane of the job; limit and key; when its rate allows the job (NULL: it has room)
+-- Result: whether the job was in `ready` and not locked
+CREATE OR REPLACE FUNCTION {schema}.park_1(
+    p_seq int8, p_due int8, p_lane int4, p_main_lane int4, p_limit text, p_key text, p_opening int8
+) RETURNS bool
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH moved AS (
+        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
+            SELECT r.ctid FROM {schema}.ready r WHERE r.lane = p_lane AND r.due = p_due AND r.seq = p_seq
+            FOR UPDATE SKIP LOCKED
+        )) RETURNING r.due, r.seq, r.attempt_status
+    )
+    INSERT INTO {schema}.parked (limit_name, key, queue, name, rank, due, seq, lane, attempt_status)
+    SELECT p_limit, p_key, a.queue, a.name, a.rank, moved.due, moved.seq, a.id, moved.attempt_status
+    FROM moved, {schema}.lane a WHERE a.id = p_main_lane;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF p_opening IS NOT NULL THEN
+        INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until, opens_at)
+        VALUES (p_limit, p_key, 0, 0, p_opening)
+        ON CONFLICT (limit_name, key) DO UPDATE SET opens_at = LEAST(u.opens_at, excluded.opens_at);
+    END IF;
+    RETURN true;
+END $$;
+
+-- name: has_other_turns
+-- Test whether jobs of the same queue and name are parked for the other keys of a parked job.
+-- Inputs: seq and main lane of the job; the limit for which it is parked
+-- Result: whether there are any
+CREATE OR REPLACE FUNCTION {schema}.has_other_turns_1(p_seq int8, p_lane int4, p_limit text) RETURNS bool
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k, {schema}.parked p
+        WHERE a.id = p_lane AND k.limit_name <> p_limit AND p.limit_name = k.limit_name AND p.key = k.key
+            AND p.queue = a.queue AND p.name = a.name
+    );
+END $$;
+
+-- name: pass_other_turns
+-- Let jobs that are parked for the other keys of a parked job have its turn there.
+-- Inputs: the time; seq and main lane of the job; the limit for which it is parked
+-- Result: whether any job returned to `ready`
+CREATE OR REPLACE FUNCTION {schema}.pass_other_turns_1(p_now int8, p_seq int8, p_lane int4, p_limit text) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    returned bool := false;
+    own record;
+BEGIN
+    FOR own IN
+        SELECT k.limit_name, k.key, a.queue, a.name FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
+        WHERE a.id = p_lane AND k.limit_name <> p_limit
+    LOOP
+        returned := {schema}.unpark_1(p_now, own.limit_name, own.key, own.queue, own.name, 1) OR returned;
+    END LOOP;
+    RETURN returned;
+END $$;
+
+-- name: count_keys
+-- Count the jobs that an exchange leased for their keys, and set when the next parked jobs have their turn.
+-- Inputs: the time; the session; the number of the exchange
+CREATE OR REPLACE FUNCTION {schema}.count_keys_1(p_now int8, p_session int4, p_number int8) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    own record;
+BEGIN
+    FOR own IN
+        SELECT l.seq, k.* FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane,
+        LATERAL {schema}.list_job_keys_1(a.name, l.seq) k
+        WHERE l.session = p_session AND l.exchange_number = p_number
+            AND EXISTS (SELECT FROM {schema}.keyed_limit x WHERE x.job_name = a.name)
+        ORDER BY k.limit_name, k.key, l.seq
+    LOOP
+        INSERT INTO {schema}.lease_key (session, seq, limit_name, key)
+        VALUES (p_session, own.seq, own.limit_name, own.key);
+        INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
+        VALUES (own.limit_name, own.key, 1, coalesce(p_now + own.cost * own.unit_time, 0))
+        ON CONFLICT (limit_name, key) DO UPDATE SET in_use = u.in_use + 1,
+            spent_until = coalesce(GREATEST(u.spent_until, p_now) + own.cost * own.unit_time, u.spent_until);
+        IF own.unit_time IS NOT NULL THEN
+            UPDATE {schema}.limit_key u
+            SET opens_at = GREATEST(p_now, u.spent_until - (own.burst - 1) * own.unit_time)
+            WHERE u.limit_name = own.limit_name AND u.key = own.key AND EXISTS (
+                SELECT FROM {schema}.parked p WHERE p.limit_name = own.limit_name AND p.key = own.key
+            );
+        END IF;
+    END LOOP;
+END $$;
+
+-- name: refund_keys
+-- Return what a job that has not started took from the rates of its keys.
+-- Inputs: the time; the session; seq, lane and start of the lease
+CREATE OR REPLACE FUNCTION {schema}.refund_keys_1(p_now int8, p_session int4, p_seq int8, p_lane int4, p_taken_at int8) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.lease_key c WHERE c.session = p_session AND c.seq = p_seq) THEN
+        RETURN;
+    END IF;
+    UPDATE {schema}.limit_key u SET spent_until = GREATEST(
+        u.spent_until - GREATEST(0, k.cost * k.unit_time - GREATEST(0, p_now - p_taken_at)), p_now - 31622400000000)
+    FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
+    WHERE a.id = p_lane AND k.unit_time IS NOT NULL AND u.limit_name = k.limit_name AND u.key = k.key AND EXISTS (
+        SELECT FROM {schema}.lease_key c
+        WHERE c.session = p_session AND c.seq = p_seq AND c.limit_name = k.limit_name AND c.key = k.key
+    );
+END $$;
+
+-- name: spend_key_units
+-- Take units of the rates of a job's keys, or give some back.
+-- Inputs: the time; lane and seq of the job; the units; negative: give back
+CREATE OR REPLACE FUNCTION {schema}.spend_key_units_1(p_now int8, p_lane int4, p_seq int8, p_units int8) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE {schema}.limit_key u SET spent_until = LEAST(GREATEST(
+        CASE WHEN p_units > 0 THEN GREATEST(u.spent_until, p_now) ELSE u.spent_until END + p_units * k.unit_time,
+        p_now - 31622400000000), p_now + 31622400000000)
+    FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
+    WHERE a.id = p_lane AND k.unit_time IS NOT NULL AND u.limit_name = k.limit_name AND u.key = k.key;
+END $$;
+
+-- name: block_keys
+-- Let the rates of a job's keys allow no job for some time.
+-- Inputs: the time; lane and seq of the job; the delay in microseconds
+-- Result: whether a key of the job has a rate
+CREATE OR REPLACE FUNCTION {schema}.block_keys_1(p_now int8, p_lane int4, p_seq int8, p_delay int8) RETURNS bool
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.keyed_limit) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
+    SELECT k.limit_name, k.key, 0, LEAST(p_now + 31622400000000,
+        p_now + LEAST(p_delay, 31622400000000) + (k.burst - LEAST(k.declared_cost, k.burst)) * k.unit_time)
+    FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k WHERE a.id = p_lane AND k.unit_time IS NOT NULL
+    ON CONFLICT (limit_name, key) DO UPDATE SET spent_until = GREATEST(u.spent_until, excluded.spent_until);
+    RETURN FOUND;
+END $$;
+
+-- name: list_key_uses
+-- List the keys of limits that are in use or for which jobs wait.
+-- Inputs: a job name and a seq: only the keys of this job (NULL: all keys); the maximum number of keys
+-- Result: one row for each key, ordered by limit and key
+CREATE OR REPLACE FUNCTION {schema}.list_key_uses_1(p_name text, p_seq int8, p_limit int4) RETURNS TABLE (
+    limit_name text, key text, in_use int4, parked int8, opens_at int8
+)
+LANGUAGE sql STABLE AS $$
+    SELECT * FROM (
+        SELECT u.limit_name, u.key, u.in_use, (
+            SELECT count(*) FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
+        ) AS parked, u.opens_at
+        FROM {schema}.limit_key u WHERE p_seq IS NULL OR EXISTS (
+            SELECT FROM {schema}.list_job_keys_1(p_name, p_seq) k WHERE k.limit_name = u.limit_name AND k.key = u.key
+        )
+        UNION ALL
+        SELECT p.limit_name, p.key, 0, count(*), NULL FROM {schema}.parked p
+        WHERE NOT EXISTS (SELECT FROM {schema}.limit_key u WHERE u.limit_name = p.limit_name AND u.key = p.key)
+            AND (p_seq IS NULL OR EXISTS (
+                SELECT FROM {schema}.list_job_keys_1(p_name, p_seq) k WHERE k.limit_name = p.limit_name AND k.key = p.key
+            ))
+        GROUP BY 1, 2
+    ) used WHERE used.in_use > 0 OR used.parked > 0 ORDER BY 1, 2 LIMIT p_limit
+$$;
+
+-- name: prune_limit_keys
+-- Delete the keys that are not in use any more.
+-- Inputs: the time or NULL
+CREATE OR REPLACE FUNCTION {schema}.prune_limit_keys_1(p_now int8) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    now int8 := {schema}.get_read_time_1(p_now);
+BEGIN
+    DELETE FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at IS NULL AND u.spent_until < now AND NOT EXISTS (
+        SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
+    );
+END $$;

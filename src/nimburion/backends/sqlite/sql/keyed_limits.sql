@@ -1,0 +1,158 @@
+-- Limits by key: count leased jobs for their keys, park jobs whose key has no room, and return them to their lanes.
+--
+-- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
+-- of the file, and each call has its own savepoint. A job is in `ready` or in `parked`, never in both.
+
+-- name: list_keyed_limits
+-- List the limits by key.
+-- Inputs: ?1 job name; NULL: all
+-- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost], ordered by both names
+SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (
+    SELECT * FROM keyed_limit WHERE ?1 IS NULL OR job_name = ?1 ORDER BY job_name, limit_name
+);
+
+-- name: insert_keyed_limit
+-- Add a limit by key.
+-- Inputs: ?1 job name, ?2 limit name, ?3 concurrency, ?4 rate, ?5 interval, ?6 burst, ?7 cost
+INSERT INTO keyed_limit (job_name, limit_name, concurrency, rate, interval, burst, cost)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7);
+
+-- name: delete_keyed_limits
+-- Delete the limits by key of a job name.
+-- Inputs: ?1 job name
+DELETE FROM keyed_limit WHERE job_name = ?1;
+
+-- name: get_job_options
+-- Read the options of a job.
+-- Inputs: ?1 seq
+-- Result: options (JSON), or NULL
+SELECT options FROM job WHERE seq = ?1;
+
+-- name: get_key_use
+-- Read the use of a key.
+-- Inputs: ?1 limit name, ?2 key
+-- Result: in_use, spent_until, opens_at, or no row
+SELECT in_use, spent_until, opens_at FROM limit_key WHERE limit_name = ?1 AND key = ?2;
+
+-- name: put_key_use
+-- Store the use of a key.
+-- Inputs: ?1 limit name, ?2 key, ?3 in_use, ?4 spent_until, ?5 opens_at
+INSERT INTO limit_key (limit_name, key, in_use, spent_until, opens_at) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (limit_name, key) DO UPDATE
+SET in_use = excluded.in_use, spent_until = excluded.spent_until, opens_at = excluded.opens_at;
+
+-- name: insert_lease_key
+-- Record that a leased job counts for a key.
+-- Inputs: ?1 seq, ?2 limit name, ?3 key
+INSERT INTO lease_key (seq, limit_name, key) VALUES (?1, ?2, ?3);
+
+-- name: list_lease_keys
+-- List the keys for which a leased job counts.
+-- Inputs: ?1 seq
+-- Result: limit name, key
+SELECT limit_name, key FROM lease_key WHERE seq = ?1 ORDER BY limit_name;
+
+-- name: delete_lease_keys
+-- Delete the keys for which jobs counted whose leases ended.
+-- Inputs: ?1 JSON array of seqs
+-- Result: limit name, key
+DELETE FROM lease_key WHERE seq IN (SELECT value FROM json_each(?1)) RETURNING limit_name, key;
+
+-- name: release_key
+-- Count one job less for a key.
+-- Inputs: ?1 limit name, ?2 key
+UPDATE limit_key SET in_use = in_use - 1 WHERE limit_name = ?1 AND key = ?2;
+
+-- name: has_parked
+-- Test whether jobs are parked for a key.
+-- Inputs: ?1 limit name, ?2 key
+-- Result: 0 or 1
+SELECT EXISTS (SELECT 1 FROM parked WHERE limit_name = ?1 AND key = ?2);
+
+-- name: list_parked_lanes
+-- List the lanes of the jobs that are parked for a key.
+-- Inputs: ?1 limit name, ?2 key
+-- Result: lane
+SELECT DISTINCT lane FROM parked WHERE limit_name = ?1 AND key = ?2;
+
+-- name: copy_to_parked
+-- Copy a job of `ready` to `parked`.
+-- Inputs: ?1 limit name, ?2 key, ?3 seq
+INSERT INTO parked (limit_name, key, lane, rank, due, seq, has_failed)
+SELECT ?1, ?2, r.lane, r.rank, r.due, r.seq, r.has_failed FROM job AS j
+CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
+WHERE j.seq = ?3;
+
+-- name: copy_from_parked
+-- Copy the first jobs of a lane that are parked for a key to `ready`.
+-- Inputs: ?1 limit name, ?2 key, ?3 lane, ?4 the maximum number of jobs
+-- Result: the number of rows
+INSERT INTO ready (lane, rank, due, seq, has_failed)
+SELECT lane, rank, due, seq, has_failed FROM parked
+WHERE limit_name = ?1 AND key = ?2 AND lane = ?3 ORDER BY rank, due, seq LIMIT ?4;
+
+-- name: delete_first_parked
+-- Delete the jobs that were copied to `ready` from `parked`.
+-- Inputs: as for `copy_from_parked`
+DELETE FROM parked WHERE (limit_name, key, lane, rank, due, seq) IN (
+    SELECT limit_name, key, lane, rank, due, seq FROM parked
+    WHERE limit_name = ?1 AND key = ?2 AND lane = ?3 ORDER BY rank, due, seq LIMIT ?4
+);
+
+-- name: copy_name_from_parked
+-- Copy all parked jobs of a name to `ready`.
+-- Inputs: ?1 job name
+-- Result: the number of rows
+INSERT INTO ready (lane, rank, due, seq, has_failed)
+SELECT lane, rank, due, seq, has_failed FROM parked WHERE lane IN (SELECT id FROM lane WHERE name = ?1);
+
+-- name: delete_name_from_parked
+-- Delete all parked jobs of a name.
+-- Inputs: ?1 job name
+DELETE FROM parked WHERE lane IN (SELECT id FROM lane WHERE name = ?1);
+
+-- name: delete_parked
+-- Delete a job from `parked`.
+-- Inputs: ?1 seq
+-- Result: the number of rows
+DELETE FROM parked WHERE seq = ?1;
+
+-- name: list_open_keys
+-- List the keys whose rates allow a parked job now.
+-- Inputs: ?1 now
+-- Result: limit name, key
+SELECT limit_name, key FROM limit_key WHERE opens_at <= ?1;
+
+-- name: clear_openings
+-- Forget the times at which rates allowed parked jobs.
+-- Inputs: ?1 now
+UPDATE limit_key SET opens_at = NULL WHERE opens_at <= ?1;
+
+-- name: get_next_key_opening
+-- Return when the rate of a key first allows a parked job.
+-- Result: the time, or NULL
+SELECT min(opens_at) FROM limit_key WHERE opens_at IS NOT NULL;
+
+-- name: prune_limit_keys
+-- Delete the keys that are not in use any more.
+-- Inputs: ?1 now
+DELETE FROM limit_key WHERE in_use = 0 AND opens_at IS NULL AND spent_until < ?1 AND NOT EXISTS (
+    SELECT 1 FROM parked AS p WHERE p.limit_name = limit_key.limit_name AND p.key = limit_key.key
+);
+
+-- name: list_key_uses
+-- List the keys that are in use or for which jobs wait.
+-- Inputs: ?1 limit name; NULL: all, ?2 key, ?3 the maximum number of keys
+-- Result: limit name, key, in_use, number of parked jobs, opens_at
+SELECT * FROM (
+    SELECT k.limit_name, k.key, k.in_use, (
+        SELECT count(*) FROM parked AS p WHERE p.limit_name = k.limit_name AND p.key = k.key
+    ) AS waiting, k.opens_at
+    FROM limit_key AS k WHERE ?1 IS NULL OR k.limit_name = ?1 AND k.key = ?2 ORDER BY k.limit_name, k.key
+) WHERE in_use > 0 OR waiting > 0 LIMIT ?3;
+
+-- name: find_parked
+-- Find for which limit a job is parked.
+-- Inputs: ?1 seq
+-- Result: limit name, or no row
+SELECT limit_name FROM parked WHERE seq = ?1;

@@ -1,0 +1,197 @@
+"""Limits by key as declarations write them: `concurrency=Limit(1, key="customer")`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError, InvalidJob
+from nimburion.core.job import JobOptions
+from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.rate_limits import MAX_UNITS
+from nimburion.core.size_limits import MAX_TEXT
+from nimburion.jobs.declaration.rates import parse_rate
+
+Key = str | Callable[[Any], object]
+"""The name of an argument, `"tenant"`, or a function of the job."""
+Cost = int | str | Callable[[Any], int]
+"""A number of units, the name of an argument, or a function of the job."""
+
+TENANT = "tenant"
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LIMIT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,256}")
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+class Limit:
+    """A limit of jobs that share a key, over all workers.
+
+    ```python
+    @job(concurrency=Limit(1, key="customer"))  # one job for each customer, in order
+    async def sync(customer: str) -> None: ...
+
+
+    @job(concurrency=[Limit(5, key="tenant"), Limit(2, name="smtp")])
+    async def send(to: str) -> None: ...
+    ```
+
+    Args:
+        concurrency: how many jobs of one key may run at once.
+        key: what the limit counts separately for: the name of an argument, `"tenant"` (the option
+            of the enqueue), or a function of the job that returns a text. None: one count for all.
+        name: jobs of several names that name the same limit share its counts. By default the limit
+            belongs to the job alone.
+        rate: how many units of one key may start in a time, `"100/min"`.
+        burst: as the option `burst` of a job.
+        cost: the units that one job takes of the rate: a number, the name of an argument, or a
+            function of the job.
+    """
+
+    __slots__ = ("burst", "concurrency", "cost", "key", "name", "rate")
+
+    def __init__(
+        self,
+        concurrency: int | None = None,
+        *,
+        key: Key | None = None,
+        name: str | None = None,
+        rate: str | None = None,
+        burst: int | None = None,
+        cost: Cost = 1,
+    ) -> None:
+        if concurrency is None and rate is None:
+            raise DefinitionError("a Limit needs a maximum, like Limit(5), or a rate")
+        number: object = concurrency
+        if number is not None and (
+            not isinstance(number, int) or isinstance(number, bool) or number < 1
+        ):
+            raise DefinitionError(
+                f"the maximum of a Limit must be a whole number, 1 or more, not {concurrency!r}"
+            )
+        if name is not None and not _LIMIT_NAME.fullmatch(name):
+            raise DefinitionError(
+                f"the name of a Limit has 1 to 256 of the characters A-Z a-z 0-9 _ . : -, not "
+                f"{name!r}"
+            )
+        self.concurrency: int | None = concurrency
+        self.key: Key | None = key
+        self.name: str | None = name
+        self.cost: Cost = cost
+        self.rate: str | None = rate
+        self.burst: int | None = burst
+        self.make_keyed_limit()  # raises for a wrong rate
+
+    def make_keyed_limit(self) -> KeyedLimit:
+        """Return the limit as a worker declares it to the backend."""
+        fixed = self.cost if isinstance(self.cost, int) else 1
+        return KeyedLimit(self.concurrency, parse_rate(self.rate, self.burst, fixed))
+
+    def choose_name(self, job: str) -> str:
+        """Return the name of the limit for a job name."""
+        if self.name is not None:
+            return self.name
+        if self.key is None:
+            return job
+        key = self.key if isinstance(self.key, str) else getattr(self.key, "__name__", "key")
+        return f"{job}:{re.sub('[^A-Za-z0-9_.-]', '-', key)}"
+
+    def __repr__(self) -> str:
+        parts = [repr(self.concurrency)] if self.concurrency is not None else []
+        for field in ("key", "name", "rate", "burst"):
+            value = getattr(self, field)
+            if value is not None:
+                parts.append(f"{field}={value!r}")
+        return f"Limit({', '.join(parts)})"
+
+
+class JobLimits:
+    """The limits by key of one job name."""
+
+    def __init__(self, job: str, limits: Sequence[Limit]) -> None:
+        self._limits = {limit.choose_name(job): limit for limit in limits}
+        if len(self._limits) < len(limits):
+            raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
+
+    def make_keyed_limits(self) -> dict[str, KeyedLimit]:
+        """Return the limits as a worker declares them to the backend, by name."""
+        return {name: limit.make_keyed_limit() for name, limit in self._limits.items()}
+
+    def describe(self) -> str:
+        """Return the limits for people."""
+        return " ".join(
+            f"{limit.rate or limit.concurrency}" + ("" if limit.key is None else f" by {name}")
+            for name, limit in self._limits.items()
+        )
+
+    def apply(self, options: JobOptions, payload: bytes, job: object) -> JobOptions:
+        """Return the options of a job with its keys and its cost.
+
+        Raises:
+            InvalidJob: a key or a cost cannot be computed.
+        """
+        members = _decode_members(payload) if payload.startswith(b"{") else {}
+        keys = {
+            name: _compute_key(limit.key, options, members, job)
+            for name, limit in self._limits.items()
+        }
+        costs = [limit.cost for limit in self._limits.values() if not isinstance(limit.cost, int)]
+        cost = _compute_cost(costs[0], members, job) if costs else options.cost
+        return msgspec.structs.replace(options, limit_keys=keys, cost=cost)
+
+
+def check_limits(job: str, limits: Iterable[Limit], known: Iterable[str]) -> None:
+    """Raise `DefinitionError` if a key or a cost names no argument of the job."""
+    known = tuple(known)
+    for limit in limits:
+        for what, value in (("key", limit.key), ("cost", limit.cost)):
+            if not isinstance(value, str) or value in known or (what, value) == ("key", TENANT):
+                continue
+            raise DefinitionError(
+                f"job {job!r}: {what} names {value!r}, which is not an argument; the arguments are "
+                f"{', '.join(known) or '(none)'}"
+            )
+
+
+def _compute_key(
+    key: Key | None, options: JobOptions, members: dict[str, msgspec.Raw], job: object
+) -> str:
+    if key is None:
+        return ""
+    if isinstance(key, str):
+        if key in members:
+            return _shorten(_read_text(members[key]))
+        return options.tenant or "" if key == TENANT else ""
+    try:
+        return _shorten(str(key(job)))
+    except Exception as error:
+        raise InvalidJob(f"the key of a limit failed with {error!r}") from error
+
+
+def _compute_cost(cost: Cost, members: dict[str, msgspec.Raw], job: object) -> int:
+    try:
+        if isinstance(cost, str):
+            value: object = msgspec.json.decode(members[cost]) if cost in members else 1
+        else:
+            value = cost(job) if callable(cost) else cost
+    except Exception as error:
+        raise InvalidJob(f"the cost of a limit failed with {error!r}") from error
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_UNITS:
+        return value
+    raise InvalidJob(f"a cost must be a whole number from 1 to {MAX_UNITS:,}, not {value!r}")
+
+
+def _read_text(raw: msgspec.Raw) -> str:
+    """Return a text as it is, and any other value as JSON."""
+    value = msgspec.json.decode(raw)
+    return value if isinstance(value, str) else bytes(raw).decode()
+
+
+def _shorten(key: str) -> str:
+    """Return a key that every backend can store: one that is too long becomes a SHA-256 sum."""
+    if len(key) > MAX_TEXT or _CONTROL_CHARACTER.search(key):
+        return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return key

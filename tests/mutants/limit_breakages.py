@@ -1,0 +1,156 @@
+"""Breakages of rate limits and of limits by key."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MEMORY = "tests/contract/test_memory.py::TestMemory::"
+SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
+REDIS = "tests/contract/test_redis.py::TestRedis::"
+POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
+RATES = "tests/jobs/test_rate_limits.py::"
+
+LIMIT_MUTANTS = (
+    # Rates
+    Mutant(
+        "rate: no burst is kept",
+        "core/*.py",
+        "left = (self.burst - self.needed) * self.interval - max(0, $spent - $now)",
+        "left = -max(0, $spent - $now)",
+        (f"{MEMORY}test_a_burst_starts_at_once_and_is_saved_up_again",),
+    ),
+    Mutant(
+        "rate: a quiet time saves up more than a burst",
+        "core/*.py",
+        "$start = max($spent, $now) if $units > 0 else $spent",
+        "$start = $spent",
+        (f"{MEMORY}test_a_burst_starts_at_once_and_is_saved_up_again",),
+    ),
+    Mutant(
+        "rate: late returns make a second burst",
+        "core/*.py",
+        "$refund = max(0, self.cost * self.interval - max(0, $now - $taken))",
+        "$refund = self.cost * self.interval",
+        (f"{MEMORY}test_units_returned_late_make_no_second_burst",),
+    ),
+    Mutant(
+        "rate: a burst follows a refusal",
+        "core/*.py",
+        "$opening = $now + $delay + (self.burst - self.needed) * self.interval",
+        "$opening = $now + $delay",
+        (f"{MEMORY}test_a_refused_job_stops_the_rate_for_everybody",),
+    ),
+    Mutant(
+        "rate: a refusal is counted as a snooze of one job",
+        "jobs/worker/attempt/*.py",
+        "return RateLimited($delivery.lease, $outcome.retry_after)",
+        "return Released($delivery.lease, $outcome.retry_after)",
+        (f"{RATES}test_a_refused_call_stops_its_name_and_counts_nothing",),
+    ),
+    Mutant(
+        "rate: a released job keeps the units that it never used",
+        "jobs/worker/*.py",
+        "for $one in $self.$slots.take_all():\n            $self.$back($one, Released($one.lease, unstarted=True))",
+        "for $one in $self.$slots.take_all():\n            $self.$back($one, Released($one.lease))",
+        (f"{RATES}test_a_prefetched_job_that_is_released_gives_its_units_back",),
+    ),
+    Mutant(
+        "SQLite: what does not fit the reply takes units",
+        "backends/sqlite/*.py",
+        '$db.run("release_limit", $lane)\n        return_units($db, $lane, $db.now)',
+        '$db.run("release_limit", $lane)',
+        (f"{SQLITE}test_what_does_not_fit_the_reply_takes_no_units",),
+    ),
+    Mutant(
+        "SQLite: a new session forgets what is spent",
+        "backends/sqlite/*.sql",
+        "SET rate = excluded.rate, interval = excluded.interval,",
+        "SET spent_until = excluded.spent_until, rate = excluded.rate, interval = excluded.interval,",
+        (f"{SQLITE}test_a_new_session_changes_the_rate_and_keeps_what_is_spent",),
+    ),
+    Mutant(
+        "Redis: the reply says nothing of the rate",
+        "backends/redis/*.lua",
+        "local opening = count_room($rate) == 0 and find_opening($rate)",
+        "local opening = false",
+        (f"{REDIS}test_jobs_start_at_the_rate",),
+    ),
+    Mutant(
+        "Redis: a repeat keeps the units of what it returns",
+        "backends/redis/*.lua",
+        "    give_units_back($lane.name, $lease.started8)\n    refund_keys($field, $lane.name, $lease.started8)\n    end_lease",
+        "    end_lease",
+        (f"{REDIS}test_a_delivery_that_a_repeat_returns_gives_its_units_back",),
+    ),
+    Mutant(
+        "PostgreSQL: units are not taken",
+        "backends/postgres/*.sql",
+        "SET spent_until = GREATEST(r.spent_until, p_now) + $taken.jobs * r.cost * r.interval",
+        "SET spent_until = GREATEST(r.spent_until, p_now)",
+        (f"{POSTGRES}test_a_rate_holds_over_the_whole_fleet",),
+    ),
+    Mutant(
+        "PostgreSQL: a paused queue brings a next time",
+        "backends/postgres/*.sql",
+        "AND NOT EXISTS (\n                SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)\n            )",
+        "",
+        (f"{POSTGRES}test_a_paused_queue_brings_no_next_time",),
+    ),
+    # Limits by key
+    Mutant(
+        "keys: a limit lets one more through",
+        "backends/memory/*.py",
+        "$use.in_use >= $limit.concurrency:\n",
+        "$use.in_use > $limit.concurrency:\n",
+        (f"{MEMORY}test_each_key_has_its_own_limit",),
+    ),
+    Mutant(
+        "keys: the end of a lease wakes no parked job",
+        "backends/sqlite/*.py",
+        '$db.run("release_key", *$key)\n        unpark_all_lanes($db, $key)',
+        '$db.run("release_key", *$key)',
+        (f"{SQLITE}test_jobs_of_a_key_run_in_order",),
+    ),
+    Mutant(
+        "keys: a cancelled job keeps its turn",
+        "backends/sqlite/*.py",
+        'if not $db.run("delete_parked", $seq).rowcount:\n        pass_turns($db, $lane, $seq)',
+        'if not $db.run("delete_parked", $seq).rowcount:\n        pass',
+        (f"{SQLITE}test_the_turn_of_a_cancelled_job_passes_on",),
+    ),
+    Mutant(
+        "keys: a parked job keeps its turn at its other keys",
+        "backends/memory/*.py",
+        "return sum([self.unpark($other, $lane) for $other in $others]) > 0",
+        "return False",
+        (f"{MEMORY}test_several_limits_of_one_job",),
+    ),
+    Mutant(
+        "Redis: a rescue frees no key",
+        "backends/redis/*.lua",
+        "  release_lease_keys(writes.drop_lease)\n",
+        "",
+        (f"{REDIS}test_a_rescue_gives_the_place_of_a_key_back",),
+    ),
+    Mutant(
+        "Redis: parked jobs are not considered when their limit changes",
+        "backends/redis/*.lua",
+        "    unpark_name($keyed[$i])\n",
+        "",
+        (f"{REDIS}test_changed_limits_are_considered_at_once",),
+    ),
+    Mutant(
+        "PostgreSQL: the leases of an exchange count for no key",
+        "backends/postgres/*.sql",
+        "PERFORM {schema}.count_keys_1(now, session.number, p_number);",
+        "NULL;",
+        (f"{POSTGRES}test_a_limit_holds_over_the_whole_fleet",),
+    ),
+    Mutant(
+        "PostgreSQL: an exchange forgets what it has planned for a key",
+        "backends/postgres/*.sql",
+        "in_uses[own_at[i]] := in_uses[own_at[i]] + 1;",
+        "NULL;",
+        (f"{POSTGRES}test_each_key_has_its_own_limit",),
+    ),
+)
