@@ -141,7 +141,14 @@ class Worker:
                 failed.append(Failed(one.lease, "retries exhausted", error))
 
 
-async def fill(kind: Kind, url: str, rows: int) -> Filled:
+async def fill(
+    kind: Kind,
+    url: str,
+    rows: int,
+    *,
+    waiting_jobs: int = WAITING,
+    dead_letters: int = DEAD_LETTERS,
+) -> Filled:
     """Fill an empty backend with `rows` completed jobs and the rest."""
     backend = open_backend(url)
     await backend.open()
@@ -159,9 +166,9 @@ async def fill(kind: Kind, url: str, rows: int) -> Filled:
             await copy_on_postgres(url, rows, since)
         else:
             await complete_on_redis(backend, worker, rows)
-        await enqueue(backend, [make_job(n) for n in range(DEAD_LETTERS)])
+        await enqueue(backend, [make_job(n) for n in range(dead_letters)])
         await worker.fail_all()
-        waiting = [make_job(n) for n in range(WAITING)]
+        waiting = [make_job(n) for n in range(waiting_jobs)]
         waiting[::10] = [msgspec.structs.replace(job, after=3600.0) for job in waiting[::10]]
         await enqueue(backend, waiting)
         await worker.exchange([], HELD)

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 from nimburion.core.audit import AuditRecord
+from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobOptions, NewJob
@@ -14,6 +15,8 @@ from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session, Vitals
 from nimburion.core.settlement import Failed, Progressed
+from nimburion.jobs.client.client import Client
+from nimburion.scheduler.schedules import Schedules
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.rendering import finalize_value, format_lines, format_state
 from tests.server.conftest import Api
@@ -27,9 +30,9 @@ MEBIBYTE = "<b>" * 350_000
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-async def fill_with_hostile_texts(api: Api) -> None:
+async def fill_with_hostile_texts(client: Client, until: float | None = 1e300) -> None:
     """Store hostile texts wherever the backend takes text."""
-    backend = api.processor.backend
+    backend = client.backend
     options = JobOptions(
         headers={"x": HOSTILE}, tenant="<b>t", correlation_id="<b>c", unique_key="<b>u"
     )
@@ -47,14 +50,13 @@ async def fill_with_hostile_texts(api: Api) -> None:
     )
     settled = [Failed(one.lease, "permanent", error) for one in reply.deliveries]
     await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
-    await backend.pause_queue("mail", paused=True, by=HOSTILE, reason=HOSTILE, until=1e300)
-    await api.services.schedules.add("daily", "@daily", "send")
-    await fill_other_pages(api)
+    await backend.pause_queue("mail", paused=True, by=HOSTILE, reason=HOSTILE, until=until)
+    await Schedules(client).add("daily", "@daily", "send")
+    await fill_other_pages(backend)
 
 
-async def fill_other_pages(api: Api) -> None:
+async def fill_other_pages(backend: Backend) -> None:
     """Store hostile texts on the pages of workers, running jobs, metrics, operations and audit."""
-    backend = api.processor.backend
     await backend.enqueue([NewJob("runs", "send", "bank", b"{}")])
     session = Session(
         id="i" * 32, host="<b>", queues=("bank",), names=("send", HOSTILE), limits={HOSTILE: 1}
@@ -107,7 +109,7 @@ def find_active_markup(text: str) -> list[tuple[str, object]]:
 
 @every_page
 async def test_hostile_texts_are_inert(api: Api, page: AnyPage) -> None:
-    await fill_with_hostile_texts(api)
+    await fill_with_hostile_texts(api.processor)
     for form in ("html", "fragment"):
         response = await api.client.get(make_path(page), params={"format": form})
         assert response.status_code == 200, response.text[:500]
@@ -119,7 +121,7 @@ async def test_hostile_texts_are_inert(api: Api, page: AnyPage) -> None:
 
 @every_page
 async def test_the_twin_has_the_texts_unchanged(api: Api, page: AnyPage) -> None:
-    await fill_with_hostile_texts(api)
+    await fill_with_hostile_texts(api.processor)
     response = await api.client.get(make_path(page), params={"format": "json"})
     assert response.status_code == 200
     assert response.headers["X-Content-Type-Options"] == "nosniff"

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.dashboard`: how long the pages of the dashboard take with many jobs."""

@@ -1,0 +1,228 @@
+"""Fill a backend, serve the dashboard, and time its pages, its reads and its live updates.
+
+`python -m benchmarks.dashboard --backend sqlite [--scale 0.1] [--save]`. Scale 1 is 1,000,000
+waiting jobs, 2,000,000 completed ones and 10,000 dead letters. The server and the client share this
+process, so CPU times are those of both, and of the server of the backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import socket
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import uvicorn
+
+from benchmarks.readings.fill import FINGERPRINTS, Filled, Kind, fill
+from benchmarks.readings.main import KINDS, RESULTS, make_heading, read_cpu, serve
+from benchmarks.report import table
+from nimburion import config
+from nimburion.core.job import NewJob
+from nimburion.jobs import Processor
+from nimburion.server.access import AccessControl
+from nimburion.server.dashboard.page import AnyPage
+from nimburion.server.dashboard.site import PAGES
+from nimburion.server.health import HealthChecks
+from nimburion.server.routes import make_management_app
+from nimburion.server.services import ManagementServices
+
+WAITING = 1_000_000
+COMPLETED = 2_000_000
+DEAD_LETTERS = 10_000
+ROUNDS = 20
+"""How often each page is loaded, at least a second apart."""
+VIEWERS = 10
+WATCHED = 20.0
+"""Seconds for which the viewers watch a page."""
+EVENTS = 12
+"""How many events are timed."""
+
+Figures = dict[str, Any]
+
+
+@asynccontextmanager
+async def serve_dashboard(url: str) -> AsyncIterator[tuple[str, ManagementServices]]:
+    """Serve the dashboard of a backend; yields its address and its services."""
+    async with Processor(url) as processor:
+        settings = config.load(jobs={"url": url})
+        health = HealthChecks(processor.backend, processor.clock, lambda: "started", None)
+        services = ManagementServices(settings, processor, health)
+        app = make_management_app(services, AccessControl(settings.server, ()))
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}/dashboard", services
+            await services.stop_streams()
+            server.should_exit = True
+            await serving
+
+
+def find_path(page: AnyPage, filled: Filled) -> str:
+    """Return the path of a page that shows something."""
+    values = {
+        "queue": "queue_0",
+        "id": filled.waiting,
+        "fingerprint": f"{1 % FINGERPRINTS:016x}",
+        "name": "none",
+    }
+    return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], page.path)
+
+
+async def time_pages(
+    client: httpx.AsyncClient, address: str, filled: Filled, pid: int | None
+) -> Figures:
+    """Return the milliseconds until the first byte of each page: of the first load, and of the
+    others; and the CPU milliseconds of one load on average.
+    """
+    pages = {page.name: find_path(page, filled) for page in PAGES}
+    figures: Figures = {name: {"ms": [], "cpu_ms": 0.0} for name in pages}
+    for _ in range(ROUNDS + 1):
+        next_round = asyncio.create_task(asyncio.sleep(1.0))
+        for name, path in pages.items():
+            cpu, started = read_cpu(pid), time.perf_counter()
+            async with client.stream("GET", address + path) as response:
+                figures[name]["ms"].append(1000 * (time.perf_counter() - started))
+                figures[name]["status"] = response.status_code
+                await response.aread()
+            figures[name]["cpu_ms"] += 1000 * (read_cpu(pid) - cpu) / (ROUNDS + 1)
+        await next_round
+    return figures
+
+
+async def count_reads(
+    client: httpx.AsyncClient, address: str, services: ManagementServices, pid: int | None
+) -> Figures:
+    """Return the reads and CPU seconds per second while several viewers watch pages."""
+    figures = {}
+    for title, paths in {
+        "10 viewers of the overview": [""] * VIEWERS,
+        "10 viewers of 10 pages": [page.path for page in PAGES if "{" not in page.path][:VIEWERS],
+    }.items():
+        count, cpu = services.readings.count, read_cpu(pid)
+        async with asyncio.TaskGroup() as viewers:
+            for path in paths:
+                viewers.create_task(watch(client, address + path))
+        figures[title] = {
+            "reads": (services.readings.count - count) / WATCHED,
+            "cpu": (read_cpu(pid) - cpu) / WATCHED,
+        }
+    return figures
+
+
+async def watch(client: httpx.AsyncClient, url: str) -> None:
+    """Read the stream of a page for a while."""
+    try:
+        async with (
+            asyncio.timeout(WATCHED),
+            client.stream("GET", url, params={"format": "stream"}) as response,
+        ):
+            async for _ in response.aiter_bytes():
+                pass
+    except TimeoutError:
+        return
+
+
+async def time_updates(
+    client: httpx.AsyncClient, address: str, services: ManagementServices
+) -> list[float]:
+    """Return the seconds from each enqueue until the job is in the stream of an open page."""
+    random, taken = Random(1), []
+    params = {"format": "stream", "q": "queue:watched"}
+    async with client.stream("GET", f"{address}/jobs", params=params, timeout=60.0) as response:
+        chunks = response.aiter_text()
+        await anext(chunks)
+        for number in range(EVENTS):
+            job_id = f"watched-{number}"
+            await asyncio.sleep(random.uniform(0.5, 2.5))
+            await services.backend.enqueue([NewJob(job_id, "send", "watched", b"{}")])
+            started = time.perf_counter()
+            async for chunk in chunks:
+                if f'"job-{job_id}"' in chunk:
+                    break
+            taken.append(time.perf_counter() - started)
+    return taken
+
+
+async def measure(kind: Kind, url: str, scale: float, pid: int | None) -> Figures:
+    """Fill the backend and return all figures."""
+    started = time.perf_counter()
+    filled = await fill(
+        kind,
+        url,
+        round(COMPLETED * scale),
+        waiting_jobs=round(WAITING * scale),
+        dead_letters=round(DEAD_LETTERS * scale),
+    )
+    os.sync()  # so that the disk is idle when the measurements begin
+    print(f"filled in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    async with (
+        serve_dashboard(url) as (address, services),
+        httpx.AsyncClient(timeout=60.0) as client,
+    ):
+        return {
+            "pages": await time_pages(client, address, filled, pid),
+            "reads": await count_reads(client, address, services, pid),
+            "updates": await time_updates(client, address, services),
+        }
+
+
+def show(kind: Kind, scale: float, figures: Figures) -> str:
+    """Return the tables of a run."""
+    lines = []
+    for name, page in figures["pages"].items():
+        first, *rest = page["ms"]
+        p95 = statistics.quantiles(rest, n=20)[-1]
+        title = name if page["status"] == 200 else f"{name} ({page['status']})"
+        columns = (first, statistics.median(rest), p95, page["cpu_ms"])
+        lines.append([title, *(f"{value:,.0f}" for value in columns)])
+    head = ["first byte, ms", "first load", "p50", "p95", "CPU"]
+    title = f"{kind}: {WAITING * scale:,.0f} waiting, {COMPLETED * scale:,.0f} completed, "
+    title += f"{DEAD_LETTERS * scale:,.0f} dead letters"
+    rows = [
+        [title, f"{one['reads']:.1f}", f"{one['cpu']:.2f}"]
+        for title, one in figures["reads"].items()
+    ]
+    updates = sorted(figures["updates"])
+    update = f"median {statistics.median(updates):.2f} s, worst {updates[-1]:.2f} s"
+    parts = [
+        table(title, head, lines),
+        table("while pages are open", ["", "reads/s", "CPU s/s"], rows),
+        f"From an enqueue until the job is on an open page: {update} of {len(updates)}.",
+    ]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Measure one backend or all."""
+    parser = argparse.ArgumentParser(prog="benchmarks.dashboard", description=__doc__)
+    parser.add_argument("--backend", choices=KINDS, action="append", help="default: all")
+    parser.add_argument("--scale", type=float, default=1.0, help="1: three million jobs")
+    parser.add_argument("--folder", help="where the SQLite file is made")
+    parser.add_argument("--save", action="store_true", help="keep text and raw output in results/")
+    options = parser.parse_args()
+    for kind in options.backend or KINDS:
+        with serve(kind, options.folder) as (url, name, pid):
+            figures = asyncio.run(measure(kind, url, options.scale, pid))
+        text = f"{make_heading(name)}\n{show(kind, options.scale, figures)}"
+        print(text, flush=True)
+        if options.save:
+            path = Path(RESULTS) / time.strftime(f"dashboard-{kind}-%Y%m%d.md")
+            path.write_text(text + "\n", encoding="utf-8")
+            path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

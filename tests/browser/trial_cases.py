@@ -1,0 +1,104 @@
+"""What an operator asks first, answered from the pages alone."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import Page, expect
+
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import NewJob, State
+from nimburion.core.session import Session
+from tests.browser.action_cases import fail, make_name, wait_for_state
+from tests.browser.conftest import Subject
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def read_why(subject: Subject, page: Page, job_id: str) -> str:
+    """Find a job by its id, as somebody does who was given the id, and return what its page says
+    first.
+    """
+    await page.goto(subject.dashboard.address)
+    await page.keyboard.press("j")
+    await page.locator("#search").fill(job_id)
+    await page.keyboard.press("Enter")
+    await page.locator(f"#job-{job_id}").get_by_role("link").first.click()
+    return await page.locator(".why").inner_text()
+
+
+async def open_worker(subject: Subject, name: str, queue: str, limit: int | None = None) -> Session:
+    """Open the session of a worker that knows one name and serves one queue."""
+    limits = {} if limit is None else {name: limit}
+    session = Session(
+        id=name.ljust(32, "0"), ttl=600.0, queues=(queue,), names=(name,), limits=limits
+    )
+    await subject.backend.open_session(session)
+    return session
+
+
+async def test_the_page_of_a_job_says_why_it_does_not_run(subject: Subject, page: Page) -> None:
+    backend = subject.backend
+    paused, unknown, full, later, absent, behind = (make_name() for _ in range(6))
+    for name in (paused, later, behind):
+        await open_worker(subject, name, name)
+    worker = await open_worker(subject, full, full, limit=1)
+    await open_worker(subject, absent, f"{absent}-other")
+    await backend.enqueue(
+        [
+            NewJob(f"{paused}-1", paused, paused, b"{}"),
+            NewJob(f"{unknown}-1", unknown, unknown, b"{}"),
+            NewJob(f"{full}-0", full, full, b"{}"),
+            NewJob(f"{full}-1", full, full, b"{}"),
+            NewJob(f"{later}-1", later, later, b"{}", after=3_600.0),
+            NewJob(f"{absent}-1", absent, absent, b"{}"),
+            NewJob(f"{behind}-0", behind, behind, b"{}", priority=9),
+            NewJob(f"{behind}-1", behind, behind, b"{}", priority=1),
+        ]
+    )
+    await backend.pause_queue(paused, paused=True, by="ops", reason="a deploy", until=None)
+    await backend.exchange(worker.id, 1, [], ReserveRequest(total=1, lanes=(Lane(full, full),)))
+    expected = {
+        paused: ["paused", "ops", "a deploy"],
+        unknown: ["no live worker"],
+        full: ["limit", "1 of 1"],
+        later: ["due"],
+        absent: [absent, "queue"],
+        behind: ["jobs before it run first"],
+    }
+    for name, words in expected.items():
+        why = await read_why(subject, page, f"{name}-1")
+        assert [word for word in words if word not in why.lower()] == [], why
+
+
+async def test_the_error_that_grew_is_found_and_replayed_at_a_rate(
+    subject: Subject, page: Page
+) -> None:
+    queue = make_name()
+    ids = await fail(subject, queue, 12)
+    await page.goto(f"{subject.dashboard.address}/dead-letters")
+    await page.get_by_role("link", name="Most in the last hour").click()
+    await page.locator("tr", has_text=f"no {queue}").get_by_role("link").first.click()
+    await page.get_by_role("link", name="Replay all").click()
+    await page.get_by_label("Jobs per second").fill("10")
+    await page.get_by_role("button", name="Replay 12 jobs").click()
+    await expect(page.locator("#notice, #live")).not_to_have_count(0)
+    for job_id in (ids[0], ids[-1]):
+        await wait_for_state(subject, job_id, State.PENDING)
+    await page.goto(f"{subject.dashboard.address}/operations")
+    await expect(page.locator("#live")).to_contain_text("done")
+
+
+async def test_a_pause_for_an_hour_and_who_did_it(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    await subject.backend.enqueue([NewJob(f"{queue}-1", "send", queue, b"{}")])
+    await page.goto(f"{subject.dashboard.address}/queues/{queue}")
+    await page.locator("summary", has_text="Pause").click()
+    await page.get_by_label("Reason").fill("the CRM is down")
+    await expect(page.get_by_label("For")).to_have_value("3600")
+    await page.get_by_role("button", name=f"Pause {queue}").click()
+    await expect(page.locator("#notice")).to_contain_text("is paused")
+    await page.get_by_role("link", name="Audit").click()
+    row = page.locator("tr", has_text=queue)
+    await expect(row).to_contain_text("queue.pause")
+    await expect(row).to_contain_text("the CRM is down")
+    await expect(row).to_contain_text("dashboard")
