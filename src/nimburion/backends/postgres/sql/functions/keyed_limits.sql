@@ -213,12 +213,14 @@ $$;
 --               there. They return after the claim (`pass_other_turns_1`), which takes the first jobs of each lane.
 --   passing_seq, passing_lane, passing_limit
 --               that parked job, and the limit for which it is parked
+--   seqs        the planned jobs: only they may be claimed, because another transaction may add jobs before them
 -- Locks: the rows of `ready` that it parks; rows that another transaction has locked are skipped. The caller has locked
 --   the limits of the names.
 CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[],
-    OUT counts int4[], OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text
+    OUT counts int4[], OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
+    OUT seqs int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
@@ -267,6 +269,7 @@ BEGIN
         END LOOP;
         incomplete := NULL;
         taken := 0;
+        seqs := '{}';
         keys := '{}';
         in_uses := '{}';
         spents := '{}';
@@ -321,6 +324,7 @@ BEGIN
                 queue_available[queue_indexes[candidate.lane_index]] := queue_available[queue_indexes[candidate.lane_index]] - 1;
                 name_available[name_indexes[candidate.lane_index]] := name_available[name_indexes[candidate.lane_index]] - 1;
                 taken := taken + 1;
+                seqs := seqs || candidate.seq;
                 EXIT WHEN taken = p_total;
             ELSIF {schema}.park_1(candidate.seq, candidate.due, p_ids[candidate.lane_index], p_main_lanes[candidate.lane_index],
                 full_limit, full_key, opening)
