@@ -48,13 +48,6 @@ LIMIT_MUTANTS = (
         (f"{RATES}test_a_refused_call_stops_its_name_and_counts_nothing",),
     ),
     Mutant(
-        "rate: a released job keeps the units that it never used",
-        "jobs/worker/*.py",
-        "for $one in $self.$slots.take_all():\n            $self.$back($one, Released($one.lease, unstarted=True))",
-        "for $one in $self.$slots.take_all():\n            $self.$back($one, Released($one.lease))",
-        (f"{RATES}test_a_prefetched_job_that_is_released_gives_its_units_back",),
-    ),
-    Mutant(
         "SQLite: what does not fit the reply takes units",
         "backends/sqlite/*.py",
         '$db.run("release_limit", $lane)\n        return_units($db, $lane, $db.now)',
@@ -117,13 +110,6 @@ LIMIT_MUTANTS = (
         'if not $db.run("delete_parked", $seq).rowcount:\n        pass_turns($db, $lane, $seq)',
         'if not $db.run("delete_parked", $seq).rowcount:\n        pass',
         (f"{SQLITE}test_the_turn_of_a_cancelled_job_passes_on",),
-    ),
-    Mutant(
-        "keys: a parked job keeps its turn at its other keys",
-        "backends/memory/*.py",
-        "return sum([self.unpark($other, $lane) for $other in $others]) > 0",
-        "return False",
-        (f"{MEMORY}test_several_limits_of_one_job",),
     ),
     Mutant(
         "Redis: a rescue frees no key",
