@@ -61,7 +61,7 @@ class ServedDashboard:
         assert self._process is not None
         assert self._process.poll() is None, "the dashboard ended while it started"
         try:
-            return httpx.get(f"{self.address}/static/icon.svg").status_code == 200
+            return httpx.get(f"{self.address}/static/icon.svg").status_code < 500
         except httpx.TransportError:
             return False
 

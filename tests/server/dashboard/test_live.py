@@ -11,7 +11,13 @@ import pytest
 
 from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.server.dashboard.live import Fragment, LivePages, format_event
-from nimburion.server.dashboard.readings import MAX_ENTRIES, MAX_STALENESS, SharedReadings
+from nimburion.server.dashboard.readings import (
+    MAX_ENTRIES,
+    MAX_STALENESS,
+    SLOW_UPDATE_SECONDS,
+    PageReadings,
+    SharedReadings,
+)
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.testing.clock import FakeClock
 from tests.server.conftest import Api, MakeApi
@@ -245,6 +251,25 @@ async def test_a_page_does_not_wait_for_a_slow_read_whose_value_is_not_old(api: 
     assert (await readings.read("key", read, 1.0)).value == 2
     readings.expire()
     assert (await readings.read("key", read, 1.0)).value == 3, "after a change pages wait"
+    await readings.stop()
+
+
+async def test_a_live_update_waits_for_a_read_that_is_slow_for_a_page(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    values = iter(range(1, 10))
+
+    async def read() -> int:
+        clock.advance(0.2)
+        return next(values)
+
+    page = PageReadings(readings)
+    assert await page.read("key", read) == 1
+    clock.advance(3)
+    update = PageReadings(readings, SLOW_UPDATE_SECONDS)
+    assert await update.read("key", read) == 2
+    clock.advance(3)
+    assert await page.read("key", read) == 2, "a page shows the last value"
     await readings.stop()
 
 

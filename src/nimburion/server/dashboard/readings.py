@@ -29,6 +29,8 @@ SLOW_READ_TIMEOUT = 30.0
 """The same for reads in the background."""
 SLOW_SECONDS = 0.05
 """A read that takes longer is repeated in the background: pages do not wait for it."""
+SLOW_UPDATE_SECONDS = 0.5
+"""The same for live updates, which nobody waits for: they show a new value at once."""
 SLOW_MAX_AGE = 30.0
 """Seconds for which the value of a slow read is shown meanwhile."""
 PAUSE_FACTOR = 10.0
@@ -96,15 +98,24 @@ class SharedReadings:
         """The number of values that are kept."""
         return len(self._entries)
 
-    async def read(self, key: str, read: Callable[[], Awaitable[object]], max_age: float) -> _Entry:
+    async def read(
+        self,
+        key: str,
+        read: Callable[[], Awaitable[object]],
+        max_age: float,
+        slow_seconds: float = SLOW_SECONDS,
+    ) -> _Entry:
         """Return the entry of a key, with a value that is at most `max_age` seconds old.
+
+        If the last read took `slow_seconds` or more, the old value is returned and replaced in the
+        background.
 
         Raises the error of the read if it fails and no value is left.
         """
         entry = self._entries.get(key)
         if entry is None:
             entry = self._add_entry(key)
-        if self._may_wait(entry, max_age):
+        if self._may_wait(entry, max_age, slow_seconds):
             self._refresh_later(entry, read, READ_TIMEOUT)
             return entry
         async with entry.lock:
@@ -149,7 +160,7 @@ class SharedReadings:
         for entry in self._entries.values():
             entry.tried_at = -math.inf
 
-    def _may_wait(self, entry: _Entry, max_age: float) -> bool:
+    def _may_wait(self, entry: _Entry, max_age: float, slow_seconds: float) -> bool:
         """Return whether a value is due to be replaced, but good enough until that is done: it
         takes long to read, and is not old.
         """
@@ -158,7 +169,7 @@ class SharedReadings:
             math.isfinite(entry.tried_at)
             and now - entry.tried_at >= max(max_age, entry.pause)
             and now - entry.read_at <= SLOW_MAX_AGE
-            and entry.seconds >= SLOW_SECONDS
+            and entry.seconds >= slow_seconds
             and entry.problem is None
         )
 
@@ -211,8 +222,9 @@ class PageReadings:
     page below two reads a second.
     """
 
-    def __init__(self, shared: SharedReadings) -> None:
+    def __init__(self, shared: SharedReadings, slow_seconds: float = SLOW_SECONDS) -> None:
         self._shared = shared
+        self._slow_seconds = slow_seconds
         self._at = math.inf
         self.problem: str = ""
         """Why some values are old; empty if all are fresh."""
@@ -240,7 +252,7 @@ class PageReadings:
         The key must hold every argument of the read. Raises `BackendError` or `TimeoutError` if the
         read fails and no value is left.
         """
-        entry = await self._shared.read(key, read, max_age)
+        entry = await self._shared.read(key, read, max_age, self._slow_seconds)
         if max_age <= MAX_LIVE_AGE:
             self._at = min(self._at, entry.at)
         if entry.problem is not None:

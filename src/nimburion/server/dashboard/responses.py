@@ -29,7 +29,11 @@ from nimburion.server.api.operation import (
 from nimburion.server.dashboard.assets import load_assets
 from nimburion.server.dashboard.live import Fragment, LiveStream
 from nimburion.server.dashboard.page import AnyPage, DashboardAction, PageRequest
-from nimburion.server.dashboard.readings import PageReadings
+from nimburion.server.dashboard.readings import (
+    SLOW_SECONDS,
+    SLOW_UPDATE_SECONDS,
+    PageReadings,
+)
 from nimburion.server.dashboard.rendering import render_block, render_page
 from nimburion.server.dashboard.site import ACTIONS, SECTIONS
 from nimburion.server.problems import Problem
@@ -127,13 +131,15 @@ class PageVisit:
         return make_html(render_page(self._page.template, values), nonce)
 
     async def _render_fragment(self) -> Fragment:
-        shown, readings = await self._read()
+        shown, readings = await self._read(SLOW_UPDATE_SECONDS)
         values = self._make_values(shown, readings)
         html = render_block(self._page.template, "live", values)
         return Fragment(html, readings.at, readings.problem)
 
-    async def _read(self) -> tuple[msgspec.Struct, PageReadings]:
-        readings = PageReadings(self._services.readings)
+    async def _read(
+        self, slow_seconds: float = SLOW_SECONDS
+    ) -> tuple[msgspec.Struct, PageReadings]:
+        readings = PageReadings(self._services.readings, slow_seconds)
         request = PageRequest(self._services, self._caller, self._path, self._query, readings)
         return await self._page.read(request), readings
 
