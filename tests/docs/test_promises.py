@@ -9,6 +9,7 @@ from tests.house.tree import ROOT
 PAGE = ROOT / "docs" / "explanation" / "what-we-promise.md"
 PROMISES = 10
 HANDLERS_PAGE = ROOT / "docs" / "explanation" / "where-handlers-run.md"
+LIMITS_PAGE = ROOT / "docs" / "explanation" / "limits-compared.md"
 
 
 def promises() -> dict[int, list[tuple[str, str]]]:
@@ -44,14 +45,39 @@ def test_the_named_tests_exist() -> None:
 
 def test_each_note_of_the_table_of_handlers_names_tests_that_exist() -> None:
     table, _, notes = HANDLERS_PAGE.read_text(encoding="utf-8").partition("## The tests")
-    numbers = re.findall(r"^(\d+)\. `tests/", notes, re.MULTILINE)
-    assert set(re.findall(r"\((\d+)\)", table)) == set(numbers)
-    rows = [line for line in table.partition("## What a harmful")[2].splitlines() if "|" in line]
-    cells = [cell for row in rows[2:] for cell in row.strip("| ").split(" | ")[1:]]
+    check_notes(table, notes)
+    rows = read_rows(table.partition("## What a harmful")[2])
+    cells = [cell for row in rows for cell in row[1:]]
     assert [cell for cell in cells if not re.search(r"\(\d+\)$", cell)] == []
+
+
+def test_each_case_of_the_comparison_of_limits_names_tests_and_sources() -> None:
+    table, _, rest = LIMITS_PAGE.read_text(encoding="utf-8").partition("## The tests")
+    notes, _, sources = rest.partition("## Sources")
+    check_notes(table, notes)
+    rows = read_rows(table.partition("## The table")[2])
+    assert len(rows) >= 10
+    assert [ours for _, ours, *_ in rows if not re.search(r"\(\d+\)$", ours)] == []
+    named = set(re.findall(r"^- (\w): ", sources, re.MULTILINE))
+    used = {
+        letter for found in re.findall(r"\[(\w(?:, \w)*)\]", table) for letter in found.split(", ")
+    }
+    assert used == named
+
+
+def check_notes(table: str, notes: str) -> None:
+    """Check that the numbers of a table are those of the notes, and that their tests exist."""
+    numbers = re.findall(r"^(\d+)\. `(?:tests|src)/", notes, re.MULTILINE)
+    assert set(re.findall(r"\((\d+)\)", table)) == set(numbers)
     named = re.findall(r"`([\w/.]+)::(\w+)`", notes)
     assert len(named) >= len(numbers)
     assert [f"{path}::{name}" for path, name in named if not is_there(path, name)] == []
+
+
+def read_rows(text: str) -> list[list[str]]:
+    """Return the cells of a table, without its head."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [row.strip("| ").split(" | ") for row in rows[2:]]
 
 
 def test_a_missing_test_is_seen() -> None:
