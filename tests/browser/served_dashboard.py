@@ -38,7 +38,7 @@ class ServedDashboard:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-            block_until(self._answers, f"{self.address} answers")
+            block_until(self._answers, f"{self.address} answers", seconds=50.0)
 
     def kill(self) -> None:
         """End the process at once."""
