@@ -253,4 +253,4 @@ def test_the_latest_tick_is_the_last_of_all(text: str) -> None:
 
 @pytest.mark.parametrize("macro", MACROS)
 def test_macros_are_explained(macro: str) -> None:
-    assert explain_trigger(parse_trigger(macro, UTC_ZONE)).endswith(", UTC")
+    assert explain_trigger(parse_trigger(macro, UTC_ZONE)).endswith("(time zone UTC)")

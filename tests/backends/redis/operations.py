@@ -16,10 +16,12 @@ from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewBulkOperation
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import JobOptions, State
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.metrics.statistics import STEPS as INTERVALS
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import Overlap, ScheduleRecord
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
@@ -85,6 +87,37 @@ async def check_enqueue(environment: Environment) -> None:
     await harness.put(harness.job("held", options=JobOptions(unique_key="held")))
     (taken,) = await harness.enqueue(harness.job("other", options=JobOptions(unique_key="held")))
     assert (taken.outcome, taken.id) == ("taken", "held")
+
+
+async def check_replacement(environment: Environment) -> None:
+    """A job takes the place of the waiting job that holds its key."""
+    harness = environment.harness
+    options = JobOptions(unique_key="draft", on_duplicate="replace")
+    await harness.enqueue(harness.job("draft", after=3600.0, options=options))
+    (replaced,) = await harness.enqueue(harness.job("second", after=3600.0, options=options))
+    assert (replaced.outcome, replaced.id) == ("replaced", "draft")
+
+
+async def check_limits(environment: Environment) -> None:
+    """Jobs over a rate, and jobs whose key has no room or is over its rate."""
+    harness = environment.harness
+    hourly = RateLimit("1/h", interval=3_600_000_000, burst=1)
+    await harness.add("in-rate", "over-rate", name="rated", queue="rated")
+    worker = await harness.worker(names=("rated",), queues=("rated",), rates={"rated": hourly})
+    (started,) = await worker.take(9)
+    await worker.exchange(Completed(started.lease))
+    assert [rate.name for rate in await environment.backend.list_rates()] == ["rated"]
+    await environment.backend.close_session(worker.id)
+    limits = {"customer": KeyedLimit(concurrency=1), "region": KeyedLimit(rate=hourly)}
+    for key in ("customer", "region"):
+        options = JobOptions(limit_keys={key: "a"})
+        for number in (1, 2):
+            job = harness.job(f"{key}-{number}", name="keyed", queue="keyed", options=options)
+            await harness.enqueue(job)
+    worker = await harness.worker(names=("keyed",), queues=("keyed",), keyed={"keyed": limits})
+    assert len(await worker.take(9)) == len(limits)
+    assert {use.parked for use in await environment.backend.list_key_uses()} == {1}
+    await environment.backend.close_session(worker.id)
 
 
 async def check_bulk(environment: Environment) -> None:
@@ -284,6 +317,8 @@ def read_from(server: Server, question: Callable[[redis.Redis], Any]) -> list[di
 STEPS = (
     check_processor,
     check_enqueue,
+    check_replacement,
+    check_limits,
     check_bulk,
     check_bulk_operations,
     check_settlements,

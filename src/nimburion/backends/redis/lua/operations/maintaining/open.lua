@@ -13,6 +13,7 @@ redis.call('HSET', counters_key, 'seq', redis.call('HINCRBY', counters_key, 'seq
 for _, command in ipairs({ 'HGETALL', 'HKEYS', 'HLEN' }) do
   redis.call(command, counters_key)
 end
+redis.call('HSCAN', counters_key, '0', 'COUNT', 1)
 for _, command in ipairs({ 'HGET', 'HMGET', 'HEXISTS' }) do
   redis.call(command, counters_key, 'seq')
 end
