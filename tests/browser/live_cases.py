@@ -17,7 +17,7 @@ from tests.servers.binaries import valkey_binary
 from tests.servers.server import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-NOT_REACHED = "console: (Failed to load resource|.*Failed to fetch|.*net::ERR)"
+NOT_REACHED = "console: (Failed to load resource|.*Failed to fetch|.*network error|.*net::ERR)"
 
 
 async def test_what_happens_appears_and_the_pause_holds_it(
