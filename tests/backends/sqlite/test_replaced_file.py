@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.core.errors import BackendReplaced
 from nimburion.core.job import NewJob, State
@@ -111,6 +112,22 @@ async def test_the_very_next_enqueue_is_refused(path: Path, replace_file: Replac
     calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(one) for one in results] == [BackendReplaced] * 5
+    await backend.close()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_an_error_of_the_driver_says_that_the_file_is_gone(path: Path, reads: bool) -> None:
+    """Also if the file was deleted since the last look: the driver cannot open its log then."""
+    backend = SQLiteBackend(path)
+    await backend.open()
+
+    def fail(_: Database) -> None:
+        delete(path)
+        sqlite3.connect(f"file:{path}?mode=rw", uri=True).execute("SELECT 1")
+
+    with pytest.raises(BackendReplaced, match=r"jobs\.db was deleted") as caught:
+        await (backend._read(fail) if reads else backend._write(fail))
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     await backend.close()
 
 

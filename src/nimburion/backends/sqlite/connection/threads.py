@@ -19,7 +19,7 @@ from random import Random
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from nimburion.backends.sqlite.errors import is_busy, map_error, map_errors
-from nimburion.core.errors import BackendFull, NotOpen
+from nimburion.core.errors import BackendFull, BackendReplaced, NotOpen
 
 if TYPE_CHECKING:
     from nimburion.backends.sqlite.connection.checkpointer import Checkpointer
@@ -131,6 +131,19 @@ class DatabaseThread:
         """Run calls until a stop is requested."""
         raise NotImplementedError
 
+    def _find_cause(self, error: Exception) -> Exception:
+        """Return `BackendReplaced` if the driver failed because the file is gone, else the error.
+
+        The regular check of the files may have been a few milliseconds too early.
+        """
+        if isinstance(error.__cause__, sqlite3.Error):
+            try:
+                self._files.check(at_once=True)
+            except BackendReplaced as replaced:
+                replaced.__cause__ = error.__cause__
+                return replaced
+        return error
+
     def _reject_remaining(self) -> None:
         """Fail all waiting calls with `NotOpen`, in case the thread ended with an error."""
         with suppress(Empty):
@@ -161,7 +174,7 @@ class ReaderThread(DatabaseThread):
                 with map_errors(self._path):
                     call.value = _run_in_snapshot(database, call.work)
             except Exception as error:  # noqa: BLE001 (passed to the caller)
-                call.error = error
+                call.error = self._find_cause(error)
             self._deliver_results((call,))
 
 
@@ -248,7 +261,7 @@ class WriterThread(DatabaseThread):
                     call.error = None
                     self._commit(database, [call], again=len(group) == 1)
             else:
-                group[0].error = error
+                group[0].error = self._find_cause(error)
         if database.names_to_notify:
             notified, database.names_to_notify = frozenset(database.names_to_notify), set()
             self._notify(notified)
