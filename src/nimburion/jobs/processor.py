@@ -452,7 +452,6 @@ class Processor(Client):
         if self._running is not None and conditions != RUN_UNTIL_STOPPED:
             raise DefinitionError("until_empty and max_jobs need a worker that does not run yet")
         if self._running is None:
-            self._warn_about_small_batches()
             self._warn_about_unserved_queues()
             self._warn_about_processes()
             self._had_worker = True
@@ -744,18 +743,6 @@ class Processor(Client):
         """
         if self._running is not None and self._running.is_orphaned:
             self._running = None
-
-    def _warn_about_small_batches(self) -> None:
-        concurrency = self.settings.concurrency
-        for handler in self.registry.handlers:
-            if (handler.policy.batch or 0) > concurrency:
-                _log.warning(
-                    "job %r has batch=%d, but this worker runs at most %d jobs at the same time, "
-                    "and no batch is larger; raise `concurrency`",
-                    handler.name,
-                    handler.policy.batch,
-                    concurrency,
-                )
 
     def _warn_about_unserved_queues(self) -> None:
         if not self.registry.names:

@@ -187,6 +187,15 @@ class Registry:
         )
 
     @property
+    def batch_sizes(self) -> dict[str, int]:
+        """The most jobs of one call by job name, for the names with a batch handler."""
+        return {
+            handler.name: handler.policy.batch
+            for handler in self._handlers.values()
+            if handler.policy.batch is not None
+        }
+
+    @property
     def limits(self) -> dict[str, int]:
         """The fleet-wide concurrency limits by job name, for the names that have a limit."""
         return {

@@ -43,6 +43,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     AttemptRunner,
     raise_keyboard_interrupt,
 )
+from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.attempt.forking import end_forked
 from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
 from nimburion.jobs.worker.connectivity import BackendConnectivity
@@ -112,8 +113,16 @@ class Worker:
             settings.concurrency,
             Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process),
         )
+        if sizes := registry.batch_sizes:
+            slots.batches = BatchCalls(sizes, self._start_jobs, self._end_call)
+        self._fills_batch = False
+        """Whether the last request was for jobs of a batch only."""
+        self._had_members = False
+        """Whether the last reply for all lanes had jobs for a batch: not many more fit."""
+        self._takes_call_next = True
+        """Whether a batch call gets the next free slot, if a prefetched job waits too."""
         self.vitals: VitalsReader = VitalsReader(
-            settings.concurrency, lambda: len(slots.running), settings.code_version
+            settings.concurrency, lambda: slots.occupied_count, settings.code_version
         )
         self._request_stop = request_stop
         self._slots.remaining = stop_conditions.max_jobs
@@ -151,6 +160,8 @@ class Worker:
     async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session, then start the reserve loop and the wake-up listener."""
         self._attempt_runner = attempt_runner
+        if self._slots.batches is not None:
+            attempt_runner.use_batch_calls(self._slots.batches)
         await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.wakeups.start()
@@ -314,7 +325,9 @@ class Worker:
     async def _exchange(self) -> None:
         """Make one exchange and process its reply. Open a new session if this one is over."""
         request = self._make_request()
-        self._trigger.start_exchange(request)
+        self._trigger.start_exchange(request, fills_batch=self._fills_batch)
+        if self._slots.batches is not None and request.total:
+            self._slots.batches.note_request({lane.name for lane in request.lanes})
         if request.total and not request.long_poll:
             self.wakeups.resume()
         session = self.session
@@ -331,6 +344,8 @@ class Worker:
         finally:
             was_recalled = request.total > 0 and not self._under_way
             self._under_way.clear()
+            if self._slots.batches is not None:
+                self._slots.batches.end_request()
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.
@@ -344,13 +359,49 @@ class Worker:
                 self._check_empty(reply, request)
 
     def _make_request(self) -> ReserveRequest:
-        total = min(self._slots.count_free(), MAX_REQUESTED)
-        if total <= 0 or self.session.completer.is_full:
+        slots = self._slots
+        total = min(slots.count_free(), MAX_REQUESTED)
+        was_fill, self._fills_batch = self._fills_batch, False
+        if self.session.completer.is_full:
+            return RESERVE_NOTHING
+        # Batches and all lanes take turns, so that neither waits for the other.
+        if slots.batches is not None and (total <= 0 or not was_fill):
+            request = self._make_batch_request(slots.batches)
+            if request is not None:
+                self._fills_batch = True
+                return request
+        if total <= 0:
             return RESERVE_NOTHING
         everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
         is_idle = self._slots.are_empty and not self._stops_when_empty
         long_poll = self._long_poll.choose_timeout(self.wakeups.due_in) if is_idle else 0.0
-        return self.lanes.make_request(total, everything=everything, long_poll=long_poll)
+        without: set[str] = set()
+        if slots.batches is not None:
+            without = slots.batches.find_full(slots.count_free_slots())
+            slots.batches.was_skipped = bool(without)
+            if self._had_members:
+                total = max(1, min(total, slots.count_free_slots()))
+        return self.lanes.make_request(
+            total, everything=everything, long_poll=long_poll, without=without
+        )
+
+    def _make_batch_request(self, batches: BatchCalls) -> ReserveRequest | None:
+        """Return a request for the jobs that a batch has room for; None if no batch can be filled.
+
+        These jobs need no slots.
+        """
+        slots = self._slots
+        while (name := slots.find_fillable()) is not None:
+            room = min(batches.count_room(name), MAX_REQUESTED)
+            if slots.remaining is not None:
+                room = min(room, slots.remaining - slots.waiting_count)
+            request = self.lanes.make_batch_request(room, name)
+            if request.total:
+                return request
+            batches.note_request([name])
+            batches.end_request()
+        batches.start_exhausted()
+        return None
 
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
         slots = self._slots
@@ -360,10 +411,10 @@ class Worker:
             slots.add(delivery)
         if surplus:
             self._return_all(surplus)
-        if request.total:
-            self._trigger.lanes_not_empty = bool(reply.waiting)
-            self.lanes.note_non_empty(reply.waiting)
-        self.wakeups.note_reply(reply, found=bool(reply.deliveries))
+        if slots.batches is not None and request.total:
+            self._note_waiting(slots.batches, reply)
+        if not self._fills_batch:
+            self._note_lanes(reply, request)
         self._attempt_runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
             self._release_all()
@@ -373,6 +424,32 @@ class Worker:
             if (suspect := take(slots.suspects, last=True)) is not None:
                 self._return_delivery(suspect, Released(suspect.lease, unstarted=True))
         self._start_jobs()
+        if slots.batches is not None:
+            self._start_exhausted(slots.batches)
+
+    def _note_lanes(self, reply: Reply, request: ReserveRequest) -> None:
+        """Note what the backend still holds in the lanes of a request."""
+        if request.total:
+            self._trigger.lanes_not_empty = bool(reply.waiting)
+            self.lanes.note_non_empty(reply.waiting)
+        self.wakeups.note_reply(reply, found=bool(reply.deliveries))
+
+    def _start_exhausted(self, batches: BatchCalls) -> None:
+        """Start the batches that no job can join now."""
+        if self._slots.takes_members:
+            batches.start_exhausted()
+        else:
+            batches.exhaust()
+
+    def _note_waiting(self, batches: BatchCalls, reply: Reply) -> None:
+        """Note for which batches the backend holds more jobs.
+
+        A reply without a delivery ends the requests for a batch until the next notification.
+        """
+        if reply.deliveries:
+            batches.note_reply({lane.name for lane in reply.waiting})
+        if not self._fills_batch:
+            self._had_members = any(each.name in batches.sizes for each in reply.deliveries)
 
     def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
         """Finish if the backend has no job for this worker, and none runs here."""
@@ -407,9 +484,11 @@ class Worker:
         slots, completer = self._slots, self.session.completer
         held, running = slots.prefetched, slots.running
         try:
+            if slots.batches is not None:
+                self._start_batches(slots.batches)
             while (
                 held
-                and len(running) + self._ended_in_first_step < slots.concurrency
+                and len(running) + self._ended_in_first_step < slots.max_running
                 and not (slots.runs_suspect or completer.is_full)
             ):
                 if (delivery := take(held)) is not None:
@@ -426,6 +505,40 @@ class Worker:
         if held:
             self._prefetch_watchdog.watch()
 
+    def _start_batches(self, batches: BatchCalls) -> None:
+        """Start the jobs of batch handlers, which need no slot, then calls while slots are free.
+
+        Calls and prefetched jobs take turns.
+        """
+        slots, completer = self._slots, self.session.completer
+        held, new_members = slots.prefetched, slots.new_members
+        while new_members and not (slots.runs_suspect or completer.is_full):
+            if (delivery := take(new_members)) is not None:
+                self._start_job(delivery, batches)
+        while batches.ready and slots.count_free_slots() > 0 and not completer.is_full:
+            takes_call, self._takes_call_next = self._takes_call_next, True
+            if takes_call or (delivery := take(held)) is None:
+                if batches.ready.popleft()():
+                    slots.max_running -= 1
+                    self._takes_call_next = False
+            else:
+                self._start_job(delivery)
+
+    def _end_call(self) -> None:
+        """Free the slot of a batch call."""
+        slots = self._slots
+        slots.max_running += 1
+        self._start_jobs()
+        if slots.batches is not None:
+            self._look_for_skipped(slots.batches)
+        self._trigger.note_result()
+
+    def _look_for_skipped(self, batches: BatchCalls) -> None:
+        """Request jobs of all batch handlers, if the last request left some out."""
+        if batches.was_skipped and self._slots.count_free_slots() > 0:
+            batches.was_skipped = False
+            self._trigger.may_have_work = True
+
     def _note_end_in_first_step(self) -> None:
         if not self._ended_in_first_step:
             self._loop.call_soon(self._begin_turn)
@@ -436,12 +549,17 @@ class Worker:
         self._ended_in_first_step = 0
         self._start_jobs()
 
-    def _start_job(self, delivery: Delivery) -> None:
+    def _start_job(self, delivery: Delivery, batches: BatchCalls | None = None) -> None:
+        """Start a job in a free slot, or as a member of a batch."""
         slots = self._slots
-        self._prefetch_watchdog.started_count += 1
         if slots.remaining is not None:
             slots.remaining -= 1
         attempt = Attempt(delivery, self.session.id)
+        if batches is None:
+            self._prefetch_watchdog.started_count += 1
+        else:
+            batches.add(attempt)
+            slots.max_running += 1
         slots.running.add(attempt)
         slots.not_begun.add(attempt)
         task = _create_task(
@@ -482,7 +600,9 @@ class Worker:
         finally:
             prefetch = self._slots.prefetch
             seconds = (attempt.ended or self._monotonic()) - started
-            prefetch.learn(seconds)
+            batches = self._slots.batches
+            if batches is None or not batches.has_member(attempt):
+                prefetch.learn(seconds)
             self.lanes.note_run(attempt.delivery, seconds)
             self._settle(attempt, settlement)
             # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
@@ -514,12 +634,16 @@ class Worker:
             self._unresponsive.report_return(attempt)
         slots = self._slots
         slots.running.discard(attempt)
+        if slots.batches is not None:
+            if slots.batches.remove(attempt):
+                slots.max_running -= 1
+            self._look_for_skipped(slots.batches)
         attempt.clear()
         self.lanes.free_slot(attempt.delivery)
         if not slots.running:
             slots.runs_suspect = False
             self._idle.set()
-        if slots.prefetched or slots.suspects:
+        if slots.prefetched or slots.suspects or slots.batches is not None:
             self._start_jobs()
         if self._is_finishing:
             self._check_finished()
@@ -551,7 +675,7 @@ class Worker:
         for attempt in slots.running:
             if attempt.delivery.lease in cancelled and attempt.interruption is None:
                 attempt.interrupt(Interruption.CANCEL)
-        for deliveries in (slots.prefetched, slots.suspects):
+        for deliveries in (slots.prefetched, slots.suspects, slots.new_members):
             for delivery in [each for each in list(deliveries) if each.lease in cancelled]:
                 with suppress(ValueError):  # the watchdog has taken it
                     deliveries.remove(delivery)
@@ -629,9 +753,12 @@ class Worker:
     # Stopping
 
     def _release_all(self) -> None:
-        """Release all jobs that have not started."""
+        """Release all jobs that have not started, and those that wait for a batch call."""
         for delivery in self._slots.take_all():
             self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
+        if self._slots.batches is not None:
+            for attempt in list(self._slots.batches.uncalled):
+                attempt.interrupt(Interruption.STOP)
 
     def _release_prefetched(self) -> None:
         """Release the prefetched jobs, but no suspect."""

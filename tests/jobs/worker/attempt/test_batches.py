@@ -204,20 +204,6 @@ async def test_a_job_that_times_out_or_is_cancelled_leaves_the_others() -> None:
         await processor.stop()
 
 
-async def test_a_batch_larger_than_the_worker_is_reported(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    processor = Processor("memory://", concurrency=4)
-
-    @processor.job(batch=5)
-    async def add(numbers: list[int]) -> None: ...
-
-    async with processor:
-        await processor.start()
-        await processor.stop()
-    assert "'add' has batch=5, but this worker runs at most 4 jobs" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 from nimburion.core.timing.clock import Clock
@@ -16,6 +17,7 @@ from nimburion.jobs.declaration.batches import BatchContext, read_outcomes, spre
 from nimburion.jobs.declaration.context import CURRENT, Context, get_record
 from nimburion.jobs.declaration.registry import Handler
 from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.attempt.threads import HandlerThreads, ThreadCall
 
 SurroundCall = Callable[[Callable[[Context], Any]], Callable[[Context], Any]]
@@ -39,11 +41,13 @@ class _Item:
 class _Batch:
     """Jobs that are collected for one call, or that one call runs."""
 
-    __slots__ = ("items", "task", "timer")
+    __slots__ = ("is_ready", "items", "task", "timer")
 
     def __init__(self) -> None:
         self.items: list[_Item] = []
         self.timer: asyncio.Task[None] | None = None
+        self.is_ready = False
+        """Whether the call starts as soon as a slot is free; until then more jobs may join."""
         self.task: asyncio.Task[None] | None = None
         """The call; None while jobs are collected."""
 
@@ -51,7 +55,12 @@ class _Batch:
 class BatchCollector:
     """The batches of one handler in one worker.
 
-    A call starts when it has `batch` jobs, or `batch_wait` seconds after the first one of them.
+    A call is ready when it has `batch` jobs, or `batch_wait` seconds after the first one of them;
+    without `batch_wait`, when the backend holds no more of these jobs. It starts when a slot is
+    free.
+
+    Args:
+        calls: the batches of the worker; None outside a worker, where a call needs no slot.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class BatchCollector:
         clock: Clock,
         *,
         waits: bool,
+        calls: BatchCalls | None,
     ) -> None:
         self._handler = handler
         self._surround = surround
@@ -69,7 +79,10 @@ class BatchCollector:
         self._clock = clock
         self._size = handler.policy.batch or 1
         self._wait = handler.policy.batch_wait if waits else 0.0
+        self._calls = calls
         self._open: _Batch | None = None
+        if calls is not None and not self._wait:
+            calls.set_start(handler.name, self._end_collecting)
 
     async def run(self, context: Context) -> object:
         """Add the job of a context to the open batch; return its result, or raise its error."""
@@ -80,10 +93,11 @@ class BatchCollector:
         batch = self._open
         if batch is None:
             batch = self._open = _Batch()
-            batch.timer = loop.create_task(self._start_later(batch), context=_make_variables())
+            if self._wait or self._calls is None or not self._calls.may_fill(self._handler.name):
+                batch.timer = loop.create_task(self._start_later(batch), context=_make_variables())
         batch.items.append(item)
         if len(batch.items) >= self._size:
-            self._start(batch)
+            self._await_slot(batch)
         try:
             return await item.call.future
         finally:
@@ -98,26 +112,53 @@ class BatchCollector:
                 self._open = None
                 if batch.timer is not None:
                     batch.timer.cancel()
-        elif not batch.task.done() and not any(each.waits for each in batch.items):
+        elif self._handler.is_async and not any(each.waits for each in batch.items):
             batch.task.cancel()
 
     async def _start_later(self, batch: _Batch) -> None:
         await (self._clock.sleep(self._wait) if self._wait else asyncio.sleep(0))
-        if batch.task is None and batch.items:
-            self._start(batch)
+        if self._open is batch:
+            self._await_slot(batch)
 
-    def _start(self, batch: _Batch) -> None:
-        """Call the handler for the jobs of the open batch."""
+    def _end_collecting(self) -> None:
+        """End the open batch once the jobs that were started before this call have joined it."""
+        batch = self._open
+        if batch is not None and batch.timer is None:
+            loop = asyncio.get_running_loop()
+            batch.timer = loop.create_task(self._start_later(batch), context=_make_variables())
+
+    def _await_slot(self, batch: _Batch) -> None:
+        """Start the call of the open batch when a slot is free."""
+        if len(batch.items) >= self._size:
+            self._open = None
+        if batch.is_ready:
+            return
+        batch.is_ready = True
+        if batch.timer is not None and batch.timer is not asyncio.current_task():
+            batch.timer.cancel()
+        if self._calls is None:
+            self._start(batch)
+        else:
+            self._calls.await_slot(partial(self._start, batch))
+
+    def _start(self, batch: _Batch) -> bool:
+        """Call the handler for the jobs of a batch; return False if none is left."""
         if self._open is batch:
             self._open = None
-        for item in batch.items:
-            cast("Attempt", get_record(item.context)).start_timeout()
+        if not batch.items:
+            return False
+        attempts = [cast("Attempt", get_record(item.context)) for item in batch.items]
+        for attempt in attempts:
+            attempt.start_timeout()
         loop = asyncio.get_running_loop()
         batch.task = loop.create_task(
             self._call(batch.items), name=self._handler.name, context=_make_variables()
         )
-        if batch.timer is not None and batch.timer is not asyncio.current_task():
-            batch.timer.cancel()
+        if self._calls is not None:
+            end_call = self._calls.end_call
+            batch.task.add_done_callback(lambda _: end_call())
+            self._calls.begin_call(attempts)
+        return True
 
     async def _call(self, items: Sequence[_Item]) -> None:
         """Call the handler and give each job its outcome."""

@@ -21,6 +21,7 @@ from nimburion.jobs.declaration.handler_hooks import (
 from nimburion.jobs.declaration.middleware import Middleware, compose
 from nimburion.jobs.declaration.registry import Handler, Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.attempt.batches import BatchCollector
 from nimburion.jobs.worker.attempt.forking import ForkGuard
 from nimburion.jobs.worker.attempt.process_calls import NotRunInChild, ProcessCalls
@@ -64,6 +65,8 @@ class HandlerChains:
         self._clock = clock
         self.waits_for_batches: bool = True
         """Whether batch handlers wait for more jobs before they are called."""
+        self.batch_calls: BatchCalls | None = None
+        """The batches of the worker whose slots the calls take; None: they take no slots."""
         self._known: dict[str, HandlerChain] = {}
 
     def find(self, name: str) -> HandlerChain | None:
@@ -84,6 +87,8 @@ class HandlerChains:
         If the handler cannot run in a child, it runs where its policy says.
         """
         handler, calls = chain.handler, self._process_calls
+        if handler.policy.batch is not None and calls is None:
+            return chain._replace(run=self._add_middleware(self._make_call(handler, alone=True)))
         if calls is None or handler.policy.execution == "process":
             return chain
         call_in_child = self._make_process_call(handler, calls)
@@ -99,12 +104,16 @@ class HandlerChains:
                     error,
                 )
                 cast("Attempt", get_record(context)).start_timeout()
-                return await self._make_call(handler)(context)
+                return await self._make_call(handler, alone=True)(context)
 
         return chain._replace(run=self._add_middleware(call))
 
-    def _make_call(self, handler: Handler) -> HandlerCoroutine:
-        """Return a function that runs a handler where its policy says."""
+    def _make_call(self, handler: Handler, *, alone: bool = False) -> HandlerCoroutine:
+        """Return a function that runs a handler where its policy says.
+
+        Args:
+            alone: whether each job of a batch handler has a call, and a slot, of its own.
+        """
         if handler.policy.execution == "process" and self._process_calls is not None:
             return self._make_process_call(handler, self._process_calls)
         if handler.policy.batch is not None:
@@ -113,7 +122,8 @@ class HandlerChains:
                 partial(surround_call, handler, self._hooks, self._guard),
                 self._threads,
                 self._clock,
-                waits=self.waits_for_batches,
+                waits=self.waits_for_batches and not alone,
+                calls=None if alone else self.batch_calls,
             ).run
         call = make_handler_call(handler, self._hooks, self._guard)
         return call if handler.is_async else self._make_thread_call(call)

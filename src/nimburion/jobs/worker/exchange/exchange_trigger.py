@@ -31,6 +31,7 @@ class ExchangeReason(Enum):
     RESULTS_WAIT = auto()
     WORK_POSSIBLE = auto()
     LANES_NOT_EMPTY = auto()
+    BATCH_HAS_ROOM = auto()
     IDLE = auto()
 
 
@@ -90,9 +91,11 @@ class ExchangeTrigger:
         | plenty held, a batch of results waits | BATCH_FULL: send them and fetch as many jobs |
         | plenty held, less than a batch waits | None: a larger batch costs less per job |
         | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
+        | all slots are taken, a batch has room | BATCH_HAS_ROOM: its jobs need no slot |
         | all slots are taken, or it drains | None: nothing to send, no room for jobs |
         | a notification, a due time or a poll | WORK_POSSIBLE: look for jobs in all lanes |
         | the last reply left jobs behind | LANES_NOT_EMPTY: fetch more from those lanes |
+        | the last reply left jobs of a batch | BATCH_HAS_ROOM: fill it |
         | it holds no job, and can long-poll | IDLE: wait inside the backend for a job |
         | otherwise | None: wait for a wake-up |
         """
@@ -109,8 +112,7 @@ class ExchangeTrigger:
             return self._find_flush_reason(full)
         if completer.has_pending:
             return ExchangeReason.RESULTS_WAIT
-        reason = self._find_work_reason()
-        return reason if reason is not None and slots.count_free() > 0 else None
+        return self._find_work_reason()
 
     def _find_flush_reason(self, full: int) -> ExchangeReason | None:
         if self.flush_due:
@@ -120,6 +122,14 @@ class ExchangeTrigger:
         return None
 
     def _find_work_reason(self) -> ExchangeReason | None:
+        reason = self._find_sign_of_work()
+        if reason is not None and self._slots.count_free() > 0:
+            return reason
+        if self._slots.batches is not None and self._slots.find_fillable() is not None:
+            return ExchangeReason.BATCH_HAS_ROOM
+        return None
+
+    def _find_sign_of_work(self) -> ExchangeReason | None:
         if self.may_have_work:
             return ExchangeReason.WORK_POSSIBLE
         if self.lanes_not_empty:
@@ -155,6 +165,8 @@ class ExchangeTrigger:
     def note_possible_work(self) -> None:
         """Note that there may be jobs, and wake the reserve loop."""
         self.may_have_work = True
+        if self._slots.batches is not None and self._slots.takes_members:
+            self._slots.batches.note_possible_work()
         self._woken.set()
 
     def begin_session(self, completer: Completer) -> None:
@@ -162,13 +174,17 @@ class ExchangeTrigger:
         self._completer = completer
         self.may_have_work = True
 
-    def start_exchange(self, request: ReserveRequest) -> None:
-        """Reset the reasons that the exchange which now begins handles."""
+    def start_exchange(self, request: ReserveRequest, *, fills_batch: bool = False) -> None:
+        """Reset the reasons that the exchange which now begins handles.
+
+        Args:
+            fills_batch: whether it requests only jobs for a batch.
+        """
         self.flush_due = False
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if request.total:
+        if request.total and not fills_batch:
             self.lanes_not_empty = False
             self.may_have_work = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.ids import Entropy
@@ -53,11 +53,16 @@ class LaneSelector:
         return tuple(self._queues)
 
     def make_request(
-        self, total: int, *, everything: bool, long_poll: float = 0.0
+        self,
+        total: int,
+        *,
+        everything: bool,
+        long_poll: float = 0.0,
+        without: Collection[str] = (),
     ) -> ReserveRequest:
         """Return a request for `total` jobs: from all lanes, or from those last reported non-empty.
 
-        The reply may wait up to `long_poll` seconds.
+        The reply may wait up to `long_poll` seconds. Jobs of the names in `without` are left out.
 
         Queues at their concurrency limit are left out. Otherwise the backend would report that they
         hold more jobs, and the worker would repeat the request immediately. A job that ends in such
@@ -69,6 +74,8 @@ class LaneSelector:
         lanes = (
             self._lanes if everything or len(self._lanes) <= _MAX_LISTED_LANES else self._non_empty
         )
+        if without:
+            lanes = tuple(lane for lane in lanes if lane.name not in without)
         if self._waiting_process_names:
             total = self._limit_total(total)
         return ReserveRequest(
@@ -78,6 +85,19 @@ class LaneSelector:
             ageing=self._ageing,
             nonce=self._entropy(16),
             long_poll=long_poll,
+        )
+
+    def make_batch_request(self, total: int, name: str) -> ReserveRequest:
+        """Return a request for `total` jobs of one name; for none if its queues are at a limit."""
+        lanes = tuple(lane for lane in self._lanes if lane.name == name)
+        if self._has_limits:
+            lanes = self._select_lanes_with_capacity(lanes)
+        return ReserveRequest(
+            total=total if lanes else 0,
+            lanes=lanes,
+            queues=self._limit_queues() if self._queue_limits else self._queue_options,
+            ageing=self._ageing,
+            nonce=self._entropy(16),
         )
 
     def covers_all_lanes(self, request: ReserveRequest) -> bool:

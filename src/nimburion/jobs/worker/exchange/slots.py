@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from nimburion.core.lease import SUSPECT_AFTER, Delivery
 from nimburion.jobs.worker.attempt.attempt import Attempt
+from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
 
 
@@ -19,8 +20,11 @@ class Slots:
     """
 
     __slots__ = (
+        "batches",
         "concurrency",
         "draining",
+        "max_running",
+        "new_members",
         "not_begun",
         "prefetch",
         "prefetched",
@@ -33,11 +37,20 @@ class Slots:
 
     def __init__(self, concurrency: int, prefetch: Prefetch) -> None:
         self.concurrency: int = concurrency
-        """The most jobs that run concurrently."""
+        """The number of slots."""
+        self.max_running: int = concurrency
+        """The most attempts in `running`.
+
+        The number of slots and the members of batches, without the calls, which take a slot each.
+        """
+        self.batches: BatchCalls | None = None
+        """The batches of the worker; None if no batch handler is registered."""
+        self.new_members: deque[Delivery] = deque()
+        """The jobs of batch handlers that have not started. They need no slot."""
         self.prefetch: Prefetch = prefetch
         """Decides how many jobs to hold beyond the running ones."""
         self.running: set[Attempt] = set()
-        """The attempts that occupy a slot."""
+        """The attempts that occupy a slot, and the members of batches."""
         self.not_begun: set[Attempt] = set()
         """The attempts in `running` whose tasks have not made their first step."""
         self.prefetched: deque[Delivery] = deque()
@@ -56,19 +69,41 @@ class Slots:
     @property
     def waiting_count(self) -> int:
         """The number of jobs that are reserved and have not started."""
-        return len(self.prefetched) + len(self.suspects)
+        return len(self.prefetched) + len(self.suspects) + len(self.new_members)
 
     @property
     def are_empty(self) -> bool:
         """Whether the worker holds no job, running or not."""
-        return not (self.running or self.prefetched or self.suspects)
+        return not (self.running or self.prefetched or self.suspects or self.new_members)
+
+    @property
+    def occupied_count(self) -> int:
+        """The number of slots that jobs or calls of batch handlers occupy."""
+        return self.concurrency - self.count_free_slots()
+
+    def count_free_slots(self) -> int:
+        """Return how many slots are free."""
+        return self.max_running - len(self.running)
 
     def count_free(self) -> int:
         """Return how many more jobs the worker can take, running and prefetched together."""
         if self.draining or self.quiet or self.suspects or self.runs_suspect:
             return 0
-        free = self.concurrency + self.prefetch.size - len(self.running) - len(self.prefetched)
+        free = self.max_running + self.prefetch.size - len(self.running) - len(self.prefetched)
         return free if self.remaining is None else min(free, self.remaining - self.waiting_count)
+
+    @property
+    def takes_members(self) -> bool:
+        """Whether more jobs may join the batches."""
+        if self.draining or self.quiet or self.suspects or self.runs_suspect:
+            return False
+        return self.remaining is None or self.remaining > self.waiting_count
+
+    def find_fillable(self) -> str | None:
+        """Return the name of a batch that more jobs may join now; None if there is none."""
+        if self.batches is None or not self.takes_members:
+            return None
+        return self.batches.find_fillable()
 
     def count_unused_start(self) -> None:
         """Note that a started job was released before its handler was called."""
@@ -77,12 +112,16 @@ class Slots:
 
     def add(self, delivery: Delivery) -> None:
         """Hold a delivered job until it starts."""
-        is_suspect = delivery.lost >= SUSPECT_AFTER
-        (self.suspects if is_suspect else self.prefetched).append(delivery)
+        if delivery.lost >= SUSPECT_AFTER:
+            self.suspects.append(delivery)
+        elif self.batches is not None and delivery.name in self.batches.sizes:
+            self.new_members.append(delivery)
+        else:
+            self.prefetched.append(delivery)
 
     def take_all(self) -> Iterator[Delivery]:
         """Remove and yield all jobs that have not started."""
-        for deliveries in (self.prefetched, self.suspects):
+        for deliveries in (self.prefetched, self.suspects, self.new_members):
             while (delivery := take(deliveries)) is not None:
                 yield delivery
 
