@@ -84,9 +84,8 @@ class KeyAdmission:
     def _get_use(self, key: LimitKey) -> StoredUse:
         use = self._uses.get(key)
         if use is None:
-            use = self._uses[key] = StoredUse(
-                *(self._db.fetch_one("get_key_use", *key) or (0, 0, None))
-            )
+            in_use, spent_until, opens_at = self._db.fetch_one("get_key_use", *key) or (0, 0, None)
+            use = self._uses[key] = StoredUse(in_use, spent_until, opens_at)
         return use
 
     def _is_full(self, key: LimitKey, limit: KeyedLimit, rate: RateLimit | None) -> bool:
