@@ -18,7 +18,7 @@ AUTORELOAD = "--autoreload"
 class DjangoGroup(LazyGroup):
     """The commands of nimburion for a project, which has one processor."""
 
-    target = "nimburion.integrations.django:load_processor"
+    target: str | None = "nimburion.integrations.django:load_processor"
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
@@ -35,7 +35,7 @@ def _make_autoreload_option() -> click.Option:
     return click.Option([AUTORELOAD], is_flag=True, expose_value=False, help=text)
 
 
-project_group = DjangoGroup(
+project_group: DjangoGroup = DjangoGroup(
     "nimburion",
     help="Run, enqueue and manage the background jobs of this project.",
     params=root.params,

@@ -43,7 +43,7 @@ class FlaskInvocation(Invocation):
 class FlaskGroup(LazyGroup):
     """The commands of nimburion, without those that need no application."""
 
-    target = _TARGET
+    target: str | None = _TARGET
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in super().list_commands(ctx) if name not in _LEFT_OUT]

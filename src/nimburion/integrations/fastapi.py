@@ -27,8 +27,8 @@ try:
     from fastapi import APIRouter, Depends
     from starlette.requests import HTTPConnection
     from starlette.types import Receive, Scope, Send
-except ModuleNotFoundError as missing:
-    raise explain_missing(missing, "fastapi") from None
+except ModuleNotFoundError as _missing:
+    raise explain_missing(_missing, "fastapi") from None
 
 __all__ = ["ProcessorDependency", "get_processor", "router"]
 

@@ -42,8 +42,8 @@ from nimburion.jobs.processor import Processor
 
 try:
     from flask import Flask, current_app, has_app_context
-except ModuleNotFoundError as missing:
-    raise explain_missing(missing, "flask") from None
+except ModuleNotFoundError as _missing:
+    raise explain_missing(_missing, "flask") from None
 
 __all__ = ["FlaskJobs", "find_processor", "load_configuration"]
 

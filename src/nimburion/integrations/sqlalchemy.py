@@ -52,8 +52,8 @@ try:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
     from sqlalchemy.orm import Session, SessionTransaction, registry, scoped_session
     from sqlalchemy.util import await_only
-except ModuleNotFoundError as missing:
-    raise explain_missing(missing, "sqlalchemy") from None
+except ModuleNotFoundError as _missing:
+    raise explain_missing(_missing, "sqlalchemy") from None
 
 if TYPE_CHECKING:
     from nimburion.jobs.client.client import Client

@@ -95,6 +95,10 @@ class AttemptRecord:
         self.result: object = None
         """The value that the handler passed to `Context.set_result`."""
 
+    def clear(self) -> None:
+        """Forget the task of the ended attempt."""
+        self.task = None
+
     def encode_result(self) -> bytes | None:
         """Return the bytes to store for `result`; None if there is no result.
 

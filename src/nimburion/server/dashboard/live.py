@@ -49,15 +49,15 @@ class _Channel:
     """The viewers of one page with the same query and rights, and what they see."""
 
     def __init__(self, render: Render, interval: float, due: float) -> None:
-        self.render = render
-        self.interval = interval
-        self.due = due
+        self.render: Render = render
+        self.interval: float = interval
+        self.due: float = due
         """When the next fragment is to be rendered, on the monotonic clock."""
         self.viewers: set[Viewer] = set()
         self.fragment: Fragment | None = None
-        self.number = 0
+        self.number: int = 0
         """Increases by one with each fragment."""
-        self.changed_at = 0
+        self.changed_at: int = 0
         """The number of the latest fragment whose HTML differs from the one before it."""
 
     async def refresh(self) -> None:
