@@ -24,6 +24,7 @@ async def catch_cancellations():
             pass
 
 async def main():
+    global left  # or the garbage collector could end a task that nothing else refers to
     {left}
     await asyncio.sleep(0)
 
