@@ -137,6 +137,8 @@ class PgBouncer:
                 client.execute("SELECT 1")
         except psycopg.OperationalError:
             return False
+        except psycopg.InternalError:  # a connection that was cut between two answers
+            return False
         return True
 
     def _configure(self) -> None:
