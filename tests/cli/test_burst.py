@@ -12,7 +12,7 @@ from nimburion.testing.plugin import MakeProcessor
 
 
 class Send(Job):
-    """Fails when it is told to."""
+    """Fails on request."""
 
     after: float
 

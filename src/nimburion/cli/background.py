@@ -63,7 +63,9 @@ def add_background_options(command: F) -> F:
 
 def add_bulk_options(command: F) -> F:
     """Add the options of a bulk operation."""
-    rate = click.option("--rate", metavar="RATE", help="At most so many: 10/s, 90/min, 500/h.")
+    rate = click.option(
+        "--rate", metavar="RATE", help="At most this many jobs in a time: 10/s, 90/min, 500/h."
+    )
     limit = click.option("--limit", type=click.IntRange(1), help="Change at most N jobs.")
     return add_search_options(rate(limit(command)))
 

@@ -33,7 +33,7 @@ MAX_COUNT = 1_000
 _SHOWN = 10
 """The number of jobs that a preview shows."""
 _INTERVAL = 5.0
-"""Seconds until a process that found no step asks again."""
+"""Seconds until a process that found no step tries again."""
 _CLAIM_TTL = 30.0
 """Seconds for which a step is claimed. The step of a process that died waits for so long."""
 _EARLY = 0.25
@@ -106,7 +106,7 @@ class BulkOperationRunner(Periodic):
     """Runs the steps of bulk operations, those that other processes started too.
 
     Workers and management servers run one each. The backend gives each step to one of them. A
-    runner that finds no step asks again after about 5 s; after a step it waits for the next one.
+    runner that finds no step tries again after about 5 s; after a step it waits for the next one.
     """
 
     logger_name = "nimburion.bulk_operations"

@@ -33,7 +33,7 @@ class WorkerCounts(msgspec.Struct, frozen=True, kw_only=True):
     expired: int
     """Workers whose heartbeat is overdue and that nobody has rescued yet."""
     quiet: int
-    """Live workers that were told to start no further job."""
+    """Live workers that an operator has made quiet: they start no further job."""
     slots: int
     busy: int
 
