@@ -9,48 +9,24 @@ from msgspec import Meta
 
 from nimburion.core.bulk_operations import BulkAction, BulkOperation, BulkState, NewBulkOperation
 from nimburion.core.ids import make_bulk_operation_id
-from nimburion.core.job import Reason, State
+from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
 from nimburion.jobs.bulk_operations import preview_bulk_operation
-from nimburion.server.api.jobs import JobSummary, check_selection, summarize_job
-from nimburion.server.api.names import Name, PageQuery, Text, Time, make_id, to_epoch
+from nimburion.server.api.jobs import JobSearch, JobSummary, check_selection, summarize_job
+from nimburion.server.api.names import Name, PageQuery, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 
-class BulkSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BulkSelection(JobSearch, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The jobs of a bulk operation: `ids`, or filters, or `all`. All filters are allowed."""
 
     ids: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
     state: tuple[State, ...] = ()
-    queue: Name | None = None
-    name: Name | None = None
-    reason: Reason | None = None
-    created_from: Time | None = None
-    created_to: Time | None = None
-    finished_from: Time | None = None
-    finished_to: Time | None = None
-    tenant: Text | None = None
-    correlation_id: Text | None = None
-    fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")] | None = None
-    min_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     all: bool = False
 
-    def make_filter(self) -> JobFilter:
+    def make_selection(self) -> JobFilter:
         """Return the filter. Raises `Problem` for a combination that makes no sense."""
-        which = JobFilter(
-            states=frozenset(self.state) or None,
-            queue=self.queue,
-            name=self.name,
-            reason=self.reason,
-            created_from=to_epoch(self.created_from),
-            created_to=to_epoch(self.created_to),
-            finished_from=to_epoch(self.finished_from),
-            finished_to=to_epoch(self.finished_to),
-            tenant=self.tenant,
-            correlation_id=self.correlation_id,
-            fingerprint=self.fingerprint,
-            min_failures=self.min_failures,
-        )
+        which = self.make_filter(frozenset(self.state) or None)
         check_selection(self.ids, which != JobFilter(), self.all)
         return msgspec.structs.replace(which, ids=self.ids or None)
 
@@ -126,7 +102,7 @@ async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPr
     """Count the jobs that a bulk operation would change, up to 1,000, and show the first ten."""
     query = request.query
     preview = await preview_bulk_operation(
-        request.services.backend, query.action, query.make_filter()
+        request.services.backend, query.action, query.make_selection()
     )
     return BulkPreviewReport(
         count=preview.count,
@@ -164,7 +140,7 @@ async def _start(request: ApiRequest[NoQuery, StartBody], action: BulkAction) ->
     new = NewBulkOperation(
         id=operation_id,
         action=action,
-        which=body.make_filter(),
+        which=body.make_selection(),
         by=request.caller.name,
         origin=request.origin,
         rate=body.rate,

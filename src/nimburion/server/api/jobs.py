@@ -32,7 +32,7 @@ from nimburion.server.api.names import (
     Cursor,
     JsonObject,
     Name,
-    PageQuery,
+    PageSize,
     Text,
     Time,
     make_id,
@@ -149,8 +149,8 @@ class JobExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """The id of another job that holds its unique key."""
 
 
-class SearchQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
-    """The filters of a list of jobs. A job must match all that are set."""
+class JobSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The filters of jobs, apart from their state. A job must match all that are set."""
 
     queue: Name | None = None
     name: Name | None = None
@@ -186,7 +186,15 @@ class SearchQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class JobQuery(SearchQuery, frozen=True, forbid_unknown_fields=True):
+class SearchQuery(JobSearch, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The filters of a list of jobs, and the part of it to return."""
+
+    limit: PageSize = 100
+    after: Cursor | None = None
+    """The `next` of the previous page; without it, the list begins."""
+
+
+class JobQuery(SearchQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The jobs to list."""
 
     state: tuple[State, ...] = ()
