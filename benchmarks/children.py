@@ -4,7 +4,10 @@
 
 Memory backend, two children, default settings, one worker process. The two parts:
 
-- Calls: no-op `def` and `async def` handlers, until the last job is completed.
+- Calls: no-op `def` and `async def` handlers in the children, until the last job is completed. For
+  comparison, in turn: the same handlers in the worker itself, and a no-op function in as many
+  processes of `concurrent.futures.ProcessPoolExecutor`, which stores nothing and sends one call for
+  each result.
 - Beside: CPU-bound handlers of 0.5 s each run in the children. Meanwhile 50 async jobs a second are
   enqueued, and each notes how long after its enqueue it started (the pickup). The cores in use are
   the CPU time of the handlers over the time of the part.
@@ -14,16 +17,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from nimburion.jobs import Processor
+from nimburion.jobs.declaration.job import JobCall
 
 CHILDREN = 2
 CALLS = 10_000
-REPEATS = 5
+REPEATS = 7
 BURN_SECONDS = 0.5
 BURNS = 16
 RATE = 50.0
@@ -42,6 +50,20 @@ async def call_async(number: int) -> None:
     """Do nothing, on the event loop of a child."""
 
 
+@processor.job()
+def call_in_thread(number: int) -> None:
+    """Do nothing, in a thread of the worker."""
+
+
+@processor.job()
+async def call_in_worker(number: int) -> None:
+    """Do nothing, on the event loop of the worker."""
+
+
+def do_nothing(number: int) -> None:
+    """Do nothing, in a process of the standard library's pool."""
+
+
 @processor.job(execution="process")
 def burn(seconds: float) -> float:
     """Use a core for some seconds of CPU time; return the time it took."""
@@ -57,15 +79,20 @@ async def note_pickup(enqueued: float) -> None:
     pickups.append(time.perf_counter() - enqueued)
 
 
-async def measure_calls(name: str) -> float:
+async def measure_calls(make_job: Callable[[int], JobCall]) -> float:
     """Return the calls a second of one handler."""
-    if name == "def":
-        await processor.enqueue_many([call.job(number) for number in range(CALLS)])
-    else:
-        await processor.enqueue_many([call_async.job(number) for number in range(CALLS)])
+    await processor.enqueue_many([make_job(number) for number in range(CALLS)])
     began = time.perf_counter()
     while processor.health().running or await processor.pending_count():
         await asyncio.sleep(0.01)
+    return CALLS / (time.perf_counter() - began)
+
+
+async def measure_pool(pool: ProcessPoolExecutor) -> float:
+    """Return the calls a second of the standard library's pool."""
+    loop = asyncio.get_running_loop()
+    began = time.perf_counter()
+    await asyncio.gather(*(loop.run_in_executor(pool, do_nothing, n) for n in range(CALLS)))
     return CALLS / (time.perf_counter() - began)
 
 
@@ -99,10 +126,22 @@ async def measure() -> list[str]:
         ready = [await processor.enqueue(burn.job(0.05)) for _ in range(2 * CHILDREN)]
         for job_id in ready:
             await processor.wait(job_id, 30)
-        for name in ("def", "async def"):
-            runs = [await measure_calls(name) for _ in range(REPEATS)]
-            figures = (statistics.median(runs), min(runs), max(runs))
-            lines.append(f"| `{name}` | " + " | ".join(f"{each:,.0f}" for each in figures) + " |")
+        with ProcessPoolExecutor(CHILDREN, multiprocessing.get_context("spawn")) as pool:
+            await measure_pool(pool)  # starts the processes
+            measures: dict[str, Callable[[], Awaitable[float]]] = {
+                "`def` in a child": partial(measure_calls, call.job),
+                "`async def` in a child": partial(measure_calls, call_async.job),
+                "`ProcessPoolExecutor`": partial(measure_pool, pool),
+                "`def` in a thread": partial(measure_calls, call_in_thread.job),
+                "`async def` in the worker": partial(measure_calls, call_in_worker.job),
+            }
+            runs: dict[str, list[float]] = {name: [] for name in measures}
+            for _ in range(REPEATS):
+                for name, run in measures.items():
+                    runs[name].append(await run())
+        for name, values in runs.items():
+            figures = (statistics.median(values), min(values), max(values))
+            lines.append(f"| {name} | " + " | ".join(f"{each:,.0f}" for each in figures) + " |")
         lines += ["", "| async jobs at 50/s | pickup p50 | p99 | cores used by CPU-bound jobs |"]
         lines += ["|---|---|---|---|"]
         for burning in (False, True):

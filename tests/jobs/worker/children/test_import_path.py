@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -45,6 +47,18 @@ GUARD = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
 def test_a_global_processor_of_a_module_is_found() -> None:
     found = find_import_path(app.processor)
     assert found == (f"{app.__name__}:processor", None)
+
+
+def test_the_main_module_is_found_under_its_own_name_beside_multiprocessing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`import multiprocessing` gives the main module the second name `__mp_main__`."""
+    main = ModuleType("__main__")
+    main.__spec__ = ModuleSpec("application.worker", None)
+    vars(main)["processor"] = processor = Processor(MemoryBackend())
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setitem(sys.modules, "__mp_main__", main)
+    assert find_import_path(processor) == ("application.worker:processor", None)
 
 
 def test_another_processor_is_not_found() -> None:

@@ -58,12 +58,16 @@ def find_import_path(processor: Processor) -> ImportPath | None:
 
 
 def _find_global_names(processor: Processor) -> list[str]:
-    """Return the import paths of a processor in modules that another process can import."""
+    """Return the import paths of a processor in modules that another process can import.
+
+    `multiprocessing` also registers the main module as `__mp_main__`.
+    """
+    main = sys.modules["__main__"]
     return [
         f"{module_name}:{name}"
         for module_name, module in sys.modules.copy().items()
         if getattr(module, "__spec__", None) is not None
-        if module_name not in {"__main__", SCRIPT_NAME}
+        if module is not main and module_name != SCRIPT_NAME
         for name, value in vars(module).copy().items()
         if value is processor
     ]
