@@ -43,7 +43,7 @@ SAME_ON_EVERY_PYTHON = [
     *(f"tests/house/test_{name}.py" for name in ("assertions", "layers", "vocabulary", "words")),
 ]
 
-# The server kinds of tests/servers/server_kinds.py beyond those that come as wheels.
+# See tests/servers/server_kinds.py. The kinds are those beyond the ones that come as wheels.
 QUARTER = {"NB_TEST_SHARE": "4"}
 ONE_NODE_KINDS = ["redis", "redis-tls", "redis-sentinel"]
 REDIS_KINDS = [*ONE_NODE_KINDS, "redis-cluster"]
@@ -332,7 +332,7 @@ def other_python(session: nox.Session) -> None:
         left_out = [f"--ignore={path}" for path in SAME_ON_EVERY_PYTHON]
         command = [python, "dev.py", "test", "-q", "-n", "auto", "-m", QUICK, *left_out]
         with session.chdir(scratch / "checkout"):
-            # The scripts of Redis are the same on every Python: a quarter of their contract.
+            # What another Python changes shows in the engine; of the contract, a quarter runs.
             servers = ["NB_TEST_SERVERS=valkey", "NB_TEST_DEALT=valkey", "NB_TEST_SHARE=4"]
             run(session, *as_nobody, "env", *servers, *command)
 

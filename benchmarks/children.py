@@ -6,8 +6,7 @@ Memory backend, two children, default settings, one worker process. The two part
 
 - Calls: no-op `def` and `async def` handlers in the children, until the last job is completed. For
   comparison, in turn: the same handlers in the worker itself, and a no-op function in as many
-  processes of `concurrent.futures.ProcessPoolExecutor`, which stores nothing and sends one call for
-  each result.
+  processes of `concurrent.futures.ProcessPoolExecutor`, which stores nothing.
 - Beside: CPU-bound handlers of 0.5 s each run in the children. Meanwhile 50 async jobs a second are
   enqueued, and each notes how long after its enqueue it started (the pickup). The cores in use are
   the CPU time of the handlers over the time of the part.
@@ -89,10 +88,9 @@ async def measure_calls(make_job: Callable[[int], JobCall]) -> float:
 
 
 async def measure_pool(pool: ProcessPoolExecutor) -> float:
-    """Return the calls a second of the standard library's pool."""
-    loop = asyncio.get_running_loop()
+    """Return the calls a second of the standard library's pool, one call a message."""
     began = time.perf_counter()
-    await asyncio.gather(*(loop.run_in_executor(pool, do_nothing, n) for n in range(CALLS)))
+    await asyncio.to_thread(lambda: list(pool.map(do_nothing, range(CALLS), chunksize=1)))
     return CALLS / (time.perf_counter() - began)
 
 

@@ -173,7 +173,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {
         item
         for item in items
-        if not needs_server(item, requested) or runs_elsewhere(item, among, requested)
+        if not needs_server(item, requested)
+        or runs_elsewhere(item, among, requested)
+        or is_left_out_by_share(item)
     }
     for item in items:
         if EACH.keys() & {*getattr(item, "fixturenames", ())}:
@@ -218,6 +220,13 @@ def runs_elsewhere(
         if mine in players and (mine != players[player] or turn % share):
             return name not in list_server_fixtures(item)
     return False
+
+
+def is_left_out_by_share(item: pytest.Item) -> bool:
+    """Tell whether a case of the contract for a backend without a server is not in the share."""
+    if item.path.parent.name != "contract" or EACH.keys() & {*getattr(item, "fixturenames", ())}:
+        return False
+    return zlib.crc32(item.name.encode()) % read_share() != 0
 
 
 def list_server_fixtures(item: pytest.Item) -> set[str]:

@@ -52,6 +52,16 @@ def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(dealt) / 8 < len(share) < len(dealt) / 2
 
 
+def test_a_share_of_the_contract_runs_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count() -> int:
+        listed = run_pytest("valkey", "--collect-only", "tests/contract/test_memory.py").stdout
+        return listed.count("test_memory.py::")
+
+    whole = count()
+    monkeypatch.setenv("NB_TEST_SHARE", "4")
+    assert whole / 8 < count() < whole / 2
+
+
 KINDS = "valkey,valkey-cluster,valkey-sentinel"
 
 
