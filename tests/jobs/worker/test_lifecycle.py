@@ -176,10 +176,10 @@ def test_a_processor_left_open_by_one_loop_works_on_the_next(backend: str, tmp_p
         assert [asyncio.run(work(1)), asyncio.run(work(2))] == [2, 4]
     finally:
         asyncio.run(processor.close())
-        wait_for_threads_since(before)
+        check_threads_end(before)
 
 
-def wait_for_threads_since(before: set[threading.Thread]) -> None:
+def check_threads_end(before: set[threading.Thread]) -> None:
     for thread in set(threading.enumerate()) - before:
         thread.join(DEADLINE)
         assert not thread.is_alive()
@@ -189,7 +189,7 @@ def test_no_session_is_kept_alive_for_a_loop_that_was_closed() -> None:
     processor = Processor(MemoryBackend(), session_ttl=1)
     before = set(threading.enumerate())
     asyncio.run(processor.start())
-    wait_for_threads_since(before)
+    check_threads_end(before)
 
 
 def test_a_loop_that_does_not_own_the_processor_gets_an_error() -> None:
