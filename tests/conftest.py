@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 import re
+import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -29,7 +30,12 @@ BACKENDS = Path(__file__).parent.parent / "src" / "nimburion" / "backends"
 
 
 def pytest_configure() -> None:
-    """Forget the settings of the shell that the tests are run from."""
+    """Forget the settings of the shell that the tests are run from.
+
+    A shell without job control starts background commands with SIGINT ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [name for name in os.environ if name.startswith("NIMBURION_")]:
         del os.environ[name]
 
