@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-def explain_missing(missing: ModuleNotFoundError, extra: str) -> ModuleNotFoundError:
-    """Return the error for a framework that is not installed, with the extra that installs it."""
+def explain_missing(missing: ModuleNotFoundError, extra: str, *further: str) -> ModuleNotFoundError:
+    """Return the error for a framework that is not installed, with the extras that install it."""
     package = (missing.name or extra).partition(".")[0]
     return ModuleNotFoundError(
         f"nimburion.integrations.{extra} needs {package!r}, which is not installed; "
-        f"pip install 'nimburion[{extra}]'",
+        f"pip install 'nimburion[{','.join([extra, *further])}]'",
         name=missing.name,
     )

@@ -16,14 +16,14 @@ def create_app() -> Flask:
 ```
 
 In a view, `welcome.enqueue_sync(address)` enqueues a job. `flask nimburion worker` runs the jobs,
-each in an application context.
+each in an application context. `make_dashboard` adds the pages for operators.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 
 from nimburion import config
 from nimburion.core.errors import DefinitionError, NotOpen
@@ -41,14 +41,19 @@ from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.processor import Processor
 
 try:
-    from flask import Flask, current_app, has_app_context
+    from flask import Blueprint, Flask, Response, current_app, has_app_context, request
 except ModuleNotFoundError as _missing:
     raise explain_missing(_missing, "flask") from None
 
-__all__ = ["FlaskJobs", "find_processor", "load_configuration"]
+if TYPE_CHECKING:
+    from nimburion.server.access import Caller
+    from nimburion.server.sync_dashboard import SyncDashboard
+
+__all__ = ["FlaskJobs", "find_processor", "load_configuration", "make_dashboard"]
 
 EXTENSION = "nimburion"
 """The key of the processor in `app.extensions`."""
+_DASHBOARD = "nimburion_dashboard"
 _PREFIX = "NIMBURION_"
 _FILE_KEY = "config"
 """The key without prefix that names a configuration file; all others are settings of jobs."""
@@ -201,6 +206,67 @@ def load_configuration(app: Flask, file: str | None = None, **arguments: object)
     if settings:
         arguments["jobs"] = settings
     return config.load(file or configured_file, **arguments)  # type: ignore[arg-type]
+
+
+def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
+    """Return a blueprint with the dashboard, for those whom the application has signed in.
+
+    ```python
+    def find_caller() -> Caller | None:
+        if not current_user.is_authenticated:
+            abort(redirect(url_for("sign_in", next=request.full_path)))
+        rights = {"read", "operate"} if current_user.is_admin else {"read"}
+        return Caller(current_user.name, frozenset(rights))
+
+
+    app.register_blueprint(make_dashboard(find_caller), url_prefix="/jobs")
+    ```
+
+    The dashboard is then at `/jobs/dashboard`. `find_caller` is called in each request, and returns
+    who sends it, with their [rights](../reference/http-api.md). None, or a right that is missing,
+    is answered with status 403. The audit records hold the name of the caller.
+
+    It needs the extra `server`.
+    """
+    try:
+        from nimburion.server.sync_dashboard import BufferedRequest
+    except ModuleNotFoundError as missing:
+        raise explain_missing(missing, "flask", "server") from None
+    made = Blueprint("nimburion", __name__)
+
+    def show_dashboard(path: str = "") -> Response:
+        dashboard = _find_dashboard()
+        answer = dashboard.answer(
+            BufferedRequest(
+                method=request.method,
+                prefix=(request.root_path + request.path.removesuffix(path)).rstrip("/"),
+                path=f"/{path}",
+                query=request.query_string.decode("latin-1"),
+                headers=tuple(request.headers.items()),
+                body=request.stream.read(dashboard.max_body + 1),
+                scheme=request.scheme,
+                caller=find_caller(),
+            )
+        )
+        return Response(answer.body, answer.status, list(answer.headers))
+
+    methods = ["GET", "HEAD", "POST"]
+    made.add_url_rule("/", "dashboard", show_dashboard, methods=methods)
+    made.add_url_rule("/<path:path>", "dashboard", show_dashboard, methods=methods)
+    return made
+
+
+def _find_dashboard() -> SyncDashboard:
+    """Return the dashboard of the current application, made at the first request."""
+    from nimburion.server.sync_dashboard import SyncDashboard
+
+    app: Flask = current_app
+    found = app.extensions.get(_DASHBOARD)
+    if found is None:
+        made = SyncDashboard(find_processor(), load_configuration(app))
+        found = app.extensions.setdefault(_DASHBOARD, made)
+    assert isinstance(found, SyncDashboard)
+    return found
 
 
 def _run_in_app_context(processor: Processor, app: Flask) -> None:

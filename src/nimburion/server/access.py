@@ -19,6 +19,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -44,6 +45,10 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 """Set on each answer of a protected route that does not set them itself."""
+
+
+CALLER_KEY = "nimburion.caller"
+"""The key in the scope of a request for the caller whom a web application has signed in."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -76,8 +81,35 @@ def _compute_digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", errors="surrogateescape")).digest()
 
 
-class AccessControl:
+class Authorizer(Protocol):
     """Decides which requests are answered."""
+
+    def authorize(self, request: Request, right: str) -> Caller:
+        """Return the caller of a request. Raises `Problem` if they may not send it."""
+
+
+class SignedInAccess:
+    """Lets in those whom a web application around the dashboard has signed in.
+
+    The application writes the `Caller` into the scope of the request, as `CALLER_KEY`, or None if
+    nobody is signed in. Web applications sign in with cookies, which a browser adds to each request
+    by itself. So a change needs the header `Sec-Fetch-Site` or `Origin` of a page of this site, or
+    a content type that no form can send.
+    """
+
+    def authorize(self, request: Request, right: str) -> Caller:
+        """Return the caller of a request. Raises `Problem` if they may not send it."""
+        if request.method not in SAFE_METHODS:
+            _check_origin(request, is_program=False)
+        caller = request.scope.get(CALLER_KEY)
+        if not isinstance(caller, Caller):
+            raise Problem(403, "not-signed-in", "sign in to the application first")
+        _check_right(caller, right)
+        return caller
+
+
+class AccessControl:
+    """Decides which requests are answered, with the tokens of the settings."""
 
     def __init__(self, settings: ServerSettings, tokens: tuple[AccessToken, ...]) -> None:
         self._tokens = tokens
@@ -88,11 +120,12 @@ class AccessControl:
         """Return the caller of a request. Raises `Problem` if they may not send it."""
         self._check_host(request)
         if request.method not in SAFE_METHODS:
-            _check_origin(request, has_tokens=bool(self._tokens))
+            authorization = request.headers.get("authorization", "")
+            # A browser adds `Basic` to each request by itself, so it proves nothing here.
+            is_program = not _is_basic(authorization) and bool(self._tokens or authorization)
+            _check_origin(request, is_program=is_program)
         caller = self._authenticate(request)
-        if right not in caller.rights:
-            detail = f"the token {caller.name!r} lacks the right {right!r} that this needs"
-            raise Problem(403, "missing-right", detail)
+        _check_right(caller, right)
         return caller
 
     def _check_host(self, request: Request) -> None:
@@ -130,6 +163,12 @@ class AccessControl:
         return callers[0]
 
 
+def _check_right(caller: Caller, right: str) -> None:
+    if right not in caller.rights:
+        detail = f"{caller.name!r} lacks the right {right!r} that this needs"
+        raise Problem(403, "missing-right", detail)
+
+
 def _find_token(authorization: str) -> str | None:
     """Return the token of a header `Authorization`; None if it has another form."""
     scheme, _, credentials = authorization.partition(" ")
@@ -148,17 +187,13 @@ def _is_basic(authorization: str) -> bool:
     return authorization.partition(" ")[0].lower() == "basic"
 
 
-def _check_origin(request: Request, *, has_tokens: bool) -> None:
+def _check_origin(request: Request, *, is_program: bool) -> None:
     """Raise `Problem` for a change that a page of another site may have sent.
 
-    Browsers send `Sec-Fetch-Site`, older ones only `Origin`. A request with neither comes from a
-    program. It then needs a token, which is checked later, or without tokens a content type that
-    no form of a page can send. A browser adds `Basic` to each request by itself, so `Basic` proves
-    nothing here.
+    Browsers send `Sec-Fetch-Site`, older ones only `Origin`. A request with neither needs proof
+    that it comes from a program: a token, which is checked later (`is_program`), or a content type
+    that no form of a page can send.
     """
-    authorization = request.headers.get("authorization", "")
-    if _is_basic(authorization):
-        has_tokens, authorization = False, ""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:
         if site.lower() == "same-origin":
@@ -166,7 +201,7 @@ def _check_origin(request: Request, *, has_tokens: bool) -> None:
     elif origin is not None:
         if _find_authority(origin) == request.headers.get("host", "").lower() != "":
             return
-    elif has_tokens or authorization or has_json_body(request):
+    elif is_program or has_json_body(request):
         return
     else:
         detail = "a request that changes something needs `Content-Type: application/json`"
@@ -209,7 +244,7 @@ class ProtectedEndpoint:
 
     def __init__(
         self,
-        access: AccessControl,
+        access: Authorizer,
         right: str,
         respond: Respond,
         report: Report = report_as_document,

@@ -77,7 +77,7 @@ def make_management_app(
             for route in extra
         ),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _answer_http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: answer_http_error})
     app.router.redirect_slashes = False
     return app
 
@@ -117,7 +117,7 @@ def _answer_health(report: HealthReport) -> Response:
     return Response(content, 200 if report.ok else 503, headers, "application/json")
 
 
-async def _answer_http_error(request: Request, error: Exception) -> Response:
+async def answer_http_error(request: Request, error: Exception) -> Response:
     """Answer a request that no route takes."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})

@@ -12,7 +12,7 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
-from nimburion.server.dashboard.live import LivePages
+from nimburion.server.dashboard.live import MAX_STREAMS, LivePages
 from nimburion.server.dashboard.readings import SharedReadings
 from nimburion.server.health import HealthChecks
 from nimburion.server.metrics import MetricsPage
@@ -28,6 +28,8 @@ class ManagementServices:
         client: Client,
         health: HealthChecks,
         workers: WorkerGroup | None = None,
+        *,
+        max_streams: int = MAX_STREAMS,
     ) -> None:
         self.config: Config = config
         self.client: Client = client
@@ -36,7 +38,7 @@ class ManagementServices:
         self.checks: BackendChecks = BackendChecks(config, client)
         self.metrics: MetricsPage = MetricsPage(client, workers)
         self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
-        self.live: LivePages = LivePages(client.clock)
+        self.live: LivePages = LivePages(client.clock, max_streams)
         self.bulk_operations: BulkOperationRunner = BulkOperationRunner(
             client.backend,
             client.clock,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from django.apps import AppConfig
 from django.core.signals import setting_changed
@@ -16,6 +17,9 @@ from nimburion.integrations.django.project_settings import (
     ProjectSettings,
     read_project_settings,
 )
+
+if TYPE_CHECKING:
+    from nimburion.server.sync_dashboard import SyncDashboard
 
 
 class NimburionConfig(AppConfig):
@@ -33,6 +37,13 @@ class NimburionConfig(AppConfig):
     def processor(self) -> DjangoProcessor:
         """The processor of the project. Opening it fails if the setting `NIMBURION` is wrong."""
         return DjangoProcessor(self.project_settings)
+
+    @cached_property
+    def dashboard(self) -> SyncDashboard:
+        """The dashboard of the project, for `nimburion.integrations.django.dashboard`."""
+        from nimburion.server.sync_dashboard import SyncDashboard
+
+        return SyncDashboard(self.processor, self.project_settings.config)
 
     def ready(self) -> None:
         """Register the system checks, then import the modules that hold jobs."""

@@ -1,4 +1,4 @@
-"""The model `StoredJob`. It has no table, and gives the admin its pages and permissions."""
+"""The model `StoredJob`. It has no table, and gives the admin its pages, and permissions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class StoredJob(models.Model):
     id: models.CharField[str, str] = models.CharField(primary_key=True, max_length=128)
 
     class Meta:
-        """No table, and permissions to view only."""
+        """No table, and the permissions of the admin and of the dashboard."""
 
         managed = False
         verbose_name = "job"
@@ -21,6 +21,8 @@ class StoredJob(models.Model):
         default_permissions: ClassVar[tuple[str, ...]] = ("view",)
         permissions: ClassVar[tuple[tuple[str, str], ...]] = (
             ("view_arguments", "Can view arguments, results and errors of jobs"),
+            ("operate_jobs", "Can pause, cancel and replay jobs"),
+            ("administer_jobs", "Can add jobs and schedules, and delete them for good"),
         )
 
     def __str__(self) -> str:

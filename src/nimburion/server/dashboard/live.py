@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("nimburion.server")
 
-MAX_VIEWERS = 100
+MAX_STREAMS = 100
 """The maximum number of streams. Further viewers poll."""
 CHANNELS_PER_SECOND = 2.0
 """Pages that are rendered in a second, at most: with more different pages, each is updated less
@@ -111,7 +111,9 @@ def format_event(data: str, event: str = "") -> str:
 class LivePages:
     """All streams of this process. One task renders what they show; without viewers it ends."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, max_streams: int = MAX_STREAMS) -> None:
+        self.max_streams: int = max_streams
+        """The maximum number of streams. With 0, all pages poll."""
         self._clock = clock
         self._channels: dict[Hashable, _Channel] = {}
         self._task: asyncio.Task[None] | None = None
@@ -125,7 +127,7 @@ class LivePages:
     @property
     def is_full(self) -> bool:
         """Whether further viewers must poll."""
-        return self._stopping.is_set() or self.viewer_count >= MAX_VIEWERS
+        return self._stopping.is_set() or self.viewer_count >= self.max_streams
 
     def subscribe(self, key: Hashable, render: Render, interval: float) -> Viewer:
         """Return a viewer of the page with this key. Call `unsubscribe` when it leaves."""

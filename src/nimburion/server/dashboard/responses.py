@@ -42,6 +42,9 @@ from nimburion.server.services import ManagementServices
 DASHBOARD_PATH = "/dashboard"
 Form = Literal["html", "json", "fragment", "stream"]
 
+POLL_SECONDS = 2.0
+"""The least seconds between two polls of a page whose server has no streams."""
+
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _ACTIONS = {action.name: action for action in ACTIONS}
 _MAX_NOTICE_CHARACTERS = 300
@@ -125,6 +128,7 @@ class PageVisit:
             "section": self._page.section,
             "sections": SECTIONS,
             "live_url": None if self._page.interval is None else self._make_live_url(),
+            "poll_seconds": self._choose_poll_seconds(),
             "caller": self._caller,
             "backend": self._services.backend.describe(),
         }
@@ -161,6 +165,12 @@ class PageVisit:
                 if action.operation.right in self._caller.rights
             },
         }
+
+    def _choose_poll_seconds(self) -> float | None:
+        """Return after how many seconds the page polls; None: it opens a stream."""
+        if self._services.live.max_streams > 0:
+            return None
+        return max(self._page.interval or 0.0, POLL_SECONDS)
 
     def _make_live_url(self) -> str:
         path = self._page.path.format_map(self._path)

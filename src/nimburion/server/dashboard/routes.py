@@ -6,7 +6,7 @@ from functools import partial
 
 from starlette.routing import Route
 
-from nimburion.server.access import AccessControl, ProtectedEndpoint
+from nimburion.server.access import Authorizer, ProtectedEndpoint
 from nimburion.server.dashboard.responses import (
     DASHBOARD_PATH,
     answer_asset,
@@ -19,7 +19,7 @@ from nimburion.server.dashboard.site import ACTIONS, PAGES
 from nimburion.server.services import ManagementServices
 
 
-def make_dashboard_routes(services: ManagementServices, access: AccessControl) -> list[Route]:
+def make_dashboard_routes(services: ManagementServices, access: Authorizer) -> list[Route]:
     """Return the routes of all pages and actions, and of the static files."""
     return [
         Route(

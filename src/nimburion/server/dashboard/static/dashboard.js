@@ -2,13 +2,14 @@
 // Pages work without it; they are then as old as their load.
 (() => {
   "use strict";
-  const SILENCE = 5000; // milliseconds without a message after which the page polls
   const POLL = 3000;
   const RETRY = 12000; // between two attempts to open a stream
   const live = document.getElementById("live");
   const banner = document.getElementById("banner");
   const notice = document.getElementById("notice");
   const liveUrl = live?.dataset.live;
+  const polls = Boolean(live?.dataset.poll); // the server has no streams
+  const SILENCE = polls ? 1000 * live.dataset.poll : 5000; // milliseconds without a message after which the page polls
   const store = {
     get: (key) => localStorage.getItem(`nimburion.${key}`),
     set: (key, value) => localStorage.setItem(`nimburion.${key}`, value),
@@ -104,7 +105,7 @@
   // A stream that could not be opened is tried again, while the page polls.
   let openedAt = 0;
   function openStream() {
-    if (live._htmx?.sse || Date.now() - openedAt < RETRY) return;
+    if (polls || live._htmx?.sse || Date.now() - openedAt < RETRY) return;
     openedAt = Date.now();
     htmx.trigger(live, "live-start");
   }
@@ -118,7 +119,7 @@
   function watch() {
     if (isPaused() || document.hidden) return;
     if (behind && !isInUse()) poll();
-    else if (Date.now() - heardAt > SILENCE) poll();
+    else if (Date.now() - heardAt >= SILENCE) poll();
   }
 
   function setPaused(paused) {

@@ -46,6 +46,7 @@ SHARED = not json.loads(os.environ.get("NB_DJANGO_JOBS", "{}"))
 """Whether the jobs live in Django's database."""
 
 
+FORM = "application/x-www-form-urlencoded"
 CLEARABLE = override_settings() if SHARED else override_settings(NIMBURION={"url": "memory://"})
 """Jobs in a place that tests may clear."""
 
@@ -391,3 +392,62 @@ class AdminCases(TransactionTestCase):
         self.log_in()
         self.assertEqual(self.client.get("/admin/nimburion/storedjob/").status_code, 403)
         self.assertEqual(self.client.get("/admin/nimburion/storedjob/x/change/").status_code, 403)
+
+
+class DashboardCases(TransactionTestCase):
+    def log_in(self, *permissions: str, staff: bool = True) -> None:
+        user = User.objects.create(username="ann@example.com", is_staff=staff)
+        user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+        self.client.force_login(user)
+
+    def pause(self, queue: str, **headers: str) -> int:
+        path = f"/jobs/dashboard/queues/{queue}/pause"
+        return self.client.post(path, "reason=deploy", FORM, headers=headers).status_code
+
+    def test_staff_see_the_pages_below_the_prefix(self) -> None:
+        job_id = describe.options(queue="board").enqueue_sync("secret")
+        self.log_in("view_storedjob")
+        self.assertEqual(self.client.get("/jobs/")["Location"], "/jobs/dashboard")
+        self.assertContains(self.client.get("/jobs/dashboard?x=1"), "parameter", status_code=422)
+        shown = self.client.get("/jobs/dashboard/queues/board")
+        self.assertContains(shown, 'href="/jobs/dashboard/queues"')
+        self.assertContains(shown, 'data-poll="2.0"')
+        self.assertNotContains(shown, "format=stream")
+        self.assertIn("default-src 'none'", shown["Content-Security-Policy"])
+        self.assertContains(self.client.get(f"/jobs/dashboard/jobs/{job_id}"), "describe")
+        data = f"/jobs/dashboard/jobs/{job_id}/contents"
+        self.assertContains(self.client.get(data), "payloads", status_code=403)
+        read = self.client.get("/jobs/dashboard/jobs", {"q": "queue:board", "format": "json"})
+        self.assertEqual(read["Content-Type"], "application/json")
+        self.assertIn(job_id, read.content.decode())
+
+    def test_a_change_needs_its_permission_and_a_page_of_this_site(self) -> None:
+        describe.options(queue="board").enqueue_sync("secret")
+        own = {"sec-fetch-site": "same-origin"}
+        self.log_in("view_storedjob")
+        self.assertEqual(self.pause("board", **own), 403)
+        self.client.logout()
+        User.objects.all().delete()
+        self.log_in("view_storedjob", "operate_jobs")
+        self.assertEqual(self.pause("board"), 403)
+        self.assertEqual(self.pause("board", **{"sec-fetch-site": "cross-site"}), 403)
+        self.assertEqual(self.pause("board", **own), 303)
+        records = self.client.get("/jobs/dashboard/audit?format=json").json()["records"]
+        record = records[0]["record"]
+        self.assertEqual((record["by"], record["target"]), ("ann@example.com", "board"))
+        self.assertEqual(record["origin"], "dashboard")
+
+    def test_others_sign_in_or_see_nothing(self) -> None:
+        shown = self.client.get("/jobs/dashboard/queues?sort=name")
+        sign_in = "/admin/login/?next=/jobs/dashboard/queues%3Fsort%3Dname"
+        self.assertRedirects(shown, sign_in, fetch_redirect_response=False)
+        self.assertEqual(self.client.get("/jobs/dashboard?format=fragment").status_code, 403)
+        own = {"sec-fetch-site": "same-origin"}
+        self.assertEqual(self.pause("board", **own), 403)
+        self.log_in("view_storedjob", "operate_jobs", staff=False)
+        self.assertEqual(self.client.get("/jobs/dashboard").status_code, 403)
+        self.assertEqual(self.pause("board", **own), 403)
+
+    def test_superusers_have_all_rights(self) -> None:
+        self.client.force_login(User.objects.create_superuser("root"))
+        self.assertContains(self.client.get("/jobs/dashboard"), "admin, operate, payloads, read")

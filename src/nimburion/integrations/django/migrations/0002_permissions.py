@@ -1,0 +1,30 @@
+"""Add the permissions of the dashboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from django.db import migrations
+from django.db.migrations.operations.base import Operation
+
+
+class Migration(migrations.Migration):
+    """Changes no table: the model is unmanaged."""
+
+    dependencies: ClassVar[Sequence[tuple[str, str]]] = [("nimburion", "0001_initial")]
+    operations: ClassVar[Sequence[Operation]] = [
+        migrations.AlterModelOptions(
+            name="storedjob",
+            options={
+                "managed": False,
+                "verbose_name": "job",
+                "default_permissions": ("view",),
+                "permissions": (
+                    ("view_arguments", "Can view arguments, results and errors of jobs"),
+                    ("operate_jobs", "Can pause, cancel and replay jobs"),
+                    ("administer_jobs", "Can add jobs and schedules, and delete them for good"),
+                ),
+            },
+        ),
+    ]
