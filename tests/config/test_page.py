@@ -61,7 +61,7 @@ REQUIRED = {
 }
 WITHOUT_DEFAULT = {
     *("scheduler.tasks[].timezone", "server.tokens[].file", "server.tokens[].variable"),
-    "server.allowed_hosts",
+    *("server.allowed_hosts", "server.root_path"),
     "code_version",
 }
 """Settings whose default cannot be written: none, an empty text or an empty list."""

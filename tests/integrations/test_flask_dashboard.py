@@ -148,7 +148,7 @@ def test_a_right_that_does_not_exist_is_an_error(app: Flask) -> None:
         sign_in(app, "operat").get("/jobs/dashboard")
 
 
-def test_a_backend_that_does_not_answer_is_said_on_a_page() -> None:
+def test_a_backend_that_does_not_answer_makes_a_page() -> None:
     app = make_app("redis://127.0.0.1:1/0")
     answer = sign_in(app, "read").get("/jobs/dashboard")
     assert answer.status_code == 503

@@ -20,6 +20,7 @@ from nimburion.config.value_types import (
     name,
     size,
     text,
+    url_path,
     zone,
 )
 from nimburion.core.access_rights import RIGHTS
@@ -187,6 +188,7 @@ SERVER = Section(
         "tokens": SectionList(TOKEN, unique="name"),
         "allowed_hosts": listed(text()),
         "max_body": size(1024, 512 * 1024**2),
+        "root_path": url_path(),
     }
 )
 

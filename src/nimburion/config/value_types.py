@@ -153,6 +153,21 @@ def name(longest: int = 128) -> ValueType:
     return ValueType(f"1-{longest} characters of A-Z a-z 0-9 _ . : -", take)
 
 
+_URL_PATH = re.compile(r"(/[A-Za-z0-9_.~-]+)+")
+
+
+def url_path() -> ValueType:
+    """Return the type of the path of a URL: `/jobs`."""
+
+    def take(written: Written) -> str:
+        value = written.value
+        if not isinstance(value, str) or not _URL_PATH.fullmatch(value):
+            raise InvalidValue
+        return value
+
+    return ValueType("a path like /jobs, without a slash at the end", take)
+
+
 def choice(*words: str) -> ValueType:
     """Return the type of a setting that is one of these words."""
 

@@ -207,6 +207,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """
     max_body: int = 2 * 1024 * 1024
     """The maximum size of the body of a request, in bytes."""
+    root_path: str = ""
+    """The path below which a proxy shows the server, such as `/jobs`. Links begin with it. The
+    server answers with and without it, so the proxy may strip it or not.
+    """
 
 
 class TelemetrySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,6 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
-from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, re_path, reverse
 from django.views.decorators.csrf import csrf_exempt
@@ -54,6 +53,8 @@ def show_dashboard(request: HttpRequest, path: str) -> HttpResponse:
     has no admin. Who lacks a right gets status 403.
     """
     caller = _find_caller(request)
+    from django.contrib.auth.views import redirect_to_login  # needs the apps
+
     if caller is None and request.method == "GET" and "format" not in request.GET:
         return redirect_to_login(request.get_full_path(), _find_login_url())
     host = request.get_host()  # checks ALLOWED_HOSTS
