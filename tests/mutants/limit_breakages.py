@@ -100,8 +100,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "keys: the end of a lease wakes no parked job",
         "backends/sqlite/*.py",
-        '$db.run("release_key", *$key)\n        unpark_all_lanes($db, $key)',
-        '$db.run("release_key", *$key)',
+        "unpark_all_lanes($db, ($limit, $key), $jobs[$key])",
+        "pass",
         (f"{SQLITE}test_jobs_of_a_key_run_in_order",),
     ),
     Mutant(
@@ -128,8 +128,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: the leases of an exchange count for no key",
         "backends/postgres/*.sql",
-        "PERFORM {schema}.count_keys_1(now, session.number, p_number);",
-        "NULL;",
+        "IF session.has_keys THEN\n                    PERFORM {schema}.count_keys_1(",
+        "IF false THEN\n                    PERFORM {schema}.count_keys_1(",
         (f"{POSTGRES}test_a_limit_holds_over_the_whole_fleet",),
     ),
     Mutant(

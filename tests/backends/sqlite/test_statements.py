@@ -49,9 +49,21 @@ HOT = {
     "insert_leases",
     "read_lane_further",
     "read_lane",
-    "delete_leased_from_ready",
+    "delete_taken_from_ready",
     "renew_session",
     "list_cancel_requests",
+    "list_job_options",
+    "list_uses_of_keys",
+    "put_key_uses",
+    "insert_lease_keys",
+    "count_lease_keys",
+    "delete_lease_keys",
+    "release_keys",
+    "find_parked_keys",
+    "list_parked_lanes",
+    "copy_to_parked",
+    "copy_from_parked",
+    "delete_first_parked",
 }
 SMALL = {"concurrency_limit", "rate_limit", "keyed_limit", "lease_key", "paused_queue"}
 """Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`, only
@@ -92,7 +104,14 @@ def test_it_compiles(connection: sqlite3.Connection, name: str) -> None:
 def test_it_scans_no_table(connection: sqlite3.Connection, name: str) -> None:
     plan = read_plan(connection, SQL[name])
     real = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
-    aliases = {"j": "job", "l": "lease", "s": "session", "r": "ready"}
+    aliases = {
+        "j": "job",
+        "l": "lease",
+        "s": "session",
+        "r": "ready",
+        "k": "lease_key",
+        "p": "parked",
+    }
     tables = {aliases.get(name, name) for name in find_scanned_tables(plan)} & real
     assert tables - SMALL == set(), plan
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
-from nimburion.core.job import JobOptions
 from nimburion.core.keyed_limits import MAX_PARKED, KeyedLimit, KeyUse
 from nimburion.core.rate_limits import RateLimit
 
 _decode_limits = msgspec.json.Decoder(
     list[tuple[str, str, int | None, str | None, int | None, int | None, int | None]]
 ).decode
-_decode_options = msgspec.json.Decoder(JobOptions).decode
 _encode = msgspec.json.Encoder().encode
+_decode_counts = msgspec.json.Decoder(dict[str, int]).decode
+
+
+class KeyOptions(msgspec.Struct, gc=False):
+    """The options of a job that concern limits by key."""
+
+    limit_keys: dict[str, str] = {}
+    cost: int | None = None
+
 
 LimitKey = tuple[str, str]
 """The name of a limit by key, and a key."""
@@ -23,26 +31,42 @@ KeyedLimits = dict[str, dict[str, KeyedLimit]]
 """Limits by key, by job name and limit name."""
 
 
-class StoredUse:
+class JobKey(NamedTuple):
+    """A key of a job, the limit that concerns it, and its rate with the cost of the job."""
+
+    key: LimitKey
+    limit: KeyedLimit
+    rate: RateLimit | None
+
+
+class KeyUseRow(msgspec.Struct, array_like=True, gc=False):
     """The use of a key, as read in this exchange and changed since."""
 
-    __slots__ = ("in_use", "is_changed", "opens_at", "spent_until")
+    in_use: int
+    spent_until: int
+    opens_at: int | None
+    has_parked: int
 
-    def __init__(self, in_use: int, spent_until: int, opens_at: int | None) -> None:
-        self.in_use: int = in_use
-        self.spent_until: int = spent_until
-        self.opens_at: int | None = opens_at
-        self.is_changed: bool = False
+
+_decode_key_options = msgspec.json.Decoder(list[tuple[int, KeyOptions]]).decode
+_decode_uses = msgspec.json.Decoder(list[KeyUseRow]).decode
 
 
 class KeyAdmission:
-    """Decides about the candidates of one exchange, and counts those that it leases."""
+    """Decides about the candidates of one exchange, and counts those that it leases.
+
+    Options of jobs and uses of keys are read for many candidates at a time, and written once for
+    all: a statement for each job costs more than all other work for it.
+    """
 
     def __init__(self, db: Database, limits: KeyedLimits) -> None:
         self._db = db
         self._limits = limits
-        self._uses: dict[LimitKey, StoredUse] = {}
-        self._taken: dict[int, list[tuple[LimitKey, RateLimit | None]]] = {}
+        self._uses: dict[LimitKey, KeyUseRow] = {}
+        self._changed: set[LimitKey] = set()
+        self._keys: dict[int, list[JobKey]] = {}
+        self._taken: dict[int, list[JobKey]] = {}
+        self._to_park: dict[int, LimitKey] = {}
         self._parked = 0
         self._has_returned = False
 
@@ -55,73 +79,121 @@ class KeyAdmission:
         """Whether the exchange reserves no more: it parked too many, or a lane got jobs back."""
         return self._has_returned or self._parked >= MAX_PARKED
 
-    def admit(self, name: str, seq: int) -> bool:
+    def read_keys(self, candidates: Mapping[int, str]) -> None:
+        """Read the keys of candidates and their uses. `candidates`: job names by seq."""
+        options = read_key_options(self._db, candidates)
+        for seq, name in candidates.items():
+            self._keys[seq] = list_keys(self._limits[name], options.get(seq))
+        wanted = {job_key.key for seq in candidates for job_key in self._keys[seq]}
+        self._uses |= read_uses(self._db, wanted - self._uses.keys())
+
+    def admit(self, seq: int) -> bool:
         """Count a job for its keys, or park it if one of them has no room and return False."""
-        keys = list(_iter_keys(self._db, self._limits.get(name, {}), seq))
-        full = next((key for key, limit, rate in keys if self._is_full(key, limit, rate)), None)
+        keys = self._keys[seq]
+        full = next((job_key.key for job_key in keys if self._is_full(job_key)), None)
         if full is not None:
-            self._park(seq, full, [key for key, _, _ in keys if key != full])
+            self._park(seq, full, [job_key.key for job_key in keys if job_key.key != full])
             return False
-        for key, _, rate in keys:
-            self._take(key, rate)
-        self._taken[seq] = [(key, rate) for key, _, rate in keys]
+        for job_key in keys:
+            self._take(job_key)
+        self._taken[seq] = keys
         return True
+
+    def save_parked(self) -> None:
+        """Park the jobs that had no room, before anything else reads their lanes."""
+        if not self._to_park:
+            return
+        by_limit: dict[str, dict[str, str]] = {}
+        for seq, (limit, key) in self._to_park.items():
+            by_limit.setdefault(limit, {})[str(seq)] = key
+        for limit, keys in by_limit.items():
+            self._db.run("copy_to_parked", limit, _encode(keys).decode())
+        self._db.run("delete_taken_from_ready", _encode(list(self._to_park)).decode())
+        self._to_park.clear()
 
     def save(self, seqs: Iterable[int]) -> None:
         """Store the counts of the jobs that were leased; take back what others were counted."""
-        leased = set(seqs)
-        for seq, keys in self._taken.items():
-            if seq in leased:
-                for key, _ in keys:
-                    self._db.run("insert_lease_key", seq, *key)
-            else:
-                for key, rate in keys:
-                    self._take_back(key, rate)
-        for key, use in self._uses.items():
-            if use.is_changed:
-                self._db.run("put_key_use", *key, use.in_use, use.spent_until, use.opens_at)
+        leased: dict[str, dict[str, str]] = {}
+        for seq in seqs:
+            for (limit, key), _, _ in self._taken.pop(seq, ()):
+                leased.setdefault(limit, {})[str(seq)] = key
+        for keys in self._taken.values():
+            for job_key in keys:
+                self._take_back(job_key)
+        for limit, keys_by_seq in leased.items():
+            self._db.run("insert_lease_keys", limit, _encode(keys_by_seq).decode())
+        write_uses(self._db, {key: self._uses[key] for key in self._changed})
 
-    def _get_use(self, key: LimitKey) -> StoredUse:
-        use = self._uses.get(key)
-        if use is None:
-            in_use, spent_until, opens_at = self._db.fetch_one("get_key_use", *key) or (0, 0, None)
-            use = self._uses[key] = StoredUse(in_use, spent_until, opens_at)
-        return use
-
-    def _is_full(self, key: LimitKey, limit: KeyedLimit, rate: RateLimit | None) -> bool:
-        use = self._get_use(key)
+    def _is_full(self, job_key: JobKey) -> bool:
+        key, limit, rate = job_key
+        use = self._uses[key]
         if limit.concurrency is not None and use.in_use >= limit.concurrency:
             return True
         if rate is None or rate.count_room(use.spent_until, self._db.now) > 0:
             return False
         opening = rate.find_opening(use.spent_until)
         use.opens_at = opening if use.opens_at is None else min(use.opens_at, opening)
-        use.is_changed = True
+        self._changed.add(key)
         return True
 
     def _park(self, seq: int, key: LimitKey, others: list[LimitKey]) -> None:
-        self._db.run("copy_to_parked", *key, seq)
-        self._db.run("delete_ready", seq)
+        self._to_park[seq] = key
+        self._uses[key].has_parked = 1
         self._parked += 1
-        lane = self._db.fetch_value("get_lane_of_job", seq)
-        for other in others:
-            if unpark(self._db, other, lane):
-                self._has_returned = True
+        if others:
+            self.save_parked()
+            lane = self._db.fetch_value("get_lane_of_job", seq)
+            for other in others:
+                if unpark(self._db, other, lane):
+                    self._has_returned = True
 
-    def _take(self, key: LimitKey, rate: RateLimit | None) -> None:
-        use = self._get_use(key)
+    def _take(self, job_key: JobKey) -> None:
+        key, _, rate = job_key
+        use = self._uses[key]
         use.in_use += 1
-        use.is_changed = True
+        self._changed.add(key)
         if rate is not None:
             use.spent_until = rate.spend(use.spent_until, self._db.now, rate.cost)
-            if self._db.fetch_value("has_parked", *key):
+            if use.has_parked:
                 use.opens_at = max(self._db.now, find_unit(rate, use.spent_until))
 
-    def _take_back(self, key: LimitKey, rate: RateLimit | None) -> None:
-        use = self._get_use(key)
+    def _take_back(self, job_key: JobKey) -> None:
+        use = self._uses[job_key.key]
         use.in_use -= 1
-        if rate is not None:
-            use.spent_until = rate.refund(use.spent_until, self._db.now, self._db.now)
+        if job_key.rate is not None:
+            use.spent_until = job_key.rate.refund(use.spent_until, self._db.now, self._db.now)
+
+
+def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, KeyOptions]:
+    """Return the options of jobs that concern limits by key, without jobs that have no options."""
+    return dict(
+        _decode_key_options(db.fetch_value("list_job_options", _encode(list(seqs)).decode()))
+    )
+
+
+def read_uses(db: Database, keys: Iterable[LimitKey]) -> dict[LimitKey, KeyUseRow]:
+    """Return the uses of these keys, also of those that are not in use."""
+    by_limit: dict[str, list[str]] = {}
+    for limit, key in keys:
+        by_limit.setdefault(limit, []).append(key)
+    return {
+        (limit, key): use
+        for limit, some in by_limit.items()
+        for key, use in zip(
+            some,
+            _decode_uses(db.fetch_value("list_uses_of_keys", limit, _encode(some).decode())),
+            strict=True,
+        )
+    }
+
+
+def write_uses(db: Database, uses: Mapping[LimitKey, KeyUseRow]) -> None:
+    """Store the uses of these keys."""
+    by_limit: dict[str, dict[str, tuple[int, int, int | None]]] = {}
+    for (limit, key), use in uses.items():
+        by_limit.setdefault(limit, {})[key] = (use.in_use, use.spent_until, use.opens_at)
+    for limit, rows in by_limit.items():
+        db.run("put_key_uses", limit, _encode(rows).decode())
 
 
 def find_unit(rate: RateLimit, spent_until: int) -> int:
@@ -156,14 +228,11 @@ def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> 
     db.run("delete_name_from_parked", name)
 
 
-def _iter_keys(
-    db: Database, limits: dict[str, KeyedLimit], seq: int
-) -> Iterator[tuple[LimitKey, KeyedLimit, RateLimit | None]]:
-    """Yield the keys of a job that these limits concern, and the rate with the job's own cost."""
-    text = db.fetch_value("get_job_options", seq) if limits else None
-    options = None if text is None else _decode_options(text)
+def list_keys(limits: Mapping[str, KeyedLimit], options: KeyOptions | None) -> list[JobKey]:
+    """Return the keys of a job with these options for which limits are declared."""
     if options is None or not options.limit_keys:
-        return
+        return []
+    keys = []
     for name, limit in sorted(limits.items()):
         key = options.limit_keys.get(name)
         if key is None:
@@ -171,15 +240,15 @@ def _iter_keys(
         rate = limit.rate
         if rate is not None and options.cost is not None:
             rate = msgspec.structs.replace(rate, cost=options.cost)
-        yield (name, key), limit, rate
+        keys.append(JobKey((name, key), limit, rate))
+    return keys
 
 
-def list_job_keys(
-    db: Database, lane: int, seq: int
-) -> list[tuple[LimitKey, KeyedLimit, RateLimit | None]]:
+def list_job_keys(db: Database, lane: int, seq: int) -> list[JobKey]:
     """Return the keys of a job for which its name declares limits."""
     name = db.get_lane(lane).name
-    return list(_iter_keys(db, read_keyed_limits(db, name).get(name, {}), seq))
+    limits = read_keyed_limits(db, name).get(name, {})
+    return list_keys(limits, read_key_options(db, [seq]).get(seq)) if limits else []
 
 
 def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> bool:
@@ -193,10 +262,10 @@ def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> bool:
     return True
 
 
-def unpark_all_lanes(db: Database, key: LimitKey) -> None:
-    """Return the first job of each lane that is parked for a key to `ready`."""
+def unpark_all_lanes(db: Database, key: LimitKey, count: int = 1) -> None:
+    """Return the first jobs of each lane that are parked for a key to `ready`."""
     for (lane,) in db.run("list_parked_lanes", *key).fetchall():
-        unpark(db, key, lane)
+        unpark(db, key, lane, count)
 
 
 def unpark_open(db: Database) -> None:
@@ -208,9 +277,18 @@ def unpark_open(db: Database) -> None:
 
 def release_lease_keys(db: Database, seqs: list[int]) -> None:
     """Stop counting jobs whose leases ended, and let the next parked jobs have their turn."""
-    for key in db.run("delete_lease_keys", _encode(seqs).decode()).fetchall():
-        db.run("release_key", *key)
-        unpark_all_lanes(db, key)
+    listed = _encode(seqs).decode()
+    ended = db.run("count_lease_keys", listed).fetchall()
+    if not ended:
+        return
+    db.run("delete_lease_keys", listed)
+    for limit, jobs_by_key in ended:
+        db.run("release_keys", limit, jobs_by_key)
+        waiting = db.run("find_parked_keys", limit, jobs_by_key).fetchall()
+        if waiting:
+            jobs = _decode_counts(jobs_by_key)
+            for (key,) in waiting:
+                unpark_all_lanes(db, (limit, key), jobs[key])
 
 
 def refund_keys(db: Database, lane: int, seq: int, taken_at: int) -> None:
@@ -241,13 +319,13 @@ def block_keys(db: Database, lane: int, seq: int, seconds: float) -> bool:
 
 
 def _get(db: Database, key: LimitKey) -> int:
-    row = db.fetch_one("get_key_use", *key)
-    return 0 if row is None else row[1]
+    return read_uses(db, [key])[key].spent_until
 
 
 def _change_spent_until(db: Database, key: LimitKey, spent_until: int) -> None:
-    in_use, _, opens_at = db.fetch_one("get_key_use", *key) or (0, 0, None)
-    db.run("put_key_use", *key, in_use, spent_until, opens_at)
+    use = read_uses(db, [key])[key]
+    use.spent_until = spent_until
+    write_uses(db, {key: use})
 
 
 def pass_turns(db: Database, lane: int, seq: int) -> None:

@@ -45,7 +45,7 @@ def insert_leases(
     """Lease these jobs, in rank order, to the session and its exchange of this number."""
     listed = _encode(seqs).decode()
     db.run("insert_leases", session, number, request.nonce, db.now, listed)
-    db.run("delete_leased_from_ready", listed)
+    db.run("delete_taken_from_ready", listed)
 
 
 def measure_sizes(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
@@ -263,10 +263,19 @@ class LaneReader:
         )
         return bool(self._jobs)
 
-    def iter_ranked(self) -> Iterator[RankedJob]:
-        """Yield all jobs of the lane, with the rank that the merge uses; read more as needed."""
+    def list_candidates(self) -> dict[int, str]:
+        """Return the job name of each job read last, by seq."""
+        return {seq: self.lane.name for _, _, seq in self._jobs}
+
+    def iter_ranked(self, admission: KeyAdmission | None) -> Iterator[RankedJob]:
+        """Yield all jobs of the lane, with the rank that the merge uses; read more as needed.
+
+        `admission`: it reads the keys of the jobs that are read later. None: they have no keys.
+        """
         yield from self.rank_jobs()
         while self.read_more():
+            if admission is not None:
+                admission.read_keys(self.list_candidates())
             yield from self.rank_jobs()
 
 
@@ -308,20 +317,35 @@ def merge(lanes: list[LaneReader], capacity: Capacity, admission: KeyAdmission |
     No job of a lane overtakes the first job of that lane, whatever its rank. A job whose key has no
     room is parked.
     """
-    following = [reader.iter_ranked() for reader in lanes]
+    keyed = [admission is not None and admission.covers(reader.lane.name) for reader in lanes]
+    if admission is not None:
+        admission.read_keys(
+            {
+                seq: name
+                for reader, is_keyed in zip(lanes, keyed, strict=True)
+                if is_keyed
+                for seq, name in reader.list_candidates().items()
+            }
+        )
+    following = [
+        reader.iter_ranked(admission if is_keyed else None)
+        for reader, is_keyed in zip(lanes, keyed, strict=True)
+    ]
     heap = [(next(jobs), index) for index, jobs in enumerate(following)]
     heapify(heap)
     chosen: list[int] = []
     limit = capacity.total
-    while heap and len(chosen) < limit:
+    while heap:
         (_, _, _, seq), index = heap[0]
         lane = lanes[index].lane
         if capacity.is_limited and capacity.get_available(lane) == 0:
             heappop(heap)
             continue
-        if admission is None or not admission.covers(lane.name) or admission.admit(lane.name, seq):
+        if admission is None or not keyed[index] or admission.admit(seq):
             chosen.append(seq)
             capacity.take(lane, 1)
+            if len(chosen) == limit:
+                break  # before more jobs of the lane are read
         elif admission.must_stop:
             break
         after = next(following[index], None)
@@ -329,4 +353,6 @@ def merge(lanes: list[LaneReader], capacity: Capacity, admission: KeyAdmission |
             heappop(heap)
         else:
             heapreplace(heap, (after, index))
+    if admission is not None:
+        admission.save_parked()
     return chosen

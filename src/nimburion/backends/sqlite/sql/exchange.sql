@@ -121,8 +121,8 @@ INSERT INTO lease (session, seq, lane, exchange_number, reply_position, fence, n
 SELECT ?1, j.seq, j.lane, ?2, s.key, j.fence + 1, ?3, ?4
 FROM json_each(?5) AS s CROSS JOIN job AS j ON j.seq = s.value;
 
--- name: delete_leased_from_ready
--- Delete leased jobs from `ready`.
+-- name: delete_taken_from_ready
+-- Delete jobs that were leased or parked from `ready`.
 -- Inputs: ?1 JSON array of seqs
 -- Result: the number of rows
 DELETE FROM ready WHERE (lane, rank, due, seq) IN (

@@ -2,6 +2,8 @@
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. A job is in `ready` or in `parked`, never in both.
+-- An exchange reads and writes the keys of all its jobs in one statement each: JSON objects hold a value for each key or
+-- each job.
 
 -- name: list_keyed_limits
 -- List the limits by key.
@@ -22,29 +24,37 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7);
 -- Inputs: ?1 job name
 DELETE FROM keyed_limit WHERE job_name = ?1;
 
--- name: get_job_options
--- Read the options of a job.
--- Inputs: ?1 seq
--- Result: options (JSON), or NULL
-SELECT options FROM job WHERE seq = ?1;
+-- name: list_job_options
+-- Read the options of jobs.
+-- Inputs: ?1 JSON array of seqs
+-- Result: JSON array of [seq, options], without jobs that have none
+SELECT '[' || coalesce(group_concat('[' || j.seq || ',' || j.options || ']'), '') || ']'
+FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value WHERE j.options IS NOT NULL;
 
--- name: get_key_use
--- Read the use of a key.
--- Inputs: ?1 limit name, ?2 key
--- Result: in_use, spent_until, opens_at, or no row
-SELECT in_use, spent_until, opens_at FROM limit_key WHERE limit_name = ?1 AND key = ?2;
+-- name: list_uses_of_keys
+-- Read the use of keys of one limit.
+-- Inputs: ?1 limit name, ?2 JSON array of keys
+-- Result: JSON array of [in_use, spent_until, opens_at, whether jobs are parked], one for each key: 0, 0, NULL if unused
+SELECT json_group_array(json_array(
+    coalesce(k.in_use, 0), coalesce(k.spent_until, 0), k.opens_at,
+    EXISTS (SELECT 1 FROM parked AS p WHERE p.limit_name = ?1 AND p.key = e.value)
+))
+FROM json_each(?2) AS e LEFT JOIN limit_key AS k ON k.limit_name = ?1 AND k.key = e.value;
 
--- name: put_key_use
--- Store the use of a key.
--- Inputs: ?1 limit name, ?2 key, ?3 in_use, ?4 spent_until, ?5 opens_at
-INSERT INTO limit_key (limit_name, key, in_use, spent_until, opens_at) VALUES (?1, ?2, ?3, ?4, ?5)
+-- name: put_key_uses
+-- Store the use of keys of one limit.
+-- Inputs: ?1 limit name, ?2 JSON object: key -> [in_use, spent_until, opens_at]
+INSERT INTO limit_key (limit_name, key, in_use, spent_until, opens_at)
+SELECT ?1, e.key, json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]'), json_extract(e.value, '$[2]')
+FROM json_each(?2) AS e WHERE true
 ON CONFLICT (limit_name, key) DO UPDATE
 SET in_use = excluded.in_use, spent_until = excluded.spent_until, opens_at = excluded.opens_at;
 
--- name: insert_lease_key
--- Record that a leased job counts for a key.
--- Inputs: ?1 seq, ?2 limit name, ?3 key
-INSERT INTO lease_key (seq, limit_name, key) VALUES (?1, ?2, ?3);
+-- name: insert_lease_keys
+-- Record for which keys of a limit leased jobs count.
+-- Inputs: ?1 limit name, ?2 JSON object: seq -> key
+INSERT INTO lease_key (seq, limit_name, key)
+SELECT CAST(e.key AS INTEGER), ?1, e.value FROM json_each(?2) AS e;
 
 -- name: list_lease_keys
 -- List the keys for which a leased job counts.
@@ -52,36 +62,53 @@ INSERT INTO lease_key (seq, limit_name, key) VALUES (?1, ?2, ?3);
 -- Result: limit name, key
 SELECT limit_name, key FROM lease_key WHERE seq = ?1 ORDER BY limit_name;
 
+-- name: count_lease_keys
+-- Count the jobs whose leases ended, by key.
+-- Inputs: ?1 JSON array of seqs
+-- Result: limit name, JSON object: key -> number of jobs
+SELECT limit_name, json_group_object(key, jobs) FROM (
+    SELECT k.limit_name, k.key, count(*) AS jobs FROM json_each(?1) AS s CROSS JOIN lease_key AS k ON k.seq = s.value
+    GROUP BY k.limit_name, k.key
+) GROUP BY limit_name;
+
 -- name: delete_lease_keys
 -- Delete the keys for which jobs counted whose leases ended.
 -- Inputs: ?1 JSON array of seqs
--- Result: limit name, key
-DELETE FROM lease_key WHERE seq IN (SELECT value FROM json_each(?1)) RETURNING limit_name, key;
+DELETE FROM lease_key WHERE seq IN (SELECT value FROM json_each(?1));
 
--- name: release_key
--- Count one job less for a key.
--- Inputs: ?1 limit name, ?2 key
-UPDATE limit_key SET in_use = in_use - 1 WHERE limit_name = ?1 AND key = ?2;
+-- name: release_keys
+-- Count jobs less for keys of a limit.
+-- Inputs: ?1 limit name, ?2 JSON object: key -> number of jobs
+INSERT INTO limit_key (limit_name, key, in_use, spent_until)
+SELECT ?1, e.key, e.value, 0 FROM json_each(?2) AS e WHERE true
+ON CONFLICT (limit_name, key) DO UPDATE SET in_use = in_use - excluded.in_use;
 
--- name: has_parked
--- Test whether jobs are parked for a key.
--- Inputs: ?1 limit name, ?2 key
--- Result: 0 or 1
-SELECT EXISTS (SELECT 1 FROM parked WHERE limit_name = ?1 AND key = ?2);
+-- name: find_parked_keys
+-- Find the keys of a limit for which jobs are parked.
+-- Inputs: ?1 limit name, ?2 JSON object whose names are keys
+-- Result: key
+SELECT e.key FROM json_each(?2) AS e
+WHERE EXISTS (SELECT 1 FROM parked AS p WHERE p.limit_name = ?1 AND p.key = e.key);
 
 -- name: list_parked_lanes
--- List the lanes of the jobs that are parked for a key.
+-- List the lanes of the jobs that are parked for a key. It reads the first job of each lane only.
 -- Inputs: ?1 limit name, ?2 key
 -- Result: lane
-SELECT DISTINCT lane FROM parked WHERE limit_name = ?1 AND key = ?2;
+WITH RECURSIVE found (lane) AS (
+    SELECT min(lane) FROM parked WHERE limit_name = ?1 AND key = ?2
+    UNION ALL
+    SELECT (SELECT min(p.lane) FROM parked AS p WHERE p.limit_name = ?1 AND p.key = ?2 AND p.lane > found.lane)
+    FROM found WHERE found.lane IS NOT NULL
+)
+SELECT lane FROM found WHERE lane IS NOT NULL;
 
 -- name: copy_to_parked
--- Copy a job of `ready` to `parked`.
--- Inputs: ?1 limit name, ?2 key, ?3 seq
+-- Copy jobs of `ready` to `parked`.
+-- Inputs: ?1 limit name, ?2 JSON object: seq -> key
 INSERT INTO parked (limit_name, key, lane, rank, due, seq, has_failed)
-SELECT ?1, ?2, r.lane, r.rank, r.due, r.seq, r.has_failed FROM job AS j
-CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-WHERE j.seq = ?3;
+SELECT ?1, e.value, r.lane, r.rank, r.due, r.seq, r.has_failed FROM json_each(?2) AS e
+CROSS JOIN job AS j ON j.seq = CAST(e.key AS INTEGER)
+CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq);
 
 -- name: copy_from_parked
 -- Copy the first jobs of a lane that are parked for a key to `ready`.

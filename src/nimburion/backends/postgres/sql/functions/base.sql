@@ -127,6 +127,16 @@ BEGIN
     RETURN ARRAY(SELECT DISTINCT l.queue FROM {schema}.lane l WHERE l.id = ANY (p_lanes));
 END $$;
 
+-- name: replace_nul
+-- Replace each NUL in the options of a job. The server's JSON operators fail on a NUL, which a header may contain.
+-- Inputs: the options as JSON
+-- Result: JSON
+CREATE OR REPLACE FUNCTION {schema}.replace_nul_1(p_options text) RETURNS text
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN strpos(p_options, '\u0000') = 0 THEN p_options
+        ELSE regexp_replace(p_options, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\u0001', 'g') END
+$$;
+
 -- name: make_waiting
 -- Add a job to `ready`, or to `scheduled` if it is not due.
 -- Inputs: the time; seq, due time and lane of the job; its attempt status (0: no attempt has ended, 1: an attempt has

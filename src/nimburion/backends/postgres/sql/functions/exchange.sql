@@ -96,9 +96,7 @@ DECLARE
     open_lanes record;
     counts int4[];
     returned_index int4;
-    passing_seq int8;
-    passing_lane int4;
-    passing_limit text;
+    planned record;
     planned_seqs int8[];
     queues_to_notify text[];
     leased record;
@@ -238,12 +236,13 @@ BEGIN
             END IF;
         ELSIF p_total > 0 AND array_remove(head_dues, NULL) <> '{}' THEN
             IF session.has_keys THEN
-                SELECT planned.counts, planned.returned, planned.passing_seq, planned.passing_lane, planned.passing_limit,
-                    planned.seqs
-                INTO counts, returned_index, passing_seq, passing_lane, passing_limit, planned_seqs FROM {schema}.plan_keyed_claims_1(
+                SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
                     open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps
-                ) planned;
+                );
+                counts := planned.counts;
+                planned_seqs := planned.seqs;
+                returned_index := planned.returned;
             ELSE
                 counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
                     open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues,
@@ -268,12 +267,14 @@ BEGIN
                     PERFORM {schema}.take_limits_1(now, session.number, p_number);
                 END IF;
                 IF session.has_keys THEN
-                    PERFORM {schema}.count_keys_1(now, session.number, p_number);
+                    PERFORM {schema}.count_keys_1(now, session.number, p_number, planned.key_seqs, planned.key_limits,
+                        planned.keys, planned.units, planned.spans);
                 END IF;
             END IF;
             IF session.has_keys THEN
                 IF returned_index IS NOT NULL THEN
-                    PERFORM {schema}.pass_other_turns_1(now, passing_seq, passing_lane, passing_limit);
+                    PERFORM {schema}.pass_other_turns_1(
+                        now, planned.passing_seq, planned.passing_lane, planned.passing_limit);
                 END IF;
                 head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
             END IF;

@@ -49,13 +49,18 @@ CREATE OR REPLACE FUNCTION {schema}.list_job_keys_1(p_name text, p_seq int8) RET
     limit_name text, key text, concurrency int4, unit_time int8, burst int8, cost int8, declared_cost int8
 )
 LANGUAGE sql STABLE AS $$
-    SELECT k.limit_name, o.keys ->> k.limit_name, k.concurrency, k.interval, k.burst, coalesce(o.cost, k.cost), k.cost
-    FROM (
-        SELECT CAST({schema}.get_option_1(j.options, 'limit_keys') AS jsonb) AS keys,
-            CAST({schema}.get_option_1(j.options, 'cost') AS int8) AS cost
-        FROM {schema}.job j WHERE j.seq = p_seq
-    ) o, {schema}.keyed_limit k
-    WHERE k.job_name = p_name AND o.keys ->> k.limit_name IS NOT NULL
+    SELECT k.limit_name, k.key, k.concurrency, k.interval, k.burst, coalesce(k.own_cost, k.cost), k.cost
+    FROM (  -- OFFSET 0 keeps the options from being read again for each column
+        SELECT k.*, o.keys ->> k.limit_name AS key, CAST(o.cost AS int8) AS own_cost
+        FROM (
+            SELECT read.options -> 'limit_keys' AS keys, read.options ->> 'cost' AS cost
+            FROM (SELECT CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options FROM {schema}.job j WHERE j.seq = p_seq OFFSET 0) read
+            OFFSET 0
+        ) o, {schema}.keyed_limit k
+        WHERE k.job_name = p_name
+        OFFSET 0
+    ) k
+    WHERE k.key IS NOT NULL
     ORDER BY k.limit_name
 $$;
 
@@ -86,20 +91,23 @@ BEGIN
 END $$;
 
 -- name: unpark_key
--- Return the first job of each queue and name that is parked for a key to `ready`.
--- Inputs: the time; limit and key
+-- Return the first jobs of each queue and name that are parked for a key to `ready`.
+-- Inputs: the time; limit and key; the maximum number of jobs of each queue and name
 -- Result: the queues to notify
-CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(p_now int8, p_limit text, p_key text) RETURNS text[]
+CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(p_now int8, p_limit text, p_key text, p_most int4) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    parked record;
+    last_queue text COLLATE "C" := '';
+    last_name text COLLATE "C" := '';
     to_notify text[] := '{}';
 BEGIN
-    FOR parked IN
-        SELECT DISTINCT p.queue, p.name FROM {schema}.parked p WHERE p.limit_name = p_limit AND p.key = p_key
-    LOOP
-        IF {schema}.unpark_1(p_now, p_limit, p_key, parked.queue, parked.name, 1) THEN
-            to_notify := to_notify || parked.queue;
+    LOOP  -- read the first job of each queue and name, not all of them
+        SELECT p.queue, p.name INTO last_queue, last_name FROM {schema}.parked p
+        WHERE p.limit_name = p_limit AND p.key = p_key AND (p.queue, p.name) > (last_queue, last_name)
+        ORDER BY p.queue, p.name LIMIT 1;
+        EXIT WHEN NOT FOUND;
+        IF {schema}.unpark_1(p_now, p_limit, p_key, last_queue, last_name, p_most) THEN
+            to_notify := to_notify || last_queue;
         END IF;
     END LOOP;
     RETURN to_notify;
@@ -114,11 +122,15 @@ DECLARE
     opened record;
 BEGIN
     FOR opened IN
-        UPDATE {schema}.limit_key u SET opens_at = NULL WHERE u.opens_at <= p_now AND u.limit_name IN (
-            SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names)
-        ) RETURNING u.limit_name, u.key
+        UPDATE {schema}.limit_key SET opens_at = NULL WHERE ctid = ANY (ARRAY(
+            SELECT u.ctid FROM (
+                SELECT u.ctid, u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
+            ) u WHERE EXISTS (
+                SELECT FROM {schema}.keyed_limit k WHERE k.limit_name = u.limit_name AND k.job_name = ANY (p_names)
+            )
+        )) RETURNING limit_name, key
     LOOP
-        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key);
+        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1);
     END LOOP;
 END $$;
 
@@ -129,22 +141,26 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_session int4, p_seqs int8[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    ended record;
+    held int8[] := ARRAY(SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (p_seqs));
+    limits text[];
+    keys text[];
+    jobs int4[];
     to_notify text[] := '{}';
 BEGIN
-    FOR ended IN
-        WITH freed AS (
-            DELETE FROM {schema}.lease_key k WHERE k.session = p_session AND k.seq = ANY (p_seqs) AND NOT EXISTS (
-                SELECT FROM {schema}.lease l WHERE l.session = p_session AND l.seq = k.seq
-            ) RETURNING k.limit_name, k.key
-        )
-        SELECT f.limit_name, f.key, CAST(count(*) AS int4) AS jobs FROM freed f GROUP BY 1, 2 ORDER BY 1, 2
-    LOOP
-        UPDATE {schema}.limit_key u SET in_use = u.in_use - ended.jobs
-        WHERE u.limit_name = ended.limit_name AND u.key = ended.key;
-        FOR i IN 1..ended.jobs LOOP
-            to_notify := to_notify || {schema}.unpark_key_1(p_now, ended.limit_name, ended.key);
-        END LOOP;
+    WITH ended AS (
+        DELETE FROM {schema}.lease_key k WHERE k.session = p_session AND k.seq = ANY (p_seqs) AND k.seq <> ALL (held)
+        RETURNING k.limit_name, k.key
+    ), freed AS (
+        SELECT e.limit_name, e.key, CAST(count(*) AS int4) AS jobs FROM ended e GROUP BY 1, 2
+    ), released AS (  -- every key exists; an INSERT is sure to find it by the index
+        INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
+        SELECT f.limit_name, f.key, f.jobs, 0 FROM freed f
+        ON CONFLICT (limit_name, key) DO UPDATE SET in_use = u.in_use - excluded.in_use
+    )
+    SELECT array_agg(f.limit_name), array_agg(f.key), array_agg(f.jobs) INTO limits, keys, jobs FROM freed f
+    WHERE EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = f.limit_name AND p.key = f.key);
+    FOR i IN 1..coalesce(cardinality(keys), 0) LOOP
+        to_notify := to_notify || {schema}.unpark_key_1(p_now, limits[i], keys[i], jobs[i]);
     END LOOP;
     RETURN to_notify;
 END $$;
@@ -172,36 +188,59 @@ BEGIN
 END $$;
 
 -- name: merge_keyed_lanes
--- Do the same as `merge_lanes_1`, and return which job each row is.
--- Inputs: as for `merge_lanes_1`
--- Result: one row for each job, in order
+-- Do the same as `merge_lanes_1`, and read the keys of the jobs and their uses.
+-- Inputs: as for `merge_lanes_1`; the names of the requested lanes; for each open lane whether its name has limits by key
+-- Result: one row for each job and key, in the order of jobs and limits; a job without a key has one row:
+--   place, lane_index, due, seq    the place of the job in the merge; the job
+--   is_end                         the job is the last one that was read from its lane
+--   limit_name, key                NULL: the job has no key
+--   number                         the same for the same key; between 1 and `rows`
+--   rows                           the number of all rows
+--   concurrency, unit_time, burst, cost
+--                                  as from `list_job_keys_1`
+--   in_use, spent_until            the use of the key before the exchange
+--   is_last_key                    no row of the same job follows
 CREATE OR REPLACE FUNCTION {schema}.merge_keyed_lanes_1(
     p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
-    p_low_water_marks int8[], p_chunks int4[]
-) RETURNS TABLE (lane_index int4, due int8, seq int8, attempt_status int2, is_end bool)
+    p_low_water_marks int8[], p_chunks int4[], p_names text[], p_keyed bool[]
+) RETURNS TABLE (
+    place int8, lane_index int4, due int8, seq int8, is_end bool, limit_name text, key text, number int4, rows int4,
+    concurrency int4, unit_time int8, burst int8, cost int8, in_use int4, spent_until int8, is_last_key bool
+)
 LANGUAGE sql STABLE AS $$
-    SELECT ranked.lane_index, ranked.due, ranked.seq, ranked.attempt_status, ranked.nth = ranked.chunk
-    FROM (
-        SELECT candidate.*, max(ARRAY[
-                -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
-                    THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
-                candidate.rank, candidate.due, candidate.seq
-            ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
-                ROWS UNBOUNDED PRECEDING) AS worst
+    WITH candidate AS (
+        SELECT ranked.lane_index, ranked.due, ranked.seq, ranked.nth = ranked.chunk AS is_end,
+            row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq) AS place
         FROM (
-            SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
-                r.due, r.seq, r.attempt_status,
-                row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
-            FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
-                AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
-            LATERAL (
-                SELECT r.due, r.seq, r.attempt_status FROM {schema}.ready r
-                WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
-                ORDER BY r.due, r.seq LIMIT lane.chunk
-            ) r
-        ) candidate
-    ) ranked
-    ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq
+            SELECT candidate.*, max(ARRAY[
+                    -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
+                        THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
+                    candidate.rank, candidate.due, candidate.seq
+                ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
+                    ROWS UNBOUNDED PRECEDING) AS worst
+            FROM (
+                SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
+                    r.due, r.seq, row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
+                FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
+                    AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
+                LATERAL (
+                    SELECT r.due, r.seq FROM {schema}.ready r
+                    WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
+                    ORDER BY r.due, r.seq LIMIT lane.chunk
+                ) r
+            ) candidate
+        ) ranked
+    )
+    SELECT c.place, c.lane_index, c.due, c.seq, c.is_end, k.limit_name, k.key,
+        CAST(dense_rank() OVER (ORDER BY k.limit_name, k.key) AS int4), CAST(count(*) OVER () AS int4),
+        k.concurrency, k.unit_time, k.burst, k.cost, coalesce(u.in_use, 0), coalesce(u.spent_until, 0),
+        lead(c.place) OVER (ORDER BY c.place, k.limit_name) IS DISTINCT FROM c.place
+    FROM candidate c
+    LEFT JOIN LATERAL {schema}.list_job_keys_1(
+        p_names[p_request_indexes[c.lane_index]], CASE WHEN p_keyed[c.lane_index] THEN c.seq END
+    ) k ON true
+    LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
+    ORDER BY c.place, k.limit_name
 $$;
 
 -- name: plan_keyed_claims
@@ -214,46 +253,56 @@ $$;
 --   passing_seq, passing_lane, passing_limit
 --               that parked job, and the limit for which it is parked
 --   seqs        the planned jobs: only they may be claimed, because another transaction may add jobs before them
+--   key_seqs, key_limits, keys, units, spans
+--               the keys of the planned jobs, for `count_keys_1`
 -- Locks: the rows of `ready` that it parks; rows that another transaction has locked are skipped. The caller has locked
 --   the limits of the names.
 CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[],
     OUT counts int4[], OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
-    OUT seqs int8[]
+    OUT seqs int8[], OUT key_seqs int8[], OUT key_limits text[], OUT keys text[], OUT units int8[], OUT spans int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
     chunks int4[] := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
+    keyed_names text[] := ARRAY(SELECT DISTINCT k.job_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
     is_keyed bool[];
     queue_indexes int4[];
     name_indexes int4[];
     queue_available int4[];
     name_available int4[];
+    queue int4;
+    name int4;
     incomplete int4;
     taken int4;
     parked_count int4 := 0;
     stopped bool := false;
-    keys text[];
     in_uses int4[];
     spents int8[];
     candidate record;
-    own record;
+    place int8;
+    is_skipped bool;
+    own_keys int4;
     own_at int4[];
     own_rates int8[];
-    at int4;
     full_limit text;
     full_key text;
     opening int8;
+    to_park int8[];
+    park_dues int8[];
+    park_lanes int4[];
+    park_main_lanes int4[];
+    park_limits text[];
+    park_keys text[];
+    openings int8[];
 BEGIN
     SELECT array_agg(array_position(p_queues, p_queues[requested.request_index]) ORDER BY requested.lane_index),
-        array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index),
-        array_agg(EXISTS (
-            SELECT FROM {schema}.keyed_limit k WHERE k.job_name = p_names[requested.request_index]
-        ) ORDER BY requested.lane_index)
-    INTO queue_indexes, name_indexes, is_keyed
+        array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index)
+    INTO queue_indexes, name_indexes
     FROM unnest(p_request_indexes) WITH ORDINALITY AS requested (request_index, lane_index);
     FOR i IN 1..cardinality(p_ids) LOOP
+        is_keyed[i] := p_names[p_request_indexes[i]] = ANY (keyed_names);
         IF is_keyed[i] THEN
             chunks[i] := p_total + 1;
         END IF;
@@ -269,111 +318,154 @@ BEGIN
         END LOOP;
         incomplete := NULL;
         taken := 0;
+        place := 0;
         seqs := '{}';
+        key_seqs := '{}';
+        key_limits := '{}';
         keys := '{}';
-        in_uses := '{}';
-        spents := '{}';
+        units := '{}';
+        spans := '{}';
+        in_uses := NULL;
+        to_park := '{}';
+        park_dues := '{}';
+        park_lanes := '{}';
+        park_main_lanes := '{}';
+        park_limits := '{}';
+        park_keys := '{}';
+        openings := '{}';
         FOR candidate IN
             SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
-                p_low_water_marks, chunks)
+                p_low_water_marks, chunks, p_names, is_keyed)
         LOOP
-            CONTINUE WHEN queue_available[queue_indexes[candidate.lane_index]] <= 0
-                OR name_available[name_indexes[candidate.lane_index]] <= 0;
-            full_limit := NULL;
-            IF is_keyed[candidate.lane_index] THEN
+            IF in_uses IS NULL THEN
+                in_uses := array_fill(NULL::int4, ARRAY[candidate.rows]);
+                spents := array_fill(NULL::int8, ARRAY[candidate.rows]);
+            END IF;
+            IF candidate.place <> place THEN
+                place := candidate.place;
+                own_keys := 0;
                 own_at := '{}';
                 own_rates := '{}';
-                FOR own IN
-                    SELECT k.*, u.in_use, u.spent_until
-                    FROM {schema}.list_job_keys_1(p_names[p_request_indexes[candidate.lane_index]], candidate.seq) k
-                    LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
-                    ORDER BY k.limit_name
-                LOOP
-                    at := array_position(keys, own.limit_name || E'\x1f' || own.key);
-                    IF at IS NULL THEN
-                        keys := keys || (own.limit_name || E'\x1f' || own.key);
-                        in_uses := in_uses || coalesce(own.in_use, 0);
-                        spents := spents || coalesce(own.spent_until, 0);
-                        at := cardinality(keys);
-                    END IF;
-                    IF own.concurrency <= in_uses[at] THEN
-                        full_limit := own.limit_name;
-                        full_key := own.key;
-                        opening := NULL;
-                        EXIT;
-                    ELSIF {schema}.count_room_1(p_now, own.unit_time, own.burst, own.cost, spents[at]) = 0 THEN
-                        full_limit := own.limit_name;
-                        full_key := own.key;
-                        opening := spents[at] - (own.burst - LEAST(own.cost, own.burst)) * own.unit_time;
-                        EXIT;
-                    END IF;
-                    own_at := own_at || at;
-                    own_rates := own_rates || coalesce(own.cost * own.unit_time, 0);
-                END LOOP;
+                full_limit := NULL;
+                queue := queue_indexes[candidate.lane_index];
+                name := name_indexes[candidate.lane_index];
+                is_skipped := queue_available[queue] <= 0 OR name_available[name] <= 0;
             END IF;
-            IF full_limit IS NULL THEN
-                IF is_keyed[candidate.lane_index] THEN
-                    FOR i IN 1..cardinality(own_at) LOOP
-                        in_uses[own_at[i]] := in_uses[own_at[i]] + 1;
-                        IF own_rates[i] > 0 THEN
-                            spents[own_at[i]] := GREATEST(spents[own_at[i]], p_now) + own_rates[i];
-                        END IF;
-                    END LOOP;
+            CONTINUE WHEN is_skipped;
+            IF candidate.key IS NOT NULL THEN
+                own_keys := own_keys + 1;
+                IF full_limit IS NULL THEN
+                    IF in_uses[candidate.number] IS NULL THEN
+                        in_uses[candidate.number] := candidate.in_use;
+                        spents[candidate.number] := candidate.spent_until;
+                    END IF;
+                    IF candidate.concurrency <= in_uses[candidate.number] THEN
+                        full_limit := candidate.limit_name;
+                        full_key := candidate.key;
+                        opening := NULL;
+                    ELSIF (candidate.burst - LEAST(candidate.cost, candidate.burst)) * candidate.unit_time
+                        < GREATEST(0, spents[candidate.number] - p_now)
+                    THEN
+                        full_limit := candidate.limit_name;
+                        full_key := candidate.key;
+                        opening := spents[candidate.number]
+                            - (candidate.burst - LEAST(candidate.cost, candidate.burst)) * candidate.unit_time;
+                    ELSE
+                        own_at := own_at || candidate.number;
+                        own_rates := own_rates || candidate.cost * candidate.unit_time;
+                        key_seqs := key_seqs || candidate.seq;
+                        key_limits := key_limits || candidate.limit_name;
+                        keys := keys || candidate.key;
+                        units := units || candidate.cost * candidate.unit_time;
+                        spans := spans || (candidate.burst - 1) * candidate.unit_time;
+                    END IF;
                 END IF;
+            END IF;
+            CONTINUE WHEN NOT candidate.is_last_key;
+            IF full_limit IS NULL THEN
+                FOR i IN 1..own_keys LOOP
+                    in_uses[own_at[i]] := in_uses[own_at[i]] + 1;
+                    IF own_rates[i] > 0 THEN
+                        spents[own_at[i]] := GREATEST(spents[own_at[i]], p_now) + own_rates[i];
+                    END IF;
+                END LOOP;
                 counts[candidate.lane_index] := counts[candidate.lane_index] + 1;
-                queue_available[queue_indexes[candidate.lane_index]] := queue_available[queue_indexes[candidate.lane_index]] - 1;
-                name_available[name_indexes[candidate.lane_index]] := name_available[name_indexes[candidate.lane_index]] - 1;
+                queue_available[queue] := queue_available[queue] - 1;
+                name_available[name] := name_available[name] - 1;
                 taken := taken + 1;
                 seqs := seqs || candidate.seq;
                 EXIT WHEN taken = p_total;
-            ELSIF {schema}.park_1(candidate.seq, candidate.due, p_ids[candidate.lane_index], p_main_lanes[candidate.lane_index],
-                full_limit, full_key, opening)
-            THEN
-                parked_count := parked_count + 1;
-                IF {schema}.has_other_turns_1(candidate.seq, p_main_lanes[candidate.lane_index], full_limit) THEN
-                    returned := p_request_indexes[candidate.lane_index];
-                    passing_seq := candidate.seq;
-                    passing_lane := p_main_lanes[candidate.lane_index];
-                    passing_limit := full_limit;
+            ELSE
+                to_park := to_park || candidate.seq;
+                park_dues := park_dues || candidate.due;
+                park_lanes := park_lanes || p_ids[candidate.lane_index];
+                park_main_lanes := park_main_lanes || p_main_lanes[candidate.lane_index];
+                park_limits := park_limits || full_limit;
+                park_keys := park_keys || full_key;
+                openings := openings || opening;
+                IF own_keys > 1 THEN  -- others may be parked for its other keys, also since a moment ago
+                    parked_count := parked_count + {schema}.park_1(
+                        to_park, park_dues, park_lanes, park_main_lanes, park_limits, park_keys, openings);
+                    to_park := '{}';
+                    park_dues := '{}';
+                    park_lanes := '{}';
+                    park_main_lanes := '{}';
+                    park_limits := '{}';
+                    park_keys := '{}';
+                    openings := '{}';
+                    IF {schema}.has_other_turns_1(candidate.seq, p_main_lanes[candidate.lane_index], full_limit) THEN
+                        returned := p_request_indexes[candidate.lane_index];
+                        passing_seq := candidate.seq;
+                        passing_lane := p_main_lanes[candidate.lane_index];
+                        passing_limit := full_limit;
+                    END IF;
                 END IF;
-                stopped := returned IS NOT NULL OR parked_count >= max_parked;
+                stopped := returned IS NOT NULL OR parked_count + cardinality(to_park) >= max_parked;
                 EXIT WHEN stopped;
             END IF;
             incomplete := CASE WHEN candidate.is_end THEN candidate.lane_index END;
             EXIT WHEN incomplete IS NOT NULL;  -- the next job of this lane may come before those of others
         END LOOP;
+        IF cardinality(to_park) > 0 THEN
+            parked_count := parked_count + {schema}.park_1(
+                to_park, park_dues, park_lanes, park_main_lanes, park_limits, park_keys, openings);
+        END IF;
         EXIT WHEN stopped OR taken = p_total OR incomplete IS NULL;
-        chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + 1);
+        chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + max_parked);
     END LOOP;
 END $$;
 
 -- name: park
--- Move a job from `ready` to `parked`, and note when the rate of its key allows it.
--- Inputs: seq, due time, lane and main lane of the job; limit and key; when its rate allows the job (NULL: it has room)
--- Result: whether the job was in `ready` and not locked
+-- Move jobs from `ready` to `parked`, and note when the rates of their keys allow them.
+-- Inputs: seqs, due times, lanes and main lanes of the jobs; limits and keys; when a rate allows each job (NULL: it has room)
+-- Result: the number of jobs that were in `ready` and not locked
 CREATE OR REPLACE FUNCTION {schema}.park_1(
-    p_seq int8, p_due int8, p_lane int4, p_main_lane int4, p_limit text, p_key text, p_opening int8
-) RETURNS bool
+    p_seqs int8[], p_dues int8[], p_lanes int4[], p_main_lanes int4[], p_limits text[], p_keys text[], p_openings int8[]
+) RETURNS int4
 LANGUAGE plpgsql AS $$
+DECLARE
+    moved_count int4;
 BEGIN
     WITH moved AS (
         DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT r.ctid FROM {schema}.ready r WHERE r.lane = p_lane AND r.due = p_due AND r.seq = p_seq
-            FOR UPDATE SKIP LOCKED
+            SELECT f.ctid FROM unnest(p_seqs, p_dues, p_lanes) AS c (seq, due, lane), LATERAL (
+                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = c.lane AND r.due = c.due AND r.seq = c.seq
+                FOR UPDATE SKIP LOCKED
+            ) f
         )) RETURNING r.due, r.seq, r.attempt_status
     )
     INSERT INTO {schema}.parked (limit_name, key, queue, name, rank, due, seq, lane, attempt_status)
-    SELECT p_limit, p_key, a.queue, a.name, a.rank, moved.due, moved.seq, a.id, moved.attempt_status
-    FROM moved, {schema}.lane a WHERE a.id = p_main_lane;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    IF p_opening IS NOT NULL THEN
+    SELECT p_limits[n.at], p_keys[n.at], a.queue, a.name, a.rank, moved.due, moved.seq, a.id, moved.attempt_status
+    FROM moved, LATERAL (SELECT array_position(p_seqs, moved.seq) AS at OFFSET 0) n, {schema}.lane a
+    WHERE a.id = p_main_lanes[n.at];
+    GET DIAGNOSTICS moved_count = ROW_COUNT;
+    IF array_remove(p_openings, NULL) <> '{}' THEN
         INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until, opens_at)
-        VALUES (p_limit, p_key, 0, 0, p_opening)
+        SELECT o.limit_name, o.key, 0, 0, min(o.at) FROM unnest(p_limits, p_keys, p_openings) AS o (limit_name, key, at)
+        WHERE o.at IS NOT NULL GROUP BY 1, 2
         ON CONFLICT (limit_name, key) DO UPDATE SET opens_at = LEAST(u.opens_at, excluded.opens_at);
     END IF;
-    RETURN true;
+    RETURN moved_count;
 END $$;
 
 -- name: has_other_turns
@@ -411,33 +503,39 @@ END $$;
 
 -- name: count_keys
 -- Count the jobs that an exchange leased for their keys, and set when the next parked jobs have their turn.
--- Inputs: the time; the session; the number of the exchange
-CREATE OR REPLACE FUNCTION {schema}.count_keys_1(p_now int8, p_session int4, p_number int8) RETURNS void
+-- Inputs: the time; the session; the number of the exchange; the keys of the planned jobs: seqs, limits, keys, how far each
+--   moves `spent_until` (NULL: no rate), and how far `spent_until` may be ahead while a unit is available
+CREATE OR REPLACE FUNCTION {schema}.count_keys_1(
+    p_now int8, p_session int4, p_number int8, p_seqs int8[], p_limits text[], p_keys text[], p_units int8[], p_spans int8[]
+) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    own record;
+    leased int8[] := ARRAY(
+        SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
+    );
 BEGIN
-    FOR own IN
-        SELECT l.seq, k.* FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane,
-        LATERAL {schema}.list_job_keys_1(a.name, l.seq) k
-        WHERE l.session = p_session AND l.exchange_number = p_number
-            AND EXISTS (SELECT FROM {schema}.keyed_limit x WHERE x.job_name = a.name)
-        ORDER BY k.limit_name, k.key, l.seq
-    LOOP
+    WITH counted AS (
+        SELECT k.* FROM unnest(p_seqs, p_limits, p_keys, p_units) AS k (seq, limit_name, key, units)
+        WHERE k.seq = ANY (leased)
+    ), recorded AS (
         INSERT INTO {schema}.lease_key (session, seq, limit_name, key)
-        VALUES (p_session, own.seq, own.limit_name, own.key);
-        INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
-        VALUES (own.limit_name, own.key, 1, coalesce(p_now + own.cost * own.unit_time, 0))
-        ON CONFLICT (limit_name, key) DO UPDATE SET in_use = u.in_use + 1,
-            spent_until = coalesce(GREATEST(u.spent_until, p_now) + own.cost * own.unit_time, u.spent_until);
-        IF own.unit_time IS NOT NULL THEN
-            UPDATE {schema}.limit_key u
-            SET opens_at = GREATEST(p_now, u.spent_until - (own.burst - 1) * own.unit_time)
-            WHERE u.limit_name = own.limit_name AND u.key = own.key AND EXISTS (
-                SELECT FROM {schema}.parked p WHERE p.limit_name = own.limit_name AND p.key = own.key
-            );
-        END IF;
-    END LOOP;
+        SELECT p_session, c.seq, c.limit_name, c.key FROM counted c
+    )
+    INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
+    SELECT c.limit_name, c.key, count(*), coalesce(p_now + sum(c.units)::int8, 0) FROM counted c GROUP BY 1, 2
+    ON CONFLICT (limit_name, key) DO UPDATE SET in_use = u.in_use + excluded.in_use,
+        spent_until = CASE WHEN excluded.spent_until = 0 THEN u.spent_until
+            ELSE GREATEST(u.spent_until, p_now) + excluded.spent_until - p_now END;
+    IF array_remove(p_units, NULL) <> '{}' AND EXISTS (SELECT FROM {schema}.parked) THEN
+        UPDATE {schema}.limit_key u SET opens_at = GREATEST(p_now, u.spent_until - c.span)
+        FROM (
+            SELECT k.limit_name, k.key, min(k.span) AS span FROM unnest(p_limits, p_keys, p_spans) AS k (limit_name, key, span)
+            WHERE k.span IS NOT NULL GROUP BY 1, 2
+        ) c
+        WHERE u.limit_name = c.limit_name AND u.key = c.key AND EXISTS (
+            SELECT FROM {schema}.parked p WHERE p.limit_name = c.limit_name AND p.key = c.key
+        );
+    END IF;
 END $$;
 
 -- name: refund_keys

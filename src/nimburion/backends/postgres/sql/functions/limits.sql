@@ -34,8 +34,10 @@ BEGIN
             WHERE r.lane = a.id AND (r.due >= f.low_water_mark OR f.low_water_mark IS NULL OR a.is_late OR f.low_water_mark > p_now)
         )
         UNION
-        SELECT k.job_name FROM {schema}.keyed_limit k JOIN {schema}.limit_key u ON u.limit_name = k.limit_name
-        WHERE u.opens_at <= p_now AND k.job_name = ANY (p_names)
+        SELECT k.job_name FROM (
+            SELECT u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
+        ) u JOIN {schema}.keyed_limit k ON k.limit_name = u.limit_name
+        WHERE k.job_name = ANY (p_names)
     );
     PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;

@@ -225,12 +225,9 @@ END $$;
 -- Read one option of a job. None of the options that are read this way contains a NUL.
 -- Inputs: the options as JSON (NULL: all have their default); the name of the option
 -- Result: its value as JSON; NULL: it has its default
--- The server's JSON operators fail on a NUL, which a header may contain. It is replaced first.
 CREATE OR REPLACE FUNCTION {schema}.get_option_1(p_options text, p_name text) RETURNS text
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CAST(CAST(CASE WHEN strpos(p_options, '\u0000') = 0 THEN p_options
-        ELSE regexp_replace(p_options, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\u0001', 'g')
-        END AS json) -> p_name AS text)
+    SELECT CAST(CAST({schema}.replace_nul_1(p_options) AS json) -> p_name AS text)
 $$;
 
 -- name: group_failures
