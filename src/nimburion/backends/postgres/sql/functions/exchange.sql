@@ -97,7 +97,6 @@ DECLARE
     counts int4[];
     returned_index int4;
     planned record;
-    planned_seqs int8[];
     queues_to_notify text[];
     leased record;
     ids int4[];
@@ -240,22 +239,23 @@ BEGIN
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
                     open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps
                 );
-                counts := planned.counts;
-                planned_seqs := planned.seqs;
                 returned_index := planned.returned;
+                RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes,
+                    CASE WHEN check_sizes THEN p_max_bytes END);
             ELSE
                 counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
                     open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues,
                     p_names, p_caps);
-            END IF;
-            IF check_sizes THEN
-                RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                    ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
-                    open_lanes.low_water_marks, counts, planned_seqs, p_max_bytes);
-            ELSE
-                RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                    ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
-                    open_lanes.low_water_marks, counts, planned_seqs);
+                IF check_sizes THEN
+                    RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce,
+                        p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
+                        open_lanes.levels, open_lanes.low_water_marks, counts, p_max_bytes);
+                ELSE
+                    RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                        ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
+                        open_lanes.low_water_marks, counts);
+                END IF;
             END IF;
             IF FOUND THEN
                 main_lanes := open_lanes.main_lanes;
@@ -644,13 +644,13 @@ END $$;
 -- name: claim_jobs
 -- Lease the first jobs of lanes to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes as `find_open_lanes_1` returns
---   them; how many jobs to take from each; only these seqs (NULL: all)
+--   them; how many jobs to take from each
 -- Result: one row for each job; `reply_position` is its position in the merge
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
-        p_counts int4[], p_seqs int8[]
+        p_counts int4[]
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -660,7 +660,6 @@ BEGIN
             SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
             LATERAL (
                 SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
-                    AND (p_seqs IS NULL OR r.seq = ANY (p_seqs))
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
         )) RETURNING r.lane, r.due, r.seq, r.attempt_status
@@ -704,7 +703,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.claim_large_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
-        p_counts int4[], p_seqs int8[],
+        p_counts int4[],
     p_max_bytes int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
@@ -715,7 +714,6 @@ BEGIN
             SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
             LATERAL (
                 SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
-                    AND (p_seqs IS NULL OR r.seq = ANY (p_seqs))
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
         )) RETURNING r.lane, r.due, r.seq, r.attempt_status

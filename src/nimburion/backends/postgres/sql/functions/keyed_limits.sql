@@ -247,12 +247,13 @@ $$;
 -- Do the same as `plan_claims_1`, and park the candidates whose keys have no room.
 -- Inputs: as for `plan_claims_1`, and the main lanes of the open lanes
 -- Result:
---   counts      how many jobs to take from each lane, after the parked ones have left it
 --   returned    the index of a requested lane to which others return, because a job was parked; NULL: none. The plan ends
 --               there. They return after the claim (`pass_other_turns_1`), which takes the first jobs of each lane.
 --   passing_seq, passing_lane, passing_limit
 --               that parked job, and the limit for which it is parked
---   seqs        the planned jobs: only they may be claimed, because another transaction may add jobs before them
+--   seqs, dues, lanes, main_lanes
+--               the planned jobs in the order of the merge; only they may be claimed, because another transaction may add
+--               jobs before them
 --   key_seqs, key_limits, keys, units, spans
 --               the keys of the planned jobs, for `count_keys_1`
 -- Locks: the rows of `ready` that it parks; rows that another transaction has locked are skipped. The caller has locked
@@ -260,8 +261,8 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[],
-    OUT counts int4[], OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
-    OUT seqs int8[], OUT key_seqs int8[], OUT key_limits text[], OUT keys text[], OUT units int8[], OUT spans int8[]
+    OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT key_seqs int8[], OUT key_limits text[], OUT keys text[], OUT units int8[], OUT spans int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
@@ -284,8 +285,9 @@ DECLARE
     place int8;
     is_skipped bool;
     own_keys int4;
-    own_at int4[];
-    own_rates int8[];
+    key_numbers int4[];
+    key_count int4;
+    first_key int4;
     full_limit text;
     full_key text;
     opening int8;
@@ -308,7 +310,6 @@ BEGIN
         END IF;
     END LOOP;
     LOOP
-        counts := array_fill(0, ARRAY[cardinality(p_ids)]);
         SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
         name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
         FOR i IN 1..cardinality(p_ids) LOOP
@@ -320,11 +321,16 @@ BEGIN
         taken := 0;
         place := 0;
         seqs := '{}';
+        dues := '{}';
+        lanes := '{}';
+        main_lanes := '{}';
         key_seqs := '{}';
         key_limits := '{}';
         keys := '{}';
         units := '{}';
         spans := '{}';
+        key_numbers := '{}';
+        key_count := 0;
         in_uses := NULL;
         to_park := '{}';
         park_dues := '{}';
@@ -344,8 +350,7 @@ BEGIN
             IF candidate.place <> place THEN
                 place := candidate.place;
                 own_keys := 0;
-                own_at := '{}';
-                own_rates := '{}';
+                first_key := key_count + 1;
                 full_limit := NULL;
                 queue := queue_indexes[candidate.lane_index];
                 name := name_indexes[candidate.lane_index];
@@ -371,8 +376,8 @@ BEGIN
                         opening := spents[candidate.number]
                             - (candidate.burst - LEAST(candidate.cost, candidate.burst)) * candidate.unit_time;
                     ELSE
-                        own_at := own_at || candidate.number;
-                        own_rates := own_rates || candidate.cost * candidate.unit_time;
+                        key_count := key_count + 1;
+                        key_numbers := key_numbers || candidate.number;
                         key_seqs := key_seqs || candidate.seq;
                         key_limits := key_limits || candidate.limit_name;
                         keys := keys || candidate.key;
@@ -383,17 +388,19 @@ BEGIN
             END IF;
             CONTINUE WHEN NOT candidate.is_last_key;
             IF full_limit IS NULL THEN
-                FOR i IN 1..own_keys LOOP
-                    in_uses[own_at[i]] := in_uses[own_at[i]] + 1;
-                    IF own_rates[i] > 0 THEN
-                        spents[own_at[i]] := GREATEST(spents[own_at[i]], p_now) + own_rates[i];
+                FOR i IN first_key..key_count LOOP
+                    in_uses[key_numbers[i]] := in_uses[key_numbers[i]] + 1;
+                    IF units[i] > 0 THEN
+                        spents[key_numbers[i]] := GREATEST(spents[key_numbers[i]], p_now) + units[i];
                     END IF;
                 END LOOP;
-                counts[candidate.lane_index] := counts[candidate.lane_index] + 1;
                 queue_available[queue] := queue_available[queue] - 1;
                 name_available[name] := name_available[name] - 1;
                 taken := taken + 1;
                 seqs := seqs || candidate.seq;
+                dues := dues || candidate.due;
+                lanes := lanes || p_ids[candidate.lane_index];
+                main_lanes := main_lanes || p_main_lanes[candidate.lane_index];
                 EXIT WHEN taken = p_total;
             ELSE
                 to_park := to_park || candidate.seq;
@@ -433,6 +440,53 @@ BEGIN
         EXIT WHEN stopped OR taken = p_total OR incomplete IS NULL;
         chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + max_parked);
     END LOOP;
+END $$;
+
+-- name: claim_planned_jobs
+-- Lease the planned jobs to a session, and return them.
+-- Inputs: the time; the session; its exchange and nonce; seqs, due times, lanes and main lanes of the jobs, in the order of
+--   the merge; the maximum number of bytes of all deliveries (NULL: sizes are not checked)
+-- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum stay in `ready`, but
+--   the first job is always delivered.
+-- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
+CREATE OR REPLACE FUNCTION {schema}.claim_planned_jobs_1(
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_seqs int8[], p_dues int8[], p_lanes int4[],
+    p_main_lanes int4[], p_max_bytes int8
+) RETURNS SETOF {schema}.exchange_reply
+LANGUAGE plpgsql AS $$
+DECLARE
+    fitting int4 := cardinality(p_seqs);
+BEGIN
+    IF p_max_bytes IS NOT NULL THEN
+        SELECT count(*) INTO fitting FROM (
+            SELECT sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER (ORDER BY u.place) AS bytes, u.place
+            FROM unnest(p_seqs) WITH ORDINALITY AS u (seq, place),
+            LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = u.seq OFFSET 0) j
+        ) sized WHERE sized.bytes <= p_max_bytes OR sized.place = 1;
+    END IF;
+    RETURN QUERY
+    WITH taken AS (
+        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
+            SELECT f.ctid FROM unnest(p_seqs[:fitting], p_dues, p_lanes) AS u (seq, due, lane), LATERAL (
+                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = u.lane AND r.due = u.due AND r.seq = u.seq
+                FOR UPDATE SKIP LOCKED
+            ) f
+        )) RETURNING r.due, r.seq, r.attempt_status, array_position(p_seqs, r.seq) AS place,
+            CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
+    ), leased AS (
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
+            failures, lost, attempt_status,
+            extra_flags, nonce, settled_token)
+        SELECT taken.seq, taken.due, p_now, p_number, p_session, p_main_lanes[taken.place], taken.place,
+            coalesce((taken.attempts).fence, 0) + 1,
+            coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), taken.attempt_status,
+            coalesce((taken.attempts).extra_flags, 0::int2), p_nonce, (taken.attempts).settled_token
+        FROM taken
+    )
+    SELECT taken.place, taken.seq, taken.due, j.created_at, j.lane, coalesce((taken.attempts).fence, 0) + 1,
+        coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), j.id, j.options, j.payload,
+        (CAST(NULL AS {schema}.exchange_status)).*
+    FROM taken, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = taken.seq OFFSET 0) j;
 END $$;
 
 -- name: park
