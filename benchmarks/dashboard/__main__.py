@@ -3,6 +3,9 @@
 `python -m benchmarks.dashboard --backend sqlite [--scale 0.1] [--save]`. Scale 1 is 1,000,000
 waiting jobs, 2,000,000 completed ones and 10,000 dead letters. The server and the client share this
 process, so CPU times are those of both, and of the server of the backend.
+
+Filling takes minutes. `--keep FILE` fills one backend and keeps its server until the process ends;
+`--filled FILE` measures it, as often as you like. `--browser` opens each page in Chromium instead.
 """
 
 from __future__ import annotations
@@ -12,19 +15,22 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import httpx
+import msgspec
 import uvicorn
 
+from benchmarks.dashboard.browser import BrowserFigures, drive_pages, show_browser
 from benchmarks.readings.fill import FINGERPRINTS, Filled, Kind, fill
 from benchmarks.readings.main import KINDS, RESULTS, make_heading, read_cpu, serve
 from benchmarks.report import table
@@ -48,6 +54,8 @@ WATCHED = 20.0
 """Seconds for which the viewers watch a page."""
 EVENTS = 12
 """How many events are timed."""
+SLOWEST = 8
+"""How many of the slowest reads are listed."""
 
 Figures = dict[str, Any]
 
@@ -155,53 +163,113 @@ async def time_updates(
     return taken
 
 
-async def measure(kind: Kind, url: str, scale: float, pid: int | None) -> Figures:
-    """Fill the backend and return all figures."""
-    started = time.perf_counter()
-    filled = await fill(
-        kind,
-        url,
-        round(COMPLETED * scale),
-        waiting_jobs=round(WAITING * scale),
-        dead_letters=round(DEAD_LETTERS * scale),
-    )
-    os.sync()  # so that the disk is idle when the measurements begin
-    print(f"filled in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+class FilledBackend(msgspec.Struct):
+    """A backend that is filled, and what was stored in it."""
+
+    kind: Kind
+    url: str
+    name: str
+    """What it is, with its version."""
+    pid: int | None
+    """The process of its server."""
+    scale: float
+    filled: Filled
+
+
+@contextmanager
+def serve_filled(kind: Kind, folder: str | None, scale: float) -> Iterator[FilledBackend]:
+    """Start and fill a backend."""
+    with serve(kind, folder) as (url, name, pid):
+        started = time.perf_counter()
+        rows, waiting = round(COMPLETED * scale), round(WAITING * scale)
+        filling = fill(
+            kind, url, rows, waiting_jobs=waiting, dead_letters=round(DEAD_LETTERS * scale)
+        )
+        filled = asyncio.run(filling)
+        os.sync()  # so that the disk is idle when the measurements begin
+        print(f"filled in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        yield FilledBackend(kind, url, name, pid, scale, filled)
+
+
+async def measure(backend: FilledBackend) -> Figures:
+    """Return all figures of a filled backend."""
     async with (
-        serve_dashboard(url) as (address, services),
+        serve_dashboard(backend.url) as (address, services),
         httpx.AsyncClient(timeout=60.0) as client,
     ):
         return {
-            "pages": await time_pages(client, address, filled, pid),
-            "reads": await count_reads(client, address, services, pid),
+            "pages": await time_pages(client, address, backend.filled, backend.pid),
+            "slowest": dict(list_slowest(services)),
+            "reads": await count_reads(client, address, services, backend.pid),
             "updates": await time_updates(client, address, services),
         }
 
 
-def show(kind: Kind, scale: float, figures: Figures) -> str:
+def list_slowest(services: ManagementServices) -> list[tuple[str, float]]:
+    """Return the reads whose latest run took longest, with their milliseconds."""
+    taken = services.readings.durations.items()
+    return [
+        (key, 1000 * seconds) for key, seconds in sorted(taken, key=lambda one: -one[1])[:SLOWEST]
+    ]
+
+
+async def measure_in_browser(backend: FilledBackend) -> BrowserFigures:
+    """Return what Chromium measured with each page."""
+    async with serve_dashboard(backend.url) as (address, services):
+        paths = {page.name: find_path(page, backend.filled) for page in PAGES}
+        return await drive_pages(address, paths, services.backend)
+
+
+def make_title(backend: FilledBackend) -> str:
+    """Return what was stored in a backend."""
+    scale = backend.scale
+    return (
+        f"{backend.kind}: {WAITING * scale:,.0f} waiting, {COMPLETED * scale:,.0f} completed, "
+        f"{DEAD_LETTERS * scale:,.0f} dead letters"
+    )
+
+
+def show(backend: FilledBackend, figures: Figures) -> str:
     """Return the tables of a run."""
     lines = []
     for name, page in figures["pages"].items():
         first, *rest = page["ms"]
-        p95 = statistics.quantiles(rest, n=20)[-1]
         title = name if page["status"] == 200 else f"{name} ({page['status']})"
-        columns = (first, statistics.median(rest), p95, page["cpu_ms"])
+        p95 = statistics.quantiles(rest, n=20)[-1]
+        columns = (first, statistics.median(rest), p95, max(rest), page["cpu_ms"])
         lines.append([title, *(f"{value:,.0f}" for value in columns)])
-    head = ["first byte, ms", "first load", "p50", "p95", "CPU"]
-    title = f"{kind}: {WAITING * scale:,.0f} waiting, {COMPLETED * scale:,.0f} completed, "
-    title += f"{DEAD_LETTERS * scale:,.0f} dead letters"
+    head = ["first byte, ms", "first load", "p50", "p95", "worst", "CPU"]
     rows = [
         [title, f"{one['reads']:.1f}", f"{one['cpu']:.2f}"]
         for title, one in figures["reads"].items()
     ]
+    slowest = [[key, f"{taken:,.0f}"] for key, taken in figures["slowest"].items()]
     updates = sorted(figures["updates"])
     update = f"median {statistics.median(updates):.2f} s, worst {updates[-1]:.2f} s"
     parts = [
-        table(title, head, lines),
+        table(make_title(backend), head, lines),
+        table("the slowest reads, the latest run of each", ["", "ms"], slowest),
         table("while pages are open", ["", "reads/s", "CPU s/s"], rows),
         f"From an enqueue until the job is on an open page: {update} of {len(updates)}.",
     ]
     return "\n".join(parts)
+
+
+def report(backend: FilledBackend, *, in_browser: bool, save: bool) -> None:
+    """Measure a backend, print the tables, and keep them if asked to."""
+    if in_browser:
+        seen = asyncio.run(measure_in_browser(backend))
+        shown, raw = show_browser(make_title(backend), seen), msgspec.to_builtins(seen)
+    else:
+        raw = asyncio.run(measure(backend))
+        shown = show(backend, raw)
+    text = f"{make_heading(backend.name)}\n{shown}"
+    print(text, flush=True)
+    if save:
+        stem = "dashboard-browser" if in_browser else "dashboard"
+        path = Path(RESULTS) / time.strftime(f"{stem}-{backend.kind}-%Y%m%d.md")
+        path.write_text(text + "\n", encoding="utf-8")
+        path.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
 
 
 def main() -> int:
@@ -210,17 +278,22 @@ def main() -> int:
     parser.add_argument("--backend", choices=KINDS, action="append", help="default: all")
     parser.add_argument("--scale", type=float, default=1.0, help="1: three million jobs")
     parser.add_argument("--folder", help="where the SQLite file is made")
+    parser.add_argument("--keep", type=Path, help="fill a backend and keep it; FILE describes it")
+    parser.add_argument("--filled", type=Path, help="measure the backend that FILE describes")
+    parser.add_argument("--browser", action="store_true", help="open the pages in Chromium")
     parser.add_argument("--save", action="store_true", help="keep text and raw output in results/")
     options = parser.parse_args()
+    if options.filled is not None:
+        backend = msgspec.json.decode(options.filled.read_bytes(), type=FilledBackend)
+        report(backend, in_browser=options.browser, save=options.save)
+        return 0
     for kind in options.backend or KINDS:
-        with serve(kind, options.folder) as (url, name, pid):
-            figures = asyncio.run(measure(kind, url, options.scale, pid))
-        text = f"{make_heading(name)}\n{show(kind, options.scale, figures)}"
-        print(text, flush=True)
-        if options.save:
-            path = Path(RESULTS) / time.strftime(f"dashboard-{kind}-%Y%m%d.md")
-            path.write_text(text + "\n", encoding="utf-8")
-            path.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+        with serve_filled(kind, options.folder, options.scale) as backend:
+            if options.keep is not None:
+                options.keep.write_bytes(msgspec.json.encode(backend))
+                signal.sigwait({signal.SIGTERM, signal.SIGINT})
+                return 0
+            report(backend, in_browser=options.browser, save=options.save)
     return 0
 
 

@@ -23,9 +23,9 @@ class CountingBackend(MemoryBackend):
         self.reads: list[str] = []
         self.down = False
 
-    async def list_queues(self) -> list[QueueInfo]:
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
         self._read("list_queues")
-        return await super().list_queues()
+        return await super().list_queues(budget=budget)
 
     async def list_sessions(self) -> list[SessionInfo]:
         self._read("list_sessions")

@@ -22,6 +22,10 @@ class LaneRow(NamedTuple):
     paused: bool
     pause: Pause | None = None
     """Who paused the queue, when and why; only in the row that states the pause."""
+    size_complete: bool = True
+    """False: at least `size` jobs are due."""
+    scheduled_complete: bool = True
+    """False: at least `scheduled` jobs are not due yet."""
 
 
 def combine_rows(rows: Iterable[LaneRow]) -> list[QueueInfo]:
@@ -46,4 +50,6 @@ def _combine(queue: str, rows: list[LaneRow]) -> QueueInfo:
         paused=any(row.paused for row in rows),
         pause=next((row.pause for row in rows if row.pause is not None), None),
         names=dict(sorted(names.items())),
+        size_complete=all(row.size_complete for row in rows),
+        scheduled_complete=all(row.scheduled_complete for row in rows),
     )

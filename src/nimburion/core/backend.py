@@ -465,8 +465,14 @@ class Inspecting(Protocol):
         """Return the number of jobs in each state, of one queue or of all. Every state is a key."""
         ...
 
-    async def list_queues(self) -> list[QueueInfo]:
-        """Return every queue that holds an unfinished job or is paused, ordered by name."""
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
+        """Return every queue that holds an unfinished job or is paused, ordered by name.
+
+        A backend without counters counts the jobs, which takes long where millions wait. `budget`
+        bounds this: in each place where jobs wait, about this many are counted. Numbers that are
+        then too small are marked (`QueueInfo.size_complete`, `scheduled_complete`), and a queue
+        whose jobs are all scheduled may be missing. Backends with counters ignore it.
+        """
         ...
 
     async def list_sessions(self) -> list[SessionInfo]:

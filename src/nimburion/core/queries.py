@@ -161,3 +161,7 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Who paused the queue, when and why; None if it is not paused."""
     names: dict[str, int] = msgspec.field(default_factory=dict)
     """The number of waiting jobs by name, due or not. Names without waiting jobs are left out."""
+    size_complete: bool = True
+    """False: at least `size` jobs are due. The count ended at its budget."""
+    scheduled_complete: bool = True
+    """False: at least `scheduled` jobs are not due yet. The count ended at its budget."""

@@ -100,7 +100,16 @@ class ExplainedBackend:
         reply: Reply = await self._backend.exchange(SESSION, self._number, done, want)
         assert len(reply.deliveries) == AT_ONCE
         self.held = reply.deliveries
-        return [json.loads(text[text.index("{") :])["Plan"] for text in self._plans if "{" in text]
+        return [found["Plan"] for found in self._decode_plans()]
+
+    async def explain(self, statement: str) -> list[Any]:
+        """What the server did for a statement, with its functions."""
+        self._plans.clear()
+        await self._backend._get_connections().exchanges.driver.execute(statement)
+        return self._decode_plans()
+
+    def _decode_plans(self) -> list[Any]:
+        return [json.loads(text[text.index("{") :]) for text in self._plans if "{" in text]
 
 
 @pytest.fixture
@@ -153,6 +162,25 @@ async def test_an_old_snapshot_makes_no_exchange_slower(
         needed = [max(map(count_blocks, await worker.exchange())) for _ in range(LONG)]
     early, late = needed[LONG // 10], needed[-1]
     assert late < 1.1 * early < MOST_BLOCKS * AT_ONCE, f"{early} pages at first, {late} later"
+
+
+async def test_queues_are_counted_within_the_budget(
+    server: PostgresServer, worker: ExplainedBackend
+) -> None:
+    """A budget bounds what is read; without one, all is read, but nothing is compiled for it."""
+    server.ask(_FILL.replace("JOBS", str(JOBS)))
+    server.ask("VACUUM ANALYZE")
+    for budget, most in (("1000", 1_000), ("NULL", JOBS + 1)):
+        for _ in range(OFTEN):
+            found = await worker.explain(f"SELECT * FROM nimburion.list_queues_1(0, {budget})")
+            assert [plan for plan in found if "JIT" in plan] == []
+            nodes = [node for plan in found for node in iter_nodes(plan["Plan"])]
+            read = [
+                node["Actual Rows"] * node["Actual Loops"]
+                for node in nodes
+                if node.get("Relation Name") == "ready"
+            ]
+            assert most / 2 < max(read) <= most, f"{read} rows with the budget {budget}"
 
 
 async def check(worker: ExplainedBackend, when: str, most: int | None = MOST_BLOCKS) -> None:

@@ -13,6 +13,7 @@ from nimburion.backends.redis.backend import RedisBackend
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.backends.redis.queries import MAX_SORTED
+from nimburion.backends.redis.scripts import build_scripts
 from nimburion.core.errors import InvalidJob, JobNotFound, Unstorable
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Statistics
@@ -514,3 +515,24 @@ async def test_a_cursor_beyond_all_jobs_is_one(harness: Harness, after: str) -> 
     (job_id,) = await harness.add()
     page = await harness.backend.list_jobs(after=after)
     assert [job.id for job in page.jobs] == ([job_id] if len(after) > 1 else [])
+
+
+_COUNTING = """
+local longest, server = 0, redis
+local redis = { call = function(...)
+  local reply = server.call(...)
+  longest = math.max(longest, type(reply) == 'table' and #reply or 0)
+  return reply
+end }
+"""
+"""Makes a script count: `longest` is the number of elements of the longest reply to a command."""
+
+
+async def test_opening_a_handle_reads_no_jobs(redis_server: RunningRedis, harness: Harness) -> None:
+    """The server would answer nobody else meanwhile: with a million jobs for seconds."""
+    await enqueue_many(harness, 200)
+    script = build_scripts(flagged=False)["open"]
+    text, end = script.text.decode().rstrip().rsplit("\nreturn ", 1)
+    text = f"{_COUNTING}{text}\nlocal _ = {end}\nreturn longest"
+    keys = [f"{{nimburion}}:{key}" for key in script.keys]
+    assert 0 < redis_server.ask("EVAL", text, len(keys), *keys, "", "", "1") < 50

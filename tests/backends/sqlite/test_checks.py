@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +16,12 @@ import pytest
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.sqlite import SQLiteBackend, checks
 from nimburion.backends.sqlite.connection.database import Database
+from nimburion.backends.sqlite.connection.opening import open_reader
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.errors import BackendUnavailable, NotOpen
 from nimburion.core.job import NewJob
 from nimburion.testing import FakeClock
+from tests.waiting import block_until
 
 MIB = 1 << 20
 
@@ -101,7 +105,8 @@ def damage_a_page(path: Path) -> None:
 
 async def test_a_check_is_bounded_in_time(backend: SQLiteBackend) -> None:
     await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
-    found = await backend._read(lambda db: checks.check_integrity(db, backend.path, seconds=-1.0))
+    with closing(open_reader(backend.path)) as connection:
+        found = checks.check_integrity(connection, backend.path, seconds=-1.0)
     assert (found.verdict, found.text.split(";")[0]) == ("good", "no fault found in -1 s")
     assert "PRAGMA quick_check" in found.text
     assert (await find_check(backend, "integrity")).text == "the whole file was checked"
@@ -193,3 +198,69 @@ async def test_slow_answers(seconds: float, verdict: str) -> None:
 )  # fmt: skip
 def test_which_versions_reset_their_log_safely(version: tuple[int, int, int], safe: bool) -> None:
     assert checks.has_wal_reset_fix(version) is safe
+
+
+async def test_other_reads_do_not_wait_for_the_check_of_a_large_file(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def check_slowly(*_: object) -> CheckResult:
+        loop.call_soon_threadsafe(started.set)
+        assert may_end.wait(20.0)
+        return CheckResult("integrity", "good", "checked slowly")
+
+    monkeypatch.setattr(checks, "check_integrity", check_slowly)
+    checking = asyncio.create_task(backend.check())
+    async with asyncio.timeout(20.0):
+        await started.wait()
+        assert await backend.list_queues() == []
+        assert not checking.done()
+        may_end.set()
+        assert "checked slowly" in {one.text for one in await checking}
+
+
+async def test_a_cancelled_check_stops_reading_the_file(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, is_cancelled = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def check_until_cancelled(
+        _: sqlite3.Connection, __: Path, asks: Callable[[], bool]
+    ) -> CheckResult:
+        assert not asks()
+        loop.call_soon_threadsafe(started.set)
+        block_until(asks, "the check is cancelled")
+        loop.call_soon_threadsafe(is_cancelled.set)
+        return CheckResult("integrity", "good", "cancelled")
+
+    monkeypatch.setattr(checks, "check_integrity", check_until_cancelled)
+    checking = asyncio.create_task(backend.check())
+    async with asyncio.timeout(20.0):
+        await started.wait()
+        checking.cancel()
+        await is_cancelled.wait()
+
+
+async def test_a_long_check_without_a_fault_is_not_repeated_soon(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, seconds, found = 0.0, 3.1, CheckResult("integrity", "good", "no fault")
+    count = 0
+
+    def check(*_: object) -> CheckResult:
+        nonlocal now, count
+        now, count = now + seconds, count + 1
+        return found
+
+    monkeypatch.setattr(checks, "check_integrity", check)
+    integrity = checks.IntegrityChecks(backend.path, lambda: now)
+    assert [await integrity.run(), await integrity.run(), count] == [found, found, 1]
+    now += 301.0
+    assert (await integrity.run(), count) == (found, 2)
+    now, seconds = now + 301.0, 0.01
+    assert (await integrity.run(), await integrity.run(), count) == (found, found, 4)
+    found, seconds = CheckResult("integrity", "error", "damaged", "restore it"), 3.1
+    assert (await integrity.run(), await integrity.run(), count) == (found, found, 6)

@@ -112,7 +112,7 @@ async def test_without_the_backend_the_last_values_stay(
     before = (await site.client.get(path)).text
     assert 'id="banner" role="alert" hidden' in before
 
-    async def fail() -> object:
+    async def fail(**_: object) -> object:
         raise BackendUnavailable("connection <refused>")
 
     monkeypatch.setattr(site.processor.backend, "list_queues", fail)
@@ -131,7 +131,7 @@ async def test_without_the_backend_the_last_values_stay(
 async def test_a_first_page_without_the_backend_is_a_problem(
     site: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> object:
+    async def fail(**_: object) -> object:
         raise BackendUnavailable("connection refused")
 
     monkeypatch.setattr(site.processor.backend, "list_queues", fail)

@@ -387,8 +387,8 @@ class MemoryBackend:
 
         return self._run_atomically(count)
 
-    async def list_queues(self) -> list[QueueInfo]:
-        """See `Backend.list_queues`."""
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:  # noqa: ARG002
+        """See `Backend.list_queues`. Counts all jobs."""
 
         def queues(step: AtomicStep) -> list[QueueInfo]:
             paused = step.state.list_paused(step.now)

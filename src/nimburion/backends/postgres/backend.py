@@ -725,10 +725,10 @@ class PostgresBackend:
             await self._fetch(statement, self._now(), arguments, extra_time=_LARGE_READ_TIMEOUT)
         )
 
-    async def list_queues(self) -> list[QueueInfo]:
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
         """See `Backend.list_queues`."""
-        statement = "SELECT * FROM {schema}.list_queues_1({schema}.get_read_time_1($1))"
-        return queries.decode_queues(await self._fetch(statement, self._now()))
+        statement = "SELECT * FROM {schema}.list_queues_1({schema}.get_read_time_1($1), $2)"
+        return queries.decode_queues(await self._fetch(statement, self._now(), budget))
 
     async def list_sessions(self) -> list[SessionInfo]:
         """See `Backend.list_sessions`."""

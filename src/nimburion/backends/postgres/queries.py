@@ -192,9 +192,14 @@ def decode_queues(rows: list[Any]) -> list[QueueInfo]:
             age=None if age is None else max(0, age) / MICRO,
             paused=paused,
             pause=_decode_pause(*pause) if paused else None,
+            size_complete=size_complete,
+            scheduled_complete=scheduled_complete,
         )
-        for queue, name, size, scheduled, processing, age, paused, *pause in rows
-    )
+        for (
+            queue, name, size, scheduled, processing, age, size_complete, scheduled_complete,
+            paused, *pause
+        ) in rows
+    )  # fmt: skip
 
 
 def _decode_pause(since: int, ends_at: int | None, paused_by: str, reason: str) -> Pause:

@@ -670,8 +670,8 @@ class RedisBackend:
         arguments = [] if queue is None else [encode_lookup_text(queue)]
         return queries.decode_counts(await self._run_counting_script("count_jobs", *arguments))
 
-    async def list_queues(self) -> list[QueueInfo]:
-        """See `Backend.list_queues`."""
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:  # noqa: ARG002
+        """See `Backend.list_queues`. Reads counters."""
         return queries.decode_queues(await self._run_counting_script("list_queues"))
 
     async def list_sessions(self) -> list[SessionInfo]:

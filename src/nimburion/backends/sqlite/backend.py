@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -81,6 +82,9 @@ from nimburion.core.transactions import CallerConnection, Transaction
 
 T = TypeVar("T")
 
+_FEW_INTERVALS = 10
+"""More intervals of statistics than these take long to read."""
+
 CAPABILITIES = Capabilities(
     durable=True,
     notifies=True,
@@ -130,10 +134,14 @@ class SQLiteBackend:
         self._pid = 0
         self._writer: WriterThread | None = None
         self._reader: ReaderThread | None = None
+        self._slow_reader: ReaderThread | None = None
+        self._make_slow_reader: Callable[[], ReaderThread] | None = None
+        self._slow_reader_lock = asyncio.Lock()
         self._listener: SocketListener | None = None
         self._notifier: SocketNotifier | None = None
         self._caller_transactions: CallerTransactions | None = None
         self._open_lock = asyncio.Lock()
+        self._integrity = checks.IntegrityChecks(self.path)
         self._migrations_done: list[str] = []
         self.files: OpenFiles | None = None
         """The open files of this handle; None while it is closed."""
@@ -212,12 +220,16 @@ class SQLiteBackend:
             random=self._random,
         )
         await writer.start()
-        reader = ReaderThread(
-            "nimburion-sqlite-reader",
-            self.path,
-            lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
-            files,
-        )
+
+        def make_reader(name: str) -> ReaderThread:
+            return ReaderThread(
+                name,
+                self.path,
+                lambda: Database(opening.open_reader(self.path), sql, self._clock, boot),
+                files,
+            )
+
+        reader = make_reader("nimburion-sqlite-reader")
         try:
             await reader.start()
             files.check(at_once=True)
@@ -238,6 +250,7 @@ class SQLiteBackend:
         )
         self.files = files
         self._writer, self._reader = writer, reader
+        self._make_slow_reader = partial(make_reader, "nimburion-sqlite-slow-reader")
         self._pid = os.getpid()
 
     def _open_writer(self, sql: Statements, boot: str, files: OpenFiles) -> Database:
@@ -252,9 +265,12 @@ class SQLiteBackend:
         writer, reader = self._writer, self._reader
         if writer is None or reader is None or self._pid != os.getpid() or not writer.is_orphaned:
             return
+        slow_reader, self._slow_reader = self._slow_reader, None
         self._writer = self._reader = None
         writer.request_stop()
         reader.request_stop()
+        if slow_reader is not None:
+            slow_reader.request_stop()
         if self._listener is not None:
             self._listener.discard()
 
@@ -263,6 +279,8 @@ class SQLiteBackend:
         async with self._open_lock:
             self._abandon_closed_loop()
             writer, reader, self._writer, self._reader = self._writer, self._reader, None, None
+            async with self._slow_reader_lock:
+                slow_reader, self._slow_reader = self._slow_reader, None
             if writer is None or reader is None or self._pid != os.getpid():
                 return
             if self._caller_transactions is not None:
@@ -270,6 +288,8 @@ class SQLiteBackend:
             if self._listener is not None:
                 self._listener.close()
             await reader.stop()
+            if slow_reader is not None:
+                await slow_reader.stop()
             await writer.stop()
             if self._notifier is not None:
                 self._notifier.close()
@@ -288,12 +308,14 @@ class SQLiteBackend:
         await self._read(lambda db: db.fetch_value("get_next_due"))
 
     async def check(self) -> list[CheckResult]:
-        """See `Backend.check`. Looks for damage in the file for 5 seconds at most.
+        """See `Backend.check`. Looks for damage in the file for 5 seconds at most, beside other
+        calls. A large file without damage is not read again for some minutes.
 
         Takes the write lock once, to measure how long that takes, but writes nothing.
         """
         return [
             *await self._read(lambda db: checks.run_checks(db, self.path, self._mounts)),
+            await self._integrity.run(),
             await checks.check_read_latency(self.ping, self._clock),
             await checks.check_write_lock(self._take_write_lock, self._clock),
         ]
@@ -323,6 +345,22 @@ class SQLiteBackend:
         if self._reader is None or self._pid != os.getpid():
             raise self._make_not_open_error()
         return await self._reader.call(work)
+
+    async def _read_slowly(self, work: Callable[[Database], T]) -> T:
+        """Run a read that takes long where much is stored. It has a thread and a connection of its
+        own, which the first one opens, so that other reads do not wait for it.
+        """
+        async with self._slow_reader_lock:
+            if self._reader is None or self._make_slow_reader is None or self._pid != os.getpid():
+                raise self._make_not_open_error()
+            if self._slow_reader is None:
+                if self.files is not None:
+                    self.files.check(at_once=True)
+                reader = self._make_slow_reader()
+                await reader.start()
+                self._slow_reader = reader
+            slow_reader = self._slow_reader
+        return await slow_reader.call(work)
 
     def _get_caller_transactions(self) -> CallerTransactions:
         if self._caller_transactions is None or self._writer is None or self._pid != os.getpid():
@@ -510,7 +548,7 @@ class SQLiteBackend:
         self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
     ) -> FailureGroups:
         """See `Backend.group_failures`."""
-        return await self._read(lambda db: queries.group_failures(db, which, limit, budget))
+        return await self._read_slowly(lambda db: queries.group_failures(db, which, limit, budget))
 
     async def explain_job(self, job_id: str) -> Facts:
         """See `Backend.explain_job`. The call reads one snapshot."""
@@ -518,11 +556,12 @@ class SQLiteBackend:
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         """See `Backend.count_jobs`."""
-        return await self._read(lambda db: queries.count_by_state(db, queue))
+        return await self._read_slowly(lambda db: queries.count_by_state(db, queue))
 
-    async def list_queues(self) -> list[QueueInfo]:
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
         """See `Backend.list_queues`."""
-        return await self._read(queries.list_queues)
+        read = self._read_slowly if budget is None else self._read
+        return await read(lambda db: queries.list_queues(db, budget))
 
     async def list_sessions(self) -> list[SessionInfo]:
         """See `Backend.list_sessions`."""
@@ -551,7 +590,8 @@ class SQLiteBackend:
     ) -> list[Statistics]:
         """See `Backend.list_statistics`."""
         check_interval(since, until, step)
-        return await self._read(
+        read = self._read_slowly if until - since > _FEW_INTERVALS * step else self._read
+        return await read(
             lambda db: statistics.read_statistics(db, (since, until, step), queue, name)
         )
 

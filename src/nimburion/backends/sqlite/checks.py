@@ -5,18 +5,21 @@ They change nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from nimburion.backends.checks import format_size, measure_seconds
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES
+from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES, open_reader
 from nimburion.backends.sqlite.connection.path import NETWORK_FILE_SYSTEMS, find_file_system
 from nimburion.backends.sqlite.connection.space import MAX_REWRITE
 from nimburion.backends.sqlite.errors import get_error_code, map_error
@@ -38,6 +41,9 @@ _SLOW_LOCK = 0.5
 _READS = 5
 _MAX_ERRORS_LISTED = 5
 _CHECK_SECONDS = 5.0
+_REPEAT_FACTOR = 100.0
+_SHORT_CHECK = 0.1
+"""Seconds. A check that takes less is repeated each time."""
 _CHECK_STEPS = 10_000
 """Instructions of SQLite between two reads of the time; they take well below a millisecond."""
 _BOUNDED = (3, 42)
@@ -49,7 +55,7 @@ _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
 def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
-    """Run all checks that need only the reader thread, in a fixed order.
+    """Run all short checks that need only the reader thread, in a fixed order.
 
     A check that raises an SQLite or operating system error reports it as its result.
     """
@@ -63,7 +69,6 @@ def run_checks(db: Database, path: Path, mounts: Path) -> list[CheckResult]:
         "disk": lambda: check_disk(path),
         "log": lambda: check_log(path),
         "clock": lambda: _check_clock(db),
-        "integrity": lambda: check_integrity(db, path),
     }
     return [_run_check(subject, look, path) for subject, look in looks.items()]
 
@@ -202,8 +207,50 @@ def _check_clock(db: Database) -> CheckResult:
     return CheckResult("clock", "warning", text, advice)
 
 
-def check_integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -> CheckResult:
-    """Check the file for damage, for at most `seconds`.
+class IntegrityChecks:
+    """Checks a file for damage, on a thread and a connection of its own: other reads do not wait.
+
+    A check that took long is not repeated for `_REPEAT_FACTOR` times its duration, unless it found
+    a fault: pages that repeat all checks would read a large file all the time.
+    """
+
+    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._monotonic = monotonic
+        self._latest: CheckResult | None = None
+        self._repeat_at = 0.0
+
+    async def run(self) -> CheckResult:
+        """Return the result of a check, or of the latest one."""
+        if self._latest is None or self._monotonic() >= self._repeat_at:
+            started = self._monotonic()
+            found = await self._check()
+            ended = self._monotonic()
+            self._latest = found if found.verdict == "good" else None
+            self._repeat_at = ended + _REPEAT_FACTOR * max(0.0, ended - started - _SHORT_CHECK)
+            return found
+        return self._latest
+
+    async def _check(self) -> CheckResult:
+        is_cancelled = threading.Event()
+
+        def check() -> CheckResult:
+            with closing(open_reader(self._path)) as connection:
+                return check_integrity(connection, self._path, is_cancelled.is_set)
+
+        try:
+            return await asyncio.to_thread(_run_check, "integrity", check, self._path)
+        finally:
+            is_cancelled.set()
+
+
+def check_integrity(
+    connection: sqlite3.Connection,
+    path: Path,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    seconds: float = _CHECK_SECONDS,
+) -> CheckResult:
+    """Check the file for damage, for at most `seconds`, or until it is cancelled.
 
     A file that takes longer is checked in part. SQLite before 3.42 cannot stop the check, so a file
     over 512 MiB is then not checked.
@@ -213,16 +260,18 @@ def check_integrity(db: Database, path: Path, seconds: float = _CHECK_SECONDS) -
     if sqlite3.sqlite_version_info < _BOUNDED and path.stat().st_size > _SMALL:
         return CheckResult("integrity", "good", f"not checked, as the file is large; {whole}")
     until = time.monotonic() + seconds
-    db.connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
+    connection.set_progress_handler(
+        lambda: is_cancelled() or time.monotonic() > until, _CHECK_STEPS
+    )
     try:
-        rows = db.connection.execute(f"PRAGMA quick_check({_MAX_ERRORS_LISTED})").fetchall()
+        rows = connection.execute(f"PRAGMA quick_check({_MAX_ERRORS_LISTED})").fetchall()
     except sqlite3.OperationalError as error:
         if get_error_code(error) != sqlite3.SQLITE_INTERRUPT:
             raise
         text = f"no fault found in {seconds:g} s; {whole}"
         return CheckResult("integrity", "good", text)
     finally:
-        db.connection.set_progress_handler(None, 0)
+        connection.set_progress_handler(None, 0)
     if rows == [("ok",)]:
         return CheckResult("integrity", "good", "the whole file was checked")
     found = " ".join("; ".join(str(row[0]) for row in rows).split())

@@ -44,6 +44,8 @@ _MANY_UNFINISHED = 10_000
 """Number of unfinished jobs above which a scan back from the newest job is faster than sorting."""
 _MAX_CHUNK = 10_000
 """The maximum number of jobs that one statement examines."""
+_NO_BUDGET = 2**53
+"""Stands for no budget: more rows than a file can hold."""
 _MAX_INTEGER = 2**63 - 1
 """The largest integer of SQLite, above every seq."""
 
@@ -349,7 +351,7 @@ def count_by_state(db: Database, queue: str | None) -> dict[State, int]:
     return dict(zip(_COUNT_COLUMNS, row, strict=True))
 
 
-def list_queues(db: Database) -> list[QueueInfo]:
+def list_queues(db: Database, budget: int | None = None) -> list[QueueInfo]:
     """See `Backend.list_queues`."""
     return combine_rows(
         LaneRow(
@@ -361,9 +363,13 @@ def list_queues(db: Database) -> list[QueueInfo]:
             age=None if oldest is None else max(0, db.now - oldest) / MICRO,
             paused=name is None,
             pause=make_pause(*pause) if name is None else None,
+            size_complete=bool(size_complete),
+            scheduled_complete=bool(scheduled_complete),
         )
-        for queue, name, size, later, running, oldest, *pause in db.run("list_queues", db.now)
-    )
+        for (
+            queue, name, size, later, running, oldest, size_complete, scheduled_complete, *pause
+        ) in db.run("list_queues", db.now, _NO_BUDGET if budget is None else budget)
+    )  # fmt: skip
 
 
 def make_pause(by: str, reason: str, since: int, until: int | None) -> Pause:

@@ -13,6 +13,12 @@ from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.timing.clock import Clock
+from nimburion.server.dashboard.queue_counts import (
+    COUNT_BUDGET,
+    EXACT_AGE,
+    fill_up_counts,
+    is_complete,
+)
 from nimburion.server.dashboard.recent_statistics import RecentHour, RecentStatistics
 
 T = TypeVar("T")
@@ -38,6 +44,8 @@ PAUSE_FACTOR = 10.0
 a tenth of the work that the backend can do.
 """
 MAX_PAUSE = 10.0
+BACKGROUND_PAUSE_FACTOR = 20.0
+"""The same for reads in the background, which no page waits for."""
 FIRST_WAIT = 1.0
 """Seconds that a page waits for the first value of a slow read."""
 MAX_STALENESS = 600.0
@@ -98,6 +106,11 @@ class SharedReadings:
         """The number of values that are kept."""
         return len(self._entries)
 
+    @property
+    def durations(self) -> dict[str, float]:
+        """How long the latest read of each value took, in seconds."""
+        return {key: entry.seconds for key, entry in self._entries.items()}
+
     async def read(
         self,
         key: str,
@@ -132,10 +145,12 @@ class SharedReadings:
         self, key: str, read: Callable[[], Awaitable[object]], max_age: float
     ) -> object | None:
         """Return the last value of a slow read, None before the first. If it is older than
-        `max_age` seconds, it is read again in the background, and a failure is ignored.
+        `max_age` seconds, it is read again in the background, and a failure is ignored. A read that
+        takes very long is repeated less often.
         """
         entry = self._entries.get(key) or self._add_entry(key)
-        if self.clock.monotonic() - entry.tried_at >= max_age:
+        pause = max(max_age, BACKGROUND_PAUSE_FACTOR * entry.seconds)
+        if self.clock.monotonic() - entry.tried_at >= pause:
             self._refresh_later(entry, read, SLOW_READ_TIMEOUT)
         value: object | None = entry.value
         return value
@@ -228,6 +243,10 @@ class PageReadings:
         self._at = math.inf
         self.problem: str = ""
         """Why some values are old; empty if all are fresh."""
+        self.precision: str = "at least"
+        """What numbers of waiting jobs are that are marked as incomplete: `about` this many, as
+        they are from the last full count, or `at least`.
+        """
 
     @property
     def at(self) -> float:
@@ -272,8 +291,21 @@ class PageReadings:
         return cast("T | None", await self._shared.wait_for_value(key, read, max_age))
 
     async def list_queues(self, max_age: float = UPDATE_AGE) -> list[QueueInfo]:
-        """Return all queues with unfinished jobs, and the paused ones."""
-        return await self.read("queues", self.backend.list_queues, max_age)
+        """Return all queues with unfinished jobs, and the paused ones.
+
+        Where very many jobs wait, the numbers that are marked as incomplete are those of the last
+        full count, or at least as many as were counted.
+        """
+        counted = await self.read(
+            "queues", lambda: self.backend.list_queues(budget=COUNT_BUDGET), max_age
+        )
+        if is_complete(counted):
+            return counted
+        last = self.peek("queues counted to the end", self.backend.list_queues, EXACT_AGE)
+        if last is None:
+            return counted
+        self.precision = "about"
+        return fill_up_counts(counted, last)
 
     async def list_sessions(self, max_age: float = 2.0) -> list[SessionInfo]:
         """Return the sessions of all workers."""

@@ -97,9 +97,16 @@ def finalize_value(value: object) -> object:
     return escape_controls(value) if isinstance(value, str) else value
 
 
-def format_count(number: float | None) -> str:
-    """Format a number with narrow spaces between thousands."""
-    return NOTHING if number is None else f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+def format_count(number: float | None, precision: str = "") -> str:
+    """Format a number with narrow spaces between thousands, and a word before it.
+
+    >>> format_count(7), format_count(7, "at least")
+    ('7', 'at least 7')
+    """
+    if number is None:
+        return NOTHING
+    text = f"{number:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f"{precision} {text}".lstrip()
 
 
 def format_rate(number: float | None) -> str:

@@ -158,6 +158,7 @@ class PageVisit:
             "own_query": self._own_query,
             "at": readings.at,
             "problem": readings.problem,
+            "precision": readings.precision,
             "rights": self._caller.rights,
             "actions": {
                 name: action

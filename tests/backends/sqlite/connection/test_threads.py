@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.core.errors import BackendFull, BackendReadOnly, OutOfOrder
+from nimburion.core.errors import BackendFull, BackendReadOnly, NotOpen, OutOfOrder
 from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
@@ -201,3 +201,16 @@ async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) ->
 async def test_the_reader_cannot_write(backend: SQLiteBackend) -> None:
     with pytest.raises(BackendReadOnly):
         await backend._read(lambda db: db.run("pause_queue", "q", "", "", 0, None))
+
+
+async def test_a_slow_read_holds_up_no_other(backend: SQLiteBackend) -> None:
+    may_end = threading.Event()
+    slow = asyncio.create_task(backend._read_slowly(lambda _: may_end.wait(20.0)))
+    async with asyncio.timeout(20.0):
+        assert await backend.list_sessions() == []
+        assert not slow.done()
+        may_end.set()
+        assert await slow
+        await backend.close()
+        with pytest.raises(NotOpen):
+            await backend.count_jobs()

@@ -195,25 +195,49 @@ SELECT
 
 -- name: list_queues
 -- List every lane that has an unfinished job, and every queue that is paused now.
--- Inputs: ?1 now
+-- Inputs: ?1 now, ?2 the budget: how many jobs are counted in each table
 -- Result: queue; name (NULL: the row says that the queue is paused); number of jobs that are due and wait; number of
---   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; and of a
---   paused queue: who paused it, the reason, since, until
-WITH unfinished AS (
-    SELECT lane, count(*) AS size, 0 AS later, 0 AS running, min(due) AS oldest
-    FROM ready GROUP BY lane
+--   jobs that are not due; number of jobs that are processing; the earliest due time of those that are due; 1 if all due
+--   jobs are counted, 1 if all that are not due are; and of a paused queue: who paused it, the reason, since, until
+-- The lanes share the budget for `ready`. The earliest due time of a lane is the least of those of its ranks: each is the
+-- first row of the rank, so that it costs no count.
+WITH served AS MATERIALIZED (
+    SELECT id FROM lane WHERE EXISTS (SELECT 1 FROM ready WHERE ready.lane = lane.id)
+),
+share (most) AS MATERIALIZED (SELECT max(1, ?2 / max(1, (SELECT count(*) FROM served)))),
+rank (number) AS (VALUES (0), (-1), (-2), (-3), (-4), (-5), (-6), (-7), (-8), (-9)),
+counted AS MATERIALIZED (
+    SELECT
+        served.id AS lane, share.most,
+        (SELECT count(*) FROM (
+            SELECT 1 FROM ready WHERE ready.lane = served.id LIMIT (SELECT most FROM share)
+        )) AS size,
+        (SELECT min(first) FROM (
+            SELECT (
+                SELECT due FROM ready WHERE ready.lane = served.id AND ready.rank = rank.number ORDER BY due LIMIT 1
+            ) AS first FROM rank
+        )) AS oldest
+    FROM served CROSS JOIN share
+),
+unfinished AS (
+    SELECT lane, size, 0 AS later, 0 AS running, oldest, size < most AS complete FROM counted
     UNION ALL
-    SELECT lane, count(*), 0, 0, min(due) FROM parked GROUP BY lane
+    SELECT lane, count(*), 0, 0, min(due), 1 FROM (SELECT lane, due FROM parked LIMIT ?2) GROUP BY lane
     UNION ALL
-    SELECT lane, sum(due <= ?1), sum(due > ?1), 0, min(iif(due <= ?1, due, NULL))
-    FROM scheduled GROUP BY lane
+    SELECT lane, sum(due <= ?1), sum(due > ?1), 0, min(iif(due <= ?1, due, NULL)), 1
+    FROM (SELECT lane, due FROM scheduled ORDER BY due LIMIT ?2) GROUP BY lane
     UNION ALL
-    SELECT lane, 0, 0, count(*), NULL FROM lease GROUP BY lane
+    SELECT lane, 0, 0, count(*), NULL, 1 FROM lease GROUP BY lane
+),
+whole (size, later) AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM (SELECT 1 FROM parked LIMIT ?2)) < ?2,
+        (SELECT count(*) FROM (SELECT 1 FROM scheduled LIMIT ?2)) < ?2
 )
-SELECT lane.queue, lane.name, size, later, running, oldest, NULL, NULL, NULL, NULL
-FROM unfinished JOIN lane ON lane.id = unfinished.lane
+SELECT lane.queue, lane.name, unfinished.size, unfinished.later, running, oldest, complete AND whole.size, whole.later,
+    NULL, NULL, NULL, NULL
+FROM unfinished CROSS JOIN whole JOIN lane ON lane.id = unfinished.lane
 UNION ALL
-SELECT queue, NULL, 0, 0, 0, NULL, paused_by, reason, since, until FROM paused_queue
+SELECT queue, NULL, 0, 0, 0, NULL, 1, whole.later, paused_by, reason, since, until FROM paused_queue CROSS JOIN whole
 WHERE until IS NULL OR until > ?1;
 
 -- name: list_sessions

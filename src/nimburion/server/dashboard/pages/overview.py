@@ -42,7 +42,10 @@ class OverviewData(msgspec.Struct, frozen=True, kw_only=True):
     """What the overview shows. Totals of all queues; counts are those of the last hour."""
 
     due: int
+    due_complete: bool
+    """False: about so many jobs are due; see `QueueRow`."""
     scheduled: int
+    scheduled_complete: bool
     processing: int
     oldest_age: float
     oldest_queue: str | None
@@ -80,7 +83,9 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
     rate = hour.compute_rate(hour.total.completed)
     return OverviewData(
         due=due,
+        due_complete=all(row.size_complete for row in rows),
         scheduled=sum(row.scheduled for row in rows),
+        scheduled_complete=all(row.scheduled_complete for row in rows),
         processing=sum(row.processing for row in rows),
         oldest_age=0.0 if oldest is None else oldest.oldest_age,
         oldest_queue=oldest.name if oldest is not None and oldest.size else None,

@@ -32,7 +32,12 @@ class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size: int
     """The number of jobs that are due and not processing."""
+    size_complete: bool
+    """False: so many jobs waited when all were last counted, up to a minute ago; or at least so
+    many.
+    """
     scheduled: int
+    scheduled_complete: bool
     processing: int
     oldest_age: float
     paused: bool
@@ -105,7 +110,9 @@ def make_row(
     return QueueRow(
         name=queue.name,
         size=queue.size,
+        size_complete=queue.size_complete,
         scheduled=queue.scheduled,
+        scheduled_complete=queue.scheduled_complete,
         processing=queue.processing,
         oldest_age=queue.oldest_age,
         paused=queue.paused,

@@ -259,6 +259,30 @@ class Reading:
             ),
         ]
 
+    async def test_a_budget_bounds_how_many_jobs_of_queues_are_counted(
+        self, harness: Harness
+    ) -> None:
+        """Where a number is marked as complete, it is exact. Otherwise it is too small."""
+        now = harness.clock.now()
+        for number in range(5):
+            await harness.put(harness.job(at=now - number, priority=number, queue="many"))
+            await harness.put(harness.job(after=60.0 + number, queue="many"))
+        await harness.put(harness.job(queue="few"))
+        worker = await harness.worker(queues=("few",))
+        await worker.take_one()
+        await harness.put(harness.job(queue="few"))
+        exact = {info.name: info for info in await harness.backend.list_queues()}
+        assert all(info.size_complete and info.scheduled_complete for info in exact.values())
+        assert list(exact.values()) == await harness.backend.list_queues(budget=1_000)
+        bounded = {info.name: info for info in await harness.backend.list_queues(budget=4)}
+        for name, info in bounded.items():
+            true = exact[name]
+            assert info.size == true.size if info.size_complete else 0 < info.size <= true.size
+            assert info.scheduled_complete or info.scheduled <= true.scheduled
+            assert not info.scheduled_complete or info.scheduled == true.scheduled
+            assert (info.processing, info.oldest_age) == (true.processing, true.oldest_age)
+        assert bounded["few"].size == 1
+
     async def test_queues_show_how_many_jobs_of_each_name_wait(self, harness: Harness) -> None:
         """All priorities count, due or not. Running jobs do not count."""
         await harness.put(harness.job("a", name="mail"))

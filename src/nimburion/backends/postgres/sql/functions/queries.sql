@@ -290,7 +290,7 @@ $$;
 -- Inputs: the time; the queue (NULL: all queues)
 -- Result: states, each with a number; a state may occur in several rows
 CREATE OR REPLACE FUNCTION {schema}.count_by_state_1(p_now int8, p_queue text) RETURNS TABLE (state text, number int8)
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE SET jit TO off AS $$
     WITH lanes AS (SELECT a.id FROM {schema}.lane a WHERE p_queue IS NULL OR a.queue = p_queue)
     SELECT CASE WHEN r.attempt_status = 2 THEN 'retrying' ELSE 'pending' END, count(*) FROM {schema}.ready r
     WHERE r.lane IN (SELECT id FROM lanes) GROUP BY 1
@@ -312,39 +312,71 @@ $$;
 
 -- name: list_queues
 -- List every lane that has an unfinished job, and every paused queue.
--- Inputs: the time
+-- Inputs: the time; the budget: how many jobs are counted in each table (NULL: all)
 -- Result:
 --   queue, name     the lane; a NULL name says that the queue is paused
 --   size            the number of jobs that are due and wait
 --   scheduled       the number of jobs that are not due
 --   processing      the number of leased jobs
 --   age             microseconds since the earliest due time; NULL: no job is due
+--   size_complete, scheduled_complete
+--                   whether all of these jobs are counted
 --   paused          whether this row says that the queue is paused
 --   since, ends_at, paused_by, reason
 --                   of a pause: its start, its end (NULL: when the queue is resumed), who paused the queue, and why
-CREATE OR REPLACE FUNCTION {schema}.list_queues_1(p_now int8) RETURNS TABLE (
-    queue text, name text, size int8, scheduled int8, processing int8, age int8, paused bool, since int8, ends_at int8,
-    paused_by text, reason text
+-- With a budget, the lanes share it for `ready`, and are read in the order of its index: the first row of a lane is the
+-- oldest. Without one, tables are read from end to end.
+CREATE OR REPLACE FUNCTION {schema}.list_queues_1(p_now int8, p_budget int4) RETURNS TABLE (
+    queue text, name text, size int8, scheduled int8, processing int8, age int8, size_complete bool,
+    scheduled_complete bool, paused bool, since int8, ends_at int8, paused_by text, reason text
 )
-LANGUAGE sql STABLE AS $$
-    WITH unfinished AS (
-        SELECT r.lane, count(*) AS due, 0::int8 AS later, 0::int8 AS held, min(r.due) AS oldest
-        FROM {schema}.ready r GROUP BY r.lane
+LANGUAGE sql STABLE SET jit TO off AS $$
+    WITH served AS MATERIALIZED (
+        SELECT a.id, o.due AS oldest FROM {schema}.lane a, LATERAL (
+            SELECT r.due FROM {schema}.ready r WHERE r.lane = a.id ORDER BY r.due, r.seq LIMIT 1
+        ) o WHERE p_budget IS NOT NULL
+    ),
+    share AS MATERIALIZED (SELECT GREATEST(1, p_budget / GREATEST(1, count(*))) AS most FROM served),
+    counted AS MATERIALIZED (
+        SELECT s.id, s.oldest, (
+            SELECT count(*) FROM (
+                SELECT FROM {schema}.ready r WHERE r.lane = s.id ORDER BY r.due, r.seq LIMIT (SELECT most FROM share)
+            ) c
+        ) AS number
+        FROM served s
+    ),
+    later AS (
+        SELECT s.lane, s.due FROM {schema}.scheduled s WHERE p_budget IS NULL
         UNION ALL
-        SELECT k.lane, count(*), 0, 0, min(k.due) FROM {schema}.parked k GROUP BY k.lane
+        SELECT b.lane, b.due FROM (
+            SELECT s.lane, s.due FROM {schema}.scheduled s WHERE p_budget IS NOT NULL ORDER BY s.due, s.seq LIMIT p_budget
+        ) b
+    ),
+    whole AS MATERIALIZED (
+        SELECT p_budget IS NULL OR (SELECT count(*) FROM (SELECT FROM {schema}.parked LIMIT p_budget) k) < p_budget AS size,
+            p_budget IS NULL OR (SELECT count(*) FROM (SELECT FROM {schema}.scheduled LIMIT p_budget) k) < p_budget AS later
+    ),
+    unfinished AS (
+        SELECT r.lane, count(*) AS due, 0::int8 AS later, 0::int8 AS held, min(r.due) AS oldest, true AS complete
+        FROM {schema}.ready r WHERE p_budget IS NULL GROUP BY r.lane
+        UNION ALL
+        SELECT c.id, c.number, 0, 0, c.oldest, c.number < (SELECT most FROM share) FROM counted c
+        UNION ALL
+        SELECT k.lane, count(*), 0, 0, min(k.due), true FROM (SELECT * FROM {schema}.parked LIMIT p_budget) k GROUP BY k.lane
         UNION ALL
         SELECT s.lane, count(*) FILTER (WHERE s.due <= p_now), count(*) FILTER (WHERE s.due > p_now), 0,
-            min(s.due) FILTER (WHERE s.due <= p_now)
-        FROM {schema}.scheduled s GROUP BY s.lane
+            min(s.due) FILTER (WHERE s.due <= p_now), true
+        FROM later s GROUP BY s.lane
         UNION ALL
-        SELECT l.lane, 0, 0, count(*), NULL FROM {schema}.lease l GROUP BY l.lane
+        SELECT l.lane, 0, 0, count(*), NULL, true FROM {schema}.lease l GROUP BY l.lane
     )
     SELECT a.queue, a.name, CAST(sum(u.due) AS int8), CAST(sum(u.later) AS int8), CAST(sum(u.held) AS int8),
-        p_now - min(u.oldest), false, CAST(NULL AS int8), CAST(NULL AS int8), CAST(NULL AS text), CAST(NULL AS text)
-    FROM unfinished u JOIN {schema}.lane a ON a.id = u.lane GROUP BY a.queue, a.name
+        p_now - min(u.oldest), bool_and(u.complete AND w.size), bool_and(w.later), false, CAST(NULL AS int8), CAST(NULL AS int8),
+        CAST(NULL AS text), CAST(NULL AS text)
+    FROM unfinished u CROSS JOIN whole w JOIN {schema}.lane a ON a.id = u.lane GROUP BY a.queue, a.name
     UNION ALL
-    SELECT p.queue, NULL, 0, 0, 0, NULL, true, p.since, p.ends_at, p.paused_by, p.reason
-    FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > p_now
+    SELECT p.queue, NULL, 0, 0, 0, NULL, true, w.later, true, p.since, p.ends_at, p.paused_by, p.reason
+    FROM {schema}.paused_queue p CROSS JOIN whole w WHERE p.ends_at IS NULL OR p.ends_at > p_now
 $$;
 
 -- name: list_sessions

@@ -25,9 +25,10 @@ redis.call('ZCARD', ready_key)
 for _, command in ipairs({ 'ZLEXCOUNT', 'ZRANGEBYLEX' }) do
   redis.call(command, ready_key, '-', '-')
 end
-for _, command in ipairs({ 'ZRANGE', 'ZREVRANGE', 'ZRANGEBYSCORE', 'ZREVRANGEBYSCORE' }) do
+for _, command in ipairs({ 'ZRANGE', 'ZREVRANGE', 'ZRANGEBYSCORE' }) do
   redis.call(command, ready_key, 1, 0)
 end
+redis.call('ZREVRANGEBYSCORE', ready_key, 0, 1) -- the maximum comes first: (1, 0) would return all waiting jobs
 redis.call('TIME')
 redis.call('XREAD', 'COUNT', 1, 'STREAMS', wakeup0_key, '0-0')
 redis.call('XREVRANGE', wakeup0_key, '+', '-', 'COUNT', 1)

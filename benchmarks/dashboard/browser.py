@@ -1,0 +1,143 @@
+"""Open each page of a dashboard in Chromium, and time what a person sees."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from random import Random
+
+import msgspec
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from benchmarks.report import table
+from nimburion.core.backend import Backend
+from nimburion.core.job import NewJob
+
+LOADS = 5
+"""How often each page is loaded."""
+EVENTS = 6
+"""How often each change is timed."""
+PAUSED = "queue_1"
+"""The queue that is paused."""
+DEADLINE = 60_000
+"""Milliseconds until something counts as not happening."""
+
+_READ_TIMES = """() => {
+  const entry = performance.getEntriesByType("navigation")[0];
+  return [entry.responseStart - entry.requestStart, entry.loadEventEnd - entry.startTime];
+}"""
+
+
+class PageTimes(msgspec.Struct):
+    """The times of one page in milliseconds, of each load."""
+
+    first_byte: list[float] = msgspec.field(default_factory=list)
+    """From the request until the first byte of the answer."""
+    loaded: list[float] = msgspec.field(default_factory=list)
+    """From the click until the page and its files are loaded."""
+
+
+class BrowserFigures(msgspec.Struct):
+    """What Chromium measured."""
+
+    pages: dict[str, PageTimes]
+    changes: dict[str, list[float]]
+    """The seconds from each change until an open page showed it."""
+
+
+async def drive_pages(address: str, paths: Mapping[str, str], backend: Backend) -> BrowserFigures:
+    """Load each page a few times, and time when changes appear on open pages."""
+    expect.set_options(timeout=DEADLINE)
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        try:
+            pages = {name: PageTimes() for name in paths}
+            for _ in range(LOADS):
+                page = await browser.new_page()
+                for name, path in paths.items():
+                    await load_page(page, address + path, pages[name])
+                await page.close()
+            return BrowserFigures(pages, await time_changes(browser, address, backend))
+        finally:
+            await browser.close()
+
+
+async def load_page(page: Page, url: str, times: PageTimes) -> None:
+    """Load a page and note its times."""
+    answer = await page.goto(url, timeout=DEADLINE)
+    assert answer is not None
+    assert answer.ok, f"{url}: {answer.status}"
+    first_byte, loaded = await page.evaluate(_READ_TIMES)
+    times.first_byte.append(first_byte)
+    times.loaded.append(loaded)
+
+
+async def time_changes(browser: Browser, address: str, backend: Backend) -> dict[str, list[float]]:
+    """Return when a new job, and a pause and its end, appear on open pages."""
+    random = Random(1)
+    paths = {"jobs": "/jobs?q=queue:seen", "queues": "/queues", "its queue": f"/queues/{PAUSED}"}
+    pages = {}
+    for name, path in {**paths, "the overview": ""}.items():
+        pages[name] = await browser.new_page()
+        await pages[name].goto(address + path, timeout=DEADLINE)
+    taken: dict[str, list[float]] = {}
+    for number in range(EVENTS):
+        job = NewJob(f"seen-{number}", "send", "seen", b"{}")
+        jobs = pages["jobs"]
+        await prepare(random, jobs)
+        await backend.enqueue([job])
+        row = jobs.locator(f"#job-{job.id}")
+        taken.setdefault("a new job: jobs", []).append(await time_sight(expect(row).to_be_visible))
+    for name in ("queues", "its queue", "the overview"):
+        page = pages[name]
+        state = page.locator("#live .state.paused")
+        for number in range(EVENTS):
+            paused = number % 2 == 0
+            await prepare(random, page)
+            await backend.pause_queue(PAUSED, paused=paused, by="somebody", reason="a deploy")
+            see = partial(expect(state).to_have_count, int(paused))
+            taken.setdefault(f"a pause or its end: {name}", []).append(await time_sight(see))
+    return taken
+
+
+async def prepare(random: Random, page: Page) -> None:
+    """Show a page, and wait so that the next change comes at any time between two updates."""
+    await page.bring_to_front()
+    await page.wait_for_timeout(random.uniform(500, 2500))
+
+
+async def time_sight(see: Callable[[], Awaitable[None]]) -> float:
+    """Return the seconds until `see` returns."""
+    started = time.perf_counter()
+    await see()
+    return time.perf_counter() - started
+
+
+def show_browser(title: str, figures: BrowserFigures) -> str:
+    """Return the tables of a run."""
+    head = ["Chromium, ms", "first byte", "worst", "loaded", "worst"]
+    lines = [
+        [
+            name,
+            *(f"{value:,.0f}" for value in summarize(times.first_byte) + summarize(times.loaded)),
+        ]
+        for name, times in figures.pages.items()
+    ]
+    rows = [
+        [change, *(f"{value:.2f}" for value in summarize(taken))]
+        for change, taken in figures.changes.items()
+    ]
+    return "\n".join(
+        [
+            table(title, head, lines),
+            table("until an open page shows a change, s", ["", "median", "worst"], rows),
+        ]
+    )
+
+
+def summarize(values: list[float]) -> tuple[float, float]:
+    """Return the median and the largest value."""
+    return statistics.median(values), max(values)
