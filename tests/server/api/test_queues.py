@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nimburion.core.session import Session
 from tests.server.conftest import Api
 
 
@@ -22,6 +23,27 @@ async def test_a_queue_is_paused_and_resumed_any_number_of_times(api: Api) -> No
         answer = await api.post(f"/queues/mail/{verb}")
         assert answer == {"queue": "mail", "paused": paused, "until": None}
         assert (await api.get("/queues/mail"))["paused"] is paused
+
+
+async def test_all_queues_are_paused_and_resumed(api: Api) -> None:
+    await api.enqueue("a", queue="mail")
+    await api.enqueue("b", queue="slow")
+    worker = Session(id="w", queues=("idle", "mail"), names=("send",))
+    await api.processor.backend.open_session(worker)
+    await api.post("/queues/slow/pause", {"reason": "broken"})
+    answer = await api.post("/queues/pause", {"reason": "deploy", "for": 60})
+    assert answer["queues"] == ["idle", "mail"]
+    assert answer["until"] is not None
+    reasons = {one["name"]: one["pause"]["reason"] for one in (await api.get("/queues"))["queues"]}
+    assert reasons == {"idle": "deploy", "mail": "deploy", "slow": "broken"}
+    answer = await api.post("/queues/resume")
+    assert answer == {"queues": ["idle", "mail", "slow"], "paused": False, "until": None}
+    assert not any(one["paused"] for one in (await api.get("/queues"))["queues"])
+    records = (await api.get("/audit"))["records"]
+    assert [(one["action"], one["changed"]) for one in records[:2]] == [
+        ("queue.resume_all", 3),
+        ("queue.pause_all", 2),
+    ]
 
 
 async def test_a_pause_has_a_reason_and_an_end(api: Api) -> None:

@@ -21,6 +21,7 @@ PATH_VALUES = {"queue": "mail", "id": "a", "name": "daily", "fingerprint": "none
 """The values of parameters of paths: what `fill` stores exists under these names."""
 FORMS: dict[str, dict[str, str]] = {
     "queues.queue.pause": {"reason": "deploy", "for": "600"},
+    "queues.pause": {"reason": "deploy", "for": "600"},
     "jobs.cancel": {"ids": "a"},
     "jobs.replay": {"ids": "c"},
     "jobs.purge": {"ids": "c"},

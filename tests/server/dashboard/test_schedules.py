@@ -40,13 +40,17 @@ async def test_the_last_ticks_have_their_outcomes(site: Api) -> None:
     assert "0 failed, 27 without a job" in html
 
 
-async def test_a_pause_keeps_its_reason_in_the_audit_log(site: Api) -> None:
+async def test_the_reason_of_a_pause_is_recorded_and_shown(site: Api) -> None:
     await site.client.post(f"{PATH}/daily/pause", content="reason=holiday", headers=OWN_PAGE)
     (record,) = (await site.processor.backend.list_audit()).records
     assert (record.action, record.target) == ("schedule.pause", "daily")
     assert record.details == {"reason": "holiday"}
     html = (await site.client.get(PATH)).text
     assert f'action="{PATH}/daily/resume"' in html
+    assert "by local, " in html
+    assert "<small>holiday</small>" in html
+    await site.client.post(f"{PATH}/daily/resume", headers=OWN_PAGE)
+    assert "holiday" not in (await site.client.get(PATH)).text
 
 
 async def test_a_run_by_hand_names_its_job(site: Api) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.diagnosis.unserved import Unserved, find_unserved, list_reasons
+from nimburion.core.backend import Backend
+from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live, list_reasons
 from nimburion.core.job import State
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
@@ -55,6 +56,15 @@ class PauseState(msgspec.Struct, frozen=True):
     paused: bool
     until: float | None = None
     """When the pause ends by itself, in epoch seconds; None: when the queue is resumed."""
+
+
+class AllPauses(msgspec.Struct, frozen=True):
+    """The queues that were paused or resumed."""
+
+    queues: list[str]
+    paused: bool
+    until: float | None = None
+    """When the pause ends by itself, in epoch seconds; None: when the queues are resumed."""
 
 
 class PauseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,12 +118,7 @@ async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:
 async def pause_queue(request: ApiRequest[NoQuery, PauseBody]) -> PauseState:
     """Start no more jobs of a queue until it is resumed. Running jobs continue."""
     queue, body, backend = request.path["queue"], request.body, request.services.backend
-    if body.duration is not None and body.until is not None:
-        raise Problem(422, "invalid-body", "give either for or until, not both")
-    until = to_epoch(body.until)
-    if body.duration is not None:
-        until = await backend.now() + body.duration
-    by = request.caller.name
+    until, by = await _read_until(body, backend), request.caller.name
     await backend.pause_queue(queue, paused=True, by=by, reason=body.reason, until=until)
     return PauseState(queue, paused=True, until=until)
 
@@ -123,6 +128,43 @@ async def resume_queue(request: ApiRequest[NoQuery, NoBody]) -> PauseState:
     queue = request.path["queue"]
     await request.services.backend.pause_queue(queue, paused=False)
     return PauseState(queue, paused=False)
+
+
+async def pause_all_queues(request: ApiRequest[NoQuery, PauseBody]) -> AllPauses:
+    """Start no more jobs of any queue that holds a job or that a live worker serves. Queues that
+    are paused already keep their pause, and a queue that is used later is not paused.
+    """
+    body, backend = request.body, request.services.backend
+    until, by = await _read_until(body, backend), request.caller.name
+    found = await backend.list_queues()
+    served = {
+        queue for one in await backend.list_sessions() if is_live(one) for queue in one.queues
+    }
+    paused = {queue.name for queue in found if queue.paused}
+    names = sorted({queue.name for queue in found}.union(served) - paused)
+    for count, name in enumerate(names, start=1):
+        await backend.pause_queue(name, paused=True, by=by, reason=body.reason, until=until)
+        request.change.count = count
+    return AllPauses(names, paused=True, until=until)
+
+
+async def resume_all_queues(request: ApiRequest[NoQuery, NoBody]) -> AllPauses:
+    """Start the jobs of all paused queues again."""
+    backend = request.services.backend
+    names = sorted(queue.name for queue in await backend.list_queues() if queue.paused)
+    for count, name in enumerate(names, start=1):
+        await backend.pause_queue(name, paused=False)
+        request.change.count = count
+    return AllPauses(names, paused=False)
+
+
+async def _read_until(body: PauseBody, backend: Backend) -> float | None:
+    """Return when a pause ends, in epoch seconds."""
+    if body.duration is not None and body.until is not None:
+        raise Problem(422, "invalid-body", "give either for or until, not both")
+    if body.duration is not None:
+        return await backend.now() + body.duration
+    return to_epoch(body.until)
 
 
 def _summarize(queue: QueueInfo, unserved: list[Unserved]) -> QueueSummary:
@@ -170,5 +212,22 @@ OPERATIONS = (
         handle=resume_queue,
         action="queue.resume",
         answer=PauseState,
+    ),
+    Operation(
+        method="POST",
+        path="/queues/pause",
+        right="operate",
+        handle=pause_all_queues,
+        action="queue.pause_all",
+        body=PauseBody,
+        answer=AllPauses,
+    ),
+    Operation(
+        method="POST",
+        path="/queues/resume",
+        right="operate",
+        handle=resume_all_queues,
+        action="queue.resume_all",
+        answer=AllPauses,
     ),
 )

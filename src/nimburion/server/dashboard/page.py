@@ -45,6 +45,10 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     interval: float | None = 1.0
     """Seconds between two live updates, at least; None: the page is not live."""
 
+    table: str | None = None
+    """The rows that the page is as CSV: a field of what `read` returns, or of a field of it
+    (`report.checks`); None: the page has no table.
+    """
     constants: dict[str, Any] = msgspec.field(default_factory=dict)
     """Further values for the template, the same for each request."""
 
@@ -52,6 +56,13 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     def name(self) -> str:
         """The name of the page, which is that of its template."""
         return self.template.removesuffix(".html")
+
+    def list_rows(self, shown: msgspec.Struct) -> list[msgspec.Struct]:
+        """Return the rows of the table, from what the page shows."""
+        rows: Any = shown
+        for field in (self.table or "").split("."):
+            rows = getattr(rows, field, ())
+        return list(rows)
 
 
 AnyPage = DashboardPage[Any]

@@ -1,4 +1,4 @@
-"""Answers of the dashboard: pages as HTML, JSON, fragments and streams; actions; problems."""
+"""Answers of the dashboard: pages as HTML, JSON, CSV, fragments and streams; actions; problems."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from nimburion.server.api.operation import (
     read_content,
 )
 from nimburion.server.dashboard.assets import load_assets
+from nimburion.server.dashboard.csv_tables import make_csv
 from nimburion.server.dashboard.live import Fragment, LiveStream
 from nimburion.server.dashboard.page import AnyPage, DashboardAction, PageRequest
 from nimburion.server.dashboard.readings import (
@@ -40,7 +41,7 @@ from nimburion.server.problems import Problem
 from nimburion.server.services import ManagementServices
 
 DASHBOARD_PATH = "/dashboard"
-Form = Literal["html", "json", "fragment", "stream"]
+Form = Literal["html", "json", "csv", "fragment", "stream"]
 
 POLL_SECONDS = 2.0
 """The least seconds between two polls of a page whose server has no streams."""
@@ -60,6 +61,8 @@ async def answer_page(
     visit = PageVisit(page, services, request, caller=caller, path=path, query=query)
     if form == "json":
         return await visit.answer_json()
+    if form == "csv":
+        return await visit.answer_csv()
     if form == "fragment":
         return await visit.answer_fragment()
     if form == "stream":
@@ -97,6 +100,18 @@ class PageVisit:
         headers = _describe_age(readings)
         return Response(msgspec.json.encode(shown), 200, headers, "application/json")
 
+    async def answer_csv(self) -> Response:
+        """Return the table of the page as CSV."""
+        if self._page.table is None:
+            raise make_parameter_problem("format", "this page has no table; format=json works")
+        shown, readings = await self._read()
+        name = f"{self._page.name}.csv"
+        headers = {
+            **_describe_age(readings),
+            "Content-Disposition": f'attachment; filename="{name}"',
+        }
+        return Response(make_csv(self._page.list_rows(shown)), 200, headers, "text/csv")
+
     async def answer_fragment(self) -> Response:
         """Return the live part of the page."""
         fragment = await self._render_fragment()
@@ -129,6 +144,8 @@ class PageVisit:
             "sections": SECTIONS,
             "live_url": None if self._page.interval is None else self._make_live_url(),
             "poll_seconds": self._choose_poll_seconds(),
+            "data_url": self._make_live_url(),
+            "has_table": self._page.table is not None,
             "caller": self._caller,
             "backend": self._services.backend.describe(),
         }

@@ -94,5 +94,6 @@ ABOUT = DashboardPage(
     section="About",
     read=read_about,
     template="about.html",
+    table="settings",
     interval=None,
 )

@@ -64,6 +64,7 @@ AUDIT = DashboardPage(
     section="Audit",
     read=read_audit,
     template="audit.html",
+    table="records",
     query=AuditQuery,
     interval=2.0,
 )

@@ -188,6 +188,7 @@ DEAD_LETTERS = DashboardPage(
     section="Dead letters",
     read=read_groups,
     template="dead_letters.html",
+    table="groups",
     query=GroupListQuery,
 )
 DEAD_LETTER_GROUP = DashboardPage(
@@ -196,6 +197,7 @@ DEAD_LETTER_GROUP = DashboardPage(
     section="Dead letters",
     read=read_group,
     template="dead_letter_group.html",
+    table="jobs",
     query=GroupPageQuery,
 )
 ARGUMENTS = DashboardPage(

@@ -155,6 +155,7 @@ JOB = DashboardPage(
     section="Jobs",
     read=read_job,
     template="job.html",
+    table="attempts",
     constants={"format_qualifier": format_qualifier},
 )
 

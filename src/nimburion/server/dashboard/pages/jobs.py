@@ -226,6 +226,7 @@ JOBS = DashboardPage(
     section="Jobs",
     read=read_jobs,
     template="jobs.html",
+    table="jobs",
     query=JobListQuery,
     constants={"qualifiers": QUALIFIERS},
 )

@@ -197,6 +197,7 @@ METRICS = DashboardPage(
     section="Metrics",
     read=read_metrics,
     template="metrics.html",
+    table="rows",
     query=MetricsQuery,
     interval=10.0,
 )

@@ -170,6 +170,7 @@ OPERATIONS = DashboardPage(
     section="Operations",
     read=read_operations,
     template="operations.html",
+    table="operations",
     query=OperationListQuery,
 )
 NEW_OPERATION = DashboardPage(

@@ -59,6 +59,8 @@ class OverviewData(msgspec.Struct, frozen=True, kw_only=True):
     queues: list[QueueRow]
     """The queues with the oldest waiting jobs."""
     queue_count: int
+    paused_count: int
+    """The number of paused queues."""
     dead_letters: int
     """The number of dead letters examined, the newest ones."""
     all_dead_letters: bool
@@ -98,6 +100,7 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
         workers=count_workers(sessions),
         queues=sort_rows(rows, "oldest")[:MAX_QUEUES],
         queue_count=len(rows),
+        paused_count=sum(row.paused for row in rows),
         dead_letters=found.examined,
         all_dead_letters=found.complete,
         groups=found.groups,
@@ -135,4 +138,5 @@ OVERVIEW = DashboardPage(
     section="Overview",
     read=read_overview,
     template="overview.html",
+    table="queues",
 )

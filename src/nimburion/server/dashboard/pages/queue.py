@@ -194,5 +194,6 @@ QUEUE = DashboardPage(
     section="Queues",
     read=read_queue,
     template="queue.html",
+    table="names",
     query=QueueQuery,
 )

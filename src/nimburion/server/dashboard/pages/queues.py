@@ -13,6 +13,7 @@ from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.api import queues as queue_operations
+from nimburion.server.api.queues import AllPauses
 from nimburion.server.dashboard.page import (
     DashboardAction,
     DashboardPage,
@@ -180,10 +181,32 @@ QUEUES = DashboardPage(
     section="Queues",
     read=read_queues,
     template="queues.html",
+    table="queues",
     query=QueueListQuery,
 )
 
+
+def describe_all(changed: AllPauses) -> str:
+    """Return how many queues were paused or resumed."""
+    count = len(changed.queues)
+    return f"{count} queue{'' if count == 1 else 's'} {'paused' if changed.paused else 'resumed'}."
+
+
 ACTIONS = (
+    DashboardAction(
+        path="/queues/pause",
+        operation=find_operation(queue_operations.OPERATIONS, "pause_all_queues"),
+        done="All queues are paused.",
+        back="",
+        describe=describe_all,
+    ),
+    DashboardAction(
+        path="/queues/resume",
+        operation=find_operation(queue_operations.OPERATIONS, "resume_all_queues"),
+        done="All queues are resumed.",
+        back="",
+        describe=describe_all,
+    ),
     DashboardAction(
         path="/queues/{queue}/pause",
         operation=find_operation(queue_operations.OPERATIONS, "pause_queue"),

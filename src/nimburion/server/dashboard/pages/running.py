@@ -134,6 +134,7 @@ RUNNING = DashboardPage(
     section="Running",
     read=read_running,
     template="running.html",
+    table="jobs",
     interval=2.0,
 )
 

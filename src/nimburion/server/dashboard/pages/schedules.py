@@ -16,10 +16,13 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.readings import PageReadings
 
 PAGE_SIZE = 25
 COMING_TICKS = 5
 OUTCOMES = 30
+MAX_RECORDS = 500
+"""The audit records that are read for the reasons of pauses, the newest ones."""
 GRACE = 30.0
 """Seconds after which a due tick that no scheduler has decided is worth a warning."""
 
@@ -31,10 +34,20 @@ class ScheduleTableQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """The name of the last schedule of the previous page."""
 
 
+class SchedulePause(msgspec.Struct, frozen=True, kw_only=True):
+    """Who paused a schedule, and why, as the audit log says."""
+
+    by: str
+    reason: str
+    since: float
+
+
 class ScheduleRow(msgspec.Struct, frozen=True, kw_only=True):
     """One schedule."""
 
     history: ScheduleHistory
+    pause: SchedulePause | None
+    """None if it is not paused, or if the latest `MAX_RECORDS` audit records do not hold it."""
     overdue: float | None
     """Seconds since a tick that is due and not decided; None if there is none."""
     failed: int
@@ -70,15 +83,37 @@ async def read_schedules(request: PageRequest[ScheduleTableQuery]) -> ScheduleTa
         lambda: schedules.list_histories(COMING_TICKS, OUTCOMES, after=after, limit=PAGE_SIZE + 1),
         5.0,
     )
-    rows = [_make_row(history, readings.now) for history in found[:PAGE_SIZE]]
+    is_paused = any(history.schedule.condition == "paused" for history in found)
+    pauses = await _read_pauses(readings) if is_paused else {}
+    rows = [_make_row(history, readings.now, pauses) for history in found[:PAGE_SIZE]]
     has_more = len(found) > PAGE_SIZE
     return ScheduleTable(schedules=rows, next=rows[-1].history.schedule.name if has_more else None)
 
 
-def _make_row(history: ScheduleHistory, now: float) -> ScheduleRow:
+async def _read_pauses(readings: PageReadings) -> dict[str, SchedulePause]:
+    """Return the latest pause of each schedule, as far back as the records are read."""
+
+    async def read() -> dict[str, SchedulePause]:
+        page = await readings.backend.list_audit(limit=MAX_RECORDS)
+        return {
+            record.target: SchedulePause(
+                by=record.by, reason=record.details.get("reason", ""), since=record.at
+            )
+            for record in reversed(page.records)
+            if record.action == "schedule.pause" and record.outcome == "done"
+        }
+
+    return await readings.read("pauses of schedules", read, 10.0)
+
+
+def _make_row(
+    history: ScheduleHistory, now: float, pauses: dict[str, SchedulePause]
+) -> ScheduleRow:
+    is_paused = history.schedule.condition == "paused"
     late = 0.0 if history.overdue_since is None else now - history.overdue_since
     return ScheduleRow(
         history=history,
+        pause=pauses.get(history.schedule.name) if is_paused else None,
         overdue=late if late > GRACE else None,
         failed=sum(outcome.state is State.FAILED for outcome in history.outcomes),
         without_job=sum(outcome.state is None for outcome in history.outcomes),
@@ -91,6 +126,7 @@ SCHEDULES = DashboardPage(
     section="Schedules",
     read=read_schedules,
     template="schedules.html",
+    table="schedules",
     query=ScheduleTableQuery,
     interval=5.0,
 )

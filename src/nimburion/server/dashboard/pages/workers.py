@@ -71,6 +71,11 @@ class WorkersData(msgspec.Struct, frozen=True, kw_only=True):
     """The live workers of each version."""
     unknown_names: list[UnknownNames]
 
+    @property
+    def workers(self) -> list[WorkerRow]:
+        """The workers of all hosts."""
+        return [worker for host in self.hosts for worker in host.workers]
+
 
 async def read_workers(request: PageRequest[NoQuery]) -> WorkersData:
     """Read all sessions."""
@@ -195,6 +200,7 @@ WORKERS = DashboardPage(
     section="Workers",
     read=read_workers,
     template="workers.html",
+    table="workers",
     interval=2.0,
 )
 
