@@ -1,7 +1,8 @@
-"""The child's end of the connection to its parent.
+"""The child's ends of the two sockets to its parent.
 
-A thread reads the messages. It also notices that the parent is gone, and then ends the process. The
-handler runs on the main thread and cannot delay it, except by C code that holds the interpreter.
+The main thread waits for calls on a socket of their own, so that no other thread has to wake it.
+A second thread reads what concerns the running call. It also notices that the parent is gone, and
+then ends the process. A handler cannot delay it, except by C code that holds the interpreter.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import asyncio
 import os
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from queue import SimpleQueue
 
 import msgspec
 
@@ -27,7 +28,8 @@ from nimburion.jobs.worker.children.messages import (
     ProgressMade,
     ProgressReceived,
     Start,
-    ToChild,
+    ToHandler,
+    ToMainThread,
     ToParent,
     encode_message,
 )
@@ -41,21 +43,33 @@ _Reply = Callable[[EnqueueReply], None]
 
 
 class ParentChannel:
-    """Sends messages to the parent, and receives its messages on a thread."""
+    """Receives calls, sends messages to the parent, and receives its messages on a thread."""
 
-    def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)  # noqa: FBT003 (of the standard library)
-        self._socket = socket.socket(fileno=descriptor)
+    def __init__(self, calls_descriptor: int, messages_descriptor: int) -> None:
+        self._call_reader = _CallReader(_open_socket(calls_descriptor))
+        self._socket = _open_socket(messages_descriptor)
         self._lock = threading.Lock()
         self._is_forked = False
-        self.calls: SimpleQueue[Call | None] = SimpleQueue()
-        """The calls to run; None: end."""
-        self.starts: SimpleQueue[Start] = SimpleQueue()
         self._numbers = count(1)
         self._waiting: dict[int, _Reply] = {}
         self._progress = _ProgressSender(self.send)
         os.register_at_fork(after_in_child=self._close_after_fork)
         threading.Thread(target=self._read, name="nimburion-parent", daemon=True).start()
+
+    def receive_start(self) -> Start:
+        """Wait for the first message. Ends the process if the parent is gone."""
+        message = self._call_reader.receive()
+        if not isinstance(message, Start):
+            raise TypeError(f"the parent sent {message!r} before Start")
+        return message
+
+    def receive_call(self) -> Call | None:
+        """Wait for the next call; None: end. Only for the main thread.
+
+        Ends the process if the parent is gone.
+        """
+        message = self._call_reader.receive()
+        return message if isinstance(message, Call) else None
 
     def send(self, message: ToParent) -> None:
         """Send a message. Safe from any thread. Ends the process if the parent is gone."""
@@ -97,7 +111,7 @@ class ParentChannel:
         return reply.results
 
     def _read(self) -> None:
-        decode = msgspec.msgpack.Decoder(ToChild).decode
+        decode = msgspec.msgpack.Decoder(ToHandler).decode
         splitter = FrameSplitter()
         try:
             while data := self._socket.recv(_READ_SIZE):
@@ -106,25 +120,50 @@ class ParentChannel:
         finally:
             os._exit(EXIT_WITHOUT_PARENT)
 
-    def _receive(self, message: ToChild) -> None:
+    def _receive(self, message: ToHandler) -> None:
         match message:
-            case Call():
-                self.calls.put(message)
             case EnqueueReply():
                 settle = self._waiting.get(message.number)
                 if settle is not None:
                     settle(message)
             case ProgressReceived():
                 self._progress.note_receipt()
-            case Start():
-                self.starts.put(message)
-            case _:
-                self.calls.put(None)
 
     def _close_after_fork(self) -> None:
-        """Close the channel in a process that the handler forked: it must send no messages."""
+        """Close the sockets in a process that the handler forked: it must send no messages."""
         self._is_forked = True
         self._socket.close()
+        self._call_reader.close()
+
+
+class _CallReader:
+    """Reads the messages for the main thread, one at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._splitter = FrameSplitter()
+        self._decoder: msgspec.msgpack.Decoder[ToMainThread] = msgspec.msgpack.Decoder(ToMainThread)
+        self._received: deque[bytes] = deque()
+
+    def receive(self) -> ToMainThread:
+        while not self._received:
+            try:
+                data = self._socket.recv(_READ_SIZE)
+            except OSError:  # a handler may have closed the descriptor
+                data = b""
+            if not data:
+                os._exit(EXIT_WITHOUT_PARENT)
+            self._received.extend(self._splitter.feed(data))
+        return self._decoder.decode(self._received.popleft())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _open_socket(descriptor: int) -> socket.socket:
+    """Return the socket of an inherited descriptor, which programs of handlers do not inherit."""
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 (of the standard library)
+    return socket.socket(fileno=descriptor)
 
 
 class _ProgressSender:

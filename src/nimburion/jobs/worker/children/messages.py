@@ -1,8 +1,9 @@
 """The messages between a worker and its child process: frames with a struct in MessagePack.
 
-The parent sends `Start`, then one `Call` at a time. The child answers each call with one
-`Returned`, `Raised` or `NotRun`, and sends other messages while it runs. Payloads and results are
-bytes that the parent neither decodes nor changes.
+There are two sockets. On the first, the parent sends `Start`, then one `Call` at a time, and
+`Stop`: the main thread of the child waits there. On the second, the child answers each call with
+one `Returned`, `Raised` or `NotRun`, and both send other messages while the call runs. Payloads and
+results are bytes that the parent neither decodes nor changes.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class UnitsSpent(msgspec.Struct, tag=19, array_like=True, frozen=True):
     units: int
 
 
-ToChild = Start | Call | EnqueueReply | ProgressReceived | Stop
+ToMainThread = Start | Call | Stop
+ToHandler = EnqueueReply | ProgressReceived
 ToParent = (
     Ready | NotStarted | Returned | Raised | NotRun | ProgressMade | Logged | Enqueue | UnitsSpent
 )
@@ -138,6 +140,6 @@ ToParent = (
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def encode_message(message: ToChild | ToParent) -> bytes:
+def encode_message(message: ToMainThread | ToHandler | ToParent) -> bytes:
     """Return a message as a frame."""
     return add_length(_encode(message))

@@ -39,7 +39,8 @@ from nimburion.jobs.worker.children.messages import (
     Returned,
     Start,
     Stop,
-    ToChild,
+    ToHandler,
+    ToMainThread,
     ToParent,
     UnitsSpent,
     encode_message,
@@ -93,7 +94,10 @@ class ChildProcess:
         self._enqueue_jobs = enqueue_jobs
         self._on_end = on_end
         self._process: asyncio.SubprocessTransport | None = None
+        self._calls: asyncio.Transport
+        """What the main thread of the child reads."""
         self._channel: asyncio.Transport
+        """What goes both ways while a call runs."""
         self._output: OutputReader
         self._ready: asyncio.Future[Ready] = loop.create_future()
         self._exited = asyncio.Event()
@@ -127,30 +131,37 @@ class ChildProcess:
             raise ChildNotStarted(f"a child process cannot be started: {error}") from error
         if not self.is_usable:  # killed while it was being started
             self._signal_group()
-        self._send(start)
+        self._send_to_main_thread(start)
         await self._ready
 
     async def _start_process(self) -> None:
         """Start the process with its channel and its output. After an error, all are closed."""
         with ExitStack() as ends_of_child, ExitStack() as own_ends:
-            own, other = socket.socketpair()
-            own_ends.callback(own.close)
-            ends_of_child.callback(other.close)
+            own_calls, calls = socket.socketpair()
+            own, messages = socket.socketpair()
+            for end in (own_calls, own):
+                own_ends.callback(end.close)
+            for end in (calls, messages):
+                ends_of_child.callback(end.close)
             output, child_output = os.pipe()
             ends_of_child.callback(os.close, child_output)
             self._output = OutputReader(self._loop, output, self._loop.time, self._describe_job)
             own_ends.callback(self._output.close)
+            self._calls, _ = await self._loop.create_unix_connection(
+                asyncio.Protocol, sock=own_calls
+            )
+            own_ends.callback(self._calls.abort)
             self._channel, _ = await self._loop.create_unix_connection(
                 lambda: FrameProtocol(self._receive, self._note_disconnect), sock=own
             )
             own_ends.callback(self._channel.abort)
             await self._loop.subprocess_exec(
                 lambda: _ExitWatch(self._note_start, self._note_exit),
-                *(sys.executable, "-m", _PROGRAM, str(other.fileno())),
+                *(sys.executable, "-m", _PROGRAM, str(calls.fileno()), str(messages.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=child_output,
                 stderr=child_output,
-                pass_fds=(other.fileno(),),
+                pass_fds=(calls.fileno(), messages.fileno()),
                 start_new_session=True,  # so that one signal reaches what a handler starts too
             )
             own_ends.pop_all()
@@ -185,7 +196,7 @@ class ChildProcess:
         self.is_usable = False
         self._is_stopping = True
         if not self._exited.is_set():
-            self._send(Stop())
+            self._send_to_main_thread(Stop())
         try:
             async with asyncio.timeout(_STOP_TIMEOUT):
                 await self._finished.wait()
@@ -207,7 +218,7 @@ class ChildProcess:
         self.call_count += 1
         if call.memory_limit is not None:
             self._watch_memory(call.memory_limit)
-        self._send(call)
+        self._send_to_main_thread(call)
         try:
             return await reply
         except asyncio.CancelledError:
@@ -238,7 +249,10 @@ class ChildProcess:
 
     # Messages
 
-    def _send(self, message: ToChild) -> None:
+    def _send_to_main_thread(self, message: ToMainThread) -> None:
+        self._calls.write(encode_message(message))
+
+    def _send_to_handler(self, message: ToHandler) -> None:
         self._channel.write(encode_message(message))
 
     def _receive(self, body: bytes) -> None:
@@ -266,7 +280,7 @@ class ChildProcess:
 
     def _acknowledge_progress(self) -> None:
         if not self._is_disconnected:
-            self._send(ProgressReceived())
+            self._send_to_handler(ProgressReceived())
 
     async def _enqueue(self, message: Enqueue) -> None:
         try:
@@ -275,7 +289,7 @@ class ChildProcess:
             outcome = error.outcome if isinstance(error, BackendUnavailable) else "unknown"
             reply = EnqueueReply(message.number, [], type(error).__name__, str(error), outcome)
         if not self._is_disconnected:
-            self._send(reply)
+            self._send_to_handler(reply)
 
     def _describe_job(self) -> dict[str, Any]:
         return {} if self._call is None else make_extra(self._call.delivery)
@@ -316,6 +330,7 @@ class ChildProcess:
         self._output.close()
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(self._make_error())
+        self._calls.abort()
         self._channel.abort()
         if self._process is not None:
             self._process.close()

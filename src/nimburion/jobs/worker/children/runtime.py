@@ -61,10 +61,10 @@ from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.telemetry.trace_headers import attach_trace, detach_trace
 
 
-def run_child(descriptor: int) -> None:
-    """Run the calls that arrive on a socket, until the parent ends it."""
-    channel = ParentChannel(descriptor)
-    start = channel.starts.get()
+def run_child(calls_descriptor: int, messages_descriptor: int) -> None:
+    """Run the calls that arrive on the first socket, until the parent ends it."""
+    channel = ParentChannel(calls_descriptor, messages_descriptor)
+    start = channel.receive_start()
     end_with_parent(start.parent)
     prefer_for_oom_kill()
     leave_signals_to_parent()
@@ -134,7 +134,7 @@ class ChildRuntime:
 
     def serve(self) -> None:
         """Run calls until the parent says to end."""
-        while (call := self._channel.calls.get()) is not None:
+        while (call := self._channel.receive_call()) is not None:
             handler = self._registry.get(call.delivery.name)
             if handler is None:
                 self._channel.send(NotRun(call.delivery.name))
