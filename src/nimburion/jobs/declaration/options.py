@@ -16,15 +16,15 @@ from nimburion.core.size_limits import SizeLimits, check_name, check_text
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.uniqueness import (
-    KEY_OPTIONS,
-    KeyOptions,
+    UNIQUE_KEY_OPTIONS,
+    UniqueKeyOptions,
     KeyRule,
     Uniqueness,
     read_key_rule,
 )
 
 
-class EnqueueManyOptions(KeyOptions, total=False):
+class EnqueueManyOptions(UniqueKeyOptions, total=False):
     """The options of `enqueue_many`; they apply to each of its jobs."""
 
     queue: str | None
@@ -78,7 +78,7 @@ _ONLY_ON_DUPLICATE = ("on_duplicate",)
 _RECORD_OPTIONS = frozenset(
     {
         *("unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout"),
-        *KEY_OPTIONS,
+        *UNIQUE_KEY_OPTIONS,
     }
 )
 _FOREIGN_OPTIONS = MappingProxyType(
@@ -118,8 +118,8 @@ def parse_options(
         raise InvalidJob(_describe_unknown_option(options))
     if at is not None and after is not None:
         raise InvalidJob("pass `at` or `after`, not both")
-    key_options = {name: options.pop(name) for name in KEY_OPTIONS & options.keys()}
-    rule = read_key_rule(cast("KeyOptions", key_options), InvalidJob) if key_options else None
+    key_options = {name: options.pop(name) for name in UNIQUE_KEY_OPTIONS & options.keys()}
+    rule = read_key_rule(cast("UniqueKeyOptions", key_options), InvalidJob) if key_options else None
     parsed = ParsedOptions(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _parse_priority(priority),

@@ -24,7 +24,7 @@ from nimburion.jobs.declaration.rates import parse_rate
 from nimburion.jobs.declaration.uniqueness import (
     ALL_FIELDS,
     UNTIL_FINISHED,
-    KeyOptions,
+    UniqueKeyOptions,
     Uniqueness,
     read_key_rule,
 )
@@ -137,7 +137,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         return seconds if seconds >= 0.0 else default(failures)
 
 
-class PolicyOptions(KeyOptions, total=False):
+class PolicyOptions(UniqueKeyOptions, total=False):
     """The policy options of `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
 
     max_retries: int
@@ -256,7 +256,7 @@ def parse_policy(
     retry_over_memory_limit: bool = False,
     batch: int | None = None,
     batch_wait: float | timedelta | None = None,
-    **key_options: Unpack[KeyOptions],
+    **key_options: Unpack[UniqueKeyOptions],
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
     limits = _parse_limits(concurrency)
@@ -322,7 +322,7 @@ def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:
     return hook
 
 
-def _parse_uniqueness(unique: object, key_options: KeyOptions) -> Uniqueness | None:
+def _parse_uniqueness(unique: object, key_options: UniqueKeyOptions) -> Uniqueness | None:
     rule = read_key_rule(key_options, DefinitionError) if key_options else None
     if unique is False:
         if rule is not None:

@@ -36,7 +36,7 @@ _CENTURY_SECONDS = 100 * 365.25 * 86_400
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class KeyOptions(TypedDict, total=False):
+class UniqueKeyOptions(TypedDict, total=False):
     """The options of a unique key, on a job and in a call."""
 
     unique_for: float | timedelta | None
@@ -56,7 +56,7 @@ class KeyOptions(TypedDict, total=False):
     """Run the first job of this many seconds; another enqueue returns the id of that job."""
 
 
-KEY_OPTIONS = frozenset(KeyOptions.__annotations__)
+UNIQUE_KEY_OPTIONS = frozenset(UniqueKeyOptions.__annotations__)
 
 
 class KeyRule(msgspec.Struct, frozen=True):
@@ -118,7 +118,9 @@ class Uniqueness(msgspec.Struct, frozen=True):
         return key
 
 
-def read_key_rule(options: KeyOptions, error: type[InvalidJob | DefinitionError]) -> KeyRule | None:
+def read_key_rule(
+    options: UniqueKeyOptions, error: type[InvalidJob | DefinitionError]
+) -> KeyRule | None:
     """Return the rule of these options; None if they say nothing. Raises `error`, which names the
     option that is wrong.
     """
