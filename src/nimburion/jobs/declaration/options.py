@@ -17,8 +17,8 @@ from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.uniqueness import (
     UNIQUE_KEY_OPTIONS,
-    UniqueKeyOptions,
     KeyRule,
+    UniqueKeyOptions,
     Uniqueness,
     read_key_rule,
 )
