@@ -35,6 +35,8 @@ SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks", "examples", "we
 USUAL = "not deep and not wide"
 QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
+WORKERS = str(min(8, 1 + (os.cpu_count() or 1)))
+"""How many processes run tests: one more than cores, because some tests only wait."""
 
 # These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree:
 # the same on every Python.
@@ -75,16 +77,8 @@ def tests(session: nox.Session) -> None:
 
     Long tests on servers are left out: the sessions `redis` and `postgres` run them, and `deep`.
     """
-    workers = min(8, 1 + (os.cpu_count() or 1))  # one more than cores: some tests only wait
     # One test at a time to each worker: otherwise the first worker would get all long ones.
-    options = [
-        "-n",
-        str(workers),
-        "--maxschedchunk",
-        "1",
-        "-m",
-        f"{USUAL} and not (slow and server)",
-    ]
+    options = ["-n", WORKERS, "--maxschedchunk", "1", "-m", f"{USUAL} and not (slow and server)"]
     run_python(session, "pytest", *(session.posargs or options))
 
 
@@ -330,7 +324,7 @@ def other_python(session: nox.Session) -> None:
         session.log(f"{python}, {'as nobody' if as_nobody else 'as this user'}")
         copy_checkout(scratch / "checkout", owned_by_nobody=bool(as_nobody))
         left_out = [f"--ignore={path}" for path in SAME_ON_EVERY_PYTHON]
-        command = [python, "dev.py", "test", "-q", "-n", "auto", "-m", QUICK, *left_out]
+        command = [python, "dev.py", "test", "-q", "-n", WORKERS, "-m", QUICK, *left_out]
         with session.chdir(scratch / "checkout"):
             # What another Python changes shows in the engine; of the contract, a quarter runs.
             servers = ["NB_TEST_SERVERS=valkey", "NB_TEST_DEALT=valkey", "NB_TEST_SHARE=4"]
@@ -352,7 +346,7 @@ def run_python(session: nox.Session, module: str, *arguments: str) -> None:
 
 def run_server_tests(session: nox.Session, *arguments: str, **environment: str) -> None:
     """Run pytest on the servers that the environment names."""
-    options = ["-n", "auto", "--maxprocesses", "8", "--maxschedchunk", "4"]
+    options = ["-n", WORKERS, "--maxschedchunk", "4"]
     run(session, sys.executable, "-m", "pytest", *options, *arguments, **environment)
 
 
