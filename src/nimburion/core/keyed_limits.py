@@ -13,6 +13,9 @@ from nimburion.core.rate_limits import RateLimit
 MAX_PARKED = 1_000
 """The most jobs that one exchange parks. If it stops there, its lanes are among those that wait."""
 
+MAX_RETURNED = 1_000
+"""The most parked jobs that one exchange considers again after the limits of their name changed."""
+
 
 class KeyedLimit(msgspec.Struct, frozen=True):
     """A limit by key, as a worker declares it for one job name. Jobs carry their keys.

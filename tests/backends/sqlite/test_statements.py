@@ -65,7 +65,14 @@ HOT = {
     "copy_from_parked",
     "delete_first_parked",
 }
-SMALL = {"concurrency_limit", "rate_limit", "keyed_limit", "lease_key", "paused_queue"}
+SMALL = {
+    "concurrency_limit",
+    "rate_limit",
+    "keyed_limit",
+    "changed_limit",
+    "lease_key",
+    "paused_queue",
+}
 """Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`, only
 the first row is read."""
 

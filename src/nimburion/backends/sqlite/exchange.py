@@ -9,7 +9,12 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.keyed_limits import KeyAdmission, read_keyed_limits, unpark_open
+from nimburion.backends.sqlite.keyed_limits import (
+    KeyAdmission,
+    read_keyed_limits,
+    unpark_changed,
+    unpark_open,
+)
 from nimburion.backends.sqlite.rate_limits import decode_rates, give_units_back, return_units
 from nimburion.backends.sqlite.reserve import (
     Lanes,
@@ -148,14 +153,17 @@ def find_next_time(
     times = [
         next_due,
         limits.find_next_opening(db, lanes) if limits.rates else None,
-        db.fetch_value("get_next_key_opening") if has_keys else None,
+        db.fetch_value("get_next_key_opening", db.now) if has_keys else None,
     ]
     return min((time for time in times if time is not None), default=None)
 
 
 def begin_admission(db: Database) -> KeyAdmission:
-    """Return parked jobs whose rate allows one now to their lanes, and read the limits by key."""
+    """Return parked jobs whose rate allows one now, or whose limit changed, to their lanes; read
+    the limits by key.
+    """
     unpark_open(db)
+    unpark_changed(db)
     return KeyAdmission(db, read_keyed_limits(db))
 
 

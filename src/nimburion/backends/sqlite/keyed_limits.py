@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
-from nimburion.core.keyed_limits import MAX_PARKED, KeyedLimit, KeyUse
+from nimburion.core.keyed_limits import MAX_PARKED, MAX_RETURNED, KeyedLimit, KeyUse
 from nimburion.core.rate_limits import RateLimit
 
 _decode_limits = msgspec.json.Decoder(
@@ -216,16 +216,18 @@ def read_keyed_limits(db: Database, name: str | None = None) -> KeyedLimits:
 
 
 def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> None:
-    """Set the limits by key of a job name. If they change, its parked jobs are considered again."""
+    """Set the limits by key of a job name.
+
+    If they change, exchanges consider its parked jobs again: see `unpark_changed`.
+    """
     if read_keyed_limits(db, name).get(name, {}) == limits:
         return
+    db.run("mark_changed_limits", name)
     db.run("delete_keyed_limits", name)
     for limit_name, limit in limits.items():
         rate = limit.rate
         parts = (None,) * 4 if rate is None else (rate.rate, rate.interval, rate.burst, rate.cost)
         db.run("insert_keyed_limit", name, limit_name, limit.concurrency, *parts)
-    db.run("copy_name_from_parked", name)
-    db.run("delete_name_from_parked", name)
 
 
 def list_keys(limits: Mapping[str, KeyedLimit], options: KeyOptions | None) -> list[JobKey]:
@@ -273,6 +275,27 @@ def unpark_open(db: Database) -> None:
     for key in db.run("list_open_keys", db.now).fetchall():
         unpark_all_lanes(db, key)
     db.run("clear_openings", db.now)
+
+
+def unpark_changed(db: Database) -> None:
+    """Return parked jobs of names whose limits changed to `ready`, some in each exchange.
+
+    The jobs of a key return in their order, so the first of them are never passed over.
+    """
+    left = MAX_RETURNED
+    while left > 0 and (changed := db.fetch_one("get_changed_limit")) is not None:
+        name, limit, *place = changed
+        parked = db.run("list_parked_further", limit, *place, left).fetchall()
+        lanes = {lane for _, lane, _, _, _ in parked if db.get_lane(lane).name == name}
+        seqs = _encode([seq for _, lane, _, _, seq in parked if lane in lanes]).decode()
+        db.run("copy_seqs_from_parked", seqs)
+        db.run("delete_seqs_from_parked", seqs)
+        db.notify({db.get_lane(lane).queue for lane in lanes})
+        if len(parked) < left:
+            db.run("delete_changed_limit", name, limit)
+        else:
+            db.run("put_changed_limit", name, limit, *parked[-1])
+        left -= len(parked)
 
 
 def release_lease_keys(db: Database, seqs: list[int]) -> None:

@@ -14,7 +14,8 @@
 --   the limits (JSON array of [name, maximum, in_use])
 --   the rate limits, as from `list_rates`
 --   the earliest due time in `scheduled`
---   whether any unique key is held until its job is finished; whether any limit by key is declared, or any lease counts for one
+--   whether any unique key is held until its job is finished; whether any limit by key is declared or has
+--   changed, or any lease counts for one
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
@@ -22,7 +23,7 @@ SELECT
     (SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit),
     (SELECT min(due) FROM scheduled),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
-    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key)
+    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases

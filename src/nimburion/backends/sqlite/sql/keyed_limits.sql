@@ -126,17 +126,45 @@ DELETE FROM parked WHERE (limit_name, key, lane, rank, due, seq) IN (
     WHERE limit_name = ?1 AND key = ?2 AND lane = ?3 ORDER BY rank, due, seq LIMIT ?4
 );
 
--- name: copy_name_from_parked
--- Copy all parked jobs of a name to `ready`.
+-- name: mark_changed_limits
+-- Let the parked jobs of a name be considered again: those that are parked for the limits that are declared now.
 -- Inputs: ?1 job name
--- Result: the number of rows
-INSERT INTO ready (lane, rank, due, seq, has_failed)
-SELECT lane, rank, due, seq, has_failed FROM parked WHERE lane IN (SELECT id FROM lane WHERE name = ?1);
+INSERT OR REPLACE INTO changed_limit (job_name, limit_name)
+SELECT job_name, limit_name FROM keyed_limit WHERE job_name = ?1;
 
--- name: delete_name_from_parked
--- Delete all parked jobs of a name.
--- Inputs: ?1 job name
-DELETE FROM parked WHERE lane IN (SELECT id FROM lane WHERE name = ?1);
+-- name: get_changed_limit
+-- Return a limit that changed, and the parked job up to which the jobs of the name were considered again.
+-- Result: job name, limit name, key, lane, rank, due, seq; no row if none changed
+SELECT job_name, limit_name, key, lane, rank, due, seq FROM changed_limit LIMIT 1;
+
+-- name: list_parked_further
+-- List the jobs that are parked for a limit, after one of them.
+-- Inputs: ?1 limit name, ?2 key, ?3 lane, ?4 rank, ?5 due and ?6 seq of that job, ?7 the maximum number of jobs
+-- Result: key, lane, rank, due, seq
+SELECT key, lane, rank, due, seq FROM parked
+WHERE limit_name = ?1 AND (key, lane, rank, due, seq) > (?2, ?3, ?4, ?5, ?6)
+ORDER BY key, lane, rank, due, seq LIMIT ?7;
+
+-- name: copy_seqs_from_parked
+-- Copy parked jobs to `ready`.
+-- Inputs: ?1 JSON array of seqs
+INSERT INTO ready (lane, rank, due, seq, has_failed)
+SELECT p.lane, p.rank, p.due, p.seq, p.has_failed FROM json_each(?1) AS s CROSS JOIN parked AS p ON p.seq = s.value;
+
+-- name: delete_seqs_from_parked
+-- Delete parked jobs.
+-- Inputs: ?1 JSON array of seqs
+DELETE FROM parked WHERE seq IN (SELECT value FROM json_each(?1));
+
+-- name: put_changed_limit
+-- Store the parked job up to which the jobs of a name were considered again.
+-- Inputs: ?1 job name, ?2 limit name, ?3 key, ?4 lane, ?5 rank, ?6 due, ?7 seq
+UPDATE changed_limit SET key = ?3, lane = ?4, rank = ?5, due = ?6, seq = ?7 WHERE job_name = ?1 AND limit_name = ?2;
+
+-- name: delete_changed_limit
+-- Forget that a limit changed: all parked jobs of the name were considered again.
+-- Inputs: ?1 job name, ?2 limit name
+DELETE FROM changed_limit WHERE job_name = ?1 AND limit_name = ?2;
 
 -- name: delete_parked
 -- Delete a job from `parked`.
@@ -156,9 +184,11 @@ SELECT limit_name, key FROM limit_key WHERE opens_at <= ?1;
 UPDATE limit_key SET opens_at = NULL WHERE opens_at <= ?1;
 
 -- name: get_next_key_opening
--- Return when the rate of a key first allows a parked job.
+-- Return when the rate of a key first allows a parked job; now, while parked jobs must be considered again.
+-- Inputs: ?1 now
 -- Result: the time, or NULL
-SELECT min(opens_at) FROM limit_key WHERE opens_at IS NOT NULL;
+SELECT CASE WHEN EXISTS (SELECT 1 FROM changed_limit) THEN ?1
+    ELSE (SELECT min(opens_at) FROM limit_key WHERE opens_at IS NOT NULL) END;
 
 -- name: prune_limit_keys
 -- Delete the keys that are not in use any more.

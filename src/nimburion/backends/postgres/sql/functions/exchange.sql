@@ -123,7 +123,8 @@ BEGIN
     SELECT s.number, last.number AS last_number, last.results, last.nonce,
         pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
         EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
-        EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key) AS has_keys,
+        EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key)
+            OR EXISTS (SELECT FROM {schema}.changed_limit) AS has_keys,
         EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS has_large_payloads, (
@@ -178,6 +179,7 @@ BEGIN
         END IF;
         IF session.has_keys THEN
             PERFORM {schema}.unpark_open_1(now, p_names);
+            queues_to_notify := queues_to_notify || {schema}.unpark_changed_1(now);
         END IF;
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
@@ -287,7 +289,7 @@ BEGIN
     IF session.has_keys THEN
         next_due := LEAST(next_due, (
             SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now ORDER BY u.opens_at LIMIT 1
-        ));
+        ), CASE WHEN EXISTS (SELECT FROM {schema}.changed_limit) THEN now END);
     END IF;
     IF session.has_limits THEN
         next_due := LEAST(next_due, {schema}.find_next_opening_1(

@@ -6,7 +6,8 @@
 -- A job is in `ready` or in `parked`, never in both.
 
 -- name: set_keyed_limits
--- Set the limits by key of job names. If those of a name change, its parked jobs are considered again.
+-- Set the limits by key of job names. If those of a name change, exchanges consider its parked jobs again
+-- (`unpark_changed_1`).
 -- Inputs: the time; the job names; a JSON object: job name -> [[limit, concurrency, interval, burst, cost], ...] by limit
 -- Locks: if anything changes, the table `keyed_limit` in EXCLUSIVE, so that no exchange is in the middle of a decision
 CREATE OR REPLACE FUNCTION {schema}.set_keyed_limits_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
@@ -30,14 +31,15 @@ BEGIN
             LOCK TABLE {schema}.keyed_limit IN EXCLUSIVE MODE;
             is_locked := true;
         END IF;
+        INSERT INTO {schema}.changed_limit AS c (job_name, limit_name)
+        SELECT k.job_name, k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job
+        ON CONFLICT (job_name, limit_name) DO UPDATE
+        SET key = excluded.key, queue = excluded.queue, name = excluded.name, rank = excluded.rank, due = excluded.due,
+            seq = excluded.seq;
         DELETE FROM {schema}.keyed_limit k WHERE k.job_name = job;
         INSERT INTO {schema}.keyed_limit (limit_name, job_name, concurrency, interval, burst, cost)
         SELECT d ->> 0, job, CAST(d ->> 1 AS int4), CAST(d ->> 2 AS int8), CAST(d ->> 3 AS int8), CAST(d ->> 4 AS int8)
         FROM jsonb_array_elements(declared) d;
-        PERFORM {schema}.unpark_1(p_now, g.limit_name, g.key, g.queue, g.name, 2147483647)
-        FROM (
-            SELECT DISTINCT p.limit_name, p.key, p.queue, p.name FROM {schema}.parked p WHERE p.name = job
-        ) g;
     END LOOP;
 END $$;
 
@@ -132,6 +134,84 @@ BEGIN
     LOOP
         PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1);
     END LOOP;
+END $$;
+
+-- name: unpark_changed
+-- Return parked jobs of names whose limits changed to `ready`, up to MAX_RETURNED in core/keyed_limits.py. The jobs of a
+-- key return in their order, so the first of them are never passed over.
+-- Inputs: the time
+-- Result: the queues to notify
+-- Locks: the row of the changed limit, if no other transaction has locked it; then rows of `parked`. If one of these is
+--   locked, the next call tries again.
+CREATE OR REPLACE FUNCTION {schema}.unpark_changed_1(p_now int8) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    rest int4 := 1000;
+    changed {schema}.changed_limit;
+    place {schema}.parked;
+    seqs int8[];
+    queues text[];
+    moved int4;
+    found_count int4;
+    to_notify text[] := '{}';
+BEGIN
+    LOOP
+        SELECT * INTO changed FROM {schema}.changed_limit c ORDER BY c.job_name, c.limit_name LIMIT 1
+        FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        seqs := '{}';
+        queues := '{}';
+        found_count := 0;
+        FOR place IN
+            SELECT * FROM {schema}.parked p WHERE p.limit_name = changed.limit_name
+                AND (p.key, p.queue, p.name, p.rank, p.due, p.seq)
+                    > (changed.key, changed.queue, changed.name, changed.rank, changed.due, changed.seq)
+            ORDER BY p.key, p.queue, p.name, p.rank, p.due, p.seq LIMIT rest
+        LOOP
+            found_count := found_count + 1;
+            IF place.name = changed.job_name THEN
+                seqs := seqs || place.seq;
+                IF place.queue <> ALL (queues) THEN
+                    queues := queues || place.queue;
+                END IF;
+            END IF;
+        END LOOP;
+        moved := {schema}.unpark_seqs_1(p_now, seqs);
+        to_notify := to_notify || queues;
+        EXIT WHEN moved < cardinality(seqs);
+        IF found_count < rest THEN
+            DELETE FROM {schema}.changed_limit c WHERE c.job_name = changed.job_name AND c.limit_name = changed.limit_name;
+        ELSE
+            UPDATE {schema}.changed_limit c SET key = place.key, queue = place.queue, name = place.name,
+                rank = place.rank, due = place.due, seq = place.seq
+            WHERE c.job_name = changed.job_name AND c.limit_name = changed.limit_name;
+        END IF;
+        rest := rest - found_count;
+        EXIT WHEN rest <= 0;
+    END LOOP;
+    RETURN to_notify;
+END $$;
+
+-- name: unpark_seqs
+-- Return parked jobs to `ready`.
+-- Inputs: the time; seqs
+-- Result: the number of jobs
+-- Locks: the rows of `parked`; rows that another transaction has locked are skipped
+CREATE OR REPLACE FUNCTION {schema}.unpark_seqs_1(p_now int8, p_seqs int8[]) RETURNS int4
+LANGUAGE plpgsql AS $$
+DECLARE
+    moved {schema}.parked;
+    moved_count int4 := 0;
+BEGIN
+    FOR moved IN
+        DELETE FROM {schema}.parked WHERE ctid = ANY (ARRAY(
+            SELECT p.ctid FROM {schema}.parked p WHERE p.seq = ANY (p_seqs) FOR UPDATE SKIP LOCKED
+        )) RETURNING *
+    LOOP
+        PERFORM {schema}.make_waiting_1(GREATEST(p_now, moved.due), moved.seq, moved.due, moved.lane, moved.attempt_status);
+        moved_count := moved_count + 1;
+    END LOOP;
+    RETURN moved_count;
 END $$;
 
 -- name: release_keys

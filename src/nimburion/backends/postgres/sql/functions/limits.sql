@@ -38,6 +38,8 @@ BEGIN
             SELECT u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
         ) u JOIN {schema}.keyed_limit k ON k.limit_name = u.limit_name
         WHERE k.job_name = ANY (p_names)
+        UNION
+        SELECT c.job_name FROM {schema}.changed_limit c WHERE c.job_name = ANY (p_names)
     );
     PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;

@@ -299,6 +299,18 @@ CREATE TABLE {schema}.parked (
     PRIMARY KEY (limit_name, key, queue, name, rank, due, seq)
 ) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 CREATE UNIQUE INDEX parked_seq ON {schema}.parked (seq);
+-- Limits by key that changed for a job name, and the parked job up to which its jobs were considered again.
+CREATE TABLE {schema}.changed_limit (
+    job_name text COLLATE "C" NOT NULL,
+    limit_name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL DEFAULT '',
+    queue text COLLATE "C" NOT NULL DEFAULT '',
+    name text COLLATE "C" NOT NULL DEFAULT '',
+    rank int2 NOT NULL DEFAULT 0,
+    due int8 NOT NULL DEFAULT 0,
+    seq int8 NOT NULL DEFAULT 0,
+    PRIMARY KEY (job_name, limit_name)
+);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
     queue text COLLATE "C" PRIMARY KEY,

@@ -192,6 +192,17 @@ CREATE TABLE parked (
     PRIMARY KEY (limit_name, key, lane, rank, due, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX parked_seq ON parked (seq);
+-- Limits by key that changed for a job name, and the parked job up to which its jobs were considered again.
+CREATE TABLE changed_limit (
+    job_name TEXT NOT NULL,
+    limit_name TEXT NOT NULL,
+    key TEXT NOT NULL DEFAULT '',
+    lane INTEGER NOT NULL DEFAULT -1,
+    rank INTEGER NOT NULL DEFAULT 0,
+    due INTEGER NOT NULL DEFAULT 0,
+    seq INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (job_name, limit_name)
+) STRICT, WITHOUT ROWID;
 -- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY,

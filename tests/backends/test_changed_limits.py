@@ -1,0 +1,90 @@
+"""A change of a limit by key returns its parked jobs in steps, not all in one transaction."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.backend import Backend
+from nimburion.core.exchange import Lane, Reply, ReserveRequest
+from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+from nimburion.testing import FakeClock
+from tests.servers.server_kinds import RunningPostgres
+
+PARKED = 2 * MAX_RETURNED + 100
+LANES = (Lane("default", "mail"), Lane("default", "post"))
+
+
+class Worker:
+    """A session that asks for jobs, with limits by key."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.id = os.urandom(16).hex()
+        self._number = 0
+
+    async def open(self, **limits: int) -> None:
+        """Declare a limit by customer for each of these names; the others have none."""
+        keyed = {name: {"customer": KeyedLimit(concurrency=most)} for name, most in limits.items()}
+        names = tuple(lane.name for lane in LANES)
+        await self.backend.open_session(Session(id=self.id, names=names, keyed_limits=keyed))
+
+    async def exchange(self, *settlements: Completed, total: int) -> Reply:
+        self._number += 1
+        want = ReserveRequest(total=total, lanes=LANES, nonce=os.urandom(16))
+        return await self.backend.exchange(self.id, self._number, settlements, want)
+
+
+async def count_parked(backend: Backend) -> int:
+    """Count the parked jobs of all keys."""
+    return sum(use.parked for use in await backend.list_key_uses())
+
+
+async def check_steps(backend: Backend) -> None:
+    """Park jobs, lift the limit of one of two names that share it, and watch them return."""
+    options = JobOptions(limit_keys={"customer": "a"})
+    jobs = [NewJob(f"m{n:05}", "mail", "default", b"{}", options=options) for n in range(PARKED)]
+    await backend.enqueue(jobs)
+    await backend.enqueue([NewJob("p1", "post", "default", b"{}", options=options)])
+    first = Worker(backend)
+    await first.open(mail=1, post=1)
+    held = (await first.exchange(total=5)).deliveries
+    while await count_parked(backend) < PARKED:
+        await first.exchange(total=5)
+    second = Worker(backend)
+    await second.open(post=1)
+    returned, left = [], PARKED
+    while left > 1:
+        reply = await second.exchange(total=2 * MAX_RETURNED)
+        returned += [delivery.lease.job_id for delivery in reply.deliveries]
+        before, left = left, await count_parked(backend)
+        assert before - left <= MAX_RETURNED
+        assert left == 1 or reply.waiting or (reply.next_due or reply.now + 1) <= reply.now
+    assert returned == [job.id for job in jobs[1:]]
+    reply = await second.exchange(total=5)
+    assert (reply.deliveries, reply.waiting, reply.next_due) == ([], [], None)
+    (job,) = (await first.exchange(Completed(held[0].lease), total=5)).deliveries
+    assert job.lease.job_id == "p1"
+
+
+async def test_parked_jobs_return_in_steps_on_sqlite(tmp_path: Path) -> None:
+    backend = SQLiteBackend(tmp_path / "jobs.db", clock=FakeClock())
+    await backend.open()
+    try:
+        await check_steps(backend)
+    finally:
+        await backend.close()
+
+
+async def test_parked_jobs_return_in_steps_on_postgresql(clean_postgres: RunningPostgres) -> None:
+    backend = PostgresBackend(clean_postgres.url, clock=FakeClock())
+    await backend.open()
+    try:
+        await check_steps(backend)
+    finally:
+        await backend.close()
