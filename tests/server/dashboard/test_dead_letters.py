@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from markupsafe import escape
 
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.job import AttemptError, NewJob
+from nimburion.core.job import AttemptError, NewJob, State
 from nimburion.core.session import Session
 from nimburion.core.settlement import Failed
 from nimburion.server.dashboard.rendering import format_json_text
@@ -92,3 +93,28 @@ async def test_arguments_are_shown_for_editing_as_they_are_stored(site: Api) -> 
 
 def test_hidden_characters_become_json_escapes() -> None:
     assert format_json_text('{"a":"\u202e\x7f"}\r\n') == "{&#34;a&#34;:&#34;\\u202e\\u007f&#34;}\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "status", "said"),
+    [
+        ('{"to": "somebody else"}', 200, "Nothing was changed."),
+        ('{"to": ', 400, "a field is no JSON"),
+        ('{"nowhere": "</textarea><b>"}', 422, "nowhere"),
+    ],
+)
+async def test_a_check_without_scripts_keeps_what_was_written(
+    site: Api, written: str, status: int, said: str
+) -> None:
+    response = await site.client.post(
+        f"{DASHBOARD_PATH}/jobs/a/arguments/replay",
+        data={"payload": written, "delete": "true", "dry_run": "true"},
+        headers=OWN_PAGE,
+    )
+    assert response.status_code == status, response.text
+    assert f">{escape(written)}</textarea>" in response.text
+    assert 'value="true" checked' in response.text
+    assert said in response.text
+    kind = "done" if status == 200 else "failed"
+    assert f'<p class="message {kind}">' in response.text
+    assert (await site.processor.backend.get_job("a")).state is State.FAILED

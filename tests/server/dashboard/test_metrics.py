@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.session import Session, SessionInfo, Vitals
 from nimburion.server.dashboard.charts import Series, draw_chart, find_top
+from nimburion.server.dashboard.pages.metrics import find_deployments
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 
@@ -63,3 +65,71 @@ def test_a_gap_interrupts_a_line() -> None:
     assert "latest 2, highest 3" in drawn
     assert find_top([line]) == 3
     assert find_top([Series("wait", "wait", [math.nan])]) == 1
+
+
+async def put_hour_before(api: Api, *, weeks: int, completed: int) -> int:
+    """Store what happened in this hour some weeks ago; return its start."""
+    now = await api.processor.backend.now()
+    start = int(now) // 3600 * 3600 - weeks * 7 * 86_400
+    counters = Counters(completed=completed, failed=completed // 3)
+    row = Statistics(step=3600, start=start, queue="mail", name="send", counters=counters)
+    await api.processor.backend.put_statistics(f"week {weeks}", [row])
+    return start
+
+
+async def test_the_same_time_last_week_is_beside_it(site: Api) -> None:
+    without = (await site.client.get(f"{PATH}?format=json&range=3h")).json()
+    assert without["week_before"] == []
+    start = await put_hour_before(site, weeks=1, completed=120)
+    await put_hour_before(site, weeks=2, completed=999)
+    site.services.readings.expire()
+    twin = (await site.client.get(f"{PATH}?format=json&range=3h")).json()
+    week = 7 * 86_400
+    seen = {
+        minute["start"] - week: past
+        for minute, past in zip(twin["intervals"], twin["week_before"], strict=True)
+    }
+    assert seen[start] == {
+        "completed": 2.0,
+        "failed_share": 0.25,
+        "wait_p95": None,
+        "run_p95": None,
+    }
+    assert seen[start - 60] is None
+    longer = (await site.client.get(f"{PATH}?format=json&range=3d")).json()["week_before"]
+    assert [past["completed"] for past in longer if past] == [120.0]
+    html = (await site.client.get(f"{PATH}?range=3h")).text
+    assert html.count('class="line past"') == 4
+    assert "completed a week before: latest 2, highest 2" in html
+
+
+async def test_versions_that_started_are_marked(site: Api) -> None:
+    backend = site.processor.backend
+    for name, version in (("v", "1.0"), ("w", "<b>2"), ("x", "<b>2"), ("y", "")):
+        session = Session(id=name.ljust(32, "0"), queues=("mail",), names=("send",))
+        await backend.open_session(session)
+        await backend.heartbeat(session.id, Vitals(code_version=version))
+    twin = (await site.client.get(f"{PATH}?format=json")).json()
+    assert sorted(one["version"] for one in twin["deployments"]) == ["1.0", "<b>2"]
+    html = (await site.client.get(PATH)).text
+    assert html.count('<line class="moment"') == 8
+    assert "<title>version &lt;b&gt;2</title>" in html
+    assert "<b>2" not in html
+
+
+def test_only_versions_of_the_time_are_marked() -> None:
+    session = SessionInfo(
+        id="a",
+        host="",
+        pid=1,
+        owner="",
+        queues=(),
+        names=(),
+        opened_at=50.0,
+        expires_in=9.0,
+        left=False,
+        running=0,
+        vitals=Vitals(code_version="1.0"),
+    )
+    assert [one.since for one in find_deployments([session], 0.0, 60.0)] == [50.0]
+    assert find_deployments([session], 51.0, 60.0) == []

@@ -26,9 +26,17 @@ class Series(NamedTuple):
 
     label: str
     kind: str
-    """A class of the style sheet: `done`, `failed`, `wait`, `run`, `in`."""
+    """A class of the style sheet: `done`, `failed`, `wait`, `run`, `in`, `past`."""
     values: Sequence[float]
     """NaN is a gap of a line."""
+
+
+class Moment(NamedTuple):
+    """A time that a chart marks with a vertical line."""
+
+    share: float
+    """Where it is, from 0 at the left end of the chart to 1 at its right end."""
+    label: str
 
 
 def draw_sparkline(values: Sequence[float], label: str, kind: str = "done") -> Markup:
@@ -132,8 +140,17 @@ def draw_marks(marks: Sequence[Mark], title: str) -> Markup:
     ).format(8 * len(marks), 8 * len(marks), title, shapes)
 
 
-def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -> Markup:
+def draw_chart(
+    series: Sequence[Series],
+    title: str,
+    *,
+    stacked: bool = False,
+    lines: Sequence[Series] = (),
+    moments: Sequence[Moment] = (),
+) -> Markup:
     """Return a chart of bars or lines with a scale from 0 to the highest value.
+
+    `lines` are drawn over the bars of a `stacked` chart.
 
     The values of all series must have the same times. The description for readers who do not see
     the chart is the latest and the highest value of each series.
@@ -142,17 +159,15 @@ def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -
     if not count:
         return Markup()
     height, step = 120, max(2, 720 // count)
+    top = find_top(series, stacked=stacked, lines=lines)
+    shapes = Markup()
     if stacked:
-        top = max(sum(column) for column in zip(*(one.values for one in series), strict=True))
-    else:
-        top = max(max(_drop_gaps(one.values), default=0.0) for one in series)
-    top = _round_up(top)
-    shapes = (
-        _draw_bars([one.values for one in series], [one.kind for one in series], top, step, height)
-        if stacked
-        else Markup().join(_draw_line(one, top, step, height) for one in series)
-    )
-    lines = Markup().join(
+        kinds = [one.kind for one in series]
+        shapes = _draw_bars([one.values for one in series], kinds, top, step, height)
+    drawn = lines if stacked else [*series, *lines]
+    shapes += Markup().join(_draw_line(one, top, step, height) for one in drawn)
+    shapes += _draw_moments(moments, step * count, height)
+    grid = Markup().join(
         Markup('<line class="grid" x1="0" x2="{}" y1="{}" y2="{}"/>').format(
             step * count, height * part, height * part
         )
@@ -161,15 +176,18 @@ def draw_chart(series: Sequence[Series], title: str, *, stacked: bool = False) -
     return Markup(
         '<svg class="chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img">'
         "<title>{}</title><desc>{}</desc>{}{}</svg>"
-    ).format(step * count, height, title, _describe(series), lines, shapes)
+    ).format(step * count, height, title, _describe([*series, *lines]), grid, shapes)
 
 
-def find_top(series: Sequence[Series], *, stacked: bool = False) -> float:
+def find_top(
+    series: Sequence[Series], *, stacked: bool = False, lines: Sequence[Series] = ()
+) -> float:
     """Return the highest value of the scale of a chart."""
     columns = zip(*(one.values for one in series), strict=True)
-    highest = (
+    highest = [
         sum(column) if stacked else max(_drop_gaps(column), default=0.0) for column in columns
-    )
+    ]
+    highest += [max(_drop_gaps(one.values), default=0.0) for one in lines]
     return _round_up(max(highest, default=0.0))
 
 
@@ -228,6 +246,17 @@ def _draw_bars(
             moves.append(f"M{index * step} {low:.1f}V{high:.1f}H{right}V{low:.1f}Z")
         drawn += Markup('<path class="{}" d="{}"/>').format(f"bar {kind}", "".join(moves))
     return drawn
+
+
+def _draw_moments(moments: Sequence[Moment], width: int, height: int) -> Markup:
+    return Markup().join(
+        Markup(
+            '<line class="moment" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}">'
+            "<title>{2}</title></line>"
+        ).format(one.share * width, height, one.label)
+        for one in moments
+        if 0 <= one.share <= 1
+    )
 
 
 def _draw_line(series: Series, top: float, step: int, height: int) -> Markup:

@@ -90,6 +90,13 @@ class DashboardAction(msgspec.Struct, frozen=True, kw_only=True):
     body_from_path: dict[str, str] = msgspec.field(default_factory=dict)
     """Fields of the body that are parameters of the path: field and parameter."""
 
+    form_page: AnyPage | None = None
+    """The page of the form. Where no script runs, it is shown again with what was written, after
+    an error and after a check that changes nothing.
+    """
+    refill: Callable[[Any, dict[str, str]], Any] | None = None
+    """Returns what `form_page` shows, with the fields of the form in it."""
+
     @property
     def name(self) -> str:
         """The name of the action, unique in the dashboard."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, cast, get_args
 from urllib.parse import parse_qsl, quote, urlencode
@@ -37,7 +38,7 @@ from nimburion.server.dashboard.readings import (
 )
 from nimburion.server.dashboard.rendering import render_block, render_page
 from nimburion.server.dashboard.site import ACTIONS, SECTIONS
-from nimburion.server.problems import Problem
+from nimburion.server.problems import Problem, make_problem
 from nimburion.server.services import ManagementServices
 
 DASHBOARD_PATH = "/dashboard"
@@ -132,14 +133,23 @@ class PageVisit:
         interval = self._page.interval or 1.0
         return LiveStream(self._services.live, key, self._render_fragment, interval)
 
-    async def answer_html(self, notice: str) -> Response:
-        """Return the whole page."""
+    async def answer_html(
+        self,
+        notice: str,
+        kind: str = "done",
+        status: int = 200,
+        refill: Callable[[Any], Any] | None = None,
+    ) -> Response:
+        """Return the whole page. `refill` changes what it shows."""
         shown, readings = await self._read()
+        if refill is not None:
+            shown = refill(shown)
         nonce = make_nonce()
         values = {
             **self._make_values(shown, readings),
             "nonce": nonce,
             "notice": notice,
+            "notice_kind": kind,
             "section": self._page.section,
             "sections": SECTIONS,
             "live_url": None if self._page.interval is None else self._make_live_url(),
@@ -149,7 +159,7 @@ class PageVisit:
             "caller": self._caller,
             "backend": self._services.backend.describe(),
         }
-        return make_html(render_page(self._page.template, values), nonce)
+        return make_html(render_page(self._page.template, values), nonce, status)
 
     async def _render_fragment(self) -> Fragment:
         shown, readings = await self._read(SLOW_UPDATE_SECONDS)
@@ -201,8 +211,44 @@ async def perform_action(
 ) -> Response:
     """Do what a form asks for, and say so: as a fragment for the script, else by a redirect."""
     path = {name: check_path_name(name, text) for name, text in request.path_params.items()}
-    operation = action.operation
     pairs = await _read_form(request, services.config.server.max_body)
+    has_script = "hx-request" in request.headers
+    page = action.form_page
+    again = None
+    if page is not None and not has_script and page.right in caller.rights:
+        again = PageVisit(
+            page, services, request, caller=caller, path=path, query=page.query()
+        ).answer_html
+    refill = partial(_refill, action, dict(pairs))
+    try:
+        answer, changed = await _run_action(action, services, caller, path, pairs)
+    except Exception as error:
+        problem = make_problem(error)
+        if problem is None or again is None:
+            raise
+        return await again(problem.detail, "failed", problem.status, refill)
+    text = action.describe(answer) if action.describe else action.done.format_map(path)
+    if has_script:
+        return _make_notice(text, "done")
+    if again is not None and not changed:
+        return await again(text, refill=refill)
+    target = f"{find_base(request)}{action.back.format_map(path)}?notice={action.name}"
+    return RedirectResponse(target, HTTPStatus.SEE_OTHER)
+
+
+def _refill(action: DashboardAction, written: dict[str, str], shown: Any) -> Any:  # noqa: ANN401
+    return shown if action.refill is None else action.refill(shown, written)
+
+
+async def _run_action(
+    action: DashboardAction,
+    services: ManagementServices,
+    caller: Caller,
+    path: dict[str, str],
+    pairs: list[tuple[str, str]],
+) -> tuple[object, bool]:
+    """Run the operation of a form. Return its answer, and whether it may have changed something."""
+    operation = action.operation
     fixed = [(field, path[parameter]) for field, parameter in action.body_from_path.items()]
     body = parse_form([*pairs, *action.fixed.items(), *fixed], operation.body)
     query = parse_query((), operation.query)
@@ -211,11 +257,7 @@ async def perform_action(
     answer = await perform_operation(operation, parsed, origin="dashboard")
     services.readings.expire()
     services.live.hasten()
-    if "hx-request" not in request.headers:
-        target = f"{find_base(request)}{action.back.format_map(path)}?notice={action.name}"
-        return RedirectResponse(target, HTTPStatus.SEE_OTHER)
-    text = action.describe(answer) if action.describe else action.done.format_map(path)
-    return _make_notice(text, "done")
+    return answer, not getattr(body, "dry_run", False)
 
 
 def report_on_page(request: Request, problem: Problem) -> Response:

@@ -155,6 +155,8 @@ class ArgumentsData(msgspec.Struct, frozen=True, kw_only=True):
     """Why it cannot be edited."""
     known: bool
     """Whether this server can check the payload against the types of the handler."""
+    delete: bool = False
+    """Whether the form deletes the dead letter afterwards."""
 
 
 async def read_arguments(request: PageRequest[NoQuery]) -> ArgumentsData:
@@ -211,6 +213,15 @@ ARGUMENTS = DashboardPage(
 )
 
 
+def refill_arguments(shown: ArgumentsData, written: dict[str, str]) -> ArgumentsData:
+    """Return what the page shows with the fields of its form."""
+    if shown.payload is None:
+        return shown
+    return msgspec.structs.replace(
+        shown, payload=written.get("payload", shown.payload), delete="delete" in written
+    )
+
+
 def describe_edited_replay(report: EditedReplay) -> str:
     """Return what a replay with other arguments did."""
     checked = "fit the handler" if report.validated else "are JSON; their types were not checked"
@@ -241,5 +252,7 @@ ACTIONS = (
         done="The arguments were accepted.",
         back="/dead-letters",
         describe=describe_edited_replay,
+        form_page=ARGUMENTS,
+        refill=refill_arguments,
     ),
 )

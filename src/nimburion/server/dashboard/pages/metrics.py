@@ -10,14 +10,20 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.metrics.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.session import SessionInfo
 from nimburion.server.api.names import Name
-from nimburion.server.dashboard.charts import Series
+from nimburion.server.dashboard.charts import Moment, Series
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
 from nimburion.server.dashboard.pages.queue import RANGES
 from nimburion.server.dashboard.pages.queues import compute_failed_share
+from nimburion.server.dashboard.readings import PageReadings
 from nimburion.server.dashboard.recent_statistics import STEP
 
 MAX_ROWS = 100
+MAX_DEPLOYMENTS = 10
+HOUR = 3600
+"""The interval of the statistics that are kept for longer than a week."""
+WEEK = 7 * 24 * HOUR
 
 
 class MetricsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +49,25 @@ class MetricsInterval(msgspec.Struct, frozen=True, kw_only=True):
     wait_p95: float | None
     run_p50: float | None
     run_p95: float | None
+
+
+class PastInterval(msgspec.Struct, frozen=True, kw_only=True):
+    """What an interval of the charts was a week before. Of intervals below an hour, it is the
+    average of their hour, for no finer numbers are kept for so long.
+    """
+
+    completed: float
+    failed_share: float | None
+    wait_p95: float | None
+    run_p95: float | None
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of the application that live workers run."""
+
+    version: str
+    since: float
+    """When the first of these workers started, in epoch seconds."""
 
 
 class MetricsRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +96,47 @@ class MetricsData(msgspec.Struct, frozen=True, kw_only=True):
     """Those with the most attempts, at most `MAX_ROWS`."""
     total: int
     """The number of queues or names."""
+    week_before: list[PastInterval | None] = msgspec.field(default_factory=list)
+    """The same intervals a week before; None where nothing is stored, empty if nothing is at all.
+    """
+    deployments: list[Deployment] = msgspec.field(default_factory=list)
+    """The versions that started in this time, at most `MAX_DEPLOYMENTS`, the latest last."""
+
+    @property
+    def moments(self) -> list[Moment]:
+        """Where the charts mark the deployments."""
+        length = self.until - self.since
+        return [
+            Moment((one.since - self.since) / length, f"version {one.version}")
+            for one in self.deployments
+        ]
+
+    @property
+    def throughput_before(self) -> list[Series]:
+        """Completed attempts a week before."""
+        return self._compare("completed a week before", "completed")
+
+    @property
+    def failures_before(self) -> list[Series]:
+        """Failed attempts in percent, a week before."""
+        found = self._compare("a week before", "failed_share")
+        return [one._replace(values=[100 * value for value in one.values]) for one in found]
+
+    @property
+    def waits_before(self) -> list[Series]:
+        """The time within which 95 % started, a week before."""
+        return self._compare("95 % a week before", "wait_p95")
+
+    @property
+    def runs_before(self) -> list[Series]:
+        """The time within which 95 % of the attempts ended, a week before."""
+        return self._compare("95 % a week before", "run_p95")
+
+    def _compare(self, label: str, field: str) -> list[Series]:
+        if not self.week_before:
+            return []
+        values = [None if one is None else getattr(one, field) for one in self.week_before]
+        return [Series(label, "past", [_or_gap(value) for value in values])]
 
     @property
     def throughput(self) -> list[Series]:
@@ -130,7 +196,62 @@ async def read_metrics(request: PageRequest[MetricsQuery]) -> MetricsData:
             total=len(rows),
         )
 
-    return await readings.read(f"metrics {query}", read, 10.0 if step == STEP else 30.0)
+    shown = await readings.read(f"metrics {query}", read, 10.0 if step == STEP else 30.0)
+    return msgspec.structs.replace(
+        shown,
+        week_before=await _read_week_before(readings, query, shown),
+        deployments=find_deployments(await readings.list_sessions(), shown.since, shown.until),
+    )
+
+
+async def _read_week_before(
+    readings: PageReadings, query: MetricsQuery, shown: MetricsData
+) -> list[PastInterval | None]:
+    """Return the intervals of the page a week before."""
+    first = int(shown.since - WEEK) // HOUR * HOUR
+
+    async def read() -> dict[int, Counters]:
+        rows = await readings.backend.list_statistics(
+            first, shown.until - WEEK, HOUR, queue=query.queue, name=query.name
+        )
+        hours: dict[int, Counters] = {}
+        async for row in _iterate(rows):
+            hours.setdefault(row.start, Counters()).add(row.counters)
+        return hours
+
+    key = f"week before {query.queue} {query.name} {first} {shown.until - WEEK}"
+    hours = await readings.read(key, read, 600.0)
+    if not hours:
+        return []
+    starts = (int(one.start) - WEEK for one in shown.intervals)
+    return [compute_past_interval(hours, start, shown.step) for start in starts]
+
+
+def compute_past_interval(hours: dict[int, Counters], start: int, step: int) -> PastInterval | None:
+    """Return an interval from the sums of hours; None if nothing is stored."""
+    sums = Counters()
+    for hour in range(start // HOUR * HOUR, start + step, HOUR):
+        sums.add(hours.get(hour, Counters()))
+    if not sums.completed + sums.failed + sums.retried:
+        return None
+    return PastInterval(
+        completed=sums.completed * min(1.0, step / HOUR),
+        failed_share=compute_failed_share(sums),
+        wait_p95=sums.wait.estimate_quantile(0.95, WAIT_BOUNDS),
+        run_p95=sums.run.estimate_quantile(0.95, RUN_BOUNDS),
+    )
+
+
+def find_deployments(sessions: list[SessionInfo], since: float, until: float) -> list[Deployment]:
+    """Return the versions of the application that live workers run, and that started in a time."""
+    starts: dict[str, float] = {}
+    for session in sessions:
+        version = session.vitals.code_version if session.vitals else ""
+        if version:
+            starts[version] = min(session.opened_at, starts.get(version, math.inf))
+    found = [Deployment(version=version, since=at) for version, at in starts.items()]
+    found.sort(key=lambda one: one.since)
+    return [one for one in found if since <= one.since <= until][-MAX_DEPLOYMENTS:]
 
 
 async def _iterate(statistics: list[Statistics]) -> AsyncIterator[Statistics]:
