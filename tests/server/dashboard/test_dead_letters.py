@@ -96,7 +96,7 @@ def test_hidden_characters_become_json_escapes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "status", "said"),
+    ("written", "status", "message"),
     [
         ('{"to": "somebody else"}', 200, "Nothing was changed."),
         ('{"to": ', 400, "a field is no JSON"),
@@ -104,7 +104,7 @@ def test_hidden_characters_become_json_escapes() -> None:
     ],
 )
 async def test_a_check_without_scripts_keeps_what_was_written(
-    site: Api, written: str, status: int, said: str
+    site: Api, written: str, status: int, message: str
 ) -> None:
     response = await site.client.post(
         f"{DASHBOARD_PATH}/jobs/a/arguments/replay",
@@ -114,7 +114,7 @@ async def test_a_check_without_scripts_keeps_what_was_written(
     assert response.status_code == status, response.text
     assert f">{escape(written)}</textarea>" in response.text
     assert 'value="true" checked' in response.text
-    assert said in response.text
+    assert message in response.text
     kind = "done" if status == 200 else "failed"
     assert f'<p class="message {kind}">' in response.text
     assert (await site.processor.backend.get_job("a")).state is State.FAILED
