@@ -40,7 +40,7 @@ from nimburion.jobs.client.collector import JobCollector
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.options import EnqueueOptions, read_job_id
 from nimburion.jobs.declaration.policy import PolicyOptions, Priority, read_policy
-from nimburion.jobs.declaration.uniqueness import KEY_OPTIONS
+from nimburion.jobs.declaration.uniqueness import UNIQUE_KEY_OPTIONS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -268,7 +268,7 @@ class _PreparedTask:
             "headers": _make_headers(result),
             "at": None if task.run_after is None else _make_aware(task.run_after),
             "unique_key": getattr(task, "unique_key", None),
-            **{name: getattr(task, name, None) for name in KEY_OPTIONS},
+            **{name: getattr(task, name, None) for name in UNIQUE_KEY_OPTIONS},
         }
         payload = {"args": result.args, "kwargs": result.kwargs}
         await collector.enqueue_raw(task.module_path, payload, **cast("EnqueueOptions", options))
