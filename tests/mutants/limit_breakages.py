@@ -71,7 +71,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a repeat keeps the units of what it returns",
         "backends/redis/*.lua",
-        "    give_units_back($lane.name, $lease.started8)\n    refund_keys($field, $lane.name, $lease.started8)\n    end_lease",
+        "    give_units_back($lane.name, $lease.started8)\n    refund_keys($field, $lane.name, $lease)\n    end_lease",
         "    end_lease",
         (f"{REDIS}test_a_delivery_that_a_repeat_returns_gives_its_units_back",),
     ),
@@ -114,14 +114,14 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a rescue frees no key",
         "backends/redis/*.lua",
-        "  release_lease_keys(writes.drop_lease)\n",
+        "  release_keys(writes.ended_keys)\n",
         "",
         (f"{REDIS}test_a_rescue_gives_the_place_of_a_key_back",),
     ),
     Mutant(
         "Redis: parked jobs are not considered when their limit changes",
         "backends/redis/*.lua",
-        "    unpark_name($keyed[$i])\n",
+        "    mark_changed($keyed[$i])\n",
         "",
         (f"{REDIS}test_changed_limits_are_considered_at_once",),
     ),

@@ -19,9 +19,9 @@ GONE_AFTER_A_STEP = {
     "session_vitals",
     "attempt_state",
     "bulk_operation_due",
-    "lease_key",
     "parked",
     "parked_lane",
+    "changed_lane",
 }
 """Keys that hold what a step begins and ends."""
 

@@ -29,6 +29,7 @@ OF_NO_JOB = {
     "keyed_limit",
     "limit_key",
     "key_opening",
+    "changed_lane",
     "bulk_operation",
     "bulk_operation_number",
     "spent_until",

@@ -133,7 +133,10 @@ def encode_lookups(jobs: Sequence[NewJob]) -> list[bytes]:
     """Return the arguments of `check_enqueue.lua` for a call of more than one batch."""
     lookups: list[bytes] = []
     for job in jobs:
-        lookups += (encode_id(job.id), job.compute_digest(), encode_unique_key(job))
+        key = encode_unique_key(job)
+        if key:
+            key = (b"1" if job.options.on_duplicate == "replace" else b"0") + key
+        lookups += (encode_id(job.id), job.compute_digest(), key)
     return lookups
 
 

@@ -48,7 +48,7 @@ KEYS = MappingProxyType(
         "keyed_limit": "hash: job name -> its limits by key",
         "limit_key": "hash: limit NUL key -> its use",
         "key_opening": "sorted set: limit NUL key, by when its rate allows the next parked job",
-        "lease_key": "hash: seq -> keys of limits for which the lease counts",
+        "changed_lane": "hash: lanes whose limits by key changed, until their parked jobs returned",
         "parked": "sorted set: due jobs whose key has no room, by limit, key and lane",
         "parked_lane": "sorted set: the same jobs in the order of their lanes",
         "unique_key": "hash: job name NUL unique key -> expiry, states, id of the holder",

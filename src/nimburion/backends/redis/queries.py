@@ -490,13 +490,14 @@ def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
 
 def _decode_key_use(name: bytes, use: bytes, parked: int) -> KeyUse:
     limit, _, key = name.decode().partition("\0")
-    in_use, _, opens_at = use.split()
+    in_use, *times = use.split()
+    opens_at = times[1] if times and parked else b"-"
     return KeyUse(
         limit=limit,
         key=key,
         in_use=int(in_use),
         parked=parked,
-        opens_at=None if opens_at == b"-" or not parked else int(opens_at) / MICRO,
+        opens_at=None if opens_at == b"-" else int(opens_at) / MICRO,
     )
 
 

@@ -196,7 +196,8 @@ def build_script(files: LuaFiles, name: str, spec: ScriptSpec, *, flagged: bool)
     used = (*spec.shared, name)
     keys = collect_keys(files, used)
     body = inline_constants("".join(f"{files[part]}\n" for part in used))
-    text = (make_prologue(spec.flags, keys, flagged=flagged) + drop_unused_functions(body)).encode()
+    body, bound = inline_keys(drop_unused_functions(body), keys)
+    text = (make_prologue(spec.flags, bound, flagged=flagged) + body).encode()
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
     return Script(name, text, sha, keys)
 
@@ -223,6 +224,7 @@ def inline_constants(text: str) -> str:
 
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
 _WORD = re.compile(r"\w+")
+_KEY_NAME = re.compile(r"\b\w+_key\b")
 
 
 def drop_unused_functions(text: str) -> str:
@@ -245,10 +247,26 @@ def collect_keys(files: LuaFiles, used: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def make_prologue(flags: str, keys: tuple[str, ...], *, flagged: bool) -> str:
-    """Return the text before the parts: the flags, and one local variable per key."""
+_FEW_USES = 3
+
+
+def inline_keys(body: str, keys: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """Write out each key that a script names at most a few times, such as `KEYS[3]` for `job_key`.
+    Return the new text, and the expressions of the other keys by their locals.
+
+    Lua allows 200 locals. The script of the exchange would have more with one for each key.
+    """
+    uses = Counter(_WORD.findall(body))
+    places = {f"{key}_key": f"KEYS[{n}]" for n, key in enumerate(keys, start=1)}
+    bound = {name: place for name, place in places.items() if uses[name] > _FEW_USES}
+    inlined = places.keys() - bound.keys()
+    text = _KEY_NAME.sub(lambda match: places[match[0]] if match[0] in inlined else match[0], body)
+    return text, bound
+
+
+def make_prologue(flags: str, bound: dict[str, str], *, flagged: bool) -> str:
+    """Return the text before the parts: the flags, and the locals of keys."""
     first = f"#!lua flags={flags}\n" if flags else "#!lua\n"
     oom = _OLD_ALLOW_OOM if flags == "allow-oom" and not flagged else ""
-    names = ", ".join(f"{key}_key" for key in keys)
-    places = ", ".join(f"KEYS[{n}]" for n in range(1, len(keys) + 1))
-    return f"{first if flagged else ''}{oom}local {names} = {places}\n"
+    locals_ = f"local {', '.join(bound)} = {', '.join(bound.values())}\n" if bound else ""
+    return f"{first if flagged else ''}{oom}{locals_}"

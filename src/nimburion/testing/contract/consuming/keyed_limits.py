@@ -249,6 +249,24 @@ class KeyedLimits:
         await harness.worker(names=("mail",))
         assert ids(await first.take(9)) == ["a3", "a4"]
 
+    async def test_a_changed_limit_keeps_the_order_of_many_parked_jobs(
+        self, harness: Harness
+    ) -> None:
+        """A backend may return parked jobs to their lane in several steps."""
+        await harness.enqueue(*(make(harness, f"a{n}") for n in range(700)))
+        first = await harness.worker(keyed=ONE_AT_A_TIME)
+        assert ids(await first.take(1)) == ["a0"]
+        assert await first.take(1) == []
+        assert await read_uses(harness) == {"a": (1, 699)}
+        second = await harness.worker(keyed=TWO_AT_A_TIME)
+        await add(harness, "a-late")
+        reply = await second.exchange(want=second.want(9))
+        while not reply.deliveries:
+            assert reply.waiting
+            reply = await second.exchange(want=second.want(9))
+        assert ids(reply.deliveries) == ["a1"]
+        assert await end(second, Completed(reply.deliveries[0].lease)) == ["a2"]
+
     async def test_many_keys_are_at_rest_in_the_end(self, harness: Harness) -> None:
         jobs = [make(harness, f"{'abcdefg'[n % 7]}{n}") for n in range(100)]
         await harness.backend.enqueue(jobs)

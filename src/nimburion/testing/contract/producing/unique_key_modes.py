@@ -330,6 +330,17 @@ class UniqueKeyModes:
         assert await harness.enqueue(keyed("b", payload=b"3")) == [Enqueued("b", "conflict")]
         assert (await read(harness, "a")).payload == b"2"
 
+    @pytest.mark.parametrize("others", [0, 600])
+    async def test_an_id_that_replaced_a_job_can_be_that_of_another_job(
+        self, harness: Harness, others: int
+    ) -> None:
+        """Only a job that may replace another is taken for a repeat, also in a call of many."""
+        await harness.put(keyed("a"))
+        assert await harness.enqueue(keyed("b", payload=b"2")) == [Enqueued("a", "replaced")]
+        many = [harness.job() for _ in range(others)]
+        again = keyed("b", JobOptions(unique_key="other"), b"3")
+        assert (await harness.enqueue(*many, again))[-1] == Enqueued("b", "created")
+
     async def test_the_first_enqueue_can_be_repeated_after_its_job_was_replaced(
         self, harness: Harness
     ) -> None:

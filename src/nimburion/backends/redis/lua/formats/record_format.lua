@@ -18,7 +18,8 @@
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
---                   | settled 20, only if the job was settled before
+--                   | settled 20, only if the job was settled before, or keys follow
+--                   | per key of a limit for which the lease counts: limit NUL key 2 + n
 -- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 127 - priority. The byte order is the order of the lane.
 -- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T)
 -- session_leases    session 4 | seq 8
@@ -38,8 +39,7 @@
 -- unique_key        expiry 8 (all ones: when the job ends) | states 1 + n | id
 -- replacement       expiry 8 | digest 16 | id
 -- keyed_limit       [[limit, maximum or false, interval or false, burst, cost], ...] (MessagePack)
--- limit_key         leased jobs, spent until, opens at (- if unknown), with spaces between (decimal)
--- lease_key         [limit NUL key, ...] (MessagePack)
+-- limit_key         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
 -- parked            limit | NUL | key | NUL | member of ready
 -- parked_lane       member of ready | limit | NUL | key
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
@@ -69,7 +69,7 @@ local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
 local LEASE_LANE, LEASE_LANE_END = 50, 53
 
 -- Offsets in a member of `ready`: its lane has 4 bytes.
-local READY_LANE_END, READY_RANK, READY_DUE, READY_SEQ = 4, 5, 6, 14
+local READY_LANE_END, READY_RANK, READY_DUE, READY_SEQ, READY_END = 4, 5, 6, 14, 21
 
 -- --- job ---
 
@@ -160,7 +160,7 @@ end
 -- --- lease and attempt state ---
 
 -- Return the fields of a lease, in `lease` or in a new table. A new table costs 1 us, so a loop over many leases reuses one.
--- `settled` is the token of an earlier settlement, or zeros.
+-- `settled` is the token of an earlier settlement, or zeros; `keys` are packed names of keys, or nil.
 local function read_lease(record, lease)
   lease = lease or {}
   local session4, fence4, nonce, number8, started8, cancel, counts, index, lane4, rank, due8, _, rest
@@ -168,7 +168,13 @@ local function read_lease(record, lease)
   lease.session4, lease.fence4, lease.nonce, lease.number8, lease.started8 = session4, fence4, nonce, number8, started8
   lease.is_cancel_requested, lease.counts, lease.index = cancel == CANCEL_REQUESTED, counts, index
   lease.lane4, lease.rank, lease.due8 = lane4, rank, due8
-  lease.settled = rest < #record and sub(record, rest) or NO_TOKEN
+  lease.settled, lease.keys = NO_TOKEN, nil
+  if rest < #record then
+    lease.settled = sub(record, rest, rest + 19)
+    if rest + 20 < #record then
+      lease.keys = sub(record, rest + 20)
+    end
+  end
   return lease
 end
 

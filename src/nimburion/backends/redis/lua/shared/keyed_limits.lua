@@ -1,13 +1,24 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
--- Keys: keyed_limit limit_key key_opening lease_key parked parked_lane ready job
+-- Keys: keyed_limit limit_key key_opening parked parked_lane changed_lane ready job
 -- Provides: for reserve: has_keyed_limits(), get_keyed_limits(job name), list_job_keys(job name, body), find_full_key(keys),
---   park(member, keys, full) -> whether others returned to the lane, count_keys(keys), take_back(keys), put_lease_keys(field, keys)
---   for ends of leases: release_lease_keys(fields), refund_keys(field, job name, taken8), block_keys(keys, delay), spend_key_units(keys, units)
---   unpark(name, lane4), unpark_open(), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
---   A key is named by limit NUL key. `keys` is a list of {name, limit, rate}, where the rate has the cost of the job, or is nil.
+--   park(member, keys, full) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
+--   for ends of leases: release_keys(parts of leases), refund_keys(field, job name, lease), block_keys(keys, delay), spend_key_units(keys, units)
+--   read_uses(names of keys) reads many with one command
+--   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
+--   A key is named by limit NUL key. `keys` is a list of the keys of a job
+--   (KEY_NAME, ...), where the rate has the cost of the job, or is false.
 -- Atomic: a parked job is in `parked` and `parked_lane`, any other due job in `ready`. No write can fail.
 -- Cost: a few commands per candidate of a job name that has limits by key; nothing for other jobs.
-local known_uses, keyed_limits, any_keyed = {}, {}, nil
+-- The most keys whose parked jobs one exchange returns because their rates allow one, and the most jobs that it returns because
+-- their limits changed.
+local MAX_RETURNED = 500
+-- Positions in the use of a key. Many are made in one exchange, and a table with names takes longer.
+local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PARKED = 1, 2, 3, 4, 5, 6, 7
+-- Positions in a key of a job. RATE: nil, or as in rate_limits.lua.
+local KEY_NAME, KEY_MAXIMUM, KEY_RATE, KEY_DECLARED_COST = 1, 2, 3, 4
+local UNKNOWN = 'unknown'
+local known_uses, keyed_limits, any_keyed, any_parked = {}, {}, nil, nil
+local to_park, to_return = { ready = {}, parked = {}, parked_lane = {} }, { ready = {}, parked = {}, parked_lane = {} }
 
 local function has_keyed_limits()
   if any_keyed == nil then
@@ -41,7 +52,8 @@ local function list_job_keys(job_name, body)
   if not carried then
     return keys
   end
-  for _, limit in ipairs(limits) do
+  for i = 1, #limits do
+    local limit = limits[i]
     local key = carried[limit[1]]
     if key then
       local rate
@@ -49,41 +61,65 @@ local function list_job_keys(job_name, body)
         local cost = tonumber(options.cost) or limit[5]
         rate = { interval = limit[3], burst = limit[4], cost = cost, needed = math.min(cost, limit[4]) }
       end
-      push(keys, { name = limit[1] .. '\0' .. key, maximum = limit[2], rate = rate, declared_cost = limit[5] })
+      push(keys, { limit[1] .. '\0' .. key, limit[2], rate or false, limit[5] })
     end
   end
   return keys
 end
 
+-- Return the use of a key; `record` is its field in `limit_key`, or false.
+local function read_use(record)
+  local in_use, spent, opens = tonumber(record), 0, nil
+  if record and not in_use then
+    in_use, spent, opens = string.match(record, '^(%S+) (%S+) (%S+)$')
+    in_use, spent, opens = tonumber(in_use), tonumber(spent), tonumber(opens)
+  end
+  return { in_use or 0, spent, opens or false, record, opens or false, false, UNKNOWN }
+end
+
+-- Read the uses of keys that are not known yet, with one command.
+local function read_uses(names)
+  local unknown, count = {}, 0
+  for i = 1, #names do
+    if not known_uses[names[i]] then
+      count = count + 1
+      unknown[count] = names[i]
+    end
+  end
+  local records = get_in_batches(limit_key_key, unknown)
+  for i = 1, count do
+    known_uses[unknown[i]] = known_uses[unknown[i]] or read_use(records[i])
+  end
+end
+
 local function get_use(name)
   local use = known_uses[name]
   if not use then
-    local record = redis.call('HGET', limit_key_key, name)
-    local in_use, spent, opens = string.match(record or '0 0 -', '^(%S+) (%S+) (%S+)$')
-    use = { in_use = tonumber(in_use), spent_until = tonumber(spent), opens_at = tonumber(opens) }
+    use = read_use(redis.call('HGET', limit_key_key, name))
     known_uses[name] = use
   end
   return use
 end
 
 local function set_key_spent(use, time)
-  use.spent_until = math.min(math.max(time, now - MAX_AHEAD), now + MAX_AHEAD)
-  use.is_changed = true
+  use[SPENT_UNTIL] = math.min(math.max(time, now - MAX_AHEAD), now + MAX_AHEAD)
+  use[IS_CHANGED] = true
 end
 
 -- Return the first of these keys that has no room for the job, or nil.
 local function find_full_key(keys)
-  for _, key in ipairs(keys) do
-    local use = get_use(key.name)
-    if key.maximum and use.in_use >= key.maximum then
+  for i = 1, #keys do
+    local key = keys[i]
+    local use = get_use(key[KEY_NAME])
+    if key[KEY_MAXIMUM] and use[IN_USE] >= key[KEY_MAXIMUM] then
       return key
     end
-    local rate = key.rate
+    local rate = key[KEY_RATE]
     if rate then
-      rate.spent_until = use.spent_until
+      rate.spent_until = use[SPENT_UNTIL]
       if count_room(rate) == 0 then
         local opening = find_opening(rate)
-        use.opens_at, use.is_changed = math.min(use.opens_at or opening, opening), true
+        use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT] or opening, opening), true
         return key
       end
     end
@@ -98,49 +134,92 @@ local function get_parked_range(name, lane4)
   return '[' .. name .. '\0', '(' .. name .. '\1'
 end
 
-local function has_parked(name)
-  local low, high = get_parked_range(name)
-  return #redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1) > 0
+-- Write what park collected. Called before `parked` or a lane is read again.
+local function write_parked()
+  call_in_batches('ZREM', ready_key, to_park.ready)
+  call_in_batches('ZADD', parked_key, to_park.parked)
+  call_in_batches('ZADD', parked_lane_key, to_park.parked_lane)
+  to_park = { ready = {}, parked = {}, parked_lane = {} }
+end
+
+-- Return a job that is parked for a key to its lane; write_returned writes it.
+local function collect_returned(name, member)
+  push(to_return.parked, name .. '\0' .. member)
+  push(to_return.parked_lane, member .. name)
+  push_pair(to_return.ready, 0, member)
+  mark_queue(get_lane(sub(member, 1, READY_LANE_END)).queue)
+end
+
+local function write_returned()
+  call_in_batches('ZREM', parked_key, to_return.parked)
+  call_in_batches('ZREM', parked_lane_key, to_return.parked_lane)
+  call_in_batches('ZADD', ready_key, to_return.ready)
+  to_return = { ready = {}, parked = {}, parked_lane = {} }
 end
 
 -- Return the first jobs of a lane that are parked for a key to `ready`; return how many.
-local function unpark(name, lane4, most)
+local function unpark(name, lane4)
+  write_parked()
   local low, high = get_parked_range(name, lane4)
-  local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, most or 1)
-  for _, parked in ipairs(members) do
-    local member = sub(parked, #name + 2)
-    redis.call('ZREM', parked_key, parked)
-    redis.call('ZREM', parked_lane_key, member .. name)
-    redis.call('ZADD', ready_key, 0, member)
-  end
+  local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1)
   if #members > 0 then
-    mark_queue(get_lane(lane4).queue)
+    collect_returned(name, sub(members[1], #name + 2))
+    write_returned()
   end
   return #members
 end
 
--- Return the first job of each lane that is parked for a key to its lane.
-local function unpark_all_lanes(name)
+-- Collect the first `most` jobs of each lane that are parked for a key. write_returned writes it.
+local function unpark_all_lanes(name, most)
   local low, high = get_parked_range(name)
   while true do
-    local first = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1)[1]
-    if not first then
+    local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, most)
+    if #members == 0 then
       return
     end
-    local lane4 = sub(first, #name + 2, #name + 5)
+    local lane4 = sub(members[1], #name + 2, #name + 5)
+    for _, parked in ipairs(members) do
+      if sub(parked, #name + 2, #name + 5) == lane4 then
+        collect_returned(name, sub(parked, #name + 2))
+      end
+    end
     local _, lane_end = get_parked_range(name, lane4)
     low = '[' .. sub(lane_end, 2)
-    unpark(name, lane4)
   end
 end
 
--- Return jobs whose rate allows one now to their lanes.
+-- Return jobs whose rate allows one now to their lanes, for some of the keys.
 local function unpark_open()
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', key_opening_key, '-inf', now)) do
+  local names = redis.call('ZRANGEBYSCORE', key_opening_key, '-inf', now, 'LIMIT', 0, MAX_RETURNED)
+  read_uses(names)
+  for _, name in ipairs(names) do
     local use = get_use(name)
-    use.opens_at, use.is_changed = nil, true
-    unpark_all_lanes(name)
+    use[OPENS_AT], use[IS_CHANGED] = false, true
+    unpark_all_lanes(name, 1)
   end
+  write_returned()
+end
+
+-- Return parked jobs of lanes whose limits changed, some in each call. Return the lanes that have more of them.
+local function unpark_changed()
+  local found, left = {}, MAX_RETURNED
+  if redis.call('HLEN', changed_lane_key) == 0 then
+    return found
+  end
+  for _, lane4 in ipairs(redis.call('HKEYS', changed_lane_key)) do
+    local members = left > 0 and redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, left) or {}
+    for _, parked in ipairs(members) do
+      collect_returned(sub(parked, READY_END + 1), sub(parked, 1, READY_END))
+    end
+    left = left - #members
+    if left > 0 then
+      redis.call('HDEL', changed_lane_key, lane4)
+    else
+      found[lane4] = true
+    end
+  end
+  write_returned()
+  return found
 end
 
 local function get_next_key_opening()
@@ -148,15 +227,16 @@ local function get_next_key_opening()
   return tonumber(first[2])
 end
 
--- Park a member of `ready`. Its turn at its other keys passes on; return whether any job returned to the lane.
+-- Park a member of `ready`; write_parked writes it. Its turn at its other keys passes on; return whether any job returned to the lane.
 local function park(member, keys, full)
-  redis.call('ZREM', ready_key, member)
-  redis.call('ZADD', parked_key, 0, full.name .. '\0' .. member)
-  redis.call('ZADD', parked_lane_key, 0, member .. full.name)
+  push(to_park.ready, member)
+  push_pair(to_park.parked, 0, full[KEY_NAME] .. '\0' .. member)
+  push_pair(to_park.parked_lane, 0, member .. full[KEY_NAME])
+  get_use(full[KEY_NAME])[HAS_PARKED], any_parked = true, true
   local returned = 0
   for _, key in ipairs(keys) do
     if key ~= full then
-      returned = returned + unpark(key.name, sub(member, 1, READY_LANE_END))
+      returned = returned + unpark(key[KEY_NAME], sub(member, 1, READY_LANE_END))
     end
   end
   return returned > 0
@@ -182,19 +262,35 @@ end
 -- Let jobs that are parked for the keys of a cancelled job have its turn.
 local function pass_turns(body, lane)
   for _, key in ipairs(list_job_keys(lane.name, body)) do
-    unpark(key.name, lane.number)
+    unpark(key[KEY_NAME], lane.number)
   end
+end
+
+-- Return whether jobs were parked for a key when the script first asked, or since.
+local function has_parked(name, use)
+  if any_parked == nil then
+    any_parked = redis.call('ZCARD', parked_key) > 0
+  end
+  if not any_parked then
+    return false
+  end
+  if use[HAS_PARKED] == UNKNOWN then
+    local low, high = get_parked_range(name)
+    use[HAS_PARKED] = #redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1) > 0
+  end
+  return use[HAS_PARKED]
 end
 
 -- Count a job for its keys, and set when the next parked job has its turn.
 local function count_keys(keys)
-  for _, key in ipairs(keys) do
-    local use, rate = get_use(key.name), key.rate
-    use.in_use, use.is_changed = use.in_use + 1, true
+  for i = 1, #keys do
+    local key = keys[i]
+    local use, rate = get_use(key[KEY_NAME]), key[KEY_RATE]
+    use[IN_USE], use[IS_CHANGED] = use[IN_USE] + 1, true
     if rate then
-      set_key_spent(use, math.max(use.spent_until, now) + rate.cost * rate.interval)
-      if has_parked(key.name) then
-        use.opens_at = math.max(now, use.spent_until - (rate.burst - 1) * rate.interval)
+      set_key_spent(use, math.max(use[SPENT_UNTIL], now) + rate.cost * rate.interval)
+      if has_parked(key[KEY_NAME], use) then
+        use[OPENS_AT] = math.max(now, use[SPENT_UNTIL] - (rate.burst - 1) * rate.interval)
       end
     end
   end
@@ -203,54 +299,77 @@ end
 -- Take back what count_keys counted for a job that does not fit in the reply.
 local function take_back(keys)
   for _, key in ipairs(keys) do
-    local use = get_use(key.name)
-    use.in_use, use.is_changed = use.in_use - 1, true
-    if key.rate then
-      set_key_spent(use, use.spent_until - key.rate.cost * key.rate.interval)
+    local use = get_use(key[KEY_NAME])
+    use[IN_USE], use[IS_CHANGED] = use[IN_USE] - 1, true
+    if key[KEY_RATE] then
+      set_key_spent(use, use[SPENT_UNTIL] - key[KEY_RATE].cost * key[KEY_RATE].interval)
     end
   end
 end
 
-local function put_lease_keys(field, keys)
-  local names = {}
-  for i, key in ipairs(keys) do
-    names[i] = key.name
+-- Return the names of keys as a part of a lease.
+local function pack_names(keys)
+  local packed = ''
+  for i = 1, #keys do
+    local name = keys[i][KEY_NAME]
+    packed = packed .. pack_struct('>I2c0', #name, name)
   end
-  redis.call('HSET', lease_key_key, field, cmsgpack.pack(names))
+  return packed
 end
 
--- Stop counting jobs whose leases ended, and let the next parked jobs have their turn.
-local function release_lease_keys(fields)
-  if #fields == 0 or redis.call('HLEN', lease_key_key) == 0 then
+-- Add the names in a part of a lease to a list.
+local function add_names(names, packed)
+  local at = 1
+  while at < #packed do
+    names[#names + 1], at = unpack_struct('>I2c0', packed, at)
+  end
+end
+
+-- Stop counting leases that ended for these keys, and let the next parked jobs have their turn. `ended`: a part of each lease.
+local function release_keys(ended)
+  if #ended == 0 then
     return
   end
-  for i, packed in ipairs(get_in_batches(lease_key_key, fields)) do
-    if packed then
-      redis.call('HDEL', lease_key_key, fields[i])
-      for _, name in ipairs(cmsgpack.unpack(packed)) do
-        local use = get_use(name)
-        use.in_use, use.is_changed = use.in_use - 1, true
-        unpark_all_lanes(name)
+  local names, counts = {}, {}
+  for i = 1, #ended do
+    add_names(names, ended[i])
+  end
+  read_uses(names)
+  for i = 1, #names do
+    local use = known_uses[names[i]]
+    use[IN_USE], use[IS_CHANGED] = use[IN_USE] - 1, true
+  end
+  if redis.call('ZCARD', parked_key) > 0 then
+    for i = 1, #names do
+      counts[names[i]] = (counts[names[i]] or 0) + 1
+    end
+    for i = 1, #names do
+      local name = names[i]
+      if counts[name] then
+        unpark_all_lanes(name, counts[name])
+        counts[name] = nil
       end
     end
+    write_returned()
   end
 end
 
--- Return what a job that has not started took from the rates of its keys, at the time `taken8`.
-local function refund_keys(field, job_name, taken8)
-  local packed = has_keyed_limits() and redis.call('HGET', lease_key_key, field)
-  if not packed then
+-- Return what a job that has not started took from the rates of the keys for which its lease counts.
+local function refund_keys(field, job_name, lease)
+  if not lease.keys or not has_keyed_limits() then
     return
   end
-  local counted = {}
-  for _, name in ipairs(cmsgpack.unpack(packed)) do
-    counted[name] = true
+  local counted, elapsed = {}, math.max(0, now - decode_time(lease.started8, 1))
+  local names = {}
+  add_names(names, lease.keys)
+  for i = 1, #names do
+    counted[names[i]] = true
   end
   for _, key in ipairs(list_job_keys(job_name, redis.call('HGET', job_key, field))) do
-    local rate = counted[key.name] and key.rate
+    local rate = counted[key[KEY_NAME]] and key[KEY_RATE]
     if rate then
-      local use = get_use(key.name)
-      set_key_spent(use, use.spent_until - math.max(0, rate.cost * rate.interval - math.max(0, now - decode_time(taken8, 1))))
+      local use = get_use(key[KEY_NAME])
+      set_key_spent(use, use[SPENT_UNTIL] - math.max(0, rate.cost * rate.interval - elapsed))
     end
   end
 end
@@ -258,10 +377,10 @@ end
 -- Take units of the rates of these keys, or give some back if the number is negative.
 local function spend_key_units(keys, units)
   for _, key in ipairs(keys) do
-    if key.rate then
-      local use = get_use(key.name)
-      local start = units > 0 and math.max(use.spent_until, now) or use.spent_until
-      set_key_spent(use, start + units * key.rate.interval)
+    if key[KEY_RATE] then
+      local use = get_use(key[KEY_NAME])
+      local start = units > 0 and math.max(use[SPENT_UNTIL], now) or use[SPENT_UNTIL]
+      set_key_spent(use, start + units * key[KEY_RATE].interval)
     end
   end
 end
@@ -270,31 +389,46 @@ end
 local function block_keys(keys, delay)
   local found = false
   for _, key in ipairs(keys) do
-    local rate = key.rate
+    local rate = key[KEY_RATE]
     if rate then
-      local use, needed = get_use(key.name), math.min(key.declared_cost, rate.burst)
-      set_key_spent(use, math.max(use.spent_until, now + delay + (rate.burst - needed) * rate.interval))
+      local use, needed = get_use(key[KEY_NAME]), math.min(key[KEY_DECLARED_COST], rate.burst)
+      set_key_spent(use, math.max(use[SPENT_UNTIL], now + delay + (rate.burst - needed) * rate.interval))
       found = true
     end
   end
   return found
 end
 
+-- Return the record of a use, or false if none is needed.
+local function make_use_record(use)
+  local opens = use[OPENS_AT]
+  if use[SPENT_UNTIL] ~= 0 or opens then
+    return string.format('%d %.0f %s', use[IN_USE], use[SPENT_UNTIL], opens and string.format('%.0f', opens) or '-')
+  end
+  return use[IN_USE] ~= 0 and tostring(use[IN_USE])
+end
+
+-- Write the uses that changed.
 local function write_key_uses()
+  local put, dropped, put_opening, dropped_opening = {}, {}, {}, {}
   for name, use in pairs(known_uses) do
-    if use.is_changed then
-      if use.in_use == 0 and use.spent_until == 0 and not use.opens_at then
-        redis.call('HDEL', limit_key_key, name)
-      else
-        redis.call('HSET', limit_key_key, name, string.format('%d %.0f %s', use.in_use, use.spent_until,
-          use.opens_at and string.format('%.0f', use.opens_at) or '-'))
+    if use[IS_CHANGED] then
+      local record, opens = make_use_record(use), use[OPENS_AT]
+      if record and record ~= use[RECORD] then
+        push_pair(put, name, record)
+      elseif not record and use[RECORD] then
+        push(dropped, name)
       end
-      if use.opens_at then
-        redis.call('ZADD', key_opening_key, string.format('%.0f', use.opens_at), name)
-      else
-        redis.call('ZREM', key_opening_key, name)
+      if opens and opens ~= use[STORED_OPENING] then
+        push_pair(put_opening, string.format('%.0f', opens), name)
+      elseif use[STORED_OPENING] and not opens then
+        push(dropped_opening, name)
       end
-      use.is_changed = false
+      use[RECORD], use[STORED_OPENING], use[IS_CHANGED] = record, opens, false
     end
   end
+  call_in_batches('HSET', limit_key_key, put)
+  call_in_batches('HDEL', limit_key_key, dropped)
+  call_in_batches('ZADD', key_opening_key, put_opening)
+  call_in_batches('ZREM', key_opening_key, dropped_opening)
 end

@@ -1,7 +1,7 @@
 -- Shared part of exchange: chooses and leases jobs, in the exact order that the contract prescribes (docs/decisions/0001).
 -- Keys: job payload attempt_state ready lease session_leases lane_number concurrency_limit limit_in_use
 -- Provides: read_request(packed)
---   find_open_lanes(request) -> the lanes of the request that can be reserved from
+--   find_open_lanes(request, changing) -> the lanes of the request that can be reserved from
 --   choose_jobs(lanes, request) -> members of `ready`, in order
 --   lease_jobs(...) leases them
 --   find_waiting_lanes(lanes) -> the indexes, in the request, of lanes with more jobs
@@ -18,6 +18,8 @@ local MAX_WAITING_LANES = 64
 local MAX_PARKED = 1000
 -- DELIVERY_OVERHEAD in core/exchange.py
 local OVERHEAD = 256
+-- The fewest jobs with limits by key that are read at a time, if there are so many.
+local MIN_CANDIDATES = 16
 -- Positions of the options of a queue in a request.
 local QUEUE_PRIORITY, QUEUE_LIMIT = 1, 2
 
@@ -44,8 +46,9 @@ local function get_capacity(name, capacities)
 end
 
 -- Return the requested lanes that exist, are not paused and are below their limit. `capacities`: what the limits still allow.
-local function find_open_lanes(request)
-  local fulls, open, requested = {}, { rated = {} }, request.lanes
+-- Jobs of the lanes `changing` still return to them, so that no job is reserved before another that comes before it; they wait.
+local function find_open_lanes(request, changing)
+  local fulls, open, requested = {}, { rated = {}, changing = {} }, request.lanes
   for i = 1, #requested, 3 do
     push(fulls, requested[i])
   end
@@ -66,7 +69,9 @@ local function find_open_lanes(request)
         if capacity and get_rate(name) then
           push_pair(open.rated, number, name)
         end
-        if capacity ~= 0 then
+        if changing[number] then
+          push(open.changing, i)
+        elseif capacity ~= 0 then
           local options = request.queues[queue]
           push(open, {
             place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
@@ -101,7 +106,7 @@ end
 local function rank_head(lane, ageing)
   local member = lane.members[lane.at]
   if not member then
-    if not read_more(lane, 2 * lane.chunk) then
+    if not read_more(lane, math.min(2 * lane.chunk, MAX_PARKED)) then
       return false
     end
     member = lane.members[1]
@@ -163,12 +168,34 @@ local function choose_from_lane(lane, capacity)
   return chosen
 end
 
+-- Read the next `most` jobs of a lane from its current member on, and what is in use of their keys, with two commands.
+local known_bodies, known_keys = {}, {}
+
+local function read_candidates(lane, most)
+  local fields, names, members = {}, {}, lane.members
+  for i = lane.at, math.min(lane.at + most - 1, #members) do
+    push(fields, sub(members[i], READY_SEQ))
+  end
+  local bodies = get_in_batches(job_key, fields)
+  for i = 1, #fields do
+    local keys = list_job_keys(lane.name, bodies[i])
+    known_bodies[fields[i]], known_keys[fields[i]] = bodies[i], keys
+    for j = 1, #keys do
+      push(names, keys[j][KEY_NAME])
+    end
+  end
+  read_uses(names)
+end
+
 -- Count a job for its keys, or park it if one of them has no room and return false.
 local chosen_keys, parked_count, has_returned = {}, 0, false
 
-local function admit(member, lane)
+local function admit(member, lane, missing)
   local field = sub(member, READY_SEQ)
-  local keys = list_job_keys(lane.name, redis.call('HGET', job_key, field))
+  if not known_keys[field] then
+    read_candidates(lane, math.max(missing, MIN_CANDIDATES))
+  end
+  local keys = known_keys[field]
   local full = find_full_key(keys)
   if full then
     has_returned, parked_count = park(member, keys, full), parked_count + 1
@@ -184,6 +211,25 @@ end
 -- Return whether the exchange reserves no more: it parked too many jobs, or a lane got jobs back.
 local function must_stop()
   return has_returned or parked_count >= MAX_PARKED
+end
+
+-- Choose from a single lane whose jobs have limits by key.
+local function choose_from_keyed_lane(lane, capacity)
+  local chosen = {}
+  read_more(lane, capacity + 1)
+  while #chosen < capacity and (lane.members[lane.at] or read_more(lane, math.max(2 * (capacity - #chosen), MIN_CANDIDATES))) do
+    local member = lane.members[lane.at]
+    if admit(member, lane, capacity - #chosen) then
+      push(chosen, member)
+    elseif must_stop() then
+      lane.has_more = true
+    end
+    lane.at = lane.at + 1
+    if lane.has_more then
+      break
+    end
+  end
+  return chosen
 end
 
 -- Choose from several lanes: repeatedly take the best head. A heap holds the lanes, the one with the best head at its top.
@@ -207,7 +253,7 @@ local function merge_lanes(lanes, total, ageing, caps, capacities)
     if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
       local member, is_admitted = lane.members[lane.at], true
       if lane.is_keyed then
-        is_admitted = admit(member, lane)
+        is_admitted = admit(member, lane, total - #chosen)
         cap, capacity = is_admitted and cap, is_admitted and capacity
       end
       if is_admitted then
@@ -246,10 +292,11 @@ local function choose_jobs(lanes, request)
   for queue, options in pairs(request.queues) do
     caps[queue] = options[QUEUE_LIMIT] or nil
   end
-  if #lanes == 1 and not lanes[1].is_keyed then
+  if #lanes == 1 then
     local lane = lanes[1]
-    local capacity = math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total)
-    local chosen = choose_from_lane(lane, capacity)
+    local capacity = math.max(0, math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total))
+    local chosen = (lane.is_keyed and choose_from_keyed_lane or choose_from_lane)(lane, capacity)
+    write_parked()
     if lane.is_limited then
       lanes.capacities[lane.name] = lanes.capacities[lane.name] - #chosen
     end
@@ -261,19 +308,21 @@ local function choose_jobs(lanes, request)
     end
     return {}
   end
-  return merge_lanes(lanes, total, request.ageing, caps, lanes.capacities)
+  local chosen = merge_lanes(lanes, total, request.ageing, caps, lanes.capacities)
+  write_parked()
+  return chosen
 end
 
 -- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
 local function find_waiting_lanes(lanes)
-  local found = {}
+  local found = lanes.changing
   for _, lane in ipairs(lanes) do
+    if #found >= MAX_WAITING_LANES then
+      break
+    end
     local open = not lane.is_limited or lanes.capacities[lane.name] > 0
     if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1)) then
       push(found, lane.place)
-      if #found == MAX_WAITING_LANES then
-        break
-      end
     end
   end
   return found
@@ -308,9 +357,31 @@ local function get_delivery_size(body)
   return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (unpack_struct('>I4', body, head_end + 1)) or #body - head_end)
 end
 
+-- Return the bodies of jobs; those of jobs with limits by key were read before.
+local function read_jobs(fields)
+  if not next(known_bodies) then
+    return get_in_batches(job_key, fields)
+  end
+  local bodies, unknown = {}, {}
+  for i, field in ipairs(fields) do
+    bodies[i] = known_bodies[field]
+    if not bodies[i] then
+      push(unknown, field)
+    end
+  end
+  local read, at = get_in_batches(job_key, unknown), 0
+  for i = 1, #fields do
+    if not bodies[i] then
+      at = at + 1
+      bodies[i] = read[at]
+    end
+  end
+  return bodies
+end
+
 -- Return how many of these jobs fit in a reply of `most` bytes (at least one), and their bodies, each with its payload.
 local function read_bodies(fields, most)
-  local bodies = get_in_batches(job_key, fields)
+  local bodies = read_jobs(fields)
   for i = 1, #fields do
     local body = bodies[i]
     most = most - get_delivery_size(body)
@@ -364,16 +435,16 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   for i = 1, count do
     local member, field = chosen[i], fields[i]
     local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
-    local due8_and_seq8 = sub(member, READY_DUE)
+    local due8_and_seq8, keys = sub(member, READY_DUE), chosen_keys[field]
     if states[i] then
       local attempts = read_attempt_state(states[i])
       local fence4, counts = pack_struct('>I4', unpack_struct('>I4', attempts.fence4) + 1), attempts.counts
-      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled)
+      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. (keys and pack_names(keys) or ''))
       details[i] = due8_and_seq8 .. fence4 .. counts
       push(dropped_states, field)
       code = has_failures(counts) and RETRYING or PENDING
     else
-      push_pair(leases, field, first_lease .. index2 .. member)
+      push_pair(leases, field, first_lease .. index2 .. member .. (keys and NO_TOKEN .. pack_names(keys) or ''))
       details[i] = due8_and_seq8 .. first_counts
     end
     lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
@@ -382,9 +453,6 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
       spend_units(rate, rate.cost)
     end
     push_pair(members, 0, session4 .. field)
-    if chosen_keys[field] then
-      put_lease_keys(field, chosen_keys[field])
-    end
   end
   call_in_batches('ZREM', ready_key, chosen)
   call_in_batches('HSET', lease_key, leases)

@@ -132,14 +132,14 @@ local function settle_all(session4, records, next_extra)
       else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
         if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
           give_units_back(lane.name, lease.started8)
-          refund_keys(field, lane.name, lease.started8)
+          refund_keys(field, lane.name, lease)
         end
         requeue_or_cancel(field, lease, body, lane, first)
       end
     end
   end
 
-  write_buffer()
+  write_buffer(true)
   call_in_batches('HSET', progress_key, progressed)
   call_in_batches('HSET', result_key, results)
   for i = 1, #results, 2 do

@@ -1,6 +1,7 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
--- Provides: end_lease, add_waiting, requeue, finish_job, and write_buffer(), which performs all writes. `field` is a seq as 8 bytes,
+-- Provides: end_lease, add_waiting, requeue, finish_job, and write_buffer(defers_uses), which performs all writes, but leaves those of
+--   the uses of keys to the caller if `defers_uses`. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
@@ -8,7 +9,7 @@
 local writes = {
   drop_payload = {}, put_job = {}, drop_state = {}, put_state = {},
   drop_ready = {}, put_ready = {}, drop_scheduled = {}, put_scheduled = {},
-  drop_lease = {}, drop_session_lease = {}, drop_cancel = {},
+  drop_lease = {}, ended_keys = {}, drop_session_lease = {}, drop_cancel = {},
   put_finished = {}, put_dead_letter = {}, put_dead_letter_time = {},
 }
 
@@ -17,6 +18,9 @@ local function end_lease(field, lease, lane)
   push(writes.drop_lease, field)
   push(writes.drop_session_lease, lease.session4 .. field)
   lane[LEASED] = lane[LEASED] - 1
+  if lease.keys then
+    push(writes.ended_keys, lease.keys)
+  end
   if lease.is_cancel_requested then
     push(writes.drop_cancel, field)
   end
@@ -67,9 +71,11 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
   end
 end
 
-local function write_buffer()
-  release_lease_keys(writes.drop_lease)
-  write_key_uses()
+local function write_buffer(defers_uses)
+  release_keys(writes.ended_keys)
+  if not defers_uses then
+    write_key_uses()
+  end
   call_in_batches('HDEL', lease_key, writes.drop_lease)
   call_in_batches('ZREM', session_leases_key, writes.drop_session_lease)
   call_in_batches('HDEL', cancel_requested_key, writes.drop_cancel)

@@ -29,7 +29,7 @@ local function requeue_rest(found, first)
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
     give_units_back(lane.name, lease.started8)
-    refund_keys(field, lane.name, lease.started8)
+    refund_keys(field, lane.name, lease)
     end_lease(field, lease, lane)
     if lease.is_cancel_requested then
       finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
@@ -78,14 +78,14 @@ local is_repeat = number8 == last8 and number8 ~= NO_NUMBER
 if is_repeat then
   codes = session.codes
   deliveries, bodies, nonce = repeat_leases()
-  lanes = find_open_lanes(request)
+  lanes = find_open_lanes(request, {})
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
   codes = settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
   unpark_open()
-  lanes = find_open_lanes(request)
+  lanes = find_open_lanes(request, unpark_changed())
   deliveries, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request.max_bytes)
   session.number8, session.codes = number8, codes
   redis.call('HSET', session_state_key, session_id, make_session_state(session))

@@ -1,11 +1,11 @@
 -- open_session: opens a session. Its concurrency limits apply from now on.
--- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use rate_limit spent_until keyed_limit parked_lane notify
+-- Keys: counters session_info session_id session_state session_expiry concurrency_limit limit_in_use rate_limit spent_until keyed_limit parked_lane changed_lane notify
 -- Arguments: ARGV[3] session id, [4] ttl in microseconds, [5] the worker's description of itself (JSON),
 --   [6] MessagePack: {job name, limit or false, interval or false, burst, cost, rate, ...}, [7] host,
 --   [8] MessagePack: {job name, its limits by key (see record_format.lua), ...}
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
--- Cost: O(job names of the session).
+-- Cost: O(job names of the session). A change of limits by key costs no time per parked job here: see changed_lane in keyed_limits.lua.
 local id, ttl, info, packed_limits, host = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 local record = redis.call('HGET', session_state_key, id)
 if record then
@@ -40,14 +40,13 @@ for i = 1, #limits, 6 do
   end
 end
 
--- Return the parked jobs of a name to their lanes: its limits changed.
-local function unpark_name(name)
+-- Let exchanges return the parked jobs of a name to their lanes: its limits changed.
+local function mark_changed(name)
   local flat = redis.call('HGETALL', lane_name_key)
   for i = 1, #flat, 2 do
-    if string.match(flat[i + 1], '%z(.*)$') == name then
-      for _, found in ipairs(redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. flat[i], range_end(flat[i]))) do
-        unpark(string.sub(found, 22), flat[i])
-      end
+    if string.match(flat[i + 1], '%z(.*)$') == name
+      and #redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. flat[i], range_end(flat[i]), 'LIMIT', 0, 1) > 0 then
+      redis.call('HSET', changed_lane_key, flat[i], '1')
     end
   end
 end
@@ -61,7 +60,7 @@ for i = 1, #keyed, 2 do
     else
       redis.call('HDEL', keyed_limit_key, keyed[i])
     end
-    unpark_name(keyed[i])
+    mark_changed(keyed[i])
   end
 end
 mark_every_queue()

@@ -23,9 +23,9 @@ local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_fiel
 local limits = limit and describe_limits({ [lane.name] = limit }, 0) or {}
 local uses = {}
 for _, key in ipairs(list_job_keys(lane.name, body)) do
-  local use, count = redis.call('HGET', limit_key_key, key.name), redis.call('ZLEXCOUNT', parked_key, get_parked_range(key.name))
+  local use, count = redis.call('HGET', limit_key_key, key[KEY_NAME]), redis.call('ZLEXCOUNT', parked_key, get_parked_range(key[KEY_NAME]))
   if use and (count > 0 or string.sub(use, 1, 2) ~= '0 ') then
-    push_pair(uses, key.name, use)
+    push_pair(uses, key[KEY_NAME], use)
     push(uses, count)
   end
 end

@@ -66,7 +66,7 @@ local function drop_pauses()
   end
 end
 
--- Delete keys of limits that are not in use any more, some in each call.
+-- Delete keys of limits whose rates are not in use any more, some in each call. Others are deleted when nothing counts for them.
 local function drop_limit_keys()
   local cursor = redis.call('HGET', counters_key, 'limit_key_cursor') or '0'
   local found = redis.call('HSCAN', limit_key_key, cursor, 'COUNT', 500)

@@ -1,6 +1,7 @@
 -- check_enqueue: predicts the outcome of an enqueue of several batches, before the first batch is written.
 -- Keys: job_seq job
--- Arguments: ARGV[3...] three per job: id, digest, field of its unique key or '' (job name NUL key)
+-- Arguments: ARGV[3...] three per job: id, digest, and, with a unique key, '1' if the job may replace another, else '0', and the
+--   field of the key (job name NUL key)
 -- Reply: {codes, {index, id of the job that holds the unique key, ...}}; codes: CREATED for a new job, EXISTS, CONFLICT
 --   (exists with another body), REPLACED (a repeat), TAKEN (the unique key) or REPLACEABLE (the same, and its holder waits)
 -- Atomic: reads only. Each batch checks again, so it finds what changed in between.
@@ -20,8 +21,11 @@ for first = 1, total, 1000 do
       local digest = string.sub(redis.call('HGET', job_key, field), JOB_DIGEST, JOB_DIGEST_END)
       codes[i] = digest == ARGV[3 * i + 1] and EXISTS or CONFLICT
     elseif key ~= '' then
-      local replaced, digest = find_replacement(ids[i])
-      local holder = replaced or find_key_holder(key)
+      local replaced, digest
+      if string.sub(key, 1, 1) == '1' then
+        replaced, digest = find_replacement(ids[i])
+      end
+      local holder = replaced or find_key_holder(string.sub(key, 2))
       if replaced and digest ~= ARGV[3 * i + 1] then
         codes[i] = CONFLICT
       elseif holder then
