@@ -444,10 +444,13 @@ class Inspecting(Protocol):
         *,
         limit: int = 100,
         budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
     ) -> FailureGroups:
         """Group the dead letters that match, and return the `limit` largest groups.
 
-        The call examines at most `budget` dead letters, the most recently enqueued ones.
+        The call examines at most `budget` dead letters, the most recently enqueued ones. For each
+        time in `since`, in epoch seconds, each group has the number of those that failed then or
+        later (`FailureGroup.counts_since`).
         """
         ...
 

@@ -12,6 +12,7 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
+from nimburion.server.dashboard.compiling import TemplateCompiler
 from nimburion.server.dashboard.live import MAX_STREAMS, LivePages
 from nimburion.server.dashboard.readings import SharedReadings
 from nimburion.server.health import HealthChecks
@@ -39,6 +40,7 @@ class ManagementServices:
         self.metrics: MetricsPage = MetricsPage(client, workers)
         self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
         self.live: LivePages = LivePages(client.clock, max_streams)
+        self.templates: TemplateCompiler = TemplateCompiler(client.clock)
         self.bulk_operations: BulkOperationRunner = BulkOperationRunner(
             client.backend,
             client.clock,
@@ -48,7 +50,12 @@ class ManagementServices:
     @property
     def background(self) -> tuple[Service, ...]:
         """The services that run while the management server answers."""
-        return self.health.loop_activity, self.metrics.slow_readings, self.bulk_operations
+        return (
+            self.health.loop_activity,
+            self.metrics.slow_readings,
+            self.bulk_operations,
+            self.templates,
+        )
 
     async def stop_streams(self) -> None:
         """End the live updates of all pages, so that the server can stop."""

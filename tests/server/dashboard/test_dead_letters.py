@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from markupsafe import escape
 
+from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob, State
+from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Failed
 from nimburion.server.dashboard.rendering import format_json_text
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
-from tests.server.conftest import Api
+from tests.server.conftest import Api, MakeApi
 from tests.server.dashboard.conftest import OWN_PAGE
 
 FINGERPRINT = "0123456789abcdef"
@@ -41,6 +45,35 @@ async def test_groups_say_how_many_failed_lately(site: Api) -> None:
     assert [row["key"] for row in twin["groups"]] == [FINGERPRINT]
     html = (await site.client.get(PATH)).text
     assert f'href="{PATH}/{FINGERPRINT}"' in html
+    assert ">new<" in html
+
+
+async def test_the_error_that_grew_comes_before_the_one_that_is_always_there(
+    make_api: MakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, now = await make_api(), time.time()
+
+    def make_group(fingerprint: str, first: float, *counts: int) -> FailureGroup:
+        return FailureGroup(
+            fingerprint=fingerprint, count=9, first=first, last=now, names=("send",),
+            type="Broken", message="", job_id="a", counts_since=counts,
+        )  # fmt: skip
+
+    async def group_failures(_: JobFilter, **__: object) -> FailureGroups:
+        groups = [
+            make_group("a" * 16, now - 90_000, 500, 1_010),
+            make_group("b" * 16, now - 90_000, 40, 43),
+            make_group("c" * 16, now - 60, 30, 30),
+        ]
+        return FailureGroups(groups=groups, examined=9, complete=True)
+
+    monkeypatch.setattr(api.processor.backend, "group_failures", group_failures)
+    for sort, keys in {"growth": "bca", "recent": "abc"}.items():
+        twin = await api.client.get(PATH, params={"format": "json", "sort": sort})
+        assert [row["key"][0] for row in twin.json()["groups"]] == list(keys)
+    html = (await api.client.get(f"{PATH}?sort=growth")).text
+    assert '<td class="number" data-label="Hour before">3</td>' in html
+    assert html.count(">new<") == 1
 
 
 async def test_a_group_has_its_own_jobs_only(site: Api) -> None:

@@ -322,11 +322,16 @@ class MemoryBackend:
         )
 
     async def group_failures(
-        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
     ) -> FailureGroups:
         """See `Backend.group_failures`."""
         return self._run_atomically(
-            lambda step: operations.group_failures(step, which, limit, budget)
+            lambda step: operations.group_failures(step, which, limit, budget, since)
         )
 
     async def explain_job(self, job_id: str) -> Facts:

@@ -28,7 +28,7 @@ from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
-from nimburion.core.diagnosis.failure_groups import FailureGroups
+from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import FINISHED, AttemptError, JobRecord, NewJob, Reason, State
@@ -418,7 +418,9 @@ def list_jobs(
     return Page(page, None, examined)
 
 
-def group_failures(step: AtomicStep, which: JobFilter, limit: int, budget: int) -> FailureGroups:
+def group_failures(
+    step: AtomicStep, which: JobFilter, limit: int, budget: int, since: Sequence[float]
+) -> FailureGroups:
     """See `Backend.group_failures`."""
     dead = [
         entry
@@ -431,8 +433,14 @@ def group_failures(step: AtomicStep, which: JobFilter, limit: int, budget: int) 
         for entry in examined
         if _matches(entry, which, step.now)
     ]
+    errors = {record.id: record.error for record in records}
+    failed = (
+        FailedJob(record.fingerprint or "", record.finished_at or 0.0, record.id, record.name)
+        for record in records
+    )
+    groups = failure_groups.group_failures(failed, limit, since)
     return FailureGroups(
-        groups=failure_groups.group_failures(records, limit),
+        groups=[failure_groups.add_error(group, errors[group.job_id]) for group in groups],
         examined=len(examined),
         complete=len(examined) == len(dead),
     )

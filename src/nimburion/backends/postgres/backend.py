@@ -137,7 +137,7 @@ _MERGE_STATISTICS = _make_call("merge_statistics_1", 11)
 _MERGED_AT_ONCE = 1_000
 """The largest number of rows of statistics that one call merges into."""
 _PUT_STATISTICS = _make_call("put_statistics_1", 6)
-_GROUP_FAILURES = _make_call("group_failures_1", 17)
+_GROUP_FAILURES = _make_call("group_failures_1", 18)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
     $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"""
 _LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
@@ -643,7 +643,12 @@ class PostgresBackend:
         return queries.decode_page(rows, status)
 
     async def group_failures(
-        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
     ) -> FailureGroups:
         """See `Backend.group_failures`."""
         rows = await self._fetch(
@@ -654,6 +659,7 @@ class PostgresBackend:
             limit,
             budget,
             GROUP_NAMES,
+            [to_micros(time) for time in since],
             extra_time=_LARGE_READ_TIMEOUT,
         )
         return queries.decode_failure_groups(rows)

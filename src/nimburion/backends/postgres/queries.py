@@ -121,7 +121,7 @@ def decode_page(rows: list[Any], status: Any) -> Page:  # noqa: ANN401 - a row
 def decode_failure_groups(rows: list[Any]) -> FailureGroups:
     """Decode the rows of `group_failures_1`."""
     groups = []
-    for fingerprint, number, first, last, names, job_id, body in rows[:-1]:
+    for fingerprint, number, first, last, names, job_id, body, counts in rows[:-1]:
         error = _decode_error(body)
         groups.append(
             FailureGroup(
@@ -133,6 +133,7 @@ def decode_failure_groups(rows: list[Any]) -> FailureGroups:
                 type=error.type,
                 message=error.message,
                 job_id=decode_id(job_id),
+                counts_since=tuple(counts),
             )
         )
     status = rows[-1]

@@ -579,7 +579,12 @@ class RedisBackend:
         return page.make_page()
 
     async def group_failures(
-        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
     ) -> FailureGroups:
         """See `Backend.group_failures`. Each script checks 500 dead letters. Another call reads
         the errors of the groups that it returns.
@@ -594,7 +599,7 @@ class RedisBackend:
             scan.advance(after, last)
             checked += count
             rows += found
-        groups = queries.group_dead_letters(rows, limit)
+        groups = queries.group_dead_letters(rows, limit, since)
         latest = JobFilter(ids=tuple(group.job_id for group in groups))
         jobs = (await self.list_jobs(latest, limit=len(groups))).jobs if groups else []
         return FailureGroups(

@@ -34,7 +34,12 @@ from nimburion.backends.redis.record_format import (
 from nimburion.backends.redis.sessions import decode_command
 from nimburion.backends.server.encoding import MICRO, decode_id
 from nimburion.core.diagnosis.explanations import Facts
-from nimburion.core.diagnosis.failure_groups import FailureGroup, group_failures
+from nimburion.core.diagnosis.failure_groups import (
+    FailedJob,
+    FailureGroup,
+    add_error,
+    group_failures,
+)
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
 from nimburion.core.keyed_limits import KeyUse
@@ -388,37 +393,24 @@ def decode_progress(packed: bytes) -> Progress:
 # --- failures -------------------------------------------------------------------------------------
 
 
-def group_dead_letters(rows: list[Any], limit: int) -> list[FailureGroup]:
+def group_dead_letters(rows: list[Any], limit: int, since: Sequence[float]) -> list[FailureGroup]:
     """Group the rows of `list_dead_letters.lua`. The groups have no type and message yet."""
-    return group_failures((_make_dead_letter(*row) for row in _split_rows(rows, 4)), limit)
-
-
-def _make_dead_letter(job_id: bytes, name: bytes, ended: bytes, fingerprint: bytes) -> JobRecord:
-    """Return a record with only what groups it."""
-    error = AttemptError(0, "failure", "", fingerprint=fingerprint.decode())
-    return JobRecord(
-        id=decode_id(job_id),
-        name=name.decode(),
-        queue="",
-        state=State.FAILED,
-        priority=0,
-        payload=None,
-        due=0.0,
-        created_at=0.0,
-        finished_at=decode_time(int.from_bytes(ended, "big")),
-        history=[error],
+    failed = (
+        FailedJob(
+            fingerprint.decode(),
+            decode_time(int.from_bytes(ended, "big")),
+            decode_id(job_id),
+            name.decode(),
+        )
+        for job_id, name, ended, fingerprint in _split_rows(rows, 4)
     )
+    return group_failures(failed, limit, since)
 
 
 def add_errors(groups: Sequence[FailureGroup], jobs: Iterable[JobRecord]) -> list[FailureGroup]:
     """Return the groups with the type and the message of their latest errors, from its jobs."""
     errors = {job.id: job.error for job in jobs}
-    return [
-        group
-        if (error := errors.get(group.job_id)) is None
-        else msgspec.structs.replace(group, type=error.type, message=error.message)
-        for group in groups
-    ]
+    return [add_error(group, errors.get(group.job_id)) for group in groups]
 
 
 # --- numbers --------------------------------------------------------------------------------------

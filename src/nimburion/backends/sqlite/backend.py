@@ -545,10 +545,17 @@ class SQLiteBackend:
         )
 
     async def group_failures(
-        self, which: JobFilter = EVERY_JOB, *, limit: int = 100, budget: int = SCAN_BUDGET
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
     ) -> FailureGroups:
         """See `Backend.group_failures`."""
-        return await self._read_slowly(lambda db: queries.group_failures(db, which, limit, budget))
+        return await self._read_slowly(
+            lambda db: queries.group_failures(db, which, limit, budget, since)
+        )
 
     async def explain_job(self, job_id: str) -> Facts:
         """See `Backend.explain_job`. The call reads one snapshot."""

@@ -6,6 +6,7 @@ and keeps those that match its filter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,9 +20,10 @@ from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
-from nimburion.core.diagnosis.failure_groups import FailureGroups
+from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import (
+    FAILED_ONLY,
     FINISHED,
     NO_JOB_OPTIONS,
     AttemptError,
@@ -48,6 +50,8 @@ _NO_BUDGET = 2**53
 """Stands for no budget: more rows than a file can hold."""
 _MAX_INTEGER = 2**63 - 1
 """The largest integer of SQLite, above every seq."""
+
+_FAILED = JobFilter(states=FAILED_ONLY)
 
 _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
@@ -203,7 +207,9 @@ def list_jobs(
     return Page(read_records(db, found.seqs, payloads=payloads), found.next, found.examined)
 
 
-def group_failures(db: Database, which: JobFilter, limit: int, budget: int) -> FailureGroups:
+def group_failures(
+    db: Database, which: JobFilter, limit: int, budget: int, since: Sequence[float]
+) -> FailureGroups:
     """See `Backend.group_failures`.
 
     Only the latest error of each group is decoded: a history may be large.
@@ -211,39 +217,19 @@ def group_failures(db: Database, which: JobFilter, limit: int, budget: int) -> F
     seqs = _decode_seqs(db.fetch_value("list_failed", _MAX_INTEGER, budget + 1))
     is_complete = len(seqs) <= budget
     del seqs[budget:]
-    matching = filter_jobs(db, which, seqs, budget)
+    matching = seqs if which == _FAILED else filter_jobs(db, which, seqs, budget)
     rows = _decode_dead_letters(db.fetch_value("list_dead_letters", _encode(matching).decode()))
-    groups = failure_groups.group_failures((make_dead_letter(db, *row) for row in rows), limit)
+    failed = (
+        FailedJob(fingerprint, finished_at / MICRO, job_id, db.get_lane(lane).name)
+        for job_id, lane, finished_at, fingerprint in rows
+    )
+    groups = failure_groups.group_failures(failed, limit, since)
     ids = _encode([group.job_id for group in groups]).decode()
     errors = {job_id: _decode_error(body) for job_id, body in db.run("list_last_errors", ids)}
     return FailureGroups(
-        groups=[
-            msgspec.structs.replace(
-                group, type=errors[group.job_id].type, message=errors[group.job_id].message
-            )
-            for group in groups
-        ],
+        groups=[failure_groups.add_error(group, errors[group.job_id]) for group in groups],
         examined=len(seqs),
         complete=is_complete,
-    )
-
-
-def make_dead_letter(
-    db: Database, job_id: str, lane: int, finished_at: int, fingerprint: str
-) -> JobRecord:
-    """Return the record of a dead letter with what its group needs, and nothing else."""
-    lane_names = db.get_lane(lane)
-    return JobRecord(
-        id=job_id,
-        name=lane_names.name,
-        queue=lane_names.queue,
-        state=State.FAILED,
-        priority=0,
-        payload=None,
-        due=0.0,
-        created_at=0.0,
-        finished_at=finished_at / MICRO,
-        history=[AttemptError(0, "failure", "", "", fingerprint=fingerprint)],
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from nimburion.core.job import JobRecord
+from nimburion.core.job import AttemptError
 
 GROUP_NAMES = 20
 """The maximum number of job names in one group."""
@@ -29,6 +30,8 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     """The message of the latest."""
     job_id: str
     """The id of the latest."""
+    counts_since: tuple[int, ...] = ()
+    """How many of them failed at or after each of the times that the caller named."""
 
 
 class FailureGroups(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,30 +44,49 @@ class FailureGroups(msgspec.Struct, frozen=True, kw_only=True):
     """Whether every matching dead letter was examined; otherwise the budget was used up."""
 
 
-def group_failures(records: Iterable[JobRecord], limit: int) -> list[FailureGroup]:
+class FailedJob(NamedTuple):
+    """What a group needs to know of a dead letter."""
+
+    fingerprint: str
+    finished_at: float
+    id: str
+    name: str
+
+
+def group_failures(
+    failed: Iterable[FailedJob], limit: int, since: Sequence[float] = ()
+) -> list[FailureGroup]:
     """Group dead letters by fingerprint, and return the `limit` largest groups, largest first.
 
-    Groups of equal size are ordered by their latest failure, latest first.
+    Groups of equal size are ordered by their latest failure, latest first. The type and the message
+    are left empty: `add_error` adds those of the latest.
     """
-    groups: dict[str, list[JobRecord]] = {}
-    for record in records:
-        groups.setdefault(record.fingerprint or "", []).append(record)
-    made = [_make_group(fingerprint, members) for fingerprint, members in groups.items()]
+    groups: dict[str, list[FailedJob]] = {}
+    for job in failed:
+        groups.setdefault(job.fingerprint, []).append(job)
+    made = [_make_group(fingerprint, members, since) for fingerprint, members in groups.items()]
     made.sort(key=lambda group: (-group.count, -group.last, group.fingerprint))
     return made[:limit]
 
 
-def _make_group(fingerprint: str, members: list[JobRecord]) -> FailureGroup:
-    latest = max(members, key=lambda record: (record.finished_at or 0.0, record.id))
-    error = latest.error
-    times = [record.finished_at or 0.0 for record in members]
+def _make_group(fingerprint: str, members: list[FailedJob], since: Sequence[float]) -> FailureGroup:
+    latest = max(members, key=lambda job: (job.finished_at, job.id))
+    times = [job.finished_at for job in members]
     return FailureGroup(
         fingerprint=fingerprint,
         count=len(members),
         first=min(times),
-        last=max(times),
-        names=tuple(sorted({record.name for record in members})[:GROUP_NAMES]),
-        type=error.type if error else "",
-        message=error.message if error else "",
+        last=latest.finished_at,
+        names=tuple(sorted({job.name for job in members})[:GROUP_NAMES]),
+        type="",
+        message="",
         job_id=latest.id,
+        counts_since=tuple(sum(time >= start for time in times) for start in since),
     )
+
+
+def add_error(group: FailureGroup, error: AttemptError | None) -> FailureGroup:
+    """Return the group with the error of its latest dead letter."""
+    if error is None:
+        return group
+    return msgspec.structs.replace(group, type=error.type, message=error.message)

@@ -46,7 +46,7 @@ a tenth of the work that the backend can do.
 MAX_PAUSE = 10.0
 BACKGROUND_PAUSE_FACTOR = 20.0
 """The same for reads in the background, which no page waits for."""
-FIRST_WAIT = 1.0
+FIRST_WAIT = 0.1
 """Seconds that a page waits for the first value of a slow read."""
 MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer."""

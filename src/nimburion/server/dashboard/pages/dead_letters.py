@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
 
-from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
+from nimburion.core.diagnosis.failure_groups import FailureGroup
 from nimburion.core.job import FAILED_ONLY, Reason, State
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import dead_letters as dead_letter_operations
@@ -24,6 +25,10 @@ from nimburion.server.dashboard.page import (
 from nimburion.server.dashboard.pages.jobs import describe_purge, describe_replay
 
 MAX_GROUPS = 100
+MAX_SORTED_GROUPS = 1_000
+"""The groups that are put in order before the first `MAX_GROUPS` are shown: a group may be small,
+and still be the one that grew most.
+"""
 GROUP_AGE = 10.0
 """Seconds for which the groups count: reading them costs more than other values."""
 PAGE_SIZE = 50
@@ -38,7 +43,7 @@ MAX_EDITABLE_BYTES = 65_536
 class GroupListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead letters to group, and in which order to show the groups."""
 
-    sort: Literal["count", "recent", "latest"] = "count"
+    sort: Literal["count", "growth", "recent", "latest"] = "count"
     queue: Name | None = None
     name: Name | None = None
     reason: Reason | None = None
@@ -52,6 +57,10 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     group: FailureGroup
     recent: int
     """How many of the group failed in the last hour."""
+    before: int
+    """How many failed in the hour before."""
+    is_new: bool
+    """Whether all of them failed in the last hour."""
 
 
 class GroupListData(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,44 +74,38 @@ class GroupListData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read_groups(request: PageRequest[GroupListQuery]) -> GroupListData:
-    """Group dead letters by their error, and count those of the last hour."""
-    query = request.query
+    """Group dead letters by their error, and count those of the last two hours."""
+    query, now = request.query, request.readings.now
     which = JobFilter(states=FAILED_ONLY, queue=query.queue, name=query.name, reason=query.reason)
-    found, recent = await _group_failures(request, which)
-    rows = [
-        GroupRow(
-            key=group.fingerprint or NO_FINGERPRINT,
-            group=group,
-            recent=recent.get(group.fingerprint, 0),
-        )
-        for group in found.groups
-    ]
-    orders = {
-        "count": lambda row: (-row.group.count, -row.group.last),
-        "recent": lambda row: (-row.recent, -row.group.count),
-        "latest": lambda row: (-row.group.last, -row.group.count),
-    }
-    rows.sort(key=orders[query.sort])
-    return GroupListData(groups=rows, examined=found.examined, complete=found.complete)
+    backend, since = request.readings.backend, (now - HOUR, now - 2 * HOUR)
+
+    async def read() -> GroupListData:
+        found = await backend.group_failures(which, limit=MAX_SORTED_GROUPS, since=since)
+        rows = [_make_group_row(group, since[0]) for group in found.groups]
+        return GroupListData(groups=rows, examined=found.examined, complete=found.complete)
+
+    page = await request.readings.read(f"failure groups {which}", read, GROUP_AGE)
+    shown = sorted(page.groups, key=_ORDERS[query.sort])[:MAX_GROUPS]
+    return msgspec.structs.replace(page, groups=shown)
 
 
-async def _group_failures(
-    request: PageRequest[GroupListQuery], which: JobFilter
-) -> tuple[FailureGroups, dict[str, int]]:
-    """Return the groups, and the number of jobs of each that failed in the last hour."""
-    backend, now = request.readings.backend, request.readings.now
+def _make_group_row(group: FailureGroup, since: float) -> GroupRow:
+    recent, both = group.counts_since
+    return GroupRow(
+        key=group.fingerprint or NO_FINGERPRINT,
+        group=group,
+        recent=recent,
+        before=both - recent,
+        is_new=group.first >= since,
+    )
 
-    async def read() -> tuple[FailureGroups, dict[str, int]]:
-        since = now - HOUR
-        found = await backend.group_failures(which, limit=MAX_GROUPS)
-        if not any(group.first < since <= group.last for group in found.groups):
-            # Each group failed either before the hour or within it: nothing is left to count.
-            return found, {one.fingerprint: one.count for one in found.groups if one.first >= since}
-        late = msgspec.structs.replace(which, finished_from=since)
-        recent = await backend.group_failures(late, limit=MAX_GROUPS)
-        return found, {group.fingerprint: group.count for group in recent.groups}
 
-    return await request.readings.read(f"failure groups {which}", read, GROUP_AGE)
+_ORDERS: Mapping[str, Callable[[GroupRow], tuple[float, ...]]] = {
+    "count": lambda row: (-row.group.count, -row.group.last),
+    "growth": lambda row: (row.before - row.recent, -row.recent, -row.group.count),
+    "recent": lambda row: (-row.recent, -row.group.count),
+    "latest": lambda row: (-row.group.last, -row.group.count),
+}
 
 
 class GroupPageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

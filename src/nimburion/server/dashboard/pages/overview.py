@@ -111,10 +111,10 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
 
 async def _group_failures(request: PageRequest[NoQuery]) -> FailureGroups:
     backend = request.readings.backend
-    which = JobFilter(states=FAILED_ONLY)
+    which, since = JobFilter(states=FAILED_ONLY), (request.readings.now - 3600.0,)
     return await request.readings.read(
         "overview groups",
-        lambda: backend.group_failures(which, limit=MAX_GROUPS, budget=GROUP_BUDGET),
+        lambda: backend.group_failures(which, limit=MAX_GROUPS, budget=GROUP_BUDGET, since=since),
         30.0,
     )
 

@@ -146,6 +146,18 @@ class FailureGroupCases:
         assert (first.type, first.message, first.job_id) == ("ValueError", "of c", "c")
         assert (second.fingerprint, second.count, second.job_id) == (SECOND, 1, "b")
 
+    async def test_groups_count_what_failed_since_given_times(self, harness: Harness) -> None:
+        start = harness.clock.now()
+        for job_id, fingerprint in (("a", FIRST), ("b", FIRST), ("c", SECOND), ("d", FIRST)):
+            await fail(harness, job_id, fingerprint)
+            harness.clock.advance(10.0)
+        since = (start + 20.0, start + 10.0, start + 31.0)
+        found = await harness.backend.group_failures(since=since)
+        counts = {group.fingerprint: group.counts_since for group in found.groups}
+        assert counts == {FIRST: (1, 2, 0), SECOND: (1, 1, 0)}
+        unasked = await harness.backend.group_failures()
+        assert [group.counts_since for group in unasked.groups] == [(), ()]
+
     async def test_groups_are_limited_and_filtered(self, harness: Harness) -> None:
         await fail(harness, "a", FIRST)
         await fail(harness, "b", SECOND)

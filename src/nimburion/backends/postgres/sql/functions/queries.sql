@@ -49,7 +49,8 @@ $$;
 --   examined; `seq` is the last one examined if more records follow, else NULL.
 -- Atomic: part of the caller's transaction
 -- Records are examined one by one in the order of seq. They come from `dead_letter` or `lease` if only such jobs can
--- match, else from `job` and `finished_job`. Of the latter, a range of seqs is read and sorted at a time. Records before
+-- match, else from `job` and `finished_job`. The state of an unfinished job is looked up in four tables, so only if its lane and
+-- options match; else its status is NULL. Of `finished_job`, a range of seqs is read and sorted at a time. Records before
 -- the horizon count as examined, because they are read too.
 CREATE OR REPLACE FUNCTION {schema}.find_jobs_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
@@ -104,8 +105,18 @@ BEGIN
             ) l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
             ORDER BY l.seq DESC;
         WHEN 'job' THEN
-            OPEN candidates FOR SELECT r.*, false AS is_finished FROM {schema}.job_record_live r
-            WHERE r.seq < past_end ORDER BY r.seq DESC LIMIT p_budget::int8 + 1 - number;
+            OPEN candidates FOR SELECT c.seq, false AS is_finished, c.id, c.lane, c.options, c.created_at,
+                k.finished_at, k.reason, k.fingerprint, k.status, k.failures, k.due
+            FROM (
+                SELECT j.* FROM {schema}.job j WHERE j.seq < past_end ORDER BY j.seq DESC LIMIT p_budget::int8 + 1 - number
+            ) c LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.job_record_live k
+                WHERE k.seq = c.seq AND (lanes IS NULL OR c.lane = ANY (lanes))
+                    AND (p_tenant IS NULL OR strpos(c.options, p_tenant) > 0)
+                    AND (p_correlation_id IS NULL OR strpos(c.options, p_correlation_id) > 0)
+                OFFSET 0
+            ) k ON true
+            ORDER BY c.seq DESC;
         ELSE
             OPEN candidates FOR SELECT c.seq, c.is_finished, c.id, c.lane, c.options, c.created_at,
                 coalesce(c.finished_at, k.finished_at) AS finished_at, coalesce(c.reason, k.reason) AS reason, k.fingerprint,
@@ -125,7 +136,11 @@ BEGIN
                 ) u
                 ORDER BY u.seq DESC LIMIT p_budget::int8 + 1 - number
             ) c LEFT JOIN LATERAL (
-                SELECT * FROM {schema}.job_record_live k WHERE k.seq = c.seq AND NOT c.is_finished OFFSET 0
+                SELECT * FROM {schema}.job_record_live k
+                WHERE k.seq = c.seq AND NOT c.is_finished AND (lanes IS NULL OR c.lane = ANY (lanes))
+                    AND (p_tenant IS NULL OR strpos(c.options, p_tenant) > 0)
+                    AND (p_correlation_id IS NULL OR strpos(c.options, p_correlation_id) > 0)
+                OFFSET 0
             ) k ON true
             ORDER BY c.seq DESC;
         END CASE;
@@ -134,7 +149,7 @@ BEGIN
         LOOP
             FETCH candidates INTO one;
             EXIT WHEN NOT FOUND;
-            state := {schema}.get_state_1(one.status, one.failures, one.due, p_now);
+            state := CASE WHEN one.status IS NOT NULL THEN {schema}.get_state_1(one.status, one.failures, one.due, p_now) END;
             matched := state IS NOT NULL AND (p_states IS NULL OR state = ANY (p_states))
                 AND (lanes IS NULL OR one.lane = ANY (lanes)) AND (p_reason IS NULL OR one.reason = p_reason)
                 AND (p_created_from IS NULL OR one.created_at >= p_created_from)
@@ -233,20 +248,21 @@ $$;
 -- name: group_failures
 -- Group the dead letters that match a filter by their fingerprints, largest group first.
 -- Inputs: the time; the filter as for `find_jobs_1`; the maximum number of groups; the maximum number of dead letters to
---   examine
+--   examine; the maximum number of names; times
 -- Result: one row for each group:
 --   fingerprint             the fingerprint
 --   number                  the number of its jobs
 --   first, last             when the earliest and the latest of them failed
 --   names                   the job names, sorted, at most p_most_names
 --   job_id, error           the id of the latest, and its last error (JSON)
+--   counts                  the number of those that failed at or after each of the given times
 --   Then one row without a fingerprint: `number` is the number of dead letters examined; `last` is NULL if none is left.
 CREATE OR REPLACE FUNCTION {schema}.group_failures_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_created_from int8,
     p_created_to int8, p_finished_from int8, p_finished_to int8, p_tenant text, p_correlation_id text,
-    p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4
+    p_fingerprint text, p_min_failures int4, p_limit int4, p_budget int4, p_most_names int4, p_since int8[]
 ) RETURNS TABLE (
-    fingerprint text, number int8, first int8, last int8, names text[], job_id bytea, error bytea
+    fingerprint text, number int8, first int8, last int8, names text[], job_id bytea, error bytea, counts int8[]
 )
 LANGUAGE plpgsql STABLE SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
@@ -261,10 +277,12 @@ BEGIN
     RETURN QUERY
     SELECT g.fingerprint, g.number, g.first, g.last,
         ARRAY(SELECT DISTINCT a.name FROM {schema}.lane a WHERE a.id = ANY (g.lanes) ORDER BY a.name LIMIT p_most_names)::text[],
-        g.latest, (SELECT e.body FROM {schema}.attempt_error e WHERE e.seq = g.latest_seq ORDER BY e.position DESC LIMIT 1)
+        g.latest, (SELECT e.body FROM {schema}.attempt_error e WHERE e.seq = g.latest_seq ORDER BY e.position DESC LIMIT 1),
+        ARRAY(SELECT (SELECT count(*) FROM unnest(g.times) t WHERE t >= s.at) FROM unnest(p_since) WITH ORDINALITY s (at, place)
+            ORDER BY s.place)
     FROM (
         SELECT d.fingerprint, count(*) AS number, min(d.finished_at) AS first, max(d.finished_at) AS last,
-            array_agg(DISTINCT j.lane) AS lanes, (array_agg(j.id ORDER BY d.finished_at DESC, j.id DESC))[1] AS latest,
+            array_agg(DISTINCT j.lane) AS lanes, array_agg(d.finished_at) AS times, (array_agg(j.id ORDER BY d.finished_at DESC, j.id DESC))[1] AS latest,
             (array_agg(d.seq ORDER BY d.finished_at DESC, j.id DESC))[1] AS latest_seq
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq
         WHERE d.seq = ANY (status.seqs) GROUP BY d.fingerprint
