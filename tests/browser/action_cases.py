@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Browser, Page, expect
 
+from nimburion.core.bulk_operations import BulkAction, BulkState, NewBulkOperation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob, State
-from nimburion.core.session import Session
+from nimburion.core.queries import JobFilter
+from nimburion.core.session import Session, WorkerCommand
 from nimburion.core.settlement import Failed
+from nimburion.scheduler.schedules import Schedules
 from tests.browser.conftest import Subject
 from tests.waiting import wait_until
 
@@ -124,3 +127,111 @@ async def test_replay_and_delete_dead_letters_of_a_group(
     expected_problems.append("dialog: Delete selected the selected jobs for good")
     await page.get_by_role("button", name="Delete selected").click()
     await expect(page.locator(f"#job-{third}")).to_have_count(0)
+
+
+async def test_quiet_resume_and_stop_a_worker(subject: Subject, page: Page) -> None:
+    name = make_name()
+    worker = Session(id=name.ljust(32, "0"), host=name, queues=(name,), names=("send",))
+    await subject.backend.open_session(worker)
+
+    async def read_command() -> WorkerCommand | None:
+        return (await subject.backend.heartbeat(worker.id)).command
+
+    await page.goto(f"{subject.dashboard.address}/workers")
+    row = page.locator(f"#worker-{worker.id}")
+    await row.get_by_role("button", name="Quiet").click()
+    await expect(row).to_contain_text("quiet")
+    assert await read_command() is WorkerCommand.QUIET
+    await row.get_by_role("button", name="Resume").click()
+    await expect(row.get_by_role("button", name="Quiet")).to_be_visible()
+    assert await read_command() is None
+    await row.locator("summary", has_text="Stop").click()
+    await row.get_by_role("button", name="Stop this worker").click()
+    await expect(row).to_contain_text("stopping")
+    assert await read_command() is WorkerCommand.STOP
+    await subject.backend.close_session(worker.id)
+
+
+async def test_run_pause_and_resume_a_schedule(subject: Subject, page: Page) -> None:
+    name = make_name()
+    await Schedules(subject.processor).add(name, "@yearly", "send", queue=name)
+    await page.goto(f"{subject.dashboard.address}/schedules")
+    row = page.locator(f"#schedule-{name}")
+    await row.get_by_role("button", name="Run now").click()
+    await expect(page.locator("#notice")).to_contain_text("is enqueued")
+    (job,) = (await subject.backend.list_jobs(JobFilter(queue=name))).jobs
+    await expect(page.locator("#notice")).to_contain_text(job.id)
+    await row.locator("summary", has_text="Pause").click()
+    await row.locator("[name=reason]").fill("a holiday")
+    await row.get_by_role("button", name=f"Pause {name}").click()
+    await expect(row).to_contain_text("a holiday")
+    await row.get_by_role("button", name="Resume").click()
+    await expect(row).not_to_contain_text("a holiday")
+    await expect(row.locator("summary", has_text="Pause")).to_be_visible()
+
+
+async def test_cancel_an_operation(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    await fail(subject, queue, 3)
+    which = JobFilter(queue=queue)
+    slow = NewBulkOperation(id=queue, action=BulkAction.REPLAY, which=which, rate=0.001)
+    await subject.backend.start_bulk_operation(slow)
+    await page.goto(f"{subject.dashboard.address}/operations")
+    row = page.locator(f"#operation-{queue}")
+    await row.locator("summary").click()
+    await row.get_by_role("button", name="Cancel the operation").click()
+    await expect(page.locator("#notice")).to_contain_text("is cancelled")
+    await expect(row).to_contain_text("cancelled")
+    found = await subject.backend.get_bulk_operation(queue)
+    assert found.state is BulkState.CANCELLED
+
+
+async def test_replay_with_other_arguments(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    (dead,) = await fail(subject, queue)
+    await page.goto(f"{subject.dashboard.address}/jobs/{dead}/arguments")
+    await page.locator("[name=payload]").fill('{"to": "b"}')
+    await page.get_by_role("button", name="Check only").click()
+    await expect(page.locator("#notice")).to_contain_text("Nothing was changed")
+    await expect(page.locator("[name=payload]")).to_have_value('{"to": "b"}')
+    await page.get_by_role("button", name="Replay").click()
+    await expect(page.locator("#notice")).to_contain_text("is enqueued")
+    jobs = (await subject.backend.list_jobs(JobFilter(queue=queue))).jobs
+    assert {job.state for job in jobs} == {State.FAILED, State.PENDING}
+    (added,) = (job for job in jobs if job.id != dead)
+    assert (await subject.backend.get_job(added.id)).payload == b'{"to": "b"}'
+
+
+async def test_a_check_without_scripts_keeps_the_arguments(
+    subject: Subject, browser: Browser
+) -> None:
+    (dead,) = await fail(subject, make_name())
+    context = await browser.new_context(java_script_enabled=False)
+    try:
+        page = await context.new_page()
+        await page.goto(f"{subject.dashboard.address}/jobs/{dead}/arguments")
+        await page.locator("[name=payload]").fill('{"to": "b"}')
+        await page.get_by_role("button", name="Check only").click()
+        await expect(page.locator("#notice")).to_contain_text("Nothing was changed")
+        await expect(page.locator("[name=payload]")).to_have_value('{"to": "b"}')
+    finally:
+        await context.close()
+
+
+async def test_pause_and_resume_all_queues(subject: Subject, page: Page) -> None:
+    queue = make_name()
+    await enqueue(subject, queue)
+    await page.goto(subject.dashboard.address)
+    await page.locator("summary", has_text="Pause all").click()
+    form = page.locator("details.action[open]")
+    await form.locator("[name=reason]").fill("an incident")
+    await form.get_by_role("button", name="Pause all queues").click()
+    await expect(page.locator("#notice")).to_contain_text("paused")
+    paused = {one.name: one.pause for one in await subject.backend.list_queues() if one.paused}
+    pause = paused[queue]
+    assert pause is not None
+    assert pause.reason == "an incident"
+    await page.locator("summary", has_text="Resume all").click()
+    await page.get_by_role("button", name="Resume all queues").click()
+    await expect(page.locator("#notice")).to_contain_text("resumed")
+    assert not any(one.paused for one in await subject.backend.list_queues())

@@ -45,7 +45,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     kind: str
     dashboard: ServedDashboard
-    backend: Backend
+    processor: Processor
     sample: Sample
 
     def find_url(self, page: AnyPage) -> str:
@@ -59,6 +59,11 @@ class Subject(msgspec.Struct, frozen=True):
         }
         path = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], page.path)
         return f"{self.dashboard.address}{path}"
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of the dashboard."""
+        return self.processor.backend
 
 
 class Subjects:
@@ -85,7 +90,7 @@ class Subjects:
         sample = await fill_sample(processor.backend)
         await Schedules(processor).add("nightly_report", "0 3 * * *", "build_report")
         dashboard = self._dashboards.enter_context(ServedDashboard(url, self._folder))
-        return Subject(kind, dashboard, processor.backend, sample)
+        return Subject(kind, dashboard, processor, sample)
 
     def _get_server(self, kind: str) -> str:
         server = self._servers[kind]
