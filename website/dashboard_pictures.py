@@ -22,6 +22,7 @@ from playwright.async_api import Page, async_playwright
 from nimburion import config
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs import Processor
+from nimburion.jobs.auditing import record_change
 from nimburion.server.access import AccessControl
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.site import PAGES
@@ -49,6 +50,16 @@ async def serve_sample() -> AsyncIterator[tuple[str, Sample, FakeClock]]:
         await services.schedules.add("nightly_report", "0 3 * * *", "build_report", queue="reports")
         await services.schedules.add("sync_contacts", "*/15 * * * *", "sync_contacts")
         sample = await fill_sample(processor.backend, clock.advance)
+        reason = {"reason": "the CRM is down for maintenance"}
+        async with record_change(
+            processor.backend,
+            "schedule.pause",
+            by="ops",
+            origin="dashboard",
+            target="sync_contacts",
+            details=reason,
+        ):
+            await services.schedules.pause("sync_contacts")
         app = make_management_app(services, AccessControl(settings.server, ()))
         with socket.create_server(("127.0.0.1", 0)) as listening:
             server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))

@@ -33,6 +33,7 @@ from nimburion.core.settlement import Completed, Failed, Progressed, Retried, Se
 from nimburion.core.text.fingerprints import compute_fingerprint
 
 MINUTE = 60.0
+HOUR = 3600.0
 LANES = {
     "send_email": "mail",
     "send_newsletter": "mail",
@@ -41,6 +42,8 @@ LANES = {
     "sync_contacts": "imports",
 }
 """The queue of each name."""
+SIZES = {"send_email": 90, "send_newsletter": 30, "build_report": 12, "encode_video": 4}
+"""About how many jobs of some names come each minute."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +104,7 @@ async def fill_sample(
     random = Random(seed)
     now = await backend.now()
     ids = JobIds(lambda: now, random.randbytes)
-    workers = await open_workers(backend)
+    workers = await open_workers(backend, advance)
     advance(2 * MINUTE)
 
     async def enqueue(name: str, count: int, payload: bytes, after: float = 0.0) -> list[str]:
@@ -160,6 +163,7 @@ async def fill_sample(
         await backend.heartbeat(worker.session.id, vitals)
     advance(2.0)
     await put_minutes(backend, await backend.now(), random)
+    await put_week_before(backend, await backend.now(), random)
     return Sample(
         waiting=waiting[0],
         running=running[0],
@@ -252,8 +256,8 @@ VITALS = [
 """What the live workers report."""
 
 
-async def open_workers(backend: Backend) -> list[SampleWorker]:
-    """Open the sessions of three workers on two hosts."""
+async def open_workers(backend: Backend, advance: Callable[[float], None]) -> list[SampleWorker]:
+    """Open the sessions of three workers on two hosts. The older version starts first."""
     day = 86_400.0
     sessions = [
         Session(
@@ -286,8 +290,10 @@ async def open_workers(backend: Backend) -> list[SampleWorker]:
         ),
     ]
     workers = [SampleWorker(backend, one, number) for number, one in enumerate(sessions, 1)]
-    for worker, vitals in zip(workers, VITALS, strict=True):
+    *newer, older = zip(workers, VITALS, strict=True)
+    for worker, vitals in (older, *newer):
         await worker.open(vitals)
+        advance(20 * MINUTE if worker is older[0] else 0.0)
     return workers
 
 
@@ -327,13 +333,33 @@ async def retry_all(worker: SampleWorker, count: int) -> None:
     await worker.settle([Retried(one.lease, 3_600.0, error) for one in deliveries])
 
 
+async def put_week_before(backend: Backend, until: float, random: Random) -> None:
+    """Store the statistics of four hours a week before."""
+    last = int(until // HOUR * HOUR) - 7 * 24 * int(HOUR)
+    for hour in range(4):
+        rows = []
+        for name, size in SIZES.items():
+            completed = round(60 * size * random.uniform(1.0, 1.3))
+            counters = Counters(
+                enqueued=completed,
+                completed=completed,
+                retried=completed // 30,
+                wait=_spread(200, 0.5, WAIT_BOUNDS, random),
+                run=_spread(200, 1.1, RUN_BOUNDS, random),
+            )
+            start = last - int(HOUR) * hour
+            rows.append(
+                Statistics(step=3600, start=start, queue=LANES[name], name=name, counters=counters)
+            )
+        await backend.put_statistics("sample week", rows)
+
+
 async def put_minutes(backend: Backend, until: float, random: Random) -> None:
     """Store the statistics of the last hour."""
     last = int(until // MINUTE * MINUTE)
-    sizes = {"send_email": 90, "send_newsletter": 30, "build_report": 12, "encode_video": 4}
     for minute in range(60):
         rows = []
-        for name, size in sizes.items():
+        for name, size in SIZES.items():
             enqueued = round(size * (1.3 + math.sin(minute / 9)) * random.uniform(0.8, 1.2))
             retried = enqueued // 6 if name == "send_email" and minute > 44 else 0
             failed = int(retried > 0 and minute % 2)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from markupsafe import Markup
 
 from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.text.escaping import escape_controls
 
 
 class TimelineSpan(NamedTuple):
@@ -253,7 +254,7 @@ def _draw_moments(moments: Sequence[Moment], width: int, height: int) -> Markup:
         Markup(
             '<line class="moment" x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}">'
             "<title>{2}</title></line>"
-        ).format(one.share * width, height, one.label)
+        ).format(one.share * width, height, escape_controls(one.label))
         for one in moments
         if 0 <= one.share <= 1
     )
