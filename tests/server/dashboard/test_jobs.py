@@ -9,9 +9,9 @@ from urllib.parse import urlencode
 import pytest
 
 from nimburion.core.job import AttemptError, JobOptions, NewJob, State
-from nimburion.server.dashboard.pages.job import group_errors
-from nimburion.server.dashboard.pages.job_contents import find_own_frames
-from nimburion.server.dashboard.pages.jobs import QUALIFIERS, UnusableSearch, parse_search
+from nimburion.server.dashboard.pages.jobs.job import group_errors
+from nimburion.server.dashboard.pages.jobs.job_contents import find_own_frames
+from nimburion.server.dashboard.pages.jobs.job_list import QUALIFIERS, UnusableSearch, parse_search
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE

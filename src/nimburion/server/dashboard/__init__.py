@@ -2,13 +2,15 @@
 
 How to add a page:
 
-1. Write `pages/NAME.py`: a frozen struct `...Data` with what the page shows, and `async def
-   read_NAME(request: PageRequest[...]) -> ...Data`. Read the backend only through
-   `request.readings`, so that all viewers share the reads.
+1. Write `pages/NAME.py`, or in the folder of its subject: a frozen struct `...Data` with what the
+   page shows, and `async def read_NAME(request: PageRequest[...]) -> ...Data`. Read the backend
+   only through `request.readings`, so that all viewers share the reads.
 2. Declare `NAME = DashboardPage(path=..., title=..., read=..., template="NAME.html", ...)`. The
-   JSON twin, the live updates and the checks of rights follow from it.
-3. Write `templates/NAME.html`: extend `layout.html`. The block `live` is replaced by live updates;
-   the block `static` above it is not, so filters and inputs belong there.
+   JSON twin, the live updates and the checks of rights follow from it. `table` names the rows that
+   the page is as CSV.
+3. Write `templates/NAME.html`, in a folder of the same name: extend `layout.html`. The block `live`
+   is replaced by live updates; the block `static` above it is not, so filters and inputs belong
+   there.
 4. A button is a `DashboardAction` around an operation of the API. Draw it with the macro
    `action_form` of `macros.html`, which shows it only to callers with its right.
 5. Add page and actions to `site.py`; `section` names the entry of the navigation.

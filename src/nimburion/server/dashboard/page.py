@@ -54,8 +54,8 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The name of the page, which is that of its template."""
-        return self.template.removesuffix(".html")
+        """The name of the page, which is that of its template without its folder."""
+        return self.template.rpartition("/")[2].removesuffix(".html")
 
     def list_rows(self, shown: msgspec.Struct) -> list[msgspec.Struct]:
         """Return the rows of the table, from what the page shows."""

@@ -10,19 +10,15 @@ from nimburion.server.dashboard.pages import (
     audit,
     backend,
     dead_letters,
-    job,
-    job_contents,
-    jobs,
     limits,
     metrics,
     operations,
     overview,
-    queue,
-    queues,
-    running,
     schedules,
     workers,
 )
+from nimburion.server.dashboard.pages.jobs import job, job_contents, job_list, running
+from nimburion.server.dashboard.pages.queues import queue, queue_list
 
 
 class NavigationEntry(NamedTuple):
@@ -52,9 +48,9 @@ SECTIONS = (
 
 PAGES: tuple[AnyPage, ...] = (
     overview.OVERVIEW,
-    queues.QUEUES,
+    queue_list.QUEUES,
     queue.QUEUE,
-    jobs.JOBS,
+    job_list.JOBS,
     job.JOB,
     job_contents.JOB_CONTENTS,
     dead_letters.DEAD_LETTERS,
@@ -73,8 +69,8 @@ PAGES: tuple[AnyPage, ...] = (
 )
 
 ACTIONS: tuple[DashboardAction, ...] = (
-    *queues.ACTIONS,
-    *jobs.ACTIONS,
+    *queue_list.ACTIONS,
+    *job_list.ACTIONS,
     *job.ACTIONS,
     *dead_letters.ACTIONS,
     *running.ACTIONS,

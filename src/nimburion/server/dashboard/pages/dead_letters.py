@@ -22,7 +22,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs import describe_purge, describe_replay
+from nimburion.server.dashboard.pages.jobs.job_list import describe_purge, describe_replay
 
 MAX_GROUPS = 100
 MAX_SORTED_GROUPS = 1_000
@@ -192,7 +192,7 @@ DEAD_LETTERS = DashboardPage(
     title="Dead letters",
     section="Dead letters",
     read=read_groups,
-    template="dead_letters.html",
+    template="dead_letters/dead_letters.html",
     table="groups",
     query=GroupListQuery,
 )
@@ -201,7 +201,7 @@ DEAD_LETTER_GROUP = DashboardPage(
     title="Dead letters {fingerprint}",
     section="Dead letters",
     read=read_group,
-    template="dead_letter_group.html",
+    template="dead_letters/dead_letter_group.html",
     table="jobs",
     query=GroupPageQuery,
 )
@@ -210,7 +210,7 @@ ARGUMENTS = DashboardPage(
     title="Arguments of {id}",
     section="Dead letters",
     read=read_arguments,
-    template="arguments.html",
+    template="dead_letters/arguments.html",
     right="payloads",
     interval=None,
 )

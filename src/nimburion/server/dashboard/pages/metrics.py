@@ -14,8 +14,8 @@ from nimburion.core.session import SessionInfo
 from nimburion.server.api.names import Name
 from nimburion.server.dashboard.charts import Moment, Series
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
-from nimburion.server.dashboard.pages.queue import RANGES
-from nimburion.server.dashboard.pages.queues import compute_failed_share
+from nimburion.server.dashboard.pages.queues.queue import RANGES
+from nimburion.server.dashboard.pages.queues.queue_list import compute_failed_share
 from nimburion.server.dashboard.readings import PageReadings
 from nimburion.server.dashboard.recent_statistics import STEP
 

@@ -20,7 +20,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs import SearchText, UnusableSearch, parse_search
+from nimburion.server.dashboard.pages.jobs.job_list import SearchText, UnusableSearch, parse_search
 
 PAGE_SIZE = 50
 
@@ -169,7 +169,7 @@ OPERATIONS = DashboardPage(
     title="Operations",
     section="Operations",
     read=read_operations,
-    template="operations.html",
+    template="operations/operations.html",
     table="operations",
     query=OperationListQuery,
 )
@@ -178,7 +178,7 @@ NEW_OPERATION = DashboardPage(
     title="New operation",
     section="Operations",
     read=read_new_operation,
-    template="new_operation.html",
+    template="operations/new_operation.html",
     query=NewOperationQuery,
     interval=None,
 )

@@ -12,8 +12,8 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.session import SessionInfo
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
-from nimburion.server.dashboard.pages.queue import ChartPoints, make_hour_chart
-from nimburion.server.dashboard.pages.queues import (
+from nimburion.server.dashboard.pages.queues.queue import ChartPoints, make_hour_chart
+from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
     make_rows,

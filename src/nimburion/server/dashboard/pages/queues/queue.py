@@ -13,7 +13,7 @@ from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
-from nimburion.server.dashboard.pages.queues import (
+from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
     make_empty_queue,
@@ -193,7 +193,7 @@ QUEUE = DashboardPage(
     title="{queue}",
     section="Queues",
     read=read_queue,
-    template="queue.html",
+    template="queues/queue.html",
     table="names",
     query=QueueQuery,
 )

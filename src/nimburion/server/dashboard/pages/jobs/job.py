@@ -18,7 +18,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.jobs import (
+from nimburion.server.dashboard.pages.jobs.job_list import (
     describe_purge,
     describe_replay,
     format_qualifier,
@@ -154,7 +154,7 @@ JOB = DashboardPage(
     title="Job {id}",
     section="Jobs",
     read=read_job,
-    template="job.html",
+    template="jobs/job.html",
     table="attempts",
     constants={"format_qualifier": format_qualifier},
 )

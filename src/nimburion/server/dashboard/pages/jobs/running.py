@@ -21,7 +21,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.pages.job import describe_cancelled
+from nimburion.server.dashboard.pages.jobs.job import describe_cancelled
 from nimburion.server.dashboard.readings import PageReadings
 
 _HOUR = 3600
@@ -133,7 +133,7 @@ RUNNING = DashboardPage(
     title="Running",
     section="Running",
     read=read_running,
-    template="running.html",
+    template="jobs/running.html",
     table="jobs",
     interval=2.0,
 )

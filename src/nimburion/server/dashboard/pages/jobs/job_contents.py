@@ -113,6 +113,6 @@ JOB_CONTENTS = DashboardPage(
     section="Jobs",
     right="payloads",
     read=read_job_contents,
-    template="job_contents.html",
+    template="jobs/job_contents.html",
     interval=None,
 )

@@ -180,7 +180,7 @@ QUEUES = DashboardPage(
     title="Queues",
     section="Queues",
     read=read_queues,
-    template="queues.html",
+    template="queues/queues.html",
     table="queues",
     query=QueueListQuery,
 )
