@@ -39,11 +39,11 @@ from benchmarks.report import at, ratio, spread, table
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import make_session_id
 from nimburion.core.job import State
+from nimburion.core.rates import parse_rate
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Limit, Processor, job
 from nimburion.jobs.declaration.limits import JobLimits
-from nimburion.jobs.declaration.rates import parse_rate
 from tests.servers.binaries import valkey_binary
 from tests.servers.postgres_programs import postgres_binary
 

@@ -9,7 +9,9 @@ from nimburion.cli.output import format_table
 from nimburion.core.backend import Backend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobOptions, NewJob
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session, Vitals, WorkerCommand
 from nimburion.core.settlement import Failed
 from tests.cli.conftest import CommandLine
@@ -143,6 +145,62 @@ def test_limits_show_who_holds_them(nimburion: CommandLine) -> None:
     nimburion.call_backend(run)
     assert nimburion("limits").out.splitlines()[1].split() == ["send", "1", "1", "a"]
     assert "limit of 'send' is reached: 1 of 1 in use, by a" in nimburion("why", "b").out
+
+
+def test_limits_by_key_show_their_fullest_keys(nimburion: CommandLine) -> None:
+    limits = {"send": {"send:customer": KeyedLimit(1, RateLimit("5/s", 200_000, burst=1))}}
+
+    async def run(backend: Backend) -> None:
+        await open_worker(backend, keyed_limits=limits)
+        for number, customer in enumerate("aab"):
+            options = JobOptions(limit_keys={"send:customer": customer})
+            await backend.enqueue([NewJob(f"{number}", "send", "mail", b"{}", options=options)])
+        await reserve(backend, 3)
+
+    nimburion.call_backend(run)
+    shown = nimburion("limits", "list").out.splitlines()[1].split("  ")
+    assert [part.strip() for part in shown if part] == [
+        *("send:customer", "1", "5/s", "send", "2", "2", "1", "a 1+1, b 1+0")
+    ]
+    keys = nimburion("limits", "show", "send:customer").out.splitlines()[3:]
+    assert [line.split()[:3] for line in keys] == [["a", "1", "1"], ["b", "1", "0"]]
+    assert nimburion("limits", "show", "other").code == 4
+
+
+def test_limits_are_changed_and_reset(nimburion: CommandLine) -> None:
+    nimburion.call_backend(lambda backend: open_worker(backend, limits={"send": 1}))
+    changed = nimburion("limits", "set", "send", "3", "--rate", "5/s", "--reason", "sale")
+    assert changed.out == (
+        "send: at most 3 at once, 5/s with a burst of 1; `nimburion limits reset` ends the change\n"
+    )
+    out = nimburion("limits").out
+    assert out.splitlines()[-1].split()[:5] == ["send", "-", "3", "5/s", "1"]
+    assert nimburion("limits", "--json").data["limits"][0]["limit"] == 3
+    assert nimburion("limits", "reset", "send").code == 0
+    assert nimburion("limits", "--json").data["limits"][0]["limit"] == 1
+    assert nimburion("limits", "reset", "send").code == 4
+    records = nimburion("audit", "--json").data["records"]
+    assert [record["action"] for record in records] == ["limit.reset"] * 2 + ["limit.change"]
+    assert records[-1]["details"]["reason"] == "sale"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["sned", "3", "--reason", "x"], 4, "did you mean 'send'?"),
+        (["send", "--reason", "x"], 2, "needs a maximum or a rate"),
+        (["send", "3", "--key", "a", "--reason", "x"], 2, "have no keys"),
+        (["send", "--rate", "fast", "--reason", "x"], 2, "like '100/min'"),
+        (["send", "3", "--burst", "2", "--reason", "x"], 2, "burst and cost need a `rate`"),
+        (["send", "3"], 2, "--reason"),
+    ],
+)
+def test_wrong_changes_of_limits_are_refused(
+    nimburion: CommandLine, words: list[str], code: int, error: str
+) -> None:
+    nimburion.call_backend(lambda backend: open_worker(backend, limits={"send": 1}))
+    refused = nimburion("limits", "set", *words)
+    assert (refused.code, error in refused.err) == (code, True), refused.err
 
 
 def test_stats_add_up_counters(nimburion: CommandLine) -> None:

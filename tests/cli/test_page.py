@@ -22,6 +22,8 @@ def commands() -> Iterator[tuple[str, click.Command]]:
         command = root.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                yield name, command
             yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
         else:
             yield name, command

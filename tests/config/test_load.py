@@ -16,7 +16,7 @@ from nimburion.backends.redis import url as address
 from nimburion.backends.redis.url import RedisSettings, RedisTls, parse_url
 from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.config.schema import BACKENDS, Section
-from nimburion.core.settings import QueueSettings, Settings
+from nimburion.core.settings import JobSettings, KeyedLimitSettings, QueueSettings, Settings
 from nimburion.core.size_limits import SizeLimits
 
 GUIDE = """
@@ -78,6 +78,22 @@ def test_the_guides_configuration_loads_unchanged(folder: Path) -> None:
         QueueSettings("low", 0),
     )
     assert config.load().source == f"{folder}/config.yaml"
+
+
+def test_limits_of_jobs_are_loaded(folder: Path) -> None:
+    jobs = load_text("""
+jobs:
+  policies:
+    - {name: send, concurrency: 5, rate: 100/min, burst: 10}
+    - {name: digest, batch: 50, batch_wait: 500ms}
+  keyed_limits:
+    - {name: "sync:customer", concurrency: 2}
+""")
+    assert jobs.policies == (
+        JobSettings(name="send", concurrency=5, rate="100/min", burst=10),
+        JobSettings(name="digest", batch=50, batch_wait=0.5),
+    )
+    assert jobs.keyed_limits == (KeyedLimitSettings(name="sync:customer", concurrency=2),)
 
 
 def test_the_guides_queues_load_unchanged(folder: Path) -> None:

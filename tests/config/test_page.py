@@ -22,6 +22,8 @@ from nimburion.config.schema import (
 from nimburion.config.tree import Place, Written
 from nimburion.config.value_types import ValueType
 from nimburion.core.settings import (
+    JobSettings,
+    KeyedLimitSettings,
     QueueSettings,
     SchedulerSettings,
     ServerSettings,
@@ -55,7 +57,7 @@ KINDS = {
     **dict(kinds(TELEMETRY, "telemetry")),
 }
 REQUIRED = {
-    "queues[].name",
+    *("queues[].name", "policies[].name", "keyed_limits[].name"),
     *(f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")),
     *(f"server.tokens[].{name}" for name in ("name", "rights")),
 }
@@ -79,7 +81,11 @@ def default_of(name: str) -> object:
         value, name = ServerSettings(), name.removeprefix("server.")
     elif name.startswith("scheduler."):
         value, name = SchedulerSettings(), name.removeprefix("scheduler.")
-    if name.startswith("queues[]."):
+    if name.startswith("policies[]."):
+        value, name = JobSettings(name="x"), name.removeprefix("policies[].")
+    elif name.startswith("keyed_limits[]."):
+        value, name = KeyedLimitSettings(name="x"), name.removeprefix("keyed_limits[].")
+    elif name.startswith("queues[]."):
         value, name = QueueSettings("x"), name.removeprefix("queues[].")
     for step in name.split("."):
         value = getattr(value, step)
@@ -109,6 +115,10 @@ def test_every_setting_of_the_code_can_be_written() -> None:
     assert JOBS.keys.keys() - BACKEND_KEYS.keys() | {"url"} == fields
     queue = JOBS.keys["queues"]
     limits = JOBS.keys["limits"]
+    for key, settings in (("policies", JobSettings), ("keyed_limits", KeyedLimitSettings)):
+        series = JOBS.keys[key]
+        assert isinstance(series, SectionList)
+        assert set(series.each.keys) == set(settings.__struct_fields__)
     assert isinstance(queue, SectionList)
     assert isinstance(limits, Section)
     assert set(queue.each.keys) == set(QueueSettings.__struct_fields__)

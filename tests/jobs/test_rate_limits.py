@@ -156,19 +156,24 @@ async def test_a_worker_sleeps_until_the_next_job_may_start() -> None:
 
 async def test_a_prefetched_job_that_is_released_gives_its_units_back() -> None:
     """A stopping worker releases what it has not started: the backend then has the units again."""
-    backend = MemoryBackend()
-    processor = Processor(backend, concurrency=1, grace=0.0)
-    started = asyncio.Event()
+    clock = FakeClock()  # attempts take no time, so the worker prefetches
+    backend = MemoryBackend(clock=clock)
+    processor = Processor(backend, concurrency=1, grace=0.0, clock=clock)
 
-    @processor.job(rate="3/h", burst=3)
-    async def call() -> None:
-        started.set()
-        await asyncio.Event().wait()
+    @processor.job(rate="8/h", burst=8)
+    async def call(n: int) -> None:
+        if n:
+            await asyncio.Event().wait()
+
+    async def is_prefetched() -> bool:
+        return (await backend.count_jobs())[State.PROCESSING] == 4
 
     async with processor:
-        await processor.enqueue_many(call.job() for _ in range(3))
         await processor.start()
-        await started.wait()
+        first = await call.enqueue(0)
+        await processor.wait(first, timeout=20)
+        await processor.enqueue_many(call.job(n) for n in (1, 2, 3, 4))
+        await wait_until(is_prefetched, "one job runs, and three are prefetched")
         await processor.stop()
         (rate,) = await backend.list_rates()
-    assert rate.room == 2
+    assert rate.room == 8 - 2

@@ -7,6 +7,8 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob
+from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import Session, SessionInfo
@@ -66,8 +68,15 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
         ]
     )
     await backend.open_session(
-        Session(id="0" * 32, queues=("mail",), names=("send",), limits={"send": 2})
+        Session(
+            id="0" * 32,
+            queues=("mail",),
+            names=("send",),
+            limits={"send": 2},
+            keyed_limits={"send": {"customer": KeyedLimit(concurrency=1)}},
+        )
     )
+    await backend.change_limit(LimitChange(name="send", concurrency=3))
     await backend.pause_queue("nowhere", paused=True)
     clock.advance(5.0)
     metrics = BackendMetrics(backend)
@@ -83,7 +92,10 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
     assert read(metrics, "jobs_waiting") == {"send": 3, "unknown": 1}
     assert read(metrics, "sessions") == {"live": 1, "expired": 0, "left": 0}
     assert read(metrics, "limit_in_use") == {"send": 0}
-    assert read(metrics, "limit_max") == {"send": 2}
+    assert read(metrics, "limit_max") == {"send": 3}
+    assert read(metrics, "limit_keys") == {"customer": 0}
+    assert read(metrics, "limit_key_fullest") == {"customer": 0}
+    assert read(metrics, "limit_changes") == {"": 1}
     assert read(metrics, "jobs_dead") == {"": 0}
     assert read(metrics, "backend_durable") == {"": 0}
 

@@ -64,6 +64,7 @@ def _find_exit_code(error: BaseException) -> int | None:
         (errors.JobNotFound, NOT_FOUND),
         (errors.ScheduleNotFound, NOT_FOUND),
         (errors.BulkOperationNotFound, NOT_FOUND),
+        (errors.LimitNotFound, NOT_FOUND),
         (errors.BackendError, BACKEND),
         (errors.ConfigurationError, BAD_INPUT),
         (errors.InvalidJob, BAD_INPUT),

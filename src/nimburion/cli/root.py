@@ -23,7 +23,7 @@ COMMANDS = MappingProxyType(
         "why": ("why:why", "Say why a job is not running."),
         "top": ("top:top", "Watch queues, workers and throughput."),
         "stats": ("stats:stats", "Show counts, wait and run times of the last hours or days."),
-        "limits": ("limits:limits", "List concurrency limits and what holds them."),
+        "limits": ("limits:limits", "List limits, and change them at run time."),
         "audit": ("audit:audit", "List the changes that operators made."),
         "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),

@@ -20,6 +20,8 @@ from nimburion.config.tree import Place, Written, get_part, make_refusal, nest, 
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.settings import (
     Config,
+    JobSettings,
+    KeyedLimitSettings,
     QueueSettings,
     SchedulerSettings,
     ServerSettings,
@@ -33,6 +35,8 @@ from nimburion.core.size_limits import SizeLimits
 __all__ = [
     "Config",
     "ConfigurationError",
+    "JobSettings",
+    "KeyedLimitSettings",
     "QueueSettings",
     "SchedulerSettings",
     "ServerSettings",
@@ -154,6 +158,12 @@ def read_jobs_settings(tree: Written) -> Settings:
     if "queues" in values:
         queues = cast("list[dict[str, object]]", values["queues"])
         values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]
+    if "policies" in values:
+        policies = cast("list[dict[str, object]]", values["policies"])
+        values["policies"] = tuple(JobSettings(**own) for own in policies)  # type: ignore[arg-type]
+    if "keyed_limits" in values:
+        keyed = cast("list[dict[str, object]]", values["keyed_limits"])
+        values["keyed_limits"] = tuple(KeyedLimitSettings(**own) for own in keyed)  # type: ignore[arg-type]
     if "limits" in values:
         values["limits"] = SizeLimits(**cast("dict[str, int]", values["limits"]))
     return Settings(**values)  # type: ignore[arg-type]

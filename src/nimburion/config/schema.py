@@ -18,13 +18,21 @@ from nimburion.config.value_types import (
     json_object,
     listed,
     name,
+    rate,
     size,
     text,
     url_path,
     zone,
 )
 from nimburion.core.access_rights import RIGHTS
-from nimburion.core.settings import Bounds, QueueSettings, Settings, read_bounds
+from nimburion.core.settings import (
+    Bounds,
+    JobSettings,
+    KeyedLimitSettings,
+    QueueSettings,
+    Settings,
+    read_bounds,
+)
 from nimburion.core.text.suggestions import find_nearest
 
 
@@ -114,6 +122,28 @@ QUEUE = Section(
     required=frozenset({"name"}),
 )
 
+_JOB_NUMBERS = read_bounded_types(JobSettings)
+JOB = Section(
+    {
+        "name": name(),
+        "concurrency": _JOB_NUMBERS["concurrency"],
+        "rate": rate(optional=True),
+        **{key: _JOB_NUMBERS[key] for key in ("burst", "batch", "batch_wait")},
+    },
+    required=frozenset({"name"}),
+)
+
+_KEYED_NUMBERS = read_bounded_types(KeyedLimitSettings)
+KEYED_LIMIT = Section(
+    {
+        "name": name(256),
+        "concurrency": _KEYED_NUMBERS["concurrency"],
+        "rate": rate(optional=True),
+        "burst": _KEYED_NUMBERS["burst"],
+    },
+    required=frozenset({"name"}),
+)
+
 LIMITS = Section(
     {
         "payload": size(1, 256 * 1024**2),
@@ -140,6 +170,8 @@ JOBS = Section(
         "owner": name(),
         "concurrency": _NUMBERS["concurrency"],
         "queues": SectionList(QUEUE, unique="name"),
+        "policies": SectionList(JOB, unique="name"),
+        "keyed_limits": SectionList(KEYED_LIMIT, unique="name"),
         **_NUMBERS,
         "child_max_memory": size(32 * 1024**2, 1024**4, optional=True),
         "worker_max_memory": size(32 * 1024**2, 1024**4, optional=True),

@@ -12,6 +12,7 @@ import msgspec
 
 from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.core.errors import DefinitionError
+from nimburion.core.rates import parse_rate
 from nimburion.core.size_limits import NAME_PATTERN
 from nimburion.core.text.redaction import redact_value
 from nimburion.core.text.shortening import shorten
@@ -166,6 +167,22 @@ def url_path() -> ValueType:
         return value
 
     return ValueType("a path like /jobs, without a slash at the end", take)
+
+
+def rate(*, optional: bool = False) -> ValueType:
+    """Return the type of a rate: `100/min`."""
+
+    def take(written: Written) -> str:
+        value = written.value
+        try:
+            if not isinstance(value, str) or parse_rate(value) is None:
+                raise InvalidValue
+        except DefinitionError as error:
+            reason = str(error)
+            raise InvalidValue("" if reason.startswith("rate must be") else reason) from None
+        return value
+
+    return ValueType(_add_none("a rate like 100/min, 5/s or 1000/2h", optional), take, optional)
 
 
 def choice(*words: str) -> ValueType:

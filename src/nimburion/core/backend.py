@@ -48,8 +48,9 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
@@ -148,10 +149,12 @@ class Consuming(Protocol):
         heartbeat.
 
         The rate limits of the names become those of `session.rates` in the same way. A rate limit
-        that existed before keeps the units that its jobs have taken.
+        that existed before keeps the units that its jobs have taken (`RateLimit.carry_over`).
 
         So do the limits by key (`session.keyed_limits`). If those of a name change, parked jobs of
         that name are considered again.
+
+        `change_limit` wins over all three.
         """
         ...
 
@@ -337,6 +340,30 @@ class Maintaining(Protocol):
         """
         ...
 
+    async def change_limit(self, change: LimitChange) -> None:
+        """Change a limit until it is reset. What workers declare does not apply meanwhile.
+
+        A change whose name is that of a limit by key changes this limit for every job name, or one
+        key of it. Otherwise it changes the concurrency limit and the rate limit of the job name,
+        also if no worker declares them. What an earlier change of the same limit set stays, unless
+        this one sets it too.
+
+        The next exchange follows the change, also for parked jobs. Nothing that runs is stopped.
+        Units that jobs took under an earlier rate delay the next job by at most a full burst of the
+        new one (`RateLimit.carry_over`). The workers that wait are notified.
+
+        Raises:
+            InvalidJob: `change.check` rejects the change.
+        """
+        ...
+
+    async def reset_limit(self, name: str, key: str | None = None) -> bool:
+        """Let what the newest session declares apply again. Return False if nothing was changed.
+
+        With a key, only the change of this key ends.
+        """
+        ...
+
     async def put_audit(self, record: AuditRecord) -> None:
         """Add an audit record, or replace the record with the same id.
 
@@ -491,6 +518,19 @@ class Inspecting(Protocol):
 
     async def list_rates(self) -> list[RateInfo]:
         """Return every rate limit and what it allows now, ordered by name."""
+        ...
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        """Return every limit by key, or only the one of this name, ordered by name.
+
+        Each has up to `fullest` keys. The call reads all keys in use: its cost grows with them.
+        """
+        ...
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        """Return the changes of limits that are in force, ordered by name, then by key."""
         ...
 
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:

@@ -10,6 +10,7 @@ NimburionError
 ├── JobNotFound               no record with this id
 ├── ScheduleNotFound          no schedule with this name
 ├── BulkOperationNotFound     no bulk operation with this id
+├── LimitNotFound             no limit and no job of this name
 ├── TooManyBulkOperations     the oldest bulk operation that is kept still runs
 ├── JobNotCompleted           wait(): the job failed or was cancelled
 ├── WaitTimeout               wait(): the job has not ended in time (also a TimeoutError)
@@ -122,6 +123,14 @@ class BulkOperationNotFound(NimburionError):
             "than the newest 1,000, which are kept"
         )
         self.operation_id = operation_id
+
+
+class LimitNotFound(NimburionError):
+    """No limit and no job of this name is known to this backend."""
+
+    def __init__(self, name: str, hint: str) -> None:
+        super().__init__(f"no limit and no job is named {name!r} in this backend; {hint}")
+        self.name = name
 
 
 class TooManyBulkOperations(NimburionError):

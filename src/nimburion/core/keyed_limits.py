@@ -6,6 +6,9 @@ parks it: the job leaves the lane until its key has room, so that it is passed o
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterable, Mapping
+
 import msgspec
 
 from nimburion.core.rate_limits import RateLimit
@@ -29,6 +32,22 @@ class KeyedLimit(msgspec.Struct, frozen=True):
     """How many units of one key may start in a time. Its `cost` is that of jobs that carry none."""
 
 
+class KeyedLimitInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit by key when it was read, with its fullest keys."""
+
+    name: str
+    jobs: dict[str, KeyedLimit]
+    """What applies to each job name that has the limit, by job name."""
+    keys: int = 0
+    """The number of keys that are in use or for which jobs wait."""
+    in_use: int = 0
+    """The number of jobs that run, of all keys."""
+    parked: int = 0
+    """The number of jobs that wait for their key to have room, of all keys."""
+    fullest: list[KeyUse] = msgspec.field(default_factory=list)
+    """The keys with the most running and waiting jobs, first the one with most."""
+
+
 class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
     """A key of a limit that is in use, or for which jobs wait."""
 
@@ -42,3 +61,53 @@ class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
     opens_at: float | None = None
     """When the rate of the key allows the next parked job, in epoch seconds; None: no rate delays
     one."""
+
+
+def summarize_uses(
+    limits: Mapping[str, Mapping[str, KeyedLimit]], uses: Iterable[KeyUse], most: int
+) -> list[KeyedLimitInfo]:
+    """Return a summary of each limit, ordered by name, from all uses of keys.
+
+    `limits` are by job name and then by the name of the limit. A limit that no job name has any
+    more is listed while its keys are in use.
+    """
+    jobs: dict[str, dict[str, KeyedLimit]] = {}
+    for job, named in sorted(limits.items()):
+        for name, limit in named.items():
+            jobs.setdefault(name, {})[job] = limit
+    found: dict[str, list[KeyUse]] = {}
+    for use in uses:
+        if use.in_use or use.parked:
+            found.setdefault(use.limit, []).append(use)
+    return [
+        KeyedLimitInfo(
+            name=name,
+            jobs=jobs.get(name, {}),
+            keys=len(keys),
+            in_use=sum(use.in_use for use in keys),
+            parked=sum(use.parked for use in keys),
+            fullest=heapq.nsmallest(most, keys, key=get_fullness),
+        )
+        for name in sorted({*jobs, *found})
+        for keys in (found.get(name, []),)
+    ]
+
+
+def add_sums(
+    found: Iterable[KeyedLimitInfo], sums: Mapping[str, tuple[int, int, int]], name: str | None
+) -> list[KeyedLimitInfo]:
+    """Return summaries with the sums of all keys: number of keys, in use, parked; by limit name.
+
+    With a name, only the limit of this name is returned.
+    """
+    return [
+        msgspec.structs.replace(limit, keys=keys, in_use=in_use, parked=parked)
+        for limit in found
+        if name in {None, limit.name}
+        for keys, in_use, parked in (sums.get(limit.name, (0, 0, 0)),)
+    ]
+
+
+def get_fullness(use: KeyUse) -> tuple[int, str]:
+    """Return the sort key of uses: first the key with the most running and waiting jobs."""
+    return -use.in_use - use.parked, use.key

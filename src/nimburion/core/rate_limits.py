@@ -71,9 +71,33 @@ class RateLimit(msgspec.Struct, frozen=True):
         opening = now + delay + (self.burst - self.needed) * self.interval
         return _clamp(max(spent_until, opening), now)
 
+    def carry_over(self, old: RateLimit, spent_until: int, now: int) -> int:
+        """Return the new `spent_until` when this rate replaces an old one.
+
+        Units that jobs took under the old rate delay the next job by at most a full burst of the
+        new one. A time that is further ahead than they explain is that of a refusal, and stays.
+        """
+        if spent_until > now + old.burst * old.interval:
+            return spent_until
+        return min(spent_until, now + self.burst * self.interval)
+
 
 def _clamp(spent_until: int, now: int) -> int:
     return min(max(spent_until, now - MAX_AHEAD), now + MAX_AHEAD)
+
+
+def make_rate_limit(interval: int, burst: int, cost: int) -> RateLimit:
+    """Return a rate limit whose text is found from its interval.
+
+    >>> [make_rate_limit(interval, 1, 1).rate for interval in (600_000, 333_334, 7_200_000_000)]
+    ['100/min', '3/s', '12/d']
+    """
+    for unit, period in (("s", 1), ("min", 60), ("h", 3_600), ("d", 86_400)):
+        micros = period * 1_000_000
+        count = -(-micros // interval)
+        if -(-micros // count) == interval:
+            return RateLimit(f"{count}/{unit}", interval, burst, cost)
+    return RateLimit(f"1 in {interval / 1e6:g} s", interval, burst, cost)
 
 
 class RateInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,6 +37,34 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
 
+class JobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the configuration says of the jobs of one name. None: as the job declares it."""
+
+    name: str
+    concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """How many of these jobs run at once, over all workers."""
+    rate: str | None = None
+    """How many units of these jobs start in a time, over all workers: `100/min`."""
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """How many units may start at once."""
+    batch: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """The maximum number of jobs of one call of a batch handler."""
+    batch_wait: Annotated[float, Meta(ge=0)] | None = None
+    """Seconds after the first job of a batch until its call starts, if it is not full before."""
+
+
+class KeyedLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the configuration says of one limit by key. None: as the jobs declare it."""
+
+    name: str
+    """The name of the limit: `JOB:KEY`, or the `name` of the `Limit`."""
+    concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """How many jobs of one key run at once, over all workers."""
+    rate: str | None = None
+    """How many units of one key start in a time, over all workers."""
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a processor: the section `jobs` of the configuration."""
 
@@ -58,6 +86,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Replace a child process after this many seconds, when its job has ended."""
     queues: tuple[QueueSettings, ...] = ()
     """The queues to serve; empty: every queue of the registered jobs."""
+    policies: tuple[JobSettings, ...] = ()
+    """Limits and batches of single jobs. They win over what the jobs declare."""
+    keyed_limits: tuple[KeyedLimitSettings, ...] = ()
+    """Limits by key. They win over what the jobs declare."""
     session_ttl: Annotated[float, Meta(ge=1)] = 30.0
     """Seconds after its last heartbeat until a worker counts as dead. A worker sends four
     heartbeats in this time.
@@ -120,6 +152,8 @@ class SettingsOptions(TypedDict, total=False):
     child_max_memory: int | None
     child_max_age: float | None
     queues: tuple[QueueSettings, ...]
+    policies: tuple[JobSettings, ...]
+    keyed_limits: tuple[KeyedLimitSettings, ...]
     session_ttl: float
     grace: float
     loop_lag_limit: float

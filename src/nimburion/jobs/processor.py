@@ -454,6 +454,8 @@ class Processor(Client):
         if self._running is None:
             self._warn_about_unserved_queues()
             self._warn_about_processes()
+            for message in self.registry.find_unknown_names():
+                _log.warning("jobs.policies and jobs.keyed_limits of the settings: %s", message)
             self._had_worker = True
             self._running = running = self._make_running_worker(conditions)
             try:

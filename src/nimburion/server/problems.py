@@ -87,6 +87,7 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.JobNotFound, 404, "job-not-found"),
     (errors.ScheduleNotFound, 404, "schedule-not-found"),
     (errors.BulkOperationNotFound, 404, "operation-not-found"),
+    (errors.LimitNotFound, 404, "limit-not-found"),
     (errors.TooManyBulkOperations, 409, "too-many-operations"),
     (errors.JobConflict, 409, "job-conflict"),
     (errors.DuplicateJob, 409, "duplicate-job"),

@@ -15,6 +15,8 @@ from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.errors import BackendError
 from nimburion.core.job import State
+from nimburion.core.keyed_limits import KeyedLimitInfo
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.rate_limits import RateInfo
@@ -39,6 +41,8 @@ class BackendMetrics:
         self._families: list[Family] = []
         self._limits: list[LimitInfo] = []
         self._rates: list[RateInfo] = []
+        self._keyed: list[KeyedLimitInfo] = []
+        self._changes: list[LimitChange] = []
         self._dead: int | None = None
         self._labels: dict[tuple[str, str], Labels] = {}
 
@@ -56,6 +60,7 @@ class BackendMetrics:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
             self._limits, self._rates, self._dead = [], [], None
+            self._keyed, self._changes = [], []
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
@@ -65,6 +70,8 @@ class BackendMetrics:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.list_limits()
                 self._rates = await self._backend.list_rates()
+                self._keyed = await self._backend.list_keyed_limits(fullest=1)
+                self._changes = await self._backend.list_limit_changes()
                 self._dead = (await self._backend.count_jobs())[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.debug("limits and dead letters could not be read: %r", error)
@@ -143,6 +150,17 @@ class BackendMetrics:
                 {rate.name: rate.room for rate in self._rates[:MAX_NAMES]},
                 "name",
             )
+        if self._changes:
+            yield Family(
+                name="limit_changes",
+                kind="gauge",
+                help="Limits and keys that operators changed at run time.",
+                samples=[Sample(NO_LABELS, len(self._changes))],
+            )
+        if self._keyed:
+            for name, text, read in _KEYED_GAUGES:
+                values = {limit.name: read(limit) for limit in self._keyed[:MAX_NAMES]}
+                yield self._gauge(name, text, values, "name")
         if not self._limits:
             return
         shown = self._limits[:MAX_NAMES]
@@ -187,6 +205,19 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[QueueInfo], float]], ...] = (
     ("queue_paused", "1 if the queue is paused.", lambda info: int(info.paused)),
 )
 """The gauges that a queue alone decides: name, help, and how to read them."""
+
+
+_KEYED_GAUGES: tuple[tuple[str, str, Callable[[KeyedLimitInfo], float]], ...] = (
+    ("limit_keys", "Keys of a limit that are in use or for which jobs wait.", lambda one: one.keys),
+    ("limit_keys_in_use", "Running jobs of all keys of a limit.", lambda one: one.in_use),
+    ("limit_keys_parked", "Jobs that wait for their key to have room.", lambda one: one.parked),
+    (
+        "limit_key_fullest",
+        "Running and waiting jobs of the fullest key of a limit.",
+        lambda one: max((use.in_use + use.parked for use in one.fullest), default=0),
+    ),
+)
+"""The gauges of limits by key. They have no series for a single key: keys are not bounded."""
 
 
 def _bound_names(counts: dict[str, int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewB
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import JobOptions, State
 from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import STEPS as INTERVALS
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
@@ -117,6 +118,11 @@ async def check_limits(environment: Environment) -> None:
     worker = await harness.worker(names=("keyed",), queues=("keyed",), keyed={"keyed": limits})
     assert len(await worker.take(9)) == len(limits)
     assert {use.parked for use in await environment.backend.list_key_uses()} == {1}
+    await environment.backend.change_limit(LimitChange(name="customer", key="a", concurrency=0))
+    assert [one.key for one in await environment.backend.list_limit_changes()] == ["a"]
+    assert len(await environment.backend.list_keyed_limits()) == len(limits)
+    await worker.take(9)
+    assert await environment.backend.reset_limit("customer", "a")
     await environment.backend.close_session(worker.id)
 
 

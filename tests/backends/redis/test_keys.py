@@ -19,6 +19,7 @@ GONE_AFTER_A_STEP = {
     "session_vitals",
     "attempt_state",
     "bulk_operation_due",
+    "limit_change",
     "parked",
     "parked_lane",
     "changed_lane",

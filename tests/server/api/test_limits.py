@@ -1,7 +1,10 @@
-"""Concurrency limits over the API."""
+"""Limits over the API."""
 
 from __future__ import annotations
 
+import pytest
+
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.session import Session
 from tests.server.conftest import Api
 
@@ -15,3 +18,45 @@ async def test_limits_are_listed_in_pages_with_their_holders(api: Api) -> None:
     found = [limit for page in (first, second) for limit in page["limits"]]
     assert [(limit["name"], limit["limit"]) for limit in found] == [("a", 1), ("b", 2), ("c", 3)]
     assert (found[0]["in_use"], found[0]["holders"], second["next"]) == (0, [], None)
+
+
+async def test_a_limit_is_changed_and_reset(api: Api) -> None:
+    backend = api.processor.backend
+    keyed = {"a": {"a:customer": KeyedLimit(concurrency=1)}}
+    await backend.open_session(
+        Session(id="w", queues=("q",), names=("a",), limits={"a": 1}, keyed_limits=keyed)
+    )
+    changed = await api.post("/limits/a/change", {"concurrency": 4, "reason": "sale"})
+    (change,) = changed["changes"]
+    assert (change["concurrency"], change["reason"]) == (4, "sale")
+    await api.post("/limits/a:customer/change", {"concurrency": 2, "key": "acme"})
+    listed = await api.get("/limits")
+    assert listed["limits"][0]["limit"] == 4
+    assert [limit["name"] for limit in listed["keyed"]] == ["a:customer"]
+    assert [(one["name"], one.get("key")) for one in listed["changes"]] == [
+        ("a", None),
+        ("a:customer", "acme"),
+    ]
+    assert (await api.post("/limits/a/reset", {}))["changes"] == []
+    assert (await backend.list_limits())[0].limit == 1
+    records = (await backend.list_audit()).records
+    assert [record.action for record in records] == ["limit.reset", *["limit.change"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("other/change", {"concurrency": 1}, 404, "limit-not-found"),
+        ("a/change", {}, 422, "invalid-request"),
+        ("a/change", {"rate": "fast"}, 422, "invalid-request"),
+        ("a/change", {"concurrency": -1}, 422, "invalid-body"),
+        ("a/reset", {}, 404, "limit-not-found"),
+    ],
+)
+async def test_wrong_changes_are_refused(
+    api: Api, path: str, body: dict[str, object], status: int, code: str
+) -> None:
+    session = Session(id="w", queues=("q",), names=("a",), limits={"a": 1})
+    await api.processor.backend.open_session(session)
+    response = await api.client.post(f"/api/v1/limits/{path}", json=body)
+    assert (response.status_code, response.json()["type"].rpartition(":")[2]) == (status, code)

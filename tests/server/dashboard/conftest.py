@@ -11,13 +11,16 @@ import pytest
 
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.session import Session
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS, PAGES
 from tests.server.conftest import Api, MakeApi
 
-PATH_VALUES = {"queue": "mail", "id": "a", "name": "daily", "fingerprint": "none"}
+PATH_VALUES = {
+    "queue": "mail", "id": "a", "name": "daily", "fingerprint": "none", "limit": "send",
+}  # fmt: skip
 """The values of parameters of paths: what `fill` stores exists under these names."""
 FORMS: dict[str, dict[str, str]] = {
     "queues.queue.pause": {"reason": "deploy", "for": "600"},
@@ -31,6 +34,7 @@ FORMS: dict[str, dict[str, str]] = {
     "operations.cancel": {"ids": "b", "limit": "1"},
     "operations.delete": {"all": "true"},
     "schedules.name.pause": {"reason": "deploy"},
+    "limits.limit.change": {"concurrency": "2", "reason": "sale"},
     "jobs.id.arguments.replay": {"payload": '{"to": "b"}', "delete": "true"},
 }
 """The fields of each form that has some, by the name of the action."""
@@ -60,6 +64,7 @@ async def fill(api: Api) -> None:
     worker = Session(id="a", host="host-1", pid=7, queues=("other",), names=("send",))
     await backend.open_session(worker)
     await backend.pause_queue("other", paused=True, by="ops", reason="deploy", until=None)
+    await backend.change_limit(LimitChange(name="send", concurrency=9, by="ops", reason="trial"))
     await api.services.schedules.add("daily", "@daily", "send")
     await backend.start_bulk_operation(NewBulkOperation(id="a", action=BulkAction.REPLAY))
 

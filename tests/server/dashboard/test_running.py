@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
@@ -63,7 +64,7 @@ async def test_a_full_limit_with_waiting_jobs_is_marked(site: Api) -> None:
     await run_jobs(site)
     path = f"{DASHBOARD_PATH}/limits"
     twin = (await site.client.get(path, params={"format": "json"})).json()
-    (row,) = twin["limits"]
+    row = next(row for row in twin["limits"] if row["limit"]["name"] == "charge")
     assert (row["is_full"], row["waiting"], row["limit"]["in_use"]) == (True, 1, 2)
     assert sorted(holder["job_id"] for holder in row["limit"]["holders"]) == ["fast", "slow"]
     assert "full, jobs wait" in (await site.client.get(path)).text
@@ -81,6 +82,34 @@ async def test_a_rate_limit_says_when_the_next_job_may_start(site: Api) -> None:
     (row,) = (await site.client.get(path, params={"format": "json"})).json()["rates"]
     assert (row["rate"]["room"], row["waiting"]) == (0, 1)
     assert "used up, jobs wait" in (await site.client.get(path)).text
+
+
+async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
+    limit = KeyedLimit(concurrency=1, rate=RateLimit("5/s", interval=200_000, burst=1))
+    session = Session(
+        id="l" * 32, queues=("bank",), names=("call",), limits={"call": 1},
+        keyed_limits={"call": {"call:customer": limit}},
+    )  # fmt: skip
+    await site.processor.backend.open_session(session)
+    path, headers = f"{DASHBOARD_PATH}/limits", {**OWN_PAGE, "HX-Request": "true"}
+    for target, form in (
+        ("call", "concurrency=3&reason=<sale>"),
+        ("call:customer", "concurrency=2&rate=5%2Fs&burst=&key=acme&reason=paid"),
+    ):
+        response = await site.client.post(f"{path}/{target}/change", content=form, headers=headers)
+        assert f"The limit {target} is changed." in response.text
+    twin = (await site.client.get(path, params={"format": "json"})).json()
+    row = next(row for row in twin["limits"] if row["limit"]["name"] == "call")
+    assert (row["limit"]["limit"], row["change"]["by"]) == (3, "local")
+    assert twin["keyed"][0]["changes"][0]["key"] == "acme"
+    html = (await site.client.get(path)).text
+    assert "&lt;sale&gt;" in html
+    assert 'name="key" value="acme"' in html
+    for target, form in (("call", ""), ("call:customer", "key=acme")):
+        response = await site.client.post(f"{path}/{target}/reset", content=form, headers=headers)
+        assert f"declare for {target} applies again" in response.text
+    changes = await site.processor.backend.list_limit_changes()
+    assert [change.name for change in changes] == ["send"]
 
 
 async def test_the_audit_log_says_who_did_what(site: Api) -> None:

@@ -32,8 +32,9 @@ from nimburion.core.errors import ConfigurationError, JobNotFound
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
@@ -262,6 +263,15 @@ class MemoryBackend:
         """See `Backend.send_command`."""
         return self._run_atomically(lambda step: operations.send_command(step, session_id, command))
 
+    async def change_limit(self, change: LimitChange) -> None:
+        """See `Backend.change_limit`."""
+        change.check()
+        self._run_atomically(lambda step: operations.change_limit(step, change))
+
+    async def reset_limit(self, name: str, key: str | None = None) -> bool:
+        """See `Backend.reset_limit`."""
+        return self._run_atomically(lambda step: operations.reset_limit(step, name, key))
+
     async def put_audit(self, record: AuditRecord) -> None:
         """See `Backend.put_audit`."""
         self._run_atomically(lambda step: operations.put_audit(step, record))
@@ -346,6 +356,16 @@ class MemoryBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`."""
         return self._run_atomically(operations.list_rates)
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        """See `Backend.list_keyed_limits`."""
+        return self._run_atomically(lambda step: operations.list_keyed_limits(step, name, fullest))
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        """See `Backend.list_limit_changes`."""
+        return self._run_atomically(operations.list_limit_changes)
 
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`."""

@@ -32,8 +32,9 @@ from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import FINISHED, AttemptError, JobRecord, NewJob, Reason, State
-from nimburion.core.keyed_limits import KeyedLimit, KeyUse
+from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse, summarize_uses
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
+from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change, get_order
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
@@ -81,13 +82,23 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
         return
     step.state.sessions[session.id] = SessionEntry(session, step.now, monotonic + session.ttl)
     for name in session.names:
-        set_limit(step, name, session.limits.get(name))
-        set_rate(step, name, session.rates.get(name))
-        set_keyed_limits(step, name, session.keyed_limits.get(name, {}))
+        step.state.declared_limits[name] = DeclaredLimits(
+            session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
+        )
+        apply_limits(step, name)
+
+
+def apply_limits(step: AtomicStep, name: str) -> None:
+    """Let what is declared for a job name apply, with the changes of operators."""
+    declared = step.state.declared_limits.get(name, DeclaredLimits())
+    limits = declared.apply(name, step.state.limit_changes)
+    set_limit(step, name, limits.concurrency)
+    set_rate(step, name, limits.rate)
+    set_keyed_limits(step, name, limits.keyed)
 
 
 def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
-    """Set or remove the concurrency limit of a job name. The newest session decides.
+    """Set or remove the concurrency limit of a job name.
 
     A new limit starts with the count of jobs of that name that are processing now.
     """
@@ -115,7 +126,7 @@ def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
     if limit is None:
         rates.pop(name, None)
     elif name in rates:
-        rates[name].limit = limit
+        rates[name].replace(limit, step.now)
     else:
         rates[name] = RateEntry(limit, step.now)
 
@@ -123,14 +134,74 @@ def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
 def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit]) -> None:
     """Set the limits by key of a job name. If they change, its parked jobs are considered again."""
     state = step.state
-    if state.keyed_limits.get(name, {}) == limits:
+    old_limits = state.keyed_limits.get(name, {})
+    if old_limits == limits:
         return
     state.keyed_limits[name] = limits
     if not limits:
         del state.keyed_limits[name]
     for key, use in list(state.limit_keys.items()):
+        old, new = old_limits.get(key[0]), limits.get(key[0])
+        if old is not None and new is not None and key not in state.key_changes:
+            use.carry_over(old.rate, new.rate, step.now)
         for lane in [lane for lane in use.parked if lane[1] == name]:
             state.unpark(key, lane, len(use.parked[lane]))
+
+
+def change_limit(step: AtomicStep, change: LimitChange) -> None:
+    """See `Backend.change_limit`."""
+    state = step.state
+    change = msgspec.structs.replace(change, at=step.now / MICRO)
+    if change.key is None:
+        old = state.limit_changes.get(change.name)
+        state.limit_changes[change.name] = change if old is None else old.merge(change)
+        _apply_by_limit(step, change.name)
+    else:
+        key = (change.name, change.key)
+        old = state.key_changes.get(key)
+        _change_key(step, key, change if old is None else old.merge(change))
+
+
+def reset_limit(step: AtomicStep, name: str, key: str | None) -> bool:
+    """See `Backend.reset_limit`."""
+    if key is not None:
+        existed = (name, key) in step.state.key_changes
+        _change_key(step, (name, key), None)
+        return existed
+    existed = step.state.limit_changes.pop(name, None) is not None
+    _apply_by_limit(step, name)
+    return existed
+
+
+def _apply_by_limit(step: AtomicStep, limit: str) -> None:
+    """Apply the limits of the job name that a limit belongs to, and of those that share it."""
+    declared = step.state.declared_limits
+    names = {limit, *(name for name, limits in declared.items() if limit in limits.keyed)}
+    for name in sorted(names):
+        apply_limits(step, name)
+
+
+def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> None:
+    """Change one key of a limit, and consider its parked jobs again."""
+    state, use = step.state, step.state.limit_keys[key]
+    old = state.key_changes.pop(key, None)
+    if change is not None:
+        state.key_changes[key] = change
+    count = 1
+    for limits in state.keyed_limits.values():
+        if key[0] in limits:
+            old_limit, limit = (apply_change(limits[key[0]], one) for one in (old, change))
+            use.carry_over(old_limit.rate, limit.rate, step.now)
+            count = max(count, limit.concurrency or 1)
+    for lane in list(use.parked):
+        state.unpark(key, lane, count)
+    step.names_to_notify.add(EVERY_QUEUE)
+
+
+def list_limit_changes(step: AtomicStep) -> list[LimitChange]:
+    """See `Backend.list_limit_changes`."""
+    changes = [*step.state.limit_changes.values(), *step.state.key_changes.values()]
+    return sorted(changes, key=get_order)
 
 
 def heartbeat(
@@ -483,6 +554,13 @@ def list_key_uses(step: AtomicStep, limit: int) -> list[KeyUse]:
     """See `Backend.list_key_uses`."""
     used = [make_key_use(step.state, key) for key in sorted(step.state.limit_keys)]
     return [use for use in used if use.in_use or use.parked][:limit]
+
+
+def list_keyed_limits(step: AtomicStep, name: str | None, most: int) -> list[KeyedLimitInfo]:
+    """See `Backend.list_keyed_limits`."""
+    uses = [make_key_use(step.state, key) for key in list(step.state.limit_keys)]
+    found = summarize_uses(step.state.keyed_limits, uses, most)
+    return [limit for limit in found if name in {None, limit.name}]
 
 
 def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:

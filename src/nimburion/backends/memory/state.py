@@ -22,6 +22,7 @@ from nimburion.core.job import (
 )
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
+from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
 from nimburion.core.rate_limits import RateLimit
@@ -295,6 +296,11 @@ class RateEntry:
         """Return the time from which the next job may start."""
         return self.limit.find_opening(self.spent_until)
 
+    def replace(self, limit: RateLimit, now: int) -> None:
+        """Replace the limit; see `RateLimit.carry_over`."""
+        self.spent_until = limit.carry_over(self.limit, self.spent_until, now)
+        self.limit = limit
+
 
 LimitKey = tuple[str, str]
 """The name of a limit by key, and a key."""
@@ -312,6 +318,11 @@ class KeyEntry:
         """When parked jobs are considered again because of the rate; None: no time is known."""
         self.parked: dict[tuple[str, str], LaneHeap] = {}
         """The parked jobs by lane, each a heap as in `MemoryState.lanes`."""
+
+    def carry_over(self, old: RateLimit | None, new: RateLimit | None, now: int) -> None:
+        """Change the rate of the key; see `RateLimit.carry_over`."""
+        if old is not None and new is not None:
+            self.spent_until = new.carry_over(old, self.spent_until, now)
 
     def has_parked(self) -> bool:
         """Return whether jobs are parked for the key."""
@@ -367,6 +378,11 @@ class MemoryState:
         self.rates: dict[str, RateEntry] = {}
         self.keyed_limits: dict[str, dict[str, KeyedLimit]] = {}
         """By job name, then by the name of the limit."""
+        self.declared_limits: dict[str, DeclaredLimits] = {}
+        """What the newest session of each job name declared."""
+        self.limit_changes: dict[str, LimitChange] = {}
+        """Changes of whole limits, by name. They are applied in the three dictionaries above."""
+        self.key_changes: dict[LimitKey, LimitChange] = {}
         self.limit_keys: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
         self.replacements: dict[str, ReplacementEntry] = {}
@@ -422,7 +438,7 @@ class MemoryState:
             for name, limit in sorted(self.keyed_limits.get(entry.name, {}).items()):
                 key = entry.options.limit_keys.get(name)
                 if key is not None:
-                    yield (name, key), limit
+                    yield (name, key), apply_change(limit, self.key_changes.get((name, key)))
 
     def find_full_key(self, entry: JobEntry, now: int) -> LimitKey | None:
         """Return the first key of a job that has no room for it, or None."""

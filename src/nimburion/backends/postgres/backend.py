@@ -58,8 +58,9 @@ from nimburion.core.errors import (
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
@@ -129,6 +130,10 @@ _CLOSE_SESSION = _make_call("close_session_1", 5)
 _RELEASE = _make_call("release_leases_1", 6)
 _RESCUE = _make_call("rescue_jobs_1", 6)
 _HEARTBEAT = _make_call("heartbeat_1", 4)
+_CHANGE_LIMIT = _make_call("change_limit_1", 10)
+_RESET_LIMIT = _make_call("reset_limit_1", 4)
+_LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
+    changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
 _PAUSE = _make_call("pause_queue_1", 6)
 _PRUNE = _make_call("prune_jobs_1", 8)
 _UNMERGED_STATISTICS = """SELECT * FROM {schema}.list_unmerged_statistics_1(
@@ -142,6 +147,8 @@ _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_
     $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"""
 _LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.list_rates_1(NULL) r"""
+_LIST_KEYED_LIMITS = """SELECT job_name, limit_name, concurrency, interval, burst, cost
+    FROM {schema}.keyed_limit"""
 _EXPLAIN = """SELECT g.*, e.*, t.now, (
         SELECT CAST(ROW(r.*) AS {schema}.rate_limit) FROM {schema}.list_rates_1(g.name) r
     ) AS rate, (
@@ -534,6 +541,20 @@ class PostgresBackend:
         self._notify([make_session_name(session_id)])
         return True
 
+    async def change_limit(self, change: LimitChange) -> None:
+        """See `Backend.change_limit`."""
+        change.check()
+        arguments = operations.encode_limit_change(change)
+        await self._fetch(_CHANGE_LIMIT, self._now(), *arguments)
+        self._notify([EVERY_QUEUE])
+
+    async def reset_limit(self, name: str, key: str | None = None) -> bool:
+        """See `Backend.reset_limit`."""
+        arguments = operations.encode_limit_reset(name, key)
+        ((existed,),) = await self._fetch(_RESET_LIMIT, self._now(), *arguments)
+        self._notify([EVERY_QUEUE])
+        return bool(existed)
+
     async def put_audit(self, record: AuditRecord) -> None:
         """See `Backend.put_audit`."""
         arguments = operations.encode_audit(record)
@@ -679,6 +700,20 @@ class PostgresBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`."""
         return queries.decode_rates(await self._fetch(_LIST_RATES, self._now()))
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        """See `Backend.list_keyed_limits`."""
+        limits = await self._fetch(_LIST_KEYED_LIMITS)
+        statement = "SELECT * FROM {schema}.list_fullest_keys_1($1, $2)"
+        wanted = None if name is None else encode_lookup_text(name)
+        rows = await self._fetch(statement, wanted, max(1, fullest))
+        return queries.decode_keyed_limits(limits, rows, name, fullest)
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        """See `Backend.list_limit_changes`."""
+        return queries.decode_limit_changes(await self._fetch(_LIST_LIMIT_CHANGES))
 
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`."""

@@ -7,10 +7,16 @@ from typing import Any
 
 import msgspec
 
-from nimburion.backends.postgres.encoding import encode_text, reject_unstorable_text, to_seconds
+from nimburion.backends.postgres.encoding import (
+    encode_lookup_text,
+    encode_text,
+    reject_unstorable_text,
+    to_seconds,
+)
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, ScheduleRecord
@@ -56,6 +62,26 @@ def encode_pause(
     """Return the arguments of `pause_queue_1` after the time."""
     ends_at = None if until is None else to_micros(until)
     return [encode_text(queue), paused, encode_text(by), encode_text(reason), ends_at]
+
+
+@reject_unstorable_text
+def encode_limit_change(change: LimitChange) -> list[Any]:
+    """Return the arguments of `change_limit_1` after the time."""
+    rate = change.rate
+    return [
+        encode_text(change.name),
+        change.key is not None,
+        encode_text(change.key or ""),
+        change.concurrency,
+        *((None,) * 3 if rate is None else (encode_text(rate.rate), rate.interval, rate.burst)),
+        encode_text(change.by),
+        encode_text(change.reason),
+    ]
+
+
+def encode_limit_reset(name: str, key: str | None) -> list[Any]:
+    """Return the arguments of `reset_limit_1` after the time."""
+    return [encode_lookup_text(name), key is not None, encode_lookup_text(key or "")]
 
 
 @reject_unstorable_text

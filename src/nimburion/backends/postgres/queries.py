@@ -27,10 +27,17 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import (
+    KeyedLimit,
+    KeyedLimitInfo,
+    KeyUse,
+    add_sums,
+    summarize_uses,
+)
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
+from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info, make_rate_limit
 from nimburion.core.session import (
     LimitHolder,
     LimitInfo,
@@ -233,6 +240,22 @@ def decode_rates(rows: list[Any]) -> list[RateInfo]:
     return [_make_rate(*row) for row in rows]
 
 
+def decode_limit_changes(rows: list[Any]) -> list[LimitChange]:
+    """Decode the rows of `limit_change`."""
+    return [
+        LimitChange(
+            name=name,
+            key=key if for_key else None,
+            concurrency=concurrency,
+            rate=None if rate is None else RateLimit(rate, interval, burst),
+            at=to_seconds(at),
+            by=by,
+            reason=reason,
+        )
+        for name, for_key, key, concurrency, rate, interval, burst, at, by, reason in rows
+    ]
+
+
 def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
     """Decode the rows of `list_key_uses_1`."""
     return [
@@ -245,6 +268,19 @@ def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
         )
         for limit, key, in_use, parked, opens_at in rows
     ]
+
+
+def decode_keyed_limits(
+    limits: list[Any], rows: list[Any], name: str | None, fullest: int
+) -> list[KeyedLimitInfo]:
+    """Decode the rows of `keyed_limit`, and those of `list_fullest_keys_1`."""
+    by_job: dict[str, dict[str, KeyedLimit]] = {}
+    for job, limit, concurrency, interval, burst, cost in limits:
+        rate = None if interval is None else make_rate_limit(interval, burst, cost)
+        by_job.setdefault(job, {})[limit] = KeyedLimit(concurrency, rate)
+    sums = {row[0]: tuple(row)[5:] for row in rows}
+    uses = decode_key_uses([tuple(row)[:5] for row in rows])
+    return add_sums(summarize_uses(by_job, uses, fullest), sums, name)
 
 
 def _make_rate(  # noqa: PLR0917 - the columns of a row

@@ -60,8 +60,9 @@ from nimburion.core.errors import (
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import FINISHED, Enqueued, JobRecord, NewJob, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
@@ -473,6 +474,16 @@ class RedisBackend:
         arguments = sessions.encode_command(session_id, command)
         return bool(await self._run_script("send_command", *arguments))
 
+    async def change_limit(self, change: LimitChange) -> None:
+        """See `Backend.change_limit`."""
+        change.check()
+        await self._run_script("change_limit", *operations.encode_limit_change(change))
+
+    async def reset_limit(self, name: str, key: str | None = None) -> bool:
+        """See `Backend.reset_limit`."""
+        arguments = operations.encode_limit_reset(name, key)
+        return bool(await self._run_script("change_limit", *arguments))
+
     async def put_audit(self, record: AuditRecord) -> None:
         """See `Backend.put_audit`."""
         await self._run_script("put_audit", *statistics.encode_audit(record))
@@ -625,6 +636,19 @@ class RedisBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`. One script reads everything."""
         return queries.decode_rates(*await self._run_script("list_rates"))
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        """See `Backend.list_keyed_limits`. Each script reads some 500 keys."""
+        reading = queries.KeyedLimitsReading()
+        while not reading.is_finished:
+            reading.add_reply(await self._run_script("list_keyed_limits", reading.cursor))
+        return reading.summarize(name, fullest)
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        """See `Backend.list_limit_changes`."""
+        return queries.decode_limit_changes(await self._run_script("list_limit_changes"))
 
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`. One script reads everything."""

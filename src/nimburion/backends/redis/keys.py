@@ -45,6 +45,8 @@ KEYS = MappingProxyType(
         "limit_in_use": "hash: job name -> number of leased jobs",
         "rate_limit": "hash: job name -> rate limit",
         "spent_until": "hash: job name -> until when the units of its rate limit are spent",
+        "declared_limit": "hash: job name -> the limits that its newest worker declared",
+        "limit_change": "hash: limit, or limit NUL key -> how an operator changed it",
         "keyed_limit": "hash: job name -> its limits by key",
         "limit_key": "hash: limit NUL key -> its use",
         "key_opening": "sorted set: limit NUL key, by when its rate allows the next parked job",

@@ -22,6 +22,7 @@ from nimburion.backends.redis.record_format import (
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 
@@ -65,6 +66,25 @@ def encode_pause(queue: str, by: str, reason: str, until: float | None) -> list[
 def encode_resume(queue: str) -> list[bytes]:
     """Return the arguments of `pause_queue.lua` that resume a queue."""
     return [encode_lookup_text(queue), b"", b""]
+
+
+@reject_unstorable_text
+def encode_limit_change(change: LimitChange) -> list[bytes]:
+    """Return the arguments of `change_limit.lua` that change a limit."""
+    return [*_encode_limit(change.name, change.key), encode_json(change)]
+
+
+def encode_limit_reset(name: str, key: str | None) -> list[bytes]:
+    """Return the arguments of `change_limit.lua` that reset a limit."""
+    return [*_encode_limit(name, key), b""]
+
+
+def _encode_limit(name: str, key: str | None) -> list[bytes]:
+    return [
+        encode_lookup_text(name),
+        b"0" if key is None else b"1",
+        encode_lookup_text(key or ""),
+    ]
 
 
 def encode_retention(keep: Retention) -> list[bytes]:

@@ -42,9 +42,10 @@ from nimburion.core.diagnosis.failure_groups import (
 )
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse, summarize_uses
+from nimburion.core.limit_changes import LimitChange, get_order
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
+from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info, make_rate_limit
 from nimburion.core.session import (
     MAX_HOLDERS,
     LimitHolder,
@@ -67,6 +68,8 @@ _PASSED_PER_CHECKED = 16
 at least, or passes 4,000 seqs, most of them of deleted jobs.
 """
 
+_unpack_limits = msgspec.msgpack.Decoder(list[tuple[str, int | bool, int | bool, int, int]]).decode
+_decode_change = msgspec.json.Decoder(LimitChange).decode
 _pack = msgspec.msgpack.Encoder().encode
 
 
@@ -491,6 +494,46 @@ def _decode_key_use(name: bytes, use: bytes, parked: int) -> KeyUse:
         parked=parked,
         opens_at=None if opens_at == b"-" else int(opens_at) / MICRO,
     )
+
+
+class KeyedLimitsReading:
+    """Limits by key and the use of their keys, read by several runs of `list_keyed_limits.lua`."""
+
+    def __init__(self) -> None:
+        self.cursor: bytes = b""
+        self.is_finished: bool = False
+        self._limits: dict[str, dict[str, KeyedLimit]] = {}
+        self._uses: dict[tuple[str, str], KeyUse] = {}
+
+    def add_reply(self, reply: list[Any]) -> None:
+        """Add one reply of the script."""
+        self.cursor, limits, rows = reply
+        self.is_finished = self.cursor == b""
+        for job, packed in zip(limits[::2], limits[1::2], strict=True):
+            self._limits[job.decode()] = {
+                name: KeyedLimit(
+                    None if maximum is False else maximum,
+                    None if interval is False else make_rate_limit(interval, burst, cost),
+                )
+                for name, maximum, interval, burst, cost in _unpack_limits(packed)
+            }
+        self._uses |= {(use.limit, use.key): use for use in decode_key_uses(rows)}
+
+    def summarize(self, name: str | None, fullest: int) -> list[KeyedLimitInfo]:
+        """Return the limits, or only the one of this name."""
+        found = summarize_uses(self._limits, self._uses.values(), fullest)
+        return [limit for limit in found if name in {None, limit.name}]
+
+
+def decode_limit_changes(records: list[bytes]) -> list[LimitChange]:
+    """Decode the changes of `list_limit_changes.lua`, in their order."""
+    changes = [
+        msgspec.structs.replace(
+            _decode_change(record[8:]), at=decode_time(int.from_bytes(record[:8], "big"))
+        )
+        for record in records
+    ]
+    return sorted(changes, key=get_order)
 
 
 def decode_rates(now8: bytes, rows: list[Any]) -> list[RateInfo]:

@@ -62,6 +62,7 @@ class ScriptSpec(NamedTuple):
 _RECORD_PARTS = ("times", "constants", "record_format", "batching")
 _ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
 _KEY_PARTS = ("rate_limits", "keyed_limits")
+_LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lanes", *_KEY_PARTS, "limit_changes")
 _WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
@@ -82,7 +83,7 @@ SCRIPT_SPECS = MappingProxyType(
             (*_WRITE_PARTS, "settle", "promote_due", "pauses", "reserve"),
             "allow-oom",
         ),
-        "open_session": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", *_KEY_PARTS), "allow-oom"),
+        "open_session": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
         "put_statistics": ScriptSpec(("times",)),
         "merge_statistics": ScriptSpec(("times", "batching"), "allow-oom"),
@@ -92,6 +93,7 @@ SCRIPT_SPECS = MappingProxyType(
         "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
         "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CANCEL_PARTS), "allow-oom"),
         "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
+        "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "put_audit": ScriptSpec(("times",), "allow-oom"),
         "replay": ScriptSpec(
@@ -134,6 +136,8 @@ SCRIPT_SPECS = MappingProxyType(
         "list_limits": ScriptSpec(
             (*_RECORD_PARTS, "lanes", "session_names", "limit_holders"), "no-writes"
         ),
+        "list_keyed_limits": ScriptSpec(("times", "batching"), "no-writes"),
+        "list_limit_changes": ScriptSpec(flags="no-writes"),
         "list_key_uses": ScriptSpec(("times", "batching"), "no-writes"),
         "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),

@@ -37,24 +37,26 @@ _LOST_ERROR = AttemptError(
 @reject_unstorable_text
 def encode_open_session(session: Session) -> list[bytes]:
     """Return the arguments of `open_session.lua`."""
-    limits: list[object] = []
+    declared: list[object] = []
     for name in session.names:
-        rate = session.rates.get(name)
-        limits += (name, session.limits.get(name, False))
-        limits += (
-            (False,) * 4 if rate is None else (rate.interval, rate.burst, rate.cost, rate.rate)
-        )
-    keyed: list[object] = []
-    for name in session.names:
-        keyed += (name, _encode_keyed_limits(session.keyed_limits.get(name, {})))
+        declared += (name, _encode_declared_limits(session, name))
     return [
         session.id.encode(),
         b"%d" % to_micros(session.ttl),
         encode_json(session),
-        _pack(limits),
+        _pack(declared),
         session.host.encode(),
-        _pack(keyed),
     ]
+
+
+def _encode_declared_limits(session: Session, name: str) -> object:
+    """Return the limits of a job name, or False if it has none."""
+    limit, rate = session.limits.get(name), session.rates.get(name)
+    keyed = session.keyed_limits.get(name, {})
+    if limit is None and rate is None and not keyed:
+        return False
+    parts = (False, 0, 0, "") if rate is None else (rate.interval, rate.burst, rate.cost, rate.rate)
+    return (False if limit is None else limit, *parts, _encode_keyed_limits(keyed))
 
 
 def _encode_keyed_limits(limits: dict[str, KeyedLimit]) -> list[tuple[object, ...]]:

@@ -16,6 +16,7 @@ from nimburion.backends.sql_files import Statements, read_statements
 from nimburion.backends.sqlite import (
     bulk_operations,
     checks,
+    limit_changes,
     operations,
     queries,
     sessions,
@@ -36,7 +37,7 @@ from nimburion.backends.sqlite.connection.path import (
 )
 from nimburion.backends.sqlite.connection.space import DiskSpace, Measure, get_free_bytes
 from nimburion.backends.sqlite.connection.threads import ReaderThread, WriterThread
-from nimburion.backends.sqlite.keyed_limits import list_key_uses
+from nimburion.backends.sqlite.keyed_limits import list_key_uses, list_keyed_limits
 from nimburion.backends.sqlite.notifications import (
     SocketListener,
     SocketNotifier,
@@ -61,8 +62,9 @@ from nimburion.core.errors import NotOpen
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import Statistics, check_interval
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
@@ -493,6 +495,15 @@ class SQLiteBackend:
         """See `Backend.send_command`."""
         return await self._write(lambda db: sessions.send_command(db, session_id, command))
 
+    async def change_limit(self, change: LimitChange) -> None:
+        """See `Backend.change_limit`."""
+        change.check()
+        await self._write(lambda db: limit_changes.change_limit(db, change))
+
+    async def reset_limit(self, name: str, key: str | None = None) -> bool:
+        """See `Backend.reset_limit`."""
+        return await self._write(lambda db: limit_changes.reset_limit(db, name, key))
+
     async def put_audit(self, record: AuditRecord) -> None:
         """See `Backend.put_audit`."""
         await self._write(lambda db: operations.put_audit(db, record))
@@ -581,6 +592,16 @@ class SQLiteBackend:
     async def list_rates(self) -> list[RateInfo]:
         """See `Backend.list_rates`."""
         return await self._read(list_rates)
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        """See `Backend.list_keyed_limits`."""
+        return await self._read(lambda db: list_keyed_limits(db, name, fullest))
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        """See `Backend.list_limit_changes`."""
+        return await self._read(limit_changes.list_limit_changes)
 
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`."""

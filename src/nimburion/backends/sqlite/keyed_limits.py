@@ -8,17 +8,27 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
-from nimburion.core.keyed_limits import MAX_PARKED, MAX_RETURNED, KeyedLimit, KeyUse
+from nimburion.core.keyed_limits import (
+    MAX_PARKED,
+    MAX_RETURNED,
+    KeyedLimit,
+    KeyedLimitInfo,
+    KeyUse,
+    add_sums,
+    summarize_uses,
+)
+from nimburion.core.limit_changes import LimitChange, apply_change
 from nimburion.core.rate_limits import RateLimit
 
 _decode_limits = msgspec.json.Decoder(
     list[tuple[str, str, int | None, str | None, int | None, int | None, int | None]]
 ).decode
+_decode_change = msgspec.json.Decoder(LimitChange).decode
 _encode = msgspec.json.Encoder().encode
 _decode_counts = msgspec.json.Decoder(dict[str, int]).decode
 
 
-class KeyOptions(msgspec.Struct, gc=False):
+class LimitKeyOptions(msgspec.Struct, gc=False):
     """The options of a job that concern limits by key."""
 
     limit_keys: dict[str, str] = {}
@@ -29,6 +39,10 @@ LimitKey = tuple[str, str]
 """The name of a limit by key, and a key."""
 KeyedLimits = dict[str, dict[str, KeyedLimit]]
 """Limits by key, by job name and limit name."""
+
+
+KeyChanges = dict[LimitKey, LimitChange]
+"""The changes of single keys of limits."""
 
 
 class JobKey(NamedTuple):
@@ -48,7 +62,7 @@ class KeyUseRow(msgspec.Struct, array_like=True, gc=False):
     has_parked: int
 
 
-_decode_key_options = msgspec.json.Decoder(list[tuple[int, KeyOptions]]).decode
+_decode_key_options = msgspec.json.Decoder(list[tuple[int, LimitKeyOptions]]).decode
 _decode_uses = msgspec.json.Decoder(list[KeyUseRow]).decode
 
 
@@ -62,6 +76,7 @@ class KeyAdmission:
     def __init__(self, db: Database, limits: KeyedLimits) -> None:
         self._db = db
         self._limits = limits
+        self._changes = read_key_changes(db) if limits else {}
         self._uses: dict[LimitKey, KeyUseRow] = {}
         self._changed: set[LimitKey] = set()
         self._keys: dict[int, list[JobKey]] = {}
@@ -83,7 +98,7 @@ class KeyAdmission:
         """Read the keys of candidates and their uses. `candidates`: job names by seq."""
         options = read_key_options(self._db, candidates)
         for seq, name in candidates.items():
-            self._keys[seq] = list_keys(self._limits[name], options.get(seq))
+            self._keys[seq] = list_keys(self._limits[name], options.get(seq), self._changes)
         wanted = {job_key.key for seq in candidates for job_key in self._keys[seq]}
         self._uses |= read_uses(self._db, wanted - self._uses.keys())
 
@@ -164,7 +179,7 @@ class KeyAdmission:
             use.spent_until = job_key.rate.refund(use.spent_until, self._db.now, self._db.now)
 
 
-def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, KeyOptions]:
+def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, LimitKeyOptions]:
     """Return the options of jobs that concern limits by key, without jobs that have no options."""
     return dict(
         _decode_key_options(db.fetch_value("list_job_options", _encode(list(seqs)).decode()))
@@ -215,22 +230,46 @@ def read_keyed_limits(db: Database, name: str | None = None) -> KeyedLimits:
     return limits
 
 
+def read_key_changes(db: Database) -> KeyChanges:
+    """Read the changes of single keys."""
+    changes = [_decode_change(body) for (body,) in db.run("list_limit_changes", 1)]
+    return {(change.name, change.key or ""): change for change in changes}
+
+
+def change_key_rate(
+    db: Database, key: LimitKey, old: RateLimit | None, new: RateLimit | None
+) -> None:
+    """Replace the rate of one key; see `RateLimit.carry_over`."""
+    if old is not None and new is not None:
+        use = read_uses(db, [key])[key]
+        use.spent_until = new.carry_over(old, use.spent_until, db.now)
+        write_uses(db, {key: use})
+
+
 def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> None:
     """Set the limits by key of a job name.
 
     If they change, exchanges consider its parked jobs again: see `unpark_changed`.
     """
-    if read_keyed_limits(db, name).get(name, {}) == limits:
+    old_limits = read_keyed_limits(db, name).get(name, {})
+    if old_limits == limits:
         return
     db.run("mark_changed_limits", name)
     db.run("delete_keyed_limits", name)
+    for limit_name, limit in limits.items():
+        old = old_limits.get(limit_name, limit).rate
+        if old is not None and limit.rate is not None and old != limit.rate:
+            ends = (db.now + rate.burst * rate.interval for rate in (limit.rate, old))
+            db.run("carry_over_keys", limit_name, *ends)
     for limit_name, limit in limits.items():
         rate = limit.rate
         parts = (None,) * 4 if rate is None else (rate.rate, rate.interval, rate.burst, rate.cost)
         db.run("insert_keyed_limit", name, limit_name, limit.concurrency, *parts)
 
 
-def list_keys(limits: Mapping[str, KeyedLimit], options: KeyOptions | None) -> list[JobKey]:
+def list_keys(
+    limits: Mapping[str, KeyedLimit], options: LimitKeyOptions | None, changes: KeyChanges
+) -> list[JobKey]:
     """Return the keys of a job with these options for which limits are declared."""
     if options is None or not options.limit_keys:
         return []
@@ -239,6 +278,8 @@ def list_keys(limits: Mapping[str, KeyedLimit], options: KeyOptions | None) -> l
         key = options.limit_keys.get(name)
         if key is None:
             continue
+        if (name, key) in changes:
+            limit = apply_change(limit, changes[name, key])  # noqa: PLW2901
         rate = limit.rate
         if rate is not None and options.cost is not None:
             rate = msgspec.structs.replace(rate, cost=options.cost)
@@ -250,7 +291,9 @@ def list_job_keys(db: Database, lane: int, seq: int) -> list[JobKey]:
     """Return the keys of a job for which its name declares limits."""
     name = db.get_lane(lane).name
     limits = read_keyed_limits(db, name).get(name, {})
-    return list_keys(limits, read_key_options(db, [seq]).get(seq)) if limits else []
+    if not limits:
+        return []
+    return list_keys(limits, read_key_options(db, [seq]).get(seq), read_key_changes(db))
 
 
 def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> bool:
@@ -360,6 +403,14 @@ def pass_turns(db: Database, lane: int, seq: int) -> None:
 def list_key_uses(db: Database, limit: int) -> list[KeyUse]:
     """See `Backend.list_key_uses`."""
     return [_make_use(*row) for row in db.run("list_key_uses", None, None, limit)]
+
+
+def list_keyed_limits(db: Database, name: str | None, fullest: int) -> list[KeyedLimitInfo]:
+    """See `Backend.list_keyed_limits`."""
+    rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
+    sums = {row[0]: tuple(row[5:]) for row in rows}
+    uses = [_make_use(*row[:5]) for row in rows]
+    return add_sums(summarize_uses(read_keyed_limits(db), uses, fullest), sums, name)
 
 
 def find_key_uses(db: Database, lane: int, seq: int) -> list[KeyUse]:

@@ -43,6 +43,17 @@ def read_rates(db: Database) -> Rates:
     return decode_rates(db.fetch_value("list_rates"))
 
 
+def set_rate(db: Database, name: str, limit: RateLimit | None) -> None:
+    """Set or remove the rate limit of a job name. What its jobs have taken stays."""
+    if limit is None:
+        db.run("delete_rate", name)
+        return
+    old = read_rates(db).get(name)
+    db.run("set_rate", name, limit.rate, limit.interval, limit.burst, limit.cost, db.now)
+    if old is not None and old.limit != limit:
+        db.run("set_spent_until", name, limit.carry_over(old.limit, old.spent_until, db.now))
+
+
 def take_units(db: Database, name: str, rate: StoredRate, jobs: int) -> None:
     """Take the units of some jobs that start now."""
     units = jobs * rate.limit.cost

@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.keyed_limits import set_keyed_limits
+from nimburion.backends.sqlite.limit_changes import declare_limits
 from nimburion.backends.sqlite.rate_limits import give_units_back
 from nimburion.backends.sqlite.reserve import read_limits
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
@@ -17,6 +17,7 @@ from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
 from nimburion.core.job import AttemptError, Reason
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
+from nimburion.core.limit_changes import DeclaredLimits
 from nimburion.core.operations import Rescued
 from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
@@ -69,16 +70,10 @@ def open_session(db: Database, session: Session) -> None:
         db.boot_time + session.ttl, db.boot_id, db.now,
     )  # fmt: skip
     for name in session.names:
-        if name in session.limits:
-            db.run("set_limit", name, session.limits[name])
-        else:
-            db.run("delete_limit", name)
-        rate = session.rates.get(name)
-        if rate is None:
-            db.run("delete_rate", name)
-        else:
-            db.run("set_rate", name, rate.rate, rate.interval, rate.burst, rate.cost, db.now)
-        set_keyed_limits(db, name, session.keyed_limits.get(name, {}))
+        declared = DeclaredLimits(
+            session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
+        )
+        declare_limits(db, name, declared)
     if session.names:
         db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 

@@ -1,71 +1,137 @@
-"""`nimburion limits`: list concurrency limits with the jobs that hold them, and rate limits."""
+"""`nimburion limits …`: list limits, show their keys, and change them at run time."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import find_operator, record_command
 from nimburion.cli.output import print_result, print_table
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.errors import LimitNotFound
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo
+from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
 
+NO_LIMIT = "no worker declares a concurrency limit"
+_SHOWN_KEYS = 50
 
-@click.command()
+
+@click.group(invoke_without_command=True)
 @add_shared_options
-def limits() -> None:
-    """List concurrency limits with the jobs that have held them longest, and rate limits."""
-    found, rates, keys, now = current_invocation().run(read_limits)
+@click.pass_context
+def limits(ctx: click.Context) -> None:
+    """List limits, and change them at run time. Without a command: list them."""
+    if ctx.invoked_subcommand is None:
+        show_all()
+
+
+@limits.command("list")
+@add_shared_options
+def list_limits() -> None:
+    """List concurrency limits and what holds them, rates, limits by key, and their changes."""
+    show_all()
+
+
+class Readings(NamedTuple):
+    """All limits of a backend."""
+
+    limits: list[LimitInfo]
+    rates: list[RateInfo]
+    keyed: list[KeyedLimitInfo]
+    keys: list[KeyUse]
+    changes: list[LimitChange]
+    now: float
+
+
+def show_all() -> None:
+    """Read all limits and print them."""
+    found = current_invocation().run(read_limits)
     data = {
-        "limits": msgspec.to_builtins(found),
-        "rates": msgspec.to_builtins(rates),
-        "keys": msgspec.to_builtins(keys),
+        name: msgspec.to_builtins(value) for name, value in found._asdict().items() if name != "now"
     }
-    print_result(data, lambda: print_limits(found, rates, keys, now))
-
-
-Readings = tuple[list[LimitInfo], list[RateInfo], list[KeyUse], float]
+    print_result(data, lambda: print_limits(found))
 
 
 async def read_limits(backend: Backend) -> Readings:
-    """Return the concurrency limits, the rate limits, the keys in use and the backend's time."""
-    return (
+    """Return all limits, the keys in use, the changes, and the backend's time."""
+    return Readings(
         await backend.list_limits(),
         await backend.list_rates(),
+        await backend.list_keyed_limits(),
         await backend.list_key_uses(),
+        await backend.list_limit_changes(),
         await backend.now(),
     )
 
 
-def print_limits(
-    found: list[LimitInfo], rates: list[RateInfo], keys: list[KeyUse], now: float
-) -> None:
-    """Print one line per limit and per key."""
-    if keys:
-        print_keys(keys, now)
-    if rates:
-        print_rates(rates, now)
-    if not found and (rates or keys):
-        return
+def print_limits(found: Readings) -> None:
+    """Print one line per limit, then one per change."""
+    if found.keyed:
+        print_keyed_limits(found.keyed)
+    if found.rates:
+        print_rates(found.rates, found.now)
+    if found.limits or not (found.rates or found.keyed):
+        print_table(
+            ("name", "in use", "limit", "held by"),
+            [
+                (
+                    limit.name,
+                    limit.in_use,
+                    limit.limit,
+                    ", ".join(holder.job_id for holder in limit.holders) or None,
+                )
+                for limit in found.limits
+            ],
+            NO_LIMIT,
+        )
+    if found.changes:
+        print_changes(found.changes)
+
+
+def print_keyed_limits(keyed: list[KeyedLimitInfo]) -> None:
+    """Print one line per limit by key."""
     print_table(
-        ("name", "in use", "limit", "held by"),
+        ("limit by key", "maximum", "rate", "jobs", "keys", "in use", "waiting", "fullest keys"),
         [
             (
                 limit.name,
+                describe_maximum(limit),
+                describe_rate(limit),
+                ",".join(limit.jobs) or None,
+                limit.keys,
                 limit.in_use,
-                limit.limit,
-                ", ".join(holder.job_id for holder in limit.holders) or None,
+                limit.parked,
+                ", ".join(describe_use(use) for use in limit.fullest[:3]) or None,
             )
-            for limit in found
+            for limit in keyed
         ],
-        "no worker declares a concurrency limit",
+        "",
     )
+
+
+def describe_maximum(limit: KeyedLimitInfo) -> str | None:
+    """Return how many jobs of one key may run, of each job name if they differ."""
+    return (
+        "/".join(sorted({str(one.concurrency) for one in limit.jobs.values()} - {"None"})) or None
+    )
+
+
+def describe_rate(limit: KeyedLimitInfo) -> str | None:
+    """Return the rate of one key, of each job name if they differ."""
+    return "/".join(sorted({one.rate.rate for one in limit.jobs.values() if one.rate})) or None
+
+
+def describe_use(use: KeyUse) -> str:
+    """Return a key with its running and its waiting jobs."""
+    return f"{use.key or '(none)'} {use.in_use}+{use.parked}"
 
 
 def print_rates(rates: list[RateInfo], now: float) -> None:
@@ -87,19 +153,128 @@ def print_rates(rates: list[RateInfo], now: float) -> None:
     )
 
 
-def print_keys(keys: list[KeyUse], now: float) -> None:
-    """Print one line per key of a limit."""
+def print_changes(changes: list[LimitChange]) -> None:
+    """Print one line per change."""
     print_table(
-        ("limit", "key", "in use", "waiting", "next in"),
+        ("changed limit", "key", "maximum", "rate", "burst", "by", "reason"),
         [
             (
-                use.limit,
+                change.name,
+                change.key,
+                change.concurrency,
+                change.rate.rate if change.rate else None,
+                change.rate.burst if change.rate else None,
+                change.by or None,
+                change.reason or None,
+            )
+            for change in changes
+        ],
+        "",
+    )
+
+
+@limits.command("show")
+@click.argument("name", metavar="NAME")
+@add_shared_options
+def show(name: str) -> None:
+    """Show a limit by key: its fullest keys, how many jobs run and wait, and when the next may."""
+    limit, now = current_invocation().run(lambda backend: read_keyed_limit(backend, name))
+    print_result(msgspec.to_builtins(limit), lambda: print_keyed_limit(limit, now))
+
+
+async def read_keyed_limit(backend: Backend, name: str) -> tuple[KeyedLimitInfo, float]:
+    """Return a limit by key and the backend's time. Raises `LimitNotFound`."""
+    found = await backend.list_keyed_limits(name=name, fullest=_SHOWN_KEYS)
+    if not found:
+        raise LimitNotFound(name, "`nimburion limits` lists the limits by key")
+    return found[0], await backend.now()
+
+
+def print_keyed_limit(limit: KeyedLimitInfo, now: float) -> None:
+    """Print a limit by key, then one line per key."""
+    print_keyed_limits([msgspec.structs.replace(limit, fullest=[])])
+    print_table(
+        ("key", "in use", "waiting", "next in"),
+        [
+            (
                 use.key or None,
                 use.in_use,
                 use.parked,
                 None if use.opens_at is None else f"{max(0.0, use.opens_at - now):.1f} s",
             )
-            for use in keys
+            for use in limit.fullest
         ],
-        "",
+        "no key is in use",
     )
+    if limit.keys > len(limit.fullest):
+        click.echo(f"and {limit.keys - len(limit.fullest)} more keys")
+
+
+@limits.command("set")
+@click.argument("name", metavar="NAME")
+@click.argument("concurrency", metavar="[MAXIMUM]", type=click.IntRange(0), required=False)
+@click.option("--rate", metavar="RATE", help="How many units may start in a time: 100/min.")
+@click.option("--burst", metavar="N", type=click.IntRange(1), help="How many may start at once.")
+@click.option("--key", metavar="KEY", help="Change only this key of a limit by key.")
+@click.option("--reason", metavar="TEXT", required=True, help="Why; shown wherever the limit is.")
+@add_shared_options
+def set_limit(  # noqa: PLR0917 - the parameters of the command
+    name: str,
+    concurrency: int | None,
+    rate: str | None,
+    burst: int | None,
+    key: str | None,
+    reason: str,
+) -> None:
+    """Change a limit at run time, until `limits reset`. MAXIMUM 0 starts no more jobs.
+
+    NAME is a job or a limit by key. The change wins over what workers declare, also after they
+    restart. The next exchange of each worker follows it. Running jobs continue.
+    """
+    from nimburion.jobs.limit_changes import make_change
+
+    change = make_change(name, key, concurrency, rate, burst, find_operator(), reason)
+    current_invocation().run(lambda backend: record_and_change(backend, change))
+    print_result(
+        msgspec.to_builtins(change), lambda: click.echo(escape_controls(describe_change(change)))
+    )
+
+
+async def record_and_change(backend: Backend, change: LimitChange) -> None:
+    """Change a limit and record it."""
+    from nimburion.jobs.limit_changes import change_known_limit, make_details
+
+    async with record_command(backend, "limit.change", change.name, make_details(change)):
+        await change_known_limit(backend, change)
+
+
+def describe_change(change: LimitChange) -> str:
+    """Return what a change does, for people."""
+    what = [f"at most {change.concurrency} at once"] if change.concurrency is not None else []
+    if change.rate is not None:
+        what.append(f"{change.rate.rate} with a burst of {change.rate.burst}")
+    key = "" if change.key is None else f" for the key {change.key}"
+    return f"{change.name}{key}: {', '.join(what)}; `nimburion limits reset` ends the change"
+
+
+@limits.command("reset")
+@click.argument("name", metavar="NAME")
+@click.option("--key", metavar="KEY", help="Reset only this key of a limit by key.")
+@click.option("--reason", metavar="TEXT", default="", help="Why; kept in the audit record.")
+@add_shared_options
+def reset(name: str, key: str | None, reason: str) -> None:
+    """Let what the workers declare apply again."""
+    current_invocation().run(lambda backend: record_and_reset(backend, name, key, reason))
+    print_result(
+        {"name": name, "key": key, "reset": True},
+        lambda: click.echo(f"{escape_controls(name)}: what the workers declare applies again"),
+    )
+
+
+async def record_and_reset(backend: Backend, name: str, key: str | None, reason: str) -> None:
+    """Reset a limit and record it."""
+    from nimburion.jobs.limit_changes import reset_known_limit
+
+    details = {"key": key, "reason": reason or None}
+    async with record_command(backend, "limit.reset", name, details):
+        await reset_known_limit(backend, name, key)

@@ -38,6 +38,7 @@ from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.jobs.auditing import record_change
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.enqueue_state import EnqueueState
@@ -60,6 +61,12 @@ from nimburion.jobs.declaration.options import (
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.limit_changes import (
+    change_known_limit,
+    make_change,
+    make_details,
+    reset_known_limit,
+)
 
 if TYPE_CHECKING:
     from nimburion.telemetry.registry import MetricsRegistry
@@ -476,6 +483,60 @@ class Client:
         """
         self._check_open()
         return await self.backend.cancel(read_job_id(job_id))
+
+    async def change_limit(
+        self,
+        name: str,
+        concurrency: int | None = None,
+        *,
+        rate: str | None = None,
+        burst: int | None = None,
+        key: str | None = None,
+        reason: str = "",
+    ) -> None:
+        """Change a limit at run time, until `reset_limit`.
+
+        ```python
+        await processor.change_limit("send_mail", rate="10/min", reason="the provider is slow")
+        await processor.change_limit("sync:customer", 5, key="acme", reason="paid for more")
+        ```
+
+        `name` is a job or a limit by key; `key` changes only one key of it. The change wins over
+        what workers declare, also after they restart. The next exchange of each worker follows it.
+        With `concurrency=0` no more jobs start. Running jobs continue. The change is recorded.
+
+        Errors:
+
+        - `InvalidJob`: a value is wrong, nothing is changed, or the limit has no keys.
+        - `LimitNotFound`: no limit and no job has this name.
+        """
+        self._check_open()
+        change = make_change(name, key, concurrency, rate, burst, self.settings.owner, reason)
+        async with record_change(
+            self.backend,
+            "limit.change",
+            by=self.settings.owner,
+            origin="python",
+            target=name,
+            details=make_details(change),
+        ):
+            await change_known_limit(self.backend, change)
+
+    async def reset_limit(self, name: str, *, key: str | None = None) -> None:
+        """Let what workers declare for a limit apply again. The reset is recorded.
+
+        `LimitNotFound` is raised if the limit, or this key of it, was not changed.
+        """
+        self._check_open()
+        async with record_change(
+            self.backend,
+            "limit.reset",
+            by=self.settings.owner,
+            origin="python",
+            target=name,
+            details={} if key is None else {"key": key},
+        ):
+            await reset_known_limit(self.backend, name, key)
 
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""

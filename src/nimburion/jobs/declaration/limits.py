@@ -13,8 +13,8 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import JobOptions
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.rate_limits import MAX_UNITS
+from nimburion.core.rates import parse_rate
 from nimburion.core.size_limits import MAX_TEXT
-from nimburion.jobs.declaration.rates import parse_rate
 
 Key = str | Callable[[Any], object]
 """The name of an argument, `"tenant"`, or a function of the job."""

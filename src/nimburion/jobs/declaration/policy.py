@@ -14,13 +14,13 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.rates import parse_rate
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.limits import Cost, Key, Limit
-from nimburion.jobs.declaration.rates import parse_rate
 from nimburion.jobs.declaration.uniqueness import (
     ALL_FIELDS,
     UNTIL_FINISHED,

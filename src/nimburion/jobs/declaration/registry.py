@@ -15,6 +15,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.batches import BatchContext, read_outcomes
 from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
+from nimburion.jobs.declaration.configured_policy import configure_policy, find_unknown_names
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.fields import check_type
 from nimburion.jobs.declaration.job import (
@@ -153,7 +154,7 @@ class Registry:
             Handler(
                 name=check_declared_name("the name of a job", name),
                 queue=check_declared_name("queue", queue),
-                policy=_read_policy(name, policy).with_defaults(self._settings),
+                policy=self._configure(name, _read_policy(name, policy)),
                 target=handler,
                 function=handler,
                 call=handler,
@@ -234,6 +235,14 @@ class Registry:
                 described[handler.name] = text if before is None else f"{before} {text}"
         return dict(sorted(described.items()))
 
+    def find_unknown_names(self) -> list[str]:
+        """Return a message for each job or limit that the settings name and that is not here."""
+        limits = [name for limits in self.keyed_limits.values() for name in limits]
+        return find_unknown_names(self._settings, self.names, limits)
+
+    def _configure(self, name: str, policy: Policy) -> Policy:
+        return configure_policy(name, policy.with_defaults(self._settings), self._settings)
+
     def _add(self, handler: Handler) -> None:
         known = self._handlers.setdefault(handler.name, handler)
         if known is not handler and known.target is not handler.target:
@@ -264,7 +273,7 @@ class Registry:
         return Handler(
             name=declaration.name,
             queue=declaration.queue,
-            policy=declaration.policy.with_defaults(self._settings),
+            policy=self._configure(declaration.name, declaration.policy),
             target=job,
             function=function,
             call=call,

@@ -74,6 +74,7 @@ ACTIONS: tuple[DashboardAction, ...] = (
     *job.ACTIONS,
     *dead_letters.ACTIONS,
     *running.ACTIONS,
+    *limits.ACTIONS,
     *workers.ACTIONS,
     *schedules.ACTIONS,
     *operations.ACTIONS,

@@ -49,6 +49,7 @@ from nimburion.testing.contract.limits_scenario import LimitsScenario
 from nimburion.testing.contract.maintaining.audit import Audit
 from nimburion.testing.contract.maintaining.bulk_operations import BulkOperationCases, BulkStepCases
 from nimburion.testing.contract.maintaining.dead_letters import Deleting, Replaying
+from nimburion.testing.contract.maintaining.limit_changes import LimitChanges
 from nimburion.testing.contract.maintaining.operators import Operators
 from nimburion.testing.contract.maintaining.pausing import Pausing
 from nimburion.testing.contract.maintaining.pruning import Pruning
@@ -87,6 +88,7 @@ class BackendContract(
     DeclaringRates,
     KeyedLimits,
     KeyedRates,
+    LimitChanges,
     Cancelling,
     Reporting,
     Replaying,

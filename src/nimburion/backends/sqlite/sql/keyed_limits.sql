@@ -208,6 +208,24 @@ SELECT * FROM (
     FROM limit_key AS k WHERE ?1 IS NULL OR k.limit_name = ?1 AND k.key = ?2 ORDER BY k.limit_name, k.key
 ) WHERE in_use > 0 OR waiting > 0 LIMIT ?3;
 
+-- name: list_fullest_keys
+-- List the fullest keys of each limit, with the sums of all its keys.
+-- Inputs: ?1 limit name; NULL: all, ?2 the maximum number of keys of each limit
+-- Result: limit name, key, in_use, number of parked jobs, opens_at; keys, in_use and parked jobs of the limit
+SELECT limit_name, key, in_use, waiting, opens_at, keys, all_in_use, all_waiting FROM (
+    SELECT *, row_number() OVER (PARTITION BY limit_name ORDER BY in_use + waiting DESC, key) AS place,
+        count(*) OVER named AS keys, sum(in_use) OVER named AS all_in_use, sum(waiting) OVER named AS all_waiting
+    FROM (
+        SELECT u.limit_name, u.key, coalesce(k.in_use, 0) AS in_use, k.opens_at, (
+            SELECT count(*) FROM parked AS p WHERE p.limit_name = u.limit_name AND p.key = u.key
+        ) AS waiting
+        FROM (
+            SELECT limit_name, key FROM limit_key WHERE ?1 IS NULL OR limit_name = ?1
+            UNION SELECT limit_name, key FROM parked WHERE ?1 IS NULL OR limit_name = ?1
+        ) AS u LEFT JOIN limit_key AS k ON k.limit_name = u.limit_name AND k.key = u.key
+    ) WHERE in_use > 0 OR waiting > 0 WINDOW named AS (PARTITION BY limit_name)
+) WHERE place <= ?2 ORDER BY limit_name, place;
+
 -- name: find_parked
 -- Find for which limit a job is parked.
 -- Inputs: ?1 seq

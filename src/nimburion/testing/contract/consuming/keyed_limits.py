@@ -231,6 +231,23 @@ class KeyedLimits:
         ran = {*await end(worker, Completed(three.lease)), *ids(await worker.take(9))}
         assert ran == {"5"}
 
+    async def test_the_turn_of_a_job_that_is_parked_for_another_key_passes_on(
+        self, harness: Harness
+    ) -> None:
+        """A region has room again. The first job that waits for it has a customer that is full."""
+        limits = {"mail": {"customer": KeyedLimit(1), "region": KeyedLimit(1)}}
+        await harness.enqueue(
+            make(harness, "1", customer="a", region="eu"),
+            make(harness, "2", customer="b", region="eu"),
+            make(harness, "3", customer="c", region="eu"),
+            make(harness, "4", customer="b", region="us"),
+        )
+        worker = await harness.worker(keyed=limits)
+        one, four = await worker.take(9)
+        assert (one.lease.job_id, four.lease.job_id) == ("1", "4")
+        assert [*await end(worker, Completed(one.lease)), *ids(await worker.take(9))] == ["3"]
+        assert await end(worker, Completed(four.lease)) == []
+
     async def test_a_paused_queue_holds_back_only_its_own_jobs(self, harness: Harness) -> None:
         options = JobOptions(limit_keys={"customer": "a"})
         for job_id, queue in (("1", "red"), ("2", "red"), ("3", "blue")):

@@ -3,7 +3,8 @@
 -- `{schema}.` is replaced by the schema and the prefix. Each function name ends in the number of its format (`_1`), so
 -- that adjacent versions can run together. A call is one statement and one transaction at READ COMMITTED.
 --
--- All functions take locks in this order: a bulk operation; the advisory lock of the session; the tables of limits and pauses; limits by
+-- All functions take locks in this order: a bulk operation; the advisory lock of the session; `limit_change`;
+-- the tables of limits and pauses; limits by
 -- name; unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
 --
 -- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.

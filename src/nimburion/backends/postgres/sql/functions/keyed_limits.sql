@@ -51,7 +51,8 @@ CREATE OR REPLACE FUNCTION {schema}.list_job_keys_1(p_name text, p_seq int8) RET
     limit_name text, key text, concurrency int4, unit_time int8, burst int8, cost int8, declared_cost int8
 )
 LANGUAGE sql STABLE AS $$
-    SELECT k.limit_name, k.key, k.concurrency, k.interval, k.burst, coalesce(k.own_cost, k.cost), k.cost
+    SELECT k.limit_name, k.key, coalesce(c.concurrency, k.concurrency), coalesce(c.interval, k.interval),
+        coalesce(c.burst, k.burst), coalesce(k.own_cost, k.cost, 1), coalesce(k.cost, 1)
     FROM (  -- OFFSET 0 keeps the options from being read again for each column
         SELECT k.*, o.keys ->> k.limit_name AS key, CAST(o.cost AS int8) AS own_cost
         FROM (
@@ -62,6 +63,7 @@ LANGUAGE sql STABLE AS $$
         WHERE k.job_name = p_name
         OFFSET 0
     ) k
+    LEFT JOIN {schema}.limit_change c ON c.name = k.limit_name AND c.for_key AND c.key = k.key
     WHERE k.key IS NOT NULL
     ORDER BY k.limit_name
 $$;
@@ -744,6 +746,33 @@ LANGUAGE sql STABLE AS $$
             ))
         GROUP BY 1, 2
     ) used WHERE used.in_use > 0 OR used.parked > 0 ORDER BY 1, 2 LIMIT p_limit
+$$;
+
+-- name: list_fullest_keys
+-- List the fullest keys of each limit, with the sums of all its keys.
+-- Inputs: a limit name (NULL: all); the maximum number of keys of each limit
+-- Result: one row for each key, as from `list_key_uses_1`, with the number of keys, the running and the parked jobs of the
+--   limit; ordered by limit, first the fullest key
+CREATE OR REPLACE FUNCTION {schema}.list_fullest_keys_1(p_name text, p_most int4) RETURNS TABLE (
+    limit_name text, key text, in_use int4, parked int8, opens_at int8, keys int8, all_in_use int8, all_parked int8
+)
+LANGUAGE sql STABLE AS $$
+    SELECT r.limit_name, r.key, r.in_use, r.parked, r.opens_at, r.keys, r.all_in_use, r.all_parked FROM (
+        SELECT used.*, row_number() OVER (PARTITION BY used.limit_name ORDER BY used.in_use + used.parked DESC, used.key)
+            AS place, count(*) OVER named AS keys, sum(used.in_use) OVER named AS all_in_use,
+            CAST(sum(used.parked) OVER named AS int8) AS all_parked
+        FROM (
+            SELECT coalesce(u.limit_name, p.limit_name) AS limit_name, coalesce(u.key, p.key) AS key,
+                coalesce(u.in_use, 0) AS in_use, coalesce(p.jobs, 0) AS parked, u.opens_at
+            FROM (SELECT * FROM {schema}.limit_key k WHERE p_name IS NULL OR k.limit_name = p_name) u
+            FULL JOIN (
+                SELECT k.limit_name, k.key, count(*) AS jobs FROM {schema}.parked k
+                WHERE p_name IS NULL OR k.limit_name = p_name GROUP BY 1, 2
+            ) p ON p.limit_name = u.limit_name AND p.key = u.key
+        ) used
+        WHERE used.in_use > 0 OR used.parked > 0
+        WINDOW named AS (PARTITION BY used.limit_name)
+    ) r WHERE r.place <= p_most ORDER BY r.limit_name, r.place
 $$;
 
 -- name: prune_limit_keys

@@ -1,8 +1,12 @@
--- Concurrency limits and rate limits: lock them, release places, take places and units.
+-- Concurrency limits and rate limits: lock them, release places, take places and units. Then what workers declare and what
+-- operators change at run time: `concurrency_limit`, `rate_limit` and `keyed_limit` hold what is in force. A change of one
+-- key stays in `limit_change`; `list_job_keys_1` reads it with the limits by key.
 -- `core/rate_limits.py` explains the arithmetic of rate limits.
 --
 -- Rate limits are locked after concurrency limits, also in the order of their names, and limits by key after these. Limits are locked in the order of their names until the transaction ends. A transaction that reads or changes them
 -- holds `concurrency_limit` in ROW SHARE. `open_session` takes EXCLUSIVE, so it adds no limit in the meantime.
+-- What is declared or changed is combined by one transaction at a time, which first locks `limit_change` in SHARE ROW
+-- EXCLUSIVE. Reading that table does not wait.
 
 -- name: lock_affected_limits
 -- Lock the limits that an exchange may change.
@@ -225,3 +229,218 @@ CREATE OR REPLACE FUNCTION {schema}.list_rates_1(p_name text) RETURNS SETOF {sch
 LANGUAGE sql STABLE AS $$
     SELECT * FROM {schema}.rate_limit r WHERE p_name IS NULL OR r.name = p_name ORDER BY r.name
 $$;
+
+-- name: declare_limits
+-- Store what a session declares for its names, and let it apply.
+-- Inputs: as for `open_session_1`
+CREATE OR REPLACE FUNCTION {schema}.declare_limits_1(
+    p_now int8, p_names text[], p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[],
+    p_keyed jsonb
+) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE {schema}.limit_change IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM {schema}.declared_limit d USING unnest(p_names, p_limits, p_rates) AS l (name, maximum, rate)
+    WHERE d.name = l.name AND l.maximum IS NULL AND l.rate IS NULL AND NOT p_keyed ? l.name;
+    INSERT INTO {schema}.declared_limit AS d (name, maximum, interval, burst, cost, rate, keyed)
+    SELECT l.name, l.maximum, l.interval, l.burst, l.cost, l.rate, coalesce(p_keyed -> l.name, '[]')
+    FROM unnest(p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs) AS l (name, maximum, rate, interval, burst, cost)
+    WHERE l.maximum IS NOT NULL OR l.rate IS NOT NULL OR p_keyed ? l.name
+    ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum, interval = excluded.interval, burst = excluded.burst,
+        cost = excluded.cost, rate = excluded.rate, keyed = excluded.keyed
+    WHERE d IS DISTINCT FROM excluded;
+    PERFORM {schema}.apply_limits_1(p_now, p_names);
+END $$;
+
+-- name: list_limits_in_force
+-- Combine what is declared for job names with the changes of whole limits. A changed rate keeps the declared cost.
+-- Inputs: the job names
+-- Result: one row for each name, with NULL for no limit; `keyed` as for `set_keyed_limits_1`
+CREATE OR REPLACE FUNCTION {schema}.list_limits_in_force_1(p_names text[]) RETURNS TABLE (
+    name text, maximum int4, unit_time int8, burst int8, cost int8, rate text, keyed jsonb
+)
+LANGUAGE sql STABLE AS $$
+    SELECT n.name, coalesce(c.concurrency, d.maximum), coalesce(c.interval, d.interval), coalesce(c.burst, d.burst),
+        coalesce(d.cost, 1), coalesce(c.rate, d.rate), coalesce(k.limits, '[]')
+    FROM (SELECT DISTINCT name FROM unnest(p_names) u (name)) n
+    LEFT JOIN {schema}.declared_limit d ON d.name = n.name
+    LEFT JOIN LATERAL (
+        SELECT x.* FROM {schema}.limit_change x
+        WHERE x.name = n.name AND NOT x.for_key AND NOT EXISTS (
+            SELECT FROM jsonb_array_elements(d.keyed) own WHERE own ->> 0 = n.name
+        )
+    ) c ON true
+    LEFT JOIN LATERAL (
+        SELECT jsonb_agg(jsonb_build_array(
+            limits.parts -> 0,
+            coalesce(to_jsonb(x.concurrency), limits.parts -> 1),
+            coalesce(to_jsonb(x.interval), limits.parts -> 2),
+            coalesce(to_jsonb(x.burst), limits.parts -> 3),
+            CASE WHEN x.interval IS NOT NULL AND limits.parts ->> 4 IS NULL THEN '1' ELSE limits.parts -> 4 END
+        ) ORDER BY (limits.parts ->> 0) COLLATE "C") AS limits
+        FROM jsonb_array_elements(d.keyed) limits (parts)
+        LEFT JOIN {schema}.limit_change x ON x.name = limits.parts ->> 0 AND NOT x.for_key
+    ) k ON true
+    ORDER BY n.name COLLATE "C"
+$$;
+
+-- name: apply_limits
+-- Let what is declared for job names apply, with the changes.
+-- Inputs: the time; the job names
+-- Locks: if a concurrency limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by name. Exchanges hold that
+--   table in ROW SHARE, so no job is leased between the count and the new limit.
+CREATE OR REPLACE FUNCTION {schema}.apply_limits_1(p_now int8, p_names text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    wanted record;
+    keyed jsonb;
+BEGIN
+    IF EXISTS (
+        SELECT FROM {schema}.list_limits_in_force_1(p_names) l WHERE l.maximum IS NOT NULL
+            AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit c WHERE c.name = l.name)
+    ) THEN
+        LOCK TABLE {schema}.concurrency_limit IN EXCLUSIVE MODE;
+    END IF;
+    FOR wanted IN SELECT l.name, l.maximum FROM {schema}.list_limits_in_force_1(p_names) l LOOP
+        IF wanted.maximum IS NULL THEN
+            DELETE FROM {schema}.concurrency_limit WHERE name = wanted.name;
+        ELSE
+            INSERT INTO {schema}.concurrency_limit AS c (name, maximum, in_use)
+            VALUES (wanted.name, wanted.maximum, (
+                SELECT count(*) FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane WHERE a.name = wanted.name
+            ))
+            ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
+        END IF;
+    END LOOP;
+    FOR wanted IN SELECT l.* FROM {schema}.list_limits_in_force_1(p_names) l LOOP
+        IF wanted.unit_time IS NULL THEN
+            DELETE FROM {schema}.rate_limit WHERE name = wanted.name;
+        ELSE
+            INSERT INTO {schema}.rate_limit AS r (name, rate, interval, burst, cost, spent_until)
+            VALUES (wanted.name, wanted.rate, wanted.unit_time, wanted.burst, wanted.cost, p_now)
+            ON CONFLICT (name) DO UPDATE SET rate = excluded.rate, interval = excluded.interval,
+                burst = excluded.burst, cost = excluded.cost, spent_until = {schema}.carry_over_1(
+                    p_now, r.spent_until, r.interval, r.burst, excluded.interval, excluded.burst);
+        END IF;
+    END LOOP;
+    SELECT coalesce(jsonb_object_agg(l.name, l.keyed) FILTER (WHERE l.keyed <> '[]'), '{}') INTO keyed
+    FROM {schema}.list_limits_in_force_1(p_names) l;
+    PERFORM {schema}.carry_keys_over_1(p_now, p_names, keyed);
+    PERFORM {schema}.set_keyed_limits_1(p_now, p_names, keyed);
+END $$;
+
+-- name: carry_over
+-- Return until when units are spent after a rate replaced another (`RateLimit.carry_over` in core/rate_limits.py).
+-- Inputs: the time; until when they were spent; interval and burst of the old rate and of the new one
+-- Atomic: reads nothing
+CREATE OR REPLACE FUNCTION {schema}.carry_over_1(
+    p_now int8, p_spent_until int8, p_old_interval int8, p_old_burst int8, p_interval int8, p_burst int8
+) RETURNS int8
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_interval IS NULL OR p_spent_until <= p_now + p_old_burst * p_old_interval IS NOT TRUE
+        THEN p_spent_until ELSE LEAST(p_spent_until, p_now + p_burst * p_interval) END
+$$;
+
+-- name: carry_keys_over
+-- Carry the rates of keys over whose limits get another rate, except keys that have a change of their own.
+-- Inputs: as for `set_keyed_limits_1`
+-- Locks: if a rate changes, the table `keyed_limit` in EXCLUSIVE
+CREATE OR REPLACE FUNCTION {schema}.carry_keys_over_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    changed record;
+BEGIN
+    FOR changed IN
+        SELECT k.limit_name, k.interval AS old_interval, k.burst AS old_burst, CAST(l ->> 2 AS int8) AS new_interval,
+            CAST(l ->> 3 AS int8) AS new_burst
+        FROM {schema}.keyed_limit k, jsonb_array_elements(p_limits -> k.job_name) l
+        WHERE k.job_name = ANY (p_names) AND l ->> 0 = k.limit_name
+            AND (CAST(l ->> 2 AS int8) <> k.interval OR CAST(l ->> 3 AS int8) <> k.burst)
+        ORDER BY k.limit_name, k.job_name
+    LOOP
+        LOCK TABLE {schema}.keyed_limit IN EXCLUSIVE MODE;
+        UPDATE {schema}.limit_key u SET spent_until = {schema}.carry_over_1(p_now, u.spent_until, changed.old_interval,
+            changed.old_burst, changed.new_interval, changed.new_burst)
+        WHERE u.limit_name = changed.limit_name AND u.spent_until > p_now AND NOT EXISTS (
+            SELECT FROM {schema}.limit_change c WHERE c.name = u.limit_name AND c.for_key AND c.key = u.key
+        );
+    END LOOP;
+END $$;
+
+-- name: change_limit
+-- Change a limit or one of its keys until it is reset. What an earlier change set stays, unless this one sets it too.
+-- Inputs: the time or NULL; the name of the limit; whether the change is for one key, and that key; the maximum (NULL: not
+--   changed); rate, interval and burst (NULL: not changed); who changed it and why
+-- Locks: `limit_change` in SHARE ROW EXCLUSIVE; then as `apply_limits_1`, or the rows of the limit by key
+-- Atomic: one transaction, so the next exchange follows the change
+CREATE OR REPLACE FUNCTION {schema}.change_limit_1(
+    p_now int8, p_name text, p_for_key bool, p_key text, p_concurrency int4, p_rate text, p_interval int8, p_burst int8,
+    p_by text, p_reason text
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    now int8 := {schema}.get_write_time_1(p_now);
+    before {schema}.limit_change;
+BEGIN
+    LOCK TABLE {schema}.limit_change IN SHARE ROW EXCLUSIVE MODE;
+    SELECT * INTO before FROM {schema}.limit_change c WHERE c.name = p_name AND c.for_key = p_for_key AND c.key = p_key;
+    INSERT INTO {schema}.limit_change AS c (name, for_key, key, concurrency, rate, interval, burst, changed_at, changed_by, reason)
+    VALUES (p_name, p_for_key, p_key, p_concurrency, p_rate, p_interval, p_burst, now, p_by, p_reason)
+    ON CONFLICT (name, for_key, key) DO UPDATE SET concurrency = coalesce(excluded.concurrency, c.concurrency),
+        rate = coalesce(excluded.rate, c.rate), interval = coalesce(excluded.interval, c.interval),
+        burst = coalesce(excluded.burst, c.burst), changed_at = excluded.changed_at, changed_by = excluded.changed_by,
+        reason = excluded.reason;
+    PERFORM {schema}.follow_change_1(now, p_name, p_for_key, p_key, before);
+END $$;
+
+-- name: reset_limit
+-- Let what is declared apply again.
+-- Inputs: the time or NULL; the name of the limit; whether the change was for one key, and that key
+-- Result: whether there was a change
+-- Locks: as `change_limit_1`
+CREATE OR REPLACE FUNCTION {schema}.reset_limit_1(p_now int8, p_name text, p_for_key bool, p_key text) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    now int8 := {schema}.get_write_time_1(p_now);
+    before {schema}.limit_change;
+BEGIN
+    LOCK TABLE {schema}.limit_change IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM {schema}.limit_change c WHERE c.name = p_name AND c.for_key = p_for_key AND c.key = p_key
+    RETURNING * INTO before;
+    IF before.name IS NOT NULL THEN
+        PERFORM {schema}.follow_change_1(now, p_name, p_for_key, p_key, before);
+    END IF;
+    RETURN before.name IS NOT NULL;
+END $$;
+
+-- name: follow_change
+-- Apply a limit that was changed, or consider the jobs again that are parked for a key that was changed.
+-- Inputs: the time; the name of the limit; whether the change was for one key, and that key; the change before
+CREATE OR REPLACE FUNCTION {schema}.follow_change_1(
+    p_now int8, p_name text, p_for_key bool, p_key text, p_before {schema}.limit_change
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    after {schema}.limit_change;
+    most int4 := 1;
+    own record;
+BEGIN
+    IF NOT p_for_key THEN
+        PERFORM {schema}.apply_limits_1(p_now, ARRAY(
+            SELECT p_name UNION SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name
+        ));
+        RETURN;
+    END IF;
+    SELECT * INTO after FROM {schema}.limit_change c WHERE c.name = p_name AND c.for_key AND c.key = p_key;
+    FOR own IN
+        SELECT * FROM {schema}.keyed_limit k WHERE k.limit_name = p_name ORDER BY k.job_name FOR NO KEY UPDATE
+    LOOP
+        UPDATE {schema}.limit_key u SET spent_until = {schema}.carry_over_1(p_now, u.spent_until,
+            coalesce(p_before.interval, own.interval), coalesce(p_before.burst, own.burst),
+            coalesce(after.interval, own.interval), coalesce(after.burst, own.burst))
+        WHERE u.limit_name = p_name AND u.key = p_key;
+        most := GREATEST(most, after.concurrency, CASE WHEN after.concurrency IS NULL THEN own.concurrency END);
+    END LOOP;
+    PERFORM {schema}.unpark_1(p_now, p_name, p_key, g.queue, g.name, most)
+    FROM (SELECT DISTINCT p.queue, p.name FROM {schema}.parked p WHERE p.limit_name = p_name AND p.key = p_key) g;
+END $$;

@@ -8,8 +8,7 @@
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
 --   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none); the limits by key, as for `set_keyed_limits_1`
 -- Result: whether the session is alive; false: a session with this id has ended
--- Locks: the advisory lock of the session; if a limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
---   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
+-- Locks: the advisory lock of the session; then as `declare_limits_1`
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
     p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[], p_keyed jsonb
@@ -17,7 +16,6 @@ CREATE OR REPLACE FUNCTION {schema}.open_session_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8;
-    declared record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
@@ -28,39 +26,7 @@ BEGIN
     END IF;
     INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, host, names, description)
     VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host, p_names, p_description);
-    IF EXISTS (
-        SELECT FROM unnest(p_names, p_limits) AS l (name, maximum) WHERE l.maximum IS NOT NULL
-            AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit c WHERE c.name = l.name)
-    ) THEN
-        LOCK TABLE {schema}.concurrency_limit IN EXCLUSIVE MODE;
-    END IF;
-    FOR declared IN
-        SELECT l.name, l.maximum FROM unnest(p_names, p_limits) AS l (name, maximum) ORDER BY l.name
-    LOOP
-        IF declared.maximum IS NULL THEN
-            DELETE FROM {schema}.concurrency_limit WHERE name = declared.name;
-        ELSE
-            INSERT INTO {schema}.concurrency_limit AS c (name, maximum, in_use)
-            VALUES (declared.name, declared.maximum, (
-                SELECT count(*) FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane WHERE a.name = declared.name
-            ))
-            ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
-        END IF;
-    END LOOP;
-    FOR declared IN
-        SELECT l.* FROM unnest(p_names, p_rates, p_intervals, p_bursts, p_costs) AS l (name, rate, interval, burst, cost)
-        ORDER BY l.name
-    LOOP
-        IF declared.rate IS NULL THEN
-            DELETE FROM {schema}.rate_limit WHERE name = declared.name;
-        ELSE
-            INSERT INTO {schema}.rate_limit (name, rate, interval, burst, cost, spent_until)
-            VALUES (declared.name, declared.rate, declared.interval, declared.burst, declared.cost, now)
-            ON CONFLICT (name) DO UPDATE SET rate = excluded.rate, interval = excluded.interval,
-                burst = excluded.burst, cost = excluded.cost;
-        END IF;
-    END LOOP;
-    PERFORM {schema}.set_keyed_limits_1(now, p_names, p_keyed);
+    PERFORM {schema}.declare_limits_1(now, p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs, p_keyed);
     RETURN true;
 END $$;
 

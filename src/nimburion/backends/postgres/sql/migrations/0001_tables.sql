@@ -255,7 +255,31 @@ CREATE TABLE {schema}.rate_limit (
     rate text NOT NULL                  -- for people
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
--- Limits by key, as the newest worker of a job name declared them. The rows of a limit guard all its keys.
+-- The limits of job names, as their newest worker declared them.
+CREATE TABLE {schema}.declared_limit (
+    name text COLLATE "C" PRIMARY KEY,
+    maximum int4,                       -- how many jobs may run; NULL: no concurrency limit
+    interval int8,                      -- NULL: no rate limit; these four as in `rate_limit`
+    burst int8,
+    cost int8,
+    rate text,
+    keyed jsonb NOT NULL                -- limits by key: [[limit, concurrency, interval, burst, cost], ...]
+);
+-- Changes of limits at run time. They win over what is declared, until they are reset.
+CREATE TABLE {schema}.limit_change (
+    name text COLLATE "C" NOT NULL,     -- of the limit by key, or of the jobs
+    for_key bool NOT NULL,              -- whether the change is for one key,
+    key text COLLATE "C" NOT NULL,      -- and that key
+    concurrency int4,                   -- NULL: not changed
+    rate text,                          -- NULL: not changed; these three as in `rate_limit`
+    interval int8,
+    burst int8,
+    changed_at int8 NOT NULL,
+    changed_by text NOT NULL,
+    reason text NOT NULL,
+    PRIMARY KEY (name, for_key, key)
+);
+-- Limits by key that are in force. The rows of a limit guard all its keys.
 CREATE TABLE {schema}.keyed_limit (
     limit_name text COLLATE "C" NOT NULL,
     job_name text COLLATE "C" NOT NULL,

@@ -39,6 +39,8 @@
 -- unique_key        expiry 8 (all ones: when the job ends) | states 1 + n | id
 -- replacement       expiry 8 | digest 16 | id
 -- keyed_limit       [[limit, maximum or false, interval or false, burst, cost], ...] (MessagePack)
+-- declared_limit    [maximum or false, interval or false, burst, cost, rate, limits by key (as in keyed_limit)] (MessagePack)
+-- limit_change      time 8 | change (JSON)
 -- limit_key         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
 -- parked            limit | NUL | key | NUL | member of ready
 -- parked_lane       member of ready | limit | NUL | key

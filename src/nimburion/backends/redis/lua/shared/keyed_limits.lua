@@ -1,5 +1,5 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
--- Keys: keyed_limit limit_key key_opening parked parked_lane changed_lane ready job
+-- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job
 -- Provides: for reserve: has_keyed_limits(), get_keyed_limits(job name), list_job_keys(job name, body), find_full_key(keys),
 --   park(member, keys, full) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, job name, lease), block_keys(keys, delay), spend_key_units(keys, units)
@@ -17,7 +17,7 @@ local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PAR
 -- Positions in a key of a job. RATE: nil, or as in rate_limits.lua.
 local KEY_NAME, KEY_MAXIMUM, KEY_RATE, KEY_DECLARED_COST = 1, 2, 3, 4
 local UNKNOWN = 'unknown'
-local known_uses, keyed_limits, any_keyed, any_parked = {}, {}, nil, nil
+local known_uses, keyed_limits, any_keyed, any_parked, any_change = {}, {}, nil, nil, nil
 local to_park, to_return = { ready = {}, parked = {}, parked_lane = {} }, { ready = {}, parked = {}, parked_lane = {} }
 
 local function has_keyed_limits()
@@ -39,6 +39,27 @@ local function get_keyed_limits(name)
   return keyed_limits[name] or nil
 end
 
+-- Return the change of a limit, or of one key of it (limit NUL key); nil if there is none.
+local function get_change(name)
+  if any_change == nil then
+    any_change = redis.call('HLEN', limit_change_key) > 0
+  end
+  local record = any_change and redis.call('HGET', limit_change_key, name)
+  return record and cjson.decode(sub(record, 9)) or nil
+end
+
+-- Return the parts of a limit with what a change sets. A changed rate keeps the declared cost.
+local function apply_change(change, maximum, interval, burst, cost, rate)
+  if change then
+    maximum = change.concurrency or maximum
+    if change.rate then
+      cost = interval and cost or 1
+      interval, burst, rate = change.rate.interval, change.rate.burst, change.rate.rate
+    end
+  end
+  return maximum, interval, burst, cost, rate
+end
+
 -- Return the keys of a job for which its name has limits, by the name of the limit.
 local function list_job_keys(job_name, body)
   local limits = get_keyed_limits(job_name)
@@ -57,11 +78,13 @@ local function list_job_keys(job_name, body)
     local key = carried[limit[1]]
     if key then
       local rate
-      if limit[3] then
-        local cost = tonumber(options.cost) or limit[5]
-        rate = { interval = limit[3], burst = limit[4], cost = cost, needed = math.min(cost, limit[4]) }
+      local name = limit[1] .. '\0' .. key
+      local maximum, interval, burst, declared = apply_change(get_change(name), limit[2], limit[3], limit[4], limit[5])
+      if interval then
+        local cost = tonumber(options.cost) or declared
+        rate = { interval = interval, burst = burst, cost = cost, needed = math.min(cost, burst) }
       end
-      push(keys, { limit[1] .. '\0' .. key, limit[2], rate or false, limit[5] })
+      push(keys, { name, maximum, rate or false, declared })
     end
   end
   return keys

@@ -152,7 +152,7 @@ CREATE TABLE rate_limit (
     cost INTEGER NOT NULL,              -- the units that one job takes
     spent_until INTEGER NOT NULL        -- the time until which the units taken are used up
 ) STRICT, WITHOUT ROWID;
--- Limits by key, as the newest worker of a job name declared them.
+-- Limits by key of job names.
 CREATE TABLE keyed_limit (
     job_name TEXT NOT NULL,
     limit_name TEXT NOT NULL,
@@ -162,6 +162,19 @@ CREATE TABLE keyed_limit (
     burst INTEGER,
     cost INTEGER,
     PRIMARY KEY (job_name, limit_name)
+) STRICT, WITHOUT ROWID;
+-- The limits of job names, as their newest worker declared them.
+CREATE TABLE declared_limit (
+    name TEXT PRIMARY KEY,
+    body TEXT NOT NULL                  -- JSON
+) STRICT, WITHOUT ROWID;
+-- Changes of limits at run time. They win over what is declared, until they are reset.
+CREATE TABLE limit_change (
+    name TEXT NOT NULL,                 -- of the limit by key, or of the jobs
+    for_key INTEGER NOT NULL,           -- 1: the change is for one key
+    key TEXT NOT NULL,                  -- that key
+    body TEXT NOT NULL,                 -- JSON
+    PRIMARY KEY (name, for_key, key)
 ) STRICT, WITHOUT ROWID;
 -- Keys of limits that are in use, or were a short time ago.
 CREATE TABLE limit_key (

@@ -6,8 +6,8 @@ import pytest
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.rates import parse_rate
 from nimburion.jobs import job
-from nimburion.jobs.declaration.rates import parse_rate
 
 
 @pytest.mark.parametrize(

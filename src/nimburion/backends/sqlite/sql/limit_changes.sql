@@ -1,0 +1,60 @@
+-- Limits that operators changed at run time, and what workers declared.
+--
+-- The writer thread runs the statements that write between its BEGIN IMMEDIATE and COMMIT. `concurrency_limit`,
+-- `rate_limit` and `keyed_limit` hold what is in force: what is declared, with the changes. A change of one key stays here
+-- and is read with the limits by key.
+
+-- name: put_declared_limits
+-- Store what the newest session of a job name declared.
+-- Inputs: ?1 job name, ?2 limits (JSON)
+INSERT INTO declared_limit (name, body) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET body = excluded.body
+WHERE body <> excluded.body;
+
+-- name: delete_declared_limits
+-- Delete what was declared for a job name: the newest session declared no limit.
+-- Inputs: ?1 job name
+DELETE FROM declared_limit WHERE name = ?1;
+
+-- name: get_declared_limits
+-- Read what the newest session of a job name declared.
+-- Inputs: ?1 job name
+-- Result: limits (JSON), or no row
+SELECT body FROM declared_limit WHERE name = ?1;
+
+-- name: list_job_names_of_limit
+-- List the job names for which a limit by key is declared.
+-- Inputs: ?1 limit name
+-- Result: job name
+SELECT job_name FROM keyed_limit WHERE limit_name = ?1 ORDER BY job_name;
+
+-- name: put_limit_change
+-- Store the change of a limit, or of one of its keys.
+-- Inputs: ?1 limit name, ?2 whether it is for one key, ?3 that key, ?4 change (JSON)
+INSERT INTO limit_change (name, for_key, key, body) VALUES (?1, ?2, ?3, ?4)
+ON CONFLICT (name, for_key, key) DO UPDATE SET body = excluded.body;
+
+-- name: delete_limit_change
+-- Delete the change of a limit, or of one of its keys.
+-- Inputs: ?1 limit name, ?2 whether it is for one key, ?3 that key
+-- Result: the number of rows
+DELETE FROM limit_change WHERE name = ?1 AND for_key = ?2 AND key = ?3;
+
+-- name: list_limit_changes
+-- List the changes of limits.
+-- Inputs: ?1 0: only changes of whole limits, 1: only those of single keys; NULL: all
+-- Result: change (JSON), ordered by name, whole limits first, then by key
+SELECT body FROM limit_change WHERE ?1 IS NULL OR for_key = ?1 ORDER BY name, for_key, key;
+
+-- name: get_limit_change
+-- Read the change of a limit, or of one of its keys.
+-- Inputs: ?1 limit name, ?2 whether it is for one key, ?3 that key
+-- Result: change (JSON), or no row
+SELECT body FROM limit_change WHERE name = ?1 AND for_key = ?2 AND key = ?3;
+
+-- name: carry_over_keys
+-- Let the units that were taken from the rate of a limit delay its keys by at most a full burst of its new rate.
+-- Inputs: ?1 limit name, ?2 now + a full burst of the new rate, ?3 now + a full burst of the old one
+UPDATE limit_key SET spent_until = ?2 WHERE limit_name = ?1 AND spent_until > ?2 AND spent_until <= ?3
+    AND NOT EXISTS (
+        SELECT 1 FROM limit_change AS c WHERE c.name = limit_key.limit_name AND c.for_key AND c.key = limit_key.key
+    );

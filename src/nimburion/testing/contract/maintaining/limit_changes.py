@@ -1,0 +1,268 @@
+"""Changes of limits at run time: they win over what workers declare until they are reset."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nimburion.core.errors import InvalidJob
+from nimburion.core.job import JobOptions
+from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse
+from nimburion.core.limit_changes import LimitChange
+from nimburion.core.rate_limits import RateLimit
+from nimburion.core.session import ConcurrencyLimit
+from nimburion.core.settlement import Completed, RateLimited
+from nimburion.testing.contract.consuming.concurrency_limits import read_limit
+from nimburion.testing.contract.consuming.keyed_limits import (
+    ONE_A_SECOND,
+    ONE_AT_A_TIME,
+    add,
+    read_uses,
+)
+from nimburion.testing.contract.harness import Harness, ids
+
+SLOW = RateLimit("1/h", interval=3_600_000_000, burst=1)
+FAST = RateLimit("10/s", interval=100_000, burst=2)
+
+
+async def change(
+    harness: Harness,
+    name: str = "mail",
+    concurrency: int | None = None,
+    rate: RateLimit | None = None,
+    key: str | None = None,
+) -> None:
+    """Change a limit."""
+    await harness.backend.change_limit(
+        LimitChange(
+            name=name, key=key, concurrency=concurrency, rate=rate, by="ops", reason="trial"
+        )
+    )
+
+
+class LimitChanges:
+    """Changes of limits at run time."""
+
+    async def test_a_change_raises_a_limit_at_the_next_exchange(self, harness: Harness) -> None:
+        await harness.add(*"abcd")
+        worker = await harness.worker(limits={"mail": 1})
+        await worker.take(9)
+        await change(harness, concurrency=3)
+        assert await read_limit(worker) == ConcurrencyLimit(3, 1)
+        assert ids(await worker.take(9)) == ["b", "c"]
+
+    async def test_a_change_lowers_a_limit_and_stops_nothing(self, harness: Harness) -> None:
+        await harness.add(*"abcd")
+        worker = await harness.worker(limits={"mail": 3})
+        leases = [delivery.lease for delivery in await worker.take(9)]
+        await change(harness, concurrency=1)
+        await worker.settle(Completed(leases[0]), Completed(leases[1]))
+        assert await worker.take(9) == []
+        reply = await worker.exchange(Completed(leases[2]), want=worker.want(9))
+        assert ids(reply.deliveries) == ["d"]
+
+    async def test_zero_stops_a_name(self, harness: Harness) -> None:
+        await harness.add("a")
+        worker = await harness.worker()
+        await change(harness, concurrency=0)
+        assert await worker.take(9) == []
+        await harness.backend.reset_limit("mail")
+        assert ids(await worker.take(9)) == ["a"]
+
+    async def test_a_change_wins_over_newer_sessions(self, harness: Harness) -> None:
+        """Workers that declare the old number, another one or none do not undo it."""
+        await change(harness, concurrency=2)
+        worker = await harness.worker(limits={"mail": 1})
+        for limits in ({"mail": 5}, {"mail": 1}, {}):
+            await harness.worker(limits=limits)
+            assert await read_limit(worker) == ConcurrencyLimit(2, 0)
+
+    async def test_a_reset_returns_to_what_the_newest_session_declares(
+        self, harness: Harness
+    ) -> None:
+        worker = await harness.worker(limits={"mail": 1})
+        await change(harness, concurrency=2)
+        await harness.worker(limits={"mail": 5})
+        assert await harness.backend.reset_limit("mail")
+        assert await read_limit(worker) == ConcurrencyLimit(5, 0)
+        assert not await harness.backend.reset_limit("mail")
+        assert await harness.backend.list_limit_changes() == []
+
+    async def test_a_change_makes_a_limit_that_no_worker_declares(self, harness: Harness) -> None:
+        await harness.add(*"abc")
+        worker = await harness.worker()
+        lease = (await worker.take_one()).lease
+        await change(harness, concurrency=2)
+        assert await read_limit(worker) == ConcurrencyLimit(2, 1)
+        assert ids(await worker.take(9)) == ["b"]
+        await harness.backend.reset_limit("mail")
+        assert await read_limit(worker) is None
+        await worker.settle(Completed(lease))
+        assert ids(await worker.take(9)) == ["c"]
+
+    async def test_a_change_of_a_rate_applies_at_once(self, harness: Harness) -> None:
+        """Units that were taken at the slow rate delay the next job by a burst of the new one."""
+        await harness.add(*"abcd")
+        worker = await harness.worker(rates={"mail": SLOW})
+        assert ids(await worker.take(9)) == ["a"]
+        await change(harness, rate=FAST)
+        (rate,) = await harness.backend.list_rates()
+        assert (rate.rate, rate.interval, rate.burst, rate.cost) == ("10/s", 0.1, 2, 1)
+        assert rate.opens_at == pytest.approx(harness.clock.now() + 0.1, abs=0.001)
+        assert await worker.take(9) == []
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["b"]
+
+    async def test_a_slower_rate_applies_from_the_next_job_on(self, harness: Harness) -> None:
+        await harness.add(*"abcd")
+        worker = await harness.worker(rates={"mail": FAST})
+        assert ids(await worker.take(1)) == ["a"]
+        await change(harness, rate=SLOW)
+        assert await worker.take(9) == []
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["b"]
+        harness.clock.advance(3599.0)
+        await worker.heartbeat()
+        assert await worker.take(9) == []
+        harness.clock.advance(1.0)
+        assert ids(await worker.take(9)) == ["c"]
+
+    async def test_a_change_keeps_the_time_of_a_refusal(self, harness: Harness) -> None:
+        await harness.add(*"ab")
+        worker = await harness.worker(rates={"mail": FAST})
+        lease = (await worker.take_one()).lease
+        await worker.settle(RateLimited(lease, 20.0))
+        await change(harness, rate=RateLimit("20/s", interval=50_000, burst=1))
+        harness.clock.advance(19.5)
+        assert await worker.take(9) == []
+        harness.clock.advance(0.7)
+        assert ids(await worker.take(9)) == ["a"]
+
+    async def test_a_changed_rate_keeps_the_declared_cost(self, harness: Harness) -> None:
+        await harness.worker(rates={"mail": RateLimit("1/s", 1_000_000, burst=3, cost=3)})
+        await change(harness, rate=FAST)
+        assert [rate.cost for rate in await harness.backend.list_rates()] == [3]
+        await harness.backend.reset_limit("mail")
+        assert [rate.rate for rate in await harness.backend.list_rates()] == ["1/s"]
+
+    async def test_changes_of_one_limit_add_up(self, harness: Harness) -> None:
+        worker = await harness.worker()
+        await change(harness, concurrency=2)
+        await change(harness, rate=FAST)
+        (found,) = await harness.backend.list_limit_changes()
+        assert (found.name, found.key, found.concurrency) == ("mail", None, 2)
+        assert found.rate is not None
+        assert (found.rate.rate, found.rate.interval, found.rate.burst) == ("10/s", 100_000, 2)
+        assert (found.by, found.reason) == ("ops", "trial")
+        assert found.at == pytest.approx(harness.clock.now(), abs=0.001)
+        assert await read_limit(worker) == ConcurrencyLimit(2, 0)
+
+    async def test_a_limit_by_key_is_changed_for_parked_jobs_too(self, harness: Harness) -> None:
+        await add(harness, "a1", "a2", "a3", "a4", "b1")
+        worker = await harness.worker(keyed=ONE_AT_A_TIME)
+        assert ids(await worker.take(9)) == ["a1", "b1"]
+        await change(harness, "customer", 3)
+        await harness.worker(keyed=ONE_AT_A_TIME)
+        assert ids(await worker.take(9)) == ["a2", "a3"]
+        await harness.backend.reset_limit("customer")
+        assert await worker.take(9) == []
+        assert await read_uses(harness) == {"a": (3, 1), "b": (1, 0)}
+
+    async def test_a_rate_by_key_is_changed_for_parked_jobs_too(self, harness: Harness) -> None:
+        await add(harness, "a1", "a2", "a3")
+        worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(rate=SLOW)}})
+        assert ids(await worker.take(9)) == ["a1"]
+        await change(harness, "customer", rate=FAST)
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["a2"]
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["a3"]
+
+    async def test_one_key_is_changed(self, harness: Harness) -> None:
+        await add(harness, "a1", "a2", "a3", "b1", "b2")
+        worker = await harness.worker(keyed=ONE_AT_A_TIME)
+        assert ids(await worker.take(9)) == ["a1", "b1"]
+        await change(harness, "customer", 2, key="a")
+        assert ids(await worker.take(9)) == ["a2"]
+        assert await harness.backend.reset_limit("customer", "a")
+        assert await worker.take(9) == []
+        assert await read_uses(harness) == {"a": (2, 1), "b": (1, 1)}
+
+    async def test_a_key_is_changed_beside_its_limit(self, harness: Harness) -> None:
+        """The change of a key wins over that of its limit, in what it sets."""
+        await add(harness, *(f"a{n}" for n in range(9)), *(f"b{n}" for n in range(9)))
+        worker = await harness.worker(keyed=ONE_AT_A_TIME)
+        await change(harness, "customer", 3, key="a")
+        await change(harness, "customer", 2)
+        assert [job_id[0] for job_id in ids(await worker.take(9))] == ["a"] * 3 + ["b"] * 2
+        found = await harness.backend.list_limit_changes()
+        assert [(one.key, one.concurrency) for one in found] == [(None, 2), ("a", 3)]
+
+    async def test_the_rate_of_one_key_is_changed(self, harness: Harness) -> None:
+        await add(harness, "a1", "a2", "a3", "b1", "b2")
+        worker = await harness.worker(keyed=ONE_A_SECOND)
+        assert ids(await worker.take(9)) == ["a1", "b1"]
+        await change(harness, "customer", rate=FAST, key="a")
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["a2"]
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["a3"]
+        harness.clock.advance(0.8)
+        assert ids(await worker.take(9)) == ["b2"]
+
+    async def test_a_shared_limit_is_changed_for_every_name(self, harness: Harness) -> None:
+        limit = {"smtp": KeyedLimit(concurrency=1)}
+        worker = await harness.worker(names=("mail", "post"), keyed={"mail": limit, "post": limit})
+        options = JobOptions(limit_keys={"smtp": ""})
+        for job_id, name in (("a", "mail"), ("b", "post"), ("c", "mail")):
+            await harness.enqueue(harness.job(job_id, name=name, options=options))
+        assert ids(await worker.take(9)) == ["a"]
+        await change(harness, "smtp", 2)
+        assert ids(await worker.take(9)) == ["b"]
+
+    async def test_a_change_wakes_an_idle_worker(self, harness: Harness) -> None:
+        if not harness.backend.capabilities.notifies:
+            pytest.skip("this backend sends no notifications")
+        await harness.worker(limits={"mail": 0})
+        waiting = asyncio.ensure_future(harness.backend.wait(["default"], 60.0))
+        for _ in range(40):
+            await change(harness, concurrency=1)
+            await asyncio.wait({waiting}, timeout=0.5)
+            if waiting.done():
+                break
+        assert waiting.done()
+
+    async def test_a_change_that_sets_nothing_is_refused(self, harness: Harness) -> None:
+        for wrong in (
+            LimitChange(name="mail"),
+            LimitChange(name="mail", concurrency=-1),
+            LimitChange(name="mail", rate=RateLimit("1/s", 1_000_000, burst=0)),
+        ):
+            with pytest.raises(InvalidJob):
+                await harness.backend.change_limit(wrong)
+        assert await harness.backend.list_limit_changes() == []
+
+    async def test_limits_by_key_are_listed_with_their_fullest_keys(self, harness: Harness) -> None:
+        await add(harness, *(f"a{n}" for n in range(5)), "b1", "b2", "c1", "d1", "d2", "d3")
+        limit = {"smtp": KeyedLimit(rate=RateLimit("3/s", interval=333_334, burst=1))}
+        worker = await harness.worker(
+            names=("mail", "post"), keyed={**ONE_AT_A_TIME, "post": limit}
+        )
+        await change(harness, "customer", 0, key="d")
+        await worker.take(9)
+        customer, smtp = await harness.backend.list_keyed_limits(fullest=2)
+        assert customer == KeyedLimitInfo(
+            name="customer",
+            jobs={"mail": KeyedLimit(concurrency=1)},
+            keys=4,
+            in_use=3,
+            parked=8,
+            fullest=[
+                KeyUse(limit="customer", key="a", in_use=1, parked=4),
+                KeyUse(limit="customer", key="d", in_use=0, parked=3),
+            ],
+        )
+        assert smtp == KeyedLimitInfo(name="smtp", jobs={"post": limit["smtp"]})
+        assert await harness.backend.list_keyed_limits(name="smtp") == [smtp]
+        assert await harness.backend.list_keyed_limits(name="other") == []
