@@ -165,13 +165,16 @@ async def test_a_prefetched_job_that_is_released_gives_its_units_back() -> None:
         if n:
             await asyncio.Event().wait()
 
+    async def is_completed() -> bool:
+        return (await backend.count_jobs())[State.COMPLETED] == 1
+
     async def is_prefetched() -> bool:
         return (await backend.count_jobs())[State.PROCESSING] == 4
 
     async with processor:
         await processor.start()
-        first = await call.enqueue(0)
-        await processor.wait(first, timeout=20)
+        await call.enqueue(0)
+        await wait_until(is_completed, "the first job ends at once")
         await processor.enqueue_many(call.job(n) for n in (1, 2, 3, 4))
         await wait_until(is_prefetched, "one job runs, and three are prefetched")
         await processor.stop()

@@ -170,7 +170,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "SQLite: parked jobs of a changed key stay parked",
-        "backends/sqlite/*.py",
+        "backends/sqlite/limit_changes.py",
         "unpark($db, $key, $lane, $count)\n",
         "pass\n",
         (f"{SQLITE}test_one_key_is_changed",),

@@ -29,6 +29,7 @@ MUST_HAPPEN = (
     "replies too large for their connection",
     "deliveries released",
     "rates stopped",
+    "keys full",
     "bursts",
 )
 """What no run of many seeds may lack. Requests too large for their connection are not among them:

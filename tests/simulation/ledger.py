@@ -47,11 +47,15 @@ class Ledger:
         clock: Clock,
         limits: dict[str, int],
         rates: dict[str, RateLimit],
+        keyed: dict[str, int],
     ) -> None:
         self.backend = backend
         self._clock = clock
         self._limits = limits
         self._rates = rates
+        self._keyed = keyed
+        self._keys: dict[str, dict[str, str]] = {}
+        """The keys of each job, by the name of the limit."""
         self._names: dict[str, str] = {}
         """The name of each job."""
         self._taken: list[tuple[str, float, int, Token | None]] = []
@@ -124,6 +128,7 @@ class Ledger:
                 assert job.id not in self.due, f"{job.id} was created twice"
                 self.due[job.id] = job.due_at(self._clock.now())
                 self._names[job.id] = job.name
+                self._keys[job.id] = job.options.limit_keys or {}
 
     async def _after_cancel(self, _: object, job_id: str) -> None:
         await self._look_at(job_id)
@@ -226,6 +231,7 @@ class Ledger:
         self._given[job_id, lease.token] = session
         self._holder[job_id] = session, lease
         await self._look_at_limit(delivery.name)
+        self._look_at_keys(job_id)
         self._take(delivery.name, 1, lease.token)
         self._look_at_rate(delivery.name)
 
@@ -277,6 +283,13 @@ class Ledger:
             held = len((await self.backend.list_jobs(which)).jobs)
             assert held <= limit, f"{held} of {name!r} at once, {limit} are allowed"
             self.counts["limits reached"] += held == limit
+
+    def _look_at_keys(self, job_id: str) -> None:
+        """No key has more jobs than its limit allows."""
+        for limit, key in self._keys.get(job_id, {}).items():
+            held = sum(self._keys.get(one, {}).get(limit) == key for one in self._holder)
+            assert held <= self._keyed[limit], f"{held} of {key!r} at once under {limit!r}"
+            self.counts["keys full"] += held == self._keyed[limit]
 
 
 def _leases(reply: Reply) -> list[Lease]:

@@ -30,7 +30,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs import Processor
+from nimburion.jobs import Limit, Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from tests.simulation.ledger import Ledger
@@ -45,7 +45,10 @@ LIMITS = {"limited": 2}
 RATE = RateLimit("20/s", interval=50_000, burst=4)
 RATES = {"limited": RATE}
 MAX_RETRIES = 2
-NAMES = ("plain", "limited", "timed")
+KEYED = {"keyed:tenant": 1, "gateway": 3}
+"""The most jobs of one key that run at once, by the name of the limit."""
+TENANTS = ("a", "b", "c")
+NAMES = ("plain", "limited", "timed", "keyed")
 _STORM = 10.0
 """Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
 _SUSPECTS = 4
@@ -150,7 +153,7 @@ class World:
         self.random = Random(seed)
         self.clock = LocalClock(loop, booted=self.random.uniform(0, 1e6))
         self.backend = make(self.clock)
-        self.ledger = Ledger(self.backend, self.clock, LIMITS, RATES)
+        self.ledger = Ledger(self.backend, self.clock, LIMITS, RATES, KEYED)
         self.net = Net(loop, Random(seed ^ 0xBAD), self.ledger, weather)
         self.counts: Counter[str] = Counter()
         self.settings = Settings(
@@ -261,6 +264,7 @@ class World:
             entropy=Random(self.seed + 4).randbytes,
         )
         random = Random(self.seed + 5)
+        register_keyed(client, lambda ctx, data: None)  # the producer computes the keys
         async with client:
             for number in range(self._job_count):
                 if random.random() < 0.2:  # jobs come in bursts
@@ -273,6 +277,7 @@ class World:
         payload = b'{"n": "%s"}' % (b"x" * random.randrange(800))
         self.payloads[job_id] = payload
         options: dict[str, Any] = {"id": job_id, "priority": random.randrange(10)}
+        options["tenant"] = random.choice(TENANTS)
         if random.random() < 0.3:
             options["after"] = random.uniform(0.0, 2.0)
         if random.random() < 0.1:
@@ -387,6 +392,7 @@ class World:
             "limited", handle, concurrency=LIMITS["limited"], rate=RATE.rate, burst=RATE.burst
         )
         processor.register("timed", handle, timeout=0.7)
+        register_keyed(processor, handle)
 
     @asynccontextmanager
     async def _watched(self, ctx: Context, data: bytes, worker: Worker) -> AsyncIterator[None]:
@@ -500,11 +506,18 @@ class World:
         assert left == []
         await self.backend.open_session(session)
         limits = (await self.backend.heartbeat(session.id)).limits
+        assert await self.backend.list_key_uses() == [], "a key is in use, or jobs are parked"
         assert {name: limit.in_use for name, limit in limits.items()} == dict.fromkeys(LIMITS, 0)
 
     def totals(self) -> Counter[str]:
         """What was injected and what came of it, by kind."""
         return self.net.happened + self.ledger.counts + self.counts
+
+
+def register_keyed(processor: Processor, handle: Callable[[Context, bytes], Any]) -> None:
+    """Register the handler of jobs with two limits: one job of a tenant, and three in all."""
+    limits = [Limit(1, key="tenant"), Limit(KEYED["gateway"], name="gateway")]
+    processor.register("keyed", handle, concurrency=limits)
 
 
 async def within(seconds: float, task: asyncio.Task[None], otherwise: str) -> None:
