@@ -10,6 +10,7 @@ from playwright.async_api import Browser, Page, expect
 from nimburion.core.bulk_operations import BulkAction, BulkState, NewBulkOperation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob, State
+from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session, WorkerCommand
 from nimburion.core.settlement import Failed
@@ -76,6 +77,42 @@ async def test_pause_a_queue_with_keys_only(subject: Subject, page: Page) -> Non
     await resume.focus()
     await page.keyboard.press("Space")
     await expect(page.locator("#notice")).to_contain_text(f"Queue {queue} is resumed")
+
+
+async def test_change_and_reset_limits(subject: Subject, page: Page) -> None:
+    name = make_name()
+    session = Session(
+        id=name.ljust(32, "0"),
+        ttl=600.0,
+        names=(name,),
+        limits={name: 2},
+        keyed_limits={name: {f"{name}:customer": KeyedLimit(concurrency=1)}},
+    )
+    await subject.backend.open_session(session)
+    await page.goto(f"{subject.dashboard.address}/limits")
+    row, keyed = page.locator(f"#limit-{name}"), page.locator(f'[id="keyed-{name}:customer"]')
+    notice = page.locator("#notice")
+    await row.locator("summary", has_text="Change").click()
+    await row.get_by_label("Maximum").fill("5")
+    await row.get_by_label("Reason").fill("a sale")
+    await row.get_by_role("button", name=f"Change {name}").click()
+    await expect(notice).to_contain_text(f"The limit {name} is changed")
+    await expect(row).to_contain_text("a sale")
+    await expect(row).to_contain_text("0 of 5")
+    await keyed.locator("summary", has_text="Change").click()
+    await keyed.get_by_label("Key").fill("acme")
+    await keyed.get_by_label("Maximum").fill("3")
+    await keyed.get_by_label("Reason").fill("paid for more")
+    await keyed.get_by_role("button", name=f"Change {name}:customer").click()
+    await expect(keyed).to_contain_text("paid for more")
+    changes = [one for one in await subject.backend.list_limit_changes() if name in one.name]
+    assert [(one.key, one.concurrency) for one in changes] == [(None, 5), ("acme", 3)]
+    await row.get_by_role("button", name="Reset", exact=True).click()
+    await keyed.get_by_role("button", name="Reset acme").click()
+    await expect(notice).to_contain_text(f"declare for {name}:customer applies again")
+    await expect(row).to_contain_text("0 of 2")
+    changes = [one for one in await subject.backend.list_limit_changes() if name in one.name]
+    assert changes == []
 
 
 async def test_an_open_form_survives_live_updates(subject: Subject, page: Page) -> None:

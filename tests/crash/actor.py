@@ -30,12 +30,12 @@ from nimburion.backends import open_backend
 from nimburion.core.backend import Transactional
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.exchange import Reply
-from nimburion.core.job import NewJob
+from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.operations import Rescued
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
-from nimburion.jobs import Context, Processor
+from nimburion.jobs import Context, Limit, Processor
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
@@ -310,7 +310,11 @@ async def run_producer(_: Path, url: str, events: EventLog, options: dict[str, A
     """Enqueue jobs by id."""
     backend = open_backend(url)
     await backend.open()
-    jobs = [NewJob(job_id, options["name"], "default", b"{}") for job_id in options["ids"]]
+    payload, more = b"{}", JobOptions()
+    if options["replaces"]:
+        payload, more = b'{"n":2}', JobOptions(unique_key="draft", on_duplicate="replace")
+    name = options["name"]
+    jobs = [NewJob(one, name, "default", payload, options=more) for one in options["ids"]]
     await backend.enqueue(jobs)
     events.note("enqueued")
     await backend.close()
@@ -362,10 +366,20 @@ class Handlers:
             *(self.halting, self.bulky),
         ):
             processor.register(handler.__name__, handler)
+        limits = [Limit(1, key="tenant", rate="1000/s", burst=1000), Limit(3, name="gateway")]
+        processor.register("keyed", self.keyed, concurrency=limits)
 
     async def quick(self, ctx: Context, _: bytes) -> int:
         """Only begins and ends."""
         self.note(ctx, "start")
+        if os.environ.get("CRASH_AT") == "inside":
+            die()
+        return self.note(ctx, "end")
+
+    async def keyed(self, ctx: Context, _: bytes) -> int:
+        """Spends some units of its rate; its limits count for each tenant and in all."""
+        self.note(ctx, "start")
+        ctx.spend(3)
         if os.environ.get("CRASH_AT") == "inside":
             die()
         return self.note(ctx, "end")

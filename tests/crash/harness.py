@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from nimburion.backends import open_backend
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.job import JobRecord, NewJob, State
+from nimburion.core.job import JobOptions, JobRecord, NewJob, State
 from nimburion.core.session import Session
 from tests.crash.actor import DIARY
 from tests.crash.fork_server import ForkedProcess, ForkServer
@@ -62,9 +62,12 @@ class ProcessHarness:
         """Start a worker; `terms` are settings."""
         return self._start("worker", crash_at, {"session_ttl": TTL, "grace": 10.0, **options})
 
-    def start_producer(self, crash_at: str | None, name: str, ids: list[str]) -> Process:
-        """Start a process that enqueues these and ends."""
-        return self._start("producer", crash_at, {"name": name, "ids": ids})
+    def start_producer(
+        self, crash_at: str | None, name: str, ids: list[str], *, replaces: bool = False
+    ) -> Process:
+        """Start a process that enqueues these and ends. They may replace the holder of a key."""
+        options = {"name": name, "ids": ids, "replaces": replaces}
+        return self._start("producer", crash_at, options)
 
     def start_buyer(self, crash_at: str | None) -> Process:
         """Start a process that writes a row and enqueues its job, in one transaction."""
@@ -103,6 +106,16 @@ class ProcessHarness:
         assert {result.outcome for result in await self.backend.enqueue(jobs)} <= {"created"}
         self.jobs += ids
         return ids
+
+    async def enqueue_keyed(self, count: int) -> None:
+        """Store jobs with limits by key, of two tenants in turn."""
+        jobs = []
+        for n in range(count):
+            keys = {"keyed:tenant": "ab"[n % 2], "gateway": ""}
+            options = JobOptions(limit_keys=keys)
+            jobs.append(NewJob(f"keyed-{n}", "keyed", "default", b"{}", options=options))
+        await self.backend.enqueue(jobs)
+        self.jobs += [job.id for job in jobs]
 
     async def lose(self, job_ids: list[str], times: int) -> None:
         """Let workers reserve these jobs, and nothing else is there, and vanish so many times."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.core.job import State
+from nimburion.core.job import JobOptions, NewJob, State
 from tests.crash.harness import ProcessHarness
 
 pytestmark = pytest.mark.slow
@@ -19,6 +19,17 @@ class Points:
 
     async def test_a_worker_dies_when_it_has_rescued(self, harness: ProcessHarness) -> None:
         await check_dead_rescuer(harness, "rescued")
+
+    @pytest.mark.parametrize("point", ["reserved", "inside", "settled"])
+    async def test_a_worker_dies_with_keys_of_limits(
+        self, point: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_worker_with_keys(harness, point)
+
+    async def test_a_producer_dies_when_it_has_replaced_a_job(
+        self, harness: ProcessHarness
+    ) -> None:
+        await check_dead_replacement(harness, "enqueued")
 
     async def test_a_producer_dies_when_it_has_enqueued(self, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, "enqueued", stored={5})
@@ -37,6 +48,14 @@ class TestSQLite(Points):
     ) -> None:
         await check_dead_worker(harness, f"statement {statement}")
 
+    @pytest.mark.parametrize(
+        "statement", ["copy_to_parked", "insert_lease_keys", "put_key_uses", "delete_lease_keys"]
+    )
+    async def test_a_worker_dies_while_it_counts_keys(
+        self, statement: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_worker_with_keys(harness, f"statement {statement}")
+
     @pytest.mark.parametrize("statement", ["copy_due_to_ready", "delete_promoted"])
     async def test_a_worker_dies_while_it_promotes(
         self, statement: str, harness: ProcessHarness
@@ -53,6 +72,12 @@ class TestSQLite(Points):
         self, statement: str, harness: ProcessHarness
     ) -> None:
         await check_dead_rescuer(harness, f"statement {statement}")
+
+    @pytest.mark.parametrize("statement", ["replace_job", "put_replacement"])
+    async def test_a_producer_dies_while_it_replaces_a_job(
+        self, statement: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_replacement(harness, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["get_last_seq", "insert_new_ready"])
     async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
@@ -83,6 +108,17 @@ class TestRedis(Points):
         jobs = (await harness.backend.list_jobs(limit=2000)).jobs
         assert sorted(job.id for job in jobs) == sorted(ids)
 
+    @pytest.mark.parametrize("request_", ["reserve", "settle"])
+    async def test_a_worker_with_keys_dies_before_the_answer(
+        self, request_: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_worker_with_keys(harness, f"unheard {request_}")
+
+    async def test_a_producer_that_replaces_dies_before_the_answer(
+        self, harness: ProcessHarness
+    ) -> None:
+        await check_dead_replacement(harness, "unheard enqueue")
+
 
 class TestPostgres(Points):
     """A function is one transaction; the server ends it with us or without us."""
@@ -97,6 +133,12 @@ class TestPostgres(Points):
     ) -> None:
         await check_dead_worker(harness, f"unheard {request_}")
 
+    @pytest.mark.parametrize("request_", ["reserve", "settle"])
+    async def test_a_worker_with_keys_dies_before_the_answer(
+        self, request_: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_worker_with_keys(harness, f"unheard {request_}")
+
     async def test_a_worker_dies_while_it_rescues(self, harness: ProcessHarness) -> None:
         await check_dead_rescuer(harness, "unheard rescue")
 
@@ -110,6 +152,32 @@ async def check_dead_worker(harness: ProcessHarness, point: str) -> None:
     await harness.wait_until_killed(harness.start_worker(point, concurrency=5))
     harness.start_worker()
     await harness.check_all_completed(lost=5)
+
+
+async def check_dead_worker_with_keys(harness: ProcessHarness, point: str) -> None:
+    """Two tenants, one job of each at a time: others are parked. In the end, no key is in use."""
+    await harness.enqueue_keyed(6)
+    await harness.wait_until_killed(harness.start_worker(point, concurrency=5))
+    harness.start_worker()
+    await harness.wait_until_finished()
+    assert await harness.backend.list_key_uses() == []
+    await harness.check_all_completed(lost=2)
+
+
+async def check_dead_replacement(harness: ProcessHarness, point: str) -> None:
+    """The producer asks again by id: the waiting job is replaced once, and keeps its id."""
+    options = JobOptions(unique_key="draft", on_duplicate="replace")
+    job = NewJob("first", "quick", "default", b"{}", after=60.0, options=options)
+    await harness.backend.enqueue([job])
+    for crash_at in (point, None):
+        process = harness.start_producer(crash_at, "quick", ["second"], replaces=True)
+        if crash_at is not None:
+            await harness.wait_until_killed(process)
+        else:
+            assert await harness.wait_for_exit(process) == 0
+    record = await harness.get_record("first")
+    assert record.payload == b'{"n":2}'
+    assert sum((await harness.backend.count_jobs()).values()) == 1
 
 
 async def check_dead_rescuer(harness: ProcessHarness, point: str) -> None:
