@@ -147,14 +147,15 @@ async def time_updates(
 ) -> list[float]:
     """Return the seconds from each enqueue until the job is in the stream of an open page."""
     random, taken = Random(1), []
-    params = {"format": "stream", "q": "queue:watched"}
+    queue = f"watched_{time.time_ns()}"
+    params = {"format": "stream", "q": f"queue:{queue}"}
     async with client.stream("GET", f"{address}/jobs", params=params, timeout=60.0) as response:
         chunks = response.aiter_text()
         await anext(chunks)
         for number in range(EVENTS):
-            job_id = f"watched-{number}"
+            job_id = f"{queue}-{number}"
             await asyncio.sleep(random.uniform(0.5, 2.5))
-            await services.backend.enqueue([NewJob(job_id, "send", "watched", b"{}")])
+            await services.backend.enqueue([NewJob(job_id, "send", queue, b"{}")])
             started = time.perf_counter()
             async for chunk in chunks:
                 if f'"job-{job_id}"' in chunk:

@@ -77,15 +77,19 @@ async def load_page(page: Page, url: str, times: PageTimes) -> None:
 
 async def time_changes(browser: Browser, address: str, backend: Backend) -> dict[str, list[float]]:
     """Return when a new job, and a pause and its end, appear on open pages."""
-    random = Random(1)
-    paths = {"jobs": "/jobs?q=queue:seen", "queues": "/queues", "its queue": f"/queues/{PAUSED}"}
+    random, queue = Random(1), f"seen_{time.time_ns()}"
+    paths = {
+        "jobs": f"/jobs?q=queue:{queue}",
+        "queues": "/queues",
+        "its queue": f"/queues/{PAUSED}",
+    }
     pages = {}
     for name, path in {**paths, "the overview": ""}.items():
         pages[name] = await browser.new_page()
         await pages[name].goto(address + path, timeout=DEADLINE)
     taken: dict[str, list[float]] = {}
     for number in range(EVENTS):
-        job = NewJob(f"seen-{number}", "send", "seen", b"{}")
+        job = NewJob(f"{queue}-{number}", "send", queue, b"{}")
         jobs = pages["jobs"]
         await prepare(random, jobs)
         await backend.enqueue([job])

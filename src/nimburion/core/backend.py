@@ -461,7 +461,8 @@ class Inspecting(Protocol):
         while jobs are inserted. Records carry their payload only with `payloads`.
 
         The call examines at most `budget` records. If it stops there, the page has fewer jobs
-        than `limit` and a `next` that continues at the record after the last one examined.
+        than `limit` and a `next` that continues at the record after the last one examined. Where
+        only failed jobs or only processing ones can match, no others are examined.
         """
         ...
 

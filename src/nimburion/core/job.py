@@ -38,6 +38,7 @@ class State(enum.StrEnum):
 
 FINISHED = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 UNFINISHED = frozenset(State) - FINISHED
+PROCESSING_ONLY = frozenset({State.PROCESSING})
 FAILED_ONLY = frozenset({State.FAILED})
 
 WAITING = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING})

@@ -31,7 +31,16 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.job import FINISHED, AttemptError, JobRecord, NewJob, Reason, State
+from nimburion.core.job import (
+    FAILED_ONLY,
+    FINISHED,
+    PROCESSING_ONLY,
+    AttemptError,
+    JobRecord,
+    NewJob,
+    Reason,
+    State,
+)
 from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse, summarize_uses
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change, get_order
@@ -477,7 +486,7 @@ def list_jobs(
     examined = 0
     seq_examined: int | None = None
     for seq, entry in reversed(step.state.jobs_by_seq.items()):
-        if last is not None and seq >= last:
+        if (last is not None and seq >= last) or not _may_match(entry, which.states):
             continue
         matches = _matches(entry, which, step.now)
         if examined == budget or (matches and len(page) == limit):
@@ -487,6 +496,13 @@ def list_jobs(
         if matches:
             page.append(entry.make_record(step.now, payloads=payloads))
     return Page(page, None, examined)
+
+
+def _may_match(entry: JobEntry, states: frozenset[State] | None) -> bool:
+    """Return whether a search for these states examines a job."""
+    if states == PROCESSING_ONLY:
+        return entry.get_state(0) is State.PROCESSING
+    return states != FAILED_ONLY or entry.final_state is State.FAILED
 
 
 def group_failures(

@@ -26,6 +26,7 @@ from nimburion.core.job import (
     FAILED_ONLY,
     FINISHED,
     NO_JOB_OPTIONS,
+    PROCESSING_ONLY,
     AttemptError,
     JobOptions,
     JobRecord,
@@ -117,6 +118,8 @@ def choose_source(
         which.states is not None and which.states <= {State.FAILED}
     ):
         return "list_failed", [], chunk
+    if which.states == PROCESSING_ONLY:
+        return "list_leased", [], chunk
     if which.states is not None and not which.states & FINISHED:
         few = min(_MANY_UNFINISHED, budget)
         if not db.fetch_value("has_many_unfinished", few):

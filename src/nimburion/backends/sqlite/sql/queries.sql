@@ -36,7 +36,7 @@ LEFT JOIN session AS s ON s.number = l.session
 LEFT JOIN session AS e ON e.id = j.ended_by
 ORDER BY j.seq DESC;
 
--- The next four statements list the records that a filter examines, and `filter_jobs` keeps those that match.
+-- The next five statements list the records that a filter examines, and `filter_jobs` keeps those that match.
 
 -- name: list_newest
 -- List jobs of all states.
@@ -51,6 +51,12 @@ SELECT json_group_array(seq) FROM (SELECT seq FROM job WHERE seq < ?1 ORDER BY s
 SELECT json_group_array(seq) FROM (
     SELECT seq FROM job INDEXED BY job_failed WHERE fingerprint IS NOT NULL AND seq < ?1 ORDER BY seq DESC LIMIT ?2
 );
+
+-- name: list_leased
+-- List processing jobs. It sorts all leases, which are as many as the workers have slots.
+-- Inputs: ?1 the seq before which to list, ?2 the maximum number of jobs
+-- Result: JSON array of seqs, newest first
+SELECT json_group_array(seq) FROM (SELECT seq FROM lease WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2);
 
 -- name: list_unfinished
 -- List unfinished jobs. It reads all of them, so it is used only when they are few.

@@ -117,6 +117,20 @@ class Searching:
         assert found == ["10", "05", "00"]
         assert pages >= 12 // budget
 
+    async def test_running_and_failed_jobs_are_found_however_many_others_wait(
+        self, harness: Harness
+    ) -> None:
+        """They are the oldest, and the budget of a search ends long before."""
+        await fail(harness, "failed", FIRST)
+        await harness.add("running")
+        worker = await harness.worker()
+        await worker.take_one()
+        await harness.add(*(f"{n}" for n in range(9)))
+        for state, job_id in ((State.PROCESSING, "running"), (State.FAILED, "failed")):
+            page = await harness.backend.list_jobs(JobFilter(states=frozenset({state})), budget=2)
+            assert ([job.id for job in page.jobs], page.examined) == ([job_id], 1)
+            assert page.next is None
+
     async def test_replay_and_delete_refuse_a_search(self, harness: Harness) -> None:
         await fail(harness, "a", FIRST)
         which = JobFilter(fingerprint=FIRST)
