@@ -12,8 +12,8 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
-from nimburion.server.dashboard.compiling import TemplateCompiler
 from nimburion.server.dashboard.live import MAX_STREAMS, LivePages
+from nimburion.server.dashboard.preparation import PagePreparation
 from nimburion.server.dashboard.readings import SharedReadings
 from nimburion.server.health import HealthChecks
 from nimburion.server.metrics import MetricsPage
@@ -40,7 +40,9 @@ class ManagementServices:
         self.metrics: MetricsPage = MetricsPage(client, workers)
         self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
         self.live: LivePages = LivePages(client.clock, max_streams)
-        self.templates: TemplateCompiler = TemplateCompiler(client.clock)
+        self.preparation: PagePreparation = PagePreparation(
+            client.clock, self.readings, reads_ahead=not isinstance(client, Processor)
+        )
         self.bulk_operations: BulkOperationRunner = BulkOperationRunner(
             client.backend,
             client.clock,
@@ -54,7 +56,7 @@ class ManagementServices:
             self.health.loop_activity,
             self.metrics.slow_readings,
             self.bulk_operations,
-            self.templates,
+            self.preparation,
         )
 
     async def stop_streams(self) -> None:

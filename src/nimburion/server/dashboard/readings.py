@@ -39,6 +39,8 @@ SLOW_UPDATE_SECONDS = 0.5
 """The same for live updates, which nobody waits for: they show a new value at once."""
 SLOW_MAX_AGE = 30.0
 """Seconds for which the value of a slow read is shown meanwhile."""
+SLOW_MAX_AGE_FACTOR = 10.0
+"""A value with a long maximum age is shown for this many times that age meanwhile."""
 PAUSE_FACTOR = 10.0
 """After each read there is a pause of this many times its duration, so that a page causes at most
 a tenth of the work that the backend can do.
@@ -183,7 +185,7 @@ class SharedReadings:
         return (
             math.isfinite(entry.tried_at)
             and now - entry.tried_at >= max(max_age, entry.pause)
-            and now - entry.read_at <= SLOW_MAX_AGE
+            and now - entry.read_at <= max(SLOW_MAX_AGE, SLOW_MAX_AGE_FACTOR * max_age)
             and entry.seconds >= slow_seconds
             and entry.problem is None
         )
