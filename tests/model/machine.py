@@ -33,6 +33,7 @@ from nimburion.core.job import (
 )
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
@@ -369,8 +370,25 @@ class Twins(RuleBasedStateMachine):
                 self._pause,
                 self._page,
                 self._change_in_bulk,
+                self._change_limit,
             )
         )(luck)
+
+    def _change_limit(self, luck: Random) -> None:
+        """Change or reset the limit of a name, a limit by key or one key of it."""
+        name = luck.choice((*NAMES, "k", "k", "r", "r"))
+        key = luck.choice((None, "a")) if name in {"k", "r"} else None
+        if luck.random() < 0.4:
+            self._agree(lambda backend: backend.reset_limit(name, key))
+            return
+        rate = RateLimit("4/s", 250_000 * luck.randint(1, 3), burst=luck.choice((1, 3)))
+        change = LimitChange(
+            name=name,
+            key=key,
+            concurrency=luck.choice((None, 0, 1, 3)),
+            rate=luck.choice((None, None, rate)),
+        )
+        self._agree(lambda backend: backend.change_limit(change))
 
     def _cancel(self, luck: Random) -> None:
         job_id = luck.choice(sorted(self.known | {"never"}))
@@ -511,6 +529,7 @@ class Twins(RuleBasedStateMachine):
                 await backend.list_sessions(),
                 await backend.list_schedules(),
                 await backend.list_rates(),
+                await backend.list_limit_changes(),
                 [
                     (use.limit, use.key, use.in_use)
                     for use in await backend.list_key_uses()

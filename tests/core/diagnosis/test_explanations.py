@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from nimburion.core.diagnosis.explanations import Facts, find_causes
 from nimburion.core.job import AttemptError, JobRecord, State
+from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.session import LimitInfo, SessionInfo
 
 FAILURE = AttemptError(1, "failure", "ValueError")
 LOSS = AttemptError(2, "lost", "WorkerLost")
@@ -45,3 +48,17 @@ def test_the_attempt_that_failed_is_named_though_another_was_lost_since() -> Non
 )
 def test_the_attempt_of_a_finished_job_is_its_last(fields: dict[str, object], attempt: int) -> None:
     assert make_record(**fields).attempt == attempt
+
+
+def test_a_maximum_of_zero_says_where_its_change_is_shown() -> None:
+    job = make_record(state=State.PENDING, due=0.0)
+    limit = LimitInfo(name="send", limit=0, in_use=0)
+    key = KeyUse(limit="send:customer", key="acme", in_use=0, parked=1)
+    session = SessionInfo(
+        id="s", host="", pid=1, owner="", queues=("mail",), names=("send",), opened_at=0.0,
+        expires_in=10.0, left=False, running=0,
+    )  # fmt: skip
+    facts = Facts(now=0.0, job=job, pause=None, limit=limit, key_holder=None, sessions=[session])
+    assert "`nimburion limits` says who changed it" in find_causes(facts)[0].text
+    parked = replace(facts, limit=None, keys=[key], parked_for="send:customer")
+    assert "if its maximum is 0" in find_causes(parked)[0].text

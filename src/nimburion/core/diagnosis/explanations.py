@@ -154,6 +154,11 @@ def _describe_pause(queue: str, pause: Pause, now: float) -> str:
 
 
 def _describe_limit(limit: LimitInfo) -> str:
+    if limit.limit == 0:
+        return (
+            f"The concurrency limit of {limit.name!r} is 0, so none of these jobs starts; "
+            "`nimburion limits` says who changed it."
+        )
     holders = ", ".join(holder.job_id for holder in limit.holders[:3])
     held = f", by {holders}" if holders else ""
     more = " and others" if limit.in_use > 3 else ""
@@ -169,7 +174,8 @@ def _describe_parked(facts: Facts) -> str:
         return f"It waits until its key of the limit {facts.parked_for!r} has room."
     text = f"The key {use.key!r} of the limit {use.limit!r} has no room: {use.in_use} in use"
     if use.opens_at is None:
-        return f"{text}."
+        zero = "; if its maximum is 0, `nimburion limits` says who changed it"
+        return f"{text}{zero if use.in_use == 0 else ''}."
     return f"{text}; its rate allows the next job in {_format_seconds(use.opens_at - facts.now)}."
 
 
