@@ -16,9 +16,9 @@ from benchmarks.report import table
 from nimburion.core.backend import Backend
 from nimburion.core.job import NewJob
 
-LOADS = 5
+LOADS = 3
 """How often each page is loaded."""
-EVENTS = 6
+EVENTS = 4
 """How often each change is timed."""
 PAUSED = "queue_1"
 """The queue that is paused."""

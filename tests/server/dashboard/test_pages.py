@@ -15,6 +15,7 @@ from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS, PAGES, SECTIONS
 from tests.server.conftest import OWN, Api
 from tests.server.dashboard.conftest import every_page, make_path
+from tests.waiting import wait_until
 
 
 def find_inline_code(html: str) -> list[str]:
@@ -44,6 +45,8 @@ async def test_a_page_is_html_under_a_strict_policy(site: Api, page: AnyPage) ->
 @every_page
 async def test_the_forms_of_a_page_show_the_same(site: Api, page: AnyPage) -> None:
     path = make_path(page)
+    checks, readings = site.services.checks, site.services.readings
+    await wait_until(lambda: readings.peek("checks", checks.run, 60.0) is not None, "the checks")
     html = (await site.client.get(path)).text
     fragment = await site.client.get(path, params={"format": "fragment"})
     twin = await site.client.get(path, params={"format": "json"})
