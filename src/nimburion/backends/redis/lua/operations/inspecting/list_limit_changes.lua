@@ -3,4 +3,8 @@
 -- Reply: {time 8 and change (see record_format.lua), ...}
 -- Atomic: reads only.
 -- Cost: O(changes).
-return redis.call('HVALS', limit_change_key)
+local changes, flat = {}, redis.call('HGETALL', limit_change_key)
+for i = 2, #flat, 2 do
+  changes[i / 2] = flat[i]
+end
+return changes
