@@ -104,13 +104,16 @@ def alerts(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Drive the dashboard in Chromium (scripts/install-servers has it; needs npm)."""
     npm = shutil.which("npm") or session.error("npm is not on PATH; install nodejs and npm")
-    cases = sorted(str(path) for path in Path("tests/browser").glob("*_cases.py"))
+    found = Path("tests/browser").glob("*_cases.py")
+    # Those of live updates wait longest: they come first, so that the others run beside them.
+    cases = sorted(map(str, found), key=lambda path: ("live_cases" not in path, path))
     with temporary_folder() as scratch:
         for name in ("package.json", "package-lock.json"):
             shutil.copy2(f"tests/browser/{name}", scratch)
         run(session, npm, "ci", "--prefix", str(scratch), "--no-audit", "--no-fund", "--silent")
         environment = {"NB_TEST_NODE_MODULES": str(scratch / "node_modules")}
-        options = ["-n", "2", "--dist", "loadscope", *(session.posargs or cases)]
+        spread = ["-n", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
+        options = [*spread, *(session.posargs or cases)]
         run(session, sys.executable, "-m", "pytest", *options, **environment)
 
 

@@ -53,13 +53,16 @@ async def test_a_selection_of_text_and_a_focused_link_survive(subject: Subject, 
     assert await page.evaluate("String(getSelection())") == "send"
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def own_dashboard(tmp_path: Path) -> AsyncIterator[ServedDashboard]:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def own_dashboard(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[ServedDashboard]:
     """A dashboard on a SQLite file that the test may kill."""
-    url = f"sqlite:///{tmp_path}/own.db"
+    folder: Path = tmp_path_factory.mktemp("own")
+    url = f"sqlite:///{folder}/own.db"
     async with Processor(url) as processor:
         await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
-    with ServedDashboard(url, tmp_path) as served:
+    with ServedDashboard(url, folder) as served:
         yield served
 
 

@@ -42,13 +42,14 @@ http {{
 """
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def served(tmp_path: Path) -> AsyncIterator[ServedDashboard]:
-    (tmp_path / "config.yaml").write_text("server: {root_path: /jobs}", encoding="utf-8")
-    url = f"sqlite:///{tmp_path}/jobs.db"
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServedDashboard]:
+    folder: Path = tmp_path_factory.mktemp("proxied")
+    (folder / "config.yaml").write_text("server: {root_path: /jobs}", encoding="utf-8")
+    url = f"sqlite:///{folder}/jobs.db"
     async with Processor(url) as processor:
         await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
-    with ServedDashboard(url, tmp_path) as dashboard:
+    with ServedDashboard(url, folder) as dashboard:
         yield dashboard
 
 
@@ -86,15 +87,17 @@ def address(
 async def test_pages_actions_and_streams_pass_the_proxy(
     served: ServedDashboard, address: str, page: Page
 ) -> None:
+    name = address.rpartition(":")[2].partition("/")[0]  # the port: each test has its own queues
     async with Processor(served.url) as processor:
+        await processor.backend.enqueue([NewJob(f"a{name}", "send", f"mail{name}", b"{}")])
         await page.goto(address)
         async with page.expect_response(lambda answer: "=stream" in answer.url):
             await page.locator("nav").get_by_text("Queues").click()
-        await expect(page.locator("#queue-mail")).to_be_visible()
-        await processor.backend.enqueue([NewJob("b", "send", "other", b"{}")])
-        await expect(page.locator("#queue-other")).to_be_visible()
-    form = page.locator("#queue-mail details.action")
+        await expect(page.locator(f"#queue-mail{name}")).to_be_visible()
+        await processor.backend.enqueue([NewJob(f"b{name}", "send", f"other{name}", b"{}")])
+        await expect(page.locator(f"#queue-other{name}")).to_be_visible()
+    form = page.locator(f"#queue-mail{name} details.action")
     await form.locator("summary").click()
     await form.locator("[name=reason]").fill("a deploy")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#notice")).to_contain_text("Queue mail is paused")
+    await expect(page.locator("#notice")).to_contain_text(f"Queue mail{name} is paused")

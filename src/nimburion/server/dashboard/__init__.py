@@ -6,8 +6,8 @@ How to add a page:
    page shows, and `async def read_NAME(request: PageRequest[...]) -> ...Data`. Read the backend
    only through `request.readings`, so that all viewers share the reads.
 2. Declare `NAME = DashboardPage(path=..., title=..., read=..., template="NAME.html", ...)`. The
-   JSON twin, the live updates and the checks of rights follow from it. `table` names the rows that
-   the page is as CSV.
+   JSON twin, the live updates and the checks of rights follow from it. `tables` names what the page
+   has as CSV.
 3. Write `templates/NAME.html`, in a folder of the same name: extend `layout.html`. The block `live`
    is replaced by live updates; the block `static` above it is not, so filters and inputs belong
    there.

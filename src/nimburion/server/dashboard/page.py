@@ -45,9 +45,9 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     interval: float | None = 1.0
     """Seconds between two live updates, at least; None: the page is not live."""
 
-    table: str | None = None
-    """The rows that the page is as CSV: a field of what `read` returns, or of a field of it
-    (`report.checks`); None: the page has no table.
+    tables: tuple[str, ...] = ()
+    """The tables that the page has as CSV, the most important one first: fields of what `read`
+    returns, or of a field of it (`report.checks`).
     """
     constants: dict[str, Any] = msgspec.field(default_factory=dict)
     """Further values for the template, the same for each request."""
@@ -57,10 +57,10 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
         """The name of the page, which is that of its template without its folder."""
         return self.template.rpartition("/")[2].removesuffix(".html")
 
-    def list_rows(self, shown: msgspec.Struct) -> list[msgspec.Struct]:
-        """Return the rows of the table, from what the page shows."""
+    def list_rows(self, shown: msgspec.Struct, table: str) -> list[msgspec.Struct]:
+        """Return the rows of one of `tables`, from what the page shows."""
         rows: Any = shown
-        for field in (self.table or "").split("."):
+        for field in table.split("."):
             rows = getattr(rows, field, ())
         return list(rows)
 

@@ -63,7 +63,7 @@ async def answer_page(
     if form == "json":
         return await visit.answer_json()
     if form == "csv":
-        return await visit.answer_csv()
+        return await visit.answer_csv(request.query_params.get("table"))
     if form == "fragment":
         return await visit.answer_fragment()
     if form == "stream":
@@ -101,17 +101,21 @@ class PageVisit:
         headers = _describe_age(readings)
         return Response(msgspec.json.encode(shown), 200, headers, "application/json")
 
-    async def answer_csv(self) -> Response:
-        """Return the table of the page as CSV."""
-        if self._page.table is None:
+    async def answer_csv(self, table: str | None) -> Response:
+        """Return a table of the page as CSV; without a name, the first one."""
+        tables = self._page.tables
+        if not tables:
             raise make_parameter_problem("format", "this page has no table; format=json works")
+        if table is not None and table not in tables:
+            raise make_parameter_problem("table", f"table: one of {', '.join(tables)}")
         shown, readings = await self._read()
-        name = f"{self._page.name}.csv"
+        chosen = table or tables[0]
+        name = self._page.name if chosen == tables[0] else f"{self._page.name}-{chosen}"
         headers = {
             **_describe_age(readings),
-            "Content-Disposition": f'attachment; filename="{name}"',
+            "Content-Disposition": f'attachment; filename="{name}.csv"',
         }
-        return Response(make_csv(self._page.list_rows(shown)), 200, headers, "text/csv")
+        return Response(make_csv(self._page.list_rows(shown, chosen)), 200, headers, "text/csv")
 
     async def answer_fragment(self) -> Response:
         """Return the live part of the page."""
@@ -155,7 +159,7 @@ class PageVisit:
             "live_url": None if self._page.interval is None else self._make_live_url(),
             "poll_seconds": self._choose_poll_seconds(),
             "data_url": self._make_live_url(),
-            "has_table": self._page.table is not None,
+            "tables": self._page.tables,
             "caller": self._caller,
             "backend": self._services.backend.describe(),
         }
@@ -343,7 +347,7 @@ def _prefers_json(headers: Headers) -> bool:
     return "application/json" in kinds and "text/html" not in kinds
 
 
-_OWN_PARAMETERS = frozenset({"format", "notice"})
+_OWN_PARAMETERS = frozenset({"format", "notice", "table"})
 
 
 def _split_query(request: Request) -> tuple[Form, str, list[tuple[str, str]]]:

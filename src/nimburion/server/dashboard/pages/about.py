@@ -94,6 +94,6 @@ ABOUT = DashboardPage(
     section="About",
     read=read_about,
     template="about.html",
-    table="settings",
+    tables=("settings",),
     interval=None,
 )

@@ -64,7 +64,7 @@ AUDIT = DashboardPage(
     section="Audit",
     read=read_audit,
     template="audit.html",
-    table="records",
+    tables=("records",),
     query=AuditQuery,
     interval=2.0,
 )

@@ -36,6 +36,6 @@ BACKEND = DashboardPage(
     section="Backend",
     read=read_backend,
     template="backend.html",
-    table="report.checks",
+    tables=("report.checks",),
     interval=2.0,
 )

@@ -193,7 +193,7 @@ DEAD_LETTERS = DashboardPage(
     section="Dead letters",
     read=read_groups,
     template="dead_letters/dead_letters.html",
-    table="groups",
+    tables=("groups",),
     query=GroupListQuery,
 )
 DEAD_LETTER_GROUP = DashboardPage(
@@ -202,7 +202,7 @@ DEAD_LETTER_GROUP = DashboardPage(
     section="Dead letters",
     read=read_group,
     template="dead_letters/dead_letter_group.html",
-    table="jobs",
+    tables=("jobs",),
     query=GroupPageQuery,
 )
 ARGUMENTS = DashboardPage(

@@ -118,6 +118,7 @@ LIMITS = DashboardPage(
     section="Limits",
     read=read_limits,
     template="limits.html",
+    tables=("limits", "rates", "keyed"),
     interval=2.0,
 )
 

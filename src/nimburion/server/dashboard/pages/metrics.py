@@ -318,7 +318,7 @@ METRICS = DashboardPage(
     section="Metrics",
     read=read_metrics,
     template="metrics.html",
-    table="rows",
+    tables=("rows", "intervals"),
     query=MetricsQuery,
     interval=10.0,
 )

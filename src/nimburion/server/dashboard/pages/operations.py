@@ -170,7 +170,7 @@ OPERATIONS = DashboardPage(
     section="Operations",
     read=read_operations,
     template="operations/operations.html",
-    table="operations",
+    tables=("operations",),
     query=OperationListQuery,
 )
 NEW_OPERATION = DashboardPage(

@@ -138,5 +138,5 @@ OVERVIEW = DashboardPage(
     section="Overview",
     read=read_overview,
     template="overview.html",
-    table="queues",
+    tables=("queues", "groups", "checks"),
 )

@@ -126,7 +126,7 @@ SCHEDULES = DashboardPage(
     section="Schedules",
     read=read_schedules,
     template="schedules.html",
-    table="schedules",
+    tables=("schedules",),
     query=ScheduleTableQuery,
     interval=5.0,
 )

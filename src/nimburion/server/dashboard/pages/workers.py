@@ -200,7 +200,7 @@ WORKERS = DashboardPage(
     section="Workers",
     read=read_workers,
     template="workers.html",
-    table="workers",
+    tables=("workers",),
     interval=2.0,
 )
 

@@ -155,7 +155,7 @@ JOB = DashboardPage(
     section="Jobs",
     read=read_job,
     template="jobs/job.html",
-    table="attempts",
+    tables=("attempts", "errors", "runs"),
     constants={"format_qualifier": format_qualifier},
 )
 

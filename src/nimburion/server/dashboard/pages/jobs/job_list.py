@@ -226,7 +226,7 @@ JOBS = DashboardPage(
     section="Jobs",
     read=read_jobs,
     template="jobs/jobs.html",
-    table="jobs",
+    tables=("jobs",),
     query=JobListQuery,
     constants={"qualifiers": QUALIFIERS},
 )

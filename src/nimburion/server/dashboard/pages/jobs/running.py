@@ -134,7 +134,7 @@ RUNNING = DashboardPage(
     section="Running",
     read=read_running,
     template="jobs/running.html",
-    table="jobs",
+    tables=("jobs",),
     interval=2.0,
 )
 

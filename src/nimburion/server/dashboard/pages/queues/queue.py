@@ -194,6 +194,6 @@ QUEUE = DashboardPage(
     section="Queues",
     read=read_queue,
     template="queues/queue.html",
-    table="names",
+    tables=("names", "workers"),
     query=QueueQuery,
 )

@@ -181,7 +181,7 @@ QUEUES = DashboardPage(
     section="Queues",
     read=read_queues,
     template="queues/queues.html",
-    table="queues",
+    tables=("queues",),
     query=QueueListQuery,
 )
 
