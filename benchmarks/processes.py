@@ -51,6 +51,13 @@ def open_url(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder}/jobs.db"
         return
+    if kind == "postgres":
+        from tests.servers.postgres import PostgresServer
+        from tests.servers.postgres_programs import postgres_binary
+
+        with PostgresServer(postgres_binary(), durable=True) as postgres:
+            yield postgres.url
+        return
     from tests.servers.binaries import valkey_binary
     from tests.servers.server import Server
 

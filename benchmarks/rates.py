@@ -1,6 +1,7 @@
 """A rate over several worker processes: is it held, and never exceeded?
 
-    python -m benchmarks.rates [--backend sqlite|valkey] [--seconds N] [--processes N] [--save NAME]
+    python -m benchmarks.rates [--backend sqlite|valkey|postgres] [--seconds N] [--processes N]
+        [--save NAME]
 
 No-op async jobs with `rate="1000/s"` wait while `nimburion worker --processes 4` starts. Two times
 of each job are read afterwards: when the backend reserved it, on the backend's clock, and when its
@@ -133,7 +134,7 @@ def report(found: dict[str, list[float]]) -> str:
 def main() -> None:
     """Measure, print, and keep the report if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=("sqlite", "valkey"), default="valkey")
+    parser.add_argument("--backend", choices=("sqlite", "valkey", "postgres"), default="valkey")
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.md")

@@ -19,6 +19,7 @@ from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
@@ -400,6 +401,22 @@ class PausesNothing(OpenMemoryBackend):
         pass
 
 
+class SessionsUndoChanges(OpenMemoryBackend):
+    async def open_session(self, session: Session) -> None:
+        self.state.limit_changes.clear()
+        await super().open_session(session)
+
+
+class ChangesLimitsOnlyForNewSessions(OpenMemoryBackend):
+    async def change_limit(self, change: LimitChange) -> None:
+        self.state.limit_changes[change.name] = change
+
+
+class ResetsNothing(OpenMemoryBackend):
+    async def reset_limit(self, name: str, key: str | None = None) -> bool:
+        return name in self.state.limit_changes
+
+
 class PausesForEver(OpenMemoryBackend):
     async def pause_queue(
         self,
@@ -611,6 +628,9 @@ BREAKAGES = [
     Breakage(DeadLetterOverwritten, "the_payload_is_the_same_byte_for_byte", (ODD,)),
     Breakage(PrunesOneTooMany, "the_limit_holds_and_less_means_that_nothing_is_left"),
     Breakage(PausesForEver, "a_pause_ends_by_itself"),
+    Breakage(SessionsUndoChanges, "a_change_wins_over_newer_sessions"),
+    Breakage(ChangesLimitsOnlyForNewSessions, "a_change_raises_a_limit_at_the_next_exchange"),
+    Breakage(ResetsNothing, "a_reset_returns_to_what_the_newest_session_declares"),
     Breakage(AddsRepeatedStatistics, "a_repeated_put_of_statistics_changes_nothing"),
     Breakage(KeepsOneSourceOfStatistics, "the_counters_of_all_sources_are_added_up"),
     Breakage(AuditForgetsTheFirstTime, "an_audit_record_is_replaced_and_keeps_its_time"),

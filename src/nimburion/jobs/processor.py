@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 from random import Random
+from types import MappingProxyType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -33,6 +34,8 @@ from nimburion.core.service import Service
 from nimburion.core.settings import (
     Bounds,
     Config,
+    JobSettings,
+    KeyedLimitSettings,
     QueueSettings,
     Settings,
     SettingsOptions,
@@ -96,6 +99,12 @@ _log = logging.getLogger("nimburion.worker")
 
 _BOUNDS = read_bounds(Settings)
 _QUEUE_BOUNDS = read_bounds(QueueSettings)
+_POLICY_BOUNDS = MappingProxyType(
+    {
+        "policies": read_bounds(JobSettings),
+        "keyed_limits": read_bounds(KeyedLimitSettings),
+    }
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -824,6 +833,15 @@ def _check_bounds(given: dict[str, Any]) -> None:
                 raise ConfigurationError(
                     f"the {name} of queue {queue.name!r} must be {bounds}, not {value!r}{hint}"
                 )
+
+    for key, bounds_of_each in _POLICY_BOUNDS.items():
+        for own in given[key]:
+            for name, bounds in bounds_of_each.items():
+                value = getattr(own, name, None)
+                if not _is_allowed(value, bounds):
+                    raise ConfigurationError(
+                        f"the {name} of {own.name!r} in {key!r} must be {bounds}, not {value!r}"
+                    )
 
 
 def _is_allowed(value: object, bounds: Bounds) -> bool:

@@ -71,6 +71,11 @@ def test_settings_that_do_not_fit_are_refused(own: JobSettings, error: str) -> N
         make_processor(own)
 
 
+def test_numbers_out_of_bounds_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="concurrency of 'send' in 'policies' must be"):
+        Processor("memory://", policies=(JobSettings(name="send", concurrency=0),))
+
+
 async def test_names_of_no_job_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     processor = make_processor(
         JobSettings(name="sned", concurrency=1), keyed=(KeyedLimitSettings(name="sync:custmer"),)
