@@ -168,8 +168,10 @@ async def _read_until(body: PauseBody, backend: Backend) -> float | None:
 
 
 def _summarize(queue: QueueInfo, unserved: list[Unserved]) -> QueueSummary:
-    reasons = list_reasons(queue.name, unserved)
-    return QueueSummary(**msgspec.structs.asdict(queue), unserved=reasons)
+    """Return a queue as the API shows it. The API counts without a bound."""
+    fields = msgspec.structs.asdict(queue)
+    del fields["size_complete"], fields["scheduled_complete"]
+    return QueueSummary(**fields, unserved=list_reasons(queue.name, unserved))
 
 
 OPERATIONS = (
