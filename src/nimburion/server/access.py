@@ -86,6 +86,7 @@ class Authorizer(Protocol):
 
     def authorize(self, request: Request, right: str) -> Caller:
         """Return the caller of a request. Raises `Problem` if they may not send it."""
+        ...
 
 
 class SignedInAccess:
