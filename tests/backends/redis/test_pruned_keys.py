@@ -30,6 +30,8 @@ OF_NO_JOB = {
     "limit_key",
     "key_opening",
     "changed_lane",
+    "declared_limit",
+    "limit_change",
     "bulk_operation",
     "bulk_operation_number",
     "spent_until",

@@ -60,7 +60,7 @@ local function apply_change(change, maximum, interval, burst, cost, rate)
   return maximum, interval, burst, cost, rate
 end
 
--- Return the keys of a job for which its name has limits, by the name of the limit.
+-- Return the keys of a job for which its name has limits. Jobs with the same options share the list.
 local function list_job_keys(job_name, body)
   local limits = get_keyed_limits(job_name)
   if not limits or band(byte(body, JOB_FLAGS), FLAG_OPTIONS) == 0 then
@@ -68,7 +68,15 @@ local function list_job_keys(job_name, body)
   end
   local start = JOB_ID + byte(body, JOB_ID_LENGTH)
   local length, at = unpack_struct('>I4', body, start)
-  local options, keys = cjson.decode(sub(body, at, at + length - 1)), {}
+  local text = sub(body, at, at + length - 1)
+  limits.keys_by_options = limits.keys_by_options or {}
+  local keys = limits.keys_by_options[text]
+  if keys then
+    return keys
+  end
+  keys = {}
+  limits.keys_by_options[text] = keys
+  local options = cjson.decode(text)
   local carried = options.limit_keys
   if not carried then
     return keys
