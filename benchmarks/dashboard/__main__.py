@@ -35,8 +35,9 @@ from benchmarks.readings.fill import FINGERPRINTS, Filled, Kind, fill
 from benchmarks.readings.main import KINDS, RESULTS, make_heading, read_cpu, serve
 from benchmarks.report import table
 from nimburion import config
+from nimburion.backends import open_backend
 from nimburion.core.job import NewJob
-from nimburion.jobs import Processor
+from nimburion.jobs.client.client import Client
 from nimburion.server.access import AccessControl
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.site import PAGES
@@ -62,19 +63,24 @@ Figures = dict[str, Any]
 
 @asynccontextmanager
 async def serve_dashboard(url: str) -> AsyncIterator[tuple[str, ManagementServices]]:
-    """Serve the dashboard of a backend; yields its address and its services."""
-    async with Processor(url) as processor:
-        settings = config.load(jobs={"url": url})
-        health = HealthChecks(processor.backend, processor.clock, lambda: "started", None)
-        services = ManagementServices(settings, processor, health)
-        app = make_management_app(services, AccessControl(settings.server, ()))
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listening]))
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/dashboard", services
-            await services.stop_streams()
-            server.should_exit = True
-            await serving
+    """Serve the dashboard of a backend as `nimburion dashboard` does; yields its address and its
+    services when the pages are prepared.
+    """
+    settings = config.load(jobs={"url": url})
+    client = Client(open_backend(url), settings=settings.jobs)
+    await client.open()
+    health = HealthChecks(client.backend, client.clock, lambda: "started", None)
+    services = ManagementServices(settings, client, health)
+    app = make_management_app(services, AccessControl(settings.server, ()))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        await services.preparation.run()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/dashboard", services
+        await services.stop_streams()
+        server.should_exit = True
+        await serving
+    await client.close()
 
 
 def find_path(page: AnyPage, filled: Filled) -> str:

@@ -76,40 +76,38 @@ async def load_page(page: Page, url: str, times: PageTimes) -> None:
 
 
 async def time_changes(browser: Browser, address: str, backend: Backend) -> dict[str, list[float]]:
-    """Return when a new job, and a pause and its end, appear on open pages."""
+    """Return when a new job, and a pause and its end, appear on an open page. One page is open at a
+    time: with more, each is updated less often.
+    """
     random, queue = Random(1), f"seen_{time.time_ns()}"
-    paths = {
-        "jobs": f"/jobs?q=queue:{queue}",
-        "queues": "/queues",
-        "its queue": f"/queues/{PAUSED}",
-    }
-    pages = {}
-    for name, path in {**paths, "the overview": ""}.items():
-        pages[name] = await browser.new_page()
-        await pages[name].goto(address + path, timeout=DEADLINE)
     taken: dict[str, list[float]] = {}
+    page = await browser.new_page()
+    await page.goto(f"{address}/jobs?q=queue:{queue}", timeout=DEADLINE)
     for number in range(EVENTS):
         job = NewJob(f"{queue}-{number}", "send", queue, b"{}")
-        jobs = pages["jobs"]
-        await prepare(random, jobs)
+        await wait_a_moment(random, page)
         await backend.enqueue([job])
-        row = jobs.locator(f"#job-{job.id}")
-        taken.setdefault("a new job: jobs", []).append(await time_sight(expect(row).to_be_visible))
-    for name in ("queues", "its queue", "the overview"):
-        page = pages[name]
+        see = expect(page.locator(f"#job-{job.id}")).to_be_visible
+        taken.setdefault("a new job: jobs", []).append(await time_sight(see))
+    for name, path in {
+        "queues": "/queues",
+        "its queue": f"/queues/{PAUSED}",
+        "overview": "",
+    }.items():
+        await page.goto(address + path, timeout=DEADLINE)
         state = page.locator("#live .state.paused")
         for number in range(EVENTS):
             paused = number % 2 == 0
-            await prepare(random, page)
+            await wait_a_moment(random, page)
             await backend.pause_queue(PAUSED, paused=paused, by="somebody", reason="a deploy")
-            see = partial(expect(state).to_have_count, int(paused))
-            taken.setdefault(f"a pause or its end: {name}", []).append(await time_sight(see))
+            change = partial(expect(state).to_have_count, int(paused))
+            taken.setdefault(f"a pause or its end: {name}", []).append(await time_sight(change))
+    await page.close()
     return taken
 
 
-async def prepare(random: Random, page: Page) -> None:
-    """Show a page, and wait so that the next change comes at any time between two updates."""
-    await page.bring_to_front()
+async def wait_a_moment(random: Random, page: Page) -> None:
+    """Wait so that the next change comes at any time between two updates."""
     await page.wait_for_timeout(random.uniform(500, 2500))
 
 

@@ -41,11 +41,11 @@ SLOW_MAX_AGE = 30.0
 """Seconds for which the value of a slow read is shown meanwhile."""
 SLOW_MAX_AGE_FACTOR = 10.0
 """A value with a long maximum age is shown for this many times that age meanwhile."""
-PAUSE_FACTOR = 10.0
-"""After each read there is a pause of this many times its duration, so that a page causes at most
-a tenth of the work that the backend can do.
+PAUSE_FACTOR = 5.0
+"""After each read there is a pause of this many times its duration, so that a page keeps the
+backend busy for at most a sixth of the time.
 """
-MAX_PAUSE = 10.0
+MAX_PAUSE = 3.0
 BACKGROUND_PAUSE_FACTOR = 20.0
 """The same for reads in the background, which no page waits for."""
 FIRST_WAIT = 0.1
