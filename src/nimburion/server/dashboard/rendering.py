@@ -39,7 +39,7 @@ def make_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("nimburion.server.dashboard"),
         autoescape=True,
-        auto_reload=False,  # an upgrade of the package must not change the pages of a running server
+        auto_reload=False,  # upgrading the package must not change pages of a running server
         undefined=StrictUndefined,
         finalize=finalize_value,
         trim_blocks=True,
