@@ -43,6 +43,7 @@ from nimburion.core.rates import parse_rate
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Limit, Processor, job
+from nimburion.jobs.client.client import prepare_job
 from nimburion.jobs.declaration.limits import JobLimits
 from tests.servers.binaries import valkey_binary
 from tests.servers.postgres_programs import postgres_binary
@@ -64,6 +65,8 @@ class Scene(NamedTuple):
     customers: int = 1_000
     in_a_row: int = 1
     """How many jobs of one customer follow each other."""
+    tenants: bool = False
+    """Whether the customers are tenants, which take turns."""
 
 
 SCENES = {
@@ -83,6 +86,9 @@ SCENES = {
         {"concurrency": Limit(rate=_FAST, burst=100_000, key="customer")},
         customers=1,
     ),
+    "tenants_1": Scene("one tenant", {}, customers=1, tenants=True),
+    "tenants_1000": Scene("1,000 tenants", {}, tenants=True),
+    "tenants_10000": Scene("10,000 tenants", {}, customers=10_000, tenants=True),
     "rate_1000_keys": Scene(
         "a rate by key, 1,000 keys",
         {"concurrency": Limit(rate=_FAST, burst=100_000, key="customer")},
@@ -101,10 +107,19 @@ def make_job(scene: Scene) -> Any:
 async def fill(processor: Processor, scene: Scene, noop: Any, jobs: int) -> None:
     """Enqueue the jobs of a scene."""
     for start in range(0, jobs, _BATCH):
-        await processor.enqueue_many(
-            noop.job(customer=f"customer-{n // scene.in_a_row % scene.customers}", **PAYLOAD)
+        customers = [
+            f"customer-{n // scene.in_a_row % scene.customers}"
             for n in range(start, min(start + _BATCH, jobs))
-        )
+        ]
+        if scene.tenants:
+            await processor.backend.enqueue(
+                [
+                    prepare_job(processor, noop.job(customer=name, **PAYLOAD), tenant=name)
+                    for name in customers
+                ]
+            )
+        else:
+            await processor.enqueue_many(noop.job(customer=name, **PAYLOAD) for name in customers)
 
 
 async def drain(url: str, scene: Scene, jobs: int, server: int | None) -> dict[str, float]:

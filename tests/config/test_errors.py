@@ -92,7 +92,7 @@ OVERLAPS = "allow, skip, queue_one, cancel_previous"
          "1: jobs.queues[0].name: expected 1-128 characters of A-Z a-z 0-9 _ . : -, found 'a b'"),
         ("jobs: {queues: {a: 1}}",
          ("1: jobs.queues: expected a list of maps of name, priority, concurrency, "
-          "keep_arguments; found a map")),
+          "keep_arguments, fairness; found a map")),
         ("jobs: 3", f"1: jobs: expected a map of {', '.join(JOBS.keys)}; found a number"),
         ("[1]", "1: expected a map of jobs, scheduler, server, telemetry; found a list"),
         ("jobs: {limits: {payload: 1TB}}",
@@ -214,7 +214,7 @@ def test_a_file_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
          "jobs.max_lost: expected a whole number from 1 to 1000000, found 0"),
         ("JOBS__QUEUES", "a,b",
          ("jobs.queues: expected a list of maps of name, priority, concurrency, "
-          "keep_arguments; found a text")),
+          "keep_arguments, fairness; found a text")),
         ("JOBS__QUEUES", "[{name: a}, {name: a}]",
          "jobs.queues[1].name: 'a' occurs twice in this list"),
         ("JOBS__QUEUES", "[", "jobs.queues: invalid YAML: did not find expected node content"),

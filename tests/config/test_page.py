@@ -30,6 +30,7 @@ from nimburion.core.settings import (
     Settings,
     TaskSettings,
     TelemetrySettings,
+    TenantSettings,
     TokenSettings,
 )
 from tests.house.tree import ROOT
@@ -57,7 +58,7 @@ KINDS = {
     **dict(kinds(TELEMETRY, "telemetry")),
 }
 REQUIRED = {
-    *("queues[].name", "policies[].name", "keyed_limits[].name"),
+    *("queues[].name", "policies[].name", "keyed_limits[].name", "tenants[].name"),
     *(f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")),
     *(f"server.tokens[].{name}" for name in ("name", "rights")),
 }
@@ -85,6 +86,8 @@ def default_of(name: str) -> object:
         value, name = JobSettings(name="x"), name.removeprefix("policies[].")
     elif name.startswith("keyed_limits[]."):
         value, name = KeyedLimitSettings(name="x"), name.removeprefix("keyed_limits[].")
+    elif name.startswith("tenants[]."):
+        value, name = TenantSettings(name="x"), name.removeprefix("tenants[].")
     elif name.startswith("queues[]."):
         value, name = QueueSettings("x"), name.removeprefix("queues[].")
     for step in name.split("."):

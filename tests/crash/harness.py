@@ -100,9 +100,17 @@ class ProcessHarness:
     # Jobs
 
     async def enqueue(self, name: str, count: int = 1, after: float = 0.0) -> list[str]:
-        """Store jobs; their ids."""
+        """Store jobs, of two tenants and of none; return their ids."""
         ids = [f"{name}-{n}" for n in range(count)]
-        jobs = [NewJob(one, name, "default", b"{}", after=after) for one in ids]
+        tenants = (None, "a", "b")
+        jobs = [
+            NewJob(
+                *(one, name, "default", b"{}"),
+                after=after,
+                options=JobOptions(tenant=tenants[n % len(tenants)]),
+            )
+            for n, one in enumerate(ids)
+        ]
         assert {result.outcome for result in await self.backend.enqueue(jobs)} <= {"created"}
         self.jobs += ids
         return ids
@@ -215,6 +223,7 @@ class ProcessHarness:
         assert {record.failures for record in records} == {0}
         assert sum(record.lost for record in records) <= lost
         assert await self.backend.list_queues() == []
+        assert (await self.backend.list_tenants()).tenants == []
         ends = Counter(line["job"] for line in self.find_events("end"))
         starts = Counter(line["job"] for line in self.find_events("start"))
         for record in records:

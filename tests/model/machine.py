@@ -62,6 +62,7 @@ LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
 """The last is so large that backends may keep it apart from the rest."""
 SESSIONS = tuple(f"{n:032x}" for n in range(5))
+TENANTS = ("t", "u", "v \u00e9")
 SCHEDULES = ("nightly", "hourly")
 TTL = 30.0
 
@@ -208,6 +209,7 @@ class Twins(RuleBasedStateMachine):
             limits=limits,
             rates=rates,
             keyed_limits=keyed,
+            weights={"t": 1.5} if session < "8" else {},
         )
         answer, _ = self._agree(lambda backend: backend.open_session(about))
         if answer is None:
@@ -370,6 +372,7 @@ class Twins(RuleBasedStateMachine):
                 self._pause,
                 self._page,
                 self._change_in_bulk,
+                self._weigh,
                 self._change_limit,
             )
         )(luck)
@@ -450,6 +453,10 @@ class Twins(RuleBasedStateMachine):
     def _pause(self, luck: Random) -> None:
         queue, paused = luck.choice(QUEUES), luck.random() < 0.4
         self._agree(lambda backend: backend.pause_queue(queue, paused=paused))
+
+    def _weigh(self, luck: Random) -> None:
+        tenant, weight = luck.choice(TENANTS), luck.choice((None, 0.25, 2.0, 3.333))
+        self._agree(lambda backend: backend.set_tenant_weight(tenant, weight))
 
     def _page(self, luck: Random) -> None:
         which, step = self._filter(luck, luck.choice(list(State))), luck.randint(1, 4)
@@ -535,6 +542,7 @@ class Twins(RuleBasedStateMachine):
                     for use in await backend.list_key_uses()
                     if use.in_use
                 ],
+                await backend.list_tenants(),
             )
 
         self._agree(read)
@@ -567,6 +575,8 @@ def _new_job(luck: Random) -> NewJob:
             max_wait=luck.choice((None, 5.0)),
             max_retries=luck.choice((None, 2)),
             limit_keys=luck.choice(({}, {"k": luck.choice("ab"), "r": luck.choice("ab")})),
+            tenant=luck.choice((None, *TENANTS, *TENANTS)),
+            fair=luck.random() < 0.9,
         ),
     )
 

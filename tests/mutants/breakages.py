@@ -180,8 +180,8 @@ MUTANTS = (
     Mutant(
         "handed out before due",
         "backends/memory/*.py",
-        "if $entry.$due <= $now:\n            heappush(",
-        "if $entry.$due <= $now + MICRO:\n            heappush(",
+        "if $entry.$due > $now:\n            heappush(",
+        "if $entry.$due > $now + MICRO:\n            heappush(",
         (f"{SIMULATION}test_one_seed_is_the_same_each_time",),
     ),
     Mutant(
@@ -333,7 +333,7 @@ MUTANTS = (
     Mutant(
         "paused queue served",
         "backends/memory/*.py",
-        "if self.$state.$find_pause($lane[0], self.$now):",
+        "if self.$state.$find_pause($queue, self.$now):",
         "if False:",
         (f"{MEMORY}test_a_paused_queue_returns_no_jobs",),
     ),

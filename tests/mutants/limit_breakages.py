@@ -205,7 +205,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: an exchange forgets what it has planned for a key",
-        "backends/postgres/*.sql",
+        "backends/postgres/keyed_limits.sql",
         "in_uses[key_numbers[i]] := in_uses[key_numbers[i]] + 1;",
         "NULL;",
         (f"{POSTGRES}test_each_key_has_its_own_limit",),

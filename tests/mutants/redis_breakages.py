@@ -257,8 +257,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a replaced job stays in its old place too",
         "backends/redis/*.lua",
-        "if redis.call('ZREM', ready_key, $member) == 0 then",
-        "if redis.call('ZCARD', ready_key) == 0 then",
+        "if redis.call('ZREM', ready_key, $member) == 0 and",
+        "if redis.call('ZCARD', ready_key) == 0 and",
         (f"{REDIS}test_a_replaced_job_waits_in_its_new_place_only",),
     ),
     Mutant(

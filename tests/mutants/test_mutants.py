@@ -18,6 +18,7 @@ import pytest
 
 from tests.house.tree import ROOT, python_files
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
+from tests.mutants.fairness_breakages import FAIRNESS_MUTANTS
 from tests.mutants.limit_breakages import LIMIT_MUTANTS
 from tests.mutants.mutant import Mutant
 from tests.mutants.postgres_breakages import POSTGRES_MUTANTS
@@ -33,6 +34,7 @@ MUTANTS = (
     *REDIS_MUTANTS,
     *POSTGRES_MUTANTS,
     *LIMIT_MUTANTS,
+    *FAIRNESS_MUTANTS,
 )
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1

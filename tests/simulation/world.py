@@ -280,6 +280,8 @@ class World:
         options["tenant"] = random.choice(TENANTS)
         if random.random() < 0.3:
             options["after"] = random.uniform(0.0, 2.0)
+        if random.random() < 0.5:
+            options["tenant"] = random.choice("tuvw")
         if random.random() < 0.1:
             options["unique_key"] = f"key-{random.randrange(3)}"
         try:
@@ -494,6 +496,7 @@ class World:
         ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
         assert ended == sum(counts.values()) == len(jobs)
         assert await self.backend.list_queues() == []
+        assert (await self.backend.list_tenants()).tenants == []
         await self._check_limits()
         assert self.ledger.violations == []
         assert self.loop.faults == []

@@ -24,6 +24,7 @@ COMMANDS = MappingProxyType(
         "top": ("top:top", "Watch queues, workers and throughput."),
         "stats": ("stats:stats", "Show counts, wait and run times of the last hours or days."),
         "limits": ("limits:limits", "List limits, and change them at run time."),
+        "tenants": ("tenants:tenants", "List tenants and their shares; set weights."),
         "audit": ("audit:audit", "List the changes that operators made."),
         "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),

@@ -28,6 +28,7 @@ from nimburion.core.settings import (
     Settings,
     TaskSettings,
     TelemetrySettings,
+    TenantSettings,
     TokenSettings,
 )
 from nimburion.core.size_limits import SizeLimits
@@ -43,6 +44,7 @@ __all__ = [
     "Settings",
     "TaskSettings",
     "TelemetrySettings",
+    "TenantSettings",
     "TokenSettings",
     "load",
     "load_sections",
@@ -158,6 +160,9 @@ def read_jobs_settings(tree: Written) -> Settings:
     if "queues" in values:
         queues = cast("list[dict[str, object]]", values["queues"])
         values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]
+    if "tenants" in values:
+        tenants = cast("list[dict[str, object]]", values["tenants"])
+        values["tenants"] = tuple(TenantSettings(**tenant) for tenant in tenants)  # type: ignore[arg-type]
     if "policies" in values:
         policies = cast("list[dict[str, object]]", values["policies"])
         values["policies"] = tuple(JobSettings(**own) for own in policies)  # type: ignore[arg-type]

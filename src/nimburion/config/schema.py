@@ -18,6 +18,7 @@ from nimburion.config.value_types import (
     json_object,
     listed,
     name,
+    number,
     rate,
     size,
     text,
@@ -25,6 +26,7 @@ from nimburion.config.value_types import (
     zone,
 )
 from nimburion.core.access_rights import RIGHTS
+from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT
 from nimburion.core.settings import (
     Bounds,
     JobSettings,
@@ -118,8 +120,13 @@ QUEUE = Section(
         "name": name(),
         **read_bounded_types(QueueSettings),
         "keep_arguments": choice("auto", "yes", "no"),
+        "fairness": choice("auto", "tenants", "none"),
     },
     required=frozenset({"name"}),
+)
+
+TENANT = Section(
+    {"name": text(), "weight": number(MIN_WEIGHT, MAX_WEIGHT)}, required=frozenset({"name"})
 )
 
 _JOB_NUMBERS = read_bounded_types(JobSettings)
@@ -170,6 +177,8 @@ JOBS = Section(
         "owner": name(),
         "concurrency": _NUMBERS["concurrency"],
         "queues": SectionList(QUEUE, unique="name"),
+        "fairness": choice("tenants", "none"),
+        "tenants": SectionList(TENANT, unique="name"),
         "policies": SectionList(JOB, unique="name"),
         "keyed_limits": SectionList(KEYED_LIMIT, unique="name"),
         **_NUMBERS,

@@ -80,6 +80,20 @@ def integer(least: int, most: int, *, optional: bool = False) -> ValueType:
     return ValueType(_add_none(f"a whole number from {least} to {most}", optional), take, optional)
 
 
+def number(least: float, most: float) -> ValueType:
+    """Return the type of a number within bounds."""
+
+    def take(written: Written) -> float:
+        value = written.value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidValue
+        if not least <= value <= most:
+            raise InvalidValue
+        return float(value)
+
+    return ValueType(f"a number from {least:g} to {most:g}", take)
+
+
 def duration(least: float, *, most: float = MAX_DURATION, optional: bool = False) -> ValueType:
     """Return the type of a duration: seconds, or a text such as `1h30m`."""
 

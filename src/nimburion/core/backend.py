@@ -47,6 +47,7 @@ from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.fairness import TenantUses
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
 from nimburion.core.lease import Lease
@@ -155,6 +156,8 @@ class Consuming(Protocol):
         that name are considered again.
 
         `change_limit` wins over all three.
+
+        The weights of `session.weights` are stored as `set_tenant_weight` does.
         """
         ...
 
@@ -180,6 +183,13 @@ class Consuming(Protocol):
         keys has no room, the exchange parks the job and reserves the next one of the lane. A parked
         job waits as a pending job; it returns to its place in the lane in the step that gives its
         key room. Jobs of one key and lane are reserved in the order of the lane.
+
+        The jobs of tenants in a queue take turns, as `ReserveRequest` says. Each reserved job
+        charges its tenant, so the shares are decided job by job, also inside one exchange. Every
+        end of a lease takes the charge back. An end after which the handler may have run charges
+        the time since the job was reserved: a settlement, except `Released` with `unstarted`. All
+        others charge nothing: `release`, `close_session`, `rescue`, and a delivery that a repeat
+        returns to its queue.
 
         `number` starts at 1 and increases by one with each exchange of the session. To repeat an
         exchange whose outcome is unknown, send its number again. A repeat applies no settlements,
@@ -337,6 +347,15 @@ class Maintaining(Protocol):
 
         Each heartbeat of the session returns the latest command. The call notifies the session
         (`wait_for_session`). Returns False if the session has ended or never existed.
+        """
+        ...
+
+    async def set_tenant_weight(self, tenant: str, weight: float | None) -> None:
+        """Set the weight of a tenant, in all queues; None: the default, which is 1.
+
+        With twice the weight, a tenant with enough jobs gets twice the run time. Weights are
+        rounded to two decimals, within `MIN_WEIGHT` and `MAX_WEIGHT`. A change counts for jobs that
+        are reserved or end after it.
         """
         ...
 
@@ -539,6 +558,10 @@ class Inspecting(Protocol):
 
         They are ordered by the name of the limit, then by the key.
         """
+        ...
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        """Return up to `limit` tenants with waiting or running jobs, and up to `limit` weights."""
         ...
 
     async def list_statistics(

@@ -46,6 +46,11 @@ class ReserveRequest(msgspec.Struct, frozen=True):
     - The due time, then the enqueue order; lower first.
 
     Inside a lane, jobs are ordered by priority, due time and enqueue order.
+
+    Jobs of tenants (`JobOptions.fair_tenant`) take turns. Those of a queue, of all requested names
+    that may be served, are together one more lane. It is ordered by priority, then by the virtual
+    time of the tenant (`nimburion.core.fairness`), due time and enqueue order. The jobs of one
+    tenant, name and priority are thus ordered by due time and enqueue order.
     """
 
     total: int

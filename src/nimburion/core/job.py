@@ -163,6 +163,19 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """The key of the job for each limit by key, by the name of the limit."""
     cost: int | None = None
     """The units that the job takes of the rates of its keys; None: as declared."""
+    fair: bool = True
+    """Whether the tenants of a queue take turns (`nimburion.core.fairness`). Without a tenant, this
+    field has no effect.
+    """
+
+    @property
+    def fair_tenant(self) -> str | None:
+        """The tenant whose turn the job needs; None: the job keeps the order of its lane.
+
+        >>> JobOptions(tenant="acme").fair_tenant, JobOptions(tenant="acme", fair=False).fair_tenant
+        ('acme', None)
+        """
+        return self.tenant if self.fair else None
 
     @property
     def unique_mode(self) -> str | None:

@@ -37,6 +37,10 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """The limits by key, by job name and then by the name of the limit. The newest session decides,
     as for `limits`.
     """
+    weights: dict[str, float] = msgspec.field(default_factory=dict)
+    """The weights of tenants (`set_tenant_weight`). Opening the session stores them; a tenant that
+    is not named here keeps the weight that it has.
+    """
 
     def to_info(
         self,

@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.redaction import redact_url
 
 Choice = Literal["auto", "yes", "no"]
+FairnessMode = Literal["tenants", "none"]
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +37,17 @@ class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether completed jobs of the queue keep their arguments; auto: as the setting of the same
     name.
     """
+    fairness: Literal["auto", "tenants", "none"] = "auto"
+    """Whether the tenants of the queue take turns; auto: as the setting of the same name."""
+
+
+class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The weight of one tenant."""
+
+    name: str
+    """The tenant, as in the option `tenant` of `enqueue`."""
+    weight: Annotated[float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
+    """The tenant's share of the run time, compared with others. Two decimals count."""
 
 
 class JobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +99,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Replace a child process after this many seconds, when its job has ended."""
     queues: tuple[QueueSettings, ...] = ()
     """The queues to serve; empty: every queue of the registered jobs."""
+    fairness: FairnessMode = "tenants"
+    """Whether jobs that are enqueued with a tenant take turns by tenant; none: they run in the
+    order of the queue.
+    """
+    tenants: tuple[TenantSettings, ...] = ()
+    """The weights that a worker stores when it starts. Other tenants keep theirs."""
     policies: tuple[JobSettings, ...] = ()
     """Limits and batches of single jobs. They win over what the jobs declare."""
     keyed_limits: tuple[KeyedLimitSettings, ...] = ()
@@ -152,6 +171,8 @@ class SettingsOptions(TypedDict, total=False):
     child_max_memory: int | None
     child_max_age: float | None
     queues: tuple[QueueSettings, ...]
+    fairness: FairnessMode
+    tenants: tuple[TenantSettings, ...]
     policies: tuple[JobSettings, ...]
     keyed_limits: tuple[KeyedLimitSettings, ...]
     session_ttl: float
@@ -282,7 +303,7 @@ class Bounds(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.most is None:
             return f"{self.least:g} or more"
-        return f"from {self.least:.0f} to {self.most:.0f}"
+        return f"from {self.least:.15g} to {self.most:.15g}"
 
 
 def read_bounds(settings: type[msgspec.Struct]) -> Mapping[str, Bounds]:

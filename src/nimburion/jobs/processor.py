@@ -39,6 +39,7 @@ from nimburion.core.settings import (
     QueueSettings,
     Settings,
     SettingsOptions,
+    TenantSettings,
     read_bounds,
 )
 from nimburion.core.text.suggestions import describe_unknown
@@ -103,6 +104,7 @@ _POLICY_BOUNDS = MappingProxyType(
     {
         "policies": read_bounds(JobSettings),
         "keyed_limits": read_bounds(KeyedLimitSettings),
+        "tenants": read_bounds(TenantSettings),
     }
 )
 
@@ -833,7 +835,6 @@ def _check_bounds(given: dict[str, Any]) -> None:
                 raise ConfigurationError(
                     f"the {name} of queue {queue.name!r} must be {bounds}, not {value!r}{hint}"
                 )
-
     for key, bounds_of_each in _POLICY_BOUNDS.items():
         for own in given[key]:
             for name, bounds in bounds_of_each.items():

@@ -13,7 +13,12 @@ from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.jobs.client.client import Client, count_stored, require_stored
+from nimburion.jobs.client.client import (
+    Client,
+    apply_fairness,
+    count_stored,
+    require_stored,
+)
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
 from nimburion.scheduler.spec import (
@@ -205,7 +210,7 @@ class Schedules:
         spec = parse_spec(record.spec)
         if spec.payload is None:
             return await self._request_run(record, spec, job_id)
-        job = self._make_extra_job(name, spec, job_id)
+        job = apply_fairness(self._client, self._make_extra_job(name, spec, job_id))
         (stored,) = await self._client.backend.enqueue([job])
         job_id = require_stored(job, stored)
         if stored.outcome == "created":

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.errors import BackendError
+from nimburion.core.fairness import TenantUse
 from nimburion.core.job import State
 from nimburion.core.keyed_limits import KeyedLimitInfo
 from nimburion.core.limit_changes import LimitChange
@@ -29,6 +30,8 @@ READ_TIMEOUT = 5.0
 """Seconds after which a backend that has not answered counts as down."""
 MAX_QUEUES = 1_000
 """The maximum number of queues with series of their own; the others are added up as `other`."""
+MAX_TENANTS = 1_000
+"""The maximum number of tenants that are read. None of them has series of its own."""
 MAX_NAMES = 500
 """The maximum number of job names with series of their own."""
 
@@ -41,6 +44,7 @@ class BackendMetrics:
         self._families: list[Family] = []
         self._limits: list[LimitInfo] = []
         self._rates: list[RateInfo] = []
+        self._tenants: list[TenantUse] = []
         self._keyed: list[KeyedLimitInfo] = []
         self._changes: list[LimitChange] = []
         self._dead: int | None = None
@@ -60,16 +64,17 @@ class BackendMetrics:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
             self._limits, self._rates, self._dead = [], [], None
-            self._keyed, self._changes = [], []
+            self._keyed, self._changes, self._tenants = [], [], []
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
     async def refresh_slow_readings(self) -> None:
-        """Read what changes slowly: the concurrency limits, and the number of dead letters."""
+        """Read what changes slowly: limits, tenants, and the number of dead letters."""
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.list_limits()
                 self._rates = await self._backend.list_rates()
+                self._tenants = (await self._backend.list_tenants(MAX_TENANTS)).tenants
                 self._keyed = await self._backend.list_keyed_limits(fullest=1)
                 self._changes = await self._backend.list_limit_changes()
                 self._dead = (await self._backend.count_jobs())[State.FAILED]
@@ -141,6 +146,25 @@ class BackendMetrics:
                 samples=[Sample(NO_LABELS, self._dead)],
             )
         yield from self._describe_limits()
+        if self._tenants:
+            yield from self._describe_tenants()
+
+    def _describe_tenants(self) -> Iterable[Family]:
+        live: dict[str, set[str]] = {}
+        most: dict[str, int] = {}
+        for use in self._tenants:
+            live.setdefault(use.queue, set()).add(use.tenant)
+            most[use.queue] = max(most.get(use.queue, 0), use.waiting)
+        yield self._gauge(
+            "tenants",
+            "Tenants with jobs that wait for a turn or run.",
+            {queue: len(tenants) for queue, tenants in live.items()},
+        )
+        yield self._gauge(
+            "tenant_jobs_waiting_max",
+            "Jobs of the tenant that has the most jobs waiting for a turn.",
+            most,
+        )
 
     def _describe_limits(self) -> Iterable[Family]:
         if self._rates:

@@ -126,6 +126,27 @@ async def check_limits(environment: Environment) -> None:
     await environment.backend.close_session(worker.id)
 
 
+async def check_turns(environment: Environment) -> None:
+    """Jobs of two tenants take turns: due ones, a later one, a cancelled one and a replayed one."""
+    harness, backend = environment.harness, environment.backend
+    await backend.set_tenant_weight("a", 2.0)
+    await backend.set_tenant_weight("b", 3.0)
+    await backend.set_tenant_weight("b", None)
+    for tenant in ("a", "b"):
+        for number, after in ((1, 0.0), (2, 0.0), (3, 3600.0)):
+            options = JobOptions(tenant=tenant)
+            job = harness.job(
+                f"{tenant}{number}", name="fair", queue="fair", after=after, options=options
+            )
+            await harness.enqueue(job)
+    await backend.cancel("a2")
+    assert (await backend.explain_job("b2")).turn is not None
+    worker = await harness.worker(names=("fair",), queues=("fair",))
+    assert len(await worker.take(1)) == 1
+    assert len((await backend.list_tenants()).tenants) == len({"a", "b"})
+    await backend.close_session(worker.id)
+
+
 async def check_bulk(environment: Environment) -> None:
     """More jobs than one script stores, runs or looks at."""
     ids = await environment.harness.add(
@@ -325,6 +346,7 @@ STEPS = (
     check_enqueue,
     check_replacement,
     check_limits,
+    check_turns,
     check_bulk,
     check_bulk_operations,
     check_settlements,

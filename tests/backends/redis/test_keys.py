@@ -23,6 +23,8 @@ GONE_AFTER_A_STEP = {
     "parked",
     "parked_lane",
     "changed_lane",
+    "tenant_job",
+    "tenant_turn",
 }
 """Keys that hold what a step begins and ends."""
 

@@ -30,6 +30,7 @@ OF_NO_JOB = {
     "limit_key",
     "key_opening",
     "changed_lane",
+    "tenant_weight",
     "declared_limit",
     "limit_change",
     "bulk_operation",

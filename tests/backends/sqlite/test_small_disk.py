@@ -58,7 +58,8 @@ async def check(backend: SQLiteBackend, volume: Volume) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "batch"), [(1 * MIB, 1), (1 * MIB, 50), (8 * MIB, 1), (8 * MIB, 50), (40 * MIB, 50)]
+    ("size", "batch"),
+    [(5 * MIB // 4, 1), (5 * MIB // 4, 50), (8 * MIB, 1), (8 * MIB, 50), (40 * MIB, 50)],
 )
 async def test_a_checkpoint_always_fits(path: Path, size: int, batch: int) -> None:
     """And so jobs can be settled and deleted on a full disk, and it continues by itself."""
@@ -183,7 +184,7 @@ def test_a_disk_that_cannot_be_measured_counts_as_large(path: Path) -> None:
 # A real one
 
 
-@pytest.fixture(params=["1m", "8m"])
+@pytest.fixture(params=["1280k", "8m"])
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of so many bytes."""
     disk = tmp_path / "disk"

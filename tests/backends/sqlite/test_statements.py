@@ -71,6 +71,7 @@ SMALL = {
     "keyed_limit",
     "changed_limit",
     "lease_key",
+    "lease_charge",
     "paused_queue",
 }
 """Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`, only

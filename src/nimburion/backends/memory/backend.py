@@ -30,6 +30,7 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import ConfigurationError, JobNotFound
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.fairness import TenantUses
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
@@ -263,6 +264,10 @@ class MemoryBackend:
         """See `Backend.send_command`."""
         return self._run_atomically(lambda step: operations.send_command(step, session_id, command))
 
+    async def set_tenant_weight(self, tenant: str, weight: float | None) -> None:
+        """See `Backend.set_tenant_weight`."""
+        self._run_atomically(lambda step: operations.set_tenant_weight(step, tenant, weight))
+
     async def change_limit(self, change: LimitChange) -> None:
         """See `Backend.change_limit`."""
         change.check()
@@ -370,6 +375,10 @@ class MemoryBackend:
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`."""
         return self._run_atomically(lambda step: operations.list_key_uses(step, limit))
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        """See `Backend.list_tenants`."""
+        return self._run_atomically(lambda step: operations.list_tenants(step, limit))
 
     async def list_statistics(
         self,

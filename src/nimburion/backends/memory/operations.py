@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -31,6 +32,14 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
 from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.fairness import (
+    MAX_WAITING_COUNTED,
+    WEIGHT_UNITS,
+    TenantTurn,
+    TenantUse,
+    TenantUses,
+    to_weight_units,
+)
 from nimburion.core.job import (
     FAILED_ONLY,
     FINISHED,
@@ -95,6 +104,8 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
             session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
         )
         apply_limits(step, name)
+    for tenant, weight in session.weights.items():
+        set_tenant_weight(step, tenant, weight)
 
 
 def apply_limits(step: AtomicStep, name: str) -> None:
@@ -587,6 +598,80 @@ def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:
     return KeyUse(limit=key[0], key=key[1], in_use=use.in_use, parked=parked, opens_at=opens_at)
 
 
+def set_tenant_weight(step: AtomicStep, tenant: str, weight: float | None) -> None:
+    """See `Backend.set_tenant_weight`."""
+    units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
+    weights = step.state.turns.weights
+    if units == WEIGHT_UNITS:
+        weights.pop(tenant, None)
+    else:
+        weights[tenant] = units
+
+
+def list_tenants(step: AtomicStep, limit: int) -> TenantUses:
+    """See `Backend.list_tenants`."""
+    turns = step.state.turns
+    waiting = Counter(
+        (entry.queue, entry.priority, tenant) for tenant, entry in _iter_turns(step.state)
+    )
+    uses = [
+        (
+            (queue, -priority, share.virtual_time, tenant),
+            TenantUse(
+                tenant=tenant,
+                queue=queue,
+                priority=priority,
+                weight=turns.get_weight(tenant) / WEIGHT_UNITS,
+                waiting=min(waiting[queue, priority, tenant], MAX_WAITING_COUNTED),
+                running=peers.leases[tenant],
+                ahead=max(0, share.virtual_time - peers.floor) / MICRO,
+            ),
+        )
+        for (queue, priority), peers in turns.classes.items()
+        for tenant, share in peers.shares.items()
+        if waiting[queue, priority, tenant] or peers.leases[tenant]
+    ]
+    uses.sort(key=lambda ranked: ranked[0])
+    weights = {tenant: units / WEIGHT_UNITS for tenant, units in sorted(turns.weights.items())}
+    return TenantUses([use for _, use in uses[:limit]], dict(list(weights.items())[:limit]))
+
+
+def _iter_turns(state: MemoryState) -> Iterator[tuple[str, JobEntry]]:
+    """Yield the jobs that wait for the turn of their tenant, with it."""
+    for group, heap in state.turns.groups.items():
+        for _, _, place, entry in heap:
+            if entry.position is place:
+                yield group[3], entry
+
+
+def find_turn(state: MemoryState, entry: JobEntry) -> TenantTurn | None:
+    """Return where a job stands in the turns of its queue; None: it does not wait for a turn."""
+    tenant = entry.options.fair_tenant
+    waiting = list(_iter_turns(state))
+    if tenant is None or not any(other is entry for _, other in waiting):
+        return None
+    peers = state.turns.classes[entry.queue, entry.priority]
+    used = peers.shares[tenant].virtual_time
+    class_ = (entry.queue, entry.priority)
+    before = {
+        other
+        for other, job in waiting
+        if (job.queue, job.priority) == class_ and peers.shares[other].virtual_time < used
+    }
+    own = [
+        job
+        for other, job in waiting
+        if (other, job.queue, job.priority, job.name) == (tenant, *class_, entry.name)
+        and (job.due, job.seq) < (entry.due, entry.seq)
+    ]
+    return TenantTurn(
+        tenant=tenant,
+        ahead=max(0, used - peers.floor) / MICRO,
+        tenants_before=len(before),
+        jobs_before=min(len(own), MAX_WAITING_COUNTED),
+    )
+
+
 def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
     """See `Backend.explain_job`."""
     state = step.state
@@ -607,6 +692,7 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
             if (use := make_key_use(state, key)).in_use or use.parked
         ],
         parked_for=None if entry.parked_for is None else entry.parked_for[0],
+        turn=find_turn(state, entry),
         key_holder=None if holder == job_id else holder,
         sessions=[s.make_info(monotonic) for s in state.sessions.values() if not s.is_ended],
     )
@@ -679,9 +765,10 @@ def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
 
 
 def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
-    """Remove sessions that ended more than a day ago, and unique keys and replacements that have
-    expired.
+    """Remove sessions that ended more than a day ago, unique keys and replacements that have
+    expired, and tenants that have no jobs.
     """
+    state.turns.forget()
     for session_id, session in list(state.sessions.items()):
         if (
             session.ended_at is not None

@@ -42,6 +42,10 @@ class LaneMerge:
         self._has_returned = False
         """Whether parking a job returned others to their lane: the next exchange considers them."""
         self._lanes = list(dict.fromkeys((lane.queue, lane.name) for lane in request.lanes))
+        self._turn_queues = list(dict.fromkeys(queue for queue, _ in self._lanes))
+        """The queues whose jobs of tenants are merged as one more lane each. Their numbers follow
+        those of the lanes.
+        """
         self._ageing = to_micros(request.ageing)
         self._queue_capacity = {
             queue: options.limit
@@ -56,13 +60,16 @@ class LaneMerge:
         """
         chosen: list[Delivery] = []
         bytes_left = self._request.max_bytes
-        every = range(len(self._lanes))
+        every = range(len(self._lanes) + (len(self._turn_queues) if self._state.turns else 0))
         heads = [head for n in every if (head := self._rank_head(n)) is not None]
         heapify(heads)
         while heads and len(chosen) < self._request.total:
             n = heads[0][4]
-            if not self._has_capacity(*self._lanes[n]):
+            if not self._has_capacity(n):
                 heappop(heads)
+                continue
+            if n >= len(self._lanes) and self._rank_head(n) != heads[0]:
+                self._replace_head(heads, n)
                 continue
             if self._park_head(n):
                 self._replace_head(heads, n)
@@ -86,13 +93,13 @@ class LaneMerge:
 
     def _park_head(self, n: int) -> bool:
         """Park the first job of lane `n` if one of its keys has no room; return whether it did."""
-        entry = self._state.peek_lane(self._lanes[n])
-        if entry is None or not self._state.keyed_limits:
+        entry = self._peek(n) if self._state.keyed_limits else None
+        if entry is None:
             return False
         key = self._state.find_full_key(entry, self._now)
         if key is None:
             return False
-        self._state.pop_lane(self._lanes[n])
+        self._pop(n, entry)
         self._has_returned = self._state.park(entry, key)
         self._parked += 1
         return True
@@ -106,7 +113,7 @@ class LaneMerge:
             open_ = self._state.find_pause(lane.queue, self._now) is None and self._allows(
                 lane.name
             )
-            if open_ and lane not in found and self._state.peek_lane((lane.queue, lane.name)):
+            if open_ and lane not in found and self._state.has_waiting((lane.queue, lane.name)):
                 found.append(lane)
         return found
 
@@ -118,7 +125,7 @@ class LaneMerge:
             if (rate := self._state.rates.get(name)) is not None
             and rate.count_room(self._now) == 0
             and self._state.find_pause(queue, self._now) is None
-            and self._state.peek_lane((queue, name)) is not None
+            and self._state.has_waiting((queue, name))
         ]
         return min(openings, default=None)
 
@@ -127,13 +134,13 @@ class LaneMerge:
 
         Ageing depends on the due time of this job only, not on the jobs behind it.
         """
-        lane = self._lanes[n]
-        if self._state.find_pause(lane[0], self._now):
+        queue = self._get_queue(n)
+        if self._state.find_pause(queue, self._now):
             return None
-        entry = self._state.peek_lane(lane)
+        entry = self._peek(n)
         if entry is None:
             return None
-        level = self._request.queues.get(lane[0], DEFAULT_QUEUE_OPTIONS).priority
+        level = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).priority
         if self._ageing and self._now > entry.due:
             level += (self._now - entry.due) // self._ageing
         size = DELIVERY_OVERHEAD + len(entry.payload or b"")
@@ -141,9 +148,32 @@ class LaneMerge:
             size = measure_size(entry)
         return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
-    def _has_capacity(self, queue: str, name: str) -> bool:
+    def _get_queue(self, n: int) -> str:
+        """Return the queue of lane `n`."""
+        lanes = len(self._lanes)
+        return self._lanes[n][0] if n < lanes else self._turn_queues[n - lanes]
+
+    def _peek(self, n: int) -> JobEntry | None:
+        """Return the first job of lane `n`, or of the tenants of a queue; None: there is none."""
+        if n < len(self._lanes):
+            return self._state.peek_lane(self._lanes[n])
+        queue, turns = self._get_queue(n), self._state.turns
+        allowed = [lane for lane in self._lanes if lane[0] == queue and self._allows(lane[1])]
+        firsts = [entry for lane in allowed if (entry := turns.peek(lane)) is not None]
+        return min(firsts, key=turns.rank, default=None)
+
+    def _pop(self, n: int, entry: JobEntry) -> None:
+        """Remove the job that `_peek` returned."""
+        if n < len(self._lanes):
+            self._state.pop_lane(self._lanes[n])
+        else:
+            self._state.turns.pop(entry)
+
+    def _has_capacity(self, n: int) -> bool:
         """Return whether the queue's cap and the limits of the name allow another job."""
-        return self._queue_capacity.get(queue, 1) > 0 and self._allows(name)
+        if self._queue_capacity.get(self._get_queue(n), 1) <= 0:
+            return False
+        return n >= len(self._lanes) or self._allows(self._lanes[n][1])
 
     def _allows(self, name: str) -> bool:
         """Return whether the concurrency limit and the rate limit of a name allow another job."""
@@ -154,7 +184,10 @@ class LaneMerge:
         return rate is None or rate.count_room(self._now) > 0
 
     def _lease_head(self, n: int, session: SessionEntry, number: int) -> Delivery:
-        entry = self._state.pop_lane(self._lanes[n])
+        entry = self._peek(n)
+        if entry is None:
+            raise AssertionError(f"lane {n} has no first job")
+        self._pop(n, entry)
         if entry.queue in self._queue_capacity:
             self._queue_capacity[entry.queue] -= 1
         limit = self._state.limits.get(entry.name)
@@ -168,6 +201,8 @@ class LaneMerge:
         entry.leased = LeaseEntry(
             session, number, token, self._now, counts_in_limit=limit is not None
         )
+        if n >= len(self._lanes):
+            entry.leased.charge = self._state.turns.charge(entry)
         session.leased_jobs[entry.seq] = entry
         self._count_keys(entry, entry.leased)
         return make_delivery(entry, token)

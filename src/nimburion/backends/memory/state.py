@@ -8,6 +8,7 @@ from heapq import heappop, heappush
 
 import msgspec
 
+from nimburion.backends.memory.tenants import TenantTurns
 from nimburion.core.audit import AuditRecord
 from nimburion.core.bulk_operations import BulkOperation
 from nimburion.core.errors import Unstorable
@@ -59,6 +60,7 @@ class LeaseEntry:
 
     __slots__ = (
         "cancel_requested",
+        "charge",
         "counted_keys",
         "counts_in_limit",
         "exchange_number",
@@ -83,6 +85,8 @@ class LeaseEntry:
         self.counts_in_limit: bool = counts_in_limit
         self.counted_keys: tuple[LimitKey, ...] = ()
         """The keys of limits for which the lease counts."""
+        self.charge: int | None = None
+        """What the job was charged to its tenant; None if it has no turn."""
         self.cancel_requested: bool = False
 
 
@@ -371,6 +375,8 @@ class MemoryState:
         self.jobs_by_seq: dict[int, JobEntry] = {}
         self.lanes: dict[tuple[str, str], LaneHeap] = defaultdict(list)
         """A heap per lane. An entry is skipped if its job no longer has the recorded position."""
+        self.turns = TenantTurns()
+        """The waiting jobs of tenants, which are in none of the `lanes`."""
         self.scheduled: list[tuple[int, int, LanePosition, JobEntry]] = []
         """A heap by due time and seq. Outdated entries are skipped as in `lanes`."""
         self.sessions: dict[str, SessionEntry] = {}
@@ -411,10 +417,12 @@ class MemoryState:
     def add_waiting(self, entry: JobEntry, now: int) -> None:
         """Add a job to its lane if it is due, else to the scheduled jobs."""
         entry.position = place = (-entry.priority, entry.due, entry.seq)
-        if entry.due <= now:
-            heappush(self.lanes[entry.queue, entry.name], (place, entry))
-        else:
+        if entry.due > now:
             heappush(self.scheduled, (entry.due, entry.seq, place, entry))
+        elif entry.options.fair_tenant is not None:
+            self.turns.add(entry, place)
+        else:
+            heappush(self.lanes[entry.queue, entry.name], (place, entry))
 
     def peek_lane(self, lane: tuple[str, str]) -> JobEntry | None:
         """Return the first job of a lane without removing it; None if the lane is empty."""
@@ -431,6 +439,10 @@ class MemoryState:
         _, entry = heappop(self.lanes[lane])
         entry.position = None
         return entry
+
+    def has_waiting(self, lane: tuple[str, str]) -> bool:
+        """Return whether a lane holds jobs, with or without a tenant."""
+        return self.peek_lane(lane) is not None or self.turns.peek(lane) is not None
 
     def iter_keys(self, entry: JobEntry) -> Iterator[tuple[LimitKey, KeyedLimit]]:
         """Yield the keys of a job whose limits its name declares, by the name of the limit."""

@@ -211,6 +211,8 @@ class AtomicStep:
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
             same = entry.last_settled_token == settlement.lease.token
             return Settled.ALREADY if same else Settled.STALE
+        if not isinstance(settlement, Progressed | Spent):
+            self.charge_run_time(entry, lease, settlement)
         match settlement:
             case Completed():
                 self.end_lease(entry, settled=lease.token)
@@ -309,6 +311,14 @@ class AtomicStep:
                 use = self.state.limit_keys[key]
                 use.spent_until = keyed_rate.refund(use.spent_until, self.now, lease.started_at)
 
+    def charge_run_time(self, entry: JobEntry, lease: LeaseEntry, settlement: Settlement) -> None:
+        """Charge the tenant of a job the time since it was reserved, if its handler was called."""
+        if lease.charge is not None and not (
+            isinstance(settlement, Released) and settlement.unstarted
+        ):
+            self.state.turns.settle(entry, lease.charge, self.now - lease.started_at)
+            lease.charge = None
+
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
         """Remove the lease of a job and decrement the count of its concurrency limit."""
         lease = entry.leased
@@ -322,6 +332,8 @@ class AtomicStep:
         if lease.counts_in_limit:
             self.state.limits[entry.name].in_use -= 1
             self.names_to_notify.add(entry.queue)
+        if lease.charge is not None:
+            self.state.turns.settle(entry, lease.charge, None)
         for key in lease.counted_keys:
             self.release_limit_key(key)
 

@@ -27,6 +27,7 @@ from nimburion.backends.postgres.connection.pool import ConnectionPool, Postgres
 from nimburion.backends.postgres.encoding import (
     NeedsGeneralPath,
     encode_lookup_text,
+    encode_text,
     to_optional_seconds,
 )
 from nimburion.backends.postgres.errors import get_error_code
@@ -56,6 +57,7 @@ from nimburion.core.errors import (
     TooManyBulkOperations,
 )
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.fairness import MAX_WAITING_COUNTED, WEIGHT_UNITS, TenantUses, to_weight_units
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
@@ -125,7 +127,7 @@ _PLANNER_SETTINGS = (
     "plan_cache_mode = force_generic_plan",
 )
 """Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
-_OPEN_SESSION = _make_call("open_session_1", 13)
+_OPEN_SESSION = _make_call("open_session_1", 15)
 _CLOSE_SESSION = _make_call("close_session_1", 5)
 _RELEASE = _make_call("release_leases_1", 6)
 _RESCUE = _make_call("rescue_jobs_1", 6)
@@ -156,7 +158,10 @@ _EXPLAIN = """SELECT g.*, e.*, t.now, (
         FROM {schema}.list_key_uses_1(g.name, g.seq, 100) k
     ) AS key_uses, (
         SELECT p.limit_name FROM {schema}.parked p WHERE p.seq = g.seq
-    ) AS parked_for FROM {schema}.get_read_time_1($1) AS t (now),
+    ) AS parked_for, (
+        SELECT json_build_array(u.tenant, u.ahead, u.tenants_before, u.jobs_before)
+        FROM {schema}.find_turn_1(g.id, 10000) u
+    ) AS turn FROM {schema}.get_read_time_1($1) AS t (now),
     {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
     {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options, $4) e"""
 """One statement, so that everything is read in one snapshot."""
@@ -541,6 +546,12 @@ class PostgresBackend:
         self._notify([make_session_name(session_id)])
         return True
 
+    async def set_tenant_weight(self, tenant: str, weight: float | None) -> None:
+        """See `Backend.set_tenant_weight`."""
+        units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
+        statement = "SELECT {schema}.set_tenant_weights_1($1, $2)"
+        await self._fetch(statement, [encode_text(tenant)], [units])
+
     async def change_limit(self, change: LimitChange) -> None:
         """See `Backend.change_limit`."""
         change.check()
@@ -606,6 +617,7 @@ class PostgresBackend:
         )
         await self._merge_statistics()
         await self._fetch("SELECT {schema}.prune_limit_keys_1($1)", self._now())
+        await self._fetch("SELECT {schema}.forget_tenants_1()")
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
 
@@ -719,6 +731,14 @@ class PostgresBackend:
         """See `Backend.list_key_uses`."""
         statement = "SELECT * FROM {schema}.list_key_uses_1(NULL, NULL, $1)"
         return queries.decode_key_uses(await self._fetch(statement, limit))
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        """See `Backend.list_tenants`."""
+        uses = "SELECT * FROM {schema}.list_tenants_1($1, $2)"
+        weights = "SELECT tenant, units FROM {schema}.tenant_weight ORDER BY tenant LIMIT $1"
+        return queries.decode_tenants(
+            await self._fetch(uses, MAX_WAITING_COUNTED, limit), await self._fetch(weights, limit)
+        )
 
     async def list_statistics(
         self,

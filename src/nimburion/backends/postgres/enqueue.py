@@ -110,10 +110,17 @@ def _encode_lanes(
     """Return the lanes (queues, names, ranks), and for each job the index of its lane, from 1."""
     lanes: dict[tuple[str, str, int], int] = {}
     places = [
-        lanes.setdefault((job.queue, job.name, 9 - job.priority), len(lanes) + 1) for job in jobs
+        lanes.setdefault((_name_queue(job), job.name, 9 - job.priority), len(lanes) + 1)
+        for job in jobs
     ]
     queues, names, ranks = zip(*lanes, strict=True)
     return ([*map(encode_text, queues)], [*map(encode_text, names)], [*ranks]), places
+
+
+def _name_queue(job: NewJob) -> str:
+    """Return the queue, with a newline and the tenant if the job waits for its turn."""
+    tenant = None if job.options is NO_JOB_OPTIONS else job.options.fair_tenant
+    return f"{job.queue}\n{tenant}" if tenant else job.queue
 
 
 @reject_unstorable_text
@@ -124,7 +131,7 @@ def encode_single(job: NewJob) -> list[Any] | None:
         return None
     packed = encode_id(job.id)
     return [
-        encode_text(job.queue),
+        encode_text(_name_queue(job)),
         encode_text(job.name),
         9 - job.priority,
         packed,

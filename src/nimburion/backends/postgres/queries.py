@@ -26,6 +26,7 @@ from nimburion.backends.server.encoding import (
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
+from nimburion.core.fairness import WEIGHT_UNITS, TenantTurn, TenantUse, TenantUses
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
 from nimburion.core.keyed_limits import (
     KeyedLimit,
@@ -283,6 +284,36 @@ def decode_keyed_limits(
     return add_sums(summarize_uses(by_job, uses, fullest), sums, name)
 
 
+def decode_tenants(rows: list[Any], weights: list[Any]) -> TenantUses:
+    """Decode the rows of `list_tenants_1` and of `tenant_weight`."""
+    return TenantUses(
+        [
+            TenantUse(
+                tenant=tenant,
+                queue=queue,
+                priority=9 - rank,
+                weight=units / WEIGHT_UNITS,
+                waiting=waiting,
+                running=running,
+                ahead=max(0, ahead) / MICRO,
+            )
+            for queue, rank, tenant, units, waiting, running, ahead in rows
+        ],
+        {tenant: units / WEIGHT_UNITS for tenant, units in weights},
+    )
+
+
+def decode_turn(body: str) -> TenantTurn:
+    """Decode the row of `find_turn_1`, as JSON."""
+    tenant, ahead, tenants_before, jobs_before = _decode_turn(body)
+    return TenantTurn(
+        tenant=tenant,
+        ahead=max(0, ahead) / MICRO,
+        tenants_before=tenants_before,
+        jobs_before=jobs_before,
+    )
+
+
 def _make_rate(  # noqa: PLR0917 - the columns of a row
     now: int, name: str, interval: int, burst: int, cost: int, spent_until: int, rate: str
 ) -> RateInfo:
@@ -312,6 +343,7 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         limit=limit,
         keys=decode_key_uses(_decode_rows(row["key_uses"] or "[]")),
         parked_for=row["parked_for"],
+        turn=None if row["turn"] is None else decode_turn(row["turn"]),
         rate=None if row["rate"] is None else _make_rate(row["now"], *row["rate"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),
@@ -319,6 +351,7 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
 
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None]]).decode
+_decode_turn = msgspec.json.Decoder(tuple[str, int, int, int]).decode
 _LIMIT_COLUMNS = ("maximum", "in_use", "ids", "sessions", "hosts", "holders_started_at")
 _PAUSE_COLUMNS = ("since", "ends_at", "paused_by", "pause_reason")
 _SESSION_COLUMNS = (

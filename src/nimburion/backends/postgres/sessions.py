@@ -13,6 +13,7 @@ from nimburion.backends.postgres.encoding import (
 )
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
+from nimburion.core.fairness import to_weight_units
 from nimburion.core.job import AttemptError
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
@@ -56,6 +57,8 @@ def encode_open_session(session: Session) -> list[Any]:
                 if limits and name in session.names
             }
         ).decode(),
+        [encode_text(tenant) for tenant in session.weights],
+        [to_weight_units(weight) for weight in session.weights.values()],
     ]
 
 

@@ -58,6 +58,7 @@ from nimburion.core.errors import (
     FormatMismatch,
 )
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.fairness import TenantUses
 from nimburion.core.ids import Entropy
 from nimburion.core.job import FINISHED, Enqueued, JobRecord, NewJob, State
 from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
@@ -474,6 +475,11 @@ class RedisBackend:
         arguments = sessions.encode_command(session_id, command)
         return bool(await self._run_script("send_command", *arguments))
 
+    async def set_tenant_weight(self, tenant: str, weight: float | None) -> None:
+        """See `Backend.set_tenant_weight`."""
+        arguments = sessions.encode_tenant_weight(tenant, weight)
+        await self._run_script("set_tenant_weight", *arguments)
+
     async def change_limit(self, change: LimitChange) -> None:
         """See `Backend.change_limit`."""
         change.check()
@@ -653,6 +659,10 @@ class RedisBackend:
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`. One script reads everything."""
         return queries.decode_key_uses(await self._run_script("list_key_uses", limit))
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        """See `Backend.list_tenants`."""
+        return queries.decode_tenants(await self._run_script("list_tenants", limit), limit)
 
     async def list_statistics(
         self,

@@ -13,6 +13,7 @@ from nimburion.backends.redis.record_format import (
     FLAG_LARGE_PAYLOAD,
     FLAG_OPTIONS,
     FLAG_REPLACE,
+    FLAG_TENANT,
     FLAG_UNIQUE_KEY,
     NEVER,
     NEW_JOB_HEAD,
@@ -100,6 +101,9 @@ def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:
 def _encode_options(options: JobOptions) -> tuple[int, bytes]:
     flags, text = FLAG_OPTIONS, encode_json(options)
     middle = len(text).to_bytes(4, "big") + text
+    if (tenant := options.fair_tenant) is not None:
+        flags |= FLAG_TENANT
+        middle += len(tenant.encode()).to_bytes(2, "big") + tenant.encode()
     if options.unique_key is not None:
         key = options.unique_key.encode()
         states = "".join(STATE_CODES[state] for state in options.unique_while or ()).encode()

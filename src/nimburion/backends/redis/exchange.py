@@ -20,6 +20,7 @@ from nimburion.backends.redis.encoding import (
 from nimburion.backends.redis.record_format import (
     DELIVERY,
     FLAG_OPTIONS,
+    FLAG_TENANT,
     FLAG_UNIQUE_KEY,
     JOB_HEAD,
     KIND_CANCELLED,
@@ -222,6 +223,8 @@ def decode_body_options(body: bytes, at: int, flags: int) -> tuple[JobOptions, i
     if flags & FLAG_OPTIONS:
         end = at + 4 + int.from_bytes(body[at : at + 4], "big")
         options, at = decode_options(body[at + 4 : end]), end
+    if flags & FLAG_TENANT:
+        at += 2 + int.from_bytes(body[at : at + 2], "big")
     if flags & FLAG_UNIQUE_KEY:
         at += 18 + int.from_bytes(body[at : at + 2], "big")
         at += 1 + body[at]

@@ -41,7 +41,15 @@ from nimburion.core.diagnosis.failure_groups import (
     group_failures,
 )
 from nimburion.core.errors import JobNotFound
-from nimburion.core.job import FAILED_ONLY, AttemptError, JobRecord, Progress, State
+from nimburion.core.fairness import WEIGHT_UNITS, TenantTurn, TenantUse, TenantUses
+from nimburion.core.job import (
+    FAILED_ONLY,
+    MAX_PRIORITY,
+    AttemptError,
+    JobRecord,
+    Progress,
+    State,
+)
 from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse, summarize_uses
 from nimburion.core.limit_changes import LimitChange, get_order
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
@@ -496,6 +504,38 @@ def _decode_key_use(name: bytes, use: bytes, parked: int) -> KeyUse:
     )
 
 
+def decode_tenants(reply: list[Any], limit: int) -> TenantUses:
+    """Decode the reply of `list_tenants.lua`."""
+    rows, weights = reply
+    units = sorted((tenant.decode(), int(weight)) for tenant, weight in _split_rows(weights, 2))
+    return TenantUses(
+        [_decode_tenant(row) for row in _split_rows(rows, 7)],
+        {tenant: weight / WEIGHT_UNITS for tenant, weight in units[:limit]},
+    )
+
+
+def _decode_tenant(row: Sequence[Any]) -> TenantUse:
+    tenant, queue, rank, weight, waiting, running, ahead = row
+    return TenantUse(
+        tenant=tenant.decode(),
+        queue=queue.decode(),
+        priority=MAX_PRIORITY - rank,
+        weight=weight / WEIGHT_UNITS,
+        waiting=waiting,
+        running=running,
+        ahead=ahead / MICRO,
+    )
+
+
+def _decode_turn(tenant: bytes, ahead: int, tenants_before: int, jobs_before: int) -> TenantTurn:
+    return TenantTurn(
+        tenant=tenant.decode(),
+        ahead=ahead / MICRO,
+        tenants_before=tenants_before,
+        jobs_before=jobs_before,
+    )
+
+
 class KeyedLimitsReading:
     """Limits by key and the use of their keys, read by several runs of `list_keyed_limits.lua`."""
 
@@ -564,7 +604,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     """
     if not reply:
         raise JobNotFound(job_id)
-    now, names, details, pause, limit, holder, sessions, rate, uses, parked_for = reply
+    now, names, details, pause, limit, holder, sessions, rate, uses, parked_for, turn = reply
     rates = decode_rates(now, rate)
     key_holder = None if holder is None else decode_id(holder)
     return Facts(
@@ -575,6 +615,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
         rate=rates[0] if rates else None,
         keys=decode_key_uses(uses),
         parked_for=None if parked_for is None else parked_for.decode().partition("\0")[0],
+        turn=_decode_turn(*turn) if turn else None,
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )

@@ -29,6 +29,8 @@ FLAG_PAYLOAD_KEPT = 32
 """The job is completed and keeps its payload."""
 FLAG_REPLACE = 64
 """If the unique key is taken, the enqueue replaces the job that holds it."""
+FLAG_TENANT = 128
+"""The job needs the turn of its tenant, which follows the options."""
 
 # --- codes ----------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class ScriptSpec(NamedTuple):
 
 _RECORD_PARTS = ("times", "constants", "record_format", "batching")
 _ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
-_KEY_PARTS = ("rate_limits", "keyed_limits")
+_KEY_PARTS = ("rate_limits", "tenant_turns", "keyed_limits")
 _LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lanes", *_KEY_PARTS, "limit_changes")
 _WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
@@ -80,7 +80,7 @@ SCRIPT_SPECS = MappingProxyType(
             (*_RECORD_PARTS, "unique_keys", "new_job_format", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
-            (*_WRITE_PARTS, "settle", "promote_due", "pauses", "reserve"),
+            (*_WRITE_PARTS, "settle", "promote_due", "pauses", "heap", "next_turns", "reserve"),
             "allow-oom",
         ),
         "open_session": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
@@ -90,7 +90,9 @@ SCRIPT_SPECS = MappingProxyType(
         "release": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
-        "promote": ScriptSpec((*_RECORD_PARTS, "notify", "lanes", "promote_due"), "allow-oom"),
+        "promote": ScriptSpec(
+            (*_RECORD_PARTS, "notify", "lanes", "tenant_turns", "promote_due"), "allow-oom"
+        ),
         "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CANCEL_PARTS), "allow-oom"),
         "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
         "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
@@ -112,7 +114,10 @@ SCRIPT_SPECS = MappingProxyType(
             ),
             "allow-oom",
         ),
-        "prune": ScriptSpec((*_RECORD_PARTS, "lanes", "delete_jobs", "pauses"), "allow-oom"),
+        "prune": ScriptSpec(
+            (*_RECORD_PARTS, "lanes", "delete_jobs", "pauses", "tenant_turns"), "allow-oom"
+        ),
+        "set_tenant_weight": ScriptSpec(("times",), "allow-oom"),
         "find_jobs": ScriptSpec(("ids",), "no-writes"),
         "find_unfinished": ScriptSpec(_RECORD_PARTS, "no-writes"),
         "get_job": ScriptSpec((*_SCAN_PARTS, "ids", *_DETAIL_PARTS), "no-writes"),
@@ -139,6 +144,7 @@ SCRIPT_SPECS = MappingProxyType(
         "list_keyed_limits": ScriptSpec(("times", "batching"), "no-writes"),
         "list_limit_changes": ScriptSpec(flags="no-writes"),
         "list_key_uses": ScriptSpec(("times", "batching"), "no-writes"),
+        "list_tenants": ScriptSpec((*_RECORD_PARTS, "tenant_turns", "heap"), "no-writes"),
         "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
         "list_audit": ScriptSpec(("batching", "numbered_pages"), "no-writes"),
@@ -199,8 +205,9 @@ def build_script(files: LuaFiles, name: str, spec: ScriptSpec, *, flagged: bool)
     """Build a script from its parts."""
     used = (*spec.shared, name)
     keys = collect_keys(files, used)
-    body = inline_constants("".join(f"{files[part]}\n" for part in used))
+    body = inline_constants(_PART_END.join(f"{files[part]}\n" for part in used))
     body, bound = inline_keys(drop_unused_functions(body), keys)
+    body = hide_private_names(body.split(_PART_END))
     text = (make_prologue(spec.flags, bound, flagged=flagged) + body).encode()
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
     return Script(name, text, sha, keys)
@@ -249,6 +256,38 @@ def collect_keys(files: LuaFiles, used: tuple[str, ...]) -> tuple[str, ...]:
     """Return the keys that these files use, without duplicates."""
     named = [key for part in used for key in files.read_header_field(part, "Keys").split()]
     return tuple(dict.fromkeys(named))
+
+
+_PART_END = "-- end of a part\n"
+_DECLARATION = re.compile(r"^local (?:function (\w+)|(\w+(?:, \w+)*)( =)?)", re.MULTILINE)
+
+
+def hide_private_names(parts: list[str]) -> str:
+    """Return one text in which the top-level names of a part that no later part uses are in a block
+    of their own. The last part is the operation, which stays as it is.
+
+    Lua allows 200 locals at the same time.
+    """
+    text = parts[-1]
+    used = set(_WORD.findall(text))
+    for part in reversed(parts[:-1]):
+        declared = [(m[1] or m[2]).split(", ") for m in _DECLARATION.finditer(part)]
+        exported = {name for names in declared if not used.isdisjoint(names) for name in names}
+        used |= set(_WORD.findall(part))
+        block = _DECLARATION.sub(partial(_export, exported=exported), part)
+        first = f"local {', '.join(sorted(exported))}\n" if exported else ""
+        text = f"{first}do\n{block}end\n{text}"
+    return text
+
+
+def _export(declaration: re.Match[str], exported: set[str]) -> str:
+    """Return a declaration as an assignment, if its names are declared outside of its block."""
+    function, names, has_value = declaration.groups()
+    if (function or names.split(", ")[0]) not in exported:
+        return declaration[0]
+    if function:
+        return f"function {function}"
+    return f"{names} =" if has_value else ""
 
 
 _FEW_USES = 3

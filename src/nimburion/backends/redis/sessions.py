@@ -15,6 +15,7 @@ from nimburion.backends.redis.encoding import (
 )
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
+from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import AttemptError
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
@@ -46,7 +47,23 @@ def encode_open_session(session: Session) -> list[bytes]:
         encode_json(session),
         _pack(declared),
         session.host.encode(),
+        _pack(_encode_weights(session.weights)),
     ]
+
+
+def _encode_weights(weights: dict[str, float]) -> list[object]:
+    encoded: list[object] = []
+    for tenant, weight in weights.items():
+        units = to_weight_units(weight)
+        encoded += (tenant, False if units == WEIGHT_UNITS else units)
+    return encoded
+
+
+@reject_unstorable_text
+def encode_tenant_weight(tenant: str, weight: float | None) -> list[bytes]:
+    """Return the arguments of `set_tenant_weight.lua`."""
+    units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
+    return [tenant.encode(), b"" if units == WEIGHT_UNITS else b"%d" % units]
 
 
 def _encode_declared_limits(session: Session, name: str) -> object:

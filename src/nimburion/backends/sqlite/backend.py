@@ -21,6 +21,7 @@ from nimburion.backends.sqlite import (
     queries,
     sessions,
     statistics,
+    tenants,
 )
 from nimburion.backends.sqlite import enqueue as enqueueing
 from nimburion.backends.sqlite import exchange as exchanging
@@ -60,6 +61,7 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import NotOpen
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.fairness import TenantUses
 from nimburion.core.ids import Entropy
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
@@ -495,6 +497,10 @@ class SQLiteBackend:
         """See `Backend.send_command`."""
         return await self._write(lambda db: sessions.send_command(db, session_id, command))
 
+    async def set_tenant_weight(self, tenant: str, weight: float | None) -> None:
+        """See `Backend.set_tenant_weight`."""
+        await self._write(lambda db: tenants.set_tenant_weight(db, tenant, weight))
+
     async def change_limit(self, change: LimitChange) -> None:
         """See `Backend.change_limit`."""
         change.check()
@@ -606,6 +612,10 @@ class SQLiteBackend:
     async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
         """See `Backend.list_key_uses`."""
         return await self._read(lambda db: list_key_uses(db, limit))
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        """See `Backend.list_tenants`."""
+        return await self._read(lambda db: tenants.list_tenants(db, limit))
 
     async def list_statistics(
         self,

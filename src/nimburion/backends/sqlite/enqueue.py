@@ -66,13 +66,15 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
     """Return the parameters of `insert_jobs` for these jobs, one job after the other."""
     now = db.now
     values: Columns = []
-    queue = name = None
+    queue = name = tenant = None
     lane = 0
     for job in jobs:
-        if job.name != name or job.queue != queue:
-            queue, name = job.queue, job.name
-            lane = db.get_or_add_lane(queue, name)
-        options = None if job.options is NO_JOB_OPTIONS else _encode(job.options).decode()
+        options = own = None
+        if job.options is not NO_JOB_OPTIONS:
+            options, own = _encode(job.options).decode(), job.options.fair_tenant
+        if job.name != name or job.queue != queue or own != tenant:
+            queue, name, tenant = job.queue, job.name, own
+            lane = db.find_or_add_tenant_lane(queue, name, tenant)
         values += (
             job.id,
             lane,
@@ -182,7 +184,7 @@ def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
         max_wait=None if max_wait is None else to_micros(max_wait),
     )
     due = max(due, old_due) if failures else due
-    lane = db.get_or_add_lane(job.queue, job.name)
+    lane = db.find_or_add_tenant_lane(job.queue, job.name, job.options.fair_tenant)
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
     if not db.run("delete_parked", seq).rowcount:

@@ -29,6 +29,7 @@ from nimburion.backends.sqlite.reserve import (
     read_all_limits,
 )
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
+from nimburion.backends.sqlite.tenants import TenantShares
 from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import OutOfOrder, SessionLost
@@ -84,6 +85,7 @@ class SessionHead(NamedTuple):
     next_due: int | None
     has_unique_keys: int
     has_keys: int
+    has_charges: int
 
 
 class ExchangeResult(NamedTuple):
@@ -122,6 +124,7 @@ def run_exchange(
             has_limits=bool(limits.running),
             has_unique_keys=has_unique_keys,
             has_keys=bool(head.has_keys),
+            has_charges=bool(head.has_charges),
         )
         if settlements
         else []
@@ -131,7 +134,8 @@ def run_exchange(
     limits_before = read_all_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = limits_before.exclude_full(unpaused, db.now)
-    rows = lease_jobs(db, head.session, number, request, lanes, limits_before, admission)
+    shares = TenantShares(db) if db.fetch_value("has_turns") else None
+    rows = lease_jobs(db, head.session, number, request, lanes, limits_before, admission, shares)
     limits_after = read_all_limits(db) if limits else limits
     if limits_after.has_opened_since(limits):
         db.notify([EVERY_QUEUE])
@@ -175,6 +179,7 @@ def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
     lanes: Lanes,
     limits: Limits,
     admission: KeyAdmission | None,
+    shares: TenantShares | None,
 ) -> list[ReservedRow]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
@@ -182,7 +187,11 @@ def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
     that do not fit stay in their lanes. After that, exchanges read the sizes first
     (`Database.reads_sizes_first`) until everything fits again.
     """
-    seqs = choose_jobs(db, request, lanes, limits, admission) if request.total > 0 and lanes else []
+    seqs = (
+        choose_jobs(db, request, lanes, limits, admission, shares)
+        if request.total > 0 and lanes
+        else []
+    )
     if not seqs:
         if admission is not None:
             admission.save(())
@@ -200,6 +209,8 @@ def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
         release_limits(db, [job.lane for job, _, _ in rows[count:]])
         del seqs[count:], rows[count:]
     insert_leases(db, session, number, request, seqs)
+    if shares is not None:
+        shares.save(seqs)
     if admission is not None:
         admission.save(seqs)
     return rows

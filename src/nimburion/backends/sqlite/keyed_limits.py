@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.core.keyed_limits import (
     MAX_PARKED,
     MAX_RETURNED,
@@ -300,6 +300,7 @@ def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> bool:
     """Return the first jobs of a lane that are parked for a key to `ready`; whether there were
     any.
     """
+    lane %= TENANT_UNIT
     if not db.run("copy_from_parked", *key, lane, count).rowcount:
         return False
     db.run("delete_first_parked", *key, lane, count)

@@ -11,6 +11,7 @@ from nimburion.backends.sqlite.connection.database import MICRO, Database, to_mi
 from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder, take_key
 from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.statistics import prune_statistics
+from nimburion.backends.sqlite.tenants import forget_tenants
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
 from nimburion.backends.waiters import make_session_name
 from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditRecord
@@ -127,6 +128,7 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
     db.run("delete_expired_replacements", db.now)
     prune_statistics(db)
     db.run("prune_limit_keys", db.now)
+    forget_tenants(db)
     left = limit
     for state, seconds in (
         (COMPLETED, keep.completed),

@@ -17,6 +17,7 @@ from nimburion.backends.sqlite.enqueue import find_key_holder
 from nimburion.backends.sqlite.keyed_limits import find_key_uses
 from nimburion.backends.sqlite.rate_limits import list_rates
 from nimburion.backends.sqlite.sessions import decode_description
+from nimburion.backends.sqlite.tenants import find_turn
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
@@ -254,6 +255,7 @@ def explain_job(db: Database, job_id: str) -> Facts:
         rate=next((rate for rate in list_rates(db) if rate.name == job.name), None),
         keys=find_key_uses(db, row[2], row[0]),
         parked_for=None if parked is None else parked[0],
+        turn=find_turn(db, row[0]),
         key_holder=None if holder == job_id else holder,
         sessions=list_sessions(db),
     )

@@ -16,6 +16,7 @@ import msgspec
 from nimburion.backends.sqlite.connection.database import Database, to_micros
 from nimburion.backends.sqlite.keyed_limits import KeyAdmission
 from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
+from nimburion.backends.sqlite.tenants import QueueTurns, TenantShares, open_turns
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
 from nimburion.core.session import ConcurrencyLimit
 
@@ -144,12 +145,13 @@ def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
     return [lanes[number] for number in found]
 
 
-def choose_jobs(
+def choose_jobs(  # noqa: PLR0917 - the parts of one exchange
     db: Database,
     request: ReserveRequest,
     lanes: Lanes,
     limits: Limits,
     admission: KeyAdmission | None,
+    shares: TenantShares | None,
 ) -> list[int]:
     """Return the seqs to lease, in rank order, within the caps of queues and names.
 
@@ -157,18 +159,23 @@ def choose_jobs(
     """
     capacity = Capacity(request, limits.count_available(db.now) if limits else {})
     is_keyed = admission is not None and any(admission.covers(lane.name) for lane in lanes.values())
-    if len(lanes) == 1 and not is_keyed:
+    if len(lanes) == 1 and not is_keyed and shares is None:
         ((number, lane),) = lanes.items()
         seqs = _decode_seqs(db.fetch_value("read_lane", number, capacity.get_available(lane)))
         capacity.take(lane, len(seqs))
     else:
         sorted_ = (
             None
-            if capacity.is_limited or is_keyed
+            if capacity.is_limited or is_keyed or shares is not None
             else merge_by_sorting(open_lane_readers(db, request, lanes), capacity.total)
         )
         seqs = (
-            merge(open_lane_readers(db, request, lanes), capacity, admission)
+            merge(
+                open_lane_readers(db, request, lanes),
+                [] if shares is None else open_turns(db, request, lanes, shares, admission),
+                capacity,
+                admission,
+            )
             if sorted_ is None
             else sorted_
         )
@@ -311,11 +318,16 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
     return [seq for _, _, _, seq in ranked[:limit]]
 
 
-def merge(lanes: list[LaneReader], capacity: Capacity, admission: KeyAdmission | None) -> list[int]:
+def merge(
+    lanes: list[LaneReader],
+    turns: list[QueueTurns],
+    capacity: Capacity,
+    admission: KeyAdmission | None,
+) -> list[int]:
     """Return the first jobs of the merge within the caps and limits.
 
     No job of a lane overtakes the first job of that lane, whatever its rank. A job whose key has no
-    room is parked.
+    room is parked. The jobs of the tenants of a queue are one more lane: `turns`.
     """
     keyed = [admission is not None and admission.covers(reader.lane.name) for reader in lanes]
     if admission is not None:
@@ -332,11 +344,18 @@ def merge(lanes: list[LaneReader], capacity: Capacity, admission: KeyAdmission |
         for reader, is_keyed in zip(lanes, keyed, strict=True)
     ]
     heap = [(next(jobs), index) for index, jobs in enumerate(following)]
+    heads = [queue.peek(capacity) for queue in turns]
+    heap += [(head.ranked, index) for index, head in enumerate(heads, len(lanes)) if head]
     heapify(heap)
     chosen: list[int] = []
     limit = capacity.total
     while heap:
-        (_, _, _, seq), index = heap[0]
+        ranked, index = heap[0]
+        if index >= len(lanes):
+            if serve_turns(heap, turns[index - len(lanes)], chosen, capacity, admission):
+                break
+            continue
+        seq = ranked[3]
         lane = lanes[index].lane
         if capacity.is_limited and capacity.get_available(lane) == 0:
             heappop(heap)
@@ -348,11 +367,44 @@ def merge(lanes: list[LaneReader], capacity: Capacity, admission: KeyAdmission |
                 break  # before more jobs of the lane are read
         elif admission.must_stop:
             break
-        after = next(following[index], None)
-        if after is None:
-            heappop(heap)
-        else:
-            heapreplace(heap, (after, index))
+        replace_head(heap, next(following[index], None))
     if admission is not None:
         admission.save_parked()
     return chosen
+
+
+def replace_head(heap: list[tuple[RankedJob, int]], after: RankedJob | None) -> None:
+    """Replace the first job of the heap by the next one of its lane; None: there is none."""
+    if after is None:
+        heappop(heap)
+    else:
+        heapreplace(heap, (after, heap[0][1]))
+
+
+def serve_turns(
+    heap: list[tuple[RankedJob, int]],
+    turns: QueueTurns,
+    chosen: list[int],
+    capacity: Capacity,
+    admission: KeyAdmission | None,
+) -> bool:
+    """Take or park the job of a queue whose turn is next, unless another one is next by now, and
+    replace it in the heap. Returns whether the merge ends.
+    """
+    ranked = heap[0][0]
+    job = turns.peek(capacity) if capacity.is_limited else turns.head
+    if job is not None and job.ranked == ranked:
+        seq = ranked[3]
+        if admission is None or not admission.covers(job.lane.name) or admission.admit(seq):
+            turns.take(job)
+            chosen.append(seq)
+            capacity.take(job.lane, 1)
+            if len(chosen) == capacity.total:
+                return True
+        else:
+            turns.remove(job)
+            if admission.must_stop:
+                return True
+        job = turns.peek(capacity)
+    replace_head(heap, None if job is None else job.ranked)
+    return False

@@ -12,6 +12,7 @@ from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.limit_changes import declare_limits
 from nimburion.backends.sqlite.rate_limits import give_units_back
 from nimburion.backends.sqlite.reserve import read_limits
+from nimburion.backends.sqlite.tenants import set_tenant_weight
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
@@ -74,6 +75,8 @@ def open_session(db: Database, session: Session) -> None:
             session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
         )
         declare_limits(db, name, declared)
+    for tenant, weight in session.weights.items():
+        set_tenant_weight(db, tenant, weight)
     if session.names:
         db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 

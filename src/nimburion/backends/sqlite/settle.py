@@ -9,6 +9,7 @@ import msgspec
 from nimburion.backends.sqlite import rate_limits, transitions
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.keyed_limits import release_lease_keys
+from nimburion.backends.sqlite.tenants import settle_charges
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Increments, LeaseRow
 from nimburion.core.lease import Lease
 from nimburion.core.settlement import (
@@ -42,15 +43,21 @@ def settle_batch(
     has_limits: bool,
     has_unique_keys: bool,
     has_keys: bool,
+    has_charges: bool,
 ) -> list[Settled]:
     """Apply settlements and return their results in the same order; see `Backend.exchange`.
 
     `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. `has_keys`: a
-    lease may count for a limit by key. If a job occurs twice, the settlements are applied one by
-    one.
+    lease may count for a limit by key. `has_charges`: a lease was charged to a tenant. If a job
+    occurs twice, or tenants pay for other things than completions, the settlements are applied one
+    by one.
     """
-    if len({settlement.lease.ref for settlement in settlements}) < len(settlements):
+    seqs = [settlement.lease.ref for settlement in settlements]
+    is_each_completed = all(type(settlement) is Completed for settlement in settlements)
+    if len({*seqs}) < len(settlements) or (has_charges and not is_each_completed):
         return [settle_one(db, session, settlement) for settlement in settlements]
+    if has_charges:
+        settle_completed_charges(db, session, settlements)
     results: list[Settled | None] = [None] * len(settlements)
     for (fence, nonce, keep_payload), group in group_completions(settlements).items():
         matched = complete_group(
@@ -71,6 +78,16 @@ def settle_batch(
         settle_one(db, session, settlement) if result is None else result
         for settlement, result in zip(settlements, results, strict=True)
     ]
+
+
+def settle_completed_charges(db: Database, session: int, completed: Sequence[Settlement]) -> None:
+    """Replace the charges of completed jobs by their run times, in the order of the call."""
+    tokens = {
+        settlement.lease.ref: (settlement.lease.token.fence, settlement.lease.token.nonce)
+        for settlement in completed
+        if type(settlement.lease.ref) is int
+    }
+    settle_charges(db, list(tokens), ran=True, session=session, tokens=tokens)
 
 
 def group_completions(
@@ -151,6 +168,9 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  
     lease = find_lease(db, session, settlement.lease)
     if lease is None:
         return classify_unmatched(db, settlement.lease)
+    if not isinstance(settlement, Progressed | Spent):
+        ran = not (isinstance(settlement, Released) and settlement.unstarted)
+        settle_charges(db, [lease.seq], ran=ran)
     match settlement:
         case Completed():
             transitions.finish_leased(

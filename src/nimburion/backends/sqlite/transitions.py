@@ -11,6 +11,7 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
 from nimburion.backends.sqlite.keyed_limits import pass_turns, release_lease_keys
+from nimburion.backends.sqlite.tenants import settle_charges
 from nimburion.core.job import AttemptError
 
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
@@ -40,8 +41,12 @@ NO_INCREMENTS = Increments()
 
 
 def end_lease(db: Database, lease: LeaseRow) -> None:
-    """Remove the lease of a job and decrement the count of its concurrency limit."""
+    """Remove the lease of a job and decrement the count of its concurrency limit.
+
+    Its tenant is charged nothing, unless `settle_charges` was called before.
+    """
     db.run("delete_lease", lease.session, lease.seq)
+    settle_charges(db, [lease.seq], ran=False)
     if db.run("release_limit", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
     release_lease_keys(db, [lease.seq])

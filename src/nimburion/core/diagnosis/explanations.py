@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
+from nimburion.core.fairness import TenantTurn
 from nimburion.core.job import JobRecord, State
 from nimburion.core.keyed_limits import KeyUse
 from nimburion.core.queries import Pause, QueueInfo
@@ -32,6 +33,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of its limits by key that are in use."""
     parked_for: str | None = None
     """The name of the limit whose key has no room for the job; None: it is not parked."""
+    turn: TenantTurn | None = None
+    """Where the job stands in the turns of the tenants; None: it does not wait for a turn."""
     key_holder: str | None
     """The id of another job that holds its unique key. It prevents the replay of a dead letter."""
     sessions: list[SessionInfo]
@@ -66,6 +69,8 @@ class CauseKind(enum.StrEnum):
     """Every worker that could run the job has been told to start no further job."""
     WORKERS_BUSY = "workers_busy"
     """Every worker that could run the job runs as many jobs as it may."""
+    TENANT_TURN = "tenant_turn"
+    """Other tenants, or other jobs of its tenant, come first."""
     READY = "ready"
     """Nothing prevents the job from running: jobs before it in the order run first."""
 
@@ -144,6 +149,8 @@ def _explain_waiting(facts: Facts) -> Iterable[Cause]:
     if facts.parked_for is not None:
         yield Cause(CauseKind.KEY_FULL, _describe_parked(facts))
     yield from _explain_workers(facts)
+    if facts.turn is not None and (facts.turn.tenants_before or facts.turn.jobs_before):
+        yield Cause(CauseKind.TENANT_TURN, _describe_turn(facts.turn))
 
 
 def _describe_pause(queue: str, pause: Pause, now: float) -> str:
@@ -177,6 +184,15 @@ def _describe_parked(facts: Facts) -> str:
         zero = "; if its maximum is 0, `nimburion limits` says who changed it"
         return f"{text}{zero if use.in_use == 0 else ''}."
     return f"{text}; its rate allows the next job in {_format_seconds(use.opens_at - facts.now)}."
+
+
+def _describe_turn(turn: TenantTurn) -> str:
+    own = "1 job" if turn.jobs_before == 1 else f"{turn.jobs_before} jobs"
+    others = "1 tenant" if turn.tenants_before == 1 else f"{turn.tenants_before} tenants"
+    return (
+        f"It waits for the turn of tenant {turn.tenant!r}, which is {_format_seconds(turn.ahead)} "
+        f"ahead. Before it: {others}, and {own} of its own tenant and name."
+    )
 
 
 def _describe_rate(rate: RateInfo, now: float) -> str:

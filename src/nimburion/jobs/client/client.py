@@ -47,6 +47,7 @@ from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
 from nimburion.jobs.declaration.codec import check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT
+from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, require_declaration
 from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.middleware import Enqueueing, EnqueueMiddleware
@@ -129,6 +130,7 @@ class Client:
         """The event loop that the client belongs to; None while it is not open."""
         self._ids = JobIds(self.clock.now, entropy)
         self._limits = self.settings.limits
+        self._fairness = QueueFairness(self.settings)
         self._batcher: EnqueueBatcher | None = None
         self._batcher_loop: asyncio.AbstractEventLoop | None = None
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
@@ -713,6 +715,8 @@ class Client:
         all_results: list[Enqueued] | None = None,
     ) -> list[str]:
         batcher = self._require_batcher()
+        if self._fairness.has_exceptions:
+            jobs = [self._fairness.apply(job) for job in jobs]
         if parsed.connection is not None:
             results = await self._require_transactions().enqueue_in(
                 _to_caller_connection(parsed.connection), jobs
@@ -771,13 +775,18 @@ async def run_enqueue_middleware(
     """
     middlewares = client._enqueue_middlewares
     if not middlewares:
-        return await store(new)
+        return await store(apply_fairness(client, new))
 
     async def enqueue_new(jobs: list[NewJob]) -> list[str]:
-        return [await store(jobs[0])]
+        return [await store(apply_fairness(client, jobs[0]))]
 
     pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
+
+
+def apply_fairness(client: Client, job: NewJob) -> NewJob:
+    """Return a job as the setting `fairness` of its queue wants it. `enqueue` does this itself."""
+    return client._fairness.apply(job)
 
 
 async def enqueue_raw_or_get(

@@ -13,6 +13,7 @@ from nimburion.server.api import (
     schedules,
     statistics,
     status,
+    tenants,
     workers,
 )
 from nimburion.server.api.operation import AnyOperation
@@ -24,6 +25,7 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     *dead_letters.OPERATIONS,
     *workers.OPERATIONS,
     *limits.OPERATIONS,
+    *tenants.OPERATIONS,
     *statistics.OPERATIONS,
     *scale.OPERATIONS,
     *schedules.OPERATIONS,

@@ -87,6 +87,7 @@ class Harness:
         limits: dict[str, int] | None = None,
         rates: dict[str, RateLimit] | None = None,
         keyed: dict[str, dict[str, KeyedLimit]] | None = None,
+        weights: dict[str, float] | None = None,
         ttl: float = TTL,
         backend: Backend | None = None,
     ) -> HandDrivenWorker:
@@ -102,6 +103,7 @@ class Harness:
             limits=limits or {},
             rates=rates or {},
             keyed_limits=keyed or {},
+            weights=weights or {},
         )
         worker = HandDrivenWorker(backend or self.backend, session)
         await worker.backend.open_session(session)

@@ -17,6 +17,12 @@ from nimburion.testing.contract.consuming.concurrency_limits import (
     DeclaringLimits,
 )
 from nimburion.testing.contract.consuming.exchanges import NumberedExchanges
+from nimburion.testing.contract.consuming.fairness import (
+    Charges,
+    ReadingTurns,
+    Turns,
+    TurnsAndLimits,
+)
 from nimburion.testing.contract.consuming.kept_arguments import KeptArguments
 from nimburion.testing.contract.consuming.keyed_limits import KeyedLimits, KeyedRates
 from nimburion.testing.contract.consuming.ordering import Ordering
@@ -34,6 +40,7 @@ from nimburion.testing.contract.consuming.sessions import Closing, Sessions
 from nimburion.testing.contract.consuming.settling import Settling
 from nimburion.testing.contract.consuming.tokens import Tokens
 from nimburion.testing.contract.consuming.waiting import Waiting
+from nimburion.testing.contract.fairness_scenario import FairnessScenario
 from nimburion.testing.contract.handles import Handles
 from nimburion.testing.contract.harness import Harness
 from nimburion.testing.contract.inspecting.attempt_history import AttemptHistory
@@ -88,6 +95,10 @@ class BackendContract(
     DeclaringRates,
     KeyedLimits,
     KeyedRates,
+    Turns,
+    TurnsAndLimits,
+    Charges,
+    ReadingTurns,
     LimitChanges,
     Cancelling,
     Reporting,
@@ -119,6 +130,7 @@ class BackendContract(
     Racing,
     Traffic,
     LimitsScenario,
+    FairnessScenario,
     TransactionalEnqueues,
     TransactionalCompletions,
 ):

@@ -13,6 +13,10 @@ from nimburion.core.exchange import Lane
 from nimburion.core.timing.clock import Clock
 
 MICRO = 1_000_000
+TENANT_UNIT = 1 << 20
+"""A lane number plus this times the number of a tenant: jobs of the lane that wait for its turn."""
+_MAX_TENANTS = 10_000
+"""The most tenants whose numbers are cached."""
 
 Row = tuple[Any, ...]
 
@@ -34,6 +38,7 @@ class Database:
     __slots__ = (
         "_by_id",
         "_by_lane",
+        "_by_tenant",
         "_last_found",
         "_last_requested",
         "_latest_lane",
@@ -66,6 +71,7 @@ class Database:
         The next exchange then reads their sizes before it reads the payloads."""
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
+        self._by_tenant: dict[str, int] = {}
         self._latest_lane = 0
         self._last_requested: tuple[Lane, ...] | None = None
         self._last_found: dict[int, Lane] = {}
@@ -136,16 +142,35 @@ class Database:
         return self._last_found
 
     def get_lane(self, number: int) -> Lane:
-        """Return the lane with this number."""
+        """Return the lane with this number, which may contain that of a tenant."""
+        number %= TENANT_UNIT
         lane = self._by_id.get(number)
         if lane is None:
             self._read_lanes()
             lane = self._by_id[number]
         return lane
 
+    def find_or_add_tenant_lane(self, queue: str, name: str, tenant: str | None) -> int:
+        """Return the number of a lane with the number of a tenant; insert what does not exist."""
+        lane = self.get_or_add_lane(queue, name)
+        if tenant is None:
+            return lane
+        number = self._by_tenant.get(tenant)
+        if number is None:
+            row = self.fetch_one("find_tenant", tenant)
+            number = self.run("insert_tenant", tenant).lastrowid if row is None else row[0]
+            assert number is not None
+            if len(self._by_tenant) >= _MAX_TENANTS:
+                self._by_tenant.clear()
+            self._by_tenant[tenant] = number
+        return lane + TENANT_UNIT * number
+
     def clear_lane_cache(self) -> None:
-        """Clear the cache of lanes. Call it after a rollback, which may have removed a lane."""
+        """Clear the cache of lanes and tenants. Call it after a rollback, which may have removed
+        some.
+        """
         self._by_lane.clear()
+        self._by_tenant.clear()
         self._by_id.clear()
         self._latest_lane = 0
         self._last_requested = None

@@ -22,6 +22,17 @@ SELECT id, queue, name FROM lane;
 -- Result: id, or no row
 SELECT id FROM lane WHERE queue = ?1 AND name = ?2;
 
+-- name: find_tenant
+-- Find the number of a tenant.
+-- Inputs: ?1 tenant
+-- Result: number, or no row
+SELECT id FROM tenant WHERE name = ?1;
+
+-- name: insert_tenant
+-- Add a tenant.
+-- Inputs: ?1 tenant
+INSERT INTO tenant (name) VALUES (?1);
+
 -- name: insert_lane
 -- Create a lane.
 -- Inputs: ?1 queue, ?2 name

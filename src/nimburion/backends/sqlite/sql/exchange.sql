@@ -16,6 +16,7 @@
 --   the earliest due time in `scheduled`
 --   whether any unique key is held until its job is finished; whether any limit by key is declared or has
 --   changed, or any lease counts for one
+--   whether any lease was charged to a tenant
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
@@ -23,7 +24,8 @@ SELECT
     (SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit),
     (SELECT min(due) FROM scheduled),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
-    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
+    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit),
+    EXISTS (SELECT 1 FROM lease_charge)
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases
@@ -142,7 +144,8 @@ UPDATE session SET last_exchange = ?2, last_results = ?3 WHERE number = ?1;
 -- Result: JSON array of lanes
 SELECT json_group_array(value) FROM (
     SELECT value FROM json_each(?1)
-    WHERE EXISTS (SELECT 1 FROM ready WHERE lane = value) LIMIT ?2
+    WHERE EXISTS (SELECT 1 FROM ready WHERE lane = value) OR EXISTS (SELECT 1 FROM tenant_turn WHERE main_lane = value)
+    LIMIT ?2
 );
 
 -- name: get_deliveries

@@ -1,7 +1,8 @@
 -- Limits by key: count leased jobs for their keys, park jobs whose key has no room, and return them to their lanes.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
--- of the file, and each call has its own savepoint. A job is in `ready` or in `parked`, never in both.
+-- of the file, and each call has its own savepoint. A job is in `ready` or in `parked`, never in both. `parked.lane` is without
+-- the tenant: among the jobs of a key there are no turns.
 -- An exchange reads and writes the keys of all its jobs in one statement each: JSON objects hold a value for each key or
 -- each job.
 
@@ -106,7 +107,7 @@ SELECT lane FROM found WHERE lane IS NOT NULL;
 -- Copy jobs of `ready` to `parked`.
 -- Inputs: ?1 limit name, ?2 JSON object: seq -> key
 INSERT INTO parked (limit_name, key, lane, rank, due, seq, has_failed)
-SELECT ?1, e.value, r.lane, r.rank, r.due, r.seq, r.has_failed FROM json_each(?2) AS e
+SELECT ?1, e.value, r.lane & 1048575, r.rank, r.due, r.seq, r.has_failed FROM json_each(?2) AS e
 CROSS JOIN job AS j ON j.seq = CAST(e.key AS INTEGER)
 CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq);
 
@@ -115,8 +116,8 @@ CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, 
 -- Inputs: ?1 limit name, ?2 key, ?3 lane, ?4 the maximum number of jobs
 -- Result: the number of rows
 INSERT INTO ready (lane, rank, due, seq, has_failed)
-SELECT lane, rank, due, seq, has_failed FROM parked
-WHERE limit_name = ?1 AND key = ?2 AND lane = ?3 ORDER BY rank, due, seq LIMIT ?4;
+SELECT j.lane, p.rank, p.due, p.seq, p.has_failed FROM parked AS p CROSS JOIN job AS j ON j.seq = p.seq
+WHERE p.limit_name = ?1 AND p.key = ?2 AND p.lane = ?3 ORDER BY p.rank, p.due, p.seq LIMIT ?4;
 
 -- name: delete_first_parked
 -- Delete the jobs that were copied to `ready` from `parked`.
@@ -149,7 +150,8 @@ ORDER BY key, lane, rank, due, seq LIMIT ?7;
 -- Copy parked jobs to `ready`.
 -- Inputs: ?1 JSON array of seqs
 INSERT INTO ready (lane, rank, due, seq, has_failed)
-SELECT p.lane, p.rank, p.due, p.seq, p.has_failed FROM json_each(?1) AS s CROSS JOIN parked AS p ON p.seq = s.value;
+SELECT j.lane, p.rank, p.due, p.seq, p.has_failed FROM json_each(?1) AS s CROSS JOIN parked AS p ON p.seq = s.value
+CROSS JOIN job AS j ON j.seq = p.seq;
 
 -- name: delete_seqs_from_parked
 -- Delete parked jobs.

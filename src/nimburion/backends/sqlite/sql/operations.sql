@@ -89,8 +89,8 @@ DELETE FROM progress WHERE seq IN (SELECT value FROM json_each(?1));
 -- Inputs: ?1 JSON array of seqs
 UPDATE finished_count SET number = finished_count.number - deleted.number
 FROM (
-    SELECT j.lane, j.state, count(*) AS number FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value
-    WHERE j.state > 0 GROUP BY j.lane, j.state
+    SELECT j.lane & 1048575 AS lane, j.state, count(*) AS number FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value
+    WHERE j.state > 0 GROUP BY j.lane & 1048575, j.state
 ) AS deleted
 WHERE finished_count.lane = deleted.lane AND finished_count.state = deleted.state;
 

@@ -105,8 +105,8 @@ SELECT count(*) > ?1 FROM (
 SELECT json_group_array(seq) FROM (
     SELECT j.seq FROM json_each(?1) AS x CROSS JOIN job_record AS j ON j.seq = x.value
     WHERE (?5 IS NULL OR j.id IN (SELECT value FROM json_each(?5)))
-    AND (?6 IS NULL OR j.lane IN (SELECT id FROM lane WHERE queue = ?6))
-    AND (?7 IS NULL OR j.lane IN (SELECT id FROM lane WHERE name = ?7))
+    AND (?6 IS NULL OR j.lane & 1048575 IN (SELECT id FROM lane WHERE queue = ?6))
+    AND (?7 IS NULL OR j.lane & 1048575 IN (SELECT id FROM lane WHERE name = ?7))
     AND (?8 IS NULL OR j.reason = ?8)
     AND (?9 IS NULL OR j.created_at >= ?9)
     AND (?10 IS NULL OR j.created_at < ?10)
@@ -157,7 +157,7 @@ SELECT name, job, session, coalesce(host, ''), leased_at FROM (
         c.name, j.id AS job, s.id AS session, json_extract(s.description, '$.host') AS host, l.leased_at,
         row_number() OVER (PARTITION BY c.name ORDER BY l.leased_at, j.id) AS position
     FROM lease AS l
-    CROSS JOIN lane ON lane.id = l.lane
+    CROSS JOIN lane ON lane.id = l.lane & 1048575
     CROSS JOIN concurrency_limit AS c ON c.name = lane.name
     CROSS JOIN job AS j ON j.seq = l.seq
     CROSS JOIN session AS s ON s.number = l.session
@@ -178,22 +178,22 @@ WITH
 served AS (SELECT id FROM lane WHERE ?1 IS NULL OR queue = ?1),
 waiting AS (
     SELECT has_failed, 1 AS ready, count(*) AS many FROM ready
-    WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed
+    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY has_failed
     UNION ALL
     SELECT has_failed, 1, count(*) FROM parked
-    WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed
+    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY has_failed
     UNION ALL
     SELECT has_failed, due <= ?2, count(*) FROM scheduled
-    WHERE ?1 IS NULL OR lane IN served GROUP BY has_failed, due <= ?2
+    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY has_failed, due <= ?2
 ),
 finished AS (
     SELECT state, sum(number) AS many FROM finished_count
-    WHERE ?1 IS NULL OR lane IN served GROUP BY state
+    WHERE ?1 IS NULL OR lane & 1048575 IN served GROUP BY state
 )
 SELECT
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 0 AND ready),
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 0 AND NOT ready),
-    (SELECT count(*) FROM lease WHERE ?1 IS NULL OR lane IN served),
+    (SELECT count(*) FROM lease WHERE ?1 IS NULL OR lane & 1048575 IN served),
     (SELECT coalesce(sum(many), 0) FROM waiting WHERE has_failed = 1),
     coalesce((SELECT many FROM finished WHERE state = 1), 0),
     coalesce((SELECT many FROM finished WHERE state = 2), 0),
@@ -225,8 +225,23 @@ counted AS MATERIALIZED (
         )) AS oldest
     FROM served CROSS JOIN share
 ),
+turns AS MATERIALIZED (
+    SELECT id FROM lane WHERE EXISTS (SELECT 1 FROM tenant_turn WHERE main_lane = lane.id)
+),
+counted_turns AS MATERIALIZED (
+    SELECT
+        turns.id AS lane, max(1, ?2 / (SELECT count(*) FROM turns)) AS most,
+        (SELECT count(*) FROM (
+            SELECT 1 FROM tenant_turn AS t CROSS JOIN ready AS r ON r.lane = t.lane AND r.rank = t.rank
+            WHERE t.main_lane = turns.id LIMIT max(1, ?2 / (SELECT count(*) FROM turns))
+        )) AS size,
+        (SELECT min(due) FROM (SELECT due FROM tenant_turn WHERE main_lane = turns.id LIMIT ?2)) AS oldest
+    FROM turns
+),
 unfinished AS (
     SELECT lane, size, 0 AS later, 0 AS running, oldest, size < most AS complete FROM counted
+    UNION ALL
+    SELECT lane, size, 0, 0, oldest, size < most FROM counted_turns
     UNION ALL
     SELECT lane, count(*), 0, 0, min(due), 1 FROM (SELECT lane, due FROM parked LIMIT ?2) GROUP BY lane
     UNION ALL
@@ -241,7 +256,7 @@ whole (size, later) AS MATERIALIZED (
 )
 SELECT lane.queue, lane.name, unfinished.size, unfinished.later, running, oldest, complete AND whole.size, whole.later,
     NULL, NULL, NULL, NULL
-FROM unfinished CROSS JOIN whole JOIN lane ON lane.id = unfinished.lane
+FROM unfinished CROSS JOIN whole JOIN lane ON lane.id = unfinished.lane & 1048575
 UNION ALL
 SELECT queue, NULL, 0, 0, 0, NULL, 1, whole.later, paused_by, reason, since, until FROM paused_queue CROSS JOIN whole
 WHERE until IS NULL OR until > ?1;

@@ -21,7 +21,7 @@ INSERT INTO session (id, description, ttl, expires_at, boot_id, opened_at) VALUE
 -- Set the concurrency limit of a job name. The `in_use` of a new limit is the number of leased jobs of that name.
 -- Inputs: ?1 name, ?2 limit
 INSERT INTO concurrency_limit (name, maximum, in_use) VALUES (
-    ?1, ?2, (SELECT count(*) FROM lease WHERE lane IN (SELECT id FROM lane WHERE name = ?1))
+    ?1, ?2, (SELECT count(*) FROM lease WHERE lane & 1048575 IN (SELECT id FROM lane WHERE name = ?1))
 )
 ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
 

@@ -10,8 +10,8 @@
 -- other in an index: counting them takes a third of the time of counting the leases that `complete_jobs` joins.
 -- Inputs: ?1 the time, ?2 1 or -1
 INSERT INTO finished_count (lane, state, number)
-SELECT lane, 1, ?2 * count(*) FROM job INDEXED BY job_finished
-WHERE state = 1 AND state > 0 AND finished_at = ?1 GROUP BY lane
+SELECT lane & 1048575, 1, ?2 * count(*) FROM job INDEXED BY job_finished
+WHERE state = 1 AND state > 0 AND finished_at = ?1 GROUP BY lane & 1048575
 ON CONFLICT (lane, state) DO UPDATE SET number = number + excluded.number;
 
 -- name: complete_jobs
@@ -45,7 +45,7 @@ UPDATE concurrency_limit SET in_use = max(0, in_use - freed.many)
 FROM (
     SELECT lane.name, count(*) AS many FROM json_each(?2) AS s
     CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = s.value AND l.fence = ?3 AND l.nonce = ?4
-    CROSS JOIN lane ON lane.id = l.lane
+    CROSS JOIN lane ON lane.id = l.lane & 1048575
     GROUP BY lane.name
 ) AS freed
 WHERE concurrency_limit.name = freed.name;
@@ -103,7 +103,7 @@ DELETE FROM lease WHERE session = ?1 AND seq = ?2;
 -- Release one place under the concurrency limit of the job name, if it has a limit.
 -- Inputs: ?1 lane
 -- Result: the number of rows
-UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT name FROM lane WHERE id = ?1);
+UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT name FROM lane WHERE id = ?1 & 1048575);
 
 -- name: finish_job
 -- Finish a job. A failed job keeps its payload.
@@ -131,7 +131,7 @@ WHERE seq = ?1;
 -- name: count_finished
 -- Change the count of finished jobs.
 -- Inputs: ?1 lane, ?2 state, ?3 number to add
-INSERT INTO finished_count (lane, state, number) VALUES (?1, ?2, ?3)
+INSERT INTO finished_count (lane, state, number) VALUES (?1 & 1048575, ?2, ?3)
 ON CONFLICT (lane, state) DO UPDATE SET number = number + excluded.number;
 
 -- name: requeue_job

@@ -212,4 +212,5 @@ def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Se
         limits=dict(registry.limits),
         rates=registry.rates,
         keyed_limits=registry.keyed_limits,
+        weights={tenant.name: tenant.weight for tenant in settings.tenants},
     )

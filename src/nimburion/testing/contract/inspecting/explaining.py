@@ -151,6 +151,18 @@ async def _have_busy_workers(harness: Harness) -> str:
     return "a"
 
 
+async def _wait_for_turn(harness: Harness) -> str:
+    """Other tenants have used less than its tenant, or earlier jobs of its tenant come first."""
+    worker = await harness.worker()
+    options = {tenant: JobOptions(tenant=tenant) for tenant in ("acme", "initech")}
+    jobs = [harness.job(job_id, options=options["acme"]) for job_id in ("first", "second", "a")]
+    await harness.enqueue(*jobs, harness.job("b", options=options["initech"]))
+    lease = (await worker.take_one()).lease
+    harness.clock.advance(5.0)
+    await worker.settle(Completed(lease))
+    return "a"
+
+
 async def _be_ready(harness: Harness) -> str:
     """It is due, and a worker with free slots can run it."""
     await harness.add("a")
@@ -178,6 +190,7 @@ SITUATIONS: list[tuple[CauseKind, Situation]] = [
     (CauseKind.NO_WORKER, _have_no_worker_of_name),
     (CauseKind.WORKERS_QUIET, _have_quiet_workers),
     (CauseKind.WORKERS_BUSY, _have_busy_workers),
+    (CauseKind.TENANT_TURN, _wait_for_turn),
     (CauseKind.READY, _be_ready),
 ]
 """Each situation with the cause that `why` must name first."""

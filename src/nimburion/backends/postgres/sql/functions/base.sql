@@ -5,7 +5,7 @@
 --
 -- All functions take locks in this order: a bulk operation; the advisory lock of the session; `limit_change`;
 -- the tables of limits and pauses; limits by
--- name; unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
+-- name; the turns of tenants (`tenants.sql`); unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
 --
 -- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.
 --   7041  TEXT is the id of a session. Serialises the calls that change its leases.
@@ -54,8 +54,9 @@ $$;
 
 -- name: get_or_create_lanes
 -- Return the numbers of lanes. Lanes that do not exist are created.
--- Inputs: arrays of the same length: queues, names and ranks
--- Result: the numbers in the same order
+-- Inputs: arrays of the same length: queues, names and ranks. A queue that is followed by a newline and a tenant means the
+--   lane of the jobs that wait for the turn of this tenant.
+-- Result: the numbers in the same order; those of lanes with a tenant are below 0
 -- Locks: waits for another transaction that is creating one of the lanes
 -- Atomic: lanes are never changed or deleted, so an existing lane needs no lock
 CREATE OR REPLACE FUNCTION {schema}.get_or_create_lanes_1(p_queues text[], p_names text[], p_ranks int2[]) RETURNS int4[]
@@ -68,15 +69,37 @@ BEGIN
         FROM unnest(p_queues, p_names, p_ranks) WITH ORDINALITY AS w (queue, name, rank, place)
         LEFT JOIN LATERAL (
             SELECT l.id FROM {schema}.lane l
-            WHERE l.queue = w.queue AND l.name = w.name AND l.rank = w.rank AND NOT l.is_late OFFSET 0
+            WHERE l.queue = split_part(w.queue, E'\n', 1) AND l.name = w.name
+                AND l.tenant = split_part(w.queue, E'\n', 2) AND l.rank = w.rank AND NOT l.is_late OFFSET 0
         ) l ON true;
         EXIT WHEN array_position(found_ids, NULL) IS NULL;
         INSERT INTO {schema}.lane (queue, name, rank)
-        SELECT DISTINCT * FROM unnest(p_queues, p_names, p_ranks) ORDER BY 1, 2, 3
+        SELECT DISTINCT * FROM unnest(p_queues, p_names, p_ranks) AS w (queue, name, rank)
+        WHERE strpos(w.queue, E'\n') = 0 ORDER BY 1, 2, 3
+        ON CONFLICT DO NOTHING;
+        INSERT INTO {schema}.lane (id, queue, name, rank, tenant) OVERRIDING SYSTEM VALUE
+        SELECT {schema}.make_tenant_lane_number_1(), w.queue, w.name, w.rank, w.tenant
+        FROM (
+            SELECT DISTINCT split_part(u.queue, E'\n', 1) AS queue, u.name, u.rank, split_part(u.queue, E'\n', 2) AS tenant
+            FROM unnest(p_queues, p_names, p_ranks) AS u (queue, name, rank)
+            WHERE strpos(u.queue, E'\n') > 0 ORDER BY 1, 2, 4, 3
+        ) w WHERE NOT EXISTS (
+            SELECT FROM {schema}.lane l
+            WHERE l.queue = w.queue AND l.name = w.name AND l.tenant = w.tenant AND l.rank = w.rank AND NOT l.is_late
+        )
         ON CONFLICT DO NOTHING;
     END LOOP;
     RETURN found_ids;
 END $$;
+
+-- name: make_tenant_lane_number
+-- Return a new number for a lane with a tenant.
+-- Result: a number below 0
+-- Atomic: it runs with the rights of the owner of the tables, because it uses a sequence
+CREATE OR REPLACE FUNCTION {schema}.make_tenant_lane_number_1() RETURNS int4
+LANGUAGE sql SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$
+    SELECT CAST(-nextval(CAST(pg_get_serial_sequence('{schema}.lane', 'id') AS regclass)) AS int4)
+$$;
 
 -- name: get_or_create_late_lane
 -- Return the late lane of a lane: it holds jobs that return with an earlier due time (see `lane` in the migration).
@@ -89,9 +112,12 @@ LANGUAGE plpgsql AS $$
 DECLARE
     late_id int4;
 BEGIN
+    IF p_lane < 0 THEN  -- a lane with a tenant is read without a low-water mark
+        RETURN p_lane;
+    END IF;
     LOOP
         SELECT b.id INTO late_id FROM {schema}.lane a JOIN {schema}.lane b
-            ON b.queue = a.queue AND b.name = a.name AND b.rank = a.rank AND b.is_late
+            ON b.queue = a.queue AND b.name = a.name AND b.tenant = a.tenant AND b.rank = a.rank AND b.is_late
         WHERE a.id = p_lane;
         EXIT WHEN FOUND;
         INSERT INTO {schema}.lane (queue, name, rank, is_late, main_lane)
@@ -170,7 +196,7 @@ BEGIN
         RETURN true;
     END IF;
     DELETE FROM {schema}.ready r USING {schema}.lane a, {schema}.lane b
-    WHERE a.id = p_lane AND b.queue = a.queue AND b.name = a.name AND b.rank = a.rank
+    WHERE a.id = p_lane AND b.queue = a.queue AND b.name = a.name AND b.tenant = a.tenant AND b.rank = a.rank
         AND r.lane = b.id AND r.due = p_due AND r.seq = p_seq;
     RETURN FOUND;
 END $$;

@@ -25,7 +25,8 @@ DECLARE
     new_seq int8;
 BEGIN
     SELECT l.id INTO at_lane FROM {schema}.lane l
-    WHERE l.queue = p_queue AND l.name = p_name AND l.rank = p_rank AND NOT l.is_late;
+    WHERE l.queue = split_part(p_queue, E'\n', 1) AND l.name = p_name AND l.tenant = split_part(p_queue, E'\n', 2)
+        AND l.rank = p_rank AND NOT l.is_late;
     IF at_lane IS NULL THEN
         RETURN false;
     END IF;
@@ -308,8 +309,8 @@ BEGIN
         PERFORM FROM {schema}.scheduled s WHERE s.due = holder.due AND s.seq = holder.seq FOR UPDATE;
         IF NOT FOUND THEN
             PERFORM FROM {schema}.ready r, {schema}.lane a, {schema}.lane b
-            WHERE a.id = holder.lane AND b.queue = a.queue AND b.name = a.name AND b.rank = a.rank
-                AND r.lane = b.id AND r.due = holder.due AND r.seq = holder.seq
+            WHERE a.id = holder.lane AND b.queue = a.queue AND b.name = a.name AND b.tenant = a.tenant
+                AND b.rank = a.rank AND r.lane = b.id AND r.due = holder.due AND r.seq = holder.seq
             FOR UPDATE OF r;
         END IF;
         IF NOT FOUND THEN
@@ -479,8 +480,9 @@ BEGIN
             CAST({schema}.decode_text_array_1(f -> 2) AS int2[]))
             AS w (queue, name, rank), generate_series(0, CASE WHEN f ->> 8 IS NULL THEN 0 ELSE 1 END) n
         WHERE NOT EXISTS (
-            SELECT FROM {schema}.lane l WHERE l.queue = w.queue AND l.name = w.name AND l.rank = w.rank
-                AND l.is_late = (n = 1)
+            SELECT FROM {schema}.lane l WHERE l.queue = split_part(w.queue, E'\n', 1) AND l.name = w.name
+                AND l.tenant = split_part(w.queue, E'\n', 2) AND l.rank = w.rank
+                AND (l.is_late = (n = 1) OR l.tenant <> '')
         )
     ) THEN
         codes := 'new lane';

@@ -98,6 +98,8 @@ DECLARE
     returned_index int4;
     planned record;
     queues_to_notify text[];
+    has_turns bool := false;
+    turn_lanes int4[];
     leased record;
     ids int4[];
     low_water_marks int8[];
@@ -125,6 +127,7 @@ BEGIN
         EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
         EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key)
             OR EXISTS (SELECT FROM {schema}.changed_limit) AS has_keys,
+        EXISTS (SELECT FROM {schema}.tenant_turn) OR EXISTS (SELECT FROM {schema}.lease_charge) AS has_tenants,
         EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS has_large_payloads, (
@@ -162,6 +165,10 @@ BEGIN
             now, session.number, changed_seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
     END IF;
 
+    IF session.has_tenants THEN
+        PERFORM {schema}.lock_floors_1(p_queues, session.number, p_seqs);
+    END IF;
+
     -- Step 4: settle and promote. A repeated exchange only releases what no longer fits in the reply.
     IF NOT is_new THEN
         codes := session.results;
@@ -169,6 +176,9 @@ BEGIN
         to_notify := {schema}.release_excess_1(now, session.number, p_number, p_max_bytes);
     ELSE
         IF p_seqs IS NOT NULL THEN
+            IF session.has_tenants THEN
+                PERFORM {schema}.settle_charges_1(now, session.number, p_seqs, p_kinds, p_fences, p_nonces);
+            END IF;
             settled := {schema}.apply_settlements_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces,
                 p_bodies, p_delays, p_texts, p_fractions, session.has_limits);
             codes := settled.codes;
@@ -184,7 +194,8 @@ BEGIN
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
         END IF;
-        IF NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes
+        has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
+        IF NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes AND NOT has_turns
             AND cardinality(p_queues) BETWEEN 1 AND 64
         THEN
             lane := {schema}.find_only_lane_1(p_queues, p_names);
@@ -235,8 +246,33 @@ BEGIN
                 SELECT * INTO main_lanes, ranks, queues, names
                 FROM {schema}.get_lanes_of_exchange_1(session.number, p_number);
             END IF;
-        ELSIF p_total > 0 AND array_remove(head_dues, NULL) <> '{}' THEN
-            IF session.has_keys THEN
+        ELSIF p_total > 0 AND (has_turns OR array_remove(head_dues, NULL) <> '{}') THEN
+            IF has_turns AND NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes
+                AND array_remove(p_caps, NULL) = '{}'
+            THEN
+                SELECT * INTO planned FROM {schema}.plan_plain_turns_1(
+                    p_total, now, p_ageing, coalesce(ids, '{}'), open_lanes.main_lanes, open_lanes.request_indexes,
+                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels
+                );
+                turn_lanes := planned.turn_lanes;
+                RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL);
+                IF turn_lanes IS NOT NULL THEN
+                    PERFORM {schema}.charge_turns_1(
+                        now, session.number, p_number, planned.seqs, planned.lanes, planned.starts, planned.charges);
+                END IF;
+            ELSIF has_turns THEN
+                SELECT * INTO planned FROM {schema}.plan_turns_1(
+                    p_total, now, session.number, p_number, p_nonce, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes,
+                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels,
+                    locked_names, p_caps, CASE WHEN check_sizes THEN p_max_bytes END
+                );
+                returned_index := planned.returned;
+                turn_lanes := planned.turn_lanes;
+                PERFORM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL);
+                RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
+            ELSIF session.has_keys THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
                     open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps
@@ -264,6 +300,11 @@ BEGIN
                 ranks := open_lanes.ranks;
                 queues := open_lanes.queues;
                 names := open_lanes.names;
+                IF turn_lanes IS NOT NULL THEN
+                    SELECT main_lanes || array_agg(a.id), ranks || array_agg(a.rank), queues || array_agg(a.queue),
+                        names || array_agg(a.name)
+                    INTO main_lanes, ranks, queues, names FROM {schema}.lane a WHERE a.id = ANY (turn_lanes);
+                END IF;
                 head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
                 IF session.has_limits THEN
                     PERFORM {schema}.take_limits_1(now, session.number, p_number);
@@ -282,6 +323,9 @@ BEGIN
             END IF;
         END IF;
         waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, session.has_limits, p_names);
+        IF has_turns OR NOT is_new THEN
+            waiting := {schema}.add_waiting_turns_1(now, waiting, p_queues, p_names);
+        END IF;
         IF returned_index IS NOT NULL AND returned_index <> ALL (coalesce(waiting, '{}')) THEN
             waiting := waiting || returned_index;
         END IF;
@@ -368,7 +412,7 @@ BEGIN
     SELECT count(*), min(l.id), min(coalesce(l.main_lane, l.id)), min(l.rank), bool_or(l.is_late), min(l.queue),
         min(l.name)
     INTO lane_count, id, main_lane, rank, is_late, queue, name
-    FROM {schema}.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names);
+    FROM {schema}.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names) AND l.tenant = '';
     IF lane_count = 1 THEN
         FOR i IN 1..cardinality(p_queues) LOOP
             IF p_queues[i] = queue AND p_names[i] = name THEN
@@ -473,7 +517,7 @@ BEGIN
                 ELSE coalesce(mark.low_water_mark, {schema}.get_lowest_time_1()) END AS low_water_mark
         FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
         CROSS JOIN LATERAL (
-            SELECT * FROM {schema}.lane l WHERE l.queue = requested.queue AND l.name = requested.name OFFSET 0
+            SELECT * FROM {schema}.lane l WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
         ) l
         CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) mark
         CROSS JOIN LATERAL (SELECT {schema}.count_available_1(p_now, requested.name) AS available) limits
@@ -790,6 +834,26 @@ BEGIN
         WHERE lane.due IS NOT NULL
             AND NOT (p_limited AND coalesce({schema}.count_available_1(p_now, p_names[lane.request_index]), 1) <= 0)
         ORDER BY lane.request_index
+    );
+END $$;
+
+-- name: add_waiting_turns
+-- Add the requested lanes with jobs that wait for the turn of their tenant and may be leased.
+-- Inputs: the time; indexes of other requested lanes (NULL: none); queues and names of the requested lanes
+-- Result: indexes of requested lanes in ascending order; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.add_waiting_turns_1(
+    p_now int8, p_waiting int4[], p_queues text[], p_names text[]
+) RETURNS int4[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT array_agg(CAST(w.place AS int4) ORDER BY w.place)
+        FROM unnest(p_queues, p_names) WITH ORDINALITY AS w (queue, name, place)
+        WHERE w.place = ANY (p_waiting) OR EXISTS (
+            SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name
+        ) AND NOT EXISTS (
+            SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
+        ) AND coalesce({schema}.count_available_1(p_now, w.name), 1) > 0
     );
 END $$;
 

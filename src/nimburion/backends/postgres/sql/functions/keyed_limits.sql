@@ -282,16 +282,17 @@ END $$;
 --                                  as from `list_job_keys_1`
 --   in_use, spent_until            the use of the key before the exchange
 --   is_last_key                    no row of the same job follows
+--   worst                          the key by which the merge ranks the job
 CREATE OR REPLACE FUNCTION {schema}.merge_keyed_lanes_1(
     p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
     p_low_water_marks int8[], p_chunks int4[], p_names text[], p_keyed bool[]
 ) RETURNS TABLE (
     place int8, lane_index int4, due int8, seq int8, is_end bool, limit_name text, key text, number int4, rows int4,
-    concurrency int4, unit_time int8, burst int8, cost int8, in_use int4, spent_until int8, is_last_key bool
+    concurrency int4, unit_time int8, burst int8, cost int8, in_use int4, spent_until int8, is_last_key bool, worst int8[]
 )
 LANGUAGE sql STABLE AS $$
     WITH candidate AS (
-        SELECT ranked.lane_index, ranked.due, ranked.seq, ranked.nth = ranked.chunk AS is_end,
+        SELECT ranked.lane_index, ranked.due, ranked.seq, ranked.nth = ranked.chunk AS is_end, ranked.worst,
             row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq) AS place
         FROM (
             SELECT candidate.*, max(ARRAY[
@@ -316,7 +317,7 @@ LANGUAGE sql STABLE AS $$
     SELECT c.place, c.lane_index, c.due, c.seq, c.is_end, k.limit_name, k.key,
         CAST(dense_rank() OVER (ORDER BY k.limit_name, k.key) AS int4), CAST(count(*) OVER () AS int4),
         k.concurrency, k.unit_time, k.burst, k.cost, coalesce(u.in_use, 0), coalesce(u.spent_until, 0),
-        lead(c.place) OVER (ORDER BY c.place, k.limit_name) IS DISTINCT FROM c.place
+        lead(c.place) OVER (ORDER BY c.place, k.limit_name) IS DISTINCT FROM c.place, c.worst
     FROM candidate c
     LEFT JOIN LATERAL {schema}.list_job_keys_1(
         p_names[p_request_indexes[c.lane_index]], CASE WHEN p_keyed[c.lane_index] THEN c.seq END

@@ -31,12 +31,15 @@ BEGIN
         SELECT a.name FROM {schema}.scheduled s JOIN {schema}.lane a ON a.id = s.lane WHERE s.due <= p_now
         UNION
         SELECT w.name FROM unnest(p_queues, p_names) AS w (queue, name)
-        JOIN {schema}.lane a ON a.queue = w.queue AND a.name = w.name
+        JOIN {schema}.lane a ON a.queue = w.queue AND a.name = w.name AND a.tenant = ''
         LEFT JOIN unnest(p_low_water_lanes, p_low_water_marks) AS f (lane, low_water_mark) ON f.lane = a.id
         WHERE EXISTS (
             SELECT FROM {schema}.ready r
             WHERE r.lane = a.id AND (r.due >= f.low_water_mark OR f.low_water_mark IS NULL OR a.is_late OR f.low_water_mark > p_now)
         )
+        UNION
+        SELECT w.name FROM unnest(p_queues, p_names) AS w (queue, name)
+        WHERE EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name)
         UNION
         SELECT k.job_name FROM (
             SELECT u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
@@ -67,6 +70,8 @@ BEGIN
     PERFORM FROM {schema}.concurrency_limit ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.keyed_limit ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    PERFORM {schema}.raise_shares_1();
     RETURN EXISTS (SELECT FROM {schema}.concurrency_limit);
 END $$;
 
@@ -159,16 +164,16 @@ BEGIN
         SELECT min(r.spent_until - (r.burst - LEAST(r.cost, r.burst)) * r.interval)
         FROM unnest(p_queues, p_names) AS w (queue, name)
         JOIN {schema}.rate_limit r ON r.name = w.name
-        JOIN {schema}.lane a ON a.queue = w.queue AND a.name = w.name
+        LEFT JOIN {schema}.lane a ON a.queue = w.queue AND a.name = w.name AND a.tenant = ''
         LEFT JOIN unnest(p_low_water_lanes, p_low_water_marks) AS f (lane, low_water_mark) ON f.lane = a.id
         WHERE {schema}.count_room_1(p_now, r.interval, r.burst, r.cost, r.spent_until) = 0
             AND NOT EXISTS (
                 SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
             )
-            AND EXISTS (
+            AND (EXISTS (
                 SELECT FROM {schema}.ready z WHERE z.lane = a.id
                     AND (z.due >= f.low_water_mark OR f.low_water_mark IS NULL OR a.is_late OR f.low_water_mark > p_now)
-            )
+            ) OR EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name))
     );
 END $$;
 

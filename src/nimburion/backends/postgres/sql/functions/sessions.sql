@@ -6,12 +6,14 @@
 -- name: open_session
 -- Open a session, and set the concurrency limits and the rate limits of its names. If the session exists, renew it.
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
---   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none); the limits by key, as for `set_keyed_limits_1`
+--   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none); the limits by key, as for `set_keyed_limits_1`; tenants, and for
+--   each its weight in hundredths
 -- Result: whether the session is alive; false: a session with this id has ended
 -- Locks: the advisory lock of the session; then as `declare_limits_1`
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
-    p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[], p_keyed jsonb
+    p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[], p_keyed jsonb,
+    p_tenants text[], p_units int4[]
 ) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -27,6 +29,9 @@ BEGIN
     INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, host, names, description)
     VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host, p_names, p_description);
     PERFORM {schema}.declare_limits_1(now, p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs, p_keyed);
+    IF cardinality(p_tenants) > 0 THEN
+        PERFORM {schema}.set_tenant_weights_1(p_tenants, p_units);
+    END IF;
     RETURN true;
 END $$;
 
@@ -237,7 +242,7 @@ BEGIN
 END $$;
 
 -- name: end_lease
--- Make the attempt state of a job whose lease ended without a settlement.
+-- Make the attempt state of a job whose lease ended without a settlement. Its tenant is charged nothing.
 -- Inputs: the time; the deleted lease; the history entry of a loss (NULL: no loss is counted)
 -- Result: the state, as a row of `attempt_state`
 CREATE OR REPLACE FUNCTION {schema}.end_lease_1(p_now int8, p_lease {schema}.lease,
@@ -251,6 +256,9 @@ BEGIN
         PERFORM {schema}.add_error_1(p_lease.seq, p_now, p_loss);
         attempts.lost := attempts.lost + 1;
         attempts.extra_flags := attempts.extra_flags | 1;
+    END IF;
+    IF p_lease.lane < 0 THEN
+        PERFORM {schema}.settle_charges_1(p_now, p_lease.session, ARRAY[p_lease.seq], NULL, NULL, NULL);
     END IF;
     RETURN attempts;
 END $$;

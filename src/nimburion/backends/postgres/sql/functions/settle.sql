@@ -472,6 +472,8 @@ BEGIN
     PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
         SELECT c.limit_name FROM {schema}.lease_key c WHERE c.session = session_number AND c.seq = p_seq
     )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    PERFORM {schema}.lock_floors_1('{}', session_number, ARRAY[p_seq]);
+    PERFORM {schema}.settle_charges_1(now, session_number, ARRAY[p_seq], NULL, ARRAY[p_fence], ARRAY[p_nonce]);
     SELECT * INTO outcome FROM {schema}.settle_one_1(
         now, session_number, 'c', p_seq, p_id, p_fence, p_nonce, NULL,
         CASE WHEN p_keep THEN 'keep' END, p_result, NULL);

@@ -12,7 +12,8 @@ CREATE TABLE {schema}.lane (
     rank int2 NOT NULL,                 -- 9 - priority
     is_late bool NOT NULL DEFAULT false,
     main_lane int4,                     -- for a late lane: the lane that it belongs to
-    UNIQUE (queue, name, rank, is_late)
+    tenant text COLLATE "C" NOT NULL DEFAULT '',    -- jobs that wait for the turn of this tenant; the number is below 0
+    UNIQUE (queue, name, tenant, rank, is_late)
 );
 
 -- The data of an unfinished or failed job: written once, and updated only if an enqueue replaces a waiting job.
@@ -335,6 +336,53 @@ CREATE TABLE {schema}.changed_limit (
     seq int8 NOT NULL DEFAULT 0,
     PRIMARY KEY (job_name, limit_name)
 );
+-- The share of a tenant among the tenants of a queue, at one job priority: see core/fairness.py.
+CREATE TABLE {schema}.tenant_share (
+    queue text COLLATE "C" NOT NULL,
+    rank int2 NOT NULL,
+    tenant text COLLATE "C" NOT NULL,
+    virtual_time int8 NOT NULL,
+    mean_run_time int8 NOT NULL,        -- 0: no job has ended yet
+    unmeasured int4 NOT NULL,           -- jobs that were reserved before
+    PRIMARY KEY (queue, rank, tenant)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+-- The virtual time at which the latest job was reserved. The rows are locked by who reserves and settles jobs of tenants.
+CREATE TABLE {schema}.tenant_floor (
+    queue text COLLATE "C" NOT NULL,
+    rank int2 NOT NULL,
+    floor int8 NOT NULL,
+    PRIMARY KEY (queue, rank)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+-- The weights of tenants, in hundredths. Others have 100.
+CREATE TABLE {schema}.tenant_weight (
+    tenant text COLLATE "C" PRIMARY KEY,
+    units int4 NOT NULL
+);
+-- The first job of each lane with a tenant that holds waiting jobs. Triggers of `ready` keep it.
+CREATE TABLE {schema}.tenant_turn (
+    lane int4 PRIMARY KEY,
+    queue text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    rank int2 NOT NULL,
+    tenant text COLLATE "C" NOT NULL,
+    virtual_time int8 NOT NULL,         -- as in `tenant_share`
+    due int8 NOT NULL,
+    seq int8 NOT NULL,
+    is_raised bool NOT NULL             -- the virtual time is the floor; the share still has less
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX tenant_turn_raised ON {schema}.tenant_turn (lane) WHERE is_raised;
+CREATE INDEX tenant_turn_order ON {schema}.tenant_turn (queue, rank, virtual_time, due, seq);
+CREATE INDEX tenant_turn_tenant ON {schema}.tenant_turn (queue, rank, tenant);
+-- What leased jobs were charged.
+CREATE TABLE {schema}.lease_charge (
+    session int4 NOT NULL,
+    seq int8 NOT NULL,
+    lane int4 NOT NULL,
+    charge int8 NOT NULL,
+    leased_at int8 NOT NULL,
+    PRIMARY KEY (session, seq)
+) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX lease_charge_lane ON {schema}.lease_charge (lane);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
     queue text COLLATE "C" PRIMARY KEY,

@@ -6,6 +6,7 @@
 --
 -- job               lane 4 | created 8 | due 8 | flags 1 | priority 1 | digest 16 | id 1 + n
 --                   | options 4 + n, with FLAG_OPTIONS
+--                   | tenant whose turn it needs 2 + n, with FLAG_TENANT (and FLAG_OPTIONS)
 --                   | unique key 2 + n | span 8 (all ones: until the job ends) | max wait 8 (all ones: none)
 --                   | states 1 + n (codes of the states in which it holds the key; none: each); all four with FLAG_UNIQUE_KEY
 --                   The head ends here. A job without FLAG_FINISHED continues with its payload.
@@ -18,10 +19,10 @@
 -- attempt_state     failures 4 | lost 2 | fence 4 | started 8 | due 8 | settled 20; of a waiting job that was leased before
 -- lease             session 4 | fence 4 | nonce 16 | number 8 | started 8 | cancel 1 ('1': cancel was requested)
 --                   | failures 4 | lost 2 | index in the reply 2 | member of ready 21
---                   | settled 20, only if the job was settled before, or keys follow
---                   | per key of a limit for which the lease counts: limit NUL key 2 + n
+--                   | settled 20, only if the job was settled before, or more follows: charge 8 (all ones: no tenant)
+--                   | tenant 2 + n, with a charge | per key of a limit for which the lease counts: limit NUL key 2 + n
 -- ready             lane 4 | rank 1 | due 8 | seq 8; the rank is 127 - priority. The byte order is the order of the lane.
--- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T)
+-- scheduled         due 8 | seq 8 | lane 4 | rank 1 | code 1 (S or T) | NUL and tenant, if it needs a turn
 -- session_leases    session 4 | seq 8
 -- expired_session   session 4 | status 1 (a expired with one lease or none, s with several, l left before it expired)
 -- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, e ended) | ended 8
@@ -42,8 +43,13 @@
 -- declared_limit    [maximum or false, interval or false, burst, cost, rate, limits by key (as in keyed_limit)] (MessagePack)
 -- limit_change      time 8 | change (JSON)
 -- limit_key         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
--- parked            limit | NUL | key | NUL | member of ready
--- parked_lane       member of ready | limit | NUL | key
+-- parked            limit | NUL | key | NUL | member of ready | NUL and tenant, if it needs a turn
+-- parked_lane       member of ready | limit | NUL | key | NUL and tenant, if it needs a turn
+-- tenant_job        lane 4 | rank 1 | tenant | NUL | due 8 | seq 8
+-- tenant_turn       lane 4 | rank 1 | virtual time 8 | due 8 | seq 8 | tenant
+-- tenant_share      virtual time 8 | mean run time 8 | jobs before the first mean 1 | leased jobs 4
+--                   | per lane with waiting jobs: lane 4, due 8, seq 8 of the first one
+-- tenant_floor      virtual time 8 | tenants with jobs 4 | tenants 4
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --
@@ -67,11 +73,20 @@ local byte, sub, band, unpack_struct, pack_struct = string.byte, string.sub, bit
 -- Offset of the cancel flag in a lease, and its values
 local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
 
+-- Size of a lease that has no more than a settled token
+local LEASE_MORE = 98
+
 -- Offsets of the lane number in a lease
 local LEASE_LANE, LEASE_LANE_END = 50, 53
 
 -- Offsets in a member of `ready`: its lane has 4 bytes.
 local READY_LANE_END, READY_RANK, READY_DUE, READY_SEQ, READY_END = 4, 5, 6, 14, 21
+
+-- Offset of the last byte of a member of `scheduled`, before a tenant
+local SCHEDULED_END = 22
+
+-- Offsets in a member of `tenant_turn`
+local TURN_RANK, TURN_TIME, TURN_PLACE, TURN_PLACE_END, TURN_TENANT = 5, 6, 14, 29, 30
 
 -- --- job ---
 
@@ -95,13 +110,31 @@ local function get_id(body)
   return sub(body, JOB_ID, JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH))
 end
 
--- Return the offset of the unique key (of its length), which follows the id and the options.
+-- Return the offset of the unique key (of its length), which follows the id, the options and the tenant.
 local function find_key_offset(body)
   local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
   if has_flag(body, FLAG_OPTIONS) then
     offset = offset + 4 + (unpack_struct('>I4', body, offset))
+    if has_flag(body, FLAG_TENANT) then
+      offset = offset + 2 + unpack_struct('>I2', body, offset)
+    end
   end
   return offset
+end
+
+-- Return the tenant whose turn a job needs, or nil.
+local function get_tenant(body)
+  if not has_flag(body, FLAG_TENANT) then
+    return nil
+  end
+  local offset = JOB_ID + byte(body, JOB_ID_LENGTH)
+  offset = offset + 4 + (unpack_struct('>I4', body, offset))
+  return sub(body, offset + 2, offset + 1 + unpack_struct('>I2', body, offset))
+end
+
+-- Return what follows a member of a sorted set if its job needs the turn of a tenant.
+local function get_tenant_suffix(tenant)
+  return tenant and '\0' .. tenant or ''
 end
 
 -- Return the offset of the last byte of the head: what follows it changes when the job finishes.
@@ -162,7 +195,8 @@ end
 -- --- lease and attempt state ---
 
 -- Return the fields of a lease, in `lease` or in a new table. A new table costs 1 us, so a loop over many leases reuses one.
--- `settled` is the token of an earlier settlement, or zeros; `keys` are packed names of keys, or nil.
+-- `settled` is the token of an earlier settlement, or zeros; `keys` are packed names of keys,
+-- `charge` and `tenant` those of a job that had its turn, or nil.
 local function read_lease(record, lease)
   lease = lease or {}
   local session4, fence4, nonce, number8, started8, cancel, counts, index, lane4, rank, due8, _, rest
@@ -170,11 +204,16 @@ local function read_lease(record, lease)
   lease.session4, lease.fence4, lease.nonce, lease.number8, lease.started8 = session4, fence4, nonce, number8, started8
   lease.is_cancel_requested, lease.counts, lease.index = cancel == CANCEL_REQUESTED, counts, index
   lease.lane4, lease.rank, lease.due8 = lane4, rank, due8
-  lease.settled, lease.keys = NO_TOKEN, nil
+  lease.settled, lease.keys, lease.charge, lease.tenant = NO_TOKEN, nil, nil, nil
   if rest < #record then
     lease.settled = sub(record, rest, rest + 19)
     if rest + 20 < #record then
-      lease.keys = sub(record, rest + 20)
+      rest = rest + 28
+      if sub(record, rest - 8, rest - 1) ~= NEVER then
+        lease.charge = unpack_struct('>I8', record, rest - 8)
+        lease.tenant, rest = unpack_struct('>I2c0', record, rest)
+      end
+      lease.keys = rest <= #record and sub(record, rest) or nil
     end
   end
   return lease
@@ -228,9 +267,10 @@ local function read_ready(member)
   return unpack_struct('>c4c1c8c8', member)
 end
 
--- Return due8, field, lane4, rank and code of a member of `scheduled`.
+-- Return due8, field, lane4, rank and code of a member of `scheduled`, and its tenant, or nil.
 local function read_scheduled(member)
-  return unpack_struct('>c8c8c4c1c1', member)
+  local due8, field, lane4, rank, code = unpack_struct('>c8c8c4c1c1', member)
+  return due8, field, lane4, rank, code, #member > SCHEDULED_END and sub(member, SCHEDULED_END + 2) or nil
 end
 
 -- Return the end of the range of members that begin with these 4 bytes, for ZRANGEBYLEX.

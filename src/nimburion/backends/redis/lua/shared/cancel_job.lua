@@ -26,16 +26,18 @@ local function cancel_job(field, body)
     attempts = { due8 = get_due(body), started8 = NO_TIME, counts = NO_COUNTS, fence4 = NO_FENCE, settled = NO_TOKEN }
   end
   local lane, rank, failed = get_lane(get_lane_number(body)), get_rank(body), has_failures(attempts.counts)
-  local member, code = lane.number .. rank .. attempts.due8 .. field, failed and RETRYING or PENDING
+  local tenant, member, code = get_tenant(body), lane.number .. rank .. attempts.due8 .. field, failed and RETRYING or PENDING
   if drop_parked(member) then
     code = failed and RETRYING or PENDING
   elseif redis.call('ZSCORE', ready_key, member) then
     push(writes.drop_ready, member)
     pass_turns(body, lane)
+  elseif tenant and drop_turn(lane, rank, attempts.due8, field, tenant) then
+    pass_turns(body, lane)
   else
     pass_turns(body, lane)
     code = failed and RETRY_SCHEDULED or SCHEDULED
-    push(writes.drop_scheduled, attempts.due8 .. field .. lane.number .. rank .. code)
+    push(writes.drop_scheduled, attempts.due8 .. field .. lane.number .. rank .. code .. get_tenant_suffix(tenant))
   end
   lane[code] = lane[code] - 1
   finish_job(field, body, lane, CANCELLED, attempts)

@@ -138,7 +138,7 @@ local function prepare_position(position, numbers)
   local lane4 = numbers[lane_index]
   local is_ready = decode_time(due8, 1) <= now
   return {
-    front = lane4 .. now8 .. due8, lane = get_lane(lane4), is_ready = is_ready, due8 = due8,
+    front = lane4 .. now8 .. due8, lane = get_lane(lane4), is_ready = is_ready, due8 = due8, rank = rank,
     before_seq = is_ready and lane4 .. rank .. due8 or nil, after_seq = not is_ready and lane4 .. rank .. SCHEDULED or nil,
   }
 end
@@ -200,6 +200,7 @@ local function enqueue_jobs(names, positions, first)
     new_jobs = read_new_jobs(positions, first, #codes)
     apply_replacements(replacements, new_jobs, numbers)
     if created == 0 then
+      write_turns()
       return codes, holders
     end
   end
@@ -228,11 +229,16 @@ local function enqueue_jobs(names, positions, first)
       local field = pack_struct('>I8', seq)
       push_pair(jobs, field, common.front .. new_body)
       push_pair(ids, get_new_id(new_body), shorten_field(field))
+      local tenant = band(flags, FLAG_TENANT) ~= 0 and get_tenant(jobs[#jobs]) or nil
       if common.is_ready then
-        push_pair(ready, 0, common.before_seq .. field)
+        if tenant then
+          add_turn(lane, common.rank, common.due8, field, tenant)
+        else
+          push_pair(ready, 0, common.before_seq .. field)
+        end
         lane[PENDING] = lane[PENDING] + 1
       else
-        push_pair(scheduled, 0, common.due8 .. field .. common.after_seq)
+        push_pair(scheduled, 0, common.due8 .. field .. common.after_seq .. get_tenant_suffix(tenant))
         lane[SCHEDULED] = lane[SCHEDULED] + 1
       end
       if payload then
@@ -251,5 +257,6 @@ local function enqueue_jobs(names, positions, first)
   if #scheduled > 0 then
     redis.call('ZADD', scheduled_key, unpack(scheduled))
   end
+  write_turns()
   return codes, holders
 end

@@ -1,7 +1,7 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
 -- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job
 -- Provides: for reserve: has_keyed_limits(), get_keyed_limits(job name), list_job_keys(job name, body), find_full_key(keys),
---   park(member, keys, full) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
+--   park(member, keys, full, group of a tenant or nil) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, job name, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
 --   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
@@ -173,12 +173,26 @@ local function write_parked()
   to_park = { ready = {}, parked = {}, parked_lane = {} }
 end
 
--- Return a job that is parked for a key to its lane; write_returned writes it.
-local function collect_returned(name, member)
-  push(to_return.parked, name .. '\0' .. member)
-  push(to_return.parked_lane, member .. name)
-  push_pair(to_return.ready, 0, member)
-  mark_queue(get_lane(sub(member, 1, READY_LANE_END)).queue)
+-- Return a job that is parked for a key to its lane; write_returned and write_turns write it. `waiting` is a member of `ready`, and
+-- the tenant if it needs a turn.
+local function collect_returned(name, waiting)
+  local member, suffix = sub(waiting, 1, READY_END), sub(waiting, READY_END + 1)
+  local lane = get_lane(sub(member, 1, READY_LANE_END))
+  push(to_return.parked, name .. '\0' .. waiting)
+  push(to_return.parked_lane, member .. name .. suffix)
+  if suffix == '' then
+    push_pair(to_return.ready, 0, member)
+  else
+    local _, rank, due8, field = read_ready(member)
+    add_turn(lane, rank, due8, field, sub(suffix, 2))
+  end
+  mark_queue(lane.queue)
+end
+
+-- Split the end of a member of `parked_lane` into the name of the key, and what the tenant adds.
+local function split_parked(rest)
+  local name = string.match(rest, '^%Z*%z%Z*')
+  return name, sub(rest, #name + 1)
 end
 
 local function write_returned()
@@ -240,7 +254,8 @@ local function unpark_changed()
   for _, lane4 in ipairs(redis.call('HKEYS', changed_lane_key)) do
     local members = left > 0 and redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, left) or {}
     for _, parked in ipairs(members) do
-      collect_returned(sub(parked, READY_END + 1), sub(parked, 1, READY_END))
+      local name, suffix = split_parked(sub(parked, READY_END + 1))
+      collect_returned(name, sub(parked, 1, READY_END) .. suffix)
     end
     left = left - #members
     if left > 0 then
@@ -258,11 +273,17 @@ local function get_next_key_opening()
   return tonumber(first[2])
 end
 
--- Park a member of `ready`; write_parked writes it. Its turn at its other keys passes on; return whether any job returned to the lane.
-local function park(member, keys, full)
-  push(to_park.ready, member)
-  push_pair(to_park.parked, 0, full[KEY_NAME] .. '\0' .. member)
-  push_pair(to_park.parked_lane, 0, member .. full[KEY_NAME])
+-- Park a member of `ready`, or the first job of a tenant's group; write_parked writes it. Its turn at its other keys passes on; return whether any job returned to the lane.
+local function park(member, keys, full, group)
+  local suffix = group and get_tenant_suffix(group[GROUP_SHARE][SHARE_TENANT]) or ''
+  if group then
+    push(turns.dropped, group[GROUP_BEFORE_PLACE] .. group[GROUP_PLACE])
+    move_group(group)
+  else
+    push(to_park.ready, member)
+  end
+  push_pair(to_park.parked, 0, full[KEY_NAME] .. '\0' .. member .. suffix)
+  push_pair(to_park.parked_lane, 0, member .. full[KEY_NAME] .. suffix)
   get_use(full[KEY_NAME])[HAS_PARKED], any_parked = true, true
   local returned = 0
   for _, key in ipairs(keys) do
@@ -273,21 +294,25 @@ local function park(member, keys, full)
   return returned > 0
 end
 
--- Return the key for which a member of `ready` is parked, or nil.
+-- Return the key for which a member of `ready` is parked, or nil, and what the tenant adds.
 local function find_parked(member)
   local found = redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. member, '[' .. member .. '\255', 'LIMIT', 0, 1)[1]
-  return found and sub(found, #member + 1)
+  if found then
+    return split_parked(sub(found, #member + 1))
+  end
 end
 
 -- Delete a parked member of `ready`; return whether it was parked.
 local function drop_parked(member)
-  local name = redis.call('ZCARD', parked_lane_key) > 0 and find_parked(member)
-  if not name then
+  if redis.call('ZCARD', parked_lane_key) == 0 then
     return false
   end
-  redis.call('ZREM', parked_key, name .. '\0' .. member)
-  redis.call('ZREM', parked_lane_key, member .. name)
-  return true
+  local name, suffix = find_parked(member)
+  if name then
+    redis.call('ZREM', parked_key, name .. '\0' .. member .. suffix)
+    redis.call('ZREM', parked_lane_key, member .. name .. suffix)
+  end
+  return name ~= nil
 end
 
 -- Let jobs that are parked for the keys of a cancelled job have its turn.

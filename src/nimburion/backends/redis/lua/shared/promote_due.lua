@@ -1,4 +1,4 @@
--- Shared part of exchange and promote: moves due jobs from `scheduled` to `ready`.
+-- Shared part of exchange and promote: moves due jobs from `scheduled` to `ready`, or to the turns of their tenants.
 -- Keys: scheduled ready
 -- Provides: promote_due(most) -> number of jobs moved, earliest due time first; get_next_due() -> due time 8, or ''
 -- A member of `scheduled` holds all that the member of `ready` needs, so the job itself is not read.
@@ -9,14 +9,18 @@ local function promote_due(most)
     return 0
   end
   local ready = {}
-  for i, member in ipairs(members) do
-    local due8, field, lane4, rank, code = read_scheduled(member)
-    ready[2 * i - 1], ready[2 * i] = 0, lane4 .. rank .. due8 .. field
+  for _, member in ipairs(members) do
+    local due8, field, lane4, rank, code, tenant = read_scheduled(member)
     local lane, ready_code = get_lane(lane4), code == RETRY_SCHEDULED and RETRYING or PENDING
+    if tenant then
+      add_turn(lane, rank, due8, field, tenant)
+    else
+      push_pair(ready, 0, lane4 .. rank .. due8 .. field)
+    end
     lane[code], lane[ready_code] = lane[code] - 1, lane[ready_code] + 1
   end
   redis.call('ZREM', scheduled_key, unpack(members))
-  redis.call('ZADD', ready_key, unpack(ready))
+  call_in_batches('ZADD', ready_key, ready)
   return #members
 end
 

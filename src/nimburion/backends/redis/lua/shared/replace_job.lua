@@ -6,7 +6,7 @@
 --   replace_job(id, new_body, payload, lane, rank, due8): `payload` is a large payload or nil; lane, rank and due time are
 --   those of the new job. A job that has failed keeps its due time, if that is later.
 --   put_replacement(new_body, id): a repeat of the enqueue of `new_body` is recognised for a time
--- Atomic: the caller has decided that the job waits, and that nothing refuses the call.
+-- Atomic: the caller has decided that the job waits, and that nothing refuses the call. It then calls write_turns().
 -- Cost: O(log n) for n waiting jobs.
 local REPEAT_WINDOW = 600000000
 
@@ -27,27 +27,31 @@ end
 
 -- Remove a waiting job from its place.
 local function remove_waiting(field, body, lane, rank, due8, failed)
-  local code, member = failed and RETRYING or PENDING, lane.number .. rank .. due8 .. field
+  local code, member, tenant = failed and RETRYING or PENDING, lane.number .. rank .. due8 .. field, get_tenant(body)
   if drop_parked(member) then
     lane[code] = lane[code] - 1
     return
   end
   pass_turns(body, lane)
-  if redis.call('ZREM', ready_key, member) == 0 then
+  if redis.call('ZREM', ready_key, member) == 0 and not (tenant and drop_turn(lane, rank, due8, field, tenant)) then
     code = failed and RETRY_SCHEDULED or SCHEDULED
-    redis.call('ZREM', scheduled_key, due8 .. field .. lane.number .. rank .. code)
+    redis.call('ZREM', scheduled_key, due8 .. field .. lane.number .. rank .. code .. get_tenant_suffix(tenant))
   end
   lane[code] = lane[code] - 1
 end
 
-local function place_waiting(field, lane, rank, due8, failed)
+local function place_waiting(field, lane, rank, due8, failed, tenant)
   local code
   if decode_time(due8, 1) <= now then
     code = failed and RETRYING or PENDING
-    redis.call('ZADD', ready_key, 0, lane.number .. rank .. due8 .. field)
+    if tenant then
+      add_turn(lane, rank, due8, field, tenant)
+    else
+      redis.call('ZADD', ready_key, 0, lane.number .. rank .. due8 .. field)
+    end
   else
     code = failed and RETRY_SCHEDULED or SCHEDULED
-    redis.call('ZADD', scheduled_key, 0, due8 .. field .. lane.number .. rank .. code)
+    redis.call('ZADD', scheduled_key, 0, due8 .. field .. lane.number .. rank .. code .. get_tenant_suffix(tenant))
   end
   lane[code] = lane[code] + 1
 end
@@ -82,7 +86,7 @@ local function replace_job(id, new_body, payload, lane, rank, due8)
   if attempts then
     redis.call('HSET', attempt_state_key, field, make_attempt_state(attempts, due8))
   end
-  place_waiting(field, lane, rank, due8, failed)
+  place_waiting(field, lane, rank, due8, failed, get_tenant(merged))
   mark_queue(lane.queue)
   take_key(merged, lane.name)
 end

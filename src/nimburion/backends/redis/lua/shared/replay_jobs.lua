@@ -27,7 +27,7 @@ local function replay_job(field, body)
   attempts.counts = NO_COUNTS
   push_pair(writes.put_state, field, make_attempt_state(attempts, now8))
   lane[FAILED] = lane[FAILED] - 1
-  add_waiting(field, lane, get_rank(body), now8, false)
+  add_waiting(field, lane, get_rank(body), now8, false, get_tenant(body))
   mark_queue(lane.queue)
   push(replayed_fields, field)
   return true

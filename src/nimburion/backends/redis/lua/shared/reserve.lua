@@ -134,25 +134,6 @@ local function is_before(lane, other)
   return lane.seq < other.seq
 end
 
-local function sift_down(heap, at, count)
-  local lane = heap[at]
-  while true do
-    local child = 2 * at
-    if child > count then
-      break
-    end
-    if child < count and is_before(heap[child + 1], heap[child]) then
-      child = child + 1
-    end
-    if not is_before(heap[child], lane) then
-      break
-    end
-    heap[at] = heap[child]
-    at = child
-  end
-  heap[at] = lane
-end
-
 -- Choose from a single lane: take its first members.
 local function choose_from_lane(lane, capacity)
   if capacity <= 0 then
@@ -168,12 +149,12 @@ local function choose_from_lane(lane, capacity)
   return chosen
 end
 
--- Read the next `most` jobs of a lane from its current member on, and what is in use of their keys, with two commands.
+-- Read jobs of a lane, and what is in use of their keys, with two commands. `members` of `ready`: at most `most`, from `first` on.
 local known_bodies, known_keys = {}, {}
 
-local function read_candidates(lane, most)
-  local fields, names, members = {}, {}, lane.members
-  for i = lane.at, math.min(lane.at + most - 1, #members) do
+local function read_candidates(lane, members, first, most)
+  local fields, names = {}, {}
+  for i = first, math.min(first + most - 1, #members) do
     push(fields, sub(members[i], READY_SEQ))
   end
   local bodies = get_in_batches(job_key, fields)
@@ -188,17 +169,25 @@ local function read_candidates(lane, most)
 end
 
 -- Count a job for its keys, or park it if one of them has no room and return false.
-local chosen_keys, parked_count, has_returned = {}, 0, false
+-- `group` is that of the tenant whose turn is next, or nil.
+local chosen_keys, chosen_turns, parked_count, has_returned = {}, {}, 0, false
 
-local function admit(member, lane, missing)
+local function admit(member, lane, missing, group)
   local field = sub(member, READY_SEQ)
   if not known_keys[field] then
-    read_candidates(lane, math.max(missing, MIN_CANDIDATES))
+    local members, first = lane.members, lane.at
+    if group then
+      members, first = { member }, 1
+      for i = 1, math.min(#lane.turns, missing) do
+        push(members, lane.number .. '.' .. (lane.turns[i][GROUP_PLACE] or group[GROUP_PLACE]))
+      end
+    end
+    read_candidates(lane, members, first, math.max(missing, MIN_CANDIDATES))
   end
   local keys = known_keys[field]
   local full = find_full_key(keys)
   if full then
-    has_returned, parked_count = park(member, keys, full), parked_count + 1
+    has_returned, parked_count = park(member, keys, full, group), parked_count + 1
     return false
   end
   if #keys > 0 then
@@ -232,8 +221,72 @@ local function choose_from_keyed_lane(lane, capacity)
   return chosen
 end
 
+-- --- the turns of tenants: those of all lanes of a queue are together one more lane ---
+
+-- Find the group whose turn is next in a queue, and set the sort keys of its lane. Return false if there is none.
+local function rank_turns(turn_lane, ageing, capacities, missing)
+  turn_lane.group = nil
+  for _, lane in ipairs(turn_lane.lanes) do
+    local capacity = capacities[lane.name]
+    local group = not (capacity and capacity <= 0) and peek_turn(lane, missing)
+    if group and (not turn_lane.group or is_turn_before(group, turn_lane.group)) then
+      turn_lane.group, turn_lane.source = group, lane
+    end
+  end
+  local group = turn_lane.group
+  if not group then
+    return false
+  end
+  turn_lane.level = turn_lane.priority
+  if ageing > 0 and now > group[GROUP_KEY_DUE] then
+    turn_lane.level = turn_lane.level + math.floor((now - group[GROUP_KEY_DUE]) / ageing)
+  end
+  turn_lane.rank, turn_lane.due, turn_lane.seq = group[GROUP_KEY_RANK], group[GROUP_KEY_DUE], group[GROUP_KEY_SEQ]
+  return true
+end
+
+-- Return one more lane for each queue whose tenants may have waiting jobs.
+local function make_turn_lanes(lanes)
+  local found, by_queue = {}, {}
+  if not next(turns.shares) and redis.call('ZCARD', tenant_turn_key) == 0 then
+    return found
+  end
+  for _, lane in ipairs(lanes) do
+    local turn_lane = by_queue[lane.queue]
+    if not turn_lane then
+      turn_lane = { queue = lane.queue, priority = lane.priority, lanes = {} }
+      by_queue[lane.queue] = turn_lane
+      push(found, turn_lane)
+    end
+    push(turn_lane.lanes, lane)
+  end
+  return found
+end
+
+-- Reserve the job whose turn is next, or park it and return nil.
+local function take_turn(turn_lane, missing)
+  local group, lane = turn_lane.group, turn_lane.source
+  local member = lane.number .. group[GROUP_SHARE][SHARE_CLASS].rank .. group[GROUP_PLACE]
+  if lane.is_keyed and not admit(member, lane, missing, group) then
+    return nil
+  end
+  chosen_turns[sub(member, READY_SEQ)] = charge_tenant(group)
+  return member
+end
+
+-- Reserve or park the first job of a lane. Return its member of `ready` if it is reserved.
+local function take_head(lane, missing)
+  if lane.lanes then
+    return take_turn(lane, missing)
+  end
+  local member = lane.members[lane.at]
+  local is_admitted = not lane.is_keyed or admit(member, lane, missing)
+  lane.at = lane.at + 1
+  return is_admitted and member or nil
+end
+
 -- Choose from several lanes: repeatedly take the best head. A heap holds the lanes, the one with the best head at its top.
-local function merge_lanes(lanes, total, ageing, caps, capacities)
+local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
   local heap, count, chosen = {}, 0, {}
   local share = math.min(total, math.floor(total / #lanes) + 2)
   for _, lane in ipairs(lanes) do
@@ -243,34 +296,44 @@ local function merge_lanes(lanes, total, ageing, caps, capacities)
       heap[count] = lane
     end
   end
+  for _, lane in ipairs(turn_lanes) do
+    if rank_turns(lane, ageing, capacities, total) then
+      count = count + 1
+      heap[count] = lane
+    end
+  end
   for at = math.floor(count / 2), 1, -1 do
-    sift_down(heap, at, count)
+    sift_down(heap, at, count, is_before)
   end
   while count > 0 and #chosen < total do
     local lane = heap[1]
     local cap, capacity = caps[lane.queue], capacities[lane.name]
     local more = false
     if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
-      local member, is_admitted = lane.members[lane.at], true
-      if lane.is_keyed then
-        is_admitted = admit(member, lane, total - #chosen)
-        cap, capacity = is_admitted and cap, is_admitted and capacity
+      local seq, missing = lane.seq, total - #chosen
+      if lane.lanes and not (rank_turns(lane, ageing, capacities, missing) and lane.seq == seq) then
+        more = lane.group ~= nil -- the name of the job has reached its limit meanwhile
+      else
+        local name = lane.lanes and lane.source.name or lane.name
+        local member = take_head(lane, missing)
+        if member then
+          chosen[#chosen + 1] = member
+          if cap then
+            caps[lane.queue] = cap - 1
+          end
+          if capacities[name] then
+            capacities[name] = capacities[name] - 1
+          end
+        elseif must_stop() then
+          lane.has_more = true
+          break
+        end
+        if lane.lanes then
+          more = #chosen < total and rank_turns(lane, ageing, capacities, total - #chosen)
+        else
+          more = rank_head(lane, ageing)
+        end
       end
-      if is_admitted then
-        chosen[#chosen + 1] = member
-      elseif must_stop() then
-        lane.at = lane.at + 1
-        lane.has_more = true
-        break
-      end
-      lane.at = lane.at + 1
-      if cap then
-        caps[lane.queue] = cap - 1
-      end
-      if capacity then
-        capacities[lane.name] = capacity - 1
-      end
-      more = rank_head(lane, ageing)
     end
     if not more then
       heap[1] = heap[count]
@@ -278,7 +341,7 @@ local function merge_lanes(lanes, total, ageing, caps, capacities)
       count = count - 1
     end
     if count > 1 then
-      sift_down(heap, 1, count)
+      sift_down(heap, 1, count, is_before)
     end
   end
   return chosen
@@ -292,7 +355,8 @@ local function choose_jobs(lanes, request)
   for queue, options in pairs(request.queues) do
     caps[queue] = options[QUEUE_LIMIT] or nil
   end
-  if #lanes == 1 then
+  local turn_lanes = total > 0 and make_turn_lanes(lanes) or {}
+  if #lanes == 1 and #turn_lanes == 0 then
     local lane = lanes[1]
     local capacity = math.max(0, math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total))
     local chosen = (lane.is_keyed and choose_from_keyed_lane or choose_from_lane)(lane, capacity)
@@ -308,20 +372,20 @@ local function choose_jobs(lanes, request)
     end
     return {}
   end
-  local chosen = merge_lanes(lanes, total, request.ageing, caps, lanes.capacities)
+  local chosen = merge_lanes(lanes, turn_lanes, total, request.ageing, caps, lanes.capacities)
   write_parked()
   return chosen
 end
 
 -- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
 local function find_waiting_lanes(lanes)
-  local found = lanes.changing
+  local found, any_turns = lanes.changing, redis.call('ZCARD', tenant_turn_key) > 0
   for _, lane in ipairs(lanes) do
     if #found >= MAX_WAITING_LANES then
       break
     end
     local open = not lane.is_limited or lanes.capacities[lane.name] > 0
-    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1)) then
+    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1) or any_turns and has_turns(lane.number)) then
       push(found, lane.place)
     end
   end
@@ -335,7 +399,7 @@ local function find_next_opening(rated)
     local number, rate = rated[i], get_rate(rated[i + 1])
     local opening = count_room(rate) == 0 and find_opening(rate)
     if opening and (not first or opening < first)
-      and #redis.call('ZRANGEBYLEX', ready_key, '[' .. number, range_end(number), 'LIMIT', 0, 1) > 0 then
+      and (#redis.call('ZRANGEBYLEX', ready_key, '[' .. number, range_end(number), 'LIMIT', 0, 1) > 0 or has_turns(number)) then
       first = opening
     end
   end
@@ -411,6 +475,10 @@ local function cut_reply(count, chosen, bodies, lanes)
     if keys then
       take_back(keys)
     end
+    local turn = chosen_turns[sub(chosen[i], READY_SEQ)]
+    if turn then
+      undo_charge(turn)
+    end
     chosen[i], bodies[i] = nil, nil
   end
 end
@@ -430,21 +498,29 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   -- The parts of a lease that are the same for all jobs: see record_format.lua.
   local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
-  local details, leases, members, dropped_states = {}, {}, {}, {}
+  local details, leases, members, dropped_states, ready = {}, {}, {}, {}, {}
   local is_rated = #lanes.rated > 0
   for i = 1, count do
     local member, field = chosen[i], fields[i]
     local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
-    local due8_and_seq8, keys = sub(member, READY_DUE), chosen_keys[field]
+    local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), chosen_keys[field], chosen_turns[field], ''
+    if turn then
+      local tenant = turn.group[GROUP_SHARE][SHARE_TENANT]
+      push(turns.dropped, turn.group[GROUP_BEFORE_PLACE] .. turn.place)
+      extras = pack_struct('>I8I2c0', turn.charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
+    else
+      push(ready, member)
+      extras = keys and NEVER .. pack_names(keys) or ''
+    end
     if states[i] then
       local attempts = read_attempt_state(states[i])
       local fence4, counts = pack_struct('>I4', unpack_struct('>I4', attempts.fence4) + 1), attempts.counts
-      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. (keys and pack_names(keys) or ''))
+      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. extras)
       details[i] = due8_and_seq8 .. fence4 .. counts
       push(dropped_states, field)
       code = has_failures(counts) and RETRYING or PENDING
     else
-      push_pair(leases, field, first_lease .. index2 .. member .. (keys and NO_TOKEN .. pack_names(keys) or ''))
+      push_pair(leases, field, extras == '' and first_lease .. index2 .. member or first_lease .. index2 .. member .. NO_TOKEN .. extras)
       details[i] = due8_and_seq8 .. first_counts
     end
     lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
@@ -454,7 +530,7 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
     end
     push_pair(members, 0, session4 .. field)
   end
-  call_in_batches('ZREM', ready_key, chosen)
+  call_in_batches('ZREM', ready_key, ready)
   call_in_batches('HSET', lease_key, leases)
   call_in_batches('ZADD', session_leases_key, members)
   call_in_batches('HDEL', attempt_state_key, dropped_states)

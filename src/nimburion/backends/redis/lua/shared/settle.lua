@@ -49,6 +49,7 @@ local function settle_all(session4, records, next_extra)
   end
   local leases = get_in_batches(lease_key, fields)
   local bodies = get_in_batches(job_key, fields)
+  read_charged(leases)
 
   local function take_extra()
     next_extra = next_extra + 1
@@ -106,7 +107,7 @@ local function settle_all(session4, records, next_extra)
     else
       codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
       local lane = get_lane(lease.lane4)
-      end_lease(field, lease, lane)
+      end_lease(field, lease, lane, kind ~= KIND_UNSTARTED and kind ~= KIND_SNOOZED_UNSTARTED)
       if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
         finish_job(field, body, lane, COMPLETED, lease)
         if first then

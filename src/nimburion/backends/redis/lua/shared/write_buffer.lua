@@ -1,7 +1,7 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
 -- Provides: end_lease, add_waiting, requeue, finish_job, and write_buffer(defers_uses), which performs all writes, but leaves those of
---   the uses of keys to the caller if `defers_uses`. `field` is a seq as 8 bytes,
+--   the uses of keys and of the turns of tenants to the caller if `defers_uses`. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
@@ -13,28 +13,35 @@ local writes = {
   put_finished = {}, put_dead_letter = {}, put_dead_letter_time = {},
 }
 
--- End a lease.
-local function end_lease(field, lease, lane)
+-- End a lease. `ran`: its handler may have run, and its tenant is charged the time.
+local function end_lease(field, lease, lane, ran)
   push(writes.drop_lease, field)
   push(writes.drop_session_lease, lease.session4 .. field)
   lane[LEASED] = lane[LEASED] - 1
   if lease.keys then
     push(writes.ended_keys, lease.keys)
   end
+  if lease.charge then
+    settle_charge(lease, lane, ran)
+  end
   if lease.is_cancel_requested then
     push(writes.drop_cancel, field)
   end
 end
 
--- Add a job to `ready` if it is due, else to `scheduled`.
-local function add_waiting(field, lane, rank, due8, failed)
+-- Add a job to `ready`, or to the turns of its tenant, if it is due, else to `scheduled`.
+local function add_waiting(field, lane, rank, due8, failed, tenant)
   local code
   if decode_time(due8, 1) <= now then
     code = failed and RETRYING or PENDING
-    push_pair(writes.put_ready, 0, lane.number .. rank .. due8 .. field)
+    if tenant then
+      add_turn(lane, rank, due8, field, tenant)
+    else
+      push_pair(writes.put_ready, 0, lane.number .. rank .. due8 .. field)
+    end
   else
     code = failed and RETRY_SCHEDULED or SCHEDULED
-    push_pair(writes.put_scheduled, 0, due8 .. field .. lane.number .. rank .. code)
+    push_pair(writes.put_scheduled, 0, due8 .. field .. lane.number .. rank .. code .. get_tenant_suffix(tenant))
   end
   lane[code] = lane[code] + 1
 end
@@ -43,7 +50,7 @@ end
 local function requeue(field, lease, lane, due8)
   due8 = due8 or lease.due8
   push_pair(writes.put_state, field, make_attempt_state(lease, due8))
-  add_waiting(field, lane, lease.rank, due8, has_failures(lease.counts))
+  add_waiting(field, lane, lease.rank, due8, has_failures(lease.counts), lease.tenant)
   mark_queue(lane.queue)
 end
 
@@ -75,6 +82,7 @@ local function write_buffer(defers_uses)
   release_keys(writes.ended_keys)
   if not defers_uses then
     write_key_uses()
+    write_turns()
   end
   call_in_batches('HDEL', lease_key, writes.drop_lease)
   call_in_batches('ZREM', session_leases_key, writes.drop_session_lease)

@@ -6,12 +6,18 @@ CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
--- A lane is the jobs of one queue and one name.
+-- A lane is the jobs of one queue and one name. Where a job waits for the turn of its tenant, `lane` is the number of the
+-- lane plus 1048576 times the number of the tenant: lane & 1048575 is the lane, and lane >> 20 the tenant (0: none).
 CREATE TABLE lane (
     id INTEGER PRIMARY KEY,
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
     UNIQUE (queue, name)
+) STRICT;
+-- Tenants that had a job which waited for its turn. Like lanes, they are kept.
+CREATE TABLE tenant (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
 ) STRICT;
 
 -- Jobs of all states. The payload is written once.
@@ -216,6 +222,82 @@ CREATE TABLE changed_limit (
     seq INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job_name, limit_name)
 ) STRICT, WITHOUT ROWID;
+-- The share of a tenant among the tenants of a queue, at one job priority: see core/fairness.py.
+CREATE TABLE tenant_share (
+    queue TEXT NOT NULL,
+    rank INTEGER NOT NULL,              -- the negative priority
+    tenant INTEGER NOT NULL,
+    virtual_time INTEGER NOT NULL,
+    mean_run_time INTEGER NOT NULL,     -- 0: no job has ended yet
+    unmeasured INTEGER NOT NULL,        -- jobs that were reserved before
+    PRIMARY KEY (queue, rank, tenant)
+) STRICT, WITHOUT ROWID;
+-- The virtual time at which the latest job was reserved.
+CREATE TABLE tenant_floor (
+    queue TEXT NOT NULL,
+    rank INTEGER NOT NULL,
+    floor INTEGER NOT NULL,
+    PRIMARY KEY (queue, rank)
+) STRICT, WITHOUT ROWID;
+-- The weights of tenants, in hundredths. Others have 100.
+CREATE TABLE tenant_weight (
+    tenant TEXT PRIMARY KEY,
+    units INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+-- The first job of each group: the jobs in `ready` of one lane, priority and tenant. Triggers keep it.
+CREATE TABLE tenant_turn (
+    lane INTEGER NOT NULL,              -- with the tenant
+    rank INTEGER NOT NULL,
+    main_lane INTEGER NOT NULL,         -- without it
+    queue TEXT NOT NULL,
+    tenant INTEGER NOT NULL,
+    virtual_time INTEGER NOT NULL,      -- as in `tenant_share`
+    due INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    PRIMARY KEY (lane, rank)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tenant_turn_order ON tenant_turn (main_lane, rank, virtual_time, due, seq);
+CREATE INDEX tenant_turn_tenant ON tenant_turn (tenant, rank, queue);
+-- What leased jobs were charged.
+CREATE TABLE lease_charge (
+    seq INTEGER PRIMARY KEY,
+    queue TEXT NOT NULL,
+    rank INTEGER NOT NULL,
+    tenant INTEGER NOT NULL,
+    charge INTEGER NOT NULL,
+    leased_at INTEGER NOT NULL
+) STRICT;
+CREATE INDEX lease_charge_tenant ON lease_charge (queue, rank, tenant);
+-- A tenant whose group was empty begins at the floor, in all groups of its queue and priority.
+CREATE TRIGGER ready_added AFTER INSERT ON ready WHEN NEW.lane > 1048575 BEGIN
+    INSERT INTO tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+    SELECT l.queue, NEW.rank, NEW.lane >> 20, coalesce(f.floor, 0), 0, 0
+    FROM lane AS l LEFT JOIN tenant_floor AS f ON f.queue = l.queue AND f.rank = NEW.rank
+    WHERE l.id = NEW.lane & 1048575
+        AND NOT EXISTS (SELECT 1 FROM tenant_turn AS t WHERE t.lane = NEW.lane AND t.rank = NEW.rank)
+    ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time
+    WHERE excluded.virtual_time > virtual_time;
+    UPDATE tenant_turn SET virtual_time = (
+        SELECT s.virtual_time FROM tenant_share AS s
+        WHERE s.queue = tenant_turn.queue AND s.rank = tenant_turn.rank AND s.tenant = tenant_turn.tenant
+    )
+    WHERE tenant = NEW.lane >> 20 AND rank = NEW.rank AND queue = (SELECT queue FROM lane WHERE id = NEW.lane & 1048575)
+        AND NOT EXISTS (SELECT 1 FROM tenant_turn AS t WHERE t.lane = NEW.lane AND t.rank = NEW.rank);
+    INSERT INTO tenant_turn (lane, rank, main_lane, queue, tenant, virtual_time, due, seq)
+    SELECT NEW.lane, NEW.rank, l.id, l.queue, s.tenant, s.virtual_time, NEW.due, NEW.seq
+    FROM lane AS l CROSS JOIN tenant_share AS s
+    WHERE l.id = NEW.lane & 1048575 AND s.queue = l.queue AND s.rank = NEW.rank AND s.tenant = NEW.lane >> 20
+    ON CONFLICT (lane, rank) DO UPDATE SET due = excluded.due, seq = excluded.seq
+    WHERE (excluded.due, excluded.seq) < (due, seq);
+END;
+CREATE TRIGGER ready_removed AFTER DELETE ON ready WHEN OLD.lane > 1048575 BEGIN
+    DELETE FROM tenant_turn WHERE lane = OLD.lane AND rank = OLD.rank
+        AND NOT EXISTS (SELECT 1 FROM ready AS r WHERE r.lane = OLD.lane AND r.rank = OLD.rank);
+    UPDATE tenant_turn SET (due, seq) = (
+        SELECT r.due, r.seq FROM ready AS r WHERE r.lane = OLD.lane AND r.rank = OLD.rank ORDER BY r.due, r.seq LIMIT 1
+    )
+    WHERE lane = OLD.lane AND rank = OLD.rank AND seq = OLD.seq;
+END;
 -- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY,

@@ -87,6 +87,7 @@ else
   unpark_open()
   lanes = find_open_lanes(request, unpark_changed())
   deliveries, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request.max_bytes)
+  write_turns()
   session.number8, session.codes = number8, codes
   redis.call('HSET', session_state_key, session_id, make_session_state(session))
   write_lane_counts()

@@ -1,7 +1,8 @@
 -- open_session: opens a session. Its concurrency limits apply from now on.
--- Keys: counters session_info session_id session_state session_expiry declared_limit
+-- Keys: counters session_info session_id session_state session_expiry declared_limit tenant_weight
 -- Arguments: ARGV[3] session id, [4] ttl in microseconds, [5] the worker's description of itself (JSON),
---   [6] MessagePack: {job name, its limits (declared_limit in record_format.lua) or false, ...}, [7] host
+--   [6] MessagePack: {job name, its limits (declared_limit in record_format.lua) or false, ...}, [7] host,
+--   [8] MessagePack: {tenant, weight in hundredths, or false for the default, ...}
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
 -- Cost: O(job names of the session). A change of limits by key costs no time per parked job here: see changed_lane in keyed_limits.lua.
@@ -31,6 +32,14 @@ for i = 1, #declared, 2 do
     redis.call('HDEL', declared_limit_key, name)
   end
   apply_limits(name)
+end
+local weights = cmsgpack.unpack(ARGV[8])
+for i = 1, #weights, 2 do
+  if weights[i + 1] then
+    redis.call('HSET', tenant_weight_key, weights[i], weights[i + 1])
+  else
+    redis.call('HDEL', tenant_weight_key, weights[i])
+  end
 end
 write_key_uses()
 mark_every_queue()

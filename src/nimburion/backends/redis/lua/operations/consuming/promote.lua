@@ -2,12 +2,13 @@
 -- Keys: scheduled ready lane_name
 -- Arguments: ARGV[3] maximum number of jobs
 -- Reply: {number of jobs moved, next due time 8 or ''}
--- Atomic: one script. Each job is in exactly one of `scheduled` and `ready`.
+-- Atomic: one script. Each job is in exactly one of `scheduled`, `ready` and `tenant_job`.
 -- Cost: O(log n) per job, for n waiting jobs.
 local count = promote_due(tonumber(ARGV[3]))
 for _, lane in pairs(known_lanes) do
   mark_queue(lane.queue)
 end
+write_turns()
 write_lane_counts()
 notify_marked()
 return { count, get_next_due() }

@@ -1,13 +1,27 @@
 -- explain_job: returns what decides whether a job can run.
--- Keys: job_seq job lease attempt_state concurrency_limit rate_limit spent_until parked limit_key
+-- Keys: job_seq job lease attempt_state concurrency_limit rate_limit spent_until parked limit_key tenant_job tenant_turn lane_name
 -- Arguments: ARGV[3] id
 -- Reply: {} if there is no such job, else {now 8, {lane number, full name, ...}, details without payload (see job_details.lua),
 --   pause of its queue or nil, limit of its name with the holders among the first
 --   2,000 leases (see limit_holders.lua), id of the job that holds its unique key or nil, sessions
 --   (see read_sessions.lua), {name, rate limit, spent until} as in list_rates.lua, or {},
---   uses of its keys as in list_key_uses.lua, limit NUL key for which it is parked or nil}
+--   uses of its keys as in list_key_uses.lua, limit NUL key for which it is parked or nil,
+--   {tenant, microseconds ahead of the floor, tenants before it, jobs before it} or {}: it waits for no turn}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
+local MAX_COUNTED = 10000
+
+-- Return the numbers of the lanes of a queue.
+local function list_lanes_of_queue(queue)
+  local found, flat = {}, redis.call('HGETALL', lane_name_key)
+  for i = 1, #flat, 2 do
+    if string.match(flat[i + 1], '^%Z*') == queue then
+      push(found, flat[i])
+    end
+  end
+  return found
+end
+
 local field = find_field(ARGV[3])
 if not field then
   return {}
@@ -30,9 +44,37 @@ for _, key in ipairs(list_job_keys(lane.name, body)) do
   end
 end
 local due8 = state and read_attempt_state(state).due8 or get_due(body)
-local parked_for = not job_end and not lease and find_parked(lane.number .. get_rank(body) .. due8 .. field) or false
+local parked_for = not job_end and not lease and (find_parked(lane.number .. get_rank(body) .. due8 .. field)) or false
+
+-- Return how many other tenants of its queue have waiting jobs of this priority, and a lower virtual time.
+local function count_tenants_before(share)
+  local before, found, low = 0, {}, get_rank(body)
+  for _, other in ipairs(list_lanes_of_queue(lane.queue)) do
+    local range = other .. low
+    for _, turn in ipairs(redis.call('ZRANGEBYLEX', tenant_turn_key, '[' .. range, '(' .. range .. pack_struct('>I8', share[SHARE_TIME]), 'LIMIT', 0, MAX_COUNTED)) do
+      local tenant = sub(turn, TURN_TENANT)
+      if not found[tenant] then
+        found[tenant], before = true, before + 1
+      end
+    end
+  end
+  return before
+end
+
+local function describe_turn(tenant)
+  local share = get_share(get_class(lane.queue, get_rank(body)), tenant)
+  local group = share[SHARE_GROUPS][lane.number]
+  local place = due8 .. field
+  if not group or not redis.call('ZSCORE', tenant_job_key, group[GROUP_BEFORE_PLACE] .. place) then
+    return {}
+  end
+  local own = redis.call('ZLEXCOUNT', tenant_job_key, '[' .. group[GROUP_BEFORE_PLACE], '(' .. group[GROUP_BEFORE_PLACE] .. place)
+  return { tenant, math.max(0, share[SHARE_TIME] - share[SHARE_CLASS].floor), count_tenants_before(share), math.min(own, MAX_COUNTED) }
+end
+
+local tenant = not job_end and not lease and get_tenant(body)
 return {
   now8, names, details, read_pauses()[lane.queue] or false, limits, holder, read_sessions(),
   rate and { lane.name, rate, redis.call('HGET', spent_until_key, lane.name) } or {},
-  uses, parked_for,
+  uses, parked_for, tenant and describe_turn(tenant) or {},
 }

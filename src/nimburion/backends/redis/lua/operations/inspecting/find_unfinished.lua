@@ -1,5 +1,5 @@
 -- find_unfinished: finds the jobs that may be in given unfinished states, if there are few.
--- Keys: ready scheduled parked_lane lease attempt_state
+-- Keys: ready scheduled parked_lane tenant_job lease attempt_state
 -- Arguments: ARGV[3] codes, some of P, S, R and L, [4] maximum number of jobs
 -- Reply: their fields (8 bytes each) in one string, in no order; nil if there are more than the maximum
 -- Atomic: reads only.
@@ -15,6 +15,10 @@ local function get_ready_field(member)
   return string.sub(member, READY_SEQ, READY_SEQ + 7)
 end
 
+local function get_turn_field(member)
+  return string.sub(member, -8)
+end
+
 local function get_scheduled_field(member)
   local _, field = read_scheduled(member)
   return field
@@ -25,7 +29,10 @@ if has_code(LEASED) then
   push(hashes, lease_key)
 end
 if has_code(PENDING) or has_code(SCHEDULED) then
-  sorted_sets = { [ready_key] = get_ready_field, [parked_lane_key] = get_ready_field, [scheduled_key] = get_scheduled_field }
+  sorted_sets = {
+    [ready_key] = get_ready_field, [parked_lane_key] = get_ready_field, [scheduled_key] = get_scheduled_field,
+    [tenant_job_key] = get_turn_field,
+  }
 elseif has_code(RETRYING) then
   push(hashes, attempt_state_key)
 end

@@ -1,9 +1,9 @@
 -- list_queues: returns the lanes with unfinished jobs, and the paused queues.
--- Keys: lane_name ready parked_lane
+-- Keys: lane_name ready parked_lane tenant_turn
 -- Reply: {}: promote and call again; or {now 8, rows, {queue, pause, ...}}. A row is six values: queue, job name, ready, scheduled,
 --   leased, earliest due time 8 or ''.
 -- Atomic: reads only; all counts are of the same moment.
--- Cost: O(lanes), and O(log n) per priority of a lane, for n ready jobs.
+-- Cost: O(lanes), and O(log n) per priority of a lane, for n ready jobs; O(1) per tenant with waiting jobs.
 local lanes, due_members = count_by_lane()
 if not lanes then
   return {}
@@ -30,6 +30,18 @@ local function note_first(key, lane4)
   end
 end
 
+-- Note the first job of each tenant of a lane.
+local function note_turns(lane4)
+  local low, high = '[' .. lane4, range_end(lane4)
+  repeat
+    local members = redis.call('ZRANGEBYLEX', tenant_turn_key, low, high, 'LIMIT', 0, 1000)
+    for _, member in ipairs(members) do
+      note_due(lane4, sub(member, TURN_PLACE, TURN_PLACE + 7))
+      low = '(' .. member
+    end
+  until #members < 1000
+end
+
 for _, member in ipairs(due_members) do
   local due8, _, lane4 = read_scheduled(member)
   note_due(lane4, due8)
@@ -48,6 +60,7 @@ for lane4, counted in pairs(lanes) do
     if ready > 0 then
       note_first(ready_key, lane4)
       note_first(parked_lane_key, lane4)
+      note_turns(lane4)
     end
     local lane = get_lane(lane4)
     add_row(lane.queue, lane.name, ready, scheduled, counted[LEASED], earliest[lane4] or '')

@@ -51,6 +51,7 @@ else
   end
 end
 write_key_uses()
+write_turns()
 mark_every_queue()
 notify_marked()
 return before and 1 or 0

@@ -1,5 +1,5 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_key parked
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_key parked tenant_share tenant_floor
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
@@ -81,8 +81,38 @@ local function drop_limit_keys()
     redis.call('HSET', counters_key, 'limit_key_cursor', found[1])
   end
 end
+-- Forget tenants without jobs that are not ahead of their class, or whose class has no jobs at all; some in each call. A class is
+-- forgotten with its last tenant.
+local function drop_shares()
+  local cursor = redis.call('HGET', counters_key, 'tenant_cursor') or '0'
+  local found = redis.call('HSCAN', tenant_share_key, cursor, 'COUNT', 500)
+  for i = 1, #found[2], 2 do
+    local field = found[2][i]
+    local queue = string.match(field, '^%Z*')
+    local class = get_class(queue, sub(field, #queue + 2, #queue + 2))
+    local share = read_share(class, sub(field, #queue + 3), found[2][i + 1])
+    if not share[SHARE_WAS_BUSY] and (class.busy == 0 or share[SHARE_TIME] <= class.floor) then
+      redis.call('HDEL', tenant_share_key, field)
+      class.shares, class.is_changed = class.shares - 1, true
+    end
+  end
+  for field, class in pairs(turns.classes) do
+    if class.shares == 0 then
+      redis.call('HDEL', tenant_floor_key, field)
+    elseif class.is_changed then
+      redis.call('HSET', tenant_floor_key, field, pack_struct('>I8I4I4', class.floor, class.busy, class.shares))
+    end
+  end
+  if cursor ~= found[1] then
+    redis.call('HSET', counters_key, 'tenant_cursor', found[1])
+  end
+end
+
 
 drop_pauses()
+if redis.call('HLEN', tenant_share_key) > 0 then
+  drop_shares()
+end
 if redis.call('HLEN', limit_key_key) > 0 then
   drop_limit_keys()
 end

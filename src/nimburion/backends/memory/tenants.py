@@ -1,0 +1,181 @@
+"""The turns of tenants: their waiting jobs, their virtual times, and who is next in a lane."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+from nimburion.core.fairness import WEIGHT_UNITS, TenantShare
+
+if TYPE_CHECKING:
+    from nimburion.backends.memory.state import JobEntry, LanePosition
+
+Group = tuple[str, str, int, str]
+"""Queue, name, priority and tenant: jobs that are reserved in the order of due time and seq."""
+TurnRank = tuple[int, int, int, int]
+"""Minus the priority, the virtual time of the tenant, due time, seq. Lowest first."""
+
+
+class ShareClass:
+    """The tenants of one queue and priority, whose virtual times are compared."""
+
+    __slots__ = ("floor", "leases", "shares")
+
+    def __init__(self) -> None:
+        self.floor: int = 0
+        self.shares: defaultdict[str, TenantShare] = defaultdict(lambda: TenantShare(self.floor))
+        self.leases: defaultdict[str, int] = defaultdict(int)
+        """The number of charged leases of each tenant."""
+
+
+class TenantTurns:
+    """All jobs that wait for the turn of their tenant."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, int] = {}
+        """In hundredths, by tenant. Others have the weight 1."""
+        self.classes: defaultdict[tuple[str, int], ShareClass] = defaultdict(ShareClass)
+        """By queue and priority."""
+        self.groups: dict[Group, list[tuple[int, int, LanePosition, JobEntry]]] = {}
+        """A heap by due time and seq for each group. Outdated entries are skipped, as in
+        `MemoryState.lanes`.
+        """
+        self._heads: defaultdict[tuple[str, str], list[tuple[TurnRank, str]]] = defaultdict(list)
+        """A heap for each lane, with the tenant of each group. An entry counts only if it is the
+        listed one of its group.
+        """
+        self._listed: dict[Group, TurnRank] = {}
+
+    def __bool__(self) -> bool:
+        """Whether a job may be waiting."""
+        return bool(self.groups)
+
+    def get_weight(self, tenant: str) -> int:
+        """Return the weight of a tenant in hundredths."""
+        return self.weights.get(tenant, WEIGHT_UNITS)
+
+    def add(self, entry: JobEntry, place: LanePosition) -> None:
+        """Add a due job to its group. A tenant whose group was empty begins at the floor."""
+        group = _get_group(entry)
+        first = self.peek_group(group)
+        if first is None:
+            peers = self.classes[entry.queue, entry.priority]
+            share = peers.shares[group[3]]
+            if share.virtual_time < peers.floor:
+                self._move(peers, group, peers.floor)
+        heappush(self.groups.setdefault(group, []), (entry.due, entry.seq, place, entry))
+        if first is None or (entry.due, entry.seq) < (first.due, first.seq):
+            self._push_head(group)
+
+    def peek_group(self, group: Group) -> JobEntry | None:
+        """Return the first job of a group, or None if it is empty."""
+        heap = self.groups.get(group)
+        while heap:
+            _, _, place, entry = heap[0]
+            if entry.position is place:
+                return entry
+            heappop(heap)
+        self.groups.pop(group, None)
+        return None
+
+    def peek(self, lane: tuple[str, str]) -> JobEntry | None:
+        """Return the job of a lane whose turn is next, or None."""
+        heap = self._heads.get(lane)
+        while heap:
+            rank, tenant = heap[0]
+            group = (*lane, -rank[0], tenant)
+            if self._listed.get(group) == rank:
+                entry = self.peek_group(group)
+                if entry is not None and self.rank(entry) == rank:
+                    return entry
+                del self._listed[group]
+                self._push_head(group)
+                continue
+            heappop(heap)
+        return None
+
+    def rank(self, entry: JobEntry) -> TurnRank:
+        """Return the place of a waiting job among the first jobs of all groups."""
+        share = self.classes[entry.queue, entry.priority].shares[_get_tenant(entry)]
+        return (-entry.priority, share.virtual_time, entry.due, entry.seq)
+
+    def pop(self, entry: JobEntry) -> None:
+        """Remove a job that `peek` returned."""
+        group = _get_group(entry)
+        heappop(self.groups[group])
+        entry.position = None
+        self._push_head(group)
+
+    def charge(self, entry: JobEntry) -> int:
+        """Charge a job that is reserved to its tenant; return the charge."""
+        group = _get_group(entry)
+        peers = self.classes[entry.queue, entry.priority]
+        share = peers.shares[group[3]]
+        peers.floor, charge = share.charge(peers.floor, self.get_weight(group[3]))
+        peers.leases[group[3]] += 1
+        self._push_heads(group)
+        return charge
+
+    def settle(self, entry: JobEntry, charge: int, run_time: int | None) -> None:
+        """Replace the charge of a lease that has ended by the run time; None: by nothing."""
+        group = _get_group(entry)
+        peers = self.classes[entry.queue, entry.priority]
+        share = peers.shares[group[3]]
+        share.settle(charge, self.get_weight(group[3]), run_time=run_time)
+        peers.leases[group[3]] -= 1
+        self._push_heads(group)
+
+    def forget(self) -> None:
+        """Forget tenants that have no jobs and no virtual time ahead, and classes without jobs."""
+        busy = {
+            (queue, priority, tenant)
+            for queue, name, priority, tenant in list(self.groups)
+            if self.peek_group((queue, name, priority, tenant)) is not None
+        }
+        for (queue, priority), peers in list(self.classes.items()):
+            idle = [
+                tenant
+                for tenant in peers.shares
+                if (queue, priority, tenant) not in busy and not peers.leases[tenant]
+            ]
+            if len(idle) == len(peers.shares):
+                del self.classes[queue, priority]
+                continue
+            for tenant in idle:
+                if peers.shares[tenant].virtual_time <= peers.floor:
+                    del peers.shares[tenant], peers.leases[tenant]
+
+    def _move(self, peers: ShareClass, group: Group, virtual_time: int) -> None:
+        peers.shares[group[3]].virtual_time = virtual_time
+        self._push_heads(group)
+
+    def _push_heads(self, group: Group) -> None:
+        """Rank the groups of a tenant in this queue and priority again, after its virtual time
+        changed.
+        """
+        queue, _, priority, tenant = group
+        for lane_queue, name in list(self._heads):
+            if lane_queue == queue:
+                self._push_head((queue, name, priority, tenant))
+
+    def _push_head(self, group: Group) -> None:
+        first = self.peek_group(group)
+        if first is None:
+            self._listed.pop(group, None)
+            return
+        rank = self.rank(first)
+        if self._listed.get(group) != rank:
+            self._listed[group] = rank
+            heappush(self._heads[group[0], group[1]], (rank, group[3]))
+
+
+def _get_tenant(entry: JobEntry) -> str:
+    tenant = entry.options.fair_tenant
+    if tenant is None:
+        raise AssertionError(f"job {entry.id} has no tenant")
+    return tenant
+
+
+def _get_group(entry: JobEntry) -> Group:
+    return (entry.queue, entry.name, entry.priority, _get_tenant(entry))

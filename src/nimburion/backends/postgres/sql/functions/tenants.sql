@@ -1,0 +1,760 @@
+-- Turns of tenants: who is next in a queue, what its job is charged, and what a lease that ended used.
+-- core/fairness.py explains the arithmetic.
+--
+-- A lane with a tenant has a number below 0. Its jobs wait in `ready` like others; triggers keep its row of `tenant_turn`,
+-- the first job of the lane. These lanes have no late lanes and no low-water marks.
+-- Locks: the rows of `tenant_floor`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
+-- An enqueue holds the row of `tenant_turn` FOR KEY SHARE, so the row of a lane that is about to get a job is not deleted.
+-- Rows of empty lanes are deleted with SKIP LOCKED. A row that stays may name a job that is gone; who reads it looks again.
+
+-- name: add_turn
+-- Keep `tenant_turn` when a job of a tenant begins to wait. A tenant whose lane was empty begins at the floor.
+CREATE OR REPLACE FUNCTION {schema}.add_turn_1() RETURNS trigger
+LANGUAGE plpgsql AS $$
+DECLARE
+    turn record;
+    place {schema}.lane;
+    least int8;
+    used int8;
+BEGIN
+    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.lane = NEW.lane FOR KEY SHARE;
+    IF FOUND THEN
+        IF (NEW.due, NEW.seq) < (turn.due, turn.seq) THEN
+            UPDATE {schema}.tenant_turn t SET due = NEW.due, seq = NEW.seq
+            WHERE t.lane = NEW.lane AND (NEW.due, NEW.seq) < (t.due, t.seq);
+        END IF;
+        RETURN NULL;
+    END IF;
+    SELECT * INTO place FROM {schema}.lane a WHERE a.id = NEW.lane;
+    -- Shares and floors are only read: a caller's transaction may stay open for long, and exchanges change these rows.
+    least := coalesce((
+        SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = place.queue AND f.rank = place.rank
+    ), 0);
+    used := (
+        SELECT s.virtual_time FROM {schema}.tenant_share s
+        WHERE s.queue = place.queue AND s.rank = place.rank AND s.tenant = place.tenant
+    );
+    INSERT INTO {schema}.tenant_turn AS t (lane, queue, name, rank, tenant, virtual_time, due, seq, is_raised)
+    VALUES (place.id, place.queue, place.name, place.rank, place.tenant, GREATEST(used, least), NEW.due, NEW.seq,
+        coalesce(used < least, false))
+    ON CONFLICT (lane) DO UPDATE SET due = excluded.due, seq = excluded.seq
+    WHERE (excluded.due, excluded.seq) < (t.due, t.seq);
+    RETURN NULL;
+END $$;
+
+-- Only for jobs of tenants.
+CREATE OR REPLACE TRIGGER ready_added AFTER INSERT ON {schema}.ready FOR EACH ROW WHEN (NEW.lane < 0)
+EXECUTE FUNCTION {schema}.add_turn_1();
+
+-- name: remove_turn
+-- Keep `tenant_turn` when a job of a tenant does not wait any more.
+CREATE OR REPLACE FUNCTION {schema}.remove_turn_1() RETURNS trigger
+LANGUAGE plpgsql AS $$
+DECLARE
+    turn record;
+    next_job record;
+BEGIN
+    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.lane = OLD.lane;
+    IF NOT FOUND OR turn.seq <> OLD.seq THEN
+        RETURN NULL;
+    END IF;
+    SELECT r.due, r.seq INTO next_job FROM {schema}.ready r WHERE r.lane = OLD.lane ORDER BY r.due, r.seq LIMIT 1;
+    IF FOUND THEN
+        UPDATE {schema}.tenant_turn t SET due = next_job.due, seq = next_job.seq
+        WHERE t.lane = OLD.lane AND t.seq = OLD.seq;
+        RETURN NULL;
+    END IF;
+    DELETE FROM {schema}.tenant_turn WHERE ctid = ANY (ARRAY(
+        SELECT t.ctid FROM {schema}.tenant_turn t WHERE t.lane = OLD.lane FOR UPDATE SKIP LOCKED
+    ));
+    RETURN NULL;
+END $$;
+
+-- Only for jobs of tenants.
+CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW WHEN (OLD.lane < 0)
+EXECUTE FUNCTION {schema}.remove_turn_1();
+
+-- name: raise_shares
+-- Raise the shares of tenants whose lane was empty when a job came, to the floor at that time.
+-- Locks: the caller has locked the floors
+CREATE OR REPLACE FUNCTION {schema}.raise_shares_1() RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    raised record;
+BEGIN
+    FOR raised IN
+        UPDATE {schema}.tenant_turn SET is_raised = false WHERE ctid = ANY (ARRAY(
+            SELECT t.ctid FROM {schema}.tenant_turn t WHERE t.is_raised ORDER BY t.lane
+        )) RETURNING queue, rank, tenant, virtual_time
+    LOOP
+        UPDATE {schema}.tenant_share s SET virtual_time = GREATEST(s.virtual_time, raised.virtual_time)
+        WHERE s.queue = raised.queue AND s.rank = raised.rank AND s.tenant = raised.tenant;
+        PERFORM {schema}.rank_turns_1(ARRAY[raised.queue], ARRAY[raised.rank], ARRAY[raised.tenant]);
+    END LOOP;
+END $$;
+
+-- name: lock_floors
+-- Lock the turns of queues, and those of the jobs that a session settles.
+-- Inputs: the queues; the session; the seqs
+-- Locks: the rows of `tenant_floor`, by queue and rank
+CREATE OR REPLACE FUNCTION {schema}.lock_floors_1(p_queues text[], p_session int4, p_seqs int8[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    settled text[] := ARRAY(
+        SELECT DISTINCT a.queue FROM {schema}.lease_charge c JOIN {schema}.lane a ON a.id = c.lane
+        WHERE c.session = p_session AND c.seq = ANY (p_seqs)
+    );
+BEGIN
+    INSERT INTO {schema}.tenant_floor (queue, rank, floor)
+    SELECT q.queue, r.rank, 0 FROM (SELECT DISTINCT u.queue FROM unnest(p_queues) AS u (queue)) q, generate_series(0, 9) AS r (rank)
+    WHERE EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = q.queue AND t.rank = r.rank)
+        AND NOT EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue = q.queue AND f.rank = r.rank)
+    ORDER BY 1, 2 ON CONFLICT DO NOTHING;
+    PERFORM FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_queues || settled) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    PERFORM {schema}.raise_shares_1();
+END $$;
+
+-- name: get_weight
+-- Return the weight of a tenant in hundredths.
+-- Inputs: the tenant
+-- Result: the weight
+CREATE OR REPLACE FUNCTION {schema}.get_weight_1(p_tenant text) RETURNS int8
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = p_tenant), 100)
+$$;
+
+-- name: compute_charge
+-- Return what a run time adds to a virtual time.
+-- Inputs: the run time in microseconds; the weight in hundredths
+-- Result: microseconds
+CREATE OR REPLACE FUNCTION {schema}.compute_charge_1(p_run_time int8, p_units int8) RETURNS int8
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT LEAST(GREATEST(p_run_time, 1000), 86400000000) * 100 / p_units
+$$;
+
+-- name: find_next_turn
+-- Find the job of a queue whose turn is next, and lock it.
+-- Inputs: the queue; the names whose jobs may be taken; lanes to leave out
+-- Result: the row of `tenant_turn`, which names that job; NULL: there is none. `skipped`: further lanes to leave out
+-- Locks: the row of `ready`; rows that another transaction has locked are skipped
+CREATE OR REPLACE FUNCTION {schema}.find_next_turn_1(
+    p_queue text, p_names text[], p_skipped int4[], OUT turn {schema}.tenant_turn, OUT skipped int4[]
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    first_job record;
+BEGIN
+    skipped := p_skipped;
+    LOOP
+        SELECT t.* INTO turn FROM {schema}.tenant_turn t
+        WHERE t.queue = p_queue AND t.name = ANY (p_names) AND t.lane <> ALL (skipped)
+        ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT 1;
+        IF NOT FOUND THEN
+            turn := NULL;
+            RETURN;
+        END IF;
+        PERFORM FROM {schema}.ready r WHERE r.lane = turn.lane AND r.due = turn.due AND r.seq = turn.seq
+        FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        SELECT r.due, r.seq INTO first_job FROM {schema}.ready r WHERE r.lane = turn.lane ORDER BY r.due, r.seq LIMIT 1;
+        IF NOT FOUND OR (first_job.due, first_job.seq) = (turn.due, turn.seq) THEN
+            skipped := skipped || turn.lane;  -- its job is about to go, or to come: another exchange will see it
+        ELSE
+            UPDATE {schema}.tenant_turn t SET due = first_job.due, seq = first_job.seq WHERE t.lane = turn.lane;
+        END IF;
+    END LOOP;
+END $$;
+
+-- name: lease_turn
+-- Lease a job of a tenant to a session.
+-- Inputs: the time; the session; its exchange and nonce; the row of `tenant_turn` that names the job; its position in the reply
+CREATE OR REPLACE FUNCTION {schema}.lease_turn_1(
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_turn {schema}.tenant_turn, p_place int4
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    status int2;
+    attempts {schema}.attempt_state;
+BEGIN
+    DELETE FROM {schema}.ready r WHERE r.lane = p_turn.lane AND r.due = p_turn.due AND r.seq = p_turn.seq
+    RETURNING r.attempt_status INTO status;
+    IF status > 0 THEN
+        attempts := {schema}.get_attempt_state_1(p_turn.seq);
+    END IF;
+    INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost,
+        attempt_status, extra_flags, nonce, settled_token)
+    VALUES (p_turn.seq, p_turn.due, p_now, p_number, p_session, p_turn.lane, p_place, coalesce(attempts.fence, 0) + 1,
+        coalesce(attempts.failures, 0), coalesce(attempts.lost, 0), status, coalesce(attempts.extra_flags, 0::int2), p_nonce,
+        attempts.settled_token);
+END $$;
+
+-- name: charge_turn
+-- Charge a job that is leased to its tenant.
+-- Inputs: the time; the session; the row of `tenant_turn` that names the job
+CREATE OR REPLACE FUNCTION {schema}.charge_turn_1(p_now int8, p_session int4, p_turn {schema}.tenant_turn) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    share {schema}.tenant_share;
+    start int8;
+    charge int8;
+BEGIN
+    INSERT INTO {schema}.tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+    VALUES (p_turn.queue, p_turn.rank, p_turn.tenant, p_turn.virtual_time, 0, 0) ON CONFLICT DO NOTHING;
+    SELECT s.* INTO share FROM {schema}.tenant_share s
+    WHERE s.queue = p_turn.queue AND s.rank = p_turn.rank AND s.tenant = p_turn.tenant;
+    start := GREATEST(share.virtual_time, (
+        SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = p_turn.queue AND f.rank = p_turn.rank
+    ));
+    charge := {schema}.compute_charge_1(
+        CASE WHEN share.mean_run_time = 0 THEN 100000::int8 << LEAST(share.unmeasured, 9) ELSE share.mean_run_time END,
+        {schema}.get_weight_1(p_turn.tenant));
+    UPDATE {schema}.tenant_floor f SET floor = start WHERE f.queue = p_turn.queue AND f.rank = p_turn.rank;
+    UPDATE {schema}.tenant_share s SET virtual_time = start + charge,
+        unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN 1 ELSE 0 END
+    WHERE s.queue = p_turn.queue AND s.rank = p_turn.rank AND s.tenant = p_turn.tenant;
+    UPDATE {schema}.tenant_turn t SET virtual_time = start + charge
+    WHERE t.queue = p_turn.queue AND t.rank = p_turn.rank AND t.tenant = p_turn.tenant;
+    INSERT INTO {schema}.lease_charge (session, seq, lane, charge, leased_at)
+    VALUES (p_session, p_turn.seq, p_turn.lane, charge, p_now);
+END $$;
+
+-- name: settle_charges
+-- Replace the charges of leases that end, in this order, by what the jobs used.
+-- Inputs: the time; the session; the seqs; for each, as for `settle_each_1`, its kind (NULL: all are completions); fences and
+--   nonces: other leases are left out. NULL fences: all leases have ended, and no handler was called.
+-- Atomic: all shares change in one UPDATE
+CREATE OR REPLACE FUNCTION {schema}.settle_charges_1(
+    p_now int8, p_session int4, p_seqs int8[], p_kinds text, p_fences int4[], p_nonces bytea[]
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    held record;
+    run_time int8;
+    ended int8[] := '{}';
+    mean int8;
+    change int8;
+    queues text[] := '{}';
+    ranks int2[] := '{}';
+    tenants text[] := '{}';
+    changes int8[] := '{}';
+    means int8[] := '{}';
+BEGIN
+    FOR held IN
+        SELECT c.seq, c.charge, c.leased_at, a.queue, a.rank, a.tenant, s.mean_run_time, {schema}.get_weight_1(a.tenant) AS units,
+            coalesce(substr(p_kinds, CAST(u.place AS int4), 1), 'c') AS kind,
+            lead(u.place) OVER (PARTITION BY a.queue, a.rank, a.tenant ORDER BY u.place) IS NULL AS is_last,
+            row_number() OVER (PARTITION BY a.queue, a.rank, a.tenant ORDER BY u.place) = 1 AS is_first
+        FROM unnest(p_seqs, p_fences, p_nonces) WITH ORDINALITY AS u (seq, fence, nonce, place)
+        CROSS JOIN LATERAL (
+            SELECT * FROM {schema}.lease_charge c WHERE c.session = p_session AND c.seq = u.seq OFFSET 0
+        ) c
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = c.lane OFFSET 0) a
+        CROSS JOIN LATERAL (
+            SELECT * FROM {schema}.tenant_share s
+            WHERE s.queue = a.queue AND s.rank = a.rank AND s.tenant = a.tenant OFFSET 0
+        ) s
+        WHERE p_fences IS NULL OR EXISTS (
+            SELECT FROM {schema}.lease l
+            WHERE l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce OFFSET 0
+        )
+        ORDER BY a.queue, a.rank, a.tenant, u.place
+    LOOP
+        IF held.is_first THEN
+            mean := held.mean_run_time;
+            change := 0;
+        END IF;
+        IF held.kind NOT IN ('p', 'e') AND held.seq <> ALL (ended) THEN
+            ended := ended || held.seq;
+            change := change - held.charge;
+            IF p_fences IS NOT NULL AND held.kind <> 'u' THEN
+                run_time := LEAST(GREATEST(p_now - held.leased_at, 0), 86400000000);
+                change := change + LEAST(GREATEST(run_time, 1000), 86400000000) * 100 / held.units;
+                mean := GREATEST(CASE WHEN mean = 0 THEN run_time ELSE (7 * mean + run_time) / 8 END, 1);
+            END IF;
+        END IF;
+        IF held.is_last THEN
+            queues := queues || held.queue;
+            ranks := ranks || held.rank;
+            tenants := tenants || held.tenant;
+            changes := changes || change;
+            means := means || mean;
+        END IF;
+    END LOOP;
+    IF cardinality(ended) = 0 THEN
+        RETURN;
+    END IF;
+    DELETE FROM {schema}.lease_charge c WHERE c.session = p_session AND c.seq = ANY (ended);
+    INSERT INTO {schema}.tenant_share AS s (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+    SELECT u.queue, u.rank, u.tenant, u.change, u.mean, 0
+    FROM unnest(queues, ranks, tenants, changes, means) AS u (queue, rank, tenant, change, mean)
+    ON CONFLICT (queue, rank, tenant) DO UPDATE
+    SET virtual_time = s.virtual_time + excluded.virtual_time, mean_run_time = excluded.mean_run_time;
+    PERFORM {schema}.rank_turns_1(queues, ranks, tenants);
+END $$;
+
+-- name: rank_turns
+-- Give the lanes of tenants their places after their virtual times changed.
+-- Inputs: queues, ranks and tenants
+CREATE OR REPLACE FUNCTION {schema}.rank_turns_1(p_queues text[], p_ranks int2[], p_tenants text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE {schema}.tenant_turn t SET virtual_time = s.virtual_time FROM {schema}.tenant_share s
+    WHERE t.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM unnest(p_queues, p_ranks, p_tenants) AS u (queue, rank, tenant), LATERAL (
+            SELECT o.ctid FROM {schema}.tenant_turn o
+            WHERE o.queue = u.queue AND o.rank = u.rank AND o.tenant = u.tenant OFFSET 0
+        ) o
+    )) AND s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant;
+END $$;
+
+-- name: plan_plain_turns
+-- Do the same as `plan_turns_1` where no limit, cap or size can hold a job back: then all places can be computed at once.
+-- A tenant's jobs of one rank are in the order of due time and seq. Job number k of a tenant starts at its virtual time, or at
+-- the floor if that is higher, plus k charges. The order of the starts is the order of the turns.
+-- Inputs: as for `plan_turns_1`
+-- Result: as of `plan_turns_1`; the caller leases the jobs (`claim_planned_jobs_1`) and then charges them (`charge_turns_1`)
+--   starts, charges   for each job its start and its charge; NULL: it has no tenant
+CREATE OR REPLACE FUNCTION {schema}.plan_plain_turns_1(
+    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[],
+    p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT starts int8[], OUT charges int8[],
+    OUT turn_lanes int4[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    chunks int4[] := array_fill(p_total + 1, ARRAY[coalesce(cardinality(p_ids), 0)]);
+    most int4 := 4 + p_total / GREATEST(1, (
+        SELECT CAST(count(*) AS int4) FROM (SELECT FROM {schema}.tenant_turn LIMIT p_total) t
+    ));
+    is_short bool;
+BEGIN
+    LOOP
+        WITH requested AS MATERIALIZED (
+            SELECT u.queue, min(u.level) AS level, array_agg(u.name) AS names FROM unnest(p_queues, p_names, p_queue_levels) AS u (queue, name, level)
+            GROUP BY u.queue
+        ), turn AS MATERIALIZED (
+            SELECT r.level, t.*, {schema}.get_weight_1(t.tenant) AS units, coalesce(s.mean_run_time, 0) AS mean_run_time,
+                coalesce(s.unmeasured, 0) AS unmeasured,
+                GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS first_start
+            FROM requested r
+            CROSS JOIN LATERAL (
+                SELECT * FROM {schema}.tenant_turn t WHERE t.queue = r.queue AND t.name = ANY (r.names)
+                ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT p_total
+            ) t
+            LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.tenant_share s
+                WHERE s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant OFFSET 0
+            ) s ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.tenant_floor f WHERE f.queue = t.queue AND f.rank = t.rank OFFSET 0
+            ) f ON true
+        ), numbered AS (
+            SELECT t.*, j.due AS job_due, j.seq AS job_seq,
+                row_number() OVER (PARTITION BY t.queue, t.rank, t.tenant ORDER BY j.due, j.seq) - 1 AS k,
+                row_number() OVER (PARTITION BY t.lane ORDER BY j.due, j.seq) = most AS is_end
+            FROM turn t CROSS JOIN LATERAL (
+                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT most
+            ) j
+        ), charged AS (
+            SELECT n.*, {schema}.compute_charge_1(CASE WHEN n.mean_run_time = 0
+                THEN CAST(100000 AS int8) << CAST(LEAST(n.unmeasured + n.k, 9) AS int4) ELSE n.mean_run_time END, n.units) AS charge
+            FROM numbered n
+        ), started AS (
+            SELECT c.*, c.first_start + coalesce(sum(c.charge) OVER (
+                PARTITION BY c.queue, c.rank, c.tenant ORDER BY c.k ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            ), 0)::int8 AS start
+            FROM charged c
+        ), placed AS (
+            SELECT s.*, max(ARRAY[
+                -s.level - CASE WHEN p_ageing > 0 AND p_now > s.job_due THEN (p_now - s.job_due) / p_ageing ELSE 0 END,
+                s.rank, s.job_due, s.job_seq
+            ]) OVER w AS worst, row_number() OVER w AS turn_place
+            FROM started s
+            WINDOW w AS (
+                PARTITION BY s.queue ORDER BY s.rank, CASE WHEN s.k = 0 THEN s.virtual_time ELSE s.start END, s.job_due, s.job_seq
+                ROWS UNBOUNDED PRECEDING
+            )
+        ), merged AS (
+            SELECT p.worst, p.turn_place AS place, p.job_seq AS seq, p.job_due AS due, p.lane, p.lane AS main_lane, p.start, p.charge,
+                p.is_end
+            FROM placed p
+            UNION ALL
+            SELECT m.worst, m.place, m.seq, m.due, p_ids[m.lane_index], p_main_lanes[m.lane_index], NULL, NULL, false
+            FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, chunks,
+                p_names, '{}') m
+            WHERE p_ids <> '{}'
+            ORDER BY 1, 2 LIMIT p_total
+        )
+        SELECT array_agg(m.seq ORDER BY m.worst, m.place), array_agg(m.due ORDER BY m.worst, m.place),
+            array_agg(m.lane ORDER BY m.worst, m.place), array_agg(m.main_lane ORDER BY m.worst, m.place),
+            array_agg(m.start ORDER BY m.worst, m.place), array_agg(m.charge ORDER BY m.worst, m.place),
+            array_agg(DISTINCT m.lane) FILTER (WHERE m.lane < 0), bool_or(m.is_end)
+        INTO seqs, dues, lanes, main_lanes, starts, charges, turn_lanes, is_short FROM merged m;
+        EXIT WHEN is_short IS NOT TRUE OR most >= p_total;
+        most := LEAST(4 * most, p_total);  -- a tenant takes all jobs that were read: the next of them may come before others
+    END LOOP;
+END $$;
+
+-- name: charge_turns
+-- Charge the jobs that an exchange leased to their tenants.
+-- Inputs: the time; the session; the number of the exchange; seqs, lanes, starts and charges of the planned jobs
+CREATE OR REPLACE FUNCTION {schema}.charge_turns_1(
+    p_now int8, p_session int4, p_number int8, p_seqs int8[], p_lanes int4[], p_starts int8[], p_charges int8[]
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    leased int8[] := ARRAY(
+        SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
+    );
+    queues text[];
+    ranks int2[];
+    tenants text[];
+BEGIN
+    WITH charged AS MATERIALIZED (
+        SELECT u.seq, u.lane, u.start, u.charge, a.queue, a.rank, a.tenant
+        FROM unnest(p_seqs, p_lanes, p_starts, p_charges) AS u (seq, lane, start, charge)
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.lane OFFSET 0) a
+        WHERE u.charge IS NOT NULL AND u.seq = ANY (leased)
+    ), recorded AS (
+        INSERT INTO {schema}.lease_charge (session, seq, lane, charge, leased_at)
+        SELECT p_session, c.seq, c.lane, c.charge, p_now FROM charged c
+    ), floors AS (
+        INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)
+        SELECT c.queue, c.rank, max(c.start) FROM charged c GROUP BY 1, 2
+        ON CONFLICT (queue, rank) DO UPDATE SET floor = GREATEST(f.floor, excluded.floor)
+    ), shares AS (
+        INSERT INTO {schema}.tenant_share AS s (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+        SELECT c.queue, c.rank, c.tenant, max(c.start + c.charge), 0, count(*) FROM charged c GROUP BY 1, 2, 3
+        ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time,
+            unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN excluded.unmeasured ELSE 0 END
+        RETURNING s.queue, s.rank, s.tenant
+    )
+    SELECT array_agg(s.queue), array_agg(s.rank), array_agg(s.tenant) INTO queues, ranks, tenants FROM shares s;
+    IF queues IS NOT NULL THEN
+        PERFORM {schema}.rank_turns_1(queues, ranks, tenants);
+    END IF;
+END $$;
+
+-- name: plan_turns
+-- Do the same as `plan_keyed_claims_1` when jobs wait for the turns of their tenants: the jobs of the tenants of a queue are
+-- one more lane. Sizes are checked here, because what is not delivered must not be charged.
+-- Inputs: as for `plan_keyed_claims_1`; the session; its exchange and nonce; the levels of the requested lanes; the names whose limits are locked; the
+--   maximum number of bytes of all deliveries (NULL: sizes are not checked)
+-- Result: as of `plan_keyed_claims_1`; `turn_lanes` are the lanes of tenants among `lanes`. The jobs of tenants are leased.
+-- Locks: the rows of `ready` that it deletes. The caller has locked limits and floors.
+-- A lane whose jobs were parked may end before it was read whole. The plan then ends, and the next exchange continues.
+CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
+    p_total int4, p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
+    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
+    p_locked text[], p_caps int4[], p_max_bytes int8,
+    OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT key_seqs int8[], OUT key_limits text[],
+    OUT keys text[], OUT units int8[], OUT spans int8[], OUT turn_lanes int4[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
+    keyed_names text[] := ARRAY(SELECT DISTINCT k.job_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
+    chunks int4[];
+    queue_available int4[];
+    name_available int4[];
+    queues text[];
+    allowed text[];
+    skipped int4[] := '{}';
+    following record;
+    turns {schema}.tenant_turn[] := '{}';
+    turn_keys int8[] := '{}';
+    turn {schema}.tenant_turn;
+    best int4;
+    best_key int8[];
+    main refcursor;
+    candidate record;
+    has_candidate bool;
+    job_seq int8;
+    job_due int8;
+    job_lane int4;
+    job_main_lane int4;
+    request_index int4;
+    queue int4;
+    name int4;
+    taken int4 := 0;
+    parked_count int4 := 0;
+    bytes int8 := 0;
+    own record;
+    own_keys int4;
+    first_key int4;
+    key_names text[] := '{}';
+    key_numbers int4[] := '{}';
+    in_uses int4[] := '{}';
+    spents int8[] := '{}';
+    number int4;
+    full_limit text;
+    full_key text;
+    opening int8;
+BEGIN
+    seqs := '{}';
+    dues := '{}';
+    lanes := '{}';
+    main_lanes := '{}';
+    key_seqs := '{}';
+    key_limits := '{}';
+    keys := '{}';
+    units := '{}';
+    spans := '{}';
+    turn_lanes := '{}';
+    SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
+    SELECT array_agg(coalesce(limits.available, p_total) ORDER BY u.place) INTO name_available
+    FROM unnest(p_names) WITH ORDINALITY AS u (name, place)
+    CROSS JOIN LATERAL (SELECT {schema}.count_available_1(p_now, u.name) AS available) limits;
+    SELECT array_agg(served.queue ORDER BY served.queue), array_agg(served.names ORDER BY served.queue) INTO queues, allowed
+    FROM (
+        SELECT u.queue, string_agg(u.name, E'\n') AS names FROM unnest(p_queues, p_names, name_available) AS u (queue, name, available)
+        WHERE u.available > 0 AND (p_locked IS NULL OR u.name = ANY (p_locked))
+            AND NOT EXISTS (
+                SELECT FROM {schema}.paused_queue p WHERE p.queue = u.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
+            )
+        GROUP BY u.queue
+    ) served;
+    SELECT array_agg(p_total + CASE WHEN p_names[r] = ANY (keyed_names) THEN 100 ELSE 1 END ORDER BY place) INTO chunks
+    FROM unnest(p_request_indexes) WITH ORDINALITY AS u (r, place);
+    OPEN main FOR SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+        p_low_water_marks, chunks, p_names, '{}');
+    FETCH main INTO candidate;
+    has_candidate := FOUND;
+    FOR i IN 1..coalesce(cardinality(queues), 0) LOOP
+        SELECT * INTO following FROM {schema}.find_next_turn_1(queues[i], string_to_array(allowed[i], E'\n'), skipped);
+        skipped := following.skipped;
+        turns[i] := following.turn;
+        turn_keys := turn_keys || {schema}.rank_turn_1(p_now, p_ageing, turns[i], p_queue_levels[array_position(p_queues, queues[i])]);
+    END LOOP;
+    WHILE taken < p_total LOOP
+        best := NULL;
+        FOR i IN 1..coalesce(cardinality(queues), 0) LOOP
+            IF (turns[i]).lane IS NOT NULL AND (best IS NULL OR turn_keys[4 * i - 3:4 * i] < best_key) THEN
+                best := i;
+                best_key := turn_keys[4 * i - 3:4 * i];
+            END IF;
+        END LOOP;
+        IF has_candidate AND (best IS NULL OR candidate.worst < best_key) THEN
+            best := NULL;
+            job_seq := candidate.seq;
+            job_due := candidate.due;
+            job_lane := p_ids[candidate.lane_index];
+            job_main_lane := p_main_lanes[candidate.lane_index];
+            request_index := p_request_indexes[candidate.lane_index];
+        ELSIF best IS NOT NULL THEN
+            turn := turns[best];
+            job_seq := turn.seq;
+            job_due := turn.due;
+            job_lane := turn.lane;
+            job_main_lane := turn.lane;
+            SELECT u.place INTO request_index FROM unnest(p_queues, p_names) WITH ORDINALITY AS u (queue, name, place)
+            WHERE u.queue = turn.queue AND u.name = turn.name;
+        ELSE
+            EXIT;
+        END IF;
+        queue := array_position(p_queues, p_queues[request_index]);
+        name := array_position(p_names, p_names[request_index]);
+        full_limit := NULL;
+        own_keys := 0;
+        first_key := cardinality(key_numbers) + 1;
+        IF queue_available[queue] <= 0 OR name_available[name] <= 0 THEN
+            IF best IS NOT NULL THEN
+                allowed[best] := CASE WHEN queue_available[queue] <= 0 THEN ''
+                    ELSE array_to_string(array_remove(string_to_array(allowed[best], E'\n'), turn.name), E'\n') END;
+            END IF;
+        ELSE
+            IF p_names[request_index] = ANY (keyed_names) THEN
+                FOR own IN
+                    SELECT k.*, coalesce(u.in_use, 0) AS in_use, coalesce(u.spent_until, 0) AS spent_until
+                    FROM {schema}.list_job_keys_1(p_names[request_index], job_seq) k
+                    LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
+                    ORDER BY k.limit_name
+                LOOP
+                    own_keys := own_keys + 1;
+                    CONTINUE WHEN full_limit IS NOT NULL;
+                    number := array_position(key_names, own.limit_name || E'\x1f' || own.key);
+                    IF number IS NULL THEN
+                        key_names := key_names || (own.limit_name || E'\x1f' || own.key);
+                        in_uses := in_uses || own.in_use;
+                        spents := spents || own.spent_until;
+                        number := cardinality(key_names);
+                    END IF;
+                    IF own.concurrency <= in_uses[number] THEN
+                        full_limit := own.limit_name;
+                        full_key := own.key;
+                        opening := NULL;
+                    ELSIF (own.burst - LEAST(own.cost, own.burst)) * own.unit_time < GREATEST(0, spents[number] - p_now) THEN
+                        full_limit := own.limit_name;
+                        full_key := own.key;
+                        opening := spents[number] - (own.burst - LEAST(own.cost, own.burst)) * own.unit_time;
+                    ELSE
+                        key_numbers := key_numbers || number;
+                        key_seqs := key_seqs || job_seq;
+                        key_limits := key_limits || own.limit_name;
+                        keys := keys || own.key;
+                        units := units || own.cost * own.unit_time;
+                        spans := spans || (own.burst - 1) * own.unit_time;
+                    END IF;
+                END LOOP;
+            END IF;
+            IF full_limit IS NULL THEN
+                IF p_max_bytes IS NOT NULL THEN
+                    SELECT bytes + {schema}.get_delivery_size_1(j.payload, j.options) INTO bytes
+                    FROM {schema}.job j WHERE j.seq = job_seq;
+                    EXIT WHEN bytes > p_max_bytes AND taken > 0;
+                END IF;
+                FOR i IN first_key..cardinality(key_numbers) LOOP
+                    in_uses[key_numbers[i]] := in_uses[key_numbers[i]] + 1;
+                    IF units[i] > 0 THEN
+                        spents[key_numbers[i]] := GREATEST(spents[key_numbers[i]], p_now) + units[i];
+                    END IF;
+                END LOOP;
+                seqs := seqs || job_seq;
+                dues := dues || job_due;
+                lanes := lanes || job_lane;
+                main_lanes := main_lanes || job_main_lane;
+                queue_available[queue] := queue_available[queue] - 1;
+                name_available[name] := name_available[name] - 1;
+                taken := taken + 1;
+                IF best IS NOT NULL THEN
+                    PERFORM {schema}.lease_turn_1(p_now, p_session, p_number, p_nonce, turn, taken);
+                    PERFORM {schema}.charge_turn_1(p_now, p_session, turn);
+                    IF job_lane <> ALL (turn_lanes) THEN
+                        turn_lanes := turn_lanes || job_lane;
+                    END IF;
+                END IF;
+            ELSE
+                parked_count := parked_count + {schema}.park_1(ARRAY[job_seq], ARRAY[job_due], ARRAY[job_lane],
+                    ARRAY[job_main_lane], ARRAY[full_limit], ARRAY[full_key], ARRAY[opening]);
+                IF own_keys > 1 AND {schema}.has_other_turns_1(job_seq, job_main_lane, full_limit) THEN
+                    returned := request_index;
+                    passing_seq := job_seq;
+                    passing_lane := job_main_lane;
+                    passing_limit := full_limit;
+                END IF;
+                EXIT WHEN returned IS NOT NULL OR parked_count >= max_parked;
+            END IF;
+        END IF;
+        IF best IS NOT NULL THEN
+            SELECT * INTO following FROM {schema}.find_next_turn_1(queues[best], string_to_array(allowed[best], E'\n'), skipped);
+            skipped := following.skipped;
+            turns[best] := following.turn;
+            turn_keys[4 * best - 3:4 * best] := GREATEST(best_key,
+                {schema}.rank_turn_1(p_now, p_ageing, turns[best], p_queue_levels[array_position(p_queues, queues[best])]));
+        ELSE
+            EXIT WHEN candidate.is_end AND parked_count > 0;
+            FETCH main INTO candidate;
+            has_candidate := FOUND;
+        END IF;
+    END LOOP;
+    CLOSE main;
+END $$;
+
+-- name: rank_turn
+-- Return the place of the job whose turn is next among the heads of the lanes, as `merge_lanes_1` ranks them.
+-- Inputs: the time; the ageing span; the row of `tenant_turn`; the level of the queue
+-- Result: minus the level with the age, rank, due time and seq; zeros if there is no job
+CREATE OR REPLACE FUNCTION {schema}.rank_turn_1(p_now int8, p_ageing int8, p_turn {schema}.tenant_turn, p_level int8) RETURNS int8[]
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_turn.lane IS NULL THEN '{0,0,0,0}' ELSE ARRAY[
+        -p_level - CASE WHEN p_ageing > 0 AND p_now > p_turn.due THEN (p_now - p_turn.due) / p_ageing ELSE 0 END,
+        p_turn.rank, p_turn.due, p_turn.seq
+    ] END
+$$;
+
+-- name: set_tenant_weights
+-- Set the weights of tenants.
+-- Inputs: the tenants, and for each its weight in hundredths; 100 is the weight of all others
+CREATE OR REPLACE FUNCTION {schema}.set_tenant_weights_1(p_tenants text[], p_units int4[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM {schema}.tenant_weight w USING unnest(p_tenants, p_units) AS u (tenant, units)
+    WHERE w.tenant = u.tenant AND u.units = 100;
+    INSERT INTO {schema}.tenant_weight (tenant, units)
+    SELECT u.tenant, u.units FROM unnest(p_tenants, p_units) AS u (tenant, units) WHERE u.units <> 100 ORDER BY u.tenant
+    ON CONFLICT (tenant) DO UPDATE SET units = excluded.units;
+END $$;
+
+-- name: list_tenants
+-- List the tenants with waiting or leased jobs, in the order of their turns.
+-- Inputs: the most waiting jobs that are counted for each; the maximum number of tenants
+-- Result: one row for each tenant, queue and rank; `ahead` is its virtual time beyond the floor
+CREATE OR REPLACE FUNCTION {schema}.list_tenants_1(p_most int4, p_limit int4) RETURNS TABLE (
+    queue text, rank int2, tenant text, units int8, waiting int8, running int8, ahead int8
+)
+LANGUAGE sql STABLE AS $$
+    SELECT * FROM (
+        SELECT s.queue, s.rank, s.tenant, {schema}.get_weight_1(s.tenant), (
+            SELECT count(*) FROM (
+                SELECT FROM {schema}.tenant_turn t JOIN {schema}.ready r ON r.lane = t.lane
+                WHERE t.queue = s.queue AND t.rank = s.rank AND t.tenant = s.tenant LIMIT p_most
+            ) w
+        ) AS waiting, (
+            SELECT count(*) FROM {schema}.lane a JOIN {schema}.lease_charge c ON c.lane = a.id
+            WHERE a.queue = s.queue AND a.rank = s.rank AND a.tenant = s.tenant
+        ) AS running, s.virtual_time - coalesce(f.floor, 0)
+        FROM (
+            SELECT s.queue, s.rank, s.tenant, s.virtual_time FROM {schema}.tenant_share s
+            UNION ALL
+            SELECT t.queue, t.rank, t.tenant, min(t.virtual_time) FROM {schema}.tenant_turn t WHERE NOT EXISTS (
+                SELECT FROM {schema}.tenant_share s WHERE s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant
+            ) GROUP BY 1, 2, 3
+        ) s LEFT JOIN {schema}.tenant_floor f ON f.queue = s.queue AND f.rank = s.rank
+        ORDER BY s.queue, s.rank, s.virtual_time, s.tenant
+    ) uses WHERE uses.waiting > 0 OR uses.running > 0 LIMIT p_limit
+$$;
+
+-- name: find_turn
+-- Find where a waiting job stands in the turns of its queue.
+-- Inputs: the id of the job; the maximum number of jobs before it to count
+-- Result: tenant, its virtual time beyond the floor, how many other tenants are before it, how many jobs of its lane are; no
+--   row if the job does not wait for a turn
+CREATE OR REPLACE FUNCTION {schema}.find_turn_1(p_id bytea, p_most int4) RETURNS TABLE (
+    tenant text, ahead int8, tenants_before int8, jobs_before int8
+)
+LANGUAGE sql STABLE AS $$
+    SELECT t.tenant, t.virtual_time - coalesce(f.floor, 0), (
+        SELECT count(DISTINCT o.tenant) FROM {schema}.tenant_turn o
+        WHERE o.queue = t.queue AND o.rank = t.rank AND o.virtual_time < t.virtual_time
+    ), (
+        SELECT count(*) FROM (
+            SELECT FROM {schema}.ready b WHERE b.lane = r.lane AND (b.due, b.seq) < (r.due, r.seq) LIMIT p_most
+        ) b
+    )
+    FROM {schema}.job j JOIN {schema}.tenant_turn t ON t.lane = j.lane
+    JOIN {schema}.ready r ON r.lane = j.lane AND r.seq = j.seq
+    LEFT JOIN {schema}.tenant_floor f ON f.queue = t.queue AND f.rank = t.rank
+    WHERE j.id = p_id
+$$;
+
+-- name: forget_tenants
+-- Forget tenants without waiting and leased jobs that are not ahead of the others, and queues and ranks without such jobs.
+-- Locks: all floors, by queue and rank
+CREATE OR REPLACE FUNCTION {schema}.forget_tenants_1() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.tenant_share) THEN
+        RETURN;
+    END IF;
+    PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR UPDATE;
+    DELETE FROM {schema}.tenant_turn WHERE ctid = ANY (ARRAY(
+        SELECT t.ctid FROM {schema}.tenant_turn t
+        WHERE NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane) FOR UPDATE SKIP LOCKED
+    ));
+    WITH busy AS MATERIALIZED (
+        SELECT t.queue, t.rank, t.tenant FROM {schema}.tenant_turn t
+        UNION
+        SELECT a.queue, a.rank, a.tenant FROM {schema}.lease_charge c JOIN {schema}.lane a ON a.id = c.lane
+    )
+    DELETE FROM {schema}.tenant_share s WHERE NOT EXISTS (
+        SELECT FROM busy b WHERE b.queue = s.queue AND b.rank = s.rank
+    ) OR NOT EXISTS (
+        SELECT FROM busy b WHERE b.queue = s.queue AND b.rank = s.rank AND b.tenant = s.tenant
+    ) AND s.virtual_time <= coalesce(
+        (SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+    );
+    DELETE FROM {schema}.tenant_floor f WHERE NOT EXISTS (
+        SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank
+    );
+END $$;

@@ -1,0 +1,298 @@
+-- Shared part: the turns of tenants (docs/decisions/0031; core/fairness.py has the arithmetic in Python).
+-- Keys: tenant_job tenant_turn tenant_share tenant_floor tenant_weight
+-- Provides: add_turn(lane, rank, due8, field, tenant): a job of a tenant is due
+--   drop_turn(lane, rank, due8, field, tenant) -> whether the job waited for a turn; it does so no more
+--   read_charged(records of `lease`): reads the shares of many leases with one command
+--   settle_charge(lease, lane, ran): ends the charge of a lease. `ran`: whether its handler may have run
+--   charge_tenant(group) -> {group, place, charge, ...}, which undo_charge needs
+--   undo_charge(undo), move_group(group): the first job of a group does not wait any more
+--   has_turns(lane4), write_turns(); for next_turns.lua: read_shares, get_class, get_share
+-- A share is what a tenant has used in a class: a queue and a rank. A group has the waiting jobs of a tenant, rank and lane; its place
+-- is due 8 | seq 8 of the first one.
+-- Atomic: a due job of a tenant is in `tenant_job` and not in `ready`. `tenant_turn` has the first job of each group. Changes are
+--   collected in shares; write_turns writes them, and cannot fail.
+-- Cost: a few commands per tenant and script, and one per job that is reserved; nothing for other jobs.
+local FIRST_CHARGE, MAX_DOUBLINGS, MIN_CHARGE, MAX_CHARGE, WEIGHT_UNITS = 100000, 9, 1000, 86400000000, 100
+-- The size of the fixed part of a share, and of a group in it
+local SHARE_HEAD_SIZE, SHARE_GROUP_SIZE = 21, 20
+-- Positions in a share and in a group: an exchange makes hundreds of them, and tables with names take twice as long. GROUP_KEY_PLACE
+-- and those after it are what next_turns.lua compares.
+local SHARE_CLASS, SHARE_TENANT, SHARE_TIME, SHARE_MEAN, SHARE_UNMEASURED, SHARE_LEASED, SHARE_GROUPS = 1, 2, 3, 4, 5, 6, 7
+local SHARE_IS_STORED, SHARE_WAS_BUSY, SHARE_IS_CHANGED = 8, 9, 10
+local GROUP_SHARE, GROUP_LANE4, GROUP_PLACE, GROUP_STORED, GROUP_BEFORE_PLACE, GROUP_MEMBERS, GROUP_AT, GROUP_CHUNK = 1, 2, 3, 4, 5, 6, 7, 8
+local GROUP_IS_LISTED, GROUP_KEY_PLACE, GROUP_KEY_RANK, GROUP_KEY_TIME, GROUP_KEY_DUE, GROUP_KEY_SEQ = 9, 10, 11, 12, 13, 14
+local turns = { classes = {}, shares = {}, weights = {}, put = {}, dropped = {}, dropped_turns = {} }
+
+local function get_class(queue, rank)
+  local field = queue .. '\0' .. rank
+  local class = turns.classes[field]
+  if not class then
+    class = { field = field, rank = rank, floor = 0, busy = 0, shares = 0 }
+    local record = redis.call('HGET', tenant_floor_key, field)
+    if record then
+      class.floor, class.busy, class.shares = unpack_struct('>I8I4I4', record)
+    end
+    turns.classes[field] = class
+  end
+  return class
+end
+
+local function make_turn(group)
+  local share = group[GROUP_SHARE]
+  return group[GROUP_LANE4] .. share[SHARE_CLASS].rank .. pack_struct('>I8', share[SHARE_TIME]) .. group[GROUP_PLACE] .. share[SHARE_TENANT]
+end
+
+local function make_group(share, lane4, place, stored)
+  local before_place = lane4 .. share[SHARE_CLASS].rank .. share[SHARE_TENANT] .. '\0'
+  return { share, lane4, place, stored or false, before_place, false, 0, 2, false, false, 0, 0, 0, 0 }
+end
+
+-- Return the range of the members of `tenant_job` of a group that come after a place.
+local function get_range_after(group, place)
+  return '(' .. group[GROUP_BEFORE_PLACE] .. place, '(' .. sub(group[GROUP_BEFORE_PLACE], 1, -2) .. '\1'
+end
+
+-- Return the share of a tenant; `record` is its field in `tenant_share`, or false. `turn`: a member of `tenant_turn` in this lane.
+local function read_share(class, tenant, record, lane4, turn)
+  local share = { class, tenant, class.floor, 0, 0, 0, {}, record and true or false, false, false }
+  if record then
+    share[SHARE_TIME], share[SHARE_MEAN], share[SHARE_UNMEASURED], share[SHARE_LEASED] = unpack_struct('>I8I8BI4', record)
+    for at = SHARE_HEAD_SIZE + 1, #record, SHARE_GROUP_SIZE do
+      local number = sub(record, at, at + 3)
+      local group = make_group(share, number, sub(record, at + 4, at + 19), number == lane4 and turn)
+      group[GROUP_STORED] = group[GROUP_STORED] or make_turn(group)
+      share[SHARE_GROUPS][number] = group
+    end
+  end
+  share[SHARE_WAS_BUSY] = share[SHARE_LEASED] > 0 or next(share[SHARE_GROUPS]) ~= nil
+  return share
+end
+
+-- Read the shares of tenants that are not known yet, with one command. `classes` and `tenants` are lists of the same length; so is
+-- `members`, with their members of `tenant_turn` in a lane, or nil.
+local function read_shares(classes, tenants, lane4, members)
+  local fields, unknown = {}, {}
+  for i = 1, #tenants do
+    local field = classes[i].field .. tenants[i]
+    if not turns.shares[field] then
+      push(fields, field)
+      push(unknown, i)
+    end
+  end
+  local records = get_in_batches(tenant_share_key, fields)
+  for i = 1, #fields do
+    local at = unknown[i]
+    turns.shares[fields[i]] = turns.shares[fields[i]] or read_share(classes[at], tenants[at], records[i], lane4, members and members[at])
+  end
+end
+
+local function get_share(class, tenant)
+  local field = class.field .. tenant
+  local share = turns.shares[field]
+  if not share then
+    share = read_share(class, tenant, redis.call('HGET', tenant_share_key, field))
+    turns.shares[field] = share
+  end
+  return share
+end
+
+-- Return the weight of a tenant in hundredths.
+local function get_weight(tenant)
+  if turns.has_weights == nil then
+    turns.has_weights = redis.call('HLEN', tenant_weight_key) > 0
+  end
+  if not turns.has_weights then
+    return WEIGHT_UNITS
+  end
+  if not turns.weights[tenant] then
+    turns.weights[tenant] = tonumber(redis.call('HGET', tenant_weight_key, tenant) or WEIGHT_UNITS)
+  end
+  return turns.weights[tenant]
+end
+
+local function compute_charge(run_time, tenant)
+  return math.floor(math.min(math.max(run_time, MIN_CHARGE), MAX_CHARGE) * WEIGHT_UNITS / get_weight(tenant))
+end
+
+-- Return due time and seq of a place as numbers.
+local function read_place(place)
+  return decode_time(place, 1), (unpack_struct('>I8', place, 9))
+end
+
+local function is_earlier(place, other)
+  local due, seq = read_place(place)
+  local other_due, other_seq = read_place(other)
+  return due < other_due or due == other_due and seq < other_seq
+end
+
+-- Write the jobs that began or ceased to wait. Called before `tenant_job` is read.
+local function write_tenant_jobs()
+  if #turns.dropped > 0 then
+    call_in_batches('ZREM', tenant_job_key, turns.dropped)
+    turns.dropped = {}
+  end
+  if #turns.put > 0 then
+    call_in_batches('ZADD', tenant_job_key, turns.put)
+    turns.put = {}
+  end
+end
+
+local function add_turn(lane, rank, due8, field, tenant)
+  local class = get_class(lane.queue, rank)
+  local share, place = get_share(class, tenant), due8 .. field
+  local group = share[SHARE_GROUPS][lane.number]
+  if not group then
+    share[SHARE_TIME] = math.max(share[SHARE_TIME], class.floor)
+    group = make_group(share, lane.number, place)
+    share[SHARE_GROUPS][lane.number] = group
+  elseif is_earlier(place, group[GROUP_PLACE]) then
+    group[GROUP_PLACE], group[GROUP_MEMBERS] = place, false
+  end
+  share[SHARE_IS_CHANGED] = true
+  push_pair(turns.put, 0, group[GROUP_BEFORE_PLACE] .. place)
+end
+
+-- Let the job after the first one of a group be its first, or forget the group.
+local function move_group(group)
+  local share = group[GROUP_SHARE]
+  group[GROUP_AT] = group[GROUP_AT] + 1
+  local place = group[GROUP_MEMBERS] and group[GROUP_MEMBERS][group[GROUP_AT]]
+  if not place then
+    write_tenant_jobs()
+    local low, high = get_range_after(group, group[GROUP_PLACE])
+    local most = group[GROUP_CHUNK]
+    local members = redis.call('ZRANGEBYLEX', tenant_job_key, low, high, 'LIMIT', 0, most)
+    for i = 1, #members do
+      members[i] = sub(members[i], #group[GROUP_BEFORE_PLACE] + 1)
+    end
+    group[GROUP_MEMBERS], group[GROUP_AT], group[GROUP_CHUNK] = members, 1, math.min(2 * most, 500)
+    place = members[1]
+  end
+  group[GROUP_PLACE], share[SHARE_IS_CHANGED] = place, true
+  if not place then
+    share[SHARE_GROUPS][group[GROUP_LANE4]] = nil
+    if group[GROUP_STORED] then
+      push(turns.dropped_turns, group[GROUP_STORED])
+      group[GROUP_STORED] = false
+    end
+  end
+end
+
+local function drop_turn(lane, rank, due8, field, tenant)
+  write_tenant_jobs()
+  local share, place = get_share(get_class(lane.queue, rank), tenant), due8 .. field
+  local group = share[SHARE_GROUPS][lane.number]
+  if not group or redis.call('ZREM', tenant_job_key, group[GROUP_BEFORE_PLACE] .. place) == 0 then
+    return false
+  end
+  if group[GROUP_PLACE] == place then
+    group[GROUP_MEMBERS] = false
+    move_group(group)
+  end
+  share[SHARE_IS_CHANGED] = true
+  return true
+end
+
+-- Read the shares of leases that end; `records` of `lease`, or false.
+local function read_charged(records)
+  local classes, tenants, reused = {}, {}, {}
+  for i = 1, #records do
+    if records[i] and #records[i] > LEASE_MORE then
+      local lease = read_lease(records[i], reused)
+      if lease.charge then
+        push(classes, get_class(get_lane(lease.lane4).queue, lease.rank))
+        push(tenants, lease.tenant)
+      end
+    end
+  end
+  read_shares(classes, tenants)
+end
+
+local function settle_charge(lease, lane, ran)
+  local share, used = get_share(get_class(lane.queue, lease.rank), lease.tenant), 0
+  if ran then
+    local run_time = math.min(math.max(now - decode_time(lease.started8, 1), 0), MAX_CHARGE)
+    used = compute_charge(run_time, lease.tenant)
+    share[SHARE_MEAN] = math.max(share[SHARE_MEAN] > 0 and math.floor((7 * share[SHARE_MEAN] + run_time) / 8) or run_time, 1)
+  end
+  share[SHARE_TIME], share[SHARE_LEASED] = share[SHARE_TIME] + used - lease.charge, share[SHARE_LEASED] - 1
+  share[SHARE_IS_CHANGED] = true
+end
+
+-- Charge the first job of a group, which is reserved, and remove it from the group.
+local function charge_tenant(group)
+  local share = group[GROUP_SHARE]
+  local class = share[SHARE_CLASS]
+  local undo = {
+    group = group, place = group[GROUP_PLACE], time = share[SHARE_TIME], unmeasured = share[SHARE_UNMEASURED], floor = class.floor,
+  }
+  local expected = share[SHARE_MEAN]
+  if expected == 0 then
+    expected = FIRST_CHARGE * 2 ^ math.min(share[SHARE_UNMEASURED], MAX_DOUBLINGS)
+    share[SHARE_UNMEASURED] = math.min(share[SHARE_UNMEASURED] + 1, 255)
+  end
+  undo.charge = compute_charge(expected, share[SHARE_TENANT])
+  class.floor, class.is_changed = math.max(share[SHARE_TIME], class.floor), true
+  share[SHARE_TIME], share[SHARE_LEASED] = class.floor + undo.charge, share[SHARE_LEASED] + 1
+  move_group(group)
+  return undo
+end
+
+-- Return the job that was charged last to its group: it does not fit in the reply.
+local function undo_charge(undo)
+  local group = undo.group
+  local share = group[GROUP_SHARE]
+  share[SHARE_TIME], share[SHARE_UNMEASURED], share[SHARE_LEASED] = undo.time, undo.unmeasured, share[SHARE_LEASED] - 1
+  share[SHARE_CLASS].floor = undo.floor
+  group[GROUP_PLACE], group[GROUP_MEMBERS], share[SHARE_GROUPS][group[GROUP_LANE4]] = undo.place, false, group
+end
+
+-- Return whether jobs of tenants wait in a lane, as write_turns wrote them.
+local function has_turns(lane4)
+  return #redis.call('ZRANGEBYLEX', tenant_turn_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, 1) > 0
+end
+
+local function write_turns()
+  if not next(turns.shares) then
+    return
+  end
+  write_tenant_jobs()
+  local put_turns, put_shares, put_floors = {}, {}, {}
+  for field, share in pairs(turns.shares) do
+    if share[SHARE_IS_CHANGED] then
+      local class = share[SHARE_CLASS]
+      local parts = { pack_struct('>I8I8BI4', share[SHARE_TIME], share[SHARE_MEAN], share[SHARE_UNMEASURED], share[SHARE_LEASED]) }
+      for lane4, group in pairs(share[SHARE_GROUPS]) do
+        local turn = make_turn(group)
+        push(parts, lane4 .. group[GROUP_PLACE])
+        if turn ~= group[GROUP_STORED] then
+          if group[GROUP_STORED] then
+            push(turns.dropped_turns, group[GROUP_STORED])
+          end
+          push_pair(put_turns, 0, turn)
+          group[GROUP_STORED] = turn
+        end
+      end
+      push_pair(put_shares, field, table.concat(parts))
+      local is_busy = share[SHARE_LEASED] > 0 or next(share[SHARE_GROUPS]) ~= nil
+      if is_busy ~= share[SHARE_WAS_BUSY] then
+        class.busy, class.is_changed = class.busy + (is_busy and 1 or -1), true
+      end
+      if not share[SHARE_IS_STORED] then
+        class.shares, class.is_changed = class.shares + 1, true
+      end
+      share[SHARE_WAS_BUSY], share[SHARE_IS_STORED], share[SHARE_IS_CHANGED] = is_busy, true, false
+    end
+  end
+  for field, class in pairs(turns.classes) do
+    if class.is_changed then
+      push_pair(put_floors, field, pack_struct('>I8I4I4', class.floor, class.busy, class.shares))
+      class.is_changed = false
+    end
+  end
+  call_in_batches('ZREM', tenant_turn_key, turns.dropped_turns)
+  call_in_batches('ZADD', tenant_turn_key, put_turns)
+  call_in_batches('HSET', tenant_share_key, put_shares)
+  call_in_batches('HSET', tenant_floor_key, put_floors)
+  turns.dropped_turns = {}
+end

@@ -1,0 +1,102 @@
+"""`nimburion tenants …`: list the tenants that have jobs, and set weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from nimburion.cli.invocation import add_shared_options, current_invocation
+from nimburion.cli.operators import record_command
+from nimburion.cli.output import print_result, print_table
+from nimburion.core.fairness import (
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+    WEIGHT_UNITS,
+    TenantUses,
+    compute_shares,
+    to_weight_units,
+)
+from nimburion.core.size_limits import check_text
+from nimburion.core.text.escaping import escape_controls
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+
+@click.group()
+def tenants() -> None:
+    """List the tenants that have jobs, and set their weights."""
+
+
+@tenants.command("list")
+@click.option(
+    "--limit",
+    metavar="NUMBER",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    show_default=True,
+    help="How many at most.",
+)
+@add_shared_options
+def list_tenants(limit: int) -> None:
+    """List tenants with waiting or running jobs: queue, weight, share, and who is next.
+
+    The tenant with the least virtual time ahead is next, inside one queue and priority.
+    """
+    found = current_invocation().run(lambda backend: backend.list_tenants(limit))
+    print_result(msgspec.to_builtins(found), lambda: print_tenants(found))
+
+
+def print_tenants(found: TenantUses) -> None:
+    """Print one line per tenant, queue and priority; then the weights of tenants without jobs."""
+    shares = compute_shares(found.tenants)
+    print_table(
+        ("tenant", "queue", "priority", "waiting", "running", "weight", "share", "ahead"),
+        [
+            (
+                use.tenant,
+                use.queue,
+                use.priority,
+                use.waiting,
+                use.running,
+                f"{use.weight:g}",
+                f"{share:.0%}",
+                f"{use.ahead:.1f} s",
+            )
+            for use, share in zip(found.tenants, shares, strict=True)
+        ],
+        "no tenant has a job that waits for its turn or runs",
+    )
+    shown = {use.tenant for use in found.tenants}
+    for tenant, weight in found.weights.items():
+        if tenant not in shown:
+            click.echo(f"{escape_controls(tenant)} has the weight {weight:g}")
+
+
+@tenants.command("weight")
+@click.argument("tenant", metavar="TENANT")
+@click.argument(
+    "weight", metavar="WEIGHT", required=False, type=click.FloatRange(MIN_WEIGHT, MAX_WEIGHT)
+)
+@add_shared_options
+def set_weight(tenant: str, weight: float | None) -> None:
+    """Set the weight of a tenant in all queues; without WEIGHT, set it to 1.
+
+    A tenant of weight 2 with enough jobs gets twice the run time of a tenant of weight 1. A worker
+    whose configuration names the tenant stores the weight of the configuration when it starts.
+    """
+    check_text("tenant", tenant)
+    current_invocation().run(lambda backend: set_tenant_weight(backend, tenant, weight))
+    stored = 1.0 if weight is None else to_weight_units(weight) / WEIGHT_UNITS
+    print_result(
+        {"tenant": tenant, "weight": stored},
+        lambda: click.echo(f"{escape_controls(tenant)} has the weight {stored:g}"),
+    )
+
+
+async def set_tenant_weight(backend: Backend, tenant: str, weight: float | None) -> None:
+    """Set a weight and record it."""
+    async with record_command(backend, "tenant.weight", tenant, {"weight": weight}):
+        await backend.set_tenant_weight(tenant, weight)

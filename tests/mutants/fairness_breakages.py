@@ -1,0 +1,124 @@
+"""Breakages of fairness among tenants."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MEMORY = "tests/contract/test_memory.py::TestMemory::"
+REDIS = "tests/contract/test_redis.py::TestRedis::"
+FAIRNESS = "tests/jobs/test_fairness.py::"
+
+FAIRNESS_MUTANTS = (
+    Mutant(
+        "fairness: a reserved job charges nothing",
+        "core/*.py",
+        "self.virtual_time = $start + $charge",
+        "self.virtual_time = $start",
+        (f"{MEMORY}test_tenants_take_turns_within_one_exchange",),
+    ),
+    Mutant(
+        "fairness: measured run times are ignored",
+        "core/*.py",
+        "$used = compute_charge($measured, $units)\n            $mean = self",
+        "$used = charge\n            $mean = self",
+        (f"{MEMORY}test_measured_run_times_decide_the_shares",),
+    ),
+    Mutant(
+        "fairness: a charge ignores what the tenant needed before",
+        "core/*.py",
+        "$expected = self.mean_run_time\n        if $expected == 0:",
+        "$expected = 0\n        if $expected == 0:",
+        (f"{MEMORY}test_a_reserved_job_is_charged_what_its_tenant_needed_before",),
+    ),
+    Mutant(
+        "fairness: unknown run times stay cheap",
+        "core/*.py",
+        "$expected = FIRST_CHARGE * 2 ** min(self.$count, MAX_DOUBLINGS)",
+        "$expected = FIRST_CHARGE",
+        (f"{MEMORY}test_unknown_run_times_cost_more_with_each_job",),
+    ),
+    Mutant(
+        "fairness: jobs without run time are free",
+        "core/*.py",
+        "return min(max($run, MIN_CHARGE), MAX_CHARGE) * WEIGHT_UNITS // $weight",
+        "return min($run, MAX_CHARGE) * WEIGHT_UNITS // $weight",
+        (f"{MEMORY}test_short_jobs_take_turns_too",),
+    ),
+    Mutant(
+        "fairness: weights are ignored",
+        "core/*.py",
+        "return min(max($run, MIN_CHARGE), MAX_CHARGE) * WEIGHT_UNITS // $weight",
+        "return min(max($run, MIN_CHARGE), MAX_CHARGE)",
+        (f"{MEMORY}test_a_weight_multiplies_the_share",),
+    ),
+    Mutant(
+        "fairness: a tenant that was away has credit",
+        "backends/memory/*.py",
+        "if $share.virtual_time < $peers.floor:",
+        "if $share.virtual_time < 0:",
+        (f"{MEMORY}test_a_tenant_that_was_away_has_no_credit",),
+    ),
+    Mutant(
+        "fairness: a lease that a rescue ends stays charged",
+        "backends/memory/*.py",
+        "self.state.turns.settle($entry, $lease.charge, None)",
+        "pass",
+        (f"{MEMORY}test_a_closed_session_and_a_rescue_charge_nothing",),
+    ),
+    Mutant(
+        "fairness: an unstarted job is charged",
+        "backends/memory/*.py",
+        "isinstance($settlement, Released) and $settlement.unstarted\n        ):",
+        "isinstance($settlement, Released) and False\n        ):",
+        (f"{MEMORY}test_what_did_not_run_is_charged_nothing",),
+    ),
+    Mutant(
+        "fairness: the setting of a queue is ignored",
+        "jobs/declaration/*.py",
+        "$fair = self.$settings.get($job.queue, self.$default)",
+        "$fair = self.$default",
+        (f"{FAIRNESS}test_the_setting_of_the_queue_decides_and_then_that_of_the_processor",),
+    ),
+    Mutant(
+        "Redis: a reserved job charges its tenant nothing",
+        "backends/redis/*.lua",
+        "= $class.floor + $undo.charge, $share",
+        "= $class.floor, $share",
+        (f"{REDIS}test_tenants_take_turns_within_one_exchange",),
+    ),
+    Mutant(
+        "Redis: a tenant that was away has credit",
+        "backends/redis/*.lua",
+        "    $share[SHARE_TIME] = math.max($share[SHARE_TIME], $class.floor)\n",
+        "",
+        (f"{REDIS}test_a_tenant_that_was_away_has_no_credit",),
+    ),
+    Mutant(
+        "Redis: a rescue charges the time of the lost worker",
+        "backends/redis/*.lua",
+        "settle_charge($lease, $lane, $ran)\n  end\n",
+        "settle_charge($lease, $lane, true)\n  end\n",
+        (f"{REDIS}test_a_closed_session_and_a_rescue_charge_nothing",),
+    ),
+    Mutant(
+        "Redis: a job that does not fit in the reply stays charged",
+        "backends/redis/*.lua",
+        "      undo_charge($turn)\n",
+        "",
+        (f"{REDIS}test_a_reply_of_limited_size_changes_no_turn",),
+    ),
+    Mutant(
+        "Redis: a job that was parked returns without its tenant",
+        "backends/redis/*.lua",
+        "    add_turn($lane, $rank, $due8, $field, sub($suffix, 2))\n",
+        "    push_pair(to_return.ready, 0, member)\n",
+        (f"{REDIS}test_a_parked_job_gives_its_turn_to_the_next",),
+    ),
+    Mutant(
+        "Redis: a group without jobs keeps its turn",
+        "backends/redis/*.lua",
+        "      push(turns.dropped_turns, $group[GROUP_STORED])\n      $group[GROUP_STORED] = false\n",
+        "      $group[GROUP_STORED] = false\n",
+        (f"{REDIS}test_a_rate_tells_the_next_time",),
+    ),
+)
