@@ -154,4 +154,8 @@ def test_a_backend_that_does_not_answer_makes_a_page() -> None:
     assert answer.status_code == 503
     assert "127.0.0.1:1" in answer.text
     assert "Content-Security-Policy" in answer.headers
+    for client, status in ((app.test_client(), 403), (sign_in(app, "operate"), 503)):
+        answer = client.get("/jobs/dashboard")
+        assert answer.status_code == status
+        assert "127.0.0.1:1" not in answer.text
     find_processor(app).sync.close()

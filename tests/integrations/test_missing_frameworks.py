@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from nimburion.integrations.flask import make_dashboard
+
 
 @pytest.mark.parametrize("framework", ["django", "fastapi", "flask", "sqlalchemy"])
 def test_the_extra_is_named(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,4 +23,15 @@ def test_the_extra_is_named(framework: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert str(caught.value) == (
         f"{module} needs {framework!r}, which is not installed; "
         f"pip install 'nimburion[{framework}]'"
+    )
+
+
+def test_the_dashboard_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "nimburion.server.sync_dashboard", raising=False)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(ImportError) as caught:
+        make_dashboard(lambda: None)
+    assert str(caught.value) == (
+        "nimburion.integrations.flask needs 'starlette', which is not installed; "
+        "pip install 'nimburion[flask,server]'"
     )

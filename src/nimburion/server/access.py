@@ -89,6 +89,11 @@ class Authorizer(Protocol):
         ...
 
 
+def make_sign_in_problem() -> Problem:
+    """Return the problem for a caller whom the application has not signed in."""
+    return Problem(403, "not-signed-in", "sign in to the application first")
+
+
 class SignedInAccess:
     """Lets in those whom a web application around the dashboard has signed in.
 
@@ -104,7 +109,7 @@ class SignedInAccess:
             _check_origin(request, is_program=False)
         caller = request.scope.get(CALLER_KEY)
         if not isinstance(caller, Caller):
-            raise Problem(403, "not-signed-in", "sign in to the application first")
+            raise make_sign_in_problem()
         _check_right(caller, right)
         return caller
 

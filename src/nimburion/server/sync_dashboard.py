@@ -22,7 +22,13 @@ from nimburion.core.settings import Config
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
-from nimburion.server.access import CALLER_KEY, SECURITY_HEADERS, Caller, SignedInAccess
+from nimburion.server.access import (
+    CALLER_KEY,
+    SECURITY_HEADERS,
+    Caller,
+    SignedInAccess,
+    make_sign_in_problem,
+)
 from nimburion.server.dashboard.responses import report_on_page
 from nimburion.server.dashboard.routes import make_dashboard_routes
 from nimburion.server.health import HealthChecks
@@ -102,13 +108,17 @@ class SyncDashboard:
 
         Raises `DefinitionError` if the caller has a right that does not exist.
         """
-        if request.caller is not None:
-            _check_rights(request.caller)
+        caller = request.caller
+        if caller is None:  # the backend is not opened for strangers
+            return _report(request, make_sign_in_problem())
+        _check_rights(caller)
         try:
             return self._processor.sync.call(self._respond, request)
         except NimburionError as error:  # the backend could not be opened
-            problem = make_problem(error) or Problem(503, "backend-unavailable", str(error))
-            return _report(request, problem)
+            found = make_problem(error) or Problem(503, "backend-unavailable", str(error))
+            if "read" not in caller.rights:  # the error may name a host
+                found.detail = "the backend does not answer"
+            return _report(request, found)
 
     async def _respond(self, client: Client, request: BufferedRequest) -> BufferedResponse:
         app = self._apps.get(client)
