@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
 from nimburion.server.api.operation import Operation
@@ -24,6 +25,8 @@ UNSAFE = [operation for operation in OPERATIONS if operation.method not in SAFE_
 SECRET = "hush"
 BODIES: dict[str, object] = {
     "pause_queue": {"reason": "deploy", "for": 60},
+    "pause_all_queues": {"reason": "deploy", "for": 60},
+    "change_limit": {"concurrency": 2, "reason": "sale"},
     "enqueue_job": {"name": "send", "payload": {"secret": SECRET}, "id": "new"},
     "cancel_jobs": {"ids": ["a", "b"]},
     "replay_dead_letters": {"all": True},
@@ -39,6 +42,10 @@ BODIES: dict[str, object] = {
 RECORDS: dict[str, tuple[str, str, int | None]] = {
     "pause_queue": ("queue.pause", "default", None),
     "resume_queue": ("queue.resume", "default", None),
+    "pause_all_queues": ("queue.pause_all", "", 1),
+    "resume_all_queues": ("queue.resume_all", "", 1),
+    "change_limit": ("limit.change", "send", None),
+    "reset_limit": ("limit.reset", "send", None),
     "enqueue_job": ("jobs.enqueue", "new", 1),
     "cancel_jobs": ("jobs.cancel", "", 2),
     "cancel_job": ("jobs.cancel", "a", 1),
@@ -72,6 +79,8 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     await made.enqueue("a", "b")
     await made.fail("c", queue="other")
     await made.services.schedules.add("daily", "@daily", "send")
+    await made.processor.backend.pause_queue("paused", paused=True)
+    await made.processor.backend.change_limit(LimitChange(name="send", concurrency=9))
     running = NewBulkOperation(id="a", action=BulkAction.REPLAY)
     await made.processor.backend.start_bulk_operation(running)
     worker = Session(id="a", queues=("default",), names=("send",))
@@ -86,7 +95,7 @@ def bearer(right: str) -> dict[str, str]:
 def make_url(path: str) -> str:
     """Return a path of the API with its parameters filled in."""
     job_id = "c" if path.startswith("/dead-letters") else "a"
-    values = {"queue": "default", "id": job_id, "name": "daily"}
+    values = {"queue": "default", "id": job_id, "name": "daily", "limit": "send"}
     return API_PATH + re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 
 
