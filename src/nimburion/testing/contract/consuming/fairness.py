@@ -477,7 +477,7 @@ class Charges:
             mine, worker = held[turn % 3], workers[turn % 3]
             harness.clock.advance(0.05)
             done = [_end(luck, delivery) for delivery in mine]
-            if turn == 90:
+            if turn == 30:
                 await worker.close()
                 workers[turn % 3], done = (worker := await harness.worker()), []
             reply = await worker.exchange(*done, want=worker.want(luck.randint(1, 4)))
@@ -485,6 +485,8 @@ class Charges:
             for job_id in ids(reply.deliveries):
                 ran.setdefault(job_id[0], []).append(int(job_id[1:]))
             uses = (await read_uses(harness)).values()
+            if not uses:
+                break
             if all(waiting for waiting, _, _ in uses):
                 assert max((ahead for *_, ahead in uses), default=0.0) < 2.0
         assert {len(set(numbers)) for numbers in ran.values()} == {20}
