@@ -30,6 +30,7 @@ MUST_HAPPEN = (
     "deliveries released",
     "rates stopped",
     "keys full",
+    "jobs replaced",
     "bursts",
 )
 """What no run of many seeds may lack. Requests too large for their connection are not among them:

@@ -68,6 +68,10 @@ class Ledger:
         """Every token that a job was ever handed out under, in order."""
         self._given: dict[tuple[str, Token], str] = {}
         """To which session."""
+        self.payloads: dict[str, list[bytes]] = defaultdict(list)
+        """What each job was enqueued with: the first payload, and those that replaced it."""
+        self._replacing: set[str] = set()
+        """The ids of enqueued jobs that replaced another."""
         self.due: dict[str, float] = {}
         """No earlier may it be handed out."""
         self.ended: dict[str, State] = {}
@@ -129,6 +133,14 @@ class Ledger:
                 self.due[job.id] = job.due_at(self._clock.now())
                 self._names[job.id] = job.name
                 self._keys[job.id] = job.options.limit_keys or {}
+                self.payloads[job.id].append(job.payload)
+            elif enqueued.outcome == "replaced" and job.id not in self._replacing:
+                self._replacing.add(job.id)  # a repeat of the call changes nothing
+                self.counts["jobs replaced"] += 1
+                self.payloads[enqueued.id].append(job.payload)
+                due = job.due_at(self._clock.now())
+                has_failed = self.failures[enqueued.id] + self.lost[enqueued.id] > 0
+                self.due[enqueued.id] = max(due, self.due[enqueued.id]) if has_failed else due
 
     async def _after_cancel(self, _: object, job_id: str) -> None:
         await self._look_at(job_id)

@@ -47,7 +47,6 @@ RATES = {"limited": RATE}
 MAX_RETRIES = 2
 KEYED = {"keyed:tenant": 1, "gateway": 3}
 """The most jobs of one key that run at once, by the name of the limit."""
-TENANTS = ("a", "b", "c")
 NAMES = ("plain", "limited", "timed", "keyed")
 _STORM = 10.0
 """Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
@@ -166,7 +165,6 @@ class World:
             limits=SizeLimits(exchange=16_384, unsettled=4096),
         )
         self.acknowledged: list[str] = []
-        self.payloads: dict[str, bytes] = {}
         self.runs: Counter[str] = Counter()
         self._job_count = jobs
         self._at_work: dict[str, list[Run]] = {}
@@ -208,7 +206,6 @@ class World:
         """Put jobs into the backend, past the net, that have each lost two workers already."""
         ids = [f"suspect-{n}" for n in range(count)]
         jobs = [NewJob(job_id, "plain", "default", b"{}") for job_id in ids]
-        self.payloads.update({job.id: job.payload for job in jobs})
         self.acknowledged += ids
         await self.ledger.apply("enqueue", (jobs,), {})
         for _ in range(SUSPECT_AFTER):
@@ -275,19 +272,22 @@ class World:
 
     async def _enqueue_one(self, client: Processor, random: Random, job_id: str) -> None:
         payload = b'{"n": "%s"}' % (b"x" * random.randrange(800))
-        self.payloads[job_id] = payload
         options: dict[str, Any] = {"id": job_id, "priority": random.randrange(10)}
-        options["tenant"] = random.choice(TENANTS)
         if random.random() < 0.3:
             options["after"] = random.uniform(0.0, 2.0)
         if random.random() < 0.5:
             options["tenant"] = random.choice("tuvw")
+        name = random.choice(NAMES)
         if random.random() < 0.1:
             options["unique_key"] = f"key-{random.randrange(3)}"
+        elif random.random() < 0.25:
+            name = "plain"
+            options |= {"unique_key": "draft", "on_duplicate": "replace", "after": 1.0}
         try:
-            stored = await client.enqueue_raw(random.choice(NAMES), payload, **options)
-            assert stored == job_id
-            self.acknowledged.append(job_id)
+            stored = await client.enqueue_raw(name, payload, **options)
+            if "on_duplicate" not in options:
+                assert stored == job_id
+            self.acknowledged.append(stored)
         except BackendUnavailable:
             self.counts["enqueues not acknowledged"] += 1
         except DuplicateJob:
@@ -399,7 +399,7 @@ class World:
     @asynccontextmanager
     async def _watched(self, ctx: Context, data: bytes, worker: Worker) -> AsyncIterator[None]:
         """Two workers never treat a lease on one job as valid at the same time."""
-        assert data == self.payloads[ctx.job_id]
+        assert data in self.ledger.payloads[ctx.job_id]
         at_work = self._at_work.setdefault(ctx.job_id, [])
         run = Run(worker)
         if not self.loop.over:
@@ -490,7 +490,7 @@ class World:
             keeps_payload = job.state is State.FAILED or (
                 job.state is State.COMPLETED and self.backend.capabilities.keeps_arguments
             )
-            kept = self.payloads[job_id] if keeps_payload else None
+            kept = ledger.payloads[job_id][-1] if keeps_payload else None
             assert (await self.backend.get_job(job_id)).payload == kept
         counts = await self.backend.count_jobs()
         ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
