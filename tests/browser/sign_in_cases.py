@@ -12,6 +12,7 @@ from playwright.async_api import Browser, expect
 
 from nimburion.core.job import NewJob
 from nimburion.jobs import Processor
+from tests.browser.conftest import HOST
 from tests.browser.served_dashboard import ServedDashboard
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -55,3 +56,23 @@ async def test_buttons_follow_the_rights_of_the_token(
         answer = await stranger.get(f"{guarded.address}/queues")
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+
+
+async def test_a_form_without_scripts_works_over_plain_http(
+    guarded: ServedDashboard, browser: Browser
+) -> None:
+    """Here a browser sends no `Sec-Fetch-Site`, and `Origin` only as the referrer policy allows."""
+    context = await browser.new_context(
+        java_script_enabled=False,
+        http_credentials={"username": "me", "password": TOKENS["OPS_TOKEN"]},
+    )
+    try:
+        page = await context.new_page()
+        await page.goto(f"{guarded.address.replace('127.0.0.1', HOST)}/queues/mail")
+        await page.locator("summary", has_text="Pause").first.click()
+        form = page.locator("details.action[open]")
+        await form.locator("[name=reason]").fill("an incident")
+        await form.get_by_role("button").click()
+        await expect(page.locator("#notice")).to_contain_text("paused")
+    finally:
+        await context.close()
