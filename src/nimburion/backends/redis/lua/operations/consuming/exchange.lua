@@ -82,10 +82,11 @@ if is_repeat then
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
+  local changing = unpark_changed()
   codes = settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
   unpark_open()
-  lanes = find_open_lanes(request, unpark_changed())
+  lanes = find_open_lanes(request, changing)
   deliveries, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request.max_bytes)
   write_turns()
   session.number8, session.codes = number8, codes
