@@ -115,7 +115,9 @@ async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
 async def test_the_audit_log_says_who_did_what(site: Api) -> None:
     for number in range(60):
         await site.client.post(
-            f"{DASHBOARD_PATH}/queues/mail/pause", content=f"reason=r{number}", headers=OWN_PAGE
+            f"{DASHBOARD_PATH}/queues/mail/pause",
+            content=f"reason=r{number}&for=5400",
+            headers=OWN_PAGE,
         )
     path = f"{DASHBOARD_PATH}/audit"
     first = (await site.client.get(path, params={"format": "json"})).json()
@@ -125,6 +127,7 @@ async def test_the_audit_log_says_who_did_what(site: Api) -> None:
     assert reasons == [f"r{number}" for number in reversed(range(60))]
     assert {(record["by"], record["origin"]) for record in records} == {("local", "dashboard")}
     assert first["records"][0]["link"] == "/queues/mail"
+    assert "for:</span> 1 h 30 min" in (await site.client.get(path)).text
 
 
 async def test_the_checks_of_the_backend_say_what_to_do(site: Api) -> None:
