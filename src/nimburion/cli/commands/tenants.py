@@ -33,11 +33,11 @@ def tenants() -> None:
 @tenants.command("list")
 @click.option(
     "--limit",
-    metavar="NUMBER",
+    metavar="N",
     type=click.IntRange(1, 10_000),
     default=100,
     show_default=True,
-    help="How many at most.",
+    help="At most this many tenants.",
 )
 @add_shared_options
 def list_tenants(limit: int) -> None:
