@@ -171,17 +171,33 @@ def test_limits_are_changed_and_reset(nimburion: CommandLine) -> None:
     nimburion.call_backend(lambda backend: open_worker(backend, limits={"send": 1}))
     changed = nimburion("limits", "set", "send", "3", "--rate", "5/s", "--reason", "sale")
     assert changed.out == (
-        "send: at most 3 at once, 5/s with a burst of 1; `nimburion limits reset` ends the change\n"
+        "send: at most 3 at once, 5/s with a burst of 1; "
+        "`nimburion limits reset send` ends the change\n"
     )
     out = nimburion("limits").out
     assert out.splitlines()[-1].split()[:5] == ["send", "-", "3", "5/s", "1"]
     assert nimburion("limits", "--json").data["limits"][0]["limit"] == 3
     assert nimburion("limits", "reset", "send").code == 0
     assert nimburion("limits", "--json").data["limits"][0]["limit"] == 1
-    assert nimburion("limits", "reset", "send").code == 4
+    again = nimburion("limits", "reset", "send")
+    assert again.code == 4
+    assert "the limit 'send' was not changed at run time; `nimburion limits` lists" in again.err
     records = nimburion("audit", "--json").data["records"]
     assert [record["action"] for record in records] == ["limit.reset"] * 2 + ["limit.change"]
     assert records[-1]["details"]["reason"] == "sale"
+
+
+def test_one_key_of_a_limit_is_changed_and_reset(nimburion: CommandLine) -> None:
+    limits = {"send": {"send:customer": KeyedLimit(1)}}
+    nimburion.call_backend(lambda backend: open_worker(backend, keyed_limits=limits))
+    five = ("5", "--key", "a b", "--reason", "sale")
+    by_job = nimburion("limits", "set", "send", *five)
+    assert (by_job.code, "name its limit by key: send:customer" in by_job.err) == (2, True)
+    changed = nimburion("limits", "set", "send:customer", *five)
+    assert "`nimburion limits reset send:customer --key 'a b'` ends the change" in changed.out
+    whole = nimburion("limits", "reset", "send:customer")
+    assert (whole.code, "reset with the key 'a b'" in whole.err) == (4, True), whole.err
+    assert nimburion("limits", "reset", "send:customer", "--key", "a b").code == 0
 
 
 @pytest.mark.parametrize(

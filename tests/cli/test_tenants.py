@@ -33,6 +33,8 @@ def test_tenants_are_listed_and_get_weights(nimburion: CommandLine) -> None:
         "weight": 1.0,
     }
     assert nimburion("tenants", "list", "--json").data["weights"] == {"other": 0.5}
-    assert nimburion("tenants", "weight", "acme", "0").code == 2
+    for weight in ("0", "nan"):
+        refused = nimburion("tenants", "weight", "acme", weight)
+        assert (refused.code, "not in the range" in refused.err) == (2, True), refused.err
     assert "Before it" not in nimburion("why", "0").out
     assert "Before it: 0 tenants, and 1 job of its own tenant" in nimburion("why", "1").out

@@ -10,7 +10,7 @@ NimburionError
 ├── JobNotFound               no record with this id
 ├── ScheduleNotFound          no schedule with this name
 ├── BulkOperationNotFound     no bulk operation with this id
-├── LimitNotFound             no limit and no job of this name
+├── LimitNotFound             no limit of this name, or it was not changed at run time
 ├── TooManyBulkOperations     the oldest bulk operation that is kept still runs
 ├── JobNotCompleted           wait(): the job failed or was cancelled
 ├── WaitTimeout               wait(): the job has not ended in time (also a TimeoutError)
@@ -126,10 +126,10 @@ class BulkOperationNotFound(NimburionError):
 
 
 class LimitNotFound(NimburionError):
-    """No limit and no job of this name is known to this backend."""
+    """The backend knows no limit of this name, or the limit was not changed at run time."""
 
-    def __init__(self, name: str, hint: str) -> None:
-        super().__init__(f"no limit and no job is named {name!r} in this backend; {hint}")
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
         self.name = name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
+
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, InvalidJob, LimitNotFound
 from nimburion.core.limit_changes import LimitChange
@@ -62,15 +64,18 @@ async def change_known_limit(backend: Backend, change: LimitChange) -> None:
         InvalidJob: the change is for one key, and its limit has no keys.
         LimitNotFound: no limit and no job has this name.
     """
-    keyed = {limit.name for limit in await backend.list_keyed_limits(fullest=0)}
-    if change.key is None:
-        known = keyed | await _list_job_names(backend)
-        if change.name not in known:
-            raise LimitNotFound(change.name, _suggest(change.name, known))
-    elif change.name not in keyed:
-        if change.name in await _list_job_names(backend):
-            raise InvalidJob(f"the limits of the job {change.name!r} have no keys")
-        raise LimitNotFound(change.name, _suggest(change.name, keyed))
+    keyed = {limit.name: limit.jobs for limit in await backend.list_keyed_limits(fullest=0)}
+    if change.name in keyed:
+        await backend.change_limit(change)
+        return
+    names = await _list_job_names(backend)
+    if change.key is not None:
+        if change.name in names:
+            raise InvalidJob(_explain_key(change.name, keyed))
+        raise LimitNotFound(change.name, _explain_name("limit by key", change.name, keyed))
+    if change.name not in names:
+        known = names | keyed.keys()
+        raise LimitNotFound(change.name, _explain_name("limit and no job", change.name, known))
     await backend.change_limit(change)
 
 
@@ -80,9 +85,18 @@ async def reset_known_limit(backend: Backend, name: str, key: str | None) -> Non
     Raises:
         LimitNotFound: the limit was not changed at run time.
     """
-    if not await backend.reset_limit(name, key):
-        what = "it" if key is None else f"its key {key!r}"
-        raise LimitNotFound(name, f"or {what} was not changed; `nimburion limits` lists changes")
+    if await backend.reset_limit(name, key):
+        return
+    what = f"the limit {name!r}" if key is None else f"the key {key!r} of the limit {name!r}"
+    changes = await backend.list_limit_changes()
+    changed = [one.key for one in changes if one.name == name and one.key != key]
+    if not changed:
+        advice = "`nimburion limits` lists the changes"
+    elif None in changed:
+        advice = "reset the limit without a key"
+    else:
+        advice = f"reset with the key {changed[0]!r}"
+    raise LimitNotFound(name, f"{what} was not changed at run time; {advice}")
 
 
 async def _list_job_names(backend: Backend) -> set[str]:
@@ -94,8 +108,22 @@ async def _list_job_names(backend: Backend) -> set[str]:
     return names
 
 
-def _suggest(name: str, known: set[str]) -> str:
-    near = find_nearest(name, known)
+def _explain_key(job: str, keyed: Mapping[str, Container[str]]) -> str:
+    """Say what to do instead of changing a key of a job that is no limit by key."""
+    own = sorted(name for name, jobs in keyed.items() if job in jobs)
+    if own:
+        return f"{job!r} is a job; to change one key, name its limit by key: {', '.join(own)}"
+    return f"the limits of the job {job!r} have no keys; leave out the key"
+
+
+def _explain_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that the backend knows no such name, and which ones it knows."""
+    names = sorted(known)
+    near = find_nearest(name, names)
     if near is not None:
-        return f"did you mean {near!r}?"
-    return f"known: {', '.join(sorted(known)[:20]) or 'none; start a worker first'}"
+        advice = f"did you mean {near!r}?"
+    elif names:
+        advice = f"known: {', '.join(names[:20])}"
+    else:
+        advice = "start a worker that declares it first"
+    return f"this backend knows no {kind} {name!r}; {advice}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -177,7 +178,7 @@ def print_changes(changes: list[LimitChange]) -> None:
 @click.argument("name", metavar="NAME")
 @add_shared_options
 def show(name: str) -> None:
-    """Show a limit by key: its fullest keys, how many jobs run and wait, and when the next may."""
+    """Show the fullest keys of a limit by key: running and waiting jobs, and the next start."""
     limit, now = current_invocation().run(lambda backend: read_keyed_limit(backend, name))
     print_result(msgspec.to_builtins(limit), lambda: print_keyed_limit(limit, now))
 
@@ -186,7 +187,10 @@ async def read_keyed_limit(backend: Backend, name: str) -> tuple[KeyedLimitInfo,
     """Return a limit by key and the backend's time. Raises `LimitNotFound`."""
     found = await backend.list_keyed_limits(name=name, fullest=_SHOWN_KEYS)
     if not found:
-        raise LimitNotFound(name, "`nimburion limits` lists the limits by key")
+        raise LimitNotFound(
+            name,
+            f"this backend knows no limit by key {name!r}; `nimburion limits` lists all limits",
+        )
     return found[0], await backend.now()
 
 
@@ -214,7 +218,9 @@ def print_keyed_limit(limit: KeyedLimitInfo, now: float) -> None:
 @click.argument("name", metavar="NAME")
 @click.argument("concurrency", metavar="[MAXIMUM]", type=click.IntRange(0), required=False)
 @click.option("--rate", metavar="RATE", help="How many units may start in a time: 100/min.")
-@click.option("--burst", metavar="N", type=click.IntRange(1), help="How many may start at once.")
+@click.option(
+    "--burst", metavar="N", type=click.IntRange(1), help="With --rate: how many may start at once."
+)
 @click.option("--key", metavar="KEY", help="Change only this key of a limit by key.")
 @click.option("--reason", metavar="TEXT", required=True, help="Why; shown wherever the limit is.")
 @add_shared_options
@@ -228,8 +234,9 @@ def set_limit(  # noqa: PLR0917 - the parameters of the command
 ) -> None:
     """Change a limit at run time, until `limits reset`. MAXIMUM 0 starts no more jobs.
 
-    NAME is a job or a limit by key. The change wins over what workers declare, also after they
-    restart. The next exchange of each worker follows it. Running jobs continue.
+    NAME is a job or a limit by key, as `limits list` shows it. The change wins over what workers
+    declare, also after they restart. The next exchange of each worker follows it. Running jobs
+    continue.
     """
     from nimburion.jobs.limit_changes import make_change
 
@@ -254,7 +261,13 @@ def describe_change(change: LimitChange) -> str:
     if change.rate is not None:
         what.append(f"{change.rate.rate} with a burst of {change.rate.burst}")
     key = "" if change.key is None else f" for the key {change.key}"
-    return f"{change.name}{key}: {', '.join(what)}; `nimburion limits reset` ends the change"
+    return f"{change.name}{key}: {', '.join(what)}; `{make_reset_command(change)}` ends the change"
+
+
+def make_reset_command(change: LimitChange) -> str:
+    """Return the command that ends a change."""
+    words = ["nimburion", "limits", "reset", change.name]
+    return shlex.join(words if change.key is None else [*words, "--key", change.key])
 
 
 @limits.command("reset")
@@ -263,7 +276,10 @@ def describe_change(change: LimitChange) -> str:
 @click.option("--reason", metavar="TEXT", default="", help="Why; kept in the audit record.")
 @add_shared_options
 def reset(name: str, key: str | None, reason: str) -> None:
-    """Let what the workers declare apply again."""
+    """End the change of a limit, so that what the workers declare applies again.
+
+    Without --key, the changes of single keys stay.
+    """
     current_invocation().run(lambda backend: record_and_reset(backend, name, key, reason))
     print_result(
         {"name": name, "key": key, "reset": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -75,10 +76,24 @@ def print_tenants(found: TenantUses) -> None:
             click.echo(f"{escape_controls(tenant)} has the weight {weight:g}")
 
 
+def refuse_nan(
+    ctx: click.Context, parameter: click.Parameter, weight: float | None
+) -> float | None:
+    """Return the weight. A range of click contains `nan`, which is no weight."""
+    if weight is not None and math.isnan(weight):
+        message = f"nan is not in the range {MIN_WEIGHT}<=x<={MAX_WEIGHT}."
+        raise click.BadParameter(message, ctx, parameter)
+    return weight
+
+
 @tenants.command("weight")
 @click.argument("tenant", metavar="TENANT")
 @click.argument(
-    "weight", metavar="WEIGHT", required=False, type=click.FloatRange(MIN_WEIGHT, MAX_WEIGHT)
+    "weight",
+    metavar="[WEIGHT]",
+    required=False,
+    type=click.FloatRange(MIN_WEIGHT, MAX_WEIGHT),
+    callback=refuse_nan,
 )
 @add_shared_options
 def set_weight(tenant: str, weight: float | None) -> None:
