@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flask import Flask, abort, redirect, session
+from flask import Flask, abort, redirect, request, session
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
@@ -50,10 +50,10 @@ def app() -> Iterator[Flask]:
     find_processor(made).sync.close()
 
 
-def sign_in(app: Flask, *rights: str) -> FlaskClient:
+def sign_in(app: Flask, *rights: str, name: object = "ann@example.com") -> FlaskClient:
     client = app.test_client()
     with client.session_transaction() as session:
-        session.update(user="ann@example.com", rights=list(rights))
+        session.update(user=name, rights=list(rights))
     return client
 
 
@@ -139,7 +139,44 @@ def test_the_application_may_send_people_to_its_sign_in() -> None:
         abort(redirect("/sign-in"))
 
     app.register_blueprint(make_dashboard(redirect_to_sign_in), url_prefix="/jobs")
-    assert app.test_client().get("/jobs/dashboard").location == "/sign-in"
+    client = app.test_client()
+    assert client.get("/jobs/dashboard").location == "/sign-in"
+    # The script of a page would show the page of the sign-in as a part of its own.
+    assert client.get("/jobs/dashboard?format=fragment").status_code == 403
+    assert pause(client, **OWN_PAGE, **{"HX-Request": "true"}).status_code == 403
+    assert pause(client, **OWN_PAGE).location == "/sign-in"
+
+
+def test_a_name_cannot_write_lines_into_the_log(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nimburion.audit")
+    client = sign_in(app, "read", "operate", name="ann\nqueue.resume\x1b[2J\x00")
+    assert pause(client, **OWN_PAGE).status_code == 303
+    (found,) = read(client, "/audit")["records"]
+    assert found["record"]["by"] == r"ann\nqueue.resume\x1b[2J\x00"
+    assert caplog.messages == [f"queue.pause mail done by {found['record']['by']}"]
+
+
+def test_a_name_must_be_a_text(app: Flask) -> None:
+    app.config["TESTING"] = True
+    with pytest.raises(DefinitionError, match="the name of a caller must be a text, not 7"):
+        sign_in(app, "read", name=7).get("/jobs/dashboard")
+
+
+def test_a_form_that_the_application_has_read_keeps_its_fields(app: Flask) -> None:
+    app.before_request(lambda: request.form.get("csrf_token"))
+    client = sign_in(app, "read", "operate")
+    assert pause(client, **OWN_PAGE).status_code == 303
+    assert read(client, "/queues/mail")["queue"]["pause"]["reason"] == "deploy"
+
+
+def test_an_answer_has_no_headers_of_the_connection(app: Flask) -> None:
+    form = {"reason": "x" * 3_000_000}
+    path = "/jobs/dashboard/queues/mail/pause"
+    answer = sign_in(app, *RIGHTS).post(path, data=form, headers={**FORM, **OWN_PAGE})
+    assert answer.status_code == 413
+    assert "Connection" not in answer.headers, "WSGI forbids it (PEP 3333)"
 
 
 def test_a_right_that_does_not_exist_is_an_error(app: Flask) -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
+from urllib.parse import urlencode
 
 from nimburion import config
 from nimburion.core.errors import DefinitionError, NotOpen
@@ -42,6 +43,7 @@ from nimburion.jobs.processor import Processor
 
 try:
     from flask import Blueprint, Flask, Response, current_app, has_app_context, request
+    from werkzeug.exceptions import HTTPException
 except ModuleNotFoundError as _missing:
     raise explain_missing(_missing, "flask") from None
 
@@ -224,7 +226,8 @@ def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
 
     The dashboard is then at `/jobs/dashboard`. `find_caller` is called in each request, and returns
     who sends it, with their [rights](../reference/http-api.md). None, or a right that is missing,
-    is answered with status 403. The audit records hold the name of the caller.
+    is answered with status 403. So is a redirect, if the script of a page sends the request: the
+    script could not follow it. The audit records hold the name of the caller.
 
     It needs the extra `server`.
     """
@@ -243,9 +246,9 @@ def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
                 path=f"/{path}",
                 query=request.query_string.decode("latin-1"),
                 headers=tuple(request.headers.items()),
-                body=request.stream.read(dashboard.max_body + 1),
+                body=_read_body(dashboard.max_body),
                 scheme=request.scheme,
-                caller=find_caller(),
+                caller=_find_caller(find_caller),
             )
         )
         return Response(answer.body, answer.status, list(answer.headers))
@@ -254,6 +257,25 @@ def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
     made.add_url_rule("/", "dashboard", show_dashboard, methods=methods)
     made.add_url_rule("/<path:path>", "dashboard", show_dashboard, methods=methods)
     return made
+
+
+def _find_caller(find_caller: Callable[[], Caller | None]) -> Caller | None:
+    """Return who sends the request. A redirect is for people only, not for the script of a page."""
+    try:
+        return find_caller()
+    except HTTPException as error:
+        is_script = "HX-Request" in request.headers or "format" in request.args
+        if is_script and 300 <= error.get_response().status_code < 400:
+            return None
+        raise
+
+
+def _read_body(max_size: int) -> bytes:
+    """Return the body of the request, or the first byte too many."""
+    body = request.stream.read(max_size + 1)
+    if not body and request.form:  # the application has read the form
+        return urlencode(list(request.form.items(multi=True))).encode()
+    return body
 
 
 def _find_dashboard() -> SyncDashboard:

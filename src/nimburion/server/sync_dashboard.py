@@ -8,7 +8,6 @@ streams would each hold a thread of the web server.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from weakref import WeakKeyDictionary
 
 import msgspec
 from starlette.applications import Starlette
@@ -19,6 +18,7 @@ from starlette.types import Message, Scope
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.errors import DefinitionError, NimburionError
 from nimburion.core.settings import Config
+from nimburion.core.text.escaping import escape_controls
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
@@ -35,6 +35,10 @@ from nimburion.server.health import HealthChecks
 from nimburion.server.problems import Problem, make_problem
 from nimburion.server.routes import answer_http_error
 from nimburion.server.services import ManagementServices
+
+_MAX_NAME_CHARACTERS = 200
+_CONNECTION_HEADERS = frozenset({b"connection"})
+"""Headers that belong to the web server: a WSGI application may not send them (PEP 3333)."""
 
 
 class BufferedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +100,7 @@ class SyncDashboard:
         self._processor = processor
         self._config = config
         # `processor.sync` opens another client after a fork, and after it was closed.
-        self._apps: WeakKeyDictionary[Client, Starlette] = WeakKeyDictionary()
+        self._app: tuple[Client, Starlette] | None = None
 
     @property
     def max_body(self) -> int:
@@ -106,12 +110,13 @@ class SyncDashboard:
     def answer(self, request: BufferedRequest) -> BufferedResponse:
         """Answer a request, and block until the answer is complete.
 
-        Raises `DefinitionError` if the caller has a right that does not exist.
+        Raises `DefinitionError` if the caller has a right that does not exist, or a name that is no
+        text. Control characters in the name are escaped: it is written into logs.
         """
-        caller = request.caller
-        if caller is None:  # the backend is not opened for strangers
+        if request.caller is None:  # the backend is not opened for strangers
             return _report(request, make_sign_in_problem())
-        _check_rights(caller)
+        caller = _check_caller(request.caller)
+        request = msgspec.structs.replace(request, caller=caller)
         try:
             return self._processor.sync.call(self._respond, request)
         except NimburionError as error:  # the backend could not be opened
@@ -121,10 +126,9 @@ class SyncDashboard:
             return _report(request, found)
 
     async def _respond(self, client: Client, request: BufferedRequest) -> BufferedResponse:
-        app = self._apps.get(client)
-        if app is None:
-            app = self._apps[client] = self._make_app(client)
-        return await _call_application(app, request)
+        if self._app is None or self._app[0] is not client:
+            self._app = client, self._make_app(client)
+        return await _call_application(self._app[1], request)
 
     def _make_app(self, client: Client) -> Starlette:
         health = HealthChecks(client.backend, client.clock, lambda: "started", None)
@@ -137,10 +141,15 @@ class SyncDashboard:
         return app
 
 
-def _check_rights(caller: Caller) -> None:
+def _check_caller(caller: Caller) -> Caller:
+    """Return the caller with a name that can be shown. Raises `DefinitionError`."""
+    name: object = caller.name
+    if not isinstance(name, str):
+        raise DefinitionError(f"the name of a caller must be a text, not {name!r}")
     unknown = describe_unknown("right", sorted(caller.rights), RIGHTS)
     if unknown:
-        raise DefinitionError(f"the caller {caller.name!r}: {unknown}")
+        raise DefinitionError(f"the caller {name!r}: {unknown}")
+    return Caller(escape_controls(name)[:_MAX_NAME_CHARACTERS], caller.rights)
 
 
 def _report(request: BufferedRequest, problem: Problem) -> BufferedResponse:
@@ -174,6 +183,10 @@ def _make_response(
 ) -> BufferedResponse:
     return BufferedResponse(
         status,
-        tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers),
+        tuple(
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in headers
+            if name.lower() not in _CONNECTION_HEADERS
+        ),
         body,
     )

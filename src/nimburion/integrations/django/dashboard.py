@@ -89,7 +89,7 @@ def _find_caller(request: HttpRequest) -> Caller | None:
         for permission, right in RIGHTS_OF_PERMISSIONS.items()
         if user.is_staff and user.has_perm(permission)
     )
-    return Caller(user.get_username(), frozenset(rights))
+    return Caller(str(user.get_username()), frozenset(rights))
 
 
 def _find_login_url() -> str:

@@ -83,7 +83,8 @@
     if (!liveUrl || polling) return;
     polling = true;
     try {
-      const answer = await fetch(`${liveUrl}fragment`, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(POLL * 3) });
+      // A redirect leads to a page that signs in: it is no fragment.
+      const answer = await fetch(`${liveUrl}fragment`, { headers: { Accept: "text/html" }, redirect: "manual", signal: AbortSignal.timeout(POLL * 3) });
       if (!answer.ok) {
         heardAt = Date.now() - SILENCE + POLL;
         showBanner(explainStatus(answer.status));
