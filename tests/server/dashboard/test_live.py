@@ -293,6 +293,30 @@ async def test_the_end_of_an_outage_is_noticed_soon(api: Api) -> None:
     assert (await readings.read("key", read, 1.0)).problem is None
 
 
+async def test_after_an_outage_a_background_read_does_not_wait_for_its_pause(api: Api) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    error: Exception | None = BackendUnavailable("gone")
+
+    async def read() -> int:
+        if error is not None:
+            clock.advance(30)  # a timeout
+            raise error
+        return 1
+
+    assert readings.peek("slow", read, 10.0) is None
+    await wait_until(lambda: readings.count == 1, "the read in the background")
+    with pytest.raises(BackendUnavailable):
+        await readings.read("key", read, 1.0)
+    error = None
+    clock.advance(1)
+    assert (await readings.read("key", read, 1.0)).problem is None
+    readings.peek("slow", read, 10.0)
+    await wait_until(lambda: readings.count == 4, "another read in the background")
+    assert readings.peek("slow", read, 10.0) == 1
+    await readings.stop()
+
+
 async def test_old_values_are_not_shown_for_ever(api: Api) -> None:
     clock = FakeClock()
     readings = SharedReadings(api.processor.backend, clock)

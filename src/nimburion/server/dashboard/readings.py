@@ -177,6 +177,12 @@ class SharedReadings:
         for entry in self._entries.values():
             entry.tried_at = -math.inf
 
+    def _expire_failed(self) -> None:
+        """Repeat the reads that failed when they are needed next, however long they took."""
+        for entry in self._entries.values():
+            if entry.problem is not None:
+                entry.tried_at = -math.inf
+
     def _may_wait(self, entry: _Entry, max_age: float, slow_seconds: float) -> bool:
         """Return whether a value is due to be replaced, but good enough until that is done: it
         takes long to read, and is not old.
@@ -215,6 +221,8 @@ class SharedReadings:
         except (BackendError, TimeoutError) as error:
             entry.problem = error
         else:
+            if entry.problem is not None:
+                self._expire_failed()  # the backend answers again
             entry.problem, entry.read_at = None, self.clock.monotonic()
             entry.at = self.clock.now()
         entry.tried_at = started
