@@ -50,11 +50,17 @@ def test_each_row_has_the_fields_and_those_of_nested_structs() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "|calc", "%0", "\r=1", "\n=1"],
+    ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "  =1", "|calc", "%0", "\r=1", "\n=1", "\uff1d1"],
 )
 def test_a_text_is_never_a_formula(text: str) -> None:
     (row,) = parse(make_csv([Inner(text, None)]))
     assert row["id"][0] in "'\\", row["id"]
+
+
+def test_nor_is_a_part_behind_a_semicolon() -> None:
+    """In many countries, spreadsheets separate cells at semicolons, also inside of quotes."""
+    (row,) = parse(make_csv([Inner("a; =1;-2;b;c-d", None)]))
+    assert row["id"] == "a;' =1;'-2;b;c-d"
 
 
 def test_quotes_breaks_and_hidden_characters_stay_in_their_cell() -> None:

@@ -17,7 +17,10 @@ _TIMES = re.compile(r"at|since|until|due|first|last|start|\w+_at|\w+_since|\w+_t
 """The names of fields that hold a time in epoch seconds."""
 _LEAST_TIME = 100_000_000.0
 """A smaller number is no time, whatever the name of its field."""
-_FORMULA = re.compile(r"\s*[=+\-@|%]")
+_FORMULA = re.compile(r"(^|;)(?=\s*[=+\-@|%\uff1d\uff0b\uff0d\uff20])")
+"""Where a formula begins. In many countries, spreadsheets separate cells at semicolons, also in a
+file with commas.
+"""
 
 
 def make_csv(rows: Iterable[msgspec.Struct]) -> str:
@@ -26,7 +29,7 @@ def make_csv(rows: Iterable[msgspec.Struct]) -> str:
     The columns are the fields of the rows; those of a nested struct have its name in front, as in
     `job.id`. Lists and maps are JSON. Times are ISO 8601, in UTC.
 
-    A text that a spreadsheet would take for a formula begins with an apostrophe.
+    An apostrophe precedes each part of a text that a spreadsheet would take for a formula.
     """
     cells = [dict(_list_cells(row, "")) for row in rows]
     names = dict.fromkeys(name for row in cells for name in row)
@@ -60,8 +63,7 @@ def _format_cell(name: str, value: object) -> str:
             return _format_time(value)
         return str(value)
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    shown = escape_controls(text)
-    return f"'{shown}" if _FORMULA.match(shown) else shown
+    return _FORMULA.sub(r"\1'", escape_controls(text))
 
 
 def _format_time(at: float) -> str:
