@@ -217,14 +217,16 @@ def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
     def find_caller() -> Caller | None:
         if not current_user.is_authenticated:
             abort(redirect(url_for("sign_in", next=request.full_path)))
-        rights = {"read", "operate"} if current_user.is_admin else {"read"}
-        return Caller(current_user.name, frozenset(rights))
+        if not current_user.is_staff:
+            return None
+        return Caller(current_user.name, frozenset({"read", "operate"}))
 
 
     app.register_blueprint(make_dashboard(find_caller), url_prefix="/jobs")
     ```
 
-    The dashboard is then at `/jobs/dashboard`. `find_caller` is called in each request, and returns
+    The dashboard is then at `/jobs/dashboard`, unless a view of the application answers there;
+    choose a prefix that has none. `find_caller` is called in each request, and returns
     who sends it, with their [rights](../reference/http-api.md). None, or a right that is missing,
     is answered with status 403. So is a redirect, if the script of a page sends the request: the
     script could not follow it. The audit records hold the name of the caller.
