@@ -851,6 +851,7 @@ BEGIN
         FROM unnest(p_queues, p_names) WITH ORDINALITY AS w (queue, name, place)
         WHERE w.place = ANY (p_waiting) OR EXISTS (
             SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name
+                AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0)
         ) AND NOT EXISTS (
             SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
         ) AND coalesce({schema}.count_available_1(p_now, w.name), 1) > 0

@@ -5,7 +5,8 @@
 -- the first job of the lane. These lanes have no late lanes and no low-water marks.
 -- Locks: the rows of `tenant_floor`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
 -- An enqueue holds the row of `tenant_turn` FOR KEY SHARE, so the row of a lane that is about to get a job is not deleted.
--- Rows of empty lanes are deleted with SKIP LOCKED. A row that stays may name a job that is gone; who reads it looks again.
+-- Rows of empty lanes are deleted with SKIP LOCKED. A row that stays may name a job that is gone, and its lane may be empty; who
+-- reads it looks again.
 
 -- name: add_turn
 -- Keep `tenant_turn` when a job of a tenant begins to wait. A tenant whose lane was empty begins at the floor.
@@ -76,15 +77,17 @@ EXECUTE FUNCTION {schema}.remove_turn_1();
 
 -- name: raise_shares
 -- Raise the shares of tenants whose lane was empty when a job came, to the floor at that time.
--- Locks: the caller has locked the floors
-CREATE OR REPLACE FUNCTION {schema}.raise_shares_1() RETURNS void
+-- Inputs: the queues whose floors the caller has locked; NULL: all. Who holds the floors of other queues changes the shares there,
+--   and may wait for a row of this caller.
+CREATE OR REPLACE FUNCTION {schema}.raise_shares_1(p_queues text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     raised record;
 BEGIN
     FOR raised IN
         UPDATE {schema}.tenant_turn SET is_raised = false WHERE ctid = ANY (ARRAY(
-            SELECT t.ctid FROM {schema}.tenant_turn t WHERE t.is_raised ORDER BY t.lane
+            SELECT t.ctid FROM {schema}.tenant_turn t
+            WHERE t.is_raised AND (p_queues IS NULL OR t.queue = ANY (p_queues)) ORDER BY t.lane
         )) RETURNING queue, rank, tenant, virtual_time
     LOOP
         UPDATE {schema}.tenant_share s SET virtual_time = GREATEST(s.virtual_time, raised.virtual_time)
@@ -111,7 +114,7 @@ BEGIN
         AND NOT EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue = q.queue AND f.rank = r.rank)
     ORDER BY 1, 2 ON CONFLICT DO NOTHING;
     PERFORM FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_queues || settled) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
-    PERFORM {schema}.raise_shares_1();
+    PERFORM {schema}.raise_shares_1(p_queues || settled);
 END $$;
 
 -- name: get_weight
@@ -340,6 +343,7 @@ BEGIN
             FROM requested r
             CROSS JOIN LATERAL (
                 SELECT * FROM {schema}.tenant_turn t WHERE t.queue = r.queue AND t.name = ANY (r.names)
+                    AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0)
                 ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT p_total
             ) t
             LEFT JOIN LATERAL (
