@@ -340,8 +340,7 @@ async def test_a_job_enqueued_inside_a_handler_inherits_tenant_and_correlation_i
     processor.register(parent, through_context, in_a_thread)
     parents = [parent.job(), through_context.job(), in_a_thread.job()]
     await processor.enqueue_many(parents, tenant="acme", correlation_id="c1")
-    for _ in parents:
-        await processor.process_one()
+    await processor.drain()
     options = [(await processor.backend.get_job(one)).options for one in enqueued]
     assert [(one.tenant, one.correlation_id) for one in options] == [
         ("acme", "c1"),
