@@ -7,7 +7,7 @@ import math
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
 from nimburion.core.session import Session, SessionInfo, Vitals
 from nimburion.server.dashboard.charts import Series, draw_chart, find_top
-from nimburion.server.dashboard.pages.metrics import find_deployments
+from nimburion.server.dashboard.pages.metrics import WEEK, find_deployments, find_past_hours
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 
@@ -65,6 +65,15 @@ def test_a_gap_interrupts_a_line() -> None:
     assert "latest 2, highest 3" in drawn
     assert find_top([line]) == 3
     assert find_top([Series("wait", "wait", [math.nan])]) == 1
+
+
+def test_the_hours_of_a_week_before_are_the_same_for_each_minute_of_an_hour() -> None:
+    hour = 3600
+    ranges = {
+        find_past_hours(WEEK + 60 * minute, WEEK + 60 * minute + hour) for minute in range(1, 60)
+    }
+    assert ranges == {(0, 2 * hour)}
+    assert find_past_hours(WEEK, WEEK + hour) == (0, hour)
 
 
 async def put_hour_before(api: Api, *, weeks: int, completed: int) -> int:

@@ -208,23 +208,30 @@ async def _read_week_before(
     readings: PageReadings, query: MetricsQuery, shown: MetricsData
 ) -> list[PastInterval | None]:
     """Return the intervals of the page a week before."""
-    first = int(shown.since - WEEK) // HOUR * HOUR
+    first, end = find_past_hours(shown.since, shown.until)
 
     async def read() -> dict[int, Counters]:
         rows = await readings.backend.list_statistics(
-            first, shown.until - WEEK, HOUR, queue=query.queue, name=query.name
+            first, end, HOUR, queue=query.queue, name=query.name
         )
         hours: dict[int, Counters] = {}
         async for row in _iterate(rows):
             hours.setdefault(row.start, Counters()).add(row.counters)
         return hours
 
-    key = f"week before {query.queue} {query.name} {first} {shown.until - WEEK}"
+    key = f"week before {query.queue} {query.name} {first} {end}"
     hours = await readings.read(key, read, 600.0)
     if not hours:
         return []
     starts = (int(one.start) - WEEK for one in shown.intervals)
     return [compute_past_interval(hours, start, shown.step) for start in starts]
+
+
+def find_past_hours(since: float, until: float) -> tuple[int, int]:
+    """Return the start and the end of the whole hours that hold this time a week before. They are
+    the same for all minutes of an hour, so that the hours are not read each minute.
+    """
+    return int(since - WEEK) // HOUR * HOUR, -(int(WEEK - until) // HOUR) * HOUR
 
 
 def compute_past_interval(hours: dict[int, Counters], start: int, step: int) -> PastInterval | None:
