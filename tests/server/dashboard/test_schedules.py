@@ -51,6 +51,11 @@ async def test_the_reason_of_a_pause_is_recorded_and_shown(site: Api) -> None:
     assert "<small>holiday</small>" in html
     await site.client.post(f"{PATH}/daily/resume", headers=OWN_PAGE)
     assert "holiday" not in (await site.client.get(PATH)).text
+    await site.services.schedules.pause("daily")  # by code, which records nothing
+    site.services.readings.expire()
+    html = (await site.client.get(PATH)).text
+    assert f'action="{PATH}/daily/resume"' in html
+    assert "holiday" not in html
 
 
 async def test_a_run_by_hand_names_its_job(site: Api) -> None:

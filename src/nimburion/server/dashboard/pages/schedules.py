@@ -23,6 +23,8 @@ COMING_TICKS = 5
 OUTCOMES = 30
 MAX_RECORDS = 500
 """The audit records that are read for the reasons of pauses, the newest ones."""
+_ENDS_OF_PAUSES = frozenset({"schedule.resume", "schedule.remove"})
+"""After these actions, a pause without a record of its own has no known reason."""
 GRACE = 30.0
 """Seconds after which a due tick that no scheduler has decided is worth a warning."""
 
@@ -95,13 +97,14 @@ async def _read_pauses(readings: PageReadings) -> dict[str, SchedulePause]:
 
     async def read() -> dict[str, SchedulePause]:
         page = await readings.backend.list_audit(limit=MAX_RECORDS)
-        return {
-            record.target: SchedulePause(
-                by=record.by, reason=record.details.get("reason", ""), since=record.at
-            )
-            for record in reversed(page.records)
-            if record.action == "schedule.pause" and record.outcome == "done"
-        }
+        pauses: dict[str, SchedulePause] = {}
+        for record in reversed(page.records):
+            if record.outcome == "done" and record.action == "schedule.pause":
+                reason = record.details.get("reason", "")
+                pauses[record.target] = SchedulePause(by=record.by, reason=reason, since=record.at)
+            elif record.outcome == "done" and record.action in _ENDS_OF_PAUSES:
+                pauses.pop(record.target, None)
+        return pauses
 
     return await readings.read("pauses of schedules", read, 10.0)
 
