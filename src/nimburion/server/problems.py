@@ -106,7 +106,10 @@ _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
 def make_http_problem(status: int, headers: Mapping[str, str] | None) -> Problem:
     """Return the problem for a request that no route answers."""
     code, detail = {
-        404: ("not-found", "there is nothing at this path; /api/v1/openapi.json lists all paths"),
+        404: (
+            "not-found",
+            "nothing is at this path; /api/v1/openapi.json of the management server lists its API",
+        ),
         405: ("method-not-allowed", "this path takes other methods; see the header Allow"),
     }.get(status, (HTTPStatus(status).phrase.lower().replace(" ", "-"), HTTPStatus(status).phrase))
     return Problem(status, code, detail, headers=headers)

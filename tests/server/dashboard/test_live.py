@@ -314,6 +314,10 @@ async def test_after_an_outage_a_background_read_does_not_wait_for_its_pause(api
     readings.peek("slow", read, 10.0)
     await wait_until(lambda: readings.count == 4, "another read in the background")
     assert readings.peek("slow", read, 10.0) == 1
+    clock.advance(MAX_STALENESS + 1)
+    assert readings.peek("slow", read, 10.0) is None, "a number of an hour ago says nothing"
+    await wait_until(lambda: readings.count == 5, "a read in the background")
+    assert readings.peek("slow", read, 10.0) == 1
     await readings.stop()
 
 

@@ -51,7 +51,7 @@ BACKGROUND_PAUSE_FACTOR = 20.0
 FIRST_WAIT = 0.1
 """Seconds that a page waits for the first value of a slow read."""
 MAX_STALENESS = 600.0
-"""Seconds for which values are shown while the backend does not answer."""
+"""Seconds for which values are shown while the backend does not answer, or while nobody asks."""
 MAX_LIVE_AGE = 5.0
 """Values with a longer maximum age do not count for the time of a page."""
 UNUSED_SECONDS = 120.0
@@ -146,16 +146,17 @@ class SharedReadings:
     def peek(
         self, key: str, read: Callable[[], Awaitable[object]], max_age: float
     ) -> object | None:
-        """Return the last value of a slow read, None before the first. If it is older than
-        `max_age` seconds, it is read again in the background, and a failure is ignored. A read that
-        takes very long is repeated less often.
+        """Return the last value of a slow read; None before the first, and if it is older than
+        `MAX_STALENESS`. If it is older than `max_age` seconds, it is read again in the background,
+        and a failure is ignored. A read that takes very long is repeated less often.
         """
         entry = self._entries.get(key) or self._add_entry(key)
         pause = max(max_age, BACKGROUND_PAUSE_FACTOR * entry.seconds)
-        if self.clock.monotonic() - entry.tried_at >= pause:
+        now = self.clock.monotonic()
+        if now - entry.tried_at >= pause:
             self._refresh_later(entry, read, SLOW_READ_TIMEOUT)
         value: object | None = entry.value
-        return value
+        return value if now - entry.read_at <= MAX_STALENESS else None
 
     async def wait_for_value(
         self, key: str, read: Callable[[], Awaitable[object]], max_age: float
@@ -290,7 +291,7 @@ class PageReadings:
 
     def peek(self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0) -> T | None:
         """Return the last value of a slow read, which happens in the background; None before the
-        first.
+        first, and if it is very old.
         """
         return cast("T | None", self._shared.peek(key, read, max_age))
 
