@@ -300,6 +300,7 @@ SCRIPT = """
 import asyncio, os, sys, threading
 from nimburion.backends import open_backend
 from nimburion.jobs import Processor, job
+from tests.waiting import DEADLINE
 
 @job
 def double(number: int) -> int:
