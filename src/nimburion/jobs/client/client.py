@@ -261,8 +261,10 @@ class Client:
           this many seconds; at the latest `max_wait` seconds after the first.
         - `throttle`: run the first job of this many seconds; others return its id.
         - `headers`: a dict of str to str that travels with the job.
-        - `tenant`, `correlation_id`: texts that travel with the job. Inside a handler, they default
-          to those of the running job.
+        - `tenant`: a text that names the customer. The jobs of different tenants in a queue take
+          turns by run time, unless the settings say `fairness: none`.
+        - `correlation_id`: a text that links the job to its cause. Inside a handler, it defaults to
+          that of the running job, and so does `tenant`.
         - `max_retries`: how many retries follow a first failure.
         - `timeout`: seconds that one attempt may take.
         - `connection`: store the job in the open transaction of this connection (SQLite,

@@ -40,6 +40,7 @@ class EnqueueManyOptions(UniqueKeyOptions, total=False):
     `correlation_id`: any text of 1 to 512 characters without control characters."""
     headers: Mapping[str, str] | None
     tenant: str | None
+    """The customer of the job. The jobs of different tenants in a queue take turns."""
     correlation_id: str | None
     max_retries: int | None
     timeout: float | timedelta | None
