@@ -21,7 +21,7 @@ from nimburion.core.text.escaping import escape_controls
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
 
-NO_LIMIT = "no worker declares a concurrency limit"
+NO_LIMIT = "no worker declares a limit"
 _SHOWN_KEYS = 50
 
 
@@ -100,7 +100,10 @@ def print_limits(found: Readings) -> None:
 def print_keyed_limits(keyed: list[KeyedLimitInfo]) -> None:
     """Print one line per limit by key."""
     print_table(
-        ("limit by key", "maximum", "rate", "jobs", "keys", "in use", "waiting", "fullest keys"),
+        (
+            *("limit by key", "maximum", "rate", "jobs", "keys", "in use", "waiting"),
+            "fullest keys (in use+waiting)",
+        ),
         [
             (
                 limit.name,
