@@ -10,12 +10,14 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.fairness import MIN_CHARGE
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
 from tests.servers.server_kinds import RunningPostgres
+from tests.waiting import wait_until
 
 DEADLINE = 30.0
 
@@ -32,18 +34,18 @@ class Taker:
     async def open(self) -> None:
         await self._backend.open_session(Session(id=self._session, ttl=600.0, names=("n",)))
 
-    async def run(self, most: int) -> list[str]:
-        """Run up to `most` jobs, one after another. Return their ids."""
+    async def run(self, most: int, *, total: int = 1) -> list[str]:
+        """Run jobs in `most` exchanges that reserve up to `total`. Return their ids."""
         ran: list[str] = []
         ended: list[Completed] = []
-        for total in (*[1] * most, 0):
+        for wanted in (*[total] * most, 0):
             self._number += 1
             reply = await self._backend.exchange(
-                self._session, self._number, ended, ReserveRequest(total, self._lanes)
+                self._session, self._number, ended, ReserveRequest(wanted, self._lanes)
             )
             ran += [delivery.lease.job_id for delivery in reply.deliveries]
             ended = [Completed(delivery.lease) for delivery in reply.deliveries]
-            assert total or not reply.waiting
+            assert wanted or total > 1 or not reply.waiting
         return ran
 
 
@@ -110,3 +112,41 @@ async def test_an_exchange_does_not_wait_for_the_tenants_of_other_queues(
         assert await first.run(1) == ["x1 of a"]
     await connection.execute("ROLLBACK")
     assert await other.run(1) == ["x2"]
+
+
+async def test_a_job_that_is_locked_is_charged_nothing(
+    backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
+    """The exchange plans it and then finds that another transaction has locked it."""
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make(f"x{n}") for n in range(3)])
+    await connection.execute("BEGIN")
+    await connection.execute("SELECT FROM nimburion.ready ORDER BY seq LIMIT 1 FOR UPDATE")
+    assert await taker.run(1, total=3) == ["x1", "x2"]
+    await connection.execute("ROLLBACK")
+    used = await connection.fetchval("SELECT virtual_time FROM nimburion.tenant_share")
+    assert used == 2 * MIN_CHARGE
+
+
+async def test_two_enqueues_do_not_wait_for_each_other(
+    clean_postgres: RunningPostgres, backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
+    """Each adds the first jobs of the same tenants, in another order of the jobs."""
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make("x1"), make("y1")])
+    assert await taker.run(2) == ["x1", "y1"]
+    lanes = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE id < 0 ORDER BY id")
+    first, last = [row["tenant"] for row in lanes]
+    await connection.execute("BEGIN; SET LOCAL lock_timeout = '0.5 s'")
+    await backend.enqueue_in(CallerConnection(connection), [make(f"{first}2")])
+    other = asyncio.create_task(backend.enqueue([make(f"{last}3"), make(f"{first}3")]))
+    await wait_until(
+        lambda: clean_postgres.ask("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)],
+        "the other enqueue waits for the caller's transaction",
+    )
+    await backend.enqueue_in(CallerConnection(connection), [make(f"{last}2")])
+    await connection.execute("COMMIT")
+    async with asyncio.timeout(DEADLINE):
+        assert {stored.outcome for stored in await other} == {"created"}

@@ -122,7 +122,8 @@ END $$;
 --   codes                        one letter for each job: c created, e exists, p replaced, x conflict, t key is taken, r refused
 --                                because of another job; NULL: all were created
 --   holders                      the ids of the jobs that hold the keys, or that were replaced
--- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts
+-- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts. Without
+--   unique keys, the turns of tenants in the order of their lanes, so that two calls do not wait for each other.
 -- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
 --   transaction that is ending such a job.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_1(
@@ -153,7 +154,7 @@ BEGIN
                 SELECT due, seq, lane, 0 FROM inserted WHERE due > now
             )
             INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
-            SELECT due, seq, lane, 0 FROM inserted WHERE due <= now;
+            SELECT due, seq, lane, 0 FROM inserted WHERE due <= now ORDER BY lane;
             IF NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
                 RETURN;
             END IF;

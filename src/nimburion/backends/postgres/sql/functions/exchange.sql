@@ -474,7 +474,8 @@ BEGIN
             ORDER BY s.due, s.seq LIMIT p_limit FOR UPDATE SKIP LOCKED
         )) RETURNING due, seq, lane, attempt_status
     ), promoted AS (
-        INSERT INTO {schema}.ready (due, seq, lane, attempt_status) SELECT due, seq, lane, attempt_status FROM due_jobs
+        INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
+        SELECT due, seq, lane, attempt_status FROM due_jobs ORDER BY lane  -- the order in which an enqueue locks turns of tenants
         RETURNING lane
     )
     SELECT count(*), array_agg(DISTINCT lane) INTO moved, lanes FROM promoted;

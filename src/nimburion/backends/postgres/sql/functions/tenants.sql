@@ -401,7 +401,7 @@ BEGIN
 END $$;
 
 -- name: charge_turns
--- Charge the jobs that an exchange leased to their tenants.
+-- Charge the jobs that an exchange leased to their tenants. A planned job that another transaction had locked is charged nothing.
 -- Inputs: the time; the session; the number of the exchange; seqs, lanes, starts and charges of the planned jobs
 CREATE OR REPLACE FUNCTION {schema}.charge_turns_1(
     p_now int8, p_session int4, p_number int8, p_seqs int8[], p_lanes int4[], p_starts int8[], p_charges int8[]
@@ -415,11 +415,13 @@ DECLARE
     ranks int2[];
     tenants text[];
 BEGIN
-    WITH charged AS MATERIALIZED (
-        SELECT u.seq, u.lane, u.start, u.charge, a.queue, a.rank, a.tenant
+    WITH planned AS MATERIALIZED (
+        SELECT u.seq, u.lane, u.start, u.charge, u.seq = ANY (leased) AS is_leased, a.queue, a.rank, a.tenant
         FROM unnest(p_seqs, p_lanes, p_starts, p_charges) AS u (seq, lane, start, charge)
         CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.lane OFFSET 0) a
-        WHERE u.charge IS NOT NULL AND u.seq = ANY (leased)
+        WHERE u.charge IS NOT NULL
+    ), charged AS MATERIALIZED (
+        SELECT * FROM planned p WHERE p.is_leased
     ), recorded AS (
         INSERT INTO {schema}.lease_charge (session, seq, lane, charge, leased_at)
         SELECT p_session, c.seq, c.lane, c.charge, p_now FROM charged c
@@ -429,7 +431,9 @@ BEGIN
         ON CONFLICT (queue, rank) DO UPDATE SET floor = GREATEST(f.floor, excluded.floor)
     ), shares AS (
         INSERT INTO {schema}.tenant_share AS s (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-        SELECT c.queue, c.rank, c.tenant, max(c.start + c.charge), 0, count(*) FROM charged c GROUP BY 1, 2, 3
+        SELECT p.queue, p.rank, p.tenant, min(p.start) + CAST(sum(p.charge) FILTER (WHERE p.is_leased) AS int8), 0,
+            count(*) FILTER (WHERE p.is_leased)
+        FROM planned p GROUP BY 1, 2, 3 HAVING bool_or(p.is_leased)
         ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time,
             unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN excluded.unmeasured ELSE 0 END
         RETURNING s.queue, s.rank, s.tenant
