@@ -33,6 +33,7 @@ from nimburion.jobs.errors import (
     WaitTimeout,
 )
 from nimburion.testing import FakeClock
+from tests.waiting import DEADLINE
 
 LIVING = {"open", "close"}
 """Of the loop that owns the processor alone."""
@@ -300,7 +301,6 @@ SCRIPT = """
 import asyncio, os, sys, threading
 from nimburion.backends import open_backend
 from nimburion.jobs import Processor, job
-from tests.waiting import DEADLINE
 
 @job
 def double(number: int) -> int:
