@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flask import Flask
+from flask import Flask, redirect
 from playwright.async_api import Page, expect
 from werkzeug.serving import make_server
+from werkzeug.wrappers import Response
 
 from nimburion.integrations.flask import FlaskJobs, find_processor, make_dashboard
 from nimburion.server import Caller
@@ -63,3 +64,28 @@ async def test_a_page_polls_and_a_pause_has_the_name_of_the_user(
     await page.goto(f"{address}/audit")
     await expect(page.locator("#live")).to_contain_text("ann")
     assert streams == []
+
+
+async def test_a_page_says_so_when_its_user_was_signed_out(
+    app: Flask, address: str, page: Page
+) -> None:
+    is_signed_out = threading.Event()
+
+    def guard() -> Response | None:
+        return redirect("/sign-in") if is_signed_out.is_set() else None
+
+    app.before_request(guard)
+    app.add_url_rule("/sign-in", "sign_in", lambda: "the page that signs in")
+    with app.app_context():
+        welcome.enqueue_sync("ann")
+    await page.goto(f"{address}/queues")
+    form = page.locator("#queue-mail details.action")
+    await form.locator("summary").click()
+    is_signed_out.set()
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#notice")).to_have_text(
+        "Nothing is changed: sign in first. Reload the page to do so."
+    )
+    await expect(page.locator("#banner")).to_contain_text("Reload it to sign in")
+    await expect(page.locator("#queue-mail")).to_be_visible()

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
@@ -105,11 +106,23 @@ async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
     html = (await site.client.get(path)).text
     assert "&lt;sale&gt;" in html
     assert 'name="key" value="acme"' in html
+    assert html.count(f'action="{path}/call:customer/reset"') == 1
     for target, form in (("call", ""), ("call:customer", "key=acme")):
         response = await site.client.post(f"{path}/{target}/reset", content=form, headers=headers)
         assert f"declare for {target} applies again" in response.text
     changes = await site.processor.backend.list_limit_changes()
     assert [change.name for change in changes] == ["send"]
+
+
+async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: Api) -> None:
+    backend = site.processor.backend
+    limit = {"call": {"call:customer": KeyedLimit(concurrency=1)}}
+    session = Session(id="l" * 32, queues=("bank",), names=("call",), keyed_limits=limit)
+    await backend.open_session(session)
+    await backend.change_limit(LimitChange(name="call:customer", key="", concurrency=2))
+    html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
+    assert "jobs without a key: 2 at once" in html
+    assert f'action="{DASHBOARD_PATH}/limits/call:customer/reset"' not in html
 
 
 async def test_the_audit_log_says_who_did_what(site: Api) -> None:

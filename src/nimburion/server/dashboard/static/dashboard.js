@@ -172,6 +172,15 @@
 
   // Forms
 
+  // An answer of a form is a notice. A redirect leads to a page that signs in.
+  document.addEventListener("htmx:before:request", (event) => {
+    if (event.target.closest?.("form.act")) event.detail.ctx.request.redirect = "manual";
+  });
+  document.addEventListener("htmx:before:response", (event) => {
+    if (event.detail.ctx.response.raw.type !== "opaqueredirect") return;
+    event.preventDefault();
+    notice.textContent = "Nothing is changed: sign in first. Reload the page to do so.";
+  });
   document.addEventListener("htmx:after:request", (event) => {
     const form = event.target.closest?.("form.act");
     if (!form) return;
