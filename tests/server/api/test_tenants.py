@@ -35,3 +35,12 @@ async def test_a_weight_out_of_bounds_is_refused(api: Api) -> None:
         "/api/v1/tenants/weight", json={"tenant": "acme", "weight": 0.001}
     )
     assert answer.status_code == 422
+
+
+async def test_a_tenant_that_no_job_can_have_is_refused(api: Api) -> None:
+    for tenant in ("", "a\nb", "acme\n"):
+        answer = await api.client.post(
+            "/api/v1/tenants/weight", json={"tenant": tenant, "weight": 2}
+        )
+        assert answer.status_code == 422, tenant
+    assert (await api.get("/tenants"))["weights"] == {}

@@ -14,6 +14,7 @@ from nimburion.core.fairness import (
     compute_shares,
     to_weight_units,
 )
+from nimburion.core.size_limits import check_text
 from nimburion.server.api.names import PageSize, Text
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
@@ -77,7 +78,7 @@ async def list_tenants(request: ApiRequest[TenantQuery, NoBody]) -> TenantList:
 
 async def set_tenant_weight(request: ApiRequest[NoQuery, WeightBody]) -> TenantWeight:
     """Set the weight of a tenant. It counts for jobs that are reserved or end from now on."""
-    tenant, weight = request.body.tenant, request.body.weight
+    tenant, weight = check_text("tenant", request.body.tenant), request.body.weight
     request.change.target = tenant
     await request.services.backend.set_tenant_weight(tenant, weight)
     stored = 1.0 if weight is None else to_weight_units(weight) / WEIGHT_UNITS
