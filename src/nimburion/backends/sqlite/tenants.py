@@ -167,6 +167,7 @@ class TurnLane:
         self.last: tuple[int, int, int, int] = (_BEFORE_ALL,) * 4
         """The place up to which the groups were read."""
         self.is_exhausted: bool = False
+        """Whether no more groups are read: there are none, or none of them may be taken."""
 
     def read_more(self) -> list[TurnRow]:
         """Return the next groups; twice as many as before."""
@@ -230,9 +231,11 @@ class QueueTurns:
             if not self._heap:
                 return None
             rank, virtual_time, due, seq, group = self._heap[0]
-            lane = self._lanes[group[0] % TENANT_UNIT].lane
+            turns = self._lanes[group[0] % TENANT_UNIT]
+            lane = turns.lane
             if capacity.is_limited and capacity.get_available(lane) == 0:
                 heappop(self._heap)  # no job of this name may be taken until the exchange ends
+                turns.is_exhausted = True
                 continue
             current_time = self._known[group].virtual_time
             is_next = current_time == virtual_time
