@@ -126,9 +126,10 @@ class SyncDashboard:
             return _report(request, found)
 
     async def _respond(self, client: Client, request: BufferedRequest) -> BufferedResponse:
-        if self._app is None or self._app[0] is not client:
-            self._app = client, self._make_app(client)
-        return await _call_application(self._app[1], request)
+        made = self._app
+        if made is None or made[0] is not client:
+            self._app = made = client, self._make_app(client)
+        return await _call_application(made[1], request)
 
     def _make_app(self, client: Client) -> Starlette:
         health = HealthChecks(client.backend, client.clock, lambda: "started", None)

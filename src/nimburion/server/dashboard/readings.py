@@ -255,8 +255,8 @@ class PageReadings:
         self.problem: str = ""
         """Why some values are old; empty if all are fresh."""
         self.precision: str = "at least"
-        """What numbers of waiting jobs are that are marked as incomplete: `about` this many, as
-        they are from the last full count, or `at least`.
+        """The word before a number of waiting jobs that is marked as incomplete: `about` if it is
+        from the last full count, else `at least`.
         """
 
     @property

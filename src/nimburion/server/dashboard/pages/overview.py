@@ -43,7 +43,7 @@ class OverviewData(msgspec.Struct, frozen=True, kw_only=True):
 
     due: int
     due_complete: bool
-    """False: about so many jobs are due; see `QueueRow`."""
+    """False: `due` is a sum of old counts or lower bounds; see `QueueRow`."""
     scheduled: int
     scheduled_complete: bool
     processing: int

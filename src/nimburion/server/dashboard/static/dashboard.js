@@ -177,7 +177,7 @@
     if (event.target.closest?.("form.act")) event.detail.ctx.request.redirect = "manual";
   });
   document.addEventListener("htmx:before:response", (event) => {
-    if (event.detail.ctx.response.raw.type !== "opaqueredirect") return;
+    if (event.detail.ctx?.response?.raw?.type !== "opaqueredirect") return;
     event.preventDefault();
     notice.textContent = "Nothing is changed: sign in first. Reload the page to do so.";
   });

@@ -34,9 +34,7 @@ class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     """The number of jobs that are due and not processing."""
     size_complete: bool
-    """False: so many jobs waited when all were last counted, up to a minute ago; or at least so
-    many.
-    """
+    """False: `size` is that of the last full count, or a lower bound before the first."""
     scheduled: int
     scheduled_complete: bool
     processing: int
