@@ -207,6 +207,11 @@ def _check_origin(request: Request, *, is_program: bool) -> None:
     elif origin is not None:
         if _find_authority(origin) == request.headers.get("host", "").lower() != "":
             return
+        detail = (
+            "the headers Origin and Host differ: a page of another site may not change anything "
+            "here. Behind a proxy, let it pass the Host of the browser on"
+        )
+        raise Problem(403, "cross-site", detail)
     elif is_program or has_json_body(request):
         return
     else:
