@@ -114,6 +114,18 @@ async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
     assert [change.name for change in changes] == ["send"]
 
 
+async def test_a_limit_with_two_rates_is_changed_to_one_that_is_written(site: Api) -> None:
+    rates = {
+        name: {"api:host": KeyedLimit(rate=RateLimit(rate, interval=100_000, burst=1))}
+        for name, rate in (("call", "5/s"), ("fetch", "10/s"))
+    }
+    session = Session(id="l" * 32, queues=("bank",), names=("call", "fetch"), keyed_limits=rates)
+    await site.processor.backend.open_session(session)
+    html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
+    assert ">10/s or 5/s<" in html
+    assert 'value="10/s or 5/s"' not in html
+
+
 async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: Api) -> None:
     backend = site.processor.backend
     limit = {"call": {"call:customer": KeyedLimit(concurrency=1)}}
