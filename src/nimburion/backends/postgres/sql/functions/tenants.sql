@@ -137,20 +137,26 @@ $$;
 
 -- name: find_next_turn
 -- Find the job of a queue whose turn is next, and lock it.
--- Inputs: the queue; the names whose jobs may be taken; lanes to leave out
+-- Inputs: the queue; the names whose jobs may be taken; lanes to leave out; the row that was found before in the same exchange
+--   (NULL: none). While jobs are reserved, rows only move back, and no name is added. So no row before that one is read again.
 -- Result: the row of `tenant_turn`, which names that job; NULL: there is none. `skipped`: further lanes to leave out
 -- Locks: the row of `ready`; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.find_next_turn_1(
-    p_queue text, p_names text[], p_skipped int4[], OUT turn {schema}.tenant_turn, OUT skipped int4[]
+    p_queue text, p_names text[], p_skipped int4[], p_found {schema}.tenant_turn, OUT turn {schema}.tenant_turn, OUT skipped int4[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
     first_job record;
+    found_rank int2 := coalesce((p_found).rank, 0::int2);
+    found_time int8 := coalesce((p_found).virtual_time, {schema}.get_lowest_time_1());
+    found_due int8 := coalesce((p_found).due, {schema}.get_lowest_time_1());
+    found_seq int8 := coalesce((p_found).seq, 0);
 BEGIN
     skipped := p_skipped;
     LOOP
         SELECT t.* INTO turn FROM {schema}.tenant_turn t
-        WHERE t.queue = p_queue AND t.name = ANY (p_names) AND t.lane <> ALL (skipped)
+        WHERE t.queue = p_queue AND (t.rank, t.virtual_time, t.due, t.seq) >= (found_rank, found_time, found_due, found_seq)
+            AND t.name = ANY (p_names) AND t.lane <> ALL (skipped)
         ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT 1;
         IF NOT FOUND THEN
             turn := NULL;
@@ -530,7 +536,7 @@ BEGIN
     FETCH main INTO candidate;
     has_candidate := FOUND;
     FOR i IN 1..coalesce(cardinality(queues), 0) LOOP
-        SELECT * INTO following FROM {schema}.find_next_turn_1(queues[i], string_to_array(allowed[i], E'\n'), skipped);
+        SELECT * INTO following FROM {schema}.find_next_turn_1(queues[i], string_to_array(allowed[i], E'\n'), skipped, NULL);
         skipped := following.skipped;
         turns[i] := following.turn;
         turn_keys := turn_keys || {schema}.rank_turn_1(p_now, p_ageing, turns[i], p_queue_levels[array_position(p_queues, queues[i])]);
@@ -645,7 +651,8 @@ BEGIN
             END IF;
         END IF;
         IF best IS NOT NULL THEN
-            SELECT * INTO following FROM {schema}.find_next_turn_1(queues[best], string_to_array(allowed[best], E'\n'), skipped);
+            SELECT * INTO following
+            FROM {schema}.find_next_turn_1(queues[best], string_to_array(allowed[best], E'\n'), skipped, turn);
             skipped := following.skipped;
             turns[best] := following.turn;
             turn_keys[4 * best - 3:4 * best] := GREATEST(best_key,
