@@ -162,7 +162,8 @@ def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit])
         del state.keyed_limits[name]
     for key, use in list(state.limit_keys.items()):
         old, new = old_limits.get(key[0]), limits.get(key[0])
-        if old is not None and new is not None and key not in state.key_changes:
+        own = state.key_changes.get(key)
+        if old is not None and new is not None and (own is None or own.rate is None):
             use.carry_over(old.rate, new.rate, step.now)
         for lane in [lane for lane in use.parked if lane[1] == name]:
             state.unpark(key, lane, len(use.parked[lane]))

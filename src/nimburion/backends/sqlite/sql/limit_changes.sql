@@ -52,9 +52,11 @@ SELECT body FROM limit_change WHERE ?1 IS NULL OR for_key = ?1 ORDER BY name, fo
 SELECT body FROM limit_change WHERE name = ?1 AND for_key = ?2 AND key = ?3;
 
 -- name: carry_over_keys
--- Let the units that were taken from the rate of a limit delay its keys by at most a full burst of its new rate.
+-- Let the units that were taken from the rate of a limit delay its keys by at most a full burst of its new rate,
+-- except keys that have a rate of their own.
 -- Inputs: ?1 limit name, ?2 now + a full burst of the new rate, ?3 now + a full burst of the old one
 UPDATE limit_key SET spent_until = ?2 WHERE limit_name = ?1 AND spent_until > ?2 AND spent_until <= ?3
     AND NOT EXISTS (
         SELECT 1 FROM limit_change AS c WHERE c.name = limit_key.limit_name AND c.for_key AND c.key = limit_key.key
+            AND json_extract(c.body, '$.rate') IS NOT NULL
     );

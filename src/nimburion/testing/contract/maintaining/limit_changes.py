@@ -179,6 +179,18 @@ class LimitChanges:
         harness.clock.advance(0.1)
         assert ids(await worker.take(9)) == ["a3"]
 
+    async def test_a_rate_is_changed_for_keys_with_a_maximum_of_their_own(
+        self, harness: Harness
+    ) -> None:
+        """The change of the key leaves the rate to its limit."""
+        await add(harness, "a1", "a2")
+        worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(rate=SLOW)}})
+        assert ids(await worker.take(9)) == ["a1"]
+        await change(harness, "customer", 5, key="a")
+        await change(harness, "customer", rate=FAST)
+        harness.clock.advance(0.1)
+        assert ids(await worker.take(9)) == ["a2"]
+
     async def test_one_key_is_changed(self, harness: Harness) -> None:
         await add(harness, "a1", "a2", "a3", "b1", "b2")
         worker = await harness.worker(keyed=ONE_AT_A_TIME)

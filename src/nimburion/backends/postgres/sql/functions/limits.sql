@@ -347,7 +347,7 @@ LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- name: carry_keys_over
--- Carry the rates of keys over whose limits get another rate, except keys that have a change of their own.
+-- Carry the rates of keys over whose limits get another rate, except keys that have a rate of their own.
 -- Inputs: as for `set_keyed_limits_1`
 -- Locks: if a rate changes, the table `keyed_limit` in EXCLUSIVE
 CREATE OR REPLACE FUNCTION {schema}.carry_keys_over_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
@@ -367,7 +367,8 @@ BEGIN
         UPDATE {schema}.limit_key u SET spent_until = {schema}.carry_over_1(p_now, u.spent_until, changed.old_interval,
             changed.old_burst, changed.new_interval, changed.new_burst)
         WHERE u.limit_name = changed.limit_name AND u.spent_until > p_now AND NOT EXISTS (
-            SELECT FROM {schema}.limit_change c WHERE c.name = u.limit_name AND c.for_key AND c.key = u.key
+            SELECT FROM {schema}.limit_change c
+            WHERE c.name = u.limit_name AND c.for_key AND c.key = u.key AND c.interval IS NOT NULL
         );
     END LOOP;
 END $$;

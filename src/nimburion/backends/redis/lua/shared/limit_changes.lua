@@ -50,12 +50,13 @@ local function mark_changed(name)
   end
 end
 
--- Carry the rates of the keys of a limit over, except those that have a change of their own.
+-- Carry the rates of the keys of a limit over, except those that have a rate of their own.
 local function carry_keys_over(old, limit)
   local flat = redis.call('HGETALL', limit_key_key)
   for i = 1, #flat, 2 do
     local name, record = flat[i], flat[i + 1]
-    if sub(name, 1, #limit[1] + 1) == limit[1] .. '\0' and not get_change(name) then
+    local change = sub(name, 1, #limit[1] + 1) == limit[1] .. '\0' and (get_change(name) or {})
+    if change and not change.rate then
       known_uses[name] = known_uses[name] or read_use(record)
       carry_use_over(known_uses[name], old[3], old[4], limit[3], limit[4])
     end
