@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import psycopg
 import pytest
 from msgspec.structs import replace
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.job import JobOptions, State
+from nimburion.backends.postgres.connection.connect import OpenConnection
+from nimburion.backends.postgres.connection.pool import PostgresConnection
+from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed
@@ -31,6 +35,41 @@ async def harness(postgres_server: RunningPostgres) -> AsyncIterator[Harness]:
     await backend.open()
     yield Harness(clock, [backend])
     await backend.close()
+
+
+async def test_no_reading_is_worth_compiling(
+    clean_postgres: RunningPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above `jit_above_cost`, PostgreSQL compiles a statement, which takes seconds."""
+    costs: dict[str, float] = {}
+    fetch = PostgresConnection._fetch
+
+    async def explain(
+        self: PostgresConnection, opened: OpenConnection, statement: str, arguments: Sequence[Any]
+    ) -> Any:
+        ((plan,),) = await opened.driver.fetch(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
+        costs[statement] = json.loads(plan)[0]["Plan"]["Total Cost"]
+        return await fetch(self, opened, statement, arguments)
+
+    backend = PostgresBackend(clean_postgres.url)
+    await backend.open()
+    try:
+        await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        monkeypatch.setattr(PostgresConnection, "_fetch", explain)
+        await backend.explain_job("a")
+        await backend.get_job("a")
+        await backend.list_jobs()
+        await backend.count_jobs()
+        await backend.list_queues()
+        await backend.group_failures()
+        await backend.list_limits()
+        await backend.list_keyed_limits()
+        await backend.list_tenants()
+        await backend.list_sessions()
+    finally:
+        await backend.close()
+    assert len(costs) >= 10
+    assert {statement: cost for statement, cost in costs.items() if cost > 100_000} == {}
 
 
 async def fill(harness: Harness) -> list[str]:

@@ -731,7 +731,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.list_key_uses_1(p_name text, p_seq int8, p_limit int4) RETURNS TABLE (
     limit_name text, key text, in_use int4, parked int8, opens_at int8
 )
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
     SELECT * FROM (
         SELECT u.limit_name, u.key, u.in_use, (
             SELECT count(*) FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key

@@ -231,7 +231,7 @@ END $$;
 -- Inputs: a name (NULL: all names)
 -- Result: the rows of `rate_limit`, ordered by name
 CREATE OR REPLACE FUNCTION {schema}.list_rates_1(p_name text) RETURNS SETOF {schema}.rate_limit
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
     SELECT * FROM {schema}.rate_limit r WHERE p_name IS NULL OR r.name = p_name ORDER BY r.name
 $$;
 

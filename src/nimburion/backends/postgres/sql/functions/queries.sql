@@ -460,7 +460,7 @@ CREATE OR REPLACE FUNCTION {schema}.explain_job_1(
     open_opened_at int8[], open_expires_in int8[], open_has_left bool[], open_running int8[], open_vitals text[],
     open_commands text[]
 )
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
     SELECT p.since, p.ends_at, p.paused_by, p.reason, g.maximum, g.in_use, g.ids, g.sessions, g.hosts, g.started_at,
         (
             SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0

@@ -728,7 +728,7 @@ $$;
 CREATE OR REPLACE FUNCTION {schema}.find_turn_1(p_id bytea, p_most int4) RETURNS TABLE (
     tenant text, ahead int8, tenants_before int8, jobs_before int8
 )
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
     SELECT t.tenant, t.virtual_time - coalesce(f.floor, 0), (
         SELECT count(DISTINCT o.tenant) FROM {schema}.tenant_turn o
         WHERE o.queue = t.queue AND o.rank = t.rank AND o.virtual_time < t.virtual_time
