@@ -164,7 +164,7 @@ class TurnLane:
         self._number = number
         self._chunk = chunk
         self.lane: Lane = lane
-        self.last: tuple[int, int, int, int] = (_BEFORE_ALL,) * 4
+        self.last: tuple[int, int, int, int] = (_BEFORE_ALL, _BEFORE_ALL, _BEFORE_ALL, _BEFORE_ALL)
         """The place up to which the groups were read."""
         self.is_exhausted: bool = False
         """Whether no more groups are read: there are none, or none of them may be taken."""
@@ -242,9 +242,9 @@ class QueueTurns:
             if is_next and not self._jobs[group] and not self._read_group(group):
                 heappop(self._heap)
                 continue
-            first = self._jobs[group][-1] if self._jobs[group] else _UNKNOWN
-            if (current_time, *first) != (virtual_time, due, seq):
-                heapreplace(self._heap, (rank, current_time, *first, group))
+            first_due, first_seq = self._jobs[group][-1] if self._jobs[group] else _UNKNOWN
+            if (current_time, first_due, first_seq) != (virtual_time, due, seq):
+                heapreplace(self._heap, (rank, current_time, first_due, first_seq, group))
                 continue
             age = max(0, self._db.now - due) // self._ageing if self._ageing else 0
             return TenantJob((-self._priority - age, rank, due, seq), lane, group)
