@@ -375,7 +375,7 @@ class MemoryState:
         self.jobs_by_seq: dict[int, JobEntry] = {}
         self.lanes: dict[tuple[str, str], LaneHeap] = defaultdict(list)
         """A heap per lane. An entry is skipped if its job no longer has the recorded position."""
-        self.turns = TenantTurns()
+        self.turns: TenantTurns = TenantTurns()
         """The waiting jobs of tenants, which are in none of the `lanes`."""
         self.scheduled: list[tuple[int, int, LanePosition, JobEntry]] = []
         """A heap by due time and seq. Outdated entries are skipped as in `lanes`."""

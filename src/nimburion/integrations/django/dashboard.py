@@ -108,4 +108,4 @@ def _get_dashboard() -> SyncDashboard:
 
 
 app_name = "nimburion"
-urlpatterns = [re_path(r"^(?P<path>.*)$", show_dashboard, name="dashboard")]
+urlpatterns: list[URLPattern] = [re_path(r"^(?P<path>.*)$", show_dashboard, name="dashboard")]
