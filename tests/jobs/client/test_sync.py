@@ -52,17 +52,34 @@ def processor() -> Iterator[Processor]:
     made.sync.close()
 
 
-def portals() -> int:
-    """How many loops of portals run."""
-    return sum(thread.name == "nimburion-sync" for thread in threading.enumerate())
+@pytest.fixture
+def portals() -> Callable[[], int]:
+    """Returns how many loops of portals run that this test has started."""
+    before = set(threading.enumerate())
+
+    def count() -> int:
+        return len(list_portals(before))
+
+    return count
 
 
-def check_portals_end() -> None:
-    """Wait for the loops whose client could not be opened: a call leaves them after 0.5 s."""
-    for thread in threading.enumerate():
-        if thread.name == "nimburion-sync":
+@pytest.fixture
+def check_portals_end() -> Callable[[], None]:
+    """Waits for the loops whose client could not be opened: a call leaves them after 0.5 s."""
+    before = set(threading.enumerate())
+
+    def check() -> None:
+        for thread in list_portals(before):
             thread.join(DEADLINE)
-    assert portals() == 0
+        assert list_portals(before) == []
+
+    return check
+
+
+def list_portals(before: set[threading.Thread]) -> list[threading.Thread]:
+    """Return the loops of portals that have started since."""
+    started = set(threading.enumerate()) - before
+    return [thread for thread in started if thread.name == "nimburion-sync"]
 
 
 def in_thread(call: Callable[[], Any]) -> Any:
@@ -116,7 +133,9 @@ def test_from_a_plain_script(processor: Processor) -> None:
         sync.enqueue("double")  # type: ignore[arg-type]
 
 
-def test_it_ends_its_thread_and_begins_anew(processor: Processor) -> None:
+def test_it_ends_its_thread_and_begins_anew(
+    processor: Processor, portals: Callable[[], int]
+) -> None:
     processor.sync.enqueue(double.job(1))
     assert portals() == 1
     processor.sync.close()
@@ -128,7 +147,9 @@ def test_it_ends_its_thread_and_begins_anew(processor: Processor) -> None:
     assert portals() == 0
 
 
-def test_from_many_threads_at_once_one_portal_serves_all(processor: Processor) -> None:
+def test_from_many_threads_at_once_one_portal_serves_all(
+    processor: Processor, portals: Callable[[], int]
+) -> None:
     ids: list[str] = []
     threads = [
         threading.Thread(target=lambda: ids.append(processor.sync.enqueue(double.job(1))))
@@ -192,7 +213,9 @@ def test_a_processor_left_open_by_a_loop_that_ended_does_not_block(processor: Pr
     assert processor.sync.pending_count() == 1
 
 
-def test_a_backend_that_cannot_be_opened_raises_and_leaves_no_thread(tmp_path: Path) -> None:
+def test_a_backend_that_cannot_be_opened_raises_and_leaves_no_thread(
+    tmp_path: Path, check_portals_end: Callable[[], None]
+) -> None:
     processor = Processor(open_backend(f"sqlite:///{tmp_path}/missing/jobs.db"))
     for _ in range(2):
         with pytest.raises(Exception, match="missing"):
@@ -210,7 +233,9 @@ class Unreachable(MemoryBackend):
         await asyncio.Event().wait()
 
 
-def test_threads_that_wait_for_the_opening_each_keep_their_time() -> None:
+def test_threads_that_wait_for_the_opening_each_keep_their_time(
+    check_portals_end: Callable[[], None],
+) -> None:
     """Not one after the other; and the next call tries anew."""
     processor = Processor(Unreachable(), Settings(enqueue_timeout=1.0))
     outcomes: list[str] = []
