@@ -263,7 +263,7 @@ def django(session: nox.Session) -> None:
         folder = scratch / "environment"
         run(session, python, "-m", "venv", str(folder))
         own = str(folder / "bin" / "python")
-        requirements = [f"{ROOT}[django]", "django>=6.1", *session.posargs]
+        requirements = [f"{ROOT}[django,server]", "django>=6.1", *session.posargs]
         run(session, own, "-m", "pip", "install", "--quiet", *requirements)
         with session.chdir(ROOT):
             run(session, own, "-m", "tests.integrations.django.upstream.run")
