@@ -43,11 +43,13 @@ SLOW_MAX_AGE_FACTOR = 10.0
 """A value with a long maximum age is shown for this many times that age meanwhile."""
 PAUSE_FACTOR = 5.0
 """After each read there is a pause of this many times its duration, so that a page keeps the
-backend busy for at most a sixth of the time.
+backend busy for a sixth of the time. Reads of more than 0.6 s keep it busy for longer, because of
+`MAX_PAUSE`.
 """
 MAX_PAUSE = 3.0
+"""The longest such pause in seconds: an open page must not become old."""
 BACKGROUND_PAUSE_FACTOR = 20.0
-"""The same for reads in the background, which no page waits for."""
+"""As `PAUSE_FACTOR`, for reads in the background, which no page waits for."""
 FIRST_WAIT = 0.1
 """Seconds that a page waits for the first value of a slow read."""
 MAX_STALENESS = 600.0

@@ -18,7 +18,7 @@ local MAX_WAITING_LANES = 64
 local MAX_PARKED = 1000
 -- DELIVERY_OVERHEAD in core/exchange.py
 local OVERHEAD = 256
--- The fewest jobs with limits by key that are read at a time, if there are so many.
+-- How many jobs with limits by key are read at a time, at least; fewer if fewer wait.
 local MIN_CANDIDATES = 16
 -- Positions of the options of a queue in a request.
 local QUEUE_PRIORITY, QUEUE_LIMIT = 1, 2
