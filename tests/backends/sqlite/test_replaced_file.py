@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection import opening
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.core.errors import BackendReplaced
@@ -131,6 +132,25 @@ async def test_an_error_of_the_driver_says_that_the_file_is_gone(path: Path, rea
     await backend.close()
 
 
+async def test_an_error_of_one_call_among_several_says_that_the_file_is_gone(path: Path) -> None:
+    backend = SQLiteBackend(path)
+    await backend.open()
+    moved = path.with_name("aside.db")
+
+    def fail(_: Database) -> None:
+        path.rename(moved)
+        sqlite3.connect(f"file:{path}?mode=rw", uri=True)
+
+    def put_back(_: Database) -> None:
+        moved.rename(path)
+
+    results = await asyncio.gather(
+        backend._write(fail), backend._write(put_back), return_exceptions=True
+    )
+    assert [type(one) for one in results] == [BackendReplaced, type(None)]
+    await backend.close()
+
+
 async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
@@ -164,6 +184,25 @@ async def test_a_new_handle_opens_no_other_file(path: Path) -> None:
     delete(path)
     with pytest.raises(BackendReplaced):
         await backend.new_handle().open()
+    assert not path.exists()  # noqa: ASYNC240
+    await backend.close()
+
+
+async def test_a_new_handle_creates_no_file_if_it_is_deleted_while_the_handle_opens_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = SQLiteBackend(path)
+    await backend.open()
+    handle, connect = backend.new_handle(), opening.connect
+
+    def delete_and_connect(opened: Path) -> sqlite3.Connection:
+        delete(path)
+        return connect(opened)
+
+    monkeypatch.setattr(opening, "connect", delete_and_connect)
+    with pytest.raises(BackendReplaced, match=r"jobs\.db was deleted") as caught:
+        await handle.open()
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     assert not path.exists()  # noqa: ASYNC240
     await backend.close()
 

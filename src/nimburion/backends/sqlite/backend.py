@@ -259,9 +259,7 @@ class SQLiteBackend:
 
     def _open_writer(self, sql: Statements, boot: str, files: OpenFiles) -> Database:
         origin = None if self._origin is None else self._origin.files
-        if origin is not None:
-            origin.check(at_once=True)
-        connection, self._migrations_done = opening.open_writer(self.path, files)
+        connection, self._migrations_done = opening.open_writer(self.path, files, origin)
         return Database(connection, sql, self._clock, boot)
 
     def _abandon_closed_loop(self) -> None:

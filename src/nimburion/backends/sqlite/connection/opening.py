@@ -81,13 +81,19 @@ def create_file(path: Path) -> None:
         os.close(os.open(path.resolve(), os.O_RDWR | os.O_CREAT | os.O_EXCL, _MODE))
 
 
-def open_writer(path: Path, files: OpenFiles) -> tuple[sqlite3.Connection, list[str]]:
+def open_writer(
+    path: Path, files: OpenFiles, origin: OpenFiles | None = None
+) -> tuple[sqlite3.Connection, list[str]]:
     """Open a connection for writing; create and migrate the file. Also return the migrations run.
 
-    Records the identities of the opened files in `files`.
+    Records the identities of the opened files in `files`. If another handle of this process has
+    the file open, its files are the `origin`: then no other file is opened and none is created.
     """
-    create_file(path)
-    files.note_file()
+    if origin is None:
+        create_file(path)
+        files.note_file()
+    else:
+        files.expect_file_of(origin)
     connection = connect(path)
     try:
         done = prepare_file(connection, path, read_migrations(PACKAGE, MIGRATIONS))

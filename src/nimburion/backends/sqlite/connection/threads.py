@@ -115,7 +115,8 @@ class DatabaseThread:
             with map_errors(self._path):
                 database = self._open_database()
         except BaseException as error:  # noqa: BLE001 (passed to the opener, whatever it is)
-            self._call_on_loop(_fail, self._opened, error)
+            cause = self._find_cause(error) if isinstance(error, Exception) else error
+            self._call_on_loop(_fail, self._opened, cause)
             self._call_on_loop(_resolve, self._ended)
             return
         self._call_on_loop(_resolve, self._opened)
@@ -320,7 +321,7 @@ class WriterThread(DatabaseThread):
             if isinstance(error, BackendFull) or not database.connection.in_transaction:
                 raise
             database.names_to_notify = notified
-            call.error = error
+            call.error = self._find_cause(error)
 
     def _roll_back(self, database: Database) -> None:
         database.names_to_notify.clear()
