@@ -40,7 +40,7 @@ class OpenFiles:
         """Record the identity of the file. Call it just before the file is opened."""
         self._identities = [get_identity(self._paths[0]), None, None]
 
-    def expect_file_of(self, origin: OpenFiles) -> None:
+    def expect_same_file(self, origin: OpenFiles) -> None:
         """Expect the file that `origin` has open. Call it before the file is opened once more.
 
         Raises `BackendReplaced` if a file of `origin` was deleted or replaced.
@@ -51,7 +51,7 @@ class OpenFiles:
     def note_log(self) -> None:
         """Record the identities of the log and its index. Call it just after they were opened.
 
-        Raises `BackendReplaced` if the file is not the one of `note_file` or `expect_file_of`.
+        Raises `BackendReplaced` if the file is not the one of `note_file` or `expect_same_file`.
         """
         self._compare(0)
         self._identities[1:] = [get_identity(path) for path in self._paths[1:]]

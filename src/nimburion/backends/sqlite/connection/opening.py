@@ -93,7 +93,7 @@ def open_writer(
         create_file(path)
         files.note_file()
     else:
-        files.expect_file_of(origin)
+        files.expect_same_file(origin)
     connection = connect(path)
     try:
         done = prepare_file(connection, path, read_migrations(PACKAGE, MIGRATIONS))
