@@ -367,7 +367,9 @@ class Maintaining(Protocol):
         also if no worker declares them. What an earlier change of the same limit set stays, unless
         this one sets it too.
 
-        The next exchange follows the change, also for parked jobs. Nothing that runs is stopped.
+        The next exchange follows the change, also for parked jobs. A step returns at most 1,000 of
+        them to their lanes; if more are parked, exchanges reserve nothing from these lanes until
+        all have returned. Nothing that runs is stopped.
         Units that jobs took under an earlier rate delay the next job by at most a full burst of the
         new one (`RateLimit.carry_over`). The workers that wait are notified.
 

@@ -70,6 +70,7 @@ SMALL = {
     "rate_limit",
     "keyed_limit",
     "changed_limit",
+    "changed_key",
     "lease_key",
     "lease_charge",
     "paused_queue",

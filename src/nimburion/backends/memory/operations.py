@@ -166,7 +166,8 @@ def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit])
         if old is not None and new is not None and (own is None or own.rate is None):
             use.carry_over(old.rate, new.rate, step.now)
         for lane in [lane for lane in use.parked if lane[1] == name]:
-            state.unpark(key, lane, len(use.parked[lane]))
+            state.let_return(key, lane, len(use.parked[lane]))
+    state.unpark_changed()
 
 
 def change_limit(step: AtomicStep, change: LimitChange) -> None:
@@ -215,7 +216,8 @@ def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> 
             use.carry_over(old_limit.rate, limit.rate, step.now)
             count = max(count, limit.concurrency or 1)
     for lane in list(use.parked):
-        state.unpark(key, lane, count)
+        state.let_return(key, lane, count)
+    state.unpark_changed()
     step.names_to_notify.add(EVERY_QUEUE)
 
 
@@ -372,6 +374,7 @@ def run_exchange(
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
     step.state.promote(step.now, _MAX_PROMOTED)
     step.names_to_notify.update(step.state.unpark_open(step.now))
+    step.state.unpark_changed()
     reserving = LaneMerge(step.state, request, step.now)
     deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
     session.last_exchange_number, session.last_results = number, results

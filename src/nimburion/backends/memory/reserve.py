@@ -41,7 +41,9 @@ class LaneMerge:
         self._parked = 0
         self._has_returned = False
         """Whether parking a job returned others to their lane: the next exchange considers them."""
-        self._lanes = list(dict.fromkeys((lane.queue, lane.name) for lane in request.lanes))
+        changing = state.list_changing()
+        requested = dict.fromkeys((lane.queue, lane.name) for lane in request.lanes)
+        self._lanes = [lane for lane in requested if lane not in changing]
         self._turn_queues = list(dict.fromkeys(queue for queue, _ in self._lanes))
         """The queues whose jobs of tenants are merged as one more lane each. Their numbers follow
         those of the lanes.

@@ -21,7 +21,7 @@ from nimburion.core.job import (
     State,
     compute_digest,
 )
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 from nimburion.core.metrics.statistics import Statistics
@@ -390,6 +390,10 @@ class MemoryState:
         """Changes of whole limits, by name. They are applied in the three dictionaries above."""
         self.key_changes: dict[LimitKey, LimitChange] = {}
         self.limit_keys: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
+        self.returning: dict[tuple[LimitKey, tuple[str, str]], int] = {}
+        """How many of the jobs that are parked for a key still return to a lane, after a change of
+        the limit.
+        """
         self.unique_keys: dict[tuple[str, str], UniqueKeyEntry] = {}
         self.replacements: dict[str, ReplacementEntry] = {}
         """By the id of the job that was enqueued."""
@@ -492,6 +496,31 @@ class MemoryState:
         if not heap:
             self.limit_keys[key].parked.pop(lane, None)
         return moved
+
+    def let_return(self, key: LimitKey, lane: tuple[str, str], count: int) -> None:
+        """Let up to `count` jobs that are parked for a key return to their lane, in steps."""
+        parked = len(self.limit_keys[key].parked[lane])
+        self.returning[key, lane] = max(self.returning.get((key, lane), 0), min(count, parked))
+
+    def unpark_changed(self) -> None:
+        """Return up to `MAX_RETURNED` parked jobs to their lanes after limits changed."""
+        left = MAX_RETURNED
+        for (key, lane), count in list(self.returning.items()):
+            moved = self.unpark(key, lane, min(count, left))
+            if moved < count and moved == left:
+                self.returning[key, lane] = count - moved
+            else:
+                del self.returning[key, lane]
+            left -= moved
+            if left == 0:
+                break
+
+    def list_changing(self) -> set[tuple[str, str]]:
+        """Return the lanes to which parked jobs still return.
+
+        Nothing is reserved from them meanwhile, so that no job overtakes a parked one.
+        """
+        return {lane for _, lane in self.returning}
 
     def unpark_open(self, now: int) -> list[str]:
         """Return jobs whose rate allows one now to their lanes; return the queues."""

@@ -11,6 +11,7 @@ import msgspec
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.keyed_limits import (
     KeyAdmission,
+    exclude_changing,
     read_keyed_limits,
     unpark_changed,
     unpark_open,
@@ -134,8 +135,9 @@ def run_exchange(
     limits_before = read_all_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = limits_before.exclude_full(unpaused, db.now)
+    steady = lanes if admission is None else exclude_changing(db, lanes)
     shares = TenantShares(db) if db.fetch_value("has_turns") else None
-    rows = lease_jobs(db, head.session, number, request, lanes, limits_before, admission, shares)
+    rows = lease_jobs(db, head.session, number, request, steady, limits_before, admission, shares)
     limits_after = read_all_limits(db) if limits else limits
     if limits_after.has_opened_since(limits):
         db.notify([EVERY_QUEUE])

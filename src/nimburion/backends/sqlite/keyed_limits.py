@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
+from nimburion.core.exchange import Lane
 from nimburion.core.keyed_limits import (
     MAX_PARKED,
     MAX_RETURNED,
@@ -296,16 +297,14 @@ def list_job_keys(db: Database, lane: int, seq: int) -> list[JobKey]:
     return list_keys(limits, read_key_options(db, [seq]).get(seq), read_key_changes(db))
 
 
-def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> bool:
-    """Return the first jobs of a lane that are parked for a key to `ready`; whether there were
-    any.
-    """
+def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> int:
+    """Return the first jobs of a lane that are parked for a key to `ready`; return how many."""
     lane %= TENANT_UNIT
-    if not db.run("copy_from_parked", *key, lane, count).rowcount:
-        return False
-    db.run("delete_first_parked", *key, lane, count)
-    db.notify([db.get_lane(lane).queue])
-    return True
+    moved = db.run("copy_from_parked", *key, lane, count).rowcount
+    if moved:
+        db.run("delete_first_parked", *key, lane, count)
+        db.notify([db.get_lane(lane).queue])
+    return moved
 
 
 def unpark_all_lanes(db: Database, key: LimitKey, count: int = 1) -> None:
@@ -321,12 +320,48 @@ def unpark_open(db: Database) -> None:
     db.run("clear_openings", db.now)
 
 
-def unpark_changed(db: Database) -> None:
-    """Return parked jobs of names whose limits changed to `ready`, some in each exchange.
+def let_return(db: Database, key: LimitKey, count: int) -> None:
+    """Return the first `count` jobs of each lane that are parked for a key to `ready`, in steps."""
+    lanes = [lane for (lane,) in db.run("list_parked_lanes", *key)]
+    db.run("put_changed_keys", *key, _encode(lanes).decode(), count)
+    unpark_changed_keys(db, MAX_RETURNED)
 
-    The jobs of a key return in their order, so the first of them are never passed over.
+
+def unpark_changed(db: Database) -> None:
+    """Return up to `MAX_RETURNED` parked jobs to `ready` after limits changed."""
+    unpark_changed_names(db, unpark_changed_keys(db, MAX_RETURNED))
+
+
+def exclude_changing(db: Database, lanes: dict[int, Lane]) -> dict[int, Lane]:
+    """Return the lanes to which no parked jobs return any more after limits changed.
+
+    Nothing is reserved from the others meanwhile, so that no job overtakes a parked one.
     """
-    left = MAX_RETURNED
+    names = {name for (name,) in db.run("list_changing_names")}
+    numbers = {lane for _, _, lane, _ in db.run("list_changed_keys")}
+    if not names and not numbers:
+        return lanes
+    return {
+        number: lane
+        for number, lane in lanes.items()
+        if number not in numbers and lane.name not in names
+    }
+
+
+def unpark_changed_keys(db: Database, left: int) -> int:
+    """Return parked jobs of keys whose maximum changed; return how many more may return."""
+    for limit, key, lane, count in db.run("list_changed_keys").fetchall():
+        moved = unpark(db, (limit, key), lane, min(count, left))
+        if moved == left and moved < count:
+            db.run("reduce_changed_key", limit, key, lane, moved)
+            return 0
+        db.run("delete_changed_key", limit, key, lane)
+        left -= moved
+    return left
+
+
+def unpark_changed_names(db: Database, left: int) -> None:
+    """Return parked jobs of names whose limits changed."""
     while left > 0 and (changed := db.fetch_one("get_changed_limit")) is not None:
         name, limit, *place = changed
         parked = db.run("list_parked_further", limit, *place, left).fetchall()

@@ -9,10 +9,10 @@ from nimburion.backends.sqlite.keyed_limits import (
     KeyChanges,
     LimitKey,
     change_key_rate,
+    let_return,
     read_key_changes,
     read_keyed_limits,
     set_keyed_limits,
-    unpark,
 )
 from nimburion.backends.sqlite.rate_limits import set_rate
 from nimburion.backends.waiters import EVERY_QUEUE
@@ -95,5 +95,4 @@ def _apply_key_change(db: Database, key: LimitKey, before: KeyChanges) -> None:
             new = apply_change(limits[key[0]], change)
             change_key_rate(db, key, old.rate, new.rate)
             count = max(count, new.concurrency or 1)
-    for (lane,) in db.run("list_parked_lanes", *key).fetchall():
-        unpark(db, key, lane, count)
+    let_return(db, key, count)

@@ -24,7 +24,8 @@ SELECT
     (SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit),
     (SELECT min(due) FROM scheduled),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
-    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit),
+    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
+        OR EXISTS (SELECT 1 FROM changed_key),
     EXISTS (SELECT 1 FROM lease_charge)
 FROM session WHERE id = ?1;
 

@@ -168,6 +168,31 @@ UPDATE changed_limit SET key = ?3, lane = ?4, rank = ?5, due = ?6, seq = ?7 WHER
 -- Inputs: ?1 job name, ?2 limit name
 DELETE FROM changed_limit WHERE job_name = ?1 AND limit_name = ?2;
 
+-- name: list_changing_names
+-- List the job names whose limits changed and whose parked jobs were not all considered again.
+-- Result: job name
+SELECT DISTINCT job_name FROM changed_limit;
+
+-- name: put_changed_keys
+-- Let the first jobs of each lane that are parked for a key return.
+-- Inputs: ?1 limit name, ?2 key, ?3 JSON array of lanes, ?4 the maximum number of jobs of each lane
+INSERT OR REPLACE INTO changed_key (limit_name, key, lane, number) SELECT ?1, ?2, value, ?4 FROM json_each(?3);
+
+-- name: list_changed_keys
+-- List the keys and lanes for which parked jobs still return.
+-- Result: limit name, key, lane, the maximum number of jobs
+SELECT limit_name, key, lane, number FROM changed_key;
+
+-- name: reduce_changed_key
+-- Count jobs that returned.
+-- Inputs: ?1 limit name, ?2 key, ?3 lane, ?4 the number of jobs
+UPDATE changed_key SET number = number - ?4 WHERE limit_name = ?1 AND key = ?2 AND lane = ?3;
+
+-- name: delete_changed_key
+-- Forget that a key changed: its parked jobs of a lane returned.
+-- Inputs: ?1 limit name, ?2 key, ?3 lane
+DELETE FROM changed_key WHERE limit_name = ?1 AND key = ?2 AND lane = ?3;
+
 -- name: delete_parked
 -- Delete a job from `parked`.
 -- Inputs: ?1 seq
@@ -189,7 +214,7 @@ UPDATE limit_key SET opens_at = NULL WHERE opens_at <= ?1;
 -- Return when the rate of a key first allows a parked job; now, while parked jobs must be considered again.
 -- Inputs: ?1 now
 -- Result: the time, or NULL
-SELECT CASE WHEN EXISTS (SELECT 1 FROM changed_limit) THEN ?1
+SELECT CASE WHEN EXISTS (SELECT 1 FROM changed_limit) OR EXISTS (SELECT 1 FROM changed_key) THEN ?1
     ELSE (SELECT min(opens_at) FROM limit_key WHERE opens_at IS NOT NULL) END;
 
 -- name: prune_limit_keys

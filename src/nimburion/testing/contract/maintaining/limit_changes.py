@@ -8,7 +8,7 @@ import pytest
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse
+from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit, KeyedLimitInfo, KeyUse
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import ConcurrencyLimit
@@ -222,6 +222,29 @@ class LimitChanges:
         assert ids(await worker.take(9)) == ["a3"]
         harness.clock.advance(0.8)
         assert ids(await worker.take(9)) == ["b2"]
+
+    @pytest.mark.parametrize("key", [None, "a"])
+    async def test_a_change_returns_many_parked_jobs_in_steps(
+        self, harness: Harness, key: str | None
+    ) -> None:
+        """A step returns at most `MAX_RETURNED` jobs, and no job of the key overtakes them."""
+        expected = [f"a{n}" for n in range(3 * MAX_RETURNED + 1)]
+        await add(harness, *expected)
+        worker = await harness.worker(keyed=ONE_AT_A_TIME)
+        ran = ids(await worker.take(5))
+        while (await read_uses(harness))["a"][1] < 3 * MAX_RETURNED:
+            await worker.take(5)
+        await add(harness, "a-late")
+        left = 3 * MAX_RETURNED
+        await change(harness, "customer", 100_000, key=key)
+        while len(ran) <= len(expected):
+            assert left - (await read_uses(harness))["a"][1] <= MAX_RETURNED
+            left = (await read_uses(harness))["a"][1]
+            reply = await worker.exchange(want=worker.want(2 * MAX_RETURNED))
+            ran += ids(reply.deliveries)
+            assert reply.deliveries or reply.waiting
+        assert ran == [*expected, "a-late"]
+        assert await read_uses(harness) == {"a": (3 * MAX_RETURNED + 2, 0)}
 
     async def test_a_shared_limit_is_changed_for_every_name(self, harness: Harness) -> None:
         limit = {"smtp": KeyedLimit(concurrency=1)}

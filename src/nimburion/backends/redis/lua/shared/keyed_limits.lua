@@ -4,7 +4,7 @@
 --   park(member, keys, full, group of a tenant or nil) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, job name, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
---   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
+--   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, let_return(name, most), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
 --   A key is named by limit NUL key. `keys` is a list of the keys of a job
 --   (KEY_NAME, ...), where the rate has the cost of the job, or is false.
 -- Atomic: a parked job is in `parked` and `parked_lane`, any other due job in `ready`. No write can fail.
@@ -245,27 +245,63 @@ local function unpark_open()
   write_returned()
 end
 
--- Return parked jobs of lanes whose limits changed, some in each call. Return the lanes that have more of them.
+-- Collect up to `most` jobs of a lane that are parked for any key. Return how many.
+local function return_from_lane(lane4, most)
+  local members = redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, most)
+  for _, parked in ipairs(members) do
+    local name, suffix = split_parked(sub(parked, READY_END + 1))
+    collect_returned(name, sub(parked, 1, READY_END) .. suffix)
+  end
+  return #members
+end
+
+-- Collect up to `most` jobs of a lane that are parked for one key. Return how many.
+local function return_for_key(name, lane4, most)
+  local low, high = get_parked_range(name, lane4)
+  local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, most)
+  for _, parked in ipairs(members) do
+    collect_returned(name, sub(parked, #name + 2))
+  end
+  return #members
+end
+
+-- Return parked jobs after limits changed, some in each call. Return the lanes that have more of them. A field of `changed_lane` is a
+-- lane, or a lane and the name of a key; its value is the most jobs that return.
 local function unpark_changed()
   local found, left = {}, MAX_RETURNED
-  if redis.call('HLEN', changed_lane_key) == 0 then
-    return found
-  end
-  for _, lane4 in ipairs(redis.call('HKEYS', changed_lane_key)) do
-    local members = left > 0 and redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, left) or {}
-    for _, parked in ipairs(members) do
-      local name, suffix = split_parked(sub(parked, READY_END + 1))
-      collect_returned(name, sub(parked, 1, READY_END) .. suffix)
+  local flat = redis.call('HGETALL', changed_lane_key)
+  for i = 1, #flat, 2 do
+    local field, wanted = flat[i], tonumber(flat[i + 1])
+    local lane4, name, most = sub(field, 1, 4), sub(field, 5), math.min(wanted, left)
+    local returned = 0
+    if most > 0 then
+      returned = name == '' and return_from_lane(lane4, most) or name ~= '' and return_for_key(name, lane4, most)
+      write_returned()
     end
-    left = left - #members
-    if left > 0 then
-      redis.call('HDEL', changed_lane_key, lane4)
+    left = left - returned
+    if returned == wanted or returned < most then
+      redis.call('HDEL', changed_lane_key, field)
     else
+      redis.call('HSET', changed_lane_key, field, string.format('%.0f', wanted - returned))
       found[lane4] = true
     end
   end
-  write_returned()
   return found
+end
+
+-- Let the first `most` jobs of each lane that are parked for a key return, in the calls of unpark_changed.
+local function let_return(name, most)
+  local low, high = get_parked_range(name)
+  while true do
+    local first = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1)[1]
+    if not first then
+      return
+    end
+    local lane4 = sub(first, #name + 2, #name + 5)
+    redis.call('HSET', changed_lane_key, lane4 .. name, string.format('%.0f', most))
+    local _, lane_end = get_parked_range(name, lane4)
+    low = '[' .. sub(lane_end, 2)
+  end
 end
 
 local function get_next_key_opening()

@@ -222,6 +222,14 @@ CREATE TABLE changed_limit (
     seq INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job_name, limit_name)
 ) STRICT, WITHOUT ROWID;
+-- Keys whose maximum changed, and how many of the jobs that are parked for them still return to a lane.
+CREATE TABLE changed_key (
+    limit_name TEXT NOT NULL,
+    key TEXT NOT NULL,
+    lane INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    PRIMARY KEY (limit_name, key, lane)
+) STRICT, WITHOUT ROWID;
 -- The share of a tenant among the tenants of a queue, at one job priority: see core/fairness.py.
 CREATE TABLE tenant_share (
     queue TEXT NOT NULL,

@@ -42,8 +42,8 @@ if for_key then
     carry_use_over(get_use(field), old_interval, old_burst, interval, burst)
     count = math.max(count, maximum or 1)
   end
-  unpark_all_lanes(field, count)
-  write_returned()
+  let_return(field, count)
+  unpark_changed()
 else
   jobs[name] = jobs[name] or true
   for job in pairs(jobs) do
