@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, func, select
+from sqlalchemy import Engine, MetaData, create_engine, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.job import NewJob
 from nimburion.core.queries import JobFilter
 from nimburion.integrations.sqlalchemy import Outbox, OutboxRelay, enqueue_after_commit
 from nimburion.jobs import Processor, job
+from nimburion.jobs.client.client import Client, enqueue_prepared
+from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.jobs.errors import BackendUnavailable, InvalidJob
 from nimburion.testing import FakeClock, assert_enqueued, assert_not_enqueued
 from tests.house.tree import ROOT
@@ -151,6 +154,45 @@ async def test_rows_stay_while_the_backend_does_not_answer(
     assert count_rows(engine, outbox) == 1
 
 
+async def test_rows_whose_jobs_are_enqueued_are_deleted_when_a_later_one_fails(
+    processor: Processor, outbox: Outbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that stays would be enqueued, and run, again once the record of its job is pruned."""
+    with Session(engine) as session, session.begin():
+        for name in ("ann", "bob", "cy"):
+            outbox.add(session, send.job(name))
+    answers = 2
+
+    async def answer_twice(client: Client, new: NewJob) -> str:
+        nonlocal answers
+        answers -= 1
+        if answers < 0:
+            raise BackendUnavailable("no answer", outcome="not applied")
+        return await enqueue_prepared(client, new)
+
+    monkeypatch.setattr("nimburion.integrations.sqlalchemy.enqueue_prepared", answer_twice)
+    with pytest.raises(BackendUnavailable):
+        await OutboxRelay(outbox, engine).relay()
+    assert count_rows(engine, outbox) == 1
+    await assert_enqueued(processor, send.job("bob"))
+
+
+async def test_a_job_that_cannot_be_enqueued_stays_and_delays_no_other(
+    processor: Processor, outbox: Outbox, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = {"job_id": "x", "name": "send", "created_at": 0.0, "job": b'{"id": 5}'}
+    with engine.begin() as connection:
+        connection.execute(insert(outbox.table).values([values] * 100))
+    with Session(engine) as session, session.begin():
+        outbox.add(session, send.job("ann"))
+    relay = OutboxRelay(outbox, engine)
+    await relay.tick()
+    await relay.tick()
+    await assert_enqueued(processor, send.job("ann"))
+    assert count_rows(engine, outbox) == 100
+    assert caplog.text.count("the job in row 1 of nimburion_outbox cannot be enqueued") == 1
+
+
 async def test_a_job_whose_unique_key_is_held_is_dropped_with_a_warning(
     processor: Processor, outbox: Outbox, engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -246,6 +288,45 @@ async def test_a_backend_that_does_not_answer_is_logged(
         enqueue_after_commit(processor, session, send.job("ann"))
         await session.commit()
     assert "a job could not be enqueued after the commit" in caplog.text
+
+
+async def test_a_job_that_fails_after_the_commit_takes_no_other_with_it(
+    processor: Processor, async_engine: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse_ann(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> Any:
+        if b"ann" in enqueueing.payload:
+            raise LookupError("ann has left")
+        return await call_next(enqueueing)
+
+    processor.use_enqueue(refuse_ann)
+    async with AsyncSession(async_engine) as session:
+        for name in ("ann", "bob"):
+            enqueue_after_commit(processor, session, send.job(name))
+        await session.commit()
+    await assert_enqueued(processor, send.job("bob"))
+    assert "ann has left" in caplog.text
+
+
+async def test_wrong_arguments_are_refused_before_the_commit(
+    processor: Processor, async_engine: AsyncEngine
+) -> None:
+    wrong: Any = 5
+    async with AsyncSession(async_engine) as session:
+        with pytest.raises(InvalidJob, match="field 'to'"):
+            enqueue_after_commit(processor, session, send.job(wrong))
+
+
+async def test_a_session_that_is_closed_drops_the_jobs_of_its_transaction(
+    processor: Processor, async_engine: AsyncEngine
+) -> None:
+    session = AsyncSession(async_engine)
+    enqueue_after_commit(processor, session, send.job("ann"))
+    await session.close()  # rolls back
+    enqueue_after_commit(processor, session, send.job("bob"))
+    await session.commit()
+    await session.close()
+    await assert_enqueued(processor, send.job("bob"))
+    assert await processor.pending_count() == 1
 
 
 @pytest.mark.parametrize("point", ["before the relay", "before the delete"])

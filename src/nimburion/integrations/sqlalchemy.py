@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, Unpack
 
 import msgspec
 
-from nimburion.core.errors import BackendError, DuplicateJob, JobConflict
+from nimburion.core.errors import DuplicateJob, InvalidJob, JobConflict, Unstorable
 from nimburion.core.job import NewJob
 from nimburion.core.service import Periodic
 from nimburion.integrations import explain_missing
@@ -162,31 +162,73 @@ class OutboxRelay(Periodic):
         super().__init__(outbox.processor.clock, interval, jitter)
         self._outbox = outbox
         self._engine = engine
+        self._refused: set[int] = set()
+        """The positions of rows that cannot be enqueued, which the log has named."""
 
     async def tick(self) -> None:
         """Enqueue jobs, oldest first, until the outbox is empty or the service stops."""
-        while not self.stopping.is_set() and await self.relay() == _ROWS_PER_STEP:
-            pass
+        rows = await self._read_rows(None)
+        while rows:
+            await self._relay_rows(rows)
+            if self.stopping.is_set() or len(rows) < _ROWS_PER_STEP:
+                return
+            rows = await self._read_rows(rows[-1].position)
 
     async def relay(self) -> int:
         """Enqueue at most 100 jobs and delete their rows. Return their number.
 
-        A job whose unique key is held is dropped, with a warning. Raises `BackendUnavailable` if
-        the backend does not answer; the rows stay.
+        A job whose unique key is held is dropped, with a warning. The row of a job that cannot be
+        enqueued as it is stays, and an error is logged once. Raises `BackendUnavailable` if the
+        backend does not answer; the rows that are not enqueued stay.
         """
+        return await self._relay_rows(await self._read_rows(None))
+
+    async def _read_rows(self, after: int | None) -> list[_Row]:
+        """Return the oldest rows behind a position; None: the oldest of all."""
         table = self._outbox.table
         read = select(table.c.position, table.c.job).order_by(table.c.position)
-        rows = await self._run(
+        if after is not None:
+            read = read.where(table.c.position > after)
+        return await self._run(
             lambda connection: [
                 _Row(*row) for row in connection.execute(read.limit(_ROWS_PER_STEP))
             ]
         )
-        for row in rows:
+
+    async def _relay_rows(self, rows: list[_Row]) -> int:
+        """Enqueue the jobs of these rows, and delete the rows of those that are enqueued.
+
+        These are deleted after an error too: once the backend keeps the record of a finished job no
+        more, a second enqueue would run it again.
+        """
+        done: list[int] = []
+        try:
+            for row in rows:
+                done += [row.position] if await self._relay_row(row) else []
+        finally:
+            if done:
+                table = self._outbox.table
+                used = delete(table).where(table.c.position.in_(done))
+                await self._run(lambda connection: connection.execute(used))
+        return len(done)
+
+    async def _relay_row(self, row: _Row) -> bool:
+        """Enqueue the job of a row. Return False if that can never succeed as it is."""
+        try:
             await _enqueue(self._outbox.processor, msgspec.json.decode(row.job, type=NewJob))
-        if rows:
-            done = delete(table).where(table.c.position.in_([row.position for row in rows]))
-            await self._run(lambda connection: connection.execute(done))
-        return len(rows)
+        except (msgspec.MsgspecError, InvalidJob, Unstorable) as error:
+            if row.position not in self._refused:
+                self._refused.add(row.position)
+                _log.error(
+                    "the job in row %s of %s cannot be enqueued: %s; the row stays until you "
+                    "correct or delete it",
+                    row.position,
+                    self._outbox.table.name,
+                    error,
+                )
+            return False
+        self._refused.discard(row.position)
+        return True
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction of its own; a blocking engine is used in a thread."""
@@ -224,12 +266,15 @@ def enqueue_after_commit(
 ) -> None:
     """Enqueue a job when the transaction of `session` commits. After a rollback, do nothing.
 
-    A job is lost if the process dies between commit and enqueue, or if the backend does not answer
-    then: that is logged as an error, because the commit cannot be undone. Use an `Outbox` for jobs
-    that must not be lost.
+    A job is lost if the process dies between commit and enqueue, or if the enqueue fails then, for
+    example because the backend does not answer. A failure is logged as an error, because the commit
+    cannot be undone. Use an `Outbox` for jobs that must not be lost.
+
+    Raises `InvalidJob` for arguments and options that `enqueue` would refuse.
 
     A job that was added inside a savepoint is dropped when that savepoint is rolled back.
     """
+    prepare_job(processor, job, **options)  # checks them now, while the transaction can fail
     is_async = isinstance(session, AsyncSession)
     if isinstance(session, AsyncSession):
         target = session.sync_session
@@ -263,14 +308,19 @@ def _listen(
                     await_only(processor.enqueue(each.job, **each.options))
                 else:
                     processor.sync.enqueue(each.job, **each.options)
-            except (BackendError, DuplicateJob):
+            except Exception:  # noqa: BLE001 - the commit cannot be undone
                 _log.exception("a job could not be enqueued after the commit, and is lost")
 
     def after_soft_rollback(_: Session, ended: SessionTransaction) -> None:
         pending[:] = [each for each in pending if not _is_within(each.transaction, ended)]
 
+    def after_transaction_end(_: Session, ended: SessionTransaction) -> None:
+        if ended.parent is None:  # `close()` ends a transaction without a rollback of its own
+            after_soft_rollback(session, ended)
+
     event.listen(session, "after_commit", after_commit)
     event.listen(session, "after_soft_rollback", after_soft_rollback)
+    event.listen(session, "after_transaction_end", after_transaction_end)
 
 
 def _is_within(inner: SessionTransaction, outer: SessionTransaction) -> bool:
