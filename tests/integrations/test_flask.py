@@ -11,7 +11,7 @@ import pytest
 from flask import Flask, current_app, has_app_context
 
 from nimburion.cli.flask import flask_group, load_processor
-from nimburion.integrations.flask import FlaskJobs, find_processor
+from nimburion.integrations.flask import FlaskJobs, find_processor, load_configuration
 from nimburion.jobs import Job, State, job
 from nimburion.jobs.errors import ConfigurationError, DefinitionError, NotOpen
 from tests.waiting import DEADLINE
@@ -97,6 +97,35 @@ def test_jobs_that_are_declared_late_are_registered_too() -> None:
         ids = [late.enqueue_sync(), welcome.enqueue_sync("bob")]
         sync.drain()
         assert [sync.get_status(each).state for each in ids] == [State.COMPLETED] * 2
+
+
+def test_a_late_job_whose_name_is_taken_is_refused() -> None:
+    own = FlaskJobs()
+    app = Flask("taken")
+    app.config["NIMBURION_URL"] = "memory://"
+    own.init_app(app)
+
+    @own.job(name="report")
+    def first() -> str:
+        return "first"
+
+    with app.app_context():
+        first.enqueue_sync()
+
+        @own.job(name="report")
+        def second() -> str:
+            return "second"
+
+        with pytest.raises(DefinitionError, match=r"'report' is taken by .*first"):
+            second.enqueue_sync()
+
+
+def test_arguments_name_another_backend_than_the_application() -> None:
+    app = Flask("sections")
+    app.config["NIMBURION_REDIS"] = {"addr": "redis-1:6379"}
+    app.config["NIMBURION_CONCURRENCY"] = 3
+    jobs = load_configuration(app, jobs={"url": "memory://"}).jobs
+    assert (jobs.url, jobs.concurrency) == ("memory://", 3)
 
 
 def test_settings_come_from_the_application() -> None:

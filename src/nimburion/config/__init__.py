@@ -47,6 +47,7 @@ __all__ = [
     "TenantSettings",
     "TokenSettings",
     "load",
+    "load_layers",
     "load_sections",
 ]
 
@@ -66,12 +67,21 @@ def load(path: str | os.PathLike[str] | None = None, **arguments: object) -> Con
         ConfigurationError: a setting is wrong. The message names its place (file and line,
             variable or argument) and the allowed values. An unknown key is an error too.
     """
+    return load_layers(path, arguments)
+
+
+def load_layers(path: str | os.PathLike[str] | None, *layers: Mapping[str, object]) -> Config:
+    """Load the configuration as `load` does, with several layers of arguments. Later layers win.
+
+    For frameworks: the settings of an application are one layer, and the options of a command are
+    another one above it.
+    """
     file = find_file(path, os.environ)
     return merge_layers(
         (
             read_file(file) if file is not None else None,
             read_environment(os.environ),
-            read_arguments(arguments),
+            *map(read_arguments, layers),
         ),
         make_absolute_path(file) if file is not None else None,
     )

@@ -164,7 +164,11 @@ class _AppJobs:
         if self._registered != sum(map(len, self.sources)):
             declared = [job for source in self.sources for job in source]
             known = self._processor.registry
-            missing = [job for job in declared if known.get(job.__job__.name) is None]
+            missing = [
+                job
+                for job in declared
+                if (handler := known.get(job.__job__.name)) is None or handler.target is not job
+            ]
             if missing:
                 self._processor.register(*missing)
             self._registered = len(declared)
@@ -202,12 +206,8 @@ def load_configuration(app: Flask, file: str | None = None, **arguments: object)
     """
     settings: dict[str, object] = app.config.get_namespace(_PREFIX)
     configured_file = settings.pop(_FILE_KEY, None)
-    own = arguments.pop("jobs", None)
-    if isinstance(own, dict):
-        settings |= own
-    if settings:
-        arguments["jobs"] = settings
-    return config.load(file or configured_file, **arguments)  # type: ignore[arg-type]
+    own = {"jobs": settings} if settings else {}
+    return config.load_layers(file or configured_file, own, arguments)  # type: ignore[arg-type]
 
 
 def make_dashboard(find_caller: Callable[[], Caller | None]) -> Blueprint:
