@@ -181,7 +181,18 @@ def test_secrets_in_a_wrong_url_are_not_shown() -> None:
 
 
 def test_variables_are_not_expanded_and_it_says_so() -> None:
-    assert "variables are not expanded" in refused("jobs: {redis: {password: '${PASSWORD}'}}")
+    for text in ("${PASSWORD}", "$PASSWORD"):
+        assert "variables are not expanded" in refused(f"jobs: {{redis: {{password: '{text}'}}}}")
+
+
+def test_a_password_in_a_variable_may_begin_with_a_dollar_sign(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NIMBURION_JOBS__REDIS__PASSWORD", "$ecret")
+    assert config.load().jobs.url == "redis://:%24ecret@localhost:6379/0"
+    monkeypatch.setenv("NIMBURION_JOBS__REDIS__PASSWORD", "${SECRET}")
+    with pytest.raises(ConfigurationError, match="not expanded here; write the value itself"):
+        config.load()
 
 
 def test_a_file_that_is_too_large_is_refused() -> None:

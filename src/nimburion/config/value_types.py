@@ -133,11 +133,20 @@ def text(*, secret: bool = False) -> ValueType:
             raise InvalidValue
         if not value.isprintable():
             raise InvalidValue("without control characters")
-        if re.fullmatch(r"\$\{.*\}|\$\w+", value):
-            raise InvalidValue("variables are not expanded here; set it by NIMBURION_… instead")
+        _refuse_variable(value, is_in_file=written.place.line is not None)
         return value
 
     return ValueType("a text", take, secret=secret)
+
+
+def _refuse_variable(value: str, *, is_in_file: bool) -> None:
+    """Raise `InvalidValue` for a text that somebody expects to be expanded.
+
+    `$word` is refused in a file only: elsewhere it is a password that begins so.
+    """
+    if re.fullmatch(r"\$\{.*\}", value) or (is_in_file and re.fullmatch(r"\$\w+", value)):
+        instead = "set it by NIMBURION_… instead" if is_in_file else "write the value itself"
+        raise InvalidValue(f"variables are not expanded here; {instead}")
 
 
 def zone() -> ValueType:
