@@ -45,6 +45,21 @@ async def test_an_operation_is_started_once_per_idempotency_key(api: Api) -> Non
     assert len((await api.get("/operations"))["operations"]) == 1
 
 
+async def test_a_key_that_was_used_for_another_operation_is_a_conflict(api: Api) -> None:
+    headers = {"Idempotency-Key": "k"}
+    body = {"all": True, "created_from": "2026-03-01T08:00:00.123Z", "rate": 10}
+    await api.post("/operations/delete", body, headers=headers)
+    await api.post("/operations/delete", body, headers=headers)
+    for action, other in (("cancel", body), ("delete", {"queue": "mail"})):
+        path = f"/api/v1/operations/{action}"
+        response = await api.client.post(path, json=other, headers=headers)
+        assert (response.status_code, response.json()["type"]) == (
+            409,
+            "urn:nimburion:problem:operation-conflict",
+        )
+    assert len((await api.get("/operations"))["operations"]) == 1
+
+
 async def test_an_operation_is_cancelled(api: Api) -> None:
     started = await api.post("/operations/cancel", {"state": ["pending"], "limit": 5})
     cancelled = await api.post(f"/operations/{started['id']}/cancel")

@@ -15,6 +15,7 @@ from nimburion.jobs.bulk_operations import preview_bulk_operation
 from nimburion.server.api.jobs import JobSearch, JobSummary, check_selection, summarize_job
 from nimburion.server.api.names import Name, PageQuery, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+from nimburion.server.problems import Problem
 
 
 class BulkSelection(JobSearch, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,8 +149,22 @@ async def _start(request: ApiRequest[NoQuery, StartBody], action: BulkAction) ->
     )
     request.change.target = operation_id
     started = await request.services.backend.start_bulk_operation(new)
+    _require_same(started, new)
     request.services.bulk_operations.wake()
     return make_view(started)
+
+
+def _require_same(started: BulkOperation, new: NewBulkOperation) -> None:
+    """Raise `Problem` if an operation that does something else has the id."""
+    if any(getattr(started, field) != getattr(new, field) for field in _WHAT_IT_DOES):
+        detail = (
+            f"the bulk operation {new.id!r} exists already and does something else; use another "
+            "id or Idempotency-Key"
+        )
+        raise Problem(409, "operation-conflict", detail)
+
+
+_WHAT_IT_DOES = ("action", "which", "rate", "limit")
 
 
 async def cancel_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
