@@ -43,7 +43,7 @@ class CommandLine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, *arguments: str, stdin: str | None = None) -> Ended:
+    def __call__(self, *arguments: str, stdin: str | bytes | None = None) -> Ended:
         @click.command(context_settings={"ignore_unknown_options": True})
         def call() -> None:
             cli.main(arguments)

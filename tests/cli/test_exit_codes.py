@@ -53,6 +53,11 @@ BAD_INPUT = [
 ]  # fmt: skip
 
 
+def test_standard_input_that_is_not_utf_8_is_bad_input(nimburion: CommandLine) -> None:
+    call = nimburion("enqueue", "x", "--args", "-", stdin=b'{"to": "\xff"}')
+    assert (call.code, call.err.partition(": ")[2][:21]) == (2, "--args is not JSON: '")
+
+
 @pytest.mark.parametrize(("arguments", "line"), BAD_INPUT, ids=lambda value: str(value)[:60])
 def test_bad_input_is_code_2_and_one_line(
     arguments: tuple[str, ...], line: str, nimburion: CommandLine

@@ -102,7 +102,7 @@ def enqueue(
     """
     if at is not None and after is not None:
         raise BadInput("give --at or --in, not both")
-    payload = parse_payload(sys.stdin.read() if arguments == "-" else arguments)
+    payload = parse_payload(sys.stdin.buffer.read() if arguments == "-" else arguments)
     given: dict[str, object] = {
         "queue": queue,
         "priority": priority,
@@ -123,14 +123,15 @@ def enqueue(
     )
 
 
-def parse_payload(text: str) -> bytes:
-    """Return the text as bytes. Raises `BadInput` if it is not a JSON object."""
+def parse_payload(text: str | bytes) -> bytes:
+    """Return the text as bytes. Raises `BadInput` if it is not a JSON object in UTF-8."""
     import msgspec
 
     try:
-        payload = text.encode()
+        payload = text if isinstance(text, bytes) else text.encode()
+        payload.decode()
         found = msgspec.json.decode(payload)
-    except (UnicodeEncodeError, msgspec.DecodeError, RecursionError) as error:
+    except (UnicodeError, msgspec.DecodeError, RecursionError) as error:
         raise BadInput(f"--args is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadInput('--args must be a JSON object, like \'{"to": "a@example.com"}\'')
