@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from html import unescape
 from urllib.parse import urlencode
 
 import pytest
@@ -120,6 +122,15 @@ async def test_the_command_that_enqueues_a_job_again_is_quoted(api: Api) -> None
     twin = (await api.client.get(f"{JOBS}/a/contents?format=json")).json()
     words = ["nimburion", "enqueue", "send", "--args", payload.decode(), "--queue", "mail"]
     assert shlex.split(twin["command"]) == words
+
+
+async def test_the_command_that_enqueues_a_job_again_has_all_of_its_text(api: Api) -> None:
+    arguments = {"to": "one\u2028two\x85three"}
+    payload = json.dumps(arguments, ensure_ascii=False, indent=1).encode()
+    await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
+    html = (await api.client.get(f"{JOBS}/a/contents")).text
+    (shown,) = re.findall("<pre[^>]*>(nimburion enqueue .*)</pre>", html)
+    assert json.loads(shlex.split(unescape(shown))[4]) == arguments
 
 
 async def test_a_dead_letter_is_replayed_from_its_page(api: Api) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -252,6 +253,32 @@ async def test_a_page_does_not_wait_for_a_slow_read_whose_value_is_not_old(api: 
     readings.expire()
     assert (await readings.read("key", read, 1.0)).value == 3, "after a change pages wait"
     await readings.stop()
+
+
+async def test_a_page_learns_that_its_job_was_deleted_during_a_read_in_the_background(
+    api: Api,
+) -> None:
+    clock = FakeClock()
+    readings = SharedReadings(api.processor.backend, clock)
+    problems: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: problems.append(context["message"])
+    )
+
+    async def read() -> int:
+        clock.advance(0.2)
+        if readings.count > 1:
+            raise JobNotFound("a")
+        return 1
+
+    await readings.read("key", read, 1.0)
+    clock.advance(2)
+    assert (await readings.read("key", read, 1.0)).value == 1
+    await wait_until(lambda: not readings._tasks, "the end of the read in the background")
+    with pytest.raises(JobNotFound):
+        await readings.read("key", read, 1.0)
+    gc.collect()
+    assert problems == []
 
 
 async def test_a_live_update_waits_for_a_read_that_is_slow_for_a_page(api: Api) -> None:

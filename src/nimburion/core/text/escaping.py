@@ -17,6 +17,16 @@ def escape_lines(text: str) -> str:
     return "\n".join(escape_controls(line.expandtabs(4)) for line in text.split("\n"))
 
 
+def escape_in_json(text: str) -> str:
+    """Return JSON text whose control characters and bidirectional marks are JSON escapes, which
+    mean the same. Tabs and line feeds stay: they stand between the values.
+    """
+    return _HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_HIDDEN_IN_JSON = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     short = {9: r"\t", 10: r"\n", 13: r"\r"}.get(code)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import BackendError
+from nimburion.core.errors import BackendError, NimburionError
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.core.text.escaping import escape_controls
@@ -206,7 +206,10 @@ class SharedReadings:
 
         async def refresh() -> None:
             async with entry.lock:
-                await self._refresh(entry, read, timeout)
+                try:
+                    await self._refresh(entry, read, timeout)
+                except NimburionError:
+                    entry.seconds = 0.0  # the next page waits for the read, and reports the error
 
         if not entry.lock.locked():
             task = asyncio.create_task(refresh())

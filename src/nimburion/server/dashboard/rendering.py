@@ -6,7 +6,6 @@ nothing from a job is ever markup. Only `Markup` from `charts.py` and from the f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -16,7 +15,7 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from nimburion.core.text.escaping import escape_controls, escape_lines
+from nimburion.core.text.escaping import escape_controls, escape_in_json, escape_lines
 from nimburion.core.text.shortening import shorten
 from nimburion.server.dashboard.charts import (
     draw_chart,
@@ -212,13 +211,7 @@ def format_json_text(text: str | None) -> Markup:
     escapes, which mean the same.
     """
     lines = (text or "").replace("\r\n", "\n").replace("\r", "\n")
-    shown = _HIDDEN_CHARACTER.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
-    return escape(shown)
-
-
-_HIDDEN_CHARACTER = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]"
-)
+    return escape(escape_in_json(lines))
 
 
 def make_link_with(query: msgspec.Struct, **changes: object) -> str:

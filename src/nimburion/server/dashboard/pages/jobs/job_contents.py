@@ -8,6 +8,7 @@ import shlex
 import msgspec
 
 from nimburion.core.job import AttemptError
+from nimburion.core.text.escaping import escape_in_json
 from nimburion.jobs.auditing import Change
 from nimburion.server.api.jobs import JobContents, get_job_contents
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery
@@ -75,7 +76,8 @@ def make_command(name: str, queue: str, payload: msgspec.Raw | None) -> str | No
     """Return the command line that enqueues a job with these arguments."""
     if payload is None or len(bytes(payload)) > MAX_COMMAND_BYTES:
         return None
-    arguments = " ".join(bytes(payload).decode().splitlines())
+    # In JSON, tabs and line breaks stand between values only: in texts they are escapes.
+    arguments = escape_in_json(re.sub(r"[\t\r\n]+", " ", bytes(payload).decode()))
     words = ["nimburion", "enqueue", name, "--args", arguments, "--queue", queue]
     return " ".join(map(shlex.quote, words))
 
