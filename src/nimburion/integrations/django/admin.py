@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlencode
 
 from django.contrib import admin
@@ -118,6 +118,28 @@ class JobAdmin(JobAdminBase):
                 **(extra_context or {}),
             },
         )
+
+    def history_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        extra_context: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> HttpResponse:
+        """Answer with status 404: there is no table of changes. `nimburion audit` lists them."""
+        return self._refuse_page(request, object_id)
+
+    def delete_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        extra_context: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> HttpResponse:
+        """Answer with status 404: nothing is deleted here."""
+        return self._refuse_page(request, object_id)
+
+    def _refuse_page(self, request: HttpRequest, object_id: str) -> NoReturn:
+        self._require_view(request)
+        raise Http404(f"the pages of jobs only read; job {object_id!r} has no such page")
 
     def _require_view(self, request: HttpRequest) -> None:
         if not self.has_view_permission(request):

@@ -380,6 +380,9 @@ class AdminCases(TransactionTestCase):
             self.client.get("/admin/nimburion/storedjob/none/change/").status_code, 404
         )
         self.assertEqual(self.client.get("/admin/nimburion/storedjob/add/").status_code, 403)
+        for page in ("history", "delete"):
+            answer = self.client.get(f"/admin/nimburion/storedjob/{job_id}/{page}/")
+            self.assertEqual(answer.status_code, 404, page)
 
     def test_arguments_need_a_permission_of_their_own(self) -> None:
         job_id = describe.options(queue="admin").enqueue_sync("secret")
