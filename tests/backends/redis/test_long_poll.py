@@ -250,6 +250,30 @@ async def test_a_worker_that_waits_stops_at_once(valkey: Server) -> None:
             assert time.monotonic() - began < 1.0
 
 
+async def test_a_worker_takes_more_jobs_while_the_one_that_ended_its_wait_runs(
+    valkey: Server,
+) -> None:
+    """Its next exchange does not wait at the server, so a notification must come some other way."""
+    valkey.empty()
+    processor = Processor(RedisBackend(valkey.url))
+    running: list[int] = []
+    proceed = asyncio.Event()
+
+    @processor.job(name="mail", queue="a")
+    async def mail(number: int) -> None:
+        running.append(number)
+        await proceed.wait()
+
+    async with processor:
+        await processor.start()
+        await wait_until(lambda: count_blocked(valkey) == 1, "the exchange waits", SOON)
+        for number in range(3):
+            await mail.enqueue(number)
+            await wait_until(lambda n=number: len(running) == n + 1, "it runs", SOON)  # type: ignore[misc]
+        assert running == [0, 1, 2]
+        proceed.set()
+
+
 async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None:
     valkey.empty()
     processor = Processor(RedisBackend(valkey.url))

@@ -426,6 +426,10 @@ class Worker:
         self._start_jobs()
         if slots.batches is not None:
             self._start_exhausted(slots.batches)
+        if request.long_poll and not slots.are_empty:
+            # A busy worker does not wait inside the backend. Its next exchange subscribes to
+            # notifications in the same step in which it finds no job.
+            self._trigger.may_have_work = True
 
     def _note_lanes(self, reply: Reply, request: ReserveRequest) -> None:
         """Note what the backend still holds in the lanes of a request."""
