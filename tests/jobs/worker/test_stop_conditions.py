@@ -9,6 +9,7 @@ import pytest
 
 from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.job import State
+from nimburion.core.keyed_limits import MAX_PARKED
 from nimburion.jobs import Processor, Retry
 from tests.waiting import DEADLINE, wait_until
 
@@ -49,6 +50,30 @@ async def test_a_worker_runs_until_nothing_is_due(kind: str, tmp_path: Path) -> 
         assert sorted(numbers) == [*range(21), *range(100, 105)]
         assert (await processor.get_status(retried)).state is State.RETRYING
         assert processor.health().state == "stopped"
+
+
+async def test_more_jobs_of_a_full_key_than_an_exchange_parks_hide_no_other_job() -> None:
+    """Neither `until_empty` nor `drain` takes a reply without jobs for an empty queue."""
+    processor = Processor("memory://")
+    numbers: list[int] = []
+
+    @processor.job(name="sync", rate="1/h", key="customer")
+    async def sync(customer: str, number: int) -> None:
+        numbers.append(number)
+
+    async def enqueue_behind(customer: str, number: int) -> None:
+        await processor.enqueue_many(sync.job("full", -1) for _ in range(MAX_PARKED + 1))
+        await sync.enqueue(customer, number)
+
+    async with asyncio.timeout(DEADLINE), processor:
+        await sync.enqueue("full", 0)
+        await processor.drain()
+        await enqueue_behind("first", 1)
+        await processor.run(signals=False, until_empty=True)
+        assert numbers == [0, 1]
+        await enqueue_behind("second", 2)
+        await processor.drain()
+        assert numbers == [0, 1, 2]
 
 
 async def test_a_worker_stops_at_once_when_nothing_is_due(tmp_path: Path) -> None:

@@ -91,6 +91,9 @@ class InlineRunner:
         rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
         await self._report_dead(rescued.failed)
         reply = await self._exchange([], self._make_request())
+        while reply.waiting and not reply.deliveries:
+            # The exchange parked as many jobs as it may; the next one looks behind them.
+            reply = await self._exchange([], self._make_request())
         if not reply.deliveries:
             self._next_due = reply.next_due
             await self._check_names(reply)

@@ -456,10 +456,14 @@ class Worker:
             self._had_members = any(each.name in batches.sizes for each in reply.deliveries)
 
     def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
-        """Finish if the backend has no job for this worker, and none runs here."""
+        """Finish if the backend has no job for this worker, and none runs here.
+
+        A reply without a job names waiting lanes if the backend has parked as many jobs as one
+        exchange may: the next exchange looks behind them.
+        """
         if not request.total or reply.deliveries or not self._slots.are_empty:
             return
-        if self.lanes.covers_all_lanes(request):
+        if self.lanes.covers_all_lanes(request) and not reply.waiting:
             self.finish()
         else:
             self._trigger.note_possible_work()
