@@ -342,8 +342,7 @@ class Worker:
             await self._reopen_session()
             return
         finally:
-            was_recalled = request.total > 0 and not self._under_way
-            self._under_way.clear()
+            was_recalled = request.total > 0 and take(self._under_way) is None
             if self._slots.batches is not None:
                 self._slots.batches.end_request()
         if was_recalled:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import TypeVar
 
 from nimburion.core.lease import SUSPECT_AFTER, Delivery
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
+
+T = TypeVar("T")
 
 
 class Slots:
@@ -126,12 +129,12 @@ class Slots:
                 yield delivery
 
 
-def take(deliveries: deque[Delivery], *, last: bool = False) -> Delivery | None:
-    """Remove and return the first delivery (with `last`, the last), or None if there is none.
+def take(items: deque[T], *, last: bool = False) -> T | None:
+    """Remove and return the first item (with `last`, the last), or None if there is none.
 
     Safe while another thread takes from the same deque.
     """
     try:
-        return deliveries.pop() if last else deliveries.popleft()
+        return items.pop() if last else items.popleft()
     except IndexError:
         return None
