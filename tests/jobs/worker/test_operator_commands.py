@@ -76,6 +76,24 @@ async def test_a_quiet_worker_starts_nothing_until_it_is_resumed(
     await wait_until(lambda: numbers == [1], "the worker starts jobs again")
 
 
+async def test_a_quiet_worker_stays_quiet_when_it_gets_a_new_session(
+    processor: Processor, numbers: list[int]
+) -> None:
+    """The new session has the command, so that it can be seen and taken back."""
+    first = await wait_for_session(processor, lambda _: True)
+    assert await processor.backend.send_command(first.id, WorkerCommand.QUIET)
+    running = processor._running
+    assert running is not None
+    await wait_until(lambda: running._worker._slots.quiet, "the worker is quiet")
+    await processor.backend.close_session(first.id)
+    second = await wait_for_session(
+        processor, lambda one: one.id != first.id and one.command is WorkerCommand.QUIET
+    )
+    await processor.enqueue_raw("send", b'{"number":1}')
+    assert await processor.backend.send_command(second.id, None)
+    await wait_until(lambda: numbers == [1], "the worker starts jobs again")
+
+
 async def test_a_stopped_worker_ends_its_run() -> None:
     processor = Processor(MemoryBackend(), session_ttl=SHORT_TTL)
     async with processor:

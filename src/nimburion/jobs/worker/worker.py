@@ -730,12 +730,12 @@ class Worker:
         )
 
     async def _open_session(self, session: WorkerSession) -> None:
-        """Open a session and use it."""
+        """Open a session and use it. It gets the command `quiet` if the session before had it."""
         while True:
             # `SessionLost`: the session was opened, the reply was lost, and the session was rescued
             # since.
             with suppress(SessionLost):
-                await session.open()
+                await session.open(WorkerCommand.QUIET if self._slots.quiet else None)
                 self.session = session
                 self._trigger.begin_session(session.completer)
                 return

@@ -115,8 +115,10 @@ class WorkerSession:
         """Seconds for which the leases stay valid if the backend does not answer again."""
         return max(0.0, self.heartbeat.lease_valid_until - self._clock.monotonic())
 
-    async def open(self) -> None:
-        """Open the session and start its heartbeat.
+    async def open(self, command: WorkerCommand | None = None) -> None:
+        """Open the session, give it the command of the session before, and start its heartbeat.
+
+        Operators can thus see the command that the worker still follows, and take it back.
 
         Retries while the backend is unreachable or full. Raises `SessionLost` if the session was
         opened and rescued before its reply arrived.
@@ -126,12 +128,15 @@ class WorkerSession:
             sent = self._clock.monotonic()
             try:
                 await self._backend.open_session(self._session)
+                if command is not None:
+                    await self._backend.send_command(self.id, command)
                 break
             except (BackendUnavailable, BackendReplaced, BackendFull) as error:
                 self._connectivity.note_failure("exchange", error)
                 pause = next(pauses)
                 _log.debug("no session yet (%s); retrying in %.2f s", error, pause)
                 await self._clock.sleep(pause)
+        self._command = command
         self._connectivity.note_answer("exchange")
         self.heartbeat.begin(sent)
         self._heartbeat_runner.start()
