@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import NothingRegistered, SessionLost
+from nimburion.core.errors import JobNotFound, NothingRegistered, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.job import State
@@ -173,7 +174,8 @@ class InlineRunner:
             threads = HandlerThreads(1, asyncio.get_running_loop())
             attempts = self._make_attempt_runner(threads, self._note_report, self._state)
             for job_id in job_ids:
-                await attempts.report_dead(await self._backend.get_job(job_id))
+                with suppress(JobNotFound):  # deleted since
+                    await attempts.report_dead(await self._backend.get_job(job_id))
 
     def _make_request(self) -> ReserveRequest:
         selector = LaneSelector(self._registry, self._settings, self._entropy)

@@ -5,10 +5,12 @@ Every worker does both. They need no leader and no lock.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable
 from random import Random
 
 from nimburion.core.backend import Backend, Maintaining
+from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.events import Events, JobsRescued
 from nimburion.core.job import Reason
 from nimburion.core.metrics.job_counters import JobCounters
@@ -42,7 +44,7 @@ class Rescuer(Periodic):
         ttl: float,
         max_lost: int,
         no_rescue_before: Callable[[], float],
-        report_dead: Callable[[Sequence[str]], Awaitable[None]],
+        report_dead: Callable[[str], Awaitable[None]],
     ) -> None:
         super().__init__(clock, ttl / _SWEEPS_PER_TTL, random)
         self._backend = backend
@@ -51,16 +53,20 @@ class Rescuer(Periodic):
         self._max_lost = max_lost
         self._no_rescue_before = no_rescue_before
         self._report_dead = report_dead
+        self._unreported: deque[str] = deque()
+        """The jobs that became dead letters here and are not reported yet, by id."""
 
     async def tick(self) -> None:
         """Rescue until no expired lease is left, then report the jobs that became dead letters.
+
+        Jobs that cannot be reported because the backend does not answer are reported by the next
+        tick.
 
         Does nothing while `no_rescue_before` is in the future: after this worker's own silence, the
         other workers first get time for a heartbeat.
         """
         if self.clock.monotonic() < self._no_rescue_before():
             return
-        dead: list[str] = []
         more = True
         while more and not self.stopping.is_set():
             rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._max_lost)
@@ -71,10 +77,20 @@ class Rescuer(Periodic):
                     "rescued from dead workers: %d back, %d failed, %d cancelled", *counts
                 )
                 self._events.emit(JobsRescued(*counts))
+                self._unreported += rescued.failed
                 await self._count(rescued)
-                dead += rescued.failed
-        if dead:  # last, because the application's hooks may be slow
-            await self._report_dead(dead)
+        while self._unreported:  # last, because the application's hooks may be slow
+            await self._report(self._unreported.popleft())
+
+    async def _report(self, job_id: str) -> None:
+        """Call the hooks for a job that became a dead letter, unless it was deleted since."""
+        try:
+            await self._report_dead(job_id)
+        except JobNotFound:
+            return
+        except BackendUnavailable:
+            self._unreported.appendleft(job_id)
+            raise
 
     async def _count(self, rescued: Rescued) -> None:
         """Count the rescued jobs by queue and name; read both from the backend."""

@@ -264,10 +264,12 @@ class Worker:
         running = list(self._slots.running)
         return next((attempt for attempt in running if attempt.task is task), None)
 
-    async def report_dead(self, job_ids: Sequence[str]) -> None:
-        """Call the hooks for jobs that became dead letters because their workers were lost."""
-        for job_id in job_ids:
-            await self._attempt_runner.report_dead(await self._backend.get_job(job_id))
+    async def report_dead(self, job_id: str) -> None:
+        """Call the hooks for a job that became a dead letter because its workers were lost.
+
+        Raises `JobNotFound` if it was deleted since.
+        """
+        await self._attempt_runner.report_dead(await self._backend.get_job(job_id))
 
     def report(self, report: Progressed | Spent) -> None:
         """Send what a running job reports with the next exchange. Safe from any thread."""

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.job import AttemptError, State
+from nimburion.core.job import AttemptError, JobRecord, State
 from nimburion.core.session import Session
 from nimburion.jobs import Context, DefinitionError, Job, PermanentError, Processor, Snooze, job
 from nimburion.jobs.worker.attempt.attempt import Interruption
@@ -271,6 +272,42 @@ async def test_a_job_whose_workers_were_lost_is_reported_by_the_worker_that_resc
             await wait_until(is_called, "the hook is called")
         assert [(what, attempt) for what, attempt, _ in calls.seen] == [("dead", 1)]
         assert (await processor.get_status(job_id)).state is State.FAILED
+
+
+class Unreadable(MemoryBackend):
+    """Answers the reads of single jobs with these errors, in this order, and then as usual."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.errors: list[Exception] = []
+
+    async def get_job(self, job_id: str) -> JobRecord:
+        if self.errors:
+            raise self.errors.pop(0)
+        return await super().get_job(job_id)
+
+
+async def test_each_job_that_lost_its_workers_is_reported_whatever_becomes_of_the_others() -> None:
+    """One is deleted before its hook is called; then the backend does not answer."""
+    clock = FakeClock()
+    backend = Unreadable(clock)
+    async with Processor(backend, clock=clock, max_lost=1) as processor:
+        calls = Calls(processor)
+        processor.register("raw", fail)
+        for _ in range(3):
+            await processor.enqueue_raw("raw", b"{}")
+        await backend.open_session(Session(id="0" * 32, queues=("default",), names=("raw",)))
+        await backend.exchange("0" * 32, 1, [], ReserveRequest(3, (Lane("default", "raw"),)))
+        backend.errors = [JobNotFound("deleted"), BackendUnavailable("no answer")]
+        clock.advance(31.0)
+        await processor.start()
+
+        def are_called() -> bool:
+            clock.advance(1.0)  # until the next rescue
+            return len(calls.seen) == 2
+
+        await wait_until(are_called, "the hook is called for the others")
+        assert {what for what, _, _ in calls.seen} == {"dead"}
 
 
 @pytest.mark.parametrize(
