@@ -200,14 +200,48 @@ def test_one_key_of_a_limit_is_changed_and_reset(nimburion: CommandLine) -> None
     assert nimburion("limits", "reset", "send:customer", "--key", "a b").code == 0
 
 
+def test_the_limit_of_a_queue_is_set_and_reset(nimburion: CommandLine) -> None:
+    """No worker declares one. It is listed as a limit by key of the names that a worker knows."""
+    nimburion.call_backend(open_worker)
+    changed = nimburion("limits", "set", "queue=mail", "1", "--reason", "sale")
+    assert changed.out == (
+        "queue=mail: at most 1 at once; `nimburion limits reset queue=mail` ends the change\n"
+    )
+    nimburion.enqueue("a", "b", queue="mail")
+    assert len(nimburion.call_backend(lambda backend: reserve(backend, 2))) == 1
+    shown = nimburion("limits", "show", "queue=mail", "--json").data
+    assert (shown["in_use"], shown["parked"]) == (1, 1)
+    assert "The limit of queue 'mail' is reached: 1 in use." in nimburion("why", "b").out
+    assert nimburion("limits", "reset", "queue=mail").code == 0
+    assert nimburion("limits", "--json").data["keyed"][0]["jobs"] == {}
+
+
+def test_a_name_of_a_job_and_of_a_limit_is_refused(nimburion: CommandLine) -> None:
+    async def run(backend: Backend) -> None:
+        await open_worker(backend, keyed_limits={"send": {"export": KeyedLimit(2)}})
+        await backend.enqueue([NewJob("1", "export", "mail", b"{}")])
+
+    nimburion.call_backend(run)
+    refused = nimburion("limits", "set", "export", "3", "--reason", "x")
+    assert (
+        refused.code,
+        "'export' is a job, and also a limit by key (of send)" in refused.err,
+    ) == (
+        2,
+        True,
+    ), refused.err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
         (["sned", "3", "--reason", "x"], 4, "did you mean 'send'?"),
-        (["send", "--reason", "x"], 2, "needs a maximum or a rate"),
+        (["send", "--reason", "x"], 2, "give a MAXIMUM or --rate"),
         (["send", "3", "--key", "a", "--reason", "x"], 2, "have no keys"),
         (["send", "--rate", "fast", "--reason", "x"], 2, "like '100/min'"),
-        (["send", "3", "--burst", "2", "--reason", "x"], 2, "burst and cost need a `rate`"),
+        (["send", "3", "--burst", "2", "--reason", "x"], 2, "--burst needs --rate"),
+        (["queue=mial", "3", "--reason", "x"], 4, "no queue 'mial'; did you mean 'mail'?"),
+        (["queue=mail", "3", "--key", "a", "--reason", "x"], 2, "has no keys"),
         (["send", "3"], 2, "--reason"),
     ],
 )

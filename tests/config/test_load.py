@@ -16,7 +16,13 @@ from nimburion.backends.redis import url as address
 from nimburion.backends.redis.url import RedisSettings, RedisTls, parse_url
 from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.config.schema import BACKENDS, Section
-from nimburion.core.settings import JobSettings, KeyedLimitSettings, QueueSettings, Settings
+from nimburion.core.settings import (
+    JobSettings,
+    KeyedLimitSettings,
+    QueueLimitSettings,
+    QueueSettings,
+    Settings,
+)
 from nimburion.core.size_limits import SizeLimits
 
 GUIDE = """
@@ -88,12 +94,15 @@ jobs:
     - {name: digest, batch: 50, batch_wait: 500ms}
   keyed_limits:
     - {name: "sync:customer", concurrency: 2}
+  queue_limits:
+    - {name: mail, concurrency: 10, rate: 100/min}
 """)
     assert jobs.policies == (
         JobSettings(name="send", concurrency=5, rate="100/min", burst=10),
         JobSettings(name="digest", batch=50, batch_wait=0.5),
     )
     assert jobs.keyed_limits == (KeyedLimitSettings(name="sync:customer", concurrency=2),)
+    assert jobs.queue_limits == (QueueLimitSettings("mail", concurrency=10, rate="100/min"),)
 
 
 def test_the_guides_queues_load_unchanged(folder: Path) -> None:

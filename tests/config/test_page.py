@@ -24,6 +24,7 @@ from nimburion.config.value_types import ValueType
 from nimburion.core.settings import (
     JobSettings,
     KeyedLimitSettings,
+    QueueLimitSettings,
     QueueSettings,
     SchedulerSettings,
     ServerSettings,
@@ -59,6 +60,7 @@ KINDS = {
 }
 REQUIRED = {
     *("queues[].name", "policies[].name", "keyed_limits[].name", "tenants[].name"),
+    "queue_limits[].name",
     *(f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")),
     *(f"server.tokens[].{name}" for name in ("name", "rights")),
 }
@@ -73,23 +75,20 @@ WITHOUT_DEFAULT = {
 def default_of(name: str) -> object:
     """The default in `core.settings`."""
     value: object = Settings()
-    if name.startswith("scheduler.tasks[]."):
-        value = TaskSettings(name="x", cron="@daily", job_name="x")
-        name = name.removeprefix("scheduler.tasks[].")
-    elif name.startswith("telemetry."):
-        value, name = TelemetrySettings(), name.removeprefix("telemetry.")
-    elif name.startswith("server."):
-        value, name = ServerSettings(), name.removeprefix("server.")
-    elif name.startswith("scheduler."):
-        value, name = SchedulerSettings(), name.removeprefix("scheduler.")
-    if name.startswith("policies[]."):
-        value, name = JobSettings(name="x"), name.removeprefix("policies[].")
-    elif name.startswith("keyed_limits[]."):
-        value, name = KeyedLimitSettings(name="x"), name.removeprefix("keyed_limits[].")
-    elif name.startswith("tenants[]."):
-        value, name = TenantSettings(name="x"), name.removeprefix("tenants[].")
-    elif name.startswith("queues[]."):
-        value, name = QueueSettings("x"), name.removeprefix("queues[].")
+    for prefix, other in (
+        ("scheduler.tasks[].", TaskSettings(name="x", cron="@daily", job_name="x")),
+        ("telemetry.", TelemetrySettings()),
+        ("server.", ServerSettings()),
+        ("scheduler.", SchedulerSettings()),
+        ("policies[].", JobSettings(name="x")),
+        ("keyed_limits[].", KeyedLimitSettings(name="x")),
+        ("queue_limits[].", QueueLimitSettings(name="x")),
+        ("tenants[].", TenantSettings(name="x")),
+        ("queues[].", QueueSettings("x")),
+    ):
+        if name.startswith(prefix):
+            value, name = other, name.removeprefix(prefix)
+            break
     for step in name.split("."):
         value = getattr(value, step)
     return value
@@ -118,7 +117,11 @@ def test_every_setting_of_the_code_can_be_written() -> None:
     assert JOBS.keys.keys() - BACKEND_KEYS.keys() | {"url"} == fields
     queue = JOBS.keys["queues"]
     limits = JOBS.keys["limits"]
-    for key, settings in (("policies", JobSettings), ("keyed_limits", KeyedLimitSettings)):
+    for key, settings in (
+        ("policies", JobSettings),
+        ("keyed_limits", KeyedLimitSettings),
+        ("queue_limits", QueueLimitSettings),
+    ):
         series = JOBS.keys[key]
         assert isinstance(series, SectionList)
         assert set(series.each.keys) == set(settings.__struct_fields__)

@@ -22,6 +22,7 @@ from nimburion.core.settings import (
     Config,
     JobSettings,
     KeyedLimitSettings,
+    QueueLimitSettings,
     QueueSettings,
     SchedulerSettings,
     ServerSettings,
@@ -38,6 +39,7 @@ __all__ = [
     "ConfigurationError",
     "JobSettings",
     "KeyedLimitSettings",
+    "QueueLimitSettings",
     "QueueSettings",
     "SchedulerSettings",
     "ServerSettings",
@@ -179,6 +181,9 @@ def read_jobs_settings(tree: Written) -> Settings:
     if "keyed_limits" in values:
         keyed = cast("list[dict[str, object]]", values["keyed_limits"])
         values["keyed_limits"] = tuple(KeyedLimitSettings(**own) for own in keyed)  # type: ignore[arg-type]
+    if "queue_limits" in values:
+        limited = cast("list[dict[str, object]]", values["queue_limits"])
+        values["queue_limits"] = tuple(QueueLimitSettings(**own) for own in limited)  # type: ignore[arg-type]
     if "limits" in values:
         values["limits"] = SizeLimits(**cast("dict[str, int]", values["limits"]))
     return Settings(**values)  # type: ignore[arg-type]

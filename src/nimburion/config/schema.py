@@ -31,6 +31,7 @@ from nimburion.core.settings import (
     Bounds,
     JobSettings,
     KeyedLimitSettings,
+    QueueLimitSettings,
     QueueSettings,
     Settings,
     read_bounds,
@@ -151,6 +152,17 @@ KEYED_LIMIT = Section(
     required=frozenset({"name"}),
 )
 
+_QUEUE_NUMBERS = read_bounded_types(QueueLimitSettings)
+QUEUE_LIMIT = Section(
+    {
+        "name": name(),
+        "concurrency": _QUEUE_NUMBERS["concurrency"],
+        "rate": rate(optional=True),
+        "burst": _QUEUE_NUMBERS["burst"],
+    },
+    required=frozenset({"name"}),
+)
+
 LIMITS = Section(
     {
         "payload": size(1, 256 * 1024**2),
@@ -181,6 +193,7 @@ JOBS = Section(
         "tenants": SectionList(TENANT, unique="name"),
         "policies": SectionList(JOB, unique="name"),
         "keyed_limits": SectionList(KEYED_LIMIT, unique="name"),
+        "queue_limits": SectionList(QUEUE_LIMIT, unique="name"),
         **_NUMBERS,
         "child_max_memory": size(32 * 1024**2, 1024**4, optional=True),
         "worker_max_memory": size(32 * 1024**2, 1024**4, optional=True),

@@ -179,10 +179,11 @@ class Consuming(Protocol):
         and a delivery that a repeat returns to its queue give them back. Every other end of a lease
         keeps them, because the handler may have started.
 
-        A job counts for each of its `limit_keys` whose limit its name declares. If one of these
-        keys has no room, the exchange parks the job and reserves the next one of the lane. A parked
-        job waits as a pending job; it returns to its place in the lane in the step that gives its
-        key room. Jobs of one key and lane are reserved in the order of the lane.
+        A job counts for each of its `limit_keys` whose limit its name declares, and for the limit
+        of its queue, which needs no key (`find_limit_key`). If one of these keys has no room, the
+        exchange parks the job and reserves the next one of the lane. A parked job waits as a
+        pending job; it returns to its place in the lane in the step that gives its key room. Jobs
+        of one key and lane are reserved in the order of the lane.
 
         The jobs of tenants in a queue take turns, as `ReserveRequest` says. Each reserved job
         charges its tenant, so the shares are decided job by job, also inside one exchange. Every
@@ -364,8 +365,9 @@ class Maintaining(Protocol):
 
         A change whose name is that of a limit by key changes this limit for every job name, or one
         key of it. Otherwise it changes the concurrency limit and the rate limit of the job name,
-        also if no worker declares them. What an earlier change of the same limit set stays, unless
-        this one sets it too.
+        also if no worker declares them. A change of the limit of a queue (`queue=mail`) applies to
+        every job name, also if no worker declares the limit. What an earlier change of the same
+        limit set stays, unless this one sets it too.
 
         The next exchange follows the change, also for parked jobs. A step returns at most 1,000 of
         them to their lanes; if more are parked, exchanges reserve nothing from these lanes until

@@ -13,6 +13,9 @@ import msgspec
 
 from nimburion.core.rate_limits import RateLimit
 
+QUEUE_LIMIT = "queue="
+"""The name of the limit of a whole queue begins with this text; the name of the queue follows."""
+
 MAX_PARKED = 1_000
 """The most jobs that one exchange parks. If it stops there, its lanes are among those that wait."""
 
@@ -23,7 +26,8 @@ MAX_RETURNED = 1_000
 class KeyedLimit(msgspec.Struct, frozen=True):
     """A limit by key, as a worker declares it for one job name. Jobs carry their keys.
 
-    Counts are kept by limit and key, so several job names can share a limit.
+    Counts are kept by limit and key, so several job names can share a limit. A limit with the name
+    `queue=mail` counts all jobs of the queue `mail` whose names declare it: `find_limit_key`.
     """
 
     concurrency: int | None = None
@@ -61,6 +65,36 @@ class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
     opens_at: float | None = None
     """When the rate of the key allows the next parked job, in epoch seconds; None: no rate delays
     one."""
+
+
+def make_queue_limit_name(queue: str) -> str:
+    """Return the name of the limit of a whole queue.
+
+    No job and no `Limit` can have this name.
+
+    >>> make_queue_limit_name("mail")
+    'queue=mail'
+    """
+    return QUEUE_LIMIT + queue
+
+
+def get_limited_queue(limit: str) -> str | None:
+    """Return the queue whose limit has this name; None: it is no limit of a queue."""
+    return limit[len(QUEUE_LIMIT) :] if limit.startswith(QUEUE_LIMIT) else None
+
+
+def find_limit_key(limit: str, queue: str, limit_keys: Mapping[str, str]) -> str | None:
+    """Return the key for which a job counts in a limit; None: it does not count.
+
+    Args:
+        limit: the name of the limit.
+        queue: the queue in which the job waits. It decides for the limits of queues.
+        limit_keys: the keys that the job carries, by the name of the limit.
+    """
+    limited = get_limited_queue(limit)
+    if limited is None:
+        return limit_keys.get(limit)
+    return "" if limited == queue else None
 
 
 def summarize_uses(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.keyed_limits import KeyedLimit, get_limited_queue
 from nimburion.core.rate_limits import MAX_UNITS, RateLimit
 
 MAX_CONCURRENCY = 1_000_000
@@ -17,8 +17,8 @@ MAX_CONCURRENCY = 1_000_000
 class LimitChange(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A change of a limit, which wins over what workers declare until it is reset.
 
-    `name` is the name of a limit by key or the name of a job. For a job name, the change also
-    makes a limit that no worker declares.
+    `name` is the name of a limit by key or the name of a job. For a job name, and for a queue
+    (`queue=mail`), the change also makes a limit that no worker declares.
     """
 
     name: str
@@ -69,10 +69,14 @@ class DeclaredLimits(msgspec.Struct, frozen=True, omit_defaults=True):
     def apply(self, job: str, changes: Mapping[str, LimitChange]) -> DeclaredLimits:
         """Return the limits with the changes, which are by the name of the limit.
 
-        A change with the name of a limit by key changes that limit. Otherwise it changes the
-        concurrency limit and the rate limit of the job name.
+        A change with the name of a limit by key changes that limit. A change of the limit of a
+        queue concerns each job name. Any other changes the concurrency limit and the rate limit of
+        the job name.
         """
-        keyed = {name: apply_change(limit, changes.get(name)) for name, limit in self.keyed.items()}
+        queues = {
+            name: KeyedLimit() for name in changes if get_limited_queue(name) is not None
+        } | self.keyed
+        keyed = {name: apply_change(limit, changes.get(name)) for name, limit in queues.items()}
         own = KeyedLimit(self.concurrency, self.rate)
         changed = own if job in keyed else apply_change(own, changes.get(job))
         return DeclaredLimits(changed.concurrency, changed.rate, keyed)

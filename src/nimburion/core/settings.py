@@ -78,6 +78,19 @@ class KeyedLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
+class QueueLimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The limit of a whole queue: of all its jobs, over all workers."""
+
+    name: str
+    """The queue. A worker declares the limit also if it does not serve the queue."""
+    concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """How many jobs of the queue run at once, over all workers."""
+    rate: str | None = None
+    """How many units of the queue start in a time, over all workers: `100/min`."""
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """How many units may start at once."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a processor: the section `jobs` of the configuration."""
 
@@ -109,6 +122,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and batches of single jobs. They win over what the jobs declare."""
     keyed_limits: tuple[KeyedLimitSettings, ...] = ()
     """Limits by key. They win over what the jobs declare."""
+    queue_limits: tuple[QueueLimitSettings, ...] = ()
+    """Limits of whole queues, over all workers."""
     session_ttl: Annotated[float, Meta(ge=1)] = 30.0
     """Seconds after its last heartbeat until a worker counts as dead. A worker sends four
     heartbeats in this time.
@@ -175,6 +190,7 @@ class SettingsOptions(TypedDict, total=False):
     tenants: tuple[TenantSettings, ...]
     policies: tuple[JobSettings, ...]
     keyed_limits: tuple[KeyedLimitSettings, ...]
+    queue_limits: tuple[QueueLimitSettings, ...]
     session_ttl: float
     grace: float
     loop_lag_limit: float

@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Mapping
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, InvalidJob, LimitNotFound
+from nimburion.core.keyed_limits import get_limited_queue
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rates import parse_rate
 from nimburion.core.text.suggestions import find_nearest
@@ -28,6 +29,8 @@ def make_change(  # noqa: PLR0917 - the options of a change
     Raises:
         InvalidJob: a value is wrong, or nothing is changed.
     """
+    if rate is None and burst is not None:
+        raise InvalidJob("a burst needs a rate, like 100/min")
     try:
         limit = parse_rate(rate, burst)
     except DefinitionError as error:
@@ -65,10 +68,17 @@ async def change_known_limit(backend: Backend, change: LimitChange) -> None:
         LimitNotFound: no limit and no job has this name.
     """
     keyed = {limit.name: limit.jobs for limit in await backend.list_keyed_limits(fullest=0)}
-    if change.name in keyed:
+    queue = get_limited_queue(change.name)
+    if queue is not None:
+        await _check_queue(backend, queue, change, keyed)
         await backend.change_limit(change)
         return
     names = await _list_job_names(backend)
+    if change.name in keyed:
+        if change.name in names - keyed[change.name].keys():
+            raise InvalidJob(_explain_shared_name(change.name, keyed[change.name]))
+        await backend.change_limit(change)
+        return
     if change.key is not None:
         if change.name in names:
             raise InvalidJob(_explain_key(change.name, keyed))
@@ -97,6 +107,27 @@ async def reset_known_limit(backend: Backend, name: str, key: str | None) -> Non
     else:
         advice = f"reset with the key {changed[0]!r}"
     raise LimitNotFound(name, f"{what} was not changed at run time; {advice}")
+
+
+async def _check_queue(
+    backend: Backend, queue: str, change: LimitChange, keyed: Iterable[str]
+) -> None:
+    """Raise an error unless the queue exists and the change is for all of it."""
+    if change.key is not None:
+        raise InvalidJob(f"the limit of the queue {queue!r} has no keys; leave out the key")
+    known = {one.name for one in await backend.list_queues()}
+    known.update(*(session.queues for session in await backend.list_sessions()))
+    known |= {get_limited_queue(limit) or "" for limit in keyed} - {""}
+    if queue not in known:
+        raise LimitNotFound(change.name, _explain_name("queue", queue, known))
+
+
+def _explain_shared_name(name: str, jobs: Iterable[str]) -> str:
+    """Say that a name is that of a job and of a limit, and what to do."""
+    return (
+        f"{name!r} is a job, and also a limit by key (of {', '.join(sorted(jobs))}); a change "
+        "would apply to both. Give the Limit another `name` in the code, and deploy it"
+    )
 
 
 async def _list_job_names(backend: Backend) -> set[str]:

@@ -36,6 +36,7 @@ from nimburion.core.settings import (
     Config,
     JobSettings,
     KeyedLimitSettings,
+    QueueLimitSettings,
     QueueSettings,
     Settings,
     SettingsOptions,
@@ -104,6 +105,7 @@ _POLICY_BOUNDS = MappingProxyType(
     {
         "policies": read_bounds(JobSettings),
         "keyed_limits": read_bounds(KeyedLimitSettings),
+        "queue_limits": read_bounds(QueueLimitSettings),
         "tenants": read_bounds(TenantSettings),
     }
 )
@@ -466,7 +468,7 @@ class Processor(Client):
             self._warn_about_unserved_queues()
             self._warn_about_processes()
             for message in self.registry.find_unknown_names():
-                _log.warning("jobs.policies and jobs.keyed_limits of the settings: %s", message)
+                _log.warning("limits in the settings: %s", message)
             self._had_worker = True
             self._running = running = self._make_running_worker(conditions)
             try:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nimburion.backends import open_backend
-from nimburion.core.errors import ConfigurationError
+from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.rates import parse_rate
-from nimburion.core.settings import JobSettings, KeyedLimitSettings, Settings
+from nimburion.core.settings import (
+    JobSettings,
+    KeyedLimitSettings,
+    QueueLimitSettings,
+    Settings,
+)
 from nimburion.jobs import Limit, Processor, job
 
 
@@ -62,7 +67,7 @@ def test_a_burst_alone_changes_the_declared_rate() -> None:
 @pytest.mark.parametrize(
     ("own", "error"),
     [
-        (JobSettings(name="sync", burst=2), "'sync': burst and cost need a `rate`"),
+        (JobSettings(name="sync", burst=2), "'sync': `burst` needs a `rate`"),
         (JobSettings(name="send", batch=2), "'send': its handler takes one job"),
     ],
 )
@@ -76,6 +81,45 @@ def test_numbers_out_of_bounds_are_refused() -> None:
         Processor("memory://", policies=(JobSettings(name="send", concurrency=0),))
 
 
+def test_limits_of_queues_are_among_those_of_each_job() -> None:
+    limits = (
+        QueueLimitSettings("mail", 10, "100/min"),
+        QueueLimitSettings("slow", concurrency=1),
+    )
+    processor = Processor("memory://", queue_limits=limits)
+    processor.register(send, sync)
+    mail, slow = KeyedLimit(10, parse_rate("100/min")), KeyedLimit(1)
+    of_queues = {"queue=mail": mail, "queue=slow": slow}
+    assert processor.registry.keyed_limits["send"] == of_queues
+    assert processor.registry.keyed_limits["sync"] == of_queues | {
+        "sync:customer": KeyedLimit(1),
+        "smtp": KeyedLimit(2),
+    }
+    assert processor.registry.describe_limits()["queue=mail"] == "10 100/min"
+
+
+@pytest.mark.parametrize(
+    ("own", "error"),
+    [
+        (QueueLimitSettings("mail"), "jobs.queue_limits, 'mail': give the queue a `concurrency`"),
+        (QueueLimitSettings("mail", burst=2), "`burst` needs a `rate`, like `rate: 100/min`"),
+        (QueueLimitSettings("mail", rate="fast"), "'mail': rate must be a number"),
+        (QueueLimitSettings("a b", 1), "the name of a queue"),
+        (QueueLimitSettings("mail", 0), "concurrency of 'mail' in 'queue_limits' must be"),
+    ],
+)
+def test_wrong_limits_of_queues_are_refused(own: QueueLimitSettings, error: str) -> None:
+    with pytest.raises(ConfigurationError, match=error):
+        Processor("memory://", queue_limits=(own,))
+
+
+def test_a_limit_cannot_have_the_name_of_another_job() -> None:
+    """A change at run time names a job or a limit, so it would change both."""
+    processor = make_processor()
+    with pytest.raises(DefinitionError, match="its Limit has the name of the job 'smtp'"):
+        processor.register("smtp", lambda ctx, data: None)
+
+
 async def test_names_of_no_job_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     processor = make_processor(
         JobSettings(name="sned", concurrency=1), keyed=(KeyedLimitSettings(name="sync:custmer"),)
@@ -84,3 +128,10 @@ async def test_names_of_no_job_are_logged(caplog: pytest.LogCaptureFixture) -> N
         await processor.start()
     assert "there is no job 'sned'; did you mean 'send'?" in caplog.text
     assert "there is no limit by key 'sync:custmer'; did you mean 'sync:customer'?" in caplog.text
+
+
+def test_a_misspelt_queue_is_named() -> None:
+    processor = Processor("memory://", queue_limits=(QueueLimitSettings("defualt", 1),))
+    processor.register(send)
+    (message,) = processor.registry.find_unknown_names()
+    assert message == "no job here declares the queue 'defualt'; did you mean 'default'?"

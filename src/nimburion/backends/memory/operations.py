@@ -50,7 +50,13 @@ from nimburion.core.job import (
     Reason,
     State,
 )
-from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse, summarize_uses
+from nimburion.core.keyed_limits import (
+    KeyedLimit,
+    KeyedLimitInfo,
+    KeyUse,
+    get_limited_queue,
+    summarize_uses,
+)
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change, get_order
 from nimburion.core.metrics.statistics import (
@@ -197,8 +203,14 @@ def reset_limit(step: AtomicStep, name: str, key: str | None) -> bool:
 
 def _apply_by_limit(step: AtomicStep, limit: str) -> None:
     """Apply the limits of the job name that a limit belongs to, and of those that share it."""
-    declared = step.state.declared_limits
-    names = {limit, *(name for name, limits in declared.items() if limit in limits.keyed)}
+    state = step.state
+    if get_limited_queue(limit) is None:
+        declared = state.declared_limits.items()
+        names = {limit, *(name for name, limits in declared if limit in limits.keyed)}
+    else:
+        names = {*state.declared_limits, *state.keyed_limits}.union(
+            *(session.session.names for session in state.sessions.values())
+        )
     for name in sorted(names):
         apply_limits(step, name)
 

@@ -21,7 +21,7 @@ from nimburion.core.job import (
     State,
     compute_digest,
 )
-from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
+from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit, find_limit_key
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 from nimburion.core.metrics.statistics import Statistics
@@ -450,11 +450,10 @@ class MemoryState:
 
     def iter_keys(self, entry: JobEntry) -> Iterator[tuple[LimitKey, KeyedLimit]]:
         """Yield the keys of a job whose limits its name declares, by the name of the limit."""
-        if entry.options.limit_keys:
-            for name, limit in sorted(self.keyed_limits.get(entry.name, {}).items()):
-                key = entry.options.limit_keys.get(name)
-                if key is not None:
-                    yield (name, key), apply_change(limit, self.key_changes.get((name, key)))
+        for name, limit in sorted(self.keyed_limits.get(entry.name, {}).items()):
+            key = find_limit_key(name, entry.queue, entry.options.limit_keys)
+            if key is not None:
+                yield (name, key), apply_change(limit, self.key_changes.get((name, key)))
 
     def find_full_key(self, entry: JobEntry, now: int) -> LimitKey | None:
         """Return the first key of a job that has no room for it, or None."""

@@ -16,6 +16,8 @@ from nimburion.core.keyed_limits import (
     KeyedLimitInfo,
     KeyUse,
     add_sums,
+    find_limit_key,
+    get_limited_queue,
     summarize_uses,
 )
 from nimburion.core.limit_changes import LimitChange, apply_change
@@ -35,6 +37,8 @@ class LimitKeyOptions(msgspec.Struct, gc=False):
     limit_keys: dict[str, str] = {}
     cost: int | None = None
 
+
+_NO_KEYS = LimitKeyOptions()
 
 LimitKey = tuple[str, str]
 """The name of a limit by key, and a key."""
@@ -86,20 +90,23 @@ class KeyAdmission:
         self._parked = 0
         self._has_returned = False
 
-    def covers(self, name: str) -> bool:
-        """Return whether jobs of this name have limits by key."""
-        return name in self._limits
+    def covers(self, lane: Lane) -> bool:
+        """Return whether jobs of this lane may have limits by key."""
+        return lane.name in self._limits and any(
+            get_limited_queue(limit) in {None, lane.queue} for limit in self._limits[lane.name]
+        )
 
     @property
     def must_stop(self) -> bool:
         """Whether the exchange reserves no more: it parked too many, or a lane got jobs back."""
         return self._has_returned or self._parked >= MAX_PARKED
 
-    def read_keys(self, candidates: Mapping[int, str]) -> None:
-        """Read the keys of candidates and their uses. `candidates`: job names by seq."""
+    def read_keys(self, candidates: Mapping[int, Lane]) -> None:
+        """Read the keys of candidates and their uses. `candidates`: lanes by seq."""
         options = read_key_options(self._db, candidates)
-        for seq, name in candidates.items():
-            self._keys[seq] = list_keys(self._limits[name], options.get(seq), self._changes)
+        for seq, lane in candidates.items():
+            limits = self._limits[lane.name]
+            self._keys[seq] = list_keys(limits, lane.queue, options.get(seq), self._changes)
         wanted = {job_key.key for seq in candidates for job_key in self._keys[seq]}
         self._uses |= read_uses(self._db, wanted - self._uses.keys())
 
@@ -269,14 +276,16 @@ def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> 
 
 
 def list_keys(
-    limits: Mapping[str, KeyedLimit], options: LimitKeyOptions | None, changes: KeyChanges
+    limits: Mapping[str, KeyedLimit],
+    queue: str,
+    options: LimitKeyOptions | None,
+    changes: KeyChanges,
 ) -> list[JobKey]:
     """Return the keys of a job with these options for which limits are declared."""
-    if options is None or not options.limit_keys:
-        return []
+    options = options or _NO_KEYS
     keys = []
     for name, limit in sorted(limits.items()):
-        key = options.limit_keys.get(name)
+        key = find_limit_key(name, queue, options.limit_keys)
         if key is None:
             continue
         if (name, key) in changes:
@@ -290,11 +299,12 @@ def list_keys(
 
 def list_job_keys(db: Database, lane: int, seq: int) -> list[JobKey]:
     """Return the keys of a job for which its name declares limits."""
-    name = db.get_lane(lane).name
-    limits = read_keyed_limits(db, name).get(name, {})
+    waiting_in = db.get_lane(lane)
+    limits = read_keyed_limits(db, waiting_in.name).get(waiting_in.name, {})
     if not limits:
         return []
-    return list_keys(limits, read_key_options(db, [seq]).get(seq), read_key_changes(db))
+    options = read_key_options(db, [seq]).get(seq)
+    return list_keys(limits, waiting_in.queue, options, read_key_changes(db))
 
 
 def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> int:

@@ -16,6 +16,7 @@ from nimburion.backends.sqlite.keyed_limits import (
 )
 from nimburion.backends.sqlite.rate_limits import set_rate
 from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.core.keyed_limits import get_limited_queue
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 
 _NOTHING_DECLARED = DeclaredLimits()
@@ -78,7 +79,9 @@ def _list_changes(db: Database, *, for_key: int | None) -> list[LimitChange]:
 
 def _apply_change(db: Database, name: str, key: str | None, before: KeyChanges) -> None:
     if key is None:
-        for job in {name, *(job for (job,) in db.run("list_job_names_of_limit", name))}:
+        of_queue = get_limited_queue(name) is not None
+        listed = db.run("list_known_names") if of_queue else db.run("list_job_names_of_limit", name)
+        for job in {job for (job,) in listed} | (set() if of_queue else {name}):
             apply_limits(db, job)
     else:
         _apply_key_change(db, (name, key), before)

@@ -158,7 +158,7 @@ def choose_jobs(  # noqa: PLR0917 - the parts of one exchange
     Counts them against the concurrency limits and the rate limits in the database.
     """
     capacity = Capacity(request, limits.count_available(db.now) if limits else {})
-    is_keyed = admission is not None and any(admission.covers(lane.name) for lane in lanes.values())
+    is_keyed = admission is not None and any(admission.covers(lane) for lane in lanes.values())
     if len(lanes) == 1 and not is_keyed and shares is None:
         ((number, lane),) = lanes.items()
         seqs = _decode_seqs(db.fetch_value("read_lane", number, capacity.get_available(lane)))
@@ -270,9 +270,9 @@ class LaneReader:
         )
         return bool(self._jobs)
 
-    def list_candidates(self) -> dict[int, str]:
-        """Return the job name of each job read last, by seq."""
-        return {seq: self.lane.name for _, _, seq in self._jobs}
+    def list_candidates(self) -> dict[int, Lane]:
+        """Return the lane of each job read last, by seq."""
+        return {seq: self.lane for _, _, seq in self._jobs}
 
     def iter_ranked(self, admission: KeyAdmission | None) -> Iterator[RankedJob]:
         """Yield all jobs of the lane, with the rank that the merge uses; read more as needed.
@@ -329,14 +329,14 @@ def merge(
     No job of a lane overtakes the first job of that lane, whatever its rank. A job whose key has no
     room is parked. The jobs of the tenants of a queue are one more lane: `turns`.
     """
-    keyed = [admission is not None and admission.covers(reader.lane.name) for reader in lanes]
+    keyed = [admission is not None and admission.covers(reader.lane) for reader in lanes]
     if admission is not None:
         admission.read_keys(
             {
-                seq: name
+                seq: lane
                 for reader, is_keyed in zip(lanes, keyed, strict=True)
                 if is_keyed
-                for seq, name in reader.list_candidates().items()
+                for seq, lane in reader.list_candidates().items()
             }
         )
     following = [
@@ -395,7 +395,7 @@ def serve_turns(
     job = turns.peek(capacity) if capacity.is_limited else turns.head
     if job is not None and job.ranked == ranked:
         seq = ranked[3]
-        if admission is None or not admission.covers(job.lane.name) or admission.admit(seq):
+        if admission is None or not admission.covers(job.lane) or admission.admit(seq):
             turns.take(job)
             chosen.append(seq)
             capacity.take(job.lane, 1)

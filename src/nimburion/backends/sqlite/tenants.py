@@ -266,7 +266,7 @@ class QueueTurns:
                 rows = lane.read_more()
                 for row in rows:
                     self._add(row)
-                self._read_keys(lane.lane.name, [row.seq for row in rows])
+                self._read_keys(lane.lane, [row.seq for row in rows])
 
     def _add(self, row: TurnRow) -> None:
         group = (row.lane, row.rank)
@@ -288,13 +288,13 @@ class QueueTurns:
         if jobs:
             self._places[group] = jobs[-1]
             lane = self._lanes[group[0] % TENANT_UNIT].lane
-            self._read_keys(lane.name, [seq for _, seq in jobs])
+            self._read_keys(lane, [seq for _, seq in jobs])
         self._jobs[group] = jobs[::-1]
         return bool(jobs)
 
-    def _read_keys(self, name: str, seqs: list[int]) -> None:
-        if self._admission is not None and self._admission.covers(name):
-            self._admission.read_keys(dict.fromkeys(seqs, name))
+    def _read_keys(self, lane: Lane, seqs: list[int]) -> None:
+        if self._admission is not None and self._admission.covers(lane):
+            self._admission.read_keys(dict.fromkeys(seqs, lane))
 
 
 def write_shares(db: Database, shares: Mapping[ShareKey, TenantShare]) -> None:

@@ -237,12 +237,16 @@ def set_limit(  # noqa: PLR0917 - the parameters of the command
 ) -> None:
     """Change a limit at run time, until `limits reset`. MAXIMUM 0 starts no more jobs.
 
-    NAME is a job or a limit by key, as `limits list` shows it. The change wins over what workers
-    declare, also after they restart. The next exchange of each worker follows it. Running jobs
-    continue.
+    NAME is a job, a limit by key as `limits list` shows it, or queue=QUEUE for a whole queue. The
+    change wins over what workers declare, also after they restart. The next exchange of each worker
+    follows it. Running jobs continue.
     """
     from nimburion.jobs.limit_changes import make_change
 
+    if burst is not None and rate is None:
+        raise click.UsageError("--burst needs --rate, like --rate 100/min")
+    if concurrency is None and rate is None:
+        raise click.UsageError("give a MAXIMUM or --rate; `limits reset` ends a change")
     change = make_change(name, key, concurrency, rate, burst, find_operator(), reason)
     current_invocation().run(lambda backend: record_and_change(backend, change))
     print_result(

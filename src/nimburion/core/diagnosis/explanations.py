@@ -10,7 +10,7 @@ import msgspec
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.fairness import TenantTurn
 from nimburion.core.job import JobRecord, State
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.keyed_limits import KeyUse, get_limited_queue
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo, SessionInfo, WorkerCommand
@@ -177,9 +177,14 @@ def _describe_limit(limit: LimitInfo) -> str:
 
 def _describe_parked(facts: Facts) -> str:
     use = next((use for use in facts.keys if use.limit == facts.parked_for), None)
+    queue = None if facts.parked_for is None else get_limited_queue(facts.parked_for)
     if use is None:
-        return f"It waits until its key of the limit {facts.parked_for!r} has room."
-    text = f"The key {use.key!r} of the limit {use.limit!r} has no room: {use.in_use} in use"
+        what = f"its key of the limit {facts.parked_for!r}" if queue is None else f"queue {queue!r}"
+        return f"It waits until {what} has room."
+    what = f"The key {use.key!r} of the limit {use.limit!r} has no room"
+    if queue is not None:
+        what = f"The limit of queue {queue!r} is reached"
+    text = f"{what}: {use.in_use} in use"
     if use.opens_at is None:
         zero = "; if its maximum is 0, `nimburion limits` says who changed it"
         return f"{text}{zero if use.in_use == 0 else ''}."

@@ -1,17 +1,21 @@
-"""What `jobs.policies` and `jobs.keyed_limits` of the settings say of single jobs."""
+"""What the settings say of limits: `jobs.policies`, `jobs.keyed_limits` and `jobs.queue_limits`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
 from nimburion.core.errors import ConfigurationError, DefinitionError
+from nimburion.core.keyed_limits import KeyedLimit, make_queue_limit_name
 from nimburion.core.rates import parse_rate
 from nimburion.core.settings import JobSettings, KeyedLimitSettings, Settings
-from nimburion.core.text.suggestions import describe_unknown
+from nimburion.core.text.suggestions import describe_unknown, find_nearest
+from nimburion.jobs.declaration.job import check_declared_name
 from nimburion.jobs.declaration.limits import Limit
 from nimburion.jobs.declaration.policy import Policy
+
+_BURST_ALONE = "`burst` needs a `rate`, like `rate: 100/min`"
 
 
 def configure_policy(job: str, policy: Policy, settings: Settings) -> Policy:
@@ -37,6 +41,8 @@ def _apply(job: str, policy: Policy, own: JobSettings) -> Policy:
     if own.rate is not None or own.burst is not None:
         cost = 1 if policy.rate is None else policy.rate.cost
         rate = own.rate if own.rate is not None or policy.rate is None else policy.rate.rate
+        if rate is None:
+            raise ConfigurationError(f"{where}: {_BURST_ALONE}")
         try:
             changes["rate"] = parse_rate(rate, own.burst, cost)
         except DefinitionError as error:
@@ -55,6 +61,8 @@ def _configure_limit(job: str, limit: Limit, keyed: dict[str, KeyedLimitSettings
     own = keyed.get(limit.choose_name(job))
     if own is None:
         return limit
+    if own.burst is not None and own.rate is None and limit.rate is None:
+        raise ConfigurationError(f"jobs.keyed_limits, {own.name!r}: {_BURST_ALONE}")
     try:
         return Limit(
             limit.concurrency if own.concurrency is None else own.concurrency,
@@ -66,6 +74,50 @@ def _configure_limit(job: str, limit: Limit, keyed: dict[str, KeyedLimitSettings
         )
     except DefinitionError as error:
         raise ConfigurationError(f"jobs.keyed_limits, {own.name!r}: {error}") from None
+
+
+def make_queue_limits(settings: Settings) -> dict[str, KeyedLimit]:
+    """Return the limits of whole queues in the settings, by the name of the limit.
+
+    Raises:
+        ConfigurationError: a limit has neither a maximum nor a rate, or is wrong.
+    """
+    limits = {}
+    for own in settings.queue_limits:
+        where = f"jobs.queue_limits, {own.name!r}"
+        if own.rate is None and own.burst is not None:
+            raise ConfigurationError(f"{where}: {_BURST_ALONE}")
+        if own.rate is None and own.concurrency is None:
+            raise ConfigurationError(f"{where}: give the queue a `concurrency` or a `rate`")
+        try:
+            check_declared_name("the name of a queue", own.name)
+            limit = KeyedLimit(own.concurrency, parse_rate(own.rate, own.burst))
+        except DefinitionError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
+        limits[make_queue_limit_name(own.name)] = limit
+    if len(limits) < len(settings.queue_limits):
+        raise ConfigurationError("jobs.queue_limits: a queue occurs twice")
+    return limits
+
+
+def describe_limit(limit: KeyedLimit) -> str:
+    """Return the maximum and the rate of a limit for people."""
+    maximum = None if limit.concurrency is None else str(limit.concurrency)
+    return " ".join(part for part in (maximum, limit.rate and limit.rate.rate) if part)
+
+
+def find_misspelt_queues(settings: Settings, queues: Collection[str]) -> list[str]:
+    """Return a message for each limited queue that looks like a misspelt name of another one."""
+    near = {
+        own.name: find_nearest(own.name, queues)
+        for own in settings.queue_limits
+        if own.name not in queues
+    }
+    return [
+        f"no job here declares the queue {name!r}; did you mean {other!r}?"
+        for name, other in near.items()
+        if other is not None
+    ]
 
 
 def find_unknown_names(

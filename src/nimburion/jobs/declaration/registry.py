@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from operator import attrgetter
 from typing import Any, Unpack
 
@@ -15,7 +15,13 @@ from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.batches import BatchContext, read_outcomes
 from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
-from nimburion.jobs.declaration.configured_policy import configure_policy, find_unknown_names
+from nimburion.jobs.declaration.configured_policy import (
+    configure_policy,
+    describe_limit,
+    find_misspelt_queues,
+    find_unknown_names,
+    make_queue_limits,
+)
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.fields import check_type
 from nimburion.jobs.declaration.job import (
@@ -117,6 +123,7 @@ class Registry:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._handlers: dict[str, Handler] = {}
+        self._queue_limits = make_queue_limits(settings)
         self.get: Callable[[str], Handler | None] = self._handlers.get
         """Returns the handler of a name; None when it is not registered."""
 
@@ -216,15 +223,21 @@ class Registry:
 
     @property
     def keyed_limits(self) -> dict[str, dict[str, KeyedLimit]]:
-        """The limits by key, by job name and then by the name of the limit."""
+        """The limits by key, by job name and then by the name of the limit.
+
+        The limits of whole queues are among those of each job name: a job may be in any queue.
+        """
         return {
-            handler.name: JobLimits(handler.name, handler.policy.limits).make_keyed_limits()
+            handler.name: self._queue_limits
+            | JobLimits(handler.name, handler.policy.limits).make_keyed_limits()
             for handler in self._handlers.values()
-            if handler.policy.limits
+            if handler.policy.limits or self._queue_limits
         }
 
     def describe_limits(self) -> dict[str, str]:
-        """Return the concurrency limit and the rate of each name that has one, for people."""
+        """Return the concurrency limit and the rate of each job and queue that has one, for
+        people.
+        """
         described = {name: str(limit) for name, limit in self.limits.items()}
         for name, rate in self.rates.items():
             described[name] = f"{described[name]} {rate.rate}" if name in described else rate.rate
@@ -233,17 +246,23 @@ class Registry:
                 text = JobLimits(handler.name, handler.policy.limits).describe()
                 before = described.get(handler.name)
                 described[handler.name] = text if before is None else f"{before} {text}"
+        described |= {name: describe_limit(limit) for name, limit in self._queue_limits.items()}
         return dict(sorted(described.items()))
 
     def find_unknown_names(self) -> list[str]:
         """Return a message for each job or limit that the settings name and that is not here."""
         limits = [name for limits in self.keyed_limits.values() for name in limits]
-        return find_unknown_names(self._settings, self.names, limits)
+        queues = {*self.queues, *(queue.name for queue in self._settings.queues)}
+        return [
+            *find_unknown_names(self._settings, self.names, limits),
+            *find_misspelt_queues(self._settings, queues),
+        ]
 
     def _configure(self, name: str, policy: Policy) -> Policy:
         return configure_policy(name, policy.with_defaults(self._settings), self._settings)
 
     def _add(self, handler: Handler) -> None:
+        _check_limit_names([*self._handlers.values(), handler])
         known = self._handlers.setdefault(handler.name, handler)
         if known is not handler and known.target is not handler.target:
             raise DefinitionError(
@@ -282,6 +301,21 @@ class Registry:
             call_batch=call_batch,
             get_batch_argument=get_batch_argument,
         )
+
+
+def _check_limit_names(handlers: Collection[Handler]) -> None:
+    """Raise `DefinitionError` if a job has the name of a limit by key that it does not have itself.
+
+    A change at run time names a job or a limit, so it would change both.
+    """
+    names = {handler.name for handler in handlers}
+    for handler in handlers:
+        for limit in handler.policy.limits:
+            if limit.name in names - {handler.name}:
+                raise DefinitionError(
+                    f"job {handler.name!r}: its Limit has the name of the job {limit.name!r}; give "
+                    f"the Limit another name, like {limit.name + '-limit'!r}"
+                )
 
 
 def _read_policy(name: str, options: PolicyOptions) -> Policy:

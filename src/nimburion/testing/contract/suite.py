@@ -28,6 +28,7 @@ from nimburion.testing.contract.consuming.keyed_limits import KeyedLimits, Keyed
 from nimburion.testing.contract.consuming.ordering import Ordering
 from nimburion.testing.contract.consuming.progress import Reporting
 from nimburion.testing.contract.consuming.promoting import Promoting
+from nimburion.testing.contract.consuming.queue_limits import QueueLimits
 from nimburion.testing.contract.consuming.rate_limits import (
     DeclaringRates,
     RateLimits,
@@ -95,6 +96,7 @@ class BackendContract(
     DeclaringRates,
     KeyedLimits,
     KeyedRates,
+    QueueLimits,
     Turns,
     TurnsAndLimits,
     Charges,

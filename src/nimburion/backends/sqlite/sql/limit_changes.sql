@@ -27,6 +27,12 @@ SELECT body FROM declared_limit WHERE name = ?1;
 -- Result: job name
 SELECT job_name FROM keyed_limit WHERE limit_name = ?1 ORDER BY job_name;
 
+-- name: list_known_names
+-- List the job names that have limits, or that a session has declared.
+-- Result: job name
+SELECT name FROM declared_limit UNION SELECT job_name FROM keyed_limit
+UNION SELECT n.value FROM session AS s, json_each(s.description, '$.names') AS n;
+
 -- name: put_limit_change
 -- Store the change of a limit, or of one of its keys.
 -- Inputs: ?1 limit name, ?2 whether it is for one key, ?3 that key, ?4 change (JSON)

@@ -44,7 +44,8 @@ BEGIN
 END $$;
 
 -- name: list_job_keys
--- List the keys of a job for which its name has limits, by the name of the limit.
+-- List the keys of a job for which its name has limits, by the name of the limit. For the limit of its whole queue
+-- (QUEUE_LIMIT in core/keyed_limits.py) each job has the key ''.
 -- Inputs: the job name; the seq
 -- Result: the key and its limit; `unit_time` is its interval (NULL: it has no rate); `cost` is that of the job, `declared_cost` that of the limit
 CREATE OR REPLACE FUNCTION {schema}.list_job_keys_1(p_name text, p_seq int8) RETURNS TABLE (
@@ -54,10 +55,15 @@ LANGUAGE sql STABLE AS $$
     SELECT k.limit_name, k.key, coalesce(c.concurrency, k.concurrency), coalesce(c.interval, k.interval),
         coalesce(c.burst, k.burst), coalesce(k.own_cost, k.cost, 1), coalesce(k.cost, 1)
     FROM (  -- OFFSET 0 keeps the options from being read again for each column
-        SELECT k.*, o.keys ->> k.limit_name AS key, CAST(o.cost AS int8) AS own_cost
+        SELECT k.*, CASE WHEN NOT starts_with(k.limit_name, 'queue=') THEN o.keys ->> k.limit_name
+                WHEN k.limit_name = 'queue=' || o.queue THEN '' END AS key,
+            CAST(o.cost AS int8) AS own_cost
         FROM (
-            SELECT read.options -> 'limit_keys' AS keys, read.options ->> 'cost' AS cost
-            FROM (SELECT CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options FROM {schema}.job j WHERE j.seq = p_seq OFFSET 0) read
+            SELECT read.options -> 'limit_keys' AS keys, read.options ->> 'cost' AS cost, read.queue
+            FROM (
+                SELECT CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options, a.queue
+                FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.seq = p_seq OFFSET 0
+            ) read
             OFFSET 0
         ) o, {schema}.keyed_limit k
         WHERE k.job_name = p_name
@@ -350,7 +356,12 @@ CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
     chunks int4[] := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
-    keyed_names text[] := ARRAY(SELECT DISTINCT k.job_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
+    keyed bool[] := ARRAY(  -- for each requested lane, whether its jobs may have keys
+        SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
+        LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
+            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
+        GROUP BY r.place ORDER BY r.place
+    );
     is_keyed bool[];
     queue_indexes int4[];
     name_indexes int4[];
@@ -387,7 +398,7 @@ BEGIN
     INTO queue_indexes, name_indexes
     FROM unnest(p_request_indexes) WITH ORDINALITY AS requested (request_index, lane_index);
     FOR i IN 1..cardinality(p_ids) LOOP
-        is_keyed[i] := p_names[p_request_indexes[i]] = ANY (keyed_names);
+        is_keyed[i] := keyed[p_request_indexes[i]];
         IF is_keyed[i] THEN
             chunks[i] := p_total + 1;
         END IF;

@@ -258,7 +258,8 @@ BEGIN
 END $$;
 
 -- name: list_limits_in_force
--- Combine what is declared for job names with the changes of whole limits. A changed rate keeps the declared cost.
+-- Combine what is declared for job names with the changes of whole limits. A changed rate keeps the declared cost. A change
+-- of the limit of a queue concerns each name.
 -- Inputs: the job names
 -- Result: one row for each name, with NULL for no limit; `keyed` as for `set_keyed_limits_1`
 CREATE OR REPLACE FUNCTION {schema}.list_limits_in_force_1(p_names text[]) RETURNS TABLE (
@@ -283,7 +284,14 @@ LANGUAGE sql STABLE AS $$
             coalesce(to_jsonb(x.burst), limits.parts -> 3),
             CASE WHEN x.interval IS NOT NULL AND limits.parts ->> 4 IS NULL THEN '1' ELSE limits.parts -> 4 END
         ) ORDER BY (limits.parts ->> 0) COLLATE "C") AS limits
-        FROM jsonb_array_elements(d.keyed) limits (parts)
+        FROM (
+            SELECT own FROM jsonb_array_elements(d.keyed) own
+            UNION ALL
+            SELECT jsonb_build_array(q.name, NULL, NULL, NULL, NULL) FROM {schema}.limit_change q
+            WHERE starts_with(q.name, 'queue=') AND NOT q.for_key AND NOT EXISTS (
+                SELECT FROM jsonb_array_elements(d.keyed) own WHERE own ->> 0 = q.name
+            )
+        ) limits (parts)
         LEFT JOIN {schema}.limit_change x ON x.name = limits.parts ->> 0 AND NOT x.for_key
     ) k ON true
     ORDER BY n.name COLLATE "C"
@@ -431,6 +439,13 @@ DECLARE
     most int4 := 1;
     own record;
 BEGIN
+    IF NOT p_for_key AND starts_with(p_name, 'queue=') THEN
+        PERFORM {schema}.apply_limits_1(p_now, ARRAY(
+            SELECT d.name FROM {schema}.declared_limit d UNION SELECT k.job_name FROM {schema}.keyed_limit k
+            UNION SELECT unnest(s.names) FROM {schema}.session s
+        ));
+        RETURN;
+    END IF;
     IF NOT p_for_key THEN
         PERFORM {schema}.apply_limits_1(p_now, ARRAY(
             SELECT p_name UNION SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name

@@ -468,7 +468,12 @@ CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
-    keyed_names text[] := ARRAY(SELECT DISTINCT k.job_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
+    keyed bool[] := ARRAY(  -- for each requested lane, whether its jobs may have keys
+        SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
+        LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
+            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
+        GROUP BY r.place ORDER BY r.place
+    );
     chunks int4[];
     queue_available int4[];
     name_available int4[];
@@ -529,7 +534,7 @@ BEGIN
             )
         GROUP BY u.queue
     ) served;
-    SELECT array_agg(p_total + CASE WHEN p_names[r] = ANY (keyed_names) THEN 100 ELSE 1 END ORDER BY place) INTO chunks
+    SELECT array_agg(p_total + CASE WHEN keyed[r] THEN 100 ELSE 1 END ORDER BY place) INTO chunks
     FROM unnest(p_request_indexes) WITH ORDINALITY AS u (r, place);
     OPEN main FOR SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
         p_low_water_marks, chunks, p_names, '{}');
@@ -578,7 +583,7 @@ BEGIN
                     ELSE array_to_string(array_remove(string_to_array(allowed[best], E'\n'), turn.name), E'\n') END;
             END IF;
         ELSE
-            IF p_names[request_index] = ANY (keyed_names) THEN
+            IF keyed[request_index] THEN
                 FOR own IN
                     SELECT k.*, coalesce(u.in_use, 0) AS in_use, coalesce(u.spent_until, 0) AS spent_until
                     FROM {schema}.list_job_keys_1(p_names[request_index], job_seq) k

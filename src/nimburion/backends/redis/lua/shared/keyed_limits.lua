@@ -1,8 +1,8 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
 -- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job
--- Provides: for reserve: has_keyed_limits(), get_keyed_limits(job name), list_job_keys(job name, body), find_full_key(keys),
+-- Provides: for reserve: has_keyed_limits(), get_keyed_limits(queue, job name), list_job_keys(lane, body), find_full_key(keys),
 --   park(member, keys, full, group of a tenant or nil) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
---   for ends of leases: release_keys(parts of leases), refund_keys(field, job name, lease), block_keys(keys, delay), spend_key_units(keys, units)
+--   for ends of leases: release_keys(parts of leases), refund_keys(field, lane, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
 --   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, let_return(name, most), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
 --   A key is named by limit NUL key. `keys` is a list of the keys of a job
@@ -17,6 +17,8 @@ local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PAR
 -- Positions in a key of a job. RATE: nil, or as in rate_limits.lua.
 local KEY_NAME, KEY_MAXIMUM, KEY_RATE, KEY_DECLARED_COST = 1, 2, 3, 4
 local UNKNOWN = 'unknown'
+-- The name of the limit of a whole queue begins with this (QUEUE_LIMIT in core/keyed_limits.py).
+local QUEUE_LIMIT_NAME = 'queue='
 local known_uses, keyed_limits, any_keyed, any_parked, any_change = {}, {}, nil, nil, nil
 local to_park, to_return = { ready = {}, parked = {}, parked_lane = {} }, { ready = {}, parked = {}, parked_lane = {} }
 
@@ -27,16 +29,30 @@ local function has_keyed_limits()
   return any_keyed
 end
 
--- Return the limits of a job name, as open_session.lua stores them: {{limit, maximum or false, interval or false, burst, cost}, ...}
-local function get_keyed_limits(name)
+-- Return the queue whose limit has this name, or nil.
+local function get_limited_queue(limit)
+  return sub(limit, 1, #QUEUE_LIMIT_NAME) == QUEUE_LIMIT_NAME and sub(limit, #QUEUE_LIMIT_NAME + 1) or nil
+end
+
+-- Return the limits for the jobs of a queue and name, as open_session.lua stores them: {{limit, maximum or false, interval or false,
+-- burst, cost}, ...}. `is_of_queue` is set in a limit of the whole queue; limits of other queues are left out.
+local function get_keyed_limits(queue, name)
   if not has_keyed_limits() then
     return nil
   end
-  if keyed_limits[name] == nil then
-    local packed = redis.call('HGET', keyed_limit_key, name)
-    keyed_limits[name] = packed and cmsgpack.unpack(packed) or false
+  local place = queue .. '\0' .. name
+  if keyed_limits[place] == nil then
+    local packed, found = redis.call('HGET', keyed_limit_key, name), {}
+    for _, limit in ipairs(packed and cmsgpack.unpack(packed) or {}) do
+      local limited = get_limited_queue(limit[1])
+      if not limited or limited == queue then
+        limit.is_of_queue = limited ~= nil
+        push(found, limit)
+      end
+    end
+    keyed_limits[place] = #found > 0 and found
   end
-  return keyed_limits[name] or nil
+  return keyed_limits[place] or nil
 end
 
 -- Return the change of a limit, or of one key of it (limit NUL key); nil if there is none.
@@ -61,14 +77,16 @@ local function apply_change(change, maximum, interval, burst, cost, rate)
 end
 
 -- Return the keys of a job for which its name has limits. Jobs with the same options share the list.
-local function list_job_keys(job_name, body)
-  local limits = get_keyed_limits(job_name)
-  if not limits or band(byte(body, JOB_FLAGS), FLAG_OPTIONS) == 0 then
+local function list_job_keys(lane, body)
+  local limits = get_keyed_limits(lane.queue, lane.name)
+  if not limits then
     return {}
   end
-  local start = JOB_ID + byte(body, JOB_ID_LENGTH)
-  local length, at = unpack_struct('>I4', body, start)
-  local text = sub(body, at, at + length - 1)
+  local text = ''
+  if band(byte(body, JOB_FLAGS), FLAG_OPTIONS) ~= 0 then
+    local length, at = unpack_struct('>I4', body, JOB_ID + byte(body, JOB_ID_LENGTH))
+    text = sub(body, at, at + length - 1)
+  end
   limits.keys_by_options = limits.keys_by_options or {}
   local keys = limits.keys_by_options[text]
   if keys then
@@ -76,14 +94,11 @@ local function list_job_keys(job_name, body)
   end
   keys = {}
   limits.keys_by_options[text] = keys
-  local options = cjson.decode(text)
-  local carried = options.limit_keys
-  if not carried then
-    return keys
-  end
+  local options = text ~= '' and cjson.decode(text) or {}
+  local carried = options.limit_keys or {}
   for i = 1, #limits do
     local limit = limits[i]
-    local key = carried[limit[1]]
+    local key = limit.is_of_queue and '' or carried[limit[1]]
     if key then
       local rate
       local name = limit[1] .. '\0' .. key
@@ -353,7 +368,7 @@ end
 
 -- Let jobs that are parked for the keys of a cancelled job have its turn.
 local function pass_turns(body, lane)
-  for _, key in ipairs(list_job_keys(lane.name, body)) do
+  for _, key in ipairs(list_job_keys(lane, body)) do
     unpark(key[KEY_NAME], lane.number)
   end
 end
@@ -447,7 +462,7 @@ local function release_keys(ended)
 end
 
 -- Return what a job that has not started took from the rates of the keys for which its lease counts.
-local function refund_keys(field, job_name, lease)
+local function refund_keys(field, lane, lease)
   if not lease.keys or not has_keyed_limits() then
     return
   end
@@ -457,7 +472,7 @@ local function refund_keys(field, job_name, lease)
   for i = 1, #names do
     counted[names[i]] = true
   end
-  for _, key in ipairs(list_job_keys(job_name, redis.call('HGET', job_key, field))) do
+  for _, key in ipairs(list_job_keys(lane, redis.call('HGET', job_key, field))) do
     local rate = counted[key[KEY_NAME]] and key[KEY_RATE]
     if rate then
       local use = get_use(key[KEY_NAME])

@@ -87,17 +87,38 @@ local function set_keyed_limits(name, keyed)
   mark_changed(name)
 end
 
+-- Return the names of the limits of queues that are changed. Such a change concerns all job names.
+local changed_queues
+local function list_changed_queues()
+  if not changed_queues then
+    changed_queues = {}
+    for _, field in ipairs(redis.call('HKEYS', limit_change_key)) do
+      if get_limited_queue(field) and not string.find(field, '\0', 1, true) then
+        push(changed_queues, field)
+      end
+    end
+  end
+  return changed_queues
+end
+
 local function apply_limits(name)
   local record = redis.call('HGET', declared_limit_key, name)
   local declared = record and cmsgpack.unpack(record) or { false, false, 0, 0, '', {} }
-  local keyed, change = {}, get_change(name)
+  local keyed, known, change = {}, {}, get_change(name)
   for i, limit in ipairs(declared[6]) do
     if limit[1] == name then
       change = nil -- it changes the limit by key of this name
     end
     local maximum, interval, burst, cost = apply_change(get_change(limit[1]), limit[2], limit[3], limit[4], limit[5])
-    keyed[i] = { limit[1], maximum, interval, burst, cost }
+    keyed[i], known[limit[1]] = { limit[1], maximum, interval, burst, cost }, true
   end
+  for _, limit in ipairs(list_changed_queues()) do
+    if not known[limit] then
+      local maximum, interval, burst, cost = apply_change(get_change(limit), false, false, 0, 0)
+      push(keyed, { limit, maximum, interval, burst, cost })
+    end
+  end
+  table.sort(keyed, function(one, other) return one[1] < other[1] end)
   local maximum, interval, burst, cost, rate = apply_change(change, unpack(declared, 1, 5))
   if maximum then
     redis.call('HSET', concurrency_limit_key, name, maximum)

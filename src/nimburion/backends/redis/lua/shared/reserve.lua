@@ -75,7 +75,7 @@ local function find_open_lanes(request, changing)
           local options = request.queues[queue]
           push(open, {
             place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
-            is_keyed = get_keyed_limits(name) ~= nil,
+            is_keyed = get_keyed_limits(queue, name) ~= nil,
             low = '[' .. number, high = range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
           })
         end
@@ -159,7 +159,7 @@ local function read_candidates(lane, members, first, most)
   end
   local bodies = get_in_batches(job_key, fields)
   for i = 1, #fields do
-    local keys = list_job_keys(lane.name, bodies[i])
+    local keys = list_job_keys(lane, bodies[i])
     known_bodies[fields[i]], known_keys[fields[i]] = bodies[i], keys
     for j = 1, #keys do
       push(names, keys[j][KEY_NAME])

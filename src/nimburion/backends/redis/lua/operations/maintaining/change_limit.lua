@@ -1,5 +1,5 @@
 -- change_limit: changes a limit or one of its keys, or lets what is declared apply again.
--- Keys: declared_limit limit_change keyed_limit limit_key
+-- Keys: declared_limit limit_change keyed_limit limit_key session_info
 -- Arguments: ARGV[3] name of the limit, [4] '1' if it is for one key, [5] that key, [6] change (JSON), '' to reset
 -- Reply: 1 if there was a change before, else 0
 -- Atomic: one script. A change is stored and applied together, so the next exchange follows it.
@@ -33,6 +33,23 @@ local function list_job_limits()
   return found
 end
 
+-- Return the job names that have limits, or that a session has declared.
+local function list_known_names()
+  local known = {}
+  for _, key in ipairs({ declared_limit_key, keyed_limit_key }) do
+    for _, job in ipairs(redis.call('HKEYS', key)) do
+      known[job] = true
+    end
+  end
+  local sessions = redis.call('HGETALL', session_info_key)
+  for i = 2, #sessions, 2 do
+    for _, job in ipairs(cjson.decode(sessions[i]).names or {}) do
+      known[job] = true
+    end
+  end
+  return known
+end
+
 local jobs = list_job_limits()
 if for_key then
   local count = 1
@@ -45,7 +62,11 @@ if for_key then
   let_return(field, count)
   unpark_changed()
 else
-  jobs[name] = jobs[name] or true
+  if get_limited_queue(name) then
+    jobs = list_known_names()
+  else
+    jobs[name] = jobs[name] or true
+  end
   for job in pairs(jobs) do
     apply_limits(job)
   end
