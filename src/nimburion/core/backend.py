@@ -357,6 +357,9 @@ class Maintaining(Protocol):
         With twice the weight, a tenant with enough jobs gets twice the run time. Weights are
         rounded to two decimals, within `MIN_WEIGHT` and `MAX_WEIGHT`. A change counts for jobs that
         are reserved or end after it.
+
+        Raises:
+            InvalidJob: the weight is NaN; nothing changed.
         """
         ...
 

@@ -12,9 +12,12 @@ that was away has no credit. All times are whole microseconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
+
+from nimburion.core.errors import InvalidJob
 
 MIN_CHARGE = 1_000
 """Microseconds: the least that a job counts, so that jobs which take no time take turns as well."""
@@ -38,9 +41,16 @@ MAX_WAITING_COUNTED = 10_000
 def to_weight_units(weight: float) -> int:
     """Return a weight in whole hundredths, within `MIN_WEIGHT` and `MAX_WEIGHT`.
 
+    Raises:
+        InvalidJob: the weight is NaN.
+
     >>> to_weight_units(1.5)
     150
     """
+    if math.isnan(weight):
+        raise InvalidJob(
+            f"the weight of a tenant is NaN; give a number between {MIN_WEIGHT} and {MAX_WEIGHT:g}"
+        )
     return round(min(max(weight, MIN_WEIGHT), MAX_WEIGHT) * WEIGHT_UNITS)
 
 

@@ -104,14 +104,15 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
     if session.id in step.state.sessions:
         heartbeat(step, session.id, monotonic)
         return
+    weights = {tenant: to_weight_units(weight) for tenant, weight in session.weights.items()}
     step.state.sessions[session.id] = SessionEntry(session, step.now, monotonic + session.ttl)
     for name in session.names:
         step.state.declared_limits[name] = DeclaredLimits(
             session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
         )
         apply_limits(step, name)
-    for tenant, weight in session.weights.items():
-        set_tenant_weight(step, tenant, weight)
+    for tenant, units in weights.items():
+        _store_weight(step, tenant, units)
 
 
 def apply_limits(step: AtomicStep, name: str) -> None:
@@ -616,7 +617,11 @@ def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:
 
 def set_tenant_weight(step: AtomicStep, tenant: str, weight: float | None) -> None:
     """See `Backend.set_tenant_weight`."""
-    units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
+    _store_weight(step, tenant, WEIGHT_UNITS if weight is None else to_weight_units(weight))
+
+
+def _store_weight(step: AtomicStep, tenant: str, units: int) -> None:
+    """Store a weight in hundredths; that of all others is not stored."""
     weights = step.state.turns.weights
     if units == WEIGHT_UNITS:
         weights.pop(tenant, None)

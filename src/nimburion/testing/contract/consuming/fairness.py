@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from random import Random
 
 import pytest
 
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
+from nimburion.core.errors import InvalidJob
 from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.fairness import TenantTurn, TenantUse
 from nimburion.core.job import JobOptions, NewJob, State
@@ -146,6 +148,14 @@ class Turns:
         assert (await harness.backend.list_tenants()).weights == {"a": 0.25, "c": 4.0}
         assert (await harness.backend.list_tenants(1)).weights == {"a": 0.25}
 
+    async def test_a_weight_that_is_no_number_is_refused(self, harness: Harness) -> None:
+        await harness.backend.set_tenant_weight("a", 3.0)
+        with pytest.raises(InvalidJob, match="the weight of a tenant is NaN"):
+            await harness.backend.set_tenant_weight("a", math.nan)
+        with pytest.raises(InvalidJob, match="the weight of a tenant is NaN"):
+            await harness.worker(weights={"a": 5.0, "b": math.nan})
+        assert (await harness.backend.list_tenants()).weights == {"a": 3.0}
+
     async def test_priorities_come_before_turns(self, harness: Harness) -> None:
         """Each priority has turns of its own: urgent jobs do not cost a tenant its other turns."""
         await add(harness, "a1", "a2", "b1")
@@ -158,6 +168,18 @@ class Turns:
         await add(harness, "b1", "a4", name="post")
         worker = await harness.worker(names=("mail", "post"))
         assert ids(await worker.take(9)) == ["a1", "b1", "a2", "a3", "a4"]
+
+    async def test_each_further_job_of_a_tenant_costs_it_a_turn_whatever_its_name(
+        self, harness: Harness
+    ) -> None:
+        """The first jobs of its names are among the first of the queue, and take one turn each."""
+        await add(harness, "a1")
+        await add(harness, "a2", name="post")
+        await add(harness, "a3", name="page")
+        await add(harness, "b1", "c1", "d1")
+        worker = await harness.worker(names=("mail", "post", "page"))
+        assert ids(await worker.take(3)) == ["a1", "b1", "c1"]
+        assert ids(await worker.take(9)) == ["d1", "a2", "a3"]
 
     async def test_a_worker_gets_only_the_names_that_it_asks_for(self, harness: Harness) -> None:
         await add(harness, "a1", "b1")
