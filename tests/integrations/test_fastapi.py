@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI, Request
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from nimburion.core.settings import Config, ServerSettings, TokenSettings
@@ -140,6 +141,25 @@ def test_the_management_routes_are_mounted_when_asked(
         assert "jobs_enqueued_total" in client.get("/ops/metrics", headers=own).text
     with TestClient(app) as client:  # a second time, as after a restart in one process
         assert client.get("/ops/health/ready").status_code == 200
+
+
+def test_the_management_routes_are_copied_by_each_version_of_fastapi(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 0.139, `include_router` makes a route of each `Route`, and drops all else."""
+    monkeypatch.setenv("SHOP_TOKEN", "a-long-secret-of-this-test")
+    token = TokenSettings(name="ops", rights=("read",), variable="SHOP_TOKEN")
+    management = MountedManagement(processor, Config(server=ServerSettings(tokens=(token,))))
+    app = FastAPI()
+    for route in router(processor, management=management).routes:
+        assert isinstance(route, Route)
+        app.add_route(f"/api{route.path}", route.endpoint, methods=list(route.methods or []))
+    own = {"Authorization": "Bearer a-long-secret-of-this-test"}
+    client = TestClient(app, headers=own, root_path="/shop")
+    assert client.get("/api/nimburion/health/startup").status_code == 200
+    assert client.post("/api/nimburion/api/v1/queues/pause").status_code == 403
+    for path in ("/api/nimburion/dashboard/about", "/shop/api/nimburion/dashboard/about"):
+        assert 'href="/shop/api/nimburion/dashboard/jobs"' in client.get(path).text
 
 
 def test_mounted_management_needs_a_token(processor: Processor) -> None:

@@ -26,6 +26,7 @@ from nimburion.jobs.processor import Processor
 try:
     from fastapi import APIRouter, Depends
     from starlette.requests import HTTPConnection
+    from starlette.routing import Route
     from starlette.types import Receive, Scope, Send
 except ModuleNotFoundError as _missing:
     raise explain_missing(_missing, "fastapi") from None
@@ -70,9 +71,31 @@ def router(
         async with management:
             yield
 
-    made = APIRouter(lifespan=lifespan(processor, manage, worker=worker))
-    made.mount(management_path, management)
-    return made
+    # Not a `Mount`: `include_router` drops those before FastAPI 0.139.
+    path = f"{management_path.rstrip('/')}/{{{_REST}:path}}"
+    mounted = Route(path, _Mounted(management), include_in_schema=False)
+    return APIRouter(lifespan=lifespan(processor, manage, worker=worker), routes=[mounted])
+
+
+_REST = "management_route"
+"""The parameter of the path that holds what is behind `management_path`."""
+
+
+class _Mounted:
+    """The endpoint of a route below which an ASGI application answers, as in a `Mount`."""
+
+    def __init__(self, app: Management) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. The path in front of the rest becomes the path of the root."""
+        parameters = dict(scope["path_params"])
+        rest = f"/{parameters.pop(_REST)}"
+        outer, path = scope.get("root_path", ""), scope["path"]
+        inside = path if f"{path}/".startswith(f"{outer}/") else f"{outer}{path}"
+        root = inside.removesuffix(rest)
+        inner = {**scope, "path_params": parameters, "root_path": root, "path": inside}
+        await self._app(inner, receive, send)
 
 
 async def get_processor(connection: HTTPConnection) -> Processor:
