@@ -54,6 +54,9 @@ def test_waiting_jobs_that_no_worker_would_run_are_a_warning(nimburion: CommandL
         "good",
         "1 live worker; each waiting job has a live worker",
     )
+    nimburion.call_backend(lambda backend: backend.close_session("s"))
+    nimburion("jobs", "cancel", "a")
+    assert read_checks(nimburion)["workers"] == ("good", "0 live workers; no job waits")
 
 
 def test_only_some_of_many_jobs_without_a_worker_are_shown(nimburion: CommandLine) -> None:

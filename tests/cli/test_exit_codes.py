@@ -36,6 +36,7 @@ BAD_INPUT = [
     (("dead", "list", "--reason", "bad"), "Invalid value for '--reason'"),
     (("jobs", "cancel"), "give ids, a filter, or --all"),
     (("queues", "pause", "a b"), "queue must be 1-128 characters"),
+    (("queues", "pause", "a", "--for", "0"), "--for 0 pauses nothing; give a longer time"),
     (("--backend", "postgres://h:x", "status", "x"), "postgres://…: a port must be a whole number"),
     (("--backend", "redis://", "status", "x"), "redis://…: a host is missing"),
     (("--backend", "sqllite:///x", "status", "x"), "no backend 'sqllite'; did you mean sqlite?"),

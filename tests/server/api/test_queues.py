@@ -55,6 +55,11 @@ async def test_a_pause_has_a_reason_and_an_end(api: Api) -> None:
     answer = await api.post("/queues/mail/pause", {"until": "2999-01-01T00:00:00+01:00"})
     assert answer["until"] == 32_472_140_400
     response = await api.client.post(
+        "/api/v1/queues/mail/pause", json={"until": "2020-01-01T00:00:00Z"}
+    )
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "#/until")
+    assert (await api.get("/queues/mail"))["pause"]["until"] == answer["until"]
+    response = await api.client.post(
         "/api/v1/queues/mail/pause", json={"for": 1, "until": "2999-01-01T00:00:00Z"}
     )
     assert response.status_code == 422

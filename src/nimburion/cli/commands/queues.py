@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 import msgspec
 
+from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import find_operator, record_command
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
@@ -118,6 +119,8 @@ def pause(queue: str, reason: str, duration: str | None) -> None:
     """Start no more jobs of a queue until it is resumed. Running jobs continue."""
     check_name("queue", queue)
     seconds = None if duration is None else parse_duration(duration)
+    if seconds == 0:
+        raise BadInput("--for 0 pauses nothing; give a longer time, or leave --for out")
     until = current_invocation().run(lambda backend: pause_queue(backend, queue, reason, seconds))
     end = "" if until is None else f" until {format_time(until)}"
     print_result(

@@ -91,7 +91,8 @@ def check_workers(
     found = find_unserved(queues, sessions)
     if not found:
         live = sum(map(is_live, sessions))
-        text = f"{live} live worker{'' if live == 1 else 's'}; each waiting job has a live worker"
+        served = "each waiting job has a live worker" if live else "no job waits"
+        text = f"{live} live worker{'' if live == 1 else 's'}; {served}"
         return [CheckResult("workers", "good", text)]
     advice = (
         "start a worker that registers it and serves its queue, or cancel the unneeded jobs: "

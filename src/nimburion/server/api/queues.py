@@ -13,7 +13,7 @@ from nimburion.core.job import State
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
-from nimburion.server.problems import Problem
+from nimburion.server.problems import InvalidPart, Problem
 
 
 class QueueSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +164,12 @@ async def _read_until(body: PauseBody, backend: Backend) -> float | None:
         raise Problem(422, "invalid-body", "give either for or until, not both")
     if body.duration is not None:
         return await backend.now() + body.duration
-    return to_epoch(body.until)
+    until = to_epoch(body.until)
+    if until is not None and until <= await backend.now():
+        detail = "until: this time is past, so nothing would be paused; give a later one"
+        part = InvalidPart(detail, pointer="#/until")
+        raise Problem(422, "invalid-body", detail, parts=(part,))
+    return until
 
 
 def _summarize(queue: QueueInfo, unserved: list[Unserved]) -> QueueSummary:
