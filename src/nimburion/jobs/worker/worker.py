@@ -26,7 +26,7 @@ import msgspec
 from nimburion.core.backend import Backend
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.events import Events
-from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.metrics.call_counters import CallCounters
@@ -50,11 +50,8 @@ from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeTrigger
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.prefetch import (
-    MAX_REQUESTED,
-    Prefetch,
-    PrefetchWatchdog,
-)
+from nimburion.jobs.worker.exchange.prefetch import Prefetch, PrefetchWatchdog
+from nimburion.jobs.worker.exchange.request_maker import RequestMaker
 from nimburion.jobs.worker.exchange.slots import Slots, take
 from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
@@ -115,10 +112,6 @@ class Worker:
         )
         if sizes := registry.batch_sizes:
             slots.batches = BatchCalls(sizes, self._start_jobs, self._end_call)
-        self._fills_batch = False
-        """Whether the last request was for jobs of a batch only."""
-        self._had_members = False
-        """Whether the last reply for all lanes had jobs for a batch: not many more fit."""
         self._takes_call_next = True
         """Whether a batch call gets the next free slot, if a prefetched job waits too."""
         self.vitals: VitalsReader = VitalsReader(
@@ -140,6 +133,14 @@ class Worker:
         )
         self.wakeups: WakeupListener = WakeupListener(
             backend, self.lanes.queues, clock, self._trigger.note_possible_work
+        )
+        self._requests = RequestMaker(
+            slots,
+            self.lanes,
+            self._trigger,
+            self.wakeups,
+            self._long_poll,
+            may_wait=not stop_conditions.until_empty,
         )
         self._prefetch_watchdog = PrefetchWatchdog(
             self._loop, slots.prefetched, self._on_starvation
@@ -326,13 +327,9 @@ class Worker:
 
     async def _exchange(self) -> None:
         """Make one exchange and process its reply. Open a new session if this one is over."""
-        request = self._make_request()
-        self._trigger.start_exchange(request, fills_batch=self._fills_batch)
-        if self._slots.batches is not None and request.total:
-            self._slots.batches.note_request({lane.name for lane in request.lanes})
-        if request.total and not request.long_poll:
-            self.wakeups.resume()
         session = self.session
+        request = self._requests.make_request(results_full=session.completer.is_full)
+        self._requests.begin(request)
         if request.total:
             self._under_way.append(request.nonce)
         try:
@@ -345,8 +342,7 @@ class Worker:
             return
         finally:
             was_recalled = request.total > 0 and take(self._under_way) is None
-            if self._slots.batches is not None:
-                self._slots.batches.end_request()
+            self._requests.end()
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.
@@ -359,51 +355,6 @@ class Worker:
             if self._stops_when_empty and not was_recalled:
                 self._check_empty(reply, request)
 
-    def _make_request(self) -> ReserveRequest:
-        slots = self._slots
-        total = min(slots.count_free(), MAX_REQUESTED)
-        was_fill, self._fills_batch = self._fills_batch, False
-        if self.session.completer.is_full:
-            return RESERVE_NOTHING
-        # Batches and all lanes take turns, so that neither waits for the other.
-        if slots.batches is not None and (total <= 0 or not was_fill):
-            request = self._make_batch_request(slots.batches)
-            if request is not None:
-                self._fills_batch = True
-                return request
-        if total <= 0:
-            return RESERVE_NOTHING
-        everything = self._trigger.may_have_work or not self._trigger.lanes_not_empty
-        is_idle = self._slots.are_empty and not self._stops_when_empty
-        long_poll = self._long_poll.choose_timeout(self.wakeups.due_in) if is_idle else 0.0
-        without: set[str] = set()
-        if slots.batches is not None:
-            without = slots.batches.find_full(slots.count_free_slots())
-            slots.batches.was_skipped = bool(without)
-            if self._had_members:
-                total = max(1, min(total, slots.count_free_slots()))
-        return self.lanes.make_request(
-            total, everything=everything, long_poll=long_poll, without=without
-        )
-
-    def _make_batch_request(self, batches: BatchCalls) -> ReserveRequest | None:
-        """Return a request for the jobs that a batch has room for; None if no batch can be filled.
-
-        These jobs need no slots.
-        """
-        slots = self._slots
-        while (name := slots.find_fillable()) is not None:
-            room = min(batches.count_room(name), MAX_REQUESTED)
-            if slots.remaining is not None:
-                room = min(room, slots.remaining - slots.waiting_count)
-            request = self.lanes.make_batch_request(room, name)
-            if request.total:
-                return request
-            batches.note_request([name])
-            batches.end_request()
-        batches.start_exhausted()
-        return None
-
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
         slots = self._slots
         deliveries, surplus = self.lanes.split_surplus(reply.deliveries)
@@ -412,10 +363,7 @@ class Worker:
             slots.add(delivery)
         if surplus:
             self._return_all(surplus)
-        if slots.batches is not None and request.total:
-            self._note_waiting(slots.batches, reply)
-        if not self._fills_batch:
-            self._note_lanes(reply, request)
+        self._requests.note_reply(reply, request)
         self._attempt_runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
             self._release_all()
@@ -432,29 +380,12 @@ class Worker:
             # notifications in the same step in which it finds no job.
             self._trigger.may_have_work = True
 
-    def _note_lanes(self, reply: Reply, request: ReserveRequest) -> None:
-        """Note what the backend still holds in the lanes of a request."""
-        if request.total:
-            self._trigger.lanes_not_empty = bool(reply.waiting)
-            self.lanes.note_non_empty(reply.waiting)
-        self.wakeups.note_reply(reply, found=bool(reply.deliveries))
-
     def _start_exhausted(self, batches: BatchCalls) -> None:
         """Start the batches that no job can join now."""
         if self._slots.takes_members:
             batches.start_exhausted()
         else:
             batches.exhaust()
-
-    def _note_waiting(self, batches: BatchCalls, reply: Reply) -> None:
-        """Note for which batches the backend holds more jobs.
-
-        A reply without a delivery ends the requests for a batch until the next notification.
-        """
-        if reply.deliveries:
-            batches.note_reply({lane.name for lane in reply.waiting})
-        if not self._fills_batch:
-            self._had_members = any(each.name in batches.sizes for each in reply.deliveries)
 
     def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
         """Finish if the backend has no job for this worker, and none runs here.
