@@ -119,6 +119,20 @@ async def test_a_raw_job_of_a_registered_name_has_the_keys_of_its_tenant() -> No
         assert (await options_of(processor, job_id)).limit_keys == {"hook:tenant": "acme"}
 
 
+async def test_a_raw_job_has_the_keys_that_functions_compute_from_its_arguments() -> None:
+    """One that its handler cannot read fails at once, so it needs none."""
+    processor = Processor(MemoryBackend())
+
+    @processor.job(name="sync", concurrency=Limit(1, key=lambda job: job.city[:2], name="city"))
+    async def sync(city: str) -> None: ...
+
+    async with processor:
+        job_id = await processor.enqueue_raw("sync", {"city": "Bern"})
+        assert (await options_of(processor, job_id)).limit_keys == {"city": "Be"}
+        job_id = await processor.enqueue_raw("sync", {"town": "Bern"})
+        assert (await options_of(processor, job_id)).limit_keys == {}
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

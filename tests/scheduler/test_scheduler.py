@@ -20,7 +20,7 @@ from nimburion.core.job import State
 from nimburion.core.schedules import Fired, ScheduleRecord
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
-from nimburion.jobs import Processor, job
+from nimburion.jobs import Limit, Processor, job
 from nimburion.jobs.declaration.middleware import Enqueueing
 from nimburion.scheduler import Scheduler, schedules
 from nimburion.scheduler.declarations import ScheduleOptions
@@ -633,6 +633,26 @@ async def test_what_is_added_by_hand_is_fired_by_everyone(place: Place) -> None:
     assert await scheduler.fire_due() == 0
     with pytest.raises(ScheduleNotFound):
         await scheduler.schedules.get("clean-up")
+
+
+async def test_what_no_code_declares_counts_for_the_limits_of_its_job(place: Place) -> None:
+    """A scheduler that has the handler adds the keys; with one that has none, there are none."""
+    task = TaskSettings(name="task", cron="* * * * *", job_name="sync", payload='{"customer":"b"}')
+
+    def declare(scheduler: Scheduler) -> None:
+        @scheduler.processor.job(name="sync", concurrency=Limit(1, key="customer"))
+        async def sync(customer: str) -> None: ...
+
+        scheduler.add_tasks(SchedulerSettings(tasks=(task,)))
+
+    scheduler = await place.scheduler(declare)
+    await scheduler.schedules.add("by-hand", "@every 60s", "sync", '{"customer":"a"}')
+    await scheduler.fire_due()
+    place.at(60)
+    assert await scheduler.fire_due() == 2
+    await scheduler.schedules.run_now("by-hand")
+    keys = [made.options.limit_keys for made in await place.jobs()]
+    assert sorted(keys, key=str) == [{"sync:customer": key} for key in "aab"]
 
 
 async def test_what_code_declares_is_neither_replaced_nor_removed_by_hand(place: Place) -> None:

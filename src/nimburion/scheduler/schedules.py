@@ -15,6 +15,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.jobs.client.client import (
     Client,
+    add_limit_keys,
     apply_fairness,
     count_stored,
     require_stored,
@@ -284,7 +285,7 @@ class Schedules:
     def _make_extra_job(self, name: str, spec: ScheduleSpec, job_id: str | None) -> NewJob:
         now = self._read_now()
         headers = {**spec.options.headers, NAME_HEADER: name, TICK_HEADER: format_time(now)}
-        return NewJob(
+        job = NewJob(
             job_id or make_request_name(name, now),
             spec.job,
             spec.queue,
@@ -292,6 +293,7 @@ class Schedules:
             spec.priority,
             options=msgspec.structs.replace(spec.options, headers=headers),
         )
+        return job if job.options.limit_keys else add_limit_keys(self._client, job)
 
 
 def _choose_records(records: Iterable[ScheduleRecord], after: str | None) -> list[ScheduleRecord]:

@@ -13,7 +13,12 @@ from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired
 from nimburion.core.timing.timezones import find_zone
-from nimburion.jobs.client.client import count_stored, prepare_job, run_enqueue_middleware
+from nimburion.jobs.client.client import (
+    add_limit_keys,
+    count_stored,
+    prepare_job,
+    run_enqueue_middleware,
+)
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.declarations import DeclaredSchedule
 from nimburion.scheduler.entries import ScheduleEntry
@@ -109,7 +114,10 @@ class Ticker:
 
     def _make_job(self, entry: ScheduleEntry, tick: int) -> tuple[object, NewJob]:
         if entry.spec.payload is not None:
-            return None, entry.spec.make_job(entry.name, tick)
+            new = entry.spec.make_job(entry.name, tick)
+            # A job that code declares has its keys already. That of a task of the configuration,
+            # or of a schedule added by hand, has none.
+            return None, new if new.options.limit_keys else add_limit_keys(self._processor, new)
         spec = entry.spec
         declared = self._declared[spec.run_of or entry.name]
         if declared.compute is None:

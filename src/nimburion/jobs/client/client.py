@@ -45,7 +45,7 @@ from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
 from nimburion.jobs.client.pipeline import EnqueuePipeline
 from nimburion.jobs.client.status import Status, make_status
-from nimburion.jobs.declaration.codec import check_size, encode_object
+from nimburion.jobs.declaration.codec import UnreadablePayload, check_size, encode_object
 from nimburion.jobs.declaration.context import CURRENT
 from nimburion.jobs.declaration.fairness import QueueFairness
 from nimburion.jobs.declaration.job import AnyJob, require_declaration
@@ -421,13 +421,7 @@ class Client:
             after=parsed.after,
             options=apply_uniqueness(parsed, None, None)[0],
         )
-        handler = self.registry.get(new.name)
-        if handler is not None and handler.policy.limits:
-            limits = JobLimits(new.name, handler.policy.limits)
-            new = msgspec.structs.replace(
-                new, options=limits.apply(new.options, new.payload, new.payload)
-            )
-        return new, parsed
+        return add_limit_keys(self, new), parsed
 
     # Queries
 
@@ -784,6 +778,25 @@ async def run_enqueue_middleware(
 
     pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
+
+
+def add_limit_keys(client: Client, job: NewJob) -> NewJob:
+    """Return a job with its keys for the limits by key that its name declares, if its handler is
+    registered here. `enqueue` does this itself.
+
+    A payload that the handler cannot read gets no keys: its job fails at once. Raises `InvalidJob`
+    if the function of a key or of a cost fails.
+    """
+    handler = client.registry.get(job.name)
+    if handler is None or not handler.policy.limits:
+        return job
+    try:
+        arguments = handler.decode(job.payload)
+    except UnreadablePayload:
+        return job
+    limits = JobLimits(job.name, handler.policy.limits)
+    options = limits.apply(job.options, job.payload, arguments)
+    return msgspec.structs.replace(job, options=options)
 
 
 def apply_fairness(client: Client, job: NewJob) -> NewJob:
