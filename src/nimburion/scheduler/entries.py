@@ -65,11 +65,17 @@ class ScheduleEntries:
     def __init__(self) -> None:
         self.entries: dict[str, ScheduleEntry] = {}
         self._line: list[tuple[int, str]] = []
+        self._unreadable: dict[str, bytes] = {}
+        """The schedules that this version cannot read, by name, with what is stored of them."""
 
     def update(self, records: list[ScheduleRecord]) -> None:
         """Replace the entries by these records; unchanged records keep their entries."""
         known, self.entries = self.entries, {}
+        unreadable, self._unreadable = self._unreadable, {}
         for record in records:
+            if unreadable.get(record.name) == record.spec:
+                self._unreadable[record.name] = record.spec  # it was logged before
+                continue
             entry = known.get(record.name)
             if entry is None or entry.record.spec != record.spec:
                 entry = _make_entry(record, entry)
@@ -77,6 +83,8 @@ class ScheduleEntries:
                 entry.update(record)
             if entry is not None:
                 self.entries[record.name] = entry
+            else:
+                self._unreadable[record.name] = record.spec
         self._line = [
             (entry.due, name) for name, entry in self.entries.items() if entry.due is not None
         ]
@@ -106,8 +114,8 @@ class ScheduleEntries:
 
 
 def _make_entry(record: ScheduleRecord, before: ScheduleEntry | None) -> ScheduleEntry | None:
-    """Build an entry; None if this version cannot read the record. An unchanged timetable is
-    kept, because it is expensive to build."""
+    """Build an entry; None if this version cannot read the record, which is logged. An unchanged
+    timetable is kept, because it is expensive to build."""
     try:
         spec = parse_spec(record.spec)
         same = before is not None and before.spec.timing == spec.timing
