@@ -243,3 +243,28 @@ async def test_an_exchange_that_answers_session_lost_ends_the_session(
         await again.wait()
         await processor.stop()
     assert ended == [how, "closed"]
+
+
+async def test_handlers_that_occupy_the_executor_keep_no_worker_from_a_new_session() -> None:
+    """`asyncio.to_thread` has few threads, which wait for what the handlers wait for."""
+    processor = Processor(Forgetting(SessionLost))
+    completed: list[bytes] = []
+    proceed = threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    occupied = loop.run_in_executor(None, proceed.wait)
+
+    async def handle(_: Context, data: bytes) -> None:
+        completed.append(data)
+
+    processor.register("job", handle)
+    try:
+        async with asyncio.timeout(DEADLINE), processor:
+            job_id = await processor.enqueue_raw("job", b"{}")
+            await processor.start()
+            await processor.wait(job_id, timeout=DEADLINE)
+            await processor.stop()
+    finally:
+        proceed.set()
+        await occupied
+    assert completed == [b"{}", b"{}"]

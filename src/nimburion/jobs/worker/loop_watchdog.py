@@ -28,6 +28,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from nimburion.jobs.worker.join_thread import join_thread
+
 if TYPE_CHECKING:
     from nimburion.jobs.worker.worker import Worker
 
@@ -123,7 +125,7 @@ class LoopWatchdog:
         self._stopping = True
         if self._thread is not None:
             self._wake_thread()
-            await self._loop.run_in_executor(None, self._thread.join)
+            await join_thread(self._thread)
         self._close()
 
     def attach(

@@ -22,6 +22,7 @@ from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.join_thread import join_thread
 from nimburion.jobs.worker.session.vitals import VitalsReader
 
 _log = logging.getLogger("nimburion.worker")
@@ -229,7 +230,7 @@ class HeartbeatThread:
                 self._loop.call_soon_threadsafe(self._stopping.set)
             except RuntimeError:  # the thread has just ended by itself
                 _log.debug("the heartbeat thread had ended")
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        await join_thread(self._thread)
 
     def _main(self) -> None:
         try:
