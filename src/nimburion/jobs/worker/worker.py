@@ -375,10 +375,17 @@ class Worker:
         self._start_jobs()
         if slots.batches is not None:
             self._start_exhausted(slots.batches)
-        if request.long_poll and not slots.are_empty:
-            # A busy worker does not wait inside the backend. Its next exchange subscribes to
-            # notifications in the same step in which it finds no job.
-            self._trigger.may_have_work = True
+        if request.long_poll and reply.deliveries:
+            self._loop.call_soon(self._listen_while_busy)  # after the first steps of these jobs
+
+    def _listen_while_busy(self) -> None:
+        """Make an exchange if jobs run that ended a long poll.
+
+        A busy worker does not wait inside the backend. This exchange subscribes to notifications in
+        the same step in which it finds no job.
+        """
+        if not self._slots.are_empty:
+            self._trigger.note_possible_work()
 
     def _start_exhausted(self, batches: BatchCalls) -> None:
         """Start the batches that no job can join now."""
