@@ -22,6 +22,7 @@ from nimburion.core.settlement import (
     Retried,
     Settled,
     Settlement,
+    Spent,
 )
 from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
@@ -179,6 +180,18 @@ async def test_a_stale_settlement_is_reported() -> None:
     completer.settle(Completed(lease("b")))
     await completer.exchange(RESERVE_NOTHING)
     assert seen == [StaleSettlement("a")]
+
+
+async def test_a_late_report_of_a_thread_is_no_stale_settlement() -> None:
+    """The outcome of its attempt, a timeout, was written before."""
+    backend, seen, events = FakeBackend(), list[Event](), Events()
+    backend.stale = {"a"}
+    events.subscribe(seen.append)
+    completer = make_completer(backend, events)
+    completer.report_progress(Progressed(lease("a"), 0.5))
+    completer.settle(Spent(lease("a"), 3))
+    await completer.exchange(RESERVE_NOTHING)
+    assert seen == []
 
 
 async def test_a_closed_completer_sends_nothing() -> None:

@@ -295,10 +295,14 @@ class Completer:
         return True
 
     def _report_stale(self, batch: list[Settlement], reply: Reply) -> None:
+        """Report the outcomes that were not written.
+
+        A late progress report is none: a thread may send it after its attempt has timed out.
+        """
         if Settled.STALE not in reply.results:
             return
         for settlement, result in zip(batch, reply.results, strict=False):
-            if result is Settled.STALE:
+            if result is Settled.STALE and not isinstance(settlement, Progressed | Spent):
                 self._events.emit(StaleSettlement(settlement.lease.job_id))
                 _log.warning(
                     "job %s is not held by this worker any more; its outcome was not written",
