@@ -112,7 +112,7 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
         )
         apply_limits(step, name)
     for tenant, units in weights.items():
-        _store_weight(step, tenant, units)
+        _put_weight(step, tenant, units)
 
 
 def apply_limits(step: AtomicStep, name: str) -> None:
@@ -617,10 +617,10 @@ def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:
 
 def set_tenant_weight(step: AtomicStep, tenant: str, weight: float | None) -> None:
     """See `Backend.set_tenant_weight`."""
-    _store_weight(step, tenant, WEIGHT_UNITS if weight is None else to_weight_units(weight))
+    _put_weight(step, tenant, WEIGHT_UNITS if weight is None else to_weight_units(weight))
 
 
-def _store_weight(step: AtomicStep, tenant: str, units: int) -> None:
+def _put_weight(step: AtomicStep, tenant: str, units: int) -> None:
     """Store a weight in hundredths; that of all others is not stored."""
     weights = step.state.turns.weights
     if units == WEIGHT_UNITS:
