@@ -66,9 +66,11 @@ class CommandLine:
 
         return asyncio.run(opened())
 
-    def enqueue(self, *ids: str, name: str = "send", queue: str = "default") -> None:
-        """Store pending jobs."""
-        jobs = [NewJob(one, name, queue, b'{"to":"a"}') for one in ids]
+    def enqueue(
+        self, *ids: str, name: str = "send", queue: str = "default", after: float = 0.0
+    ) -> None:
+        """Store jobs that are due after some seconds."""
+        jobs = [NewJob(one, name, queue, b'{"to":"a"}', after=after) for one in ids]
         self.call_backend(lambda backend: backend.enqueue(jobs))
 
     def fail(self, *ids: str, name: str = "send", queue: str = "default") -> None:

@@ -91,6 +91,32 @@ def test_purge_needs_yes_even_for_one(nimburion: CommandLine) -> None:
     assert nimburion("dead", "purge", "--all", "--yes").out == "1 job purged\n"
 
 
+def test_waiting_jobs_are_made_due(nimburion: CommandLine) -> None:
+    nimburion.enqueue("a", "b", after=3600.0)
+    nimburion.enqueue("c")
+    changed = nimburion("jobs", "run-now", "a", "c")
+    assert (changed.code, changed.out) == (
+        1,
+        "a  due now\nc  not changed: it is due already, runs or has ended\n",
+    )
+    missing = nimburion("jobs", "run-now", "x")
+    assert (missing.code, missing.out) == (4, "x  not changed: no such job\n")
+    assert states(nimburion) == {"a": "pending", "b": "scheduled", "c": "pending"}
+    counted = nimburion("jobs", "run-now", "--all")
+    assert (counted.code, "1 job would be made due; nothing was started" in counted.err) == (
+        2,
+        True,
+    )
+    started = nimburion("jobs", "run-now", "--state", "scheduled", "--rate", "5/s", "--yes")
+    assert "run now of 1 job started" in started.out
+    assert nimburion("jobs", "run-now", "a", "--rate", "5/s").code == 2
+    records = nimburion("audit", "--json").data["records"]
+    assert [(one["action"], one["changed"]) for one in records][-2:] == [
+        ("jobs.run_now", 0),
+        ("jobs.run_now", 1),
+    ]
+
+
 def test_many_are_done_in_steps(nimburion: CommandLine) -> None:
     ids = [f"f{number:04}" for number in range(1203)]
     nimburion.fail(*ids)

@@ -80,6 +80,7 @@ def install_crash_point(point: str, url: str) -> None:
             url, "rescue", lambda rescued, _: bool(rescued.returned)
         ),
         "enqueued": lambda: _die_after_call(url, "enqueue", lambda *_: True),
+        "made_due": lambda: _die_after_call(url, "make_due", lambda *_: True),
         "before": lambda: setattr(AttemptRunner, "perform", lambda *_: die()),
         "inside": lambda: None,  # the handler looks itself, and so for the next two
         "rows": lambda: None,
@@ -204,6 +205,7 @@ _SETTLEMENTS = 6
 
 _REQUESTS: dict[str, tuple[str, Callable[[Sequence[CommandPart]], bool]]] = {
     "enqueue": ("enqueue", lambda _: True),
+    "make_due": ("make_due", lambda _: True),
     "reserve": ("exchange", lambda arguments: not arguments[_SETTLEMENTS]),
     "settle": ("exchange", lambda arguments: bool(arguments[_SETTLEMENTS])),
 }
@@ -236,6 +238,7 @@ def _around_script(
 
 _CALL_CRASH_POINTS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
     "enqueue": ("enqueue_1", lambda _: True),
+    "make_due": ("make_due_1", lambda _: True),
     "reserve": ("exchange_1", lambda arguments: arguments[_SEQS] is None),
     "settle": ("exchange_1", lambda arguments: arguments[_SEQS] is not None),
     "rescue": ("rescue_jobs_1", lambda _: True),
@@ -317,6 +320,15 @@ async def run_producer(_: Path, url: str, events: EventLog, options: dict[str, A
     jobs = [NewJob(one, name, "default", payload, options=more) for one in options["ids"]]
     await backend.enqueue(jobs)
     events.note("enqueued")
+    await backend.close()
+
+
+async def run_operator(_: Path, url: str, events: EventLog, options: dict[str, Any]) -> None:
+    """Make jobs due by id."""
+    backend = open_backend(url)
+    await backend.open()
+    await backend.make_due(options["ids"])
+    events.note("made due")
     await backend.close()
 
 
@@ -486,7 +498,13 @@ def main() -> None:
     verb, folder, url, options = sys.argv[1:]
     if "CRASH_AT" in os.environ:
         install_crash_point(os.environ["CRASH_AT"], url)
-    run = {"worker": run_worker, "producer": run_producer, "buyer": run_buyer}[verb]
+    roles = {
+        "worker": run_worker,
+        "producer": run_producer,
+        "operator": run_operator,
+        "buyer": run_buyer,
+    }
+    run = roles[verb]
     chosen = json.loads(options)
     with asyncio.Runner(loop_factory=choose_loop(chosen.pop("uvloop", False))) as runner:
         runner.run(run(Path(folder), url, EventLog(Path(folder)), chosen))

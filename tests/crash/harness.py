@@ -69,6 +69,10 @@ class ProcessHarness:
         options = {"name": name, "ids": ids, "replaces": replaces}
         return self._start("producer", crash_at, options)
 
+    def start_operator(self, crash_at: str | None, ids: list[str]) -> Process:
+        """Start a process that makes these jobs due and ends."""
+        return self._start("operator", crash_at, {"ids": ids})
+
     def start_buyer(self, crash_at: str | None) -> Process:
         """Start a process that writes a row and enqueues its job, in one transaction."""
         return self._start("buyer", crash_at, {})

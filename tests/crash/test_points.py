@@ -31,6 +31,11 @@ class Points:
     ) -> None:
         await check_dead_replacement(harness, "enqueued")
 
+    async def test_an_operator_dies_when_it_has_made_jobs_due(
+        self, harness: ProcessHarness
+    ) -> None:
+        await check_dead_operator(harness, "made_due", due={5})
+
     async def test_a_producer_dies_when_it_has_enqueued(self, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, "enqueued", stored={5})
 
@@ -79,6 +84,12 @@ class TestSQLite(Points):
     ) -> None:
         await check_dead_replacement(harness, f"statement {statement}")
 
+    @pytest.mark.parametrize("statement", ["delete_scheduled", "set_due"])
+    async def test_an_operator_dies_while_it_makes_jobs_due(
+        self, statement: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_operator(harness, f"statement {statement}", due={0})
+
     @pytest.mark.parametrize("statement", ["get_last_seq", "insert_new_ready"])
     async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, f"statement {statement}", stored={0})
@@ -99,6 +110,9 @@ class TestRedis(Points):
 
     async def test_a_producer_dies_before_the_answer(self, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, "unheard enqueue", stored={0, 5})
+
+    async def test_an_operator_dies_before_the_answer(self, harness: ProcessHarness) -> None:
+        await check_dead_operator(harness, "unheard make_due", due={0, 5})
 
     async def test_a_producer_dies_between_two_scripts(self, harness: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
@@ -141,6 +155,9 @@ class TestPostgres(Points):
 
     async def test_a_worker_dies_while_it_rescues(self, harness: ProcessHarness) -> None:
         await check_dead_rescuer(harness, "unheard rescue")
+
+    async def test_an_operator_dies_before_the_answer(self, harness: ProcessHarness) -> None:
+        await check_dead_operator(harness, "unheard make_due", due={0, 5})
 
     async def test_a_producer_dies_before_the_answer(self, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, "unheard enqueue", stored={0, 5})
@@ -190,6 +207,17 @@ async def check_dead_rescuer(harness: ProcessHarness, point: str) -> None:
     harness.start_worker()
     # The one that rescued them may have taken them itself before it died.
     await harness.check_all_completed(lost=6)
+
+
+async def check_dead_operator(harness: ProcessHarness, point: str, due: set[int]) -> None:
+    """It cannot know whether its jobs are due; a repeat makes it true, and each runs once."""
+    ids = await harness.enqueue("quick", 5, after=600.0)
+    await harness.wait_until_killed(harness.start_operator(point, ids))
+    assert (await harness.backend.count_jobs())[State.PENDING] in due
+    assert await harness.wait_for_exit(harness.start_operator(None, ids)) == 0
+    assert (await harness.backend.count_jobs())[State.SCHEDULED] == 0
+    harness.start_worker()
+    await harness.check_all_completed(lost=0)
 
 
 async def check_dead_producer(harness: ProcessHarness, point: str, stored: set[int]) -> None:

@@ -31,7 +31,7 @@ from nimburion.core.job import (
     State,
     sort_states,
 )
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.keyed_limits import KeyedLimit, make_queue_limit_name
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.operations import Rescued, Retention
@@ -57,6 +57,7 @@ Answer = Any
 """What a backend answers, or what of it is compared."""
 
 QUEUES = ("red", "blue")
+QUEUE_LIMITS = tuple(make_queue_limit_name(queue) for queue in QUEUES)
 NAMES = ("mail", "report", "scan")
 LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
@@ -366,6 +367,8 @@ class Twins(RuleBasedStateMachine):
             (
                 self._cancel,
                 self._cancel,
+                self._make_due,
+                self._make_due,
                 self._replay,
                 self._delete,
                 self._prune,
@@ -379,7 +382,7 @@ class Twins(RuleBasedStateMachine):
 
     def _change_limit(self, luck: Random) -> None:
         """Change or reset the limit of a name, a limit by key or one key of it."""
-        name = luck.choice((*NAMES, "k", "k", "r", "r"))
+        name = luck.choice((*NAMES, "k", "k", "r", "r", *QUEUE_LIMITS))
         key = luck.choice((None, "a")) if name in {"k", "r"} else None
         if luck.random() < 0.4:
             self._agree(lambda backend: backend.reset_limit(name, key))
@@ -398,6 +401,11 @@ class Twins(RuleBasedStateMachine):
         self._agree(lambda backend: backend.cancel(job_id))
         if job_id != "never":
             self._touch([job_id])
+
+    def _make_due(self, luck: Random) -> None:
+        job_ids = luck.choices(sorted(self.known | {"never"}), k=luck.randint(1, 4))
+        self._agree(lambda backend: backend.make_due(job_ids))
+        self._touch(set(job_ids) - {"never"})
 
     def _replay(self, luck: Random) -> None:
         which = self._filter(luck, State.FAILED)
@@ -609,6 +617,8 @@ def _keyed_limits(luck: Random, names: Iterable[str]) -> dict[str, dict[str, Key
     """Limits by key of some names, often the same ones, and shared by names."""
     rate = RateLimit("often", interval=500_000, burst=luck.choice((1, 1, 2)))
     limits = {"k": KeyedLimit(luck.choice((1, 1, 2))), "r": KeyedLimit(rate=rate)}
+    if luck.random() < 0.3:
+        limits[luck.choice(QUEUE_LIMITS)] = KeyedLimit(luck.choice((1, 3)))
     some = {name: limit for name, limit in limits.items() if luck.random() < 0.8}
     return {name: some for name in names if some and luck.random() < 0.6}
 

@@ -6,6 +6,8 @@ from tests.mutants.mutant import Mutant
 
 MEMORY = "tests/contract/test_memory.py::TestMemory::"
 SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
+REDIS = "tests/contract/test_redis.py::TestRedis::"
+POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
 SCENARIO = "tests/simulation/test_scenarios.py::"
 SIMULATION = "tests/simulation/test_simulation.py::"
 COMPLETER = "tests/jobs/worker/exchange/test_completer.py::"
@@ -90,6 +92,27 @@ MUTANTS = (
         "return max($due, $now - round($MAX * $MICRO)) + $pause",
         "return $due + $pause",
         (f"{SQLITE}test_the_rate_decides_when_the_next_step_is_due",),
+    ),
+    Mutant(
+        "SQLite: a job that is due already loses its place when it is to run now",
+        "backends/sqlite/*.sql",
+        "WHERE j.id = ?1 AND j.due > ?2;",
+        "WHERE j.id = ?1;",
+        (f"{SQLITE}test_a_job_that_is_due_and_not_promoted_keeps_its_place",),
+    ),
+    Mutant(
+        "Redis: a job that is due already loses its place when it is to run now",
+        "backends/redis/*.lua",
+        "  if decode_time($attempts.due8, 1) <= $now then\n    return false",
+        "  if false then\n    return false",
+        (f"{REDIS}test_a_job_that_is_due_and_not_promoted_keeps_its_place",),
+    ),
+    Mutant(
+        "PostgreSQL: a retry that is to run now keeps its old time",
+        "backends/postgres/*.sql",
+        "        UPDATE {schema}.attempt_state t SET due = now WHERE t.seq = $moved.seq;\n",
+        "",
+        (f"{POSTGRES}test_a_retry_is_due_at_once_and_counts_its_failures",),
     ),
     Mutant(
         "the end of a bulk operation is recorded after it",

@@ -78,7 +78,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a repeat keeps the units of what it returns",
         "backends/redis/*.lua",
-        "    give_units_back($lane.name, $lease.started8)\n    refund_keys($field, $lane.name, $lease)\n    end_lease",
+        "    give_units_back($lane.name, $lease.started8)\n    refund_keys($field, $lane, $lease)\n    end_lease",
         "    end_lease",
         (f"{REDIS}test_a_delivery_that_a_repeat_returns_gives_its_units_back",),
     ),
@@ -139,6 +139,49 @@ LIMIT_MUTANTS = (
         "end",
         (f"{REDIS}test_changed_limits_are_considered_at_once",),
     ),
+    # Limits of queues
+    Mutant(
+        "a limit of a queue counts the jobs of all queues",
+        "core/*.py",
+        'return "" if $limited == $queue else None',
+        'return ""',
+        (f"{MEMORY}test_a_queue_limit_counts_all_names_of_its_queue",),
+    ),
+    Mutant(
+        "memory: a change of a queue limit reaches only the names that declare it",
+        "backends/memory/*.py",
+        "{*$state.declared_limits, *$state.keyed_limits}.union(",
+        "{*$state.declared_limits}.union() or set().union(",
+        (f"{MEMORY}test_a_change_makes_a_queue_limit_that_no_worker_declares",),
+    ),
+    Mutant(
+        "SQLite: limits of queues are not read",
+        "backends/sqlite/*.py",
+        "in {None, $lane.queue}",
+        "in {None}",
+        (f"{SQLITE}test_a_queue_limit_counts_all_names_of_its_queue",),
+    ),
+    Mutant(
+        "Redis: a job has no key for the limit of its queue",
+        "backends/redis/*.lua",
+        "$limit.is_of_queue and '' or $carried[$limit[1]]",
+        "$carried[$limit[1]]",
+        (f"{REDIS}test_a_queue_limit_counts_all_names_of_its_queue",),
+    ),
+    Mutant(
+        "Redis: sessions forget the limit of a queue that was made at run time",
+        "backends/redis/*.lua",
+        "for _, $limit in ipairs(list_changed_queues()) do",
+        "for _, $limit in ipairs({}) do",
+        (f"{REDIS}test_a_change_makes_a_queue_limit_that_no_worker_declares",),
+    ),
+    Mutant(
+        "PostgreSQL: a job has no key for the limit of its queue",
+        "backends/postgres/*.sql",
+        "WHEN k.limit_name = 'queue=' || $o.queue THEN '' END AS key",
+        "END AS key",
+        (f"{POSTGRES}test_a_queue_limit_counts_all_names_of_its_queue",),
+    ),
     # Changes at run time
     Mutant(
         "changes: a new session undoes a change",
@@ -171,8 +214,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "SQLite: parked jobs of a changed key stay parked",
         "backends/sqlite/limit_changes.py",
-        "unpark($db, $key, $lane, $count)\n",
-        "pass\n",
+        "    let_return($db, $key, $count)\n",
+        "    pass\n",
         (f"{SQLITE}test_one_key_is_changed",),
     ),
     Mutant(

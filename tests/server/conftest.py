@@ -65,9 +65,12 @@ class Api:
         assert response.status_code in {200, 201}, response.text
         return response.json()
 
-    async def enqueue(self, *ids: str, name: str = "send", queue: str = "default") -> None:
-        """Store pending jobs."""
-        jobs = [NewJob(job_id, name, queue, b'{"to":"a","secret":"hush"}') for job_id in ids]
+    async def enqueue(
+        self, *ids: str, name: str = "send", queue: str = "default", after: float = 0.0
+    ) -> None:
+        """Store jobs that are due after some seconds."""
+        payload = b'{"to":"a","secret":"hush"}'
+        jobs = [NewJob(job_id, name, queue, payload, after=after) for job_id in ids]
         await self.processor.backend.enqueue(jobs)
 
     async def fail(self, *ids: str, queue: str = "default") -> None:

@@ -29,12 +29,14 @@ BODIES: dict[str, object] = {
     "change_limit": {"concurrency": 2, "reason": "sale"},
     "enqueue_job": {"name": "send", "payload": {"secret": SECRET}, "id": "new"},
     "cancel_jobs": {"ids": ["a", "b"]},
+    "run_jobs_now": {"ids": ["later", "b"]},
     "replay_dead_letters": {"all": True},
     "purge_dead_letters": {"queue": "other"},
     "replay_edited_dead_letter": {"payload": {"to": "b", "secret": SECRET}},
     "set_tenant_weight": {"tenant": "acme", "weight": 2},
     "command_worker": {"command": "quiet"},
     "start_replay": {"id": "new", "all": True, "rate": 10},
+    "start_run_now": {"id": "new", "queue": "default"},
     "start_cancel": {"id": "new", "queue": "default"},
     "start_delete": {"id": "new", "ids": ["c"]},
     "add_schedule": {"name": "s", "when": "@daily", "job": "send", "payload": {"secret": SECRET}},
@@ -51,11 +53,14 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "enqueue_job": ("jobs.enqueue", "new", 1),
     "cancel_jobs": ("jobs.cancel", "", 2),
     "cancel_job": ("jobs.cancel", "a", 1),
+    "run_jobs_now": ("jobs.run_now", "", 1),
+    "run_job_now": ("jobs.run_now", "a", 0),
     "replay_dead_letters": ("dead.replay", "", 1),
     "purge_dead_letters": ("dead.purge", "", 1),
     "replay_edited_dead_letter": ("dead.replay_edited", "c", 1),
     "command_worker": ("worker.quiet", "a", 1),
     "start_replay": ("operations.start_replay", "new", None),
+    "start_run_now": ("operations.start_run_now", "new", None),
     "start_cancel": ("operations.start_cancel", "new", None),
     "start_delete": ("operations.start_delete", "new", None),
     "cancel_operation": ("operations.cancel", "a", None),
@@ -79,6 +84,7 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     ]
     made: Api = await make_api(tokens=tokens, host="0.0.0.0")
     await made.enqueue("a", "b")
+    await made.enqueue("later", after=3600.0)
     await made.fail("c", queue="other")
     await made.services.schedules.add("daily", "@daily", "send")
     await made.processor.backend.pause_queue("paused", paused=True)

@@ -38,6 +38,7 @@ _NOTIFYING = frozenset(
         "open_session",
         "cancel",
         "replay",
+        "make_due",
         "pause_queue",
     }
 )

@@ -27,6 +27,7 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)(?:/(s|min|h))?")
 _UNIT_SECONDS = (("s", 1.0), ("min", 60.0), ("h", 3600.0))
 _PAST = {
     BulkAction.REPLAY: "replayed",
+    BulkAction.RUN_NOW: "made due",
     BulkAction.CANCEL: "cancelled",
     BulkAction.DELETE: "deleted for good",
 }
@@ -139,7 +140,9 @@ def format_preview(preview: BulkPreview) -> str:
 
 def print_started(operation: BulkOperation, preview: BulkPreview) -> None:
     """Print the id of a started operation, and how to follow it."""
-    click.echo(f"{operation.id}  {operation.action} of {format_preview(preview)} started")
+    click.echo(
+        f"{operation.id}  {operation.action.replace('_', ' ')} of {format_preview(preview)} started"
+    )
     click.echo(
         f"a worker or management server does it; progress: nimburion operations show {operation.id}"
     )

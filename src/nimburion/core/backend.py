@@ -314,6 +314,19 @@ class Maintaining(Protocol):
         """
         ...
 
+    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
+        """Make jobs due now that wait for a later time, and return the ids of those that were.
+
+        These are scheduled jobs, and jobs that wait for their next attempt. Their due time becomes
+        the time of the call, so they come after the jobs of their priority that are due already.
+        Everything else stays as it is, also failures and losses. Jobs that are due, that run or
+        have ended, and unknown ids are skipped, so the call is idempotent.
+
+        The call notifies the workers that wait for the queues of these jobs. It is atomic for each
+        job; `Capabilities.atomic_batch` applies.
+        """
+        ...
+
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """Delete up to `limit` finished jobs permanently and return their ids.
 
@@ -423,10 +436,10 @@ class Maintaining(Protocol):
     ) -> BulkOperation:
         """Run a claimed step: change its jobs and record the progress, in one atomic step.
 
-        Each job of `step.ids` is replayed, cancelled or deleted as by `replay`, `cancel` and
-        `delete`. Jobs that the action cannot change any more count as skipped. The step ends the
-        claim. With a rate, the next step becomes due `done / rate` seconds after this one was due,
-        but is at most `MAX_CATCH_UP` seconds early.
+        Each job of `step.ids` is replayed, made due, cancelled or deleted as by `replay`,
+        `make_due`, `cancel` and `delete`. Jobs that the action cannot change any more count as
+        skipped. The step ends the claim. With a rate, the next step becomes due `done / rate`
+        seconds after this one was due, but is at most `MAX_CATCH_UP` seconds early.
 
         Repeating the last step under the same fence changes nothing and returns the operation.
 

@@ -1,4 +1,4 @@
-"""Bulk operations: replay, cancel or delete all jobs that match a filter, in durable steps.
+"""Bulk operations: replay, make due, cancel or delete all jobs that match a filter, step by step.
 
 An operator starts a bulk operation. The backend keeps it, and any process continues it step by step
 until no more jobs match. See decision 0028.
@@ -35,6 +35,8 @@ class BulkAction(enum.StrEnum):
 
     REPLAY = "replay"
     """Make a dead letter pending again, as `Backend.replay` does."""
+    RUN_NOW = "run_now"
+    """Make a job due that waits for a later time, as `Backend.make_due` does."""
     CANCEL = "cancel"
     """Cancel an unfinished job, as `Backend.cancel` does."""
     DELETE = "delete"
@@ -49,6 +51,7 @@ class BulkAction(enum.StrEnum):
 _STATES = MappingProxyType(
     {
         BulkAction.REPLAY: FAILED_ONLY,
+        BulkAction.RUN_NOW: frozenset({State.SCHEDULED, State.RETRYING}),
         BulkAction.CANCEL: UNFINISHED,
         BulkAction.DELETE: FINISHED,
     }
@@ -150,7 +153,7 @@ class BulkOperation(NewBulkOperation, frozen=True, kw_only=True):
         """
         which = narrow_to_action(self.which, self.action)
         until = self.started_at + 1 / _MICRO
-        if self.action is BulkAction.CANCEL:
+        if self.action in {BulkAction.CANCEL, BulkAction.RUN_NOW}:
             return msgspec.structs.replace(which, created_to=_find_earlier(which.created_to, until))
         return msgspec.structs.replace(which, finished_to=_find_earlier(which.finished_to, until))
 

@@ -203,6 +203,24 @@ async def test_a_job_is_cancelled(api: Api) -> None:
     assert await api.post("/jobs/a/cancel") == {"id": "a", "outcome": "finished"}
 
 
+async def test_waiting_jobs_run_now(api: Api) -> None:
+    await api.enqueue("a", "b", after=3600.0)
+    await api.enqueue("due")
+    assert await api.post("/jobs/a/run-now") == {"id": "a", "outcome": "due"}
+    assert await api.post("/jobs/a/run-now") == {"id": "a", "outcome": "unchanged"}
+    assert (await api.get("/jobs/a"))["state"] == "pending"
+    report = await api.post("/jobs/run-now", {"ids": ["b", "due", "none", "b"]})
+    assert report["jobs"] == [
+        {"id": "b", "outcome": "due"},
+        {"id": "due", "outcome": "unchanged"},
+        {"id": "none", "outcome": "not found"},
+    ]
+    missing = await api.client.post("/api/v1/jobs/none/run-now")
+    assert missing.status_code == 404
+    counts = [record["changed"] for record in (await api.get("/audit"))["records"]]
+    assert counts == [0, 1, 0, 1]
+
+
 async def test_several_jobs_are_cancelled_by_id_or_filter(api: Api) -> None:
     await api.enqueue(*"abc")
     await api.enqueue("d", queue="mail")

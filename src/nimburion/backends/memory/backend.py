@@ -243,6 +243,10 @@ class MemoryBackend:
         """See `Backend.replay`."""
         return self._run_atomically(lambda step: operations.replay(step, which, limit, after))
 
+    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
+        """See `Backend.make_due`."""
+        return self._run_atomically(lambda step: operations.make_due(step, job_ids))
+
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
         return self._run_atomically(lambda step: operations.delete(step, which, limit))

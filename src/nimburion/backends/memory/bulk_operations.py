@@ -102,6 +102,8 @@ def _change_jobs(step: AtomicStep, action: BulkAction, ids: tuple[str, ...]) -> 
     if action is BulkAction.REPLAY:
         replayed = operations.replay(step, which, most, None)
         return len(replayed.ids), len(replayed.held)
+    if action is BulkAction.RUN_NOW:
+        return len(operations.make_due(step, ids)), 0
     if action is BulkAction.DELETE:
         return len(operations.delete(step, which, most)), 0
     return sum(_cancel(step, job_id) for job_id in ids), 0

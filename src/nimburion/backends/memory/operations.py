@@ -748,6 +748,20 @@ def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
     step.names_to_notify.add(entry.queue)
 
 
+def make_due(step: AtomicStep, job_ids: Sequence[str]) -> list[str]:
+    """See `Backend.make_due`."""
+    changed = []
+    for job_id in dict.fromkeys(job_ids):
+        entry = step.state.jobs.get(job_id)
+        if entry is None or entry.final_state or entry.leased or entry.due <= step.now:
+            continue
+        entry.due = step.now
+        step.state.add_waiting(entry, step.now)
+        step.names_to_notify.add(entry.queue)
+        changed.append(job_id)
+    return changed
+
+
 def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
     """See `Backend.delete`."""
     which.check_selects()

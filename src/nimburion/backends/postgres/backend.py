@@ -511,6 +511,15 @@ class PostgresBackend:
         self._notify({queue for _, job_id, replayed, queue in rows if job_id and replayed})
         return operations.decode_replayed(rows)
 
+    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
+        """See `Backend.make_due`."""
+        ids = [encode_id_or_empty(job_id) for job_id in job_ids]
+        statement = "SELECT * FROM {schema}.make_due_1($1, $2)"
+        rows = await self._fetch(statement, self._now(), ids)
+        self._notify({queue for _, queue in rows})
+        changed = {decode_id(job_id) for job_id, _ in rows}
+        return [job_id for job_id in dict.fromkeys(job_ids) if job_id in changed]
+
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
         which.check_selects()

@@ -441,6 +441,15 @@ class RedisBackend:
                 break
         return operations.decode_replayed(replies)
 
+    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
+        """See `Backend.make_due`. Each script changes up to 500 jobs."""
+        changed: list[str] = []
+        ids = [encode_id_or_empty(job_id) for job_id in dict.fromkeys(job_ids)]
+        for first in range(0, len(ids), SCAN_STEP):
+            found = await self._run_script("make_due", *ids[first : first + SCAN_STEP])
+            changed += queries.decode_ids(found)
+        return changed
+
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`. Each script checks 500 finished jobs."""
         which.check_selects()

@@ -101,6 +101,7 @@ SCRIPT_SPECS = MappingProxyType(
         "replay": ScriptSpec(
             (*_WRITE_PARTS, "scan_jobs", *_KEY_HOLDER_PARTS, "replay_jobs"), "allow-oom"
         ),
+        "make_due": ScriptSpec((*_WRITE_PARTS, "ids", "make_job_due"), "allow-oom"),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
         "start_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
         "claim_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
@@ -110,7 +111,7 @@ SCRIPT_SPECS = MappingProxyType(
                 *_WRITE_PARTS,
                 *_KEY_HOLDER_PARTS,
                 *_CANCEL_PARTS,
-                *("replay_jobs", "delete_jobs", "bulk_operation_format"),
+                *("replay_jobs", "make_job_due", "delete_jobs", "bulk_operation_format"),
             ),
             "allow-oom",
         ),

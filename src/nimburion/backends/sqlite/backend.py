@@ -474,6 +474,10 @@ class SQLiteBackend:
         """See `Backend.replay`."""
         return await self._write(lambda db: operations.replay(db, which, limit, after))
 
+    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
+        """See `Backend.make_due`."""
+        return await self._write(lambda db: operations.make_due(db, job_ids))
+
     async def delete(self, which: JobFilter, limit: int) -> list[str]:
         """See `Backend.delete`."""
         return await self._write(lambda db: operations.delete(db, which, limit))

@@ -100,6 +100,8 @@ def _change_jobs(db: Database, action: BulkAction, ids: tuple[str, ...]) -> tupl
     if action is BulkAction.REPLAY:
         replayed = operations.replay(db, which, most, None)
         return len(replayed.ids), len(replayed.held)
+    if action is BulkAction.RUN_NOW:
+        return len(operations.make_due(db, ids)), 0
     if action is BulkAction.DELETE:
         return len(operations.delete(db, which, most)), 0
     return sum(_cancel(db, job_id) for job_id in ids), 0

@@ -100,6 +100,21 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
     return True
 
 
+def make_due(db: Database, job_ids: Sequence[str]) -> list[str]:
+    """See `Backend.make_due`."""
+    changed = []
+    for job_id in dict.fromkeys(job_ids):
+        row = db.fetch_one("find_later_job", job_id, db.now)
+        if row is None:
+            continue
+        seq, lane, priority, failures = row
+        db.run("delete_scheduled", seq)
+        db.run("set_due", seq, db.now)
+        transitions.put_in_lane(db, lane, priority, db.now, seq, retry=failures > 0)
+        changed.append(job_id)
+    return changed
+
+
 def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
     """See `Backend.delete`."""
     which.check_selects()

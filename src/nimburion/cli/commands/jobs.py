@@ -1,4 +1,4 @@
-"""`nimburion jobs …`: list, show, cancel, delete and retry jobs in any state."""
+"""`nimburion jobs …`: list, show, cancel, delete, retry and run jobs in any state."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from nimburion.cli.output import print_result
 from nimburion.cli.records import print_records, print_whole_record, record_to_data
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.cancellation import cancel_if_found, count_cancelled
+from nimburion.core.due_jobs import DueOutcome, run_now
 from nimburion.core.job import FINISHED, UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls
 
@@ -51,10 +52,19 @@ _WORDS = MappingProxyType(
 )
 """Readable messages for the outcomes of `cancel`."""
 
+_DUE_WORDS: MappingProxyType[DueOutcome, str] = MappingProxyType(
+    {
+        "due": "due now",
+        "unchanged": "not changed: it is due already, runs or has ended",
+        "not found": "not changed: no such job",
+    }
+)
+"""Readable messages for the outcomes of `run-now`."""
+
 
 @click.group()
 def jobs() -> None:
-    """List, show, cancel, delete and retry jobs."""
+    """List, show, cancel, delete, retry and run jobs."""
 
 
 @jobs.command("list")
@@ -250,6 +260,76 @@ def delete_jobs(
     )
     started = start_in_background(BulkAction.DELETE, which, wanted, yes=yes)
     print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+
+
+@jobs.command("run-now")
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(sorted(state.value for state in BulkAction.RUN_NOW.states)),
+    multiple=True,
+    help="Only in this state.",
+)
+@add_filter_options
+@click.option("--all", "everything", is_flag=True, help="Every job that waits and matches.")
+@click.option("--yes", is_flag=True, help="Start it; without, only count.")
+@add_bulk_options
+@add_shared_options
+@click.pass_context
+def run_jobs_now(
+    ctx: click.Context,
+    /,
+    *,
+    ids: tuple[str, ...],
+    states: tuple[str, ...],
+    queue: str | None,
+    name: str | None,
+    everything: bool,
+    yes: bool,
+    **options: Any,
+) -> None:
+    """Make jobs due now that are scheduled or wait for a retry.
+
+    Jobs by id are due when the command ends. All others are changed in the background, and need
+    --yes. A worker then starts them in the order of their queue.
+    """
+    wanted = BackgroundOptions(in_background=True, **options)
+    if ids and states:
+        raise BadInput("give either ids or --state, not both")
+    which = make_filter(
+        [State(word) for word in states] or list(BulkAction.RUN_NOW.states),
+        ids,
+        everything=everything or bool(states),
+        searched=wanted.searches,
+        queue=queue,
+        name=name,
+    )
+    if not ids:
+        started = start_in_background(BulkAction.RUN_NOW, which, wanted, yes=yes)
+        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        return
+    msgspec.structs.replace(wanted, in_background=False).check_foreground()
+    outcomes = current_invocation().run(lambda backend: make_given_due(backend, ids))
+    print_result(outcomes, lambda: print_due(outcomes))
+    if "not found" in outcomes.values():
+        ctx.exit(NOT_FOUND)
+    if "unchanged" in outcomes.values():
+        ctx.exit(FAILED)
+
+
+async def make_given_due(backend: Backend, ids: tuple[str, ...]) -> dict[str, DueOutcome]:
+    """Make the given jobs due and record it."""
+    async with record_command(backend, "jobs.run_now", " ".join(ids)[:200]) as change:
+        outcomes = await run_now(backend, ids)
+        change.count = list(outcomes.values()).count("due")
+    return outcomes
+
+
+def print_due(outcomes: dict[str, DueOutcome]) -> None:
+    """Print one line per job."""
+    for job_id, outcome in outcomes.items():
+        click.echo(f"{escape_controls(job_id)}  {_DUE_WORDS[outcome]}")
 
 
 @jobs.command("retry")

@@ -151,6 +151,10 @@ class DjangoProcessor(Processor):
         """Cancel a job, as `Processor.cancel` does."""
         return await self._call(Client.cancel, job_id)
 
+    async def run_now(self, job_id: str | UUID) -> bool:
+        """Make a waiting job due now, as `Processor.run_now` does."""
+        return await self._call(Client.run_now, job_id)
+
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due, as `Processor.queue_size` does."""
         return await self._call(Client.queue_size, queue)

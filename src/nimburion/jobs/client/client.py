@@ -16,12 +16,14 @@ from uuid import UUID
 import msgspec
 
 from nimburion.core.backend import Backend, Transactional
+from nimburion.core.due_jobs import run_now
 from nimburion.core.errors import (
     DefinitionError,
     DuplicateJob,
     InvalidJob,
     JobConflict,
     JobNotCompleted,
+    JobNotFound,
     NotOpen,
     NotSupported,
     ResultNotKept,
@@ -481,6 +483,26 @@ class Client:
         """
         self._check_open()
         return await self.backend.cancel(read_job_id(job_id))
+
+    async def run_now(self, job_id: str | UUID) -> bool:
+        """Make a job due now that waits for a later time, and return whether it waited for one.
+
+        It is a scheduled job, or one that waits for its next attempt. A worker starts it as soon as
+        it has a slot for it; failures and history stay as they are. False: the job was due already,
+        runs or has ended, and nothing changes.
+
+        ```python
+        await processor.run_now(job_id)
+        ```
+
+        `JobNotFound` is raised for an unknown id.
+        """
+        self._check_open()
+        job_id = read_job_id(job_id)
+        outcome = (await run_now(self.backend, [job_id]))[job_id]
+        if outcome == "not found":
+            raise JobNotFound(job_id)
+        return outcome == "due"
 
     async def change_limit(
         self,

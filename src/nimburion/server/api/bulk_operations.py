@@ -123,6 +123,11 @@ async def start_replay(request: ApiRequest[NoQuery, StartBody]) -> BulkOperation
     return await _start(request, BulkAction.REPLAY)
 
 
+async def start_run_now(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:
+    """Start to make all jobs due that match and are scheduled or wait for a retry."""
+    return await _start(request, BulkAction.RUN_NOW)
+
+
 async def start_cancel(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:
     """Start to cancel all unfinished jobs that match."""
     return await _start(request, BulkAction.CANCEL)
@@ -217,6 +222,17 @@ OPERATIONS = (
         right="operate",
         handle=start_replay,
         action="operations.start_replay",
+        body=StartBody,
+        answer=BulkOperationView,
+        status=201,
+        idempotency_key=True,
+    ),
+    Operation(
+        method="POST",
+        path="/operations/run-now",
+        right="operate",
+        handle=start_run_now,
+        action="operations.start_run_now",
         body=StartBody,
         answer=BulkOperationView,
         status=201,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
@@ -10,7 +11,8 @@ from msgspec import Meta
 
 from nimburion.core.cancellation import cancel_if_found, count_cancelled
 from nimburion.core.diagnosis.explanations import Cause, find_causes
-from nimburion.core.errors import InvalidJob
+from nimburion.core.due_jobs import run_now
+from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import (
     UNFINISHED,
     AttemptError,
@@ -271,6 +273,26 @@ class CancelReport(msgspec.Struct, frozen=True):
     next: str | None = None
 
 
+class RunNowJob(msgspec.Struct, frozen=True):
+    """What happened to a job that was to run now."""
+
+    id: str
+    outcome: Literal["due", "unchanged", "not found"]
+    """`unchanged`: it was due already, runs or has ended."""
+
+
+class RunNowBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The jobs to run now. For jobs that match a filter, start a bulk operation."""
+
+    ids: Annotated[tuple[Name, ...], Meta(max_length=100)] = ()
+
+
+class RunNowReport(msgspec.Struct, frozen=True):
+    """What happened to each job."""
+
+    jobs: list[RunNowJob]
+
+
 async def list_jobs(request: ApiRequest[JobQuery, NoBody]) -> JobPage:
     """List jobs, most recently enqueued first."""
     query = request.query
@@ -366,6 +388,30 @@ async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
         found.append(CancelledJob(job_id, await cancel_if_found(backend, job_id)))
         request.change.count = count_cancelled(job.outcome for job in found)
     return CancelReport(found, following)
+
+
+async def run_job_now(request: ApiRequest[NoQuery, NoBody]) -> RunNowJob:
+    """Make a job due that is scheduled or waits for a retry. A worker then starts it."""
+    job_id = request.path["id"]
+    (found,) = await _run_now(request, [job_id])
+    if found.outcome == "not found":
+        raise JobNotFound(job_id)
+    return found
+
+
+async def run_jobs_now(request: ApiRequest[NoQuery, RunNowBody]) -> RunNowReport:
+    """Make several jobs due that are scheduled or wait for a retry."""
+    if not request.body.ids:
+        raise Problem(422, "invalid-body", "say which jobs: ids")
+    return RunNowReport(await _run_now(request, request.body.ids))
+
+
+async def _run_now(
+    request: ApiRequest[NoQuery, NoBody] | ApiRequest[NoQuery, RunNowBody], ids: Sequence[str]
+) -> list[RunNowJob]:
+    outcomes = await run_now(request.services.backend, ids)
+    request.change.count = list(outcomes.values()).count("due")
+    return [RunNowJob(job_id, outcome) for job_id, outcome in outcomes.items()]
 
 
 def check_selection(ids: tuple[str, ...], filtered: object, everything: bool) -> None:  # noqa: FBT001
@@ -486,6 +532,15 @@ OPERATIONS = (
         body=CancelBody,
         answer=CancelReport,
     ),
+    Operation(
+        method="POST",
+        path="/jobs/run-now",
+        right="operate",
+        handle=run_jobs_now,
+        action="jobs.run_now",
+        body=RunNowBody,
+        answer=RunNowReport,
+    ),
     Operation(method="GET", path="/jobs/{id}", right="read", handle=get_job, answer=JobDetail),
     Operation(
         method="GET",
@@ -500,6 +555,14 @@ OPERATIONS = (
         right="payloads",
         handle=get_job_contents,
         answer=JobContents,
+    ),
+    Operation(
+        method="POST",
+        path="/jobs/{id}/run-now",
+        right="operate",
+        handle=run_job_now,
+        action="jobs.run_now",
+        answer=RunNowJob,
     ),
     Operation(
         method="POST",

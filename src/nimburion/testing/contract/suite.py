@@ -58,6 +58,7 @@ from nimburion.testing.contract.maintaining.audit import Audit
 from nimburion.testing.contract.maintaining.bulk_operations import BulkOperationCases, BulkStepCases
 from nimburion.testing.contract.maintaining.dead_letters import Deleting, Replaying
 from nimburion.testing.contract.maintaining.limit_changes import LimitChanges
+from nimburion.testing.contract.maintaining.making_due import MakingDue
 from nimburion.testing.contract.maintaining.operators import Operators
 from nimburion.testing.contract.maintaining.pausing import Pausing
 from nimburion.testing.contract.maintaining.pruning import Pruning
@@ -105,6 +106,7 @@ class BackendContract(
     Cancelling,
     Reporting,
     Replaying,
+    MakingDue,
     Deleting,
     Pruning,
     Reading,

@@ -18,6 +18,18 @@ RETURNING (SELECT s.id FROM session AS s WHERE s.number = lease.session);
 DELETE FROM ready
 WHERE (lane, rank, due, seq) = (SELECT lane, -priority, due, seq FROM job WHERE seq = ?1);
 
+-- name: find_later_job
+-- Find a job that waits for a later time.
+-- Inputs: ?1 id, ?2 now
+-- Result: seq, lane, priority, failures, or no row
+SELECT j.seq, j.lane, j.priority, j.failures FROM job AS j JOIN scheduled AS s ON (s.due, s.seq) = (j.due, j.seq)
+WHERE j.id = ?1 AND j.due > ?2;
+
+-- name: set_due
+-- Set the due time of a job.
+-- Inputs: ?1 seq, ?2 due time
+UPDATE job SET due = ?2 WHERE seq = ?1;
+
 -- name: delete_scheduled
 -- Delete a job from `scheduled`.
 -- Inputs: ?1 seq

@@ -192,7 +192,7 @@ def describe_started(view: BulkOperationView) -> str:
 ACTIONS = (
     *(
         DashboardAction(
-            path=f"/operations/{action.value}",
+            path=f"/operations/{action.value.replace('_', '-')}",
             operation=find_operation(bulk_operations.OPERATIONS, f"start_{action.value}"),
             done="The operation is started.",
             back="/operations",

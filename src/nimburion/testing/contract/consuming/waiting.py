@@ -34,6 +34,16 @@ async def _replay(harness: Harness) -> Operation:
     return lambda: harness.backend.replay(EVERY_JOB, 10)
 
 
+async def _make_due(harness: Harness) -> Operation:
+    await harness.enqueue(harness.job("a", after=60.0))
+    return lambda: harness.backend.make_due(["a"])
+
+
+async def _make_due_in_bulk(harness: Harness) -> Operation:
+    await harness.enqueue(harness.job("a", after=60.0))
+    return lambda: _run_step(harness, "op", BulkAction.RUN_NOW)
+
+
 async def _resume(harness: Harness) -> Operation:
     await harness.add("a")
     await harness.backend.pause_queue("default", paused=True)
@@ -115,6 +125,8 @@ NOTIFYING: dict[str, Prepare] = {
     "enqueue": _enqueue,
     "replay": _replay,
     "a replay in bulk": _replay_in_bulk,
+    "a job made due": _make_due,
+    "jobs made due in bulk": _make_due_in_bulk,
     "resume": _resume,
     "a retry without delay": _retry,
     "a release": _release,

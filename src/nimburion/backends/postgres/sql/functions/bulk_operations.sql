@@ -95,8 +95,8 @@ BEGIN
 END $$;
 
 -- name: change_jobs
--- Replay, cancel or delete jobs by id.
--- Inputs: the time; the action: replay, cancel or delete; the ids
+-- Replay, make due, cancel or delete jobs by id.
+-- Inputs: the time; the action: replay, run_now, cancel or delete; the ids
 -- Result: the number of jobs that were changed; of those whose unique key another job holds; what to notify
 -- Locks: as `replay_jobs_1`, `delete_jobs_1` or `cancel_job_1` for each job
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
@@ -108,6 +108,9 @@ BEGIN
             coalesce(array_agg(DISTINCT r.queue) FILTER (WHERE r.replayed), ARRAY[]::text[])
         INTO changed, held, to_notify
         FROM {schema}.replay_jobs_1(p_now, NULL, NULL, NULL, NULL, p_ids, 9223372036854775807, cardinality(p_ids)) r;
+    ELSIF p_action = 'run_now' THEN
+        SELECT count(*), 0, coalesce(array_agg(DISTINCT d.queue), ARRAY[]::text[]) INTO changed, held, to_notify
+        FROM {schema}.make_due_1(p_now, p_ids) d;
     ELSIF p_action = 'delete' THEN
         SELECT count(*), 0, ARRAY[]::text[] INTO changed, held, to_notify
         FROM {schema}.delete_jobs_1(p_now, ARRAY['completed', 'failed', 'cancelled'], NULL, NULL, NULL, p_ids,

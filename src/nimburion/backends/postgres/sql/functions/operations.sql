@@ -1,4 +1,4 @@
--- Operations: cancel, pause, replay, delete.
+-- Operations: cancel, make due, pause, replay, delete.
 --
 -- Atomic: one transaction each. The transaction that deletes the row of a job acts on that job, so two calls never
 -- cancel, replay or delete the same job.
@@ -66,6 +66,38 @@ BEGIN
             SELECT '@' || s.id INTO to_notify FROM {schema}.session s WHERE s.number = holder;
             RETURN;
         END IF;
+    END LOOP;
+END $$;
+
+-- name: make_due
+-- Make jobs due that wait for a later time.
+-- Inputs: the time or NULL; the ids
+-- Result: the ids of the jobs that did, and their queues
+-- Locks: the rows of `scheduled` that it deletes, in the order of the ids
+-- Atomic: one transaction. The transaction that deletes the row in `scheduled` makes the job due.
+CREATE OR REPLACE FUNCTION {schema}.make_due_1(p_now int8, p_ids bytea[]) RETURNS TABLE (id bytea, queue text)
+LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+DECLARE
+    now int8 := {schema}.get_write_time_1(p_now);
+    waiting record;
+    moved {schema}.scheduled;
+BEGIN
+    FOR waiting IN
+        SELECT j.id, j.seq, coalesce(t.due, j.due) AS due
+        FROM (SELECT DISTINCT u.wanted FROM unnest(p_ids) u (wanted)) w
+        JOIN {schema}.job j ON j.id = w.wanted LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq
+        WHERE coalesce(t.due, j.due) > now
+        ORDER BY j.id
+    LOOP
+        DELETE FROM {schema}.scheduled s WHERE s.due = waiting.due AND s.seq = waiting.seq RETURNING s.* INTO moved;
+        CONTINUE WHEN NOT FOUND;
+        UPDATE {schema}.job j SET due = now WHERE j.seq = moved.seq;
+        UPDATE {schema}.attempt_state t SET due = now WHERE t.seq = moved.seq;
+        PERFORM {schema}.make_waiting_1(now, moved.seq, now, moved.lane, moved.attempt_status);
+        id := waiting.id;
+        SELECT a.queue INTO queue FROM {schema}.lane a WHERE a.id = moved.lane;
+        RETURN NEXT;
     END LOOP;
 END $$;
 

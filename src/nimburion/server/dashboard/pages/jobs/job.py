@@ -9,7 +9,7 @@ from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api import jobs as job_operations
-from nimburion.server.api.jobs import CancelledJob, JobSummary, summarize_job
+from nimburion.server.api.jobs import CancelledJob, JobSummary, RunNowJob, summarize_job
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.charts import TimelineSpan
 from nimburion.server.dashboard.page import (
@@ -169,7 +169,21 @@ def describe_cancelled(cancelled: CancelledJob) -> str:
     }.get(cancelled.outcome, "There is no such job.")
 
 
+def describe_run_now(job: RunNowJob) -> str:
+    """Return what happened to the job that was to run now."""
+    if job.outcome == "due":
+        return "The job is due now. A worker starts it in the order of its queue."
+    return "The job was due already, runs or has ended."
+
+
 ACTIONS = (
+    DashboardAction(
+        path="/jobs/{id}/run-now",
+        operation=find_operation(job_operations.OPERATIONS, "run_job_now"),
+        done="The job is due now, if it waited for a later time.",
+        back="/jobs/{id}",
+        describe=describe_run_now,
+    ),
     DashboardAction(
         path="/jobs/{id}/cancel",
         operation=find_operation(job_operations.OPERATIONS, "cancel_job"),

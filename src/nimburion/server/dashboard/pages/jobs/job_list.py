@@ -17,7 +17,7 @@ from nimburion.core.text.suggestions import describe_unknown
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api import jobs as job_operations
 from nimburion.server.api.dead_letters import PurgeReport, ReplayReport
-from nimburion.server.api.jobs import CancelReport, JobSummary, summarize_page
+from nimburion.server.api.jobs import CancelReport, JobSummary, RunNowReport, summarize_page
 from nimburion.server.api.names import Cursor
 from nimburion.server.dashboard.page import (
     DashboardAction,
@@ -245,6 +245,15 @@ def describe_cancel(report: CancelReport) -> str:
     return f"Jobs: {', '.join(counts) or 'none selected'}."
 
 
+def describe_run_now(report: RunNowReport) -> str:
+    """Return what happened to the jobs that were to run now."""
+    outcomes = [job.outcome for job in report.jobs]
+    unchanged = outcomes.count("unchanged")
+    misses = f" {unchanged} waited for no later time." if unchanged else ""
+    missing = " Some were not found." if "not found" in outcomes else ""
+    return f"{outcomes.count('due')} are due now.{misses}{missing}"
+
+
 def describe_replay(report: ReplayReport) -> str:
     """Return what a replay did."""
     held = f" {len(report.held)} wait: another job holds their unique key." if report.held else ""
@@ -268,6 +277,13 @@ ACTIONS = (
         done="The selected jobs are cancelled, or asked to end.",
         back=BACK_TO_JOBS,
         describe=describe_cancel,
+    ),
+    DashboardAction(
+        path="/jobs/run-now",
+        operation=find_operation(job_operations.OPERATIONS, "run_jobs_now"),
+        done="The selected jobs that waited for a later time are due now.",
+        back=BACK_TO_JOBS,
+        describe=describe_run_now,
     ),
     DashboardAction(
         path="/jobs/replay",

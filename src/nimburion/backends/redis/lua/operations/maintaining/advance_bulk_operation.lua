@@ -45,6 +45,16 @@ local ACTIONS = {
     write_replays()
     return replayed, held
   end,
+  run_now = function(fields, bodies)
+    local changed = 0
+    for i, field in ipairs(fields) do
+      if make_job_due(field, bodies[i]) then
+        changed = changed + 1
+      end
+    end
+    write_buffer()
+    return changed, 0
+  end,
   cancel = function(fields, bodies)
     local cancelled = 0
     for i, field in ipairs(fields) do
