@@ -29,7 +29,7 @@ from tests.backends.postgres.reset import truncate_all
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.server_kinds import RunningPostgres, RunningRedis
 from tests.simulation.faults import MUST_HAPPEN, read_seed, simulate, sum_of
-from tests.simulation.real_backends import Elsewhere
+from tests.simulation.real_backends import DEADLINE, Elsewhere
 from tests.simulation.world import Make, in_memory
 
 SEEDS_EACH = 20
@@ -78,6 +78,7 @@ def test_errors_of_the_backend_are_not_taken_for_network_errors() -> None:
         play(1, lambda clock: Tired(clock=clock))
 
 
+@pytest.mark.timeout(600)
 class Storms:
     """What each backend stands; a backend is a subclass whose fixture `make` makes empty ones."""
 
@@ -99,7 +100,6 @@ class Storms:
             record(f"simulation on {name} total: {kind}", totals[kind])
 
     @pytest.mark.slow
-    @pytest.mark.timeout(120)
     @pytest.mark.parametrize("part", range(PARTS))
     def test_faults_break_no_promise(
         self,
@@ -140,7 +140,7 @@ def make_on(server: RunningRedis) -> Make:
 
     def make(clock: Clock) -> Backend:
         server.empty()
-        return RedisBackend(server.url, clock=clock, timeout=30.0)
+        return RedisBackend(server.url, clock=clock, timeout=DEADLINE)
 
     return make
 
@@ -163,11 +163,12 @@ class TestPostgres(Storms):
 
         def make(clock: Clock) -> Backend:
             truncate_all(postgres_server)
-            return PostgresBackend(postgres_server.url, clock=clock, timeout=30.0)
+            return PostgresBackend(postgres_server.url, clock=clock, timeout=DEADLINE)
 
         return make
 
 
+@pytest.mark.timeout(600)
 def test_one_seed_goes_as_in_memory_however_the_server_is_reached(
     redis_server: RunningRedis,
 ) -> None:
