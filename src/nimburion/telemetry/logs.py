@@ -129,7 +129,8 @@ class TextFormatter(logging.Formatter):
     """One line a record: time, level, logger, message, and the fields of the job.
 
     Control characters are escaped, so that a record cannot send control sequences to the terminal.
-    Only tracebacks contain line breaks.
+    Only tracebacks contain line breaks. Their lines are indented, so that the message of an
+    exception cannot look like another record.
     """
 
     def __init__(self, fmt: str = "%(asctime)s %(levelname)-7s %(name)s %(message)s") -> None:
@@ -138,7 +139,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a record."""
         # Escape the whole text: another handler may have cached the traceback in the record.
-        return escape_lines(super().format(record))
+        return escape_lines(super().format(record)).replace("\n", "\n  ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """Return the first line of a record."""
