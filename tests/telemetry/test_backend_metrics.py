@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.job import NewJob
+from nimburion.core.job import NewJob, State
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.job_counters import OTHER
@@ -32,6 +34,10 @@ class CountingBackend(MemoryBackend):
     async def list_sessions(self) -> list[SessionInfo]:
         self._read("list_sessions")
         return await super().list_sessions()
+
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        self._read("count_jobs")
+        return await super().count_jobs(queue)
 
     def _read(self, name: str) -> None:
         self.reads.append(name)
@@ -118,6 +124,23 @@ async def test_the_page_shows_that_the_backend_is_down(backend: CountingBackend)
     assert read(metrics, "backend_up") == {"": 0}
     assert read(metrics, "jobs_queue_size") == {}
     assert read(metrics, "jobs_dead") == {}
+
+
+async def test_an_old_number_of_dead_letters_is_not_shown(
+    backend: CountingBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = BackendMetrics(backend)
+    await metrics.refresh()
+    await metrics.refresh_slow_readings()
+    backend.down = True
+    with caplog.at_level(logging.WARNING):
+        await metrics.refresh_slow_readings()
+        await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_dead") == {}
+    assert caplog.text.count("the metrics of limits and dead letters are incomplete") == 1
+    backend.down = False
+    await metrics.refresh_slow_readings()
+    assert read(metrics, "jobs_dead") == {"": 0}
 
 
 async def test_queues_are_bounded(backend: CountingBackend) -> None:

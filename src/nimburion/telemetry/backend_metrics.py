@@ -48,6 +48,7 @@ class BackendMetrics:
         self._keyed: list[KeyedLimitInfo] = []
         self._changes: list[LimitChange] = []
         self._dead: int | None = None
+        self._slow_readings_work = True
         self._labels: dict[tuple[str, str], Labels] = {}
 
     async def refresh(self) -> None:
@@ -69,7 +70,11 @@ class BackendMetrics:
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
     async def refresh_slow_readings(self) -> None:
-        """Read what changes slowly: limits, tenants, and the number of dead letters."""
+        """Read what changes slowly: limits, tenants, and the number of dead letters.
+
+        The number of dead letters is left out when it cannot be read. The first failure is logged.
+        """
+        dead = None
         try:
             async with asyncio.timeout(READ_TIMEOUT):
                 self._limits = await self._backend.list_limits()
@@ -77,9 +82,17 @@ class BackendMetrics:
                 self._tenants = (await self._backend.list_tenants(MAX_TENANTS)).tenants
                 self._keyed = await self._backend.list_keyed_limits(fullest=1)
                 self._changes = await self._backend.list_limit_changes()
-                self._dead = (await self._backend.count_jobs())[State.FAILED]
+                dead = (await self._backend.count_jobs())[State.FAILED]
         except (BackendError, TimeoutError) as error:
-            _log.debug("limits and dead letters could not be read: %r", error)
+            _log.log(
+                logging.WARNING if self._slow_readings_work else logging.DEBUG,
+                "the metrics of limits and dead letters are incomplete: they could not be read "
+                "within %g s (%r)",
+                READ_TIMEOUT,
+                error,
+            )
+        self._dead = dead
+        self._slow_readings_work = dead is not None
 
     def collect(self) -> Iterable[Family]:
         """Return the families of the last `refresh`, with those of `refresh_slow_readings`."""
