@@ -78,6 +78,8 @@ INSTRUMENTS: Mapping[str, Instrument] = {
     "sessions": Instrument("gauge", "{session}"),
     "limit_in_use": Instrument("gauge", _JOBS),
     "rate_room": Instrument("gauge", _JOBS),
+    "tenants": Instrument("gauge", "{tenant}"),
+    "tenant_jobs_waiting_max": Instrument("gauge", _JOBS),
     "limit_changes": Instrument("gauge", "{change}"),
     "limit_keys": Instrument("gauge", "{key}"),
     "limit_keys_in_use": Instrument("gauge", _JOBS),
