@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+
 import pytest
 
 from nimburion.cli.supervisor.combined_health import combine_health
-from nimburion.cli.supervisor.messages import WorkerReport, encode_message
+from nimburion.cli.supervisor.messages import WorkerOptions, WorkerReport, encode_message
 from nimburion.cli.supervisor.reaper import Reaper
+from nimburion.cli.supervisor.supervisor import Supervisor
 from nimburion.cli.supervisor.worker_process import WorkerProcess
 from nimburion.core.frames import FrameSplitter
 from nimburion.jobs import Health
+from nimburion.jobs.worker.recycling import RecycleLimits
 
 READY = Health(state="ready", running=1, seconds_since_exchange=1.0, lease_seconds_left=9.0)
 STARTING = Health(state="starting")
@@ -86,3 +91,39 @@ def test_the_numbers_of_a_group() -> None:
     assert health.lease_seconds_left == 0.0
     waiting = combine_health([READY, STARTING], [], stopping=False)
     assert waiting.faults == {"starting": "1 of 2 worker processes is starting"}
+
+
+async def test_a_process_that_is_started_while_the_supervisor_stops_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The signal may come between the decision to start a process and its start."""
+    options = WorkerOptions(
+        target="app:processor",
+        processes=1,
+        config_file=None,
+        backend=None,
+        queues=None,
+        concurrency=None,
+        log_level="info",
+        log_format=None,
+        until_empty=False,
+        max_jobs=None,
+        traceback=False,
+    )
+    supervisor = Supervisor(options, RecycleLimits(None, None, None))
+    supervisor._reaper = Reaper(asyncio.get_running_loop())
+    sent: list[tuple[int, int]] = []
+
+    async def stop_during_the_start(process: WorkerProcess, *_: object) -> None:
+        supervisor._on_stop_signal()
+        process.id = 17
+
+    def note_signal(process: WorkerProcess, number: int) -> None:
+        if process.id:
+            sent.append((process.id, number))
+
+    monkeypatch.setattr(WorkerProcess, "start", stop_during_the_start)
+    monkeypatch.setattr(WorkerProcess, "send_signal", note_signal)
+    process = await supervisor._start(supervisor._slots[0])
+    process.ended.set()
+    assert sent == [(17, signal.SIGTERM)]

@@ -151,6 +151,8 @@ class Supervisor:
         except OSError as error:
             _log.error("a worker process cannot be started: %s", error)
             process.note_failed_start()
+        if self._stopping.is_set():  # the signal came before there was a process to send it to
+            process.send_signal(signal.SIGTERM)
         self._follow(process, process.loaded, lambda: self._note_loaded(process))
         self._follow(process, process.started, lambda: self._note_started(slot, process))
         self._follow(process, process.ended, lambda: self._note_end(process))
