@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nimburion.config import Config
 from tests.cli.conftest import CommandLine
 
 
@@ -158,6 +159,7 @@ def test_config_shows_everything_but_passwords(nimburion: CommandLine) -> None:
     assert "redis://h?pasword=***&db=1" in shown.out
     data = nimburion("config", "show", "--json").data
     assert (data["source"], data["jobs"]["grace"]) == (f"{nimburion.folder}/config.yaml", 60.0)
+    assert set(data) == set(Config.__struct_fields__)
 
 
 def test_config_check_names_file_and_backend(nimburion: CommandLine) -> None:

@@ -53,7 +53,10 @@ class Invocation:
 
         if self.backend is not None:
             arguments["jobs"] = {"url": self.backend}
-        return config.load(self.config, **arguments)
+        try:
+            return config.load(self.config, **arguments)
+        except config.ConfigurationError as error:
+            raise config.ConfigurationError(_name_option(str(error))) from error
 
     def run(
         self,
@@ -84,6 +87,23 @@ class Invocation:
 
         urls = [config.load(self.config, jobs={"url": url}).jobs.url for url in self.backends]
         return [open_shared_backend(url) for url in dict.fromkeys(urls)]
+
+
+_OPTIONS_OF_SETTINGS = {
+    "jobs.url": "--backend",
+    "server.host": "--host",
+    "server.port": "--port",
+}
+"""The options that set a setting."""
+
+
+def _name_option(message: str) -> str:
+    """Return the message of a wrong setting with the option that set it in place of `load()`."""
+    place, _, rest = message.partition(": ")
+    setting, _, problem = rest.partition(": ")
+    if place != "load()" or setting not in _OPTIONS_OF_SETTINGS:
+        return message
+    return f"{_OPTIONS_OF_SETTINGS[setting]}: {problem}"
 
 
 def open_shared_backend(url: str) -> Backend:

@@ -66,7 +66,8 @@ def _import(name: str) -> object:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if name == missing or name.startswith(f"{missing}."):
-            raise BadInput(f"there is no module {name!r} here or on the path") from None
+            hint = f"; write {name.removesuffix('.py')}" if name.endswith(".py") else ""
+            raise BadInput(f"there is no module {name!r} here or on the path{hint}") from None
         raise
 
 

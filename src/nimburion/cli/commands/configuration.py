@@ -61,7 +61,8 @@ def show_settings() -> None:
     scheduler: dict[str, object] = msgspec.to_builtins(config.scheduler)
     scheduler["tasks"] = [task_to_data(task) for task in config.scheduler.tasks]
     server: dict[str, object] = msgspec.to_builtins(config.server)
-    sections = {"jobs": data, "scheduler": scheduler, "server": server}
+    telemetry: dict[str, object] = msgspec.to_builtins(config.telemetry)
+    sections = {"jobs": data, "scheduler": scheduler, "server": server, "telemetry": telemetry}
     print_result({"source": config.source, **sections}, lambda: print_settings(config, sections))
 
 
