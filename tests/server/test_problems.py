@@ -140,4 +140,6 @@ async def test_an_answer_that_takes_too_long_is_abandoned(
 ) -> None:
     monkeypatch.setattr(access, "ANSWER_TIMEOUT", 0.0)
     monkeypatch.setattr(api.processor.backend, "list_queues", asyncio.Event().wait)
-    assert (await find_problem(api, "GET", "/api/v1/queues"))[:2] == (504, "timeout")
+    *found, document = await find_problem(api, "GET", "/api/v1/queues")
+    assert found == [504, "timeout"]
+    assert "Repeat the request" in document.detail

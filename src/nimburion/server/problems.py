@@ -78,10 +78,16 @@ def make_problem(error: Exception) -> Problem | None:
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             retry = status == HTTPStatus.SERVICE_UNAVAILABLE
-            detail = " ".join(str(error).split()) or code
+            detail = " ".join(str(error).split()) or _TIMEOUT_DETAIL
             return Problem(status, code, detail, headers=_RETRY_AFTER if retry else None)
     return None
 
+
+_TIMEOUT_DETAIL = (
+    "no answer in time: the backend is slow or does not answer. Repeat the request; "
+    "/api/v1/checks says how fast the backend is"
+)
+"""The detail of an error without a text of its own: a `TimeoutError`."""
 
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
     (errors.JobNotFound, 404, "job-not-found"),
