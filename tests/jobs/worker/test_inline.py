@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import NothingRegistered, NotOpen
-from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.errors import BackendUnavailable, NothingRegistered, NotOpen
+from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import State
 from nimburion.core.session import Session
 from nimburion.core.settings import QueueSettings
+from nimburion.core.settlement import Settlement
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
 
@@ -50,6 +51,46 @@ async def test_process_one_runs_exactly_one(processor: Processor) -> None:
     assert ran == ["a"]
     assert await processor.process_one()
     assert not await processor.process_one()
+    assert ran == ["a", "b"]
+
+
+class Unanswered(MemoryBackend):
+    """Does not answer one exchange that settles; `applies`: it has applied it before."""
+
+    def __init__(self, clock: FakeClock, *, applies: bool) -> None:
+        super().__init__(clock=clock)
+        self.applies = applies
+        self.answers = False
+
+    async def exchange(
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+    ) -> Reply:
+        if not settlements or self.answers:
+            return await super().exchange(session_id, number, settlements, request)
+        self.answers = True
+        if self.applies:
+            await super().exchange(session_id, number, settlements, request)
+        raise BackendUnavailable("no answer")
+
+
+@pytest.mark.parametrize("applies", [True, False])
+async def test_a_settlement_without_an_answer_is_repeated_by_the_next_step(
+    clock: FakeClock, applies: bool
+) -> None:
+    backend = Unanswered(clock, applies=applies)
+    async with Processor(backend, clock=clock) as processor:
+        processor.register(note)
+        first, second = await processor.enqueue_many([note.job("a"), note.job("b")])
+        with pytest.raises(BackendUnavailable):
+            await processor.process_one()
+        assert await processor.process_one()
+        assert not await processor.process_one()
+        for job_id in (first, second):
+            assert (await processor.get_status(job_id)).state is State.COMPLETED
     assert ran == ["a", "b"]
 
 

@@ -74,6 +74,8 @@ class InlineRunner:
         self._session_id: str | None = None
         self._number = 0
         self._reports: list[Progressed | Spent] = []
+        self._unsettled: list[Settlement] = []
+        """The settlements of a step whose last exchange had no answer."""
         self._next_due: float | None = None
         """The next time of the last reply without a job."""
 
@@ -88,6 +90,8 @@ class InlineRunner:
         """Do a step, and return the number of its attempts."""
         await self._ensure_lifespan()
         await self._ensure_session()
+        if self._unsettled:
+            await self._settle()
         await self._backend.promote(_MAX_ROWS)
         rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
         await self._report_dead(rescued.failed)
@@ -156,6 +160,7 @@ class InlineRunner:
                 return
             except SessionLost:
                 self._session_id = None
+                self._unsettled = []
         session = make_session(self._registry, self._settings, self._entropy)
         await self._backend.open_session(session)
         self._session_id, self._number = session.id, 0
@@ -167,6 +172,14 @@ class InlineRunner:
         reply = await self._backend.exchange(self._session_id, number, settlements, want)
         self._number = number
         return reply
+
+    async def _settle(self) -> None:
+        """Send the settlements of the last step.
+
+        If the backend does not answer, the next step repeats them, under the same number.
+        """
+        await self._exchange(self._unsettled, RESERVE_NOTHING)
+        self._unsettled = []
 
     async def _report_dead(self, job_ids: Sequence[str]) -> None:
         """Call the hooks for jobs that became dead letters because their workers were lost."""
@@ -224,10 +237,10 @@ class InlineRunner:
         threads.close()
         # Wait for a handler that exceeded its timeout: no thread outlives this call.
         await asyncio.get_running_loop().run_in_executor(None, threads.join)
-        settlements: list[Settlement] = [*self._reports]
-        settlements += [each for each in ended.values() if each is not None]
+        self._unsettled = [*self._reports]
+        self._unsettled += [each for each in ended.values() if each is not None]
         self._reports.clear()
-        await self._exchange(settlements, RESERVE_NOTHING)
+        await self._settle()
         for attempt in attempts:
             raise_keyboard_interrupt(attempt)
 
