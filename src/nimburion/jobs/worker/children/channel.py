@@ -167,7 +167,10 @@ def _open_socket(descriptor: int) -> socket.socket:
 
 
 class _ProgressSender:
-    """Sends at most one progress report until the parent has taken it; then the latest one."""
+    """Sends at most one progress report until the parent has taken it; then the latest one.
+
+    It sends under its lock: a report that another thread sends must not follow the end of the call.
+    """
 
     def __init__(self, send: Callable[[ToParent], None]) -> None:
         self._send = send
@@ -181,20 +184,20 @@ class _ProgressSender:
                 self._latest = progress
                 return
             self._is_under_way = True
-        self._send(progress)
+            self._send(progress)
 
     def note_receipt(self) -> None:
         with self._lock:
             latest, self._latest = self._latest, None
             self._is_under_way = latest is not None
-        if latest is not None:
-            self._send(latest)
+            if latest is not None:
+                self._send(latest)
 
     def flush(self) -> None:
         with self._lock:
             latest, self._latest = self._latest, None
-        if latest is not None:
-            self._send(latest)
+            if latest is not None:
+                self._send(latest)
 
 
 def _call_soon(
