@@ -9,6 +9,7 @@ import msgspec
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
+from nimburion.core.events import JobEnqueued
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
@@ -16,9 +17,9 @@ from nimburion.core.schedules import ScheduleRecord
 from nimburion.jobs.client.client import (
     Client,
     add_limit_keys,
-    apply_fairness,
     count_stored,
     require_stored,
+    run_enqueue_middleware,
 )
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
@@ -200,6 +201,8 @@ class Schedules:
     async def run_now(self, name: str, *, job_id: str | None = None) -> str:
         """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
 
+        The enqueue middleware of the client runs, as for a tick.
+
         With your own `job_id`, a repeat stores no second job. If a function computes the job, a
         scheduler that declares the schedule calls it for the current time, and enqueues the job
         within 5 seconds; a function that raises is logged there.
@@ -211,12 +214,8 @@ class Schedules:
         spec = parse_spec(record.spec)
         if spec.payload is None:
             return await self._request_run(record, spec, job_id)
-        job = apply_fairness(self._client, self._make_extra_job(name, spec, job_id))
-        (stored,) = await self._client.backend.enqueue([job])
-        job_id = require_stored(job, stored)
-        if stored.outcome == "created":
-            await count_stored(self._client, job)
-        return job_id
+        job = self._make_extra_job(name, spec, job_id)
+        return await run_enqueue_middleware(self._client, None, job, self._enqueue_extra_job)
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Return up to `limit` stored jobs of a schedule, newest first. Raises
@@ -227,6 +226,16 @@ class Schedules:
         )
 
     # Internals
+
+    async def _enqueue_extra_job(self, job: NewJob) -> str:
+        client = self._client
+        (stored,) = await client.backend.enqueue([job])
+        job_id = require_stored(job, stored)
+        created = stored.outcome == "created"
+        if created:
+            await count_stored(client, job)
+        client.events.emit(JobEnqueued(job_id, job.name, job.queue, created))
+        return job_id
 
     async def _request_run(
         self, record: ScheduleRecord, spec: ScheduleSpec, job_id: str | None
