@@ -26,8 +26,10 @@ from nimburion.core.errors import (
 from nimburion.core.events import Event, SessionEnded
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import State
+from nimburion.core.service import Service
 from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
+from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
 from tests.waiting import wait_until
@@ -211,6 +213,39 @@ def test_run_on_another_thread_leaves_signals_alone() -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, main()).result(2 * DEADLINE)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Slow(Service):
+    """Does not stop before an event is set."""
+
+    def __init__(self, proceed: asyncio.Event) -> None:
+        super().__init__(SystemClock())
+        self.proceed = proceed
+
+    async def run(self) -> None:
+        await self.proceed.wait()
+
+
+async def test_a_service_that_stops_slowly_uses_up_no_grace_time() -> None:
+    """Here it would never stop: it waits for the end of a handler that must be interrupted."""
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: Context, __: bytes) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    processor = Processor(MemoryBackend(), grace=0.0)
+    processor.register("wait", wait)
+    processor.add_service(Slow(ended))
+    async with asyncio.timeout(DEADLINE), processor:
+        job_id = await processor.enqueue_raw("wait", b"{}")
+        await processor.start()
+        await began.wait()
+        await processor.stop()
+        assert (await processor.get_status(job_id)).state is State.PENDING
 
 
 async def test_middleware_that_would_come_too_late_is_refused() -> None:

@@ -191,9 +191,16 @@ class RunningWorker:
         if self._worker.task is None:
             return []
         self._worker.stop_reserving()
+        # At the same time: a service in the middle of its work must not use up the grace time.
+        services = asyncio.create_task(self._stop_services())
+        try:
+            return await self._worker.stop(grace, self._stop_now)
+        finally:
+            await services
+
+    async def _stop_services(self) -> None:
         for service in self._services:
             await service.stop()
-        return await self._worker.stop(grace, self._stop_now)
 
     async def _close_session(self, stuck: list[Lease]) -> None:
         if self._worker.task is not None:
