@@ -453,13 +453,16 @@ class Processor(Client):
     async def start(self) -> None:
         """Start to run jobs in the background of this event loop, and return immediately.
 
-        Opens the backend if needed. You can call it repeatedly.
+        Opens the backend if needed. You can call it repeatedly. A worker that stops, because an
+        operator told it to, is waited for; then a new one starts.
         """
         await self._start(RUN_UNTIL_STOPPED)
 
     async def _start(self, conditions: StopConditions) -> None:
         await self.open()
         self._clear_orphaned()
+        if self._running is not None and self._running.is_stopping:
+            await self.stop()
         if self._statistics.writer is None:
             await self._statistics.start(self.backend)
         if self._running is not None and conditions != RUN_UNTIL_STOPPED:

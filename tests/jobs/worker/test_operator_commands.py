@@ -113,3 +113,14 @@ async def test_a_worker_started_in_the_background_stops_too(processor: Processor
 
     await wait_until(is_closed, "the session is closed")
     assert processor.health().state in {"stopping", "stopped"}
+
+
+async def test_a_worker_that_was_stopped_can_be_started_again(
+    processor: Processor, numbers: list[int]
+) -> None:
+    session = await wait_for_session(processor, lambda _: True)
+    assert await processor.backend.send_command(session.id, WorkerCommand.STOP)
+    await wait_until(lambda: processor.health().state == "stopped", "the worker has stopped")
+    await processor.start()
+    await processor.enqueue_raw("send", b'{"number":1}')
+    await wait_until(lambda: numbers == [1], "the new worker runs the job")

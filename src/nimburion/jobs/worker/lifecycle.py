@@ -78,6 +78,12 @@ class RunningWorker:
         """Whether the worker's loop is closed, or this process is a forked child of its process."""
         return self._loop.is_closed() or self._guard.in_child
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop was requested, or the worker has ended: it takes no more jobs."""
+        task = self._worker.task
+        return self._stop_requested.is_set() or (task is not None and task.done())
+
     async def start(self) -> None:
         """Open the lifespan, then start the worker and its services.
 
@@ -143,7 +149,8 @@ class RunningWorker:
         task = self._worker.task
         has_ended = task is not None and task.done()
         is_finishing = self._worker.takes_no_more_jobs and not has_ended
-        is_stopping = self._stop_requested.is_set() or is_finishing
+        has_closed = self._closing is not None and self._closing.done()
+        is_stopping = (self._stop_requested.is_set() and not has_closed) or is_finishing
         return read_health(self._worker, failures, stopping=is_stopping)
 
     async def wait_for_stop_request(self) -> None:
