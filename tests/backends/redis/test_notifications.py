@@ -34,3 +34,19 @@ async def test_a_wait_that_is_cancelled_while_the_connection_opens_ends(turns: i
     assert done
     assert waiting.cancelled()
     await listener.close()
+
+
+async def test_a_wait_without_a_connection_lasts_no_longer_than_its_timeout() -> None:
+    """The time in which the connection does not open is a part of it."""
+    listener = PubSubListener(
+        ServerLocator(parse_url("redis://127.0.0.1:1/0")), b"channel", subscribe_nothing
+    )
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    await listener.wait(["q"], 0.05, sleep)
+    await listener.close()
+    assert len(slept) == 1
+    assert slept[0] < 0.05

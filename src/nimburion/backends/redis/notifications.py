@@ -55,12 +55,15 @@ class PubSubListener:
         """Return when one of the queues is notified, or was notified since the last wait. Return at
         the latest after `timeout` seconds, measured by `sleep`.
         """
+        clock = asyncio.get_running_loop()
+        began = clock.time()
         await self._ensure_listening(min(timeout, _REPLY_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
         with self._waiters.expect(queues) as notified:
             await self._subscribe_queues(queues)
-            await wait_until(notified, sleep(timeout))
+            left = max(0.0, timeout - (clock.time() - began))
+            await wait_until(notified, sleep(left))
 
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified, or when notifications may have been lost."""
