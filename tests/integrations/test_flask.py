@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +15,13 @@ from flask import Flask, current_app, has_app_context
 
 from nimburion.cli.flask import flask_group, load_processor
 from nimburion.integrations.flask import FlaskJobs, find_processor, load_configuration
-from nimburion.jobs import Job, State, job
+from nimburion.jobs import Job, Processor, State, job
+from nimburion.jobs.client.client import Client
 from nimburion.jobs.errors import ConfigurationError, DefinitionError, NotOpen
+from nimburion.scheduler import ScheduleInfo, Schedules
 from tests.waiting import DEADLINE
 
+FLASK = (sys.executable, "-m", "flask")
 jobs = FlaskJobs()
 
 
@@ -200,6 +206,42 @@ def test_a_function_of_job_is_registered() -> None:
     with find_processor(app).sync as sync:
         sync.enqueue(unregistered.job())
         assert sync.drain() == 1
+
+
+def test_the_processes_of_a_worker_have_the_settings_of_the_application(tmp_path: Path) -> None:
+    (tmp_path / "own_app.py").write_text(
+        "from flask import Flask\n"
+        "from nimburion.integrations.flask import FlaskJobs\n"
+        "def create_app():\n"
+        "    app = Flask('own')\n"
+        "    app.config['NIMBURION_URL'] = 'sqlite:///own.db'\n"
+        "    app.config['NIMBURION_CONFIG'] = 'jobs.yaml'\n"
+        "    FlaskJobs(app)\n"
+        "    return app\n"
+    )
+    (tmp_path / "jobs.yaml").write_text(
+        "telemetry: {log_format: json}\n"
+        "scheduler: {tasks: [{name: night, cron: '0 2 * * *', job_name: report}]}\n"
+    )
+    (tmp_path / "config.yaml").write_text("of: another program\n")
+    ended = subprocess.run(
+        [*FLASK, "--app", "own_app", "nimburion", "worker", "--processes", "2", "--burst"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert {type(json.loads(line)) for line in ended.stderr.splitlines()} == {dict}
+    with Processor(f"sqlite:///{tmp_path}/own.db").sync as sync:
+        (record,) = sync.call(list_schedules)
+    assert record.name == "night"
+
+
+async def list_schedules(client: Client) -> list[ScheduleInfo]:
+    """Return the schedules of a backend."""
+    return [*await Schedules(client).list(0)]
 
 
 def test_a_process_of_the_worker_finds_the_processor(

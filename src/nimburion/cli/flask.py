@@ -27,6 +27,8 @@ _TARGET = "nimburion.cli.flask:load_processor"
 class FlaskInvocation(Invocation):
     """The options of one call, for an application whose settings are in `app.config`."""
 
+    reads_application: bool = True
+
     def __init__(self, app: Flask) -> None:
         super().__init__()
         self._app = app

@@ -25,6 +25,11 @@ class Invocation:
     value counts.
     """
 
+    reads_application: bool = False
+    """Whether `load` reads the settings of a web application. The worker processes of a supervisor
+    cannot, so they are told what they need.
+    """
+
     def __init__(self) -> None:
         self.config: str | None = None
         self.backends: tuple[str, ...] = ()

@@ -99,6 +99,7 @@ def worker(
     if processes > 1 or reload or (is_endless and has_limits(config.jobs)):
         from nimburion.cli.supervisor.messages import WorkerOptions
 
+        own = invocation.reads_application
         options = WorkerOptions(
             target=target,
             processes=processes,
@@ -107,7 +108,8 @@ def worker(
             queues=queues,
             concurrency=concurrency,
             log_level=log_level,
-            log_format=log_format,
+            log_format=log_format or (config.telemetry.log_format if own else None),
+            scheduler=config.scheduler if own else None,
             until_empty=burst,
             max_jobs=config.jobs.worker_max_jobs if is_endless else None,
             traceback=traceback,

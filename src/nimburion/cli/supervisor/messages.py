@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.frames import add_length
+from nimburion.core.settings import SchedulerSettings
 from nimburion.jobs import Health
 from nimburion.telemetry.families import Family, Labels
 
@@ -31,6 +32,9 @@ class WorkerOptions(msgspec.Struct, tag=1, frozen=True, kw_only=True):
     max_jobs: int | None
     """The setting `worker_max_jobs`."""
     traceback: bool
+    scheduler: SchedulerSettings | None = None
+    """The settings of the scheduler, where the worker cannot read those of the application; None:
+    it reads the configuration."""
 
 
 class ReportRequest(msgspec.Struct, tag=2, frozen=True):

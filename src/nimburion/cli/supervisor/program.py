@@ -44,8 +44,11 @@ def _run_worker(channel: SupervisorChannel, options: WorkerOptions) -> None:
     invocation = Invocation()
     invocation.config = options.config_file
     invocation.backends = () if options.backend is None else (options.backend,)
-    config = invocation.load()
-    start_logging(options.log_level, options.log_format or config.telemetry.log_format)
+    scheduler, log_format = options.scheduler, options.log_format
+    if scheduler is None:
+        config = invocation.load()
+        scheduler, log_format = config.scheduler, log_format or config.telemetry.log_format
+    start_logging(options.log_level, log_format or "text")
     processor = load_worker(
         options.target,
         invocation,
@@ -55,7 +58,7 @@ def _run_worker(channel: SupervisorChannel, options: WorkerOptions) -> None:
     )
     check_shared(processor, options.processes)
     processor.settings = msgspec.structs.replace(processor.settings, processes=1)
-    Scheduler.configure(processor, config.scheduler)
+    Scheduler.configure(processor, scheduler)
     processor.add_service(_StateNotices(processor, channel))
     channel.send(WorkerLoaded(processor.backend.describe(), processor.settings.grace))
     with asyncio.Runner(loop_factory=find_fast_loop()) as runner:

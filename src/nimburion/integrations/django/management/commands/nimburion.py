@@ -33,6 +33,8 @@ _RELOAD_GRACE = 5.0
 class ProjectInvocation(Invocation):
     """A call of the command line that reads the settings of the project."""
 
+    reads_application: bool = True
+
     def load(self, **arguments: object) -> Config:
         """Load the setting `NIMBURION`; `--backend` overrides its URL."""
         if self.config is not None:
