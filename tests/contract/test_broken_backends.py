@@ -367,6 +367,14 @@ class ReplayForgetsHistory(OpenMemoryBackend):
         return replayed
 
 
+class MakesDueAndForgetsFailures(OpenMemoryBackend):
+    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
+        changed = await super().make_due(job_ids)
+        for job_id in changed:
+            self.state.jobs[job_id].failures = 0
+        return changed
+
+
 class DeadLetterOverwritten(OpenMemoryBackend):
     async def exchange(
         self,
@@ -624,6 +632,7 @@ BREAKAGES = [
     Breakage(StoresHalfOfACall, "one_conflict_refuses_the_whole_call"),
     Breakage(ComparesIdsOnly, "another_body_under_a_finished_id_is_a_conflict"),
     Breakage(CancelsWhatRuns, "a_running_job_is_cancelled_through_its_worker"),
+    Breakage(MakesDueAndForgetsFailures, "a_retry_is_due_at_once_and_counts_its_failures"),
     Breakage(ReplayForgetsHistory, "counts_begin_anew_and_the_history_stays"),
     Breakage(DeadLetterOverwritten, "the_payload_is_the_same_byte_for_byte", (ODD,)),
     Breakage(PrunesOneTooMany, "the_limit_holds_and_less_means_that_nothing_is_left"),

@@ -150,8 +150,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "memory: a change of a queue limit reaches only the names that declare it",
         "backends/memory/*.py",
-        "{*$state.declared_limits, *$state.keyed_limits}.union(",
-        "{*$state.declared_limits}.union() or set().union(",
+        "names = set($state.declared_limits)",
+        "names = {name for name, limits in $state.declared_limits.items() if limit in limits.keyed}",
         (f"{MEMORY}test_a_change_makes_a_queue_limit_that_no_worker_declares",),
     ),
     Mutant(

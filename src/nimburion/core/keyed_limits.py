@@ -16,6 +16,9 @@ from nimburion.core.rate_limits import RateLimit
 QUEUE_LIMIT = "queue="
 """The name of the limit of a whole queue begins with this text; the name of the queue follows."""
 
+LIMIT_PATTERN = r"^(?:queue=)?[A-Za-z0-9_.:-]{1,256}$"
+"""The names of limits: of jobs, of each `Limit`, and of queues."""
+
 MAX_PARKED = 1_000
 """The most jobs that one exchange parks. If it stops there, its lanes are among those that wait."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nimburion.core.keyed_limits import LIMIT_PATTERN
 from nimburion.server.api.names import NAME_SCHEMA
 from nimburion.server.api.operation import AnyOperation, NoBody
 from nimburion.server.problems import PROBLEM_TYPE, ProblemDocument
@@ -67,10 +68,18 @@ def _describe_operation(operation: AnyOperation, by_kind: dict[int, Any]) -> dic
 
 
 def _describe_path(path: str) -> list[dict[str, Any]]:
-    schema = {"type": "string", "pattern": NAME_SCHEMA}
-    return [
-        {"name": name, "in": "path", "required": True, "schema": schema}
+    patterns = {
+        name: LIMIT_PATTERN if name == "limit" else NAME_SCHEMA
         for name in re.findall(r"\{(\w+)\}", path)
+    }
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "pattern": pattern},
+        }
+        for name, pattern in patterns.items()
     ]
 
 

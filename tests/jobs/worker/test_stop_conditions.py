@@ -10,7 +10,8 @@ import pytest
 from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.job import State
 from nimburion.core.keyed_limits import MAX_PARKED
-from nimburion.jobs import Processor, Retry
+from nimburion.core.settings import QueueLimitSettings
+from nimburion.jobs import Limit, Processor, Retry
 from tests.waiting import DEADLINE, wait_until
 
 
@@ -74,6 +75,27 @@ async def test_more_jobs_of_a_full_key_than_an_exchange_parks_hide_no_other_job(
         await enqueue_behind("second", 2)
         await processor.drain()
         assert numbers == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["job", "key", "queue"])
+async def test_a_worker_with_more_slots_than_a_limit_runs_all_jobs(
+    kind: str, tmp_path: Path
+) -> None:
+    """The last job of the limit has ended here, and its outcome is not stored yet: a reply without
+    jobs does not say that none is left."""
+    queues = (QueueLimitSettings("default", concurrency=3),) if kind == "queue" else ()
+    limits: dict[str, int | Limit | None] = {"job": 3, "key": Limit(3, name="three"), "queue": None}
+    processor = Processor(f"sqlite:///{tmp_path}/jobs.db", concurrency=20, queue_limits=queues)
+    numbers: list[int] = []
+
+    @processor.job(concurrency=limits[kind])
+    async def note(number: int) -> None:
+        numbers.append(number)
+
+    async with asyncio.timeout(DEADLINE), processor:
+        await processor.enqueue_many(note.job(number) for number in range(200))
+        await processor.run(signals=False, until_empty=True)
+        assert sorted(numbers) == list(range(200))
 
 
 async def test_a_worker_stops_at_once_when_nothing_is_due(tmp_path: Path) -> None:

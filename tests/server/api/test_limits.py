@@ -37,10 +37,14 @@ async def test_a_limit_is_changed_and_reset(api: Api) -> None:
         ("a", None),
         ("a:customer", "acme"),
     ]
+    assert (await api.post("/limits/queue=q/change", {"concurrency": 3}))["changes"] != []
+    keyed_names = [limit["name"] for limit in (await api.get("/limits"))["keyed"]]
+    assert keyed_names == ["a:customer", "queue=q"]
+    assert (await api.post("/limits/queue=q/reset", {}))["changes"] == []
     assert (await api.post("/limits/a/reset", {}))["changes"] == []
     assert (await backend.list_limits())[0].limit == 1
     records = (await backend.list_audit()).records
-    assert [record.action for record in records] == ["limit.reset", *["limit.change"] * 2]
+    assert [record.action for record in records] == ["limit.reset"] * 2 + ["limit.change"] * 3
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,35 @@ async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: A
     assert f'action="{DASHBOARD_PATH}/limits/call:customer/reset"' not in html
 
 
+async def test_the_page_of_a_queue_limits_it_and_shows_whose_turn_is_next(site: Api) -> None:
+    await run_jobs(site)
+    backend = site.processor.backend
+    await backend.enqueue(
+        [
+            NewJob(f"{tenant}{n}", "charge", "bank", b"{}", options=JobOptions(tenant=tenant))
+            for tenant in ("<acme>", "bolt")
+            for n in range(2)
+        ]
+    )
+    path = f"{DASHBOARD_PATH}/queues/bank"
+    form = "concurrency=3&rate=&burst=&reason=sale"
+    headers = {**OWN_PAGE, "HX-Request": "true"}
+    change = f"{DASHBOARD_PATH}/limits/queue=bank/change"
+    response = await site.client.post(change, content=form, headers=headers)
+    assert "The limit queue=bank is changed." in response.text
+    twin = (await site.client.get(path, params={"format": "json"})).json()
+    assert (twin["limit"]["maximum"], twin["limit"]["change"]["by"]) == (3, "local")
+    assert [one["tenant"] for one in twin["turns"]["tenants"]] == ["<acme>", "bolt"]
+    assert twin["turns"]["complete"]
+    html = (await site.client.get(path)).text
+    assert "&lt;acme&gt;</a>" in html
+    assert "0 of 3" in html
+    assert f'action="{change}"' in html
+    assert f'action="{DASHBOARD_PATH}/limits/queue=bank/reset"' in html
+    limits = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
+    assert f'<a href="{DASHBOARD_PATH}/queues/bank">queue=bank</a>' in limits
+
+
 async def test_the_audit_log_says_who_did_what(site: Api) -> None:
     for number in range(60):
         await site.client.post(

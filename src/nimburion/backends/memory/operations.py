@@ -209,9 +209,7 @@ def _apply_by_limit(step: AtomicStep, limit: str) -> None:
         declared = state.declared_limits.items()
         names = {limit, *(name for name, limits in declared if limit in limits.keyed)}
     else:
-        names = {*state.declared_limits, *state.keyed_limits}.union(
-            *(session.session.names for session in state.sessions.values())
-        )
+        names = set(state.declared_limits)  # of every session, also those without limits
     for name in sorted(names):
         apply_limits(step, name)
 

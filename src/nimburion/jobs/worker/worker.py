@@ -398,11 +398,13 @@ class Worker:
         """Finish if the backend has no job for this worker, and none runs here.
 
         A reply without a job names waiting lanes if the backend has parked as many jobs as one
-        exchange may: the next exchange looks behind them.
+        exchange may: the next exchange looks behind them. An outcome that is not stored yet may
+        free a place of a limit.
         """
         if not request.total or reply.deliveries or not self._slots.are_empty:
             return
-        if self.lanes.covers_all_lanes(request) and not reply.waiting:
+        all_stored = self.session.completer.all_stored
+        if all_stored and self.lanes.covers_all_lanes(request) and not reply.waiting:
             self.finish()
         else:
             self._trigger.note_possible_work()

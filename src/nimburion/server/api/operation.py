@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nimburion.core.errors import InvalidJob
+from nimburion.core.keyed_limits import LIMIT_PATTERN
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.text.suggestions import describe_unknown
@@ -151,6 +152,11 @@ def describe_body(body: msgspec.Struct) -> dict[str, str]:
 
 def check_path_name(parameter: str, text: str) -> str:
     """Return a name or id of the path if it is valid. Raises `Problem`."""
+    if parameter == "limit":
+        if re.fullmatch(LIMIT_PATTERN, text):
+            return text
+        advice = "limit must be the name of a job or of a limit by key, or queue=QUEUE"
+        raise make_parameter_problem(parameter, advice)
     try:
         return check_name(parameter, text)
     except InvalidJob as error:

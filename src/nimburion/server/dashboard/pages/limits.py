@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.core.keyed_limits import KeyedLimitInfo
+from nimburion.core.keyed_limits import KeyedLimitInfo, get_limited_queue
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateInfo
 from nimburion.core.session import LimitInfo
@@ -49,6 +49,8 @@ class KeyedRow(msgspec.Struct, frozen=True, kw_only=True):
     rate: str | None
     changes: list[LimitChange]
     """How operators changed the limit and single keys of it."""
+    queue: str | None
+    """The queue that it limits as a whole; None: it counts by key."""
 
 
 class LimitsData(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +111,7 @@ def make_keyed_row(limit: KeyedLimitInfo, changes: list[LimitChange]) -> KeyedRo
         maximum=max(maxima, default=None),
         rate=" or ".join(sorted(rates)) or None,
         changes=[change for change in changes if change.name == limit.name],
+        queue=get_limited_queue(limit.name),
     )
 
 

@@ -8,11 +8,15 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.diagnosis.unserved import find_unserved, is_live, list_reasons
+from nimburion.core.fairness import TenantUse, TenantUses
+from nimburion.core.keyed_limits import KeyedLimitInfo, make_queue_limit_name
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
+from nimburion.server.dashboard.pages.jobs.job_list import format_qualifier
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
@@ -25,6 +29,10 @@ from nimburion.server.dashboard.recent_statistics import QueueHour, RecentHour
 RANGES = {"1h": (3600, 60), "3h": (10_800, 60), "3d": (259_200, 3600), "30d": (2_592_000, 10_800)}
 MAX_NAMES = 50
 MAX_WORKERS = 50
+MAX_TURNS = 20
+"""The tenants of the queue that are shown, those whose turn is next."""
+MAX_TENANTS_READ = 500
+"""The tenants of all queues that one read returns."""
 
 
 class QueueQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,6 +85,30 @@ class ChartPoints(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
+class QueueLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """The limit of the whole queue over all workers."""
+
+    name: str
+    """Its name for changes: `queue=mail`."""
+    maximum: int | None
+    rate: str | None
+    in_use: int
+    parked: int
+    """The jobs that wait for the limit."""
+    opens_at: float | None
+    """When its rate allows the next job."""
+    change: LimitChange | None
+    """How an operator changed it."""
+
+
+class TenantOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """The tenants of the queue that have waiting jobs, in the order of their turns."""
+
+    tenants: list[TenantUse]
+    complete: bool
+    """False: there may be more tenants than were read."""
+
+
 class QueueData(msgspec.Struct, frozen=True, kw_only=True):
     """One queue."""
 
@@ -86,6 +118,8 @@ class QueueData(msgspec.Struct, frozen=True, kw_only=True):
     """The live workers that serve the queue, at most `MAX_WORKERS`."""
     worker_count: int
     chart: ChartPoints
+    limit: QueueLimit
+    turns: TenantOrder
 
 
 class QueueHistory(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +149,43 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
         workers=serving[:MAX_WORKERS],
         worker_count=len(serving),
         chart=history.chart,
+        limit=await read_limit(readings, name),
+        turns=await read_turns(readings, name),
     )
+
+
+async def read_limit(readings: PageReadings, queue: str) -> QueueLimit:
+    """Read the limit of a whole queue, and what is in use of it."""
+    name = make_queue_limit_name(queue)
+
+    async def read() -> list[KeyedLimitInfo]:
+        return await readings.backend.list_keyed_limits(name=name, fullest=1)
+
+    found = await readings.read(f"limit {name}", read, 5.0)
+    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, 0.5)
+    limits = found[0].jobs.values() if found else ()
+    maxima = [limit.concurrency for limit in limits if limit.concurrency is not None]
+    return QueueLimit(
+        name=name,
+        maximum=max(maxima, default=None),
+        rate=" or ".join(sorted({limit.rate.rate for limit in limits if limit.rate})) or None,
+        in_use=found[0].in_use if found else 0,
+        parked=found[0].parked if found else 0,
+        opens_at=found[0].fullest[0].opens_at if found and found[0].fullest else None,
+        change=next((change for change in changes if change.name == name), None),
+    )
+
+
+async def read_turns(readings: PageReadings, queue: str) -> TenantOrder:
+    """Read the tenants with waiting jobs in a queue. The first one of a priority is next."""
+
+    async def read() -> TenantUses:
+        return await readings.backend.list_tenants(MAX_TENANTS_READ)
+
+    uses = (await readings.read("tenants", read, 5.0)).tenants
+    waiting = [use for use in uses if use.queue == queue and use.waiting]
+    complete = len(uses) < MAX_TENANTS_READ and len(waiting) <= MAX_TURNS
+    return TenantOrder(tenants=waiting[:MAX_TURNS], complete=complete)
 
 
 def make_name_row(
@@ -194,6 +264,7 @@ QUEUE = DashboardPage(
     section="Queues",
     read=read_queue,
     template="queues/queue.html",
-    tables=("names", "workers"),
+    tables=("names", "turns.tenants", "workers"),
     query=QueueQuery,
+    constants={"format_qualifier": format_qualifier},
 )
