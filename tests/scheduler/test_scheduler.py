@@ -425,6 +425,25 @@ async def test_one_that_cannot_be_computed_does_not_stop_the_others(
     assert await place.ids() == at("01T00:01")
 
 
+async def test_a_single_tick_that_cannot_be_computed_is_tried_again_with_each_renewal(
+    place: Place,
+) -> None:
+    """And not with each read of the schedules."""
+    tried: list[datetime] = []
+
+    def broken(tick: datetime) -> Report:
+        tried.append(tick)
+        raise ZeroDivisionError
+
+    scheduler = await place.scheduler(
+        lambda scheduler: scheduler.schedule("@at 2026-01-01T00:01:00+00:00", broken)
+    )
+    for seconds in range(0, 125, 5):
+        place.at(seconds)
+        assert await scheduler.fire_due() == 0
+    assert len(tried) == 2  # at 60 s, and after the renewal at 65 s
+
+
 async def test_the_enqueue_middleware_sees_each_tick(place: Place) -> None:
     async def stamp(enqueueing: Enqueueing, call_next: Callable[[Enqueueing], object]) -> object:
         enqueueing.add_headers(stamp="yes")
@@ -437,6 +456,25 @@ async def test_the_enqueue_middleware_sees_each_tick(place: Place) -> None:
     assert await scheduler.fire_due() == 1
     await scheduler.schedules.run_now("report")
     assert [made.options.headers["stamp"] for made in await place.jobs()] == ["yes", "yes"]
+
+
+async def test_a_tick_that_a_middleware_dropped_does_not_come_back(place: Place) -> None:
+    """Also not when the scheduler renews its declaration, which changes the stored schedule."""
+    dropped: list[str] = []
+
+    async def drop(enqueueing: Enqueueing, call_next: object) -> str:
+        dropped.append(enqueueing.id)
+        return enqueueing.id
+
+    scheduler = await place.scheduler(
+        lambda scheduler: scheduler.schedule("1 0 * * *", Report(), misfire_grace=0)
+    )
+    scheduler.processor.use_enqueue(drop)
+    for seconds in (0, 60, 120, 600, 1200):
+        place.at(seconds)
+        assert await scheduler.fire_due() == 0
+    assert dropped == at("01T00:01")
+    assert await place.jobs() == []
 
 
 async def test_a_middleware_that_fails_after_the_job_was_stored_loses_no_tick(

@@ -17,22 +17,44 @@ _log = logging.getLogger("nimburion.scheduler")
 class ScheduleEntry:
     """A schedule as last read from the backend, and the ticks decided since."""
 
-    __slots__ = ("base", "due", "guessed", "last_tick", "name", "record", "spec", "table")
+    __slots__ = (
+        "base",
+        "due",
+        "guessed",
+        "last_tick",
+        "name",
+        "passed_over",
+        "record",
+        "spec",
+        "suspended",
+        "table",
+    )
 
-    def __init__(self, record: ScheduleRecord, spec: ScheduleSpec, table: Timetable) -> None:
+    def __init__(
+        self,
+        record: ScheduleRecord,
+        spec: ScheduleSpec,
+        table: Timetable,
+        *,
+        passed_over: float = 0.0,
+    ) -> None:
         self.name: str = record.name
         self.spec: ScheduleSpec = spec
         self.table: Timetable = table
+        self.passed_over: float = passed_over
+        """The last tick that a middleware dropped here; it and earlier ones do not fire."""
         self.guessed: bool = False
         """Whether `last_tick` is a guess, because another scheduler decided the last tick."""
+        self.suspended: bool = False
+        """Whether no tick fires until the next `update`."""
         self.update(record)
 
     def update(self, record: ScheduleRecord) -> None:
         """Update the entry from a record of the backend."""
         self.record: ScheduleRecord = record
         self.last_tick: float | None = record.last_tick
-        self.base: float = max(record.last_tick or 0.0, self.spec.since)
-        self.guessed = False
+        self.base: float = max(record.last_tick or 0.0, self.spec.since, self.passed_over)
+        self.guessed = self.suspended = False
         rests = record.paused or not self.spec.enabled
         self.due: int | None = None if rests else self.table.next_after(self.base)
 
@@ -46,9 +68,14 @@ class ScheduleEntry:
         self.base = instant
         self.due = self.table.next_after(instant)
 
+    def pass_over(self, tick: int) -> None:
+        """Fire neither `tick` nor an earlier one in this process, also after the record changes."""
+        self.passed_over = tick
+        self.skip_until(tick)
+
     def suspend(self) -> None:
         """Fire no tick until the next `update`."""
-        self.due = None
+        self.due, self.suspended = None, True
 
     def find_tick(self, now: float) -> int | None:
         """Return the tick to decide now; None if there is none. Ticks that the misfire policy
@@ -79,7 +106,7 @@ class ScheduleEntries:
             entry = known.get(record.name)
             if entry is None or entry.record.spec != record.spec:
                 entry = _make_entry(record, entry)
-            elif entry.record != record or entry.guessed or entry.due is None:
+            elif entry.record != record or entry.guessed or entry.suspended:
                 entry.update(record)
             if entry is not None:
                 self.entries[record.name] = entry
@@ -120,7 +147,10 @@ def _make_entry(record: ScheduleRecord, before: ScheduleEntry | None) -> Schedul
         spec = parse_spec(record.spec)
         same = before is not None and before.spec.timing == spec.timing
         return ScheduleEntry(
-            record, spec, before.table if before and same else spec.make_timetable()
+            record,
+            spec,
+            before.table if before and same else spec.make_timetable(),
+            passed_over=before.passed_over if before else 0.0,
         )
     except DefinitionError as error:
         _log.error("schedule %r is not fired here: %s", record.name, error)

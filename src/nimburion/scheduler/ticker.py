@@ -62,7 +62,8 @@ class Ticker:
 
     async def _fire(self, entry: ScheduleEntry, tick: int) -> Fired | None:
         """Store the tick and its job. Return None if no job could be built, which is logged, or
-        if a middleware dropped it.
+        if a middleware dropped it. This process tries to build the job again when it has renewed
+        the declaration, and passes a dropped tick over.
 
         An exception of a middleware after the backend has answered is logged; the answer counts.
         """
@@ -91,6 +92,7 @@ class Ticker:
                 else "the tick was decided",
             )
         if not answers:
+            entry.pass_over(tick)
             return None
         stored, fired = answers[0]
         if fired.outcome == "fired":
