@@ -93,6 +93,45 @@ async def test_a_turn_without_a_job_delays_no_other_tenant(
     assert await taker.run(6) == others
 
 
+async def test_a_job_that_comes_while_a_turn_is_removed_keeps_it(
+    clean_postgres: RunningPostgres, backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
+    """The exchange has found the lane empty, and is about to delete the row of its turn."""
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make("x1")])
+    await connection.execute(
+        "CREATE FUNCTION public.wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;"
+        "CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.tenant_turn"
+        " EXECUTE FUNCTION public.wait_for_test();"
+        "SELECT pg_advisory_lock(1)"
+    )
+    try:
+        taking = asyncio.create_task(taker.run(1, total=2))
+        await wait_until(lambda: count_waiting(clean_postgres) == 1, "the exchange deletes the row")
+        adding = asyncio.create_task(backend.enqueue([make("x2")]))
+        await wait_until(
+            lambda: adding.done() or count_waiting(clean_postgres) == 2,
+            "the job is there, or its enqueue waits for the exchange",
+        )
+    finally:
+        await connection.execute(
+            "SELECT pg_advisory_unlock(1); DROP TRIGGER wait_for_test ON nimburion.tenant_turn;"
+            "DROP FUNCTION public.wait_for_test()"
+        )
+    async with asyncio.timeout(DEADLINE):
+        await adding
+        assert await taking == ["x1"]
+    assert await taker.run(1) == ["x2"]
+
+
+def count_waiting(server: RunningPostgres) -> int:
+    """Return how many locks are waited for."""
+    ((count,),) = server.ask("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    return int(count)
+
+
 async def test_an_exchange_does_not_wait_for_the_tenants_of_other_queues(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
@@ -143,7 +182,7 @@ async def test_two_enqueues_do_not_wait_for_each_other(
     await backend.enqueue_in(CallerConnection(connection), [make(f"{first}2")])
     other = asyncio.create_task(backend.enqueue([make(f"{last}3"), make(f"{first}3")]))
     await wait_until(
-        lambda: clean_postgres.ask("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)],
+        lambda: count_waiting(clean_postgres) > 0,
         "the other enqueue waits for the caller's transaction",
     )
     await backend.enqueue_in(CallerConnection(connection), [make(f"{last}2")])

@@ -77,19 +77,50 @@ BEGIN
         SELECT DISTINCT * FROM unnest(p_queues, p_names, p_ranks) AS w (queue, name, rank)
         WHERE strpos(w.queue, E'\n') = 0 ORDER BY 1, 2, 3
         ON CONFLICT DO NOTHING;
-        INSERT INTO {schema}.lane (id, queue, name, rank, tenant) OVERRIDING SYSTEM VALUE
-        SELECT {schema}.make_tenant_lane_number_1(), w.queue, w.name, w.rank, w.tenant
-        FROM (
-            SELECT DISTINCT split_part(u.queue, E'\n', 1) AS queue, u.name, u.rank, split_part(u.queue, E'\n', 2) AS tenant
-            FROM unnest(p_queues, p_names, p_ranks) AS u (queue, name, rank)
-            WHERE strpos(u.queue, E'\n') > 0 ORDER BY 1, 2, 4, 3
-        ) w WHERE NOT EXISTS (
-            SELECT FROM {schema}.lane l
-            WHERE l.queue = w.queue AND l.name = w.name AND l.tenant = w.tenant AND l.rank = w.rank AND NOT l.is_late
-        )
-        ON CONFLICT DO NOTHING;
+        IF array_to_string(p_queues, '') LIKE E'%\n%' THEN
+            PERFORM {schema}.create_tenant_lanes_1(p_queues, p_names, p_ranks);
+        END IF;
     END LOOP;
     RETURN found_ids;
+END $$;
+
+-- name: create_tenant_lanes
+-- Create lanes with tenants. The first lane of a queue, rank and tenant gives its number to the share of the tenant.
+-- Inputs: as for `get_or_create_lanes_1`; queues without a tenant are left out
+-- Locks: waits for another transaction that is creating one of the lanes
+-- Atomic: the index `lane_first` lets only one transaction create a first lane. The second statement sees it.
+CREATE OR REPLACE FUNCTION {schema}.create_tenant_lanes_1(p_queues text[], p_names text[], p_ranks int2[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO {schema}.lane (id, queue, name, rank, tenant, share) OVERRIDING SYSTEM VALUE
+    SELECT f.id, f.queue, f.name, f.rank, f.tenant, f.id FROM (
+        SELECT {schema}.make_tenant_lane_number_1() AS id, w.* FROM (
+            SELECT DISTINCT ON (1, 2, 3) split_part(u.queue, E'\n', 1) AS queue, split_part(u.queue, E'\n', 2) AS tenant, u.rank, u.name
+            FROM unnest(p_queues, p_names, p_ranks) AS u (queue, name, rank)
+            WHERE strpos(u.queue, E'\n') > 0 ORDER BY 1, 2, 3, 4
+        ) w
+        WHERE NOT EXISTS (
+            SELECT FROM {schema}.lane l
+            WHERE l.queue = w.queue AND l.tenant = w.tenant AND l.rank = w.rank AND l.share = l.id OFFSET 0
+        )
+        OFFSET 0
+    ) f
+    ON CONFLICT DO NOTHING;
+    INSERT INTO {schema}.lane (id, queue, name, rank, tenant, share) OVERRIDING SYSTEM VALUE
+    SELECT {schema}.make_tenant_lane_number_1(), w.queue, w.name, w.rank, w.tenant, f.share FROM (
+        SELECT DISTINCT split_part(u.queue, E'\n', 1) AS queue, split_part(u.queue, E'\n', 2) AS tenant, u.rank, u.name
+        FROM unnest(p_queues, p_names, p_ranks) AS u (queue, name, rank)
+        WHERE strpos(u.queue, E'\n') > 0 ORDER BY 1, 2, 3, 4
+    ) w
+    CROSS JOIN LATERAL (
+        SELECT l.share FROM {schema}.lane l
+        WHERE l.queue = w.queue AND l.tenant = w.tenant AND l.rank = w.rank AND l.share = l.id OFFSET 0
+    ) f
+    WHERE NOT EXISTS (
+        SELECT FROM {schema}.lane l
+        WHERE l.queue = w.queue AND l.tenant = w.tenant AND l.name = w.name AND l.rank = w.rank AND NOT l.is_late OFFSET 0
+    )
+    ON CONFLICT DO NOTHING;
 END $$;
 
 -- name: make_tenant_lane_number

@@ -100,6 +100,7 @@ DECLARE
     queues_to_notify text[];
     has_turns bool := false;
     turn_lanes int4[];
+    leased_count int4;
     leased record;
     ids int4[];
     low_water_marks int8[];
@@ -127,7 +128,8 @@ BEGIN
         EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
         EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key)
             OR EXISTS (SELECT FROM {schema}.changed_limit) AS has_keys,
-        EXISTS (SELECT FROM {schema}.tenant_turn) OR EXISTS (SELECT FROM {schema}.lease_charge) AS has_tenants,
+        EXISTS (SELECT FROM {schema}.tenant_turn)
+            OR EXISTS (SELECT FROM {schema}.lease l WHERE l.share IS NOT NULL) AS has_tenants,
         EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
             SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
         ) AS has_large_payloads, (
@@ -255,11 +257,14 @@ BEGIN
                     open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels
                 );
                 turn_lanes := planned.turn_lanes;
+                PERFORM set_config('nimburion.moves_turns', 'on', true);
                 RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL);
-                IF turn_lanes IS NOT NULL THEN
-                    PERFORM {schema}.charge_turns_1(
-                        now, session.number, p_number, planned.seqs, planned.lanes, planned.starts, planned.charges);
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, planned.shares, planned.charges, NULL);
+                GET DIAGNOSTICS leased_count = ROW_COUNT;
+                PERFORM set_config('nimburion.moves_turns', '', true);
+                IF turn_lanes IS NOT NULL AND leased_count > 0 THEN
+                    PERFORM {schema}.charge_turns_1(session.number, p_number, leased_count = cardinality(planned.seqs),
+                        planned.seqs, planned.shares, planned.starts, planned.charges);
                 END IF;
             ELSIF has_turns THEN
                 SELECT * INTO planned FROM {schema}.plan_turns_1(
@@ -270,7 +275,7 @@ BEGIN
                 returned_index := planned.returned;
                 turn_lanes := planned.turn_lanes;
                 PERFORM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL);
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL, NULL);
                 RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
             ELSIF session.has_keys THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
@@ -279,7 +284,7 @@ BEGIN
                 );
                 returned_index := planned.returned;
                 RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes,
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
                     CASE WHEN check_sizes THEN p_max_bytes END);
             ELSE
                 counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,

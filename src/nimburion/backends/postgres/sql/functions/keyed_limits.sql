@@ -539,13 +539,14 @@ END $$;
 -- name: claim_planned_jobs
 -- Lease the planned jobs to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; seqs, due times, lanes and main lanes of the jobs, in the order of
---   the merge; the maximum number of bytes of all deliveries (NULL: sizes are not checked)
+--   the merge; for each the share of its tenant and what it is charged (NULL: nothing, or nothing for all); the maximum number of
+--   bytes of all deliveries (NULL: sizes are not checked)
 -- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum stay in `ready`, but
 --   the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_planned_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_seqs int8[], p_dues int8[], p_lanes int4[],
-    p_main_lanes int4[], p_max_bytes int8
+    p_main_lanes int4[], p_shares int4[], p_charges int8[], p_max_bytes int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -570,11 +571,12 @@ BEGIN
     ), leased AS (
         INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
             failures, lost, attempt_status,
-            extra_flags, nonce, settled_token)
+            extra_flags, nonce, settled_token, share, charge)
         SELECT taken.seq, taken.due, p_now, p_number, p_session, p_main_lanes[taken.place], taken.place,
             coalesce((taken.attempts).fence, 0) + 1,
             coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), taken.attempt_status,
-            coalesce((taken.attempts).extra_flags, 0::int2), p_nonce, (taken.attempts).settled_token
+            coalesce((taken.attempts).extra_flags, 0::int2), p_nonce, (taken.attempts).settled_token,
+            p_shares[taken.place], p_charges[taken.place]
         FROM taken
     )
     SELECT taken.place, taken.seq, taken.due, j.created_at, j.lane, coalesce((taken.attempts).fence, 0) + 1,

@@ -39,7 +39,7 @@ BEGIN
         )
         UNION
         SELECT w.name FROM unnest(p_queues, p_names) AS w (queue, name)
-        WHERE EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name)
+        WHERE EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name OFFSET 0)
         UNION
         SELECT k.job_name FROM (
             SELECT u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0

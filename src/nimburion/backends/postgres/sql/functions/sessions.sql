@@ -257,8 +257,8 @@ BEGIN
         attempts.lost := attempts.lost + 1;
         attempts.extra_flags := attempts.extra_flags | 1;
     END IF;
-    IF p_lease.lane < 0 THEN
-        PERFORM {schema}.settle_charges_1(p_now, p_lease.session, ARRAY[p_lease.seq], NULL, NULL, NULL);
+    IF p_lease.charge IS NOT NULL THEN
+        PERFORM {schema}.return_charge_1(p_lease.share, p_lease.charge);
     END IF;
     RETURN attempts;
 END $$;

@@ -1,6 +1,7 @@
 -- Turns of tenants: who is next in a queue, what its job is charged, and what a lease that ended used.
 -- core/fairness.py explains the arithmetic.
 --
+-- The lanes of one queue, rank and tenant have one share (`lane.share`), which is charged for all of them.
 -- A lane with a tenant has a number below 0. Its jobs wait in `ready` like others; triggers keep its row of `tenant_turn`,
 -- the first job of the lane. These lanes have no late lanes and no low-water marks.
 -- Locks: the rows of `tenant_floor`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
@@ -18,27 +19,24 @@ DECLARE
     least int8;
     used int8;
 BEGIN
-    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.lane = NEW.lane FOR KEY SHARE;
+    SELECT * INTO place FROM {schema}.lane a WHERE a.id = NEW.lane;
+    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.share = place.share AND t.lane = NEW.lane FOR KEY SHARE;
     IF FOUND THEN
         IF (NEW.due, NEW.seq) < (turn.due, turn.seq) THEN
             UPDATE {schema}.tenant_turn t SET due = NEW.due, seq = NEW.seq
-            WHERE t.lane = NEW.lane AND (NEW.due, NEW.seq) < (t.due, t.seq);
+            WHERE t.share = place.share AND t.lane = NEW.lane AND (NEW.due, NEW.seq) < (t.due, t.seq);
         END IF;
         RETURN NULL;
     END IF;
-    SELECT * INTO place FROM {schema}.lane a WHERE a.id = NEW.lane;
     -- Shares and floors are only read: a caller's transaction may stay open for long, and exchanges change these rows.
     least := coalesce((
         SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = place.queue AND f.rank = place.rank
     ), 0);
-    used := (
-        SELECT s.virtual_time FROM {schema}.tenant_share s
-        WHERE s.queue = place.queue AND s.rank = place.rank AND s.tenant = place.tenant
-    );
-    INSERT INTO {schema}.tenant_turn AS t (lane, queue, name, rank, tenant, virtual_time, due, seq, is_raised)
-    VALUES (place.id, place.queue, place.name, place.rank, place.tenant, GREATEST(used, least), NEW.due, NEW.seq,
+    used := (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = place.share);
+    INSERT INTO {schema}.tenant_turn AS t (share, lane, queue, name, rank, virtual_time, due, seq, is_raised)
+    VALUES (place.share, place.id, place.queue, place.name, place.rank, GREATEST(used, least), NEW.due, NEW.seq,
         coalesce(used < least, false))
-    ON CONFLICT (lane) DO UPDATE SET due = excluded.due, seq = excluded.seq
+    ON CONFLICT (share, lane) DO UPDATE SET due = excluded.due, seq = excluded.seq
     WHERE (excluded.due, excluded.seq) < (t.due, t.seq);
     RETURN NULL;
 END $$;
@@ -52,28 +50,53 @@ EXECUTE FUNCTION {schema}.add_turn_1();
 CREATE OR REPLACE FUNCTION {schema}.remove_turn_1() RETURNS trigger
 LANGUAGE plpgsql AS $$
 DECLARE
+    own_share int4 := (SELECT a.share FROM {schema}.lane a WHERE a.id = OLD.lane);
     turn record;
     next_job record;
 BEGIN
-    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.lane = OLD.lane;
+    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.share = own_share AND t.lane = OLD.lane;
     IF NOT FOUND OR turn.seq <> OLD.seq THEN
         RETURN NULL;
     END IF;
     SELECT r.due, r.seq INTO next_job FROM {schema}.ready r WHERE r.lane = OLD.lane ORDER BY r.due, r.seq LIMIT 1;
     IF FOUND THEN
         UPDATE {schema}.tenant_turn t SET due = next_job.due, seq = next_job.seq
-        WHERE t.lane = OLD.lane AND t.seq = OLD.seq;
-        RETURN NULL;
+        WHERE t.share = own_share AND t.lane = OLD.lane AND t.seq = OLD.seq;
+    ELSE
+        PERFORM {schema}.remove_empty_turns_1(ARRAY[own_share]);
     END IF;
-    DELETE FROM {schema}.tenant_turn WHERE ctid = ANY (ARRAY(
-        SELECT t.ctid FROM {schema}.tenant_turn t WHERE t.lane = OLD.lane FOR UPDATE SKIP LOCKED
-    ));
     RETURN NULL;
 END $$;
 
--- Only for jobs of tenants.
-CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW WHEN (OLD.lane < 0)
+-- Only for jobs of tenants, and not while `charge_turns_1` is about to move all turns of an exchange at once.
+CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW
+WHEN (OLD.lane < 0 AND current_setting('nimburion.moves_turns', true) IS DISTINCT FROM 'on')
 EXECUTE FUNCTION {schema}.remove_turn_1();
+
+-- name: remove_empty_turns
+-- Delete the rows of `tenant_turn` whose lanes have no jobs.
+-- Inputs: shares
+-- Locks: these rows; rows that another transaction has locked are skipped
+-- Atomic: a lane is read again after its row is locked, because an enqueue may have added a job and ended in between. A transaction
+--   above READ COMMITTED would not see that job, so it deletes nothing.
+CREATE OR REPLACE FUNCTION {schema}.remove_empty_turns_1(p_shares int4[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    locked int4[];
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN;
+    END IF;
+    locked := ARRAY(
+        SELECT t.lane FROM {schema}.tenant_turn t
+        WHERE t.share = ANY (p_shares) AND NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0)
+        FOR UPDATE SKIP LOCKED
+    );
+    IF locked <> '{}' THEN
+        DELETE FROM {schema}.tenant_turn t WHERE t.share = ANY (p_shares) AND t.lane = ANY (locked)
+            AND NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0);
+    END IF;
+END $$;
 
 -- name: raise_shares
 -- Raise the shares of tenants whose lane was empty when a job came, to the floor at that time.
@@ -82,18 +105,24 @@ EXECUTE FUNCTION {schema}.remove_turn_1();
 CREATE OR REPLACE FUNCTION {schema}.raise_shares_1(p_queues text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    raised record;
+    shares int4[];
 BEGIN
-    FOR raised IN
-        UPDATE {schema}.tenant_turn SET is_raised = false WHERE ctid = ANY (ARRAY(
-            SELECT t.ctid FROM {schema}.tenant_turn t
-            WHERE t.is_raised AND (p_queues IS NULL OR t.queue = ANY (p_queues)) ORDER BY t.lane
-        )) RETURNING queue, rank, tenant, virtual_time
-    LOOP
-        UPDATE {schema}.tenant_share s SET virtual_time = GREATEST(s.virtual_time, raised.virtual_time)
-        WHERE s.queue = raised.queue AND s.rank = raised.rank AND s.tenant = raised.tenant;
-        PERFORM {schema}.rank_turns_1(ARRAY[raised.queue], ARRAY[raised.rank], ARRAY[raised.tenant]);
-    END LOOP;
+    WITH raised AS (
+        UPDATE {schema}.tenant_turn SET is_raised = false WHERE is_raised AND (p_queues IS NULL OR queue = ANY (p_queues))
+            AND share = ANY (ARRAY(SELECT t.share FROM {schema}.tenant_turn t WHERE t.is_raised ORDER BY t.share))
+        RETURNING share, virtual_time
+    ), raised_shares AS (
+        INSERT INTO {schema}.tenant_share AS s (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+        SELECT r.share, a.queue, a.rank, a.tenant, r.virtual_time, 0, 0
+        FROM (SELECT r.share, max(r.virtual_time) AS virtual_time FROM raised r GROUP BY 1) r
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = r.share OFFSET 0) a
+        ON CONFLICT (share) DO UPDATE SET virtual_time = GREATEST(s.virtual_time, excluded.virtual_time)
+        RETURNING s.share
+    )
+    SELECT array_agg(r.share) INTO shares FROM raised_shares r;
+    IF shares IS NOT NULL THEN
+        PERFORM {schema}.rank_turns_1(shares);
+    END IF;
 END $$;
 
 -- name: lock_floors
@@ -103,28 +132,24 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.lock_floors_1(p_queues text[], p_session int4, p_seqs int8[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    settled text[] := ARRAY(
-        SELECT DISTINCT a.queue FROM {schema}.lease_charge c JOIN {schema}.lane a ON a.id = c.lane
-        WHERE c.session = p_session AND c.seq = ANY (p_seqs)
-    );
+    settled text[] := '{}';
 BEGIN
+    IF EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue <> ALL (p_queues)) THEN
+        settled := ARRAY(
+            SELECT DISTINCT s.queue FROM unnest(p_seqs) AS u (seq)
+            CROSS JOIN LATERAL (SELECT * FROM {schema}.lease l WHERE l.session = p_session AND l.seq = u.seq OFFSET 0) l
+            CROSS JOIN LATERAL (SELECT * FROM {schema}.tenant_share s WHERE s.share = l.share OFFSET 0) s
+        );
+    END IF;
     INSERT INTO {schema}.tenant_floor (queue, rank, floor)
     SELECT q.queue, r.rank, 0 FROM (SELECT DISTINCT u.queue FROM unnest(p_queues) AS u (queue)) q, generate_series(0, 9) AS r (rank)
-    WHERE EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = q.queue AND t.rank = r.rank)
-        AND NOT EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue = q.queue AND f.rank = r.rank)
+    WHERE NOT EXISTS (SELECT FROM {schema}.tenant_floor f WHERE f.queue = q.queue AND f.rank = r.rank OFFSET 0)
+        -- OFFSET 0: else the planner may read the turns of all tenants to join them
+        AND EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = q.queue AND t.rank = r.rank OFFSET 0)
     ORDER BY 1, 2 ON CONFLICT DO NOTHING;
     PERFORM FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_queues || settled) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
     PERFORM {schema}.raise_shares_1(p_queues || settled);
 END $$;
-
--- name: get_weight
--- Return the weight of a tenant in hundredths.
--- Inputs: the tenant
--- Result: the weight
-CREATE OR REPLACE FUNCTION {schema}.get_weight_1(p_tenant text) RETURNS int8
-LANGUAGE sql STABLE AS $$
-    SELECT coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = p_tenant), 100)
-$$;
 
 -- name: compute_charge
 -- Return what a run time adds to a virtual time.
@@ -171,13 +196,14 @@ BEGIN
         IF NOT FOUND OR (first_job.due, first_job.seq) = (turn.due, turn.seq) THEN
             skipped := skipped || turn.lane;  -- its job is about to go, or to come: another exchange will see it
         ELSE
-            UPDATE {schema}.tenant_turn t SET due = first_job.due, seq = first_job.seq WHERE t.lane = turn.lane;
+            UPDATE {schema}.tenant_turn t SET due = first_job.due, seq = first_job.seq
+            WHERE t.share = turn.share AND t.lane = turn.lane;
         END IF;
     END LOOP;
 END $$;
 
 -- name: lease_turn
--- Lease a job of a tenant to a session.
+-- Lease a job of a tenant to a session, and charge it to the tenant.
 -- Inputs: the time; the session; its exchange and nonce; the row of `tenant_turn` that names the job; its position in the reply
 CREATE OR REPLACE FUNCTION {schema}.lease_turn_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_turn {schema}.tenant_turn, p_place int4
@@ -186,6 +212,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     status int2;
     attempts {schema}.attempt_state;
+    charge int8 := {schema}.charge_turn_1(p_turn);
 BEGIN
     DELETE FROM {schema}.ready r WHERE r.lane = p_turn.lane AND r.due = p_turn.due AND r.seq = p_turn.seq
     RETURNING r.attempt_status INTO status;
@@ -193,129 +220,130 @@ BEGIN
         attempts := {schema}.get_attempt_state_1(p_turn.seq);
     END IF;
     INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost,
-        attempt_status, extra_flags, nonce, settled_token)
+        attempt_status, extra_flags, nonce, settled_token, share, charge)
     VALUES (p_turn.seq, p_turn.due, p_now, p_number, p_session, p_turn.lane, p_place, coalesce(attempts.fence, 0) + 1,
         coalesce(attempts.failures, 0), coalesce(attempts.lost, 0), status, coalesce(attempts.extra_flags, 0::int2), p_nonce,
-        attempts.settled_token);
+        attempts.settled_token, p_turn.share, charge);
 END $$;
 
 -- name: charge_turn
--- Charge a job that is leased to its tenant.
--- Inputs: the time; the session; the row of `tenant_turn` that names the job
-CREATE OR REPLACE FUNCTION {schema}.charge_turn_1(p_now int8, p_session int4, p_turn {schema}.tenant_turn) RETURNS void
+-- Charge a job to its tenant.
+-- Inputs: the row of `tenant_turn` that names the job
+-- Result: the charge
+CREATE OR REPLACE FUNCTION {schema}.charge_turn_1(p_turn {schema}.tenant_turn) RETURNS int8
 LANGUAGE plpgsql AS $$
 DECLARE
-    share {schema}.tenant_share;
+    own {schema}.tenant_share;
     start int8;
     charge int8;
 BEGIN
-    INSERT INTO {schema}.tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-    VALUES (p_turn.queue, p_turn.rank, p_turn.tenant, p_turn.virtual_time, 0, 0) ON CONFLICT DO NOTHING;
-    SELECT s.* INTO share FROM {schema}.tenant_share s
-    WHERE s.queue = p_turn.queue AND s.rank = p_turn.rank AND s.tenant = p_turn.tenant;
-    start := GREATEST(share.virtual_time, (
-        SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = p_turn.queue AND f.rank = p_turn.rank
+    INSERT INTO {schema}.tenant_share (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+    SELECT a.id, a.queue, a.rank, a.tenant, p_turn.virtual_time, 0, 0 FROM {schema}.lane a WHERE a.id = p_turn.share
+    ON CONFLICT DO NOTHING;
+    SELECT s.* INTO own FROM {schema}.tenant_share s WHERE s.share = p_turn.share;
+    start := GREATEST(own.virtual_time, (
+        SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = own.queue AND f.rank = own.rank
     ));
     charge := {schema}.compute_charge_1(
-        CASE WHEN share.mean_run_time = 0 THEN 100000::int8 << LEAST(share.unmeasured, 9) ELSE share.mean_run_time END,
-        {schema}.get_weight_1(p_turn.tenant));
-    UPDATE {schema}.tenant_floor f SET floor = start WHERE f.queue = p_turn.queue AND f.rank = p_turn.rank;
+        CASE WHEN own.mean_run_time = 0 THEN 100000::int8 << LEAST(own.unmeasured, 9) ELSE own.mean_run_time END,
+        coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = own.tenant), 100));
+    UPDATE {schema}.tenant_floor f SET floor = start WHERE f.queue = own.queue AND f.rank = own.rank;
     UPDATE {schema}.tenant_share s SET virtual_time = start + charge,
         unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN 1 ELSE 0 END
-    WHERE s.queue = p_turn.queue AND s.rank = p_turn.rank AND s.tenant = p_turn.tenant;
-    UPDATE {schema}.tenant_turn t SET virtual_time = start + charge
-    WHERE t.queue = p_turn.queue AND t.rank = p_turn.rank AND t.tenant = p_turn.tenant;
-    INSERT INTO {schema}.lease_charge (session, seq, lane, charge, leased_at)
-    VALUES (p_session, p_turn.seq, p_turn.lane, charge, p_now);
+    WHERE s.share = own.share;
+    UPDATE {schema}.tenant_turn t SET virtual_time = start + charge WHERE t.share = own.share;
+    RETURN charge;
 END $$;
 
 -- name: settle_charges
--- Replace the charges of leases that end, in this order, by what the jobs used.
--- Inputs: the time; the session; the seqs; for each, as for `settle_each_1`, its kind (NULL: all are completions); fences and
---   nonces: other leases are left out. NULL fences: all leases have ended, and no handler was called.
--- Atomic: all shares change in one UPDATE
+-- Replace the charges of leases that end by what their jobs used. It comes before the leases are deleted.
+-- Inputs: the time; the session; seqs, in the order of the settlements; for each, as for `settle_each_1`, its kind (NULL: all are
+--   completions); fences and nonces: other leases are left out
+-- Arrays of shares are sorted, so that `width_bucket` finds the place of a share in them.
 CREATE OR REPLACE FUNCTION {schema}.settle_charges_1(
     p_now int8, p_session int4, p_seqs int8[], p_kinds text, p_fences int4[], p_nonces bytea[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    held record;
-    run_time int8;
-    ended int8[] := '{}';
-    mean int8;
-    change int8;
-    queues text[] := '{}';
-    ranks int2[] := '{}';
-    tenants text[] := '{}';
-    changes int8[] := '{}';
-    means int8[] := '{}';
+    has_weights bool := EXISTS (SELECT FROM {schema}.tenant_weight);
+    shares int4[];
+    changes int8[];
+    run_times int8[];   -- of all shares, and where those of each share end
+    ends int4[];
+    times int8[];
 BEGIN
-    FOR held IN
-        SELECT c.seq, c.charge, c.leased_at, a.queue, a.rank, a.tenant, s.mean_run_time, {schema}.get_weight_1(a.tenant) AS units,
-            coalesce(substr(p_kinds, CAST(u.place AS int4), 1), 'c') AS kind,
-            lead(u.place) OVER (PARTITION BY a.queue, a.rank, a.tenant ORDER BY u.place) IS NULL AS is_last,
-            row_number() OVER (PARTITION BY a.queue, a.rank, a.tenant ORDER BY u.place) = 1 AS is_first
+    WITH ended AS (
+        SELECT DISTINCT ON (l.seq) l.share, l.charge, u.place, l.units,
+            CASE WHEN p_kinds IS NULL OR substr(p_kinds, CAST(u.place AS int4), 1) <> 'u'
+                THEN LEAST(GREATEST(p_now - l.leased_at, 0), 86400000000) END AS run_time
         FROM unnest(p_seqs, p_fences, p_nonces) WITH ORDINALITY AS u (seq, fence, nonce, place)
         CROSS JOIN LATERAL (
-            SELECT * FROM {schema}.lease_charge c WHERE c.session = p_session AND c.seq = u.seq OFFSET 0
-        ) c
-        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = c.lane OFFSET 0) a
-        CROSS JOIN LATERAL (
-            SELECT * FROM {schema}.tenant_share s
-            WHERE s.queue = a.queue AND s.rank = a.rank AND s.tenant = a.tenant OFFSET 0
-        ) s
-        WHERE p_fences IS NULL OR EXISTS (
-            SELECT FROM {schema}.lease l
-            WHERE l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce OFFSET 0
-        )
-        ORDER BY a.queue, a.rank, a.tenant, u.place
-    LOOP
-        IF held.is_first THEN
-            mean := held.mean_run_time;
-            change := 0;
-        END IF;
-        IF held.kind NOT IN ('p', 'e') AND held.seq <> ALL (ended) THEN
-            ended := ended || held.seq;
-            change := change - held.charge;
-            IF p_fences IS NOT NULL AND held.kind <> 'u' THEN
-                run_time := LEAST(GREATEST(p_now - held.leased_at, 0), 86400000000);
-                change := change + LEAST(GREATEST(run_time, 1000), 86400000000) * 100 / held.units;
-                mean := GREATEST(CASE WHEN mean = 0 THEN run_time ELSE (7 * mean + run_time) / 8 END, 1);
-            END IF;
-        END IF;
-        IF held.is_last THEN
-            queues := queues || held.queue;
-            ranks := ranks || held.rank;
-            tenants := tenants || held.tenant;
-            changes := changes || change;
-            means := means || mean;
-        END IF;
-    END LOOP;
-    IF cardinality(ended) = 0 THEN
+            SELECT l.*, coalesce(CASE WHEN has_weights THEN (
+                SELECT CAST(w.units AS int8) FROM {schema}.lane a JOIN {schema}.tenant_weight w ON w.tenant = a.tenant
+                WHERE a.id = l.share
+            ) END, 100) AS units
+            FROM {schema}.lease l WHERE l.session = p_session AND l.seq = u.seq AND l.fence = u.fence AND l.nonce = u.nonce
+            OFFSET 0
+        ) l
+        WHERE l.share IS NOT NULL AND (p_kinds IS NULL OR substr(p_kinds, CAST(u.place AS int4), 1) NOT IN ('p', 'e'))
+        ORDER BY l.seq, u.place
+    ), used AS MATERIALIZED (
+        SELECT e.share, e.place, e.run_time, e.charge, CASE WHEN e.run_time IS NULL THEN 0
+            ELSE {schema}.compute_charge_1(e.run_time, e.units) END AS used
+        FROM ended e
+    ), summed AS (
+        SELECT u.share, CAST(sum(u.used - u.charge) AS int8) AS change, CAST(sum(count(*)) OVER (ORDER BY u.share) AS int4) AS last
+        FROM used u GROUP BY 1
+    )
+    SELECT array_agg(s.share ORDER BY s.share), array_agg(s.change ORDER BY s.share), array_agg(s.last ORDER BY s.share),
+        ARRAY(SELECT u.run_time FROM used u ORDER BY u.share, u.place)
+    INTO shares, changes, ends, run_times FROM summed s;
+    IF shares IS NULL THEN
         RETURN;
     END IF;
-    DELETE FROM {schema}.lease_charge c WHERE c.session = p_session AND c.seq = ANY (ended);
-    INSERT INTO {schema}.tenant_share AS s (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-    SELECT u.queue, u.rank, u.tenant, u.change, u.mean, 0
-    FROM unnest(queues, ranks, tenants, changes, means) AS u (queue, rank, tenant, change, mean)
-    ON CONFLICT (queue, rank, tenant) DO UPDATE
-    SET virtual_time = s.virtual_time + excluded.virtual_time, mean_run_time = excluded.mean_run_time;
-    PERFORM {schema}.rank_turns_1(queues, ranks, tenants);
+    WITH changed AS (
+        UPDATE {schema}.tenant_share s SET virtual_time = s.virtual_time + changes[width_bucket(s.share, shares)],
+            mean_run_time = {schema}.compute_mean_1(s.mean_run_time, run_times,
+                coalesce(ends[width_bucket(s.share, shares) - 1], 0) + 1, ends[width_bucket(s.share, shares)])
+        WHERE s.share = ANY (shares) RETURNING s.share, s.virtual_time
+    )
+    SELECT array_agg(c.share ORDER BY c.share), array_agg(c.virtual_time ORDER BY c.share) INTO shares, times FROM changed c;
+    UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.share, shares)] WHERE t.share = ANY (shares);
+END $$;
+
+-- name: compute_mean
+-- Add run times to the moving mean of a tenant, in order.
+-- Inputs: the mean (0: none yet); run times, of which NULLs are left out; the first and the last index
+-- Result: the mean
+CREATE OR REPLACE FUNCTION {schema}.compute_mean_1(p_mean int8, p_run_times int8[], p_first int4, p_last int4) RETURNS int8
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    FOR i IN p_first..p_last LOOP
+        p_mean := CASE WHEN p_run_times[i] IS NULL THEN p_mean WHEN p_mean = 0 THEN GREATEST(p_run_times[i], 1)
+            ELSE GREATEST((7 * p_mean + p_run_times[i]) / 8, 1) END;
+    END LOOP;
+    RETURN p_mean;
+END $$;
+
+-- name: return_charge
+-- Return the charge of a lease that ended without a settlement to its tenant.
+-- Inputs: the share; the charge
+CREATE OR REPLACE FUNCTION {schema}.return_charge_1(p_share int4, p_charge int8) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE {schema}.tenant_share s SET virtual_time = s.virtual_time - p_charge WHERE s.share = p_share;
+    PERFORM {schema}.rank_turns_1(ARRAY[p_share]);
 END $$;
 
 -- name: rank_turns
 -- Give the lanes of tenants their places after their virtual times changed.
--- Inputs: queues, ranks and tenants
-CREATE OR REPLACE FUNCTION {schema}.rank_turns_1(p_queues text[], p_ranks int2[], p_tenants text[]) RETURNS void
+-- Inputs: the shares
+CREATE OR REPLACE FUNCTION {schema}.rank_turns_1(p_shares int4[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE {schema}.tenant_turn t SET virtual_time = s.virtual_time FROM {schema}.tenant_share s
-    WHERE t.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM unnest(p_queues, p_ranks, p_tenants) AS u (queue, rank, tenant), LATERAL (
-            SELECT o.ctid FROM {schema}.tenant_turn o
-            WHERE o.queue = u.queue AND o.rank = u.rank AND o.tenant = u.tenant OFFSET 0
-        ) o
-    )) AND s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant;
+    UPDATE {schema}.tenant_turn t
+    SET virtual_time = (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = t.share)
+    WHERE t.share = ANY (p_shares);
 END $$;
 
 -- name: plan_plain_turns
@@ -324,47 +352,70 @@ END $$;
 -- the floor if that is higher, plus k charges. The order of the starts is the order of the turns.
 -- Inputs: as for `plan_turns_1`
 -- Result: as of `plan_turns_1`; the caller leases the jobs (`claim_planned_jobs_1`) and then charges them (`charge_turns_1`)
---   starts, charges   for each job its start and its charge; NULL: it has no tenant
+--   shares, starts, charges   for each job the share of its tenant, its start and its charge; NULL: it has no tenant
+-- It reads few jobs of each tenant, and few tenants, until what it has not read comes after the first job of the queue that it
+-- does not take.
 CREATE OR REPLACE FUNCTION {schema}.plan_plain_turns_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[],
     p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT starts int8[], OUT charges int8[],
-    OUT turn_lanes int4[]
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT shares int4[], OUT starts int8[],
+    OUT charges int8[], OUT turn_lanes int4[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     chunks int4[] := array_fill(p_total + 1, ARRAY[coalesce(cardinality(p_ids), 0)]);
-    most int4 := 4 + p_total / GREATEST(1, (
-        SELECT CAST(count(*) AS int4) FROM (SELECT FROM {schema}.tenant_turn LIMIT p_total) t
-    ));
-    is_short bool;
+    turn_limit int4 := p_total + 1;
+    turn_count int4 := (
+        SELECT count(*) FROM (SELECT FROM {schema}.tenant_turn t WHERE t.queue = ANY (p_queues) LIMIT p_total + 1) t
+    );
+    job_limit int4 := CASE WHEN turn_count > p_total THEN 1 ELSE 4 + p_total / GREATEST(1, turn_count) END;
+    has_weights bool := EXISTS (SELECT FROM {schema}.tenant_weight);
+    needs_jobs bool;
+    needs_turns bool;
+    first_turns record;
 BEGIN
+    IF turn_count > p_total AND cardinality(p_queues) = 1 AND p_ids = '{}' THEN
+        first_turns := {schema}.plan_first_turns_1(p_total, p_queues[1], p_names[1], has_weights);
+        IF first_turns.is_complete THEN
+            seqs := first_turns.seqs;
+            dues := first_turns.dues;
+            lanes := first_turns.lanes;
+            main_lanes := first_turns.lanes;
+            shares := first_turns.shares;
+            starts := first_turns.starts;
+            charges := first_turns.charges;
+            turn_lanes := first_turns.lanes;
+            RETURN;
+        END IF;
+    END IF;
     LOOP
         WITH requested AS MATERIALIZED (
             SELECT u.queue, min(u.level) AS level, array_agg(u.name) AS names FROM unnest(p_queues, p_names, p_queue_levels) AS u (queue, name, level)
             GROUP BY u.queue
         ), turn AS MATERIALIZED (
-            SELECT r.level, t.*, {schema}.get_weight_1(t.tenant) AS units, coalesce(s.mean_run_time, 0) AS mean_run_time,
+            SELECT r.level, t.*, coalesce(CAST(w.units AS int8), 100) AS units, coalesce(s.mean_run_time, 0) AS mean_run_time,
                 coalesce(s.unmeasured, 0) AS unmeasured,
                 GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS first_start
             FROM requested r
             CROSS JOIN LATERAL (
-                SELECT * FROM {schema}.tenant_turn t WHERE t.queue = r.queue AND t.name = ANY (r.names)
+                SELECT t.*, row_number() OVER o AS place FROM {schema}.tenant_turn t WHERE t.queue = r.queue AND t.name = ANY (r.names)
                     AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0)
-                ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT p_total
+                WINDOW o AS (ORDER BY t.rank, t.virtual_time, t.due, t.seq)
+                ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT turn_limit
             ) t
-            LEFT JOIN LATERAL (
-                SELECT * FROM {schema}.tenant_share s
-                WHERE s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant OFFSET 0
-            ) s ON true
+            LEFT JOIN LATERAL (SELECT * FROM {schema}.tenant_share s WHERE s.share = t.share OFFSET 0) s ON true
             LEFT JOIN LATERAL (
                 SELECT * FROM {schema}.tenant_floor f WHERE f.queue = t.queue AND f.rank = t.rank OFFSET 0
             ) f ON true
+            LEFT JOIN LATERAL (
+                SELECT w.units FROM {schema}.lane a JOIN {schema}.tenant_weight w ON w.tenant = a.tenant
+                WHERE has_weights AND a.id = t.share OFFSET 0
+            ) w ON true
         ), numbered AS (
-            SELECT t.*, j.due AS job_due, j.seq AS job_seq,
-                row_number() OVER (PARTITION BY t.queue, t.rank, t.tenant ORDER BY j.due, j.seq) - 1 AS k,
-                row_number() OVER (PARTITION BY t.lane ORDER BY j.due, j.seq) = most AS is_end
+            SELECT t.*, j.due AS job_due, j.seq AS job_seq, j.nth = job_limit AS is_end,
+                row_number() OVER (PARTITION BY t.share ORDER BY j.due, j.seq) - 1 AS k
             FROM turn t CROSS JOIN LATERAL (
-                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT most
+                SELECT r.due, r.seq, row_number() OVER (ORDER BY r.due, r.seq) AS nth
+                FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT job_limit
             ) j
         ), charged AS (
             SELECT n.*, {schema}.compute_charge_1(CASE WHEN n.mean_run_time = 0
@@ -372,82 +423,167 @@ BEGIN
             FROM numbered n
         ), started AS (
             SELECT c.*, c.first_start + coalesce(sum(c.charge) OVER (
-                PARTITION BY c.queue, c.rank, c.tenant ORDER BY c.k ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+                PARTITION BY c.share ORDER BY c.k ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
             ), 0)::int8 AS start
             FROM charged c
-        ), placed AS (
-            SELECT s.*, max(ARRAY[
-                -s.level - CASE WHEN p_ageing > 0 AND p_now > s.job_due THEN (p_now - s.job_due) / p_ageing ELSE 0 END,
-                s.rank, s.job_due, s.job_seq
-            ]) OVER w AS worst, row_number() OVER w AS turn_place
+        ), placed AS MATERIALIZED (
+            SELECT s.queue, s.lane, s.share, s.job_due AS due, s.job_seq AS seq, s.k, s.start, s.charge, s.is_end,
+                ARRAY[s.rank, CASE WHEN s.k = 0 THEN s.virtual_time ELSE s.start END] AS turn_key, max(ARRAY[
+                    -s.level - CASE WHEN p_ageing > 0 AND p_now > s.job_due THEN (p_now - s.job_due) / p_ageing ELSE 0 END,
+                    s.rank, s.job_due, s.job_seq
+                ]) OVER w AS worst, row_number() OVER w AS place,
+                CASE WHEN s.place = turn_limit THEN ARRAY[s.rank, s.virtual_time] END AS last_key, s.rank
             FROM started s
             WINDOW w AS (
                 PARTITION BY s.queue ORDER BY s.rank, CASE WHEN s.k = 0 THEN s.virtual_time ELSE s.start END, s.job_due, s.job_seq
                 ROWS UNBOUNDED PRECEDING
             )
-        ), merged AS (
-            SELECT p.worst, p.turn_place AS place, p.job_seq AS seq, p.job_due AS due, p.lane, p.lane AS main_lane, p.start, p.charge,
-                p.is_end
+        ), taken AS MATERIALIZED (
+            SELECT p.worst, p.place, p.seq, p.due, p.lane, p.lane AS main_lane, p.share, p.start, p.charge, p.queue,
+                CASE WHEN p.is_end THEN ARRAY[p.rank, p.start + p.charge] END AS next_key
             FROM placed p
             UNION ALL
-            SELECT m.worst, m.place, m.seq, m.due, p_ids[m.lane_index], p_main_lanes[m.lane_index], NULL, NULL, false
+            SELECT m.worst, m.place, m.seq, m.due, p_ids[m.lane_index], p_main_lanes[m.lane_index], NULL, NULL, NULL, NULL, NULL
             FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, chunks,
                 p_names, '{}') m
             WHERE p_ids <> '{}'
             ORDER BY 1, 2 LIMIT p_total
+        ), ends AS (  -- of each queue
+            SELECT t.queue, max(t.place) AS place, min(t.next_key) AS next_key FROM taken t WHERE t.charge IS NOT NULL GROUP BY 1
         )
-        SELECT array_agg(m.seq ORDER BY m.worst, m.place), array_agg(m.due ORDER BY m.worst, m.place),
-            array_agg(m.lane ORDER BY m.worst, m.place), array_agg(m.main_lane ORDER BY m.worst, m.place),
-            array_agg(m.start ORDER BY m.worst, m.place), array_agg(m.charge ORDER BY m.worst, m.place),
-            array_agg(DISTINCT m.lane) FILTER (WHERE m.lane < 0), bool_or(m.is_end)
-        INTO seqs, dues, lanes, main_lanes, starts, charges, turn_lanes, is_short FROM merged m;
-        EXIT WHEN is_short IS NOT TRUE OR most >= p_total;
-        most := LEAST(4 * most, p_total);  -- a tenant takes all jobs that were read: the next of them may come before others
+        SELECT array_agg(t.seq ORDER BY t.worst, t.place), array_agg(t.due ORDER BY t.worst, t.place),
+            array_agg(t.lane ORDER BY t.worst, t.place), array_agg(t.main_lane ORDER BY t.worst, t.place),
+            array_agg(t.share ORDER BY t.worst, t.place), array_agg(t.start ORDER BY t.worst, t.place), array_agg(t.charge ORDER BY t.worst, t.place),
+            array_agg(DISTINCT t.lane) FILTER (WHERE t.charge IS NOT NULL), (
+                -- The next job of a tenant is not read: does it come before the first that is not taken?
+                SELECT bool_or(e.next_key IS NOT NULL AND (p.turn_key IS NULL OR e.next_key <= p.turn_key))
+                FROM ends e LEFT JOIN placed p ON p.queue = e.queue AND p.place = e.place + 1
+            ), (
+                -- Other tenants are not read. They come before a job that is not the first of its tenant, unless it is before the
+                -- last tenant that is read.
+                SELECT bool_or(p.k > 0 AND p.turn_key >= l.last_key)
+                FROM ends e JOIN placed p ON p.queue = e.queue AND p.place = e.place + 1
+                JOIN placed l ON l.queue = e.queue AND l.last_key IS NOT NULL
+            )
+        INTO seqs, dues, lanes, main_lanes, shares, starts, charges, turn_lanes, needs_jobs, needs_turns FROM taken t;
+        EXIT WHEN (needs_jobs IS NOT TRUE OR job_limit > p_total) AND needs_turns IS NOT TRUE;
+        IF needs_jobs THEN
+            job_limit := LEAST(4 * job_limit, p_total + 1);
+        END IF;
+        IF needs_turns THEN
+            turn_limit := 2 * turn_limit;
+        END IF;
     END LOOP;
 END $$;
 
+-- name: plan_first_turns
+-- Do the same as `plan_plain_turns_1` where one queue and name is requested, only jobs of tenants wait, and each of the first
+-- tenants has one turn: then the order of `tenant_turn` is the order of the jobs.
+-- Inputs: the maximum number of jobs; queue and name; whether any tenant has a weight
+-- Result: as of `plan_plain_turns_1`
+--   is_complete   whether this is so: no tenant has a second turn among them, and all rows name the first job of their lane
+CREATE OR REPLACE FUNCTION {schema}.plan_first_turns_1(
+    p_total int4, p_queue text, p_name text, p_has_weights bool,
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT shares int4[], OUT starts int8[], OUT charges int8[], OUT is_complete bool
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT array_agg(t.seq) FILTER (WHERE NOT t.is_last), array_agg(t.due) FILTER (WHERE NOT t.is_last),
+        array_agg(t.lane) FILTER (WHERE NOT t.is_last), array_agg(t.share) FILTER (WHERE NOT t.is_last),
+        array_agg(t.start) FILTER (WHERE NOT t.is_last), array_agg(t.charge) FILTER (WHERE NOT t.is_last),
+        coalesce(bool_and(t.is_current) AND bool_or(t.is_last)
+            AND min(ARRAY[t.rank, t.start + t.charge]) FILTER (WHERE NOT t.is_last)
+                > min(ARRAY[t.rank, t.virtual_time]) FILTER (WHERE t.is_last)
+            AND count(DISTINCT t.share) = count(*), false)
+    INTO seqs, dues, lanes, shares, starts, charges, is_complete
+    FROM (
+        SELECT t.*, {schema}.compute_charge_1(CASE WHEN t.mean_run_time = 0
+            THEN CAST(100000 AS int8) << LEAST(t.unmeasured, 9) ELSE t.mean_run_time END, t.units) AS charge
+        FROM (
+            SELECT t.*, coalesce(s.mean_run_time, 0) AS mean_run_time, coalesce(s.unmeasured, 0) AS unmeasured,
+                GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS start,
+                coalesce(CASE WHEN p_has_weights THEN (
+                    SELECT CAST(w.units AS int8) FROM {schema}.lane a JOIN {schema}.tenant_weight w ON w.tenant = a.tenant
+                    WHERE a.id = t.share
+                ) END, 100) AS units
+            FROM (
+                SELECT t.share, t.lane, t.rank, t.virtual_time, j.due, j.seq, (t.due, t.seq) = (j.due, j.seq) AS is_current,
+                    row_number() OVER o > p_total AS is_last
+                FROM {schema}.tenant_turn t CROSS JOIN LATERAL (
+                    SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
+                ) j
+                WHERE t.queue = p_queue AND t.name = p_name
+                WINDOW o AS (ORDER BY t.rank, t.virtual_time, t.due, t.seq)
+                ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT p_total + 1
+            ) t
+            LEFT JOIN LATERAL (SELECT * FROM {schema}.tenant_share s WHERE s.share = t.share OFFSET 0) s ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.tenant_floor f WHERE f.queue = p_queue AND f.rank = t.rank OFFSET 0
+            ) f ON true
+            OFFSET 0
+        ) t OFFSET 0
+    ) t;
+END $$;
+
 -- name: charge_turns
--- Charge the jobs that an exchange leased to their tenants. A planned job that another transaction had locked is charged nothing.
--- Inputs: the time; the session; the number of the exchange; seqs, lanes, starts and charges of the planned jobs
+-- Charge the jobs that an exchange leased to their tenants, and move the turns of these. A planned job that another transaction
+-- had locked is charged nothing.
+-- Inputs: the session; the number of the exchange; whether it leased all planned jobs; seqs, shares, starts and charges of the
+--   planned jobs
 CREATE OR REPLACE FUNCTION {schema}.charge_turns_1(
-    p_now int8, p_session int4, p_number int8, p_seqs int8[], p_lanes int4[], p_starts int8[], p_charges int8[]
+    p_session int4, p_number int8, p_leased_all bool, p_seqs int8[], p_shares int4[], p_starts int8[], p_charges int8[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    leased int8[] := ARRAY(
-        SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
-    );
-    queues text[];
-    ranks int2[];
-    tenants text[];
+    leased int8[];
+    shares int4[];
+    starts int8[];
+    times int8[];
+    jobs int4[];
+    changed int4;
 BEGIN
-    WITH planned AS MATERIALIZED (
-        SELECT u.seq, u.lane, u.start, u.charge, u.seq = ANY (leased) AS is_leased, a.queue, a.rank, a.tenant
-        FROM unnest(p_seqs, p_lanes, p_starts, p_charges) AS u (seq, lane, start, charge)
-        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.lane OFFSET 0) a
-        WHERE u.charge IS NOT NULL
-    ), charged AS MATERIALIZED (
-        SELECT * FROM planned p WHERE p.is_leased
-    ), recorded AS (
-        INSERT INTO {schema}.lease_charge (session, seq, lane, charge, leased_at)
-        SELECT p_session, c.seq, c.lane, c.charge, p_now FROM charged c
-    ), floors AS (
-        INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)
-        SELECT c.queue, c.rank, max(c.start) FROM charged c GROUP BY 1, 2
-        ON CONFLICT (queue, rank) DO UPDATE SET floor = GREATEST(f.floor, excluded.floor)
-    ), shares AS (
-        INSERT INTO {schema}.tenant_share AS s (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-        SELECT p.queue, p.rank, p.tenant, min(p.start) + CAST(sum(p.charge) FILTER (WHERE p.is_leased) AS int8), 0,
-            count(*) FILTER (WHERE p.is_leased)
-        FROM planned p GROUP BY 1, 2, 3 HAVING bool_or(p.is_leased)
-        ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time,
-            unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN excluded.unmeasured ELSE 0 END
-        RETURNING s.queue, s.rank, s.tenant
-    )
-    SELECT array_agg(s.queue), array_agg(s.rank), array_agg(s.tenant) INTO queues, ranks, tenants FROM shares s;
-    IF queues IS NOT NULL THEN
-        PERFORM {schema}.rank_turns_1(queues, ranks, tenants);
+    IF NOT p_leased_all THEN
+        leased := ARRAY(
+            SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
+        );
     END IF;
+    SELECT array_agg(c.share ORDER BY c.share), array_agg(c.start ORDER BY c.share), array_agg(c.virtual_time ORDER BY c.share),
+        array_agg(c.jobs ORDER BY c.share)
+    INTO shares, starts, times, jobs
+    FROM (
+        SELECT u.share, max(u.start) FILTER (WHERE u.is_leased) AS start,
+            min(u.start) + CAST(sum(u.charge) FILTER (WHERE u.is_leased) AS int8) AS virtual_time,
+            CAST(count(*) FILTER (WHERE u.is_leased) AS int4) AS jobs
+        FROM (
+            SELECT u.*, p_leased_all OR u.seq = ANY (leased) AS is_leased
+            FROM unnest(p_seqs, p_shares, p_starts, p_charges) AS u (seq, share, start, charge) WHERE u.share IS NOT NULL
+        ) u
+        GROUP BY 1 HAVING bool_or(u.is_leased)
+    ) c;
+    IF shares IS NULL THEN
+        RETURN;
+    END IF;
+    UPDATE {schema}.tenant_share s SET virtual_time = times[width_bucket(s.share, shares)],
+        unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN jobs[width_bucket(s.share, shares)] ELSE 0 END
+    WHERE s.share = ANY (shares);
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    IF changed < cardinality(shares) THEN
+        INSERT INTO {schema}.tenant_share (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+        SELECT u.share, a.queue, a.rank, a.tenant, u.virtual_time, 0, u.jobs
+        FROM unnest(shares, times, jobs) AS u (share, virtual_time, jobs)
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
+        WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = u.share OFFSET 0);
+    END IF;
+    INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)
+    SELECT a.queue, a.rank, max(u.start) FROM unnest(shares, starts) AS u (share, start)
+    CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
+    GROUP BY 1, 2
+    ON CONFLICT (queue, rank) DO UPDATE SET floor = GREATEST(f.floor, excluded.floor);
+    PERFORM {schema}.remove_empty_turns_1(shares);
+    UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.share, shares)], (due, seq) = (
+        SELECT coalesce(r.due, t.due), coalesce(r.seq, t.seq) FROM (VALUES (true)) v LEFT JOIN LATERAL (
+            SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
+        ) r ON true
+    ) WHERE t.share = ANY (shares);
 END $$;
 
 -- name: plan_turns
@@ -638,7 +774,6 @@ BEGIN
                 taken := taken + 1;
                 IF best IS NOT NULL THEN
                     PERFORM {schema}.lease_turn_1(p_now, p_session, p_number, p_nonce, turn, taken);
-                    PERFORM {schema}.charge_turn_1(p_now, p_session, turn);
                     IF job_lane <> ALL (turn_lanes) THEN
                         turn_lanes := turn_lanes || job_lane;
                     END IF;
@@ -705,21 +840,21 @@ CREATE OR REPLACE FUNCTION {schema}.list_tenants_1(p_most int4, p_limit int4) RE
 )
 LANGUAGE sql STABLE AS $$
     SELECT * FROM (
-        SELECT s.queue, s.rank, s.tenant, {schema}.get_weight_1(s.tenant), (
+        SELECT s.queue, s.rank, s.tenant,
+            coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = s.tenant), 100), (
             SELECT count(*) FROM (
-                SELECT FROM {schema}.tenant_turn t JOIN {schema}.ready r ON r.lane = t.lane
-                WHERE t.queue = s.queue AND t.rank = s.rank AND t.tenant = s.tenant LIMIT p_most
+                SELECT FROM {schema}.tenant_turn t JOIN {schema}.ready r ON r.lane = t.lane WHERE t.share = s.share LIMIT p_most
             ) w
         ) AS waiting, (
-            SELECT count(*) FROM {schema}.lane a JOIN {schema}.lease_charge c ON c.lane = a.id
-            WHERE a.queue = s.queue AND a.rank = s.rank AND a.tenant = s.tenant
+            SELECT count(*) FROM {schema}.lease l WHERE l.share = s.share
         ) AS running, s.virtual_time - coalesce(f.floor, 0)
         FROM (
-            SELECT s.queue, s.rank, s.tenant, s.virtual_time FROM {schema}.tenant_share s
+            SELECT s.share, s.queue, s.rank, s.tenant, s.virtual_time FROM {schema}.tenant_share s
             UNION ALL
-            SELECT t.queue, t.rank, t.tenant, min(t.virtual_time) FROM {schema}.tenant_turn t WHERE NOT EXISTS (
-                SELECT FROM {schema}.tenant_share s WHERE s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant
-            ) GROUP BY 1, 2, 3
+            SELECT t.share, a.queue, a.rank, a.tenant, t.virtual_time FROM (
+                SELECT t.share, min(t.virtual_time) AS virtual_time FROM {schema}.tenant_turn t
+                WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = t.share) GROUP BY 1
+            ) t JOIN {schema}.lane a ON a.id = t.share
         ) s LEFT JOIN {schema}.tenant_floor f ON f.queue = s.queue AND f.rank = s.rank
         ORDER BY s.queue, s.rank, s.virtual_time, s.tenant
     ) uses WHERE uses.waiting > 0 OR uses.running > 0 LIMIT p_limit
@@ -734,15 +869,15 @@ CREATE OR REPLACE FUNCTION {schema}.find_turn_1(p_id bytea, p_most int4) RETURNS
     tenant text, ahead int8, tenants_before int8, jobs_before int8
 )
 LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
-    SELECT t.tenant, t.virtual_time - coalesce(f.floor, 0), (
-        SELECT count(DISTINCT o.tenant) FROM {schema}.tenant_turn o
+    SELECT a.tenant, t.virtual_time - coalesce(f.floor, 0), (
+        SELECT count(DISTINCT o.share) FROM {schema}.tenant_turn o
         WHERE o.queue = t.queue AND o.rank = t.rank AND o.virtual_time < t.virtual_time
     ), (
         SELECT count(*) FROM (
             SELECT FROM {schema}.ready b WHERE b.lane = r.lane AND (b.due, b.seq) < (r.due, r.seq) LIMIT p_most
         ) b
     )
-    FROM {schema}.job j JOIN {schema}.tenant_turn t ON t.lane = j.lane
+    FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane JOIN {schema}.tenant_turn t ON t.share = a.share AND t.lane = j.lane
     JOIN {schema}.ready r ON r.lane = j.lane AND r.seq = j.seq
     LEFT JOIN {schema}.tenant_floor f ON f.queue = t.queue AND f.rank = t.rank
     WHERE j.id = p_id
@@ -758,20 +893,19 @@ BEGIN
         RETURN;
     END IF;
     PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR UPDATE;
-    DELETE FROM {schema}.tenant_turn WHERE ctid = ANY (ARRAY(
-        SELECT t.ctid FROM {schema}.tenant_turn t
-        WHERE NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane) FOR UPDATE SKIP LOCKED
+    PERFORM {schema}.remove_empty_turns_1(ARRAY(
+        SELECT t.share FROM {schema}.tenant_turn t WHERE NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane)
     ));
     WITH busy AS MATERIALIZED (
-        SELECT t.queue, t.rank, t.tenant FROM {schema}.tenant_turn t
+        SELECT t.share FROM {schema}.tenant_turn t
         UNION
-        SELECT a.queue, a.rank, a.tenant FROM {schema}.lease_charge c JOIN {schema}.lane a ON a.id = c.lane
+        SELECT l.share FROM {schema}.lease l WHERE l.share IS NOT NULL
+    ), busy_rank AS MATERIALIZED (
+        SELECT DISTINCT a.queue, a.rank FROM busy b JOIN {schema}.lane a ON a.id = b.share
     )
     DELETE FROM {schema}.tenant_share s WHERE NOT EXISTS (
-        SELECT FROM busy b WHERE b.queue = s.queue AND b.rank = s.rank
-    ) OR NOT EXISTS (
-        SELECT FROM busy b WHERE b.queue = s.queue AND b.rank = s.rank AND b.tenant = s.tenant
-    ) AND s.virtual_time <= coalesce(
+        SELECT FROM busy_rank b WHERE b.queue = s.queue AND b.rank = s.rank
+    ) OR NOT EXISTS (SELECT FROM busy b WHERE b.share = s.share) AND s.virtual_time <= coalesce(
         (SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = s.queue AND f.rank = s.rank), 0
     );
     DELETE FROM {schema}.tenant_floor f WHERE NOT EXISTS (

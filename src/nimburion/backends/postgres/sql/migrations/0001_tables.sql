@@ -13,8 +13,11 @@ CREATE TABLE {schema}.lane (
     is_late bool NOT NULL DEFAULT false,
     main_lane int4,                     -- for a late lane: the lane that it belongs to
     tenant text COLLATE "C" NOT NULL DEFAULT '',    -- jobs that wait for the turn of this tenant; the number is below 0
-    UNIQUE (queue, name, tenant, rank, is_late)
+    share int4,                         -- for a lane with a tenant: the first lane of its queue, rank and tenant
+    CHECK ((tenant = '') = (share IS NULL)),
+    UNIQUE (queue, tenant, name, rank, is_late)
 );
+CREATE UNIQUE INDEX lane_first ON {schema}.lane (queue, tenant, rank) WHERE share = id;
 
 -- The data of an unfinished or failed job: written once, and updated only if an enqueue replaces a waiting job.
 CREATE TABLE {schema}.job (
@@ -74,6 +77,8 @@ CREATE TABLE {schema}.lease (
     cancel_requested bool NOT NULL DEFAULT false,
     nonce bytea NOT NULL,
     settled_token bytea,                -- the token that settled an earlier delivery last
+    share int4,                         -- the share of its tenant; NULL: it had no turn
+    charge int8,                        -- what the job was charged to that share; NULL: it had no turn
     PRIMARY KEY (session, seq)
 ) WITH (
     fillfactor = 90,
@@ -81,6 +86,7 @@ CREATE TABLE {schema}.lease (
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
 );
 CREATE INDEX lease_cancel ON {schema}.lease (session) WHERE cancel_requested;
+CREATE INDEX lease_share ON {schema}.lease (share) WHERE share IS NOT NULL;
 
 -- The counts and times so far of a job that is not new: it waits again, is leased again, or failed.
 CREATE TABLE {schema}.attempt_state (
@@ -338,13 +344,13 @@ CREATE TABLE {schema}.changed_limit (
 );
 -- The share of a tenant among the tenants of a queue, at one job priority: see core/fairness.py.
 CREATE TABLE {schema}.tenant_share (
+    share int4 PRIMARY KEY,             -- lane.share
     queue text COLLATE "C" NOT NULL,
     rank int2 NOT NULL,
     tenant text COLLATE "C" NOT NULL,
     virtual_time int8 NOT NULL,
     mean_run_time int8 NOT NULL,        -- 0: no job has ended yet
-    unmeasured int4 NOT NULL,           -- jobs that were reserved before
-    PRIMARY KEY (queue, rank, tenant)
+    unmeasured int4 NOT NULL            -- jobs that were reserved before
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 -- The virtual time at which the latest job was reserved. The rows are locked by who reserves and settles jobs of tenants.
 CREATE TABLE {schema}.tenant_floor (
@@ -360,29 +366,19 @@ CREATE TABLE {schema}.tenant_weight (
 );
 -- The first job of each lane with a tenant that holds waiting jobs. Triggers of `ready` keep it.
 CREATE TABLE {schema}.tenant_turn (
-    lane int4 PRIMARY KEY,
-    queue text COLLATE "C" NOT NULL,
-    name text COLLATE "C" NOT NULL,
+    share int4 NOT NULL,                -- lane.share
+    lane int4 NOT NULL,
     rank int2 NOT NULL,
-    tenant text COLLATE "C" NOT NULL,
+    is_raised bool NOT NULL,            -- the virtual time is the floor; the share still has less
     virtual_time int8 NOT NULL,         -- as in `tenant_share`
     due int8 NOT NULL,
     seq int8 NOT NULL,
-    is_raised bool NOT NULL             -- the virtual time is the floor; the share still has less
+    queue text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    PRIMARY KEY (share, lane)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX tenant_turn_raised ON {schema}.tenant_turn (lane) WHERE is_raised;
+CREATE INDEX tenant_turn_raised ON {schema}.tenant_turn (share, lane) WHERE is_raised;
 CREATE INDEX tenant_turn_order ON {schema}.tenant_turn (queue, rank, virtual_time, due, seq);
-CREATE INDEX tenant_turn_tenant ON {schema}.tenant_turn (queue, rank, tenant);
--- What leased jobs were charged.
-CREATE TABLE {schema}.lease_charge (
-    session int4 NOT NULL,
-    seq int8 NOT NULL,
-    lane int4 NOT NULL,
-    charge int8 NOT NULL,
-    leased_at int8 NOT NULL,
-    PRIMARY KEY (session, seq)
-) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX lease_charge_lane ON {schema}.lease_charge (lane);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
     queue text COLLATE "C" PRIMARY KEY,
