@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
@@ -11,11 +11,13 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.fairness import MIN_CHARGE
-from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
-from nimburion.core.settlement import Completed
+from nimburion.core.settlement import Completed, Failed, Settlement
 from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import OOPS
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
@@ -49,9 +51,10 @@ class Taker:
         return ran
 
 
-def make(job_id: str, queue: str = "a") -> NewJob:
+def make(job_id: str, queue: str = "a", unique_key: str | None = None) -> NewJob:
     """Return a job of the tenant that its first letter names."""
-    return NewJob(job_id, "n", queue, b"{}", options=JobOptions(tenant=job_id[0]))
+    options = JobOptions(tenant=job_id[0], unique_key=unique_key)
+    return NewJob(job_id, "n", queue, b"{}", options=options)
 
 
 @pytest.fixture
@@ -168,24 +171,59 @@ async def test_a_job_that_is_locked_is_charged_nothing(
     assert used == 2 * MIN_CHARGE
 
 
-async def test_two_enqueues_do_not_wait_for_each_other(
-    clean_postgres: RunningPostgres, backend: PostgresBackend, connection: asyncpg.Connection
+async def enqueue_together(backend: PostgresBackend, ids: tuple[str, str]) -> None:
+    await backend.enqueue([make(job_id) for job_id in ids])
+
+
+async def enqueue_one_by_one(backend: PostgresBackend, ids: tuple[str, str]) -> None:
+    """Enqueue jobs with unique keys."""
+    await backend.enqueue([make(job_id, unique_key=job_id) for job_id in ids])
+
+
+async def replay(backend: PostgresBackend, ids: tuple[str, str]) -> None:
+    del ids
+    await backend.replay(JobFilter(queue="a", states=frozenset({State.FAILED})), 9)
+
+
+@pytest.mark.parametrize("add", [enqueue_together, enqueue_one_by_one, replay])
+async def test_two_calls_do_not_wait_for_each_other(
+    clean_postgres: RunningPostgres,
+    backend: PostgresBackend,
+    connection: asyncpg.Connection,
+    add: Callable[[PostgresBackend, tuple[str, str]], Awaitable[None]],
 ) -> None:
     """Each adds the first jobs of the same tenants, in another order of the jobs."""
-    taker = Taker(backend, "a")
-    await taker.open()
-    await backend.enqueue([make("x1"), make("y1")])
-    assert await taker.run(2) == ["x1", "y1"]
-    lanes = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE id < 0 ORDER BY id")
-    first, last = [row["tenant"] for row in lanes]
+    await backend.enqueue([make("x1"), make("y1"), make("z1")])
+    rows = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE id < 0 ORDER BY id")
+    first, *_, last = [row["tenant"] for row in rows]
+    if add is replay:  # which begins with the newest
+        await take_jobs(backend, first, last, fail=True)
+    else:
+        await take_jobs(backend, last, first, fail=False)
     await connection.execute("BEGIN; SET LOCAL lock_timeout = '0.5 s'")
     await backend.enqueue_in(CallerConnection(connection), [make(f"{first}2")])
-    other = asyncio.create_task(backend.enqueue([make(f"{last}3"), make(f"{first}3")]))
+    adding = asyncio.ensure_future(add(backend, (f"{last}3", f"{first}3")))
     await wait_until(
-        lambda: count_waiting(clean_postgres) > 0,
-        "the other enqueue waits for the caller's transaction",
+        lambda: count_waiting(clean_postgres) > 0, "the call waits for the caller's transaction"
     )
     await backend.enqueue_in(CallerConnection(connection), [make(f"{last}2")])
     await connection.execute("COMMIT")
     async with asyncio.timeout(DEADLINE):
-        assert {stored.outcome for stored in await other} == {"created"}
+        await adding
+
+
+async def take_jobs(backend: PostgresBackend, *tenants: str, fail: bool) -> None:
+    """Lease all jobs, and one more of each of these tenants, which come in this order. Complete the
+    others. Those of the tenants keep their leases, or fail.
+    """
+    await backend.open_session(Session(id="b" * 32, ttl=600.0, names=("n",)))
+    ids = [f"{tenant}0" for tenant in tenants]
+    await backend.enqueue([make(job_id) for job_id in ids])
+    reply = await backend.exchange("b" * 32, 1, [], ReserveRequest(9, (Lane("a", "n"),)))
+    leases = {delivery.lease.job_id: delivery.lease for delivery in reply.deliveries}
+    ended: list[Settlement] = [
+        Completed(lease) for job_id, lease in leases.items() if job_id not in ids
+    ]
+    if fail:
+        ended += [Failed(leases[job_id], "broken", OOPS) for job_id in ids]
+    await backend.exchange("b" * 32, 2, ended, ReserveRequest(0, ()))

@@ -98,11 +98,17 @@ END $$;
 -- Replay, make due, cancel or delete jobs by id.
 -- Inputs: the time; the action: replay, run_now, cancel or delete; the ids
 -- Result: the number of jobs that were changed; of those whose unique key another job holds; what to notify
--- Locks: as `replay_jobs_1`, `delete_jobs_1` or `cancel_job_1` for each job
+-- Locks: of a replay and a cancellation the floors of the tenants' queues, so that an exchange, which changes the same turns in
+--   another order, does not wait for it; then as `replay_jobs_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
     p_now int8, p_action text, p_ids bytea[], OUT changed int8, OUT held int8, OUT to_notify text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
+    IF p_action <> 'delete' AND EXISTS (SELECT FROM {schema}.tenant_floor) THEN
+        PERFORM FROM {schema}.tenant_floor f WHERE f.queue IN (
+            SELECT a.queue FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane WHERE j.id = ANY (p_ids)
+        ) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
+    END IF;
     IF p_action = 'replay' THEN
         SELECT count(*) FILTER (WHERE r.replayed), count(*) FILTER (WHERE NOT r.replayed),
             coalesce(array_agg(DISTINCT r.queue) FILTER (WHERE r.replayed), ARRAY[]::text[])
@@ -119,7 +125,9 @@ BEGIN
         SELECT count(*) FILTER (WHERE c.answer IN ('cancelled', 'requested')), 0,
             coalesce(array_agg(DISTINCT c.to_notify) FILTER (WHERE c.to_notify IS NOT NULL), ARRAY[]::text[])
         INTO changed, held, to_notify
-        FROM unnest(p_ids) AS i (id) CROSS JOIN LATERAL {schema}.cancel_job_1(p_now, i.id) c;
+        FROM (
+            SELECT i.id FROM unnest(p_ids) AS i (id) LEFT JOIN {schema}.job j ON j.id = i.id ORDER BY j.lane OFFSET 0
+        ) i CROSS JOIN LATERAL {schema}.cancel_job_1(p_now, i.id) c;
     END IF;
 END $$;
 

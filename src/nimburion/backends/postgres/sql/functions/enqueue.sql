@@ -173,7 +173,8 @@ END $$;
 -- Store new jobs one by one. Used when an id may exist or a unique key may be held.
 -- Inputs: as for `enqueue_1`, with the time as a value and the numbers of the lanes
 -- Result: a code for each job, and the ids of the jobs that hold the keys or were replaced
--- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts
+-- Locks: unique keys in the order of name and key, then the waiting jobs that hold them, then the turns of tenants in the order of
+--   their lanes, as `enqueue_1`
 -- Atomic: one transaction. The keys are locked before they are read. If another transaction has just ended a job of one
 --   of the ids, the call fails with a serialization failure, and the caller must repeat it. Jobs are replaced after
 --   everything is decided.
@@ -193,6 +194,9 @@ DECLARE
     known bytea;
     new_seq int8;
     seqs int8[];
+    dues int8[];
+    lanes int4[];
+    waiting record;
     fresh_ids bytea[];
     replacing int4[];  -- the places of the jobs that replace another one
 BEGIN
@@ -243,6 +247,8 @@ BEGIN
             new_seq := {schema}.insert_job_1(p_now, job.lane_id, job.id, job.digest, job.payload, job.options,
                 coalesce(job.at, p_now + coalesce(job.after, 0)), job.key);
             seqs := seqs || new_seq;
+            dues := dues || coalesce(job.at, p_now + coalesce(job.after, 0));
+            lanes := lanes || job.lane_id;
             fresh_ids := fresh_ids || job.id;
             UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span,
                 states = string_to_array(job.states, ',')
@@ -258,13 +264,17 @@ BEGIN
         RAISE EXCEPTION 'a job of this id ended meanwhile; repeat the call' USING ERRCODE = '40001';
     END IF;
     IF code_list && ARRAY['x', 't'] THEN
-        PERFORM {schema}.undo_insert_1(seqs);
+        DELETE FROM {schema}.job WHERE seq = ANY (seqs);
+        DELETE FROM {schema}.unique_key WHERE seq = ANY (seqs);
         INSERT INTO {schema}.unique_key SELECT (d).* FROM unnest(displaced) d ON CONFLICT DO NOTHING;
         SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
             array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)
         INTO code_list, holders
         FROM unnest(code_list, holders) WITH ORDINALITY AS a (l, holder, place);
     ELSE
+        FOR waiting IN SELECT * FROM unnest(seqs, dues, lanes) AS w (seq, due, lane) ORDER BY w.lane LOOP
+            PERFORM {schema}.make_waiting_1(p_now, waiting.seq, waiting.due, waiting.lane, 0::int2);
+        END LOOP;
         FOR job IN SELECT n, p_lanes[n] AS lane FROM unnest(replacing) n LOOP
             PERFORM {schema}.replace_job_1(p_now, holders[job.n], p_ids[job.n], p_lane_ids[job.lane], p_names[job.lane],
                 p_digests[job.n], p_payloads[job.n], p_options[job.n],
@@ -410,9 +420,9 @@ BEGIN
 END $$;
 
 -- name: insert_job
--- Store one new job.
+-- Store the row of one new job in `job`.
 -- Inputs: the time; lane, id, digest, payload, options, due time and unique key of the job
--- Result: its seq
+-- Result: its seq; the caller adds it to `ready` or `scheduled` (`make_waiting_1`)
 CREATE OR REPLACE FUNCTION {schema}.insert_job_1(
     p_now int8, p_lane int4, p_id bytea, p_digest bytea, p_payload bytea, p_options text, p_due int8,
     p_key text
@@ -428,7 +438,6 @@ BEGIN
     IF new_seq IS NULL THEN
         RAISE EXCEPTION 'a job of this id was stored meanwhile; repeat the call' USING ERRCODE = '40001';
     END IF;
-    PERFORM {schema}.make_waiting_1(p_now, new_seq, p_due, p_lane, 0::int2);
     RETURN new_seq;
 END $$;
 

@@ -107,10 +107,13 @@ BEGIN
     END IF;
     PERFORM {schema}.lock_all_limits_1();
     FOR held IN
-        DELETE FROM {schema}.lease l WHERE l.session = session_number AND (l.nonce = p_nonce OR EXISTS (
-            SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
-            WHERE r.fence = l.fence AND r.nonce = l.nonce AND r.seq = l.seq
-        )) RETURNING l.*
+        WITH ended AS (
+            DELETE FROM {schema}.lease l WHERE l.session = session_number AND (l.nonce = p_nonce OR EXISTS (
+                SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
+                WHERE r.fence = l.fence AND r.nonce = l.nonce AND r.seq = l.seq
+            )) RETURNING l.*
+        )
+        SELECT * FROM ended ORDER BY lane
     LOOP
         attempts := {schema}.end_lease_1(now, held, NULL);
         attempts.settled_token := int4send(held.fence) || held.nonce;
@@ -151,10 +154,13 @@ BEGIN
     END IF;
     PERFORM {schema}.lock_all_limits_1();
     FOR held IN
-        DELETE FROM {schema}.lease l WHERE l.session = session_number AND NOT EXISTS (
-            SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
-            WHERE r.seq = l.seq AND r.fence = l.fence AND r.nonce = l.nonce
-        ) RETURNING l.*
+        WITH ended AS (
+            DELETE FROM {schema}.lease l WHERE l.session = session_number AND NOT EXISTS (
+                SELECT FROM unnest(p_seqs, p_fences, p_nonces) AS r (seq, fence, nonce)
+                WHERE r.seq = l.seq AND r.fence = l.fence AND r.nonce = l.nonce
+            ) RETURNING l.*
+        )
+        SELECT * FROM ended ORDER BY lane
     LOOP
         PERFORM {schema}.requeue_1(now, held, {schema}.end_lease_1(now, held, NULL));
         ended := ended || held.lane;
@@ -205,10 +211,12 @@ BEGIN
     PERFORM {schema}.lock_all_limits_1();
     FOR candidate IN
         -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not started.
-        SELECT l.session, l.seq, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND s.held_several AS not_begun
-        FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
-        WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
-        ORDER BY l.session, l.seq LIMIT p_limit FOR UPDATE OF l SKIP LOCKED
+        SELECT * FROM (
+            SELECT l.session, l.seq, l.lane, s.id AS session_id, s.host, s.left_at, l.lost >= 2 AND s.held_several AS not_begun
+            FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number
+            WHERE s.ended_at IS NOT NULL AND NOT s.is_drained
+            ORDER BY l.session, l.seq LIMIT p_limit FOR UPDATE OF l SKIP LOCKED
+        ) l ORDER BY l.lane, l.seq
     LOOP
         counted := counted + 1;
         DELETE FROM {schema}.lease l WHERE l.session = candidate.session AND l.seq = candidate.seq RETURNING * INTO held;

@@ -303,24 +303,38 @@ BEGIN
     END IF;
     WITH changed AS (
         UPDATE {schema}.tenant_share s SET virtual_time = s.virtual_time + changes[width_bucket(s.share, shares)],
-            mean_run_time = {schema}.compute_mean_1(s.mean_run_time, run_times,
-                coalesce(ends[width_bucket(s.share, shares) - 1], 0) + 1, ends[width_bucket(s.share, shares)])
+            mean_run_time = CASE WHEN ends[width_bucket(s.share, shares)] = coalesce(ends[width_bucket(s.share, shares) - 1], 0) + 1
+                THEN {schema}.add_run_time_1(s.mean_run_time, run_times[ends[width_bucket(s.share, shares)]])
+                ELSE {schema}.compute_mean_1(s.mean_run_time, run_times[
+                    coalesce(ends[width_bucket(s.share, shares) - 1], 0) + 1:ends[width_bucket(s.share, shares)]
+                ]) END
         WHERE s.share = ANY (shares) RETURNING s.share, s.virtual_time
     )
     SELECT array_agg(c.share ORDER BY c.share), array_agg(c.virtual_time ORDER BY c.share) INTO shares, times FROM changed c;
     UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.share, shares)] WHERE t.share = ANY (shares);
 END $$;
 
+-- name: add_run_time
+-- Add a run time to the moving mean of a tenant.
+-- Inputs: the mean (0: none yet); the run time; NULL: the mean stays
+-- Result: the mean
+CREATE OR REPLACE FUNCTION {schema}.add_run_time_1(p_mean int8, p_run_time int8) RETURNS int8
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_run_time IS NULL THEN p_mean
+        ELSE GREATEST(CASE WHEN p_mean = 0 THEN p_run_time ELSE (7 * p_mean + p_run_time) / 8 END, 1) END
+$$;
+
 -- name: compute_mean
 -- Add run times to the moving mean of a tenant, in order.
--- Inputs: the mean (0: none yet); run times, of which NULLs are left out; the first and the last index
+-- Inputs: as for `add_run_time_1`
 -- Result: the mean
-CREATE OR REPLACE FUNCTION {schema}.compute_mean_1(p_mean int8, p_run_times int8[], p_first int4, p_last int4) RETURNS int8
+CREATE OR REPLACE FUNCTION {schema}.compute_mean_1(p_mean int8, p_run_times int8[]) RETURNS int8
 LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    run_time int8;
 BEGIN
-    FOR i IN p_first..p_last LOOP
-        p_mean := CASE WHEN p_run_times[i] IS NULL THEN p_mean WHEN p_mean = 0 THEN GREATEST(p_run_times[i], 1)
-            ELSE GREATEST((7 * p_mean + p_run_times[i]) / 8, 1) END;
+    FOREACH run_time IN ARRAY p_run_times LOOP
+        p_mean := {schema}.add_run_time_1(p_mean, run_time);
     END LOOP;
     RETURN p_mean;
 END $$;
@@ -540,6 +554,10 @@ DECLARE
     times int8[];
     jobs int4[];
     changed int4;
+    lanes int4[];       -- of these shares, and the next job of each
+    dues int8[];
+    seqs int8[];
+    empty int4[];
 BEGIN
     IF NOT p_leased_all THEN
         leased := ARRAY(
@@ -578,12 +596,20 @@ BEGIN
     CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
     GROUP BY 1, 2
     ON CONFLICT (queue, rank) DO UPDATE SET floor = GREATEST(f.floor, excluded.floor);
-    PERFORM {schema}.remove_empty_turns_1(shares);
-    UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.share, shares)], (due, seq) = (
-        SELECT coalesce(r.due, t.due), coalesce(r.seq, t.seq) FROM (VALUES (true)) v LEFT JOIN LATERAL (
-            SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
-        ) r ON true
-    ) WHERE t.share = ANY (shares);
+    SELECT array_agg(t.lane ORDER BY t.lane), array_agg(r.due ORDER BY t.lane), array_agg(r.seq ORDER BY t.lane),
+        array_agg(t.share) FILTER (WHERE r.seq IS NULL)
+    INTO lanes, dues, seqs, empty
+    FROM {schema}.tenant_turn t LEFT JOIN LATERAL (
+        SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
+    ) r ON true
+    WHERE t.share = ANY (shares);
+    IF empty IS NOT NULL THEN
+        PERFORM {schema}.remove_empty_turns_1(empty);
+    END IF;
+    UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.share, shares)],
+        due = CASE WHEN lanes[width_bucket(t.lane, lanes)] = t.lane THEN coalesce(dues[width_bucket(t.lane, lanes)], t.due) ELSE t.due END,
+        seq = CASE WHEN lanes[width_bucket(t.lane, lanes)] = t.lane THEN coalesce(seqs[width_bucket(t.lane, lanes)], t.seq) ELSE t.seq END
+    WHERE t.share = ANY (shares);
 END $$;
 
 -- name: plan_turns
