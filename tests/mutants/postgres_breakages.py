@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
 RESCUE = "tests/backends/postgres/test_rescue.py::"
 READINGS = "tests/backends/postgres/test_readings.py::"
+TENANTS = "tests/backends/postgres/test_tenants.py::"
 SQL = "backends/postgres/sql/functions/"
 
 _SETTLED_UNDER = f"{POSTGRES}test_a_settlement_writes_only_under_its_whole_token"
@@ -307,5 +308,69 @@ POSTGRES_MUTANTS = (
         "WHEN $kept.$last_tick IS DISTINCT FROM $p_expected THEN 'moved'",
         "WHEN false THEN 'moved'",
         (f"{POSTGRES}test_a_tick_that_another_scheduler_fired_enqueues_nothing",),
+    ),
+    # Turns of tenants
+    Mutant(
+        "PostgreSQL: the floor of the turns does not rise",
+        f"{SQL}tenants.sql",
+        "SET floor = GREATEST(f.floor, excluded.floor)",
+        "SET floor = f.floor",
+        (f"{POSTGRES}test_a_tenant_that_was_away_has_no_credit",),
+    ),
+    Mutant(
+        "PostgreSQL: a lease that a rescue ends stays charged to its tenant",
+        f"{SQL}sessions.sql",
+        "IF $lease.charge IS NOT NULL THEN",
+        "IF false THEN",
+        (f"{POSTGRES}test_a_closed_session_and_a_rescue_charge_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: a measured run time is added to the charge",
+        f"{SQL}tenants.sql",
+        "sum(u.used - u.charge)",
+        "sum(u.used)",
+        (f"{POSTGRES}test_measured_run_times_decide_the_shares",),
+    ),
+    Mutant(
+        "PostgreSQL: an unstarted job is charged to its tenant",
+        f"{SQL}tenants.sql",
+        "CASE WHEN p_kinds IS NULL OR substr(p_kinds, CAST(u.place AS int4), 1) <> 'u'\n",
+        "CASE WHEN true\n",
+        (f"{POSTGRES}test_what_did_not_run_is_charged_nothing",),
+    ),
+    Mutant(
+        "PostgreSQL: each of many tenants gets one turn",
+        f"{SQL}tenants.sql",
+        "e.next_key <= p.turn_key",
+        "false",
+        (f"{POSTGRES}test_a_tenant_far_behind_gets_several_turns_before_many_others",),
+    ),
+    Mutant(
+        "PostgreSQL: the next turns of a tenant are not compared",
+        f"{SQL}tenants.sql",
+        "AND min(ARRAY[t.rank, t.start + t.charge]) FILTER (WHERE NOT t.is_last)\n",
+        "AND min(ARRAY[t.rank + 1, 0]) FILTER (WHERE NOT t.is_last)\n",
+        (f"{POSTGRES}test_a_tenant_far_behind_gets_several_turns_before_many_others",),
+    ),
+    Mutant(
+        "PostgreSQL: further names of a tenant hide other tenants",
+        f"{SQL}tenants.sql",
+        "SELECT bool_or(p.k > 0 AND p.turn_key >= l.last_key)",
+        "SELECT false",
+        (f"{POSTGRES}test_each_further_job_of_a_tenant_costs_it_a_turn_whatever_its_name",),
+    ),
+    Mutant(
+        "PostgreSQL: a turn is deleted while a job comes",
+        f"{SQL}tenants.sql",
+        "(SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0)\n        FOR UPDATE SKIP LOCKED",
+        "(SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0)",
+        (f"{TENANTS}test_a_job_that_comes_while_a_turn_is_removed_keeps_it",),
+    ),
+    Mutant(
+        "PostgreSQL: jobs are added to turns in their own order",
+        f"{SQL}enqueue.sql",
+        "unnest(seqs, dues, lanes) AS w (seq, due, lane) ORDER BY w.lane LOOP",
+        "unnest(seqs, dues, lanes) AS w (seq, due, lane) LOOP",
+        (f"{TENANTS}test_two_calls_do_not_wait_for_each_other",),
     ),
 )

@@ -12,6 +12,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.fairness import MIN_CHARGE
 from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
@@ -171,6 +172,27 @@ async def test_a_job_that_is_locked_is_charged_nothing(
     assert used == 2 * MIN_CHARGE
 
 
+async def test_tenants_are_forgotten_in_steps(
+    backend: PostgresBackend, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with jobs and those ahead of the others are kept, wherever a step ends."""
+    monkeypatch.setattr(f"{PostgresBackend.__module__}._FORGOTTEN_AT_ONCE", 2)
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make(f"{tenant}1") for tenant in "stuvwxyz"])
+    assert await taker.run(1, total=8) == [f"{tenant}1" for tenant in "stuvwxyz"]
+    await backend.enqueue([make(job_id) for job_id in ("s2", "t2", "u2")])
+    assert await taker.run(1, total=3) == ["s2", "t2", "u2"]
+    await backend.enqueue([make("w2")])
+    await backend.prune(Retention(), 9)
+    kept = await connection.fetch("SELECT tenant FROM nimburion.tenant_share ORDER BY tenant")
+    assert [row["tenant"] for row in kept] == ["s", "t", "u", "w"]
+    assert await taker.run(1) == ["w2"]
+    await backend.prune(Retention(), 9)
+    assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 0
+    assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_floor") == 0
+
+
 async def enqueue_together(backend: PostgresBackend, ids: tuple[str, str]) -> None:
     await backend.enqueue([make(job_id) for job_id in ids])
 
@@ -210,6 +232,8 @@ async def test_two_calls_do_not_wait_for_each_other(
     await connection.execute("COMMIT")
     async with asyncio.timeout(DEADLINE):
         await adding
+    uses = (await backend.list_tenants()).tenants
+    assert {use.tenant: use.waiting for use in uses} == {first: 2, last: 2}
 
 
 async def take_jobs(backend: PostgresBackend, *tenants: str, fail: bool) -> None:

@@ -141,6 +141,7 @@ _PRUNE = _make_call("prune_jobs_1", 8)
 _UNMERGED_STATISTICS = """SELECT * FROM {schema}.list_unmerged_statistics_1(
     {schema}.get_read_time_1($1), $2, $3, $4)"""
 _MERGE_STATISTICS = _make_call("merge_statistics_1", 11)
+_FORGOTTEN_AT_ONCE = 1_000
 _MERGED_AT_ONCE = 1_000
 """The largest number of rows of statistics that one call merges into."""
 _PUT_STATISTICS = _make_call("put_statistics_1", 6)
@@ -626,9 +627,19 @@ class PostgresBackend:
         )
         await self._merge_statistics()
         await self._fetch("SELECT {schema}.prune_limit_keys_1($1)", self._now())
-        await self._fetch("SELECT {schema}.forget_tenants_1()")
+        await self._forget_tenants()
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
+
+    async def _forget_tenants(self) -> None:
+        """Forget tenants without jobs, in steps: each holds up the exchanges that serve tenants."""
+        after: int | None = None
+        while True:
+            ((after,),) = await self._fetch(
+                "SELECT {schema}.forget_tenants_1($1, $2)", after, _FORGOTTEN_AT_ONCE
+            )
+            if after is None:
+                return
 
     async def _merge_statistics(self) -> None:
         """Merge the old rows of different processes. Another process may do so at the same time."""

@@ -181,6 +181,17 @@ class Turns:
         assert ids(await worker.take(3)) == ["a1", "b1", "c1"]
         assert ids(await worker.take(9)) == ["d1", "a2", "a3"]
 
+    async def test_a_tenant_far_behind_gets_several_turns_before_many_others(
+        self, harness: Harness
+    ) -> None:
+        await harness.backend.set_tenant_weight("a", 100.0)
+        await add(harness, "a0", "b0", "c0", "d0")
+        worker = await harness.worker()
+        await worker.take(4)
+        await add(harness, "b1", "c1", "d1", "a1", "a2", "a3", "a4")
+        assert ids(await worker.take(3)) == ["a1", "a2", "a3"]
+        assert ids(await worker.take(9)) == ["a4", "b1", "c1", "d1"]
+
     async def test_a_worker_gets_only_the_names_that_it_asks_for(self, harness: Harness) -> None:
         await add(harness, "a1", "b1")
         await add(harness, "c1", "a2", name="post")

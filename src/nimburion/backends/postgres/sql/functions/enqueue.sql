@@ -264,8 +264,7 @@ BEGIN
         RAISE EXCEPTION 'a job of this id ended meanwhile; repeat the call' USING ERRCODE = '40001';
     END IF;
     IF code_list && ARRAY['x', 't'] THEN
-        DELETE FROM {schema}.job WHERE seq = ANY (seqs);
-        DELETE FROM {schema}.unique_key WHERE seq = ANY (seqs);
+        PERFORM {schema}.undo_insert_1(seqs);
         INSERT INTO {schema}.unique_key SELECT (d).* FROM unnest(displaced) d ON CONFLICT DO NOTHING;
         SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
             array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)

@@ -131,8 +131,8 @@ END $$;
 -- Inputs: the time or NULL; the filter as for `find_jobs_1`
 -- Result: one row for each job, newest first: seq, id, whether the job is pending now, queue. A last row without an id
 --   says that more jobs match.
--- Locks: rows of `dead_letter`, where rows that another transaction has locked are skipped; the unique keys of these jobs; then the
---   turns of tenants in the order of their lanes, as `enqueue_1`
+-- Locks: rows of `dead_letter`, where rows that another transaction has locked are skipped; the unique keys of these jobs; then, of
+--   jobs without such keys, the turns of tenants in the order of their lanes, as `enqueue_1`
 -- Atomic: one transaction. The transaction that deletes the row in `dead_letter` replays the job.
 CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(
     p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
@@ -173,8 +173,12 @@ BEGIN
         IF replayed THEN
             DELETE FROM {schema}.dead_letter d WHERE d.seq = dead_job.seq;
             UPDATE {schema}.attempt_state p SET due = now, failures = 0, lost = 0 WHERE p.seq = dead_job.seq;
-            seqs := seqs || dead_job.seq;
-            lanes := lanes || dead_job.lane;
+            IF dead_job.unique_key IS NULL THEN
+                seqs := seqs || dead_job.seq;
+                lanes := lanes || dead_job.lane;
+            ELSE  -- a further job of the key looks for this one
+                PERFORM {schema}.make_waiting_1(now, dead_job.seq, now, dead_job.lane, 1::int2);
+            END IF;
         END IF;
         RETURN NEXT;
     END LOOP;

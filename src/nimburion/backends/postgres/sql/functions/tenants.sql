@@ -911,30 +911,45 @@ $$;
 
 -- name: forget_tenants
 -- Forget tenants without waiting and leased jobs that are not ahead of the others, and queues and ranks without such jobs.
+-- Inputs: the share after which to begin (NULL: the first); the maximum number of shares to read
+-- Result: the share after which the next call begins; NULL: all were read
 -- Locks: all floors, by queue and rank
-CREATE OR REPLACE FUNCTION {schema}.forget_tenants_1() RETURNS void
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {schema}.forget_tenants_1(p_after int4, p_limit int4) RETURNS int4
+LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+DECLARE
+    shares int4[];
+    idle {schema}.tenant_floor[];  -- of queues and ranks without waiting and leased jobs
 BEGIN
-    IF NOT EXISTS (SELECT FROM {schema}.tenant_share) THEN
-        RETURN;
+    IF NOT EXISTS (SELECT FROM {schema}.tenant_floor) AND NOT EXISTS (SELECT FROM {schema}.tenant_turn) THEN
+        RETURN NULL;
     END IF;
     PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR UPDATE;
-    PERFORM {schema}.remove_empty_turns_1(ARRAY(
-        SELECT t.share FROM {schema}.tenant_turn t WHERE NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane)
-    ));
-    WITH busy AS MATERIALIZED (
-        SELECT t.share FROM {schema}.tenant_turn t
+    shares := ARRAY(
+        (SELECT s.share FROM {schema}.tenant_share s WHERE s.share > coalesce(p_after, -2147483648) ORDER BY s.share LIMIT p_limit)
         UNION
-        SELECT l.share FROM {schema}.lease l WHERE l.share IS NOT NULL
-    ), busy_rank AS MATERIALIZED (
-        SELECT DISTINCT a.queue, a.rank FROM busy b JOIN {schema}.lane a ON a.id = b.share
-    )
-    DELETE FROM {schema}.tenant_share s WHERE NOT EXISTS (
-        SELECT FROM busy_rank b WHERE b.queue = s.queue AND b.rank = s.rank
-    ) OR NOT EXISTS (SELECT FROM busy b WHERE b.share = s.share) AND s.virtual_time <= coalesce(
-        (SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+        (SELECT t.share FROM {schema}.tenant_turn t WHERE t.share > coalesce(p_after, -2147483648) ORDER BY t.share LIMIT p_limit)
+        ORDER BY 1 LIMIT p_limit
     );
-    DELETE FROM {schema}.tenant_floor f WHERE NOT EXISTS (
-        SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank
+    PERFORM {schema}.remove_empty_turns_1(shares);
+    idle := ARRAY(
+        SELECT f FROM {schema}.tenant_floor f
+        WHERE NOT EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = f.queue AND t.rank = f.rank OFFSET 0)
+            AND NOT EXISTS (
+                SELECT FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.share
+                WHERE l.share IS NOT NULL AND a.queue = f.queue AND a.rank = f.rank OFFSET 0
+            )
     );
+    DELETE FROM {schema}.tenant_share s WHERE s.share = ANY (shares)
+        AND NOT EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.share = s.share OFFSET 0)
+        AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.share = s.share OFFSET 0)
+        AND (s.virtual_time <= coalesce(
+            (SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+        ) OR EXISTS (SELECT FROM unnest(idle) i WHERE i.queue = s.queue AND i.rank = s.rank));
+    IF cardinality(shares) = p_limit THEN
+        RETURN shares[p_limit];
+    END IF;
+    DELETE FROM {schema}.tenant_floor f USING unnest(idle) i WHERE f.queue = i.queue AND f.rank = i.rank
+        AND NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank OFFSET 0);
+    RETURN NULL;
 END $$;
