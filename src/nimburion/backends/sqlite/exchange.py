@@ -131,7 +131,7 @@ def run_exchange(
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    admission = begin_admission(db) if head.has_keys else None
+    admission = begin_admission(db, request) if head.has_keys else None
     limits_before = read_all_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = limits_before.exclude_full(unpaused, db.now)
@@ -164,13 +164,13 @@ def find_next_time(
     return min((time for time in times if time is not None), default=None)
 
 
-def begin_admission(db: Database) -> KeyAdmission:
+def begin_admission(db: Database, request: ReserveRequest) -> KeyAdmission:
     """Return parked jobs whose rate allows one now, or whose limit changed, to their lanes; read
-    the limits by key.
+    the limits by key that may concern the requested lanes.
     """
     unpark_open(db)
     unpark_changed(db)
-    return KeyAdmission(db, read_keyed_limits(db))
+    return KeyAdmission(db, read_keyed_limits(db, queues={lane.queue for lane in request.lanes}))
 
 
 def lease_jobs(  # noqa: PLR0917 - the parts of one exchange

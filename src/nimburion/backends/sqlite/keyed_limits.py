@@ -18,6 +18,7 @@ from nimburion.core.keyed_limits import (
     add_sums,
     find_limit_key,
     get_limited_queue,
+    make_queue_limit_name,
     summarize_uses,
 )
 from nimburion.core.limit_changes import LimitChange, apply_change
@@ -224,11 +225,16 @@ def find_unit(rate: RateLimit, spent_until: int) -> int:
     return msgspec.structs.replace(rate, cost=1).find_opening(spent_until)
 
 
-def read_keyed_limits(db: Database, name: str | None = None) -> KeyedLimits:
-    """Read the limits by key, of one job name or of all."""
+def read_keyed_limits(
+    db: Database, name: str | None = None, queues: Iterable[str] | None = None
+) -> KeyedLimits:
+    """Read the limits by key, of one job name or of all; with `queues`, not those of others."""
     limits: KeyedLimits = {}
+    listed = None
+    if queues is not None:
+        listed = _encode([make_queue_limit_name(queue) for queue in queues]).decode()
     for job_name, limit_name, concurrency, rate, interval, burst, cost in _decode_limits(
-        db.fetch_value("list_keyed_limits", name)
+        db.fetch_value("list_keyed_limits", name, listed)
     ):
         limit = KeyedLimit(
             concurrency,

@@ -8,10 +8,12 @@
 
 -- name: list_keyed_limits
 -- List the limits by key.
--- Inputs: ?1 job name; NULL: all
+-- Inputs: ?1 job name; NULL: all, ?2 limits of queues to list (JSON array of names); NULL: all
 -- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost], ordered by both names
 SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (
-    SELECT * FROM keyed_limit WHERE ?1 IS NULL OR job_name = ?1 ORDER BY job_name, limit_name
+    SELECT * FROM keyed_limit WHERE (?1 IS NULL OR job_name = ?1)
+        AND (?2 IS NULL OR substr(limit_name, 1, 6) <> 'queue=' OR limit_name IN (SELECT value FROM json_each(?2)))
+    ORDER BY job_name, limit_name
 );
 
 -- name: insert_keyed_limit
