@@ -30,6 +30,10 @@ from nimburion.jobs.worker.worker import Worker
 _log = logging.getLogger("nimburion.worker")
 
 STOPPED_BEFORE_START = "the processor was stopped before it had started"
+_SERVICES_TIMEOUT = 0.5
+"""Seconds that the services have to end before the worker stops. After that, both stop at the same
+time.
+"""
 
 
 class RunningWorker:
@@ -198,8 +202,9 @@ class RunningWorker:
         if self._worker.task is None:
             return []
         self._worker.stop_reserving()
-        # At the same time: a service in the middle of its work must not use up the grace time.
         services = asyncio.create_task(self._stop_services())
+        # A service in the middle of its work must not use up the grace time of the handlers.
+        await asyncio.wait({services}, timeout=_SERVICES_TIMEOUT)
         try:
             return await self._worker.stop(grace, self._stop_now)
         finally:
