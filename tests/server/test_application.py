@@ -445,7 +445,7 @@ def test_the_port_of_no_server_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--host", "0.0.0.0"], "server.host: 0.0.0.0 can be reached from other hosts"),
+        (["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other hosts"),
         (["--backend", "memory://"], "memory:// is a memory backend"),
         (["--port", "70000"], "70000 is not in the range 0<=x<=65535"),
     ],
