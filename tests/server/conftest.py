@@ -18,6 +18,7 @@ from nimburion.core.settings import Config
 from nimburion.core.settlement import Failed
 from nimburion.jobs import Processor, job
 from nimburion.server.access import AccessControl, read_tokens
+from nimburion.server.dashboard.readings import FOR_DATA
 from nimburion.server.health import HealthChecks
 from nimburion.server.routes import make_management_app
 from nimburion.server.services import ManagementServices
@@ -41,6 +42,7 @@ class Api:
             self.processor.backend, self.processor.clock, lambda: "started", None
         )
         self.services = ManagementServices(cfg, self.processor, self.health)
+        self.services.page_policy = FOR_DATA  # however busy the machine is, pages have their values
         access = AccessControl(cfg.server, read_tokens(cfg.server.tokens))
         self.app: Starlette = make_management_app(self.services, access)
         self.client = httpx.AsyncClient(

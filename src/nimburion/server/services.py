@@ -14,7 +14,7 @@ from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
 from nimburion.server.dashboard.live import MAX_STREAMS, LivePages
 from nimburion.server.dashboard.preparation import PagePreparation
-from nimburion.server.dashboard.readings import SharedReadings
+from nimburion.server.dashboard.readings import FOR_PAGES, ReadPolicy, SharedReadings
 from nimburion.server.health import HealthChecks
 from nimburion.server.metrics import MetricsPage
 from nimburion.server.worker_group import WorkerGroup
@@ -39,6 +39,8 @@ class ManagementServices:
         self.checks: BackendChecks = BackendChecks(config, client)
         self.metrics: MetricsPage = MetricsPage(client, workers)
         self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
+        self.page_policy: ReadPolicy = FOR_PAGES
+        """How long somebody who opens a page waits for its values."""
         self.live: LivePages = LivePages(client.clock, max_streams)
         self.preparation: PagePreparation = PagePreparation(
             client.clock, self.readings, reads_ahead=not isinstance(client, Processor)

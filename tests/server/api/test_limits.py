@@ -54,6 +54,7 @@ async def test_a_limit_is_changed_and_reset(api: Api) -> None:
         ("a/change", {}, 422, "invalid-request"),
         ("a/change", {"rate": "fast"}, 422, "invalid-request"),
         ("a/change", {"concurrency": -1}, 422, "invalid-body"),
+        ("a/change", {"concurrency": 1, "key": "acme\n"}, 422, "invalid-body"),
         ("a/reset", {}, 404, "limit-not-found"),
     ],
 )

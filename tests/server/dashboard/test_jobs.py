@@ -55,6 +55,18 @@ async def test_an_unusable_search_says_what_to_write(api: Api, text: str, proble
     assert twin["jobs"] == []
 
 
+async def test_a_search_that_ends_at_its_budget_says_so(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nimburion.server.dashboard.pages.jobs.job_list.SEARCH_BUDGET", 2)
+    await api.enqueue("a", "b", "c")
+    for query, partial in (("state:completed", True), ("id:a", False)):
+        parameters = {"q": query}
+        html = (await api.client.get(JOBS, params=parameters)).text
+        twin = (await api.client.get(JOBS, params={**parameters, "format": "json"})).json()
+        assert twin["partial"] is ("among the 2 newest jobs" in html) is partial
+
+
 async def test_a_page_of_jobs_leads_to_older_ones(api: Api) -> None:
     await api.enqueue(*(f"job-{number}" for number in range(60)))
     first = (await api.client.get(JOBS)).text

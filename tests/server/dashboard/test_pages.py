@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from nimburion.core.errors import BackendUnavailable
 from nimburion.server.dashboard.page import AnyPage
+from nimburion.server.dashboard.readings import FOR_PAGES, SharedReadings
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS, PAGES, SECTIONS
 from tests.server.conftest import OWN, Api
 from tests.server.dashboard.conftest import every_page, make_path
 from tests.waiting import wait_until
+
+NOT_READ = 'data-pending="yes"'
+"""In a page that came without its values."""
 
 
 def find_inline_code(html: str) -> list[str]:
@@ -143,3 +150,28 @@ async def test_a_first_page_without_the_backend_is_a_problem(
     assert "connection refused" in response.text
     assert "data-retry" in response.text
     assert response.headers["Content-Type"].startswith("text/html")
+
+
+async def test_a_page_does_not_wait_for_values_that_take_long(
+    site: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes without them, and its script asks for the fragment, which has them."""
+    answer = asyncio.Event()
+    read_backend = SharedReadings._refresh
+
+    async def read_slowly(*arguments: Any) -> None:
+        await answer.wait()
+        await read_backend(*arguments)
+
+    monkeypatch.setattr(SharedReadings, "_refresh", read_slowly)
+    site.services.page_policy = msgspec.structs.replace(FOR_PAGES, wait=0.001)
+    paths = [make_path(page) for page in PAGES if page.interval is not None]
+    pages = [(await site.client.get(path)).text for path in paths]
+    assert [path for path, html in zip(paths, pages, strict=True) if NOT_READ not in html] == [
+        f"{DASHBOARD_PATH}/backend"  # has nothing that must be read
+    ]
+    assert all('http-equiv="refresh"' in html for html in pages if NOT_READ in html)
+    answer.set()
+    for path in paths:
+        assert (await site.client.get(path, params={"format": "json"})).status_code == 200
+        assert NOT_READ not in (await site.client.get(path)).text, path

@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 async def test_templates_are_compiled_and_statistics_read_ahead(
     api: Api, monkeypatch: pytest.MonkeyPatch, backend_answers: bool
 ) -> None:
-    async def fail(*_: object) -> object:
+    async def fail(*_: object, **__: object) -> object:
         raise BackendUnavailable("it is down")
 
     environment = Environment(loader=DictLoader({"a.html": "", "b.html": ""}), autoescape=True)

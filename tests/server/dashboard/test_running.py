@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec.structs import replace
 
 from nimburion.core.exchange import Lane, ReserveRequest
@@ -69,6 +71,9 @@ async def test_a_full_limit_with_waiting_jobs_is_marked(site: Api) -> None:
     assert (row["is_full"], row["waiting"], row["limit"]["in_use"]) == (True, 1, 2)
     assert sorted(holder["job_id"] for holder in row["limit"]["holders"]) == ["fast", "slow"]
     assert "full, jobs wait" in (await site.client.get(path)).text
+    why = (await site.client.get(f"{DASHBOARD_PATH}/jobs/next")).text
+    for holder in ("fast", "slow"):
+        assert f'<a href="{DASHBOARD_PATH}/jobs/{holder}">{holder}</a>' in why
 
 
 async def test_a_rate_limit_says_when_the_next_job_may_start(site: Api) -> None:
@@ -124,6 +129,20 @@ async def test_a_limit_with_two_rates_is_changed_to_one_that_is_written(site: Ap
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
     assert ">10/s or 5/s<" in html
     assert 'value="10/s or 5/s"' not in html
+    assert "10/s or 5/s" not in re.findall('placeholder="([^"]*)"', html)
+
+
+async def test_a_form_of_a_limit_sends_only_what_is_written(site: Api) -> None:
+    limit = KeyedLimit(concurrency=7, rate=RateLimit("5/s", interval=200_000, burst=3))
+    session = Session(
+        id="l" * 32, queues=("bank",), names=("call",), limits={"call": 4},
+        keyed_limits={"call": {"call:customer": limit}},
+    )  # fmt: skip
+    await site.processor.backend.open_session(session)
+    html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
+    fields = re.findall('<input name="(?:concurrency|rate|burst)"[^>]*>', html)
+    assert [field for field in fields if "value=" in field] == []
+    assert sum('placeholder="7"' in field for field in fields) == 1
 
 
 async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: Api) -> None:

@@ -160,13 +160,18 @@ def _describe_pause(queue: str, pause: Pause, now: float) -> str:
     return f"Queue {queue!r} is paused{by}{why}.{end}"
 
 
+def list_named_holders(limit: LimitInfo | None) -> list[str]:
+    """Return the jobs that the cause of a limit names: those that hold it longest."""
+    return [] if limit is None else [holder.job_id for holder in limit.holders[:3]]
+
+
 def _describe_limit(limit: LimitInfo) -> str:
     if limit.limit == 0:
         return (
             f"The concurrency limit of {limit.name!r} is 0, so none of these jobs starts; "
             "`nimburion limits` says who changed it."
         )
-    holders = ", ".join(holder.job_id for holder in limit.holders[:3])
+    holders = ", ".join(list_named_holders(limit))
     held = f", by {holders}" if holders else ""
     more = " and others" if limit.in_use > 3 else ""
     return (

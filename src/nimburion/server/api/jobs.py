@@ -31,6 +31,7 @@ from nimburion.core.session import LimitInfo
 from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.server.api.names import (
+    END,
     Cursor,
     JsonObject,
     Name,
@@ -166,7 +167,7 @@ class JobSearch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Finished before this time."""
     tenant: Text | None = None
     correlation_id: Text | None = None
-    fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")] | None = None
+    fingerprint: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}" + END)] | None = None
     """Of a failure group; matches dead letters only."""
     min_failures: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
 

@@ -13,11 +13,11 @@ from nimburion.core.rate_limits import MAX_UNITS, RateInfo
 from nimburion.core.session import LimitInfo
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs.limit_changes import change_known_limit, make_change, reset_known_limit
-from nimburion.server.api.names import PageQuery
+from nimburion.server.api.names import END, PageQuery
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
-Key = Annotated[str, Meta(max_length=MAX_TEXT, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-Reason = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")]
+Key = Annotated[str, Meta(max_length=MAX_TEXT, pattern=r"^[^\x00-\x1f\x7f-\x9f]*" + END)]
+Reason = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}" + END)]
 
 
 class LimitPage(msgspec.Struct, frozen=True):

@@ -9,7 +9,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-NAME_SCHEMA = r"^[A-Za-z0-9_.:-]{1,128}$"
+END = r"(?!\n)$"
+"""The end of a pattern. In Python, `$` alone lets a newline follow."""
+NAME_SCHEMA = r"^[A-Za-z0-9_.:-]{1,128}" + END
 
 Name = Annotated[str, Meta(pattern=NAME_SCHEMA)]
 """The name of a job or of a queue, or an id."""
@@ -17,7 +19,7 @@ Cursor = Annotated[str, Meta(min_length=1, max_length=300)]
 """The `next` of a page."""
 JsonObject = Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]
 """The text of a JSON object. Only that it is JSON is checked."""
-Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}$")]
+Text = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,512}" + END)]
 """A unique key, a tenant or a correlation id."""
 Time = Annotated[datetime, Meta(tz=True)]
 """ISO 8601 with a time zone; in a query also epoch seconds."""

@@ -11,7 +11,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live, list_reasons
 from nimburion.core.job import State
 from nimburion.core.queries import Pause, QueueInfo
-from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
+from nimburion.server.api.names import END, Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import InvalidPart, Problem
 
@@ -70,7 +70,7 @@ class AllPauses(msgspec.Struct, frozen=True):
 class PauseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pause. Without `for` and `until`, it lasts until the queue is resumed."""
 
-    reason: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}$")] = ""
+    reason: Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}" + END)] = ""
     """Shown wherever the queue is."""
     duration: Annotated[float, Meta(gt=0, le=31_536_000)] | None = msgspec.field(
         default=None, name="for"

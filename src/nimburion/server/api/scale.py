@@ -16,6 +16,7 @@ from msgspec import Meta
 from nimburion.core.metrics.statistics import Histogram, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo
+from nimburion.server.api.names import END
 from nimburion.server.api.operation import ApiRequest, NoBody, Operation
 
 DEFAULT_RUN = 1.0
@@ -23,7 +24,7 @@ DEFAULT_RUN = 1.0
 _MIN_RUN = 0.001
 _WINDOW = 3600.0
 _STEP = 600
-_LIST_SCHEMA = r"^[A-Za-z0-9_.:-]{1,128}(,[A-Za-z0-9_.:-]{1,128}){0,99}$"
+_LIST_SCHEMA = r"^[A-Za-z0-9_.:-]{1,128}(,[A-Za-z0-9_.:-]{1,128}){0,99}" + END
 
 
 class ScaleQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

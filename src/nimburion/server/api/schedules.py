@@ -12,13 +12,13 @@ from nimburion.core.timing.timezones import find_zone
 from nimburion.scheduler.schedules import ScheduleInfo
 from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 from nimburion.server.api.jobs import JobPage, JobReference, summarize_job
-from nimburion.server.api.names import JsonObject, Name, PageQuery, Text, make_id
+from nimburion.server.api.names import END, JsonObject, Name, PageQuery, Text, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 Trigger = Annotated[str, Meta(min_length=1, max_length=200)]
 """A cron expression, a macro like `@daily`, `@every 5m`, or `@at` and a time."""
 Zone = Annotated[str, Meta(min_length=1, max_length=100)]
-ScheduleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")]
+ScheduleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,100}" + END)]
 
 
 class SchedulePage(msgspec.Struct, frozen=True):

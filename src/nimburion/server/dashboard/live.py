@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,18 @@ _log = logging.getLogger("nimburion.server")
 
 MAX_STREAMS = 100
 """The maximum number of streams. Further viewers poll."""
-CHANNELS_PER_SECOND = 2.0
-"""Pages that are rendered in a second, at most: with more different pages, each is updated less
-often, so that the reads of the backend stay bounded.
+READS_PER_SECOND = 1.75
+"""Reads of the backend in a second for all live updates together, on average: with more different
+pages open, each is updated less often. Pages that are rendered together share what they read.
 """
+READS_AT_ONCE = 3.0
+"""Reads that may follow each other faster after a time with fewer."""
+CHANNELS_PER_SECOND = 4.0
+"""Pages that are rendered in a second, at most."""
 SEND_TIMEOUT = 20.0
 """Seconds after which a client that reads nothing is disconnected. It polls then."""
+TICK = 0.1
+"""Seconds between two looks for pages to render."""
 MAX_SILENCE = 2.0
 """Seconds within which each stream sends something, so that clients notice a dead server."""
 
@@ -40,7 +47,18 @@ class Fragment(msgspec.Struct, frozen=True):
     """When the oldest of its values was read, in epoch seconds."""
     problem: str = ""
     """Why values are old; empty if all are fresh."""
+    reads: int = 0
+    """The reads of the backend that it has started."""
+    pending: frozenset[asyncio.Task[None]] = frozenset()
+    """Reads that will replace some of its values."""
+    due_at: float = math.inf
+    """When the first of its values may be read again, on the monotonic clock."""
 
+
+STILL_HERE = b"event: alive\ndata: yes\n\n"
+"""Sent when there is no news. It is an event, since the script of the page sees no comments: it
+polls when it hears nothing.
+"""
 
 Render = Callable[[], Awaitable[Fragment]]
 
@@ -52,31 +70,57 @@ class _Channel:
         self.render: Render = render
         self.interval: float = interval
         self.due: float = due
-        """When the next fragment is to be rendered, on the monotonic clock."""
+        """When the next fragment is to be rendered, on the monotonic clock; minus infinity: now."""
+        self.earliest: float = due
+        """Before that time there is no further fragment, unless something was changed."""
         self.viewers: set[Viewer] = set()
         self.fragment: Fragment | None = None
         self.number: int = 0
         """Increases by one with each fragment."""
         self.changed_at: int = 0
         """The number of the latest fragment whose HTML differs from the one before it."""
+        self.task: asyncio.Task[int] | None = None
+        """The latest refresh."""
 
-    async def refresh(self) -> None:
+    @property
+    def is_refreshing(self) -> bool:
+        """Whether the next fragment is being rendered."""
+        return self.task is not None and not self.task.done()
+
+    def start_refresh(self) -> asyncio.Task[int]:
+        """Render the fragment in a task of its own: a slow page does not delay the others. It
+        returns the number of reads.
+        """
+        self.task = asyncio.create_task(self._refresh())
+        return self.task
+
+    async def _refresh(self) -> int:
         """Render the fragment, and wake the viewers."""
         try:
             fragment = await self.render()
         except (NimburionError, TimeoutError) as error:
             last = self.fragment
             html, at = ("", 0.0) if last is None else (last.html, last.at)
-            fragment = Fragment(html, at, describe_problem(error))
+            fragment = Fragment(html, at, describe_problem(error), reads=1)
         except Exception:  # noqa: BLE001 - the other pages continue
             _log.exception("a live update failed")
-            return
+            return 1
         self.number += 1
         if fragment.html and (self.fragment is None or fragment.html != self.fragment.html):
             self.changed_at = self.number
         self.fragment = fragment
         for viewer in self.viewers:
             viewer.news.set()
+        if math.isfinite(fragment.due_at) and self.due > -math.inf:
+            # Before that time the fragment would be the same, unless something was changed.
+            earliest = self.due if fragment.reads else self.earliest
+            self.due = max(earliest, fragment.due_at)
+        for task in fragment.pending:
+            task.add_done_callback(self._show_soon)
+        return fragment.reads
+
+    def _show_soon(self, _: asyncio.Task[None]) -> None:
+        self.due = -math.inf
 
 
 class Viewer:
@@ -93,7 +137,7 @@ class Viewer:
         channel = self._channel
         fragment = channel.fragment
         if fragment is None or channel.number == self._seen:
-            return b": still here\n\n"
+            return STILL_HERE
         status = msgspec.json.encode({"at": fragment.at, "problem": fragment.problem}).decode()
         parts = [format_event(status, "status")]
         if channel.changed_at > self._seen:
@@ -117,6 +161,9 @@ class LivePages:
         self._clock = clock
         self._channels: dict[Hashable, _Channel] = {}
         self._task: asyncio.Task[None] | None = None
+        self._refreshing: set[asyncio.Task[int]] = set()
+        self._reads_left = READS_AT_ONCE
+        self._refilled_at = clock.monotonic()
         self._stopping = asyncio.Event()
 
     @property
@@ -151,8 +198,9 @@ class LivePages:
 
     def hasten(self) -> None:
         """Update every page now: something was changed."""
+        self._reads_left = READS_AT_ONCE
         for channel in self._channels.values():
-            channel.due = self._clock.monotonic()
+            channel.due = -math.inf
 
     async def start(self) -> None:
         """Accept viewers."""
@@ -164,11 +212,11 @@ class LivePages:
         for channel in self._channels.values():
             for viewer in channel.viewers:
                 viewer.news.set()
-        task, self._task = self._task, None
-        if task is not None:
+        tasks = [*self._refreshing, *([] if self._task is None else [self._task])]
+        self._task = None
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def wait_for_news(self, viewer: Viewer) -> bool:
         """Return whether the stream continues, when there is news or after `MAX_SILENCE`."""
@@ -180,12 +228,29 @@ class LivePages:
     async def _run(self) -> None:
         while self._channels:
             now = self._clock.monotonic()
-            due = [channel for channel in self._channels.values() if channel.due <= now]
-            slowest = len(self._channels) / CHANNELS_PER_SECOND
-            for channel in due:
-                channel.due = now + max(channel.interval, slowest)
-            await asyncio.gather(*(channel.refresh() for channel in due))
-            await self._clock.sleep(0.1)
+            self._refill_reads(now)
+            if self._reads_left > 0:
+                self._refresh_due(now)
+            await self._clock.sleep(TICK)
+
+    def _refill_reads(self, now: float) -> None:
+        passed, self._refilled_at = now - self._refilled_at, now
+        self._reads_left = min(READS_AT_ONCE, self._reads_left + READS_PER_SECOND * passed)
+
+    def _refresh_due(self, now: float) -> None:
+        slowest = len(self._channels) / CHANNELS_PER_SECOND
+        for channel in self._channels.values():
+            if channel.due <= now and not channel.is_refreshing:
+                channel.earliest = now + slowest
+                channel.due = max(channel.earliest, now + channel.interval - TICK / 2)
+                task = channel.start_refresh()
+                self._refreshing.add(task)
+                task.add_done_callback(self._count_reads)
+
+    def _count_reads(self, task: asyncio.Task[int]) -> None:
+        self._refreshing.discard(task)
+        if not task.cancelled():
+            self._reads_left -= task.result()
 
 
 class LiveStream(Response):

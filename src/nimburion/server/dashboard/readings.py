@@ -7,6 +7,8 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
+import msgspec
+
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError, NimburionError
 from nimburion.core.queries import QueueInfo
@@ -20,6 +22,7 @@ from nimburion.server.dashboard.queue_counts import (
     is_complete,
 )
 from nimburion.server.dashboard.recent_statistics import RecentHour, RecentStatistics
+from nimburion.server.dashboard.statistics_window import StatisticsWindows
 
 T = TypeVar("T")
 
@@ -29,29 +32,20 @@ update reads.
 """
 READ_TIMEOUT = 2.0
 """Seconds after which a read counts as failed. The page then shows the last values."""
+TIMEOUT_FACTOR = 5.0
+"""A read that takes long may take this many times its last duration, up to `FIRST_READ_TIMEOUT`."""
 FIRST_READ_TIMEOUT = 10.0
-"""The same while there are no values yet."""
+"""The timeout of a read while there is no value yet."""
 SLOW_READ_TIMEOUT = 30.0
-"""The same for reads in the background."""
-SLOW_SECONDS = 0.05
-"""A read that takes longer is repeated in the background: pages do not wait for it."""
-SLOW_UPDATE_SECONDS = 0.5
-"""The same for live updates, which nobody waits for: they show a new value at once."""
+"""The timeout of reads in the background."""
 SLOW_MAX_AGE = 30.0
 """Seconds for which the value of a slow read is shown meanwhile."""
 SLOW_MAX_AGE_FACTOR = 10.0
 """A value with a long maximum age is shown for this many times that age meanwhile."""
-PAUSE_FACTOR = 5.0
-"""After each read there is a pause of this many times its duration, so that a page keeps the
-backend busy for a sixth of the time. Reads of more than 0.6 s keep it busy for longer, because of
-`MAX_PAUSE`.
-"""
 MAX_PAUSE = 3.0
-"""The longest such pause in seconds: an open page must not become old."""
+"""The longest pause after a read in seconds: an open page must not become old."""
 BACKGROUND_PAUSE_FACTOR = 20.0
-"""As `PAUSE_FACTOR`, for reads in the background, which no page waits for."""
-FIRST_WAIT = 0.1
-"""Seconds that a page waits for the first value of a slow read."""
+"""After each read in the background there is a pause of this many times its duration."""
 MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer, or while nobody asks."""
 MAX_LIVE_AGE = 5.0
@@ -62,11 +56,55 @@ MAX_ENTRIES = 200
 """The maximum number of values that are kept."""
 
 
+class ReadPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a reader waits for values, and how soon they are replaced."""
+
+    slow_seconds: float
+    """A read that takes this long or longer is repeated in the background: the reader gets the last
+    value.
+    """
+    pause_factor: float
+    """After each read there is a pause of this many times its duration, `MAX_PAUSE` at most."""
+    wait: float = math.inf
+    """Seconds that the reader waits for all its values together. It then gets the last ones, if
+    they are not old.
+    """
+    first_wait: float = 0.1
+    """Seconds that the reader waits for the first value of a slow read, which it can do without."""
+
+
+FOR_DATA = ReadPolicy(slow_seconds=0.05, pause_factor=5.0, first_wait=FIRST_READ_TIMEOUT)
+"""For programs: they get all values. The backend is busy for a sixth of the time."""
+FOR_PAGES = ReadPolicy(slow_seconds=0.05, pause_factor=5.0, wait=0.06)
+"""For people who open a page: they see it at once, if need be without its values."""
+FOR_UPDATES = ReadPolicy(slow_seconds=0.5, pause_factor=1.0)
+"""For live updates: they show a new value soon. What they read together is bounded by
+`LivePages`.
+"""
+
+
+class NotReadYet(Exception):
+    """A value is being read, and there is none to show meanwhile."""
+
+
+class ReadTrace:
+    """What one reader has caused."""
+
+    def __init__(self) -> None:
+        self.started: int = 0
+        """The reads that it has started."""
+        self.pending: set[asyncio.Task[None]] = set()
+        """The reads that will replace the values that it got."""
+        self.due_at: float = math.inf
+        """When the first of its values may be replaced, on the monotonic clock."""
+
+
 class _Entry:
     """The latest value of one reading, and whether the last attempt to replace it failed."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
+        self.task: asyncio.Task[None] | None = None
+        """The attempt that runs."""
         self.value: Any = None
         self.read_at = -math.inf
         """When the value was read, on the monotonic clock."""
@@ -77,16 +115,38 @@ class _Entry:
         self.problem: BackendError | TimeoutError | None = None
         self.seconds = 0.0
         """How long the last attempt took."""
+        self.usual_seconds = 0.0
+        """How long the last attempt took that did not fail."""
 
     @property
-    def pause(self) -> float:
-        """The least seconds from the start of one attempt to that of the next: slow reads are
-        repeated less often. After a failure there is no pause, so that the end of an outage is
-        noticed soon.
+    def is_running(self) -> bool:
+        """Whether the value is being read."""
+        return self.task is not None and not self.task.done()
+
+    @property
+    def timeout(self) -> float:
+        """The timeout of the next attempt, in seconds."""
+        if self.read_at == -math.inf:
+            return FIRST_READ_TIMEOUT
+        return max(READ_TIMEOUT, min(TIMEOUT_FACTOR * self.usual_seconds, FIRST_READ_TIMEOUT))
+
+    def find_due(self, max_age: float, pause_factor: float) -> float:
+        """Return when the value is to be replaced, on the monotonic clock. Slow reads are repeated
+        less often. After a failure there is no pause, so that the end of an outage is noticed soon.
         """
-        if self.problem is not None:
-            return 0.0
-        return self.seconds + min(PAUSE_FACTOR * self.seconds, MAX_PAUSE)
+        pause = 0.0
+        if self.problem is None:
+            pause = self.seconds + min(pause_factor * self.seconds, MAX_PAUSE)
+        return self.tried_at + max(max_age, pause)
+
+    def is_usable(self, now: float, max_age: float) -> bool:
+        """Return whether the value may be shown while it is replaced: it is not from before a
+        change, and not old.
+        """
+        age = now - self.read_at
+        is_expired = self.tried_at == -math.inf
+        is_old = age > max(SLOW_MAX_AGE, SLOW_MAX_AGE_FACTOR * max_age)
+        return self.problem is None and not is_expired and not is_old
 
 
 class SharedReadings:
@@ -102,8 +162,12 @@ class SharedReadings:
         """The number of reads of the backend so far."""
         self.recent: RecentStatistics = RecentStatistics(backend, clock)
         """The statistics of the last hour; call `PageReadings.read_hour` instead."""
+        self.windows: StatisticsWindows = StatisticsWindows(backend)
+        """The statistics of longer times. Read a window in `read` only: reads must not overlap."""
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._expired_at: int = 0
+        """How often all values were expired."""
 
     @property
     def entry_count(self) -> int:
@@ -120,56 +184,86 @@ class SharedReadings:
         key: str,
         read: Callable[[], Awaitable[object]],
         max_age: float,
-        slow_seconds: float = SLOW_SECONDS,
+        policy: ReadPolicy = FOR_DATA,
+        trace: ReadTrace | None = None,
     ) -> _Entry:
-        """Return the entry of a key, with a value that is at most `max_age` seconds old.
+        """Return the entry of a key, with a value that is at most `max_age` seconds old, or the
+        last one, as the policy says.
 
-        If the last read took `slow_seconds` or more, the old value is returned and replaced in the
-        background.
-
-        Raises the error of the read if it fails and no value is left.
+        Raises:
+            NotReadYet: the policy says not to wait longer, and no value is left.
+            BackendError: the read failed, and no value is left.
+            TimeoutError: as `BackendError`.
         """
+        trace = trace or ReadTrace()
         entry = self._entries.get(key)
         if entry is None:
             entry = self._add_entry(key)
-        if self._may_wait(entry, max_age, slow_seconds):
-            self._refresh_later(entry, read, READ_TIMEOUT)
-            return entry
-        async with entry.lock:
-            now = self.clock.monotonic()
-            if now - entry.tried_at >= max(max_age, entry.pause):
-                is_first = entry.read_at == -math.inf
-                timeout = FIRST_READ_TIMEOUT if is_first else READ_TIMEOUT
-                await self._refresh(entry, read, timeout)
-            if entry.problem is not None and now - entry.read_at > MAX_STALENESS:
-                raise entry.problem.with_traceback(None)
-            return entry
+        factor, is_new = policy.pause_factor, False
+        # A read that somebody had started may be from before a change; one of our own is not.
+        while not is_new and entry.find_due(max_age, factor) <= self.clock.monotonic():
+            is_usable = entry.is_usable(self.clock.monotonic(), max_age)
+            is_new = not entry.is_running
+            task = self._start(entry, read, entry.timeout, trace)
+            if is_usable and entry.seconds >= policy.slow_seconds:
+                trace.pending.add(task)
+                return entry
+            timeout = None if policy.wait == math.inf else policy.wait
+            done, _ = await asyncio.wait({task}, timeout=timeout)
+            if done and not task.cancelled():
+                task.result()
+            elif is_usable:
+                trace.pending.add(task)
+                return entry
+            elif entry.problem is None:
+                raise NotReadYet
+            else:
+                break
+        is_stale = self.clock.monotonic() - entry.read_at > MAX_STALENESS
+        if entry.problem is not None and is_stale:
+            raise entry.problem.with_traceback(None)
+        trace.due_at = min(trace.due_at, entry.find_due(max_age, factor))
+        return entry
 
     def peek(
-        self, key: str, read: Callable[[], Awaitable[object]], max_age: float
+        self,
+        key: str,
+        read: Callable[[], Awaitable[object]],
+        max_age: float,
+        trace: ReadTrace | None = None,
     ) -> object | None:
         """Return the last value of a slow read; None before the first, and if it is older than
         `MAX_STALENESS`. If it is older than `max_age` seconds, it is read again in the background,
         and a failure is ignored. A read that takes very long is repeated less often.
         """
+        trace = trace or ReadTrace()
         entry = self._entries.get(key) or self._add_entry(key)
         pause = max(max_age, BACKGROUND_PAUSE_FACTOR * entry.seconds)
         now = self.clock.monotonic()
         if now - entry.tried_at >= pause:
-            self._refresh_later(entry, read, SLOW_READ_TIMEOUT)
+            trace.pending.add(self._start(entry, read, SLOW_READ_TIMEOUT, trace))
         value: object | None = entry.value
         return value if now - entry.read_at <= MAX_STALENESS else None
 
     async def wait_for_value(
-        self, key: str, read: Callable[[], Awaitable[object]], max_age: float
+        self,
+        key: str,
+        read: Callable[[], Awaitable[object]],
+        max_age: float,
+        wait: float,
+        trace: ReadTrace | None = None,
     ) -> object | None:
-        """Return what `peek` does, but wait for the first value for `FIRST_WAIT` seconds."""
-        if self.peek(key, read, max_age) is None and self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=FIRST_WAIT)
-        return self.peek(key, read, max_age)
+        """Return what `peek` does, but wait for the first value for `wait` seconds."""
+        trace = trace or ReadTrace()
+        task = None
+        if self.peek(key, read, max_age, trace) is None:
+            task = self._entries[key].task
+        if task is not None:
+            await asyncio.wait({task}, timeout=wait)
+        return self.peek(key, read, max_age, trace)
 
     async def stop(self) -> None:
-        """End the reads in the background."""
+        """End the reads that run."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -177,6 +271,7 @@ class SharedReadings:
 
     def expire(self) -> None:
         """Read every value again when it is needed next: something was changed."""
+        self._expired_at += 1
         for entry in self._entries.values():
             entry.tried_at = -math.inf
 
@@ -186,53 +281,49 @@ class SharedReadings:
             if entry.problem is not None:
                 entry.tried_at = -math.inf
 
-    def _may_wait(self, entry: _Entry, max_age: float, slow_seconds: float) -> bool:
-        """Return whether a value is due to be replaced, but good enough until that is done: it
-        takes long to read, and is not old.
-        """
-        now = self.clock.monotonic()
-        return (
-            math.isfinite(entry.tried_at)
-            and now - entry.tried_at >= max(max_age, entry.pause)
-            and now - entry.read_at <= max(SLOW_MAX_AGE, SLOW_MAX_AGE_FACTOR * max_age)
-            and entry.seconds >= slow_seconds
-            and entry.problem is None
-        )
-
-    def _refresh_later(
-        self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float
-    ) -> None:
-        """Replace a value in the background, unless that happens already."""
-
-        async def refresh() -> None:
-            async with entry.lock:
-                try:
-                    await self._refresh(entry, read, timeout)
-                except NimburionError:
-                    entry.seconds = 0.0  # the next page waits for the read, and reports the error
-
-        if not entry.lock.locked():
-            task = asyncio.create_task(refresh())
+    def _start(
+        self,
+        entry: _Entry,
+        read: Callable[[], Awaitable[object]],
+        timeout: float,
+        trace: ReadTrace,
+    ) -> asyncio.Task[None]:
+        """Return the task that replaces a value; start it unless it runs already."""
+        if entry.task is None or not entry.is_running:
+            trace.started += 1
+            entry.task = task = asyncio.create_task(self._refresh(entry, read, timeout))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._forget)
+        return entry.task
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # who waits for the task raises it
 
     async def _refresh(
         self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float
     ) -> None:
         self.count += 1
+        expired_at = self._expired_at
         started = self.clock.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 entry.value = await read()
         except (BackendError, TimeoutError) as error:
             entry.problem = error
+        except NimburionError:
+            entry.seconds = 0.0  # the next page waits for the read, and reports the error
+            raise
         else:
             if entry.problem is not None:
                 self._expire_failed()  # the backend answers again
             entry.problem, entry.read_at = None, self.clock.monotonic()
             entry.at = self.clock.now()
-        entry.tried_at = started
+            entry.usual_seconds = entry.read_at - started
         entry.seconds = self.clock.monotonic() - started
+        # A value that was read while something was changed may be the old one.
+        entry.tried_at = started if expired_at == self._expired_at else -math.inf
 
     def _add_entry(self, key: str) -> _Entry:
         """Add an entry. Those that nobody has asked for lately make room for it."""
@@ -253,10 +344,12 @@ class PageReadings:
     page below two reads a second.
     """
 
-    def __init__(self, shared: SharedReadings, slow_seconds: float = SLOW_SECONDS) -> None:
+    def __init__(self, shared: SharedReadings, policy: ReadPolicy = FOR_DATA) -> None:
         self._shared = shared
-        self._slow_seconds = slow_seconds
+        self._policy = policy
         self._at = math.inf
+        self._wait_until = shared.clock.monotonic() + policy.wait
+        self.trace: ReadTrace = ReadTrace()
         self.problem: str = ""
         """Why some values are old; empty if all are fresh."""
         self.precision: str = "at least"
@@ -279,15 +372,21 @@ class PageReadings:
         """The backend, for the functions that `read` calls."""
         return self._shared.backend
 
+    @property
+    def windows(self) -> StatisticsWindows:
+        """The statistics of longer times, for the functions that `read` calls."""
+        return self._shared.windows
+
     async def read(
         self, key: str, read: Callable[[], Awaitable[T]], max_age: float = UPDATE_AGE
     ) -> T:
         """Return what `read` returns, shared under a key.
 
-        The key must hold every argument of the read. Raises `BackendError` or `TimeoutError` if the
-        read fails and no value is left.
+        The key must hold every argument of the read. Raises what `SharedReadings.read` does.
         """
-        entry = await self._shared.read(key, read, max_age, self._slow_seconds)
+        wait = max(0.0, self._wait_until - self._shared.clock.monotonic())
+        policy = msgspec.structs.replace(self._policy, wait=wait)
+        entry = await self._shared.read(key, read, max_age, policy, self.trace)
         if max_age <= MAX_LIVE_AGE:
             self._at = min(self._at, entry.at)
         if entry.problem is not None:
@@ -298,13 +397,15 @@ class PageReadings:
         """Return the last value of a slow read, which happens in the background; None before the
         first, and if it is very old.
         """
-        return cast("T | None", self._shared.peek(key, read, max_age))
+        return cast("T | None", self._shared.peek(key, read, max_age, self.trace))
 
     async def read_slowly(
         self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0
     ) -> T | None:
-        """Return what `peek` does, but wait a moment for the first value."""
-        return cast("T | None", await self._shared.wait_for_value(key, read, max_age))
+        """Return what `peek` does, but wait for the first value as the policy says."""
+        wait = self._policy.first_wait
+        found = await self._shared.wait_for_value(key, read, max_age, wait, self.trace)
+        return cast("T | None", found)
 
     async def list_queues(self, max_age: float = UPDATE_AGE) -> list[QueueInfo]:
         """Return all queues with unfinished jobs, and the paused ones.

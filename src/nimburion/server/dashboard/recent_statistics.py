@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
-
 import msgspec
 
 from nimburion.core.backend import Backend
-from nimburion.core.metrics.statistics import MERGE_AFTER, Counters, Statistics
+from nimburion.core.metrics.statistics import Counters
 from nimburion.core.timing.clock import Clock
+from nimburion.server.dashboard.statistics_window import StatisticsWindow
 
 STEP = 60
 """The length of an interval in seconds."""
 INTERVALS = 60
 """The number of intervals that are kept."""
-_REREAD_SECONDS = MERGE_AFTER / 2 + STEP
-"""Processes store the rows of an interval until this long after its end."""
-_BATCH = 500
-"""The rows that are added up before other tasks run."""
 
 
 class QueueHour(msgspec.Struct, kw_only=True):
@@ -68,43 +62,16 @@ class RecentStatistics:
     """Reads the statistics of the last hour, and adds up the names of each queue."""
 
     def __init__(self, backend: Backend, clock: Clock) -> None:
-        self._backend = backend
         self._clock = clock
-        self._minutes: dict[int, dict[str, Counters]] = {}
-        self._read_until = 0.0
+        self._window = StatisticsWindow(backend, STEP, INTERVALS)
 
     async def read(self) -> RecentHour:
         """Return the statistics of the last hour. The first call reads all of it."""
         now = self._clock.now()
-        until = int(now // STEP + 1) * STEP
-        since = until - INTERVALS * STEP
-        start = int(max(since, self._read_until - _REREAD_SECONDS) // STEP * STEP)
-        rows = await self._backend.list_statistics(start, until, STEP)
-        for minute in [one for one in self._minutes if one < since or one >= start]:
-            del self._minutes[minute]
-        await self._add_rows(rows)
-        self._read_until = until
-        return await self._sum_up(since, until, now)
-
-    async def _add_rows(self, rows: Iterable[Statistics]) -> None:
-        for number, row in enumerate(rows, start=1):
-            queues = self._minutes.setdefault(row.start, {})
-            counters = queues.get(row.queue)
-            if counters is None:
-                counters = queues[row.queue] = Counters()
-            counters.add(row.counters)
-            if number % _BATCH == 0:
-                await asyncio.sleep(0)
-
-    async def _sum_up(self, since: int, until: int, now: float) -> RecentHour:
+        since, until = await self._window.read(now)
         hour = RecentHour(since=since, until=until, now=now, queues={}, total=QueueHour())
-        number = 0
-        for start, queues in self._minutes.items():
+        async for start, queue, counters in self._window.iterate():
             index = (start - since) // STEP
-            for queue, counters in queues.items():
-                hour.queues.setdefault(queue, QueueHour()).add(index, counters)
-                hour.total.add(index, counters)
-                number += 1
-                if number % _BATCH == 0:
-                    await asyncio.sleep(0)
+            hour.queues.setdefault(queue, QueueHour()).add(index, counters)
+            hour.total.add(index, counters)
         return hour

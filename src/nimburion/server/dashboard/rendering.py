@@ -6,7 +6,7 @@ nothing from a job is ever markup. Only `Markup` from `charts.py` and from the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from urllib.parse import urlencode
@@ -66,6 +66,7 @@ def make_environment() -> Environment:
             "first_line": find_first_line,
             "json_text": format_json_text,
             "lines": format_lines,
+            "link_jobs": link_jobs,
             "percent": format_percent,
             "rate": format_rate,
             "short": shorten,
@@ -224,6 +225,25 @@ def make_link_with(query: msgspec.Struct, **changes: object) -> str:
             if values[field.name] not in (field.default, None)
         ]
     )
+
+
+def link_jobs(text: str, job_ids: Sequence[str], base: str) -> Markup:
+    """Return a sentence in which the jobs that it names, after "job" or "by", are links.
+
+    >>> link_jobs("Job 1 waits, held by 7.", ["7"], "/dashboard")
+    Markup('Job 1 waits, held by <a href="/dashboard/jobs/7">7</a>.')
+    """
+    named = ", ".join(job_ids)
+    for lead in ("job ", "by "):
+        before, found, after = text.rpartition(lead + named)
+        if named and found:
+            links = Markup(", ").join(
+                Markup('<a href="{}/jobs/{}">{}</a>').format(base, one, one) for one in job_ids
+            )
+            return Markup("{}{}{}{}").format(
+                escape_controls(before), lead, links, escape_controls(after)
+            )
+    return escape(escape_controls(text))
 
 
 def shorten_id(job_id: str) -> str:

@@ -32,9 +32,11 @@ from nimburion.server.dashboard.csv_tables import make_csv
 from nimburion.server.dashboard.live import Fragment, LiveStream
 from nimburion.server.dashboard.page import AnyPage, DashboardAction, PageRequest
 from nimburion.server.dashboard.readings import (
-    SLOW_SECONDS,
-    SLOW_UPDATE_SECONDS,
+    FOR_DATA,
+    FOR_UPDATES,
+    NotReadYet,
     PageReadings,
+    ReadPolicy,
 )
 from nimburion.server.dashboard.rendering import render_block, render_page
 from nimburion.server.dashboard.site import ACTIONS, SECTIONS
@@ -97,7 +99,8 @@ class PageVisit:
 
     async def answer_json(self) -> Response:
         """Return what the page shows as JSON."""
-        shown, readings = await self._read()
+        readings = self._make_readings()
+        shown = await self._read(readings)
         headers = _describe_age(readings)
         return Response(msgspec.json.encode(shown), 200, headers, "application/json")
 
@@ -108,7 +111,8 @@ class PageVisit:
             raise make_parameter_problem("format", "this page has no table; format=json works")
         if table is not None and table not in tables:
             raise make_parameter_problem("table", f"table: one of {', '.join(tables)}")
-        shown, readings = await self._read()
+        readings = self._make_readings()
+        shown = await self._read(readings)
         chosen = table or tables[0]
         name = self._page.name if chosen == tables[0] else f"{self._page.name}-{chosen}"
         headers = {
@@ -144,13 +148,24 @@ class PageVisit:
         status: int = 200,
         refill: Callable[[Any], Any] | None = None,
     ) -> Response:
-        """Return the whole page. `refill` changes what it shows."""
-        shown, readings = await self._read()
+        """Return the whole page. `refill` changes what it shows.
+
+        Nobody waits long for the first byte: where values are not read in time, the page comes
+        without them, and asks for them by itself.
+        """
+        may_wait = refill is not None or self._page.interval is None
+        readings = self._make_readings(FOR_DATA if may_wait else self._services.page_policy)
+        shown: msgspec.Struct | None
+        try:
+            shown = await self._read(readings)
+        except NotReadYet:
+            shown = None
         if refill is not None:
             shown = refill(shown)
         nonce = make_nonce()
         values = {
             **self._make_values(shown, readings),
+            "pending": shown is None,
             "nonce": nonce,
             "notice": notice,
             "notice_kind": kind,
@@ -166,19 +181,27 @@ class PageVisit:
         return make_html(render_page(self._page.template, values), nonce, status)
 
     async def _render_fragment(self) -> Fragment:
-        shown, readings = await self._read(SLOW_UPDATE_SECONDS)
-        values = self._make_values(shown, readings)
+        readings = self._make_readings(FOR_UPDATES)
+        values = self._make_values(await self._read(readings), readings)
         html = render_block(self._page.template, "live", values)
-        return Fragment(html, readings.at, readings.problem)
+        trace = readings.trace
+        return Fragment(
+            html,
+            readings.at,
+            readings.problem,
+            reads=trace.started,
+            pending=frozenset(trace.pending),
+            due_at=trace.due_at,
+        )
 
-    async def _read(
-        self, slow_seconds: float = SLOW_SECONDS
-    ) -> tuple[msgspec.Struct, PageReadings]:
-        readings = PageReadings(self._services.readings, slow_seconds)
+    def _make_readings(self, policy: ReadPolicy = FOR_DATA) -> PageReadings:
+        return PageReadings(self._services.readings, policy)
+
+    async def _read(self, readings: PageReadings) -> msgspec.Struct:
         request = PageRequest(self._services, self._caller, self._path, self._query, readings)
-        return await self._page.read(request), readings
+        return await self._page.read(request)
 
-    def _make_values(self, shown: msgspec.Struct, readings: PageReadings) -> dict[str, Any]:
+    def _make_values(self, shown: msgspec.Struct | None, readings: PageReadings) -> dict[str, Any]:
         return {
             **make_common_values(self._base),
             **self._page.constants,

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.core.metrics.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
 from nimburion.core.session import SessionInfo
 from nimburion.server.api.names import Name
 from nimburion.server.dashboard.charts import Moment, Series
@@ -178,20 +178,22 @@ async def read_metrics(request: PageRequest[MetricsQuery]) -> MetricsData:
     """Read the statistics of the time, and add them up."""
     readings, query = request.readings, request.query
     seconds, step = RANGES[query.range]
-    stored_step = max(one for one in STEPS if one <= step)
+    count = seconds // step
+    window = readings.windows.get(step, count, by=query.by, queue=query.queue, name=query.name)
 
     async def read() -> MetricsData:
-        until = (readings.now // step + 1) * step
-        statistics = await readings.backend.list_statistics(
-            until - seconds, until, stored_step, queue=query.queue, name=query.name
-        )
-        intervals = await add_by_interval(statistics, until - seconds, step, int(seconds // step))
-        rows = await add_by_key(statistics, query.by)
+        since, until = await window.read(readings.now)
+        sums = [Counters() for _ in range(count)]
+        by_key: dict[str, Counters] = {}
+        async for start, key, counters in window.iterate():
+            sums[(start - since) // step].add(counters)
+            by_key.setdefault(key, Counters()).add(counters)
+        rows = make_rows(by_key)
         return MetricsData(
             step=step,
-            since=until - seconds,
+            since=since,
             until=until,
-            intervals=intervals,
+            intervals=make_intervals(sums, since, step),
             rows=rows[:MAX_ROWS],
             total=len(rows),
         )
@@ -269,16 +271,8 @@ async def _iterate(statistics: list[Statistics]) -> AsyncIterator[Statistics]:
             await asyncio.sleep(0)
 
 
-async def add_by_interval(
-    statistics: list[Statistics], since: float, step: int, count: int
-) -> list[MetricsInterval]:
-    """Return the sums for `count` intervals from `since` on."""
-    sums = [Counters() for _ in range(count)]
-    first = int(since // step)
-    async for row in _iterate(statistics):
-        index = row.start // step - first
-        if 0 <= index < count:
-            sums[index].add(row.counters)
+def make_intervals(sums: list[Counters], since: float, step: int) -> list[MetricsInterval]:
+    """Return the intervals of the charts from their sums."""
     return [
         MetricsInterval(
             start=since + index * step,
@@ -295,13 +289,8 @@ async def add_by_interval(
     ]
 
 
-async def add_by_key(
-    statistics: list[Statistics], by: Literal["queue", "name"]
-) -> list[MetricsRow]:
-    """Return the sums by queue or by name, those with the most attempts first."""
-    sums: dict[str, Counters] = {}
-    async for row in _iterate(statistics):
-        sums.setdefault(row.queue if by == "queue" else row.name, Counters()).add(row.counters)
+def make_rows(sums: dict[str, Counters]) -> list[MetricsRow]:
+    """Return the rows of the table from their sums, those with the most attempts first."""
     rows = [
         MetricsRow(
             key=key,

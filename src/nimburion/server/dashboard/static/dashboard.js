@@ -113,6 +113,7 @@
 
   async function replaceLive(text) {
     await htmx.swap({ sourceElement: live, target: live, text, swap: "innerMorph" });
+    delete live.dataset.pending;
     behind = false;
     document.body.classList.remove("held");
   }
@@ -123,12 +124,17 @@
     else if (Date.now() - heardAt >= SILENCE) poll();
   }
 
-  function setPaused(paused) {
-    store.set("paused", paused ? "yes" : "no");
+  function showPaused() {
+    const paused = isPaused();
     const button = document.getElementById("pause");
     button.setAttribute("aria-pressed", String(paused));
     button.title = paused ? "Resume live updates" : "Pause live updates";
     document.body.classList.toggle("paused", paused);
+  }
+
+  function setPaused(paused) {
+    store.set("paused", paused ? "yes" : "no");
+    showPaused();
     if (!liveUrl) return;
     if (paused) live._htmx?.sse?.reader?.cancel();
     else {
@@ -160,7 +166,8 @@
     document.addEventListener("visibilitychange", () => { if (!document.hidden) watch(); });
     heardAt = Date.now();
     setInterval(watch, 1000);
-    if (!isPaused()) openStream();
+    if ("pending" in live.dataset) poll(); // the page came before its values, also if it is paused
+    else if (!isPaused()) openStream();
   }
 
   // What a fragment leaves alone: texts of times that are already shown, and what somebody unfolded.
@@ -263,7 +270,7 @@
     document.getElementById("pause").addEventListener("click", () => setPaused(!isPaused()));
     document.addEventListener("keydown", onKey);
     document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
-    setPaused(isPaused());
+    showPaused();
     if (live && liveUrl) setTimeout(startLive, 50);
   });
 })();

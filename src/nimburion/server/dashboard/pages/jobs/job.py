@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.core.diagnosis.explanations import Cause, Facts, find_causes
+from nimburion.core.diagnosis.explanations import (
+    Cause,
+    Facts,
+    find_causes,
+    list_named_holders,
+)
 from nimburion.core.job import FINISHED, AttemptError, AttemptInfo, JobRecord
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import dead_letters as dead_letter_operations
@@ -68,6 +73,8 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     """The latest finished jobs of the same name, the latest first."""
     key_holder: str | None
     """The id of another job that holds its unique key."""
+    limit_holders: list[str]
+    """The jobs that hold the concurrency limit of its name, as far as a cause names them."""
 
 
 async def read_job(request: PageRequest[NoQuery]) -> JobData:
@@ -86,6 +93,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         errors=group_errors(job.history),
         runs=await _read_runs(request, job.name),
         key_holder=facts.key_holder,
+        limit_holders=list_named_holders(facts.limit),
     )
 
 

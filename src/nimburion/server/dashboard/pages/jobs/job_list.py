@@ -54,6 +54,8 @@ class JobListData(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[JobSummary]
     next: str | None
     examined: int
+    partial: bool = False
+    """The search ended after `SEARCH_BUDGET` jobs: older ones may match. `next` continues there."""
     invalid: str | None = None
     """Why the qualifiers cannot be used; no job is listed then."""
     now: float
@@ -202,7 +204,11 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
             page = await _find_similar_ids(readings.backend, query.q.strip())
         shown = summarize_page(page)
         return JobListData(
-            jobs=shown.jobs, next=shown.next, examined=shown.examined, now=readings.now
+            jobs=shown.jobs,
+            next=shown.next,
+            examined=shown.examined,
+            partial=shown.next is not None and len(shown.jobs) < PAGE_SIZE,
+            now=readings.now,
         )
 
     return await readings.read(f"jobs {which} {query.after}", read)
