@@ -71,6 +71,7 @@ async def test_a_killed_server_is_reported_until_it_answers_again(
 ) -> None:
     expected_problems.append(NOT_REACHED)
     await page.goto(f"{own_dashboard.address}/queues")
+    await expect(page.locator("#queue-mail")).to_be_visible()
     own_dashboard.kill()
     banner = page.get_by_role("alert")
     await expect(banner).to_contain_text("The server does not answer")
@@ -104,6 +105,7 @@ async def test_a_backend_that_does_not_answer_is_reported(
             await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
         with ServedDashboard(server.url, tmp_path) as served:
             await page.goto(f"{served.address}/queues")
+            await expect(page.locator("#queue-mail")).to_be_visible()
             banner = page.get_by_role("alert")
             server.pause()
             await expect(banner).to_contain_text("The backend does not answer")
