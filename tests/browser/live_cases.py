@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from nimburion.core.job import NewJob
 from nimburion.jobs import Processor
@@ -37,6 +37,43 @@ async def test_what_happens_appears_and_the_pause_holds_it(
     await expect(page.locator("#job-live-2")).to_have_count(0)
     await page.locator("#pause").click()
     await expect(page.locator("#job-live-2")).to_be_visible()
+
+
+async def test_a_page_that_comes_without_values_gets_them_and_then_a_stream(
+    subject: Subject, page: Page
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.rpartition("format=")[2]))
+
+    async def leave_out_values(route: Route) -> None:
+        answer = await route.fetch()
+        html = await answer.text()
+        await route.fulfill(
+            response=answer, body=html.replace('id="live"', 'id="live" data-pending="yes"')
+        )
+
+    await page.route("**/jobs?q=queue:later", leave_out_values)
+    async with page.expect_response(lambda response: response.url.endswith("format=stream")):
+        await page.goto(f"{subject.dashboard.address}/jobs?q=queue:later")
+    await expect(page.locator("#live[data-pending]")).to_have_count(0)
+    await subject.backend.enqueue([NewJob("later-1", "send", "later", b"{}")])
+    await expect(page.locator("#job-later-1")).to_be_visible()
+    assert (asked.count("fragment"), asked.count("stream")) == (1, 1)
+
+
+async def test_a_page_has_a_stream_although_the_script_for_streams_arrives_last(
+    subject: Subject, page: Page
+) -> None:
+    """Scripts arrive one by one where they are not cached and the network is slow."""
+
+    async def hold(route: Route) -> None:
+        await page.wait_for_function("typeof htmx !== 'undefined'")
+        await page.evaluate("new Promise(resolve => setTimeout(resolve, 50))")  # htmx starts
+        await route.continue_()
+
+    await page.route("**/hx-sse.min.js*", hold)
+    async with page.expect_response(lambda response: response.url.endswith("format=stream")):
+        await page.goto(f"{subject.dashboard.address}/queues")
 
 
 async def test_a_selection_of_text_and_a_focused_link_survive(subject: Subject, page: Page) -> None:
@@ -88,7 +125,8 @@ async def test_a_frozen_server_is_reported(
     own_dashboard: ServedDashboard, page: Page, expected_problems: list[str]
 ) -> None:
     expected_problems.append(NOT_REACHED)
-    await page.goto(f"{own_dashboard.address}/queues")
+    async with page.expect_response(lambda response: response.url.endswith("format=stream")):
+        await page.goto(f"{own_dashboard.address}/queues")
     own_dashboard.freeze()
     banner = page.get_by_role("alert")
     await expect(banner).to_contain_text("The server does not answer")

@@ -92,9 +92,9 @@
       }
       const text = await answer.text();
       showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
-      if (!isPaused()) openStream();
       if (isInUse()) hold();
       else await replaceLive(text);
+      if (!isPaused()) openStream();
     } catch {
       heardAt = Date.now() - SILENCE + POLL;
       showBanner("The server does not answer. The page shows the last values and retries.");
@@ -164,6 +164,8 @@
     });
     live.addEventListener("htmx:after:swap", () => showTimes(live));
     document.addEventListener("visibilitychange", () => { if (!document.hidden) watch(); });
+    // htmx may have looked at the page before its extension for streams had arrived.
+    if (!live._htmx) htmx.process(live);
     heardAt = Date.now();
     setInterval(watch, 1000);
     if ("pending" in live.dataset) poll(); // the page came before its values, also if it is paused
