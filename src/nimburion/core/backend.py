@@ -380,10 +380,11 @@ class Maintaining(Protocol):
         """Change a limit until it is reset. What workers declare does not apply meanwhile.
 
         A change whose name is that of a limit by key changes this limit for every job name, or one
-        key of it. Otherwise it changes the concurrency limit and the rate limit of the job name,
-        also if no worker declares them. A change of the limit of a queue (`queue=mail`) applies to
-        every job name, also if no worker declares the limit. What an earlier change of the same
-        limit set stays, unless this one sets it too.
+        key of it. A change of the limit of a queue (`queue=mail`) applies to every job name that
+        has limits or a session, and to those of later sessions, also if no worker declares the
+        limit. Any other changes the concurrency limit and the rate limit of the job name, also if
+        no worker declares them. What an earlier change of the same limit set stays, unless this one
+        sets it too.
 
         The next exchange follows the change, also for parked jobs. A step returns at most 1,000 of
         them to their lanes; if more are parked, exchanges reserve nothing from these lanes until

@@ -147,6 +147,9 @@ def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
     step.names_to_notify.add(EVERY_QUEUE)
 
 
+_NO_LIMITS = DeclaredLimits()
+
+
 def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
     """Set or remove the rate limit of a job name. What its jobs have taken stays."""
     rates = step.state.rates
@@ -209,7 +212,9 @@ def _apply_by_limit(step: AtomicStep, limit: str) -> None:
         declared = state.declared_limits.items()
         names = {limit, *(name for name, limits in declared if limit in limits.keyed)}
     else:
-        names = set(state.declared_limits)  # of every session, also those without limits
+        names = {name for name, limits in state.declared_limits.items() if limits != _NO_LIMITS}
+        names |= state.keyed_limits.keys()
+        names.update(*(one.session.names for one in state.sessions.values() if not one.is_ended))
     for name in sorted(names):
         apply_limits(step, name)
 

@@ -28,10 +28,10 @@ SELECT body FROM declared_limit WHERE name = ?1;
 SELECT job_name FROM keyed_limit WHERE limit_name = ?1 ORDER BY job_name;
 
 -- name: list_known_names
--- List the job names that have limits, or that a session has declared.
+-- List the job names that have limits, and those of the sessions that have not ended.
 -- Result: job name
 SELECT name FROM declared_limit UNION SELECT job_name FROM keyed_limit
-UNION SELECT n.value FROM session AS s, json_each(s.description, '$.names') AS n;
+UNION SELECT n.value FROM session AS s, json_each(s.description, '$.names') AS n WHERE s.ended_at IS NULL;
 
 -- name: put_limit_change
 -- Store the change of a limit, or of one of its keys.

@@ -193,7 +193,9 @@ class BulkStepCases:
         )
         assert [found.operation.fence for found in claims if found.operation] == [1]
 
-    @pytest.mark.parametrize("state", ["pending", "processing", "completed", "failed"])
+    @pytest.mark.parametrize(
+        "state", ["pending", "scheduled", "retrying", "processing", "completed", "failed"]
+    )
     @pytest.mark.parametrize("action", BulkAction)
     async def test_a_step_changes_what_its_action_can_change(
         self, harness: Harness, action: BulkAction, state: str
@@ -211,6 +213,7 @@ class BulkStepCases:
         assert (found.get(job_id) != msgspec.structs.replace(before, payload=None)) is changed
         after = {
             BulkAction.REPLAY: State.PENDING,
+            BulkAction.RUN_NOW: State.RETRYING if state == "retrying" else State.PENDING,
             BulkAction.CANCEL: State.PROCESSING if state == "processing" else State.CANCELLED,
             BulkAction.DELETE: None,
         }[action]
@@ -329,8 +332,9 @@ class BulkStepCases:
     @pytest.mark.parametrize("action", BulkAction)
     async def test_a_step_changes_many_jobs(self, harness: Harness, action: BulkAction) -> None:
         job_ids = tuple(f"{n}" for n in range(MAX_STEP))
-        await harness.add(*job_ids)
-        if action is not BulkAction.CANCEL:
+        later = 60.0 if action is BulkAction.RUN_NOW else 0.0
+        await harness.enqueue(*(harness.job(job_id, after=later) for job_id in job_ids))
+        if State.FAILED in action.states:
             worker = await harness.worker()
             leases = [delivery.lease for delivery in await worker.take(MAX_STEP)]
             await worker.settle(*(Failed(lease, "permanent", OOPS) for lease in leases))
@@ -339,7 +343,11 @@ class BulkStepCases:
         done = await harness.backend.advance_bulk_operation("op", fence, BulkStep(ids=job_ids))
         assert (done.done, done.skipped, done.failed) == (MAX_STEP, 0, 0)
         counts = await harness.backend.count_jobs()
-        expected = {BulkAction.REPLAY: State.PENDING, BulkAction.CANCEL: State.CANCELLED}
+        expected = {
+            BulkAction.REPLAY: State.PENDING,
+            BulkAction.RUN_NOW: State.PENDING,
+            BulkAction.CANCEL: State.CANCELLED,
+        }
         assert {state: count for state, count in counts.items() if count} == (
             {expected[action]: MAX_STEP} if action in expected else {}
         )

@@ -98,8 +98,8 @@ END $$;
 -- Replay, make due, cancel or delete jobs by id.
 -- Inputs: the time; the action: replay, run_now, cancel or delete; the ids
 -- Result: the number of jobs that were changed; of those whose unique key another job holds; what to notify
--- Locks: of a replay and a cancellation the floors of the tenants' queues, so that an exchange, which changes the same turns in
---   another order, does not wait for it; then as `replay_jobs_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane
+-- Locks: except for a deletion the floors of the tenants' queues, so that an exchange, which changes the same turns in
+--   another order, does not wait for it; then as `replay_jobs_1`, `make_due_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
     p_now int8, p_action text, p_ids bytea[], OUT changed int8, OUT held int8, OUT to_notify text[]
 ) LANGUAGE plpgsql AS $$

@@ -73,7 +73,7 @@ END $$;
 -- Make jobs due that wait for a later time.
 -- Inputs: the time or NULL; the ids
 -- Result: the ids of the jobs that did, and their queues
--- Locks: the rows of `scheduled` that it deletes, in the order of the ids
+-- Locks: the rows of `scheduled` that it deletes, and the turns of tenants, in the order of lanes (as `enqueue_1`) and ids
 -- Atomic: one transaction. The transaction that deletes the row in `scheduled` makes the job due.
 CREATE OR REPLACE FUNCTION {schema}.make_due_1(p_now int8, p_ids bytea[]) RETURNS TABLE (id bytea, queue text)
 LANGUAGE plpgsql
@@ -88,7 +88,7 @@ BEGIN
         FROM (SELECT DISTINCT u.wanted FROM unnest(p_ids) u (wanted)) w
         JOIN {schema}.job j ON j.id = w.wanted LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq
         WHERE coalesce(t.due, j.due) > now
-        ORDER BY j.id
+        ORDER BY j.lane, j.id
     LOOP
         DELETE FROM {schema}.scheduled s WHERE s.due = waiting.due AND s.seq = waiting.seq RETURNING s.* INTO moved;
         CONTINUE WHEN NOT FOUND;

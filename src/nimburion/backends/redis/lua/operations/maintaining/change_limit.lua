@@ -1,5 +1,5 @@
 -- change_limit: changes a limit or one of its keys, or lets what is declared apply again.
--- Keys: declared_limit limit_change keyed_limit limit_key session_info
+-- Keys: declared_limit limit_change keyed_limit limit_key session_info session_expiry
 -- Arguments: ARGV[3] name of the limit, [4] '1' if it is for one key, [5] that key, [6] change (JSON), '' to reset
 -- Reply: 1 if there was a change before, else 0
 -- Atomic: one script. A change is stored and applied together, so the next exchange follows it.
@@ -33,7 +33,7 @@ local function list_job_limits()
   return found
 end
 
--- Return the job names that have limits, or that a session has declared.
+-- Return the job names that have limits, and those of the sessions that have not ended.
 local function list_known_names()
   local known = {}
   for _, key in ipairs({ declared_limit_key, keyed_limit_key }) do
@@ -41,9 +41,8 @@ local function list_known_names()
       known[job] = true
     end
   end
-  local sessions = redis.call('HGETALL', session_info_key)
-  for i = 2, #sessions, 2 do
-    for _, job in ipairs(cjson.decode(sessions[i]).names or {}) do
+  for _, id in ipairs(redis.call('ZRANGE', session_expiry_key, 0, -1)) do
+    for _, job in ipairs(cjson.decode(redis.call('HGET', session_info_key, id)).names) do
       known[job] = true
     end
   end
