@@ -392,6 +392,7 @@ DECLARE
     park_limits text[];
     park_keys text[];
     openings int8[];
+    planned record;
 BEGIN
     SELECT array_agg(array_position(p_queues, p_queues[requested.request_index]) ORDER BY requested.lane_index),
         array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index)
@@ -403,6 +404,22 @@ BEGIN
             chunks[i] := p_total + 1;
         END IF;
     END LOOP;
+    IF array_remove(p_caps, NULL) = '{}' AND array_remove(p_available, NULL) = '{}' THEN
+        planned := {schema}.plan_open_keys_1(p_total, p_now, p_ageing, p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels,
+            p_low_water_marks, chunks, p_names, is_keyed);
+        IF planned.is_complete THEN
+            seqs := planned.seqs;
+            dues := planned.dues;
+            lanes := planned.lanes;
+            main_lanes := planned.main_lanes;
+            key_seqs := planned.key_seqs;
+            key_limits := planned.key_limits;
+            keys := planned.keys;
+            units := planned.units;
+            spans := planned.spans;
+            RETURN;
+        END IF;
+    END IF;
     LOOP
         SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
         name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
@@ -534,6 +551,44 @@ BEGIN
         EXIT WHEN stopped OR taken = p_total OR incomplete IS NULL;
         chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + max_parked);
     END LOOP;
+END $$;
+
+-- name: plan_open_keys
+-- Do the same as `plan_keyed_claims_1` where all keys of the first jobs have room: then no job is parked, and no decision depends on
+-- an earlier one.
+-- Inputs: as for `merge_keyed_lanes_1`; the maximum number of jobs; the main lanes
+-- Result: as of `plan_keyed_claims_1`
+--   is_complete   whether all have room, and every lane was read far enough
+CREATE OR REPLACE FUNCTION {schema}.plan_open_keys_1(
+    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
+    p_levels int8[], p_low_water_marks int8[], p_chunks int4[], p_names text[], p_keyed bool[],
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT key_seqs int8[], OUT key_limits text[],
+    OUT keys text[], OUT units int8[], OUT spans int8[], OUT is_complete bool
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT coalesce(bool_and((m.key IS NULL OR m.has_room) AND NOT (m.is_end AND m.place < p_total)), false),
+        array_agg(m.seq ORDER BY m.place) FILTER (WHERE m.is_last_key),
+        array_agg(m.due ORDER BY m.place) FILTER (WHERE m.is_last_key),
+        array_agg(p_ids[m.lane_index] ORDER BY m.place) FILTER (WHERE m.is_last_key),
+        array_agg(p_main_lanes[m.lane_index] ORDER BY m.place) FILTER (WHERE m.is_last_key),
+        coalesce(array_agg(m.seq ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg(m.limit_name ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg(m.key ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg(m.units ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg((m.burst - 1) * m.unit_time ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}')
+    INTO is_complete, seqs, dues, lanes, main_lanes, key_seqs, key_limits, keys, units, spans
+    FROM (
+        SELECT m.*, (m.concurrency IS NULL OR m.in_use + row_number() OVER w <= m.concurrency) AND (
+            m.unit_time IS NULL OR (m.burst - LEAST(m.cost, m.burst)) * m.unit_time
+                >= GREATEST(0, m.spent_until - p_now) + sum(m.units) OVER w - m.units
+        ) AS has_room
+        FROM (
+            SELECT m.*, m.cost * m.unit_time AS units FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes,
+                p_ranks, p_levels, p_low_water_marks, p_chunks, p_names, p_keyed) m
+            WHERE m.place <= p_total
+        ) m
+        WINDOW w AS (PARTITION BY m.number ORDER BY m.place ROWS UNBOUNDED PRECEDING)
+    ) m;
 END $$;
 
 -- name: claim_planned_jobs
