@@ -567,15 +567,15 @@ CREATE OR REPLACE FUNCTION {schema}.plan_open_keys_1(
 ) LANGUAGE plpgsql AS $$
 BEGIN
     SELECT coalesce(bool_and((m.key IS NULL OR m.has_room) AND NOT (m.is_end AND m.place < p_total)), false),
-        array_agg(m.seq ORDER BY m.place) FILTER (WHERE m.is_last_key),
-        array_agg(m.due ORDER BY m.place) FILTER (WHERE m.is_last_key),
-        array_agg(p_ids[m.lane_index] ORDER BY m.place) FILTER (WHERE m.is_last_key),
-        array_agg(p_main_lanes[m.lane_index] ORDER BY m.place) FILTER (WHERE m.is_last_key),
-        coalesce(array_agg(m.seq ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg(m.limit_name ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg(m.key ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg(m.units ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg((m.burst - 1) * m.unit_time ORDER BY m.place, m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}')
+        array_agg(m.seq) FILTER (WHERE m.is_last_key),
+        array_agg(m.due) FILTER (WHERE m.is_last_key),
+        array_agg(p_ids[m.lane_index]) FILTER (WHERE m.is_last_key),
+        array_agg(p_main_lanes[m.lane_index]) FILTER (WHERE m.is_last_key),
+        coalesce(array_agg(m.seq) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg(m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg(m.key) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg(m.units) FILTER (WHERE m.key IS NOT NULL), '{}'),
+        coalesce(array_agg((m.burst - 1) * m.unit_time) FILTER (WHERE m.key IS NOT NULL), '{}')
     INTO is_complete, seqs, dues, lanes, main_lanes, key_seqs, key_limits, keys, units, spans
     FROM (
         SELECT m.*, (m.concurrency IS NULL OR m.in_use + row_number() OVER w <= m.concurrency) AND (
@@ -588,6 +588,7 @@ BEGIN
             WHERE m.place <= p_total
         ) m
         WINDOW w AS (PARTITION BY m.number ORDER BY m.place ROWS UNBOUNDED PRECEDING)
+        ORDER BY m.place, m.limit_name OFFSET 0
     ) m;
 END $$;
 
