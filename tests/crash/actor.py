@@ -315,9 +315,12 @@ async def run_producer(_: Path, url: str, events: EventLog, options: dict[str, A
     await backend.open()
     payload, more = b"{}", JobOptions()
     if options["replaces"]:
-        payload, more = b'{"n":2}', JobOptions(unique_key="draft", on_duplicate="replace")
-    name = options["name"]
-    jobs = [NewJob(one, name, "default", payload, options=more) for one in options["ids"]]
+        payload = b'{"n":2}'
+        more = JobOptions(unique_key="draft", on_duplicate="replace", max_wait=options["max_wait"])
+    name, after = options["name"], options["after"]
+    jobs = [
+        NewJob(one, name, "default", payload, after=after, options=more) for one in options["ids"]
+    ]
     await backend.enqueue(jobs)
     events.note("enqueued")
     await backend.close()

@@ -63,11 +63,18 @@ class ProcessHarness:
         return self._start("worker", crash_at, {"session_ttl": TTL, "grace": 10.0, **options})
 
     def start_producer(
-        self, crash_at: str | None, name: str, ids: list[str], *, replaces: bool = False
+        self,
+        crash_at: str | None,
+        name: str,
+        ids: list[str],
+        *,
+        replaces: bool = False,
+        after: float = 0.0,
+        max_wait: float | None = None,
     ) -> Process:
         """Start a process that enqueues these and ends. They may replace the holder of a key."""
         options = {"name": name, "ids": ids, "replaces": replaces}
-        return self._start("producer", crash_at, options)
+        return self._start("producer", crash_at, {**options, "after": after, "max_wait": max_wait})
 
     def start_operator(self, crash_at: str | None, ids: list[str]) -> Process:
         """Start a process that makes these jobs due and ends."""

@@ -36,6 +36,9 @@ class Points:
     ) -> None:
         await check_dead_operator(harness, "made_due", due={5})
 
+    async def test_a_producer_dies_when_it_has_delayed_a_job(self, harness: ProcessHarness) -> None:
+        await check_dead_debounce(harness, "enqueued")
+
     async def test_a_producer_dies_when_it_has_enqueued(self, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, "enqueued", stored={5})
 
@@ -46,12 +49,25 @@ class TestSQLite(Points):
         return sqlite_harness
 
     @pytest.mark.parametrize(
-        "statement", ["insert_leases", "save_exchange", "complete_jobs", "delete_completed_leases"]
+        "statement",
+        ["insert_charged_leases", "save_exchange", "complete_jobs", "delete_completed_leases"],
     )
     async def test_a_worker_dies_within_an_exchange(
         self, statement: str, harness: ProcessHarness
     ) -> None:
         await check_dead_worker(harness, f"statement {statement}")
+
+    @pytest.mark.parametrize("statement", ["put_shares", "move_turns", "rank_turns"])
+    async def test_a_worker_dies_while_it_charges_tenants(
+        self, statement: str, harness: ProcessHarness
+    ) -> None:
+        """More jobs wait than it reserves, so that turns move. Nothing stays charged."""
+        await harness.enqueue("quick", 30)
+        await harness.wait_until_killed(
+            harness.start_worker(f"statement {statement}", concurrency=2)
+        )
+        harness.start_worker()
+        await harness.check_all_completed(lost=30)
 
     @pytest.mark.parametrize(
         "statement", ["copy_to_parked", "insert_lease_keys", "put_key_uses", "delete_lease_keys"]
@@ -89,6 +105,12 @@ class TestSQLite(Points):
         self, statement: str, harness: ProcessHarness
     ) -> None:
         await check_dead_operator(harness, f"statement {statement}", due={0})
+
+    @pytest.mark.parametrize("statement", ["replace_job", "put_replacement"])
+    async def test_a_producer_dies_while_it_delays_a_job(
+        self, statement: str, harness: ProcessHarness
+    ) -> None:
+        await check_dead_debounce(harness, f"statement {statement}")
 
     @pytest.mark.parametrize("statement", ["get_last_seq", "insert_new_ready"])
     async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
@@ -132,6 +154,11 @@ class TestRedis(Points):
         self, harness: ProcessHarness
     ) -> None:
         await check_dead_replacement(harness, "unheard enqueue")
+
+    async def test_a_producer_that_delays_dies_before_the_answer(
+        self, harness: ProcessHarness
+    ) -> None:
+        await check_dead_debounce(harness, "unheard enqueue")
 
 
 class TestPostgres(Points):
@@ -194,6 +221,28 @@ async def check_dead_replacement(harness: ProcessHarness, point: str) -> None:
             assert await harness.wait_for_exit(process) == 0
     record = await harness.get_record("first")
     assert record.payload == b'{"n":2}'
+    assert sum((await harness.backend.count_jobs()).values()) == 1
+
+
+async def check_dead_debounce(harness: ProcessHarness, point: str) -> None:
+    """The producer asks again by id. The waiting job is delayed, but not beyond its longest wait,
+    however often the producer asked.
+    """
+    options = JobOptions(unique_key="draft", on_duplicate="replace", max_wait=90.0)
+    job = NewJob("first", "quick", "default", b"{}", after=60.0, options=options)
+    await harness.backend.enqueue([job])
+    before = (await harness.get_record("first")).due
+    for crash_at in (point, None, None):
+        process = harness.start_producer(
+            crash_at, "quick", ["second"], replaces=True, after=600.0, max_wait=90.0
+        )
+        if crash_at is not None:
+            await harness.wait_until_killed(process)
+        else:
+            assert await harness.wait_for_exit(process) == 0
+    record = await harness.get_record("first")
+    assert record.payload == b'{"n":2}'
+    assert record.due - before == pytest.approx(30.0, abs=0.001)
     assert sum((await harness.backend.count_jobs()).values()) == 1
 
 

@@ -172,7 +172,7 @@ async def test_another_process_continues_after_a_death_at_any_point(
     with pytest.raises(BackendUnavailable):
         await make_runner(harness, dying).tick()
     assert dying.is_dead
-    harness.clock.advance(30.0)
+    harness.clock.advance(10.0)
     await make_runner(harness).tick()
     operation = await read(harness)
     assert (operation.state, operation.done, operation.skipped) == (BulkState.DONE, 700, 0)
@@ -196,7 +196,7 @@ async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -
 
     late = asyncio.create_task(make_runner(harness, Pausing(handle, "none", -1)).tick())
     await reached.wait()
-    harness.clock.advance(30.0)
+    harness.clock.advance(10.0)
     await make_runner(harness).tick()
     ended = await read(harness)
     resumed.set()

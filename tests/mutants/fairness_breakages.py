@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutant
 
 MEMORY = "tests/contract/test_memory.py::TestMemory::"
+SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 REDIS = "tests/contract/test_redis.py::TestRedis::"
 FAIRNESS = "tests/jobs/test_fairness.py::"
 
@@ -82,7 +83,7 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "Redis: a reserved job charges its tenant nothing",
         "backends/redis/*.lua",
-        "= $class.floor + $undo.charge, $share",
+        "= $class.floor + $charge, $share",
         "= $class.floor, $share",
         (f"{REDIS}test_tenants_take_turns_within_one_exchange",),
     ),
@@ -120,5 +121,61 @@ FAIRNESS_MUTANTS = (
         "      push(turns.dropped_turns, $group[GROUP_STORED])\n      $group[GROUP_STORED] = false\n",
         "      $group[GROUP_STORED] = false\n",
         (f"{REDIS}test_a_rate_tells_the_next_time",),
+    ),
+    Mutant(
+        "SQLite: a reserved job keeps the turn of its tenant",
+        "backends/sqlite/tenants.py",
+        "if $time != virtual_time or first_seq != seq or first_due != due:",
+        "if first_seq != seq or first_due != due:",
+        (f"{SQLITE}test_tenants_take_turns_within_one_exchange",),
+    ),
+    Mutant(
+        "SQLite: a lease that ends does not move the turn of its tenant",
+        "backends/sqlite/tenants.py",
+        'db.run("rank_turns", *$class, write_shares($db, $class, $shares.values()))',
+        "write_shares($db, $class, $shares.values())",
+        (f"{SQLITE}test_a_job_that_is_shorter_than_expected_brings_its_tenant_forward",),
+    ),
+    Mutant(
+        "SQLite: a job that does not fit in the reply stays charged",
+        "backends/sqlite/tenants.py",
+        "self._charge_again($leased)",
+        "pass",
+        (f"{SQLITE}test_a_reply_of_limited_size_changes_no_turn",),
+    ),
+    Mutant(
+        "SQLite: a rescue charges the time of the lost worker",
+        "backends/sqlite/transitions.py",
+        "settle_charges($db, $lease.session, [$lease.seq], ran=False)",
+        "settle_charges($db, $lease.session, [$lease.seq], ran=True)",
+        (f"{SQLITE}test_a_closed_session_and_a_rescue_charge_nothing",),
+    ),
+    Mutant(
+        "SQLite: a settled charge is charged again",
+        "backends/sqlite/tenants.py",
+        '    db.run("clear_charge", $session, $seq)\n',
+        "",
+        (f"{SQLITE}test_an_attempt_that_ran_is_charged_its_time",),
+    ),
+    Mutant(
+        "SQLite: a stale completion is charged",
+        "backends/sqlite/tenants.py",
+        "if $tokens is None or $tokens[$row.seq] == ($row.fence, $row.nonce):",
+        "if True:",
+        (f"{SQLITE}test_a_completion_with_an_old_token_charges_nothing",),
+    ),
+    Mutant(
+        "Redis: a lease that ends does not move the turn of its tenant",
+        "backends/redis/*.lua",
+        "for at = 1, time ~= $share[SHARE_STORED_TIME] and #unread or 0,",
+        "for at = 1, 0,",
+        (f"{REDIS}test_a_job_that_is_shorter_than_expected_brings_its_tenant_forward",),
+    ),
+    Mutant(
+        "Redis: a lease that ends is not settled with its tenant",
+        "backends/redis/*.lua",
+        "- $lease.charge, $share[SHARE_LEASED] - 1\n  $share[SHARE_IS_CHANGED] = true\n",
+        "- $lease.charge, $share[SHARE_LEASED] - 1\n",
+        (f"{REDIS}test_measured_run_times_decide_the_shares",),
     ),
 )

@@ -219,6 +219,36 @@ LIMIT_MUTANTS = (
         (f"{SQLITE}test_one_key_is_changed",),
     ),
     Mutant(
+        "SQLite: a job overtakes parked jobs that still return",
+        "backends/sqlite/exchange.py",
+        "$lanes if $admission is None else exclude_changing($db, $lanes)",
+        "$lanes",
+        (f"{SQLITE}test_a_change_returns_many_parked_jobs_in_steps",),
+    ),
+    Mutant(
+        "SQLite: the second step of a changed key returns nothing",
+        "backends/sqlite/keyed_limits.py",
+        'db.run("reduce_changed_key", $limit, $key, $lane, $moved)',
+        'db.run("delete_changed_key", $limit, $key, $lane)',
+        (f"{SQLITE}test_a_change_returns_many_parked_jobs_in_steps",),
+    ),
+    Mutant(
+        "Redis: the second step of a changed key returns nothing",
+        "backends/redis/*.lua",
+        "if $returned == $wanted or $returned < $most then",
+        "if true then",
+        (f"{REDIS}test_a_change_returns_many_parked_jobs_in_steps",),
+    ),
+    Mutant(
+        "memory: a job overtakes parked jobs that still return",
+        "backends/memory/*.py",
+        "$changing = $state.list_changing()",
+        "$changing = set()",
+        (
+            "tests/contract/test_memory.py::TestMemory::test_a_change_returns_many_parked_jobs_in_steps",
+        ),
+    ),
+    Mutant(
         "Redis: an exchange does not read the changes of keys",
         "backends/redis/*.lua",
         "apply_change(get_change($name), $limit[2], $limit[3], $limit[4], $limit[5])\n      if",

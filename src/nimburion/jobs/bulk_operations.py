@@ -34,8 +34,11 @@ _SHOWN = 10
 """The number of jobs that a preview shows."""
 _INTERVAL = 5.0
 """Seconds until a process that found no step tries again."""
-_CLAIM_TTL = 30.0
-"""Seconds for which a step is claimed. The step of a process that died waits for so long."""
+_CLAIM_TTL = 10.0
+"""Seconds for which a step is claimed. The step of a process that died waits for so long.
+
+A step takes two calls of the backend, which take milliseconds and by default at most 5 s each.
+"""
 _EARLY = 0.25
 """A process that asked at most this many seconds too early for the next step waits for it."""
 _SHORTEST_WAIT = 0.01

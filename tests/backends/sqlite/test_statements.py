@@ -47,6 +47,15 @@ HOT = {
     "delete_ready",
     "read_lane_heads",
     "insert_leases",
+    "insert_charged_leases",
+    "list_charges",
+    "clear_charge",
+    "list_turns",
+    "list_turn_jobs",
+    "list_shares",
+    "put_shares",
+    "rank_turns",
+    "move_turns",
     "read_lane_further",
     "read_lane",
     "delete_taken_from_ready",
@@ -72,11 +81,12 @@ SMALL = {
     "changed_limit",
     "changed_key",
     "lease_key",
-    "lease_charge",
+    "tenant_share",
+    "tenant_weight",
     "paused_queue",
 }
-"""Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`, only
-the first row is read."""
+"""Tables that may be read whole, as they hold a row a limit or a paused queue. Of `lease_key`,
+`tenant_share` and `tenant_weight`, only the first row is read."""
 
 
 @pytest.fixture

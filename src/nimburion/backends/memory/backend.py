@@ -15,7 +15,7 @@ from nimburion.backends.memory import bulk_operations, operations
 from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
-from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
+from nimburion.backends.waiters import EVERY_QUEUE, is_session_name, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import Capabilities
 from nimburion.core.bulk_operations import (
@@ -80,6 +80,8 @@ class MemoryBackend:
         self._clock = clock or SystemClock()
         self._entropy = entropy
         self._shared = _SharedState()
+        self._seen: int | None = None
+        """The number of notifications when this handle reserved jobs last; None: it never did."""
 
     @classmethod
     def from_url(cls, url: str, **options: object) -> MemoryBackend:
@@ -177,9 +179,13 @@ class MemoryBackend:
         request: ReserveRequest,
     ) -> Reply:
         """See `Backend.exchange`."""
-        return self._run_atomically(
-            lambda step: operations.run_exchange(step, session_id, number, settlements, request)
-        )
+        with self._shared.lock:
+            reply = self._run_atomically(
+                lambda step: operations.run_exchange(step, session_id, number, settlements, request)
+            )
+            if request.total > 0:
+                self._seen = self._shared.notifications
+            return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         """See `Backend.heartbeat`."""
@@ -221,7 +227,8 @@ class MemoryBackend:
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         """See `Backend.wait`."""
-        waiter = self._shared.add_waiter((*queues, EVERY_QUEUE))
+        names = (*queues, EVERY_QUEUE)
+        waiter = self._shared.add_waiter(names, self._seen)
         sleep = asyncio.ensure_future(self._clock.sleep(timeout))
         try:
             await asyncio.wait({waiter, sleep}, return_when=asyncio.FIRST_COMPLETED)
@@ -509,7 +516,7 @@ class MemoryBackend:
         with shared.lock:
             step = AtomicStep(shared.state, to_micros(self._clock.now()))
             answer = operation(step)
-        if step.names_to_notify and shared.waiters:
+        if step.names_to_notify:
             shared.notify(step.names_to_notify)
         return answer
 
@@ -521,12 +528,22 @@ class _SharedState:
         self.lock = threading.RLock()
         self.state = MemoryState()
         self.waiters: dict[asyncio.Future[None], frozenset[str]] = {}
+        self.notifications = 0
+        """How many notifications there were."""
+        self._last_notified: dict[str, int] = {}
+        """By queue, the number of its last notification."""
 
-    def add_waiter(self, names: Collection[str]) -> asyncio.Future[None]:
-        """Return a future that is done when one of these queues or sessions is notified."""
+    def add_waiter(self, names: Collection[str], seen: int | None = None) -> asyncio.Future[None]:
+        """Return a future that is done when one of these queues or sessions is notified.
+
+        It is done already if one of the queues was notified after the first `seen` notifications.
+        """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self.lock:
-            self.waiters[waiter] = frozenset(names)
+            if seen is not None and any(self._last_notified.get(name, 0) > seen for name in names):
+                waiter.set_result(None)
+            else:
+                self.waiters[waiter] = frozenset(names)
         return waiter
 
     def remove_waiter(self, waiter: asyncio.Future[None]) -> None:
@@ -536,6 +553,10 @@ class _SharedState:
     def notify(self, names: set[str]) -> None:
         """Wake the callers that wait for any of these queues or sessions, each on its own loop."""
         with self.lock:
+            self.notifications += 1
+            for name in names:
+                if not is_session_name(name):
+                    self._last_notified[name] = self.notifications
             notified = [
                 waiter
                 for waiter, names_of_waiter in self.waiters.items()

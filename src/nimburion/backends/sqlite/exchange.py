@@ -210,9 +210,7 @@ def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
         db.reads_sizes_first = True
         release_limits(db, [job.lane for job, _, _ in rows[count:]])
         del seqs[count:], rows[count:]
-    insert_leases(db, session, number, request, seqs)
-    if shares is not None:
-        shares.save(seqs)
+    insert_leases(db, session, number, request, seqs, shares)
     if admission is not None:
         admission.save(seqs)
     return rows

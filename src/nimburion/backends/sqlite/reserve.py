@@ -40,12 +40,21 @@ _decode_limit_rows = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
 Lanes = dict[int, Lane]
 
 
-def insert_leases(
-    db: Database, session: int, number: int, request: ReserveRequest, seqs: list[int]
+def insert_leases(  # noqa: PLR0917 - the parts of one exchange
+    db: Database,
+    session: int,
+    number: int,
+    request: ReserveRequest,
+    seqs: list[int],
+    shares: TenantShares | None,
 ) -> None:
     """Lease these jobs, in rank order, to the session and its exchange of this number."""
     listed = _encode(seqs).decode()
-    db.run("insert_leases", session, number, request.nonce, db.now, listed)
+    values = (session, number, request.nonce, db.now)
+    if shares is None:
+        db.run("insert_leases", *values, listed)
+    else:
+        db.run("insert_charged_leases", *values, _encode(shares.save(seqs)).decode())
     db.run("delete_taken_from_ready", listed)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from nimburion.backends.sqlite import rate_limits, transitions
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.keyed_limits import release_lease_keys
-from nimburion.backends.sqlite.tenants import settle_charges
+from nimburion.backends.sqlite.tenants import settle_charge, settle_charges
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Increments, LeaseRow
 from nimburion.core.lease import Lease
 from nimburion.core.settlement import (
@@ -82,12 +82,15 @@ def settle_batch(
 
 def settle_completed_charges(db: Database, session: int, completed: Sequence[Settlement]) -> None:
     """Replace the charges of completed jobs by their run times, in the order of the call."""
-    tokens = {
-        settlement.lease.ref: (settlement.lease.token.fence, settlement.lease.token.nonce)
-        for settlement in completed
-        if type(settlement.lease.ref) is int
-    }
-    settle_charges(db, list(tokens), ran=True, session=session, tokens=tokens)
+    nonces: dict[bytes, str] = {}
+    tokens = {}
+    for settlement in completed:
+        if type(settlement.lease.ref) is int:
+            token = settlement.lease.token
+            if token.nonce not in nonces:
+                nonces[token.nonce] = token.nonce.hex().upper()
+            tokens[settlement.lease.ref] = (token.fence, nonces[token.nonce])
+    settle_charges(db, session, list(tokens), ran=True, tokens=tokens)
 
 
 def group_completions(
@@ -170,7 +173,7 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  
         return classify_unmatched(db, settlement.lease)
     if not isinstance(settlement, Progressed | Spent):
         ran = not (isinstance(settlement, Released) and settlement.unstarted)
-        settle_charges(db, [lease.seq], ran=ran)
+        settle_charge(db, session, lease.seq, ran=ran)
     match settlement:
         case Completed():
             transitions.finish_leased(

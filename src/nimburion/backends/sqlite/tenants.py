@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,64 +30,70 @@ _BEFORE_ALL = -(2**63)
 _UNKNOWN = (_BEFORE_ALL, _BEFORE_ALL)
 """Due time and seq of a first job that was not read."""
 
-ShareKey = tuple[str, int, int]
-"""Queue, rank and tenant."""
-Group = tuple[int, int]
-"""Lane with the tenant, and rank: jobs that are reserved in the order of due time and seq."""
-Turn = tuple[int, int, int, int, Group]
-"""Rank, virtual time, due time and seq of the first job of a group. Lowest first. A group whose
-first job must be read again stands before all others with the same virtual time."""
+ShareClass = tuple[str, int]
+"""Queue and rank: the tenants of one class are compared."""
+Turn = tuple[int, int, int, int, int, "TurnGroup"]
+"""Rank, virtual time, due time and seq of the first job of a group, and the lane with the tenant.
+Lowest first. A group whose first job must be read again stands before all others with the same
+virtual time.
+"""
 
 
 class TurnRow(msgspec.Struct, array_like=True, gc=False):
-    """A row of `list_turns`: the first job of a group, and the share of its tenant."""
+    """A row of the statement `list_turns`: the first job of a group."""
 
-    lane: int
     rank: int
-    listed_time: int
+    virtual_time: int
     due: int
     seq: int
     tenant: int
-    virtual_time: int
-    mean_run_time: int
-    unmeasured: int
-    weight_units: int
 
     @property
     def place(self) -> tuple[int, int, int, int]:
         """The place of the row in the order of the statement."""
-        return (self.rank, self.listed_time, self.due, self.seq)
+        return (self.rank, self.virtual_time, self.due, self.seq)
 
 
-class ChargeRow(msgspec.Struct, array_like=True, gc=False):
-    """A row of the statement `list_charges`: the charge of a lease, and the share of its tenant."""
+class ShareRow(msgspec.Struct, array_like=True, gc=False):
+    """A row of the statement `list_shares`: the share of a tenant."""
 
-    seq: int
-    fence: int
-    nonce: str
-    queue: str
-    rank: int
     tenant: int
-    charge: int
-    leased_at: int
     virtual_time: int
     mean_run_time: int
     unmeasured: int
     weight_units: int
 
 
-class Charge(NamedTuple):
-    """What a leased job was charged."""
+class ChargeRow(msgspec.Struct, array_like=True, gc=False):
+    """A row of the statement `list_charges`: the charge of a lease."""
 
-    key: ShareKey
-    amount: int
+    seq: int
+    fence: int
+    nonce: str
+    lane: int
+    rank: int
+    charge: int
+    leased_at: int
 
 
 _encode = msgspec.json.Encoder().encode
 _decode_turns = msgspec.json.Decoder(list[TurnRow]).decode
+_decode_shares = msgspec.json.Decoder(list[ShareRow]).decode
 _decode_charges = msgspec.json.Decoder(list[ChargeRow]).decode
 _decode_floors = msgspec.json.Decoder(dict[int, int]).decode
 _decode_jobs = msgspec.json.Decoder(list[tuple[int, int]]).decode
+
+
+class WeightedShare:
+    """The share of a tenant in a class, and its weight."""
+
+    __slots__ = ("class_", "share", "tenant", "weight_units")
+
+    def __init__(self, class_: ShareClass, row: ShareRow) -> None:
+        self.class_ = class_
+        self.tenant = row.tenant
+        self.share = TenantShare(row.virtual_time, row.mean_run_time, row.unmeasured)
+        self.weight_units = row.weight_units
 
 
 class TenantShares:
@@ -95,74 +101,73 @@ class TenantShares:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._shares: dict[ShareKey, TenantShare] = {}
-        self._stored: dict[ShareKey, TenantShare] = {}
-        """The shares as they were read."""
+        self._shares: dict[ShareClass, dict[int, WeightedShare]] = {}
         self._floors: dict[str, dict[int, int]] = {}
-        self._weights: dict[int, int] = {}
-        self._taken: dict[int, Charge] = {}
-        """The charges of the jobs that were taken, in their order, by seq."""
+        self._taken: dict[int, tuple[WeightedShare, int]] = {}
+        """The shares and charges of the jobs that were taken, in their order, by seq."""
 
-    def add(self, queue: str, row: TurnRow) -> TenantShare:
-        """Return the share of the tenant of a group that was read."""
-        key = (queue, row.rank, row.tenant)
-        share = self._shares.get(key)
-        if share is None:
-            share = TenantShare(row.virtual_time, row.mean_run_time, row.unmeasured)
-            self._shares[key] = share
-            self._stored[key] = msgspec.structs.replace(share)
-            self._weights[row.tenant] = row.weight_units
-        return share
+    def read(self, class_: ShareClass, tenants: Iterable[int]) -> dict[int, WeightedShare]:
+        """Read the shares of tenants that are not known yet; return all of the class."""
+        known = self._shares.setdefault(class_, {})
+        unknown = [tenant for tenant in tenants if tenant not in known]
+        if unknown:
+            known |= read_shares(self._db, class_, unknown)
+        return known
 
-    def charge(self, key: ShareKey, seq: int) -> None:
+    def charge(self, weighted: WeightedShare, seq: int) -> None:
         """Charge a job that is taken to its tenant."""
-        self._taken[seq] = self._charge(key)
+        queue, rank = weighted.class_
+        floors = self._floors.get(queue) or self._read_floors(queue)
+        floors[rank], amount = weighted.share.charge(floors.get(rank, 0), weighted.weight_units)
+        self._taken[seq] = (weighted, amount)
 
-    def save(self, seqs: Sequence[int]) -> None:
-        """Store what the leased jobs are charged: those of `seqs` that waited for a turn."""
+    def save(self, seqs: Sequence[int]) -> dict[int, int | None]:
+        """Store what the tenants used after the jobs `seqs` were taken, before they leave `ready`.
+
+        Returns the charge of each of these jobs; None: it did not wait for a turn.
+        """
+        if not self._taken:
+            return dict.fromkeys(seqs)
         leased = [seq for seq in seqs if seq in self._taken]
-        if not leased:
-            return
-        if len(leased) < len(self._taken):  # compute the charges again, without those of the others
-            self._shares = {
-                key: msgspec.structs.replace(share) for key, share in self._stored.items()
-            }
-            self._floors.clear()
-            self._taken = {seq: self._charge(self._taken[seq].key) for seq in leased}
-        charges = self._taken
-        now = self._db.now
-        rows = [(seq, *key, amount, now) for seq, (key, amount) in charges.items()]
-        self._db.run("insert_charges", _encode(rows).decode())
-        charged = {charge.key for charge in charges.values()}
-        floors = {(queue, rank): self._floors[queue][rank] for queue, rank, _ in charged}
-        listed = [(queue, rank, floor) for (queue, rank), floor in floors.items()]
-        self._db.run("put_floors", _encode(listed).decode())
-        write_shares(self._db, {key: self._shares[key] for key in charged})
+        if len(leased) < len(self._taken):
+            self._charge_again(leased)
+        by_class: dict[ShareClass, dict[int, WeightedShare]] = {}
+        for weighted, _ in self._taken.values():
+            by_class.setdefault(weighted.class_, {})[weighted.tenant] = weighted
+        floors = [(queue, rank, self._floors[queue][rank]) for queue, rank in by_class]
+        self._db.run("put_floors", _encode(floors).decode())
+        removed = _encode(leased).decode()
+        for class_, shares in by_class.items():
+            tenants = write_shares(self._db, class_, shares.values())
+            self._db.run("move_turns", *class_, tenants, removed)
+        return {seq: self._taken[seq][1] if seq in self._taken else None for seq in seqs}
 
-    def _charge(self, key: ShareKey) -> Charge:
-        queue, rank, tenant = key
-        floors = self._read_floors(queue)
-        floor = floors.get(rank, 0)
-        floors[rank], amount = self._shares[key].charge(floor, self._weights[tenant])
-        return Charge(key, amount)
+    def _charge_again(self, seqs: list[int]) -> None:
+        """Compute the charges without those of jobs that are not leased after all."""
+        order = [(self._taken[seq][0], seq) for seq in seqs]
+        known, self._shares = self._shares, {}
+        self._floors.clear()
+        self._taken.clear()
+        for class_, shares in known.items():
+            self.read(class_, shares)
+        for weighted, seq in order:
+            self.charge(self._shares[weighted.class_][weighted.tenant], seq)
 
     def _read_floors(self, queue: str) -> dict[int, int]:
-        floors = self._floors.get(queue)
-        if floors is None:
-            floors = _decode_floors(self._db.fetch_value("list_floors", queue))
-            self._floors[queue] = floors
+        floors = _decode_floors(self._db.fetch_value("list_floors", queue))
+        self._floors[queue] = floors
         return floors
 
 
 class TurnLane:
     """Reads the first groups of one lane by turn, as far as the merge needs."""
 
-    __slots__ = ("_chunk", "_db", "_number", "is_exhausted", "lane", "last")
+    __slots__ = ("_chunk", "_db", "is_exhausted", "lane", "last", "number")
 
     def __init__(self, db: Database, number: int, lane: Lane, chunk: int) -> None:
         self._db = db
-        self._number = number
         self._chunk = chunk
+        self.number: int = number
         self.lane: Lane = lane
         self.last: tuple[int, int, int, int] = (_BEFORE_ALL, _BEFORE_ALL, _BEFORE_ALL, _BEFORE_ALL)
         """The place up to which the groups were read."""
@@ -172,7 +177,7 @@ class TurnLane:
     def read_more(self) -> list[TurnRow]:
         """Return the next groups; twice as many as before."""
         rows = _decode_turns(
-            self._db.fetch_value("list_turns", self._number, *self.last, self._chunk)
+            self._db.fetch_value("list_turns", self.number, *self.last, self._chunk)
         )
         self.is_exhausted = len(rows) < self._chunk
         if rows:
@@ -181,12 +186,30 @@ class TurnLane:
         return rows
 
 
+class TurnGroup:
+    """The jobs of one tenant, lane and rank: they are reserved in the order of due time and seq."""
+
+    __slots__ = ("chunk", "jobs", "number", "place", "rank", "source", "weighted")
+
+    def __init__(self, source: TurnLane, row: TurnRow, weighted: WeightedShare) -> None:
+        self.source = source
+        self.number = source.number + TENANT_UNIT * row.tenant
+        """The lane with the tenant."""
+        self.rank = row.rank
+        self.weighted = weighted
+        self.place = (row.due, row.seq)
+        """The job up to which the group was read."""
+        self.jobs = [self.place]
+        """Due times and seqs of the jobs that were read, the first one last."""
+        self.chunk = _FIRST_JOBS
+
+
 class TenantJob(NamedTuple):
     """The job of a queue whose turn is next."""
 
     ranked: RankedJob
     lane: Lane
-    group: Group
+    group: TurnGroup
 
 
 class QueueTurns:
@@ -207,16 +230,11 @@ class QueueTurns:
         self._admission = admission
         self._priority = request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).priority
         self._ageing = to_micros(request.ageing)
-        self._lanes = {
-            number: TurnLane(db, number, lane, request.total) for number, lane in lanes.items()
-        }
+        self._lanes = [TurnLane(db, number, lane, request.total) for number, lane in lanes.items()]
+        self._unread = self._lanes
         self._heap: list[Turn] = []
-        self._known: dict[Group, TenantShare] = {}
-        self._jobs: dict[Group, list[tuple[int, int]]] = {}
-        """Due times and seqs of the jobs of a group that were read, the first one last."""
-        self._chunks: dict[Group, int] = {}
-        self._places: dict[Group, tuple[int, int]] = {}
-        """The job up to which a group was read."""
+        self._known: set[tuple[int, int]] = set()
+        """Lane with the tenant and rank of each group that was read."""
         self.head: TenantJob | None = None
         """The job that `peek` returned last."""
 
@@ -226,70 +244,72 @@ class QueueTurns:
         return self.head
 
     def _find_head(self, capacity: Capacity) -> TenantJob | None:
+        heap = self._heap
         while True:
-            self._read_lanes()
-            if not self._heap:
+            if self._unread:
+                self._read_lanes()
+            if not heap:
                 return None
-            rank, virtual_time, due, seq, group = self._heap[0]
-            turns = self._lanes[group[0] % TENANT_UNIT]
-            lane = turns.lane
-            if capacity.is_limited and capacity.get_available(lane) == 0:
-                heappop(self._heap)  # no job of this name may be taken until the exchange ends
-                turns.is_exhausted = True
+            rank, virtual_time, due, seq, number, group = heap[0]
+            source = group.source
+            if capacity.is_limited and capacity.get_available(source.lane) == 0:
+                heappop(heap)  # no job of this name may be taken until the exchange ends
+                source.is_exhausted = True
                 continue
-            current_time = self._known[group].virtual_time
-            is_next = current_time == virtual_time
-            if is_next and not self._jobs[group] and not self._read_group(group):
-                heappop(self._heap)
+            current_time = group.weighted.share.virtual_time
+            if not group.jobs and current_time == virtual_time and not self._read_group(group):
+                heappop(heap)
                 continue
-            first_due, first_seq = self._jobs[group][-1] if self._jobs[group] else _UNKNOWN
-            if (current_time, first_due, first_seq) != (virtual_time, due, seq):
-                heapreplace(self._heap, (rank, current_time, first_due, first_seq, group))
+            first_due, first_seq = group.jobs[-1] if group.jobs else _UNKNOWN
+            if current_time != virtual_time or first_seq != seq or first_due != due:
+                heapreplace(heap, (rank, current_time, first_due, first_seq, number, group))
                 continue
             age = max(0, self._db.now - due) // self._ageing if self._ageing else 0
-            return TenantJob((-self._priority - age, rank, due, seq), lane, group)
+            return TenantJob((-self._priority - age, rank, due, seq), source.lane, group)
 
     def take(self, job: TenantJob) -> None:
         """Remove the job that `peek` returned, and charge it."""
         self.remove(job)
-        (_, rank, _, seq), _, (lane, _) = job
-        self._shares.charge((self._queue, rank, lane // TENANT_UNIT), seq)
+        self._shares.charge(job.group.weighted, job.ranked[3])
 
     def remove(self, job: TenantJob) -> None:
         """Remove the job that `peek` returned."""
-        self._jobs[job.group].pop()
+        job.group.jobs.pop()
 
     def _read_lanes(self) -> None:
         """Read all groups that may come before the first one of the heap."""
-        for lane in self._lanes.values():
-            while not lane.is_exhausted and (not self._heap or self._heap[0][:4] > lane.last):
-                rows = lane.read_more()
-                for row in rows:
-                    self._add(row)
-                self._read_keys(lane.lane, [row.seq for row in rows])
+        for turns in self._unread:
+            while not turns.is_exhausted and (not self._heap or self._heap[0][:4] > turns.last):
+                rows = turns.read_more()
+                self._add(turns, rows)
+                self._read_keys(turns.lane, [row.seq for row in rows])
+        self._unread = [turns for turns in self._unread if not turns.is_exhausted]
 
-    def _add(self, row: TurnRow) -> None:
-        group = (row.lane, row.rank)
-        if group in self._known:
-            return
-        share = self._known[group] = self._shares.add(self._queue, row)
-        self._jobs[group] = [(row.due, row.seq)]
-        self._places[group] = (row.due, row.seq)
-        self._chunks[group] = _FIRST_JOBS
-        heappush(self._heap, (row.rank, share.virtual_time, row.due, row.seq, group))
+    def _add(self, turns: TurnLane, rows: list[TurnRow]) -> None:
+        by_rank: dict[int, list[int]] = {}
+        for row in rows:
+            by_rank.setdefault(row.rank, []).append(row.tenant)
+        for rank, tenants in by_rank.items():
+            self._shares.read((self._queue, rank), tenants)
+        for row in rows:
+            weighted = self._shares.read((self._queue, row.rank), ())[row.tenant]
+            group = TurnGroup(turns, row, weighted)
+            if (group.number, row.rank) not in self._known:
+                self._known.add((group.number, row.rank))
+                time = weighted.share.virtual_time
+                heappush(self._heap, (row.rank, time, row.due, row.seq, group.number, group))
 
-    def _read_group(self, group: Group) -> bool:
+    def _read_group(self, group: TurnGroup) -> bool:
         """Read the next jobs of a group; return whether there are any."""
-        chunk = self._chunks[group]
-        self._chunks[group] = chunk * 2
+        chunk = group.chunk
+        group.chunk *= 2
         jobs = _decode_jobs(
-            self._db.fetch_value("list_turn_jobs", *group, *self._places[group], chunk)
+            self._db.fetch_value("list_turn_jobs", group.number, group.rank, *group.place, chunk)
         )
         if jobs:
-            self._places[group] = jobs[-1]
-            lane = self._lanes[group[0] % TENANT_UNIT].lane
-            self._read_keys(lane, [seq for _, seq in jobs])
-        self._jobs[group] = jobs[::-1]
+            group.place = jobs[-1]
+            self._read_keys(group.source.lane, [seq for _, seq in jobs])
+        group.jobs = jobs[::-1]
         return bool(jobs)
 
     def _read_keys(self, lane: Lane, seqs: list[int]) -> None:
@@ -297,48 +317,59 @@ class QueueTurns:
             self._admission.read_keys(dict.fromkeys(seqs, lane))
 
 
-def write_shares(db: Database, shares: Mapping[ShareKey, TenantShare]) -> None:
-    """Store shares, also in the turns of the groups of their tenants."""
-    by_class: dict[tuple[str, int], list[tuple[int, int, int, int]]] = {}
-    for (queue, rank, tenant), share in shares.items():
-        by_class.setdefault((queue, rank), []).append(
-            (tenant, share.virtual_time, share.mean_run_time, share.unmeasured)
+def read_shares(
+    db: Database, class_: ShareClass, tenants: Sequence[int]
+) -> dict[int, WeightedShare]:
+    """Return the shares of tenants, by tenant."""
+    rows = _decode_shares(db.fetch_value("list_shares", *class_, _encode(tenants).decode()))
+    return {row.tenant: WeightedShare(class_, row) for row in rows}
+
+
+def write_shares(db: Database, class_: ShareClass, shares: Iterable[WeightedShare]) -> str:
+    """Store shares of one class; return the JSON array of the tenants."""
+    tenants, numbers = [], []
+    for weighted in shares:
+        share = weighted.share
+        tenants.append(weighted.tenant)
+        numbers.append(
+            b"%20d%20d%20d" % (share.virtual_time, share.mean_run_time, share.unmeasured)
         )
-    for class_, rows in by_class.items():
-        db.run("put_shares", *class_, _encode(rows).decode())
-        db.run("rank_turns", *class_, _encode([row[0] for row in rows]).decode())
+    listed = _encode(tenants).decode()
+    db.run("put_shares", *class_, listed, b"".join(numbers))
+    return listed
 
 
 def settle_charges(
     db: Database,
+    session: int,
     seqs: Sequence[int],
     *,
     ran: bool,
-    session: int | None = None,
-    tokens: Mapping[int, tuple[int, bytes]] | None = None,
+    tokens: Mapping[int, tuple[int, str]] | None = None,
 ) -> None:
     """Replace the charges of leases that end, in this order, by what the jobs used.
 
     `ran`: the handlers were called; else the tenants are charged nothing. `tokens`: fence and nonce
-    by seq; leases of the session that have other ones are left out.
+    (hexadecimal) by seq; leases that have other ones are left out. The charges stay in the leases.
     """
-    rows = _decode_charges(db.fetch_value("list_charges", _encode(seqs).decode(), session))
-    shares: dict[ShareKey, TenantShare] = {}
-    ended = []
+    rows = _decode_charges(db.fetch_value("list_charges", session, _encode(seqs).decode()))
+    by_class: dict[ShareClass, list[ChargeRow]] = {}
     for row in rows:
-        if tokens is not None and tokens[row.seq] != (row.fence, bytes.fromhex(row.nonce)):
-            continue
-        key = (row.queue, row.rank, row.tenant)
-        share = shares.get(key)
-        if share is None:
-            share = TenantShare(row.virtual_time, row.mean_run_time, row.unmeasured)
-            shares[key] = share
-        run_time = db.now - row.leased_at if ran else None
-        share.settle(row.charge, row.weight_units, run_time=run_time)
-        ended.append(row.seq)
-    if ended:
-        db.run("delete_charges", _encode(ended).decode())
-        write_shares(db, shares)
+        if tokens is None or tokens[row.seq] == (row.fence, row.nonce):
+            by_class.setdefault((db.get_lane(row.lane).queue, row.rank), []).append(row)
+    for class_, charges in by_class.items():
+        shares = read_shares(db, class_, list({row.lane // TENANT_UNIT for row in charges}))
+        for row in charges:
+            weighted = shares[row.lane // TENANT_UNIT]
+            run_time = db.now - row.leased_at if ran else None
+            weighted.share.settle(row.charge, weighted.weight_units, run_time=run_time)
+        db.run("rank_turns", *class_, write_shares(db, class_, shares.values()))
+
+
+def settle_charge(db: Database, session: int, seq: int, *, ran: bool) -> None:
+    """Replace the charge of a lease that ends by what the job used, once."""
+    settle_charges(db, session, [seq], ran=ran)
+    db.run("clear_charge", session, seq)
 
 
 def set_tenant_weight(db: Database, tenant: str, weight: float | None) -> None:

@@ -43,10 +43,10 @@ NO_INCREMENTS = Increments()
 def end_lease(db: Database, lease: LeaseRow) -> None:
     """Remove the lease of a job and decrement the count of its concurrency limit.
 
-    Its tenant is charged nothing, unless `settle_charges` was called before.
+    Its tenant is charged nothing, unless `settle_charge` was called before.
     """
+    settle_charges(db, lease.session, [lease.seq], ran=False)
     db.run("delete_lease", lease.session, lease.seq)
-    settle_charges(db, [lease.seq], ran=False)
     if db.run("release_limit", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
     release_lease_keys(db, [lease.seq])

@@ -16,7 +16,7 @@
 --   the earliest due time in `scheduled`
 --   whether any unique key is held until its job is finished; whether any limit by key is declared or has
 --   changed, or any lease counts for one
---   whether any lease was charged to a tenant
+--   whether any lease may have been charged to a tenant: then the tenant has a share
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
@@ -26,7 +26,7 @@ SELECT
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
     EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
         OR EXISTS (SELECT 1 FROM changed_key),
-    EXISTS (SELECT 1 FROM lease_charge)
+    EXISTS (SELECT 1 FROM tenant_share)
 FROM session WHERE id = ?1;
 
 -- name: get_repeated_leases

@@ -232,7 +232,7 @@ counted_turns AS MATERIALIZED (
     SELECT
         turns.id AS lane, max(1, ?2 / (SELECT count(*) FROM turns)) AS most,
         (SELECT count(*) FROM (
-            SELECT 1 FROM tenant_turn AS t CROSS JOIN ready AS r ON r.lane = t.lane AND r.rank = t.rank
+            SELECT 1 FROM tenant_turn AS t CROSS JOIN ready AS r ON r.lane = t.main_lane + (t.tenant << 20) AND r.rank = t.rank
             WHERE t.main_lane = turns.id LIMIT max(1, ?2 / (SELECT count(*) FROM turns))
         )) AS size,
         (SELECT min(due) FROM (SELECT due FROM tenant_turn WHERE main_lane = turns.id LIMIT ?2)) AS oldest

@@ -12,17 +12,23 @@ SELECT EXISTS (SELECT 1 FROM tenant_turn);
 -- name: list_turns
 -- List the groups of a lane by turn, after a place in that order.
 -- Inputs: ?1 lane, ?2 rank, ?3 virtual time, ?4 due and ?5 seq of that place, ?6 the maximum number of groups
--- Result: JSON array of [lane with tenant, rank, virtual time, due, seq, tenant, virtual time, mean run time, unmeasured,
---   weight]
-SELECT json_group_array(json_array(
-    t.lane, t.rank, t.virtual_time, t.due, t.seq, t.tenant, s.virtual_time, s.mean_run_time, s.unmeasured,
-    coalesce((SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = t.tenant), 100)
-)) FROM (
-    SELECT lane, rank, virtual_time, due, seq, tenant, queue FROM tenant_turn
+-- Result: JSON array of [rank, virtual time, due, seq, tenant]
+SELECT json_group_array(json_array(rank, virtual_time, due, seq, tenant)) FROM (
+    SELECT rank, virtual_time, due, seq, tenant FROM tenant_turn
     WHERE main_lane = ?1 AND (rank, virtual_time, due, seq) > (?2, ?3, ?4, ?5)
     ORDER BY rank, virtual_time, due, seq LIMIT ?6
-) AS t
-CROSS JOIN tenant_share AS s ON s.queue = t.queue AND s.rank = t.rank AND s.tenant = t.tenant;
+);
+
+-- name: list_shares
+-- Read the shares of tenants of one queue and priority.
+-- Inputs: ?1 queue, ?2 rank, ?3 JSON array of tenants
+-- Result: JSON array of [tenant, virtual time, mean run time, unmeasured, weight]
+SELECT json_group_array(json_array(
+    s.tenant, s.virtual_time, s.mean_run_time, s.unmeasured,
+    CASE WHEN EXISTS (SELECT 1 FROM tenant_weight) THEN coalesce((
+        SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = s.tenant
+    ), 100) ELSE 100 END
+)) FROM json_each(?3) AS e CROSS JOIN tenant_share AS s ON s.queue = ?1 AND s.rank = ?2 AND s.tenant = e.value;
 
 -- name: list_turn_jobs
 -- List the jobs of a group after one of them.
@@ -46,39 +52,31 @@ SELECT json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]'), json_extrac
 FROM json_each(?1) AS e WHERE true
 ON CONFLICT (queue, rank) DO UPDATE SET floor = excluded.floor;
 
--- name: insert_charges
--- Store what leased jobs were charged.
--- Inputs: ?1 JSON array of [seq, queue, rank, tenant, charge, now]
-INSERT INTO lease_charge (seq, queue, rank, tenant, charge, leased_at)
-SELECT json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]'), json_extract(e.value, '$[2]'),
-    json_extract(e.value, '$[3]'), json_extract(e.value, '$[4]'), json_extract(e.value, '$[5]')
-FROM json_each(?1) AS e;
+-- name: insert_charged_leases
+-- Lease jobs to a session, some of which are charged to their tenants.
+-- Inputs: ?1 session number, ?2 exchange number, ?3 nonce, ?4 now, ?5 JSON object: seq -> charge or null, in the order of the reply
+INSERT INTO lease (session, seq, lane, exchange_number, reply_position, fence, nonce, leased_at, charge, rank)
+SELECT ?1, j.seq, j.lane, ?2, s.id, j.fence + 1, ?3, ?4, s.value, iif(s.value IS NULL, NULL, -j.priority)
+FROM json_each(?5) AS s CROSS JOIN job AS j ON j.seq = CAST(s.key AS INTEGER);
 
 -- name: list_charges
--- Read what leased jobs were charged, and the shares of their tenants.
--- Inputs: ?1 JSON array of seqs, ?2 session number; NULL: the tokens are not needed
--- Result: JSON array, in the order of the seqs, of [seq, fence, nonce (hexadecimal), queue, rank, tenant, charge, leased_at,
---   virtual time, mean run time, unmeasured, weight]
-SELECT json_group_array(json_array(
-    c.seq, coalesce(l.fence, -1), coalesce(hex(l.nonce), ''), c.queue, c.rank, c.tenant, c.charge, c.leased_at,
-    s.virtual_time, s.mean_run_time, s.unmeasured,
-    coalesce((SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = c.tenant), 100)
-)) FROM json_each(?1) AS e
-CROSS JOIN lease_charge AS c ON c.seq = e.value
-CROSS JOIN tenant_share AS s ON s.queue = c.queue AND s.rank = c.rank AND s.tenant = c.tenant
-LEFT JOIN lease AS l ON l.session = ?2 AND l.seq = c.seq;
+-- Read what leased jobs were charged.
+-- Inputs: ?1 session number, ?2 JSON array of seqs
+-- Result: JSON array, in the order of the seqs, of [seq, fence, nonce (hexadecimal), lane, rank, charge, leased_at]
+SELECT json_group_array(json_array(l.seq, l.fence, hex(l.nonce), l.lane, l.rank, l.charge, l.leased_at))
+FROM json_each(?2) AS e CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = e.value WHERE l.charge IS NOT NULL;
 
--- name: delete_charges
--- Delete what jobs were charged whose leases end.
--- Inputs: ?1 JSON array of seqs
-DELETE FROM lease_charge WHERE seq IN (SELECT value FROM json_each(?1));
+-- name: clear_charge
+-- Forget what a leased job was charged, because it was settled.
+-- Inputs: ?1 session number, ?2 seq
+UPDATE lease SET charge = NULL WHERE session = ?1 AND seq = ?2;
 
 -- name: put_shares
--- Store shares of tenants.
--- Inputs: ?1 queue, ?2 rank, ?3 JSON array of [tenant, virtual time, mean run time, unmeasured]
+-- Store shares of tenants. Reading the numbers from JSON would take most of the time of this statement.
+-- Inputs: ?1 queue, ?2 rank, ?3 JSON array of tenants, ?4 virtual time, mean run time and unmeasured of each as 20 characters
 INSERT INTO tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-SELECT ?1, ?2, json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]'), json_extract(e.value, '$[2]'),
-    json_extract(e.value, '$[3]')
+SELECT ?1, ?2, e.value, CAST(substr(?4, 60 * e.key + 1, 20) AS INTEGER), CAST(substr(?4, 60 * e.key + 21, 20) AS INTEGER),
+    CAST(substr(?4, 60 * e.key + 41, 20) AS INTEGER)
 FROM json_each(?3) AS e WHERE true
 ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time,
     mean_run_time = excluded.mean_run_time, unmeasured = excluded.unmeasured;
@@ -90,8 +88,26 @@ UPDATE tenant_turn SET virtual_time = (
     SELECT s.virtual_time FROM tenant_share AS s
     WHERE s.queue = ?1 AND s.rank = ?2 AND s.tenant = tenant_turn.tenant
 )
-WHERE (lane, rank) IN (
-    SELECT t.lane, t.rank FROM json_each(?3) AS e CROSS JOIN tenant_turn AS t
+WHERE (tenant, rank, main_lane) IN (
+    SELECT t.tenant, t.rank, t.main_lane FROM json_each(?3) AS e CROSS JOIN tenant_turn AS t
+    ON t.tenant = e.value AND t.rank = ?2 AND t.queue = ?1
+);
+
+-- name: move_turns
+-- Give the groups of tenants their places before jobs are removed from `ready`: `ready_removed` then finds nothing to change.
+-- It deletes a group without other jobs; such a row would get NULL here, which OR IGNORE passes over.
+-- Inputs: as for `rank_turns`, ?4 JSON array of the seqs that are removed
+UPDATE OR IGNORE tenant_turn SET virtual_time = (
+    SELECT s.virtual_time FROM tenant_share AS s
+    WHERE s.queue = ?1 AND s.rank = ?2 AND s.tenant = tenant_turn.tenant
+), (due, seq) = (
+    SELECT r.due, r.seq FROM ready AS r
+    WHERE r.lane = tenant_turn.main_lane + (tenant_turn.tenant << 20) AND r.rank = ?2
+        AND r.seq NOT IN (SELECT value FROM json_each(?4))
+    ORDER BY r.due, r.seq LIMIT 1
+)
+WHERE (tenant, rank, main_lane) IN (
+    SELECT t.tenant, t.rank, t.main_lane FROM json_each(?3) AS e CROSS JOIN tenant_turn AS t
     ON t.tenant = e.value AND t.rank = ?2 AND t.queue = ?1
 );
 
@@ -116,6 +132,10 @@ SELECT tenant, units FROM tenant_weight ORDER BY tenant LIMIT ?1;
 -- List the tenants with waiting or leased jobs.
 -- Inputs: ?1 the most waiting jobs that are counted for each, ?2 the maximum number of tenants
 -- Result: queue, rank, tenant, weight in hundredths, virtual time beyond the floor, waiting and leased jobs
+WITH charged AS MATERIALIZED (
+    SELECT n.queue, l.rank, l.lane >> 20 AS tenant, count(*) AS jobs
+    FROM lease AS l CROSS JOIN lane AS n ON n.id = l.lane & 1048575 WHERE l.charge IS NOT NULL GROUP BY 1, 2, 3
+)
 SELECT * FROM (
     SELECT s.queue, s.rank, n.name, coalesce((SELECT w.units FROM tenant_weight AS w WHERE w.tenant = n.name), 100),
         s.virtual_time - coalesce(
@@ -123,15 +143,14 @@ SELECT * FROM (
         ),
         (
             SELECT count(*) FROM (
-                SELECT 1 FROM tenant_turn AS t CROSS JOIN ready AS r ON r.lane = t.lane AND r.rank = t.rank
+                SELECT 1 FROM tenant_turn AS t CROSS JOIN ready AS r
+                ON r.lane = t.main_lane + (t.tenant << 20) AND r.rank = t.rank
                 WHERE t.tenant = s.tenant AND t.rank = s.rank AND t.queue = s.queue LIMIT ?1
             )
         ) AS waiting,
-        (
-            SELECT count(*) FROM lease_charge AS c
-            WHERE c.queue = s.queue AND c.rank = s.rank AND c.tenant = s.tenant
-        ) AS running
+        coalesce(c.jobs, 0) AS running
     FROM tenant_share AS s CROSS JOIN tenant AS n ON n.id = s.tenant
+    LEFT JOIN charged AS c ON c.queue = s.queue AND c.rank = s.rank AND c.tenant = s.tenant
     ORDER BY s.queue, s.rank, s.virtual_time, n.name
 ) WHERE waiting > 0 OR running > 0 LIMIT ?2;
 
@@ -154,20 +173,23 @@ SELECT n.name, t.virtual_time - coalesce(
     )
 FROM job AS j
 CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq)
-CROSS JOIN tenant_turn AS t ON t.lane = r.lane AND t.rank = r.rank
+CROSS JOIN tenant_turn AS t ON t.tenant = r.lane >> 20 AND t.rank = r.rank AND t.main_lane = r.lane & 1048575
 CROSS JOIN tenant AS n ON n.id = t.tenant
 WHERE j.seq = ?1;
 
 -- name: delete_idle_shares
 -- Delete the shares of tenants that have no waiting and no leased jobs: of those that are not ahead of the floor, and of all
 -- where no tenant of the queue and priority has such jobs.
-DELETE FROM tenant_share WHERE (queue, rank) NOT IN (
-    SELECT queue, rank FROM tenant_turn UNION SELECT queue, rank FROM lease_charge
-) OR (queue, rank, tenant) NOT IN (
-    SELECT queue, rank, tenant FROM tenant_turn UNION SELECT queue, rank, tenant FROM lease_charge
-) AND virtual_time <= coalesce(
-    (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = tenant_share.queue AND f.rank = tenant_share.rank), 0
-);
+WITH busy (queue, rank, tenant) AS MATERIALIZED (
+    SELECT queue, rank, tenant FROM tenant_turn UNION
+    SELECT n.queue, l.rank, l.lane >> 20 FROM lease AS l CROSS JOIN lane AS n ON n.id = l.lane & 1048575
+    WHERE l.charge IS NOT NULL
+)
+DELETE FROM tenant_share WHERE (queue, rank) NOT IN (SELECT queue, rank FROM busy)
+    OR (queue, rank, tenant) NOT IN (SELECT queue, rank, tenant FROM busy)
+    AND virtual_time <= coalesce(
+        (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = tenant_share.queue AND f.rank = tenant_share.rank), 0
+    );
 
 -- name: delete_idle_floors
 -- Delete the floors of queues and priorities without shares.

@@ -25,6 +25,7 @@ from nimburion.core.settlement import (
     RateLimited,
     Released,
     Retried,
+    Settled,
     Settlement,
 )
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
@@ -302,6 +303,7 @@ class Turns:
             await add(harness, job_id, payload=b'"%s"' % (b"x" * 1_000))
         worker = await harness.worker()
         assert ids(await worker.take(9, max_bytes=3_000)) == ["a1", "b1"]
+        assert await read_uses(harness) == {"a": (1, 1, 0.1), "b": (0, 1, 0.1)}
         assert ids(await worker.take(9, max_bytes=3_000)) == ["a2"]
 
 
@@ -435,6 +437,32 @@ class Charges:
         assert await read_uses(harness) == {"a": (2, 0, 0.0), "b": (1, 0, 0.0)}
         other = await harness.worker()
         assert ids(await other.take(9)) == ["a1", "b1", "a2"]
+
+    async def test_a_completion_with_an_old_token_charges_nothing(self, harness: Harness) -> None:
+        await add(harness, "a1", "b1")
+        worker = await harness.worker()
+        old = (await worker.take_one()).lease
+        await worker.settle(Released(old, unstarted=True))
+        assert ids(await worker.take(1)) == ["a1"]
+        harness.clock.advance(7.0)
+        assert await worker.settle(Completed(old)) == [Settled.ALREADY]
+        assert await read_uses(harness) == {"a": (0, 1, 0.2), "b": (1, 0, 0.0)}
+
+    async def test_a_job_that_is_shorter_than_expected_brings_its_tenant_forward(
+        self, harness: Harness
+    ) -> None:
+        worker = await harness.worker()
+        for tenant, seconds in (("a", 10.0), ("b", 15.0)):
+            await add(harness, f"{tenant}-first")
+            lease = (await worker.take_one()).lease
+            harness.clock.advance(seconds)
+            await worker.settle(Completed(lease))
+            await worker.heartbeat()
+        await add(harness, "a1", "a2", "b1")
+        lease = (await worker.take_one()).lease
+        harness.clock.advance(1.0)
+        reply = await worker.exchange(Completed(lease), want=worker.want(1))
+        assert [lease.job_id, *ids(reply.deliveries)] == ["a1", "a2"]
 
     async def test_a_repeat_charges_once(self, harness: Harness) -> None:
         await add(harness, "a1", "a2", "b1")

@@ -240,7 +240,7 @@ class LimitChanges:
         while len(ran) <= len(expected):
             assert left - (await read_uses(harness))["a"][1] <= MAX_RETURNED
             left = (await read_uses(harness))["a"][1]
-            reply = await worker.exchange(want=worker.want(2 * MAX_RETURNED))
+            reply = await worker.exchange(want=worker.want(3 * MAX_RETURNED))
             ran += ids(reply.deliveries)
             assert reply.deliveries or reply.waiting
         assert ran == [*expected, "a-late"]

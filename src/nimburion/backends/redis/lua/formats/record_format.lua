@@ -76,6 +76,9 @@ local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
 -- Size of a lease that has no more than a settled token
 local LEASE_MORE = 98
 
+-- Offset of the charge in a lease that has one. Its first byte is 255 if there is no tenant.
+local LEASE_CHARGE = 91
+
 -- Offsets of the lane number in a lease
 local LEASE_LANE, LEASE_LANE_END = 50, 53
 
@@ -217,6 +220,14 @@ local function read_lease(record, lease)
     end
   end
   return lease
+end
+
+-- Return lane, rank and tenant of a lease whose job had its turn; nothing of another one. `record` may be false.
+local function read_turn(record)
+  if record and #record > LEASE_MORE and byte(record, LEASE_CHARGE) ~= 255 then
+    local lane4, rank = unpack_struct('>c4c1', record, LEASE_LANE)
+    return lane4, rank, (unpack_struct('>I2c0', record, LEASE_MORE + 1))
+  end
 end
 
 -- Return the lease with its cancel flag set.

@@ -414,14 +414,17 @@ local function take_back(keys)
   end
 end
 
--- Return the names of keys as a part of a lease.
+-- Return the names of keys as a part of a lease. Jobs that share the list share it.
 local function pack_names(keys)
-  local packed = ''
-  for i = 1, #keys do
-    local name = keys[i][KEY_NAME]
-    packed = packed .. pack_struct('>I2c0', #name, name)
+  if not keys.packed then
+    local packed = ''
+    for i = 1, #keys do
+      local name = keys[i][KEY_NAME]
+      packed = packed .. pack_struct('>I2c0', #name, name)
+    end
+    keys.packed = packed
   end
-  return packed
+  return keys.packed
 end
 
 -- Add the names in a part of a lease to a list.
@@ -437,28 +440,34 @@ local function release_keys(ended)
   if #ended == 0 then
     return
   end
-  local names, counts = {}, {}
+  local jobs, names, counts = {}, {}, {}
   for i = 1, #ended do
-    add_names(names, ended[i])
+    jobs[ended[i]] = (jobs[ended[i]] or 0) + 1
   end
-  read_uses(names)
-  for i = 1, #names do
-    local use = known_uses[names[i]]
-    use[IN_USE], use[IS_CHANGED] = use[IN_USE] - 1, true
-  end
-  if redis.call('ZCARD', parked_key) > 0 then
-    for i = 1, #names do
-      counts[names[i]] = (counts[names[i]] or 0) + 1
-    end
-    for i = 1, #names do
-      local name = names[i]
-      if counts[name] then
-        unpark_all_lanes(name, counts[name])
-        counts[name] = nil
+  for i = 1, #ended do -- in the order of the leases; those with the same keys together
+    local count, first = jobs[ended[i]], #names + 1
+    if count then
+      jobs[ended[i]] = nil
+      add_names(names, ended[i])
+      for n = first, #names do
+        counts[names[n]] = (counts[names[n]] or 0) + count
       end
     end
-    write_returned()
   end
+  read_uses(names)
+  local any_waits = redis.call('ZCARD', parked_key) > 0
+  for n = 1, #names do
+    local name = names[n]
+    local count, use = counts[name], known_uses[name]
+    if count then
+      counts[name] = nil
+      use[IN_USE], use[IS_CHANGED] = use[IN_USE] - count, true
+      if any_waits then
+        unpark_all_lanes(name, count)
+      end
+    end
+  end
+  write_returned()
 end
 
 -- Return what a job that has not started took from the rates of the keys for which its lease counts.

@@ -45,8 +45,10 @@ local function list_turns(lane, missing)
   local groups, most = {}, math.min(math.max(missing, MIN_TURNS), MAX_TURNS)
   if not lane.turns then
     lane.turns, lane.turns_low = {}, '[' .. lane.number
-    for _, share in pairs(turns.shares) do
-      push(groups, share[SHARE_GROUPS][lane.number])
+    for _, share in ipairs(turns.shares) do
+      if share[SHARE_IS_CHANGED] then
+        push(groups, get_groups(share)[lane.number])
+      end
     end
   end
   local members = redis.call('ZRANGEBYLEX', tenant_turn_key, lane.turns_low, range_end(lane.number), 'LIMIT', 0, most)
@@ -54,9 +56,9 @@ local function list_turns(lane, missing)
   for i = 1, #members do
     classes[i], tenants[i] = get_class(lane.queue, sub(members[i], TURN_RANK, TURN_RANK)), sub(members[i], TURN_TENANT)
   end
-  read_shares(classes, tenants, lane.number, members)
+  read_shares(classes, tenants)
   for i = 1, #members do
-    push(groups, get_share(classes[i], tenants[i])[SHARE_GROUPS][lane.number])
+    push(groups, get_groups(get_share(classes[i], tenants[i]), lane.number, members[i])[lane.number])
   end
   add_to_heap(lane, groups)
   local last, last_turn = members[most], {}

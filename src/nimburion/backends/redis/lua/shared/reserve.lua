@@ -248,7 +248,7 @@ end
 -- Return one more lane for each queue whose tenants may have waiting jobs.
 local function make_turn_lanes(lanes)
   local found, by_queue = {}, {}
-  if not next(turns.shares) and redis.call('ZCARD', tenant_turn_key) == 0 then
+  if #turns.shares == 0 and redis.call('ZCARD', tenant_turn_key) == 0 then
     return found
   end
   for _, lane in ipairs(lanes) do
@@ -288,6 +288,7 @@ end
 -- Choose from several lanes: repeatedly take the best head. A heap holds the lanes, the one with the best head at its top.
 local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
   local heap, count, chosen = {}, 0, {}
+  local taken = 0 -- jobs of names with a limit: the turns must be ranked again after each
   local share = math.min(total, math.floor(total / #lanes) + 2)
   for _, lane in ipairs(lanes) do
     lane.chunk = share
@@ -311,7 +312,8 @@ local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
     local more = false
     if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
       local seq, missing = lane.seq, total - #chosen
-      if lane.lanes and not (rank_turns(lane, ageing, capacities, missing) and lane.seq == seq) then
+      if lane.lanes and lane.ranked_at ~= taken
+        and not (rank_turns(lane, ageing, capacities, missing) and lane.seq == seq) then
         more = lane.group ~= nil -- the name of the job has reached its limit meanwhile
       else
         local name = lane.lanes and lane.source.name or lane.name
@@ -322,7 +324,7 @@ local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
             caps[lane.queue] = cap - 1
           end
           if capacities[name] then
-            capacities[name] = capacities[name] - 1
+            capacities[name], taken = capacities[name] - 1, taken + 1
           end
         elseif must_stop() then
           lane.has_more = true
@@ -330,6 +332,7 @@ local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
         end
         if lane.lanes then
           more = #chosen < total and rank_turns(lane, ageing, capacities, total - #chosen)
+          lane.ranked_at = taken
         else
           more = rank_head(lane, ageing)
         end
@@ -505,9 +508,10 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
     local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
     local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), chosen_keys[field], chosen_turns[field], ''
     if turn then
-      local tenant = turn.group[GROUP_SHARE][SHARE_TENANT]
-      push(turns.dropped, turn.group[GROUP_BEFORE_PLACE] .. turn.place)
-      extras = pack_struct('>I8I2c0', turn.charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
+      local group, place, charge = turn[1], turn[2], turn[3]
+      local tenant = group[GROUP_SHARE][SHARE_TENANT]
+      push(turns.dropped, group[GROUP_BEFORE_PLACE] .. place)
+      extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
     else
       push(ready, member)
       extras = keys and NEVER .. pack_names(keys) or ''

@@ -4,7 +4,7 @@
 --   drop_turn(lane, rank, due8, field, tenant) -> whether the job waited for a turn; it does so no more
 --   read_charged(records of `lease`): reads the shares of many leases with one command
 --   settle_charge(lease, lane, ran): ends the charge of a lease. `ran`: whether its handler may have run
---   charge_tenant(group) -> {group, place, charge, ...}, which undo_charge needs
+--   charge_tenant(group) -> {group, place, charge, ...}, which undo_charge needs: a list, as the tables below
 --   undo_charge(undo), move_group(group): the first job of a group does not wait any more
 --   has_turns(lane4), write_turns(); for next_turns.lua: read_shares, get_class, get_share
 -- A share is what a tenant has used in a class: a queue and a rank. A group has the waiting jobs of a tenant, rank and lane; its place
@@ -18,33 +18,40 @@ local SHARE_HEAD_SIZE, SHARE_GROUP_SIZE = 21, 20
 -- Positions in a share and in a group: an exchange makes hundreds of them, and tables with names take twice as long. GROUP_KEY_PLACE
 -- and those after it are what next_turns.lua compares.
 local SHARE_CLASS, SHARE_TENANT, SHARE_TIME, SHARE_MEAN, SHARE_UNMEASURED, SHARE_LEASED, SHARE_GROUPS = 1, 2, 3, 4, 5, 6, 7
-local SHARE_IS_STORED, SHARE_WAS_BUSY, SHARE_IS_CHANGED = 8, 9, 10
+local SHARE_IS_STORED, SHARE_WAS_BUSY, SHARE_IS_CHANGED, SHARE_FIELD = 8, 9, 10, 11
+-- The groups as they are stored, until get_groups reads them, and the virtual time in the stored turns
+local SHARE_UNREAD, SHARE_STORED_TIME = 12, 13
 local GROUP_SHARE, GROUP_LANE4, GROUP_PLACE, GROUP_STORED, GROUP_BEFORE_PLACE, GROUP_MEMBERS, GROUP_AT, GROUP_CHUNK = 1, 2, 3, 4, 5, 6, 7, 8
 local GROUP_IS_LISTED, GROUP_KEY_PLACE, GROUP_KEY_RANK, GROUP_KEY_TIME, GROUP_KEY_DUE, GROUP_KEY_SEQ = 9, 10, 11, 12, 13, 14
-local turns = { classes = {}, shares = {}, weights = {}, put = {}, dropped = {}, dropped_turns = {} }
+-- `shares` are those that were read; a class knows its own by tenant.
+local turns = { classes = {}, by_queue = {}, shares = {}, weights = {}, put = {}, dropped = {}, dropped_turns = {} }
 
 local function get_class(queue, rank)
-  local field = queue .. '\0' .. rank
-  local class = turns.classes[field]
+  local by_rank = turns.by_queue[queue]
+  if not by_rank then
+    by_rank = {}
+    turns.by_queue[queue] = by_rank
+  end
+  local class = by_rank[rank]
   if not class then
-    class = { field = field, rank = rank, floor = 0, busy = 0, shares = 0 }
+    local field = queue .. '\0' .. rank
+    class = { field = field, rank = rank, floor = 0, busy = 0, shares = 0, known = {} }
     local record = redis.call('HGET', tenant_floor_key, field)
     if record then
       class.floor, class.busy, class.shares = unpack_struct('>I8I4I4', record)
     end
-    turns.classes[field] = class
+    by_rank[rank], turns.classes[field] = class, class
   end
   return class
 end
 
-local function make_turn(group)
-  local share = group[GROUP_SHARE]
-  return group[GROUP_LANE4] .. share[SHARE_CLASS].rank .. pack_struct('>I8', share[SHARE_TIME]) .. group[GROUP_PLACE] .. share[SHARE_TENANT]
+local function make_turn(share, time, lane4, place)
+  return lane4 .. share[SHARE_CLASS].rank .. pack_struct('>I8', time) .. place .. share[SHARE_TENANT]
 end
 
 local function make_group(share, lane4, place, stored)
   local before_place = lane4 .. share[SHARE_CLASS].rank .. share[SHARE_TENANT] .. '\0'
-  return { share, lane4, place, stored or false, before_place, false, 0, 2, false, false, 0, 0, 0, 0 }
+  return { share, lane4, place, stored or false, before_place, false, 0, 1, false, false, 0, 0, 0, 0 }
 end
 
 -- Return the range of the members of `tenant_job` of a group that come after a place.
@@ -52,46 +59,59 @@ local function get_range_after(group, place)
   return '(' .. group[GROUP_BEFORE_PLACE] .. place, '(' .. sub(group[GROUP_BEFORE_PLACE], 1, -2) .. '\1'
 end
 
--- Return the share of a tenant; `record` is its field in `tenant_share`, or false. `turn`: a member of `tenant_turn` in this lane.
-local function read_share(class, tenant, record, lane4, turn)
-  local share = { class, tenant, class.floor, 0, 0, 0, {}, record and true or false, false, false }
+-- Return the share of a tenant; `record` is its field in `tenant_share`, or false.
+local function read_share(class, tenant, record, field)
+  local share = { class, tenant, class.floor, 0, 0, 0, false, record and true or false, false, false, field or false, '', 0 }
   if record then
     share[SHARE_TIME], share[SHARE_MEAN], share[SHARE_UNMEASURED], share[SHARE_LEASED] = unpack_struct('>I8I8BI4', record)
-    for at = SHARE_HEAD_SIZE + 1, #record, SHARE_GROUP_SIZE do
-      local number = sub(record, at, at + 3)
-      local group = make_group(share, number, sub(record, at + 4, at + 19), number == lane4 and turn)
-      group[GROUP_STORED] = group[GROUP_STORED] or make_turn(group)
-      share[SHARE_GROUPS][number] = group
-    end
+    share[SHARE_UNREAD], share[SHARE_STORED_TIME] = sub(record, SHARE_HEAD_SIZE + 1), share[SHARE_TIME]
   end
-  share[SHARE_WAS_BUSY] = share[SHARE_LEASED] > 0 or next(share[SHARE_GROUPS]) ~= nil
+  share[SHARE_WAS_BUSY] = share[SHARE_LEASED] > 0 or share[SHARE_UNREAD] ~= ''
   return share
 end
 
--- Read the shares of tenants that are not known yet, with one command. `classes` and `tenants` are lists of the same length; so is
--- `members`, with their members of `tenant_turn` in a lane, or nil.
-local function read_shares(classes, tenants, lane4, members)
-  local fields, unknown = {}, {}
+-- Return the groups of a share by lane. Most shares of leases that end do not need them. `turn` is its member of `tenant_turn` in the
+-- lane `lane4`, if it is known.
+local function get_groups(share, lane4, turn)
+  local groups, unread = share[SHARE_GROUPS], share[SHARE_UNREAD]
+  if not groups then
+    groups = {}
+    share[SHARE_GROUPS] = groups
+    for at = 1, #unread, SHARE_GROUP_SIZE do
+      local number, place = sub(unread, at, at + 3), sub(unread, at + 4, at + 19)
+      groups[number] = make_group(share, number, place, number == lane4 and turn or make_turn(share, share[SHARE_STORED_TIME], number, place))
+    end
+  end
+  return groups
+end
+
+-- Read the shares of tenants that are not known yet, with one command. `classes` and `tenants` are lists of the same length.
+local function read_shares(classes, tenants)
+  local fields, unknown, count = {}, {}, 0
   for i = 1, #tenants do
-    local field = classes[i].field .. tenants[i]
-    if not turns.shares[field] then
-      push(fields, field)
-      push(unknown, i)
+    if not classes[i].known[tenants[i]] then
+      count = count + 1
+      fields[count], unknown[count] = classes[i].field .. tenants[i], i
     end
   end
   local records = get_in_batches(tenant_share_key, fields)
-  for i = 1, #fields do
+  for i = 1, count do
     local at = unknown[i]
-    turns.shares[fields[i]] = turns.shares[fields[i]] or read_share(classes[at], tenants[at], records[i], lane4, members and members[at])
+    local known, tenant = classes[at].known, tenants[at]
+    if not known[tenant] then
+      known[tenant] = read_share(classes[at], tenant, records[i], fields[i])
+      push(turns.shares, known[tenant])
+    end
   end
 end
 
 local function get_share(class, tenant)
-  local field = class.field .. tenant
-  local share = turns.shares[field]
+  local share = class.known[tenant]
   if not share then
-    share = read_share(class, tenant, redis.call('HGET', tenant_share_key, field))
-    turns.shares[field] = share
+    local field = class.field .. tenant
+    share = read_share(class, tenant, redis.call('HGET', tenant_share_key, field), field)
+    class.known[tenant] = share
+    push(turns.shares, share)
   end
   return share
 end
@@ -140,11 +160,12 @@ end
 local function add_turn(lane, rank, due8, field, tenant)
   local class = get_class(lane.queue, rank)
   local share, place = get_share(class, tenant), due8 .. field
-  local group = share[SHARE_GROUPS][lane.number]
+  local groups = get_groups(share)
+  local group = groups[lane.number]
   if not group then
     share[SHARE_TIME] = math.max(share[SHARE_TIME], class.floor)
     group = make_group(share, lane.number, place)
-    share[SHARE_GROUPS][lane.number] = group
+    groups[lane.number] = group
   elseif is_earlier(place, group[GROUP_PLACE]) then
     group[GROUP_PLACE], group[GROUP_MEMBERS] = place, false
   end
@@ -181,7 +202,7 @@ end
 local function drop_turn(lane, rank, due8, field, tenant)
   write_tenant_jobs()
   local share, place = get_share(get_class(lane.queue, rank), tenant), due8 .. field
-  local group = share[SHARE_GROUPS][lane.number]
+  local group = get_groups(share)[lane.number]
   if not group or redis.call('ZREM', tenant_job_key, group[GROUP_BEFORE_PLACE] .. place) == 0 then
     return false
   end
@@ -195,17 +216,17 @@ end
 
 -- Read the shares of leases that end; `records` of `lease`, or false.
 local function read_charged(records)
-  local classes, tenants, reused = {}, {}, {}
+  local classes, tenants, count = {}, {}, 0
   for i = 1, #records do
-    if records[i] and #records[i] > LEASE_MORE then
-      local lease = read_lease(records[i], reused)
-      if lease.charge then
-        push(classes, get_class(get_lane(lease.lane4).queue, lease.rank))
-        push(tenants, lease.tenant)
-      end
+    local lane4, rank, tenant = read_turn(records[i])
+    if lane4 then
+      count = count + 1
+      classes[count], tenants[count] = get_class(get_lane(lane4).queue, rank), tenant
     end
   end
-  read_shares(classes, tenants)
+  if count > 0 then
+    read_shares(classes, tenants)
+  end
 end
 
 local function settle_charge(lease, lane, ran)
@@ -223,28 +244,26 @@ end
 local function charge_tenant(group)
   local share = group[GROUP_SHARE]
   local class = share[SHARE_CLASS]
-  local undo = {
-    group = group, place = group[GROUP_PLACE], time = share[SHARE_TIME], unmeasured = share[SHARE_UNMEASURED], floor = class.floor,
-  }
+  local place, time, unmeasured, floor = group[GROUP_PLACE], share[SHARE_TIME], share[SHARE_UNMEASURED], class.floor
   local expected = share[SHARE_MEAN]
   if expected == 0 then
     expected = FIRST_CHARGE * 2 ^ math.min(share[SHARE_UNMEASURED], MAX_DOUBLINGS)
     share[SHARE_UNMEASURED] = math.min(share[SHARE_UNMEASURED] + 1, 255)
   end
-  undo.charge = compute_charge(expected, share[SHARE_TENANT])
-  class.floor, class.is_changed = math.max(share[SHARE_TIME], class.floor), true
-  share[SHARE_TIME], share[SHARE_LEASED] = class.floor + undo.charge, share[SHARE_LEASED] + 1
+  local charge = compute_charge(expected, share[SHARE_TENANT])
+  class.floor, class.is_changed = math.max(time, floor), true
+  share[SHARE_TIME], share[SHARE_LEASED] = class.floor + charge, share[SHARE_LEASED] + 1
   move_group(group)
-  return undo
+  return { group, place, charge, time, unmeasured, floor }
 end
 
 -- Return the job that was charged last to its group: it does not fit in the reply.
 local function undo_charge(undo)
-  local group = undo.group
+  local group, place, _, time, unmeasured, floor = unpack(undo)
   local share = group[GROUP_SHARE]
-  share[SHARE_TIME], share[SHARE_UNMEASURED], share[SHARE_LEASED] = undo.time, undo.unmeasured, share[SHARE_LEASED] - 1
-  share[SHARE_CLASS].floor = undo.floor
-  group[GROUP_PLACE], group[GROUP_MEMBERS], share[SHARE_GROUPS][group[GROUP_LANE4]] = undo.place, false, group
+  share[SHARE_TIME], share[SHARE_UNMEASURED], share[SHARE_LEASED] = time, unmeasured, share[SHARE_LEASED] - 1
+  share[SHARE_CLASS].floor = floor
+  group[GROUP_PLACE], group[GROUP_MEMBERS], share[SHARE_GROUPS][group[GROUP_LANE4]] = place, false, group
 end
 
 -- Return whether jobs of tenants wait in a lane, as write_turns wrote them.
@@ -252,29 +271,46 @@ local function has_turns(lane4)
   return #redis.call('ZRANGEBYLEX', tenant_turn_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, 1) > 0
 end
 
+-- Collect the turns of a share that changed since they were stored. Return its groups, as they are stored.
+local function collect_turns(share, put_turns)
+  local groups, unread, time = share[SHARE_GROUPS], share[SHARE_UNREAD], share[SHARE_TIME]
+  if not groups then
+    for at = 1, time ~= share[SHARE_STORED_TIME] and #unread or 0, SHARE_GROUP_SIZE do
+      local lane4, place = sub(unread, at, at + 3), sub(unread, at + 4, at + 19)
+      push(turns.dropped_turns, make_turn(share, share[SHARE_STORED_TIME], lane4, place))
+      push_pair(put_turns, 0, make_turn(share, time, lane4, place))
+    end
+    return unread
+  end
+  local stored = ''
+  for lane4, group in pairs(groups) do
+    local turn = make_turn(share, time, lane4, group[GROUP_PLACE])
+    stored = stored .. lane4 .. group[GROUP_PLACE]
+    if turn ~= group[GROUP_STORED] then
+      if group[GROUP_STORED] then
+        push(turns.dropped_turns, group[GROUP_STORED])
+      end
+      push_pair(put_turns, 0, turn)
+      group[GROUP_STORED] = turn
+    end
+  end
+  return stored
+end
+
+-- Write the shares, turns and floors that changed. An exchange does so after it settled, so that it reads the turns as they are, and
+-- after it reserved.
 local function write_turns()
-  if not next(turns.shares) then
+  if #turns.shares == 0 then
     return
   end
   write_tenant_jobs()
   local put_turns, put_shares, put_floors = {}, {}, {}
-  for field, share in pairs(turns.shares) do
+  for _, share in ipairs(turns.shares) do
     if share[SHARE_IS_CHANGED] then
-      local class = share[SHARE_CLASS]
-      local parts = { pack_struct('>I8I8BI4', share[SHARE_TIME], share[SHARE_MEAN], share[SHARE_UNMEASURED], share[SHARE_LEASED]) }
-      for lane4, group in pairs(share[SHARE_GROUPS]) do
-        local turn = make_turn(group)
-        push(parts, lane4 .. group[GROUP_PLACE])
-        if turn ~= group[GROUP_STORED] then
-          if group[GROUP_STORED] then
-            push(turns.dropped_turns, group[GROUP_STORED])
-          end
-          push_pair(put_turns, 0, turn)
-          group[GROUP_STORED] = turn
-        end
-      end
-      push_pair(put_shares, field, table.concat(parts))
-      local is_busy = share[SHARE_LEASED] > 0 or next(share[SHARE_GROUPS]) ~= nil
+      local class, stored = share[SHARE_CLASS], collect_turns(share, put_turns)
+      local head = pack_struct('>I8I8BI4', share[SHARE_TIME], share[SHARE_MEAN], share[SHARE_UNMEASURED], share[SHARE_LEASED])
+      push_pair(put_shares, share[SHARE_FIELD], head .. stored)
+      local is_busy = share[SHARE_LEASED] > 0 or stored ~= ''
       if is_busy ~= share[SHARE_WAS_BUSY] then
         class.busy, class.is_changed = class.busy + (is_busy and 1 or -1), true
       end
@@ -282,6 +318,7 @@ local function write_turns()
         class.shares, class.is_changed = class.shares + 1, true
       end
       share[SHARE_WAS_BUSY], share[SHARE_IS_STORED], share[SHARE_IS_CHANGED] = is_busy, true, false
+      share[SHARE_STORED_TIME] = share[SHARE_TIME]
     end
   end
   for field, class in pairs(turns.classes) do

@@ -1,7 +1,7 @@
 -- Shared part: collects the writes of scripts that move jobs, and performs them at the end with a few commands.
 -- Keys: job payload attempt_state ready scheduled lease session_leases cancel_requested finished dead_letter dead_letter_time
 -- Provides: end_lease, add_waiting, requeue, finish_job, and write_buffer(defers_uses), which performs all writes, but leaves those of
---   the uses of keys and of the turns of tenants to the caller if `defers_uses`. `field` is a seq as 8 bytes,
+--   the uses of keys to the caller if `defers_uses`. `field` is a seq as 8 bytes,
 --   `body` a record of `job`, `lease` a result of read_lease. A settlement first sets `counts` and `settled` of the lease.
 -- Atomic: nothing is written before everything is decided. No command of write_buffer can fail because of its arguments. Thus
 --   the script is applied as a whole, although the server cannot roll back.
@@ -82,8 +82,8 @@ local function write_buffer(defers_uses)
   release_keys(writes.ended_keys)
   if not defers_uses then
     write_key_uses()
-    write_turns()
   end
+  write_turns()
   call_in_batches('HDEL', lease_key, writes.drop_lease)
   call_in_batches('ZREM', session_leases_key, writes.drop_session_lease)
   call_in_batches('HDEL', cancel_requested_key, writes.drop_cancel)

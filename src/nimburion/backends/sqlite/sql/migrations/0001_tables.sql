@@ -89,6 +89,8 @@ CREATE TABLE lease (
     nonce BLOB NOT NULL,
     leased_at INTEGER NOT NULL,
     cancel_requested INTEGER NOT NULL DEFAULT 0,
+    charge INTEGER,                     -- what its tenant was charged: see core/fairness.py; NULL: the job took no turn,
+    rank INTEGER,                       -- and the negative priority of the job
     PRIMARY KEY (session, seq)
 ) STRICT, WITHOUT ROWID;
 
@@ -254,35 +256,25 @@ CREATE TABLE tenant_weight (
 ) STRICT, WITHOUT ROWID;
 -- The first job of each group: the jobs in `ready` of one lane, priority and tenant. Triggers keep it.
 CREATE TABLE tenant_turn (
-    lane INTEGER NOT NULL,              -- with the tenant
-    rank INTEGER NOT NULL,
-    main_lane INTEGER NOT NULL,         -- without it
-    queue TEXT NOT NULL,
     tenant INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
+    main_lane INTEGER NOT NULL,         -- the lane of the jobs without the tenant
+    queue TEXT NOT NULL,
     virtual_time INTEGER NOT NULL,      -- as in `tenant_share`
     due INTEGER NOT NULL,
     seq INTEGER NOT NULL,
-    PRIMARY KEY (lane, rank)
+    PRIMARY KEY (tenant, rank, main_lane)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenant_turn_order ON tenant_turn (main_lane, rank, virtual_time, due, seq);
-CREATE INDEX tenant_turn_tenant ON tenant_turn (tenant, rank, queue);
--- What leased jobs were charged.
-CREATE TABLE lease_charge (
-    seq INTEGER PRIMARY KEY,
-    queue TEXT NOT NULL,
-    rank INTEGER NOT NULL,
-    tenant INTEGER NOT NULL,
-    charge INTEGER NOT NULL,
-    leased_at INTEGER NOT NULL
-) STRICT;
-CREATE INDEX lease_charge_tenant ON lease_charge (queue, rank, tenant);
 -- A tenant whose group was empty begins at the floor, in all groups of its queue and priority.
 CREATE TRIGGER ready_added AFTER INSERT ON ready WHEN NEW.lane > 1048575 BEGIN
     INSERT INTO tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
     SELECT l.queue, NEW.rank, NEW.lane >> 20, coalesce(f.floor, 0), 0, 0
     FROM lane AS l LEFT JOIN tenant_floor AS f ON f.queue = l.queue AND f.rank = NEW.rank
-    WHERE l.id = NEW.lane & 1048575
-        AND NOT EXISTS (SELECT 1 FROM tenant_turn AS t WHERE t.lane = NEW.lane AND t.rank = NEW.rank)
+    WHERE l.id = NEW.lane & 1048575 AND NOT EXISTS (
+        SELECT 1 FROM tenant_turn AS t
+        WHERE t.tenant = NEW.lane >> 20 AND t.rank = NEW.rank AND t.main_lane = NEW.lane & 1048575
+    )
     ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time
     WHERE excluded.virtual_time > virtual_time;
     UPDATE tenant_turn SET virtual_time = (
@@ -290,21 +282,24 @@ CREATE TRIGGER ready_added AFTER INSERT ON ready WHEN NEW.lane > 1048575 BEGIN
         WHERE s.queue = tenant_turn.queue AND s.rank = tenant_turn.rank AND s.tenant = tenant_turn.tenant
     )
     WHERE tenant = NEW.lane >> 20 AND rank = NEW.rank AND queue = (SELECT queue FROM lane WHERE id = NEW.lane & 1048575)
-        AND NOT EXISTS (SELECT 1 FROM tenant_turn AS t WHERE t.lane = NEW.lane AND t.rank = NEW.rank);
-    INSERT INTO tenant_turn (lane, rank, main_lane, queue, tenant, virtual_time, due, seq)
-    SELECT NEW.lane, NEW.rank, l.id, l.queue, s.tenant, s.virtual_time, NEW.due, NEW.seq
+        AND NOT EXISTS (
+            SELECT 1 FROM tenant_turn AS t
+            WHERE t.tenant = NEW.lane >> 20 AND t.rank = NEW.rank AND t.main_lane = NEW.lane & 1048575
+        );
+    INSERT INTO tenant_turn (tenant, rank, main_lane, queue, virtual_time, due, seq)
+    SELECT s.tenant, NEW.rank, l.id, l.queue, s.virtual_time, NEW.due, NEW.seq
     FROM lane AS l CROSS JOIN tenant_share AS s
     WHERE l.id = NEW.lane & 1048575 AND s.queue = l.queue AND s.rank = NEW.rank AND s.tenant = NEW.lane >> 20
-    ON CONFLICT (lane, rank) DO UPDATE SET due = excluded.due, seq = excluded.seq
+    ON CONFLICT (tenant, rank, main_lane) DO UPDATE SET due = excluded.due, seq = excluded.seq
     WHERE (excluded.due, excluded.seq) < (due, seq);
 END;
 CREATE TRIGGER ready_removed AFTER DELETE ON ready WHEN OLD.lane > 1048575 BEGIN
-    DELETE FROM tenant_turn WHERE lane = OLD.lane AND rank = OLD.rank
+    DELETE FROM tenant_turn WHERE tenant = OLD.lane >> 20 AND rank = OLD.rank AND main_lane = OLD.lane & 1048575
         AND NOT EXISTS (SELECT 1 FROM ready AS r WHERE r.lane = OLD.lane AND r.rank = OLD.rank);
     UPDATE tenant_turn SET (due, seq) = (
         SELECT r.due, r.seq FROM ready AS r WHERE r.lane = OLD.lane AND r.rank = OLD.rank ORDER BY r.due, r.seq LIMIT 1
     )
-    WHERE lane = OLD.lane AND rank = OLD.rank AND seq = OLD.seq;
+    WHERE tenant = OLD.lane >> 20 AND rank = OLD.rank AND main_lane = OLD.lane & 1048575 AND seq = OLD.seq;
 END;
 -- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (

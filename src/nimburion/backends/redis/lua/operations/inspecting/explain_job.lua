@@ -63,7 +63,7 @@ end
 
 local function describe_turn(tenant)
   local share = get_share(get_class(lane.queue, get_rank(body)), tenant)
-  local group = share[SHARE_GROUPS][lane.number]
+  local group = get_groups(share)[lane.number]
   local place = due8 .. field
   if not group or not redis.call('ZSCORE', tenant_job_key, group[GROUP_BEFORE_PLACE] .. place) then
     return {}

@@ -61,7 +61,7 @@ end
 table.sort(first, is_listed_before)
 for _, found in ipairs(first) do
   local class, waiting = get_class(found.queue, string.char(found.rank)), 0
-  for _, group in pairs(read_share(class, found.tenant, found.record)[SHARE_GROUPS]) do
+  for _, group in pairs(get_groups(read_share(class, found.tenant, found.record))) do
     waiting = waiting + redis.call('ZLEXCOUNT', tenant_job_key, get_range_after(group, ''))
   end
   push_pair(rows, found.tenant, found.queue)
