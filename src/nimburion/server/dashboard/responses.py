@@ -153,8 +153,8 @@ class PageVisit:
         Nobody waits long for the first byte: where values are not read in time, the page comes
         without them, and asks for them by itself.
         """
-        may_wait = refill is not None or self._page.interval is None
-        readings = self._make_readings(FOR_DATA if may_wait else self._services.page_policy)
+        policy = self._services.page_policy if refill is None else FOR_DATA
+        readings = self._make_readings(policy)
         shown: msgspec.Struct | None
         try:
             shown = await self._read(readings)
@@ -162,7 +162,7 @@ class PageVisit:
             shown = None
         if refill is not None:
             shown = refill(shown)
-        nonce = make_nonce()
+        nonce, is_live = make_nonce(), self._page.interval is not None
         values = {
             **self._make_values(shown, readings),
             "pending": shown is None,
@@ -171,7 +171,8 @@ class PageVisit:
             "notice_kind": kind,
             "section": self._page.section,
             "sections": SECTIONS,
-            "live_url": None if self._page.interval is None else self._make_live_url(),
+            "live_url": self._make_live_url() if is_live or shown is None else None,
+            "is_live": is_live,
             "poll_seconds": self._choose_poll_seconds(),
             "data_url": self._make_live_url(),
             "tables": self._page.tables,

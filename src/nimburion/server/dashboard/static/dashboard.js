@@ -167,6 +167,10 @@
     // htmx may have looked at the page before its extension for streams had arrived.
     if (!live._htmx) htmx.process(live);
     heardAt = Date.now();
+    if (!polls && !live.hasAttribute("hx-sse:connect")) {
+      poll(); // the page is not live: only its values are missing
+      return;
+    }
     setInterval(watch, 1000);
     if ("pending" in live.dataset) poll(); // the page came before its values, also if it is paused
     else if (!isPaused()) openStream();
