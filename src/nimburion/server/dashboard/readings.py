@@ -30,6 +30,10 @@ UPDATE_AGE = 0.9
 """The usual maximum age of a value: a bit less than the interval of live updates, so that each
 update reads.
 """
+SIDE_AGE = 4.0
+"""The maximum age of values that many pages show beside others: so the first reads stay within the
+budget of live updates.
+"""
 READ_TIMEOUT = 2.0
 """Seconds after which a read counts as failed. The page then shows the last values."""
 TIMEOUT_FACTOR = 5.0
@@ -424,11 +428,11 @@ class PageReadings:
         self.precision = "about"
         return fill_up_counts(counted, last)
 
-    async def list_sessions(self, max_age: float = 2.0) -> list[SessionInfo]:
+    async def list_sessions(self, max_age: float = SIDE_AGE) -> list[SessionInfo]:
         """Return the sessions of all workers."""
         return await self.read("sessions", self.backend.list_sessions, max_age)
 
-    async def list_limits(self, max_age: float = 2.0) -> list[LimitInfo]:
+    async def list_limits(self, max_age: float = SIDE_AGE) -> list[LimitInfo]:
         """Return all concurrency limits."""
         return await self.read("limits", self.backend.list_limits, max_age)
 

@@ -16,6 +16,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.readings import UPDATE_AGE
 
 MAX_LIMITS = 200
 
@@ -68,7 +69,7 @@ class LimitsData(msgspec.Struct, frozen=True, kw_only=True):
 async def read_limits(request: PageRequest[NoQuery]) -> LimitsData:
     """Read all limits with their holders, and the waiting jobs of their names."""
     readings = request.readings
-    limits = await readings.list_limits()
+    limits = await readings.list_limits(UPDATE_AGE)
     rates = await readings.read("rates", readings.backend.list_rates, 2.0)
     keyed = await readings.read("keyed-limits", readings.backend.list_keyed_limits, 5.0)
     changes = await readings.read("limit-changes", readings.backend.list_limit_changes, 0.5)

@@ -17,6 +17,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
+from nimburion.server.dashboard.readings import UPDATE_AGE
 
 MAX_WORKERS = 500
 """The maximum number of workers that the page shows; those with problems come first."""
@@ -79,7 +80,7 @@ class WorkersData(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_workers(request: PageRequest[NoQuery]) -> WorkersData:
     """Read all sessions."""
-    sessions = await request.readings.list_sessions()
+    sessions = await request.readings.list_sessions(UPDATE_AGE)
     lag_limit = request.services.config.jobs.loop_lag_limit
     rows = sorted(
         (_make_row(session, lag_limit) for session in sessions),
