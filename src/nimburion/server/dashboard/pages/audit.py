@@ -39,7 +39,7 @@ async def read_audit(request: PageRequest[AuditQuery]) -> AuditData:
     async def read() -> AuditPage:
         return await backend.list_audit(limit=PAGE_SIZE, after=after)
 
-    page = await request.readings.read(f"audit {after}", read, 2.0)
+    page = await request.readings.read(f"audit {after}", read)
     rows = [AuditRow(record=record, link=find_link(record)) for record in page.records]
     return AuditData(records=rows, next=page.next)
 
@@ -66,5 +66,4 @@ AUDIT = DashboardPage(
     template="audit.html",
     tables=("records",),
     query=AuditQuery,
-    interval=2.0,
 )

@@ -16,7 +16,7 @@ from nimburion.server.dashboard.page import (
     PageRequest,
     find_operation,
 )
-from nimburion.server.dashboard.readings import UPDATE_AGE
+from nimburion.server.dashboard.readings import SIDE_AGE, UPDATE_AGE
 
 MAX_LIMITS = 200
 
@@ -70,12 +70,12 @@ async def read_limits(request: PageRequest[NoQuery]) -> LimitsData:
     """Read all limits with their holders, and the waiting jobs of their names."""
     readings = request.readings
     limits = await readings.list_limits(UPDATE_AGE)
-    rates = await readings.read("rates", readings.backend.list_rates, 2.0)
+    rates = await readings.read("rates", readings.backend.list_rates, SIDE_AGE)
     keyed = await readings.read("keyed-limits", readings.backend.list_keyed_limits, 5.0)
-    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, 0.5)
+    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, SIDE_AGE)
     changed = {change.name: change for change in changes if change.key is None}
     waiting: dict[str, int] = {}
-    for queue in await readings.list_queues():
+    for queue in await readings.list_queues(SIDE_AGE):
         for name, count in queue.names.items():
             waiting[name] = waiting.get(name, 0) + count
     rows = [
@@ -123,7 +123,6 @@ LIMITS = DashboardPage(
     read=read_limits,
     template="limits.html",
     tables=("limits", "rates", "keyed"),
-    interval=2.0,
 )
 
 ACTIONS = (

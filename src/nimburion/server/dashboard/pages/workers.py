@@ -202,7 +202,6 @@ WORKERS = DashboardPage(
     read=read_workers,
     template="workers.html",
     tables=("workers",),
-    interval=2.0,
 )
 
 _COMMAND = find_operation(worker_operations.OPERATIONS, "command_worker")

@@ -61,7 +61,7 @@ async def read_running(request: PageRequest[NoQuery]) -> RunningData:
     """Read the jobs that are processing, their workers, and the usual times of their names."""
     readings, backend = request.readings, request.readings.backend
     which = JobFilter(states=frozenset({State.PROCESSING}))
-    page = await readings.read("running", lambda: backend.list_jobs(which, limit=MAX_RUNNING), 2.0)
+    page = await readings.read("running", lambda: backend.list_jobs(which, limit=MAX_RUNNING))
     sessions = {session.id: session for session in await readings.list_sessions()}
     usual = await _read_usual_times(readings)
     processor = request.services.processor
@@ -135,7 +135,6 @@ RUNNING = DashboardPage(
     read=read_running,
     template="jobs/running.html",
     tables=("jobs",),
-    interval=2.0,
 )
 
 ACTIONS = (
