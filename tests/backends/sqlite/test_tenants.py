@@ -1,16 +1,20 @@
-"""What an exchange reads of the turns of tenants on SQLite."""
+"""What an exchange reads of the turns of tenants on SQLite, and how tenants are forgotten."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.tenants import TurnLane, TurnRow
+from nimburion.backends.sqlite.tenants import MAX_FORGOTTEN, TurnLane, TurnRow
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.operations import Retention
 from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
 
 
 async def test_turns_of_a_name_at_its_limit_are_not_read(
@@ -36,3 +40,23 @@ async def test_turns_of_a_name_at_its_limit_are_not_read(
     assert len(reply.deliveries) == 5
     assert len(rows) <= 20
     await backend.close()
+
+
+async def test_idle_tenants_are_forgotten_in_steps(tmp_path: Path) -> None:
+    path, tenants = tmp_path / "jobs.db", MAX_FORGOTTEN + 200
+    backend = SQLiteBackend(path)
+    await backend.open()
+    await backend.enqueue(
+        [NewJob(f"{n}", "n", "q", b"{}", options=JobOptions(tenant=f"{n}")) for n in range(tenants)]
+    )
+    await backend.open_session(Session(id="5" * 32, ttl=60.0, names=("n",)))
+    reply = await backend.exchange("5" * 32, 1, [], ReserveRequest(tenants, (Lane("q", "n"),)))
+    completed = [Completed(delivery.lease) for delivery in reply.deliveries]
+    await backend.exchange("5" * 32, 2, completed, ReserveRequest(1, (Lane("q", "n"),)))
+    left = []
+    with closing(sqlite3.connect(path)) as connection:
+        for _ in range(2):
+            await backend.prune(Retention(), 1_000)
+            left += connection.execute("SELECT count(*) FROM tenant_share").fetchone()
+    await backend.close()
+    assert left == [200, 0]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _FIRST_JOBS = 2
 """Further jobs of a group that are read when its first job was taken. It doubles each time."""
+MAX_FORGOTTEN = 1_000
+"""The most shares of tenants that one call forgets."""
 _BEFORE_ALL = -(2**63)
 _UNKNOWN = (_BEFORE_ALL, _BEFORE_ALL)
 """Due time and seq of a first job that was not read."""
@@ -382,10 +384,10 @@ def set_tenant_weight(db: Database, tenant: str, weight: float | None) -> None:
 
 
 def forget_tenants(db: Database) -> None:
-    """Forget tenants without waiting and leased jobs that are not ahead of the others, and queues
-    and priorities without such jobs.
+    """Forget tenants without waiting and leased jobs that are not ahead of the others, some in each
+    call, and queues and priorities without such jobs.
     """
-    db.run("delete_idle_shares")
+    db.run("delete_idle_shares", MAX_FORGOTTEN)
     db.run("delete_idle_floors")
 
 

@@ -178,18 +178,23 @@ CROSS JOIN tenant AS n ON n.id = t.tenant
 WHERE j.seq = ?1;
 
 -- name: delete_idle_shares
--- Delete the shares of tenants that have no waiting and no leased jobs: of those that are not ahead of the floor, and of all
+-- Delete shares of tenants that have no waiting and no leased jobs: of those that are not ahead of the floor, and of all
 -- where no tenant of the queue and priority has such jobs.
+-- Inputs: ?1 the maximum number of shares
 WITH busy (queue, rank, tenant) AS MATERIALIZED (
     SELECT queue, rank, tenant FROM tenant_turn UNION
     SELECT n.queue, l.rank, l.lane >> 20 FROM lease AS l CROSS JOIN lane AS n ON n.id = l.lane & 1048575
     WHERE l.charge IS NOT NULL
 )
-DELETE FROM tenant_share WHERE (queue, rank) NOT IN (SELECT queue, rank FROM busy)
-    OR (queue, rank, tenant) NOT IN (SELECT queue, rank, tenant FROM busy)
-    AND virtual_time <= coalesce(
-        (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = tenant_share.queue AND f.rank = tenant_share.rank), 0
-    );
+DELETE FROM tenant_share WHERE (queue, rank, tenant) IN (
+    SELECT s.queue, s.rank, s.tenant FROM tenant_share AS s
+    WHERE (s.queue, s.rank) NOT IN (SELECT queue, rank FROM busy)
+        OR (s.queue, s.rank, s.tenant) NOT IN (SELECT queue, rank, tenant FROM busy)
+        AND s.virtual_time <= coalesce(
+            (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+        )
+    LIMIT ?1
+);
 
 -- name: delete_idle_floors
 -- Delete the floors of queues and priorities without shares.
