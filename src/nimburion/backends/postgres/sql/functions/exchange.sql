@@ -100,6 +100,7 @@ DECLARE
     queues_to_notify text[];
     has_turns bool := false;
     turn_lanes int4[];
+    has_more_turns bool := false;
     leased_count int4;
     leased record;
     ids int4[];
@@ -257,6 +258,7 @@ BEGIN
                     open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels
                 );
                 turn_lanes := planned.turn_lanes;
+                has_more_turns := planned.has_more;
                 PERFORM set_config('nimburion.moves_turns', 'on', true);
                 RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
                     planned.seqs, planned.dues, planned.lanes, planned.main_lanes, planned.shares, planned.charges, NULL);
@@ -328,7 +330,9 @@ BEGIN
             END IF;
         END IF;
         waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, session.has_limits, p_names);
-        IF has_turns OR NOT is_new THEN
+        IF has_more_turns THEN
+            waiting := ARRAY[1];
+        ELSIF has_turns OR NOT is_new THEN
             waiting := {schema}.add_waiting_turns_1(now, waiting, p_queues, p_names);
         END IF;
         IF returned_index IS NOT NULL AND returned_index <> ALL (coalesce(waiting, '{}')) THEN

@@ -367,13 +367,14 @@ END $$;
 -- Inputs: as for `plan_turns_1`
 -- Result: as of `plan_turns_1`; the caller leases the jobs (`claim_planned_jobs_1`) and then charges them (`charge_turns_1`)
 --   shares, starts, charges   for each job the share of its tenant, its start and its charge; NULL: it has no tenant
+--   has_more                  whether more jobs are known to wait in the only requested lane; NULL: unknown
 -- It reads few jobs of each tenant, and few tenants, until what it has not read comes after the first job of the queue that it
 -- does not take.
 CREATE OR REPLACE FUNCTION {schema}.plan_plain_turns_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[],
     p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
     OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT shares int4[], OUT starts int8[],
-    OUT charges int8[], OUT turn_lanes int4[]
+    OUT charges int8[], OUT turn_lanes int4[], OUT has_more bool
 ) LANGUAGE plpgsql AS $$
 DECLARE
     chunks int4[] := array_fill(p_total + 1, ARRAY[coalesce(cardinality(p_ids), 0)]);
@@ -398,6 +399,7 @@ BEGIN
             starts := first_turns.starts;
             charges := first_turns.charges;
             turn_lanes := first_turns.lanes;
+            has_more := true;
             RETURN;
         END IF;
     END IF;
