@@ -127,7 +127,7 @@ FAIRNESS_MUTANTS = (
         "backends/sqlite/tenants.py",
         "if $time != virtual_time or first_seq != seq or first_due != due:",
         "if first_seq != seq or first_due != due:",
-        (f"{SQLITE}test_tenants_take_turns_within_one_exchange",),
+        (f"{SQLITE}test_the_names_of_a_queue_share_the_turns",),
     ),
     Mutant(
         "SQLite: a lease that ends does not move the turn of its tenant",
