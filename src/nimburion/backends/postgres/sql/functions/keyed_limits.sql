@@ -740,6 +740,8 @@ BEGIN
         ) c
         WHERE u.limit_name = c.limit_name AND u.key = c.key AND EXISTS (
             SELECT FROM {schema}.parked p WHERE p.limit_name = c.limit_name AND p.key = c.key
+                -- a job that this exchange parked for a maximum waits for no rate
+                AND (u.opens_at IS NOT NULL OR p.xmin <> CAST(pg_current_xact_id() AS xid))
         );
     END IF;
 END $$;
