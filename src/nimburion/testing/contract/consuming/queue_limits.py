@@ -137,12 +137,12 @@ class QueueLimits:
         await harness.add("3", name="post", queue="red")
         first = await open_worker(harness, None)
         await change(harness, 1)
+        (limit,) = await harness.backend.list_keyed_limits()
+        assert limit.jobs == {name: KeyedLimit(concurrency=1) for name in ("mail", "post")}
         second = await open_worker(harness, None)
         (only,) = await first.take(9)
         assert await second.take(9) == []
         assert await harness.backend.list_limits() == []
-        (limit,) = await harness.backend.list_keyed_limits()
-        assert limit.jobs == {name: KeyedLimit(concurrency=1) for name in ("mail", "post")}
         await harness.backend.reset_limit(RED)
         assert await harness.backend.list_keyed_limits(name="unknown") == []
         assert ids(await second.take(9)) == ["2", "3"]
