@@ -130,3 +130,11 @@ def test_an_unknown_zone_names_a_near_one(name: str, hint: str) -> None:
     with pytest.raises(DefinitionError, match="there is no time zone") as caught:
         find_zone(name)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Apia", "America/St_Johns"])
+def test_there_is_no_tick_at_the_end_of_the_last_year(zone: str) -> None:
+    trigger = parse_trigger("*/5 * * * *", ZoneInfo(zone))
+    start = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+    assert Timetable(trigger, start).next_after(0) is None
+    assert Timetable(trigger, start - 3 * 86_400).next_after(0) == start + 1 - 3 * 86_400

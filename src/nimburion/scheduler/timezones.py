@@ -18,11 +18,15 @@ _MAX_OFFSET_CHANGE = 25 * 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCAL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 (of times on the wall)
 _SECOND = timedelta(seconds=1)
+_LAST = (datetime(9999, 12, 29, tzinfo=UTC) - _EPOCH) // _SECOND
+"""Python has no local times after the year 9999, and two days are needed to find a tick."""
 
 
 def find_next_instant(expression: CronExpression, zone: ZoneInfo, after: int) -> int | None:
     """Return the first epoch second after `after` at which the expression matches in `zone`;
-    None if there is none."""
+    None if there is none before 9999-12-29."""
+    if after >= _LAST:
+        return None
     now = datetime.fromtimestamp(after, zone)
     local = expression.next_after(now.replace(tzinfo=None))
     if local is None:
