@@ -79,15 +79,15 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "a new schedule makes up for the past",
         "scheduler/*.py",
-        "max($record.$last_tick or 0.0, self.$spec.$since)",
-        "max($record.$last_tick or 0.0, self.$spec.$since - 3600)",
+        "max($record.$last_tick or 0.0, self.$spec.$since, self.$passed_over)",
+        "max($record.$last_tick or 0.0, self.$spec.$since - 3600, self.$passed_over)",
         (f"{SCHEDULER}test_a_new_schedule_makes_up_for_nothing", *ON_MEMORY),
     ),
     Mutant(
         "a changed schedule replays",
         "scheduler/*.py",
-        "max($record.$last_tick or 0.0, self.$spec.$since)",
-        "$record.$last_tick or self.$spec.$since",
+        "max($record.$last_tick or 0.0, self.$spec.$since, self.$passed_over)",
+        "max($record.$last_tick or self.$spec.$since, self.$passed_over)",
         (f"{SCHEDULER}test_a_changed_schedule_replays_nothing", *ON_MEMORY),
     ),
     Mutant(

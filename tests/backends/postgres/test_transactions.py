@@ -182,6 +182,20 @@ async def test_a_job_that_waits_for_more_starts_after_the_commit(
     assert seen == [b"3"]
 
 
+async def test_a_worker_that_runs_until_empty_waits_for_no_transaction(
+    processor: Processor, connection: asyncpg.Connection
+) -> None:
+    processor.register("n", lambda _, __: None)
+    options: dict[str, Any] = {"unique_key": "k", "unique_while": "waiting"}
+    first = await processor.enqueue_raw("n", b"1", **options)
+    async with connection.transaction():
+        await processor.enqueue_raw(
+            "n", b"2", connection=connection, on_duplicate="existing", **options
+        )
+        await asyncio.wait_for(processor.run(signals=False, until_empty=True), DEADLINE)
+    assert (await processor.get_status(first)).state is State.PENDING
+
+
 @pytest.mark.parametrize("level", ["read_committed", "repeatable_read", "serializable"])
 async def test_any_isolation_will_do(
     backend: PostgresBackend, connection: asyncpg.Connection, level: Any

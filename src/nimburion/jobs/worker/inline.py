@@ -32,6 +32,7 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
 )
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
+from nimburion.jobs.worker.exchange.request_maker import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.session.session import make_session
 
@@ -95,10 +96,7 @@ class InlineRunner:
         await self._backend.promote(_MAX_ROWS)
         rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
         await self._report_dead(rescued.failed)
-        reply = await self._exchange([], self._make_request())
-        while reply.waiting and not reply.deliveries:
-            # The exchange parked as many jobs as it may; the next one looks behind them.
-            reply = await self._exchange([], self._make_request())
+        reply = await self._request_job()
         if not reply.deliveries:
             self._next_due = reply.next_due
             await self._check_names(reply)
@@ -107,6 +105,17 @@ class InlineRunner:
         deliveries = [first, *await self._reserve_rest_of_batch(first)]
         await self._run(deliveries)
         return len(deliveries)
+
+    async def _request_job(self) -> Reply:
+        """Make exchanges until one delivers a job, or says that none waits.
+
+        An exchange that parks as many jobs as it may does neither; the next looks behind them.
+        """
+        for _ in range(MAX_EMPTY_REPLIES - 1):
+            reply = await self._exchange([], self._make_request())
+            if reply.deliveries or not reply.waiting:
+                return reply
+        return await self._exchange([], self._make_request())
 
     async def _reserve_rest_of_batch(self, first: Delivery) -> list[Delivery]:
         handler = self._registry.get(first.name)

@@ -403,8 +403,8 @@ class Worker:
         """
         if not request.total or reply.deliveries or not self._slots.are_empty:
             return
-        all_stored = self.session.completer.all_stored
-        if all_stored and self.lanes.covers_all_lanes(request) and not reply.waiting:
+        saw_all = self.lanes.covers_all_lanes(request) and not self._requests.expects_jobs
+        if saw_all and self.session.completer.all_stored:
             self.finish()
         else:
             self._trigger.note_possible_work()

@@ -10,6 +10,13 @@ from nimburion.jobs.worker.exchange.prefetch import MAX_REQUESTED
 from nimburion.jobs.worker.exchange.slots import Slots
 from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 
+MAX_EMPTY_REPLIES = 100
+"""The most exchanges in a row that look for a job because the last reply named lanes, but no job.
+
+An exchange that parks as many jobs as it may has such a reply, and so has one that meets a job
+which the open transaction of a caller holds. The first ends soon; the second may last.
+"""
+
 
 class RequestMaker:
     """Makes the requests of one worker: for jobs of all lanes, or for the jobs of one batch.
@@ -19,6 +26,7 @@ class RequestMaker:
     """
 
     __slots__ = (
+        "_empty_replies",
         "_had_members",
         "_lanes",
         "_long_poll",
@@ -26,6 +34,7 @@ class RequestMaker:
         "_slots",
         "_trigger",
         "_wakeups",
+        "expects_jobs",
         "fills_batch",
     )
 
@@ -47,6 +56,10 @@ class RequestMaker:
         self._may_wait = may_wait
         self.fills_batch: bool = False
         """Whether the last request was for jobs of one batch only."""
+        self.expects_jobs: bool = False
+        """Whether the next exchange may find a job in the lanes that the last reply named."""
+        self._empty_replies = 0
+        """The number of replies in a row that named lanes, but had no job."""
         self._had_members = False
         """Whether the last reply for all lanes had jobs for a batch: not many more fit."""
 
@@ -116,11 +129,15 @@ class RequestMaker:
 
     def note_reply(self, reply: Reply, request: ReserveRequest) -> None:
         """Note of which lanes and batches the backend holds more jobs."""
+        if request.total:
+            is_empty = bool(reply.waiting) and not reply.deliveries
+            self._empty_replies = self._empty_replies + 1 if is_empty else 0
+            self.expects_jobs = bool(reply.waiting) and self._empty_replies < MAX_EMPTY_REPLIES
         if self._slots.batches is not None and request.total:
             self._note_batches(self._slots.batches, reply)
         if not self.fills_batch:
             if request.total:
-                self._trigger.lanes_not_empty = bool(reply.waiting)
+                self._trigger.lanes_not_empty = self.expects_jobs
                 self._lanes.note_non_empty(reply.waiting)
             self._wakeups.note_reply(reply, found=bool(reply.deliveries))
 
