@@ -36,12 +36,12 @@ def options(command: click.Command) -> set[str]:
 
 
 def test_every_command_is_on_the_page() -> None:
-    documented = re.findall(r"^\| `nimburion ([a-z ]+?)(?: [A-Z].*?)?` \|", PAGE, re.MULTILINE)
+    documented = re.findall(r"^\| `nimburion ([a-z -]+?)(?: [A-Z].*?)?` \|", PAGE, re.MULTILINE)
     assert documented == [name for name, _ in commands()]
 
 
 def test_every_option_is_on_the_page() -> None:
-    documented = re.findall(r"^\| `([a-z ]+)` \| `(--[a-z-]+)", PAGE, re.MULTILINE)
+    documented = re.findall(r"^\| `([a-z -]+)` \| `(--[a-z-]+)", PAGE, re.MULTILINE)
     real = [(name, option) for name, one in commands() for option in options(one) - SHARED]
     assert sorted(documented) == sorted(real)
 

@@ -98,6 +98,7 @@ DECLARE
     returned_index int4;
     planned record;
     queues_to_notify text[];
+    open_names text[] := p_names;
     has_turns bool := false;
     turn_lanes int4[];
     has_more_turns bool := false;
@@ -128,7 +129,7 @@ BEGIN
         pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
         EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
         EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key)
-            OR EXISTS (SELECT FROM {schema}.changed_limit) AS has_keys,
+            OR EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) AS has_keys,
         EXISTS (SELECT FROM {schema}.tenant_turn)
             OR EXISTS (SELECT FROM {schema}.lease l WHERE l.share IS NOT NULL) AS has_tenants,
         EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
@@ -192,7 +193,10 @@ BEGIN
         END IF;
         IF session.has_keys THEN
             PERFORM {schema}.unpark_open_1(now, p_names);
-            queues_to_notify := queues_to_notify || {schema}.unpark_changed_1(now);
+            IF EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) THEN
+                queues_to_notify := queues_to_notify || {schema}.unpark_changed_1(now);
+                open_names := {schema}.exclude_changing_1(p_queues, p_names);
+            END IF;
         END IF;
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
@@ -240,7 +244,7 @@ BEGIN
         waiting := CASE WHEN head_dues[1] IS NOT NULL THEN ARRAY[request_index] END;
     ELSIF cardinality(p_queues) > 0 OR NOT is_new THEN
         open_lanes := {schema}.find_open_lanes_1(
-            now, p_queues, p_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
+            now, p_queues, open_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
         ids := open_lanes.ids;
         head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
         IF NOT is_new THEN
@@ -271,7 +275,7 @@ BEGIN
             ELSIF has_turns THEN
                 SELECT * INTO planned FROM {schema}.plan_turns_1(
                     p_total, now, session.number, p_number, p_nonce, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes,
-                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels,
+                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, open_names, p_levels,
                     locked_names, p_caps, CASE WHEN check_sizes THEN p_max_bytes END
                 );
                 returned_index := planned.returned;
@@ -282,7 +286,7 @@ BEGIN
             ELSIF session.has_keys THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
-                    open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps
+                    open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, open_names, p_caps
                 );
                 returned_index := planned.returned;
                 RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
@@ -338,11 +342,17 @@ BEGIN
         IF returned_index IS NOT NULL AND returned_index <> ALL (coalesce(waiting, '{}')) THEN
             waiting := waiting || returned_index;
         END IF;
+        IF array_position(open_names, NULL) IS NOT NULL THEN  -- more jobs come there
+            waiting := ARRAY(
+                SELECT place FROM unnest(waiting) place UNION
+                SELECT CAST(r.place AS int4) FROM unnest(open_names) WITH ORDINALITY r (name, place) WHERE r.name IS NULL
+            );
+        END IF;
     END IF;
     IF session.has_keys THEN
         next_due := LEAST(next_due, (
             SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now ORDER BY u.opens_at LIMIT 1
-        ), CASE WHEN EXISTS (SELECT FROM {schema}.changed_limit) THEN now END);
+        ), CASE WHEN EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) THEN now END);
     END IF;
     IF session.has_limits THEN
         next_due := LEAST(next_due, {schema}.find_next_opening_1(

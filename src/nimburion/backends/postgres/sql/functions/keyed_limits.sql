@@ -145,16 +145,88 @@ BEGIN
 END $$;
 
 -- name: unpark_changed
--- Return parked jobs of names whose limits changed to `ready`, up to MAX_RETURNED in core/keyed_limits.py. The jobs of a
--- key return in their order, so the first of them are never passed over.
+-- Return parked jobs to `ready` after limits changed, up to MAX_RETURNED in core/keyed_limits.py.
 -- Inputs: the time
 -- Result: the queues to notify
--- Locks: the row of the changed limit, if no other transaction has locked it; then rows of `parked`. If one of these is
---   locked, the next call tries again.
 CREATE OR REPLACE FUNCTION {schema}.unpark_changed_1(p_now int8) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
     rest int4 := 1000;
+    returned record;
+    to_notify text[] := '{}';
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.changed_key) THEN
+        SELECT * INTO returned FROM {schema}.unpark_changed_keys_1(p_now, rest);
+        rest := rest - returned.moved;
+        to_notify := returned.to_notify;
+    END IF;
+    IF rest > 0 THEN
+        to_notify := to_notify || {schema}.unpark_changed_limits_1(p_now, rest);
+    END IF;
+    RETURN to_notify;
+END $$;
+
+-- name: unpark_changed_keys
+-- Return parked jobs of keys whose maximum changed to `ready`, in their order.
+-- Inputs: the time; the maximum number of jobs
+-- Result: the number of jobs; the queues to notify
+-- Locks: the rows of the changed keys, except those that another transaction has locked; then rows of `parked`. If one of
+--   these is locked, the next call tries again.
+CREATE OR REPLACE FUNCTION {schema}.unpark_changed_keys_1(p_now int8, p_most int4, OUT moved int4, OUT to_notify text[])
+LANGUAGE plpgsql AS $$
+DECLARE
+    changed {schema}.changed_key;
+    seqs int8[];
+    moved_here int4;
+BEGIN
+    moved := 0;
+    to_notify := '{}';
+    FOR changed IN SELECT * FROM {schema}.changed_key c ORDER BY c.limit_name, c.key, c.queue, c.name FOR UPDATE SKIP LOCKED LOOP
+        EXIT WHEN moved >= p_most;
+        seqs := ARRAY(
+            SELECT p.seq FROM {schema}.parked p
+            WHERE p.limit_name = changed.limit_name AND p.key = changed.key AND p.queue = changed.queue AND p.name = changed.name
+            ORDER BY p.rank, p.due, p.seq LIMIT LEAST(changed.number, p_most - moved)
+        );
+        moved_here := {schema}.unpark_seqs_1(p_now, seqs);
+        IF moved_here > 0 THEN
+            to_notify := to_notify || changed.queue;
+        END IF;
+        moved := moved + moved_here;
+        IF moved_here < changed.number AND (moved >= p_most OR moved_here < cardinality(seqs)) THEN
+            UPDATE {schema}.changed_key c SET number = c.number - moved_here
+            WHERE c.limit_name = changed.limit_name AND c.key = changed.key AND c.queue = changed.queue AND c.name = changed.name;
+        ELSE
+            DELETE FROM {schema}.changed_key c
+            WHERE c.limit_name = changed.limit_name AND c.key = changed.key AND c.queue = changed.queue AND c.name = changed.name;
+        END IF;
+    END LOOP;
+END $$;
+
+-- name: exclude_changing
+-- Leave out the requested lanes to which parked jobs still return after limits changed. Nothing is reserved from them
+-- meanwhile, so that no job overtakes a parked one.
+-- Inputs: queues and names of the requested lanes
+-- Result: the names, with NULL in the place of a lane that is left out
+CREATE OR REPLACE FUNCTION {schema}.exclude_changing_1(p_queues text[], p_names text[]) RETURNS text[]
+LANGUAGE sql STABLE AS $$
+    SELECT array_agg(CASE WHEN NOT EXISTS (SELECT FROM {schema}.changed_limit c WHERE c.job_name = r.name)
+            AND NOT EXISTS (SELECT FROM {schema}.changed_key c WHERE c.queue = r.queue AND c.name = r.name)
+        THEN r.name END ORDER BY r.place)
+    FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
+$$;
+
+-- name: unpark_changed_limits
+-- Return parked jobs of names whose limits changed to `ready`. The jobs of a key return in their order, so the first of
+-- them are never passed over.
+-- Inputs: the time; the maximum number of jobs
+-- Result: the queues to notify
+-- Locks: the row of the changed limit, if no other transaction has locked it; then rows of `parked`. If one of these is
+--   locked, the next call tries again.
+CREATE OR REPLACE FUNCTION {schema}.unpark_changed_limits_1(p_now int8, p_most int4) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    rest int4 := p_most;
     changed {schema}.changed_limit;
     place {schema}.parked;
     seqs int8[];

@@ -462,6 +462,8 @@ BEGIN
         WHERE u.limit_name = p_name AND u.key = p_key;
         most := GREATEST(most, after.concurrency, CASE WHEN after.concurrency IS NULL THEN own.concurrency END);
     END LOOP;
-    PERFORM {schema}.unpark_1(p_now, p_name, p_key, g.queue, g.name, most)
-    FROM (SELECT DISTINCT p.queue, p.name FROM {schema}.parked p WHERE p.limit_name = p_name AND p.key = p_key) g;
+    INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
+    SELECT DISTINCT p_name, p_key, p.queue, p.name, most FROM {schema}.parked p WHERE p.limit_name = p_name AND p.key = p_key
+    ON CONFLICT (limit_name, key, queue, name) DO UPDATE SET number = excluded.number;
+    PERFORM {schema}.unpark_changed_1(p_now);
 END $$;

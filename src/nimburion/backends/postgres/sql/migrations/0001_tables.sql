@@ -342,6 +342,15 @@ CREATE TABLE {schema}.changed_limit (
     seq int8 NOT NULL DEFAULT 0,
     PRIMARY KEY (job_name, limit_name)
 );
+-- Keys whose maximum changed, and how many of the jobs that are parked for them still return to `ready`.
+CREATE TABLE {schema}.changed_key (
+    limit_name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    number int4 NOT NULL,
+    PRIMARY KEY (limit_name, key, queue, name)
+);
 -- The share of a tenant among the tenants of a queue, at one job priority: see core/fairness.py.
 CREATE TABLE {schema}.tenant_share (
     share int4 PRIMARY KEY,             -- lane.share
