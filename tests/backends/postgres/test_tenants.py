@@ -109,8 +109,9 @@ async def test_a_job_that_comes_while_a_turn_is_removed_keeps_it(
         " PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;"
         "CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.tenant_turn"
         " EXECUTE FUNCTION public.wait_for_test();"
-        "SELECT pg_advisory_lock(1)"
     )
+    await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
+    await connection.execute("SELECT pg_advisory_xact_lock(1)")
     try:
         taking = asyncio.create_task(taker.run(1, total=2))
         await wait_until(lambda: count_waiting(clean_postgres) == 1, "the exchange deletes the row")
@@ -120,8 +121,9 @@ async def test_a_job_that_comes_while_a_turn_is_removed_keeps_it(
             "the job is there, or its enqueue waits for the exchange",
         )
     finally:
+        await connection.execute("COMMIT")
         await connection.execute(
-            "SELECT pg_advisory_unlock(1); DROP TRIGGER wait_for_test ON nimburion.tenant_turn;"
+            "DROP TRIGGER wait_for_test ON nimburion.tenant_turn;"
             "DROP FUNCTION public.wait_for_test()"
         )
     async with asyncio.timeout(DEADLINE):
