@@ -24,7 +24,7 @@ async def start_work(context: BrowserContext, address: str, queue: str) -> tuple
     form, selection = await context.new_page(), await context.new_page()
     await form.goto(f"{address}/queues/{queue}")
     await form.locator("summary", has_text="Pause").click()
-    await form.get_by_label("Reason").fill("the CRM is down")
+    await form.get_by_role("textbox", name="Reason").fill("the CRM is down")
     await selection.goto(f"{address}/jobs?q=queue:{queue}")
     await selection.locator("#live .select").first.check()
     return form, selection
@@ -32,8 +32,8 @@ async def start_work(context: BrowserContext, address: str, queue: str) -> tuple
 
 async def check_work(form: Page, selection: Page) -> None:
     """Check that both are as they were left."""
-    await expect(form.get_by_label("Reason")).to_be_visible()
-    await expect(form.get_by_label("Reason")).to_have_value("the CRM is down")
+    await expect(form.get_by_role("textbox", name="Reason")).to_be_visible()
+    await expect(form.get_by_role("textbox", name="Reason")).to_have_value("the CRM is down")
     await expect(selection.locator("#live .select:checked")).to_have_count(1)
     await expect(selection.locator("form[data-selection] button").first).to_be_enabled()
 

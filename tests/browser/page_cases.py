@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from playwright.async_api import Browser, Page, expect
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.site import PAGES, SECTIONS
 from tests.browser.conftest import NARROW, Subject, Subjects
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 every_page = pytest.mark.parametrize("shown", PAGES, ids=lambda page: page.name)
@@ -55,6 +57,7 @@ async def test_a_page_is_accessible_in_both_themes_and_reflows(
     assert response
     assert response.status == 200
     await expect(page.locator("#as-of[title]")).to_be_visible()  # the script has run
+    await expect(page.locator("#live[data-pending]")).to_have_count(0)  # its values are there
     await page.evaluate((node_modules / "axe-core" / "axe.min.js").read_text(encoding="utf-8"))
     for theme, rules in RULES.items():
         await page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
@@ -65,6 +68,15 @@ async def test_a_page_is_accessible_in_both_themes_and_reflows(
     assert await find_overflow(page) <= 0
 
 
+async def get_with_values(client: httpx.AsyncClient, url: str) -> httpx.Response:
+    """Return the page as soon as the backend was read for it."""
+    mark = "&" if "?" in url else "?"
+    async with asyncio.timeout(DEADLINE):
+        while 'data-pending="yes"' in (answer := await client.get(url)).text:
+            await client.get(f"{url}{mark}format=fragment")  # which waits for the values
+    return answer
+
+
 async def test_the_html_is_valid_and_the_policy_has_no_bypass(
     subjects: Subjects, node_modules: Path
 ) -> None:
@@ -72,7 +84,7 @@ async def test_the_html_is_valid_and_the_policy_has_no_bypass(
     pages = []
     async with httpx.AsyncClient() as client:
         for shown in PAGES:
-            answer = await client.get(subject.find_url(shown))
+            answer = await get_with_values(client, subject.find_url(shown))
             pages.append(
                 {
                     "name": shown.name,
@@ -80,7 +92,7 @@ async def test_the_html_is_valid_and_the_policy_has_no_bypass(
                     "policy": answer.headers["Content-Security-Policy"],
                 }
             )
-        missing = await client.get(f"{subject.dashboard.address}/jobs/none")
+        missing = await get_with_values(client, f"{subject.dashboard.address}/jobs/none")
         assert missing.status_code == 404
         pages.append(
             {
