@@ -92,10 +92,10 @@ class WeightedShare:
     __slots__ = ("class_", "share", "tenant", "weight_units")
 
     def __init__(self, class_: ShareClass, row: ShareRow) -> None:
-        self.class_ = class_
-        self.tenant = row.tenant
-        self.share = TenantShare(row.virtual_time, row.mean_run_time, row.unmeasured)
-        self.weight_units = row.weight_units
+        self.class_: ShareClass = class_
+        self.tenant: int = row.tenant
+        self.share: TenantShare = TenantShare(row.virtual_time, row.mean_run_time, row.unmeasured)
+        self.weight_units: int = row.weight_units
 
 
 class TenantShares:
@@ -194,16 +194,16 @@ class TurnGroup:
     __slots__ = ("chunk", "jobs", "number", "place", "rank", "source", "weighted")
 
     def __init__(self, source: TurnLane, row: TurnRow, weighted: WeightedShare) -> None:
-        self.source = source
-        self.number = source.number + TENANT_UNIT * row.tenant
+        self.source: TurnLane = source
+        self.number: int = source.number + TENANT_UNIT * row.tenant
         """The lane with the tenant."""
-        self.rank = row.rank
-        self.weighted = weighted
-        self.place = (row.due, row.seq)
+        self.rank: int = row.rank
+        self.weighted: WeightedShare = weighted
+        self.place: tuple[int, int] = (row.due, row.seq)
         """The job up to which the group was read."""
-        self.jobs = [self.place]
+        self.jobs: list[tuple[int, int]] = [self.place]
         """Due times and seqs of the jobs that were read, the first one last."""
-        self.chunk = _FIRST_JOBS
+        self.chunk: int = _FIRST_JOBS
 
 
 class TenantJob(NamedTuple):
