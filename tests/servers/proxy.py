@@ -34,6 +34,8 @@ class Proxy:
         """How many were accepted so far."""
         self._server: asyncio.Server | None = None
         self._connections: set[ProxiedConnection] = set()
+        self._ended: list[ProxiedConnection] = []
+        """Their ends are closed, but may still wait to send what a client does not read."""
         self._limits: dict[Direction, int] = {}
         self._passable = asyncio.Event()
         self._passable.set()
@@ -59,6 +61,9 @@ class Proxy:
         tasks = [connection.task for connection in self._connections]
         self.cut()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._ended:
+            connection.reset()
+        await asyncio.sleep(0)  # the loop closes the sockets
 
     # --- what can go wrong ------------------------------------------------------------------------
 
@@ -128,6 +133,7 @@ class Proxy:
         finally:
             connection.close()
             self._connections.discard(connection)
+            self._ended.append(connection)
 
     async def _pump(
         self,

@@ -213,6 +213,30 @@ class KeyedLimits:
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         assert ids(await worker.take(9)) == ["x", "y", "a1"]
 
+    @pytest.mark.parametrize("tenant", [None, "t"])
+    async def test_a_job_that_passes_its_turn_on_hides_no_other(
+        self, harness: Harness, tenant: str | None
+    ) -> None:
+        """If the job whose turn it is now does not fit in the same exchange, its lane waits."""
+        both = {"a": KeyedLimit(concurrency=1), "b": KeyedLimit(concurrency=1)}
+        worker = await harness.worker(keyed={"mail": both})
+
+        async def enqueue(job_id: str, tenant: str | None = None, **keys: str) -> None:
+            options = JobOptions(tenant=tenant, limit_keys=keys)
+            await harness.enqueue(harness.job(job_id, options=options))
+
+        await enqueue("of-b", b="1")
+        (of_b,) = (await worker.exchange(want=worker.want(9))).deliveries
+        await enqueue("of-both", tenant, a="1", b="1")
+        assert await worker.take(9) == []
+        await enqueue("of-a", a="1")
+        assert ids(await worker.take(9)) == ["of-a"]
+        await enqueue("next-of-b", b="1")
+        assert await worker.take(9) == []
+        reply = await worker.exchange(Completed(of_b.lease), want=worker.want(9))
+        assert ids(reply.deliveries) == ["next-of-b"] or reply.waiting
+        assert ids([*reply.deliveries, *await worker.take(9)]) == ["next-of-b"]
+
     async def test_several_limits_of_one_job(self, harness: Harness) -> None:
         """A job starts when each of its keys has room. Its turn at the others passes on."""
         limits = {"mail": {"customer": KeyedLimit(1), "region": KeyedLimit(2)}}

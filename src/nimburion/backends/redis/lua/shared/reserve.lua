@@ -380,7 +380,12 @@ local function choose_jobs(lanes, request)
   return chosen
 end
 
--- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
+-- Return whether a lane holds jobs now.
+local function holds_jobs(number)
+  return #redis.call('ZRANGEBYLEX', ready_key, '[' .. number, range_end(number), 'LIMIT', 0, 1) > 0 or has_turns(number)
+end
+
+-- Return the indexes, in the request, of lanes that hold more jobs and are below their limit. A lane that got jobs back is read again.
 local function find_waiting_lanes(lanes)
   local found, any_turns = lanes.changing, redis.call('ZCARD', tenant_turn_key) > 0
   for _, lane in ipairs(lanes) do
@@ -388,7 +393,8 @@ local function find_waiting_lanes(lanes)
       break
     end
     local open = not lane.is_limited or lanes.capacities[lane.name] > 0
-    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1) or any_turns and has_turns(lane.number)) then
+    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1) or any_turns and has_turns(lane.number)
+      or has_returned and holds_jobs(lane.number)) then
       push(found, lane.place)
     end
   end
@@ -401,8 +407,7 @@ local function find_next_opening(rated)
   for i = 1, #rated, 2 do
     local number, rate = rated[i], get_rate(rated[i + 1])
     local opening = count_room(rate) == 0 and find_opening(rate)
-    if opening and (not first or opening < first)
-      and (#redis.call('ZRANGEBYLEX', ready_key, '[' .. number, range_end(number), 'LIMIT', 0, 1) > 0 or has_turns(number)) then
+    if opening and (not first or opening < first) and holds_jobs(number) then
       first = opening
     end
   end
