@@ -82,6 +82,7 @@ WHERE u.name = ?1 AND u.key = ?2 AND (u.valid_until IS NULL OR u.valid_until > ?
                     SELECT 1 FROM ready AS r
                     WHERE r.lane = j.lane AND r.rank = -j.priority AND r.due = j.due AND r.seq = j.seq
                 ) AND NOT EXISTS (SELECT 1 FROM scheduled AS d WHERE d.due = j.due AND d.seq = j.seq)
+                    AND NOT EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = j.seq)
                 THEN 'processing'
                 WHEN j.failures > 0 THEN 'retrying' WHEN j.due > ?3 THEN 'scheduled' ELSE 'pending'
             END

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
-from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.job import WAITING, JobOptions, NewJob, State
 from nimburion.core.keyed_limits import KeyedLimit, KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.rate_limits import RateLimit
@@ -236,6 +236,23 @@ class KeyedLimits:
         reply = await worker.exchange(Completed(of_b.lease), want=worker.want(9))
         assert ids(reply.deliveries) == ["next-of-b"] or reply.waiting
         assert ids([*reply.deliveries, *await worker.take(9)]) == ["next-of-b"]
+
+    async def test_a_parked_job_holds_its_unique_key(self, harness: Harness) -> None:
+        """Parked jobs wait, so they hold a key that counts while jobs wait."""
+        limits = {"mail": {"customer": KeyedLimit(1)}}
+        worker = await harness.worker(keyed=limits)
+        options = JobOptions(
+            limit_keys={"customer": "a"},
+            unique_key="k",
+            unique_while=WAITING,
+            on_duplicate="reject",
+        )
+        await harness.enqueue(make(harness, "1", customer="a"))
+        assert ids(await worker.take(9)) == ["1"]
+        await harness.enqueue(harness.job("2", options=options))
+        assert await worker.take(9) == []
+        (other,) = await harness.backend.enqueue([harness.job("3", options=options)])
+        assert (other.id, other.outcome) == ("2", "taken")
 
     async def test_several_limits_of_one_job(self, harness: Harness) -> None:
         """A job starts when each of its keys has room. Its turn at the others passes on."""
