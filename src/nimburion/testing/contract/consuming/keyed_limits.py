@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
-from nimburion.core.job import WAITING, JobOptions, NewJob, State
+from nimburion.core.job import WAITING, JobOptions, NewJob, State, sort_states
 from nimburion.core.keyed_limits import KeyedLimit, KeyUse
 from nimburion.core.lease import Lease
 from nimburion.core.rate_limits import RateLimit
@@ -244,8 +244,7 @@ class KeyedLimits:
         options = JobOptions(
             limit_keys={"customer": "a"},
             unique_key="k",
-            unique_while=WAITING,
-            on_duplicate="reject",
+            unique_while=sort_states(WAITING),
         )
         await harness.enqueue(make(harness, "1", customer="a"))
         assert ids(await worker.take(9)) == ["1"]
