@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import click
+import msgspec
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.filters import Search, add_search_options, describe_filter, format_count
 from nimburion.cli.invocation import current_invocation
 from nimburion.cli.operators import find_operator
+from nimburion.cli.output import print_result
 from nimburion.cli.records import print_records
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 
@@ -85,17 +87,18 @@ def parse_rate(text: str) -> float:
 
 def start_in_background(
     action: BulkAction, which: JobFilter, options: BackgroundOptions, *, yes: bool
-) -> tuple[BulkOperation, BulkPreview]:
-    """Preview a bulk operation, and start it if `yes` is set.
+) -> None:
+    """Preview a bulk operation, start it if `yes` is set, and print it.
 
     Raises:
         BadInput: it was not confirmed. The message has the number of jobs that would be changed,
             and a table shows the first of them.
     """
     rate = None if options.rate is None else parse_rate(options.rate)
-    return current_invocation().run(
+    operation, preview = current_invocation().run(
         lambda backend: _preview_and_start(backend, action, which, options, rate, yes=yes)
     )
+    print_result(msgspec.to_builtins(operation), lambda: _print_started(operation, preview))
 
 
 async def _preview_and_start(
@@ -138,7 +141,7 @@ def format_preview(preview: BulkPreview) -> str:
     return f"{'' if preview.complete else 'at least '}{format_count(preview.count)}"
 
 
-def print_started(operation: BulkOperation, preview: BulkPreview) -> None:
+def _print_started(operation: BulkOperation, preview: BulkPreview) -> None:
     """Print the id of a started operation, and how to follow it."""
     click.echo(
         f"{operation.id}  {operation.action.replace('_', ' ')} of {format_preview(preview)} started"

@@ -12,7 +12,6 @@ import msgspec
 from nimburion.cli.background import (
     BackgroundOptions,
     add_background_options,
-    print_started,
     start_in_background,
 )
 from nimburion.cli.exit_codes import NotFound
@@ -162,8 +161,7 @@ def replay(
         FAILED_ONLY, ids, everything=everything, searched=options.searches, **narrowed
     )
     if options.in_background:
-        started = start_in_background(BulkAction.REPLAY, which, options, yes=yes or bool(ids))
-        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        start_in_background(BulkAction.REPLAY, which, options, yes=yes or bool(ids))
         return
     options.check_foreground()
     done = current_invocation().run(
@@ -245,8 +243,7 @@ def purge(
         FAILED_ONLY, ids, everything=everything, searched=options.searches, **narrowed
     )
     if options.in_background:
-        started = start_in_background(BulkAction.DELETE, which, options, yes=yes)
-        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        start_in_background(BulkAction.DELETE, which, options, yes=yes)
         return
     options.check_foreground()
     purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))

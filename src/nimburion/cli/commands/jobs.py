@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from nimburion.cli.background import (
     BackgroundOptions,
     add_background_options,
     add_bulk_options,
-    print_started,
     start_in_background,
 )
 from nimburion.cli.exit_codes import FAILED, NOT_FOUND, BadInput
@@ -120,6 +120,32 @@ def show_job(job_id: str) -> None:
     print_result(record_to_data(record), lambda: print_whole_record(record))
 
 
+def choose_jobs(
+    possible: Collection[State],
+    ids: tuple[str, ...],
+    states: tuple[str, ...],
+    *,
+    everything: bool,
+    searched: bool,
+    queue: str | None,
+    name: str | None,
+) -> JobFilter:
+    """Return the filter for the arguments of a command that changes jobs in `possible` states.
+
+    Raises `BadInput` as `make_filter` does, and for ids together with states.
+    """
+    if ids and states:
+        raise BadInput("give either ids or --state, not both")
+    return make_filter(
+        [State(word) for word in states] or possible,
+        ids,
+        everything=everything or bool(states),
+        searched=searched,
+        queue=queue,
+        name=name,
+    )
+
+
 @jobs.command("cancel")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option(
@@ -152,20 +178,17 @@ def cancel_jobs(
     A waiting job is cancelled at once. A running job is cancelled through its worker.
     """
     options = BackgroundOptions(**background)
-    if ids and states:
-        raise BadInput("give either ids or --state, not both")
-    chosen = [State(word) for word in states] or list(UNFINISHED)
-    which = make_filter(
-        chosen,
+    which = choose_jobs(
+        UNFINISHED,
         ids,
-        everything=everything or bool(states),
+        states,
+        everything=everything,
         searched=options.searches,
         queue=queue,
         name=name,
     )
     if options.in_background:
-        started = start_in_background(BulkAction.CANCEL, which, options, yes=yes or bool(ids))
-        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        start_in_background(BulkAction.CANCEL, which, options, yes=yes or bool(ids))
         return
     options.check_foreground()
     if ids:
@@ -248,18 +271,16 @@ def delete_jobs(
 ) -> None:
     """Delete finished jobs for good, in the background. Without --yes, it only counts them."""
     wanted = BackgroundOptions(in_background=True, **options)
-    if ids and states:
-        raise BadInput("give either ids or --state, not both")
-    which = make_filter(
-        [State(word) for word in states] or list(FINISHED),
+    which = choose_jobs(
+        FINISHED,
         ids,
-        everything=everything or bool(states),
+        states,
+        everything=everything,
         searched=wanted.searches,
         queue=queue,
         name=name,
     )
-    started = start_in_background(BulkAction.DELETE, which, wanted, yes=yes)
-    print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+    start_in_background(BulkAction.DELETE, which, wanted, yes=yes)
 
 
 @jobs.command("run-now")
@@ -295,19 +316,17 @@ def run_jobs_now(
     --yes. A worker then starts them in the order of their queue.
     """
     wanted = BackgroundOptions(in_background=True, **options)
-    if ids and states:
-        raise BadInput("give either ids or --state, not both")
-    which = make_filter(
-        [State(word) for word in states] or list(BulkAction.RUN_NOW.states),
+    which = choose_jobs(
+        BulkAction.RUN_NOW.states,
         ids,
-        everything=everything or bool(states),
+        states,
+        everything=everything,
         searched=wanted.searches,
         queue=queue,
         name=name,
     )
     if not ids:
-        started = start_in_background(BulkAction.RUN_NOW, which, wanted, yes=yes)
-        print_result(msgspec.to_builtins(started[0]), lambda: print_started(*started))
+        start_in_background(BulkAction.RUN_NOW, which, wanted, yes=yes)
         return
     msgspec.structs.replace(wanted, in_background=False).check_foreground()
     outcomes = current_invocation().run(lambda backend: make_given_due(backend, ids))

@@ -11,6 +11,7 @@ from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
+from nimburion.testing.contract.consuming.keyed_limits import take_when_due
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
 
 RED = make_queue_limit_name("red")
@@ -102,14 +103,7 @@ class QueueLimits:
         await harness.add("1", "2", queue="red")
         await harness.add("3", name="post", queue="red")
         worker = await open_worker(harness, ONE_A_SECOND)
-        start, ran = harness.clock.now(), []
-        while True:
-            reply = await worker.exchange(want=worker.want(9))
-            ran.append((round(reply.now - start, 6), ids(reply.deliveries)))
-            if reply.next_due is None:
-                break
-            harness.clock.advance(reply.next_due - reply.now)
-        assert ran == [(0.0, ["1"]), (1.0, ["2"]), (2.0, ["3"])]
+        assert await take_when_due(harness, worker) == [(0.0, ["1"]), (1.0, ["2"]), (2.0, ["3"])]
 
     async def test_a_job_that_its_queue_holds_back_says_why(self, harness: Harness) -> None:
         await harness.add("1", "2", queue="red")

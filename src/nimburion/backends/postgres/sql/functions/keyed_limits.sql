@@ -74,6 +74,20 @@ LANGUAGE sql STABLE AS $$
     ORDER BY k.limit_name
 $$;
 
+-- name: find_keyed_lanes
+-- Find the lanes whose jobs may have keys.
+-- Inputs: queues and names of the requested lanes
+-- Result: one value for each lane, in their order
+CREATE OR REPLACE FUNCTION {schema}.find_keyed_lanes_1(p_queues text[], p_names text[]) RETURNS bool[]
+LANGUAGE sql STABLE AS $$
+    SELECT ARRAY(
+        SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
+        LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
+            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
+        GROUP BY r.place ORDER BY r.place
+    )
+$$;
+
 -- name: unpark
 -- Return the first jobs of a queue and name that are parked for a key to `ready`.
 -- Inputs: the time; limit, key, queue and name; the maximum number of jobs
@@ -428,12 +442,7 @@ CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
     chunks int4[] := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
-    keyed bool[] := ARRAY(  -- for each requested lane, whether its jobs may have keys
-        SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
-        LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
-            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
-        GROUP BY r.place ORDER BY r.place
-    );
+    keyed bool[] := {schema}.find_keyed_lanes_1(p_queues, p_names);
     is_keyed bool[];
     queue_indexes int4[];
     name_indexes int4[];

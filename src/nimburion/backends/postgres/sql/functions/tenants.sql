@@ -632,12 +632,7 @@ CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
-    keyed bool[] := ARRAY(  -- for each requested lane, whether its jobs may have keys
-        SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
-        LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
-            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
-        GROUP BY r.place ORDER BY r.place
-    );
+    keyed bool[] := {schema}.find_keyed_lanes_1(p_queues, p_names);
     chunks int4[];
     queue_available int4[];
     name_available int4[];
