@@ -45,6 +45,8 @@ LIMITED_NAME = NAMES[0]
 DEAD_LETTERS = 3_000
 FINGERPRINTS = 30
 WAITING = 100_000
+DELAY = 12 * 3600.0
+"""Seconds after which every tenth of the waiting jobs is due: none is before the measurement."""
 HELD = 100
 AUDIT_RECORDS = 10_000
 STATISTICS_NAMES = 200
@@ -54,6 +56,9 @@ SPAN = 20 * 3600.0
 _CORRELATION = "correlation-template"
 _PAYLOAD = json.dumps(PAYLOAD, separators=(",", ":")).encode()
 _BATCH = 1_000
+_AT_ONCE = 4
+"""The batches that are enqueued, and the sessions that complete jobs, at the same time."""
+_COMPLETED_AT_ONCE = 20_000
 _COPIED_AT_ONCE = 250_000
 _ids = JobIds(time.time)
 
@@ -165,11 +170,11 @@ async def fill(
         elif kind == "postgres":
             await copy_on_postgres(url, rows, since)
         else:
-            await complete_on_redis(backend, worker, rows)
+            await complete_on_redis(backend, rows)
         await enqueue(backend, [make_job(n) for n in range(dead_letters)])
         await worker.fail_all()
         waiting = [make_job(n) for n in range(waiting_jobs)]
-        waiting[::10] = [msgspec.structs.replace(job, after=3600.0) for job in waiting[::10]]
+        waiting[::10] = [msgspec.structs.replace(job, after=DELAY) for job in waiting[::10]]
         await enqueue(backend, waiting)
         await worker.exchange([], HELD)
         await fill_reports(backend)
@@ -185,16 +190,24 @@ async def fill(
 
 
 async def enqueue(backend: Backend, jobs: Sequence[NewJob]) -> None:
-    """Enqueue jobs, a batch at a time."""
-    for start in range(0, len(jobs), _BATCH):
-        await backend.enqueue(jobs[start : start + _BATCH])
+    """Enqueue jobs, a few batches at a time, so that the server does not wait for this process."""
+    batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
+    for start in range(0, len(batches), _AT_ONCE):
+        await asyncio.gather(*map(backend.enqueue, batches[start : start + _AT_ONCE]))
 
 
-async def complete_on_redis(backend: Backend, worker: Worker, rows: int) -> None:
-    """Complete `rows` jobs through the backend."""
-    for start in range(0, rows, 20_000):
-        await enqueue(backend, [make_job(n) for n in range(start, min(start + 20_000, rows))])
-        await worker.complete_all()
+async def complete_on_redis(backend: Backend, rows: int) -> None:
+    """Complete `rows` jobs through the backend, with several sessions at a time: on a busy machine
+    a single one waits for the server's next turn after each exchange.
+    """
+    workers = [Worker(backend) for _ in range(_AT_ONCE)]
+    for worker in workers:
+        await worker.open()
+    for start in range(0, rows, _COMPLETED_AT_ONCE):
+        numbers = range(start, min(start + _COMPLETED_AT_ONCE, rows))
+        jobs = [make_job(n) for n in numbers]
+        await asyncio.gather(enqueue(backend, jobs), *(one.complete_all() for one in workers))
+    await asyncio.gather(*(one.complete_all() for one in workers))
 
 
 async def fill_reports(backend: Backend) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nimburion.core.metrics.statistics import Counters, Histogram, Statistics
 from tests.server.conftest import Api
 
@@ -73,3 +75,37 @@ async def test_a_range_that_is_too_long_and_a_wrong_cursor_are_errors(api: Api) 
     for query in ("since=0", "since=0&step=60", "after=x", "after=1/2", "after=a/b/c", "step=5"):
         response = await api.client.get(f"/api/v1/statistics?{query}")
         assert response.status_code == 422, query
+
+
+async def test_a_page_reads_only_the_intervals_that_it_returns(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = api.processor.backend
+    last = int(await backend.now()) // _MINUTE * _MINUTE
+    starts = [last - _MINUTE * minute for minute in range(100, 0, -1)]
+    rows = [
+        Statistics(step=_MINUTE, start=start, queue="q", name=name, counters=Counters(started=1))
+        for start in starts
+        for name in ("a", "b", "c")
+    ]
+    await backend.put_statistics("test", rows)
+    read, list_statistics = 0, backend.list_statistics
+
+    async def count_rows(*place: float, **which: str | None) -> list[Statistics]:
+        nonlocal read
+        since, until, step = place
+        found = await list_statistics(since, until, int(step), **which)
+        read += len(found)
+        return found
+
+    monkeypatch.setattr(backend, "list_statistics", count_rows)
+    query = {"since": starts[0] - 30 * _MINUTE, "until": last, "limit": 40}
+    page = await api.get("/statistics", params=query)
+    seen = page["intervals"]
+    assert read <= 100  # of 300
+    while page["next"] is not None:
+        read = 0
+        page = await api.get("/statistics", params={**query, "after": page["next"]})
+        assert read <= 100
+        seen += page["intervals"]
+    assert [(one["start"], one["name"]) for one in seen] == [(row.start, row.name) for row in rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from jinja2 import DictLoader, Environment
 
@@ -21,6 +23,7 @@ async def test_templates_are_compiled_and_statistics_read_ahead(
 
     environment = Environment(loader=DictLoader({"a.html": "", "b.html": ""}), autoescape=True)
     monkeypatch.setattr(preparation, "make_environment", lambda: environment)
+    gc.unfreeze()
     if not backend_answers:
         monkeypatch.setattr(api.processor.backend, "list_statistics", fail)
     readings = api.services.readings
@@ -30,6 +33,7 @@ async def test_templates_are_compiled_and_statistics_read_ahead(
     assert environment.cache is not None
     assert (len(environment.cache), list(readings.durations)) == (2, ["hour"])
     assert prepared.failure is None
+    assert gc.get_freeze_count() > 0
     await prepared.stop()
 
 
@@ -39,6 +43,8 @@ async def test_the_server_of_a_worker_reads_nothing_ahead(
     monkeypatch.setattr(
         preparation, "make_environment", lambda: Environment(loader=DictLoader({}), autoescape=True)
     )
+    gc.unfreeze()
     assert api.services.preparation in api.services.background
     await api.services.preparation.run()
     assert api.services.readings.durations == {}
+    assert gc.get_freeze_count() == 0

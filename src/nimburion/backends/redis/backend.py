@@ -50,7 +50,7 @@ from nimburion.core.bulk_operations import (
 )
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.diagnosis.explanations import Facts
-from nimburion.core.diagnosis.failure_groups import FailureGroups
+from nimburion.core.diagnosis.failure_groups import FailureGrouper, FailureGroups
 from nimburion.core.errors import (
     BackendError,
     BackendUnavailable,
@@ -612,11 +612,13 @@ class RedisBackend:
         budget: int = SCAN_BUDGET,
         since: Sequence[float] = (),
     ) -> FailureGroups:
-        """See `Backend.group_failures`. Each script checks 500 dead letters. Another call reads
+        """See `Backend.group_failures`. Each script checks 500 dead letters, which are grouped
+        before the next one: to decode all at once would hold up other tasks. Another call reads
         the errors of the groups that it returns.
         """
         scan = await self._open_scan(which, which.failed_states)
-        checked, rows, stopped = 0, [], 0
+        grouper = FailureGrouper(since)
+        checked, stopped = 0, 0
         while not scan.is_finished and not stopped:
             arguments = scan.make_arguments(0, max(0, budget - checked))
             after, last, stopped, count, found = await self._run_script(
@@ -624,8 +626,8 @@ class RedisBackend:
             )
             scan.advance(after, last)
             checked += count
-            rows += found
-        groups = queries.group_dead_letters(rows, limit, since)
+            grouper.add(queries.decode_dead_letters(found))
+        groups = grouper.list_largest(limit)
         latest = JobFilter(ids=tuple(group.job_id for group in groups))
         jobs = (await self.list_jobs(latest, limit=len(groups))).jobs if groups else []
         return FailureGroups(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -38,7 +38,6 @@ from nimburion.core.diagnosis.failure_groups import (
     FailedJob,
     FailureGroup,
     add_error,
-    group_failures,
 )
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import WEIGHT_UNITS, TenantTurn, TenantUse, TenantUses
@@ -404,18 +403,15 @@ def decode_progress(packed: bytes) -> Progress:
 # --- failures -------------------------------------------------------------------------------------
 
 
-def group_dead_letters(rows: list[Any], limit: int, since: Sequence[float]) -> list[FailureGroup]:
-    """Group the rows of `list_dead_letters.lua`. The groups have no type and message yet."""
-    failed = (
-        FailedJob(
+def decode_dead_letters(rows: list[Any]) -> Iterator[FailedJob]:
+    """Decode the rows of `list_dead_letters.lua`."""
+    for job_id, name, ended, fingerprint in _split_rows(rows, 4):
+        yield FailedJob(
             fingerprint.decode(),
             decode_time(int.from_bytes(ended, "big")),
             decode_id(job_id),
             name.decode(),
         )
-        for job_id, name, ended, fingerprint in _split_rows(rows, 4)
-    )
-    return group_failures(failed, limit, since)
 
 
 def add_errors(groups: Sequence[FailureGroup], jobs: Iterable[JobRecord]) -> list[FailureGroup]:

@@ -53,36 +53,79 @@ class FailedJob(NamedTuple):
     name: str
 
 
+class FailureGrouper:
+    """Groups dead letters by fingerprint, some at a time. It keeps one dead letter of each group.
+
+    Args:
+        since: the times of `FailureGroup.counts_since`.
+    """
+
+    def __init__(self, since: Sequence[float] = ()) -> None:
+        self._since = since
+        self._groups: dict[str, _GroupedFailures] = {}
+
+    def add(self, failed: Iterable[FailedJob]) -> None:
+        """Add dead letters to their groups."""
+        for job in failed:
+            group = self._groups.get(job.fingerprint)
+            if group is None:
+                group = self._groups[job.fingerprint] = _GroupedFailures(job, len(self._since))
+            group.add(job, self._since)
+
+    def list_largest(self, limit: int) -> list[FailureGroup]:
+        """Return the `limit` largest groups, largest first.
+
+        Groups of equal size are ordered by their latest failure, latest first. The type and the
+        message are left empty: `add_error` adds those of the latest.
+        """
+        made = [group.make_group(fingerprint) for fingerprint, group in self._groups.items()]
+        made.sort(key=lambda group: (-group.count, -group.last, group.fingerprint))
+        return made[:limit]
+
+
+class _GroupedFailures:
+    """The dead letters of one group so far."""
+
+    __slots__ = ("count", "counts_since", "first", "latest", "names")
+
+    def __init__(self, job: FailedJob, times: int) -> None:
+        self.count = 0
+        self.first = job.finished_at
+        self.latest = job
+        self.names: set[str] = set()
+        self.counts_since = [0] * times
+
+    def add(self, job: FailedJob, since: Sequence[float]) -> None:
+        self.count += 1
+        self.names.add(job.name)
+        self.first = min(self.first, job.finished_at)
+        if (job.finished_at, job.id) > (self.latest.finished_at, self.latest.id):
+            self.latest = job
+        for index, start in enumerate(since):
+            if job.finished_at >= start:
+                self.counts_since[index] += 1
+
+    def make_group(self, fingerprint: str) -> FailureGroup:
+        return FailureGroup(
+            fingerprint=fingerprint,
+            count=self.count,
+            first=self.first,
+            last=self.latest.finished_at,
+            names=tuple(sorted(self.names)[:GROUP_NAMES]),
+            type="",
+            message="",
+            job_id=self.latest.id,
+            counts_since=tuple(self.counts_since),
+        )
+
+
 def group_failures(
     failed: Iterable[FailedJob], limit: int, since: Sequence[float] = ()
 ) -> list[FailureGroup]:
-    """Group dead letters by fingerprint, and return the `limit` largest groups, largest first.
-
-    Groups of equal size are ordered by their latest failure, latest first. The type and the message
-    are left empty: `add_error` adds those of the latest.
-    """
-    groups: dict[str, list[FailedJob]] = {}
-    for job in failed:
-        groups.setdefault(job.fingerprint, []).append(job)
-    made = [_make_group(fingerprint, members, since) for fingerprint, members in groups.items()]
-    made.sort(key=lambda group: (-group.count, -group.last, group.fingerprint))
-    return made[:limit]
-
-
-def _make_group(fingerprint: str, members: list[FailedJob], since: Sequence[float]) -> FailureGroup:
-    latest = max(members, key=lambda job: (job.finished_at, job.id))
-    times = [job.finished_at for job in members]
-    return FailureGroup(
-        fingerprint=fingerprint,
-        count=len(members),
-        first=min(times),
-        last=latest.finished_at,
-        names=tuple(sorted({job.name for job in members})[:GROUP_NAMES]),
-        type="",
-        message="",
-        job_id=latest.id,
-        counts_since=tuple(sum(time >= start for time in times) for start in since),
-    )
+    """Group dead letters, and return the `limit` largest groups; see `FailureGrouper`."""
+    grouper = FailureGrouper(since)
+    grouper.add(failed)
+    return grouper.list_largest(limit)
 
 
 def add_error(group: FailureGroup, error: AttemptError | None) -> FailureGroup:

@@ -6,7 +6,13 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Statistics, choose_step
+from nimburion.core.metrics.statistics import (
+    RUN_BOUNDS,
+    WAIT_BOUNDS,
+    Statistics,
+    check_interval,
+    choose_step,
+)
 from nimburion.server.api.names import Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import (
     ApiRequest,
@@ -16,6 +22,10 @@ from nimburion.server.api.operation import (
 )
 
 _HOUR = 3600.0
+MAX_INTERVALS_AT_ONCE = 64
+"""The most intervals that one read returns. The first returns one, as an interval may have a row
+for each of thousands of names; while rows are missing, the next one returns twice as many.
+"""
 
 
 class StatisticsQuery(PageQuery, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +56,8 @@ class StatisticsPage(msgspec.Struct, frozen=True, kw_only=True):
 async def list_statistics(request: ApiRequest[StatisticsQuery, NoBody]) -> StatisticsPage:
     """List what happened to jobs: counts, and histograms of wait and run times.
 
-    To read further pages, pass `since`, `until` and `step` again.
+    To read further pages, pass `since`, `until` and `step` again. A page reads only the intervals
+    that it returns, and the next ones.
     """
     query, backend = request.query, request.services.backend
     now = await backend.now()
@@ -54,12 +65,18 @@ async def list_statistics(request: ApiRequest[StatisticsQuery, NoBody]) -> Stati
     until = now if until is None else until
     since = until - _HOUR if since is None else since
     step = query.step or choose_step(since, until, now)
+    check_interval(since, until, step)
     after = None if query.after is None else _parse_cursor(query.after)
     start = since if after is None else max(since, after[0])
-    rows = await backend.list_statistics(start, until, step, queue=query.queue, name=query.name)
-    rest = [row for row in rows if after is None or (row.start, row.queue, row.name) > after]
-    page = rest[: query.limit]
-    more = len(rest) > query.limit
+    rows: list[Statistics] = []
+    count = 1
+    while start < until and len(rows) <= query.limit:
+        end = min((start // step + count) * step, until)
+        found = await backend.list_statistics(start, end, step, queue=query.queue, name=query.name)
+        rows += [row for row in found if after is None or (row.start, row.queue, row.name) > after]
+        start, count = end, min(2 * count, MAX_INTERVALS_AT_ONCE)
+    page = rows[: query.limit]
+    more = len(rows) > query.limit
     return StatisticsPage(step=step, intervals=page, next=_make_cursor(page[-1]) if more else None)
 
 

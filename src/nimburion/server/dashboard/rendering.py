@@ -192,9 +192,8 @@ def format_time(at: float | None, element_id: str = "") -> Markup:
         return escape(f"{at:g}")
     exact = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     name = Markup(' id="{}"').format(element_id) if element_id else ""
-    return Markup('<time{} datetime="{}">{} UTC</time>').format(
-        name, exact, moment.strftime("%Y-%m-%d %H:%M:%S")
-    )
+    shown = moment.strftime("%Y-%m-%d %H:%M:%S")
+    return Markup('<time%s datetime="%s">%s UTC</time>') % (name, exact, shown)
 
 
 def format_lines(text: str | bytes | msgspec.Raw | None) -> Markup:
@@ -220,11 +219,17 @@ def make_link_with(query: msgspec.Struct, **changes: object) -> str:
     values = {**msgspec.structs.asdict(query), **changes}
     return "?" + urlencode(
         [
-            (field.name, str(values[field.name]))
-            for field in msgspec.structs.fields(query)
-            if values[field.name] not in (field.default, None)
+            (name, str(values[name]))
+            for name, default in _list_defaults(type(query))
+            if values[name] not in (default, None)
         ]
     )
+
+
+@cache
+def _list_defaults(query: type[msgspec.Struct]) -> tuple[tuple[str, object], ...]:
+    """Return the parameters of a page with their defaults. To list them takes 0.6 ms each time."""
+    return tuple((field.name, field.default) for field in msgspec.structs.fields(query))
 
 
 def link_jobs(text: str, job_ids: Sequence[str], base: str) -> Markup:
@@ -294,7 +299,8 @@ def format_state(state: str, label: str | None = None) -> Markup:
     """Return a state as icon, word and colour."""
     known = str(state) if str(state) in STATE_ICONS else "other"
     icon = STATE_ICONS.get(known, "wait")
+    shown = escape_controls(state if label is None else label)
     return Markup(
-        '<span class="state {}"><svg class="icon" aria-hidden="true"><use href="#i-{}"/></svg>'
-        "{}</span>"
-    ).format(known, icon, escape_controls(state if label is None else label))
+        '<span class="state %s"><svg class="icon" aria-hidden="true"><use href="#i-%s"/></svg>'
+        "%s</span>"
+    ) % (known, icon, shown)

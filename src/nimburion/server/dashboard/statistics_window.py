@@ -11,7 +11,7 @@ from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Stat
 
 ROWS_AT_ONCE = 500
 """The rows that are added up before other tasks run."""
-READ_AT_ONCE = 15
+READ_AT_ONCE = 8
 """The intervals that one read of the backend returns: to decode many rows holds other tasks up."""
 MAX_COUNTERS = 50_000
 """The most counters that are kept; with more, the whole time is read each time."""

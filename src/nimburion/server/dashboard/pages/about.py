@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
 
 import msgspec
 
@@ -39,15 +41,21 @@ class AboutData(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_about(request: PageRequest[NoQuery]) -> AboutData:
     """Return what this process runs with. The backend is not read."""
-    versions = {"python": sys.version.split()[0]}
-    versions.update((package, find_version(package)) for package in PACKAGES)
-    known = {name: text for name, text in versions.items() if not text.startswith("(")}
     return AboutData(
-        versions=known,
+        versions=dict(_find_versions()),
         source=request.services.config.source,
         settings=list_settings(request.services.config),
         vendored=load_vendored(),
     )
+
+
+@cache
+def _find_versions() -> Mapping[str, str]:
+    """Return the versions of the packages that are installed; they are read from files."""
+    versions = {"python": sys.version.split()[0]}
+    versions.update((package, find_version(package)) for package in PACKAGES)
+    known = {name: text for name, text in versions.items() if not text.startswith("(")}
+    return MappingProxyType(known)
 
 
 def list_settings(config: Config) -> list[SettingRow]:

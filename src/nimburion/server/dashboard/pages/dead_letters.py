@@ -9,8 +9,9 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.diagnosis.failure_groups import FailureGroup
-from nimburion.core.job import FAILED_ONLY, Reason, State
+from nimburion.core.job import FAILED_ONLY, JobRecord, Reason, State
 from nimburion.core.queries import JobFilter
+from nimburion.jobs.processor import Processor
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api.dead_letters import EditedReplay
 from nimburion.server.api.jobs import JobSummary, summarize_page
@@ -164,7 +165,16 @@ class ArgumentsData(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_arguments(request: PageRequest[NoQuery]) -> ArgumentsData:
     """Read the payload of one dead letter."""
-    record = await request.readings.backend.get_job(request.path["id"])
+    job_id, backend = request.path["id"], request.readings.backend
+    processor = request.services.processor
+
+    async def read() -> ArgumentsData:
+        return _make_arguments(await backend.get_job(job_id), processor)
+
+    return await request.readings.read(f"arguments {job_id}", read)
+
+
+def _make_arguments(record: JobRecord, processor: Processor | None) -> ArgumentsData:
     payload, obstacle = None, None
     if record.state is not State.FAILED:
         obstacle = f"The job is {record.state.value}. Only the arguments of failed jobs can change."
@@ -175,7 +185,6 @@ async def read_arguments(request: PageRequest[NoQuery]) -> ArgumentsData:
             payload = (record.payload or b"").decode()
         except UnicodeDecodeError:
             obstacle = "The arguments are no text."
-    processor = request.services.processor
     return ArgumentsData(
         id=record.id,
         name=record.name,
