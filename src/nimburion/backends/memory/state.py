@@ -531,8 +531,12 @@ class MemoryState:
         return queues
 
     def find_next_key_opening(self) -> int | None:
-        """Return when the rate of a key first allows a parked job, or None."""
-        times = [use.opens_at for use in self.limit_keys.values() if use.opens_at is not None]
+        """Return when the rate of a key first allows a parked job, or None.
+
+        An opening stays when the last job that waited for it was cancelled or moved.
+        """
+        uses = self.limit_keys.values()
+        times = [use.opens_at for use in uses if use.opens_at is not None and use.has_parked()]
         return min(times, default=None)
 
     def peek_scheduled(self) -> JobEntry | None:

@@ -217,7 +217,11 @@ UPDATE limit_key SET opens_at = NULL WHERE opens_at <= ?1;
 -- Inputs: ?1 now
 -- Result: the time, or NULL
 SELECT CASE WHEN EXISTS (SELECT 1 FROM changed_limit) OR EXISTS (SELECT 1 FROM changed_key) THEN ?1
-    ELSE (SELECT min(opens_at) FROM limit_key WHERE opens_at IS NOT NULL) END;
+    ELSE (
+        SELECT opens_at FROM limit_key AS k WHERE opens_at IS NOT NULL AND EXISTS (
+            SELECT 1 FROM parked AS p WHERE p.limit_name = k.limit_name AND p.key = k.key
+        ) ORDER BY opens_at LIMIT 1
+    ) END;
 
 -- name: prune_limit_keys
 -- Delete the keys that are not in use any more.

@@ -221,6 +221,27 @@ class KeyedLimits:
         assert await end(worker, Completed(b.lease)) == ["c"]
         assert await end(worker, Completed(a.lease)) == ["d"]
 
+    @pytest.mark.parametrize("own", ["maximum", "rate", "another key"])
+    async def test_a_place_of_a_shared_key_goes_to_a_name_with_limits_of_its_own(
+        self, harness: Harness, own: str
+    ) -> None:
+        """The exchange that settles the last job of a key reserves the parked job of another name,
+        though no job of this name waited in its lane before."""
+        smtp = {"smtp": KeyedLimit(concurrency=1)}
+        post = smtp | ({"region": KeyedLimit(concurrency=1)} if own == "another key" else {})
+        worker = await harness.worker(
+            names=("mail", "post"),
+            keyed={"mail": smtp, "post": post},
+            limits={"post": 1} if own == "maximum" else None,
+            rates={"post": RateLimit("1/s", 1_000_000, burst=1)} if own == "rate" else None,
+        )
+        options = JobOptions(limit_keys={"smtp": "", "region": "eu"})
+        await harness.enqueue(harness.job("first", name="mail", options=options))
+        (first,) = await worker.take(9)
+        await harness.enqueue(harness.job("second", name="post", options=options))
+        assert await worker.take(9) == []
+        assert await end(worker, Completed(first.lease)) == ["second"]
+
     async def test_a_job_without_a_key_is_not_limited(self, harness: Harness) -> None:
         await harness.add("x", "y")
         await add(harness, "a1", "a2")
@@ -368,6 +389,17 @@ class KeyedRates:
             (1.0, ["a2", "b2"]),
             (2.0, ["a3"]),
         ]
+
+    async def test_a_rate_for_which_no_job_waits_is_no_reason_to_look_again(
+        self, harness: Harness
+    ) -> None:
+        await add(harness, "a1", "a2")
+        worker = await harness.worker(keyed=ONE_A_SECOND)
+        reply = await worker.exchange(want=worker.want(9))
+        assert ids(reply.deliveries) == ["a1"]
+        assert reply.next_due == reply.now + 1.0
+        await harness.backend.cancel("a2")
+        assert (await worker.exchange(want=worker.want(9))).next_due is None
 
     async def test_costs_of_single_jobs(self, harness: Harness) -> None:
         limits = {"mail": {"budget": KeyedLimit(rate=RateLimit("1/s", 1_000_000, burst=3))}}

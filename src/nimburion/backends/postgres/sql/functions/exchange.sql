@@ -351,7 +351,9 @@ BEGIN
     END IF;
     IF session.has_keys THEN
         next_due := LEAST(next_due, (
-            SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now ORDER BY u.opens_at LIMIT 1
+            SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now AND EXISTS (
+                SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
+            ) ORDER BY u.opens_at LIMIT 1
         ), CASE WHEN EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) THEN now END);
     END IF;
     IF session.has_limits THEN
@@ -502,7 +504,8 @@ BEGIN
 END $$;
 
 -- name: find_open_lanes
--- Find the lanes from which jobs may be leased: not paused, and with room under the limits of their name.
+-- Find the lanes from which jobs may be leased: not paused, and with room under the limits of their name. If the limits of
+-- a name are not locked, its jobs came a moment ago, and the next exchange leases them.
 -- Inputs:
 --   p_now                         the time
 --   p_queues, p_names, p_levels   the requested lanes
@@ -545,7 +548,10 @@ BEGIN
                 SELECT FROM {schema}.paused_queue p
                 WHERE p.queue = requested.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
             )
-            AND (limits.available IS NULL OR limits.available > 0 AND requested.name = ANY (p_locked))
+            AND coalesce(limits.available, 1) > 0
+            AND (requested.name = ANY (p_locked) OR limits.available IS NULL AND (p_locked IS NULL OR NOT EXISTS (
+                SELECT FROM {schema}.keyed_limit k WHERE k.job_name = requested.name
+            )))
         ORDER BY requested.place, l.rank, l.is_late
     ) open_lane;
 END $$;

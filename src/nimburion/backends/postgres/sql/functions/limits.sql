@@ -12,8 +12,9 @@
 -- Lock the limits that an exchange may change.
 -- Inputs: the time; the session; the seqs that it settles; queues and names of the requested lanes; lanes and their
 --   low-water marks
--- Result: the names whose limits are locked: those of the settled jobs, of requested lanes that have jobs, and of jobs
---   that are to be promoted. Other names are left out, so that idle workers do not wait for each other at a limit.
+-- Result: the names whose limits are locked: those of the settled jobs, of requested lanes that have jobs or that may get
+--   parked ones from the settled jobs, and of jobs that are to be promoted. Other names are left out, so that idle workers
+--   do not wait for each other at a limit.
 -- Locks: limits in the order of their names. The caller has locked the table, so no limit is added.
 -- Atomic: held until the transaction ends. A later statement then reads the latest state of the limits.
 CREATE OR REPLACE FUNCTION {schema}.lock_affected_limits_1(
@@ -23,6 +24,9 @@ CREATE OR REPLACE FUNCTION {schema}.lock_affected_limits_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     concerned text[];
+    held_limits text[] := ARRAY(
+        SELECT DISTINCT c.limit_name FROM {schema}.lease_key c WHERE c.session = p_session AND c.seq = ANY (p_seqs)
+    );
 BEGIN
     concerned := ARRAY(
         SELECT a.name FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
@@ -46,14 +50,19 @@ BEGIN
         ) u JOIN {schema}.keyed_limit k ON k.limit_name = u.limit_name
         WHERE k.job_name = ANY (p_names)
         UNION
+        SELECT k.job_name FROM {schema}.keyed_limit k
+        WHERE k.limit_name = ANY (held_limits) AND k.job_name = ANY (p_names) AND EXISTS (SELECT FROM {schema}.parked)
+        UNION
         SELECT c.job_name FROM {schema}.changed_limit c WHERE c.job_name = ANY (p_names)
+        UNION
+        SELECT c.name FROM {schema}.changed_key c WHERE c.name = ANY (p_names)
     );
     PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
         SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned)
         UNION
-        SELECT c.limit_name FROM {schema}.lease_key c WHERE c.session = p_session AND c.seq = ANY (p_seqs)
+        SELECT unnest(held_limits)
     )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     RETURN concerned;
 END $$;

@@ -12,6 +12,8 @@
 -- The most keys whose parked jobs one exchange returns because their rates allow one, and the most jobs that it returns because
 -- their limits changed.
 local MAX_RETURNED = 500
+-- The most openings that are passed over because no job waits for them.
+local MAX_CHECKED = 100
 -- Positions in the use of a key. Many are made in one exchange, and a table with names takes longer.
 local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PARKED = 1, 2, 3, 4, 5, 6, 7
 -- Positions in a key of a job. RATE: nil, or as in rate_limits.lua.
@@ -319,9 +321,16 @@ local function let_return(name, most)
   end
 end
 
+-- Return when the rate of a key first allows a parked job, or nil. An opening stays when the last job that waited for it was
+-- cancelled or moved; after MAX_CHECKED of these, the time is that of the next opening, whether a job waits for it or not.
 local function get_next_key_opening()
-  local first = redis.call('ZRANGE', key_opening_key, 0, 0, 'WITHSCORES')
-  return tonumber(first[2])
+  local openings = redis.call('ZRANGE', key_opening_key, 0, MAX_CHECKED, 'WITHSCORES')
+  for i = 1, #openings, 2 do
+    local low, high = get_parked_range(openings[i])
+    if i > 2 * MAX_CHECKED or #redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1) > 0 then
+      return tonumber(openings[i + 1])
+    end
+  end
 end
 
 -- Park a member of `ready`, or the first job of a tenant's group; write_parked writes it. Its turn at its other keys passes on; return whether any job returned to the lane.
