@@ -183,17 +183,17 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def lock(session: nox.Session) -> None:
     """Renew the locked requirements; arguments go to `uv pip compile` (--upgrade, …)."""
-    with temporary_folder() as scratch:
-        uv = shutil.which("uv") or install_uv(session, scratch)
-        constraints = {"dev": [], "demo": ["-c", "requirements/dev.txt"], "docs": [], "deploy": []}
-        for level, constraint in constraints.items():
-            target = ROOT / "requirements" / f"{level}.txt"
-            options = ["--quiet", "--universal", "--generate-hashes", "--no-header"]
-            options += ["--no-annotate", "--python-version", "3.11", "--output-file", str(target)]
-            source = f"requirements/{level}.in"
-            run(session, uv, "pip", "compile", *options, source, *constraint, *session.posargs)
-            if "://" in target.read_text():
-                session.error(f"{target.name} names a host; it must not be committed")
+    uv = find_uv() or session.error("no uv; it fits this machine if requirements/uv.txt does")
+    constraints = {"dev": [], "demo": ["-c", "requirements/dev.txt"]}
+    constraints |= {"docs": [], "deploy": [], "uv": []}
+    for level, constraint in constraints.items():
+        target = ROOT / "requirements" / f"{level}.txt"
+        options = ["--quiet", "--universal", "--generate-hashes", "--no-header"]
+        options += ["--no-annotate", "--python-version", "3.11", "--output-file", str(target)]
+        source = f"requirements/{level}.in"
+        run(session, uv, "pip", "compile", *options, source, *constraint, *session.posargs)
+        if "://" in target.read_text():
+            session.error(f"{target.name} names a host; it must not be committed")
 
 
 @nox.session
@@ -260,17 +260,15 @@ def django(session: nox.Session) -> None:
         python = sys.executable if sys.version_info >= (3, 12) else find_other_python([])
         if python is None or "python3.11" in Path(python).name:
             session.error("Django 6 needs Python 3.12 or newer, and there is none on PATH")
-        folder = scratch / "environment"
-        run(session, python, "-m", "venv", str(folder))
-        own = str(folder / "bin" / "python")
-        requirements = [f"{ROOT}[django,server]", "django>=6.1", *session.posargs]
-        run(session, own, "-m", "pip", "install", "--quiet", *requirements)
+        own = make_environment(session, scratch / "environment", python)
+        # pip fetches the source of Django, which holds its tests.
+        install(session, own, f"{ROOT}[django,server]", "django>=6.1", "pip", *session.posargs)
         with session.chdir(ROOT):
-            run(session, own, "-m", "tests.integrations.django.upstream.run")
+            run(session, str(own), "-m", "tests.integrations.django.upstream.run")
             project = "tests.integrations.django.project"
             run(
                 session,
-                own,
+                str(own),
                 *("-m", "django", "test", "--noinput", f"{project}.shop", f"{project}.tasked"),
                 DJANGO_SETTINGS_MODULE=f"{project}.settings",
                 NB_DJANGO_DATABASE=json.dumps(
@@ -377,31 +375,29 @@ def check_contents(session: nox.Session, built: Path) -> None:
         session.error(f"not in the wheel: {', '.join(sorted(missing))}")
 
 
-def make_environment(session: nox.Session, folder: Path) -> Path:
-    """Make an empty virtual environment; its Python."""
-    run_python(session, "venv", "--without-pip", str(folder))
+def make_environment(session: nox.Session, folder: Path, python: str = sys.executable) -> Path:
+    """Make an empty virtual environment of this Python; return the Python in it."""
+    run(session, python, "-m", "venv", "--without-pip", str(folder))
     return folder / "bin" / "python"
 
 
 def install(session: nox.Session, python: Path, *arguments: str) -> None:
     """Install into an environment, with uv or the pip at hand."""
-    if shutil.which("uv"):
-        run(session, "uv", "pip", "install", "--quiet", "--python", str(python), *arguments)
+    if uv := find_uv():
+        run(session, uv, "pip", "install", "--quiet", "--python", str(python), *arguments)
     else:
         pip = [find_pip(), "-m", "pip", "--disable-pip-version-check"]
         run(session, *pip, "--python", str(python), "install", "--quiet", *arguments)
 
 
+def find_uv() -> str | None:
+    """Return the uv on PATH, or that of .venv; None where `dev.py` could not install with it."""
+    return shutil.which("uv") or shutil.which("uv", path=str(SCRIPTS))
+
+
 def find_pip() -> str:
     """Return an interpreter that has pip: this one, or the system's."""
     return sys.executable if find_spec("pip") else "python3"
-
-
-def install_uv(session: nox.Session, scratch: Path) -> str:
-    """Install uv into an environment of its own, for one call."""
-    python = make_environment(session, scratch / "uv")
-    install(session, python, "uv")
-    return str(python.parent / "uv")
 
 
 def read_lock(level: str) -> dict[str, str]:

@@ -86,3 +86,27 @@ def test_the_stamp_follows_what_it_stands_for(
     with (tmp_path / "requirements" / "dev.txt").open("a") as file:
         file.write("\n")
     assert dev.expected_stamp("dev") != before
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["in .venv", "on PATH"])
+def test_where_uv_cannot_install_pip_does(
+    own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scripts, elsewhere = tmp_path / "scripts", tmp_path / "elsewhere"
+    monkeypatch.setattr(dev, "SCRIPTS", str(scripts))
+    monkeypatch.setenv("PATH", f"{elsewhere}{os.pathsep}{os.environ['PATH']}")
+    uv = write_program(scripts if own else elsewhere, "uv", "exit 2")
+    write_program(scripts, "pip", f'echo "$@" > {tmp_path}/installed')
+    monkeypatch.setattr(dev, "find_pip", lambda: [str(scripts / "pip"), "install"])
+    dev.install(["-r", "list.txt"])
+    assert (tmp_path / "installed").read_text() == "install -r list.txt\n"
+    assert uv.exists() is not own, "a uv that cannot install stays in .venv"
+
+
+def write_program(folder: Path, name: str, code: str) -> Path:
+    """Write a shell script that can be executed."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{code}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
