@@ -55,6 +55,8 @@ WATCHED = 60.0
 """Seconds for which the viewers watch a page."""
 NOT_READ = 'data-pending="yes"'
 """In a page that came without its values; its script asks for them at once."""
+PAUSED = "queue_1"
+"""The queue that is paused."""
 EVENTS = 12
 """How many events are timed."""
 SLOWEST = 8
@@ -180,6 +182,55 @@ async def time_updates(
     return taken
 
 
+async def time_pauses(
+    client: httpx.AsyncClient, address: str, services: ManagementServices
+) -> dict[str, list[float]]:
+    """Return the seconds from each pause or its end until an open page shows it, while it is open
+    alone, and while ten different pages are.
+    """
+    watching = ["", "/queues", f"/queues/{PAUSED}"]
+    others = [page.path for page in PAGES if "{" not in page.path and page.path not in watching]
+    taken: dict[str, list[float]] = {}
+    for title, opened in {
+        "one page open": watching[2:],
+        "ten different pages open": [*watching, *others[: VIEWERS - len(watching)]],
+    }.items():
+        for path in opened:
+            await client.get(address + path)
+        random, shown = Random(1), {path: asyncio.Queue[bool]() for path in watching}
+        async with asyncio.TaskGroup() as viewers:
+            tasks = [
+                viewers.create_task(watch_pause(client, address + path, shown.get(path)))
+                for path in opened
+            ]
+            for number in range(EVENTS):
+                await asyncio.sleep(random.uniform(2.0, 6.0))
+                paused = number % 2 == 0
+                await services.backend.pause_queue(PAUSED, paused=paused, by="somebody")
+                started = time.perf_counter()
+                for path in set(opened) & set(watching):
+                    while await shown[path].get() != paused:
+                        pass
+                taken.setdefault(title, []).append(time.perf_counter() - started)
+            for task in tasks:
+                task.cancel()
+    return taken
+
+
+async def watch_pause(
+    client: httpx.AsyncClient, url: str, shown: asyncio.Queue[bool] | None
+) -> None:
+    """Read the stream of a page, and put whether each of its fragments shows a pause."""
+    params = {"format": "stream"}
+    async with client.stream("GET", url, params=params, timeout=None) as response:
+        text = ""
+        async for chunk in response.aiter_text():
+            *events, text = (text + chunk).split("\n\n")
+            for event in events:
+                if shown is not None and event.startswith("data:"):
+                    shown.put_nowait('class="state paused"' in event)
+
+
 class FilledBackend(msgspec.Struct):
     """A backend that is filled, and what was stored in it."""
 
@@ -219,6 +270,7 @@ async def measure(backend: FilledBackend) -> Figures:
             "slowest": dict(list_slowest(services)),
             "reads": await count_reads(client, address, services, backend.pid),
             "updates": await time_updates(client, address, services),
+            "pauses": await time_pauses(client, address, services),
         }
 
 
@@ -263,13 +315,22 @@ def show(backend: FilledBackend, figures: Figures) -> str:
         for title, one in figures["reads"].items()
     ]
     slowest = [[key, f"{taken:,.0f}"] for key, taken in figures["slowest"].items()]
-    updates = sorted(figures["updates"])
-    update = f"median {statistics.median(updates):.2f} s, worst {updates[-1]:.2f} s"
+    updates = {
+        "from an enqueue until the job is on an open page": figures["updates"],
+        **{
+            f"from a pause or its end until it is on all that show it, {title}": taken
+            for title, taken in figures["pauses"].items()
+        },
+    }
+    delays = [
+        [title, f"{statistics.median(taken):.2f}", f"{max(taken):.2f}"]
+        for title, taken in updates.items()
+    ]
     parts = [
         table(make_title(backend), head, lines),
         table("the slowest reads, the latest run of each", ["", "ms"], slowest),
         table("while pages are open", ["", "reads/s", "CPU s/s"], rows),
-        f"From an enqueue until the job is on an open page: {update} of {len(updates)}.",
+        table("live updates, s", ["", "median", "worst"], delays),
     ]
     return "\n".join(parts)
 

@@ -155,7 +155,8 @@ async def fill(
     dead_letters: int = DEAD_LETTERS,
 ) -> Filled:
     """Fill an empty backend with `rows` completed jobs and the rest."""
-    backend = open_backend(url)
+    # On a busy machine, the server may take long to answer.
+    backend = open_backend(f"{url}?timeout=120" if kind == "redis" else url)
     await backend.open()
     try:
         worker = Worker(backend)

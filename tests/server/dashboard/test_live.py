@@ -293,7 +293,7 @@ async def watch(make_api: MakeApi, *paths: str) -> AsyncIterator[tuple[SharedRea
             assert browser.count_fragments() >= 1
 
 
-@pytest.mark.parametrize("path", LIVE_PATHS)
+@pytest.mark.parametrize("path", [*LIVE_PATHS, "/queues/mail", "/jobs/a"])
 async def test_ten_viewers_of_a_page_cost_two_reads_a_second(make_api: MakeApi, path: str) -> None:
     async with watch(make_api, *[path] * 10) as (readings, clock):
         before = readings.count
@@ -306,6 +306,29 @@ async def test_viewers_of_ten_different_pages_cost_two_reads_a_second(make_api: 
         before = readings.count
         await advance(clock, 60)
         assert 60 <= readings.count - before <= 120
+
+
+@pytest.mark.parametrize("path", ["", "/queues", "/queues/mail"])
+async def test_a_pause_is_soon_on_an_open_page(make_api: MakeApi, path: str) -> None:
+    """The other values of the page must not use up the reads of live updates."""
+    api: Api = await make_api()
+    await api.enqueue("a", "b", queue="mail")
+    backend, clock = api.processor.backend, FakeClock()
+    api.services.readings = SharedReadings(backend, clock)
+    api.services.live = LivePages(clock)
+    assert (await api.client.get(DASHBOARD_PATH + path)).status_code == 200
+    delays = []
+    async with open_browsers(api, DASHBOARD_PATH + path) as (browser,):
+        await wait_until(lambda: api.services.live.viewer_count == 1, "a viewer")
+        for number in range(40):
+            await advance(clock, 1 + 0.3 * (number % 7))
+            browser.received, at, paused = "", clock.monotonic(), number % 2 == 0
+            await backend.pause_queue("mail", paused=paused)
+            while browser.count_fragments() == 0 or ("state paused" in browser.received) != paused:
+                browser.received = ""
+                await advance(clock, 0.1)
+            delays.append(clock.monotonic() - at)
+    assert max(delays) <= 1.3, delays
 
 
 async def test_a_read_is_shared_and_kept_for_its_age(api: Api) -> None:

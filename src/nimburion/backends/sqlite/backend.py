@@ -617,7 +617,7 @@ class SQLiteBackend:
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         """See `Backend.list_tenants`."""
-        return await self._read(lambda db: tenants.list_tenants(db, limit))
+        return await self._read_slowly(lambda db: tenants.list_tenants(db, limit))
 
     async def list_statistics(
         self,

@@ -75,15 +75,19 @@ class ReadPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
     first_wait: float = 0.1
     """Seconds that the reader waits for the first value of a slow read, which it can do without."""
+    max_side_reads: float = math.inf
+    """The most reads of values with a longer maximum age than `UPDATE_AGE`. Of further ones, the
+    reader gets the last value; they are read the next times.
+    """
 
 
 FOR_DATA = ReadPolicy(slow_seconds=0.05, pause_factor=5.0, first_wait=FIRST_READ_TIMEOUT)
 """For programs: they get all values. The backend is busy for a sixth of the time."""
 FOR_PAGES = ReadPolicy(slow_seconds=0.05, pause_factor=5.0, wait=0.06)
 """For people who open a page: they see it at once, if need be without its values."""
-FOR_UPDATES = ReadPolicy(slow_seconds=0.5, pause_factor=1.0)
-"""For live updates: they show a new value soon. What they read together is bounded by
-`LivePages`.
+FOR_UPDATES = ReadPolicy(slow_seconds=0.5, pause_factor=1.0, max_side_reads=1)
+"""For live updates: they show a new value soon. What they read together is bounded by `LivePages`:
+if they read all values of a page at the same time, the next update would come seconds later.
 """
 
 
@@ -190,9 +194,11 @@ class SharedReadings:
         max_age: float,
         policy: ReadPolicy = FOR_DATA,
         trace: ReadTrace | None = None,
+        *,
+        is_deferred: bool = False,
     ) -> _Entry:
         """Return the entry of a key, with a value that is at most `max_age` seconds old, or the
-        last one, as the policy says.
+        last one, as the policy says. With `is_deferred`, a usable value is not replaced now.
 
         Raises:
             NotReadYet: the policy says not to wait longer, and no value is left.
@@ -207,6 +213,8 @@ class SharedReadings:
         # A read that somebody had started may be from before a change; one of our own is not.
         while not is_new and entry.find_due(max_age, factor) <= self.clock.monotonic():
             is_usable = entry.is_usable(self.clock.monotonic(), max_age)
+            if is_usable and is_deferred:
+                break
             is_new = not entry.is_running
             task = self._start(entry, read, entry.timeout, trace)
             if is_usable and entry.seconds >= policy.slow_seconds:
@@ -235,16 +243,20 @@ class SharedReadings:
         read: Callable[[], Awaitable[object]],
         max_age: float,
         trace: ReadTrace | None = None,
+        *,
+        is_deferred: bool = False,
     ) -> object | None:
         """Return the last value of a slow read; None before the first, and if it is older than
         `MAX_STALENESS`. If it is older than `max_age` seconds, it is read again in the background,
-        and a failure is ignored. A read that takes very long is repeated less often.
+        and a failure is ignored. A read that takes very long is repeated less often. With
+        `is_deferred`, a usable value is not replaced now.
         """
         trace = trace or ReadTrace()
         entry = self._entries.get(key) or self._add_entry(key)
         pause = max(max_age, BACKGROUND_PAUSE_FACTOR * entry.seconds)
         now = self.clock.monotonic()
-        if now - entry.tried_at >= pause:
+        is_due = now - entry.tried_at >= pause
+        if is_due and not (is_deferred and entry.is_usable(now, max_age)):
             trace.pending.add(self._start(entry, read, SLOW_READ_TIMEOUT, trace))
         value: object | None = entry.value
         return value if now - entry.read_at <= MAX_STALENESS else None
@@ -256,15 +268,17 @@ class SharedReadings:
         max_age: float,
         wait: float,
         trace: ReadTrace | None = None,
+        *,
+        is_deferred: bool = False,
     ) -> object | None:
         """Return what `peek` does, but wait for the first value for `wait` seconds."""
         trace = trace or ReadTrace()
         task = None
-        if self.peek(key, read, max_age, trace) is None:
+        if self.peek(key, read, max_age, trace, is_deferred=is_deferred) is None:
             task = self._entries[key].task
         if task is not None:
             await asyncio.wait({task}, timeout=wait)
-        return self.peek(key, read, max_age, trace)
+        return self.peek(key, read, max_age, trace, is_deferred=is_deferred)
 
     async def stop(self) -> None:
         """End the reads that run."""
@@ -353,6 +367,7 @@ class PageReadings:
         self._policy = policy
         self._at = math.inf
         self._wait_until = shared.clock.monotonic() + policy.wait
+        self._side_reads = 0
         self.trace: ReadTrace = ReadTrace()
         self.problem: str = ""
         """Why some values are old; empty if all are fresh."""
@@ -388,27 +403,47 @@ class PageReadings:
 
         The key must hold every argument of the read. Raises what `SharedReadings.read` does.
         """
-        wait = max(0.0, self._wait_until - self._shared.clock.monotonic())
-        policy = msgspec.structs.replace(self._policy, wait=wait)
-        entry = await self._shared.read(key, read, max_age, policy, self.trace)
+        policy = msgspec.structs.replace(self._policy, wait=self._find_wait())
+        is_side, started = max_age > UPDATE_AGE, self.trace.started
+        entry = await self._shared.read(
+            key, read, max_age, policy, self.trace, is_deferred=is_side and self._defers
+        )
+        if is_side:
+            self._side_reads += self.trace.started - started
         if max_age <= MAX_LIVE_AGE:
             self._at = min(self._at, entry.at)
         if entry.problem is not None:
             self.problem = describe_problem(entry.problem)
         return cast("T", entry.value)
 
+    @property
+    def _defers(self) -> bool:
+        """Whether the page has read enough values beside those that change most."""
+        return self._side_reads >= self._policy.max_side_reads
+
+    def _find_wait(self) -> float:
+        """Return how long the page still waits for its values, in seconds."""
+        return max(0.0, self._wait_until - self._shared.clock.monotonic())
+
     def peek(self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0) -> T | None:
         """Return the last value of a slow read, which happens in the background; None before the
         first, and if it is very old.
         """
-        return cast("T | None", self._shared.peek(key, read, max_age, self.trace))
+        started = self.trace.started
+        found = self._shared.peek(key, read, max_age, self.trace, is_deferred=self._defers)
+        self._side_reads += self.trace.started - started
+        return cast("T | None", found)
 
     async def read_slowly(
         self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0
     ) -> T | None:
         """Return what `peek` does, but wait for the first value as the policy says."""
-        wait = self._policy.first_wait
-        found = await self._shared.wait_for_value(key, read, max_age, wait, self.trace)
+        wait = min(self._policy.first_wait, self._find_wait())
+        started = self.trace.started
+        found = await self._shared.wait_for_value(
+            key, read, max_age, wait, self.trace, is_deferred=self._defers
+        )
+        self._side_reads += self.trace.started - started
         return cast("T | None", found)
 
     async def list_queues(self, max_age: float = UPDATE_AGE) -> list[QueueInfo]:

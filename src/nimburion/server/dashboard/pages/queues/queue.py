@@ -31,6 +31,8 @@ MAX_NAMES = 50
 MAX_WORKERS = 50
 MAX_TURNS = 20
 """The tenants of the queue that are shown, those whose turn is next."""
+LIMIT_AGE = 10.0
+"""The maximum age of the limit and the tenants, of which the page has more than others."""
 MAX_TENANTS_READ = 500
 """The tenants of all queues that one read returns."""
 
@@ -161,8 +163,8 @@ async def read_limit(readings: PageReadings, queue: str) -> QueueLimit:
     async def read() -> list[KeyedLimitInfo]:
         return await readings.backend.list_keyed_limits(name=name, fullest=1)
 
-    found = await readings.read(f"limit {name}", read, 5.0)
-    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, 0.5)
+    found = await readings.read(f"limit {name}", read, LIMIT_AGE)
+    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, LIMIT_AGE)
     limits = found[0].jobs.values() if found else ()
     maxima = [limit.concurrency for limit in limits if limit.concurrency is not None]
     return QueueLimit(
@@ -177,12 +179,19 @@ async def read_limit(readings: PageReadings, queue: str) -> QueueLimit:
 
 
 async def read_turns(readings: PageReadings, queue: str) -> TenantOrder:
-    """Read the tenants with waiting jobs in a queue. The first one of a priority is next."""
+    """Read the tenants with waiting jobs in a queue. The first one of a priority is next.
+
+    To count their jobs takes up to half a second where a million jobs wait. So the page shows the
+    last counts, and no tenants before the first.
+    """
 
     async def read() -> TenantUses:
         return await readings.backend.list_tenants(MAX_TENANTS_READ)
 
-    uses = (await readings.read("tenants", read, 5.0)).tenants
+    read_uses = await readings.read_slowly("tenants", read, LIMIT_AGE)
+    if read_uses is None:
+        return TenantOrder(tenants=[], complete=False)
+    uses = read_uses.tenants
     waiting = [use for use in uses if use.queue == queue and use.waiting]
     complete = len(uses) < MAX_TENANTS_READ and len(waiting) <= MAX_TURNS
     return TenantOrder(tenants=waiting[:MAX_TURNS], complete=complete)
