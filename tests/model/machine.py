@@ -110,11 +110,12 @@ class Twins(RuleBasedStateMachine):
         """Every job id that was ever used."""
         self.touched: set[str] = set()
         self.step = 0
+        self.ended_early = False
         self._both(lambda backend: backend.open())
 
     def teardown(self) -> None:
         try:
-            for job_id in sorted(self.known | {"never"}):
+            for job_id in () if self.ended_early else sorted(self.known | {"never"}):
                 self._agree_on(job_id)
             self._both(lambda backend: backend.close())
         finally:
@@ -123,7 +124,8 @@ class Twins(RuleBasedStateMachine):
 
     may_end_early = False
     """Whether an exchange of the subject may leave jobs to the next one, after it parked a job of
-    several keys (`plan_keyed_claims_1` of PostgreSQL). Such an example ends there."""
+    several keys (`plan_keyed_claims_1` of PostgreSQL). Such an example ends there, and what the
+    two hold then is not compared."""
 
     def make_subject(self, clock: FakeClock) -> Backend:
         """The backend to compare, empty and not open."""
@@ -288,6 +290,7 @@ class Twins(RuleBasedStateMachine):
             lambda backend: backend.exchange(session, number, sent[id(backend)], want)
         )
         if self.may_end_early and _ends_early(expected, actual) and self._has_parked_jobs():
+            self.ended_early = True
             hypothesis.event("an exchange that parked a job of several keys left jobs to the next")
             hypothesis.reject()
         _check_same(expected, actual, _reply)
