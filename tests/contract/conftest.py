@@ -13,14 +13,18 @@ from tests.contract.kept_connections import KeptConnections
 from tests.servers.fixtures import StartedServers
 
 CASES = Path(__file__).parent / "test_postgres.py"
+LONGEST = "test_a_limit_holds_for_a_fleet_that_loses_workers"
+"""7,000 exchanges: 20 s of CPU time on PostgreSQL."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the cases on PostgreSQL run on the event loop of `kept_connections`."""
+    """Let the cases on PostgreSQL run on the event loop of `kept_connections`; mark the longest."""
     mark = pytest.mark.asyncio(loop_scope="session")
     for item in items:
         if item.path == CASES:
             item.add_marker(mark, append=False)
+        if item.path.parent == CASES.parent and item.name.startswith(LONGEST):
+            item.add_marker("slow")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -594,7 +594,7 @@ class Breakage(NamedTuple):
 
 def _token_case(backend: type[MemoryBackend], row: str, kind: str = "Completed") -> Breakage:
     (case,) = [found for found in TOKEN_CASES if found.name == row]
-    return Breakage(backend, "a_settlement_writes_only_under_its_whole_token", (case, kind))
+    return Breakage(backend, "a_settlement_writes_only_under_its_whole_token", (case, (kind,)))
 
 
 BREAKAGES = [
@@ -690,7 +690,8 @@ async def test_a_broken_backend_fails(
     breakage: Breakage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a sound one passes the same case, so that it is the breakage which is seen."""
-    monkeypatch.setattr("nimburion.testing.contract.harness.DEADLINE", 2.0)
+    for module in ("harness", "consuming.waiting"):
+        monkeypatch.setattr(f"nimburion.testing.contract.{module}.DEADLINE", 2.0)
     await run_case(MemoryBackend, breakage, tmp_path)
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
         await run_case(breakage.backend, breakage, tmp_path)

@@ -40,7 +40,7 @@ POSTGRES_MUTANTS = (
         "backends/postgres/*.sql",
         "SET $noted = $noted | 2\n        WHERE $session = $p_session AND $seq = $p_seq AND $fence = $p_fence AND $nonce = $p_nonce",
         "SET $noted = $noted | 2\n        WHERE $session = $p_session AND $seq = $p_seq",
-        (_SETTLED_UNDER, "-k", "Progressed"),
+        (_SETTLED_UNDER, "-k", "half"),
     ),
     Mutant(
         "PostgreSQL: fence does not rise",
