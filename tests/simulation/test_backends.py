@@ -35,6 +35,8 @@ from tests.simulation.world import Make, in_memory
 SEEDS_EACH = 20
 FIRST_SEED = 57
 """From here on, each fault occurs ten times in 20 seeds, with and without notifications."""
+SEEDS_BEFORE_OTHERS = 10
+"""How many of them `dev.py test` simulates; `dev.py wide` simulates the others."""
 PARTS = 1
 DEEP_PARTS = 50
 
@@ -87,11 +89,15 @@ class Storms:
         """Whether its workers get notifications, as in memory; else they poll at other times."""
         return True
 
-    def _check_many_seeds(
+    def _check_part(
         self, part: int, make: Make, comparable: bool, record: Callable[[str, object], None]
     ) -> None:
         first = FIRST_SEED + part * SEEDS_EACH
-        seeds = range(first, first + SEEDS_EACH)
+        self._check_many_seeds(range(first, first + SEEDS_EACH), make, comparable, record)
+
+    def _check_many_seeds(
+        self, seeds: range, make: Make, comparable: bool, record: Callable[[str, object], None]
+    ) -> None:
         totals = sum_of(
             check_same_as_in_memory(seed, make, comparable=comparable) for seed in seeds
         )
@@ -108,7 +114,7 @@ class Storms:
         comparable: bool,
         record_property: Callable[[str, object], None],
     ) -> None:
-        self._check_many_seeds(part, make, comparable, record_property)
+        self._check_part(part, make, comparable, record_property)
 
     @pytest.mark.deep
     @pytest.mark.parametrize("part", range(PARTS, PARTS + DEEP_PARTS))
@@ -119,7 +125,7 @@ class Storms:
         comparable: bool,
         record_property: Callable[[str, object], None],
     ) -> None:
-        self._check_many_seeds(part, make, comparable, record_property)
+        self._check_part(part, make, comparable, record_property)
 
     def test_one_seed_goes_as_in_memory(self, make: Make, comparable: bool) -> None:
         check_same_as_in_memory(read_seed(), make, comparable=comparable)
@@ -133,6 +139,19 @@ class TestSQLite(Storms):
         with tempfile.TemporaryDirectory(prefix="nb-simulation-", dir=where) as folder:
             numbers = count()
             yield lambda clock: SQLiteBackend(Path(folder) / f"{next(numbers)}.db", clock=clock)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.wide)])
+    def test_faults_break_no_promise(
+        self,
+        part: int,
+        make: Make,
+        comparable: bool,
+        record_property: Callable[[str, object], None],
+    ) -> None:
+        middle = FIRST_SEED + SEEDS_BEFORE_OTHERS
+        seeds = (range(FIRST_SEED, middle), range(middle, FIRST_SEED + SEEDS_EACH))[part]
+        self._check_many_seeds(seeds, make, comparable, record_property)
 
 
 def make_on(server: RunningRedis) -> Make:

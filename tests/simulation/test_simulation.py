@@ -11,8 +11,8 @@ import pytest
 
 from tests.simulation.faults import read_seed, simulate, sum_of
 
-SEEDS_EACH = 50
-PARTS = 2
+SEEDS_EACH = 25
+PARTS = 4
 
 
 def _check_many_seeds(part: int, record_property: Callable[[str, object], None]) -> None:
@@ -22,13 +22,15 @@ def _check_many_seeds(part: int, record_property: Callable[[str, object], None])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.wide)])
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.wide) for part in range(1, PARTS))]
+)
 def test_faults_break_no_promise(part: int, record_property: Callable[[str, object], None]) -> None:
     _check_many_seeds(part, record_property)
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("part", range(PARTS, PARTS + 218))
+@pytest.mark.parametrize("part", range(PARTS, PARTS + 436))
 def test_faults_break_no_promise_over_many_seeds(
     part: int, record_property: Callable[[str, object], None]
 ) -> None:
