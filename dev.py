@@ -55,10 +55,9 @@ def main(arguments: List[str]) -> int:
     nox = [PYTHON, "-m", "nox"]
     if command == "--list":
         return replace_process(nox + ["--list"])
-    sessions = ["check", "tests"] if command == "test" and not rest else [command]
-    if sessions == ["test"]:
-        sessions = ["tests"]
-    return replace_process(nox + ["--session"] + sessions + ["--"] + rest)
+    if command == "test":
+        command = "tests" if rest else "check_and_test"
+    return replace_process(nox + ["--session", command, "--"] + rest)
 
 
 def replace_process(command: List[str]) -> int:

@@ -35,13 +35,15 @@ SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks", "examples", "we
 USUAL = "not deep and not wide"
 QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
-WORKERS = str(min(8, 1 + (os.cpu_count() or 1)))
-"""How many processes run tests: one more than cores, because some tests only wait."""
+WORKERS = os.environ.get("NB_TEST_WORKERS") or str(min(8, 1 + (os.cpu_count() or 1)))
+"""How many processes run tests: one more than cores, because some tests only wait. `.ci/run` asks
+for fewer where sessions run beside one another."""
 
-# These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree:
-# the same on every Python.
+# These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree,
+# or follow what it says: the same on every Python.
 SAME_ON_EVERY_PYTHON = [
-    *("tests/typing", "tests/servers/test_choice.py", "tests/mutants"),
+    *("tests/typing", "tests/servers/test_choice.py", "tests/mutants", "tests/docs"),
+    "tests/deploy",
     *(f"tests/house/test_{name}.py" for name in ("assertions", "layers", "vocabulary", "words")),
 ]
 
@@ -58,10 +60,26 @@ POSTGRES_KINDS = [
 @nox.session
 def check(session: nox.Session) -> None:
     """Check format, lint, layers and types."""
-    run_python(session, "ruff", "format", "--check", "--quiet", ".")
-    run_python(session, "ruff", "check", "--quiet", ".")
-    run(session, str(SCRIPTS / "lint-imports"), "--no-logo")
+    check_quickly(session)
     run_python(session, "mypy", *SOURCES)
+
+
+@nox.session
+def check_and_test(session: nox.Session) -> None:
+    """Run what `check` and `tests` run; types are checked while tests wait (`dev.py test`)."""
+    check_quickly(session)
+    with tempfile.TemporaryFile("w+") as report:
+        command = [sys.executable, "-m", "mypy", *SOURCES]
+        types = subprocess.Popen(command, stdout=report, stderr=report)
+        os.setpriority(os.PRIO_PROCESS, types.pid, 5)  # below the tests, some of which wait
+        try:
+            tests(session)
+        finally:
+            accepted = types.wait() == 0
+            report.seek(0)
+            session.log("mypy: " + report.read().strip())
+        if not accepted:
+            session.error("mypy refuses types; what it says stands above")
 
 
 @nox.session
@@ -122,7 +140,7 @@ def wide(session: nox.Session) -> None:
     """Run the long tests that `tests` leaves out and that need no server."""
     paths = sorted(str(path) for path in Path("tests").rglob("test_*.py"))
     files = [path for path in paths if "mark.wide" in Path(path).read_text(encoding="utf-8")]
-    options = ["-n", "auto", "-m", "wide and not server"]
+    options = ["-n", WORKERS, "--maxschedchunk", "1", "-m", "wide and not server"]
     run_python(session, "pytest", *options, *files, *session.posargs)
 
 
@@ -307,7 +325,7 @@ def oldest(session: nox.Session) -> None:
             "tests/telemetry",
             "tests/server",
         ]
-        options = ["-q", "-n", "auto", "-p", "no:cacheprovider", "-m", QUICK]
+        options = ["-q", "-n", WORKERS, "-p", "no:cacheprovider", "-m", QUICK]
         # What is old here encodes, connects and reports: a quarter of the contract uses all of it.
         environment = {"NB_TEST_SERVERS": "valkey,postgres", "NB_TEST_DEALT": "valkey"}
         run(session, str(python), "-m", "pytest", *options, *folders, **environment, **QUARTER)
@@ -325,14 +343,23 @@ def other_python(session: nox.Session) -> None:
         session.log(f"{python}, {'as nobody' if as_nobody else 'as this user'}")
         copy_checkout(scratch / "checkout", owned_by_nobody=bool(as_nobody))
         left_out = [f"--ignore={path}" for path in SAME_ON_EVERY_PYTHON]
-        command = [python, "dev.py", "test", "-q", "-n", WORKERS, "-m", QUICK, *left_out]
+        marks = f"{QUICK} and not server"
+        command = [python, "dev.py", "test", "-q", "-n", WORKERS, "-m", marks, *left_out]
         with session.chdir(scratch / "checkout"):
-            # What another Python changes shows in the engine; of the contract, a quarter runs.
-            servers = ["NB_TEST_SERVERS=valkey", "NB_TEST_DEALT=valkey", "NB_TEST_SHARE=4"]
+            # What another Python changes shows in the engine, in memory and on SQLite; of the
+            # contract, a quarter runs.
+            servers = ["NB_TEST_SERVERS=valkey", "NB_TEST_SHARE=4"]
             run(session, *as_nobody, "env", *servers, *command)
 
 
 # --- steps of the sessions ------------------------------------------------------------------------
+
+
+def check_quickly(session: nox.Session) -> None:
+    """Check format, lint and layers."""
+    run_python(session, "ruff", "format", "--check", "--quiet", ".")
+    run_python(session, "ruff", "check", "--quiet", ".")
+    run(session, str(SCRIPTS / "lint-imports"), "--no-logo")
 
 
 def run(session: nox.Session, *command: str, **environment: str) -> None:
