@@ -31,7 +31,7 @@ import msgspec
 import uvicorn
 
 from benchmarks.dashboard.browser import BrowserFigures, drive_pages, show_browser
-from benchmarks.readings.fill import FINGERPRINTS, Filled, Kind, fill
+from benchmarks.readings.fill import FINGERPRINTS, Filled, Kind, fill, fill_statistics
 from benchmarks.readings.main import KINDS, RESULTS, make_heading, read_cpu, serve
 from benchmarks.report import table
 from nimburion import config
@@ -55,6 +55,8 @@ WATCHED = 60.0
 """Seconds for which the viewers watch a page."""
 NOT_READ = 'data-pending="yes"'
 """In a page that came without its values; its script asks for them at once."""
+SHOWN_QUEUE = "queue_2"
+"""The queue whose page is timed."""
 PAUSED = "queue_1"
 """The queue that is paused."""
 EVENTS = 12
@@ -79,6 +81,7 @@ async def serve_dashboard(url: str) -> AsyncIterator[tuple[str, ManagementServic
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
+        await fill_statistics(services.backend)  # the backend may have been filled hours ago
         await services.preparation.run()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/dashboard", services
         await services.stop_streams()
@@ -90,7 +93,7 @@ async def serve_dashboard(url: str) -> AsyncIterator[tuple[str, ManagementServic
 def find_path(page: AnyPage, filled: Filled) -> str:
     """Return the path of a page that shows something."""
     values = {
-        "queue": "queue_0",
+        "queue": SHOWN_QUEUE,
         "id": filled.waiting,
         "fingerprint": f"{1 % FINGERPRINTS:016x}",
         "name": "none",

@@ -46,7 +46,8 @@ DEAD_LETTERS = 3_000
 FINGERPRINTS = 30
 WAITING = 100_000
 DELAY = 12 * 3600.0
-"""Seconds after which every tenth of the waiting jobs is due: none is before the measurement."""
+"""Seconds after which every eleventh of the waiting jobs is due: no one is before the measurement.
+"""
 HELD = 100
 AUDIT_RECORDS = 10_000
 STATISTICS_NAMES = 200
@@ -175,10 +176,12 @@ async def fill(
         await enqueue(backend, [make_job(n) for n in range(dead_letters)])
         await worker.fail_all()
         waiting = [make_job(n) for n in range(waiting_jobs)]
-        waiting[::10] = [msgspec.structs.replace(job, after=DELAY) for job in waiting[::10]]
+        # 11, so that all queues have due ones and later ones.
+        waiting[::11] = [msgspec.structs.replace(job, after=DELAY) for job in waiting[::11]]
         await enqueue(backend, waiting)
         await worker.exchange([], HELD)
-        await fill_reports(backend)
+        await fill_audit(backend)
+        await fill_statistics(backend)
         middle = await backend.list_jobs(limit=1, after=str(rows // 2))
         return Filled(
             completed=middle.jobs[0].id,
@@ -211,8 +214,8 @@ async def complete_on_redis(backend: Backend, rows: int) -> None:
     await asyncio.gather(*(one.complete_all() for one in workers))
 
 
-async def fill_reports(backend: Backend) -> None:
-    """Store audit records, and the statistics of three hours of many names."""
+async def fill_audit(backend: Backend) -> None:
+    """Store audit records."""
     records = [
         AuditRecord(
             id=f"audit-{n}", action="queue.pause", target="queue_1", by="someone", outcome="done"
@@ -221,6 +224,10 @@ async def fill_reports(backend: Backend) -> None:
     ]
     for start in range(0, AUDIT_RECORDS, 100):
         await asyncio.gather(*map(backend.put_audit, records[start : start + 100]))
+
+
+async def fill_statistics(backend: Backend) -> None:
+    """Store the statistics of the last three hours, of many names."""
     last = int(await backend.now()) // 60 * 60
     counters = Counters(
         enqueued=1_000,
