@@ -138,7 +138,7 @@ async def count_reads(
         "10 viewers of 10 pages": [page.path for page in PAGES if "{" not in page.path][:VIEWERS],
     }.items():
         for path in paths:
-            await client.get(address + path)
+            await load_page(client, address + path)
         count, cpu = services.readings.count, read_cpu(pid)
         async with asyncio.TaskGroup() as viewers:
             for path in paths:
@@ -148,6 +148,13 @@ async def count_reads(
             "cpu": (read_cpu(pid) - cpu) / WATCHED,
         }
     return figures
+
+
+async def load_page(client: httpx.AsyncClient, url: str) -> None:
+    """Load a page with its values, as a browser does."""
+    answer = await client.get(url)
+    if NOT_READ in answer.text:
+        (await client.get(url, params={"format": "fragment"})).raise_for_status()
 
 
 async def watch(client: httpx.AsyncClient, url: str) -> None:
@@ -199,7 +206,7 @@ async def time_pauses(
         "ten different pages open": [*watching, *others[: VIEWERS - len(watching)]],
     }.items():
         for path in opened:
-            await client.get(address + path)
+            await load_page(client, address + path)
         random, shown = Random(1), {path: asyncio.Queue[bool]() for path in watching}
         async with asyncio.TaskGroup() as viewers:
             tasks = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from nimburion.core.bulk_operations import BulkAction, BulkState, NewBulkOperation
 from nimburion.core.exchange import Lane, ReserveRequest
@@ -237,6 +238,49 @@ async def test_replay_with_other_arguments(subject: Subject, page: Page) -> None
     assert {job.state for job in jobs} == {State.FAILED, State.PENDING}
     (added,) = (job for job in jobs if job.id != dead)
     assert (await subject.backend.get_job(added.id)).payload == b'{"to": "b"}'
+
+
+async def test_a_form_whose_page_came_before_its_values_keeps_what_is_written(
+    subject: Subject, page: Page, expected_problems: list[str]
+) -> None:
+    """Its script asks for the values once, and again only if there was no answer."""
+    expected_problems.append("console: Failed to load resource")
+    (dead,) = await fail(subject, make_name())
+    url = f"{subject.dashboard.address}/jobs/{dead}/arguments"
+    answers = iter([503, 200])
+    asked: list[str] = []
+
+    async def leave_out_values(route: Route) -> None:
+        answer = await route.fetch()
+        html = re.sub(
+            r'(<div id="live"[^>]*)>.*?<p class="data-links',
+            rf'\1 data-pending="yes" data-live="{url}?format="></div><p class="data-links',
+            await answer.text(),
+            flags=re.DOTALL,
+        )
+        await route.fulfill(response=answer, body=html)
+
+    async def fail_once(route: Route) -> None:
+        asked.append(route.request.url)
+        if next(answers, 200) == 200:
+            await route.continue_()
+        else:
+            await route.fulfill(status=503)
+
+    await page.route(url, leave_out_values)
+    await page.route(f"{url}?format=fragment", fail_once)
+    await page.goto(url)
+    await expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    await page.locator("[name=payload]").fill('{"to": "b"}')
+    await expect(page.get_by_role("alert")).to_be_hidden()
+    await page.get_by_role("button", name="Check only").click()
+    await expect(page.locator("#notice")).to_contain_text("Nothing was changed")
+    await page.keyboard.press("r")
+    await page.evaluate(
+        "async () => { await fetch(location.href) }"
+    )  # after what the key asked for
+    await expect(page.locator("[name=payload]")).to_have_value('{"to": "b"}')
+    assert len(asked) == 2
 
 
 async def test_a_check_without_scripts_keeps_the_arguments(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -329,6 +330,26 @@ async def test_a_pause_is_soon_on_an_open_page(make_api: MakeApi, path: str) -> 
                 await advance(clock, 0.1)
             delays.append(clock.monotonic() - at)
     assert max(delays) <= 1.3, delays
+
+
+@pytest.mark.parametrize(("path", "oldest"), [("/queues/mail", 6.0), ("", 6.0), ("/metrics", 11.0)])
+async def test_no_value_of_an_open_page_becomes_old(
+    make_api: MakeApi, path: str, oldest: float
+) -> None:
+    """Updates read some of the values later, and say how old the oldest is."""
+    api: Api = await make_api()
+    clock = FakeClock()
+    api.services.readings = SharedReadings(api.processor.backend, clock)
+    api.services.live = LivePages(clock)
+    ages = []
+    async with open_browsers(api, DASHBOARD_PATH + path) as (browser,):
+        await wait_until(lambda: api.services.live.viewer_count == 1, "a viewer")
+        for _ in range(60):
+            await advance(clock, 1)
+            times = re.findall(r'"at":([\d.]+)', browser.received)
+            ages += [clock.now() - float(times[-1])] if times else []
+    assert len(ages) > 40
+    assert max(ages) <= oldest, ages
 
 
 async def test_a_read_is_shared_and_kept_for_its_age(api: Api) -> None:

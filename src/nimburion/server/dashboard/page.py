@@ -12,6 +12,9 @@ from nimburion.server.api.operation import AnyOperation, NoQuery
 from nimburion.server.dashboard.readings import PageReadings
 from nimburion.server.services import ManagementServices
 
+UPDATE_INTERVAL = 1.0
+"""The usual interval of live updates in seconds."""
+
 QueryT = TypeVar("QueryT", bound=msgspec.Struct)
 
 
@@ -42,7 +45,7 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     right: str = "read"
     query: type[QueryT] = cast("type[QueryT]", NoQuery)
     """Parameters must be enumerations, bounded numbers, names or checked texts."""
-    interval: float | None = 1.0
+    interval: float | None = UPDATE_INTERVAL
     """Seconds between two live updates, at least; None: the page is not live."""
 
     tables: tuple[str, ...] = ()

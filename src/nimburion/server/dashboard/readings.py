@@ -90,6 +90,9 @@ FOR_UPDATES = ReadPolicy(slow_seconds=0.5, pause_factor=1.0, max_side_reads=1)
 if they read all values of a page at the same time, the next update would come seconds later.
 """
 
+FOR_RARE_UPDATES = msgspec.structs.replace(FOR_UPDATES, max_side_reads=math.inf)
+"""For live updates of pages that are updated more rarely than each second."""
+
 
 class NotReadYet(Exception):
     """A value is being read, and there is none to show meanwhile."""

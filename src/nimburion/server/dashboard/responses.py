@@ -30,9 +30,15 @@ from nimburion.server.api.operation import (
 from nimburion.server.dashboard.assets import load_assets
 from nimburion.server.dashboard.csv_tables import make_csv
 from nimburion.server.dashboard.live import Fragment, LiveStream
-from nimburion.server.dashboard.page import AnyPage, DashboardAction, PageRequest
+from nimburion.server.dashboard.page import (
+    UPDATE_INTERVAL,
+    AnyPage,
+    DashboardAction,
+    PageRequest,
+)
 from nimburion.server.dashboard.readings import (
     FOR_DATA,
+    FOR_RARE_UPDATES,
     FOR_UPDATES,
     NotReadYet,
     PageReadings,
@@ -138,7 +144,7 @@ class PageVisit:
             self._base,
             self._caller,
         )
-        interval = self._page.interval or 1.0
+        interval = self._page.interval or UPDATE_INTERVAL
         return LiveStream(self._services.live, key, self._render_fragment, interval)
 
     async def answer_html(
@@ -182,7 +188,8 @@ class PageVisit:
         return make_html(render_page(self._page.template, values), nonce, status)
 
     async def _render_fragment(self) -> Fragment:
-        readings = self._make_readings(FOR_UPDATES)
+        is_rare = self._page.interval is None or self._page.interval > UPDATE_INTERVAL
+        readings = self._make_readings(FOR_RARE_UPDATES if is_rare else FOR_UPDATES)
         values = self._make_values(await self._read(readings), readings)
         html = render_block(self._page.template, "live", values)
         trace = readings.trace

@@ -9,6 +9,7 @@
   const notice = document.getElementById("notice");
   const liveUrl = live?.dataset.live;
   const polls = Boolean(live?.dataset.poll); // the server has no streams
+  const isLive = polls || Boolean(live?.hasAttribute("hx-sse:connect")); // else only its values may be missing
   const SILENCE = polls ? 1000 * live.dataset.poll : 5000; // milliseconds without a message after which the page polls
   const store = {
     get: (key) => localStorage.getItem(`nimburion.${key}`),
@@ -37,6 +38,7 @@
   let polling = false;
   let behind = false; // a fragment was held back
   const isPaused = () => store.get("paused") === "yes";
+  const isPending = () => "pending" in live.dataset; // the page came before its values
 
   // A fragment must not replace what somebody works with: an open form, a focused field, a selected
   // row or selected text.
@@ -80,7 +82,7 @@
   }
 
   async function poll() {
-    if (!liveUrl || polling) return;
+    if (!liveUrl || polling || !(isLive || isPending())) return;
     polling = true;
     try {
       // A redirect leads to a page that signs in: it is no fragment.
@@ -94,7 +96,7 @@
       showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
       if (isInUse()) hold();
       else await replaceLive(text);
-      if (!isPaused()) openStream();
+      if (isLive && !isPaused()) openStream();
     } catch {
       heardAt = Date.now() - SILENCE + POLL;
       showBanner("The server does not answer. The page shows the last values and retries.");
@@ -119,7 +121,7 @@
   }
 
   function watch() {
-    if (isPaused() || document.hidden) return;
+    if (document.hidden || (isPaused() && !isPending())) return;
     if (behind && !isInUse()) poll();
     else if (Date.now() - heardAt >= SILENCE) poll();
   }
@@ -167,13 +169,9 @@
     // htmx may have looked at the page before its extension for streams had arrived.
     if (!live._htmx) htmx.process(live);
     heardAt = Date.now();
-    if (!polls && !live.hasAttribute("hx-sse:connect")) {
-      poll(); // the page is not live: only its values are missing
-      return;
-    }
     setInterval(watch, 1000);
-    if ("pending" in live.dataset) poll(); // the page came before its values, also if it is paused
-    else if (!isPaused()) openStream();
+    if (isPending()) poll(); // also if it is paused
+    else if (isLive && !isPaused()) openStream();
   }
 
   // What a fragment leaves alone: texts of times that are already shown, and what somebody unfolded.

@@ -32,7 +32,7 @@ MAX_WORKERS = 50
 MAX_TURNS = 20
 """The tenants of the queue that are shown, those whose turn is next."""
 LIMIT_AGE = 10.0
-"""The maximum age of the limit and the tenants, of which the page has more than others."""
+"""The maximum age of limits and tenants: the page has more values beside the queue than others."""
 MAX_TENANTS_READ = 500
 """The tenants of all queues that one read returns."""
 
@@ -139,7 +139,7 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
     serving = [one for one in sessions if is_live(one) and name in one.queues]
     unserved = list_reasons(name, find_unserved([queue], sessions))
     history = await _read_history(readings, name, request.query.range)
-    limits = {limit.name: limit for limit in await readings.list_limits()}
+    limits = {limit.name: limit for limit in await readings.list_limits(LIMIT_AGE)}
     names = [
         make_name_row(one, queue, history.names.get(one, Counters()), limits.get(one), unserved)
         for one in {*history.names, *queue.names}
