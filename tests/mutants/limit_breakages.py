@@ -279,8 +279,36 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: an exchange forgets what it has planned for a key",
         "backends/postgres/keyed_limits.sql",
-        "in_uses[key_numbers[i]] := in_uses[key_numbers[i]] + 1;",
+        "in_uses[key_indexes[i]] := in_uses[key_indexes[i]] + 1;",
         "NULL;",
         (f"{POSTGRES}test_each_key_has_its_own_limit",),
+    ),
+    Mutant(
+        "PostgreSQL: jobs that are planned together count as one for their key",
+        "backends/postgres/keyed_limits.sql",
+        "(g.concurrency >= g.in_use + g.jobs)",
+        "(g.concurrency >= g.in_use + 1)",
+        (f"{POSTGRES}test_each_key_has_its_own_limit",),
+    ),
+    Mutant(
+        "PostgreSQL: jobs that are planned together take the units of one",
+        "backends/postgres/keyed_limits.sql",
+        "(g.span >= g.ahead + g.units)",
+        "(g.span >= g.ahead)",
+        (f"{POSTGRES}test_each_key_has_its_own_rate",),
+    ),
+    Mutant(
+        "PostgreSQL: a lease records no key",
+        "backends/postgres/keyed_limits.sql",
+        "p_key_numbers[p_key_starts[taken.place]:p_key_ends[taken.place]]",
+        "CAST(NULL AS int8[])",
+        (f"{POSTGRES}test_jobs_of_a_key_run_in_order",),
+    ),
+    Mutant(
+        "PostgreSQL: a key is forgotten while it is in use",
+        "backends/postgres/keyed_limits.sql",
+        "    DELETE FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at",
+        "    DELETE FROM {schema}.limit_key u WHERE u.opens_at",
+        (f"{POSTGRES}test_pruning_keeps_keys_in_use",),
     ),
 )

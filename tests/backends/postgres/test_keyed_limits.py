@@ -26,12 +26,12 @@ ADD_TRIGGERS = f"""
     END $$;
     CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.lease
         EXECUTE FUNCTION public.wait_for_test({SETTLING});
-    CREATE TRIGGER wait_for_test BEFORE INSERT ON nimburion.lease_key
+    CREATE TRIGGER wait_for_test AFTER UPDATE ON nimburion.limit_key FOR EACH ROW
         EXECUTE FUNCTION public.wait_for_test({COUNTING});
 """
 REMOVE_TRIGGERS = """
     DROP TRIGGER wait_for_test ON nimburion.lease;
-    DROP TRIGGER wait_for_test ON nimburion.lease_key;
+    DROP TRIGGER wait_for_test ON nimburion.limit_key;
     DROP FUNCTION public.wait_for_test();
 """
 

@@ -8,6 +8,7 @@ from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import WAITING, JobOptions, NewJob, State, sort_states
 from nimburion.core.keyed_limits import KeyedLimit, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.operations import Retention
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (
     Completed,
@@ -358,6 +359,16 @@ class KeyedLimits:
             reply = await second.exchange(want=second.want(9))
         assert ids(reply.deliveries) == ["a1"]
         assert await end(second, Completed(reply.deliveries[0].lease)) == ["a2"]
+
+    async def test_pruning_keeps_keys_in_use(self, harness: Harness) -> None:
+        await add(harness, "a1")
+        worker = await harness.worker(keyed=ONE_AT_A_TIME)
+        lease = (await worker.take(9))[0].lease
+        await harness.backend.prune(Retention(), 10)
+        await add(harness, "a2")
+        assert await worker.take(9) == []
+        assert await end(worker, Completed(lease)) == ["a2"]
+        assert await read_uses(harness) == {"a": (1, 0)}
 
     async def test_many_keys_are_at_rest_in_the_end(self, harness: Harness) -> None:
         jobs = [make(harness, f"{'abcdefg'[n % 7]}{n}") for n in range(100)]

@@ -102,7 +102,10 @@ DECLARE
     has_turns bool := false;
     turn_lanes int4[];
     has_more_turns bool := false;
-    leased_count int4;
+    positions int4[];
+    leased_count int8;
+    any_attempted bool;
+    leased_all bool;  -- whether all planned jobs were leased; NULL: the claim has returned its jobs already
     leased record;
     ids int4[];
     low_water_marks int8[];
@@ -128,7 +131,7 @@ BEGIN
     SELECT s.number, last.number AS last_number, last.results, last.nonce,
         pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
         EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
-        EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.lease_key)
+        EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.limit_key)
             OR EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) AS has_keys,
         EXISTS (SELECT FROM {schema}.tenant_turn)
             OR EXISTS (SELECT FROM {schema}.lease l WHERE l.share IS NOT NULL) AS has_tenants,
@@ -188,7 +191,7 @@ BEGIN
             codes := settled.codes;
             to_notify := settled.to_notify;
             IF session.has_keys THEN
-                queues_to_notify := {schema}.release_keys_1(now, session.number, p_seqs);
+                queues_to_notify := {schema}.release_keys_1(now, settled.key_numbers);
             END IF;
         END IF;
         IF session.has_keys THEN
@@ -264,12 +267,13 @@ BEGIN
                 turn_lanes := planned.turn_lanes;
                 has_more_turns := planned.has_more;
                 PERFORM set_config('nimburion.moves_turns', 'on', true);
-                RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, planned.shares, planned.charges, NULL);
-                GET DIAGNOSTICS leased_count = ROW_COUNT;
+                SELECT l.leased, l.any_attempted INTO leased_count, any_attempted FROM {schema}.lease_planned_jobs_1(
+                    now, session.number, p_number, p_nonce, planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL,
+                    NULL, NULL, NULL, NULL, planned.shares, planned.charges, NULL) l;
                 PERFORM set_config('nimburion.moves_turns', '', true);
+                leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
                 IF turn_lanes IS NOT NULL AND leased_count > 0 THEN
-                    PERFORM {schema}.charge_turns_1(session.number, p_number, leased_count = cardinality(planned.seqs),
+                    PERFORM {schema}.charge_turns_1(session.number, p_number, leased_all,
                         planned.seqs, planned.shares, planned.starts, planned.charges);
                 END IF;
             ELSIF has_turns THEN
@@ -280,18 +284,22 @@ BEGIN
                 );
                 returned_index := planned.returned;
                 turn_lanes := planned.turn_lanes;
-                PERFORM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL, NULL);
-                RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
+                PERFORM {schema}.lease_planned_jobs_1(now, session.number, p_number, p_nonce,
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
+                    planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL, NULL);
+                leased_all := false;
             ELSIF session.has_keys THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
                     open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, open_names, p_caps
                 );
                 returned_index := planned.returned;
-                RETURN QUERY SELECT * FROM {schema}.claim_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
-                    CASE WHEN check_sizes THEN p_max_bytes END);
+                SELECT l.leased, l.any_attempted INTO leased_count, any_attempted FROM {schema}.lease_planned_jobs_1(
+                    now, session.number, p_number, p_nonce, planned.seqs, planned.dues, planned.lanes, planned.main_lanes,
+                    planned.positions, planned.ctids, planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL,
+                    CASE WHEN check_sizes THEN p_max_bytes END) l;
+                positions := planned.positions;
+                leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
             ELSE
                 counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
                     open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues,
@@ -306,6 +314,20 @@ BEGIN
                         open_lanes.low_water_marks, counts);
                 END IF;
             END IF;
+            IF leased_all AND NOT any_attempted AND positions IS NOT NULL THEN
+                RETURN QUERY
+                SELECT positions[row_number() OVER (ORDER BY j.seq)], j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id,
+                    j.options, j.payload, (CAST(NULL AS {schema}.exchange_status)).*
+                FROM {schema}.job j WHERE j.seq = ANY (planned.seqs);
+            ELSIF leased_all AND NOT any_attempted THEN
+                RETURN QUERY
+                SELECT CAST(u.place AS int4), j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options,
+                    j.payload, (CAST(NULL AS {schema}.exchange_status)).*
+                FROM unnest(planned.seqs) WITH ORDINALITY AS u (seq, place),
+                    LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = u.seq OFFSET 0) j;
+            ELSIF leased_all IS NOT NULL THEN
+                RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
+            END IF;
             IF FOUND THEN
                 main_lanes := open_lanes.main_lanes;
                 ranks := open_lanes.ranks;
@@ -316,13 +338,15 @@ BEGIN
                         names || array_agg(a.name)
                     INTO main_lanes, ranks, queues, names FROM {schema}.lane a WHERE a.id = ANY (turn_lanes);
                 END IF;
-                head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
+                IF NOT session.has_keys THEN
+                    head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
+                END IF;
                 IF session.has_limits THEN
                     PERFORM {schema}.take_limits_1(now, session.number, p_number);
                 END IF;
                 IF session.has_keys THEN
-                    PERFORM {schema}.count_keys_1(now, session.number, p_number, planned.key_seqs, planned.key_limits,
-                        planned.keys, planned.units, planned.spans);
+                    PERFORM {schema}.count_keys_1(now, session.number, p_number, planned.key_seqs, planned.key_numbers,
+                        planned.units, planned.spans, leased_all);
                 END IF;
             END IF;
             IF session.has_keys THEN
@@ -391,7 +415,7 @@ CREATE OR REPLACE FUNCTION {schema}.exchange_pooled_1(
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
-SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
+SET enable_mergejoin TO off SET enable_material TO off SET enable_memoize TO off SET jit TO off
 SET plan_cache_mode TO force_generic_plan AS $$
 BEGIN
     RETURN QUERY SELECT * FROM {schema}.exchange_1(
@@ -908,7 +932,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
     ended int4[];
-    ended_seqs int8[];
+    key_numbers int8[];
     taken_at int8[];
 BEGIN
     FOR held IN
@@ -925,13 +949,13 @@ BEGIN
         PERFORM {schema}.requeue_1(p_now, held, {schema}.end_lease_1(p_now, held, NULL));
         ended := ended || held.lane;
         taken_at := taken_at || held.leased_at;
-        ended_seqs := ended_seqs || held.seq;
-        PERFORM {schema}.refund_keys_1(p_now, p_session, held.seq, held.lane, held.leased_at);
+        key_numbers := key_numbers || held.key_numbers;
+        PERFORM {schema}.refund_keys_1(p_now, held);
     END LOOP;
     IF ended IS NOT NULL THEN
         PERFORM {schema}.release_limits_1(ended);
         PERFORM {schema}.give_units_back_1(p_now, ended, taken_at);
-        PERFORM {schema}.release_keys_1(p_now, p_session, ended_seqs);
+        PERFORM {schema}.release_keys_1(p_now, key_numbers);
     END IF;
     RETURN ended;
 END $$;

@@ -309,30 +309,28 @@ BEGIN
 END $$;
 
 -- name: release_keys
--- Stop counting jobs of a session whose leases ended, and let the next parked jobs have their turn.
--- Inputs: the time; the session; seqs; those of leases that the session still holds are left out
+-- Stop counting leases that ended for their keys, and let the next parked jobs have their turn.
+-- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none)
 -- Result: the queues to notify
-CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_session int4, p_seqs int8[]) RETURNS text[]
+CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    held int8[] := ARRAY(SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (p_seqs));
     limits text[];
     keys text[];
     jobs int4[];
     to_notify text[] := '{}';
 BEGIN
-    WITH ended AS (
-        DELETE FROM {schema}.lease_key k WHERE k.session = p_session AND k.seq = ANY (p_seqs) AND k.seq <> ALL (held)
-        RETURNING k.limit_name, k.key
-    ), freed AS (
-        SELECT e.limit_name, e.key, CAST(count(*) AS int4) AS jobs FROM ended e GROUP BY 1, 2
-    ), released AS (  -- every key exists; an INSERT is sure to find it by the index
-        INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
-        SELECT f.limit_name, f.key, f.jobs, 0 FROM freed f
-        ON CONFLICT (limit_name, key) DO UPDATE SET in_use = u.in_use - excluded.in_use
+    IF p_numbers IS NULL THEN
+        RETURN to_notify;
+    END IF;
+    WITH freed AS (
+        SELECT n.number, CAST(count(*) AS int4) AS jobs FROM unnest(p_numbers) n (number) GROUP BY 1 ORDER BY 1
+    ), released AS (
+        UPDATE {schema}.limit_key u SET in_use = u.in_use - f.jobs FROM freed f WHERE u.number = f.number
+        RETURNING u.limit_name, u.key, f.jobs
     )
-    SELECT array_agg(f.limit_name), array_agg(f.key), array_agg(f.jobs) INTO limits, keys, jobs FROM freed f
-    WHERE EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = f.limit_name AND p.key = f.key);
+    SELECT array_agg(r.limit_name), array_agg(r.key), array_agg(r.jobs) INTO limits, keys, jobs FROM released r
+    WHERE EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = r.limit_name AND p.key = r.key);
     FOR i IN 1..coalesce(cardinality(keys), 0) LOOP
         to_notify := to_notify || {schema}.unpark_key_1(p_now, limits[i], keys[i], jobs[i]);
     END LOOP;
@@ -361,62 +359,95 @@ BEGIN
     RETURN returned;
 END $$;
 
--- name: merge_keyed_lanes
--- Do the same as `merge_lanes_1`, and read the keys of the jobs and their uses.
--- Inputs: as for `merge_lanes_1`; the names of the requested lanes; for each open lane whether its name has limits by key
--- Result: one row for each job and key, in the order of jobs and limits; a job without a key has one row:
---   place, lane_index, due, seq    the place of the job in the merge; the job
+-- name: merge_jobs
+-- Do the same as `merge_lanes_1`, and tell which jobs they are.
+-- Inputs: as for `merge_lanes_1`
+-- Result: one row for each job, in the order of the merge:
+--   place, lane_index, due, seq    its place; the job
 --   is_end                         the job is the last one that was read from its lane
+--   worst                          the key by which the merge ranks the job
+CREATE OR REPLACE FUNCTION {schema}.merge_jobs_1(
+    p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
+    p_low_water_marks int8[], p_chunks int4[]
+) RETURNS TABLE (place int8, lane_index int4, due int8, seq int8, is_end bool, worst int8[])
+LANGUAGE sql STABLE AS $$
+    SELECT row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq), ranked.lane_index, ranked.due,
+        ranked.seq, ranked.nth = ranked.chunk, ranked.worst
+    FROM (
+        SELECT candidate.*, max(ARRAY[
+                -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
+                    THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
+                candidate.rank, candidate.due, candidate.seq
+            ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
+                ROWS UNBOUNDED PRECEDING) AS worst
+        FROM (
+            SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
+                r.due, r.seq, row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
+            FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
+                AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
+            LATERAL (
+                SELECT r.due, r.seq FROM {schema}.ready r
+                WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
+                ORDER BY r.due, r.seq LIMIT lane.chunk
+            ) r
+        ) candidate
+    ) ranked
+    ORDER BY 1
+$$;
+
+-- name: merge_keyed_lanes
+-- Do the same as `merge_jobs_1`, and read the keys of the jobs and their uses.
+-- Inputs: as for `merge_jobs_1`; the names of the requested lanes; for each open lane whether its name has limits by key
+-- Result: one row for each job and key, in the order of jobs and limits; a job without a key has one row:
+--   place, lane_index, due, seq, is_end, worst
+--                                  as from `merge_jobs_1`
 --   limit_name, key                NULL: the job has no key
---   number                         the same for the same key; between 1 and `rows`
+--   key_index                      the same for the same key; between 1 and `rows`
 --   rows                           the number of all rows
 --   concurrency, unit_time, burst, cost
 --                                  as from `list_job_keys_1`
+--   number                         the number of the key; NULL: it has none
 --   in_use, spent_until            the use of the key before the exchange
 --   is_last_key                    no row of the same job follows
---   worst                          the key by which the merge ranks the job
 CREATE OR REPLACE FUNCTION {schema}.merge_keyed_lanes_1(
     p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
     p_low_water_marks int8[], p_chunks int4[], p_names text[], p_keyed bool[]
 ) RETURNS TABLE (
-    place int8, lane_index int4, due int8, seq int8, is_end bool, limit_name text, key text, number int4, rows int4,
-    concurrency int4, unit_time int8, burst int8, cost int8, in_use int4, spent_until int8, is_last_key bool, worst int8[]
+    place int8, lane_index int4, due int8, seq int8, is_end bool, limit_name text, key text, key_index int4, rows int4,
+    concurrency int4, unit_time int8, burst int8, cost int8, number int8, in_use int4, spent_until int8, is_last_key bool,
+    worst int8[]
 )
 LANGUAGE sql STABLE AS $$
-    WITH candidate AS (
-        SELECT ranked.lane_index, ranked.due, ranked.seq, ranked.nth = ranked.chunk AS is_end, ranked.worst,
-            row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq) AS place
-        FROM (
-            SELECT candidate.*, max(ARRAY[
-                    -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
-                        THEN (p_now - candidate.due) / p_ageing ELSE 0 END,
-                    candidate.rank, candidate.due, candidate.seq
-                ]) OVER (PARTITION BY candidate.request_index ORDER BY candidate.rank, candidate.due, candidate.seq
-                    ROWS UNBOUNDED PRECEDING) AS worst
-            FROM (
-                SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
-                    r.due, r.seq, row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
-                FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
-                    AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
-                LATERAL (
-                    SELECT r.due, r.seq FROM {schema}.ready r
-                    WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
-                    ORDER BY r.due, r.seq LIMIT lane.chunk
-                ) r
-            ) candidate
-        ) ranked
-    )
     SELECT c.place, c.lane_index, c.due, c.seq, c.is_end, k.limit_name, k.key,
         CAST(dense_rank() OVER (ORDER BY k.limit_name, k.key) AS int4), CAST(count(*) OVER () AS int4),
-        k.concurrency, k.unit_time, k.burst, k.cost, coalesce(u.in_use, 0), coalesce(u.spent_until, 0),
+        k.concurrency, k.unit_time, k.burst, k.cost, u.number, coalesce(u.in_use, 0), coalesce(u.spent_until, 0),
         lead(c.place) OVER (ORDER BY c.place, k.limit_name) IS DISTINCT FROM c.place, c.worst
-    FROM candidate c
+    FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) c
     LEFT JOIN LATERAL {schema}.list_job_keys_1(
         p_names[p_request_indexes[c.lane_index]], CASE WHEN p_keyed[c.lane_index] THEN c.seq END
     ) k ON true
     LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
     ORDER BY c.place, k.limit_name
 $$;
+
+-- name: get_or_create_key
+-- Return the number of a key of a limit. A key that has none gets one.
+-- Inputs: the limit and its key
+-- Result: the number
+-- Locks: the caller has locked the limit
+CREATE OR REPLACE FUNCTION {schema}.get_or_create_key_1(p_limit text, p_key text) RETURNS int8
+LANGUAGE plpgsql AS $$
+DECLARE
+    found_number int8;
+BEGIN
+    LOOP
+        SELECT u.number INTO found_number FROM {schema}.limit_key u WHERE u.key = p_key AND u.limit_name = p_limit;
+        EXIT WHEN FOUND;
+        INSERT INTO {schema}.limit_key (limit_name, key, in_use, spent_until) VALUES (p_limit, p_key, 0, 0)
+        ON CONFLICT DO NOTHING;
+    END LOOP;
+    RETURN found_number;
+END $$;
 
 -- name: plan_keyed_claims
 -- Do the same as `plan_claims_1`, and park the candidates whose keys have no room.
@@ -427,22 +458,27 @@ $$;
 --   passing_seq, passing_lane, passing_limit
 --               that parked job, and the limit for which it is parked
 --   seqs, dues, lanes, main_lanes
---               the planned jobs in the order of the merge; only they may be claimed, because another transaction may add
---               jobs before them
---   key_seqs, key_limits, keys, units, spans
---               the keys of the planned jobs, for `count_keys_1`
+--               the planned jobs; only they may be leased, because another transaction may add jobs before them
+--   positions   for each its position in the reply. The jobs are then ordered by seq. NULL: they are in the order of the merge
+--   ctids       where their rows in `ready` are, if these are locked; NULL: they are not
+--   key_starts, key_ends
+--               for each planned job its keys in the next four: their first and last index (NULL: the job has no key)
+--   key_seqs, key_numbers, units, spans
+--               for each key of a planned job: the job, the number of the key, how far the job moves `spent_until` (NULL: no
+--               rate), and how far `spent_until` may be ahead while a unit is available
 -- Locks: the rows of `ready` that it parks; rows that another transaction has locked are skipped. The caller has locked
 --   the limits of the names.
 CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[],
     OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT key_seqs int8[], OUT key_limits text[], OUT keys text[], OUT units int8[], OUT spans int8[]
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT positions int4[], OUT ctids tid[],
+    OUT key_starts int4[], OUT key_ends int4[], OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
     chunks int4[] := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
-    keyed bool[] := {schema}.find_keyed_lanes_1(p_queues, p_names);
+    keyed bool[];
     is_keyed bool[];
     queue_indexes int4[];
     name_indexes int4[];
@@ -456,11 +492,12 @@ DECLARE
     stopped bool := false;
     in_uses int4[];
     spents int8[];
+    numbers int8[];
     candidate record;
     place int8;
     is_skipped bool;
     own_keys int4;
-    key_numbers int4[];
+    key_indexes int4[];
     key_count int4;
     first_key int4;
     full_limit text;
@@ -475,6 +512,26 @@ DECLARE
     openings int8[];
     planned record;
 BEGIN
+    IF array_remove(p_caps, NULL) = '{}' AND array_remove(p_available, NULL) = '{}' THEN
+        planned := {schema}.plan_open_keys_1(p_total, p_now, p_ageing, p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels,
+            p_low_water_marks, p_queues, p_names);
+        IF planned.has_room THEN
+            seqs := planned.seqs;
+            dues := planned.dues;
+            lanes := planned.lanes;
+            main_lanes := planned.main_lanes;
+            positions := planned.positions;
+            ctids := planned.ctids;
+            key_starts := planned.key_starts;
+            key_ends := planned.key_ends;
+            key_seqs := planned.key_seqs;
+            key_numbers := planned.key_numbers;
+            units := planned.units;
+            spans := planned.spans;
+            RETURN;
+        END IF;
+    END IF;
+    keyed := {schema}.find_keyed_lanes_1(p_queues, p_names);
     SELECT array_agg(array_position(p_queues, p_queues[requested.request_index]) ORDER BY requested.lane_index),
         array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index)
     INTO queue_indexes, name_indexes
@@ -485,22 +542,6 @@ BEGIN
             chunks[i] := p_total + 1;
         END IF;
     END LOOP;
-    IF array_remove(p_caps, NULL) = '{}' AND array_remove(p_available, NULL) = '{}' THEN
-        planned := {schema}.plan_open_keys_1(p_total, p_now, p_ageing, p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels,
-            p_low_water_marks, chunks, p_names, is_keyed);
-        IF planned.is_complete THEN
-            seqs := planned.seqs;
-            dues := planned.dues;
-            lanes := planned.lanes;
-            main_lanes := planned.main_lanes;
-            key_seqs := planned.key_seqs;
-            key_limits := planned.key_limits;
-            keys := planned.keys;
-            units := planned.units;
-            spans := planned.spans;
-            RETURN;
-        END IF;
-    END IF;
     LOOP
         SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
         name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
@@ -516,12 +557,13 @@ BEGIN
         dues := '{}';
         lanes := '{}';
         main_lanes := '{}';
+        key_starts := '{}';
+        key_ends := '{}';
         key_seqs := '{}';
-        key_limits := '{}';
-        keys := '{}';
+        key_numbers := '{}';
         units := '{}';
         spans := '{}';
-        key_numbers := '{}';
+        key_indexes := '{}';
         key_count := 0;
         in_uses := NULL;
         to_park := '{}';
@@ -538,6 +580,7 @@ BEGIN
             IF in_uses IS NULL THEN
                 in_uses := array_fill(NULL::int4, ARRAY[candidate.rows]);
                 spents := array_fill(NULL::int8, ARRAY[candidate.rows]);
+                numbers := spents;
             END IF;
             IF candidate.place <> place THEN
                 place := candidate.place;
@@ -552,49 +595,57 @@ BEGIN
             IF candidate.key IS NOT NULL THEN
                 own_keys := own_keys + 1;
                 IF full_limit IS NULL THEN
-                    IF in_uses[candidate.number] IS NULL THEN
-                        in_uses[candidate.number] := candidate.in_use;
-                        spents[candidate.number] := candidate.spent_until;
+                    IF in_uses[candidate.key_index] IS NULL THEN
+                        in_uses[candidate.key_index] := candidate.in_use;
+                        spents[candidate.key_index] := candidate.spent_until;
+                        numbers[candidate.key_index] := candidate.number;
                     END IF;
-                    IF candidate.concurrency <= in_uses[candidate.number] THEN
+                    IF candidate.concurrency <= in_uses[candidate.key_index] THEN
                         full_limit := candidate.limit_name;
                         full_key := candidate.key;
                         opening := NULL;
                     ELSIF (candidate.burst - LEAST(candidate.cost, candidate.burst)) * candidate.unit_time
-                        < GREATEST(0, spents[candidate.number] - p_now)
+                        < GREATEST(0, spents[candidate.key_index] - p_now)
                     THEN
                         full_limit := candidate.limit_name;
                         full_key := candidate.key;
-                        opening := spents[candidate.number]
+                        opening := spents[candidate.key_index]
                             - (candidate.burst - LEAST(candidate.cost, candidate.burst)) * candidate.unit_time;
                     ELSE
+                        IF numbers[candidate.key_index] IS NULL THEN
+                            numbers[candidate.key_index] := {schema}.get_or_create_key_1(candidate.limit_name, candidate.key);
+                        END IF;
                         key_count := key_count + 1;
-                        key_numbers := key_numbers || candidate.number;
-                        key_seqs := key_seqs || candidate.seq;
-                        key_limits := key_limits || candidate.limit_name;
-                        keys := keys || candidate.key;
-                        units := units || candidate.cost * candidate.unit_time;
-                        spans := spans || (candidate.burst - 1) * candidate.unit_time;
+                        key_indexes[key_count] := candidate.key_index;
+                        key_seqs[key_count] := candidate.seq;
+                        key_numbers[key_count] := numbers[candidate.key_index];
+                        units[key_count] := candidate.cost * candidate.unit_time;
+                        spans[key_count] := (candidate.burst - 1) * candidate.unit_time;
                     END IF;
                 END IF;
             END IF;
             CONTINUE WHEN NOT candidate.is_last_key;
             IF full_limit IS NULL THEN
                 FOR i IN first_key..key_count LOOP
-                    in_uses[key_numbers[i]] := in_uses[key_numbers[i]] + 1;
+                    in_uses[key_indexes[i]] := in_uses[key_indexes[i]] + 1;
                     IF units[i] > 0 THEN
-                        spents[key_numbers[i]] := GREATEST(spents[key_numbers[i]], p_now) + units[i];
+                        spents[key_indexes[i]] := GREATEST(spents[key_indexes[i]], p_now) + units[i];
                     END IF;
                 END LOOP;
                 queue_available[queue] := queue_available[queue] - 1;
                 name_available[name] := name_available[name] - 1;
                 taken := taken + 1;
+                IF key_count >= first_key THEN
+                    key_starts[taken] := first_key;
+                    key_ends[taken] := key_count;
+                END IF;
                 seqs := seqs || candidate.seq;
                 dues := dues || candidate.due;
                 lanes := lanes || p_ids[candidate.lane_index];
                 main_lanes := main_lanes || p_main_lanes[candidate.lane_index];
                 EXIT WHEN taken = p_total;
             ELSE
+                key_count := first_key - 1;
                 to_park := to_park || candidate.seq;
                 park_dues := park_dues || candidate.due;
                 park_lanes := park_lanes || p_ids[candidate.lane_index];
@@ -632,94 +683,208 @@ BEGIN
         EXIT WHEN stopped OR taken = p_total OR incomplete IS NULL;
         chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + max_parked);
     END LOOP;
+    key_seqs := key_seqs[:key_count];
+    key_numbers := key_numbers[:key_count];
+    units := units[:key_count];
+    spans := spans[:key_count];
 END $$;
 
 -- name: plan_open_keys
 -- Do the same as `plan_keyed_claims_1` where all keys of the first jobs have room: then no job is parked, and no decision depends on
 -- an earlier one.
--- Inputs: as for `merge_keyed_lanes_1`; the maximum number of jobs; the main lanes
+-- Inputs: as for `plan_keyed_claims_1`
 -- Result: as of `plan_keyed_claims_1`
---   is_complete   whether all have room, and every lane was read far enough
+--   has_room    whether all keys are sure to have room; else the rest is not to be used
+-- Locks: in a single lane, the rows of `ready` of the jobs; rows that another transaction has locked are skipped. Exchanges
+--   that could take these jobs wait for the limits anyway.
 CREATE OR REPLACE FUNCTION {schema}.plan_open_keys_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
-    p_levels int8[], p_low_water_marks int8[], p_chunks int4[], p_names text[], p_keyed bool[],
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT key_seqs int8[], OUT key_limits text[],
-    OUT keys text[], OUT units int8[], OUT spans int8[], OUT is_complete bool
+    p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[],
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT positions int4[], OUT ctids tid[], OUT key_starts int4[], OUT key_ends int4[],
+    OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[], OUT has_room bool
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    chunks int4[];
+    lane_indexes int4[];
+    incomplete int4[];
+    limits record;
+    key_places int4[];
+    new_limits text[];
+    new_keys text[];
 BEGIN
-    SELECT coalesce(bool_and((m.key IS NULL OR m.has_room) AND NOT (m.is_end AND m.place < p_total)), false),
-        array_agg(m.seq) FILTER (WHERE m.is_last_key),
-        array_agg(m.due) FILTER (WHERE m.is_last_key),
-        array_agg(p_ids[m.lane_index]) FILTER (WHERE m.is_last_key),
-        array_agg(p_main_lanes[m.lane_index]) FILTER (WHERE m.is_last_key),
-        coalesce(array_agg(m.seq) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg(m.limit_name) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg(m.key) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg(m.units) FILTER (WHERE m.key IS NOT NULL), '{}'),
-        coalesce(array_agg((m.burst - 1) * m.unit_time) FILTER (WHERE m.key IS NOT NULL), '{}')
-    INTO is_complete, seqs, dues, lanes, main_lanes, key_seqs, key_limits, keys, units, spans
+    IF cardinality(p_ids) = 1 THEN  -- the same as below, in fewer steps
+        SELECT array_agg(r.ctid), array_agg(r.seq), array_agg(r.due) INTO ctids, seqs, dues FROM (
+            SELECT * FROM (
+                SELECT r.ctid, r.due, r.seq FROM {schema}.ready r WHERE r.lane = p_ids[1] AND r.due >= p_low_water_marks[1]
+                ORDER BY r.due, r.seq LIMIT p_total FOR UPDATE SKIP LOCKED
+            ) r ORDER BY r.seq OFFSET 0
+        ) r;
+        lane_indexes := array_fill(1, ARRAY[cardinality(seqs)]);
+        positions := lane_indexes;
+        lanes := array_fill(p_ids[1], ARRAY[cardinality(seqs)]);
+        main_lanes := array_fill(p_main_lanes[1], ARRAY[cardinality(seqs)]);
+    ELSE
+        chunks := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
+        LOOP
+            SELECT array_agg(m.seq), array_agg(m.due), array_agg(m.lane_index), array_agg(CAST(m.place AS int4)),
+                array_agg(p_ids[m.lane_index]), array_agg(p_main_lanes[m.lane_index]),
+                array_agg(m.lane_index) FILTER (WHERE m.is_end AND m.place < p_total)
+            INTO seqs, dues, lane_indexes, positions, lanes, main_lanes, incomplete
+            FROM (
+                SELECT * FROM (
+                    SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                        p_low_water_marks, chunks) LIMIT p_total
+                ) m ORDER BY m.seq OFFSET 0
+            ) m;
+            EXIT WHEN incomplete IS NULL;
+            FOR i IN 1..cardinality(incomplete) LOOP
+                chunks[incomplete[i]] := LEAST(2 * chunks[incomplete[i]], p_total + 1);
+            END LOOP;
+        END LOOP;
+    END IF;
+    has_room := seqs IS NOT NULL;
+    IF NOT has_room THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(k.lane_index ORDER BY k.limit_name) AS lane_indexes, array_agg(k.limit_name ORDER BY k.limit_name) AS names,
+        array_agg(k.concurrency ORDER BY k.limit_name) AS concurrencies, array_agg(k.interval ORDER BY k.limit_name) AS intervals,
+        array_agg(k.burst ORDER BY k.limit_name) AS bursts, array_agg(k.cost ORDER BY k.limit_name) AS costs,
+        EXISTS (SELECT FROM {schema}.limit_change c WHERE c.for_key) AS any_changed
+    INTO limits
     FROM (
-        SELECT m.*, (m.concurrency IS NULL OR m.in_use + row_number() OVER w <= m.concurrency) AND (
-            m.unit_time IS NULL OR (m.burst - LEAST(m.cost, m.burst)) * m.unit_time
-                >= GREATEST(0, m.spent_until - p_now) + sum(m.units) OVER w - m.units
-        ) AS has_room
-        FROM (
-            SELECT m.*, m.cost * m.unit_time AS units FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes,
-                p_ranks, p_levels, p_low_water_marks, p_chunks, p_names, p_keyed) m
-            WHERE m.place <= p_total
-        ) m
-        WINDOW w AS (PARTITION BY m.number ORDER BY m.place ROWS UNBOUNDED PRECEDING)
-        ORDER BY m.place, m.limit_name OFFSET 0
-    ) m;
+        SELECT CAST(lane.lane_index AS int4) AS lane_index, k.*
+        FROM unnest(p_request_indexes) WITH ORDINALITY AS lane (request_index, lane_index)
+        JOIN {schema}.keyed_limit k ON k.job_name = p_names[lane.request_index]
+            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || p_queues[lane.request_index])
+    ) k;
+    WHILE has_room AND limits.names IS NOT NULL LOOP
+        WITH job_key AS MATERIALIZED (
+            SELECT c.place, c.seq, l.nth, l.limit_name, k.key, u.number, u.in_use, u.spent_until,
+                coalesce(x.concurrency, l.concurrency) AS concurrency, coalesce(x.burst, l.burst) AS burst,
+                coalesce(x.interval, l.interval) AS unit_time,
+                CASE WHEN coalesce(x.interval, l.interval) IS NOT NULL
+                    THEN coalesce(CAST(c.options ->> 'cost' AS int8), l.cost, 1) END AS cost
+            FROM (  -- OFFSET 0 keeps the options from being read again for each limit
+                SELECT j.seq, CAST(row_number() OVER (ORDER BY j.seq) AS int4) AS place,
+                    CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options
+                FROM {schema}.job j WHERE j.seq = ANY (seqs) OFFSET 0
+            ) c
+            JOIN unnest(limits.lane_indexes, limits.names, limits.concurrencies, limits.intervals, limits.bursts, limits.costs)
+                WITH ORDINALITY AS l (lane_index, limit_name, concurrency, interval, burst, cost, nth)
+                ON l.lane_index = lane_indexes[c.place]
+            CROSS JOIN LATERAL (
+                SELECT CASE WHEN starts_with(l.limit_name, 'queue=') THEN ''
+                    ELSE c.options -> 'limit_keys' ->> l.limit_name END AS key OFFSET 0
+            ) k
+            LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.limit_key u WHERE u.key = k.key AND u.limit_name = l.limit_name OFFSET 0
+            ) u ON true
+            LEFT JOIN LATERAL (
+                SELECT * FROM {schema}.limit_change x
+                WHERE limits.any_changed AND x.name = l.limit_name AND x.for_key AND x.key = k.key OFFSET 0
+            ) x ON true
+            WHERE k.key IS NOT NULL
+        )
+        SELECT array_agg(k.place), array_agg(k.seq), array_agg(k.number), array_agg(k.cost * k.unit_time),
+            array_agg((k.burst - 1) * k.unit_time),
+            array_agg(k.limit_name) FILTER (WHERE k.number IS NULL), array_agg(k.key) FILTER (WHERE k.number IS NULL), (
+                SELECT coalesce(bool_and(
+                    (g.concurrency >= g.in_use + g.jobs) IS NOT FALSE AND (g.span >= g.ahead + g.units) IS NOT FALSE
+                ), true)
+                FROM (  -- costs and limits of job names may differ: assume the worst
+                    SELECT min(u.concurrency) AS concurrency, min(u.in_use) AS in_use, count(*) AS jobs,
+                        min((u.burst - LEAST(u.cost, u.burst)) * u.unit_time) AS span,
+                        GREATEST(0, min(u.spent_until) - p_now) AS ahead,
+                        sum(u.cost * u.unit_time) - min(u.cost * u.unit_time) AS units
+                    FROM job_key u GROUP BY u.number
+                ) g
+            )
+        INTO key_places, key_seqs, key_numbers, units, spans, new_limits, new_keys, has_room
+        FROM (SELECT * FROM job_key ORDER BY place, nth OFFSET 0) k;
+        EXIT WHEN new_keys IS NULL;
+        INSERT INTO {schema}.limit_key (limit_name, key, in_use, spent_until)
+        SELECT DISTINCT n.limit_name, n.key, 0, 0 FROM unnest(new_limits, new_keys) AS n (limit_name, key)
+        ON CONFLICT DO NOTHING;
+        has_room := true;
+    END LOOP;
+    IF ctids IS NULL AND (SELECT count(*) FROM {schema}.job j WHERE j.seq = ANY (seqs)) < cardinality(seqs) THEN
+        has_room := false;  -- a job ended after it was read, so the places are wrong
+    END IF;
+    IF key_places = ARRAY(SELECT generate_series(1, cardinality(seqs))) THEN  -- each job has one key
+        key_starts := key_places;
+        key_ends := key_places;
+    ELSIF has_room THEN
+        FOR i IN 1..coalesce(cardinality(key_places), 0) LOOP
+            IF key_places[i] <> key_places[i - 1] IS NOT FALSE THEN
+                key_starts[key_places[i]] := i;
+            END IF;
+            key_ends[key_places[i]] := i;
+        END LOOP;
+    END IF;
 END $$;
 
--- name: claim_planned_jobs
--- Lease the planned jobs to a session, and return them.
--- Inputs: the time; the session; its exchange and nonce; seqs, due times, lanes and main lanes of the jobs, in the order of
---   the merge; for each the share of its tenant and what it is charged (NULL: nothing, or nothing for all); the maximum number of
---   bytes of all deliveries (NULL: sizes are not checked)
--- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum stay in `ready`, but
---   the first job is always delivered.
+-- name: lease_planned_jobs
+-- Lease the planned jobs to a session.
+-- Inputs: the time; the session; its exchange and nonce; the jobs and their keys, as from `plan_keyed_claims_1`; for each the share
+--   of its tenant and what it is charged (NULL: nothing, or nothing for all); the maximum number of bytes of all deliveries
+--   (NULL: sizes are not checked)
+-- Result:
+--   leased         the number of leased jobs. Jobs beyond the maximum stay in `ready`, but the first job is always leased.
+--   any_attempted  whether an attempt of one of them has ended before
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
-CREATE OR REPLACE FUNCTION {schema}.claim_planned_jobs_1(
+CREATE OR REPLACE FUNCTION {schema}.lease_planned_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_seqs int8[], p_dues int8[], p_lanes int4[],
-    p_main_lanes int4[], p_shares int4[], p_charges int8[], p_max_bytes int8
-) RETURNS SETOF {schema}.exchange_reply
-LANGUAGE plpgsql AS $$
+    p_main_lanes int4[], p_positions int4[], p_ctids tid[], p_key_starts int4[], p_key_ends int4[], p_key_numbers int8[],
+    p_shares int4[], p_charges int8[], p_max_bytes int8, OUT leased int8, OUT any_attempted bool
+) LANGUAGE plpgsql AS $$
 DECLARE
-    fitting int4 := cardinality(p_seqs);
+    places int4[];  -- of the jobs in the arrays, in the order of their positions; NULL: all, in their order
 BEGIN
     IF p_max_bytes IS NOT NULL THEN
-        SELECT count(*) INTO fitting FROM (
-            SELECT sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER (ORDER BY u.place) AS bytes, u.place
-            FROM unnest(p_seqs) WITH ORDINALITY AS u (seq, place),
-            LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = u.seq OFFSET 0) j
-        ) sized WHERE sized.bytes <= p_max_bytes OR sized.place = 1;
+        SELECT coalesce(array_agg(sized.place), '{}') INTO places FROM (
+            SELECT u.place, row_number() OVER w AS nth, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER w AS bytes
+            FROM (
+                SELECT s.seq, CAST(s.place AS int4) AS place, coalesce(p_positions[s.place], s.place) AS position
+                FROM unnest(p_seqs) WITH ORDINALITY AS s (seq, place)
+            ) u, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = u.seq OFFSET 0) j
+            WINDOW w AS (ORDER BY u.position, p_dues[u.place], u.seq ROWS UNBOUNDED PRECEDING)
+        ) sized WHERE sized.bytes <= p_max_bytes OR sized.nth = 1;
     END IF;
-    RETURN QUERY
-    WITH taken AS (
-        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT f.ctid FROM unnest(p_seqs[:fitting], p_dues, p_lanes) AS u (seq, due, lane), LATERAL (
-                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = u.lane AND r.due = u.due AND r.seq = u.seq
+    IF p_ctids IS NOT NULL THEN
+        IF places IS NOT NULL THEN
+            p_ctids := ARRAY(SELECT p_ctids[u.place] FROM unnest(places) WITH ORDINALITY AS u (place, nth) ORDER BY u.nth);
+        END IF;
+    ELSE
+        places := coalesce(places, ARRAY(SELECT generate_series(1, cardinality(p_seqs))));
+        SELECT array_agg(f.ctid), array_agg(f.place) INTO p_ctids, places
+        FROM (
+            SELECT r.ctid, u.place FROM unnest(places) AS u (place), LATERAL (
+                SELECT r.ctid FROM {schema}.ready r
+                WHERE r.lane = p_lanes[u.place] AND r.due = p_dues[u.place] AND r.seq = p_seqs[u.place]
                 FOR UPDATE SKIP LOCKED
-            ) f
-        )) RETURNING r.due, r.seq, r.attempt_status, array_position(p_seqs, r.seq) AS place,
+            ) r
+        ) f;
+    END IF;
+    WITH taken AS (
+        DELETE FROM {schema}.ready r USING (
+            SELECT u.ctid, coalesce(u.place, CAST(u.nth AS int4)) AS place
+            FROM unnest(p_ctids, places) WITH ORDINALITY AS u (ctid, place, nth) OFFSET 0
+        ) u WHERE r.ctid = u.ctid
+        RETURNING r.due, r.seq, r.attempt_status, u.place,
             CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
     ), leased AS (
         INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
             failures, lost, attempt_status,
-            extra_flags, nonce, settled_token, share, charge)
-        SELECT taken.seq, taken.due, p_now, p_number, p_session, p_main_lanes[taken.place], taken.place,
-            coalesce((taken.attempts).fence, 0) + 1,
+            extra_flags, nonce, settled_token, share, charge, key_numbers)
+        SELECT taken.seq, taken.due, p_now, p_number, p_session, p_main_lanes[taken.place],
+            coalesce(p_positions[taken.place], taken.place), coalesce((taken.attempts).fence, 0) + 1,
             coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), taken.attempt_status,
             coalesce((taken.attempts).extra_flags, 0::int2), p_nonce, (taken.attempts).settled_token,
-            p_shares[taken.place], p_charges[taken.place]
+            p_shares[taken.place], p_charges[taken.place],
+            p_key_numbers[p_key_starts[taken.place]:p_key_ends[taken.place]]
         FROM taken
     )
-    SELECT taken.place, taken.seq, taken.due, j.created_at, j.lane, coalesce((taken.attempts).fence, 0) + 1,
-        coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
-    FROM taken, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = taken.seq OFFSET 0) j;
+    SELECT count(*), bool_or(taken.attempt_status > 0) INTO leased, any_attempted FROM taken;
 END $$;
 
 -- name: park
@@ -747,10 +912,12 @@ BEGIN
     WHERE a.id = p_main_lanes[n.at];
     GET DIAGNOSTICS moved_count = ROW_COUNT;
     IF array_remove(p_openings, NULL) <> '{}' THEN
-        INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until, opens_at)
-        SELECT o.limit_name, o.key, 0, 0, min(o.at) FROM unnest(p_limits, p_keys, p_openings) AS o (limit_name, key, at)
-        WHERE o.at IS NOT NULL GROUP BY 1, 2
-        ON CONFLICT (limit_name, key) DO UPDATE SET opens_at = LEAST(u.opens_at, excluded.opens_at);
+        UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, opening.at)  -- the key was in use, so it is there
+        FROM (
+            SELECT o.limit_name, o.key, min(o.at) AS at FROM unnest(p_limits, p_keys, p_openings) AS o (limit_name, key, at)
+            WHERE o.at IS NOT NULL GROUP BY 1, 2
+        ) opening
+        WHERE u.limit_name = opening.limit_name AND u.key = opening.key;
     END IF;
     RETURN moved_count;
 END $$;
@@ -790,37 +957,35 @@ END $$;
 
 -- name: count_keys
 -- Count the jobs that an exchange leased for their keys, and set when the next parked jobs have their turn.
--- Inputs: the time; the session; the number of the exchange; the keys of the planned jobs: seqs, limits, keys, how far each
---   moves `spent_until` (NULL: no rate), and how far `spent_until` may be ahead while a unit is available
+-- Inputs: the time; the session; the number of the exchange; the keys of the planned jobs, as from `plan_keyed_claims_1`; whether
+--   all of these jobs were leased
 CREATE OR REPLACE FUNCTION {schema}.count_keys_1(
-    p_now int8, p_session int4, p_number int8, p_seqs int8[], p_limits text[], p_keys text[], p_units int8[], p_spans int8[]
+    p_now int8, p_session int4, p_number int8, p_seqs int8[], p_numbers int8[], p_units int8[], p_spans int8[], p_leased_all bool
 ) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE
-    leased int8[] := ARRAY(
-        SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
-    );
 BEGIN
-    WITH counted AS (
-        SELECT k.* FROM unnest(p_seqs, p_limits, p_keys, p_units) AS k (seq, limit_name, key, units)
-        WHERE k.seq = ANY (leased)
-    ), recorded AS (
-        INSERT INTO {schema}.lease_key (session, seq, limit_name, key)
-        SELECT p_session, c.seq, c.limit_name, c.key FROM counted c
-    )
-    INSERT INTO {schema}.limit_key AS u (limit_name, key, in_use, spent_until)
-    SELECT c.limit_name, c.key, count(*), coalesce(p_now + sum(c.units)::int8, 0) FROM counted c GROUP BY 1, 2
-    ON CONFLICT (limit_name, key) DO UPDATE SET in_use = u.in_use + excluded.in_use,
-        spent_until = CASE WHEN excluded.spent_until = 0 THEN u.spent_until
-            ELSE GREATEST(u.spent_until, p_now) + excluded.spent_until - p_now END;
+    IF NOT p_leased_all THEN
+        SELECT array_agg(k.number), array_agg(k.units), array_agg(k.span) INTO p_numbers, p_units, p_spans
+        FROM unnest(p_seqs, p_numbers, p_units, p_spans) AS k (seq, number, units, span)
+        WHERE EXISTS (
+            SELECT FROM {schema}.lease l WHERE l.session = p_session AND l.seq = k.seq AND l.exchange_number = p_number OFFSET 0
+        );
+    END IF;
+    UPDATE {schema}.limit_key u SET in_use = u.in_use + c.jobs,
+        spent_until = CASE WHEN c.units IS NULL THEN u.spent_until ELSE GREATEST(u.spent_until, p_now) + c.units END
+    FROM (
+        SELECT k.number, count(*) AS jobs, CAST(sum(k.units) AS int8) AS units FROM unnest(p_numbers, p_units) AS k (number, units)
+        GROUP BY 1 ORDER BY 1
+    ) c
+    WHERE u.number = c.number;
     IF array_remove(p_units, NULL) <> '{}' AND EXISTS (SELECT FROM {schema}.parked) THEN
         UPDATE {schema}.limit_key u SET opens_at = GREATEST(p_now, u.spent_until - c.span)
         FROM (
-            SELECT k.limit_name, k.key, min(k.span) AS span FROM unnest(p_limits, p_keys, p_spans) AS k (limit_name, key, span)
-            WHERE k.span IS NOT NULL GROUP BY 1, 2
+            SELECT k.number, min(k.span) AS span FROM unnest(p_numbers, p_spans) AS k (number, span)
+            WHERE k.span IS NOT NULL GROUP BY 1 ORDER BY 1
         ) c
-        WHERE u.limit_name = c.limit_name AND u.key = c.key AND EXISTS (
-            SELECT FROM {schema}.parked p WHERE p.limit_name = c.limit_name AND p.key = c.key
+        WHERE u.number = c.number AND EXISTS (
+            SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
                 -- a job that this exchange parked for a maximum waits for no rate
                 AND (u.opens_at IS NOT NULL OR p.xmin <> CAST(pg_current_xact_id() AS xid))
         );
@@ -829,20 +994,18 @@ END $$;
 
 -- name: refund_keys
 -- Return what a job that has not started took from the rates of its keys.
--- Inputs: the time; the session; seq, lane and start of the lease
-CREATE OR REPLACE FUNCTION {schema}.refund_keys_1(p_now int8, p_session int4, p_seq int8, p_lane int4, p_taken_at int8) RETURNS void
+-- Inputs: the time; its lease
+CREATE OR REPLACE FUNCTION {schema}.refund_keys_1(p_now int8, p_lease {schema}.lease) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM {schema}.lease_key c WHERE c.session = p_session AND c.seq = p_seq) THEN
+    IF p_lease.key_numbers IS NULL THEN
         RETURN;
     END IF;
     UPDATE {schema}.limit_key u SET spent_until = GREATEST(
-        u.spent_until - GREATEST(0, k.cost * k.unit_time - GREATEST(0, p_now - p_taken_at)), p_now - 31622400000000)
-    FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
-    WHERE a.id = p_lane AND k.unit_time IS NOT NULL AND u.limit_name = k.limit_name AND u.key = k.key AND EXISTS (
-        SELECT FROM {schema}.lease_key c
-        WHERE c.session = p_session AND c.seq = p_seq AND c.limit_name = k.limit_name AND c.key = k.key
-    );
+        u.spent_until - GREATEST(0, k.cost * k.unit_time - GREATEST(0, p_now - p_lease.leased_at)), p_now - 31622400000000)
+    FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_lease.seq) k
+    WHERE a.id = p_lease.lane AND k.unit_time IS NOT NULL AND u.limit_name = k.limit_name AND u.key = k.key
+        AND u.number = ANY (p_lease.key_numbers);
 END $$;
 
 -- name: spend_key_units
@@ -931,11 +1094,18 @@ $$;
 -- name: prune_limit_keys
 -- Delete the keys that are not in use any more.
 -- Inputs: the time or NULL
+-- Locks: if there are any, all rows of `keyed_limit` in their order: an exchange may be about to count jobs for the number of a key
 CREATE OR REPLACE FUNCTION {schema}.prune_limit_keys_1(p_now int8) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_read_time_1(p_now);
 BEGIN
+    IF NOT EXISTS (
+        SELECT FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at IS NULL AND u.spent_until < now
+    ) THEN
+        RETURN;
+    END IF;
+    PERFORM FROM {schema}.keyed_limit ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     DELETE FROM {schema}.limit_key u WHERE u.in_use = 0 AND u.opens_at IS NULL AND u.spent_until < now AND NOT EXISTS (
         SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
     );

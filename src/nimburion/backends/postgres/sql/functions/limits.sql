@@ -24,13 +24,19 @@ CREATE OR REPLACE FUNCTION {schema}.lock_affected_limits_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     concerned text[];
-    held_limits text[] := ARRAY(
-        SELECT DISTINCT c.limit_name FROM {schema}.lease_key c WHERE c.session = p_session AND c.seq = ANY (p_seqs)
-    );
+    held_lanes int4[];
+    held_keys int8[];
+    held_limits text[];
 BEGIN
+    SELECT array_agg(held.lane), array_agg(held.number) INTO held_lanes, held_keys FROM (
+        SELECT l.lane, unnest(coalesce(l.key_numbers, ARRAY[CAST(NULL AS int8)])) AS number
+        FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (p_seqs)
+    ) held;
+    IF array_remove(held_keys, NULL) <> '{}' THEN
+        held_limits := ARRAY(SELECT DISTINCT u.limit_name FROM {schema}.limit_key u WHERE u.number = ANY (held_keys));
+    END IF;
     concerned := ARRAY(
-        SELECT a.name FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane
-        WHERE l.session = p_session AND l.seq = ANY (p_seqs)
+        SELECT a.name FROM {schema}.lane a WHERE a.id = ANY (held_lanes)
         UNION
         SELECT a.name FROM {schema}.scheduled s JOIN {schema}.lane a ON a.id = s.lane WHERE s.due <= p_now
         UNION

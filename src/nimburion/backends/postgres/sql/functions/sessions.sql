@@ -120,8 +120,8 @@ BEGIN
         PERFORM {schema}.requeue_1(now, held, attempts);
         ended := ended || held.lane;
         taken_at := taken_at || held.leased_at;
-        PERFORM {schema}.refund_keys_1(now, session_number, held.seq, held.lane, held.leased_at);
-        unparked := unparked || {schema}.release_keys_1(now, session_number, ARRAY[held.seq]);
+        PERFORM {schema}.refund_keys_1(now, held);
+        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
     PERFORM {schema}.give_units_back_1(now, ended, taken_at);
@@ -164,7 +164,7 @@ BEGIN
     LOOP
         PERFORM {schema}.requeue_1(now, held, {schema}.end_lease_1(now, held, NULL));
         ended := ended || held.lane;
-        unparked := unparked || {schema}.release_keys_1(now, session_number, ARRAY[held.seq]);
+        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
     left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = session_number);
@@ -221,7 +221,7 @@ BEGIN
         counted := counted + 1;
         DELETE FROM {schema}.lease l WHERE l.session = candidate.session AND l.seq = candidate.seq RETURNING * INTO held;
         ended := ended || held.lane;
-        unparked := unparked || {schema}.release_keys_1(now, held.session, ARRAY[held.seq]);
+        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
         loss := CASE WHEN candidate.left_at IS NULL AND NOT candidate.not_begun THEN convert_to(
             p_before || (held.failures + held.lost + 1) || p_after || ',"started_at":' || held.leased_at / 1000000
             || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(candidate.session_id)

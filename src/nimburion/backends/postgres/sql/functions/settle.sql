@@ -14,6 +14,7 @@
 -- Result:
 --   ended                     the lanes of the leases that ended
 --   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
+--   key_numbers               the keys of limits that the leases counted for, one element for each lease and key; NULL: none
 -- Locks: the rows of the jobs
 -- Atomic: leases are deleted by session and seq. Their tokens are then compared with the given tokens. If one differs,
 --   the call fails with NB001, and the caller settles one by one.
@@ -21,7 +22,7 @@
 --   last vacuum, a nested loop takes quadratic time. The functions that are called here use the same settings.
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
     p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
-    OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[]
+    OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql
 SET enable_nestloop TO off SET enable_hashjoin TO on AS $$
 DECLARE
@@ -38,8 +39,9 @@ BEGIN
         keeps_all := cardinality(kept) = cardinality(p_seqs);
     END IF;
     WITH ended_leases AS (
-        DELETE FROM {schema}.lease WHERE session = p_session AND seq = ANY (p_seqs)
-        RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane
+        DELETE FROM {schema}.lease l WHERE session = p_session AND seq = ANY (p_seqs)
+        RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane,
+            l.key_numbers AS numbers
     ), ended_jobs AS (
         DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
         RETURNING seq, created_at, lane, id, digest, options, unique_key,
@@ -67,7 +69,12 @@ BEGIN
             bool_or(ended_leases.attempt_status > 0)
         FROM ended_leases
     )
-    SELECT * INTO seqs, fences, nonces, ended, all_flags, any_attempted, keyed, keyed_lanes, keys
+    SELECT held_leases.*, held_keys.*, (
+        SELECT array_agg(n.number) FROM (
+            SELECT unnest(ended_leases.numbers) AS number FROM ended_leases WHERE ended_leases.numbers IS NOT NULL
+        ) n
+    )
+    INTO seqs, fences, nonces, ended, all_flags, any_attempted, keyed, keyed_lanes, keys, key_numbers
     FROM held_leases, held_keys;
     IF (seqs = p_seqs AND fences = p_fences AND nonces = p_nonces) IS NOT TRUE THEN
         RAISE 'a lease that was named is not held' USING ERRCODE = 'NB001';
@@ -88,12 +95,13 @@ END $$;
 -- Result:
 --   codes       one letter for each settlement, as for `settle_each_1`
 --   to_notify   the lanes to notify
+--   key_numbers the keys of limits that the leases counted for, for the caller to release; NULL: none
 -- Locks: the rows of the jobs; their unique keys. The caller has locked the limits.
 -- It fails with NB001 if `p_kinds` is NULL and the session does not hold all the leases.
 CREATE OR REPLACE FUNCTION {schema}.apply_settlements_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_limits bool,
-    OUT codes text, OUT to_notify int4[]
+    OUT codes text, OUT to_notify int4[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     settled record;
@@ -110,6 +118,7 @@ BEGIN
         codes := settled.codes;
         to_notify := settled.to_notify;
     END IF;
+    key_numbers := settled.key_numbers;
     IF p_has_limits THEN
         to_notify := to_notify || {schema}.release_limits_1(settled.ended);
     END IF;
@@ -122,11 +131,12 @@ END $$;
 --   codes       one letter for each settlement: d done, a already settled, s stale
 --   ended       the lanes of the leases that ended
 --   to_notify   the lanes to notify
+--   key_numbers the keys of limits that the leases counted for; NULL: none
 -- Locks: the rows of the jobs; their unique keys, one after the other
 CREATE OR REPLACE FUNCTION {schema}.settle_each_1(
     p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
     p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[],
-    OUT codes text, OUT ended int4[], OUT to_notify int4[]
+    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     settlement record;
@@ -143,6 +153,7 @@ BEGIN
         code_list := code_list || result.code;
         ended := CASE WHEN result.ended IS NULL THEN ended ELSE ended || result.ended END;
         to_notify := CASE WHEN result.to_notify IS NULL THEN to_notify ELSE to_notify || result.to_notify END;
+        key_numbers := key_numbers || result.key_numbers;
     END LOOP;
     codes := array_to_string(code_list, '');
 END $$;
@@ -165,11 +176,12 @@ END $$;
 --   code                            d done, a already settled, s stale
 --   ended                           the lane of the lease that ended; NULL: none
 --   to_notify                       the lane to notify; NULL: none
+--   key_numbers                     the keys of limits that the lease counted for; NULL: none
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so it settles once.
 CREATE OR REPLACE FUNCTION {schema}.settle_one_1(
     p_now int8, p_session int4, p_kind text, p_seq int8, p_id bytea, p_fence int4, p_nonce bytea,
     p_delay int8, p_text text, p_body bytea, p_fraction float8,
-    OUT code text, OUT ended int4, OUT to_notify int4
+    OUT code text, OUT ended int4, OUT to_notify int4, OUT key_numbers int8[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     held {schema}.lease;
@@ -202,6 +214,7 @@ BEGIN
         RETURN;
     END IF;
     ended := held.lane;
+    key_numbers := held.key_numbers;
     attempts := ROW(held.seq, held.due, held.leased_at, held.fence, held.failures, held.lost, held.extra_flags,
         int4send(held.fence) || held.nonce);
     IF p_kind IN ('r', 'f') THEN
@@ -218,7 +231,7 @@ BEGIN
     ELSE
         IF p_kind = 'u' THEN
             PERFORM {schema}.give_units_back_1(p_now, ARRAY[held.lane], ARRAY[held.leased_at]);
-            PERFORM {schema}.refund_keys_1(p_now, p_session, held.seq, held.lane, held.leased_at);
+            PERFORM {schema}.refund_keys_1(p_now, held);
         ELSIF p_kind = 'q' AND (
             {schema}.block_keys_1(p_now, held.lane, held.seq, p_delay) OR {schema}.block_rate_1(p_now, held.lane, p_delay)
         ) THEN
@@ -470,7 +483,8 @@ BEGIN
         WHERE l.session = session_number AND l.seq = p_seq
     ) FOR NO KEY UPDATE;
     PERFORM FROM {schema}.keyed_limit WHERE limit_name = ANY (ARRAY(
-        SELECT c.limit_name FROM {schema}.lease_key c WHERE c.session = session_number AND c.seq = p_seq
+        SELECT u.limit_name FROM {schema}.lease l JOIN {schema}.limit_key u ON u.number = ANY (l.key_numbers)
+        WHERE l.session = session_number AND l.seq = p_seq
     )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
     PERFORM {schema}.lock_floors_1('{}', session_number, ARRAY[p_seq]);
     PERFORM {schema}.settle_charges_1(now, session_number, ARRAY[p_seq], NULL, ARRAY[p_fence], ARRAY[p_nonce]);
@@ -480,7 +494,7 @@ BEGIN
     IF outcome.code = 'd' THEN
         to_notify := {schema}.release_limits_1(ARRAY[outcome.ended]) || outcome.to_notify;
         PERFORM {schema}.notify_queues_1(p_channel, ARRAY(SELECT queue FROM {schema}.lane WHERE id = ANY (to_notify))
-            || {schema}.release_keys_1(now, session_number, ARRAY[p_seq]));
+            || {schema}.release_keys_1(now, outcome.key_numbers));
     END IF;
     RETURN CASE outcome.code WHEN 'd' THEN 'done' WHEN 'a' THEN 'already settled' ELSE 'stale' END;
 END $$;

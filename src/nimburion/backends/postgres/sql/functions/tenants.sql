@@ -204,9 +204,9 @@ END $$;
 
 -- name: lease_turn
 -- Lease a job of a tenant to a session, and charge it to the tenant.
--- Inputs: the time; the session; its exchange and nonce; the row of `tenant_turn` that names the job; its position in the reply
+-- Inputs: the time; the session; its exchange and nonce; the row of `tenant_turn` that names the job; its position in the reply; the numbers of its keys (NULL: none)
 CREATE OR REPLACE FUNCTION {schema}.lease_turn_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_turn {schema}.tenant_turn, p_place int4
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_turn {schema}.tenant_turn, p_place int4, p_keys int8[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -220,10 +220,10 @@ BEGIN
         attempts := {schema}.get_attempt_state_1(p_turn.seq);
     END IF;
     INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost,
-        attempt_status, extra_flags, nonce, settled_token, share, charge)
+        attempt_status, extra_flags, nonce, settled_token, share, charge, key_numbers)
     VALUES (p_turn.seq, p_turn.due, p_now, p_number, p_session, p_turn.lane, p_place, coalesce(attempts.fence, 0) + 1,
         coalesce(attempts.failures, 0), coalesce(attempts.lost, 0), status, coalesce(attempts.extra_flags, 0::int2), p_nonce,
-        attempts.settled_token, p_turn.share, charge);
+        attempts.settled_token, p_turn.share, charge, p_keys);
 END $$;
 
 -- name: charge_turn
@@ -365,7 +365,7 @@ END $$;
 -- A tenant's jobs of one rank are in the order of due time and seq. Job number k of a tenant starts at its virtual time, or at
 -- the floor if that is higher, plus k charges. The order of the starts is the order of the turns.
 -- Inputs: as for `plan_turns_1`
--- Result: as of `plan_turns_1`; the caller leases the jobs (`claim_planned_jobs_1`) and then charges them (`charge_turns_1`)
+-- Result: as of `plan_turns_1`; the caller leases the jobs (`lease_planned_jobs_1`) and then charges them (`charge_turns_1`)
 --   shares, starts, charges   for each job the share of its tenant, its start and its charge; NULL: it has no tenant
 --   has_more                  whether more jobs are known to wait in the only requested lane; NULL: unknown
 -- It reads few jobs of each tenant, and few tenants, until what it has not read comes after the first job of the queue that it
@@ -627,8 +627,9 @@ CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
     p_locked text[], p_caps int4[], p_max_bytes int8,
     OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT key_seqs int8[], OUT key_limits text[],
-    OUT keys text[], OUT units int8[], OUT spans int8[], OUT turn_lanes int4[]
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[],
+    OUT key_starts int4[], OUT key_ends int4[], OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[],
+    OUT turn_lanes int4[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
@@ -662,10 +663,12 @@ DECLARE
     own_keys int4;
     first_key int4;
     key_names text[] := '{}';
-    key_numbers int4[] := '{}';
+    key_indexes int4[] := '{}';
+    key_count int4 := 0;
     in_uses int4[] := '{}';
     spents int8[] := '{}';
-    number int4;
+    numbers int8[] := '{}';
+    key_index int4;
     full_limit text;
     full_key text;
     opening int8;
@@ -674,9 +677,10 @@ BEGIN
     dues := '{}';
     lanes := '{}';
     main_lanes := '{}';
+    key_starts := '{}';
+    key_ends := '{}';
     key_seqs := '{}';
-    key_limits := '{}';
-    keys := '{}';
+    key_numbers := '{}';
     units := '{}';
     spans := '{}';
     turn_lanes := '{}';
@@ -735,7 +739,7 @@ BEGIN
         name := array_position(p_names, p_names[request_index]);
         full_limit := NULL;
         own_keys := 0;
-        first_key := cardinality(key_numbers) + 1;
+        first_key := key_count + 1;
         IF queue_available[queue] <= 0 OR name_available[name] <= 0 THEN
             IF best IS NOT NULL THEN
                 allowed[best] := CASE WHEN queue_available[queue] <= 0 THEN ''
@@ -744,35 +748,39 @@ BEGIN
         ELSE
             IF keyed[request_index] THEN
                 FOR own IN
-                    SELECT k.*, coalesce(u.in_use, 0) AS in_use, coalesce(u.spent_until, 0) AS spent_until
+                    SELECT k.*, u.number, coalesce(u.in_use, 0) AS in_use, coalesce(u.spent_until, 0) AS spent_until
                     FROM {schema}.list_job_keys_1(p_names[request_index], job_seq) k
                     LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
                     ORDER BY k.limit_name
                 LOOP
                     own_keys := own_keys + 1;
                     CONTINUE WHEN full_limit IS NOT NULL;
-                    number := array_position(key_names, own.limit_name || E'\x1f' || own.key);
-                    IF number IS NULL THEN
+                    key_index := array_position(key_names, own.limit_name || E'\x1f' || own.key);
+                    IF key_index IS NULL THEN
                         key_names := key_names || (own.limit_name || E'\x1f' || own.key);
                         in_uses := in_uses || own.in_use;
                         spents := spents || own.spent_until;
-                        number := cardinality(key_names);
+                        key_index := cardinality(key_names);
+                        numbers[key_index] := own.number;
                     END IF;
-                    IF own.concurrency <= in_uses[number] THEN
+                    IF own.concurrency <= in_uses[key_index] THEN
                         full_limit := own.limit_name;
                         full_key := own.key;
                         opening := NULL;
-                    ELSIF (own.burst - LEAST(own.cost, own.burst)) * own.unit_time < GREATEST(0, spents[number] - p_now) THEN
+                    ELSIF (own.burst - LEAST(own.cost, own.burst)) * own.unit_time < GREATEST(0, spents[key_index] - p_now) THEN
                         full_limit := own.limit_name;
                         full_key := own.key;
-                        opening := spents[number] - (own.burst - LEAST(own.cost, own.burst)) * own.unit_time;
+                        opening := spents[key_index] - (own.burst - LEAST(own.cost, own.burst)) * own.unit_time;
                     ELSE
-                        key_numbers := key_numbers || number;
-                        key_seqs := key_seqs || job_seq;
-                        key_limits := key_limits || own.limit_name;
-                        keys := keys || own.key;
-                        units := units || own.cost * own.unit_time;
-                        spans := spans || (own.burst - 1) * own.unit_time;
+                        IF numbers[key_index] IS NULL THEN
+                            numbers[key_index] := {schema}.get_or_create_key_1(own.limit_name, own.key);
+                        END IF;
+                        key_count := key_count + 1;
+                        key_indexes[key_count] := key_index;
+                        key_seqs[key_count] := job_seq;
+                        key_numbers[key_count] := numbers[key_index];
+                        units[key_count] := own.cost * own.unit_time;
+                        spans[key_count] := (own.burst - 1) * own.unit_time;
                     END IF;
                 END LOOP;
             END IF;
@@ -782,10 +790,10 @@ BEGIN
                     FROM {schema}.job j WHERE j.seq = job_seq;
                     EXIT WHEN bytes > p_max_bytes AND taken > 0;
                 END IF;
-                FOR i IN first_key..cardinality(key_numbers) LOOP
-                    in_uses[key_numbers[i]] := in_uses[key_numbers[i]] + 1;
+                FOR i IN first_key..key_count LOOP
+                    in_uses[key_indexes[i]] := in_uses[key_indexes[i]] + 1;
                     IF units[i] > 0 THEN
-                        spents[key_numbers[i]] := GREATEST(spents[key_numbers[i]], p_now) + units[i];
+                        spents[key_indexes[i]] := GREATEST(spents[key_indexes[i]], p_now) + units[i];
                     END IF;
                 END LOOP;
                 seqs := seqs || job_seq;
@@ -795,13 +803,19 @@ BEGIN
                 queue_available[queue] := queue_available[queue] - 1;
                 name_available[name] := name_available[name] - 1;
                 taken := taken + 1;
+                IF key_count >= first_key THEN
+                    key_starts[taken] := first_key;
+                    key_ends[taken] := key_count;
+                END IF;
                 IF best IS NOT NULL THEN
-                    PERFORM {schema}.lease_turn_1(p_now, p_session, p_number, p_nonce, turn, taken);
+                    PERFORM {schema}.lease_turn_1(p_now, p_session, p_number, p_nonce, turn, taken,
+                        key_numbers[key_starts[taken]:key_ends[taken]]);
                     IF job_lane <> ALL (turn_lanes) THEN
                         turn_lanes := turn_lanes || job_lane;
                     END IF;
                 END IF;
             ELSE
+                key_count := first_key - 1;
                 parked_count := parked_count + {schema}.park_1(ARRAY[job_seq], ARRAY[job_due], ARRAY[job_lane],
                     ARRAY[job_main_lane], ARRAY[full_limit], ARRAY[full_key], ARRAY[opening]);
                 IF own_keys > 1 AND {schema}.has_other_turns_1(job_seq, job_main_lane, full_limit) THEN
@@ -827,6 +841,10 @@ BEGIN
         END IF;
     END LOOP;
     CLOSE main;
+    key_seqs := key_seqs[:key_count];
+    key_numbers := key_numbers[:key_count];
+    units := units[:key_count];
+    spans := spans[:key_count];
 END $$;
 
 -- name: rank_turn

@@ -79,6 +79,7 @@ CREATE TABLE {schema}.lease (
     settled_token bytea,                -- the token that settled an earlier delivery last
     share int4,                         -- the share of its tenant; NULL: it had no turn
     charge int8,                        -- what the job was charged to that share; NULL: it had no turn
+    key_numbers int8[],                 -- limit_key.number of the keys for which the job counts; NULL: none
     PRIMARY KEY (session, seq)
 ) WITH (
     fillfactor = 90,
@@ -297,25 +298,19 @@ CREATE TABLE {schema}.keyed_limit (
     PRIMARY KEY (limit_name, job_name)
 );
 CREATE INDEX keyed_limit_job ON {schema}.keyed_limit (job_name);
--- Keys of limits that are in use, or were a short time ago.
+-- Keys of limits that are in use, or were a short time ago. Exchanges find the key of a job by its text once, and then use
+-- its number. Only keys that are not in use are deleted, while the rows of `keyed_limit` are locked.
 CREATE TABLE {schema}.limit_key (
+    number int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     limit_name text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     in_use int4 NOT NULL,               -- leased jobs that count for the key
     spent_until int8 NOT NULL,          -- as in `rate_limit`
     opens_at int8,                      -- when parked jobs are considered again because of the rate; NULL: unknown
-    PRIMARY KEY (limit_name, key)
+    UNIQUE (key, limit_name)            -- in this order, because most comparisons end at the first column
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX limit_key_opening ON {schema}.limit_key (opens_at) WHERE opens_at IS NOT NULL;
--- The keys for which a leased job counts.
-CREATE TABLE {schema}.lease_key (
-    session int4 NOT NULL,
-    seq int8 NOT NULL,
-    limit_name text COLLATE "C" NOT NULL,
-    key text COLLATE "C" NOT NULL,
-    PRIMARY KEY (session, seq, limit_name)
-) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 -- Due jobs whose key has no room. They return to `ready` when it has.
 CREATE TABLE {schema}.parked (
     limit_name text COLLATE "C" NOT NULL,
