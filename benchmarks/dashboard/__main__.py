@@ -51,7 +51,7 @@ DEAD_LETTERS = 10_000
 ROUNDS = 20
 """How often each page is loaded, at least a second apart."""
 VIEWERS = 10
-WATCHED = 60.0
+WATCHED = 30.0
 """Seconds for which the viewers watch a page."""
 NOT_READ = 'data-pending="yes"'
 """In a page that came without its values; its script asks for them at once."""
@@ -59,6 +59,8 @@ SHOWN_QUEUE = "queue_2"
 """The queue whose page is timed."""
 PAUSED = "queue_1"
 """The queue that is paused."""
+PAUSES = 8
+"""How many pauses and ends of pauses are timed."""
 EVENTS = 12
 """How many events are timed."""
 SLOWEST = 8
@@ -213,8 +215,8 @@ async def time_pauses(
                 viewers.create_task(watch_pause(client, address + path, shown.get(path)))
                 for path in opened
             ]
-            for number in range(EVENTS):
-                await asyncio.sleep(random.uniform(2.0, 6.0))
+            for number in range(PAUSES):
+                await asyncio.sleep(random.uniform(1.5, 4.5))
                 paused = number % 2 == 0
                 await services.backend.pause_queue(PAUSED, paused=paused, by="somebody")
                 started = time.perf_counter()
@@ -278,9 +280,9 @@ async def measure(backend: FilledBackend) -> Figures:
         return {
             "pages": await time_pages(client, address, backend.filled, backend.pid),
             "slowest": dict(list_slowest(services)),
-            "reads": await count_reads(client, address, services, backend.pid),
             "updates": await time_updates(client, address, services),
             "pauses": await time_pauses(client, address, services),
+            "reads": await count_reads(client, address, services, backend.pid),
         }
 
 

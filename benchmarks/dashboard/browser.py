@@ -18,7 +18,7 @@ from nimburion.core.job import NewJob
 
 LOADS = 3
 """How often each page is loaded."""
-EVENTS = 8
+EVENTS = 6
 """How often each change is timed."""
 PAUSED = "queue_1"
 """The queue that is paused."""
