@@ -244,6 +244,17 @@ class Turns:
         await add(harness, "b2", "b3", "b4", "c1", "c2")
         assert ids(await worker.take(9)) == ["b2", "c1", "a7", "b3", "c2", "a8", "b4", "a9"]
 
+    @pytest.mark.parametrize("limits", [None, {"mail": 9}])
+    @pytest.mark.parametrize("after", [0.0, 1.0])
+    async def test_jobs_that_become_due_in_the_exchange_move_the_floor_as_others_do(
+        self, harness: Harness, after: float, limits: dict[str, int] | None
+    ) -> None:
+        await add(harness, "a1", "a2", after=after)
+        worker = await harness.worker(limits=limits)
+        harness.clock.advance(after)
+        assert ids(await worker.take(2)) == ["a1", "a2"]
+        assert await read_uses(harness) == {"a": (0, 2, 0.2)}
+
     async def test_time_alone_costs_little(self, harness: Harness) -> None:
         """A tenant that was alone is ahead by its latest job only."""
         await add(harness, *(f"a{n}" for n in range(20)))

@@ -247,7 +247,8 @@ BEGIN
     charge := {schema}.compute_charge_1(
         CASE WHEN own.mean_run_time = 0 THEN 100000::int8 << LEAST(own.unmeasured, 9) ELSE own.mean_run_time END,
         coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = own.tenant), 100));
-    UPDATE {schema}.tenant_floor f SET floor = start WHERE f.queue = own.queue AND f.rank = own.rank;
+    INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)  -- there is none if the first job became due in this exchange
+    VALUES (own.queue, own.rank, start) ON CONFLICT (queue, rank) DO UPDATE SET floor = excluded.floor;
     UPDATE {schema}.tenant_share s SET virtual_time = start + charge,
         unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN 1 ELSE 0 END
     WHERE s.share = own.share;
