@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -59,6 +60,29 @@ async def test_a_page_that_comes_without_values_gets_them_and_then_a_stream(
     await subject.backend.enqueue([NewJob("later-1", "send", "later", b"{}")])
     await expect(page.locator("#job-later-1")).to_be_visible()
     assert (asked.count("fragment"), asked.count("stream")) == (1, 1)
+
+
+async def test_a_page_that_came_without_values_says_that_its_job_does_not_exist(
+    subject: Subject, page: Page, expected_problems: list[str]
+) -> None:
+    """A slow backend had not answered yet, so the page could not be 404 itself."""
+    expected_problems.append("console: Failed to load resource")
+    await subject.backend.enqueue([NewJob("known", "send", "known", b"{}")])
+
+    async def answer_without_values(route: Route) -> None:
+        answer = await route.fetch(url=f"{subject.dashboard.address}/jobs/known")
+        html = re.sub(
+            r'(<div id="live"[^>]*)>.*?<p class="data-links',
+            r'\1 data-pending="yes">The backend is being read</div><p class="data-links',
+            await answer.text(),
+            flags=re.DOTALL,
+        )
+        await route.fulfill(response=answer, body=html.replace("/known", "/unknown"))
+
+    await page.route("**/jobs/unknown", answer_without_values)
+    await page.goto(f"{subject.dashboard.address}/jobs/unknown")
+    await expect(page.get_by_role("alert")).to_contain_text("This does not exist")
+    await expect(page.locator("#live")).to_have_text("")
 
 
 async def test_a_page_has_a_stream_although_the_script_for_streams_arrives_last(

@@ -76,6 +76,7 @@
   }
 
   function explainStatus(status) {
+    if (status === 404 && isPending()) return "This does not exist. It may have been deleted.";
     if (status === 404) return "This does not exist any more. The page shows the last values.";
     if (status < 500) return "You may not see this page any more. Reload it to sign in.";
     return "The backend does not answer. The page shows the last values and retries.";
@@ -90,6 +91,7 @@
       if (!answer.ok) {
         heardAt = Date.now() - SILENCE + POLL;
         showBanner(explainStatus(answer.status));
+        if (answer.status === 404 && isPending()) live.replaceChildren();
         return;
       }
       const text = await answer.text();
