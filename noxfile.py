@@ -279,8 +279,10 @@ def django(session: nox.Session) -> None:
         if python is None or "python3.11" in Path(python).name:
             session.error("Django 6 needs Python 3.12 or newer, and there is none on PATH")
         own = make_environment(session, scratch / "environment", python)
+        # As a wheel: of a folder, uv keeps what it built until pyproject.toml changes.
+        package = f"nimburion[django,server] @ file://{build_wheel(session, scratch)}"
         # pip fetches the source of Django, which holds its tests.
-        install(session, own, f"{ROOT}[django,server]", "django>=6.1", "pip", *session.posargs)
+        install(session, own, package, "django>=6.1", "pip", *session.posargs)
         with session.chdir(ROOT):
             run(session, str(own), "-m", "tests.integrations.django.upstream.run")
             project = "tests.integrations.django.project"

@@ -39,6 +39,7 @@ def test_only_requested_kinds_are_collected() -> None:
     assert collect_tests("valkey", "-m", "not server") == set()
 
 
+@pytest.mark.wide  # 8 s of CPU time, with the next one
 def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = {case for _, case in count_cases("valkey")}
     monkeypatch.setenv("NB_TEST_DEALT", KINDS)
@@ -52,6 +53,7 @@ def test_kinds_can_deal_the_contract_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(dealt) / 8 < len(share) < len(dealt) / 2
 
 
+@pytest.mark.wide
 def test_a_share_of_the_contract_runs_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def count() -> int:
         listed = run_pytest("valkey", "--collect-only", "tests/contract/test_memory.py").stdout

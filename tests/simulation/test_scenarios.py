@@ -220,7 +220,9 @@ class OutageForAll(Scenario):
             assert (job.state, job.lost, job.failures) == (State.COMPLETED, 0, 0)
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize(
+    "seed", [*range(40), *(pytest.param(seed, marks=pytest.mark.wide) for seed in range(40, 80))]
+)
 def test_an_outage_of_the_backend_counts_as_no_loss(seed: int) -> None:
     """Its workers lived: whoever is back first must not count their jobs as lost."""
     random = Random(seed)
