@@ -115,3 +115,21 @@ def list_awaited(server: RunningPostgres) -> list[int]:
         " WHERE NOT granted ORDER BY 1"
     )
     return [int(lock) for (lock,) in rows]
+
+
+async def test_nothing_is_reserved_while_another_transaction_holds_the_only_job(
+    backends: dict[str, PostgresBackend], connections: list[asyncpg.Connection]
+) -> None:
+    limits = {"keyed": {"customer": KeyedLimit(concurrency=1)}}
+    await backends["a"].open_session(
+        Session(id="a" * 32, ttl=600.0, names=("plain", "keyed"), keyed_limits=limits)
+    )
+    options = JobOptions(limit_keys={"customer": "x"})
+    await backends["a"].enqueue([NewJob("held", "keyed", "a", b"{}", options=options)])
+    holder, _ = connections
+    await holder.execute("BEGIN")
+    await holder.execute("SELECT FROM nimburion.ready FOR UPDATE")
+    assert (await exchange(backends, "a", 1)).deliveries == []
+    await holder.execute("COMMIT")
+    (held,) = (await exchange(backends, "a", 2)).deliveries
+    assert held.lease.job_id == "held"

@@ -719,10 +719,11 @@ BEGIN
                 ORDER BY r.due, r.seq LIMIT p_total FOR UPDATE SKIP LOCKED
             ) r ORDER BY r.seq OFFSET 0
         ) r;
-        lane_indexes := array_fill(1, ARRAY[cardinality(seqs)]);
+        -- No row: another transaction has locked or taken them all.
+        lane_indexes := array_fill(1, ARRAY[coalesce(cardinality(seqs), 0)]);
         positions := lane_indexes;
-        lanes := array_fill(p_ids[1], ARRAY[cardinality(seqs)]);
-        main_lanes := array_fill(p_main_lanes[1], ARRAY[cardinality(seqs)]);
+        lanes := array_fill(p_ids[1], ARRAY[coalesce(cardinality(seqs), 0)]);
+        main_lanes := array_fill(p_main_lanes[1], ARRAY[coalesce(cardinality(seqs), 0)]);
     ELSE
         chunks := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
         LOOP
