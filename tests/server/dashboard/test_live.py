@@ -309,9 +309,14 @@ async def test_viewers_of_ten_different_pages_cost_two_reads_a_second(make_api: 
         assert 60 <= readings.count - before <= 120
 
 
+@pytest.mark.parametrize("after_action", [False, True])
 @pytest.mark.parametrize("path", ["", "/queues", "/queues/mail"])
-async def test_a_pause_is_soon_on_an_open_page(make_api: MakeApi, path: str) -> None:
-    """The other values of the page must not use up the reads of live updates."""
+async def test_a_pause_is_soon_on_an_open_page(
+    make_api: MakeApi, path: str, after_action: bool
+) -> None:
+    """The other values of the page must not use up the reads of live updates, nor must those that
+    are read again after an action.
+    """
     api: Api = await make_api()
     await api.enqueue("a", "b", queue="mail")
     backend, clock = api.processor.backend, FakeClock()
@@ -322,6 +327,9 @@ async def test_a_pause_is_soon_on_an_open_page(make_api: MakeApi, path: str) -> 
     async with open_browsers(api, DASHBOARD_PATH + path) as (browser,):
         await wait_until(lambda: api.services.live.viewer_count == 1, "a viewer")
         for number in range(40):
+            if after_action:
+                api.services.readings.expire()
+                api.services.live.hasten()
             await advance(clock, 1 + 0.3 * (number % 7))
             browser.received, at, paused = "", clock.monotonic(), number % 2 == 0
             await backend.pause_queue("mail", paused=paused)

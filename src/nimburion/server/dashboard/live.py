@@ -71,6 +71,8 @@ class _Channel:
         self.interval: float = interval
         self.due: float = due
         """When the next fragment is to be rendered, on the monotonic clock; minus infinity: now."""
+        self.is_hastened: bool = False
+        """Whether the next refresh shows what somebody has changed."""
         self.earliest: float = due
         """Before that time there is no further fragment, unless something was changed."""
         self.viewers: set[Viewer] = set()
@@ -197,10 +199,14 @@ class LivePages:
                 del self._channels[key]
 
     def hasten(self) -> None:
-        """Update every page now: something was changed."""
+        """Update every page now: something was changed.
+
+        All values are read again. These reads do not count, as actions of people are rare: else
+        the next event would be seen seconds later.
+        """
         self._reads_left = READS_AT_ONCE
         for channel in self._channels.values():
-            channel.due = -math.inf
+            channel.due, channel.is_hastened = -math.inf, True
 
     async def start(self) -> None:
         """Accept viewers."""
@@ -245,10 +251,12 @@ class LivePages:
                 channel.due = max(channel.earliest, now + channel.interval - TICK / 2)
                 task = channel.start_refresh()
                 self._refreshing.add(task)
-                task.add_done_callback(self._count_reads)
+                task.add_done_callback(self._refreshing.discard)
+                if not channel.is_hastened:
+                    task.add_done_callback(self._count_reads)
+                channel.is_hastened = False
 
     def _count_reads(self, task: asyncio.Task[int]) -> None:
-        self._refreshing.discard(task)
         if not task.cancelled():
             self._reads_left -= task.result()
 
