@@ -361,13 +361,14 @@ class KeyedLimits:
         assert await end(second, Completed(reply.deliveries[0].lease)) == ["a2"]
 
     async def test_pruning_keeps_keys_in_use(self, harness: Harness) -> None:
-        await add(harness, "a1")
+        await add(harness, "a1", "b1")
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
-        lease = (await worker.take(9))[0].lease
+        a, b = [delivery.lease for delivery in await worker.take(9)]
+        await worker.settle(Completed(b))
         await harness.backend.prune(Retention(), 10)
         await add(harness, "a2")
         assert await worker.take(9) == []
-        assert await end(worker, Completed(lease)) == ["a2"]
+        assert await end(worker, Completed(a)) == ["a2"]
         assert await read_uses(harness) == {"a": (1, 0)}
 
     async def test_many_keys_are_at_rest_in_the_end(self, harness: Harness) -> None:

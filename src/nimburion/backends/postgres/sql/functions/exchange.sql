@@ -99,6 +99,7 @@ DECLARE
     planned record;
     queues_to_notify text[];
     open_names text[] := p_names;
+    limits_changed bool := true;  -- until it is read. Who changes limits later notifies all workers.
     has_turns bool := false;
     turn_lanes int4[];
     has_more_turns bool := false;
@@ -196,7 +197,8 @@ BEGIN
         END IF;
         IF session.has_keys THEN
             PERFORM {schema}.unpark_open_1(now, p_names);
-            IF EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) THEN
+            limits_changed := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
+            IF limits_changed THEN
                 queues_to_notify := queues_to_notify || {schema}.unpark_changed_1(now);
                 open_names := {schema}.exclude_changing_1(p_queues, p_names);
             END IF;
@@ -378,7 +380,10 @@ BEGIN
             SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now AND EXISTS (
                 SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
             ) ORDER BY u.opens_at LIMIT 1
-        ), CASE WHEN EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) THEN now END);
+        ));
+        IF limits_changed AND (EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key)) THEN
+            next_due := LEAST(next_due, now);
+        END IF;
     END IF;
     IF session.has_limits THEN
         next_due := LEAST(next_due, {schema}.find_next_opening_1(

@@ -79,14 +79,15 @@ $$;
 -- Inputs: queues and names of the requested lanes
 -- Result: one value for each lane, in their order
 CREATE OR REPLACE FUNCTION {schema}.find_keyed_lanes_1(p_queues text[], p_names text[]) RETURNS bool[]
-LANGUAGE sql STABLE AS $$
-    SELECT ARRAY(
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY(
         SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
         LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
             AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
         GROUP BY r.place ORDER BY r.place
-    )
-$$;
+    );
+END $$;
 
 -- name: unpark
 -- Return the first jobs of a queue and name that are parked for a key to `ready`.
@@ -705,12 +706,11 @@ CREATE OR REPLACE FUNCTION {schema}.plan_open_keys_1(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     chunks int4[];
-    lane_indexes int4[];
     incomplete int4[];
     limits record;
-    key_places int4[];
     new_limits text[];
     new_keys text[];
+    place int4 := 1;
 BEGIN
     IF cardinality(p_ids) = 1 THEN  -- the same as below, in fewer steps
         SELECT array_agg(r.ctid), array_agg(r.seq), array_agg(r.due) INTO ctids, seqs, dues FROM (
@@ -720,17 +720,16 @@ BEGIN
             ) r ORDER BY r.seq OFFSET 0
         ) r;
         -- No row: another transaction has locked or taken them all.
-        lane_indexes := array_fill(1, ARRAY[coalesce(cardinality(seqs), 0)]);
-        positions := lane_indexes;
+        positions := array_fill(1, ARRAY[coalesce(cardinality(seqs), 0)]);
         lanes := array_fill(p_ids[1], ARRAY[coalesce(cardinality(seqs), 0)]);
         main_lanes := array_fill(p_main_lanes[1], ARRAY[coalesce(cardinality(seqs), 0)]);
     ELSE
         chunks := array_fill(LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
         LOOP
-            SELECT array_agg(m.seq), array_agg(m.due), array_agg(m.lane_index), array_agg(CAST(m.place AS int4)),
+            SELECT array_agg(m.seq), array_agg(m.due), array_agg(CAST(m.place AS int4)),
                 array_agg(p_ids[m.lane_index]), array_agg(p_main_lanes[m.lane_index]),
                 array_agg(m.lane_index) FILTER (WHERE m.is_end AND m.place < p_total)
-            INTO seqs, dues, lane_indexes, positions, lanes, main_lanes, incomplete
+            INTO seqs, dues, positions, lanes, main_lanes, incomplete
             FROM (
                 SELECT * FROM (
                     SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
@@ -747,32 +746,31 @@ BEGIN
     IF NOT has_room THEN
         RETURN;
     END IF;
-    SELECT array_agg(k.lane_index ORDER BY k.limit_name) AS lane_indexes, array_agg(k.limit_name ORDER BY k.limit_name) AS names,
+    SELECT array_agg(k.lane ORDER BY k.limit_name) AS lanes, array_agg(k.limit_name ORDER BY k.limit_name) AS names,
         array_agg(k.concurrency ORDER BY k.limit_name) AS concurrencies, array_agg(k.interval ORDER BY k.limit_name) AS intervals,
         array_agg(k.burst ORDER BY k.limit_name) AS bursts, array_agg(k.cost ORDER BY k.limit_name) AS costs,
         EXISTS (SELECT FROM {schema}.limit_change c WHERE c.for_key) AS any_changed
     INTO limits
     FROM (
-        SELECT CAST(lane.lane_index AS int4) AS lane_index, k.*
-        FROM unnest(p_request_indexes) WITH ORDINALITY AS lane (request_index, lane_index)
+        SELECT DISTINCT lane.main_lane AS lane, k.*
+        FROM unnest(p_main_lanes, p_request_indexes) AS lane (main_lane, request_index)
         JOIN {schema}.keyed_limit k ON k.job_name = p_names[lane.request_index]
             AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || p_queues[lane.request_index])
     ) k;
-    WHILE has_room AND limits.names IS NOT NULL LOOP
+    IF limits.names IS NOT NULL THEN
         WITH job_key AS MATERIALIZED (
-            SELECT c.place, c.seq, l.nth, l.limit_name, k.key, u.number, u.in_use, u.spent_until,
+            SELECT c.seq, l.nth, u.number, coalesce(u.in_use, 0) AS in_use, coalesce(u.spent_until, 0) AS spent_until,
                 coalesce(x.concurrency, l.concurrency) AS concurrency, coalesce(x.burst, l.burst) AS burst,
                 coalesce(x.interval, l.interval) AS unit_time,
                 CASE WHEN coalesce(x.interval, l.interval) IS NOT NULL
-                    THEN coalesce(CAST(c.options ->> 'cost' AS int8), l.cost, 1) END AS cost
+                    THEN coalesce(CAST(c.options ->> 'cost' AS int8), l.cost, 1) END AS cost,
+                CASE WHEN u.number IS NULL THEN l.limit_name END AS new_limit, CASE WHEN u.number IS NULL THEN k.key END AS new_key
             FROM (  -- OFFSET 0 keeps the options from being read again for each limit
-                SELECT j.seq, CAST(row_number() OVER (ORDER BY j.seq) AS int4) AS place,
-                    CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options
+                SELECT j.seq, j.lane, CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options
                 FROM {schema}.job j WHERE j.seq = ANY (seqs) OFFSET 0
             ) c
-            JOIN unnest(limits.lane_indexes, limits.names, limits.concurrencies, limits.intervals, limits.bursts, limits.costs)
-                WITH ORDINALITY AS l (lane_index, limit_name, concurrency, interval, burst, cost, nth)
-                ON l.lane_index = lane_indexes[c.place]
+            JOIN unnest(limits.lanes, limits.names, limits.concurrencies, limits.intervals, limits.bursts, limits.costs)
+                WITH ORDINALITY AS l (lane, limit_name, concurrency, interval, burst, cost, nth) ON l.lane = c.lane
             CROSS JOIN LATERAL (
                 SELECT CASE WHEN starts_with(l.limit_name, 'queue=') THEN ''
                     ELSE c.options -> 'limit_keys' ->> l.limit_name END AS key OFFSET 0
@@ -786,9 +784,8 @@ BEGIN
             ) x ON true
             WHERE k.key IS NOT NULL
         )
-        SELECT array_agg(k.place), array_agg(k.seq), array_agg(k.number), array_agg(k.cost * k.unit_time),
-            array_agg((k.burst - 1) * k.unit_time),
-            array_agg(k.limit_name) FILTER (WHERE k.number IS NULL), array_agg(k.key) FILTER (WHERE k.number IS NULL), (
+        SELECT array_agg(k.seq), array_agg(k.number), array_agg(k.cost * k.unit_time), array_agg((k.burst - 1) * k.unit_time),
+            array_agg(k.new_limit), array_agg(k.new_key), (
                 SELECT coalesce(bool_and(
                     (g.concurrency >= g.in_use + g.jobs) IS NOT FALSE AND (g.span >= g.ahead + g.units) IS NOT FALSE
                 ), true)
@@ -797,31 +794,41 @@ BEGIN
                         min((u.burst - LEAST(u.cost, u.burst)) * u.unit_time) AS span,
                         GREATEST(0, min(u.spent_until) - p_now) AS ahead,
                         sum(u.cost * u.unit_time) - min(u.cost * u.unit_time) AS units
-                    FROM job_key u GROUP BY u.number
+                    FROM job_key u GROUP BY u.number, u.new_limit, u.new_key
                 ) g
             )
-        INTO key_places, key_seqs, key_numbers, units, spans, new_limits, new_keys, has_room
-        FROM (SELECT * FROM job_key ORDER BY place, nth OFFSET 0) k;
-        EXIT WHEN new_keys IS NULL;
+        INTO key_seqs, key_numbers, units, spans, new_limits, new_keys, has_room
+        FROM (SELECT * FROM job_key ORDER BY seq, nth OFFSET 0) k;
+    END IF;
+    IF NOT has_room OR key_seqs IS NULL THEN
+        RETURN;
+    END IF;
+    IF array_position(key_numbers, NULL) IS NOT NULL THEN
         INSERT INTO {schema}.limit_key (limit_name, key, in_use, spent_until)
-        SELECT DISTINCT n.limit_name, n.key, 0, 0 FROM unnest(new_limits, new_keys) AS n (limit_name, key)
+        SELECT DISTINCT n.limit_name, n.key, 0, 0 FROM unnest(new_limits, new_keys) AS n (limit_name, key) WHERE n.key IS NOT NULL
         ON CONFLICT DO NOTHING;
-        has_room := true;
-    END LOOP;
-    IF ctids IS NULL AND (SELECT count(*) FROM {schema}.job j WHERE j.seq = ANY (seqs)) < cardinality(seqs) THEN
-        has_room := false;  -- a job ended after it was read, so the places are wrong
+        key_numbers := ARRAY(
+            SELECT coalesce(n.number, u.number)
+            FROM unnest(key_numbers, new_limits, new_keys) WITH ORDINALITY AS n (number, limit_name, key, nth)
+            LEFT JOIN LATERAL (
+                SELECT u.number FROM {schema}.limit_key u
+                WHERE n.number IS NULL AND u.key = n.key AND u.limit_name = n.limit_name OFFSET 0
+            ) u ON true
+            ORDER BY n.nth
+        );
     END IF;
-    IF key_places = ARRAY(SELECT generate_series(1, cardinality(seqs))) THEN  -- each job has one key
-        key_starts := key_places;
-        key_ends := key_places;
-    ELSIF has_room THEN
-        FOR i IN 1..coalesce(cardinality(key_places), 0) LOOP
-            IF key_places[i] <> key_places[i - 1] IS NOT FALSE THEN
-                key_starts[key_places[i]] := i;
-            END IF;
-            key_ends[key_places[i]] := i;
+    IF key_seqs = seqs THEN  -- each job has one key
+        key_starts := ARRAY(SELECT generate_series(1, cardinality(seqs)));
+        key_ends := key_starts;
+        RETURN;
+    END IF;
+    FOR i IN 1..cardinality(key_seqs) LOOP
+        WHILE seqs[place] < key_seqs[i] LOOP
+            place := place + 1;
         END LOOP;
-    END IF;
+        key_starts[place] := coalesce(key_starts[place], i);
+        key_ends[place] := i;
+    END LOOP;
 END $$;
 
 -- name: lease_planned_jobs

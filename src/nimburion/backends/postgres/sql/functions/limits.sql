@@ -138,32 +138,32 @@ END $$;
 -- Count the jobs that a rate limit allows to start now.
 -- Inputs: the time; the columns of `rate_limit`
 -- Result: the number of jobs
--- Atomic: reads nothing
+-- Atomic: reads nothing. It is a single expression, which the planner puts in place of the call.
 CREATE OR REPLACE FUNCTION {schema}.count_room_1(
     p_now int8, p_interval int8, p_burst int8, p_cost int8, p_spent_until int8
 ) RETURNS int4
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN room.rest < 0 THEN 0 ELSE CAST(room.rest / (p_cost * p_interval) + 1 AS int4) END
-    FROM (
-        SELECT (p_burst - LEAST(p_cost, p_burst)) * p_interval - GREATEST(0, p_spent_until - p_now) AS rest
-    ) room
+    SELECT CASE WHEN (p_burst - LEAST(p_cost, p_burst)) * p_interval < GREATEST(0, p_spent_until - p_now) THEN 0
+        ELSE CAST(((p_burst - LEAST(p_cost, p_burst)) * p_interval - GREATEST(0, p_spent_until - p_now))
+            / (p_cost * p_interval) + 1 AS int4) END
 $$;
 
 -- name: count_available
 -- Count the jobs of a name that its concurrency limit and its rate limit allow to start now.
 -- Inputs: the time; the name
 -- Result: the number of jobs; NULL: the name has no limit
--- Atomic: one read of each limit; the caller has locked them
+-- Atomic: one read of each limit; the caller has locked them. A function in SQL would be planned again in each exchange.
 CREATE OR REPLACE FUNCTION {schema}.count_available_1(p_now int8, p_name text) RETURNS int4
-LANGUAGE sql AS $$
-    SELECT LEAST(
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN LEAST(
         (SELECT c.maximum - c.in_use FROM {schema}.concurrency_limit c WHERE c.name = p_name),
         (
             SELECT {schema}.count_room_1(p_now, r.interval, r.burst, r.cost, r.spent_until)
             FROM {schema}.rate_limit r WHERE r.name = p_name
         )
-    )
-$$;
+    );
+END $$;
 
 -- name: find_next_opening
 -- Find when the first rate limit that delays a job of the requested lanes allows one.
