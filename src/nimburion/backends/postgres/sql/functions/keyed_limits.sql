@@ -313,27 +313,31 @@ END $$;
 -- Stop counting leases that ended for their keys, and let the next parked jobs have their turn.
 -- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none)
 -- Result: the queues to notify
+-- An UPDATE that reads its values from arrays takes half as long as one that joins. `width_bucket` finds the place of a number.
 CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    limits text[];
-    keys text[];
+    numbers int8[];
     jobs int4[];
+    released record;
     to_notify text[] := '{}';
 BEGIN
     IF p_numbers IS NULL THEN
         RETURN to_notify;
     END IF;
-    WITH freed AS (
+    SELECT array_agg(freed.number), array_agg(freed.jobs) INTO numbers, jobs FROM (
         SELECT n.number, CAST(count(*) AS int4) AS jobs FROM unnest(p_numbers) n (number) GROUP BY 1 ORDER BY 1
-    ), released AS (
-        UPDATE {schema}.limit_key u SET in_use = u.in_use - f.jobs FROM freed f WHERE u.number = f.number
-        RETURNING u.limit_name, u.key, f.jobs
-    )
-    SELECT array_agg(r.limit_name), array_agg(r.key), array_agg(r.jobs) INTO limits, keys, jobs FROM released r
-    WHERE EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = r.limit_name AND p.key = r.key);
-    FOR i IN 1..coalesce(cardinality(keys), 0) LOOP
-        to_notify := to_notify || {schema}.unpark_key_1(p_now, limits[i], keys[i], jobs[i]);
+    ) freed;
+    UPDATE {schema}.limit_key u SET in_use = u.in_use - jobs[width_bucket(u.number, numbers)] WHERE u.number = ANY (numbers);
+    IF NOT EXISTS (SELECT FROM {schema}.parked) THEN
+        RETURN to_notify;
+    END IF;
+    FOR released IN
+        SELECT u.limit_name, u.key, jobs[width_bucket(u.number, numbers)] AS jobs FROM {schema}.limit_key u
+        WHERE u.number = ANY (numbers)
+            AND EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key OFFSET 0)
+    LOOP
+        to_notify := to_notify || {schema}.unpark_key_1(p_now, released.limit_name, released.key, released.jobs);
     END LOOP;
     RETURN to_notify;
 END $$;
@@ -691,8 +695,8 @@ BEGIN
 END $$;
 
 -- name: plan_open_keys
--- Do the same as `plan_keyed_claims_1` where all keys of the first jobs have room: then no job is parked, and no decision depends on
--- an earlier one.
+-- Do the same as `plan_keyed_claims_1` where all keys of the first jobs have room: then no job is parked, and no decision
+-- depends on an earlier one.
 -- Inputs: as for `plan_keyed_claims_1`
 -- Result: as of `plan_keyed_claims_1`
 --   has_room    whether all keys are sure to have room; else the rest is not to be used
@@ -701,8 +705,9 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.plan_open_keys_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[],
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT positions int4[], OUT ctids tid[], OUT key_starts int4[], OUT key_ends int4[],
-    OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[], OUT has_room bool
+    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT positions int4[], OUT ctids tid[],
+    OUT key_starts int4[], OUT key_ends int4[], OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[],
+    OUT has_room bool
 ) LANGUAGE plpgsql AS $$
 DECLARE
     chunks int4[];
@@ -971,6 +976,11 @@ CREATE OR REPLACE FUNCTION {schema}.count_keys_1(
     p_now int8, p_session int4, p_number int8, p_seqs int8[], p_numbers int8[], p_units int8[], p_spans int8[], p_leased_all bool
 ) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    numbers int8[];
+    jobs int4[];
+    units int8[];
+    has_units bool;
 BEGIN
     IF NOT p_leased_all THEN
         SELECT array_agg(k.number), array_agg(k.units), array_agg(k.span) INTO p_numbers, p_units, p_spans
@@ -979,14 +989,20 @@ BEGIN
             SELECT FROM {schema}.lease l WHERE l.session = p_session AND l.seq = k.seq AND l.exchange_number = p_number OFFSET 0
         );
     END IF;
-    UPDATE {schema}.limit_key u SET in_use = u.in_use + c.jobs,
-        spent_until = CASE WHEN c.units IS NULL THEN u.spent_until ELSE GREATEST(u.spent_until, p_now) + c.units END
-    FROM (
-        SELECT k.number, count(*) AS jobs, CAST(sum(k.units) AS int8) AS units FROM unnest(p_numbers, p_units) AS k (number, units)
-        GROUP BY 1 ORDER BY 1
-    ) c
-    WHERE u.number = c.number;
-    IF array_remove(p_units, NULL) <> '{}' AND EXISTS (SELECT FROM {schema}.parked) THEN
+    SELECT array_agg(c.number), array_agg(c.jobs), array_agg(coalesce(c.units, 0)) INTO numbers, jobs, units FROM (
+        SELECT k.number, CAST(count(*) AS int4) AS jobs, CAST(sum(k.units) AS int8) AS units
+        FROM unnest(p_numbers, p_units) AS k (number, units) GROUP BY 1 ORDER BY 1
+    ) c;
+    has_units := array_remove(p_units, NULL) <> '{}';
+    IF has_units THEN  -- as in `release_keys_1`
+        UPDATE {schema}.limit_key u SET in_use = u.in_use + jobs[width_bucket(u.number, numbers)],
+            spent_until = CASE WHEN units[width_bucket(u.number, numbers)] = 0 THEN u.spent_until
+                ELSE GREATEST(u.spent_until, p_now) + units[width_bucket(u.number, numbers)] END
+        WHERE u.number = ANY (numbers);
+    ELSE
+        UPDATE {schema}.limit_key u SET in_use = u.in_use + jobs[width_bucket(u.number, numbers)] WHERE u.number = ANY (numbers);
+    END IF;
+    IF has_units AND EXISTS (SELECT FROM {schema}.parked) THEN
         UPDATE {schema}.limit_key u SET opens_at = GREATEST(p_now, u.spent_until - c.span)
         FROM (
             SELECT k.number, min(k.span) AS span FROM unnest(p_numbers, p_spans) AS k (number, span)
