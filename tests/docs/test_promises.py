@@ -55,7 +55,7 @@ def test_each_case_of_the_comparison_of_limits_names_tests_and_sources() -> None
     table, _, rest = LIMITS_PAGE.read_text(encoding="utf-8").partition("## The tests")
     notes, _, sources = rest.partition("## Sources")
     check_notes(table, notes)
-    rows = read_rows(table.partition("## The table")[2])
+    rows = read_rows(table.partition("## The table")[2].partition("\n## ")[0])
     assert len(rows) >= 10
     assert [ours for _, ours, *_ in rows if not re.search(r"\(\d+\)$", ours)] == []
     named = set(re.findall(r"^- (\w): ", sources, re.MULTILINE))
