@@ -66,6 +66,9 @@ EVENTS = 12
 SLOWEST = 8
 """How many of the slowest reads are listed."""
 
+END_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+"""They end a backend that is kept."""
+
 Figures = dict[str, Any]
 
 
@@ -379,11 +382,14 @@ def main() -> int:
         backend = msgspec.json.decode(options.filled.read_bytes(), type=FilledBackend)
         report(backend, in_browser=options.browser, save=options.save)
         return 0
+    if options.keep is not None:
+        # A signal that is not blocked would end this process at once, and leave the server.
+        signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     for kind in options.backend or KINDS:
         with serve_filled(kind, options.folder, options.scale) as backend:
             if options.keep is not None:
                 options.keep.write_bytes(msgspec.json.encode(backend))
-                signal.sigwait({signal.SIGTERM, signal.SIGINT})
+                signal.sigwait(END_SIGNALS)
                 return 0
             report(backend, in_browser=options.browser, save=options.save)
     return 0
