@@ -82,14 +82,16 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
     for connection, lock in ((counter, COUNTING), (settler, SETTLING)):
         await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
         await connection.execute(f"SELECT pg_advisory_xact_lock({lock})")
+    exchanges: list[asyncio.Task[Reply]] = []
     try:
         settling = asyncio.create_task(exchange(backends, "a", 2, Completed(plain.lease)))
+        exchanges.append(settling)
         await wait_until(lambda: list_awaited(clean_postgres) == [SETTLING], "a lease ends")
         options = JobOptions(limit_keys={"customer": "x"})
         await backends["a"].enqueue(
             [NewJob(f"keyed-{queue}", "keyed", queue, b"{}", options=options) for queue in "ab"]
         )
-        counting = asyncio.create_task(exchange(backends, "b", 1))
+        exchanges.append(asyncio.create_task(exchange(backends, "b", 1)))
         await wait_until(lambda: COUNTING in list_awaited(clean_postgres), "one is counted")
         await settler.execute("COMMIT")
         await wait_until(
@@ -100,7 +102,7 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
         await settler.execute("ROLLBACK")
         await counter.execute("COMMIT")
         async with asyncio.timeout(DEADLINE):
-            replies = await asyncio.gather(settling, counting)
+            replies = await asyncio.gather(*exchanges)
         await counter.execute(REMOVE_TRIGGERS)
     leased = [delivery.lease.job_id for reply in replies for delivery in reply.deliveries]
     assert leased == ["keyed-b"]
