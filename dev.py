@@ -149,8 +149,7 @@ def install_uv() -> None:
     Nothing fails without it: on some platforms, and behind some mirrors, only pip can install.
     """
     if not shutil.which("uv"):
-        quiet = [*find_pip(), "--require-hashes", "-r", os.path.join("requirements", "uv.txt")]
-        succeeds(quiet)
+        succeeds([*find_pip(), "--require-hashes", "-r", os.path.join("requirements", "uv.txt")])
 
 
 def install(arguments: List[str]) -> None:

@@ -99,7 +99,7 @@ DECLARE
     planned record;
     queues_to_notify text[];
     open_names text[] := p_names;
-    limits_changed bool := true;  -- until it is read. Who changes limits later notifies all workers.
+    limits_changed bool := true;  -- whether limits may have changed; true until step 4 has looked
     has_turns bool := false;
     turn_lanes int4[];
     has_more_turns bool := false;
@@ -636,7 +636,7 @@ BEGIN
             ) merged;
         ELSE
             WITH merged AS (
-                SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
                     p_low_water_marks, chunks) LIMIT p_total
             ), taken AS (
                 SELECT lane_index, CAST(count(*) AS int4) AS jobs FROM merged GROUP BY lane_index
@@ -655,20 +655,22 @@ BEGIN
     RETURN counts;
 END $$;
 
--- name: merge_lanes
+-- name: merge_jobs
 -- Merge the first jobs of several lanes in the order of delivery.
 -- A job is ranked by the worst key between the front of its lane and the job itself (decision 0001).
 -- Inputs: the time; the ageing span (0: no ageing); the open lanes as `find_open_lanes_1` returns them; how many jobs of
 --   each to read
--- Result: one row for each job, in order: its position; the index of its lane; whether it is the last job that was read
---   from a lane that may have more
-CREATE OR REPLACE FUNCTION {schema}.merge_lanes_1(
+-- Result: one row for each job, in order:
+--   place, lane_index, due, seq    its place; the index of its lane; the job
+--   is_end                         the job is the last one that was read from a lane that may have more
+--   worst                          the key by which the merge ranks the job
+CREATE OR REPLACE FUNCTION {schema}.merge_jobs_1(
     p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[],
     p_low_water_marks int8[], p_chunks int4[]
-) RETURNS TABLE (place int8, lane_index int4, is_end bool)
+) RETURNS TABLE (place int8, lane_index int4, due int8, seq int8, is_end bool, worst int8[])
 LANGUAGE sql STABLE AS $$
-    SELECT row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq), ranked.lane_index,
-        ranked.nth = ranked.chunk
+    SELECT row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq), ranked.lane_index, ranked.due,
+        ranked.seq, ranked.nth = ranked.chunk, ranked.worst
     FROM (
         SELECT candidate.*, max(ARRAY[
                 -candidate.level - CASE WHEN p_ageing > 0 AND p_now > candidate.due
@@ -678,12 +680,12 @@ LANGUAGE sql STABLE AS $$
                 ROWS UNBOUNDED PRECEDING) AS worst
         FROM (
             SELECT CAST(lane.lane_index AS int4) AS lane_index, lane.request_index, lane.rank, lane.level, lane.chunk,
-                r.due, r.seq,
-                row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
+                r.due, r.seq, row_number() OVER (PARTITION BY lane.lane_index ORDER BY r.due, r.seq) AS nth
             FROM unnest(p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_chunks) WITH ORDINALITY
                 AS lane (id, request_index, rank, level, low_water_mark, chunk, lane_index),
             LATERAL (
-                SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
+                SELECT r.due, r.seq FROM {schema}.ready r
+                WHERE r.lane = lane.id AND r.due >= lane.low_water_mark
                 ORDER BY r.due, r.seq LIMIT lane.chunk
             ) r
         ) candidate
@@ -692,7 +694,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- name: merge_lanes_limited
--- Do the same as `merge_lanes_1` when caps of queues or limits of names apply.
+-- Do the same as `merge_jobs_1` when caps of queues or limits of names apply.
 -- Inputs: as for `plan_claims_1`, and how many jobs of each lane to read
 -- Result:
 --   counts                        how many jobs to take from each lane
@@ -725,7 +727,7 @@ BEGIN
         END IF;
     END LOOP;
     FOR job IN
-        SELECT * FROM {schema}.merge_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+        SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
             p_low_water_marks, p_chunks)
     LOOP
         queue := queue_indexes[job.lane_index];

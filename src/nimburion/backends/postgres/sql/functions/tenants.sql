@@ -849,7 +849,7 @@ BEGIN
 END $$;
 
 -- name: rank_turn
--- Return the place of the job whose turn is next among the heads of the lanes, as `merge_lanes_1` ranks them.
+-- Return the place of the job whose turn is next among the heads of the lanes, as `merge_jobs_1` ranks them.
 -- Inputs: the time; the ageing span; the row of `tenant_turn`; the level of the queue
 -- Result: minus the level with the age, rank, due time and seq; zeros if there is no job
 CREATE OR REPLACE FUNCTION {schema}.rank_turn_1(p_now int8, p_ageing int8, p_turn {schema}.tenant_turn, p_level int8) RETURNS int8[]
