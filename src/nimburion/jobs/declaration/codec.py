@@ -92,7 +92,7 @@ class Codec:
 
     def decode(self, payload: bytes, limits: SizeLimits) -> Any:  # noqa: ANN401
         """Return the `struct` of a payload; `UnreadablePayload` says what does not fit."""
-        if nests_deeper_than(limits.nesting, payload):
+        if self._may_nest_deeply and nests_deeper_than(limits.nesting, payload):
             raise UnreadablePayload(_explain_nesting(self.name, limits))
         try:
             arguments = self._decoder.decode(payload)
@@ -101,6 +101,9 @@ class Codec:
                     _to_builtins(arguments, builtin_types=_NATIVE_TYPES, enc_hook=enc_hook)
                 )
         except _CONVERSION_ERRORS as error:
+            # Without a type that nests, such a payload is refused in any case.
+            if nests_deeper_than(limits.nesting, payload):
+                raise UnreadablePayload(_explain_nesting(self.name, limits)) from error
             text = f"the payload does not fit job {self.name!r}{_locate(error)}"
             raise UnreadablePayload(text) from error
         return arguments

@@ -150,10 +150,13 @@ def _make_async_call(
     guard: ForkGuard,
 ) -> HandlerCall:
     decode, function = handler.decode, handler.call
+    process = handler.method
 
     async def call(context: Context) -> object:
         context.job = job = decode(context.payload)
         try:
+            if process is not None:
+                return await process(job, context)
             return await function(context, job)
         finally:
             # Before any hook or middleware runs, because they share resources with the parent.

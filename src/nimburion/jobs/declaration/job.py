@@ -463,6 +463,12 @@ def _make_dataclass(cls: type[Job], name: str) -> None:
     cls.__init__ = _explain_mistakes(cls.__init__, cls.__name__, name)  # type: ignore[method-assign]
 
 
+def get_constructor(cls: type[Job]) -> Callable[..., None]:
+    """Return the constructor of a job class without the explanations of wrong arguments."""
+    constructor: Callable[..., None] = getattr(cls.__init__, "__wrapped__", cls.__init__)
+    return constructor
+
+
 def _explain_mistakes(
     construct: Callable[..., None], class_name: str, name: str
 ) -> Callable[..., None]:

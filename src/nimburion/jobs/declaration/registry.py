@@ -30,6 +30,7 @@ from nimburion.jobs.declaration.job import (
     JobFunction,
     check_declared_name,
     find_declaration,
+    get_constructor,
 )
 from nimburion.jobs.declaration.limits import JobLimits
 from nimburion.jobs.declaration.policy import BATCH_OPTIONS, Policy, PolicyOptions, read_policy
@@ -58,6 +59,7 @@ class Handler:
         "decode",
         "get_batch_argument",
         "is_async",
+        "method",
         "name",
         "policy",
         "queue",
@@ -90,6 +92,8 @@ class Handler:
                 f'job {name!r}: execution="thread" is for `def` handlers, and this one is an '
                 "`async def`, which runs on the event loop"
             )
+        self.method: Callable[..., Any] | None = function if call is _call_process else None
+        """The method `process` of a Job class, which `call` calls; None for other handlers."""
         self.call: Callable[[Context[Any], Any], Any] = call
         """Calls the handler with the context and the return value of `decode`."""
         self.decode: Callable[[bytes], Any] = decode
@@ -399,11 +403,14 @@ def _make_instance_decoder(
     if cls.process is Job.process:
         raise DefinitionError(f"job {declaration.name!r}: {cls.__name__} has no process method")
     decode, by_name = declaration.codec.decode, msgspec.structs.asdict
+    new, construct = cls.__new__, get_constructor(cls)
 
     def decode_instance(payload: bytes) -> Job:
         members = by_name(decode(payload, limits))
+        instance = new(cls)
         try:
-            return cls(**members)
+            construct(instance, **members)
+            return instance
         except (ValueError, TypeError) as error:
             raise UnreadablePayload(
                 f"the payload does not fit job {declaration.name!r}: {error}"

@@ -357,12 +357,15 @@ class Worker:
 
     def _receive(self, reply: Reply, request: ReserveRequest) -> None:
         slots = self._slots
-        deliveries, surplus = self.lanes.split_surplus(reply.deliveries)
-        for delivery in deliveries:
-            self.lanes.occupy_slot(delivery)
-            slots.add(delivery)
-        if surplus:
-            self._return_all(surplus)
+        if self.lanes.counts_jobs:
+            deliveries, surplus = self.lanes.split_surplus(reply.deliveries)
+            for delivery in deliveries:
+                self.lanes.occupy_slot(delivery)
+            if surplus:
+                self._return_all(surplus)
+        else:
+            deliveries = reply.deliveries
+        slots.add_all(deliveries)
         self._requests.note_reply(reply, request)
         self._attempt_runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
@@ -440,8 +443,11 @@ class Worker:
                 and len(running) + self._ended_in_first_step < slots.max_running
                 and not (slots.runs_suspect or completer.is_full)
             ):
-                if (delivery := take(held)) is not None:
-                    self._start_job(delivery)
+                try:
+                    delivery = held.popleft()
+                except IndexError:  # the watchdog has taken it
+                    break
+                self._start_job(delivery)
             if slots.suspects and not running and not held and completer.all_stored:
                 suspect = take(slots.suspects)
                 if suspect is not None:
@@ -451,7 +457,7 @@ class Worker:
                     self._start_job(suspect)
         finally:
             self._is_starting_jobs = False
-        if held:
+        if held and not self._prefetch_watchdog.is_watching:
             self._prefetch_watchdog.watch()
 
     def _start_batches(self, batches: BatchCalls) -> None:
@@ -529,8 +535,9 @@ class Worker:
     async def _perform(self, attempt: Attempt) -> None:
         if attempt.task is None:  # the first step is made while the task is created
             attempt.task = asyncio.current_task(self._loop)
+        slots = self._slots
         try:
-            self._slots.not_begun.remove(attempt)
+            slots.not_begun.remove(attempt)
         except KeyError:  # the watchdog has released it
             self._free_unused_slot(attempt)
             return
@@ -538,24 +545,26 @@ class Worker:
         if started >= self.session.heartbeat.lease_valid_until:
             # The process was suspended (SIGSTOP, sleep) and the lease expired: another worker may
             # have the job.
-            self._slots.count_unused_start()
+            slots.count_unused_start()
             self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
             return
-        settlement: Settlement | None = Released(attempt.delivery.lease, RELEASE_DELAY_AFTER_ERROR)
+        settlement: Settlement | None = None
         try:
             settlement = await self._attempt_runner.perform(attempt)
         except BaseException as error:  # noqa: BLE001 - the attempt counts after any error
+            settlement = Released(attempt.delivery.lease, RELEASE_DELAY_AFTER_ERROR)
             settlement = await self._attempt_runner.settle_after_error(attempt, error)
         finally:
-            prefetch = self._slots.prefetch
+            prefetch = slots.prefetch
             seconds = (attempt.ended or self._monotonic()) - started
-            batches = self._slots.batches
+            batches = slots.batches
             if batches is None or not batches.has_member(attempt):
                 prefetch.learn(seconds)
-            self.lanes.note_run(attempt.delivery, seconds)
+            if self.lanes.counts_jobs:
+                self.lanes.note_run(attempt.delivery, seconds)
             self._settle(attempt, settlement)
             # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
-            if self._slots.prefetched and not prefetch.size:
+            if not prefetch.size and slots.prefetched:
                 self._release_prefetched()
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)
@@ -588,7 +597,8 @@ class Worker:
                 slots.max_running -= 1
             self._look_for_skipped(slots.batches)
         attempt.clear()
-        self.lanes.free_slot(attempt.delivery)
+        if self.lanes.counts_jobs:
+            self.lanes.free_slot(attempt.delivery)
         if not slots.running:
             slots.runs_suspect = False
             self._idle.set()

@@ -7,7 +7,6 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-from nimburion.core.lease import Delivery
 from nimburion.core.metrics.job_counters import LaneCounters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord
 from nimburion.jobs.declaration.context import Context
@@ -33,46 +32,31 @@ class Interruption(enum.Enum):
     """The lease is lost: write nothing."""
 
 
-class Attempt(AttemptRecord):
+class Attempt(AttemptRecord, eq=False):
     """One attempt at one job, with the state that the worker and its watchdog need."""
 
-    __slots__ = (
-        "call",
-        "context",
-        "ended",
-        "interruption",
-        "keyboard_interrupt",
-        "lane",
-        "raised",
-        "settled",
-        "started",
-        "timeout",
-    )
+    settled: bool = False
+    """Whether the settlement was handed to the completer, or the lease was released."""
+    started: float = 0.0
+    """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
+    lane: LaneCounters | None = None
+    """The counters that the end of the attempt is reported to; None unless it runs."""
+    ended: float = 0.0
+    """When its handler ended, likewise."""
+    context: Context | None = None
+    """The context of the handler; None before it starts and after the attempt has ended."""
+    call: ThreadCall | None = None
+    """The thread call of a `def` handler; None for a coroutine."""
+    timeout: AttemptTimeout | None = None
+    """The running timeout of the attempt."""
+    interruption: Interruption | None = None
+    keyboard_interrupt: KeyboardInterrupt | None = None
+    """A Ctrl-C raised inside the handler. It stops the process after the attempt is settled."""
+    raised: BaseException | None = None
+    """The exception of the handler.
 
-    def __init__(self, delivery: Delivery, session_id: str) -> None:
-        super().__init__(delivery, session_id)
-        self.settled: bool = False
-        """Whether the settlement was handed to the completer, or the lease was released."""
-        self.started: float = 0.0
-        """When the attempt started, in seconds of the monotonic clock. The worker sets it."""
-        self.lane: LaneCounters | None = None
-        """The counters that the end of the attempt is reported to; None unless it runs."""
-        self.ended: float = 0.0
-        """When its handler ended, likewise."""
-        self.context: Context | None = None
-        """The context of the handler; None before it starts and after the attempt has ended."""
-        self.call: ThreadCall | None = None
-        """The thread call of a `def` handler; None for a coroutine."""
-        self.timeout: AttemptTimeout | None = None
-        """The running timeout of the attempt."""
-        self.interruption: Interruption | None = None
-        self.keyboard_interrupt: KeyboardInterrupt | None = None
-        """A Ctrl-C raised inside the handler. It stops the process after the attempt is settled."""
-        self.raised: BaseException | None = None
-        """The exception of the handler.
-
-        Cleared after it is logged, because its traceback refers to the attempt.
-        """
+    Cleared after it is logged, because its traceback refers to the attempt.
+    """
 
     @property
     def lease_is_lost(self) -> bool:
@@ -114,8 +98,7 @@ class Attempt(AttemptRecord):
 
         Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
-        self.context = self.call = self.timeout = None
-        super().clear()
+        self.context = self.call = self.timeout = self.task = None
 
     def interrupt(self, interruption: Interruption) -> None:
         """Request the end of the attempt.

@@ -112,6 +112,7 @@ class AttemptRunner:
             clock=clock,
         )
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._random = random
         self._limits = limits
         self._services = WorkerServices(clock.monotonic, report, client, make_transaction, state)
@@ -132,7 +133,7 @@ class AttemptRunner:
     async def perform(self, attempt: Attempt) -> Settlement | None:
         """Run the handler and return its settlement; None if the lease is lost."""
         delivery = attempt.delivery
-        chain = self._chains.find(delivery.name)
+        chain = self._chains.known.get(delivery.name) or self._chains.find(delivery.name)
         if chain is None or attempt.interruption is not None:
             return self._settle_unstarted(attempt)
         if delivery.lost >= SUSPECT_AFTER:
@@ -143,9 +144,31 @@ class AttemptRunner:
             keep.get(delivery.queue, self._keep_default) if keep else self._keep_default
         )
         reporter = self.reporter
-        context = self._open_context(attempt, handler)
+        timeout = delivery.options.timeout or handler.policy.timeout
+        deadline = None if timeout is None else self._monotonic() + timeout
+        attempt.handler = handler
+        attempt.context = context = Context(attempt, self._services, deadline)
+        CURRENT.set(context)
         reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
-        outcome = await self._run_handler(attempt, context, handler, run)
+        try:
+            if deadline is None:
+                result = await run(context)
+            else:
+                result = await self._run_with_timeout(attempt, context, run)
+            if (
+                result is None
+                and attempt.result is None
+                and not attempt.completed
+                and attempt.interruption is not Interruption.LOST
+            ):
+                # Nearly all attempts end here. `_make_settlement` says the same.
+                settlement: Settlement | None
+                settlement = Completed(delivery.lease, None, attempt.keep_payload)
+                reporter.end(attempt, settlement)
+                return settlement
+            outcome: Outcome = self._make_success(attempt, context, handler, result)
+        except BaseException as raised:  # noqa: BLE001 - each end of a handler is an outcome
+            outcome = self._classify(attempt, context, handler, raised)
         settlement = self._make_settlement(attempt, outcome, handler)
         if type(outcome) is not AttemptFailed:
             reporter.end(attempt, settlement, None)
@@ -262,37 +285,28 @@ class AttemptRunner:
             started_at=attempt.started + self.reporter.backend_time_offset,
         )
 
-    def _open_context(self, attempt: Attempt, handler: Handler) -> Context:
-        delivery = attempt.delivery
-        timeout = delivery.options.timeout or handler.policy.timeout
-        deadline = None if timeout is None else self._clock.monotonic() + timeout
-        attempt.handler = handler
-        attempt.context = context = Context(attempt, self._services, deadline)
-        CURRENT.set(context)
-        return context
+    def _make_success(
+        self, attempt: Attempt, context: Context, handler: Handler, result: object
+    ) -> Succeeded:
+        if result is not None:
+            return self._encode_success(handler, result, context)
+        return NO_RESULT if attempt.result is None else Succeeded(attempt.encode_result())
 
-    async def _run_handler(
-        self, attempt: Attempt, context: Context, handler: Handler, run: HandlerCoroutine
+    def _classify(
+        self, attempt: Attempt, context: Context, handler: Handler, raised: BaseException
     ) -> Outcome:
-        try:
-            if context.deadline is None:
-                result = await run(context)
-            else:
-                result = await self._run_with_timeout(attempt, context, run)
-            if result is not None:
-                return self._encode_success(handler, result, context)
-            return NO_RESULT if attempt.result is None else Succeeded(attempt.encode_result())
-        except _TimedOut as late:
+        kind = type(raised)
+        if kind is _TimedOut:
+            late = cast("_TimedOut", raised)
             attempt.raised = late.__cause__
             return outcomes.make_timeout_failure(late.seconds, context.attempt)
-        except asyncio.CancelledError as cancelled:
-            return self._classify_cancellation(attempt, cancelled)
-        except LeaseLost as lost:
-            return self._classify_lease_loss(attempt, lost)
-        except BaseException as raised:
-            if _is_closing(raised):
-                raise
-            return self._classify_exception(attempt, handler, raised)
+        if issubclass(kind, asyncio.CancelledError):
+            return self._classify_cancellation(attempt, cast("asyncio.CancelledError", raised))
+        if issubclass(kind, LeaseLost):
+            return self._classify_lease_loss(attempt, cast("LeaseLost", raised))
+        if _is_closing(raised):
+            raise raised
+        return self._classify_exception(attempt, handler, raised)
 
     async def _run_with_timeout(
         self, attempt: Attempt, context: Context, run: HandlerCoroutine

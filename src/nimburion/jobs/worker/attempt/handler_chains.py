@@ -67,18 +67,19 @@ class HandlerChains:
         """Whether batch handlers wait for more jobs before they are called."""
         self.batch_calls: BatchCalls | None = None
         """The batches of the worker whose slots the calls take; None: they take no slots."""
-        self._known: dict[str, HandlerChain] = {}
+        self.known: dict[str, HandlerChain] = {}
+        """The chains that `find` has made."""
 
     def find(self, name: str) -> HandlerChain | None:
         """Return the chain of the jobs with this name; None if no handler is registered."""
-        known = self._known.get(name)
+        known = self.known.get(name)
         if known is not None:
             return known
         handler = self._registry.get(name)
         if handler is None:
             return None
         run = self._add_middleware(self._make_call(handler))
-        self._known[name] = chain = HandlerChain(handler, run, {})
+        self.known[name] = chain = HandlerChain(handler, run, {})
         return chain
 
     def isolate(self, chain: HandlerChain) -> HandlerChain:

@@ -39,10 +39,12 @@ class ExchangeTrigger:
     """Decides from the state of one worker whether to make an exchange now."""
 
     __slots__ = (
+        "_batch_size",
         "_completer",
         "_flush_timer",
         "_long_poll",
         "_loop",
+        "_plenty",
         "_slots",
         "_woken",
         "cancelled",
@@ -75,6 +77,10 @@ class ExchangeTrigger:
         self._completer = completer
         self._long_poll = long_poll
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._plenty = self._batch_size = 0
+        """While more than `_plenty` jobs are prefetched and fewer than `_batch_size` results wait,
+        `find_reason` returns None. Both are those of its last call, so they may be 20 ms old.
+        """
         self._woken = asyncio.Event()
 
     def find_reason(self) -> ExchangeReason | None:
@@ -108,6 +114,7 @@ class ExchangeTrigger:
             return ExchangeReason.RESULTS_FULL
         prefetch = slots.prefetch.size
         full = min(MAX_SETTLEMENTS, prefetch - prefetch // _REFILL_FRACTION)
+        self._plenty, self._batch_size = prefetch - full, full
         if len(slots.prefetched) > prefetch - full:
             return self._find_flush_reason(full)
         if completer.has_pending:
@@ -153,6 +160,14 @@ class ExchangeTrigger:
 
     def note_result(self) -> None:
         """Note the end of an attempt: wake the reserve loop, or start the flush timer (20 ms)."""
+        if (
+            self._flush_timer is not None
+            and not self.flush_due
+            and len(self._completer.pending) < self._batch_size
+            and len(self._slots.prefetched) > self._plenty
+            and not self._completer.is_full
+        ):
+            return  # most results: a larger batch costs less per job
         if self.find_reason() is not None:
             self._woken.set()
         elif self._flush_timer is None and self._completer.pending:

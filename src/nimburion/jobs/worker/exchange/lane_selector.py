@@ -42,7 +42,9 @@ class LaneSelector:
         """The names of the jobs for child processes that wait in the backend, as far as known."""
         self._other_jobs = 0
         """The number of other jobs in the last reply."""
-        self._has_limits = bool(self._queue_limits or self._process_names)
+        self.counts_jobs: bool = bool(self._queue_limits or self._process_names)
+        """Whether the jobs held here count for a limit. If not, `occupy_slot`, `free_slot` and
+        `note_run` do nothing, and need not be called."""
         self._non_empty = self._lanes
         self._ageing = settings.ageing
         self._entropy = entropy
@@ -80,7 +82,7 @@ class LaneSelector:
             total = self._limit_total(total)
         return ReserveRequest(
             total=total,
-            lanes=self._select_lanes_with_capacity(lanes) if self._has_limits else lanes,
+            lanes=self._select_lanes_with_capacity(lanes) if self.counts_jobs else lanes,
             queues=self._limit_queues() if self._queue_limits else self._queue_options,
             ageing=self._ageing,
             nonce=self._entropy(16),
@@ -90,7 +92,7 @@ class LaneSelector:
     def make_batch_request(self, total: int, name: str) -> ReserveRequest:
         """Return a request for `total` jobs of one name; for none if its queues are at a limit."""
         lanes = tuple(lane for lane in self._lanes if lane.name == name)
-        if self._has_limits:
+        if self.counts_jobs:
             lanes = self._select_lanes_with_capacity(lanes)
         return ReserveRequest(
             total=total if lanes else 0,
@@ -120,13 +122,13 @@ class LaneSelector:
 
     def occupy_slot(self, delivery: Delivery) -> None:
         """Count a delivered job against the limits of its queue and of the child processes."""
-        if self._has_limits:
+        if self.counts_jobs:
             self._in_use[delivery.queue] += 1
             self._process_jobs += delivery.name in self._process_names
 
     def free_slot(self, delivery: Delivery) -> None:
         """Stop counting a job that has left this worker."""
-        if self._has_limits:
+        if self.counts_jobs:
             self._in_use[delivery.queue] -= 1
             self._process_jobs -= delivery.name in self._process_names
 

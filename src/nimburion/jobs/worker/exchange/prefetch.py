@@ -62,18 +62,21 @@ class PrefetchWatchdog:
         self._prefetched = held
         self._on_starvation = on_starvation
         self._timer: asyncio.TimerHandle | None = None
+        self.is_watching = False
+        """Whether the timer runs."""
         self.started_count = 0
         """The number of started jobs; the code that starts a job increments it."""
 
     def watch(self) -> None:
         """Start the timer, unless it runs. Call this when jobs are prefetched."""
-        if self._timer is None:
+        if not self.is_watching:
+            self.is_watching = True
             self._timer = self._loop.call_later(
                 _STARVATION_SECONDS, self._check, self.started_count
             )
 
     def _check(self, started_before: int) -> None:
-        self._timer = None
+        self.is_watching = False
         if self._prefetched and self.started_count == started_before:
             self._on_starvation()
         elif self._prefetched:

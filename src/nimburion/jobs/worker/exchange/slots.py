@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from nimburion.core.lease import SUSPECT_AFTER, Delivery
@@ -112,6 +112,15 @@ class Slots:
         """Note that a started job was released before its handler was called."""
         if self.remaining is not None:
             self.remaining += 1
+
+    def add_all(self, deliveries: Sequence[Delivery]) -> None:
+        """Hold delivered jobs until they start."""
+        suspects = [each for each in deliveries if each.lost >= SUSPECT_AFTER]
+        if self.batches is None and not suspects:
+            self.prefetched.extend(deliveries)
+        else:
+            for delivery in deliveries:
+                self.add(delivery)
 
     def add(self, delivery: Delivery) -> None:
         """Hold a delivered job until it starts."""

@@ -62,6 +62,8 @@ class WorkerSession:
     ) -> None:
         self._backend = backend
         self._session = session
+        self.id: str = session.id
+        """The id of the session in the backend."""
         self._clock = clock
         self._events = events
         self._connectivity = connectivity
@@ -99,11 +101,6 @@ class WorkerSession:
         self._listener = SessionListener(
             backend, session.id, clock, self._heartbeat_runner.send_now
         )
-
-    @property
-    def id(self) -> str:
-        """The id of the session in the backend."""
-        return self._session.id
 
     @property
     def is_over(self) -> bool:
