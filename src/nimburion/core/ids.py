@@ -56,8 +56,11 @@ class JobIds:
             start = 8 * self._used
             self._used += 1
             low = int.from_bytes(self._buffer[start : start + 8], "big")
-        text = f"{_encode_timestamp(tick):016x}{low & _LOW_BITS | _VARIANT:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        low = low & _LOW_BITS | _VARIANT
+        return (
+            f"{tick >> 28:08x}-{tick >> 12 & 0xFFFF:04x}-{0x7000 | tick & 0xFFF:04x}-"
+            f"{low >> 48:04x}-{low & 0xFFFF_FFFF_FFFF:012x}"
+        )
 
     def make_many(self, count: int) -> list[str]:
         """Return `count` new ids in increasing order. Each takes a third of the time of `make`."""

@@ -237,7 +237,9 @@ class NewJob(msgspec.Struct, frozen=True):
         """Return 16 bytes that distinguish this body (name and payload) from others with the
         same id.
         """
-        return compute_digest(self.name, self.payload)
+        body = hashlib.blake2b(self.name.encode() + b"\0", digest_size=16)
+        body.update(self.payload)
+        return body.digest()
 
 
 def sort_states(states: Iterable[State]) -> tuple[State, ...]:

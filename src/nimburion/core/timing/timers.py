@@ -17,9 +17,9 @@ class SharedTimer:
     """
 
     def __init__(self) -> None:
-        self._timeouts: set[PendingTimeout] = set()
+        self.waits: set[PendingTimeout] = set()
         self._timer: asyncio.Handle | None = None
-        self._fires_at = math.inf
+        self.fires_at = math.inf
 
     def timeout(self, seconds: float) -> PendingTimeout:
         """Return a context manager that limits its block to `seconds`.
@@ -33,40 +33,41 @@ class SharedTimer:
         >>> asyncio.run(answer())
         'in time'
         """
-        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
         assert task is not None, "there is nothing to cancel"
-        return PendingTimeout(self, task, asyncio.get_running_loop().time() + seconds)
+        return PendingTimeout(self, task, loop.time() + seconds)
 
     def stop(self) -> None:
         """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._fires_at = None, math.inf
+        self._timer, self.fires_at = None, math.inf
 
     def add(self, wait: PendingTimeout) -> None:
         """Add a wait."""
-        if wait.until < self._fires_at:
+        if wait.until < self.fires_at:
             self._set(wait.until)
-        self._timeouts.add(wait)
+        self.waits.add(wait)
 
     def remove(self, wait: PendingTimeout) -> None:
         """Remove a wait."""
-        self._timeouts.discard(wait)
+        self.waits.discard(wait)
 
     def _set(self, moment: float) -> None:
         self.stop()
         self._timer = asyncio.get_running_loop().call_at(moment, self._cancel_expired)
-        self._fires_at = moment
+        self.fires_at = moment
 
     def _cancel_expired(self) -> None:
         self.stop()
         now = asyncio.get_running_loop().time()
-        for wait in self._timeouts:
+        for wait in self.waits:
             if wait.until <= now:
                 wait.cancel()
-        self._timeouts = {wait for wait in self._timeouts if not wait.over}
-        if self._timeouts:
-            self._set(min(wait.until for wait in self._timeouts))
+        self.waits = {wait for wait in self.waits if not wait.over}
+        if self.waits:
+            self._set(min(wait.until for wait in self.waits))
 
 
 class PendingTimeout:
@@ -87,12 +88,16 @@ class PendingTimeout:
         self._task.cancel()
 
     def __enter__(self) -> None:
-        self._deadlines.add(self)
+        deadlines = self._deadlines
+        if self.until < deadlines.fires_at:
+            deadlines.add(self)
+        else:
+            deadlines.waits.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if not self.over:
-            self._deadlines.remove(self)
+            self._deadlines.waits.discard(self)
         elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

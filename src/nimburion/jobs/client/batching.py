@@ -105,6 +105,7 @@ class EnqueueBatcher:
         self._state = state or EnqueueState(clock)
         self._calls = (calls or CallCounters()).get_operation("enqueue")
         self._clock = clock
+        self._monotonic = clock.monotonic
         self._timeout = timeout
         self._limit = choose_limit(timeout)
         self._shared_timer = SharedTimer()
@@ -124,9 +125,18 @@ class EnqueueBatcher:
             return await self._wait_behind(job)
         self._busy = True
         try:
+            if CALL_STARTED.get() is None:
+                since = self._monotonic()
+                try:
+                    return (await self._enqueue_once([job], self._limit))[0]
+                except BackendUnavailable as error:
+                    return (await self._repeat([job], since, error))[0]
             return (await self.enqueue_all([job]))[0]
         finally:
-            self._serve_next()
+            if self._waiting:
+                self._serve_next()
+            else:
+                self._busy = False
 
     async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """Store these jobs in one step.
@@ -138,26 +148,35 @@ class EnqueueBatcher:
         since, left = self._clock.monotonic(), self._limit
         if began is not None:
             since, left = began, max(left - (since - began), _MIN_EXTRA)
-        repetition: _Repetition | None = None
+        try:
+            return await self._enqueue_once(jobs, left)
+        except BackendUnavailable as error:
+            return await self._repeat(jobs, since, error)
+
+    async def _repeat(
+        self, jobs: Sequence[NewJob], since: float, error: BackendUnavailable
+    ) -> list[Enqueued]:
+        """Repeat a call that began at `since` and had no answer."""
+        repetition = _Repetition()
         while True:
-            try:
-                return await self._enqueue_once(jobs, left)
-            except BackendUnavailable as error:
-                repetition = repetition or _Repetition()
-                repetition.note(error)
-                if self._clock.monotonic() - since + repetition.pause >= self._timeout:
-                    raise _make_unavailable_error(error, jobs, repetition.outcome) from error
+            repetition.note(error)
+            if self._clock.monotonic() - since + repetition.pause >= self._timeout:
+                raise _make_unavailable_error(error, jobs, repetition.outcome) from error
             await repetition.wait(self._clock)
             left = self._limit - (self._clock.monotonic() - since)
+            try:
+                return await self._enqueue_once(jobs, left)
+            except BackendUnavailable as again:
+                error = again
 
     async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
         """Call the backend once. `BackendUnavailable` is raised when it does not answer in
         `seconds`."""
-        sent = self._clock.monotonic()
+        sent = self._monotonic()
         try:
             with self._shared_timer.timeout(seconds):
                 results = await self._backend.enqueue(jobs)
-            now = self._clock.monotonic()
+            now = self._monotonic()
             self._calls.note_answer(now - sent)
             self._state.note_answer(now)
             return results

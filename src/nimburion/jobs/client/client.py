@@ -280,7 +280,9 @@ class Client:
         - `BackendUnavailable`: the backend did not answer for `enqueue_timeout` seconds. The
           error's `outcome` says whether the job may be stored; repeat the call with its `job_id`.
         """
-        return await self._enqueue_one(job, *self._prepare(job, options))
+        if options or self._enqueue_middlewares or CURRENT.get() is not None:
+            return await self._enqueue_one(job, *self._prepare(job, options))
+        return await self._store_one(self._make_job(job, NOTHING_PARSED))
 
     async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
         """Store one job as `enqueue` does, and also return what the call did.
@@ -725,6 +727,22 @@ class Client:
             1,
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
+
+    async def _store_one(self, job: NewJob) -> str:
+        """Store one job without options, as `_store` does, in fewer calls."""
+        batcher = self._require_batcher()
+        if self._fairness.has_exceptions:
+            job = self._fairness.apply(job)
+        result = await batcher.enqueue(job)
+        if result.outcome != "created":
+            require_stored(job, result)
+        statistics = self._statistics
+        statistics.count_one(job, result)
+        if statistics.writer is None:
+            await statistics.start(self.backend)
+        if self.events.wants(JobEnqueued):
+            self._emit_enqueued([job], [result])
+        return result.id
 
     async def _store(
         self,

@@ -70,6 +70,14 @@ class ClientStatistics:
                     lane = self._latest_lane = self.jobs.get_lane(job.queue, job.name)
                 lane.enqueued += 1
 
+    def count_one(self, job: NewJob, result: Enqueued) -> None:
+        """Count one job, as `count_enqueued` does."""
+        if result.outcome == "created":
+            lane = self._latest_lane
+            if lane.name != job.name or lane.queue != job.queue:
+                lane = self._latest_lane = self.jobs.get_lane(job.queue, job.name)
+            lane.enqueued += 1
+
     async def start(self, backend: Backend) -> None:
         """Start to store what is counted. Call it on the event loop that opened the backend.
 
