@@ -72,7 +72,7 @@ def outcome_of(job: Any, instance: Any) -> Any:
     """Encode, decode and run one, as a worker does."""
     handler = handler_of(job)
     arguments = handler.decode(job.__job__.encode(instance, LIMITS))
-    result = handler.call(context(), arguments)
+    result = handler.call(arguments, context())
     return asyncio.run(result) if handler.is_async else result
 
 
@@ -417,7 +417,7 @@ def test_a_raw_handler_gets_the_bytes_as_they_are() -> None:
     [handler] = registry.handlers
     assert handler.is_async
     assert handler.decode(b"\xff not JSON") == b"\xff not JSON"
-    assert asyncio.run(handler.call(context(), b"x")) == b"x"
+    assert asyncio.run(handler.call(b"x", context())) == b"x"
 
 
 def test_an_object_with_an_async_call_is_async() -> None:

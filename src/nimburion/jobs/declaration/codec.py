@@ -8,7 +8,7 @@ the JSON. A payload is accepted or rejected as a whole, and unknown fields are e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -51,6 +51,7 @@ class Codec:
         "_may_nest_deeply",
         "_needs_json_check",
         "_with_times",
+        "decode_plain",
         "fields",
         "name",
         "struct",
@@ -67,6 +68,12 @@ class Codec:
         self.struct: Any = make_struct(name, fields, base)
         """The class of the objects that `decode` returns."""
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
+        checks_values = self._may_nest_deeply or self._with_times
+        self.decode_plain: Callable[[bytes], Any] | None = (
+            None if checks_values else self._decoder.decode
+        )
+        """Decodes a payload as `decode` does, without a call of a Python function, and raises
+        `ValueError`; None if values of these types need further checks."""
 
     def encode(self, arguments: dict[str, Any], limits: SizeLimits) -> bytes:
         """Return the payload of these arguments.

@@ -122,7 +122,7 @@ def _make_blocking_call(
     def call(context: Context) -> object:
         context.job = job = decode(context.payload)
         try:
-            return function(context, job)
+            return function(job, context)
         finally:
             if guard.in_child:
                 guard.check(sys.exc_info()[1])
@@ -150,14 +150,11 @@ def _make_async_call(
     guard: ForkGuard,
 ) -> HandlerCall:
     decode, function = handler.decode, handler.call
-    process = handler.method
 
     async def call(context: Context) -> object:
         context.job = job = decode(context.payload)
         try:
-            if process is not None:
-                return await process(job, context)
-            return await function(context, job)
+            return await function(job, context)
         finally:
             # Before any hook or middleware runs, because they share resources with the parent.
             if guard.in_child:

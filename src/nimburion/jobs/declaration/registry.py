@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from operator import attrgetter
 from typing import Any, Unpack
 
@@ -14,7 +15,7 @@ from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.batches import BatchContext, read_outcomes
-from nimburion.jobs.declaration.codec import Codec, ResultCodec, UnreadablePayload
+from nimburion.jobs.declaration.codec import ResultCodec, UnreadablePayload
 from nimburion.jobs.declaration.configured_policy import (
     configure_policy,
     describe_limit,
@@ -59,7 +60,6 @@ class Handler:
         "decode",
         "get_batch_argument",
         "is_async",
-        "method",
         "name",
         "policy",
         "queue",
@@ -74,7 +74,7 @@ class Handler:
         policy: Policy,
         target: Target,
         function: Callable[..., Any],
-        call: Callable[[Context[Any], Any], Any],
+        call: Callable[[Any, Context[Any]], Any],
         decode: Callable[[bytes], Any],
         limits: SizeLimits,
         call_batch: BatchCall | None = None,
@@ -92,10 +92,8 @@ class Handler:
                 f'job {name!r}: execution="thread" is for `def` handlers, and this one is an '
                 "`async def`, which runs on the event loop"
             )
-        self.method: Callable[..., Any] | None = function if call is _call_process else None
-        """The method `process` of a Job class, which `call` calls; None for other handlers."""
-        self.call: Callable[[Context[Any], Any], Any] = call
-        """Calls the handler with the context and the return value of `decode`."""
+        self.call: Callable[[Any, Context[Any]], Any] = call
+        """Calls the handler with the return value of `decode` and the context."""
         self.decode: Callable[[bytes], Any] = decode
         """Decodes a payload to arguments; `UnreadablePayload`. A raw handler gets the payload
         unchanged."""
@@ -168,7 +166,7 @@ class Registry:
                 policy=self._configure(name, _read_policy(name, policy)),
                 target=handler,
                 function=handler,
-                call=handler,
+                call=_make_raw_call(handler),
                 decode=bytes,
                 limits=self._settings.limits,
             )
@@ -277,16 +275,17 @@ class Registry:
     def _make_handler(self, job: object) -> Handler:
         declaration = find_declaration(job)
         call_batch = get_batch_argument = None
+        decode: Callable[[bytes], Any]
         if isinstance(job, JobFunction) and declaration and declaration.policy.batch is not None:
             function, call_batch = job.function, _make_batch_call(job)
             get_batch_argument = attrgetter(job.signature.fields[0].name)
             call = _make_call_of_one(function, call_batch, get_batch_argument)
-            decode = _make_decoder(declaration.codec, self._settings.limits)
+            decode = partial(declaration.codec.decode, limits=self._settings.limits)
         elif isinstance(job, JobFunction) and declaration:
             function, call = job.function, _make_function_call(job)
-            decode = _make_decoder(declaration.codec, self._settings.limits)
+            decode = partial(declaration.codec.decode, limits=self._settings.limits)
         elif isinstance(job, type) and issubclass(job, Job) and declaration:
-            function, call = job.process, _call_process
+            function = call = job.process
             decode = _make_instance_decoder(job, declaration, self._settings.limits)
         else:
             raise DefinitionError(
@@ -329,19 +328,19 @@ def _read_policy(name: str, options: PolicyOptions) -> Policy:
         raise DefinitionError(f"job {name!r}: {error}") from None
 
 
-def _call_process(ctx: Context, job: Job) -> object:
-    return job.process(ctx)
+def _make_raw_call(handler: RawHandler) -> Callable[[bytes, Context[Any]], Any]:
+    return lambda payload, ctx: handler(ctx, payload)
 
 
-def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[Any], Any], Any]:
-    """Return a callable that calls the function with the context and its decoded arguments."""
+def _make_function_call(job: JobFunction[..., ..., Any]) -> Callable[[Any, Context[Any]], Any]:
+    """Return a callable that calls the function with its decoded arguments and the context."""
     function, signature = job.function, job.signature
     by_name = msgspec.structs.asdict
     if signature.positional_only:
         return _make_positional_call(job)
     if signature.takes_context:
-        return lambda ctx, call: function(ctx, **by_name(call))
-    return lambda _, call: function(**by_name(call))
+        return lambda call, ctx: function(ctx, **by_name(call))
+    return lambda call, _: function(**by_name(call))
 
 
 def _make_batch_call(job: JobFunction[..., ..., Any]) -> BatchCall:
@@ -354,9 +353,9 @@ def _make_batch_call(job: JobFunction[..., ..., Any]) -> BatchCall:
 
 def _make_call_of_one(
     function: Callable[..., Any], call_batch: BatchCall, get_argument: Callable[[Any], Any]
-) -> Callable[[Context[Any], Any], Any]:
-    """Return a callable that calls a batch handler for a single job, with the context and the
-    decoded arguments of this job: for a job that runs alone in a child process.
+) -> Callable[[Any, Context[Any]], Any]:
+    """Return a callable that calls a batch handler for a single job, with the decoded arguments
+    of this job and the context: for a job that runs alone in a child process.
     """
 
     def read_outcome(context: BatchContext[Any], returned: object) -> object:
@@ -365,11 +364,11 @@ def _make_call_of_one(
             raise outcome
         return outcome
 
-    async def call_async(ctx: Context, job: object) -> object:
+    async def call_async(job: object, ctx: Context) -> object:
         context = BatchContext([ctx])
         return read_outcome(context, await call_batch(context, [get_argument(job)]))
 
-    def call(ctx: Context, job: object) -> object:
+    def call(job: object, ctx: Context) -> object:
         context = BatchContext([ctx])
         return read_outcome(context, call_batch(context, [get_argument(job)]))
 
@@ -380,11 +379,11 @@ def _call_no_batch(*_: object) -> Any:  # noqa: ANN401
     raise DefinitionError("this job has no batch handler")
 
 
-def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[Any], Any], Any]:
+def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Any, Context[Any]], Any]:
     function, signature = job.function, job.signature
     names = [field.name for field in signature.fields[: signature.positional_only]]
 
-    def call_by_position(ctx: Context, call: msgspec.Struct) -> object:
+    def call_by_position(call: msgspec.Struct, ctx: Context) -> object:
         named = msgspec.structs.asdict(call)
         front = [named.pop(name) for name in names]
         return function(*([ctx] if signature.takes_context else []), *front, **named)
@@ -392,26 +391,22 @@ def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Context[
     return call_by_position
 
 
-def _make_decoder(codec: Codec, limits: SizeLimits) -> Callable[[bytes], Any]:
-    decode = codec.decode
-    return lambda payload: decode(payload, limits)
-
-
 def _make_instance_decoder(
     cls: type[Job], declaration: Declaration, limits: SizeLimits
 ) -> Callable[[bytes], Job]:
     if cls.process is Job.process:
         raise DefinitionError(f"job {declaration.name!r}: {cls.__name__} has no process method")
-    decode, by_name = declaration.codec.decode, msgspec.structs.asdict
-    new, construct = cls.__new__, get_constructor(cls)
+    decode = partial(declaration.codec.decode, limits=limits)
+    decode_plain = declaration.codec.decode_plain or decode
+    by_name, new, construct = msgspec.structs.asdict, cls.__new__, get_constructor(cls)
 
     def decode_instance(payload: bytes) -> Job:
-        members = by_name(decode(payload, limits))
         instance = new(cls)
         try:
-            construct(instance, **members)
+            construct(instance, **by_name(decode_plain(payload)))
             return instance
         except (ValueError, TypeError) as error:
+            decode(payload)  # raises the better error if the payload is at fault
             raise UnreadablePayload(
                 f"the payload does not fit job {declaration.name!r}: {error}"
             ) from error

@@ -596,7 +596,8 @@ class Worker:
             if slots.batches.remove(attempt):
                 slots.max_running -= 1
             self._look_for_skipped(slots.batches)
-        attempt.clear()
+        # `attempt.clear()`, without the call
+        attempt.context = attempt.call = attempt.timeout = attempt.task = None
         if self.lanes.counts_jobs:
             self.lanes.free_slot(attempt.delivery)
         if not slots.running:
