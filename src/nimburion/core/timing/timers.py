@@ -18,8 +18,10 @@ class SharedTimer:
 
     def __init__(self) -> None:
         self.waits: set[PendingTimeout] = set()
+        """The waits that have not ended."""
+        self.fires_at: float = math.inf
+        """The time of the loop at which the timer fires."""
         self._timer: asyncio.Handle | None = None
-        self.fires_at = math.inf
 
     def timeout(self, seconds: float) -> PendingTimeout:
         """Return a context manager that limits its block to `seconds`.
@@ -44,17 +46,8 @@ class SharedTimer:
             self._timer.cancel()
         self._timer, self.fires_at = None, math.inf
 
-    def add(self, wait: PendingTimeout) -> None:
-        """Add a wait."""
-        if wait.until < self.fires_at:
-            self._set(wait.until)
-        self.waits.add(wait)
-
-    def remove(self, wait: PendingTimeout) -> None:
-        """Remove a wait."""
-        self.waits.discard(wait)
-
-    def _set(self, moment: float) -> None:
+    def start(self, moment: float) -> None:
+        """Let the timer fire at this time of the loop instead."""
         self.stop()
         self._timer = asyncio.get_running_loop().call_at(moment, self._cancel_expired)
         self.fires_at = moment
@@ -67,16 +60,16 @@ class SharedTimer:
                 wait.cancel()
         self.waits = {wait for wait in self.waits if not wait.over}
         if self.waits:
-            self._set(min(wait.until for wait in self.waits))
+            self.start(min(wait.until for wait in self.waits))
 
 
 class PendingTimeout:
     """One wait of one task: the context manager that `SharedTimer.timeout` returns."""
 
-    __slots__ = ("_cancelling", "_deadlines", "_task", "over", "until")
+    __slots__ = ("_cancelling", "_task", "_timer", "over", "until")
 
-    def __init__(self, deadlines: SharedTimer, task: asyncio.Task[Any], until: float) -> None:
-        self._deadlines = deadlines
+    def __init__(self, timer: SharedTimer, task: asyncio.Task[Any], until: float) -> None:
+        self._timer = timer
         self._task = task
         self._cancelling = task.cancelling()
         self.until: float = until
@@ -88,16 +81,15 @@ class PendingTimeout:
         self._task.cancel()
 
     def __enter__(self) -> None:
-        deadlines = self._deadlines
-        if self.until < deadlines.fires_at:
-            deadlines.add(self)
-        else:
-            deadlines.waits.add(self)
+        timer = self._timer
+        if self.until < timer.fires_at:
+            timer.start(self.until)
+        timer.waits.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if not self.over:
-            self._deadlines.waits.discard(self)
+            self._timer.waits.discard(self)
         elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -125,16 +125,10 @@ class EnqueueBatcher:
             return await self._wait_behind(job)
         self._busy = True
         try:
-            if CALL_STARTED.get() is None:
-                since = self._monotonic()
-                try:
-                    return (await self._enqueue_once([job], self._limit))[0]
-                except BackendUnavailable as error:
-                    return (await self._repeat([job], since, error))[0]
             return (await self.enqueue_all([job]))[0]
         finally:
             if self._waiting:
-                self._serve_next()
+                self._task = asyncio.get_running_loop().create_task(self._serve_waiting())
             else:
                 self._busy = False
 
@@ -145,7 +139,7 @@ class EnqueueBatcher:
         `BackendUnavailable` is raised.
         """
         began = CALL_STARTED.get()
-        since, left = self._clock.monotonic(), self._limit
+        since, left = self._monotonic(), self._limit
         if began is not None:
             since, left = began, max(left - (since - began), _MIN_EXTRA)
         try:
@@ -160,10 +154,10 @@ class EnqueueBatcher:
         repetition = _Repetition()
         while True:
             repetition.note(error)
-            if self._clock.monotonic() - since + repetition.pause >= self._timeout:
+            if self._monotonic() - since + repetition.pause >= self._timeout:
                 raise _make_unavailable_error(error, jobs, repetition.outcome) from error
             await repetition.wait(self._clock)
-            left = self._limit - (self._clock.monotonic() - since)
+            left = self._limit - (self._monotonic() - since)
             try:
                 return await self._enqueue_once(jobs, left)
             except BackendUnavailable as again:
@@ -227,12 +221,6 @@ class EnqueueBatcher:
         if self._unanswered:
             earliest = min(waiter.until for waiter in self._unanswered)
             self._timer = loop.call_at(earliest, self._refuse_late)
-
-    def _serve_next(self) -> None:
-        if self._waiting:
-            self._task = asyncio.get_running_loop().create_task(self._serve_waiting())
-        else:
-            self._busy = False
 
     async def _serve_waiting(self) -> None:
         try:
