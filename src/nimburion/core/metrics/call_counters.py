@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 
 CALL_BOUNDS: tuple[float, ...] = (
     0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0,
@@ -26,8 +27,14 @@ class Observations:
 
     def observe(self, value: float) -> None:
         """Count one number."""
-        self.buckets[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        self.observe_all([value])
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count these numbers."""
+        bounds, buckets = self.bounds, self.buckets
+        for value in values:
+            buckets[bisect_left(bounds, value)] += 1
+        self.sum += sum(values)
 
 
 class OperationCalls:
@@ -64,8 +71,7 @@ class OperationCalls:
                 taken = self.times[:count]
                 del self.times[:count]
                 self.answered += count
-                for seconds in taken:
-                    self._seconds.observe(seconds)
+                self._seconds.observe_all(taken)
             finally:
                 self._lock.release()
         return self._seconds
