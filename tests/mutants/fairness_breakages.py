@@ -69,8 +69,8 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "fairness: an unstarted job is charged",
         "backends/memory/*.py",
-        "isinstance($settlement, Released) and $settlement.unstarted\n        ):",
-        "isinstance($settlement, Released) and False\n        ):",
+        "if not (isinstance($settlement, Released) and $settlement.unstarted):",
+        "if True:",
         (f"{MEMORY}test_what_did_not_run_is_charged_nothing",),
     ),
     Mutant(

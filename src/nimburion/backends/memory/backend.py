@@ -557,6 +557,8 @@ class _SharedState:
             for name in names:
                 if not is_session_name(name):
                     self._last_notified[name] = self.notifications
+            if not self.waiters:
+                return
             notified = [
                 waiter
                 for waiter, names_of_waiter in self.waiters.items()

@@ -55,110 +55,61 @@ def check_time(seconds: float) -> None:
         raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
 
 
-class LeaseEntry:
+class LeaseEntry(msgspec.Struct, eq=False):
     """A lease on a job: its session, exchange, token and start time."""
 
-    __slots__ = (
-        "cancel_requested",
-        "charge",
-        "counted_keys",
-        "counts_in_limit",
-        "exchange_number",
-        "session",
-        "started_at",
-        "token",
-    )
-
-    def __init__(
-        self,
-        session: SessionEntry,
-        exchange_number: int,
-        token: Token,
-        started_at: int,
-        *,
-        counts_in_limit: bool,
-    ) -> None:
-        self.session: SessionEntry = session
-        self.exchange_number: int = exchange_number
-        self.token: Token = token
-        self.started_at: int = started_at
-        self.counts_in_limit: bool = counts_in_limit
-        self.counted_keys: tuple[LimitKey, ...] = ()
-        """The keys of limits for which the lease counts."""
-        self.charge: int | None = None
-        """What the job was charged to its tenant; None if it has no turn."""
-        self.cancel_requested: bool = False
+    session: SessionEntry
+    exchange_number: int
+    token: Token
+    started_at: int
+    counts_in_limit: bool = False
+    counted_keys: tuple[LimitKey, ...] = ()
+    """The keys of limits for which the lease counts."""
+    charge: int | None = None
+    """What the job was charged to its tenant; None if it has no turn."""
+    cancel_requested: bool = False
 
 
 LanePosition = tuple[int, int, int]
 """Sort key of a job in its lane: minus its priority, due time, enqueue order. Lowest first."""
 
 
-class JobEntry:
+class JobEntry(msgspec.Struct, eq=False):
     """A job with its state, counters and history. Times are in microseconds since 1970."""
 
-    __slots__ = (
-        "created_at",
-        "digest",
-        "due",
-        "ended_by",
-        "failures",
-        "fence",
-        "final_state",
-        "finished_at",
-        "history",
-        "id",
-        "last_settled_token",
-        "leased",
-        "lost",
-        "name",
-        "options",
-        "parked_for",
-        "payload",
-        "position",
-        "priority",
-        "progress",
-        "queue",
-        "reason",
-        "result",
-        "seq",
-        "started_at",
-    )
-
-    def __init__(self, job: NewJob, seq: int, now: int) -> None:
-        self.id: str = job.id
-        self.name: str = job.name
-        self.queue: str = job.queue
-        self.payload: bytes | None = job.payload
-        self.digest: bytes | None = None
-        """Digest of name and first payload; set when the payload is replaced or removed."""
-        self.priority: int = job.priority
-        self.options: JobOptions = job.options
-        self.seq: int = seq
-        self.due: int = compute_due(job, now)
-        self.created_at: int = now
-        self.started_at: int | None = None
-        self.finished_at: int | None = None
-        self.failures: int = 0
-        self.lost: int = 0
-        self.fence: int = 0
-        self.final_state: State | None = None
-        """The finished state of the job; None while it is unfinished."""
-        self.reason: str | None = None
-        self.history: tuple[AttemptError, ...] = ()
-        self.progress: Progress | None = None
-        self.result: bytes | None = None
-        self.ended_by: SessionEntry | None = None
-        """The session whose attempt ended the job."""
-        self.leased: LeaseEntry | None = None
-        self.last_settled_token: Token | None = None
-        """The token of the latest settlement of this job."""
-        self.position: LanePosition | None = None
-        """Position in its lane, among the scheduled jobs or among the parked ones; None if the job
-        is in none of them.
-        """
-        self.parked_for: LimitKey | None = None
-        """The key that has no room for the job; None if it is not parked."""
+    id: str
+    name: str
+    queue: str
+    payload: bytes | None
+    priority: int
+    options: JobOptions
+    seq: int
+    due: int
+    created_at: int
+    digest: bytes | None = None
+    """Digest of name and first payload; set when the payload is replaced or removed."""
+    started_at: int | None = None
+    finished_at: int | None = None
+    failures: int = 0
+    lost: int = 0
+    fence: int = 0
+    final_state: State | None = None
+    """The finished state of the job; None while it is unfinished."""
+    reason: str | None = None
+    history: tuple[AttemptError, ...] = ()
+    progress: Progress | None = None
+    result: bytes | None = None
+    ended_by: SessionEntry | None = None
+    """The session whose attempt ended the job."""
+    leased: LeaseEntry | None = None
+    last_settled_token: Token | None = None
+    """The token of the latest settlement of this job."""
+    position: LanePosition | None = None
+    """Position in its lane, among the scheduled jobs or among the parked ones; None if the job
+    is in none of them.
+    """
+    parked_for: LimitKey | None = None
+    """The key that has no room for the job; None if it is not parked."""
 
     def get_body_digest(self) -> bytes:
         """Return the digest of name and first payload, also after that was replaced or removed."""

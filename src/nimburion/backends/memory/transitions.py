@@ -47,6 +47,9 @@ from nimburion.core.settlement import (
     Spent,
 )
 
+_REFUSED = frozenset({"conflict", "taken"})
+"""The outcomes for which an enqueue stores none of its jobs."""
+
 
 class AtomicStep:
     """One atomic change of the data, at one time. Collects the queues and sessions to notify."""
@@ -67,7 +70,7 @@ class AtomicStep:
         keys: dict[tuple[str, str], str] = {}
         replacements: dict[str, tuple[str, bytes]] = {}
         results = [self._decide_outcome(job, fresh, keys, replacements) for job in jobs]
-        if any(result.outcome in {"conflict", "taken"} for result in results):
+        if not _REFUSED.isdisjoint([result.outcome for result in results]):
             return [_mark_refused(job, result) for job, result in zip(jobs, results, strict=True)]
         for job, result in zip(jobs, results, strict=True):
             if result.outcome == "created":
@@ -136,7 +139,17 @@ class AtomicStep:
     def _insert(self, job: NewJob) -> None:
         state = self.state
         state.seq += 1
-        entry = JobEntry(job, state.seq, self.now)
+        entry = JobEntry(
+            job.id,
+            job.name,
+            job.queue,
+            job.payload,
+            job.priority,
+            job.options,
+            state.seq,
+            due=compute_due(job, self.now),
+            created_at=self.now,
+        )
         state.jobs[job.id] = state.jobs_by_seq[entry.seq] = entry
         if job.options.unique_key is not None:
             self.take_key(entry)
@@ -187,11 +200,8 @@ class AtomicStep:
                 entry.id, until, options.unique_while
             )
 
-    def release_key(self, entry: JobEntry) -> None:
+    def release_key(self, entry: JobEntry, key: str) -> None:
         """Release the unique key of a finished job, unless the key is held until a fixed time."""
-        key = entry.options.unique_key
-        if key is None:
-            return
         lease = self.state.unique_keys.get((entry.name, key))
         if lease is not None and lease.job_id == entry.id and lease.valid_until is None:
             del self.state.unique_keys[entry.name, key]
@@ -211,8 +221,8 @@ class AtomicStep:
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
             same = entry.last_settled_token == settlement.lease.token
             return Settled.ALREADY if same else Settled.STALE
-        if not isinstance(settlement, Progressed | Spent):
-            self.charge_run_time(entry, lease, settlement)
+        if lease.charge is not None and not isinstance(settlement, Progressed | Spent):
+            self.charge_run_time(entry, lease, lease.charge, settlement)
         match settlement:
             case Completed():
                 self.end_lease(entry, settled=lease.token)
@@ -311,12 +321,12 @@ class AtomicStep:
                 use = self.state.limit_keys[key]
                 use.spent_until = keyed_rate.refund(use.spent_until, self.now, lease.started_at)
 
-    def charge_run_time(self, entry: JobEntry, lease: LeaseEntry, settlement: Settlement) -> None:
+    def charge_run_time(
+        self, entry: JobEntry, lease: LeaseEntry, charge: int, settlement: Settlement
+    ) -> None:
         """Charge the tenant of a job the time since it was reserved, if its handler was called."""
-        if lease.charge is not None and not (
-            isinstance(settlement, Released) and settlement.unstarted
-        ):
-            self.state.turns.settle(entry, lease.charge, self.now - lease.started_at)
+        if not (isinstance(settlement, Released) and settlement.unstarted):
+            self.state.turns.settle(entry, charge, self.now - lease.started_at)
             lease.charge = None
 
     def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
@@ -371,7 +381,8 @@ class AtomicStep:
         if state is not State.FAILED and not keep_payload:
             entry.digest = entry.get_body_digest()
             entry.payload = None
-        self.release_key(entry)
+        if entry.options.unique_key is not None:
+            self.release_key(entry, entry.options.unique_key)
 
     def pass_turns(self, entry: JobEntry) -> None:
         """Let jobs that are parked for the keys of a cancelled or replaced job have its turn.
@@ -410,4 +421,4 @@ def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
 
 
 def _mark_refused(job: NewJob, result: Enqueued) -> Enqueued:
-    return result if result.outcome in {"conflict", "taken"} else Enqueued(job.id, "refused")
+    return result if result.outcome in _REFUSED else Enqueued(job.id, "refused")
