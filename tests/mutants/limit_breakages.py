@@ -96,6 +96,13 @@ LIMIT_MUTANTS = (
         "",
         (f"{POSTGRES}test_a_paused_queue_brings_no_next_time",),
     ),
+    Mutant(
+        "memory: a name with a rate limit is leased as if it had none",
+        "backends/memory/*.py",
+        "or $name in $state.rates\n",
+        "or False\n",
+        ("tests/backends/test_memory_reserve.py",),
+    ),
     # Limits by key
     Mutant(
         "keys: a limit lets one more through",

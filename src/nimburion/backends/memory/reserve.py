@@ -55,11 +55,28 @@ class LaneMerge:
             if options.limit is not None
         }
 
+    def is_plain(self) -> bool:
+        """Return whether every job of these lanes may be leased, and only its rank decides when."""
+        state = self._state
+        return not (
+            state.turns
+            or self._queue_capacity
+            or any(
+                queue in state.pauses
+                or name in state.limits
+                or name in state.rates
+                or name in state.keyed_limits
+                for queue, name in self._lanes
+            )
+        )
+
     def lease_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
         """Lease up to `total` jobs in rank order, as long as they fit into `max_bytes`.
 
         The first job is leased whatever its size.
         """
+        if self.is_plain():
+            return self._lease_plain_jobs(session, number)
         chosen: list[Delivery] = []
         bytes_left = self._request.max_bytes
         every = range(len(self._lanes) + (len(self._turn_queues) if self._state.turns else 0))
@@ -83,6 +100,31 @@ class LaneMerge:
                 break
             chosen.append(self._lease_head(n, session, number))
             self._replace_head(heads, n)
+        return chosen
+
+    def _lease_plain_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
+        """Do what `lease_jobs` does if nothing restricts the lanes, in a third of the calls.
+
+        A test compares the two on random exchanges.
+        """
+        state, lanes = self._state, self._lanes
+        chosen: list[Delivery] = []
+        bytes_left = self._request.max_bytes
+        firsts = [state.peek_lane(lane) for lane in lanes]
+        heads = [self._rank(entry, n) for n, entry in enumerate(firsts) if entry is not None]
+        heapify(heads)
+        while heads and len(chosen) < self._request.total:
+            n, size = heads[0][4:]
+            bytes_left -= size
+            if bytes_left < 0 and chosen:
+                break
+            entry = state.pop_lane(lanes[n])
+            chosen.append(make_delivery(entry, self._lease(entry, session, number).token))
+            following = state.peek_lane(lanes[n])
+            if following is None:
+                heappop(heads)
+            else:
+                heapreplace(heads, self._rank(following, n))
         return chosen
 
     def _replace_head(self, heads: list[RankedHead], n: int) -> None:
@@ -132,17 +174,19 @@ class LaneMerge:
         return min(openings, default=None)
 
     def _rank_head(self, n: int) -> RankedHead | None:
-        """Return the rank of the first job of lane `n`, or None if the lane is paused or empty.
-
-        Ageing depends on the due time of this job only, not on the jobs behind it.
-        """
+        """Return the rank of the first job of lane `n`, or None if the lane is paused or empty."""
         queue = self._get_queue(n)
         if self._state.find_pause(queue, self._now):
             return None
         entry = self._peek(n)
-        if entry is None:
-            return None
-        level = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).priority
+        return None if entry is None else self._rank(entry, n)
+
+    def _rank(self, entry: JobEntry, n: int) -> RankedHead:
+        """Return the rank of a job that is the first of lane `n`.
+
+        Ageing depends on the due time of this job only, not on the jobs behind it.
+        """
+        level = self._request.queues.get(entry.queue, DEFAULT_QUEUE_OPTIONS).priority
         if self._ageing and self._now > entry.due:
             level += (self._now - entry.due) // self._ageing
         size = DELIVERY_OVERHEAD + len(entry.payload or b"")
@@ -198,16 +242,20 @@ class LaneMerge:
         rate = self._state.rates.get(entry.name)
         if rate is not None:
             rate.spend(self._now, rate.limit.cost)
+        lease = self._lease(entry, session, number)
+        lease.counts_in_limit = limit is not None
+        if n >= len(self._lanes):
+            lease.charge = self._state.turns.charge(entry)
+        self._count_keys(entry, lease)
+        return make_delivery(entry, lease.token)
+
+    def _lease(self, entry: JobEntry, session: SessionEntry, number: int) -> LeaseEntry:
+        """Lease a job that was removed from its lane."""
         entry.fence += 1
         token = Token(entry.fence, self._request.nonce)
-        entry.leased = LeaseEntry(
-            session, number, token, self._now, counts_in_limit=limit is not None
-        )
-        if n >= len(self._lanes):
-            entry.leased.charge = self._state.turns.charge(entry)
+        entry.leased = lease = LeaseEntry(session, number, token, self._now)
         session.leased_jobs[entry.seq] = entry
-        self._count_keys(entry, entry.leased)
-        return make_delivery(entry, token)
+        return lease
 
     def _count_keys(self, entry: JobEntry, lease: LeaseEntry) -> None:
         """Count a leased job for its keys, and set when the next parked job has its turn."""
