@@ -10,7 +10,7 @@ RIGHTS = ("read", "payloads", "operate", "admin")
 """What a caller may do. No right includes another.
 
 - `read`: see jobs, queues, workers, schedules and checks, without the data of jobs.
-- `payloads`: see the data of jobs: payloads, results, headers and tracebacks.
+- `payloads`: see the data of jobs: payloads, results, headers, unique keys and tracebacks.
 - `operate`: change what exists, in a way that can be undone: pause, cancel, replay, run a schedule.
 - `admin`: enqueue jobs, add schedules, and delete for good.
 """

@@ -87,11 +87,15 @@ class JobConflict(NimburionError):
 
 
 class DuplicateJob(NimburionError):
-    """The job `existing_id` holds the unique key; nothing was stored."""
+    """The job `existing_id` holds the unique key; nothing was stored.
+
+    The message does not have the key: it may list arguments, and messages are logged and shown to
+    operators who may not see the data of jobs.
+    """
 
     def __init__(self, name: str, unique_key: str, existing_id: str) -> None:
         super().__init__(
-            f"unique key {unique_key!r} of {name!r} is held by job {existing_id}; "
+            f"job {existing_id} holds the unique key of this job {name!r}; "
             "wait for it, or enqueue with on_duplicate='existing'"
         )
         self.unique_key = unique_key

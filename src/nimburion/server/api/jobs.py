@@ -86,9 +86,10 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What the dead letters of one failure group share."""
     tenant: str | None
     correlation_id: str | None
-    unique_key: str | None
     unique_mode: str | None
-    """What its enqueue did on a duplicate, and how long it holds the key."""
+    """What its enqueue did on a duplicate, and how long it holds its unique key; None without one.
+    The key itself is among the data of the job: it may be made of the arguments.
+    """
     max_retries: int | None
     timeout: float | None
 
@@ -126,6 +127,8 @@ class JobContents(msgspec.Struct, frozen=True, kw_only=True):
     result_error: str | None
     """Why the result could not be stored, if so."""
     headers: dict[str, str]
+    unique_key: str | None
+    """What no two jobs of the name may share. It lists the arguments that `unique` names."""
     errors: list[AttemptError]
     """The errors of all failed attempts, with their tracebacks."""
 
@@ -342,6 +345,7 @@ async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
         result_base64=result_base64,
         result_error=result_error,
         headers=record.options.headers,
+        unique_key=record.options.unique_key,
         errors=record.history,
     )
 
@@ -454,7 +458,6 @@ def summarize_job(record: JobRecord) -> JobSummary:
         fingerprint=record.fingerprint,
         tenant=options.tenant,
         correlation_id=options.correlation_id,
-        unique_key=options.unique_key,
         unique_mode=options.unique_mode,
         max_retries=options.max_retries,
         timeout=options.timeout,

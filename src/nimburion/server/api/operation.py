@@ -131,16 +131,20 @@ async def perform_operation(
 
 
 _MAX_DETAIL_CHARACTERS = 200
+_DATA_FIELDS = frozenset({"unique_key"})
+"""Fields of bodies that are data of jobs, besides the JSON objects."""
 
 
 def describe_body(body: msgspec.Struct) -> dict[str, str]:
-    """Return the fields of a body that are set, for an audit record. JSON objects are left out:
-    they are the data of jobs.
+    """Return the fields of a body that are set, for an audit record. JSON objects and
+    unique keys are left out: they are the data of jobs, which the right `payloads` shows.
     """
     details = {}
     for field in msgspec.structs.fields(body):
         value = getattr(body, field.name)
         if value == field.default or isinstance(value, msgspec.Raw | dict):
+            continue
+        if field.name in _DATA_FIELDS:
             continue
         if isinstance(value, tuple):
             value = " ".join(value)
