@@ -4,7 +4,6 @@ URL.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -164,6 +163,8 @@ def list_entry_points() -> EntryPoints:
 
 def explain_unknown_scheme(scheme: str) -> str:
     """Return a message that there is no such backend, with the nearest known schemes."""
+    import difflib  # only a wrong URL needs it
+
     known = sorted({*SCHEMES, *(entry.name for entry in list_entry_points())})
     near = difflib.get_close_matches(scheme, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -31,42 +31,44 @@ The test suite for backends is `nimburion.testing.contract`. Decision 0001 gives
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from nimburion.core.audit import AuditPage, AuditRecord
-from nimburion.core.bulk_operations import (
-    BulkOperation,
-    BulkOperationPage,
-    BulkStep,
-    Claim,
-    NewBulkOperation,
-)
-from nimburion.core.diagnosis.checks import CheckResult
-from nimburion.core.diagnosis.explanations import Facts
-from nimburion.core.diagnosis.failure_groups import FailureGroups
-from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.fairness import TenantUses
-from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.lease import Lease
-from nimburion.core.limit_changes import LimitChange
-from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
-from nimburion.core.session import (
-    HeartbeatReply,
-    LimitInfo,
-    Session,
-    SessionInfo,
-    Vitals,
-    WorkerCommand,
-)
-from nimburion.core.settlement import Settlement
-from nimburion.core.transactions import CallerConnection, Transaction
+
+if TYPE_CHECKING:  # a protocol needs no values: each command and each client would load all
+    from nimburion.core.audit import AuditPage, AuditRecord
+    from nimburion.core.bulk_operations import (
+        BulkOperation,
+        BulkOperationPage,
+        BulkStep,
+        Claim,
+        NewBulkOperation,
+    )
+    from nimburion.core.diagnosis.checks import CheckResult
+    from nimburion.core.diagnosis.explanations import Facts
+    from nimburion.core.diagnosis.failure_groups import FailureGroups
+    from nimburion.core.exchange import Reply, ReserveRequest
+    from nimburion.core.fairness import TenantUses
+    from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+    from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
+    from nimburion.core.lease import Lease
+    from nimburion.core.limit_changes import LimitChange
+    from nimburion.core.metrics.statistics import Statistics
+    from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
+    from nimburion.core.rate_limits import RateInfo
+    from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+    from nimburion.core.session import (
+        HeartbeatReply,
+        LimitInfo,
+        Session,
+        SessionInfo,
+        Vitals,
+        WorkerCommand,
+    )
+    from nimburion.core.settlement import Settlement
+    from nimburion.core.transactions import CallerConnection, Transaction
 
 
 class Capabilities(msgspec.Struct, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ import msgspec
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.text import shortening
 from nimburion.core.text.redaction import redact_option_name
+from nimburion.core.text.suggestions import find_nearest
 
 T = TypeVar("T")
 
@@ -61,8 +61,8 @@ class UrlOptions:
     def reject_unknown(self) -> None:
         """Raise `InvalidUrl` for an option that was never read."""
         for name in self._unread:
-            near = difflib.get_close_matches(name, self._known, n=1, cutoff=0.5)
-            suggestion = f"did you mean {near[0]}? " if near else ""
+            near = find_nearest(name, self._known)
+            suggestion = f"did you mean {near}? " if near else ""
             if name in self._options_of_other_schemes:
                 suggestion = f"that is for {self._options_of_other_schemes[name]}. "
             shown = shorten(redact_option_name(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable
 
 _SIMILARITY = 0.5
@@ -15,6 +14,8 @@ def find_nearest(word: str, known: Iterable[str]) -> str | None:
     >>> find_nearest("priorty", ["queue", "priority"])
     'priority'
     """
+    import difflib  # only a wrong word needs it
+
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=_SIMILARITY)), None)
 
 
