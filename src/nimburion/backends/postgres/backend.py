@@ -22,7 +22,6 @@ from nimburion.backends.postgres import enqueue as enqueueing
 from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.bulk_operations import COLUMNS
-from nimburion.backends.postgres.checks import run_checks
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.encoding import (
     NeedsGeneralPath,
@@ -272,6 +271,8 @@ class PostgresBackend:
 
     async def check(self) -> list[CheckResult]:
         """See `Backend.check`."""
+        from nimburion.backends.postgres.checks import run_checks  # no worker needs them
+
         try:
             async with self._get_connections().pool.acquire() as connection:
                 return await run_checks(

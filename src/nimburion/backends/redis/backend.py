@@ -17,7 +17,6 @@ from nimburion.backends.redis import (
 )
 from nimburion.backends.redis import enqueue as enqueueing
 from nimburion.backends.redis import exchange as exchanging
-from nimburion.backends.redis.checks import run_checks
 from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
 from nimburion.backends.redis.connection.topology import ServerLocator
 from nimburion.backends.redis.encoding import decode_time, encode_lookup_text
@@ -188,6 +187,8 @@ class RedisBackend:
 
     async def check(self) -> list[CheckResult]:
         """See `Backend.check`."""
+        from nimburion.backends.redis.checks import run_checks  # no worker needs them
+
         try:
             return await run_checks(
                 self._get_connections().commands.execute, self.settings, self._clock

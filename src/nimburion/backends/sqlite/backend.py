@@ -9,13 +9,12 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.sql_files import Statements, read_statements
 from nimburion.backends.sqlite import (
     bulk_operations,
-    checks,
     limit_changes,
     operations,
     queries,
@@ -84,6 +83,9 @@ from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.transactions import CallerConnection, Transaction
 
+if TYPE_CHECKING:
+    from nimburion.backends.sqlite.checks import IntegrityChecks
+
 T = TypeVar("T")
 
 _FEW_INTERVALS = 10
@@ -145,7 +147,7 @@ class SQLiteBackend:
         self._notifier: SocketNotifier | None = None
         self._caller_transactions: CallerTransactions | None = None
         self._open_lock = asyncio.Lock()
-        self._integrity = checks.IntegrityChecks(self.path)
+        self._integrity: IntegrityChecks | None = None
         self._migrations_done: list[str] = []
         self.files: OpenFiles | None = None
         """The open files of this handle; None while it is closed."""
@@ -315,6 +317,10 @@ class SQLiteBackend:
 
         Takes the write lock once, to measure how long that takes, but writes nothing.
         """
+        from nimburion.backends.sqlite import checks  # no worker needs them
+
+        if self._integrity is None:
+            self._integrity = checks.IntegrityChecks(self.path)
         return [
             *await self._read(lambda db: checks.run_checks(db, self.path, self._mounts)),
             await self._integrity.run(),

@@ -14,7 +14,6 @@ import asyncio
 import hashlib
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -51,8 +50,10 @@ def find_socket_folder(path: Path) -> Path:
     beside = file.with_name(file.name + "-sockets")
     if len(os.fsencode(beside)) + 20 <= _MAX_PATH_BYTES or _OPEN_FOLDERS.is_dir():
         return beside
+    from tempfile import gettempdir  # only for a long path
+
     mark = hashlib.blake2b(os.fsencode(file), digest_size=8).hexdigest()
-    return Path(tempfile.gettempdir()) / f"nimburion-{mark}"
+    return Path(gettempdir()) / f"nimburion-{mark}"
 
 
 @contextmanager
