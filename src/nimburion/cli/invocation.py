@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -135,6 +134,8 @@ async def require_existing_file(backend: Backend) -> None:
 
 def _find_example() -> str:
     """Return the value of `--backend` for a database in the working directory, if there is one."""
+    from pathlib import Path  # only for this hint
+
     found = min(Path.cwd().glob("*.db"), default=None)
     return "" if found is None else f", like sqlite:///{found.name}"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -15,6 +13,10 @@ if TYPE_CHECKING:
 
 def find_operator() -> str:
     """Return user and host of this process, as `ann@web-1`."""
+    # Only for a command that changes something.
+    import getpass
+    import socket
+
     try:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container whose user id has no name

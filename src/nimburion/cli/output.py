@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +65,11 @@ def format_table(
 
 
 def _find_terminal_width() -> int | None:
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if not sys.stdout.isatty():
+        return None
+    from shutil import get_terminal_size  # not for a script that reads the output
+
+    return get_terminal_size().columns
 
 
 def _fit(widths: list[int], least: list[int], width: int | None) -> None:
