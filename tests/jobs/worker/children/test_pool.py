@@ -21,9 +21,10 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.worker.children.errors import ChildNotStarted
 from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND, LineBudget
 from nimburion.jobs.worker.children.messages import Start
-from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess
+from nimburion.jobs.worker.children.process import ChildProcess
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from tests.jobs.worker.children import application as app
 from tests.jobs.worker.children.conftest import Make

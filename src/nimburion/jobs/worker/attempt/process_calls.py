@@ -14,6 +14,7 @@ from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import describe_child_death
+from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted
 from nimburion.jobs.worker.children.messages import (
     Call,
     NotRun,
@@ -23,7 +24,6 @@ from nimburion.jobs.worker.children.messages import (
     UnitsSpent,
 )
 from nimburion.jobs.worker.children.pool import ChildPool
-from nimburion.jobs.worker.children.process import ChildDied, ChildNotStarted
 from nimburion.telemetry.trace_headers import read_trace
 
 if TYPE_CHECKING:

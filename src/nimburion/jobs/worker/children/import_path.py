@@ -8,10 +8,8 @@ name, as `multiprocessing` does, so what is below `if __name__ == "__main__"` do
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import sys
-from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,11 +100,15 @@ def load_processor(path: str, script: str | None) -> Processor:
 
 
 def _run_script(script: str) -> ModuleType:
+    # Only in a child process.
+    from importlib.machinery import SourceFileLoader
+    from importlib.util import module_from_spec, spec_from_file_location
+
     loader = SourceFileLoader(SCRIPT_NAME, script)
-    spec = importlib.util.spec_from_file_location(SCRIPT_NAME, script, loader=loader)
+    spec = spec_from_file_location(SCRIPT_NAME, script, loader=loader)
     if spec is None:
         raise ConfigurationError(f"{script} cannot be run as a Python program")
-    module = importlib.util.module_from_spec(spec)
+    module = module_from_spec(spec)
     sys.modules[SCRIPT_NAME] = sys.modules["__main__"] = module
     loader.exec_module(module)
     return module

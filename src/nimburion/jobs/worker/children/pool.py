@@ -12,12 +12,16 @@ import sys
 from collections import deque
 from collections.abc import Awaitable
 from contextvars import Context as ContextVariables
+from typing import TYPE_CHECKING
 
 from nimburion.core.settings import Settings
+from nimburion.jobs.worker.children.errors import ChildNotStarted
 from nimburion.jobs.worker.children.import_path import ImportPath
 from nimburion.jobs.worker.children.messages import Start
-from nimburion.jobs.worker.children.process import ChildNotStarted, ChildProcess, EnqueueJobs
 from nimburion.jobs.worker.recycling import RecycleLimits
+
+if TYPE_CHECKING:
+    from nimburion.jobs.worker.children.process import ChildProcess, EnqueueJobs
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -113,6 +117,9 @@ class ChildPool:
 
     def _start_missing(self) -> None:
         """Start a child for each waiter that none will serve, as far as the size allows."""
+        # Not before the first child: most workers have none.
+        from nimburion.jobs.worker.children.process import ChildProcess
+
         starting = sum(not child.is_ready for child in self._children)
         waiting = sum(not waiter.done() for waiter in self._waiters)
         for _ in range(min(waiting - starting, self._size - len(self._children))):

@@ -19,6 +19,7 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.frames import FrameProtocol, UnreadableFrame
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.worker.attempt.reporter import make_extra
+from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted
 from nimburion.jobs.worker.children.log_frames import log_record
 from nimburion.jobs.worker.children.memory import (
     CHECK_INTERVAL,
@@ -63,22 +64,6 @@ _STOP_TIMEOUT = 5.0
 
 EnqueueJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
 ReceiveReport = Callable[[ProgressMade | UnitsSpent], None]
-
-
-class ChildNotStarted(Exception):
-    """A child process could not import the application. The text says why."""
-
-
-class ChildDied(Exception):
-    """The child process ended while it ran a call. The text says how."""
-
-    def __init__(self, message: str, output: str, *, over_memory_limit: bool) -> None:
-        super().__init__(message)
-        self.message: str = message
-        self.output: str = output
-        """The last lines that the call has printed."""
-        self.over_memory_limit: bool = over_memory_limit
-        """Whether it was killed because of the memory limit of the job."""
 
 
 class ChildProcess:
