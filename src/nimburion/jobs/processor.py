@@ -45,7 +45,6 @@ from nimburion.core.settings import (
 )
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.jobs.client.client import Client, enqueue_for_child
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import (
@@ -54,7 +53,6 @@ from nimburion.jobs.client.registered_job import (
     RegisteredJob,
     register_job,
 )
-from nimburion.jobs.declaration.attempt_record import ReportSink
 from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
@@ -77,24 +75,24 @@ from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
 from nimburion.jobs.sync_processor import SyncProcessor
-from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
-from nimburion.jobs.worker.attempt.forking import ForkGuard
-from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
-from nimburion.jobs.worker.attempt.reporter import AttemptReporter
-from nimburion.jobs.worker.attempt.threads import HandlerThreads
 from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
-from nimburion.jobs.worker.children.pool import ChildPool, count_children
 from nimburion.jobs.worker.health import STOPPED, Health
-from nimburion.jobs.worker.inline import InlineRunner
-from nimburion.jobs.worker.lifecycle import STOPPED_BEFORE_START, RunningWorker
-from nimburion.jobs.worker.maintenance import Pruner, Rescuer
-from nimburion.jobs.worker.recycling import RecycleLimits
-from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
-from nimburion.jobs.worker.unserved_watch import UnservedWatch
-from nimburion.jobs.worker.worker import Worker
+from nimburion.jobs.worker.stop_conditions import (
+    RUN_UNTIL_STOPPED,
+    STOPPED_BEFORE_START,
+    StopConditions,
+)
 
 if TYPE_CHECKING:
     from nimburion.core.session import Vitals
+    from nimburion.jobs.declaration.attempt_record import ReportSink
+    from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
+    from nimburion.jobs.worker.attempt.forking import ForkGuard
+    from nimburion.jobs.worker.attempt.threads import HandlerThreads
+    from nimburion.jobs.worker.children.pool import ChildPool
+    from nimburion.jobs.worker.inline import InlineRunner
+    from nimburion.jobs.worker.lifecycle import RunningWorker
+    from nimburion.jobs.worker.worker import Worker
     from nimburion.telemetry.registry import MetricsRegistry
 
 _log = logging.getLogger("nimburion.worker")
@@ -575,7 +573,8 @@ class Processor(Client):
         """
         return await self._open_inline_runner().drain(advance=advance)
 
-    # Internals
+    # Internals. The parts of a worker are imported where they are made: a process that only
+    # enqueues loads none of them.
 
     def _read_enqueue_health(self) -> Health:
         """Return the health of a processor without a worker."""
@@ -608,6 +607,8 @@ class Processor(Client):
 
     def _make_running_worker(self, conditions: StopConditions) -> RunningWorker:
         """Return a worker with its threads and services, not started."""
+        from nimburion.jobs.worker.lifecycle import RunningWorker
+
         worker = self._make_worker(conditions)
         children = self._make_children()
         return RunningWorker(
@@ -631,6 +632,10 @@ class Processor(Client):
         children: ChildPool | None = None,
     ) -> AttemptRunner:
         """Return an attempt runner for a worker or an inline runner of this processor."""
+        from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
+        from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
+        from nimburion.jobs.worker.attempt.reporter import AttemptReporter
+
         limits = self.settings.limits
         return AttemptRunner(
             self.registry,
@@ -665,6 +670,9 @@ class Processor(Client):
         None: no job needs one, and the processor is not found where a child could import it.
         `DefinitionError` is raised if a job needs one nevertheless.
         """
+        from nimburion.jobs.worker.children.pool import ChildPool, count_children
+        from nimburion.jobs.worker.recycling import RecycleLimits
+
         names = self.registry.process_names
         application = find_import_path(self)
         if application is None and names:
@@ -700,6 +708,8 @@ class Processor(Client):
 
     def _make_worker(self, conditions: StopConditions) -> Worker:
         """Return a worker of this processor, not started."""
+        from nimburion.jobs.worker.worker import Worker
+
         return Worker(
             self.backend,
             self.registry,
@@ -719,6 +729,10 @@ class Processor(Client):
 
     def _make_maintenance(self, worker: Worker) -> tuple[Service, ...]:
         """Return the maintenance services, which every worker runs on behalf of the whole fleet."""
+        from nimburion.jobs.bulk_operations import BulkOperationRunner
+        from nimburion.jobs.worker.maintenance import Pruner, Rescuer
+        from nimburion.jobs.worker.unserved_watch import UnservedWatch
+
         rescuer = Rescuer(
             self.backend,
             self.clock,
@@ -738,6 +752,8 @@ class Processor(Client):
     def _open_inline_runner(self) -> InlineRunner:
         self._check_open()
         if self._inline_runner is None:
+            from nimburion.jobs.worker.inline import InlineRunner
+
             self._inline_runner = InlineRunner(
                 self.backend,
                 self.registry,

@@ -25,11 +25,11 @@ from nimburion.jobs.worker.children.pool import ChildPool
 from nimburion.jobs.worker.health import Health, read_health
 from nimburion.jobs.worker.loop_watchdog import LoopWatchdog
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
+from nimburion.jobs.worker.stop_conditions import STOPPED_BEFORE_START
 from nimburion.jobs.worker.worker import Worker
 
 _log = logging.getLogger("nimburion.worker")
 
-STOPPED_BEFORE_START = "the processor was stopped before it had started"
 _SERVICES_TIMEOUT = 0.5
 """Seconds that the services have to end before the worker stops. After that, both stop at the same
 time.

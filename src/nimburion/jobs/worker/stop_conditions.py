@@ -1,8 +1,11 @@
-"""When a worker stops by itself."""
+"""When a worker stops by itself, and the message when it was stopped before it started."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+STOPPED_BEFORE_START = "the processor was stopped before it had started"
+"""Text of the `NotOpen` that a start raises when the worker is stopped meanwhile."""
 
 
 class StopConditions(NamedTuple):
