@@ -68,7 +68,7 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
         WorkerCommand,
     )
     from nimburion.core.settlement import Settlement
-    from nimburion.core.transactions import CallerConnection, Transaction
+    from nimburion.core.transactions import CallerConnection, EnqueueCount, Transaction
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -789,6 +789,18 @@ class Transactional(Protocol):
         The caller commits. The queues are notified after the commit. A rejected call writes nothing
         and leaves the transaction usable. The same holds for every error except
         `BackendUnavailable`; after that, the caller must roll back.
+
+        The new jobs are counted inside the transaction, for `take_enqueue_counts`.
+        """
+        ...
+
+    async def take_enqueue_counts(self, min_age: float) -> list[EnqueueCount]:
+        """Remove and return what committed transactions enqueued at least `min_age` seconds ago.
+
+        Each count is returned once, to any process, which adds it to its statistics. So a job is
+        counted when its transaction has committed, and never after a rollback. A call returns at
+        most 1,000 counts. It never waits for a caller's open transaction, unless the backend has
+        one writer at a time.
         """
         ...
 

@@ -7,8 +7,8 @@ connection where that is allowed, and backends need no special cases.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from nimburion.core.settlement import Completed
 
@@ -37,6 +37,26 @@ class CallerConnection:
     async def run(self, work: Callable[[], T]) -> T:
         """Call `work` where the connection may be used, and return its result."""
         return work()
+
+
+class EnqueueCount(NamedTuple):
+    """How many jobs of one name a caller's transaction stored in one queue."""
+
+    queue: str
+    name: str
+    jobs: int
+
+
+MAX_ENQUEUE_COUNTS = 1_000
+"""The maximum number of stored counts that one `take_enqueue_counts` takes."""
+
+
+def sum_enqueue_counts(rows: Iterable[Sequence[Any]]) -> list[EnqueueCount]:
+    """Return one count for each queue and name of these rows: queue, name, number of jobs."""
+    sums: dict[tuple[str, str], int] = {}
+    for queue, name, count in rows:
+        sums[queue, name] = sums.get((queue, name), 0) + count
+    return [EnqueueCount(queue, name, count) for (queue, name), count in sums.items()]
 
 
 class Transaction(Protocol):

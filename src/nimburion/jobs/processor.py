@@ -744,7 +744,9 @@ class Processor(Client):
             no_rescue_before=lambda: worker.session.heartbeat.no_rescue_before,
             report_dead=worker.report_dead,
         )
-        pruner = Pruner(self.backend, self.clock, self._random, self.settings)
+        pruner = Pruner(
+            self.backend, self.clock, self._random, self.settings, self._statistics.jobs
+        )
         watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)
         runner = BulkOperationRunner(self.backend, self.clock, self._random)
         return rescuer, pruner, watch, runner

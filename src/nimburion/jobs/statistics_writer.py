@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from random import Random
 
 from nimburion.core.backend import Consuming
@@ -31,14 +32,18 @@ class StatisticsWriter(Periodic):
         recorder: StatisticsRecorder,
         *,
         source: str,
+        count_committed: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(clock, _INTERVAL, random)
         self._backend = backend
         self._recorder = recorder
         self._source = source
+        self._count_committed = count_committed
 
     async def tick(self) -> None:
-        """Store the rows that changed since the last write."""
+        """Count what callers' transactions have committed, and store the rows that changed since
+        the last write."""
+        await self._count_committed()
         self._recorder.record(self.clock.now())
         rows = self._recorder.take_changed()
         if not rows:

@@ -78,7 +78,13 @@ from nimburion.core.session import (
 )
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.core.transactions import (
+    MAX_ENQUEUE_COUNTS,
+    CallerConnection,
+    EnqueueCount,
+    Transaction,
+    sum_enqueue_counts,
+)
 
 CAPABILITIES = Capabilities(
     durable=True,
@@ -144,6 +150,7 @@ _MERGE_STATISTICS = _make_call("merge_statistics_1", 11)
 _FORGOTTEN_AT_ONCE = 1_000
 _MERGED_AT_ONCE = 1_000
 """The largest number of rows of statistics that one call merges into."""
+_TAKE_ENQUEUE_COUNTS = _make_call("take_enqueue_counts_1", 3)
 _PUT_STATISTICS = _make_call("put_statistics_1", 6)
 _GROUP_FAILURES = _make_call("group_failures_1", 18)
 _FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
@@ -394,6 +401,13 @@ class PostgresBackend:
         return await caller_transactions.enqueue_in(
             self._get_connections().caller_context, connection, jobs, self._now()
         )
+
+    async def take_enqueue_counts(self, min_age: float) -> list[EnqueueCount]:
+        """See `nimburion.core.backend.Transactional`."""
+        rows = await self._fetch(
+            _TAKE_ENQUEUE_COUNTS, self._now(), to_micros(min_age), MAX_ENQUEUE_COUNTS
+        )
+        return sum_enqueue_counts(rows)
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
         """See `nimburion.core.backend.Transactional`. A transaction on one of the backend's own

@@ -81,7 +81,7 @@ from nimburion.core.session import (
 )
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.core.transactions import CallerConnection, EnqueueCount, Transaction
 
 if TYPE_CHECKING:
     from nimburion.backends.sqlite.checks import IntegrityChecks
@@ -399,6 +399,12 @@ class SQLiteBackend:
     ) -> list[Enqueued]:
         """See `nimburion.core.backend.Transactional`."""
         return await self._get_caller_transactions().enqueue_in(connection, jobs)
+
+    async def take_enqueue_counts(self, min_age: float) -> list[EnqueueCount]:
+        """See `nimburion.core.backend.Transactional`."""
+        return await self._write(
+            lambda db: statistics.take_enqueue_counts(db, min_age), durable=False
+        )
 
     def transaction(self, connection: CallerConnection | None) -> Transaction:
         """See `nimburion.core.backend.Transactional`.

@@ -32,6 +32,7 @@ from nimburion.backends.sqlite.errors import map_errors
 from nimburion.backends.sqlite.exchange import read_session_head
 from nimburion.backends.sqlite.notifications import CommitPoller, SQLiteNotifier
 from nimburion.backends.sqlite.settle import settle_one
+from nimburion.backends.sqlite.statistics import count_enqueued
 from nimburion.core.errors import (
     BackendUnavailable,
     LeaseLost,
@@ -315,7 +316,9 @@ class CallerTransactions:
 
     def _enqueue(self, db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
         self._space.check(db.connection, sum(len(job.payload) for job in jobs))
-        return enqueue_jobs(db, jobs)
+        results = enqueue_jobs(db, jobs)
+        count_enqueued(db, jobs, results)
+        return results
 
     async def complete_job(
         self, adapter: ConnectionAdapter, session_id: str, completed: Completed

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Histogram
+from nimburion.core.transactions import EnqueueCount
 
 MAX_LANES = 2_000
 """The maximum number of pairs of queue and name that are counted separately."""
@@ -162,6 +163,11 @@ class JobCounters:
             self.overflowed += 1
             queue = name = OTHER
         return self._lanes.setdefault((queue, name), LaneCounters(queue, name))
+
+    def add_enqueued(self, counts: Iterable[EnqueueCount]) -> None:
+        """Count jobs that callers' transactions stored."""
+        for queue, name, jobs in counts:
+            self.get_lane(queue, name).enqueued += jobs
 
     def list_lanes(self) -> list[LaneCounters]:
         """Return all counters, up to date. Safe from any thread."""

@@ -765,7 +765,10 @@ class Client:
         if all_results is not None:
             all_results += results
         statistics = self._statistics
-        statistics.count_enqueued(jobs, results)
+        if parsed.connection is None:
+            statistics.count_enqueued(jobs, results)
+        else:
+            statistics.enqueues_in_transactions = True
         if statistics.writer is None:
             await statistics.start(self.backend)
         if self.events.wants(JobEnqueued):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import cast
 
-from nimburion.core.backend import Backend
+from nimburion.core.backend import Backend, Transactional
 from nimburion.core.ids import Entropy, make_session_id
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.call_counters import CallCounters
@@ -30,6 +31,7 @@ class ClientStatistics:
         "_random",
         "_recorder",
         "calls",
+        "enqueues_in_transactions",
         "jobs",
         "writer",
     )
@@ -44,6 +46,9 @@ class ClientStatistics:
         """The calls to the backend of the client, and of the worker of its processor."""
         self.writer: StatisticsWriter | None = None
         """Stores the statistics; None until `start`."""
+        self.enqueues_in_transactions: bool = False
+        """Whether the client has enqueued in a caller's transaction. The backend counts these jobs,
+        and the writer asks it which transactions have committed."""
         self._latest_lane = LaneCounters("", "")
         """The counters of the job that was enqueued last."""
         self._recorder = StatisticsRecorder(self.jobs)
@@ -86,9 +91,19 @@ class ClientStatistics:
         self._recorder.begin()
         source = make_session_id(self._entropy)
         self.writer = StatisticsWriter(
-            backend, self._clock, self._random, self._recorder, source=source
+            backend,
+            self._clock,
+            self._random,
+            self._recorder,
+            source=source,
+            count_committed=lambda: self._count_committed(backend),
         )
         await self.writer.start()
+
+    async def _count_committed(self, backend: Backend) -> None:
+        if self.enqueues_in_transactions:
+            counts = await cast("Transactional", backend).take_enqueue_counts(0.0)
+            self.jobs.add_enqueued(counts)
 
     def abandon(self) -> None:
         """Forget the writer of an event loop that has ended."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
+from typing import cast
 
-from nimburion.core.backend import Backend, Maintaining
+from nimburion.core.backend import Backend, Transactional
 from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.events import Events, JobsRescued
 from nimburion.core.job import Reason
@@ -106,6 +107,8 @@ class Rescuer(Periodic):
 
 _PRUNE_INTERVAL = 60.0
 """Seconds between two prunes."""
+_UNCOUNTED_SECONDS = 60.0
+"""Seconds after an enqueue for which its count is left to the process that enqueued."""
 
 
 def make_retention(settings: Settings) -> Retention:
@@ -119,17 +122,30 @@ def make_retention(settings: Settings) -> Retention:
 
 
 class Pruner(Periodic):
-    """Prunes old jobs and results about once a minute."""
+    """Prunes old jobs and results about once a minute.
+
+    It also counts jobs that callers' transactions committed and that the processes which enqueued
+    them have not counted, for example because they have ended.
+    """
 
     def __init__(
-        self, backend: Maintaining, clock: Clock, random: Random, settings: Settings
+        self,
+        backend: Backend,
+        clock: Clock,
+        random: Random,
+        settings: Settings,
+        counters: JobCounters,
     ) -> None:
         super().__init__(clock, _PRUNE_INTERVAL, random, jitter=0.5)
         self._backend = backend
         self._keep = make_retention(settings)
+        self._counters = counters
 
     async def tick(self) -> None:
         """Prune in bounded steps until nothing is left to prune."""
+        if self._backend.capabilities.supports_transactions:
+            backend = cast("Transactional", self._backend)
+            self._counters.add_enqueued(await backend.take_enqueue_counts(_UNCOUNTED_SECONDS))
         while not self.stopping.is_set():
             if await self._backend.prune(self._keep, _MAX_ROWS) < _MAX_ROWS:
                 return

@@ -12,6 +12,8 @@ from nimburion.core.backend import Transactional
 from nimburion.core.errors import JobNotFound, LeaseLost, UnusableConnection
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.metrics.statistics import STEPS
+from nimburion.core.operations import Retention
 from nimburion.core.settlement import Completed, Retried, Settled
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker, Harness, ids, soon
@@ -194,6 +196,52 @@ class TransactionalEnqueues:
         assert await harness.state("d") is State.PENDING
         with pytest.raises(JobNotFound):
             await harness.backend.get_job("c")
+
+    async def test_a_committed_enqueue_is_counted_once(self, harness: Harness) -> None:
+        backend = get_transactional(harness)
+        jobs = [harness.job("a"), harness.job("b", after=60.0), harness.job("c", name="sms")]
+        tenants = [harness.job("d", queue="x", options=JobOptions(tenant="t"))]
+        await committed(harness, *jobs, *tenants, harness.job("a"))
+        counts = sorted(await backend.take_enqueue_counts(0.0))
+        assert counts == [("default", "mail", 2), ("default", "sms", 1), ("x", "mail", 1)]
+        assert await backend.take_enqueue_counts(0.0) == []
+
+    async def test_an_enqueue_that_is_rolled_back_is_not_counted(self, harness: Harness) -> None:
+        backend = get_transactional(harness)
+        transaction = await opened(harness)
+        await transaction.enqueue(harness.job("a"))
+        await transaction.rollback()
+        await harness.put(harness.job("b"))  # a plain enqueue is counted by its process
+        assert await backend.take_enqueue_counts(0.0) == []
+
+    async def test_a_transactional_enqueue_that_stores_nothing_is_not_counted(
+        self, harness: Harness
+    ) -> None:
+        backend = get_transactional(harness)
+        key = JobOptions(unique_key="k", on_duplicate="replace")
+        for stored in (harness.job("a"), harness.job("b", options=key)):
+            await harness.put(stored)
+        await committed(harness, harness.job("a"), harness.job("c", options=key))
+        assert await backend.take_enqueue_counts(0.0) == []
+
+    async def test_enqueue_counts_may_be_left_to_the_process_that_enqueued(
+        self, harness: Harness
+    ) -> None:
+        backend = get_transactional(harness)
+        await committed(harness, harness.job("a"))
+        assert await backend.take_enqueue_counts(60.0) == []
+        harness.clock.advance(61.0)
+        assert await backend.take_enqueue_counts(60.0) == [("default", "mail", 1)]
+
+    async def test_enqueue_counts_are_no_statistics_yet(self, harness: Harness) -> None:
+        backend = get_transactional(harness)
+        await committed(harness, harness.job("a"))
+        now = harness.clock.now()
+        for step in STEPS:
+            assert await harness.backend.list_statistics(now - step, now + step, step) == []
+        harness.clock.advance(2 * max(STEPS))
+        await harness.backend.prune(Retention(), 10)
+        assert await backend.take_enqueue_counts(0.0) == [("default", "mail", 1)]
 
     async def test_waiters_are_woken_after_the_commit(self, harness: Harness) -> None:
         if not harness.backend.capabilities.notifies:

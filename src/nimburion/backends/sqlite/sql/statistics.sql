@@ -9,6 +9,22 @@
 INSERT INTO job_statistics (step, start, queue, name, source, counters) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
 ON CONFLICT (step, start, queue, name, source) DO UPDATE SET counters = excluded.counters;
 
+-- name: put_enqueue_count
+-- Store the number of jobs that a caller's transaction enqueues, inside that transaction. The step is 0: it is no interval yet.
+-- Inputs: ?1 time in seconds, ?2 queue, ?3 name, ?4 number of jobs
+INSERT INTO job_statistics (step, start, queue, name, source, counters)
+VALUES (0, ?1, ?2, ?3, hex(randomblob(16)), json_object('enqueued', ?4));
+
+-- name: take_enqueue_counts
+-- Delete counts of callers' transactions, oldest first.
+-- Inputs: ?1 the latest time in seconds, ?2 the maximum number of rows
+-- Result: queue, name, number of jobs
+DELETE FROM job_statistics WHERE (step, start, queue, name, source) IN (
+    SELECT step, start, queue, name, source FROM job_statistics
+    WHERE step = 0 AND start <= ?1 ORDER BY start, queue, name, source LIMIT ?2
+)
+RETURNING queue, name, json_extract(counters, '$.enqueued');
+
 -- name: list_statistics
 -- List counters of all processes.
 -- Inputs: ?1 step, ?2 the first start, ?3 the start before which to list, ?4 queue, ?5 name (NULL: any)

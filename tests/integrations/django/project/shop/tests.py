@@ -58,6 +58,14 @@ def find_state(job_id: str) -> State | None:
         return None
 
 
+async def count_enqueued(client: Client) -> int:
+    """Write the statistics, and return how many jobs this process has counted."""
+    statistics = client._statistics
+    assert statistics.writer is not None
+    await statistics.writer.tick()
+    return sum(lane.enqueued for lane in statistics.jobs.list_lanes())
+
+
 class TransactionCases(TransactionTestCase):
     def test_a_job_exists_when_its_transaction_has_committed(self) -> None:
         with transaction.atomic():
@@ -99,6 +107,17 @@ class TransactionCases(TransactionTestCase):
             kept = describe.enqueue_sync("kept")
         self.assertEqual([find_state(job_id) for job_id in ids], [None] * 4)
         self.assertEqual(find_state(kept), State.PENDING)
+
+    def test_statistics_count_jobs_at_the_commit(self) -> None:
+        describe.enqueue_sync("first")
+        before = get_processor().sync.call(count_enqueued)
+        with self.assertRaises(ZeroDivisionError), transaction.atomic():
+            describe.enqueue_sync("rolled back")
+            raise ZeroDivisionError
+        with transaction.atomic():
+            describe.enqueue_sync("committed")
+        after = get_processor().sync.call(count_enqueued)
+        self.assertEqual(after - before, 1)
 
     def test_an_invalid_job_is_refused_inside_the_transaction(self) -> None:
         with transaction.atomic(), self.assertRaises(InvalidJob):

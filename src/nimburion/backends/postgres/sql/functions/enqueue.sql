@@ -470,6 +470,7 @@ END $$;
 --   'new lane'         a lane is new, and nothing was stored. The caller must create it with `create_lanes_1` in a separate
 --                      transaction. Otherwise other enqueues in this lane would wait for the caller's transaction to end.
 --                      Not returned above READ COMMITTED, because the caller's snapshot would not see the new lane.
+-- The numbers of new jobs are stored as rows of `statistics` with the step 0, for `take_enqueue_counts`.
 -- Locks: as `enqueue_1`, until the caller's transaction ends
 -- Atomic: part of the caller's transaction. A refused call has written nothing.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_in_caller_1(
@@ -513,6 +514,17 @@ BEGIN
             CAST({schema}.decode_text_array_1(f -> 14) AS int8[]),
         CAST(f ->> 15 AS int8)
     ) e;
+    INSERT INTO {schema}.statistics (step, start, queue, name, source, counters)
+    SELECT 0, {schema}.get_read_time_1(p_now) / 1000000, w.queue, w.name, CAST(gen_random_uuid() AS text),
+        CAST(json_build_object('enqueued', w.count) AS text)
+    FROM (
+        SELECT split_part(l.queue, E'\n', 1) AS queue, l.name, count(*) AS count
+        FROM unnest(CAST({schema}.decode_text_array_1(f -> 3) AS int4[])) WITH ORDINALITY AS j (lane, number)
+        JOIN unnest({schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1))
+            WITH ORDINALITY AS l (queue, name, number) ON l.number = j.lane
+        WHERE found.codes IS NULL OR substr(found.codes, CAST(j.number AS int4), 1) = 'c'
+        GROUP BY 1, 2
+    ) w;
     codes := found.codes;
     holders := to_json(ARRAY(SELECT encode(h, 'hex') FROM unnest(found.holders) h));
     IF codes IS NULL OR codes ~ '[cp]' THEN

@@ -267,6 +267,26 @@ BEGIN
     DELETE FROM {schema}.audit_record a WHERE a.position <= newest - p_most;
 END $$;
 
+-- name: take_enqueue_counts
+-- Delete counts that `enqueue_in_caller` stored, oldest first.
+-- Inputs: the time or NULL; the minimum age of a count in microseconds; the maximum number of rows
+-- Result: queue, name, number of jobs
+-- Locks: the rows. Those that another call takes are passed over; those of open transactions are invisible.
+-- Atomic: one statement. The commit is asynchronous: a server that crashes may return the latest counts again.
+CREATE OR REPLACE FUNCTION {schema}.take_enqueue_counts_1(p_now int8, p_min_age int8, p_limit int4)
+RETURNS TABLE (queue text, name text, count int8)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    latest int8 := ({schema}.get_write_time_1(p_now) - p_min_age) / 1000000;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    RETURN QUERY DELETE FROM {schema}.statistics t WHERE t.ctid = ANY (ARRAY(
+        SELECT s.ctid FROM {schema}.statistics s WHERE s.step = 0 AND s.start <= latest
+        ORDER BY s.start LIMIT p_limit FOR UPDATE SKIP LOCKED
+    )) RETURNING t.queue, t.name, CAST(CAST(t.counters AS json) ->> 'enqueued' AS int8);
+END $$;
+
 -- name: put_statistics
 -- Store the counters of one process. A row replaces what the process stored for the same interval, queue and name.
 -- Inputs: the process; arrays of the same length without duplicates: lengths and begins of the intervals, queues, names,

@@ -404,7 +404,7 @@ CREATE TABLE {schema}.schedule (
 -- Counters of jobs, one row for each interval, queue, name and process. After a while the processes are merged into one row.
 CREATE TABLE {schema}.statistics (
     start int8 NOT NULL,                -- start of the interval, in seconds
-    step int4 NOT NULL,                 -- length of the interval, in seconds
+    step int4 NOT NULL,                 -- length of the interval, in seconds; 0: enqueued in a caller's transaction, not counted yet
     queue text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     source text COLLATE "C" NOT NULL,   -- the process that counted; empty: all of them

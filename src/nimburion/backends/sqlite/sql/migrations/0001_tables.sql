@@ -321,7 +321,7 @@ CREATE TABLE schedule (
 
 -- What happened to the jobs of one queue and name in an interval, as counted by one process.
 CREATE TABLE job_statistics (
-    step INTEGER NOT NULL,              -- the length of the interval in seconds
+    step INTEGER NOT NULL,              -- the length of the interval in seconds; 0: enqueued in a caller's transaction, not counted yet
     start INTEGER NOT NULL,             -- its start in seconds since 1970-01-01 UTC
     queue TEXT NOT NULL,
     name TEXT NOT NULL,
