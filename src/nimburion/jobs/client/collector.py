@@ -44,6 +44,9 @@ class JobCollector(Client):
         ]
         return [job.id for job in jobs]
 
+    async def _store_one(self, job: NewJob) -> str:
+        return (await self._store([job], NOTHING_PARSED))[0]
+
 
 async def enqueue_collected(
     client: Client, jobs: Sequence[NewJob], *, connection: object = None
