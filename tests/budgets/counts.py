@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, TypeVarTuple
 
 from nimburion import Context, Job, Processor, open_backend
+from tests.waiting import wait_until
 
 Counts = Counter[str]
 _Arguments = TypeVarTuple("_Arguments")
@@ -258,9 +259,11 @@ async def _read_postgres(url: str) -> Counts:
 
     connection = await asyncpg.connect(url)
     try:
-        # A session publishes its counters when it ends.
-        while await connection.fetchval(_OTHER_SESSIONS):
-            await asyncio.sleep(0.01)
+
+        async def is_alone() -> bool:
+            return not await connection.fetchval(_OTHER_SESSIONS)
+
+        await wait_until(is_alone, "each session ends, and publishes its counters")
         (row,) = await connection.fetch(_POSTGRES_COUNTERS)
     finally:
         await connection.close()

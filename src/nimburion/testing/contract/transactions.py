@@ -214,7 +214,7 @@ class TransactionalEnqueues:
         await harness.put(harness.job("b"))  # a plain enqueue is counted by its process
         assert await backend.take_enqueue_counts(0.0) == []
 
-    async def test_a_transactional_enqueue_that_stores_nothing_is_not_counted(
+    async def test_a_transactional_enqueue_that_creates_no_job_is_not_counted(
         self, harness: Harness
     ) -> None:
         backend = get_transactional(harness)
