@@ -21,6 +21,7 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -29,6 +30,7 @@ from types import FrameType
 from typing import Any, TypeVarTuple
 
 from nimburion import Context, Job, Processor, open_backend
+from nimburion.core.timing.clock import SystemClock
 from tests.waiting import wait_until
 
 Counts = Counter[str]
@@ -36,6 +38,7 @@ _Arguments = TypeVarTuple("_Arguments")
 
 _PACKAGE, _BACKENDS = "/nimburion/", "/nimburion/backends/"
 _WARM_UP = 30
+_SLOWDOWN = 10
 _BATCH = 1_000
 
 _OTHER_SESSIONS = """
@@ -133,8 +136,28 @@ class Limited(Job, name="limited", concurrency=100_000):
         recorder.note_end()
 
 
+class ProcessClock(SystemClock):
+    """Measures how long the process ran, so that other programs change no decision of the worker,
+    such as how many jobs it prefetches."""
+
+    monotonic = staticmethod(time.process_time)
+
+
 class CountingLoop(asyncio.SelectorEventLoop):
-    """Counts callbacks, and tasks by their first step."""
+    """Counts callbacks, and tasks by their first step.
+
+    Its timers are slower, as the counted code is: otherwise they would send more exchanges.
+    """
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*_Arguments], object],
+        *args: *_Arguments,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        now = self.time()
+        return super().call_at(now + _SLOWDOWN * (when - now), callback, *args, context=context)
 
     def call_soon(
         self,
@@ -160,7 +183,7 @@ async def drain(url: str, kind: type[Job], jobs: int) -> Counts:
     """Return what a worker takes to run this many jobs that wait."""
     backend = open_backend(url)
     _count_exchanges(backend)
-    processor = Processor(backend)
+    processor = Processor(backend, clock=ProcessClock())
     processor.register(kind)
     async with processor:
         for start in range(0, jobs, _BATCH):
@@ -178,7 +201,7 @@ async def drain(url: str, kind: type[Job], jobs: int) -> Counts:
 
 async def enqueue(url: str, kind: type[Job], jobs: int) -> Counts:
     """Return what it takes to enqueue this many jobs, one after the other."""
-    processor = Processor(open_backend(url))
+    processor = Processor(open_backend(url), clock=ProcessClock())
     processor.register(kind)
     before = await _read_server(url)
     async with processor:

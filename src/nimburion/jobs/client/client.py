@@ -282,7 +282,7 @@ class Client:
         """
         if options or self._enqueue_middlewares or CURRENT.get() is not None:
             return await self._enqueue_one(job, *self._prepare(job, options))
-        return await self._store_plain(self._make_job(job, NOTHING_PARSED))
+        return await self._enqueue_plain(self._make_job(job, NOTHING_PARSED))
 
     async def enqueue_or_get(self, job: AnyJob, **options: Unpack[EnqueueOptions]) -> EnqueueResult:
         """Store one job as `enqueue` does, and also return what the call did.
@@ -728,7 +728,7 @@ class Client:
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
-    async def _store_plain(self, job: NewJob) -> str:
+    async def _enqueue_plain(self, job: NewJob) -> str:
         """Do what `_store` does for one job without options, in fewer calls."""
         batcher = self._require_batcher()
         if self._fairness.has_exceptions:

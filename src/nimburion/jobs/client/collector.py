@@ -44,7 +44,7 @@ class JobCollector(Client):
         ]
         return [job.id for job in jobs]
 
-    async def _store_plain(self, job: NewJob) -> str:
+    async def _enqueue_plain(self, job: NewJob) -> str:
         return (await self._store([job], NOTHING_PARSED))[0]
 
 
