@@ -204,24 +204,18 @@ def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
         db.reads_sizes_first = count < len(seqs)
         release_limits(db, [lane for lane, _ in sizes[count:]])
         del seqs[count:]
-    rows = read_reserved_jobs(db, seqs)
-    count = count_fitting_rows(rows, request.max_bytes)
-    if count < len(seqs):
+    rows, size = read_reserved_jobs(db, seqs)
+    if size + DELIVERY_OVERHEAD * len(rows) > request.max_bytes and len(rows) > 1:
         db.reads_sizes_first = True
+        count = count_fitting(
+            [len(payload) + len(job.options or "") for job, payload, _ in rows], request.max_bytes
+        )
         release_limits(db, [job.lane for job, _, _ in rows[count:]])
         del seqs[count:], rows[count:]
     insert_leases(db, session, number, request, seqs, shares)
     if admission is not None:
         admission.save(seqs)
     return rows
-
-
-def count_fitting_rows(rows: list[ReservedRow], max_bytes: int) -> int:
-    """Return how many of these jobs, from the first on, fit into one reply: at least 1."""
-    sizes = [len(payload) + len(job.options or "") for job, payload, _ in rows]
-    if sum(sizes) + DELIVERY_OVERHEAD * len(sizes) <= max_bytes:
-        return len(sizes)
-    return count_fitting(sizes, max_bytes)
 
 
 def release_limits(db: Database, lanes: list[int]) -> None:
@@ -260,7 +254,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
     lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
-        read_reserved_jobs(db, seqs[:count]),
+        read_reserved_jobs(db, seqs[:count])[0],
         nonce or b"",
         find_waiting_lanes(db, limits.exclude_full(lanes, db.now)),
         find_next_time(db, lanes, limits, head.next_due, has_keys=bool(head.has_keys)),
@@ -295,23 +289,34 @@ def promote_and_notify(db: Database, limit: int) -> tuple[int, int | None]:
     return count, db.fetch_value("get_next_due")
 
 
-def read_reserved_jobs(db: Database, seqs: list[int]) -> list[ReservedRow]:
-    """Return the jobs with their payloads, in the order of `seqs`."""
+def read_reserved_jobs(db: Database, seqs: list[int]) -> tuple[list[ReservedRow], int]:
+    """Return the jobs with their payloads, in the order of `seqs`, and the size in bytes of all
+    their payloads and options.
+    """
     if not seqs:
-        return []
+        return [], 0
     try:
-        listed, payloads = db.fetch_one("get_deliveries", _encode(seqs).decode())  # type: ignore[misc]
+        listed, payloads, options_size = db.fetch_one(  # type: ignore[misc]
+            "get_deliveries", _encode(seqs).decode()
+        )
     except sqlite3.DataError:  # all payloads together are too large for one value of SQLite
         if len(seqs) == 1:
             raise
         half = len(seqs) // 2
-        return read_reserved_jobs(db, seqs[:half]) + read_reserved_jobs(db, seqs[half:])
+        (first, first_size), (second, second_size) = (
+            read_reserved_jobs(db, part) for part in (seqs[:half], seqs[half:])
+        )
+        return first + second, first_size + second_size
     found, at = {}, 0
+    lanes: dict[int, Lane] = {}
     for job in _decode_reserved_jobs(listed):
+        lane = lanes.get(job.lane)
+        if lane is None:
+            lane = lanes[job.lane] = db.get_lane(job.lane)
         end = at + job.size
-        found[job.seq] = (job, payloads[at:end], db.get_lane(job.lane))
+        found[job.seq] = (job, payloads[at:end], lane)
         at = end
-    return [found[seq] for seq in seqs]
+    return [found[seq] for seq in seqs], at + options_size
 
 
 def make_reply(result: ExchangeResult) -> Reply:

@@ -29,9 +29,18 @@ _FAILURE_INCREMENT = Increments(failures=1)
 _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
-TokenGroup = list[tuple[int, Completed]]
-"""The completions of one token that all keep or all drop their payloads, each with its index in the
-call.
+
+class TokenGroup(msgspec.Struct, eq=False):
+    """The completions of one token that all keep or all drop their payloads."""
+
+    seqs: list[int] = msgspec.field(default_factory=list)
+    results: dict[int, bytes] = msgspec.field(default_factory=dict)
+    """What handlers returned, by seq."""
+
+
+TokenGroups = dict[tuple[int, bytes, bool], TokenGroup]
+"""Groups by fence, nonce, and whether the payloads are kept. Most calls have few groups: an
+exchange uses one nonce.
 """
 
 
@@ -52,15 +61,14 @@ def settle_batch(
     occurs twice, or tenants pay for other things than completions, the settlements are applied one
     by one.
     """
-    seqs = [settlement.lease.ref for settlement in settlements]
-    is_each_completed = all(type(settlement) is Completed for settlement in settlements)
-    if len({*seqs}) < len(settlements) or (has_charges and not is_each_completed):
+    groups, seqs, is_each_completed = group_completions(settlements)
+    if len(seqs) < len(settlements) or (has_charges and not is_each_completed):
         return [settle_one(db, session, settlement) for settlement in settlements]
     if has_charges:
         settle_completed_charges(db, session, settlements)
-    results: list[Settled | None] = [None] * len(settlements)
-    for (fence, nonce, keep_payload), group in group_completions(settlements).items():
-        matched = complete_group(
+    completed: set[object] = set()
+    for (fence, nonce, keep_payload), group in groups.items():
+        completed |= complete_group(
             db,
             session,
             fence,
@@ -71,12 +79,11 @@ def settle_batch(
             has_unique_keys=has_unique_keys,
             has_keys=has_keys,
         )
-        for index, settlement in group:
-            if matched is None or settlement.lease.ref in matched:
-                results[index] = Settled.DONE
+    if len(completed) == len(settlements):
+        return [Settled.DONE] * len(settlements)
     return [
-        settle_one(db, session, settlement) if result is None else result
-        for settlement, result in zip(settlements, results, strict=True)
+        Settled.DONE if settlement.lease.ref in completed else settle_one(db, session, settlement)
+        for settlement in settlements
     ]
 
 
@@ -95,18 +102,30 @@ def settle_completed_charges(db: Database, session: int, completed: Sequence[Set
 
 def group_completions(
     settlements: Sequence[Settlement],
-) -> dict[tuple[int, bytes, bool], TokenGroup]:
-    """Group the completions by fence, nonce, and whether they keep their payloads.
+) -> tuple[TokenGroups, set[object], bool]:
+    """Group the completions by token; see `TokenGroup`.
 
-    Most calls have few groups: an exchange uses one nonce.
+    Also returns the seqs of all settlements, and whether each is a completion.
     """
-    groups: dict[tuple[int, bytes, bool], TokenGroup] = {}
-    for index, settlement in enumerate(settlements):
-        if type(settlement) is Completed and type(settlement.lease.ref) is int:
-            token = settlement.lease.token
+    groups: TokenGroups = {}
+    seqs: set[object] = set()
+    is_each_completed = True
+    for settlement in settlements:
+        lease = settlement.lease
+        seq = lease.ref
+        seqs.add(seq)
+        if type(settlement) is not Completed:
+            is_each_completed = False
+        elif type(seq) is int:
+            token = lease.token
             key = (token.fence, token.nonce, settlement.keep_payload)
-            groups.setdefault(key, []).append((index, settlement))
-    return groups
+            group = groups.get(key)
+            if group is None:
+                group = groups[key] = TokenGroup()
+            group.seqs.append(seq)
+            if settlement.result is not None:
+                group.results[seq] = settlement.result
+    return groups, seqs, is_each_completed
 
 
 def complete_group(
@@ -120,19 +139,19 @@ def complete_group(
     has_limits: bool,
     has_unique_keys: bool,
     has_keys: bool,
-) -> set[int] | None:
-    """Complete the leased jobs of one token; return the seqs completed, or None for all."""
-    seqs = _encode([settlement.lease.ref for _, settlement in group]).decode()
+) -> set[int]:
+    """Complete the leased jobs of one token; return the seqs completed."""
+    completed = set(group.seqs)
+    seqs = _encode(group.seqs).decode()
     # Other jobs may have been completed at the same microsecond: they are counted already.
     db.run("count_completed_at", db.now, -1)
     count = db.run("complete_jobs", db.now, session, seqs, fence, nonce, keep_payload).rowcount
     db.run("count_completed_at", db.now, 1)
-    matched = None
-    if count < len(group):
-        matched = set(
+    if count < len(completed):
+        completed = set(
             _decode_seqs(db.fetch_value("find_matching_leases", session, seqs, fence, nonce))
         )
-        seqs = _encode(sorted(matched)).decode()
+        seqs = _encode(sorted(completed)).decode()
     if has_limits:
         db.run("release_limits", session, seqs, fence, nonce)
     db.run("delete_completed_leases", session, seqs, fence, nonce)
@@ -140,30 +159,21 @@ def complete_group(
         release_lease_keys(db, _decode_seqs(seqs))
     if has_unique_keys and db.run("free_unique_keys", seqs).rowcount:
         db.notify({db.get_lane(lane).queue for (lane,) in db.run("list_lanes_of_jobs", seqs)})
-    store_results(
-        db,
-        [
-            settlement
-            for _, settlement in group
-            if matched is None or settlement.lease.ref in matched
-        ],
-    )
-    return matched
-
-
-def store_results(db: Database, completed: Sequence[Completed]) -> None:
-    """Store the results of completed jobs in one statement."""
-    offsets: dict[str, int] = {}
-    at = 0
-    for settlement in completed:
-        if settlement.result is not None:
-            offsets[str(settlement.lease.ref)] = at << 32 | len(settlement.result)
-            at += len(settlement.result)
-    if offsets:
-        whole = b"".join(
-            [settlement.result for settlement in completed if settlement.result is not None]
+    if group.results:
+        store_results(
+            db, {seq: result for seq, result in group.results.items() if seq in completed}
         )
-        db.run("store_results", _encode(offsets).decode(), whole)
+    return completed
+
+
+def store_results(db: Database, results: dict[int, bytes]) -> None:
+    """Store the results of completed jobs, by seq, in one statement."""
+    offsets: dict[int, int] = {}
+    at = 0
+    for seq, result in results.items():
+        offsets[seq] = at << 32 | len(result)
+        at += len(result)
+    db.run("store_results", _encode(offsets).decode(), b"".join(results.values()))
 
 
 def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  # noqa: C901

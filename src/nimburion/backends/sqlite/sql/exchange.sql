@@ -152,13 +152,15 @@ SELECT json_group_array(value) FROM (
 -- name: get_deliveries
 -- Read jobs for delivery, all in one row (see the header for the reason).
 -- Inputs: ?1 JSON array of seqs
--- Result: two columns:
+-- Result: three columns:
 --   JSON array of [seq, id, lane, priority, failures, lost, due, created_at, fence, length of the payload, options]
 --   the payloads, concatenated in the same order
+--   the length of all options together
 SELECT
     json_group_array(json_array(
         j.seq, j.id, j.lane, j.priority, j.failures, j.lost, j.due, j.created_at, j.fence,
         length(j.payload), j.options
     )),
-    CAST(group_concat(j.payload, '') AS BLOB)
+    CAST(group_concat(j.payload, '') AS BLOB),
+    coalesce(sum(length(j.options)), 0)
 FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value;
