@@ -112,7 +112,7 @@ class TestSQLite(Points):
     ) -> None:
         await check_dead_debounce(harness, f"statement {statement}")
 
-    @pytest.mark.parametrize("statement", ["get_last_seq", "insert_new_ready"])
+    @pytest.mark.parametrize("statement", ["insert_lane", "insert_new_ready"])
     async def test_a_producer_dies(self, statement: str, harness: ProcessHarness) -> None:
         await check_dead_producer(harness, f"statement {statement}", stored={0})
 

@@ -206,8 +206,8 @@ MUTANTS = (
     Mutant(
         "local clock used",
         "backends/sqlite/*.py",
-        "self.$now = $micros(self.$clock.$now())",
-        'self.$now = $micros(__import__("time").time())',
+        "self.$now = round(self.$clock.$now() * $micro)",
+        'self.$now = round(__import__("time").time() * $micro)',
         (f"{SQLITE}test_after_is_counted_from_now_on_the_clock_of_the_backend",),
     ),
     Mutant(
@@ -300,9 +300,9 @@ MUTANTS = (
     # Transactions, keys, payloads
     Mutant(
         "savepoint removed",
-        "backends/sqlite/*.py",
-        "with $translated(self.$_path), $database.$savepoint():",
-        "with $translated(self.$_path):",
+        "backends/sqlite/connection/*.py",
+        "with $database.$savepoint():",
+        "if True:",
         (
             "tests/backends/sqlite/connection/test_threads.py::test_what_a_failed_call_wrote_is_gone",
         ),

@@ -17,7 +17,7 @@ _NAME_LINE = re.compile(r"^--[ \t]*name:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class Statements:
+class Statements(dict[str, str]):
     """The SQL statements in one folder of a package, by name; sorted by file, in order within it.
 
     Raises:
@@ -25,25 +25,19 @@ class Statements:
         ValueError: a file is not as this module describes it, or two statements share a name.
     """
 
-    __slots__ = ("_folder", "_texts")
+    __slots__ = ("_folder",)
 
     def __init__(self, package: str, folder: str) -> None:
+        super().__init__()
         self._folder = f"{package}: {folder}"
-        self._texts: dict[str, str] = {}
         for file in list_files(package, folder, ".sql"):
             for name, text in parse_statements(file.name, file.read_text(encoding="utf-8")):
-                if name in self._texts:
+                if name in self:
                     raise ValueError(f"{file.name}: there are two statements {name!r}")
-                self._texts[name] = text
+                self[name] = text
 
-    def __getitem__(self, name: str) -> str:
-        try:
-            return self._texts[name]
-        except KeyError:
-            raise LookupError(f"{self._folder} has no statement {name!r}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._texts)
+    def __missing__(self, name: str) -> str:
+        raise LookupError(f"{self._folder} has no statement {name!r}")
 
 
 class LuaFiles:

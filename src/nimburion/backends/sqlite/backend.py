@@ -344,15 +344,15 @@ class SQLiteBackend:
         """See `Backend.grant`."""
         raise make_no_roles_error(self.describe(), role)
 
-    async def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> T:
+    def _write(self, work: Callable[[Database], T], *, durable: bool = True) -> asyncio.Future[T]:
         if self._writer is None or self._pid != os.getpid():
             raise self._make_not_open_error()
-        return await self._writer.call(work, durable=durable)
+        return self._writer.submit(work, durable=durable)
 
-    async def _read(self, work: Callable[[Database], T]) -> T:
+    def _read(self, work: Callable[[Database], T]) -> asyncio.Future[T]:
         if self._reader is None or self._pid != os.getpid():
             raise self._make_not_open_error()
-        return await self._reader.call(work)
+        return self._reader.submit(work)
 
     async def _read_slowly(self, work: Callable[[Database], T]) -> T:
         """Run a read that takes long where much is stored. It has a thread and a connection of its
@@ -368,7 +368,7 @@ class SQLiteBackend:
                 await reader.start()
                 self._slow_reader = reader
             slow_reader = self._slow_reader
-        return await slow_reader.call(work)
+        return await slow_reader.submit(work)
 
     def _get_caller_transactions(self) -> CallerTransactions:
         if self._caller_transactions is None or self._writer is None or self._pid != os.getpid():
@@ -388,7 +388,7 @@ class SQLiteBackend:
         """See `Backend.enqueue`. The whole call is atomic."""
         if not jobs:
             return []
-        return await self._write(lambda db: enqueueing.enqueue_jobs(db, jobs))
+        return await self._write(partial(enqueueing.enqueue_jobs, jobs=jobs))
 
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""

@@ -34,9 +34,17 @@ Columns = list[object]
 
 def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
     """Store jobs atomically; see `Backend.enqueue`."""
-    if any(job.options.unique_key is not None for job in jobs if job.options is not NO_JOB_OPTIONS):
-        return enqueue_with_checks(db, jobs)
+    first = jobs[0]
     try:
+        if len(jobs) == 1 and first.options is NO_JOB_OPTIONS and db.has_cached_lane(first):
+            # The first write fails if the id exists already, so nothing must be undone then. After
+            # other errors the writer rolls back. A caller's connection has an empty cache.
+            insert_jobs(db, jobs)
+            return [Enqueued(first.id, "created")]
+        if any(
+            job.options.unique_key is not None for job in jobs if job.options is not NO_JOB_OPTIONS
+        ):
+            return enqueue_with_checks(db, jobs)
         with db.savepoint():
             insert_jobs(db, jobs)
     except sqlite3.IntegrityError:
@@ -49,17 +57,21 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
 
     Raises `sqlite3.IntegrityError` if an id exists already.
     """
-    last = db.fetch_value("get_last_seq")
-    latest = db.now
+    now = latest = db.now
+    newest: int | None = None
     for start in range(0, len(jobs), _JOBS_PER_STATEMENT):
         part = jobs[start : start + _JOBS_PER_STATEMENT]
         values = make_columns(db, part)
         latest = max(latest, *values[3::_COLUMNS_PER_JOB])  # type: ignore[call-overload]
-        db.connection.execute(db.statements["insert_jobs"] + _MORE_ROW * (len(part) - 1), values)
-    db.run("insert_new_ready", last, db.now)
-    if latest > db.now:
-        db.run("insert_new_scheduled", last, db.now)
-    db.notify({job.queue for job in jobs})
+        text = db.statements["insert_jobs"] + _MORE_ROW * (len(part) - 1)
+        newest = db.connection.execute(text, values).lastrowid
+    assert newest is not None
+    last_before = newest - len(jobs)  # the transaction has the write lock, so no seq is left out
+    db.run("insert_new_ready", last_before, now)
+    if latest > now:
+        db.run("insert_new_scheduled", last_before, now)
+    for job in jobs:
+        db.names_to_notify.add(job.queue)
 
 
 def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
@@ -74,12 +86,16 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
             options, own = _encode(job.options).decode(), job.options.fair_tenant
         if job.name != name or job.queue != queue or own != tenant:
             queue, name, tenant = job.queue, job.name, own
-            lane = db.find_or_add_tenant_lane(queue, name, tenant)
+            lane = (
+                db.get_or_add_lane(queue, name)
+                if tenant is None
+                else db.find_or_add_tenant_lane(queue, name, tenant)
+            )
         values += (
             job.id,
             lane,
             job.priority,
-            compute_due(job, now),
+            compute_due(job, now) if job.after or job.at is not None else now,
             now,
             options,
             job.compute_digest(),

@@ -27,10 +27,26 @@ def map_errors(path: Path) -> Iterator[None]:
     """Raise the contract's error in place of a driver's error, which becomes its cause."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise map_error(error, path) from error
-    except (UnicodeEncodeError, OverflowError) as error:
-        raise Unstorable(f"SQLite cannot hold this: {error}") from error
+    except Exception as error:
+        mapped = convert_error(error, path)
+        if mapped is error:
+            raise
+        raise mapped from error
+
+
+def convert_error(error: Exception, path: Path) -> Exception:
+    """Return the contract's error for an error of the driver, which becomes its cause.
+
+    An error that does not come from the driver is returned as it is.
+    """
+    if isinstance(error, sqlite3.Error):
+        mapped: Exception = map_error(error, path)
+    elif isinstance(error, UnicodeEncodeError | OverflowError):
+        mapped = Unstorable(f"SQLite cannot hold this: {error}")
+    else:
+        return error
+    mapped.__cause__ = error
+    return mapped
 
 
 def get_error_code(error: BaseException) -> int:

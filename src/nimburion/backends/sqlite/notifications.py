@@ -84,6 +84,7 @@ class SocketNotifier:
 
     def __init__(self, folder: Path, own: str) -> None:
         self._folder = folder
+        self._folder_name = str(folder)
         self._own = own
         self._others: list[str] = []
         self._folder_mtime = -1
@@ -94,14 +95,17 @@ class SocketNotifier:
 
         Never blocks.
         """
-        sessions = [name for name in names if is_session_name(name)]
-        for session in sessions:
-            self._send(b"", str(find_session_socket(self._folder, session)))
-        if len(sessions) == len(names):
+        queues = []
+        for name in names:
+            if is_session_name(name):
+                self._send(b"", str(find_session_socket(self._folder, name)))
+            else:
+                queues.append(name)
+        if not queues:
             return
         self._refresh()
         if self._others:
-            message = encode_queues([name for name in names if not is_session_name(name)])
+            message = encode_queues(queues)
             for other in self._others:
                 self._send(message, other)
 
@@ -128,7 +132,7 @@ class SocketNotifier:
     def _refresh(self) -> None:
         """List the folder again, unless its modification time shows that nothing changed."""
         try:
-            changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116 (five times as fast)
+            changed = os.stat(self._folder_name).st_mtime_ns  # noqa: PTH116 (five times as fast)
         except OSError:
             self._others, self._folder_mtime = [], -1
             return

@@ -409,7 +409,7 @@ class CallerTransactions:
 async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
     """Return the ids of those jobs that are committed."""
     listed_ids = msgspec.json.encode(ids).decode()
-    return await reader.call(lambda db: [row[0] for row in db.run("find_known_ids", listed_ids)])
+    return await reader.submit(lambda db: [row[0] for row in db.run("find_known_ids", listed_ids)])
 
 
 def complete_job(db: Database, session_id: str, completed: Completed) -> None:

@@ -24,7 +24,7 @@ class WriterBlocker:
     def __init__(self, backend: SQLiteBackend) -> None:
         self._backend = backend
         self._go = threading.Event()
-        self._task: asyncio.Task[bool] | None = None
+        self._task: asyncio.Future[bool] | None = None
 
     async def __aenter__(self) -> None:
         entered = threading.Event()
@@ -33,7 +33,7 @@ class WriterBlocker:
             entered.set()
             return self._go.wait(30)
 
-        self._task = asyncio.create_task(self._backend._write(block))
+        self._task = asyncio.ensure_future(self._backend._write(block))
         await asyncio.to_thread(entered.wait, 30)
 
     async def __aexit__(self, *_: object) -> None:
@@ -70,7 +70,7 @@ async def test_a_failing_call_leaves_its_neighbours_alone(backend: SQLiteBackend
     await backend.open_session(Session(id="s", names=("n",)))
     async with WriterBlocker(backend):
         before = asyncio.create_task(backend.enqueue([NewJob("before", "n", "q", b"")]))
-        failing = asyncio.create_task(backend._write(insert_then_fail))
+        failing = asyncio.ensure_future(backend._write(insert_then_fail))
         wrong = asyncio.create_task(backend.exchange("s", 7, [], RESERVE_NOTHING))
         after = asyncio.create_task(backend.enqueue([NewJob("after", "m", "q2", b"")]))
         await asyncio.sleep(0)
@@ -95,13 +95,30 @@ def insert_then_fail(db: Database) -> None:
 
 async def test_what_a_failed_call_wrote_is_gone(backend: SQLiteBackend) -> None:
     async with WriterBlocker(backend):
-        failing = asyncio.create_task(backend._write(insert_then_fail))
+        failing = asyncio.ensure_future(backend._write(insert_then_fail))
         other = asyncio.create_task(backend.pause_queue("other", paused=True))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         await failing
     await other
     assert [queue.name for queue in await backend.list_queues()] == ["other"]
+
+
+async def test_a_conflict_in_a_new_queue_leaves_no_queue(backend: SQLiteBackend) -> None:
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    (result,) = await backend.enqueue([NewJob("a", "n", "q2", b"another")])
+    assert result.outcome == "conflict"
+    assert [queue.name for queue in await backend.list_queues()] == ["q"]
+
+
+async def test_one_enqueue_takes_five_statements(backend: SQLiteBackend) -> None:
+    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    seen: list[str] = []
+    await backend._write(lambda db: db.connection.set_trace_callback(seen.append))
+    del seen[:]
+    await backend.enqueue([NewJob("b", "n", "q", b"")])
+    verbs = [text.split()[0] for text in seen if not text.startswith("PRAGMA")]
+    assert verbs == ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"], seen
 
 
 async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> None:
@@ -191,7 +208,7 @@ def synchronous(db: Database) -> int:
 async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) -> None:
     await backend.open_session(Session(id="s", names=("n",)))
     async with WriterBlocker(backend):
-        noted = asyncio.create_task(backend._write(synchronous, durable=False))
+        noted = asyncio.ensure_future(backend._write(synchronous, durable=False))
         pending = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
     assert await noted == 2

@@ -10,6 +10,7 @@ from typing import Any
 from nimburion.backends.sql_files import Statements
 from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import Lane
+from nimburion.core.job import NewJob
 from nimburion.core.timing.clock import Clock
 
 MICRO = 1_000_000
@@ -78,7 +79,7 @@ class Database:
 
     def set_time(self) -> None:
         """Read the clocks, at the start of a call."""
-        self.now = to_micros(self.clock.now())
+        self.now = round(self.clock.now() * MICRO)
         self.boot_time = self.clock.monotonic()
 
     def run(self, name: str, *values: object) -> sqlite3.Cursor:
@@ -92,8 +93,7 @@ class Database:
 
     def fetch_value(self, name: str, *values: object) -> Any:  # noqa: ANN401 (what SQLite gives)
         """Return the first value of the statement `name`, which always has a row."""
-        row = self.fetch_one(name, *values)
-        assert row is not None
+        row: Row = self.run(name, *values).fetchone()
         return row[0]
 
     def notify(self, names: Iterable[str]) -> None:
@@ -113,6 +113,10 @@ class Database:
                 self.clear_lane_cache()
             raise
         self.connection.execute("RELEASE part")
+
+    def has_cached_lane(self, job: NewJob) -> bool:
+        """Return whether the lane of a job is known to exist."""
+        return Lane(job.queue, job.name) in self._by_lane
 
     def get_or_add_lane(self, queue: str, name: str) -> int:
         """Return the number of a lane; insert the lane if it does not exist."""

@@ -53,7 +53,7 @@ class OpenFiles:
 
         Raises `BackendReplaced` if the file is not the one of `note_file` or `expect_same_file`.
         """
-        self._compare(0)
+        self.check_file()
         self._identities[1:] = [get_identity(path) for path in self._paths[1:]]
 
     def check(self, *, at_once: bool = False) -> None:
@@ -65,14 +65,13 @@ class OpenFiles:
         if at_once or self._failed or now >= self._next_check:
             self._next_check = now + _INTERVAL
             for number in range(len(self._paths)):
-                self._compare(number)
+                self.check_file(number)
             self._failed = False
 
-    def check_file(self) -> None:
-        """Like `check(at_once=True)`, but check only the file, not its log and index."""
-        self._compare(0)
-
-    def _compare(self, number: int) -> None:
+    def check_file(self, number: int = 0) -> None:
+        """Like `check(at_once=True)`, but check only one file: unless you pass its number, the file
+        itself and not its log or index.
+        """
         known = self._identities[number]
         if known is None:
             return

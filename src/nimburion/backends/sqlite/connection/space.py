@@ -55,22 +55,24 @@ class DiskSpace:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
+        self._folder = path.parent
         self._log = path.with_name(f"{path.name}-wal")
         self._measure = measure
         self._monotonic = monotonic
         self._is_scarce = True
         self._next_check = 0.0
-        self._measures_now = True
         self._limits = (0, 0)
         """The most pages of the file: for calls of callers, and for calls of workers."""
         self._current_limit = 0
 
-    def prepare(self, connection: sqlite3.Connection) -> None:
-        """Empty the log if it is long for the free space. Call it before each transaction."""
+    def prepare(self, connection: sqlite3.Connection) -> bool:
+        """Empty the log if it is long for the free space. Call it before each transaction.
+
+        Returns whether the transaction must call `compute_limits`.
+        """
         now = self._monotonic()
-        self._measures_now = self._is_scarce or now >= self._next_check
-        if not self._measures_now:
-            return
+        if now < self._next_check and not self._is_scarce:
+            return False
         self._next_check = now + _INTERVAL
         free = self._measure_free()
         self._is_scarce = free < PLENTY_OF_SPACE
@@ -78,15 +80,14 @@ class DiskSpace:
             log = measure_size(self._log)
             if log > max(_SHORT_LOG, (free + log) // _SHARE):
                 empty_log(connection)
+        return True
 
     def compute_limits(self, connection: sqlite3.Connection) -> None:
-        """Compute how large the file may become. Call it at the start of each transaction.
+        """Compute how large the file may become. Call it at the start of a transaction.
 
         It is computed once for all calls of the transaction, because their writes do not show in
         the free space yet.
         """
-        if not self._measures_now:
-            return
         page, pages, free = self._measure_after_checkpoint(connection)
         rewritable = min(MAX_REWRITE, page * pages)
         caller, worker = (
@@ -137,7 +138,7 @@ class DiskSpace:
 
     def _measure_free(self) -> int:
         try:
-            return self._measure(self._path.parent)
+            return self._measure(self._folder)
         except OSError:
             return PLENTY_OF_SPACE  # unknown: then a write reports a full disk
 

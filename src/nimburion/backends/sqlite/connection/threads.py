@@ -18,7 +18,9 @@ from queue import Empty, SimpleQueue
 from random import Random
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from nimburion.backends.sqlite.errors import is_busy, map_error, map_errors
+import msgspec
+
+from nimburion.backends.sqlite.errors import convert_error, is_busy, map_errors
 from nimburion.core.errors import BackendFull, BackendReplaced, NotOpen
 
 if TYPE_CHECKING:
@@ -35,31 +37,17 @@ _MAX_GROUP = 256
 """The most calls in one transaction."""
 
 
-class DatabaseCall(Generic[T]):
+class DatabaseCall(msgspec.Struct, Generic[T], eq=False):
     """A function to run on a database thread, and the future for its result."""
 
-    __slots__ = ("durable", "error", "future", "until", "value", "work")
-
-    def __init__(
-        self, work: Callable[[Database], T], future: asyncio.Future[T], *, durable: bool
-    ) -> None:
-        self.work: Callable[[Database], T] = work
-        self.future: asyncio.Future[T] = future
-        self.durable: bool = durable
-        """Whether the call must survive a power cut, because a caller requested it."""
-        self.until: float = time.monotonic() + BUSY_TIMEOUT
-        """Monotonic time, in seconds, until which the call waits for a lock."""
-        self.value: T | None = None
-        self.error: BaseException | None = None
-
-    def resolve(self) -> None:
-        """Resolve the future, unless it is done. Call it on the event loop's thread."""
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.value)  # type: ignore[arg-type]
+    work: Callable[[Database], T]
+    future: asyncio.Future[T]
+    durable: bool
+    """Whether the call must survive a power cut, because a caller requested it."""
+    until: float
+    """Monotonic time, in seconds, until which the call waits for a lock."""
+    value: T | None = None
+    error: BaseException | None = None
 
 
 class DatabaseThread:
@@ -99,16 +87,18 @@ class DatabaseThread:
             self._closing = True
             self._calls.put(None)
 
-    async def call(self, work: Callable[[Database], T], *, durable: bool = False) -> T:
-        """Run `work` on this thread and return its result. Cancellation does not undo the work.
+    def submit(self, work: Callable[[Database], T], *, durable: bool = False) -> asyncio.Future[T]:
+        """Run `work` on this thread; return the future of its result. Cancelling the future does
+        not undo the work.
 
         Raises `NotOpen` if the thread is stopping.
         """
         if self._closing:
             raise NotOpen(f"{self._path} is closed; open it again")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._calls.put(DatabaseCall(work, future, durable=durable))  # type: ignore[arg-type]
-        return await future
+        call = DatabaseCall(work, future, durable, time.monotonic() + BUSY_TIMEOUT)
+        self._calls.put(call)  # type: ignore[arg-type]
+        return future
 
     def _main(self) -> None:
         try:
@@ -152,10 +142,7 @@ class DatabaseThread:
                 call = self._calls.get_nowait()
                 if call is not None:
                     call.error = NotOpen(f"{self._path} is closed; open it again")
-                    self._deliver_results((call,))
-
-    def _deliver_results(self, calls: Iterable[DatabaseCall[object]]) -> None:
-        self._call_on_loop(_resolve_all, calls)
+                    self._call_on_loop(_resolve_calls, (call,))
 
     def _call_on_loop(self, what: Callable[..., None], *values: object) -> None:
         try:
@@ -172,11 +159,10 @@ class ReaderThread(DatabaseThread):
             database.set_time()
             try:
                 self._files.check()
-                with map_errors(self._path):
-                    call.value = _run_in_snapshot(database, call.work)
+                call.value = _run_in_snapshot(database, call.work)
             except Exception as error:  # noqa: BLE001 (passed to the caller)
-                call.error = self._find_cause(error)
-            self._deliver_results((call,))
+                call.error = self._find_cause(convert_error(error, self._path))
+            self._call_on_loop(_resolve_calls, (call,))
 
 
 class WriterThread(DatabaseThread):
@@ -212,7 +198,7 @@ class WriterThread(DatabaseThread):
                 if group:
                     self._commit(database, group)
                     if group:
-                        self._deliver_results(group)
+                        self._call_on_loop(_resolve_calls, group)
                     self._checkpointer.note_changes(database.connection.total_changes)
         finally:
             self._checkpointer.stop()
@@ -243,16 +229,17 @@ class WriterThread(DatabaseThread):
         """
         try:
             self._files.check()
-            with map_errors(self._path):
-                self._space.prepare(database.connection)
-                if not self._begin(database, group):
-                    return
+            must_measure = self._space.prepare(database.connection)
+            if not self._begin(database, group):
+                return
+            if must_measure:
                 self._space.compute_limits(database.connection)
-                for call in group:
-                    self._run(database, call, alone=len(group) == 1)
-                database.connection.execute("COMMIT")
+            for call in group:
+                self._run(database, call, alone=len(group) == 1)
+            database.connection.execute("COMMIT")
             self._files.check_file()  # after COMMIT, so that no lost write is acknowledged
-        except Exception as error:  # noqa: BLE001 (passed to the callers)
+        except Exception as raised:  # noqa: BLE001 (passed to the callers)
+            error = convert_error(raised, self._path)
             self._roll_back(database)
             has_recovered = isinstance(error, BackendFull) and self._space.recover(
                 database.connection
@@ -272,7 +259,11 @@ class WriterThread(DatabaseThread):
 
         Calls whose time is over are removed from the group. Returns False if no call remains.
         """
-        level = "FULL" if any(call.durable for call in group) else "NORMAL"
+        level = "NORMAL"
+        for call in group:
+            if call.durable:
+                level = "FULL"
+                break
         if self._synchronous != level:
             # executescript, because the driver would not run a cached PRAGMA again.
             database.connection.executescript(f"PRAGMA synchronous={level}")
@@ -299,9 +290,8 @@ class WriterThread(DatabaseThread):
         if late:
             group[:] = [call for call in group if call.until > now]
             for call in late:
-                call.error = map_error(busy, self._path)
-                call.error.__cause__ = busy
-            self._deliver_results(late)
+                call.error = convert_error(busy, self._path)
+            self._call_on_loop(_resolve_calls, late)
 
     def _run(self, database: Database, call: DatabaseCall[object], *, alone: bool) -> None:
         """Run one call under a savepoint. Its error stays with it unless the transaction ended.
@@ -315,9 +305,10 @@ class WriterThread(DatabaseThread):
             return
         notified = set(database.names_to_notify)
         try:
-            with map_errors(self._path), database.savepoint():
+            with database.savepoint():
                 call.value = call.work(database)
-        except Exception as error:
+        except Exception as raised:
+            error = convert_error(raised, self._path)
             if isinstance(error, BackendFull) or not database.connection.in_transaction:
                 raise
             database.names_to_notify = notified
@@ -340,9 +331,15 @@ def _run_in_snapshot(database: Database, work: Callable[[Database], T]) -> T:
             database.connection.execute("COMMIT")
 
 
-def _resolve_all(calls: Iterable[DatabaseCall[object]]) -> None:
+def _resolve_calls(calls: Iterable[DatabaseCall[object]]) -> None:
+    """Resolve the futures that are not done. Call it on the event loop's thread."""
     for call in calls:
-        call.resolve()
+        if call.future.done():
+            continue
+        if call.error is not None:
+            call.future.set_exception(call.error)
+        else:
+            call.future.set_result(call.value)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

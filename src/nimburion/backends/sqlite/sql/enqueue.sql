@@ -1,10 +1,10 @@
 -- Enqueue: find or create lanes, insert jobs, take unique keys.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
--- of the file, and each call has its own savepoint. In a caller's transaction `take_write_lock` takes that lock first.
--- The fast path is `insert_jobs` for many jobs at a time, followed by one `insert_new_ready`. If an id or a unique key
--- exists already, the call is rolled back to its savepoint. `find_known_ids` and `find_key_holder` then decide about
--- each job before anything is stored.
+-- of the file, and each call that shares it has its own savepoint. In a caller's transaction `take_write_lock` takes that lock first.
+-- The fast path is `insert_jobs` for many jobs at a time, followed by one `insert_new_ready`. If an id exists already,
+-- what the call wrote is rolled back. `find_known_ids` and `find_key_holder` then decide about each job before anything
+-- is stored, as they do for jobs with unique keys.
 
 -- name: get_latest_lane
 -- Return the number of the newest lane.
@@ -39,15 +39,10 @@ INSERT INTO tenant (name) VALUES (?1);
 -- Result: the row id
 INSERT INTO lane (queue, name) VALUES (?1, ?2);
 
--- name: get_last_seq
--- Return the seq of the newest job.
--- Result: seq; 0 if there is no job
-SELECT coalesce(max(seq), 0) FROM job;
-
 -- name: insert_jobs
 -- Insert new jobs. The caller repeats the list of values for each job.
 -- Inputs: for each job: id, lane, priority, due, created_at, options, digest, payload
--- Result: none; fails if a job has one of the ids already
+-- Result: the seq of the last of them, as the row id; fails if a job has one of the ids already
 INSERT INTO job (id, lane, priority, due, created_at, options, digest, payload)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
