@@ -90,9 +90,8 @@ class DiskSpace:
         """
         page, pages, free = self._measure_after_checkpoint(connection)
         rewritable = min(MAX_REWRITE, page * pages)
-        caller, worker = (
-            pages + max(0, free - part) // (2 * page) for part in (2 * rewritable, rewritable)
-        )
+        caller = pages + max(0, free - 2 * rewritable) // (2 * page)
+        worker = pages + max(0, free - rewritable) // (2 * page)
         self._limits = (caller, worker if self._is_scarce else caller)
 
     def set_limit(self, connection: sqlite3.Connection, *, is_worker: bool) -> None:
