@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.connection import checkpointer
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.core.errors import BackendFull, BackendReadOnly, NotOpen, OutOfOrder
 from nimburion.core.exchange import RESERVE_NOTHING
@@ -213,6 +214,19 @@ async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) ->
         await asyncio.sleep(0)
     assert await noted == 2
     await pending
+
+
+async def test_the_log_of_synced_commits_stays_short(
+    backend: SQLiteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointer, "_SYNCED_COMMITS_PER_CHECKPOINT", 10)
+    log = backend.path.with_name(f"{backend.path.name}-wal")
+    sizes = []
+    for part in range(3):
+        for n in range(20):
+            await backend.enqueue([NewJob(f"j-{part}-{n}", "n", "q", b"")])
+        sizes.append(log.stat().st_size)
+    assert sizes == sizes[:1] * 3
 
 
 async def test_the_reader_cannot_write(backend: SQLiteBackend) -> None:

@@ -199,7 +199,9 @@ class WriterThread(DatabaseThread):
                     self._commit(database, group)
                     if group:
                         self._call_on_loop(_resolve_calls, group)
-                    self._checkpointer.note_changes(database.connection.total_changes)
+                    self._checkpointer.note_commit(
+                        database.connection, is_synced=self._synchronous == "FULL"
+                    )
         finally:
             self._checkpointer.stop()
 
