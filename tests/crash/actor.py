@@ -378,7 +378,7 @@ class Handlers:
         for handler in (
             *(self.quick, self.long, self.hanging, self.stubborn, self.blocking),
             *(self.paying, self.killing, self.interrupting, self.exiting, self.cancelling),
-            *(self.halting, self.bulky),
+            *(self.halting, self.gathering, self.terminating, self.bulky),
         ):
             processor.register(handler.__name__, handler)
         limits = [Limit(1, key="tenant", rate="1000/s", burst=1000), Limit(3, name="gateway")]
@@ -464,6 +464,20 @@ class Handlers:
         self.note(ctx, "start")
         for task in asyncio.all_tasks():
             task.cancel()
+        await asyncio.Event().wait()
+
+    async def gathering(self, ctx: Context, _: bytes) -> None:
+        """Cancels every other task of its worker, and waits for them."""
+        self.note(ctx, "start")
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def terminating(self, ctx: Context, _: bytes) -> None:
+        """Sends its own worker the signal to stop."""
+        self.note(ctx, "start")
+        os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.Event().wait()
 
     async def halting(self, ctx: Context, _: bytes) -> None:

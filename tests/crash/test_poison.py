@@ -39,23 +39,45 @@ class Poison:
             assert (record.state, record.lost, record.failures) == (State.COMPLETED, 0, 0)
         assert len(harness.find_events("end")) == 4
 
-    @pytest.mark.parametrize("name", ["interrupting", "exiting", "cancelling", "halting"])
-    async def test_each_run_counts_under_a_supervisor(
-        self, name: str, harness: ProcessHarness
-    ) -> None:
-        """Also where the handler ends its worker, which releases what runs as it leaves."""
-        [job_id] = await harness.enqueue(name)
+    async def test_each_run_counts_under_a_supervisor(self, harness: ProcessHarness) -> None:
+        [job_id] = await harness.enqueue("interrupting")
         await harness.supervise([job_id], max_retries=1, retry_backoff=0.01)
         record = await harness.get_record(job_id)
         assert record.state is State.FAILED
         assert len(harness.find_events("start")) == record.failures + record.lost == 2
         assert len(record.history) == 2
 
+    async def test_a_handler_that_ends_its_worker_from_inside_is_isolated(
+        self, harness: ProcessHarness
+    ) -> None:
+        await _check_isolated(harness, "gathering")
+
+
+async def _check_isolated(harness: ProcessHarness, name: str) -> None:
+    """It becomes a dead letter by its losses. What runs beside it counts one at most, and ends."""
+    neighbours = await harness.enqueue("hanging", 4)
+    [culprit] = await harness.enqueue(name)
+    options = {"concurrency": 5, "grace": 0.1, "max_retries": 0}
+    await harness.supervise([culprit, *neighbours], **options)
+    record = await harness.get_record(culprit)
+    assert (record.state, record.reason) == (State.FAILED, "lost")
+    assert (record.failures, record.lost) == (0, 3)
+    assert len(harness.find_events("start", job=culprit)) == 3
+    for one in neighbours:
+        record = await harness.get_record(one)
+        assert (record.state, record.lost, record.failures) == (State.COMPLETED, 1, 0)
+
 
 class TestSQLite(Poison):
     @pytest.fixture
     def harness(self, sqlite_harness: ProcessHarness) -> ProcessHarness:
         return sqlite_harness
+
+    @pytest.mark.parametrize("name", ["cancelling", "halting", "exiting", "terminating"])
+    async def test_each_way_to_end_a_worker_from_inside(
+        self, name: str, harness: ProcessHarness
+    ) -> None:
+        await _check_isolated(harness, name)
 
 
 class TestRedis(Poison):

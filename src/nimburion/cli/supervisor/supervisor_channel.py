@@ -100,6 +100,7 @@ class SupervisorChannel:
         _log.error(
             "the supervisor has ended; this worker stops within %.0f s", _END_WITHOUT_SUPERVISOR
         )
-        os.kill(os.getpid(), signal.SIGTERM)
+        # Not `os.kill`, which would count as a signal that a handler sends.
+        signal.raise_signal(signal.SIGTERM)
         self._never.wait(_GRACE_WITHOUT_SUPERVISOR)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)

@@ -25,6 +25,7 @@ from nimburion.jobs.worker.children.pool import ChildPool
 from nimburion.jobs.worker.health import Health, read_health
 from nimburion.jobs.worker.loop_watchdog import LoopWatchdog
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
+from nimburion.jobs.worker.own_signals import OwnSignals
 from nimburion.jobs.worker.stop_conditions import STOPPED_BEFORE_START
 from nimburion.jobs.worker.worker import Worker
 
@@ -134,14 +135,21 @@ class RunningWorker:
         return self._worker.vitals.read()
 
     def install_signal_handlers(self, *, owns_process: bool) -> Callable[[], None]:
-        """Stop on SIGTERM and SIGINT; the returned function restores the previous handlers."""
+        """Stop on SIGTERM and SIGINT; the returned function restores the previous handlers.
+
+        With `owns_process`, a signal that code in this process sends to it aborts the worker.
+        """
         both = (signal.SIGTERM, signal.SIGINT)
+        own_signals = OwnSignals(both, self._worker.abort)
+        if owns_process:
+            own_signals.start()
         detach = self._watchdog.attach(both, self._on_signal, owns=owns_process)
         self._guard.signals = frozenset(both)
 
         def restore() -> None:
             self._guard.signals = frozenset()
             detach()
+            own_signals.stop()
 
         return restore
 
@@ -230,4 +238,10 @@ class RunningWorker:
             self._stop_now.set()
         else:
             _log.info("stopping: no more jobs start; a second signal stops immediately")
+            if self._worker.is_aborted:
+                _log.error(
+                    "code in this process has sent the signal. Each job that does not end within "
+                    "%g s counts a loss",
+                    self._settings.grace,
+                )
             self._stop_requested.set()

@@ -334,9 +334,14 @@ class LoopWatchdog:
         return self._owns_process and late and self._blocked_since is not None
 
     def _end_process(self) -> None:
-        """Close the session, which releases its jobs, and end the process without the loop."""
-        closed = self._worker.session.close_from_thread(_CLOSE_TIMEOUT)
-        what = "its jobs are released" if closed else "its jobs are released when it expires"
+        """Close the session, which releases its jobs, and end the process without the loop.
+
+        After an abort, leave the session to expire, so that its jobs count as lost.
+        """
+        closed = not self._worker.is_aborted and self._worker.session.close_from_thread(
+            _CLOSE_TIMEOUT
+        )
+        what = "its jobs are released" if closed else "its jobs count as lost when it expires"
         self._log_from_thread(
             logging.WARNING,
             "the event loop is blocked and cannot stop; the session ends, %s, and so does the "

@@ -154,6 +154,9 @@ class Worker:
         self._exchanged_at = self._monotonic()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._is_aborted = False
+        self._leaves_jobs = False
+        """Whether the session still holds jobs of handlers that an abort has interrupted."""
         self._attempt_runner: AttemptRunner
 
     # Start and stop
@@ -161,6 +164,7 @@ class Worker:
     async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session, then start the reserve loop and the wake-up listener."""
         self._attempt_runner = attempt_runner
+        attempt_runner.is_worker_aborted = lambda: self.is_aborted
         if self._slots.batches is not None:
             attempt_runner.use_batch_calls(self._slots.batches)
         await self._open_session(self.session)
@@ -173,6 +177,22 @@ class Worker:
         self._release_all()
         self._trigger.wake()
         self._long_poll.interrupt()
+
+    def abort(self) -> None:
+        """Count the handlers that are interrupted from now on as lost: code in this process ends
+        the worker. Safe from any thread."""
+        self._is_aborted = True
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether code in this process ends the worker.
+
+        It has cancelled the worker's task, which the end of the event loop does too, or `abort` was
+        called.
+        """
+        task = self._task
+        is_cancelled = task is not None and task.cancelling() > 0 and not self._trigger.closing
+        return self._is_aborted or is_cancelled
 
     def finish(self) -> None:
         """Drain, and request a stop when the last running job has ended, however long it runs."""
@@ -194,18 +214,26 @@ class Worker:
         for attempt in self._slots.running:
             attempt.interrupt(Interruption.STOP)
         await self._wait_until_idle(_INTERRUPT_TIMEOUT, stop_now)
-        self._trigger.closing = True
-        self._trigger.wake()
-        self._long_poll.interrupt()
+        self._end_loop()
         if self._task is not None:
-            if self._task.done() and self.session.completer.has_pending:  # cancelled twice
-                self._task = asyncio.create_task(self._run(), name="nimburion-worker")
             await self._flush(self._task)
         return self._list_unfinished_leases()
 
     async def close_session(self, running: list[Lease]) -> None:
-        """Close the session. Leases in `running` stay until they expire; others are released."""
-        await self.session.close(running)
+        """Close the session. Leases in `running` stay until they expire; others are released.
+
+        After an abort that has interrupted handlers, let it expire, so that their jobs count as
+        lost.
+        """
+        if not await self._let_session_expire():
+            await self.session.close(running)
+
+    async def _let_session_expire(self) -> bool:
+        """Let the session expire if an abort leaves jobs in it; return whether it does."""
+        leaves_jobs = self._leaves_jobs or bool(self._list_unfinished_leases())
+        if self.is_aborted and leaves_jobs:
+            await self.session.let_expire()
+        return self.is_aborted and leaves_jobs
 
     @property
     def task(self) -> asyncio.Task[None] | None:
@@ -282,25 +310,44 @@ class Worker:
     # The loop
 
     async def _run(self) -> None:
-        try:
-            await self._make_exchanges()
-        except asyncio.CancelledError:
-            if self._trigger.closing:
-                raise
-            _log.warning("the worker's task was cancelled from outside; it takes no more jobs")
-            self._wind_down()
-            await self._make_exchanges()
+        while True:
+            try:
+                await self._make_exchanges()
+                break
+            except asyncio.CancelledError:
+                if self._trigger.closing:
+                    raise
+                if not self._trigger.cancelled:
+                    self._wind_down()
+        await self._let_session_expire()
 
     def _wind_down(self) -> None:
-        """Drain, so that the reserve loop ends after every attempt is settled and stored.
+        """Drain, so that the reserve loop ends after every attempt has ended, or the grace time.
 
         Called when a handler or the end of the event loop cancels the reserve loop.
         """
+        _log.error(
+            "the worker ends: code in this process has cancelled its tasks (asyncio.all_tasks()), "
+            "or has stopped its event loop. Each job that this interrupts counts a loss, and runs "
+            "again when the session has expired, within %g s",
+            self._settings.session_ttl,
+        )
         self.stop_reserving()
         self._trigger.cancelled = True
-        for attempt in self._slots.running:
+        for attempt in list(self._slots.running):
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
+                if not attempt.task.cancelling():
+                    attempt.interrupt(Interruption.STOP)
+        # A handler may wait for the tasks that it has cancelled, of which this loop is one.
+        self._loop.call_later(self._settings.grace, self._end_loop)
+
+    def _end_loop(self) -> None:
+        """Let the reserve loop send what is pending and end, whatever runs."""
+        self._is_aborted = self.is_aborted  # from here on, `_flush` may cancel the task
+        self._trigger.closing = True
+        self._trigger.wake()
+        self._long_poll.interrupt()
 
     def _end_unstarted(self, attempt: Attempt, _: object) -> None:
         """Settle an attempt whose task was cancelled before its first step."""
@@ -573,6 +620,8 @@ class Worker:
         if settlement is not None:
             attempt.settled = True
             self.session.completer.settle(settlement)
+        elif self.is_aborted:
+            self._leaves_jobs = True
         if attempt.call is not None and attempt.in_thread:
             # A thread cannot be stopped, so the slot stays occupied until it returns.
             attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -322,9 +323,8 @@ async def test_lease_lost_raised_by_a_handler_itself_is_a_failure() -> None:
     assert (record.state, record.failures) == (State.FAILED, 1)
 
 
-@pytest.mark.parametrize("drained", [False, True])
-async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) -> None:
-    """And what has not begun is released, counting nothing."""
+async def test_a_handler_that_cancels_its_caller_counts_a_failure() -> None:
+    """Where no worker runs: `process_one` is one task among those that it cancels."""
     test = asyncio.current_task()
 
     async def cancel_all(_: Context, __: bytes) -> None:
@@ -333,28 +333,86 @@ async def test_a_handler_that_cancels_all_tasks_counts_a_failure(drained: bool) 
                 task.cancel()
         await asyncio.Event().wait()
 
-    async def innocent(_: Context, __: bytes) -> None: ...
-
-    processor = Processor(MemoryBackend(), concurrency=2)
+    processor = Processor(MemoryBackend())
     processor.register("odd", cancel_all, retry_backoff=600)
-    processor.register("innocent", innocent)
     async with processor:
-        if not drained:
-            await processor.start()  # completely, or its own tasks are cancelled too
-        job_id = await processor.enqueue_raw("odd", b"{}", priority=9)
-        others = [await processor.enqueue_raw("innocent", b"{}") for _ in range(5)]
-        if drained:
-            with pytest.raises(asyncio.CancelledError):
-                await asyncio.create_task(processor.process_one())
-        else:
-            await wait_until(lambda: processor.health().state == "stopped", "it has stopped")
+        job_id = await processor.enqueue_raw("odd", b"{}")
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(processor.process_one())
         record = await processor.backend.get_job(job_id)
-        records = [await processor.backend.get_job(other) for other in others]
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
-    assert {(one.state, one.failures, one.lost) for one in records} <= {
-        (State.PENDING, 0, 0),
-        (State.COMPLETED, 0, 0),
-    }
+
+
+class CancelledJobs:
+    """The jobs of a worker, one of which cancels all tasks but its own and that of the test."""
+
+    def __init__(self, spared: asyncio.Task[Any] | None, then: str) -> None:
+        self._spared = spared
+        self._then = then
+        self._running = asyncio.Event()
+        self._never = asyncio.Event()
+
+    def register(self, processor: Processor) -> None:
+        for handler in (self.culprit, self.waits, self.breaks, self.returns):
+            processor.register(handler.__name__, handler, max_retries=0)
+
+    async def culprit(self, _: Context, __: bytes) -> None:
+        await self._running.wait()
+        own = asyncio.current_task()
+        assert own is not None
+        others = asyncio.all_tasks() - {self._spared, own}
+        for task in others:
+            task.cancel()
+        if self._then == "gather":
+            await asyncio.gather(*others, return_exceptions=True)
+        elif self._then == "raise":
+            raise ValueError
+        own.cancel()
+        with suppress(asyncio.CancelledError if self._then == "return" else ValueError):
+            await self._never.wait()
+
+    async def waits(self, _: Context, __: bytes) -> None:
+        await self._never.wait()
+
+    async def breaks(self, _: Context, __: bytes) -> None:
+        try:
+            await self._never.wait()
+        except asyncio.CancelledError:
+            raise ConnectionError from None
+
+    async def returns(self, _: Context, __: bytes) -> None:
+        self._running.set()
+        with suppress(asyncio.CancelledError):
+            await self._never.wait()
+
+
+LOST, COMPLETED = (State.PENDING, 0, 1), (State.COMPLETED, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("then", "end"),
+    [("wait", LOST), ("gather", LOST), ("return", COMPLETED), ("raise", (State.FAILED, 1, 0))],
+)
+async def test_what_runs_while_a_handler_cancels_all_tasks_counts_a_loss(
+    then: str, end: tuple[State, int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker leaves its session to expire: the culprit is not known, so all that it interrupts
+    counts as lost, and no failure. What ends by itself counts as usual."""
+    clock = FakeClock()
+    processor = Processor(MemoryBackend(clock=clock), clock=clock, concurrency=5, grace=0.1)
+    CancelledJobs(asyncio.current_task(), then).register(processor)
+    names = ("culprit", "waits", "breaks", "returns")
+    async with processor:
+        for name in names:
+            await processor.enqueue_raw(name, b"{}", id=name)
+        await processor.start()
+        await wait_until(lambda: processor.health().state == "stopped", "it has stopped")
+        clock.advance(60)
+        await processor.backend.rescue(10, max_lost=3)
+        records = [await processor.backend.get_job(name) for name in names]
+    ends = {each.id: (each.state, each.failures, each.lost) for each in records}
+    assert ends == {"culprit": end, "waits": LOST, "breaks": LOST, "returns": COMPLETED}
+    assert "job waits (waits) was interrupted by the end of its worker" in caplog.text
 
 
 @pytest.mark.parametrize("drained", [False, True])

@@ -213,6 +213,19 @@ async def leave_task() -> int:
     return 0
 
 
+@job(execution="process")
+async def cancel_all() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
+    await asyncio.Event().wait()
+
+
+@job(execution="process")
+def terminate_itself() -> int:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return os.getpid()
+
+
 @job(execution="process", timeout=60)
 def leave_program(path: str) -> None:
     """Start a program, which shares the output of the child and outlives it."""
@@ -271,6 +284,7 @@ processor.register(
         leave_thread,
         leave_task,
         leave_program,
+        *(cancel_all, terminate_itself),
         damage_channel,
         hold_memory,
         die_in_worker,

@@ -233,6 +233,23 @@ async def test_sigterm_to_a_child_changes_nothing(make: Make) -> None:
     assert again == process
 
 
+async def test_sigterm_from_a_handler_to_its_child_changes_nothing(make: Make) -> None:
+    processor = make()
+    await processor.start()
+    first = await processor.wait(await processor.enqueue(app.terminate_itself.job()), DEADLINE)
+    again = await processor.wait(await processor.enqueue(app.get_process.job()), DEADLINE)
+    assert again == first
+
+
+async def test_a_child_whose_tasks_are_cancelled_fails_its_own_attempt(make: Make) -> None:
+    processor = make()
+    await processor.start()
+    job_id = await processor.enqueue(app.cancel_all.job(), max_retries=0)
+    record = await wait_until_finished(processor, job_id)
+    assert (record.state, record.failures, record.lost) == (State.FAILED, 1, 0)
+    assert await processor.wait(await processor.enqueue(app.add.job(1, 1)), DEADLINE) == 2
+
+
 async def test_the_event_loop_runs_while_a_child_blocks(make: Make, tmp_path: Path) -> None:
     processor = make()
     await processor.start()

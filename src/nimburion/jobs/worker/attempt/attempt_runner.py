@@ -120,6 +120,8 @@ class AttemptRunner:
         self._failure_hook_runner = FailureHookRunner(guard)
         self._keep_default, self._keep_by_queue = keeps_arguments
         self.reporter: AttemptReporter = reporter
+        self.is_worker_aborted: Callable[[], bool] = lambda: False
+        """Returns whether code in this process ends the worker: what it interrupts is lost."""
         self._host = socket.gethostname()
 
     def start_batches_at_once(self) -> None:
@@ -300,6 +302,15 @@ class AttemptRunner:
             late = cast("_TimedOut", raised)
             attempt.raised = late.__cause__
             return outcomes.make_timeout_failure(late.seconds, context.attempt)
+        if self.is_worker_aborted() and _is_interrupted(attempt):
+            _log.warning(
+                "job %s (%s) was interrupted by the end of its worker, and counts a loss",
+                attempt.delivery.lease.job_id,
+                attempt.delivery.name,
+                extra=make_extra(attempt.delivery),
+            )
+            attempt.interruption = Interruption.LOST
+            return INTERRUPTED
         if issubclass(kind, asyncio.CancelledError):
             return self._classify_cancellation(attempt, cast("asyncio.CancelledError", raised))
         if issubclass(kind, LeaseLost):
@@ -378,6 +389,13 @@ class AttemptRunner:
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         permanent, number = handler.policy.permanent, attempt.delivery.attempt
         return outcomes.classify_exception(raised, number, permanent, self._limits.error)
+
+
+def _is_interrupted(attempt: Attempt) -> bool:
+    """Return whether the task of the handler was cancelled, and not because of its job alone."""
+    task = attempt.task
+    is_cancelled = task is not None and task.cancelling() > 0
+    return is_cancelled and attempt.interruption is not Interruption.CANCEL
 
 
 def _make_last_delivery(job: JobRecord) -> Delivery:

@@ -94,7 +94,8 @@ class WorkerSession:
         self._command: WorkerCommand | None = None
         """The latest command that was passed on."""
         self.lost: bool = False
-        """Whether an exchange found the session lost, before its heartbeat did."""
+        """Whether an exchange found the session lost, before its heartbeat did, or the worker lets
+        it expire."""
         self._heartbeat_runner = (
             HeartbeatThread(self.heartbeat) if threaded else HeartbeatTask(self.heartbeat)
         )
@@ -147,9 +148,7 @@ class WorkerSession:
         `until_answered` this waits for an unreachable backend without limit. A worker that
         continues needs this: an outage must not count its jobs as lost.
         """
-        self.completer.closed = True
-        await self._listener.stop()
-        await self._heartbeat_runner.stop()
+        await self._end()
         pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         until = self._clock.monotonic() + _CLOSE_TIMEOUT
         while True:
@@ -164,6 +163,22 @@ class WorkerSession:
                 await self._clock.sleep(next(pauses))
         how = "lost" if self.lost or self.heartbeat.ended else "closed"
         self._events.emit(SessionEnded(self.id, how))
+
+    async def let_expire(self) -> None:
+        """Stop the heartbeat and do not close the session.
+
+        When it has expired, a rescue counts one loss for each job that it still holds.
+        """
+        if not self.lost:
+            self.lost = True
+            await self._end()
+            self._events.emit(SessionEnded(self.id, "lost"))
+
+    async def _end(self) -> None:
+        """Make no more exchanges under this session, and send no more heartbeats."""
+        self.completer.closed = True
+        await self._listener.stop()
+        await self._heartbeat_runner.stop()
 
     def release(self, leases: Sequence[Lease], nonce: bytes | None) -> None:
         """Release leases on the connection of the heartbeat, because the worker's loop is blocked.
