@@ -334,11 +334,9 @@ class Worker:
         )
         self.stop_reserving()
         self._trigger.cancelled = True
-        for attempt in list(self._slots.running):
+        for attempt in self._slots.running:
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
-                if not attempt.task.cancelling():
-                    attempt.interrupt(Interruption.STOP)
         # A handler may wait for the tasks that it has cancelled, of which this loop is one.
         self._loop.call_later(self._settings.grace, self._end_loop)
 
@@ -747,9 +745,10 @@ class Worker:
         """Drop the leases of the ended session, close it, and open a new one unless stopping."""
         self._drop_leases()
         await self._wait_until_idle(_INTERRUPT_TIMEOUT, asyncio.Event())
-        await self.session.close(
-            self._list_unfinished_leases(), until_answered=not self._trigger.closing
-        )
+        if not await self._let_session_expire():
+            await self.session.close(
+                self._list_unfinished_leases(), until_answered=not self._trigger.closing
+            )
         if not (self._trigger.closing or self._trigger.cancelled):
             await self._open_session(self._make_session())
 
