@@ -20,7 +20,7 @@ from nimburion.core.errors import (
     Unstorable,
     UnusableConnection,
 )
-from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
 from tests.servers.server_kinds import RunningPostgres
@@ -349,6 +349,27 @@ async def test_an_error_inside_undoes_all_of_it(
     assert (status.state, status.error.type, rows(server)) == (
         (State.FAILED, "DivisionByZeroError", 0)
     )
+
+
+async def test_a_hook_for_a_failed_attempt_cannot_complete_the_job(
+    processor: Processor, server: RunningPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def pay(ctx: Context, _: bytes) -> None:
+        raise ValueError("no money")
+
+    @processor.on_failure
+    @processor.on_dead
+    async def write(ctx: Context, _: AttemptError) -> None:
+        async with ctx.transaction() as connection:
+            await connection.execute(ROW)
+
+    processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    assert await asyncio.wait_for(processor.drain(), DEADLINE) == 2
+    record = await processor.backend.get_job(job_id)
+    assert (record.state, record.failures, rows(server)) == (State.FAILED, 2, 0)
+    assert [each.type for each in record.history] == ["ValueError", "ValueError"]
+    assert caplog.text.count("the outcome of this attempt is decided") == 2
 
 
 async def test_a_handler_whose_connection_is_killed_fails_and_the_next_works(

@@ -20,15 +20,16 @@ from nimburion.backends.sqlite import SQLiteBackend, transactions
 from nimburion.backends.sqlite.notifications import CommitPoller
 from nimburion.core.errors import (
     BackendUnavailable,
+    DefinitionError,
     NotOpen,
     TransactionExpired,
     UnusableConnection,
 )
-from nimburion.core.job import NewJob
+from nimburion.core.job import AttemptError, NewJob
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor, State
 from nimburion.testing.clock import FakeClock
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_finished
 
 DEADLINE = 20.0
 ROW = "INSERT INTO account VALUES (1)"
@@ -266,6 +267,69 @@ async def test_what_fails_after_the_commit_changes_nothing(
     status = await run(processor, pay)
     assert (status.state, status.failures, rows(path)) == (State.COMPLETED, 0, 1)
     assert "completed by its own transaction" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["async", "def"])
+async def test_a_hook_for_a_failed_attempt_cannot_complete_the_job(
+    kind: str, processor: Processor, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The outcome is decided: it stays, with its history."""
+    called: list[str] = []
+
+    async def pay(ctx: Context, _: bytes) -> None:
+        raise ValueError("no money")
+
+    async def write(ctx: Context, _: AttemptError) -> None:
+        called.append(ctx.job_id)
+        async with ctx.transaction() as connection:
+            connection.execute(ROW)
+
+    def write_in_thread(ctx: Context, _: AttemptError) -> None:
+        called.append(ctx.job_id)
+        with ctx.transaction() as connection:
+            connection.execute(ROW)
+
+    hook = write if kind == "async" else write_in_thread
+    processor.on_failure(hook)
+    processor.on_dead(hook)
+    processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    assert await processor.drain() == 2
+    record = await processor.backend.get_job(job_id)
+    assert (record.state, record.failures, rows(path)) == (State.FAILED, 2, 0)
+    assert [each.type for each in record.history] == ["ValueError", "ValueError"]
+    assert called == [job_id, job_id]
+    assert caplog.text.count("the outcome of this attempt is decided") == 2
+
+
+async def test_a_handler_that_runs_on_after_its_timeout_cannot_complete_the_job(
+    processor: Processor, path: Path
+) -> None:
+    """Its hooks were called for a failed attempt."""
+    is_hook_called, has_ended = threading.Event(), threading.Event()
+    raised: list[BaseException] = []
+
+    def pay(ctx: Context, _: bytes) -> None:
+        try:
+            with ctx.transaction() as connection:
+                connection.execute(ROW)
+                assert is_hook_called.wait(DEADLINE)
+        except DefinitionError as error:
+            raised.append(error)
+        finally:
+            has_ended.set()
+
+    @processor.on_dead
+    async def wait_for_handler(ctx: Context, _: AttemptError) -> None:
+        is_hook_called.set()
+        assert await asyncio.to_thread(has_ended.wait, DEADLINE)
+
+    processor.register("pay", pay, max_retries=0, timeout=0.1)
+    job_id = await processor.enqueue_raw("pay", b"{}")
+    await processor.start()
+    record = await wait_until_finished(processor, job_id)
+    assert (record.state, record.failures, rows(path)) == (State.FAILED, 1, 0)
+    assert len(raised) == 1
 
 
 async def test_a_handler_cannot_commit_by_itself(processor: Processor, path: Path) -> None:

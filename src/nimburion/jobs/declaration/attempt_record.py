@@ -78,6 +78,9 @@ class AttemptRecord(msgspec.Struct, eq=False):
     completed: bool = False
     """Whether a transaction of the handler has completed the job; later events do not change
     that."""
+    is_decided: bool = False
+    """Whether the attempt has failed and its hooks were called: no transaction may complete the job
+    any more."""
     lease_lost: LeaseLost | None = None
     """The error of a transaction of the handler that found another worker on the job."""
     result: object = None

@@ -275,6 +275,7 @@ class Context(Generic[StateT_co]):
         Errors:
 
         - `LeaseLost`: another worker has the job by now; nothing was stored.
+        - `DefinitionError`: the attempt has failed, so its hooks cannot complete the job.
         - `NotSupported`: this backend has no transactions.
         - `UnusableConnection`: the connection does not fit the backend.
         - `TransactionExpired`: on SQLite, the transaction blocked all other writers for five

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nimburion.core.errors import LeaseLost, NotOpen, UseAwait
+from nimburion.core.errors import DefinitionError, LeaseLost, NotOpen, UseAwait
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import Transaction
 from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
@@ -77,6 +77,7 @@ class HandlerTransaction:
             ) from None
 
     async def _begin(self, connection: object) -> object:
+        self._check_undecided()
         transaction = self._make(connection)
         given = await transaction.begin()
         self._transaction = transaction
@@ -91,6 +92,7 @@ class HandlerTransaction:
             return
         record = self._record
         try:
+            self._check_undecided()
             completed = Completed(
                 record.delivery.lease, record.encode_result(), record.keep_payload
             )
@@ -102,3 +104,16 @@ class HandlerTransaction:
             await transaction.rollback()
             raise
         record.completed = True
+
+    def _check_undecided(self) -> None:
+        """Check that the transaction may still complete the job.
+
+        Raises:
+            DefinitionError: the attempt has failed.
+        """
+        if self._record.is_decided:
+            raise DefinitionError(
+                "the outcome of this attempt is decided: ctx.transaction() completes the job, so "
+                "it cannot be used after the attempt has failed, nor in on_failure and on_dead. "
+                "Write rows there with a connection of your own"
+            )

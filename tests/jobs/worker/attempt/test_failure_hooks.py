@@ -274,6 +274,27 @@ async def test_a_job_whose_workers_were_lost_is_reported_by_the_worker_that_resc
         assert (await processor.get_status(job_id)).state is State.FAILED
 
 
+async def test_the_hook_for_a_lost_job_cannot_begin_a_transaction(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    async with Processor(backend, clock=clock, max_lost=1) as processor:
+
+        @processor.on_dead
+        async def write(ctx: Context, error: AttemptError) -> None:
+            async with ctx.transaction():
+                pass
+
+        processor.register("raw", fail)
+        await processor.enqueue_raw("raw", b"{}")
+        await backend.open_session(Session(id="0" * 32, queues=("default",), names=("raw",)))
+        await backend.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("default", "raw"),)))
+        clock.advance(31.0)
+        await processor.drain()
+    assert "the outcome of this attempt is decided" in caplog.text
+
+
 class Unreadable(MemoryBackend):
     """Answers the reads of single jobs with these errors, in this order, and then as usual."""
 

@@ -214,7 +214,8 @@ class AttemptRunner:
         hooks = self._failure_hooks.select_for_dead(handler.policy if handler else None)
         if not hooks or job.error is None:
             return
-        context = Context(AttemptRecord(_make_last_delivery(job), ""), self._services)
+        record = AttemptRecord(_make_last_delivery(job), "", is_decided=True)
+        context = Context(record, self._services)
         if handler is not None:
             _decode_if_missing(context, handler)
         await self._failure_hook_runner.run(hooks, context, job.error, lambda: True)
@@ -229,6 +230,7 @@ class AttemptRunner:
         """
         hooks = self._failure_hooks.select(settlement, handler.policy)
         if hooks and attempt.context is not None:
+            attempt.is_decided = True
             _decode_if_missing(attempt.context, handler)
             await self._failure_hook_runner.run(
                 hooks, attempt.context, settlement.error, lambda: attempt.must_end
