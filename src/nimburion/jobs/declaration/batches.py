@@ -56,13 +56,13 @@ class BatchContext(Generic[StateT_co]):
         """Set the outcome of the job at this place of the list, which takes precedence over what
         the handler returns or raises.
 
-        An exception ends the attempt of this job as if its handler had raised it: an error fails
+        An exception, or its class, ends the attempt of this job as if raised: an error fails
         it, and `Retry`, `Snooze` and `Cancel` mean what they mean in other handlers. Any other
         value is its result. Raises `IndexError` if there is no such job.
         """
         if not 0 <= place < len(self.jobs):
             raise IndexError(f"the batch has {len(self.jobs)} jobs, so there is no job {place}")
-        self.outcomes[place] = outcome
+        self.outcomes[place] = _make_exception(outcome)
 
 
 def read_outcomes(returned: object, context: BatchContext[Any]) -> list[object]:
@@ -74,7 +74,7 @@ def read_outcomes(returned: object, context: BatchContext[Any]) -> list[object]:
     if returned is None:
         outcomes: list[object] = [None] * count
     elif isinstance(returned, list | tuple) and len(returned) == count:
-        outcomes = list(returned)
+        outcomes = [_make_exception(outcome) for outcome in returned]
     else:
         found = (
             f"{len(returned)} outcomes" if isinstance(returned, list | tuple) else repr(returned)
@@ -91,3 +91,13 @@ def read_outcomes(returned: object, context: BatchContext[Any]) -> list[object]:
 def spread_error(error: BaseException, context: BatchContext[Any]) -> list[object]:
     """Return one outcome for each job of a batch whose handler raised this error."""
     return [context.outcomes.get(place, error) for place in range(len(context.jobs))]
+
+
+def _make_exception(outcome: object) -> object:
+    """Return an instance of an exception class, as `raise` makes it; any other outcome as it is."""
+    if not (isinstance(outcome, type) and issubclass(outcome, BaseException)):
+        return outcome
+    try:
+        return outcome()
+    except BaseException as error:  # noqa: BLE001 - a class that needs arguments raises TypeError
+        return error

@@ -82,6 +82,33 @@ async def test_each_job_has_its_own_outcome(processor: Processor, clock: FakeClo
     assert (await processor.get_status(ids[4])).failures == 0
 
 
+class NeedsReason(Exception):
+    """Cannot be made without an argument."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+async def test_an_exception_class_as_outcome_means_what_it_means_after_raise(
+    fails: bool, processor: Processor
+) -> None:
+    @processor.job(batch=10, max_retries=0)
+    async def index(ctx: BatchContext, names: list[str]) -> list[Any]:
+        ctx.set_outcome(0, PermanentError)
+        ctx.set_outcome(1, Cancel)
+        if fails:
+            raise LookupError
+        return [None, None, KeyError, NeedsReason]
+
+    ids = [await index.enqueue(str(n)) for n in range(4)]
+    await processor.process_one()
+    assert await states(processor, ids) == ["failed", "cancelled", "failed", "failed"]
+    errors = [(await processor.get_status(ids[place])).history[0] for place in (0, 2, 3)]
+    expected = ["LookupError", "LookupError"] if fails else ["KeyError", "TypeError"]
+    assert [each.type for each in errors] == ["PermanentError", *expected]
+
+
 async def test_outcomes_can_be_set_and_jobs_know_their_context(processor: Processor) -> None:
     @processor.job(batch=10, max_retries=0)
     async def index(ctx: BatchContext, names: list[str]) -> None:
