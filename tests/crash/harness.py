@@ -156,7 +156,9 @@ class ProcessHarness:
 
             await self.wait_until(rescued, "the jobs are rescued")
 
-    async def supervise(self, job_ids: list[str], **options: Any) -> int:
+    async def supervise(
+        self, job_ids: list[str], *, seconds: float = DEADLINE, **options: Any
+    ) -> int:
         """Keep one worker running until these jobs have ended; how many were started."""
         process, started = self.start_worker(**options), 1
 
@@ -168,7 +170,7 @@ class ProcessHarness:
                 process, started = self.start_worker(**options), started + 1
             return False
 
-        await self.wait_until(ended, "the jobs have ended")
+        await self.wait_until(ended, "the jobs have ended", seconds)
         return started
 
     async def wait_until(

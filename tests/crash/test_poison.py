@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import State
-from tests.crash.harness import ProcessHarness
+from tests.crash.harness import DEADLINE, ProcessHarness
 
 pytestmark = pytest.mark.slow
 
@@ -54,11 +54,14 @@ class Poison:
 
 
 async def _check_isolated(harness: ProcessHarness, name: str) -> None:
-    """It becomes a dead letter by its losses. What runs beside it counts one at most, and ends."""
+    """It becomes a dead letter by its losses. What runs beside it counts one, and completes.
+
+    Three sessions expire, one after another.
+    """
     neighbours = await harness.enqueue("hanging", 4)
     [culprit] = await harness.enqueue(name)
     options = {"concurrency": 5, "grace": 0.1, "max_retries": 0}
-    await harness.supervise([culprit, *neighbours], **options)
+    await harness.supervise([culprit, *neighbours], seconds=3 * DEADLINE, **options)
     record = await harness.get_record(culprit)
     assert (record.state, record.reason) == (State.FAILED, "lost")
     assert (record.failures, record.lost) == (0, 3)

@@ -232,6 +232,59 @@ def test_logging_is_configured_once(log_format: LogFormat) -> None:
         assert line.endswith(" WARNING a shown")
 
 
+RAW = "\x1b]0;raw\x07"
+"""A control sequence for terminals."""
+
+
+class OddClass(type):
+    """Its attributes raise."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in {"__qualname__", "__name__", "__module__"}:
+            raise RuntimeError(RAW)
+        return super().__getattribute__(name)
+
+
+class OddError(Exception, metaclass=OddClass):
+    """An exception whose traceback cannot be formatted."""
+
+
+class Odd:
+    """A value without a text."""
+
+    def __repr__(self) -> str:
+        raise OddError(RAW)
+
+
+def log_odd_records(log: logging.Logger) -> None:
+    try:
+        raise OddError(RAW)
+    except OddError:
+        log.exception("an odd error")
+    log.info("the value %s", Odd())
+    log.info(RAW + " %d", "text")
+    log.info("a field", extra={"tenant": Odd()})
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JSONFormatter()])
+def test_a_record_that_cannot_be_formatted_is_logged_without_control_characters(
+    formatter: logging.Formatter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise the logging module reports it, with the raw text of the error."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    log = logging.Logger("odd")  # noqa: LOG001 (without a parent: pytest cannot format these either)
+    log.addHandler(handler)
+    log_odd_records(log)
+    written = stream.getvalue()
+    for part in ("an odd error", "the value %s", "TypeError", "a field", Path(__file__).name):
+        assert part in written
+    assert len([line for line in written.splitlines() if not line.startswith(" ")]) == 4
+    assert RAW not in written
+    assert capsys.readouterr().err == ""
+
+
 def test_another_format_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="text, json"):
         configure_logging(format="yaml")  # type: ignore[arg-type]

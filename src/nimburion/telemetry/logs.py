@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Literal, Protocol, TextIO
 
 from nimburion.core.errors import ConfigurationError
@@ -46,6 +47,11 @@ FIELDS = (
 
 MAX_ARGUMENTS = 1_000
 """The maximum number of characters of `arguments`; longer texts are cut."""
+
+_ExceptionInfo = (
+    tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+)
+"""The result type of `sys.exc_info`."""
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -125,7 +131,28 @@ class AttemptFilter(logging.Filter):
         return True
 
 
-class TextFormatter(logging.Formatter):
+class _RobustFormatter(logging.Formatter):
+    """Formats every record.
+
+    If `format` raised an error, logging would write it with its raw text to standard error, and the
+    record would be missing.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format_record(record)
+        except Exception as error:  # noqa: BLE001 - of the message, its arguments or a field
+            return self.format_record(_replace_message(record, error))
+
+    def format_record(self, record: logging.LogRecord) -> str:
+        """Return the text of a record. Raises whatever the texts of its values raise."""
+        return super().format(record)
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802 (logging's name)
+        return format_exception(ei)
+
+
+class TextFormatter(_RobustFormatter):
     """One line a record: time, level, logger, message, and the fields of the job.
 
     Control characters are escaped, so that a record cannot send control sequences to the terminal.
@@ -136,10 +163,10 @@ class TextFormatter(logging.Formatter):
     def __init__(self, fmt: str = "%(asctime)s %(levelname)-7s %(name)s %(message)s") -> None:
         super().__init__(fmt)
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format_record(self, record: logging.LogRecord) -> str:
         """Return the text of a record."""
         # Escape the whole text: another handler may have cached the traceback in the record.
-        return escape_lines(super().format(record)).replace("\n", "\n  ")
+        return escape_lines(super().format_record(record)).replace("\n", "\n  ")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         """Return the first line of a record."""
@@ -147,7 +174,7 @@ class TextFormatter(logging.Formatter):
         return escape_controls(" ".join(parts))
 
 
-class JSONFormatter(logging.Formatter):
+class JSONFormatter(_RobustFormatter):
     """One JSON object a record, in ASCII, on one line.
 
     It has `time` (ISO 8601, UTC), `level`, `logger`, `message`, the fields of the job, whatever
@@ -155,7 +182,7 @@ class JSONFormatter(logging.Formatter):
     not JSON becomes a text.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
+    def format_record(self, record: logging.LogRecord) -> str:
         """Return the JSON of a record."""
         values: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -179,6 +206,14 @@ class JSONFormatter(logging.Formatter):
         if not record.exc_text and record.exc_info:
             record.exc_text = self.formatException(record.exc_info)
         return record.exc_text or ""
+
+
+def format_exception(info: _ExceptionInfo) -> str:
+    """Return a traceback as text, also if the class of the exception keeps it from being made."""
+    try:
+        return logging.Formatter().formatException(info)
+    except Exception:  # noqa: BLE001 - an attribute of the class raises
+        return "<the traceback of this exception cannot be formatted>"
 
 
 def configure_logging(
@@ -208,6 +243,16 @@ def configure_logging(
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
+def _replace_message(record: logging.LogRecord, error: Exception) -> logging.LogRecord:
+    """Return a copy of a record with a message that states why its own cannot be formatted."""
+    template = record.msg if type(record.msg) is str else ""
+    message = (
+        f"{template!r} of {record.pathname}:{record.lineno} cannot be formatted: "
+        f"{_read_type_name(error)}: {_to_text(error)}"
+    )
+    return logging.makeLogRecord({**record.__dict__, "msg": message, "args": ()})
+
+
 def _set_unless_none(values: dict[str, Any], name: str, value: object) -> None:
     if value is not None and values.get(name) is None:
         values[name] = value
@@ -232,7 +277,9 @@ def _list_fields(record: logging.LogRecord) -> list[str]:
     """Return the fields of a record as `name=value`."""
     values = record.__dict__
     return [
-        f"{name}={_quote(str(values[name]))}" for name in FIELDS if values.get(name) is not None
+        f"{name}={_quote(_to_text(values[name]))}"
+        for name in FIELDS
+        if values.get(name) is not None
     ]
 
 
@@ -257,4 +304,9 @@ def _encode(values: dict[str, Any]) -> str:
 def _to_text(value: object) -> str:
     with suppress(Exception):
         return str(value)
-    return f"<{type(value).__name__}>"
+    return f"<{_read_type_name(value)}>"
+
+
+def _read_type_name(value: object) -> str:
+    """Return the name of the type of a value, whatever the attributes of its class do."""
+    return str(vars(type)["__name__"].__get__(type(value)))

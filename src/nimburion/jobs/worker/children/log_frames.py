@@ -12,7 +12,7 @@ from nimburion.core.text.shortening import shorten
 from nimburion.jobs.declaration.context import get_current_context
 from nimburion.jobs.worker.children.line_budget import LINES_PER_SECOND, LineBudget
 from nimburion.jobs.worker.children.messages import Logged, ToParent
-from nimburion.telemetry.logs import AttemptFilter
+from nimburion.telemetry.logs import AttemptFilter, format_exception
 
 MAX_LINE = 8_192
 """Characters of a message or an output line; longer ones are cut."""
@@ -87,7 +87,7 @@ def _read_fields(record: logging.LogRecord) -> dict[str, str | int | float | boo
     fields = {name: values[name] for name in _SENT}
     fields["msg"] = cut(record.getMessage(), MAX_LINE)
     if record.exc_info:
-        text = record.exc_text or logging.Formatter().formatException(record.exc_info)
+        text = record.exc_text or format_exception(record.exc_info)
         fields["exc_text"] = cut(text, _MAX_TRACEBACK)
     if record.stack_info:
         fields["stack_info"] = cut(record.stack_info, _MAX_TRACEBACK)
