@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,7 +30,7 @@ from nimburion.backends.redis.queries import (
     PageScan,
     split_fields,
 )
-from nimburion.backends.redis.record_format import STATE_CODES
+from nimburion.backends.redis.record_format import STATE_CODES, UNKNOWN_LANE
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.statistics import StatisticsRead
@@ -249,10 +249,14 @@ class RedisBackend:
         """
         if not jobs:
             return []
+        connections = self._get_connections()
         if len(jobs) == 1 and (plain := enqueueing.encode_single(jobs[0])) is not None:
-            stream = self._get_connections().long_poll.get_stream(jobs[0].queue)
-            reply = await self._run_enqueue_script("enqueue_one", plain, more_keys=[stream])
-            return enqueueing.make_single_result(jobs[0], reply)
+            stream = connections.long_poll.get_stream(jobs[0].queue)
+            reply = await self._run_enqueue_script(
+                connections, "enqueue_one", plain, more_keys=[stream]
+            )
+            if reply != UNKNOWN_LANE:
+                return enqueueing.make_single_result(jobs[0], reply)
         slices = enqueueing.encode_batches(jobs)
         if len(slices) > 1:
             reply = await self._run_script("check_enqueue", *enqueueing.encode_lookups(jobs))
@@ -264,8 +268,10 @@ class RedisBackend:
         for at, batch in enumerate(slices):
             part = jobs[at * _MAX_PER_SCRIPT : (at + 1) * _MAX_PER_SCRIPT]
             is_last = at == len(slices) - 1
-            reply = await self._run_enqueue_script("enqueue", batch.make_arguments(), flush=is_last)
-            trips.add(self._get_connections().enqueues.connection_count)
+            reply = await self._run_enqueue_script(
+                connections, "enqueue", batch.make_arguments(), flush=is_last
+            )
+            trips.add(connections.enqueues.connection_count)
             found = enqueueing.make_results(part, reply)
             results += found
             if any(result.outcome in {"conflict", "taken"} for result in found):
@@ -276,6 +282,7 @@ class RedisBackend:
 
     async def _run_enqueue_script(
         self,
+        connections: RedisConnections,
         script: str,
         arguments: Sequence[CommandPart],
         *,
@@ -283,7 +290,7 @@ class RedisBackend:
         flush: bool = True,
     ) -> Any:  # noqa: ANN401 - a script's reply
         """Store new jobs. With `durable_enqueue`, wait until they are on the server's disk."""
-        connections, flush = self._get_connections(), flush and self.settings.durable_enqueue
+        flush = flush and self.settings.durable_enqueue
         then = connections.make_flush_commands(self.settings) if flush else ()
         reply, *flushed = await connections.run_script(
             connections.enqueues,
@@ -761,7 +768,8 @@ class RedisBackend:
     ) -> Fired:
         """See `Backend.fire`."""
         arguments = operations.encode_fire(name, (expected_last, tick), job, overlap)
-        return operations.decode_fired(await self._run_enqueue_script("fire", arguments))
+        reply = await self._run_enqueue_script(self._get_connections(), "fire", arguments)
+        return operations.decode_fired(reply)
 
 
 FORMAT = 1
@@ -822,7 +830,7 @@ class RedisConnections:
         _check_format(int(found), self.settings)
         return []
 
-    async def run_script(
+    def run_script(
         self,
         connection: CommandConnection,
         name: str,
@@ -833,12 +841,12 @@ class RedisConnections:
         before: Sequence[Command] = (),
         after: Sequence[Command] = (),
         long_poll: float = 0.0,
-    ) -> list[Any]:
+    ) -> Coroutine[Any, Any, list[Any]]:
         """Run a script with commands before and after it in one request. Return all replies in
         order.
         """
         script, keys = self._scripts[name]
-        return await connection.run_script(
+        return connection.run_script(
             script,
             [*keys, *more_keys],
             [*times, *arguments],

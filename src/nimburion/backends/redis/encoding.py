@@ -57,6 +57,9 @@ def encode_time(micros: int) -> bytes:
     return SEQ.pack(micros + _TIME_BIAS)
 
 
+_NO_SPAN = encode_time(0)
+
+
 def decode_time(biased: int) -> float:
     """Return the seconds for the 8 bytes of an encoded time, given as an integer."""
     return (biased - _TIME_BIAS) / MICRO
@@ -76,11 +79,13 @@ def encode_position(job: NewJob, lane: int) -> bytes:
     """Encode the position of a new job: the index of its lane in the call, its rank and its due
     time.
     """
-    if job.at is None:
-        return POSITION.pack(
-            lane, MAX_PRIORITY - job.priority, DUE_AFTER, encode_time(max(0, to_micros(job.after)))
-        )
-    return POSITION.pack(lane, MAX_PRIORITY - job.priority, DUE_AT, encode_time(to_micros(job.at)))
+    if job.at is not None:
+        mode, time = DUE_AT, encode_time(to_micros(job.at))
+    elif job.after:
+        mode, time = DUE_AFTER, encode_time(max(0, to_micros(job.after)))
+    else:
+        mode, time = DUE_AFTER, _NO_SPAN
+    return POSITION.pack(lane, MAX_PRIORITY - job.priority, mode, time)
 
 
 def encode_body(job: NewJob) -> tuple[bytes, bytes | None]:

@@ -88,7 +88,8 @@ def encode_batch(jobs: Sequence[NewJob]) -> EncodedBatch:
 
 @reject_unstorable_text
 def encode_single(job: NewJob) -> list[bytes] | None:
-    """Return the arguments of `enqueue_one.lua`; None if the job needs `enqueue.lua`.
+    """Return the arguments of `enqueue_one.lua`; None if the job needs `enqueue.lua`. So does a job
+    whose lane is new, as the reply `UNKNOWN_LANE` says.
 
     Raises:
         Unstorable: a time or a text cannot be stored.
@@ -96,8 +97,7 @@ def encode_single(job: NewJob) -> list[bytes] | None:
     body, _ = encode_body(job)
     if body[0] & _GENERAL_FLAGS:
         return None
-    lane, queue = f"{job.queue}\0{job.name}".encode(), job.queue.encode()
-    return [encode_position(job, 0)[2:], lane, queue, encode_id(job.id), body]
+    return [encode_position(job, 0)[2:], f"{job.queue}\0{job.name}".encode(), body]
 
 
 def make_single_result(job: NewJob, code: bytes) -> list[Enqueued]:

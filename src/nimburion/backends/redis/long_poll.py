@@ -33,6 +33,7 @@ class StreamLongPoll:
         self._streams = streams
         self._exchanges = exchanges
         self._commands = commands
+        self._streams_by_queue: dict[str, bytes] = {}
         self._connection_count = 0
         self._last_entries: dict[CommandPart, bytes] = {}
         self._blocked_on: tuple[bytes, ...] = ()
@@ -67,7 +68,11 @@ class StreamLongPoll:
 
     def get_stream(self, queue: str) -> bytes:
         """Return the wake-up stream of a queue."""
-        return self._streams[compute_stream_number(queue)]
+        stream = self._streams_by_queue.get(queue)
+        if stream is None:
+            stream = self._streams[compute_stream_number(queue)]
+            self._streams_by_queue[queue] = stream
+        return stream
 
     def end_wait(self) -> None:
         """Record that the exchange has ended and no read blocks."""

@@ -61,6 +61,8 @@ DUE_AT, DUE_AFTER = b"a", b"d"
 
 CREATED, EXISTS, CONFLICT, TAKEN, REFUSED, REPLACED = b"c", b"e", b"x", b"t", b"r", b"p"
 """The outcomes of an enqueue."""
+UNKNOWN_LANE = b"u"
+"""The lane of the job is new. Nothing was stored."""
 REPLACEABLE = b"w"
 """The unique key is taken, and the job that holds it waits."""
 

@@ -105,7 +105,7 @@ class CommandConnection:
             protocol = await self._reconnect()  # it has its own timeout and error messages
         sent = False
         try:
-            packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
+            packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
             sent = True
             replies = await protocol.request(packed, len(commands), self._timeout + long_poll)
         except (TimeoutError, *DRIVER_ERRORS) as error:

@@ -15,5 +15,7 @@ local DUE_AT, DUE_AFTER = 'a', 'd'
 
 -- Outcomes
 local CREATED, EXISTS, CONFLICT, TAKEN, REFUSED, REPLACED = 'c', 'e', 'x', 't', 'r', 'p'
+-- The lane of the job is new. Nothing was stored.
+local UNKNOWN_LANE = 'u'
 -- The unique key is taken, and the job that holds it waits.
 local REPLACEABLE = 'w'

@@ -1,29 +1,25 @@
 -- enqueue_one: stores one job without a unique key and without a large payload. It does what enqueue.lua does at half the cost.
--- Keys: counters lane_number lane_name job job_seq ready scheduled lane_counts notify
+-- Keys: counters lane_number job job_seq ready scheduled lane_counts notify
 -- Arguments:
 --   KEYS[#KEYS] the wake-up stream of the queue (after the keys above)
 --   ARGV[3] rank 1 | mode 1 | value 8 (see enqueue_jobs.lua)
 --   ARGV[4] the full lane name
---   ARGV[5] the queue
---   ARGV[6] the id
---   ARGV[7] the body without its first 20 bytes
--- Reply: CREATED, EXISTS or CONFLICT
+--   ARGV[5] the body without its first 20 bytes
+-- Reply: CREATED, EXISTS or CONFLICT; or UNKNOWN_LANE: no job of this lane was stored before, and enqueue.lua must store this one
 -- Atomic: one script. A full server rejects it before it begins.
 -- Cost: O(log n) for n waiting jobs.
-local position, full_name, queue, id, body = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+local position, full_name, body = ARGV[3], ARGV[4], ARGV[5]
 local number = redis.call('HGET', lane_number_key, full_name)
+if not number then
+  return UNKNOWN_LANE
+end
+local id = string.sub(body, NEW_JOB_ID, NEW_JOB_ID_LENGTH + string.byte(body, NEW_JOB_ID_LENGTH))
 local field = struct.pack('>I8', redis.call('HINCRBY', counters_key, 'seq', 1))
 if redis.call('HSETNX', job_seq_key, id, string.sub(field, 3)) == 0 then
   redis.call('HINCRBY', counters_key, 'seq', -1)
   local known = redis.call('HGET', job_key, '\0\0' .. redis.call('HGET', job_seq_key, id))
   local known_digest = string.sub(known, JOB_DIGEST, JOB_DIGEST_END)
   return known_digest == string.sub(body, NEW_JOB_DIGEST, NEW_JOB_DIGEST_END) and EXISTS or CONFLICT
-end
-
-if not number then
-  number = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'lane', 1))
-  redis.call('HSET', lane_number_key, full_name, number)
-  redis.call('HSET', lane_name_key, number, full_name)
 end
 
 local rank, mode, due8 = struct.unpack('>c1c1c8', position)
@@ -42,6 +38,7 @@ else
 end
 
 -- See notify.lua: the fields of the subscribers of the channel, and of those that wait on the stream.
+local queue = string.sub(full_name, 1, string.find(full_name, '\0', 1, true) - 1)
 local long_poll_field = queue .. '\0'
 local subscribers = redis.call('HMGET', notify_key, queue, long_poll_field)
 if subscribers[1] then
