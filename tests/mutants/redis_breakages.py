@@ -57,8 +57,9 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a repeat reserves anew",
         "backends/redis/*.lua",
-        "  $details, $bodies, $nonce = $repeat_leases()\n  $lanes = $find_open_lanes($request, {})\n",
-        "  $lanes = $find_open_lanes($request, {})\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n",
+        "  $details, $bodies, $nonce = $repeat_leases($session4, $number8, $nonce, $request.max_bytes)\n"
+        "  $lanes = $find_open_lanes($request, $numbers, {})\n",
+        "  $lanes = $find_open_lanes($request, $numbers, {})\n  $details, $bodies = lease_jobs(session4, number8, nonce, choose_jobs($lanes, $request), $lanes, $request.max_bytes)\n",
         (f"{REDIS}test_a_repeat_brings_the_same_deliveries",),
     ),
     Mutant(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from nimburion.backends.redis.scripts import hide_private_names, inline_keys
+from nimburion.backends.redis.scripts import (
+    FOLDERS,
+    PACKAGE,
+    SCRIPT_SPECS,
+    defer_parts,
+    hide_private_names,
+    inline_keys,
+)
+from nimburion.backends.sql_files import LuaFiles
 
 ADD = """
 local total, step = 0, 1
@@ -37,3 +45,34 @@ def test_only_keys_that_are_used_often_have_a_local() -> None:
     text, bound = inline_keys(f"{often}use(once_key, other_key)\n", ("once", "often"))
     assert bound == {"often_key": "KEYS[2]"}
     assert text == f"{often}use(KEYS[1], other_key)\n"
+
+
+RATES = """\
+local known = {}
+local function get_rate(name)
+  return known[name]
+end
+local function write_rates()
+  known = {}
+end
+"""
+
+
+def test_the_functions_of_a_deferred_part_are_created_when_one_is_called() -> None:
+    operation = "local rate = get_rate('mail')\nwrite_rates()\n"
+    texts = {"rate_limits": RATES, "operation": operation}
+    first, part, rest = defer_parts(texts, (("rate_limits",),), LuaFiles(PACKAGE, *FOLDERS))
+    assert "local deferred = {" in first
+    assert "  local function get_rate(name)\n" in part
+    assert "return { get_rate = get_rate, write_rates = write_rates }" in part
+    assert "write_rates = do_nothing }, deferred)" in part  # as its header says
+    assert rest == (
+        "local rate = rate_limits_part.get_rate('mail')\nrate_limits_part.write_rates()\n"
+    )
+
+
+def test_groups_of_deferred_parts_are_neighbours() -> None:
+    for spec in SCRIPT_SPECS.values():
+        for group in spec.deferred:
+            first = spec.shared.index(group[0])
+            assert spec.shared[first : first + len(group)] == group

@@ -4,7 +4,7 @@ uses.
 - `lua/operations`: one file per operation, in folders that are named after the protocols of
   `core/backend.py`.
 - `lua/formats`: parts that read and write records, names and numbers.
-- `lua/shared`: parts that do one step of several operations.
+- `lua/shared`: parts that do one step of an operation.
 
 The header of a file has these labels:
 
@@ -14,6 +14,8 @@ The header of a file has these labels:
   script, ARGV[1] and ARGV[2] are the times of a test (see `times.lua`), or empty.
 - Provides (shared parts): the functions for other parts. Reply (operations): what the script
   returns.
+- Idle: functions that do nothing before another function of the part was called (see
+  `defer_parts`).
 - Atomic: what holds if scripts of other clients run before or after this one.
 - Cost: time on the server.
 
@@ -29,6 +31,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache, partial
+from textwrap import indent
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -53,13 +56,16 @@ class ScriptSpec(NamedTuple):
     """The parts and flags of the script of one operation."""
 
     shared: tuple[str, ...] = ()
+    """The parts, each after those that it uses."""
     flags: str = ""
     """`allow-oom`: the script may run on a full server, because it frees memory or lets jobs
     continue. `no-writes`: the script only reads.
     """
+    deferred: tuple[tuple[str, ...], ...] = ()
+    """Groups of parts, neighbours in `shared`, that most calls do not need (see `defer_parts`)."""
 
 
-_RECORD_PARTS = ("times", "constants", "record_format", "batching")
+_RECORD_PARTS = ("times", "constants", "strings", "record_format", "session_format", "batching")
 _ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
 _KEY_PARTS = ("rate_limits", "tenant_turns", "keyed_limits")
 _LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lanes", *_KEY_PARTS, "limit_changes")
@@ -80,8 +86,17 @@ SCRIPT_SPECS = MappingProxyType(
             (*_RECORD_PARTS, "unique_keys", "new_job_format", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
-            (*_WRITE_PARTS, "settle", "promote_due", "pauses", "heap", "next_turns", "reserve"),
+            (
+                *_WRITE_PARTS,
+                *("settle", "promote_due", "restrictions", "read_lanes", "pauses", "heap"),
+                *("next_turns", "choose_jobs", "lease_jobs", "repeat_leases", "reserve"),
+            ),
             "allow-oom",
+            (
+                *(("record_format",), ("notify",), ("unique_keys",), _KEY_PARTS),
+                *(("write_buffer", "settle"), ("pauses", "heap", "next_turns", "choose_jobs")),
+                *(("lease_jobs",), ("repeat_leases",)),
+            ),
         ),
         "open_session": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
@@ -208,7 +223,8 @@ def build_script(files: LuaFiles, name: str, spec: ScriptSpec, *, flagged: bool)
     keys = collect_keys(files, used)
     body = inline_constants(_PART_END.join(f"{files[part]}\n" for part in used))
     body, bound = inline_keys(drop_unused_functions(body), keys)
-    body = hide_private_names(body.split(_PART_END))
+    texts = dict(zip(used, body.split(_PART_END), strict=True))
+    body = hide_private_names(defer_parts(texts, spec.deferred, files))
     text = (make_prologue(spec.flags, bound, flagged=flagged) + body).encode()
     sha = hashlib.sha1(text, usedforsecurity=False).hexdigest().encode()
     return Script(name, text, sha, keys)
@@ -260,6 +276,52 @@ def collect_keys(files: LuaFiles, used: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _PART_END = "-- end of a part\n"
+_DEFER = """\
+local function do_nothing() end
+local deferred = { __index = function(part, name)
+  setmetatable(part, nil)
+  for created_name, created in pairs(part.create()) do
+    part[created_name] = created
+  end
+  return part[name]
+end }
+"""
+
+
+def defer_parts(
+    texts: dict[str, str], groups: tuple[tuple[str, ...], ...], files: LuaFiles
+) -> list[str]:
+    """Return the texts of the parts in order, each group of deferred parts as one text.
+
+    A server creates all functions of a script at each call. For an exchange this would take longer
+    than its work. The functions of a deferred group are fields of a table, and are created when the
+    script first calls one of them. Until then, the functions that the label `Idle` in the header of
+    a part names do nothing.
+    """
+    if not groups:
+        return list(texts.values())
+    result = dict(texts)
+    for group in groups:
+        body = "".join(result[part] for part in group)
+        idle = [name for part in group for name in files.read_header_field(part, "Idle").split()]
+        others = "".join(text for part, text in result.items() if part not in group)
+        names = [found[1] for found in _FUNCTION.finditer(body) if f"{found[1]}(" in others]
+        table = f"{group[0]}_part"
+        calls = re.compile(rf"(?<![\w.])(?={'|'.join(rf'{name}[(]' for name in names)})")
+        result = {
+            part: text if part in group else calls.sub(f"{table}.", text)
+            for part, text in result.items()
+            if part == group[0] or part not in group
+        }
+        fields = "".join(f", {name} = do_nothing" for name in idle)
+        created = ", ".join(f"{name} = {name}" for name in names)
+        result[group[0]] = (
+            f"local {table} = setmetatable({{ create = function()\n{indent(body, '  ')}"
+            f"  return {{ {created} }}\nend{fields} }}, deferred)\n"
+        )
+    return [_DEFER, *result.values()]
+
+
 _DECLARATION = re.compile(r"^local (?:function (\w+)|(\w+(?:, \w+)*)( =)?)", re.MULTILINE)
 
 

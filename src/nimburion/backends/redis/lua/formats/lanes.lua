@@ -2,8 +2,9 @@
 -- Keys: lane_name limit_in_use lane_counts concurrency_limit
 -- Provides: get_lane(number) -> {number, full, queue, name, and per code the change of its count}
 --   write_lane_counts(): writes all changes
--- Cost: one HGET per lane, and one HINCRBY per count that changes.
+-- Cost: one HGET per lane that is not in `lane_names`, and one HINCRBY per count that changes.
 local known_lanes = {}
+local lane_names = {} -- the full names, by number, of lanes that a script has read
 local LANE_CODES = { PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED, COMPLETED, FAILED, CANCELLED }
 
 local function make_zero_counts()
@@ -16,7 +17,7 @@ end
 local function get_lane(number)
   local lane = known_lanes[number]
   if not lane then
-    local full = redis.call('HGET', lane_name_key, number)
+    local full = lane_names[number] or redis.call('HGET', lane_name_key, number)
     local cut = string.find(full, '\0', 1, true)
     lane = make_zero_counts()
     lane.number, lane.full = number, full

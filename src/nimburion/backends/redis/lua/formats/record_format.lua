@@ -67,9 +67,6 @@ local NO_REASON, NO_REASON_LENGTH = '\255\255', 65535
 local BLOCK = 500
 local MAX_PRIORITY = 127
 
--- A local is faster than a field of a global.
-local byte, sub, band, unpack_struct, pack_struct = string.byte, string.sub, bit.band, struct.unpack, struct.pack
-
 -- Offset of the cancel flag in a lease, and its values
 local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
 
@@ -282,32 +279,6 @@ end
 local function read_scheduled(member)
   local due8, field, lane4, rank, code = unpack_struct('>c8c8c4c1c1', member)
   return due8, field, lane4, rank, code, #member > SCHEDULED_END and sub(member, SCHEDULED_END + 2) or nil
-end
-
--- Return the end of the range of members that begin with these 4 bytes, for ZRANGEBYLEX.
-local function range_end(number)
-  return '(' .. pack_struct('>I4', (unpack_struct('>I4', number)) + 1)
-end
-
--- --- session state ---
-
-local function read_session_state(record)
-  local session4, number8, ttl8, opened8, status, ended8, rest = unpack_struct('>c4c8c8c8c1c8', record)
-  return {
-    session4 = session4, number8 = number8, ttl8 = ttl8, opened8 = opened8, status = status, ended8 = ended8,
-    codes = sub(record, rest),
-  }
-end
-
-local function make_session_state(session)
-  return session.session4 .. session.number8 .. session.ttl8 .. session.opened8 .. session.status .. session.ended8
-    .. session.codes
-end
-
--- Return the state of a session if it is open, else nil.
-local function read_open_session(record)
-  local session = record and read_session_state(record)
-  return session and session.status == SESSION_ALIVE and session or nil
 end
 
 -- --- history ---

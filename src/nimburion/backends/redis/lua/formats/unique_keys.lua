@@ -3,6 +3,7 @@
 -- Provides: get_key_field(body, name) -> field of `unique_key`; the body has FLAG_UNIQUE_KEY, `name` is the job name
 --   read_unique_key(entry) -> expiry8, id, states; take_key(body, name), release_key(body, name)
 --   free_keys(): deletes the keys that release_key released
+-- Idle: free_keys
 -- Cost: O(1) per key; O(log n) with a span, for n keys with a span.
 local freed, taken = {}, {}
 

@@ -7,6 +7,7 @@
 --   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, let_return(name, most), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
 --   A key is named by limit NUL key. `keys` is a list of the keys of a job
 --   (KEY_NAME, ...), where the rate has the cost of the job, or is false.
+-- Idle: write_key_uses write_parked
 -- Atomic: a parked job is in `parked` and `parked_lane`, any other due job in `ready`. No write can fail.
 -- Cost: a few commands per candidate of a job name that has limits by key; nothing for other jobs.
 -- The most keys whose parked jobs one exchange returns because their rates allow one, and the most jobs that it returns because
@@ -337,7 +338,7 @@ end
 local function park(member, keys, full, group)
   local suffix = group and get_tenant_suffix(group[GROUP_SHARE][SHARE_TENANT]) or ''
   if group then
-    push(turns.dropped, group[GROUP_BEFORE_PLACE] .. group[GROUP_PLACE])
+    stop_waiting(group, group[GROUP_PLACE])
     move_group(group)
   else
     push(to_park.ready, member)

@@ -45,7 +45,7 @@ local function list_turns(lane, missing)
   local groups, most = {}, math.min(math.max(missing, MIN_TURNS), MAX_TURNS)
   if not lane.turns then
     lane.turns, lane.turns_low = {}, '[' .. lane.number
-    for _, share in ipairs(turns.shares) do
+    for _, share in ipairs(list_shares()) do
       if share[SHARE_IS_CHANGED] then
         push(groups, get_groups(share)[lane.number])
       end

@@ -2,6 +2,7 @@
 -- Keys: notify wakeup0 wakeup1 wakeup2 wakeup3
 -- Provides: mark_queue(queue), mark_every_queue(), and notify_marked(), which notifies the subscribers of all marked queues;
 --   notify_session(id), which notifies the worker of a session
+-- Idle: notify_marked
 -- Atomic: an exchange that finds no job adds its queues to the hash `notify` in the same step. The next job of such a queue
 --   therefore notifies it. Busy workers are not in the hash, so they cause no notifications.
 -- Cost: one HMGET per marked queue.

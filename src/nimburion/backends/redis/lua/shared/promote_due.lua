@@ -3,11 +3,20 @@
 -- Provides: promote_due(most) -> number of jobs moved, earliest due time first; get_next_due() -> due time 8, or ''
 -- A member of `scheduled` holds all that the member of `ready` needs, so the job itself is not read.
 -- Cost: O(log n) per job, for n waiting jobs.
+local next_due8 -- of the first job, if promote_due has found that no job is due
+
+local function read_first_due()
+  local first = redis.call('ZRANGE', scheduled_key, 0, 0)[1]
+  return first and (read_scheduled(first)) or ''
+end
+
 local function promote_due(most)
-  local members = redis.call('ZRANGEBYLEX', scheduled_key, '-', '(' .. encode_time(now + 1), 'LIMIT', 0, most)
-  if #members == 0 then
+  local first_due8 = read_first_due()
+  if first_due8 == '' or decode_time(first_due8, 1) > now then
+    next_due8 = first_due8
     return 0
   end
+  local members = redis.call('ZRANGEBYLEX', scheduled_key, '-', '(' .. encode_time(now + 1), 'LIMIT', 0, most)
   local ready = {}
   for _, member in ipairs(members) do
     local due8, field, lane4, rank, code, tenant = read_scheduled(member)
@@ -25,6 +34,5 @@ local function promote_due(most)
 end
 
 local function get_next_due()
-  local first = redis.call('ZRANGE', scheduled_key, 0, 0)[1]
-  return first and (read_scheduled(first)) or ''
+  return next_due8 or read_first_due()
 end

@@ -5,6 +5,7 @@
 --   count_room(rate) -> how many jobs may start now; find_opening(rate) -> the time from which the next one may start
 --   spend_units(rate, units), give_units_back(name, taken8), block_rate(rate, delay)
 --   write_rates(): stores what changed
+-- Idle: write_rates
 -- Atomic: changes are collected, and write_rates cannot fail.
 -- Cost: two HGET per name that has a rate limit.
 local MAX_AHEAD = 31622400000000

@@ -44,12 +44,12 @@ local function settle_all(session4, records, next_extra)
   end
   local kinds, fields, tokens = {}, {}, {}
   local codes, ended, histories, progressed, results, reused_lease = {}, {}, {}, {}, {}, {}
+  local has_read_charges = false
   for i = 1, total do
     kinds[i], fields[i], tokens[i] = read_settlement(records, i)
   end
   local leases = get_in_batches(lease_key, fields)
   local bodies = get_in_batches(job_key, fields)
-  read_charged(leases)
 
   local function take_extra()
     next_extra = next_extra + 1
@@ -107,6 +107,10 @@ local function settle_all(session4, records, next_extra)
     else
       codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
       local lane = get_lane(lease.lane4)
+      if lease.charge and not has_read_charges then
+        read_charged(leases)
+        has_read_charges = true
+      end
       end_lease(field, lease, lane, kind ~= KIND_UNSTARTED and kind ~= KIND_SNOOZED_UNSTARTED)
       if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
         finish_job(field, body, lane, COMPLETED, lease)

@@ -6,7 +6,9 @@
 --   settle_charge(lease, lane, ran): ends the charge of a lease. `ran`: whether its handler may have run
 --   charge_tenant(group) -> {group, place, charge, ...}, which undo_charge needs: a list, as the tables below
 --   undo_charge(undo), move_group(group): the first job of a group does not wait any more
---   has_turns(lane4), write_turns(); for next_turns.lua: read_shares, get_class, get_share
+--   has_turns(lane4), write_turns(); for next_turns.lua: read_shares, get_class, get_share, list_shares
+--   stop_waiting(group, place): a job of a group does not wait any more; any_shares(): whether shares were read
+-- Idle: write_turns any_shares
 -- A share is what a tenant has used in a class: a queue and a rank. A group has the waiting jobs of a tenant, rank and lane; its place
 -- is due 8 | seq 8 of the first one.
 -- Atomic: a due job of a tenant is in `tenant_job` and not in `ready`. `tenant_turn` has the first job of each group. Changes are
@@ -155,6 +157,19 @@ local function write_tenant_jobs()
     call_in_batches('ZADD', tenant_job_key, turns.put)
     turns.put = {}
   end
+end
+
+-- Return the shares that this script has read.
+local function list_shares()
+  return turns.shares
+end
+
+local function any_shares()
+  return #turns.shares > 0
+end
+
+local function stop_waiting(group, place)
+  push(turns.dropped, group[GROUP_BEFORE_PLACE] .. place)
 end
 
 local function add_turn(lane, rank, due8, field, tenant)

@@ -79,7 +79,9 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
 end
 
 local function write_buffer(defers_uses)
-  release_keys(writes.ended_keys)
+  if #writes.ended_keys > 0 then
+    release_keys(writes.ended_keys)
+  end
   if not defers_uses then
     write_key_uses()
   end

@@ -21,73 +21,28 @@ if not session then
   return { 'lost' }
 end
 local session4, last8 = session.session4, session.number8
-local codes, deliveries, bodies, lanes
-
--- Requeue the deliveries that no longer fit in the reply, with their old counts and due times.
-local function requeue_rest(found, first)
-  for i = first, #found do
-    local field, lease = found[i].field, found[i].lease
-    local lane = get_lane(lease.lane4)
-    give_units_back(lane.name, lease.started8)
-    refund_keys(field, lane, lease)
-    end_lease(field, lease, lane)
-    if lease.is_cancel_requested then
-      finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)
-    else
-      requeue(field, lease, lane)
-    end
-  end
-  if first <= #found then
-    write_buffer()
-    write_lane_counts()
-    notify_marked()
-  end
-end
-
--- Return the deliveries and bodies of the repeated exchange, from the leases that have its number, in their old order, and the
--- nonce of these leases. A repetition may come with another nonce.
-local function repeat_leases()
-  local found = {}
-  for _, member in ipairs(redis.call('ZRANGEBYLEX', session_leases_key, '[' .. session4, range_end(session4))) do
-    local field = string.sub(member, 5)
-    local lease = read_lease(redis.call('HGET', lease_key, field))
-    if lease.number8 == number8 then
-      push(found, { field = field, lease = lease })
-    end
-  end
-  table.sort(found, function(delivered, other) return delivered.lease.index < other.lease.index end)
-  local fields, parts = {}, {}
-  for i, delivered in ipairs(found) do
-    local lease = delivered.lease
-    fields[i] = delivered.field
-    parts[i] = lease.due8 .. delivered.field .. lease.fence4 .. lease.counts
-    get_lane(lease.lane4)
-  end
-  if #fields == 0 then
-    return '', {}, nonce
-  end
-  local count, found_bodies = read_bodies(fields, request.max_bytes)
-  requeue_rest(found, count + 1)
-  for i = #found, count + 1, -1 do
-    parts[i], found_bodies[i] = nil, nil
-  end
-  return table.concat(parts), found_bodies, found[1].lease.nonce
-end
+local lane_numbers = read_lane_numbers(request)
+local codes, deliveries, bodies, lanes = '', '', {}, nil
 
 local is_repeat = number8 == last8 and number8 ~= NO_NUMBER
 if is_repeat then
   codes = session.codes
-  deliveries, bodies, nonce = repeat_leases()
-  lanes = find_open_lanes(request, {})
+  deliveries, bodies, nonce = repeat_leases(session4, number8, nonce, request.max_bytes)
+  lanes = find_open_lanes(request, lane_numbers, {})
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
-  local changing = unpark_changed()
-  codes = settle_all(session4, settlements, FIRST_EXTRA)
+  local changing = is_restricted and unpark_changed() or {}
+  codes = settlements == '' and '' or settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
-  unpark_open()
-  lanes = find_open_lanes(request, changing)
-  deliveries, bodies = lease_jobs(session4, number8, nonce, choose_jobs(lanes, request), lanes, request.max_bytes)
+  if is_restricted then
+    unpark_open()
+  end
+  lanes = find_open_lanes(request, lane_numbers, changing)
+  local chosen = choose_jobs(lanes, request)
+  if #chosen > 0 then
+    deliveries, bodies = lease_jobs(session4, number8, nonce, chosen, lanes, request.max_bytes)
+  end
   write_turns()
   session.number8, session.codes = number8, codes
   redis.call('HSET', session_state_key, session_id, make_session_state(session))
@@ -108,13 +63,14 @@ if #waiting == 0 and request.total > 0 and not is_repeat then
 end
 write_rates()
 write_key_uses()
-local lane_names, next_due, opening = {}, get_next_due(), find_next_opening(lanes.rated)
-local key_opening = get_next_key_opening()
+local delivered_lanes, next_due = {}, get_next_due()
+local opening = #lanes.rated > 0 and find_next_opening(lanes.rated) or nil
+local key_opening = is_restricted and get_next_key_opening() or nil
 opening = opening and math.min(opening, key_opening or opening) or key_opening
 if opening and (next_due == '' or opening < decode_time(next_due, 1)) then
   next_due = encode_time(opening)
 end
 for number, lane in pairs(known_lanes) do
-  push_pair(lane_names, number, lane.full)
+  push_pair(delivered_lanes, number, lane.full)
 end
-return { 'done', codes, nonce, now8, next_due, deliveries, waiting, lane_names, bodies }
+return { 'done', codes, nonce, now8, next_due, deliveries, waiting, delivered_lanes, bodies }

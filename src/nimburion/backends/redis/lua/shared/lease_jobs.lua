@@ -1,0 +1,143 @@
+-- Shared part of exchange: leases the chosen jobs.
+-- Keys: job payload attempt_state ready lease session_leases
+-- Provides: lease_jobs(session4, number8, nonce, chosen, lanes, most) -> deliveries, bodies
+--   read_bodies(fields, most) -> how many of these jobs fit in a reply, bodies
+-- Cost: O(log n) per job, for n waiting jobs.
+
+-- DELIVERY_OVERHEAD in core/exchange.py
+local OVERHEAD = 256
+
+-- Return the bytes of a delivery: payload, options and a constant for the rest. The first case is the common one: a job without
+-- options, without a unique key and without a large payload.
+local function get_delivery_size(body)
+  local flags, id_end = byte(body, JOB_FLAGS), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
+  if flags == 0 then
+    return OVERHEAD + #body - id_end
+  end
+  local size = OVERHEAD
+  if band(flags, FLAG_OPTIONS) ~= 0 then
+    size = size + (unpack_struct('>I4', body, id_end + 1))
+  end
+  local head_end = find_head_end(body)
+  return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (unpack_struct('>I4', body, head_end + 1)) or #body - head_end)
+end
+
+-- Return the bodies of jobs; those of jobs with limits by key were read before.
+local function read_jobs(fields)
+  if not next(choice.bodies) then
+    return get_in_batches(job_key, fields)
+  end
+  local bodies, unknown = {}, {}
+  for i, field in ipairs(fields) do
+    bodies[i] = choice.bodies[field]
+    if not bodies[i] then
+      push(unknown, field)
+    end
+  end
+  local read, at = get_in_batches(job_key, unknown), 0
+  for i = 1, #fields do
+    if not bodies[i] then
+      at = at + 1
+      bodies[i] = read[at]
+    end
+  end
+  return bodies
+end
+
+-- Return how many of these jobs fit in a reply of `most` bytes (at least one), and their bodies, each with its payload.
+local function read_bodies(fields, most)
+  local bodies = read_jobs(fields)
+  for i = 1, #fields do
+    local body = bodies[i]
+    most = most - get_delivery_size(body)
+    if most < 0 and i > 1 then
+      return i - 1, bodies
+    end
+    if has_flag(body, FLAG_LARGE_PAYLOAD) then
+      bodies[i] = sub(body, 1, find_head_end(body)) .. redis.call('HGET', payload_key, fields[i])
+    end
+  end
+  return #fields, bodies
+end
+
+-- Drop the jobs that do not fit in the reply; they stay in their lanes.
+local function cut_reply(count, chosen, bodies, lanes)
+  for i = #chosen, count + 1, -1 do
+    local lane4 = read_ready(chosen[i])
+    for _, lane in ipairs(lanes) do
+      if lane.number == lane4 then
+        lane.has_more = true
+        if lane.is_limited then
+          lanes.capacities[lane.name] = lanes.capacities[lane.name] + 1
+        end
+      end
+    end
+    local keys = choice.keys[sub(chosen[i], READY_SEQ)]
+    if keys then
+      take_back(keys)
+    end
+    local turn = choice.turns[sub(chosen[i], READY_SEQ)]
+    if turn then
+      undo_charge(turn)
+    end
+    chosen[i], bodies[i] = nil, nil
+  end
+end
+
+-- Lease the chosen jobs to a session. Return the deliveries (see exchange.lua) and the bodies.
+local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
+  if #chosen == 0 then
+    return '', {}
+  end
+  local fields = {}
+  for i, member in ipairs(chosen) do
+    fields[i] = sub(member, READY_SEQ)
+  end
+  local count, bodies = read_bodies(fields, most)
+  cut_reply(count, chosen, bodies, lanes)
+  local states = redis.call('HLEN', attempt_state_key) > 0 and get_in_batches(attempt_state_key, fields) or {}
+  -- The parts of a lease that are the same for all jobs: see record_format.lua.
+  local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
+  local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
+  local details, leases, members, dropped_states, ready = {}, {}, {}, {}, {}
+  local is_rated = #lanes.rated > 0
+  for i = 1, count do
+    local member, field = chosen[i], fields[i]
+    local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
+    local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), choice.keys[field], choice.turns[field], ''
+    if turn then
+      local group, place, charge = turn[1], turn[2], turn[3]
+      local tenant = group[GROUP_SHARE][SHARE_TENANT]
+      stop_waiting(group, place)
+      extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
+    else
+      push(ready, member)
+      extras = keys and NEVER .. pack_names(keys) or ''
+    end
+    if states[i] then
+      local attempts = read_attempt_state(states[i])
+      local fence4, counts = pack_struct('>I4', unpack_struct('>I4', attempts.fence4) + 1), attempts.counts
+      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. extras)
+      details[i] = due8_and_seq8 .. fence4 .. counts
+      push(dropped_states, field)
+      code = has_failures(counts) and RETRYING or PENDING
+    else
+      push_pair(leases, field, extras == '' and first_lease .. index2 .. member or first_lease .. index2 .. member .. NO_TOKEN .. extras)
+      details[i] = due8_and_seq8 .. first_counts
+    end
+    lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
+    local rate = is_rated and get_rate(lane.name)
+    if rate then
+      spend_units(rate, rate.cost)
+    end
+  end
+  -- The last member first: a small sorted set is a list, which the server reads from its beginning for each new member.
+  for i = count, 1, -1 do
+    push_pair(members, 0, session4 .. fields[i])
+  end
+  call_in_batches('ZREM', ready_key, ready)
+  call_in_batches('HSET', lease_key, leases)
+  call_in_batches('ZADD', session_leases_key, members)
+  call_in_batches('HDEL', attempt_state_key, dropped_states)
+  return table.concat(details), bodies
+end

@@ -1,0 +1,52 @@
+-- Shared part of exchange: reads the requested lanes.
+-- Keys: lane_number ready tenant_turn
+-- Provides: read_lane_numbers(request); read_more(lane, most): reads the next members of a lane
+--   any_turns(), holds_jobs(number)
+--   choice: by field, the bodies that were read, the keys for which jobs are counted and the turns that were taken;
+--   `has_returned`: a lane got parked jobs back
+-- Cost: O(log n) per job, for n waiting jobs.
+local choice = { bodies = {}, keys = {}, turns = {}, has_returned = false }
+
+-- Return the number of each requested lane, or false.
+local function read_lane_numbers(request)
+  local numbers, requested = {}, request.lanes
+  for first = 1, #requested, 3000 do
+    local fulls = {}
+    for i = first, math.min(first + 2999, #requested), 3 do
+      push(fulls, requested[i])
+    end
+    for i, number in ipairs(redis.call('HMGET', lane_number_key, unpack(fulls))) do
+      push(numbers, number)
+      if number then
+        lane_names[number] = fulls[i]
+      end
+    end
+  end
+  return numbers
+end
+
+-- Read the next members of a lane. Return false at its end.
+local function read_more(lane, most)
+  if lane.is_exhausted then
+    return false
+  end
+  lane.members = redis.call('ZRANGEBYLEX', ready_key, lane.low, lane.high, 'LIMIT', 0, most)
+  lane.at = 1
+  local got = #lane.members
+  lane.is_exhausted = got < most
+  lane.chunk = most
+  if got > 0 then
+    lane.low = '(' .. lane.members[got]
+  end
+  return got > 0
+end
+
+-- Return whether jobs of tenants wait for a turn. They are in the shares that this script has read, until write_turns.
+local function any_turns()
+  return any_shares() or is_restricted and redis.call('ZCARD', tenant_turn_key) > 0
+end
+
+-- Return whether a lane holds jobs now.
+local function holds_jobs(number)
+  return #redis.call('ZRANGEBYLEX', ready_key, '[' .. number, range_end(number), 'LIMIT', 0, 1) > 0 or has_turns(number)
+end
