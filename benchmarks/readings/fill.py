@@ -28,7 +28,8 @@ from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.lease import Delivery
-from nimburion.core.metrics.statistics import Counters, Histogram, Statistics
+from nimburion.core.metrics.histogram import Histogram
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
@@ -234,8 +235,8 @@ async def fill_statistics(backend: Backend) -> None:
         started=1_000,
         completed=990,
         failed=10,
-        wait=Histogram(12.5, [0, 10, 500, 400, 90]),
-        run=Histogram(50.5, [0, 0, 500, 400, 90, 10]),
+        wait=Histogram(12.5, 0.09, {-60: 10, -46: 500, -36: 400, -26: 90}),
+        run=Histogram(50.5, 0.29, {-48: 500, -36: 400, -24: 90, -13: 10}),
     )
     for start in range(last - 180 * 60, last, 60):
         await backend.put_statistics(

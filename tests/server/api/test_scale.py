@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.metrics.statistics import Counters, Histogram, Statistics
+from nimburion.core.metrics.histogram import Histogram
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, Session
 from nimburion.server.api.scale import average_runs, compute_scale
@@ -82,8 +83,8 @@ def test_mean_runs_are_those_of_all_intervals_and_queues() -> None:
     rows = [
         Statistics(step=600, start=start, queue=queue, name="send", counters=Counters(run=run))
         for start, queue, run in (
-            (0, "a", Histogram(3.0, [1])),
-            (600, "b", Histogram(9.0, [1, 2])),
+            (0, "a", Histogram(3.0, 3.0, {12: 1})),
+            (600, "b", Histogram(9.0, 4.0, {12: 1, 15: 2})),
             (600, "c", Histogram()),
         )
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.session import Session, SessionInfo, Vitals
 from nimburion.server.dashboard.charts import Series, draw_chart, find_top
 from nimburion.server.dashboard.pages.metrics import WEEK, find_deployments, find_past_hours
@@ -19,8 +19,8 @@ async def put_minute(api: Api, queue: str, name: str, *, ago: int, completed: in
     now = await api.processor.backend.now()
     counters = Counters(enqueued=completed + 2, completed=completed, failed=1, retried=1)
     for _ in range(completed):
-        counters.wait.observe(0.05, WAIT_BOUNDS)
-        counters.run.observe(2.0, RUN_BOUNDS)
+        counters.wait.observe(0.05)
+        counters.run.observe(2.0)
     start = int(now) // 60 * 60 - 60 * ago
     row = Statistics(step=60, start=start, queue=queue, name=name, counters=counters)
     await api.processor.backend.put_statistics(f"{queue}{name}{ago}", [row])

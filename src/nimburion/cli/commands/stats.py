@@ -12,12 +12,10 @@ from nimburion.cli.output import format_duration, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
 from nimburion.core.backend import Backend
+from nimburion.core.metrics.histogram import BUCKETS_PER_DECADE, Histogram
 from nimburion.core.metrics.statistics import (
-    RUN_BOUNDS,
     STEPS,
-    WAIT_BOUNDS,
     Counters,
-    Histogram,
     Statistics,
     choose_step,
 )
@@ -83,8 +81,7 @@ def make_data(rows: list[Statistics], step: int) -> dict[str, object]:
     return {
         "step": step,
         "intervals": [msgspec.to_builtins(row) for row in rows],
-        "wait_bounds": WAIT_BOUNDS,
-        "run_bounds": RUN_BOUNDS,
+        "buckets_per_decade": BUCKETS_PER_DECADE,
     }
 
 
@@ -127,10 +124,10 @@ def format_counters(counters: Counters) -> tuple[object, ...]:
         counters.completed,
         counters.retried,
         counters.failed,
-        format_quantile(counters.wait, 0.5, WAIT_BOUNDS),
-        format_quantile(counters.wait, 0.95, WAIT_BOUNDS),
-        format_quantile(counters.run, 0.5, RUN_BOUNDS),
-        format_quantile(counters.run, 0.95, RUN_BOUNDS),
+        format_quantile(counters.wait, 0.5),
+        format_quantile(counters.wait, 0.95),
+        format_quantile(counters.run, 0.5),
+        format_quantile(counters.run, 0.95),
     )
 
 
@@ -139,7 +136,9 @@ def format_empty(last: str) -> str:
     return f"no job was enqueued or run in the last {last}"
 
 
-def format_quantile(histogram: Histogram, quantile: float, bounds: tuple[float, ...]) -> str | None:
+def format_quantile(histogram: Histogram, quantile: float) -> str | None:
     """Return an estimated quantile as a duration; None without observations."""
-    seconds = histogram.estimate_quantile(quantile, bounds)
+    seconds = histogram.estimate_quantile(quantile)
+    if seconds is not None and 1.0 <= seconds < 9.95:
+        return f"{seconds:.1f} s"  # rounded to a second, it would be up to a third away
     return None if seconds is None else format_duration(seconds)

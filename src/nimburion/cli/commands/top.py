@@ -26,7 +26,7 @@ from nimburion.cli.readings import (
 )
 from nimburion.core.diagnosis.unserved import find_unserved
 from nimburion.core.errors import BackendUnavailable
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.core.text.escaping import escape_controls
@@ -211,8 +211,8 @@ def _format_queue(
     name: str, queue: QueueInfo | None, rates: dict[str, float], sums: dict[str, Counters]
 ) -> tuple[object, ...]:
     counters = sums.get(name, Counters())
-    wait = counters.wait.estimate_quantile(0.95, WAIT_BOUNDS)
-    run = counters.run.estimate_quantile(0.95, RUN_BOUNDS)
+    wait = counters.wait.estimate_quantile(0.95)
+    run = counters.run.estimate_quantile(0.95)
     return (
         name,
         queue.size if queue else 0,

@@ -11,7 +11,8 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Histogram
+from nimburion.core.metrics.histogram import Histogram
+from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters
 from nimburion.core.transactions import EnqueueCount
 
 MAX_LANES = 2_000
@@ -39,6 +40,8 @@ class LaneCounters:
         "name",
         "other_runs",
         "queue",
+        "recent_runs",
+        "recent_waits",
         "released",
         "rescued",
         "retried",
@@ -79,6 +82,9 @@ class LaneCounters:
         self.run_buckets: list[int] = [0] * (len(RUN_BOUNDS) + 1)
         self.run_exemplars: dict[int, ExemplarValue] = {}
         """The latest traced attempt of each bucket of run times."""
+        self.recent_waits: Histogram = Histogram()
+        """The wait times that were counted since the last `take_times`."""
+        self.recent_runs: Histogram = Histogram()
         self._lock = threading.Lock()
 
     def count_pending(self) -> None:
@@ -94,10 +100,30 @@ class LaneCounters:
             completed, other = _take(self.completed_runs), _take(self.other_runs)
             self.started += len(waits)
             self.completed += len(completed)
+            runs = completed + other
+            waits.sort()
+            runs.sort()
             self.wait_seconds += _count_times(waits, WAIT_BOUNDS, self.wait_buckets)
-            self.run_seconds += _count_times(completed + other, RUN_BOUNDS, self.run_buckets)
+            self.run_seconds += _count_times(runs, RUN_BOUNDS, self.run_buckets)
+            self.recent_waits.observe_sorted(waits)
+            self.recent_runs.observe_sorted(runs)
         finally:
             self._lock.release()
+
+    def take_times(self) -> tuple[Histogram, Histogram]:
+        """Return the wait and run times that were counted since the last call.
+
+        Returns none while another thread counts, so that the next call returns them.
+        """
+        taken = Histogram(), Histogram()
+        if self._lock.acquire(blocking=False):
+            try:
+                new = Histogram(), Histogram()
+                taken = self.recent_waits, self.recent_runs
+                self.recent_waits, self.recent_runs = new
+            finally:
+                self._lock.release()
+        return taken
 
     def note_exemplar(self, labels: Mapping[str, str], seconds: float, at: float) -> None:
         """Remember a traced attempt that ran `seconds` and ended `at`, in epoch seconds."""
@@ -129,7 +155,7 @@ class LaneCounters:
             self.run_buckets[index] += count
 
     def copy_counters(self) -> Counters:
-        """Return the counters as `Counters`."""
+        """Return the counters as `Counters`, without the times."""
         return Counters(
             enqueued=self.enqueued,
             started=self.started,
@@ -138,8 +164,6 @@ class LaneCounters:
             retried=self.retried,
             cancelled=self.cancelled,
             rescued=self.rescued,
-            wait=Histogram(self.wait_seconds, list(self.wait_buckets)),
-            run=Histogram(self.run_seconds, list(self.run_buckets)),
         )
 
 
@@ -186,8 +210,7 @@ def _take(times: list[float]) -> list[float]:
 
 
 def _count_times(times: list[float], bounds: tuple[float, ...], buckets: list[int]) -> float:
-    """Count times into buckets, negative ones as 0, and return their sum."""
-    times.sort()
+    """Count sorted times into buckets, negative ones as 0, and return their sum."""
     below = 0
     for index, bound in enumerate(bounds):
         if below == len(times):

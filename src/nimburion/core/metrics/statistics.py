@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from nimburion.core.errors import InvalidJob
+from nimburion.core.metrics.histogram import Histogram
 
 STEPS: Mapping[int, float] = {60: 3 * 3600.0, 600: 3 * 86_400.0, 3600: 30 * 86_400.0}
 """The lengths of the intervals in seconds, and for how many seconds each is kept."""
@@ -26,62 +26,14 @@ MERGED_SOURCE = ""
 WAIT_BOUNDS: tuple[float, ...] = (
     0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0,
 )  # fmt: skip
-"""Inclusive upper bounds of the buckets of wait times, in seconds; one more bucket has the rest."""
+"""Inclusive upper bounds of the buckets of wait times in the metrics, in seconds; one more bucket
+has the rest. Statistics have finer buckets (`Histogram`).
+"""
 
 RUN_BOUNDS: tuple[float, ...] = (
     0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 21_600.0,
 )  # fmt: skip
-"""Inclusive upper bounds of the buckets of run times, in seconds; one more bucket has the rest."""
-
-
-class Histogram(msgspec.Struct, omit_defaults=True, gc=False):
-    """Durations in buckets, and their sum. The buckets are trimmed: missing ones are 0."""
-
-    sum: float = 0.0
-    buckets: list[int] = msgspec.field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """The number of durations."""
-        return sum(self.buckets)
-
-    def observe(self, seconds: float, bounds: tuple[float, ...]) -> None:
-        """Count one duration."""
-        index = bisect_left(bounds, seconds)
-        if index >= len(self.buckets):
-            self.buckets.extend([0] * (index + 1 - len(self.buckets)))
-        self.buckets[index] += 1
-        self.sum += seconds
-
-    def add(self, other: Histogram) -> None:
-        """Add the durations of another histogram with the same bounds."""
-        if len(other.buckets) > len(self.buckets):
-            self.buckets.extend([0] * (len(other.buckets) - len(self.buckets)))
-        for index, count in enumerate(other.buckets):
-            self.buckets[index] += count
-        self.sum += other.sum
-
-    def estimate_quantile(self, quantile: float, bounds: tuple[float, ...]) -> float | None:
-        """Return an estimate of a quantile in seconds, None without durations.
-
-        The estimate lies in the right bucket and is interpolated inside it. For the last bucket
-        it is that bucket's lower bound.
-
-        >>> histogram = Histogram()
-        >>> for seconds in (0.002, 0.002, 0.002, 5.0):
-        ...     histogram.observe(seconds, WAIT_BOUNDS)
-        >>> histogram.estimate_quantile(0.5, WAIT_BOUNDS) <= 0.003
-        True
-        """
-        wanted = quantile * self.count
-        below = 0
-        for index, count in enumerate(self.buckets):
-            if count and below + count >= wanted:
-                start = bounds[index - 1] if index else 0.0
-                end = bounds[index] if index < len(bounds) else start
-                return start + (end - start) * max(0.0, wanted - below) / count
-            below += count
-        return None
+"""Inclusive upper bounds of the buckets of run times in the metrics, as `WAIT_BOUNDS`."""
 
 
 class Counters(msgspec.Struct, omit_defaults=True, gc=False):
@@ -99,9 +51,9 @@ class Counters(msgspec.Struct, omit_defaults=True, gc=False):
     rescued: int = 0
     """Jobs taken back from sessions that expired."""
     wait: Histogram = msgspec.field(default_factory=Histogram)
-    """Seconds from the due time of a job to its start (`WAIT_BOUNDS`)."""
+    """Seconds from the due time of a job to its start."""
     run: Histogram = msgspec.field(default_factory=Histogram)
-    """Seconds that attempts ran (`RUN_BOUNDS`)."""
+    """Seconds that attempts ran."""
 
     def add(self, other: Counters) -> None:
         """Add the counts of another interval or source."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nimburion.core.metrics.job_counters import JobCounters
-from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Histogram, Statistics
+from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Statistics
 
 _MAX_DELAY = MERGE_AFTER / 2
 """Seconds after the end of an interval within which its row may still be stored. Later, backends
@@ -39,11 +39,13 @@ class StatisticsRecorder:
         """Add what was counted since the last call to the intervals that contain `now`."""
         for lane in self._counters.list_lanes():
             key = (lane.queue, lane.name)
-            before, after = self._seen.get(key), lane.copy_counters()
-            if before == after:
+            before, after = self._seen.get(key, _NOTHING), lane.copy_counters()
+            wait, run = lane.take_times()
+            if before == after and not wait.buckets and not run.buckets:
                 continue
             self._seen[key] = after
-            delta = after if before is None else _subtract(after, before)
+            delta = _subtract(after, before)
+            delta.wait, delta.run = wait, run
             for step in STEPS:
                 self._add((step, int(now) // step * step, *key), delta)
         self._forget_old(now)
@@ -83,20 +85,8 @@ class StatisticsRecorder:
 
 
 def _subtract(after: Counters, before: Counters) -> Counters:
-    difference = {field: getattr(after, field) - getattr(before, field) for field in _COUNTS}
-    return Counters(
-        **difference,
-        wait=_subtract_histogram(after.wait, before.wait),
-        run=_subtract_histogram(after.run, before.run),
-    )
+    return Counters(**{field: getattr(after, field) - getattr(before, field) for field in _COUNTS})
 
 
-def _subtract_histogram(after: Histogram, before: Histogram) -> Histogram:
-    buckets = [
-        count - (before.buckets[index] if index < len(before.buckets) else 0)
-        for index, count in enumerate(after.buckets)
-    ]
-    return Histogram(after.sum - before.sum, buckets)
-
-
+_NOTHING = Counters()
 _COUNTS = ("enqueued", "started", "completed", "failed", "retried", "cancelled", "rescued")

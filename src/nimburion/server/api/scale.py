@@ -13,7 +13,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.metrics.statistics import Histogram, Statistics
+from nimburion.core.metrics.histogram import Histogram
+from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo
 from nimburion.server.api.names import END

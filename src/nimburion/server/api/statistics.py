@@ -6,9 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.metrics.histogram import BUCKETS_PER_DECADE
 from nimburion.core.metrics.statistics import (
-    RUN_BOUNDS,
-    WAIT_BOUNDS,
     Statistics,
     check_interval,
     choose_step,
@@ -46,10 +45,9 @@ class StatisticsPage(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int
     intervals: list[Statistics]
-    wait_bounds: tuple[float, ...] = WAIT_BOUNDS
-    """The inclusive upper bounds of the buckets of wait times, in seconds."""
-    run_bounds: tuple[float, ...] = RUN_BOUNDS
-    """The inclusive upper bounds of the buckets of run times, in seconds."""
+    buckets_per_decade: int = BUCKETS_PER_DECADE
+    """Bucket n of wait and run times holds those above 10 ** ((n - 1) / this number) seconds, up to
+    10 ** (n / this number)."""
     next: str | None
 
 

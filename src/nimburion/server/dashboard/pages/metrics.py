@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.session import SessionInfo
 from nimburion.server.api.names import Name
 from nimburion.server.dashboard.charts import Moment, Series
@@ -246,8 +246,8 @@ def compute_past_interval(hours: dict[int, Counters], start: int, step: int) -> 
     return PastInterval(
         completed=sums.completed * min(1.0, step / HOUR),
         failed_share=compute_failed_share(sums),
-        wait_p95=sums.wait.estimate_quantile(0.95, WAIT_BOUNDS),
-        run_p95=sums.run.estimate_quantile(0.95, RUN_BOUNDS),
+        wait_p95=sums.wait.estimate_quantile(0.95),
+        run_p95=sums.run.estimate_quantile(0.95),
     )
 
 
@@ -280,10 +280,10 @@ def make_intervals(sums: list[Counters], since: float, step: int) -> list[Metric
             completed=one.completed,
             failed=one.failed + one.retried,
             failed_share=compute_failed_share(one),
-            wait_p50=one.wait.estimate_quantile(0.5, WAIT_BOUNDS),
-            wait_p95=one.wait.estimate_quantile(0.95, WAIT_BOUNDS),
-            run_p50=one.run.estimate_quantile(0.5, RUN_BOUNDS),
-            run_p95=one.run.estimate_quantile(0.95, RUN_BOUNDS),
+            wait_p50=one.wait.estimate_quantile(0.5),
+            wait_p95=one.wait.estimate_quantile(0.95),
+            run_p50=one.run.estimate_quantile(0.5),
+            run_p95=one.run.estimate_quantile(0.95),
         )
         for index, one in enumerate(sums)
     ]
@@ -298,10 +298,10 @@ def make_rows(sums: dict[str, Counters]) -> list[MetricsRow]:
             completed=one.completed,
             dead=one.failed,
             failed_share=compute_failed_share(one),
-            wait_p50=one.wait.estimate_quantile(0.5, WAIT_BOUNDS),
-            wait_p95=one.wait.estimate_quantile(0.95, WAIT_BOUNDS),
-            run_p50=one.run.estimate_quantile(0.5, RUN_BOUNDS),
-            run_p95=one.run.estimate_quantile(0.95, RUN_BOUNDS),
+            wait_p50=one.wait.estimate_quantile(0.5),
+            wait_p95=one.wait.estimate_quantile(0.95),
+            run_p50=one.run.estimate_quantile(0.5),
+            run_p95=one.run.estimate_quantile(0.95),
         )
         for key, one in sums.items()
     ]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import InvalidJob
+from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
-    RUN_BOUNDS,
     STEPS,
-    WAIT_BOUNDS,
     Counters,
     Statistics,
 )
@@ -46,9 +45,10 @@ class StatisticsCases:
 
     async def test_statistics_are_returned_as_stored(self, harness: Harness) -> None:
         row = make_row(harness.clock.now(), Counters(enqueued=3, started=2, completed=1, retried=1))
-        row.counters.wait.observe(0.2, WAIT_BOUNDS)
-        row.counters.wait.observe(99_999.0, WAIT_BOUNDS)
-        row.counters.run.observe(5.0, RUN_BOUNDS)
+        for seconds in (0.0, 0.000_3, 0.2, 0.2, 1.0):
+            row.counters.wait.observe(seconds)
+        row.counters.wait.observe(99_999.0)
+        row.counters.run.observe(5.0)
         await harness.backend.put_statistics("one", [row])
         assert await read_all(harness) == [row]
 
@@ -68,11 +68,11 @@ class StatisticsCases:
         now = harness.clock.now()
         for source, seconds in (("one", 0.002), ("two", 40.0)):
             row = make_row(now, Counters(completed=2, cancelled=1, rescued=3))
-            row.counters.run.observe(seconds, RUN_BOUNDS)
+            row.counters.run.observe(seconds)
             await harness.backend.put_statistics(source, [row])
         expected = make_row(now, Counters(completed=4, cancelled=2, rescued=6))
-        expected.counters.run.observe(0.002, RUN_BOUNDS)
-        expected.counters.run.observe(40.0, RUN_BOUNDS)
+        expected.counters.run.observe(0.002)
+        expected.counters.run.observe(40.0)
         assert await read_all(harness) == [expected]
 
     async def test_statistics_are_ordered_by_start_queue_and_name(self, harness: Harness) -> None:
@@ -134,13 +134,18 @@ class StatisticsCases:
                 for step in STEPS
                 for name in ("a", "b")
             ]
+            for row in rows:
+                row.counters.wait.observe_sorted([0.5] * number + [128.0 * number])
             await harness.backend.put_statistics(f"source-{number}", rows)
         harness.clock.advance(3600.0 + MERGE_AFTER + 1.0)
+        waits = Histogram()
+        waits.observe_sorted([0.5] * 10 + [128.0, 256.0, 384.0, 512.0])
         for _ in range(2):
             await harness.backend.prune(Retention(), 10)
             for step in STEPS:
                 found = await harness.backend.list_statistics(now - step, now + 1, step)
                 assert [(row.name, row.counters.started) for row in found] == [("a", 10), ("b", 10)]
+                assert [row.counters.wait for row in found] == [waits, waits]
 
     async def test_prune_leaves_young_statistics_to_their_sources(self, harness: Harness) -> None:
         now = harness.clock.now()

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from nimburion.core.job import State
-from nimburion.core.metrics.statistics import RUN_BOUNDS, Counters
+from nimburion.core.metrics.statistics import Counters
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import SessionInfo
 from nimburion.jobs.processor import Processor
@@ -88,10 +88,7 @@ async def _read_usual_times(readings: PageReadings) -> dict[str, float | None]:
         by_name: dict[str, Counters] = {}
         for row in rows:
             by_name.setdefault(row.name, Counters()).add(row.counters)
-        return {
-            name: counters.run.estimate_quantile(0.95, RUN_BOUNDS)
-            for name, counters in by_name.items()
-        }
+        return {name: counters.run.estimate_quantile(0.95) for name, counters in by_name.items()}
 
     return await readings.read("usual times", read, 30.0)
 

@@ -11,7 +11,7 @@ from nimburion.core.diagnosis.unserved import find_unserved, is_live, list_reaso
 from nimburion.core.fairness import TenantUse, TenantUses
 from nimburion.core.keyed_limits import KeyedLimitInfo, make_queue_limit_name
 from nimburion.core.limit_changes import LimitChange
-from nimburion.core.metrics.statistics import RUN_BOUNDS, STEPS, WAIT_BOUNDS, Counters, Statistics
+from nimburion.core.metrics.statistics import STEPS, Counters, Statistics
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
@@ -211,8 +211,8 @@ def make_name_row(
         completed=counters.completed,
         failed=counters.failed,
         failed_share=compute_failed_share(counters),
-        wait_p95=counters.wait.estimate_quantile(0.95, WAIT_BOUNDS),
-        run_p95=counters.run.estimate_quantile(0.95, RUN_BOUNDS),
+        wait_p95=counters.wait.estimate_quantile(0.95),
+        run_p95=counters.run.estimate_quantile(0.95),
         limit=None if limit is None else limit.limit,
         in_use=None if limit is None else limit.in_use,
         unserved=unserved.get(name),

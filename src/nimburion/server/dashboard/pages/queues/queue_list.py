@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.core.diagnosis.unserved import find_unserved, is_live
-from nimburion.core.metrics.statistics import RUN_BOUNDS, WAIT_BOUNDS, Counters
+from nimburion.core.metrics.statistics import Counters
 from nimburion.core.queries import Pause, QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.api import queues as queue_operations
@@ -122,10 +122,10 @@ def make_row(
         completed_rate=rate,
         failed=seen.counters.failed,
         failed_share=compute_failed_share(seen.counters),
-        wait_p50=wait.estimate_quantile(0.5, WAIT_BOUNDS),
-        wait_p95=wait.estimate_quantile(0.95, WAIT_BOUNDS),
-        run_p50=run.estimate_quantile(0.5, RUN_BOUNDS),
-        run_p95=run.estimate_quantile(0.95, RUN_BOUNDS),
+        wait_p50=wait.estimate_quantile(0.5),
+        wait_p95=wait.estimate_quantile(0.95),
+        run_p50=run.estimate_quantile(0.5),
+        run_p95=run.estimate_quantile(0.95),
         drain_seconds=60 * queue.size / rate if queue.size and rate else None,
         history=seen.completed,
     )
