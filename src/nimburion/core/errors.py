@@ -266,6 +266,16 @@ class BackendUnavailable(BackendError):
         self.job_id = job_id
 
 
+class EnqueueBlocked(BackendUnavailable):
+    """A transaction that is still open enqueued the same id or unique key; nothing was written.
+
+    The backend raises it in place of waiting for that transaction. A client repeats the call.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, outcome="not applied")
+
+
 class BackendFull(BackendError):
     """The backend has no room left; nothing was written. Writes succeed again once there is
     room.

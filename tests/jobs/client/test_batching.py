@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 
-from nimburion.core.errors import BackendFull, BackendUnavailable, Unstorable
-from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.errors import BackendFull, BackendUnavailable, EnqueueBlocked, Unstorable
+from nimburion.core.job import Enqueued, JobOptions, NewJob
 from nimburion.jobs.client.batching import MAX_BATCH, EnqueueBatcher, choose_limit
 from nimburion.testing import FakeClock
 from tests.simulation.loop import SimulatedLoop, elapse, run
@@ -111,6 +111,71 @@ async def test_a_neighbours_unstorable_data_stays_its_own(clock: FakeClock) -> N
     backend.proceed.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in results] == [Enqueued, Enqueued, Unstorable, Enqueued, Enqueued]
+
+
+@pytest.mark.parametrize("blocked", ["first", "b", "keyed"])
+async def test_a_blocked_job_is_repeated_on_its_own(clock: FakeClock, blocked: str) -> None:
+    backend = FakeBackend()
+    is_open = True
+
+    def refuse_blocked(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        if is_open and any(job.id == blocked for job in jobs):
+            raise EnqueueBlocked("another transaction is still open")
+        return all_created(jobs)
+
+    backend.answer = refuse_blocked
+    batcher = make_batcher(backend, clock)
+    tasks = await behind_a_first(batcher, backend, "abcd")
+    keyed = NewJob("keyed", "n", "q", b"{}", options=JobOptions(unique_key="k"))
+    tasks.append(asyncio.create_task(batcher.enqueue(keyed)))
+    await asyncio.sleep(0)
+    backend.proceed.set()
+    ids = ["first", *"abcd", "keyed"]
+    others = [task for job_id, task in zip(ids, tasks, strict=True) if job_id != blocked]
+    assert {one.outcome for one in await asyncio.gather(*others)} == {"created"}
+    assert (await batcher.enqueue(new("later"))).outcome == "created"
+    (waiting,) = [task for task in tasks if task not in others]
+    assert not waiting.done()
+    is_open = False
+    await settled(waiting, clock)
+    assert waiting.result() == Enqueued(blocked, "created")
+    stored = [job_id for call in backend.calls if blocked not in call for job_id in call]
+    assert sorted(stored) == sorted({*ids, "later"} - {blocked})
+
+
+async def test_a_job_that_stays_blocked_is_not_stored(clock: FakeClock) -> None:
+    backend = FakeBackend()
+    backend.errors = [EnqueueBlocked("a transaction is still open") for _ in range(500)]
+    batcher = make_batcher(backend, clock)
+    tasks = await behind_a_first(batcher, backend, "a")
+    backend.proceed.set()
+    for task in tasks:
+        await settled(task, clock)
+        error = task.exception()
+        assert isinstance(error, BackendUnavailable)
+        assert str(error).startswith("a transaction is still open: job ")
+        assert error.outcome == "not applied"
+
+
+async def test_a_blocked_caller_that_gave_up_is_not_repeated(clock: FakeClock) -> None:
+    backend, refused = FakeBackend(), asyncio.Event()
+
+    def refuse_a(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        if any(job.id == "a" for job in jobs):
+            refused.set()
+            raise EnqueueBlocked("a transaction is still open")
+        return all_created(jobs)
+
+    backend.answer = refuse_a
+    batcher = make_batcher(backend, clock)
+    tasks = await behind_a_first(batcher, backend, "a")
+    backend.proceed.set()
+    await refused.wait()
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    clock.advance(5.0)
+    await batcher.enqueue(new("b"))
+    assert backend.calls == [["first"], ["a"], ["b"]]
 
 
 async def test_a_full_backend_is_reported_to_each_caller(clock: FakeClock) -> None:

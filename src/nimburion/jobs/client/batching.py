@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 
 from nimburion.core.backend import Producing
-from nimburion.core.errors import BackendUnavailable, Outcome, Unstorable
+from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.timing.backoff import iterate_pauses
@@ -72,22 +72,27 @@ class _Waiter:
 class _Repetition:
     """The retries of one call: the next pause, and the outcome of all tries so far."""
 
-    __slots__ = ("_pauses", "outcome", "pause")
+    __slots__ = ("_pauses", "is_blocked", "outcome", "pause")
 
     def __init__(self) -> None:
         self.outcome: Outcome = "not applied"
+        self.is_blocked = False
         self._pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         self.pause = next(self._pauses)
 
     def note(self, error: BackendUnavailable) -> None:
         """Record a failed try."""
+        self.is_blocked = isinstance(error, EnqueueBlocked)
         if error.outcome != "not applied":
             self.outcome = "unknown"
 
     async def wait(self, clock: Clock) -> None:
-        """Sleep for the current pause, then double the next one, up to one second."""
+        """Sleep for the current pause, then double the next one, up to one second. Do not double it
+        while another transaction blocks the job: the backend itself waits for that transaction.
+        """
         await clock.sleep(self.pause)
-        self.pause = next(self._pauses)
+        if not self.is_blocked:
+            self.pause = next(self._pauses)
 
 
 class EnqueueBatcher:
@@ -119,18 +124,26 @@ class EnqueueBatcher:
     async def enqueue(self, job: NewJob) -> Enqueued:
         """Store one job, in one call with the jobs that others enqueue meanwhile.
 
-        An error raised for another caller's job does not reach this caller.
+        An error raised for another caller's job does not reach this caller. A job that an open
+        transaction blocks is repeated on its own.
         """
         if self._busy:
             return await self._wait_behind(job)
         self._busy = True
+        since, left = self._start_call()
         try:
-            return (await self.enqueue_all([job]))[0]
+            try:
+                return (await self._enqueue_once([job], left))[0]
+            except EnqueueBlocked as error:
+                blocked = error
+            except BackendUnavailable as error:
+                return (await self._repeat([job], since, error))[0]
         finally:
             if self._waiting:
                 self._task = asyncio.get_running_loop().create_task(self._serve_waiting())
             else:
                 self._busy = False
+        return (await self._repeat([job], since, blocked))[0]
 
     async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """Store these jobs in one step.
@@ -138,14 +151,18 @@ class EnqueueBatcher:
         The call is repeated until the backend answers, for at most `enqueue_timeout` seconds; then
         `BackendUnavailable` is raised.
         """
-        began = CALL_STARTED.get()
-        since, left = self._monotonic(), self._limit
-        if began is not None:
-            since, left = began, max(left - (since - began), _MIN_EXTRA)
+        since, left = self._start_call()
         try:
             return await self._enqueue_once(jobs, left)
         except BackendUnavailable as error:
             return await self._repeat(jobs, since, error)
+
+    def _start_call(self) -> tuple[float, float]:
+        """Return when the call began, and the seconds after which its first try is abandoned."""
+        since, began = self._monotonic(), CALL_STARTED.get()
+        if began is None:
+            return since, self._limit
+        return began, max(self._limit - (since - began), _MIN_EXTRA)
 
     async def _repeat(
         self, jobs: Sequence[NewJob], since: float, error: BackendUnavailable
@@ -174,6 +191,11 @@ class EnqueueBatcher:
             self._calls.note_answer(now - sent)
             self._state.note_answer(now)
             return results
+        except EnqueueBlocked:
+            now = self._monotonic()
+            self._calls.note_answer(now - sent)
+            self._state.note_answer(now)
+            raise
         except BackendUnavailable as error:
             self._note_unanswered(error)
             raise
@@ -245,8 +267,8 @@ class EnqueueBatcher:
                 results = await self._enqueue_once(
                     [waiter.job for waiter in group], group[-1].until - loop.time()
                 )
-            except Unstorable as error:
-                await self._serve_halves(group, error)
+            except (Unstorable, EnqueueBlocked) as error:
+                await self._serve_parts(group, error)
                 return
             except BackendUnavailable as error:
                 repetition.note(error)
@@ -275,13 +297,37 @@ class EnqueueBatcher:
                 own.__cause__ = error
                 _reject([waiter], own)
 
-    async def _serve_halves(self, group: list[_Waiter], error: Unstorable) -> None:
-        if len(group) == 1:
+    async def _serve_parts(self, group: list[_Waiter], error: Unstorable | EnqueueBlocked) -> None:
+        """Serve the parts of a group at once, so that the job of the error delays no other."""
+        if len(group) > 1:
+            await asyncio.gather(*map(self._serve, _split(group)))
+        elif isinstance(error, Unstorable):
             _reject(group, error)
-            return
-        half = len(group) // 2
-        await self._serve(group[:half])
-        await self._serve(group[half:])
+        else:
+            task = asyncio.get_running_loop().create_task(self._repeat_alone(group[0], error))
+            group[0].future.add_done_callback(lambda _: task.cancel())
+
+    async def _repeat_alone(self, waiter: _Waiter, error: EnqueueBlocked) -> None:
+        """Repeat the call of a waiter whose job an open transaction blocks."""
+        try:
+            results = await self._repeat([waiter.job], waiter.since, error)
+        except Exception as last:  # noqa: BLE001 (it goes to the caller)
+            _reject([waiter], last)
+        except BaseException:
+            _cancel([waiter])
+            raise
+        else:
+            _resolve([waiter], results)
+
+
+def _split(group: list[_Waiter]) -> tuple[list[_Waiter], list[_Waiter]]:
+    """Split a group into two parts: the jobs without and with a unique key, or else halves."""
+    plain = [waiter for waiter in group if waiter.job.options.unique_key is None]
+    keyed = [waiter for waiter in group if waiter.job.options.unique_key is not None]
+    if plain and keyed:
+        return plain, keyed
+    half = len(group) // 2
+    return group[:half], group[half:]
 
 
 def _resolve(group: list[_Waiter], results: list[Enqueued]) -> list[_Waiter]:
@@ -327,6 +373,6 @@ def _make_unavailable_error(
         if outcome == "not applied"
         else f"{what} may have been stored; enqueueing again with the same id is safe"
     )
-    return BackendUnavailable(
-        f"the backend did not answer ({error}): {verdict}", outcome=outcome, job_id=job_id
-    )
+    blocked = isinstance(error, EnqueueBlocked) and outcome == "not applied"
+    problem = str(error) if blocked else f"the backend did not answer ({error})"
+    return BackendUnavailable(f"{problem}: {verdict}", outcome=outcome, job_id=job_id)
