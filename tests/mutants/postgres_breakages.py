@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
 RESCUE = "tests/backends/postgres/test_rescue.py::"
 READINGS = "tests/backends/postgres/test_readings.py::"
+OPEN = "tests/backends/postgres/test_open_transactions.py::"
 TENANTS = "tests/backends/postgres/test_tenants.py::"
 SQL = "backends/postgres/sql/functions/"
 
@@ -84,14 +85,14 @@ POSTGRES_MUTANTS = (
         "backends/postgres/*.sql",
         "WHERE $s.$ended_at IS NULL AND NOT $s.$drained AND $s.$expires <= coalesce($p_mono, now) ORDER BY $s.$n",
         "WHERE $s.$ended_at IS NULL AND NOT $s.$drained ORDER BY $s.$n",
-        (f"{RESCUE}test_a_rescue_does_not_wait_for_a_session_that_has_not_expired",),
+        (f"{RESCUE}test_a_rescue_locks_no_session_that_has_not_expired",),
     ),
     Mutant(
         "PostgreSQL: rescue without expiry check",
         "backends/postgres/*.sql",
         "WHERE $s.$n = $one.$n AND $s.$ended_at IS NULL AND $s.$expires <= coalesce($p_mono, now);",
         "WHERE $s.$n = $one.$n AND $s.$ended_at IS NULL;",
-        (f"{RESCUE}test_a_session_that_is_renewed_while_a_rescue_waits_for_it_lives_on",),
+        (f"{RESCUE}test_a_session_that_is_renewed_while_a_rescue_ends_it_lives_on",),
     ),
     Mutant(
         "PostgreSQL: a rescued session lives on",
@@ -102,7 +103,7 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: what a bounded rescue left is forgotten",
-        "backends/postgres/*.sql",
+        f"{SQL}sessions.sql",
         "AND NOT EXISTS (SELECT FROM {schema}.$lease $l WHERE $l.$session = $s.$n);",
         ";",
         (f"{POSTGRES}test_the_limit_holds_and_more_is_reported",),
@@ -239,13 +240,6 @@ POSTGRES_MUTANTS = (
     ),
     # Unique keys, ids
     Mutant(
-        "PostgreSQL: a refused call takes a key that nobody holds in its state",
-        "backends/postgres/*.sql",
-        "ELSIF $held.seq IS NOT NULL THEN\n                    $displaced := $displaced || $held;",
-        "ELSIF false THEN\n                    NULL;",
-        (f"{POSTGRES}test_a_refused_call_leaves_the_key_of_a_job_that_runs",),
-    ),
-    Mutant(
         "PostgreSQL: a job that runs is replaced",
         "backends/postgres/*.sql",
         "IN ('pending', 'scheduled', 'retrying')",
@@ -262,15 +256,19 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: unique key not freed",
         "backends/postgres/*.sql",
-        "$u.$seq = p_seq AND $u.$until IS NULL",
-        "$u.$seq = p_seq AND false",
+        "SELECT array_agg(d.$seq) INTO freed FROM deleted d;",
+        "freed := p_seqs;",
         (f"{POSTGRES}test_the_end_of_its_job_frees_the_key",),
     ),
     Mutant(
         "PostgreSQL: the end of an old holder frees the key of the new one",
         "backends/postgres/sql/functions/settle.sql",
-        "$u.$key = p_key AND $u.$seq = $p_seq AND",
-        "$u.$key = p_key AND",
+        "ON u.name = a.name AND u.key = k.key AND u.seq = k.seq\n"
+        "            WHERE u.valid_until IS NULL\n"
+        "            ORDER",
+        "ON u.name = a.name AND u.key = k.key\n"
+        "            WHERE u.valid_until IS NULL\n"
+        "            ORDER",
         (f"{POSTGRES}test_the_end_of_an_old_holder_frees_nothing_of_the_new_one",),
     ),
     Mutant(
@@ -283,8 +281,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: what stands beside a conflict is stored anyway",
         "backends/postgres/*.sql",
-        "        PERFORM {schema}.undo_insert_1($seqs);\n",
-        "",
+        "RAISE EXCEPTION 'the call is refused' USING ERRCODE = 'NB002';",
+        "NULL;",
         (f"{POSTGRES}test_one_conflict_refuses_the_whole_call",),
     ),
     # Operators and schedules
@@ -366,11 +364,40 @@ POSTGRES_MUTANTS = (
         "(SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0)",
         (f"{TENANTS}test_a_job_that_comes_while_a_turn_is_removed_keeps_it",),
     ),
+    # Callers' open transactions
     Mutant(
-        "PostgreSQL: jobs are added to turns in their own order",
+        "PostgreSQL: the end of a job waits for its unique key",
+        f"{SQL}settle.sql",
+        "ORDER BY u.name, u.key FOR UPDATE OF u SKIP LOCKED",
+        "ORDER BY u.name, u.key FOR UPDATE OF u",
+        (f"{POSTGRES}test_a_duplicate_does_not_delay_the_waiting_holder",),
+    ),
+    Mutant(
+        "PostgreSQL: a job that has ended holds its key until prune",
         f"{SQL}enqueue.sql",
-        "unnest(seqs, dues, lanes) AS w (seq, due, lane) ORDER BY w.lane LOOP",
-        "unnest(seqs, dues, lanes) AS w (seq, due, lane) LOOP",
-        (f"{TENANTS}test_two_calls_do_not_wait_for_each_other",),
+        "OR EXISTS (SELECT FROM {schema}.job j WHERE j.seq = p_key.seq)",
+        "OR true",
+        (f"{POSTGRES}test_a_key_is_free_in_the_transaction_that_found_its_holder",),
+    ),
+    Mutant(
+        "PostgreSQL: a key that was not released stays for ever",
+        f"{SQL}settle.sql",
+        "IF cardinality(freed) IS DISTINCT FROM cardinality(p_seqs) THEN",
+        "IF false THEN",
+        (f"{OPEN}test_prune_deletes_the_keys_that_could_not_be_released",),
+    ),
+    Mutant(
+        "PostgreSQL: an added turn is deleted while another enqueue relies on it",
+        f"{SQL}tenants.sql",
+        "t.share = ANY (shares) AND t.lane = ANY (merged_lanes) FOR UPDATE SKIP LOCKED",
+        "t.share = ANY (shares) FOR UPDATE SKIP LOCKED",
+        (f"{OPEN}test_a_turn_that_was_added_is_kept_for_a_job_that_comes_meanwhile",),
+    ),
+    Mutant(
+        "PostgreSQL: a locked job hides those of other lanes",
+        f"{SQL}exchange.sql",
+        "SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END",
+        "SELECT 9223372036854775807",
+        (f"{POSTGRES}test_a_waiting_job_that_is_replaced_delays_no_other",),
     ),
 )

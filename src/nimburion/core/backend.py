@@ -100,6 +100,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     """`enqueue` reads a large sequence of jobs lazily, while it stores the first of them. An
     exception raised while a job is built rejects the whole call.
     """
+    concurrent_transactions: bool = False
+    """A caller's transaction that stays open delays no worker, no maintenance and no reading.
+    Without it, one transaction writes at a time, and all other writes wait for its end.
+    """
 
 
 class Producing(Protocol):
@@ -126,6 +130,10 @@ class Producing(Protocol):
 
         One `conflict` or `taken` rejects the whole call, and nothing is stored. After a successful
         call the backend notifies the workers that wait for these queues.
+
+        Raises:
+            EnqueueBlocked: a transaction that is still open enqueued the same id or unique key.
+                Nothing was stored; repeat the call. The client does so, apart from other jobs.
         """
         ...
 

@@ -19,7 +19,6 @@ from tests.waiting import wait_until
 SESSION = "5e" * 16
 TTL = 30.0
 LOCK = "SELECT pg_advisory_lock(hashtextextended(%s, 7041))"
-WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 @pytest.fixture
@@ -43,43 +42,66 @@ async def backend(
 
 
 @pytest.fixture
-async def rival(clean_postgres: RunningPostgres) -> AsyncIterator[psycopg.AsyncConnection]:
-    """A connection that holds the lock of the session, as an exchange does."""
+async def connection(clean_postgres: RunningPostgres) -> AsyncIterator[psycopg.AsyncConnection]:
     async with await psycopg.AsyncConnection.connect(
         clean_postgres.url.partition("?")[0], autocommit=True
-    ) as connection:
-        await connection.execute(LOCK, (SESSION,))
-        yield connection
+    ) as made:
+        yield made
 
 
-async def count_waiting(connection: psycopg.AsyncConnection) -> int:
-    """Return the number of advisory locks that are waited for."""
-    row = await (await connection.execute(WAITING)).fetchone()
-    assert row is not None
-    return int(row[0])
+@pytest.fixture
+async def rival(connection: psycopg.AsyncConnection) -> psycopg.AsyncConnection:
+    """A connection that holds the lock of the session, as an exchange does."""
+    await connection.execute(LOCK, (SESSION,))
+    return connection
 
 
-async def test_a_session_that_is_renewed_while_a_rescue_waits_for_it_lives_on(
+async def test_a_rescue_passes_over_a_session_that_another_call_changes(
     backend: PostgresBackend, clock: FakeClock, rival: psycopg.AsyncConnection
 ) -> None:
+    """It rescues the others, and the next rescue ends the session if it was not renewed."""
+    other = "07" * 16
+    await backend.open_session(Session(id=other, ttl=TTL, names=("n",)))
+    await backend.enqueue([NewJob("b", "n", "q", b"{}")])
+    await backend.exchange(other, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
     clock.advance(TTL)
+    rescued = await asyncio.wait_for(backend.rescue(10, max_lost=3), 10.0)
+    assert rescued.returned == ["b"]
+    assert (await backend.get_job("a")).state is State.PROCESSING
+    await rival.execute("SELECT pg_advisory_unlock_all()")
+    assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
+
+
+async def test_a_session_that_is_renewed_while_a_rescue_ends_it_lives_on(
+    backend: PostgresBackend, clock: FakeClock, connection: psycopg.AsyncConnection
+) -> None:
+    clock.advance(TTL)
+    await connection.execute("BEGIN")
+    await connection.execute("UPDATE nimburion.session SET expires_at = expires_at + ttl")
     rescue = asyncio.ensure_future(backend.rescue(10, max_lost=3))
 
     async def waits() -> bool:
-        return await count_waiting(rival) > 0
+        cursor = await connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return await cursor.fetchone() != (0,)
 
-    await wait_until(waits, "the rescue waits for the session")
-    await backend.heartbeat(SESSION)
-    await rival.execute("SELECT pg_advisory_unlock_all()")
+    await wait_until(waits, "the rescue waits for the heartbeat")
+    await connection.execute("COMMIT")
     assert (await rescue).returned == []
     assert (await backend.get_job("a")).state is State.PROCESSING
     await backend.heartbeat(SESSION)
 
 
-async def test_a_rescue_does_not_wait_for_a_session_that_has_not_expired(
-    backend: PostgresBackend, clock: FakeClock, rival: psycopg.AsyncConnection
+async def test_a_rescue_locks_no_session_that_has_not_expired(
+    backend: PostgresBackend, clock: FakeClock, connection: psycopg.AsyncConnection
 ) -> None:
-    clock.advance(TTL - 0.001)
-    rescued = await asyncio.wait_for(backend.rescue(10, max_lost=3), 10.0)
-    assert rescued.returned == []
-    assert not rival.closed
+    del backend  # it has made the session
+    now = round(clock.now() * 1_000_000), round((clock.monotonic() + TTL - 0.001) * 1_000_000)
+    await connection.execute("BEGIN")
+    await connection.execute(
+        "SELECT * FROM nimburion.rescue_jobs_1(%s::int8, %s::int8, 10, 3, '', '')", now
+    )
+    cursor = await connection.execute(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    )
+    assert await cursor.fetchone() == (0,)
+    await connection.execute("ROLLBACK")

@@ -29,7 +29,7 @@ from nimburion.backends.postgres.encoding import (
     encode_text,
     to_optional_seconds,
 )
-from nimburion.backends.postgres.errors import get_error_code
+from nimburion.backends.postgres.errors import LOCK_NOT_AVAILABLE, get_error_code
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
 from nimburion.backends.postgres.notifications import PostgresNotifier
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK, insert_schema
@@ -51,8 +51,10 @@ from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.errors import (
     BackendError,
+    BackendUnavailable,
     BulkOperationNotFound,
     ConfigurationError,
+    EnqueueBlocked,
     TooManyBulkOperations,
 )
 from nimburion.core.exchange import Reply, ReserveRequest
@@ -96,6 +98,7 @@ CAPABILITIES = Capabilities(
     roles=True,
     keeps_arguments=True,
     lazy_batches=True,
+    concurrent_transactions=True,
 )
 POOLED_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, notifies=False)
 """The capabilities behind PgBouncer. It assigns a connection per transaction, so LISTEN is not
@@ -111,7 +114,14 @@ def _make_call(function: str, count: int) -> str:
 
 _JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
-_ENQUEUE = _make_call("enqueue_1", 17)
+_LOCK_TIMEOUT = "200ms"
+"""How long an enqueue waits for a transaction that enqueued the same id or unique key."""
+_ENQUEUE = f"""SELECT e.codes, e.holders FROM set_config('lock_timeout', '{_LOCK_TIMEOUT}', true) s,
+    LATERAL {{schema}}.enqueue_1(CASE WHEN s IS NOT NULL THEN $1::int8 END,
+        {", ".join(f"${n}" for n in range(2, 18))}) e"""  # noqa: S608 - names of ours
+"""`enqueue_1` with a bound, which a caller's transaction does not have. The call refers to `s`, so
+the server sets the bound first.
+"""
 _ENQUEUE_ONE = "SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
 _ENQUEUE_ONE_NOTIFYING = f"""SELECT {{schema}}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
     CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, {NOTIFICATION_LOCK}))
@@ -345,11 +355,24 @@ class PostgresBackend:
         """See `Backend.enqueue`."""
         if not jobs:
             return []
-        if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
-            return [Enqueued(jobs[0].id, "created")]
-        if enqueueing.is_plain(jobs[0]) and await self._enqueue_plain(jobs):
-            self._notify({job.queue for job in jobs})
-            return enqueueing.make_results(jobs, None, None)
+        try:
+            if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
+                return [Enqueued(jobs[0].id, "created")]
+            if enqueueing.is_plain(jobs[0]) and await self._enqueue_plain(jobs):
+                self._notify({job.queue for job in jobs})
+                return enqueueing.make_results(jobs, None, None)
+            return await self._enqueue_any(jobs)
+        except BackendUnavailable as error:
+            cause = error.__cause__
+            if cause is None or get_error_code(cause) != LOCK_NOT_AVAILABLE:
+                raise
+            raise EnqueueBlocked(
+                f"{self.describe()}: another transaction, which is still open, enqueued the same id"
+                " or unique key"
+            ) from cause
+
+    async def _enqueue_any(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """Store jobs on the general path."""
         opened = self._get_connections()
         arguments, extra = enqueueing.encode_arguments(jobs), len(jobs) / _JOBS_PER_SECOND
         ((codes, holders),) = await opened.pool.fetch(

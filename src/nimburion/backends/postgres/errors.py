@@ -44,6 +44,8 @@ _CONNECTION_ENDED_CODES = frozenset({"57P01", "57P02", "57P04", "40003"})
 """Codes with which the server ends the connection, besides class 08. It is unknown whether the call
 was applied.
 """
+LOCK_NOT_AVAILABLE = "55P03"
+"""SQLSTATE of a call that would have to wait longer for another transaction."""
 _RETRY_CODES = frozenset({"40001", "40P01"})
 _OTHER_SERVER_CODES = frozenset({"25006", "57P03"})
 
@@ -52,7 +54,7 @@ _TRANSIENT_CODES: Mapping[str, str] = MappingProxyType(
         "25006": "it is read-only: a standby, or a demoted primary",
         "57P03": "it is starting, stopping, or a standby that takes no connections yet",
         "57014": "the server cancelled the call (statement_timeout or pg_cancel_backend)",
-        "55P03": "a lock was not acquired in time (lock_timeout)",
+        LOCK_NOT_AVAILABLE: "a lock was not acquired in time (lock_timeout)",
         "53300": "its connection limit is reached (max_connections)",
         "53200": "the server is out of memory",
         "25P03": "the transaction was idle for too long",

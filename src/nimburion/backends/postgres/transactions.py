@@ -113,6 +113,11 @@ async def enqueue_in(
     if codes == _NEW_LANE:
         await context.pool.fetch(insert_schema(_LANES, context.settings), *lanes, late)
         codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
+        if codes == _NEW_LANE:
+            raise make_not_applied_error(
+                f"{context.description}: the first job of its name with a due time in the past; "
+                "roll this transaction back and run all of it again"
+            )
     found = [holder and bytes.fromhex(holder) for holder in msgspec.json.decode(holders or "[]")]
     return enqueueing.make_results(jobs, codes, found)
 

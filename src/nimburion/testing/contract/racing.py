@@ -10,9 +10,9 @@ from typing import TypeVar
 import pytest
 
 from nimburion.core.backend import Backend
-from nimburion.core.errors import SessionLost
+from nimburion.core.errors import EnqueueBlocked, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING
-from nimburion.core.job import WAITING, JobOptions, State, sort_states
+from nimburion.core.job import WAITING, Enqueued, JobOptions, NewJob, State, sort_states
 from nimburion.core.operations import Cancellation
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
@@ -49,6 +49,14 @@ class Racing:
     def _handle(self, fleet: Harness, n: int) -> Backend:
         return fleet.handles[n % len(fleet.handles)]
 
+    async def _enqueue(self, fleet: Harness, n: int, jobs: list[NewJob]) -> list[Enqueued]:
+        """Enqueue jobs with handle `n`. Repeat a blocked call, as a client does."""
+        while True:
+            try:
+                return await self._handle(fleet, n).enqueue(jobs)
+            except EnqueueBlocked:
+                continue
+
     async def _workers(
         self, fleet: Harness, count: int = RACERS, limits: dict[str, int] | None = None
     ) -> list[HandDrivenWorker]:
@@ -57,7 +65,7 @@ class Racing:
         ]
 
     async def test_one_id_is_created_once(self, fleet: Harness) -> None:
-        results = await race(RACERS, lambda n: self._handle(fleet, n).enqueue([fleet.job("a")]))
+        results = await race(RACERS, lambda n: self._enqueue(fleet, n, [fleet.job("a")]))
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "exists": RACERS - 1}
         assert sum((await fleet.backend.count_jobs()).values()) == 1
@@ -65,7 +73,7 @@ class Racing:
     async def test_one_id_with_many_bodies_is_created_once(self, fleet: Harness) -> None:
         results = await race(
             RACERS,
-            lambda n: self._handle(fleet, n).enqueue([fleet.job("a", payload=b"%d" % n)]),
+            lambda n: self._enqueue(fleet, n, [fleet.job("a", payload=b"%d" % n)]),
         )
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "conflict": RACERS - 1}
@@ -76,7 +84,7 @@ class Racing:
         options = JobOptions(unique_key="k")
         results = await race(
             RACERS,
-            lambda n: self._handle(fleet, n).enqueue([fleet.job(f"{n}", options=options)]),
+            lambda n: self._enqueue(fleet, n, [fleet.job(f"{n}", options=options)]),
         )
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "taken": RACERS - 1}
@@ -87,8 +95,10 @@ class Racing:
         options = JobOptions(unique_key="k", on_duplicate="replace")
         results = await race(
             RACERS,
-            lambda n: self._handle(fleet, n).enqueue(
-                [fleet.job(f"{n}", payload=b"%d" % n, priority=n % 10, options=options)]
+            lambda n: self._enqueue(
+                fleet,
+                n,
+                [fleet.job(f"{n}", payload=b"%d" % n, priority=n % 10, options=options)],
             ),
         )
         outcomes = Counter(result.outcome for (result,) in results)
@@ -126,7 +136,7 @@ class Racing:
         ]
         turned = [jobs[shift:] + jobs[:shift] for shift in range(0, 60, 4)]
         turned += [list(reversed(call)) for call in turned]
-        results = await race(len(turned), lambda n: self._handle(fleet, n).enqueue(turned[n]))
+        results = await race(len(turned), lambda n: self._enqueue(fleet, n, turned[n]))
         outcomes = Counter(result.outcome for call in results for result in call)
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
         assert (await fleet.backend.count_jobs())[State.PENDING] == 60

@@ -62,6 +62,7 @@ from nimburion.testing.contract.maintaining.making_due import MakingDue
 from nimburion.testing.contract.maintaining.operators import Operators
 from nimburion.testing.contract.maintaining.pausing import Pausing
 from nimburion.testing.contract.maintaining.pruning import Pruning
+from nimburion.testing.contract.open_transactions import OpenTransactions
 from nimburion.testing.contract.producing.boundary_values import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.producing.cancelling import Cancelling
 from nimburion.testing.contract.producing.enqueueing import EnqueueCases
@@ -137,6 +138,7 @@ class BackendContract(
     FairnessScenario,
     TransactionalEnqueues,
     TransactionalCompletions,
+    OpenTransactions,
 ):
     """Every promise of `nimburion.core.backend`, as cases.
 

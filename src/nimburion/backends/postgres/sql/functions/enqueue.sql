@@ -5,6 +5,8 @@
 -- (`enqueue_each`).
 -- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
 -- transaction that is ending such a job. Unique keys are locked in their order before they are read.
+-- Outside of a caller's transaction, an enqueue waits at most 200 ms for a transaction that enqueued the same id or unique key. The
+-- client stores the other jobs of the call and repeats it. A lock that exchanges need is never held meanwhile.
 
 -- name: enqueue_one
 -- Store one new job that is due now and has no unique key. It does less work than `enqueue_1`.
@@ -18,7 +20,7 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_one_1(
     p_options text, p_since int8
 ) RETURNS bool
 LANGUAGE plpgsql
-SET plan_cache_mode TO force_generic_plan SET enable_seqscan TO off AS $$
+SET plan_cache_mode TO force_generic_plan SET enable_seqscan TO off SET lock_timeout TO '200ms' AS $$
 DECLARE
     now int8 := p_now;
     at_lane int4;
@@ -72,7 +74,7 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_plain_1(
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
-SET plan_cache_mode TO force_generic_plan AS $$
+SET plan_cache_mode TO force_generic_plan SET lock_timeout TO '200ms' AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     lane_ids int4[] := {schema}.get_or_create_lanes_1(p_queues, p_names, p_ranks);
@@ -122,8 +124,7 @@ END $$;
 --   codes                        one letter for each job: c created, e exists, p replaced, x conflict, t key is taken, r refused
 --                                because of another job; NULL: all were created
 --   holders                      the ids of the jobs that hold the keys, or that were replaced
--- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts. Without
---   unique keys, the turns of tenants in the order of their lanes, so that two calls do not wait for each other.
+-- Locks: unique keys in the order of name and key, then the waiting jobs that hold them and the rows that it inserts
 -- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
 --   transaction that is ending such a job.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_1(
@@ -154,7 +155,7 @@ BEGIN
                 SELECT due, seq, lane, 0 FROM inserted WHERE due > now
             )
             INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
-            SELECT due, seq, lane, 0 FROM inserted WHERE due <= now ORDER BY lane;
+            SELECT due, seq, lane, 0 FROM inserted WHERE due <= now;
             IF NOT EXISTS (SELECT FROM {schema}.finished_job d WHERE d.id = ANY (p_ids) AND d.finished_at >= p_since) THEN
                 RETURN;
             END IF;
@@ -173,11 +174,10 @@ END $$;
 -- Store new jobs one by one. Used when an id may exist or a unique key may be held.
 -- Inputs: as for `enqueue_1`, with the time as a value and the numbers of the lanes
 -- Result: a code for each job, and the ids of the jobs that hold the keys or were replaced
--- Locks: unique keys in the order of name and key, then the waiting jobs that hold them, then the turns of tenants in the order of
---   their lanes, as `enqueue_1`
+-- Locks: as `enqueue_1`
 -- Atomic: one transaction. The keys are locked before they are read. If another transaction has just ended a job of one
 --   of the ids, the call fails with a serialization failure, and the caller must repeat it. Jobs are replaced after
---   everything is decided.
+--   everything is decided. A refused call is undone by a savepoint, so it keeps no lock in a caller's transaction.
 CREATE OR REPLACE FUNCTION {schema}.enqueue_each_1(
     p_now int8, p_names text[], p_lane_ids int4[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
@@ -190,7 +190,6 @@ DECLARE
     code_list text[];
     key_holder bytea;
     held {schema}.unique_key;
-    displaced {schema}.unique_key[];  -- keys whose holders do not hold them in their present state
     known bytea;
     new_seq int8;
     seqs int8[];
@@ -200,78 +199,72 @@ DECLARE
     fresh_ids bytea[];
     replacing int4[];  -- the places of the jobs that replace another one
 BEGIN
-    PERFORM {schema}.lock_unique_keys_1(p_now, p_names, p_lanes, p_ids, p_keys);
-    FOR job IN
-        SELECT u.*, p_names[u.lane] AS name, p_lane_ids[u.lane] AS lane_id
-        FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_keys, p_spans, p_states,
-                p_on_duplicate) WITH ORDINALITY
-            AS u (lane, id, digest, options, payload, at, after, key, span, states, on_duplicate, place)
-    LOOP
-        code := NULL;
-        key_holder := NULL;
-        known := {schema}.find_digest_1(job.id, p_since);
-        IF known IS NOT NULL THEN
-            code := CASE WHEN known = job.digest THEN 'e' ELSE 'x' END;
-        ELSIF job.key IS NOT NULL THEN
-            IF job.on_duplicate = 'replace' THEN
-                SELECT r.job_id, r.digest INTO key_holder, known FROM {schema}.replacement r
-                WHERE r.id = job.id AND r.valid_until > p_now;
-                IF NOT FOUND THEN
-                    SELECT holders[n], p_digests[n] INTO key_holder, known FROM unnest(replacing) n WHERE p_ids[n] = job.id;
-                END IF;
-            END IF;
+    BEGIN
+        PERFORM {schema}.lock_unique_keys_1(p_now, p_names, p_lanes, p_ids, p_keys);
+        FOR job IN
+            SELECT u.*, p_names[u.lane] AS name, p_lane_ids[u.lane] AS lane_id
+            FROM unnest(p_lanes, p_ids, p_digests, p_options, p_payloads, p_ats, p_afters, p_keys, p_spans, p_states,
+                    p_on_duplicate) WITH ORDINALITY
+                AS u (lane, id, digest, options, payload, at, after, key, span, states, on_duplicate, place)
+        LOOP
+            code := NULL;
+            key_holder := NULL;
+            known := {schema}.find_digest_1(job.id, p_since);
             IF known IS NOT NULL THEN
-                code := CASE WHEN known = job.digest THEN 'p' ELSE 'x' END;
-                key_holder := CASE WHEN code = 'p' THEN key_holder END;
-            ELSE
-                SELECT * INTO held FROM {schema}.unique_key u WHERE u.name = job.name AND u.key = job.key AND u.seq <> 0;
-                IF held.seq >= seqs[1] OR {schema}.holds_key_1(p_now, held) THEN
-                    key_holder := held.id;
-                    code := CASE job.on_duplicate WHEN 'existing' THEN 'e' WHEN 'replace' THEN 'p' ELSE 't' END;
-                    IF code = 'p' THEN
-                        IF held.seq >= seqs[1]
-                            OR {schema}.lock_holder_1(p_now, held.id) IN ('pending', 'scheduled', 'retrying')
-                        THEN
-                            replacing := replacing || CAST(job.place AS int4);
-                        ELSE
-                            code := 't';
+                code := CASE WHEN known = job.digest THEN 'e' ELSE 'x' END;
+            ELSIF job.key IS NOT NULL THEN
+                IF job.on_duplicate = 'replace' THEN
+                    SELECT r.job_id, r.digest INTO key_holder, known FROM {schema}.replacement r
+                    WHERE r.id = job.id AND r.valid_until > p_now;
+                    IF NOT FOUND THEN
+                        SELECT holders[n], p_digests[n] INTO key_holder, known FROM unnest(replacing) n WHERE p_ids[n] = job.id;
+                    END IF;
+                END IF;
+                IF known IS NOT NULL THEN
+                    code := CASE WHEN known = job.digest THEN 'p' ELSE 'x' END;
+                    key_holder := CASE WHEN code = 'p' THEN key_holder END;
+                ELSE
+                    SELECT * INTO held FROM {schema}.unique_key u WHERE u.name = job.name AND u.key = job.key AND u.seq <> 0;
+                    IF held.seq >= seqs[1] OR {schema}.holds_key_1(p_now, held) THEN
+                        key_holder := held.id;
+                        code := CASE job.on_duplicate WHEN 'existing' THEN 'e' WHEN 'replace' THEN 'p' ELSE 't' END;
+                        IF code = 'p' THEN
+                            IF held.seq >= seqs[1]
+                                OR {schema}.lock_holder_1(p_now, held.id) IN ('pending', 'scheduled', 'retrying')
+                            THEN
+                                replacing := replacing || CAST(job.place AS int4);
+                            ELSE
+                                code := 't';
+                            END IF;
                         END IF;
                     END IF;
-                ELSIF held.seq IS NOT NULL THEN
-                    displaced := displaced || held;
                 END IF;
             END IF;
+            IF code IS NULL THEN
+                code := 'c';
+                new_seq := {schema}.insert_job_1(p_now, job.lane_id, job.id, job.digest, job.payload, job.options,
+                    coalesce(job.at, p_now + coalesce(job.after, 0)), job.key);
+                seqs := seqs || new_seq;
+                dues := dues || coalesce(job.at, p_now + coalesce(job.after, 0));
+                lanes := lanes || job.lane_id;
+                fresh_ids := fresh_ids || job.id;
+                UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span,
+                    states = string_to_array(job.states, ',')
+                WHERE name = job.name AND key = job.key;
+            END IF;
+            code_list := code_list || code;
+            holders := holders || key_holder;
+        END LOOP;
+        IF EXISTS (
+            SELECT FROM {schema}.finished_job d
+            WHERE d.id = ANY (fresh_ids) AND {schema}.find_digest_1(d.id, p_since, true) IS NOT NULL
+        ) THEN
+            RAISE EXCEPTION 'a job of this id ended meanwhile; repeat the call' USING ERRCODE = '40001';
         END IF;
-        IF code IS NULL THEN
-            code := 'c';
-            new_seq := {schema}.insert_job_1(p_now, job.lane_id, job.id, job.digest, job.payload, job.options,
-                coalesce(job.at, p_now + coalesce(job.after, 0)), job.key);
-            seqs := seqs || new_seq;
-            dues := dues || coalesce(job.at, p_now + coalesce(job.after, 0));
-            lanes := lanes || job.lane_id;
-            fresh_ids := fresh_ids || job.id;
-            UPDATE {schema}.unique_key SET seq = new_seq, id = job.id, valid_until = p_now + job.span,
-                states = string_to_array(job.states, ',')
-            WHERE name = job.name AND key = job.key;
+        IF code_list && ARRAY['x', 't'] THEN
+            RAISE EXCEPTION 'the call is refused' USING ERRCODE = 'NB002';
         END IF;
-        code_list := code_list || code;
-        holders := holders || key_holder;
-    END LOOP;
-    IF EXISTS (
-        SELECT FROM {schema}.finished_job d
-        WHERE d.id = ANY (fresh_ids) AND {schema}.find_digest_1(d.id, p_since, true) IS NOT NULL
-    ) THEN
-        RAISE EXCEPTION 'a job of this id ended meanwhile; repeat the call' USING ERRCODE = '40001';
-    END IF;
-    IF code_list && ARRAY['x', 't'] THEN
-        PERFORM {schema}.undo_insert_1(seqs);
-        INSERT INTO {schema}.unique_key SELECT (d).* FROM unnest(displaced) d ON CONFLICT DO NOTHING;
-        SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
-            array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)
-        INTO code_list, holders
-        FROM unnest(code_list, holders) WITH ORDINALITY AS a (l, holder, place);
-    ELSE
-        FOR waiting IN SELECT * FROM unnest(seqs, dues, lanes) AS w (seq, due, lane) ORDER BY w.lane LOOP
+        FOR waiting IN SELECT * FROM unnest(seqs, dues, lanes) AS w (seq, due, lane) LOOP
             PERFORM {schema}.make_waiting_1(p_now, waiting.seq, waiting.due, waiting.lane, 0::int2);
         END LOOP;
         FOR job IN SELECT n, p_lanes[n] AS lane FROM unnest(replacing) n LOOP
@@ -280,16 +273,22 @@ BEGIN
                 coalesce(p_ats[job.n], p_now + coalesce(p_afters[job.n], 0)), p_keys[job.n], p_spans[job.n],
                 p_states[job.n], p_max_waits[job.n]);
         END LOOP;
-    END IF;
-    DELETE FROM {schema}.unique_key WHERE seq = 0
-        AND (name, key) IN (SELECT p_names[u.lane], u.key FROM unnest(p_lanes, p_keys) AS u (lane, key));
+        DELETE FROM {schema}.unique_key WHERE seq = 0
+            AND (name, key) IN (SELECT p_names[u.lane], u.key FROM unnest(p_lanes, p_keys) AS u (lane, key));
+    EXCEPTION WHEN SQLSTATE 'NB002' THEN
+        SELECT array_agg(CASE WHEN l IN ('x', 't') THEN l ELSE 'r' END ORDER BY place),
+            array_agg(CASE WHEN l IN ('x', 't') THEN holder END ORDER BY place)
+        INTO code_list, holders
+        FROM unnest(code_list, holders) WITH ORDINALITY AS a (l, holder, place);
+    END;
     codes := array_to_string(code_list, '');
 END $$;
 
 -- name: holds_key
 -- Decide whether a job holds a unique key now.
 -- Inputs: the time; the row of the key, which the caller has locked
--- Result: whether the key is valid, and its job is in one of the states in which it holds the key
+-- Result: whether the key is valid, and its job is in one of the states in which it holds the key. The row may name a job that
+--   has ended: who ended it does not wait for a transaction that has locked the key (`free_unique_keys_1`).
 -- Locks: the job that holds the key, if it waits and the key depends on its state
 CREATE OR REPLACE FUNCTION {schema}.holds_key_1(p_now int8, p_key {schema}.unique_key) RETURNS bool
 LANGUAGE plpgsql AS $$
@@ -297,7 +296,11 @@ BEGIN
     IF p_key.seq IS NULL OR p_key.valid_until <= p_now THEN
         RETURN false;
     END IF;
-    RETURN p_key.states IS NULL OR coalesce({schema}.lock_holder_1(p_now, p_key.id) = ANY (p_key.states), false);
+    IF p_key.states IS NOT NULL THEN
+        RETURN coalesce({schema}.lock_holder_1(p_now, p_key.id) = ANY (p_key.states), false);
+    END IF;
+    RETURN p_key.valid_until IS NOT NULL OR EXISTS (SELECT FROM {schema}.job j WHERE j.seq = p_key.seq)
+        AND NOT EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = p_key.seq);
 END $$;
 
 -- name: lock_holder
@@ -348,10 +351,14 @@ LANGUAGE plpgsql AS $$
 DECLARE
     old record;
     new_due int8;
+    was_removed bool;
 BEGIN
     SELECT j.seq, j.lane, j.created_at, coalesce(t.due, j.due) AS due, t.failures INTO STRICT old
     FROM {schema}.job j LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq WHERE j.id = p_holder;
-    IF {schema}.remove_waiting_1(old.lane, old.due, old.seq) THEN
+    PERFORM set_config('nimburion.moves_turns', 'on', true);  -- no exchange waits for this transaction: it moves the turn itself
+    was_removed := {schema}.remove_waiting_1(old.lane, old.due, old.seq);
+    PERFORM set_config('nimburion.moves_turns', '', true);
+    IF was_removed THEN
         PERFORM {schema}.pass_turns_1(p_now, old.seq, old.lane);
     ELSE
         DELETE FROM {schema}.parked k WHERE k.seq = old.seq;
@@ -469,7 +476,8 @@ END $$;
 --   'other database'   the database belongs to another backend
 --   'new lane'         a lane is new, and nothing was stored. The caller must create it with `create_lanes_1` in a separate
 --                      transaction. Otherwise other enqueues in this lane would wait for the caller's transaction to end.
---                      Not returned above READ COMMITTED, because the caller's snapshot would not see the new lane.
+--                      Above READ COMMITTED it is returned only for a late lane, for which exchanges would wait. The caller's
+--                      snapshot does not see the new lane, so the caller must run its transaction again.
 -- The numbers of new jobs are stored as rows of `statistics` with the step 0, for `take_enqueue_counts`.
 -- Locks: as `enqueue_1`, until the caller's transaction ends
 -- Atomic: part of the caller's transaction. A refused call has written nothing.
@@ -480,15 +488,22 @@ CREATE OR REPLACE FUNCTION {schema}.enqueue_in_caller_1(
 DECLARE
     f json := p_fields;
     found record;
+    sees_new_lanes bool := current_setting('transaction_isolation') = 'read committed';
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.meta WHERE identity = p_identity) THEN
         codes := 'other database';
         RETURN;
     END IF;
-    IF current_setting('transaction_isolation') = 'read committed' AND EXISTS (
+    IF EXISTS (
         SELECT FROM unnest({schema}.decode_text_array_1(f -> 0), {schema}.decode_text_array_1(f -> 1),
             CAST({schema}.decode_text_array_1(f -> 2) AS int2[]))
-            AS w (queue, name, rank), generate_series(0, CASE WHEN f ->> 8 IS NULL THEN 0 ELSE 1 END) n
+            AS w (queue, name, rank), generate_series(
+                CASE WHEN sees_new_lanes THEN 0 ELSE 1 END,
+                CASE WHEN f ->> 8 IS NOT NULL AND (sees_new_lanes OR EXISTS (
+                    SELECT FROM json_array_elements_text(f -> 8) at
+                    WHERE CAST(at AS int8) < {schema}.get_read_time_1(p_now)
+                )) THEN 1 ELSE 0 END
+            ) n
         WHERE NOT EXISTS (
             SELECT FROM {schema}.lane l WHERE l.queue = split_part(w.queue, E'\n', 1) AND l.name = w.name
                 AND l.tenant = split_part(w.queue, E'\n', 2) AND l.rank = w.rank

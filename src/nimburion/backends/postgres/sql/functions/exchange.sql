@@ -103,6 +103,7 @@ DECLARE
     has_turns bool := false;
     turn_lanes int4[];
     has_more_turns bool := false;
+    is_planned bool := false;
     positions int4[];
     leased_count int8;
     any_attempted bool;
@@ -207,6 +208,9 @@ BEGIN
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
         END IF;
         has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
+        IF has_turns THEN
+            PERFORM {schema}.admit_turns_1(p_queues);  -- of jobs that were promoted or returned
+        END IF;
         IF NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes AND NOT has_turns
             AND cardinality(p_queues) BETWEEN 1 AND 64
         THEN
@@ -278,19 +282,8 @@ BEGIN
                     PERFORM {schema}.charge_turns_1(session.number, p_number, leased_all,
                         planned.seqs, planned.shares, planned.starts, planned.charges);
                 END IF;
-            ELSIF has_turns THEN
-                SELECT * INTO planned FROM {schema}.plan_turns_1(
-                    p_total, now, session.number, p_number, p_nonce, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes,
-                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, open_names, p_levels,
-                    locked_names, p_caps, CASE WHEN check_sizes THEN p_max_bytes END
-                );
-                returned_index := planned.returned;
-                turn_lanes := planned.turn_lanes;
-                PERFORM {schema}.lease_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
-                    planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL, NULL);
-                leased_all := false;
-            ELSIF session.has_keys THEN
+                is_planned := leased_count > 0 OR planned.seqs IS NULL;
+            ELSIF session.has_keys AND NOT has_turns THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
                     open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, open_names, p_caps
@@ -302,19 +295,44 @@ BEGIN
                     CASE WHEN check_sizes THEN p_max_bytes END) l;
                 positions := planned.positions;
                 leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
-            ELSE
-                counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
-                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues,
-                    p_names, p_caps);
-                IF check_sizes THEN
-                    RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce,
-                        p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
-                        open_lanes.levels, open_lanes.low_water_marks, counts, p_max_bytes);
-                ELSE
-                    RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                        ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
-                        open_lanes.low_water_marks, counts);
-                END IF;
+                is_planned := leased_count > 0 OR returned_index IS NOT NULL OR coalesce(planned.seqs, '{}') = '{}';
+            ELSIF NOT has_turns THEN
+                low_water_marks := open_lanes.low_water_marks;
+                LOOP
+                    counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
+                        open_lanes.ranks, open_lanes.levels, low_water_marks, open_lanes.available, p_queues,
+                        p_names, p_caps);
+                    IF check_sizes THEN
+                        RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce,
+                            p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
+                            open_lanes.levels, low_water_marks, counts, p_max_bytes);
+                    ELSE
+                        RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                            ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
+                            low_water_marks, counts);
+                    END IF;
+                    EXIT WHEN FOUND OR array_remove(counts, 0) = '{}';
+                    -- Other transactions have locked all jobs of the planned lanes: plan again without these lanes.
+                    low_water_marks := ARRAY(
+                        SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
+                        FROM unnest(counts, low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
+                    );
+                END LOOP;
+                is_planned := true;
+            END IF;
+            IF NOT is_planned THEN  -- turns and limits apply, or other transactions have locked all planned jobs
+                SELECT * INTO planned FROM {schema}.plan_turns_1(
+                    p_total, now, session.number, p_number, p_nonce, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes,
+                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, open_names, p_levels,
+                    locked_names, p_caps, CASE WHEN check_sizes THEN p_max_bytes END
+                );
+                returned_index := planned.returned;
+                turn_lanes := planned.turn_lanes;
+                PERFORM {schema}.lease_planned_jobs_1(now, session.number, p_number, p_nonce,
+                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
+                    planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL, NULL);
+                leased_all := false;
+                positions := NULL;
             END IF;
             IF leased_all AND NOT any_attempted AND positions IS NOT NULL THEN
                 RETURN QUERY
@@ -525,7 +543,7 @@ BEGIN
         )) RETURNING due, seq, lane, attempt_status
     ), promoted AS (
         INSERT INTO {schema}.ready (due, seq, lane, attempt_status)
-        SELECT due, seq, lane, attempt_status FROM due_jobs ORDER BY lane  -- the order in which an enqueue locks turns of tenants
+        SELECT due, seq, lane, attempt_status FROM due_jobs
         RETURNING lane
     )
     SELECT count(*), array_agg(DISTINCT lane) INTO moved, lanes FROM promoted;

@@ -466,9 +466,10 @@ LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
             SELECT u.id FROM {schema}.unique_key u WHERE u.name = p_name AND u.id <> p_id AND u.seq <> 0
                 AND u.key = CAST({schema}.get_option_1(p_options, 'unique_key') AS jsonb) #>> '{}'
                 AND (u.valid_until IS NULL OR u.valid_until > p_now)
-                AND (u.states IS NULL OR EXISTS (
+                AND (u.states IS NULL AND u.valid_until IS NOT NULL OR EXISTS (
                     SELECT FROM {schema}.job_record r
-                    WHERE r.id = u.id AND {schema}.get_state_1(r.status, r.failures, r.due, p_now) = ANY (u.states)
+                    WHERE r.id = u.id AND CASE WHEN u.states IS NULL THEN r.status IN ('waiting', 'processing')
+                        ELSE {schema}.get_state_1(r.status, r.failures, r.due, p_now) = ANY (u.states) END
                 ))
         ), s.*
     FROM (

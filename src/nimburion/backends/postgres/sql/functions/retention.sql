@@ -32,8 +32,7 @@ BEGIN
     DELETE FROM {schema}.exchange_log t WHERE NOT EXISTS (
         SELECT FROM {schema}.session s WHERE s.number = t.session AND NOT s.is_drained
     );
-    DELETE FROM {schema}.unique_key u WHERE u.valid_until <= now;
-    DELETE FROM {schema}.replacement r WHERE r.valid_until <= now;
+    PERFORM {schema}.prune_keys_1(now);
     available := available - {schema}.advance_retention_1('completed', now - p_completed, available);
     -- The results of removed jobs are removed.
     UPDATE {schema}.horizon r SET finished_at = c.finished_at, seq = c.seq FROM {schema}.horizon c
@@ -59,6 +58,34 @@ BEGIN
         SELECT o.ctid FROM {schema}.result_default o, {schema}.horizon h
         WHERE h.what = 'result' AND o.finished_at < h.finished_at LIMIT 10000));
     RETURN p_limit - available;
+END $$;
+
+-- name: prune_keys
+-- Delete the unique keys and the records of replacements that are not valid any more, and the keys that could not be released.
+-- Inputs: the time
+-- Locks: the rows that it deletes; rows that another transaction has locked are skipped, and left for the next call
+CREATE OR REPLACE FUNCTION {schema}.prune_keys_1(p_now int8) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM {schema}.unique_key WHERE ctid = ANY (ARRAY(
+        SELECT u.ctid FROM {schema}.unique_key u WHERE u.valid_until <= p_now FOR UPDATE SKIP LOCKED
+    ));
+    DELETE FROM {schema}.replacement WHERE ctid = ANY (ARRAY(
+        SELECT r.ctid FROM {schema}.replacement r WHERE r.valid_until <= p_now FOR UPDATE SKIP LOCKED
+    ));
+    IF EXISTS (SELECT FROM {schema}.unreleased_key) THEN
+        DELETE FROM {schema}.unique_key WHERE ctid = ANY (ARRAY(
+            SELECT u.ctid FROM {schema}.unreleased_key n
+            JOIN {schema}.unique_key u ON u.name = n.name AND u.key = n.key AND u.seq = n.seq
+            WHERE u.valid_until IS NULL AND (
+                NOT EXISTS (SELECT FROM {schema}.job j WHERE j.seq = u.seq)
+                OR EXISTS (SELECT FROM {schema}.dead_letter d WHERE d.seq = u.seq)
+            ) FOR UPDATE OF u SKIP LOCKED
+        ));
+        DELETE FROM {schema}.unreleased_key n WHERE NOT EXISTS (
+            SELECT FROM {schema}.unique_key u WHERE u.name = n.name AND u.key = n.key AND u.seq = n.seq
+        );
+    END IF;
 END $$;
 
 -- name: advance_retention

@@ -203,7 +203,7 @@ BEGIN
         SELECT s.number, s.id FROM {schema}.session s
         WHERE s.ended_at IS NULL AND NOT s.is_drained AND s.expires_at <= coalesce(p_monotonic, now) ORDER BY s.number
     LOOP
-        PERFORM pg_advisory_xact_lock(hashtextextended(candidate.id, 7041));
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtextextended(candidate.id, 7041));
         UPDATE {schema}.session s SET ended_at = now, held_several = EXISTS (
             SELECT FROM {schema}.lease l WHERE l.session = s.number OFFSET 1)
         WHERE s.number = candidate.number AND s.ended_at IS NULL AND s.expires_at <= coalesce(p_monotonic, now);

@@ -413,33 +413,38 @@ BEGIN
     IF p_key IS NULL THEN
         RETURN NULL;
     END IF;
-    DELETE FROM {schema}.unique_key u USING {schema}.lane a
-    WHERE a.id = p_lane AND u.name = a.name AND u.key = p_key AND u.seq = p_seq AND u.valid_until IS NULL;
-    RETURN CASE WHEN FOUND THEN p_lane END;
+    RETURN ({schema}.free_unique_keys_1(ARRAY[p_seq], ARRAY[p_lane], ARRAY[p_key]))[1];
 END $$;
 
 -- name: free_unique_keys
 -- Release the unique keys of jobs that ended. Keys with a fixed validity are kept.
 -- Inputs: seqs, lanes and keys of the jobs
 -- Result: the lanes of the jobs whose keys were released
--- Locks: the keys in the order of name and key
+-- Locks: the keys in the order of name and key. A key that another transaction has locked is skipped: an enqueue of the key in a
+--   caller's transaction may stay open for long. `holds_key_1` finds that its job has ended, and `prune_jobs_1` deletes the row.
 CREATE OR REPLACE FUNCTION {schema}.free_unique_keys_1(p_seqs int8[], p_lanes int4[], p_keys text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    to_notify int4[];
+    freed int8[];
 BEGIN
-    WITH freed AS (
+    WITH deleted AS (
         DELETE FROM {schema}.unique_key WHERE ctid = ANY (ARRAY(
             SELECT u.ctid FROM unnest(p_seqs, p_lanes, p_keys) AS k (seq, lane, key)
             JOIN {schema}.lane a ON a.id = k.lane
             JOIN {schema}.unique_key u ON u.name = a.name AND u.key = k.key AND u.seq = k.seq
             WHERE u.valid_until IS NULL
-            ORDER BY u.name, u.key FOR UPDATE OF u
+            ORDER BY u.name, u.key FOR UPDATE OF u SKIP LOCKED
         )) RETURNING seq
     )
-    SELECT array_agg(DISTINCT k.lane) INTO to_notify
-    FROM unnest(p_seqs, p_lanes) AS k (seq, lane) WHERE k.seq IN (SELECT seq FROM freed);
-    RETURN to_notify;
+    SELECT array_agg(d.seq) INTO freed FROM deleted d;
+    IF cardinality(freed) IS DISTINCT FROM cardinality(p_seqs) THEN
+        INSERT INTO {schema}.unreleased_key (name, key, seq)
+        SELECT u.name, u.key, u.seq FROM unnest(p_seqs, p_lanes, p_keys) AS k (seq, lane, key)
+        JOIN {schema}.lane a ON a.id = k.lane
+        JOIN {schema}.unique_key u ON u.name = a.name AND u.key = k.key AND u.seq = k.seq
+        WHERE u.valid_until IS NULL;
+    END IF;
+    RETURN (SELECT array_agg(DISTINCT k.lane) FROM unnest(p_seqs, p_lanes) AS k (seq, lane) WHERE k.seq = ANY (freed));
 END $$;
 
 -- name: complete_in_caller
@@ -455,7 +460,8 @@ END $$;
 -- Result: 'done', 'already settled' or 'stale'; 'session lost': the session is not alive; 'other database': the database
 --   belongs to another backend
 -- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
---   rows of the job; all until the caller's transaction ends
+--   rows of the job; all until the caller's transaction ends. Exchanges wait for limits and turns of tenants. The commit follows
+--   at once; if the worker is stopped before it, the server ends the connection after 5 s.
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
 --   holds now is not changed.
 CREATE OR REPLACE FUNCTION {schema}.complete_in_caller_1(
@@ -477,6 +483,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN 'session lost';
     END IF;
+    PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
     LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
     PERFORM FROM {schema}.concurrency_limit c WHERE c.name = (
         SELECT a.name FROM {schema}.lease l JOIN {schema}.lane a ON a.id = l.lane

@@ -5,7 +5,9 @@
 -- A lane with a tenant has a number below 0. Its jobs wait in `ready` like others; triggers keep its row of `tenant_turn`,
 -- the first job of the lane. These lanes have no late lanes and no low-water marks.
 -- Locks: the rows of `tenant_floor`, by queue and rank, after the limits. Who reserves or settles jobs of tenants holds them.
--- An enqueue holds the row of `tenant_turn` FOR KEY SHARE, so the row of a lane that is about to get a job is not deleted.
+-- An enqueue holds a row of `tenant_turn` of its lane FOR KEY SHARE, so the row of a lane that is about to get a job is not
+-- deleted. If it finds none, it adds one of its own (`arrival`). It locks no row that an exchange changes, because a caller's
+-- transaction may stay open for long. Exchanges merge the added rows into the row of the lane.
 -- Rows of empty lanes are deleted with SKIP LOCKED. A row that stays may name a job that is gone, and its lane may be empty; who
 -- reads it looks again.
 
@@ -20,24 +22,22 @@ DECLARE
     used int8;
 BEGIN
     SELECT * INTO place FROM {schema}.lane a WHERE a.id = NEW.lane;
-    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.share = place.share AND t.lane = NEW.lane FOR KEY SHARE;
-    IF FOUND THEN
-        IF (NEW.due, NEW.seq) < (turn.due, turn.seq) THEN
-            UPDATE {schema}.tenant_turn t SET due = NEW.due, seq = NEW.seq
-            WHERE t.share = place.share AND t.lane = NEW.lane AND (NEW.due, NEW.seq) < (t.due, t.seq);
-        END IF;
+    SELECT t.due, t.seq, t.virtual_time INTO turn FROM {schema}.tenant_turn t WHERE t.share = place.share AND t.lane = NEW.lane
+    ORDER BY t.arrival LIMIT 1 FOR KEY SHARE;
+    IF NOT FOUND THEN
+        -- Shares and floors are only read: exchanges change these rows.
+        least := coalesce((
+            SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = place.queue AND f.rank = place.rank
+        ), 0);
+        used := (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = place.share);
+        turn.virtual_time := GREATEST(used, least);
+    ELSIF (NEW.due, NEW.seq) >= (turn.due, turn.seq) THEN
         RETURN NULL;
     END IF;
-    -- Shares and floors are only read: a caller's transaction may stay open for long, and exchanges change these rows.
-    least := coalesce((
-        SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = place.queue AND f.rank = place.rank
-    ), 0);
-    used := (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = place.share);
-    INSERT INTO {schema}.tenant_turn AS t (share, lane, queue, name, rank, virtual_time, due, seq, is_raised)
-    VALUES (place.share, place.id, place.queue, place.name, place.rank, GREATEST(used, least), NEW.due, NEW.seq,
+    INSERT INTO {schema}.tenant_turn (share, lane, arrival, queue, name, rank, virtual_time, due, seq, is_raised)
+    VALUES (place.share, place.id, NEW.seq, place.queue, place.name, place.rank, turn.virtual_time, NEW.due, NEW.seq,
         coalesce(used < least, false))
-    ON CONFLICT (share, lane) DO UPDATE SET due = excluded.due, seq = excluded.seq
-    WHERE (excluded.due, excluded.seq) < (t.due, t.seq);
+    ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
 
@@ -54,21 +54,23 @@ DECLARE
     turn record;
     next_job record;
 BEGIN
-    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t WHERE t.share = own_share AND t.lane = OLD.lane;
+    SELECT t.due, t.seq INTO turn FROM {schema}.tenant_turn t
+    WHERE t.share = own_share AND t.lane = OLD.lane AND t.arrival = 0;
     IF NOT FOUND OR turn.seq <> OLD.seq THEN
         RETURN NULL;
     END IF;
     SELECT r.due, r.seq INTO next_job FROM {schema}.ready r WHERE r.lane = OLD.lane ORDER BY r.due, r.seq LIMIT 1;
     IF FOUND THEN
         UPDATE {schema}.tenant_turn t SET due = next_job.due, seq = next_job.seq
-        WHERE t.share = own_share AND t.lane = OLD.lane AND t.seq = OLD.seq;
+        WHERE t.share = own_share AND t.lane = OLD.lane AND t.arrival = 0 AND t.seq = OLD.seq;
     ELSE
         PERFORM {schema}.remove_empty_turns_1(ARRAY[own_share]);
     END IF;
     RETURN NULL;
 END $$;
 
--- Only for jobs of tenants, and not while `charge_turns_1` is about to move all turns of an exchange at once.
+-- Only for jobs of tenants. Not while `charge_turns_1` is about to move all turns of an exchange at once, and not for a
+-- replacement, which may be in a caller's transaction: the exchange that comes to the turn moves it.
 CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW
 WHEN (OLD.lane < 0 AND current_setting('nimburion.moves_turns', true) IS DISTINCT FROM 'on')
 EXECUTE FUNCTION {schema}.remove_turn_1();
@@ -82,36 +84,48 @@ EXECUTE FUNCTION {schema}.remove_turn_1();
 CREATE OR REPLACE FUNCTION {schema}.remove_empty_turns_1(p_shares int4[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    locked int4[];
+    locked tid[];
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RETURN;
     END IF;
     locked := ARRAY(
-        SELECT t.lane FROM {schema}.tenant_turn t
+        SELECT t.ctid FROM {schema}.tenant_turn t
         WHERE t.share = ANY (p_shares) AND NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0)
         FOR UPDATE SKIP LOCKED
     );
     IF locked <> '{}' THEN
-        DELETE FROM {schema}.tenant_turn t WHERE t.share = ANY (p_shares) AND t.lane = ANY (locked)
+        DELETE FROM {schema}.tenant_turn t WHERE t.ctid = ANY (locked)
             AND NOT EXISTS (SELECT FROM {schema}.ready r WHERE r.lane = t.lane OFFSET 0);
     END IF;
 END $$;
 
--- name: raise_shares
--- Raise the shares of tenants whose lane was empty when a job came, to the floor at that time.
+-- name: admit_turns
+-- Merge the rows of `tenant_turn` that enqueues added into the rows of their lanes. Raise the shares of tenants whose lane was
+-- empty when a job came, to the floor at that time.
 -- Inputs: the queues whose floors the caller has locked; NULL: all. Who holds the floors of other queues changes the shares there,
 --   and may wait for a row of this caller.
-CREATE OR REPLACE FUNCTION {schema}.raise_shares_1(p_queues text[]) RETURNS void
+-- Locks: the rows of the lanes, by share and lane, then the added rows. An added row that an enqueue has locked stays, and is merged
+--   again later.
+-- Atomic: a row that was added is deleted only while the row of its lane is locked. So a lane with jobs always keeps a row.
+CREATE OR REPLACE FUNCTION {schema}.admit_turns_1(p_queues text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     shares int4[];
+    raised_shares int4[];
+    merged_lanes int4[];
 BEGIN
+    shares := ARRAY(
+        SELECT DISTINCT t.share FROM {schema}.tenant_turn t
+        WHERE t.arrival > 0 AND (p_queues IS NULL OR t.queue = ANY (p_queues)) ORDER BY 1
+    );
+    IF shares = '{}' THEN
+        RETURN;
+    END IF;
     WITH raised AS (
-        UPDATE {schema}.tenant_turn SET is_raised = false WHERE is_raised AND (p_queues IS NULL OR queue = ANY (p_queues))
-            AND share = ANY (ARRAY(SELECT t.share FROM {schema}.tenant_turn t WHERE t.is_raised ORDER BY t.share))
-        RETURNING share, virtual_time
-    ), raised_shares AS (
+        UPDATE {schema}.tenant_turn t SET is_raised = false WHERE t.is_raised AND t.arrival > 0 AND t.share = ANY (shares)
+        RETURNING t.share, t.virtual_time
+    ), raised_share AS (
         INSERT INTO {schema}.tenant_share AS s (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
         SELECT r.share, a.queue, a.rank, a.tenant, r.virtual_time, 0, 0
         FROM (SELECT r.share, max(r.virtual_time) AS virtual_time FROM raised r GROUP BY 1) r
@@ -119,10 +133,31 @@ BEGIN
         ON CONFLICT (share) DO UPDATE SET virtual_time = GREATEST(s.virtual_time, excluded.virtual_time)
         RETURNING s.share
     )
-    SELECT array_agg(r.share) INTO shares FROM raised_shares r;
-    IF shares IS NOT NULL THEN
-        PERFORM {schema}.rank_turns_1(shares);
+    SELECT array_agg(r.share) INTO raised_shares FROM raised_share r;
+    IF raised_shares IS NOT NULL THEN
+        PERFORM {schema}.rank_turns_1(raised_shares);
     END IF;
+    WITH merged AS (
+        INSERT INTO {schema}.tenant_turn AS t (share, lane, arrival, queue, name, rank, virtual_time, due, seq, is_raised)
+        SELECT n.share, n.lane, 0, n.queue, n.name, n.rank, coalesce(s.virtual_time, n.virtual_time), j.due, j.seq, false
+        FROM (
+            SELECT DISTINCT ON (t.share, t.lane) t.* FROM {schema}.tenant_turn t
+            WHERE t.arrival > 0 AND t.share = ANY (shares) ORDER BY t.share, t.lane, t.virtual_time DESC
+        ) n
+        CROSS JOIN LATERAL (
+            SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = n.lane ORDER BY r.due, r.seq LIMIT 1
+        ) j
+        LEFT JOIN LATERAL (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = n.share OFFSET 0) s ON true
+        ORDER BY n.share, n.lane
+        ON CONFLICT (share, lane, arrival) DO UPDATE SET due = excluded.due, seq = excluded.seq
+        RETURNING t.lane
+    )
+    SELECT array_agg(m.lane) INTO merged_lanes FROM merged m;
+    DELETE FROM {schema}.tenant_turn WHERE ctid = ANY (ARRAY(
+        SELECT t.ctid FROM {schema}.tenant_turn t
+        WHERE t.arrival > 0 AND t.share = ANY (shares) AND t.lane = ANY (merged_lanes) FOR UPDATE SKIP LOCKED
+    ));
+    PERFORM {schema}.remove_empty_turns_1(shares);
 END $$;
 
 -- name: lock_floors
@@ -148,7 +183,7 @@ BEGIN
         AND EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.queue = q.queue AND t.rank = r.rank OFFSET 0)
     ORDER BY 1, 2 ON CONFLICT DO NOTHING;
     PERFORM FROM {schema}.tenant_floor f WHERE f.queue = ANY (p_queues || settled) ORDER BY f.queue, f.rank FOR NO KEY UPDATE;
-    PERFORM {schema}.raise_shares_1(p_queues || settled);
+    PERFORM {schema}.admit_turns_1(p_queues || settled);
 END $$;
 
 -- name: compute_charge
@@ -164,7 +199,8 @@ $$;
 -- Find the job of a queue whose turn is next, and lock it.
 -- Inputs: the queue; the names whose jobs may be taken; lanes to leave out; the row that was found before in the same exchange
 --   (NULL: none). While jobs are reserved, rows only move back, and no name is added. So no row before that one is read again.
--- Result: the row of `tenant_turn`, which names that job; NULL: there is none. `skipped`: further lanes to leave out
+-- Result: the row of `tenant_turn`, which names that job; NULL: there is none. If another transaction has locked the first job of
+--   the lane, due time and seq are those of the first that is not locked. `skipped`: further lanes to leave out
 -- Locks: the row of `ready`; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.find_next_turn_1(
     p_queue text, p_names text[], p_skipped int4[], p_found {schema}.tenant_turn, OUT turn {schema}.tenant_turn, OUT skipped int4[]
@@ -172,6 +208,7 @@ CREATE OR REPLACE FUNCTION {schema}.find_next_turn_1(
 LANGUAGE plpgsql AS $$
 DECLARE
     first_job record;
+    free_job record;
     found_rank int2 := coalesce((p_found).rank, 0::int2);
     found_time int8 := coalesce((p_found).virtual_time, {schema}.get_lowest_time_1());
     found_due int8 := coalesce((p_found).due, {schema}.get_lowest_time_1());
@@ -180,8 +217,8 @@ BEGIN
     skipped := p_skipped;
     LOOP
         SELECT t.* INTO turn FROM {schema}.tenant_turn t
-        WHERE t.queue = p_queue AND (t.rank, t.virtual_time, t.due, t.seq) >= (found_rank, found_time, found_due, found_seq)
-            AND t.name = ANY (p_names) AND t.lane <> ALL (skipped)
+        WHERE t.queue = p_queue AND t.arrival = 0
+            AND (t.rank, t.virtual_time, t.due, t.seq) >= (found_rank, found_time, found_due, found_seq) AND t.name = ANY (p_names) AND t.lane <> ALL (skipped)
         ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT 1;
         IF NOT FOUND THEN
             turn := NULL;
@@ -193,11 +230,20 @@ BEGIN
             RETURN;
         END IF;
         SELECT r.due, r.seq INTO first_job FROM {schema}.ready r WHERE r.lane = turn.lane ORDER BY r.due, r.seq LIMIT 1;
-        IF NOT FOUND OR (first_job.due, first_job.seq) = (turn.due, turn.seq) THEN
-            skipped := skipped || turn.lane;  -- its job is about to go, or to come: another exchange will see it
+        IF NOT FOUND THEN
+            skipped := skipped || turn.lane;  -- its job is about to come: another exchange will see it
+        ELSIF (first_job.due, first_job.seq) = (turn.due, turn.seq) THEN  -- another transaction has locked the job
+            SELECT r.due, r.seq INTO free_job FROM {schema}.ready r WHERE r.lane = turn.lane
+            ORDER BY r.due, r.seq LIMIT 1 FOR UPDATE SKIP LOCKED;
+            IF FOUND THEN
+                turn.due := free_job.due;
+                turn.seq := free_job.seq;
+                RETURN;
+            END IF;
+            skipped := skipped || turn.lane;
         ELSE
             UPDATE {schema}.tenant_turn t SET due = first_job.due, seq = first_job.seq
-            WHERE t.share = turn.share AND t.lane = turn.lane;
+            WHERE t.share = turn.share AND t.lane = turn.lane AND t.arrival = 0;
         END IF;
     END LOOP;
 END $$;
@@ -381,7 +427,9 @@ DECLARE
     chunks int4[] := array_fill(p_total + 1, ARRAY[coalesce(cardinality(p_ids), 0)]);
     turn_limit int4 := p_total + 1;
     turn_count int4 := (
-        SELECT count(*) FROM (SELECT FROM {schema}.tenant_turn t WHERE t.queue = ANY (p_queues) LIMIT p_total + 1) t
+        SELECT count(*) FROM (
+            SELECT FROM {schema}.tenant_turn t WHERE t.queue = ANY (p_queues) AND t.arrival = 0 LIMIT p_total + 1
+        ) t
     );
     job_limit int4 := CASE WHEN turn_count > p_total THEN 1 ELSE 4 + p_total / GREATEST(1, turn_count) END;
     has_weights bool := EXISTS (SELECT FROM {schema}.tenant_weight);
@@ -414,7 +462,8 @@ BEGIN
                 GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS first_start
             FROM requested r
             CROSS JOIN LATERAL (
-                SELECT t.*, row_number() OVER o AS place FROM {schema}.tenant_turn t WHERE t.queue = r.queue AND t.name = ANY (r.names)
+                SELECT t.*, row_number() OVER o AS place FROM {schema}.tenant_turn t
+                WHERE t.queue = r.queue AND t.name = ANY (r.names) AND t.arrival = 0
                     AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0)
                 WINDOW o AS (ORDER BY t.rank, t.virtual_time, t.due, t.seq)
                 ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT turn_limit
@@ -528,7 +577,7 @@ BEGIN
                 FROM {schema}.tenant_turn t CROSS JOIN LATERAL (
                     SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
                 ) j
-                WHERE t.queue = p_queue AND t.name = p_name
+                WHERE t.queue = p_queue AND t.name = p_name AND t.arrival = 0
                 WINDOW o AS (ORDER BY t.rank, t.virtual_time, t.due, t.seq)
                 ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT p_total + 1
             ) t
@@ -605,7 +654,7 @@ BEGIN
     FROM {schema}.tenant_turn t LEFT JOIN LATERAL (
         SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
     ) r ON true
-    WHERE t.share = ANY (shares);
+    WHERE t.share = ANY (shares) AND t.arrival = 0;
     IF empty IS NOT NULL THEN
         PERFORM {schema}.remove_empty_turns_1(empty);
     END IF;
@@ -617,11 +666,12 @@ END $$;
 
 -- name: plan_turns
 -- Do the same as `plan_keyed_claims_1` when jobs wait for the turns of their tenants: the jobs of the tenants of a queue are
--- one more lane. Sizes are checked here, because what is not delivered must not be charged.
+-- one more lane. It passes over jobs that another transaction has locked, so it also serves where other plans had only such jobs.
+-- Sizes are checked here, because what is not delivered must not be charged.
 -- Inputs: as for `plan_keyed_claims_1`; the session; its exchange and nonce; the levels of the requested lanes; the names whose limits are locked; the
 --   maximum number of bytes of all deliveries (NULL: sizes are not checked)
 -- Result: as of `plan_keyed_claims_1`; `turn_lanes` are the lanes of tenants among `lanes`. The jobs of tenants are leased.
--- Locks: the rows of `ready` that it deletes. The caller has locked limits and floors.
+-- Locks: the rows of `ready` that it plans or deletes. The caller has locked limits and floors.
 -- A lane whose jobs were parked may end before it was read whole. The plan then ends, and the next exchange continues.
 CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
     p_total int4, p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
@@ -698,8 +748,7 @@ BEGIN
             )
         GROUP BY u.queue
     ) served;
-    SELECT array_agg(p_total + CASE WHEN keyed[r] THEN 100 ELSE 1 END ORDER BY place) INTO chunks
-    FROM unnest(p_request_indexes) WITH ORDINALITY AS u (r, place);
+    chunks := array_fill(p_total + 100, ARRAY[coalesce(cardinality(p_ids), 0)]);  -- some may be parked, or locked by others
     OPEN main FOR SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
         p_low_water_marks, chunks, p_names, '{}');
     FETCH main INTO candidate;
@@ -719,6 +768,14 @@ BEGIN
             END IF;
         END LOOP;
         IF has_candidate AND (best IS NULL OR candidate.worst < best_key) THEN
+            PERFORM FROM {schema}.ready r
+            WHERE r.lane = p_ids[candidate.lane_index] AND r.due = candidate.due AND r.seq = candidate.seq FOR UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN  -- another transaction has locked it or taken it
+                EXIT WHEN candidate.is_end AND parked_count > 0;
+                FETCH main INTO candidate;
+                has_candidate := FOUND;
+                CONTINUE;
+            END IF;
             best := NULL;
             job_seq := candidate.seq;
             job_due := candidate.due;
@@ -885,7 +942,8 @@ LANGUAGE sql STABLE AS $$
         SELECT s.queue, s.rank, s.tenant,
             coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = s.tenant), 100), (
             SELECT count(*) FROM (
-                SELECT FROM {schema}.tenant_turn t JOIN {schema}.ready r ON r.lane = t.lane WHERE t.share = s.share LIMIT p_most
+                SELECT FROM (SELECT DISTINCT t.lane FROM {schema}.tenant_turn t WHERE t.share = s.share) t
+                JOIN {schema}.ready r ON r.lane = t.lane LIMIT p_most
             ) w
         ) AS waiting, (
             SELECT count(*) FROM {schema}.lease l WHERE l.share = s.share
@@ -919,8 +977,9 @@ LANGUAGE sql STABLE ROWS 1 SET jit TO off AS $$
             SELECT FROM {schema}.ready b WHERE b.lane = r.lane AND (b.due, b.seq) < (r.due, r.seq) LIMIT p_most
         ) b
     )
-    FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane JOIN {schema}.tenant_turn t ON t.share = a.share AND t.lane = j.lane
-    JOIN {schema}.ready r ON r.lane = j.lane AND r.seq = j.seq
+    FROM {schema}.job j JOIN {schema}.lane a ON a.id = j.lane CROSS JOIN LATERAL (
+        SELECT * FROM {schema}.tenant_turn t WHERE t.share = a.share AND t.lane = j.lane ORDER BY t.arrival LIMIT 1
+    ) t JOIN {schema}.ready r ON r.lane = j.lane AND r.seq = j.seq
     LEFT JOIN {schema}.tenant_floor f ON f.queue = t.queue AND f.rank = t.rank
     WHERE j.id = p_id
 $$;

@@ -205,6 +205,12 @@ CREATE TABLE {schema}.unique_key (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0
 );
+-- Keys that were not released when their job ended, because another transaction had locked them. `prune` deletes them.
+CREATE TABLE {schema}.unreleased_key (
+    name text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    seq int8 NOT NULL
+) WITH (autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 -- Enqueues that replaced a waiting job, so that a repeated call is recognised.
 CREATE TABLE {schema}.replacement (
     id bytea PRIMARY KEY,               -- the id of the enqueued job, which is not stored
@@ -368,10 +374,13 @@ CREATE TABLE {schema}.tenant_weight (
     tenant text COLLATE "C" PRIMARY KEY,
     units int4 NOT NULL
 );
--- The first job of each lane with a tenant that holds waiting jobs. Triggers of `ready` keep it.
+-- The first job of each lane with a tenant that holds waiting jobs. Triggers of `ready` keep it. A transaction that adds a job
+-- to a lane without a row adds a row of its own, so that it never waits for another. Exchanges merge these rows
+-- (`admit_turns_1`), and reserve by the row of the lane.
 CREATE TABLE {schema}.tenant_turn (
     share int4 NOT NULL,                -- lane.share
     lane int4 NOT NULL,
+    arrival int8 NOT NULL,              -- 0: the row of the lane; else the seq of the job whose transaction added the row
     rank int2 NOT NULL,
     is_raised bool NOT NULL,            -- the virtual time is the floor; the share still has less
     virtual_time int8 NOT NULL,         -- as in `tenant_share`
@@ -379,9 +388,9 @@ CREATE TABLE {schema}.tenant_turn (
     seq int8 NOT NULL,
     queue text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
-    PRIMARY KEY (share, lane)
+    PRIMARY KEY (share, lane, arrival)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX tenant_turn_raised ON {schema}.tenant_turn (share, lane) WHERE is_raised;
+CREATE INDEX tenant_turn_arrival ON {schema}.tenant_turn (share, lane, arrival) WHERE arrival > 0;
 CREATE INDEX tenant_turn_order ON {schema}.tenant_turn (queue, rank, virtual_time, due, seq);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
