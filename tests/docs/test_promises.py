@@ -9,6 +9,7 @@ from tests.house.tree import ROOT
 PAGE = ROOT / "docs" / "explanation" / "what-we-promise.md"
 PROMISES = 10
 HANDLERS_PAGE = ROOT / "docs" / "explanation" / "where-handlers-run.md"
+TRANSACTIONS_PAGE = ROOT / "docs" / "explanation" / "open-transactions.md"
 LIMITS_PAGE = ROOT / "docs" / "explanation" / "limits-compared.md"
 
 
@@ -63,6 +64,16 @@ def test_each_case_of_the_comparison_of_limits_names_tests_and_sources() -> None
         letter for found in re.findall(r"\[(\w(?:, \w)*)\]", table) for letter in found.split(", ")
     }
     assert used == named
+
+
+def test_each_cell_of_the_tables_of_open_transactions_names_tests_that_exist() -> None:
+    text, _, notes = TRANSACTIONS_PAGE.read_text(encoding="utf-8").partition("## The tests")
+    check_notes(text, notes)
+    for table in text.split("\n## ")[1:]:
+        rows = read_rows(table)
+        assert len(rows) >= 3
+        cells = [cell for _, *columns in rows for cell in columns]
+        assert [cell for cell in cells if not re.search(r"\(\d+\)$", cell)] == []
 
 
 def check_notes(table: str, notes: str) -> None:

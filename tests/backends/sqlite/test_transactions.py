@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -25,7 +25,10 @@ from nimburion.core.errors import (
     TransactionExpired,
     UnusableConnection,
 )
+from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import AttemptError, NewJob
+from nimburion.core.operations import Retention
+from nimburion.core.session import Session
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor, State
 from nimburion.testing.clock import FakeClock
@@ -132,6 +135,40 @@ async def test_a_transaction_that_read_too_early_names_begin_immediate(
         with pytest.raises(BackendUnavailable, match="BEGIN IMMEDIATE") as unavailable:
             await backend.enqueue_in(CallerConnection(connection), [NewJob("b", "n", "q", b"{}")])
     assert unavailable.value.outcome == "not applied"
+
+
+async def test_an_open_transaction_delays_writes_only_after_it_has_written(
+    backend: SQLiteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.05)
+    session = Session(id="5e" * 16, ttl=60.0, names=("n",))
+    await backend.open_session(session)
+    writes: list[Callable[[int], Awaitable[object]]] = [
+        lambda n: backend.exchange(session.id, n, [], RESERVE_NOTHING),
+        lambda _: backend.heartbeat(session.id),
+        lambda _: backend.rescue(9, max_lost=3),
+        lambda _: backend.promote(9),
+        lambda _: backend.prune(Retention(), 9),
+        lambda n: backend.enqueue([NewJob(f"{n}", "n", "q", b"{}")]),
+        lambda _: backend.pause_queue("q", paused=True),
+    ]
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT count(*) FROM job").fetchone()
+        for write in writes:
+            await write(1)
+        connection.execute("COMMIT")
+        connection.execute("BEGIN")
+        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        for write in writes:
+            with pytest.raises(BackendUnavailable) as refused:
+                await write(2)
+            assert refused.value.outcome == "not applied"
+        assert (await backend.get_job("1")).name == "n"
+        assert sum((await backend.count_jobs()).values()) == 1
+        connection.execute("COMMIT")
+    for write in writes:
+        await write(2)
 
 
 async def test_callers_transactions_need_an_open_backend(path: Path) -> None:
