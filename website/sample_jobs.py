@@ -20,11 +20,9 @@ from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.lease import Delivery
+from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import (
-    RUN_BOUNDS,
-    WAIT_BOUNDS,
     Counters,
-    Histogram,
     Statistics,
 )
 from nimburion.core.queries import JobFilter
@@ -344,8 +342,8 @@ async def put_week_before(backend: Backend, until: float, random: Random) -> Non
                 enqueued=completed,
                 completed=completed,
                 retried=completed // 30,
-                wait=_spread(200, 0.5, WAIT_BOUNDS, random),
-                run=_spread(200, 1.1, RUN_BOUNDS, random),
+                wait=_spread(200, 0.5, random),
+                run=_spread(200, 1.1, random),
             )
             start = last - int(HOUR) * hour
             rows.append(
@@ -369,10 +367,8 @@ async def put_minutes(backend: Backend, until: float, random: Random) -> None:
                 completed=enqueued - retried - failed,
                 retried=retried,
                 failed=failed,
-                wait=_spread(
-                    enqueued, 0.4 if name != "encode_video" else 95.0, WAIT_BOUNDS, random
-                ),
-                run=_spread(enqueued, 0.8 if name != "encode_video" else 70.0, RUN_BOUNDS, random),
+                wait=_spread(enqueued, 0.4 if name != "encode_video" else 95.0, random),
+                run=_spread(enqueued, 0.8 if name != "encode_video" else 70.0, random),
             )
             start = last - int(MINUTE) * (59 - minute)
             rows.append(
@@ -381,10 +377,10 @@ async def put_minutes(backend: Backend, until: float, random: Random) -> None:
         await backend.put_statistics("sample", rows)
 
 
-def _spread(count: int, typical: float, bounds: tuple[float, ...], random: Random) -> Histogram:
+def _spread(count: int, typical: float, random: Random) -> Histogram:
     histogram = Histogram()
     for _ in range(count):
-        histogram.observe(random.lognormvariate(math.log(typical), 0.7), bounds)
+        histogram.observe(random.lognormvariate(math.log(typical), 0.7))
     return histogram
 
 

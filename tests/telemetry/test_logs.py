@@ -262,7 +262,7 @@ def log_odd_records(log: logging.Logger) -> None:
     except OddError:
         log.exception("an odd error")
     log.info("the value %s", Odd())
-    log.info(RAW + " %d", "text")
+    log.info("%d", RAW)
     log.info("a field", extra={"tenant": Odd()})
 
 
