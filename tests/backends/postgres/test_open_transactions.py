@@ -43,6 +43,11 @@ async def connection(clean_postgres: RunningPostgres) -> AsyncIterator[asyncpg.C
     await made.close()
 
 
+def begin(connection: asyncpg.Connection) -> Any:
+    """Return a transaction of the usual level, whatever the default of the server."""
+    return connection.transaction(isolation="read_committed")
+
+
 def make(job_id: str, options: JobOptions = KEY) -> NewJob:
     return NewJob(job_id, "n", "q", b"{}", options=options)
 
@@ -53,7 +58,7 @@ async def test_an_enqueue_gives_up_soon_and_changes_nothing(
 ) -> None:
     options = JobOptions() if what == "id of a plain job" else KEY
     blocked = make("b" if what == "key" else "a", options)
-    async with asyncio.timeout(DEADLINE), connection.transaction():
+    async with asyncio.timeout(DEADLINE), begin(connection):
         await backend.enqueue_in(CallerConnection(connection), [make("a", options)])
         with pytest.raises(EnqueueBlocked, match="still open") as refused:
             await backend.enqueue([make("c", JobOptions(tenant="t")), blocked])
@@ -70,7 +75,7 @@ async def test_a_blocked_enqueue_delays_no_other_that_was_collected_with_it(
 ) -> None:
     """The processor sends all of them in one call, and the blocked one until the commit."""
     async with Processor(backend, enqueue_timeout=DEADLINE) as processor, asyncio.timeout(DEADLINE):
-        async with connection.transaction():
+        async with begin(connection):
             open_key: dict[str, Any] = {"unique_key": "k", "on_duplicate": "existing"}
             first = await processor.enqueue_raw("n", b"{}", connection=connection, **open_key)
             blocked = [
@@ -93,7 +98,7 @@ async def test_a_blocked_enqueue_delays_no_other_that_was_collected_with_it(
 async def test_an_enqueue_that_stays_blocked_is_refused_with_its_reason(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
-    async with Processor(backend, enqueue_timeout=0.5) as processor, connection.transaction():
+    async with Processor(backend, enqueue_timeout=0.5) as processor, begin(connection):
         await processor.enqueue_raw("n", b"{}", connection=connection, unique_key="k")
         with pytest.raises(BackendUnavailable, match=r"still open.*was not stored") as refused:
             await processor.enqueue_raw("n", b"{}", unique_key="k")
@@ -104,7 +109,7 @@ async def test_one_of_many_callers_may_give_up(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     async with Processor(backend, enqueue_timeout=DEADLINE) as processor:
-        async with connection.transaction():
+        async with begin(connection):
             await processor.enqueue_raw("n", b"{}", connection=connection, unique_key="k")
             tasks = [
                 asyncio.create_task(processor.enqueue_raw("n", b"{}", unique_key="k"))
@@ -191,7 +196,7 @@ async def test_prune_deletes_the_keys_that_could_not_be_released(
     keys = [JobOptions(unique_key=key, on_duplicate="existing") for key in "kl"]
     await backend.enqueue([make("a", keys[0]), make("b", keys[1])])
     reply = await backend.exchange("5e" * 16, 1, [], ReserveRequest(2, (Lane("q", "n"),)))
-    async with asyncio.timeout(DEADLINE), connection.transaction():
+    async with asyncio.timeout(DEADLINE), begin(connection):
         await backend.enqueue_in(
             CallerConnection(connection), [make("c", keys[0]), make("d", keys[1])]
         )
@@ -222,7 +227,7 @@ async def test_a_turn_that_was_added_is_kept_for_a_job_that_comes_meanwhile(
         " EXECUTE FUNCTION public.wait_for_test();"
     )
     try:
-        async with connection.transaction():
+        async with begin(connection):
             await connection.execute("SELECT pg_advisory_xact_lock(1)")
             taking = asyncio.create_task(
                 backend.exchange("5e" * 16, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
@@ -256,7 +261,7 @@ async def test_a_bulk_operation_gives_up_soon(
     claimed = (await backend.claim_bulk_operation(60.0)).operation
     assert claimed is not None
     async with asyncio.timeout(DEADLINE):
-        async with connection.transaction():
+        async with begin(connection):
             existing = JobOptions(unique_key="k", on_duplicate="existing")
             await backend.enqueue_in(CallerConnection(connection), [make("b", existing)])
             with pytest.raises(BackendUnavailable) as refused:
@@ -298,8 +303,8 @@ async def test_two_callers_with_one_key_make_one_job(
     """The second waits for the first to commit, and then finds its job."""
     options = JobOptions(unique_key="k", on_duplicate="existing")
     other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
-    async with asyncio.timeout(DEADLINE), other.transaction():
-        async with connection.transaction():
+    async with asyncio.timeout(DEADLINE), begin(other):
+        async with begin(connection):
             await backend.enqueue_in(CallerConnection(connection), [make("a", options)])
             waiting = asyncio.create_task(
                 backend.enqueue_in(CallerConnection(other), [make("b", options)])
@@ -317,7 +322,7 @@ async def test_an_operator_waits_only_for_a_job_with_a_key(
     existing = JobOptions(unique_key="k", on_duplicate="existing")
     await backend.enqueue([make("a", existing), make("b", JobOptions(tenant="t"))])
     await backend.start_bulk_operation(NewBulkOperation(id="op", action=BulkAction.CANCEL))
-    async with asyncio.timeout(DEADLINE), connection.transaction():
+    async with asyncio.timeout(DEADLINE), begin(connection):
         await backend.enqueue_in(
             CallerConnection(connection), [make("d", existing), make("e", JobOptions(tenant="t"))]
         )
@@ -354,7 +359,7 @@ async def test_a_worker_goes_on_and_rescues_while_a_transaction_is_open(
         await processor.start()
         await backend.enqueue([make("running", keys[1])])
         await started.wait()
-        async with connection.transaction():
+        async with begin(connection):
             await backend.enqueue_in(
                 CallerConnection(connection), [make("a", keys[0]), make("b", keys[1])]
             )

@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 SESSION = "5e" * 16
 TTL = 30.0
-LOCK = "SELECT pg_advisory_lock(hashtextextended(%s, 7041))"
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 7041))"
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ async def connection(clean_postgres: RunningPostgres) -> AsyncIterator[psycopg.A
 @pytest.fixture
 async def rival(connection: psycopg.AsyncConnection) -> psycopg.AsyncConnection:
     """A connection that holds the lock of the session, as an exchange does."""
+    await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
     await connection.execute(LOCK, (SESSION,))
     return connection
 
@@ -68,7 +69,7 @@ async def test_a_rescue_passes_over_a_session_that_another_call_changes(
     rescued = await asyncio.wait_for(backend.rescue(10, max_lost=3), 10.0)
     assert rescued.returned == ["b"]
     assert (await backend.get_job("a")).state is State.PROCESSING
-    await rival.execute("SELECT pg_advisory_unlock_all()")
+    await rival.execute("ROLLBACK")
     assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
 
 
