@@ -104,6 +104,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     """A caller's transaction that stays open delays no worker, no maintenance and no reading.
     Without it, one transaction writes at a time, and all other writes wait for its end.
     """
+    blocking_enqueue: bool = False
+    """The backend is `BlockingProducing` too: a thread can store jobs without an event loop."""
 
 
 class Producing(Protocol):
@@ -776,6 +778,18 @@ class Lifecycle(Protocol):
 
 class Backend(Producing, Consuming, Maintaining, Inspecting, Scheduling, Lifecycle, Protocol):
     """A complete backend: the union of the six protocols."""
+
+
+class BlockingProducing(Protocol):
+    """The additional operation of a backend whose capabilities have `blocking_enqueue`."""
+
+    def enqueue_blocking(self, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
+        """Store jobs as `Producing.enqueue` does, and block the calling thread meanwhile.
+
+        Call it on any thread but that of the event loop on which the backend is open. Raises
+        `BackendUnavailable` after `timeout` seconds without an answer; the jobs may be stored then.
+        """
+        ...
 
 
 class Transactional(Protocol):

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ import pytest
 
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.core.events import Event, JobEnqueued
 from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.metrics.job_counters import JobCounters
 from nimburion.core.settings import Settings
 from nimburion.jobs import Priority, Processor, job
 from nimburion.jobs.client.client import Client
@@ -27,6 +31,7 @@ from nimburion.jobs.client.sync import SyncClient, SyncMethod
 from nimburion.jobs.errors import (
     BackendUnavailable,
     InvalidJob,
+    JobConflict,
     JobNotFound,
     NotOpen,
     UseAwait,
@@ -221,6 +226,125 @@ def test_a_backend_that_cannot_be_opened_raises_and_leaves_no_thread(
         with pytest.raises(Exception, match="missing"):
             processor.sync.enqueue(double.job(1))
     check_portals_end()
+
+
+@pytest.fixture
+def direct_calls(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that enqueue on SQLite without an event loop."""
+    seen: list[threading.Thread] = []
+    original = SQLiteBackend.enqueue_blocking
+
+    def note(backend: SQLiteBackend, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
+        seen.append(threading.current_thread())
+        return original(backend, jobs, timeout)
+
+    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", note)
+    return seen
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[Processor]:
+    """A processor on a backend that needs no event loop to enqueue."""
+    made = Processor(open_backend(f"sqlite:///{tmp_path}/jobs.db"))
+    made.register(double)
+    yield made
+    made.sync.close()
+
+
+def test_a_thread_calls_the_open_backend_without_the_loop(
+    on_sqlite: Processor, direct_calls: list[threading.Thread]
+) -> None:
+    sync = on_sqlite.sync
+    first = sync.enqueue(double.job(1))  # opens the client on its loop
+    assert direct_calls == []
+    assert sync.enqueue(double.job(2), priority=7, id="own") == "own"
+    assert sync.enqueue(double.job(2), id="own") == "own"
+    with pytest.raises(JobConflict):
+        sync.enqueue(double.job(3), id="own")
+    with pytest.raises(InvalidJob):
+        sync.enqueue("double")  # type: ignore[arg-type]
+    assert direct_calls == [threading.current_thread()] * 3
+    assert sync.get_status("own").priority == 7
+    assert sync.get_status(first).state == "pending"
+    (lane,) = [lane for each in list_job_counters(on_sqlite) for lane in each.list_lanes()]
+    assert lane.enqueued == 2
+
+
+def list_job_counters(processor: Processor) -> list[JobCounters]:
+    return processor._statistics.list_job_counters()
+
+
+def test_threads_share_the_writer_of_the_backend(
+    on_sqlite: Processor, direct_calls: list[threading.Thread]
+) -> None:
+    on_sqlite.sync.enqueue(double.job(0))
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(on_sqlite.sync.enqueue, [double.job(n) for n in range(80)]))
+    assert len(set(ids)) == 80
+    assert len(direct_calls) == 80
+    assert on_sqlite.sync.pending_count() == 81
+
+
+def test_what_needs_the_loop_stays_on_it(
+    on_sqlite: Processor, direct_calls: list[threading.Thread]
+) -> None:
+    seen: list[Event] = []
+    on_sqlite.sync.enqueue(double.job(0))
+    unsubscribe = on_sqlite.events.subscribe(seen.append, kinds=(JobEnqueued,))
+    on_sqlite.sync.enqueue(double.job(1))
+    unsubscribe()
+
+    async def pass_on(enqueueing: Any, call_next: Any) -> Any:
+        return await call_next(enqueueing)
+
+    on_sqlite.use_enqueue(pass_on)
+    on_sqlite.sync.enqueue(double.job(2))
+    assert len(seen) == 1
+    assert direct_calls == []
+
+
+async def test_the_loop_that_owns_the_processor_is_not_asked_either(
+    on_sqlite: Processor, direct_calls: list[threading.Thread]
+) -> None:
+    async with on_sqlite:
+        await on_sqlite.enqueue(double.job(0))
+        job_id = await asyncio.to_thread(on_sqlite.sync.enqueue, double.job(4))
+        assert len(direct_calls) == 1
+        with pytest.raises(UseAwait):
+            on_sqlite.sync.enqueue(double.job(1))
+        while await on_sqlite.process_one():
+            pass
+        assert await on_sqlite.wait(job_id) == 8
+
+
+def test_a_call_without_an_answer_is_repeated_on_the_loop(
+    on_sqlite: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_sqlite.sync.enqueue(double.job(0))
+
+    def fail(*_: object) -> list[Enqueued]:
+        raise BackendUnavailable("locked", outcome="not applied")
+
+    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", fail)
+    assert on_sqlite.sync.enqueue(double.job(1), id="own") == "own"
+    assert on_sqlite.sync.pending_count() == 2
+
+
+def test_a_client_that_is_closed_meanwhile_is_opened_again(
+    on_sqlite: Processor, direct_calls: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = on_sqlite.sync
+    sync.enqueue(double.job(0))
+    original = SQLiteBackend.enqueue_blocking
+
+    def close_first(*arguments: Any) -> list[Enqueued]:
+        sync.close()
+        return original(*arguments)
+
+    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", close_first)
+    sync.enqueue(double.job(1))
+    assert len(direct_calls) == 1
+    assert sync.pending_count() == 2
 
 
 class Unreachable(MemoryBackend):

@@ -98,6 +98,7 @@ CAPABILITIES = Capabilities(
     atomic_batch=None,
     shared=True,
     keeps_arguments=True,
+    blocking_enqueue=True,
 )
 
 
@@ -389,6 +390,14 @@ class SQLiteBackend:
         if not jobs:
             return []
         return await self._write(partial(enqueueing.enqueue_jobs, jobs=jobs))
+
+    def enqueue_blocking(self, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
+        """See `nimburion.core.backend.BlockingProducing`."""
+        if not jobs:
+            return []
+        if self._writer is None or self._pid != os.getpid():
+            raise self._make_not_open_error()
+        return self._writer.run(partial(enqueueing.enqueue_jobs, jobs=jobs), timeout)
 
     async def cancel(self, job_id: str) -> Cancellation:
         """See `Backend.cancel`."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
+from functools import partial
+from typing import Any, cast
 
-from nimburion.core.backend import Producing
+from nimburion.core.backend import BlockingProducing, Producing
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.call_counters import CallCounters
@@ -23,6 +25,8 @@ from nimburion.jobs.client.enqueue_state import EnqueueState
 
 MAX_BATCH = 500
 """The largest number of callers that share one call to the backend."""
+RunOnLoop = Callable[[Callable[[], Coroutine[Any, Any, list[Enqueued]]]], list[Enqueued]]
+"""Runs a coroutine on the event loop of the backend, and blocks this thread until it returns."""
 CALL_STARTED: ContextVar[float | None] = ContextVar("nimburion_call_started", default=None)
 """Monotonic time, in seconds, at which the current call began.
 
@@ -144,6 +148,23 @@ class EnqueueBatcher:
             else:
                 self._busy = False
         return (await self._repeat([job], since, blocked))[0]
+
+    def enqueue_blocking(self, job: NewJob, run_on_loop: RunOnLoop) -> Enqueued:
+        """Store one job, and block this thread meanwhile. Call it on another thread than that of
+        the event loop; only repeated tries run there.
+
+        The backend must have the capability `blocking_enqueue`.
+        """
+        since = self._monotonic()
+        try:
+            results = cast("BlockingProducing", self._backend).enqueue_blocking([job], self._limit)
+        except BackendUnavailable as error:
+            self._note_unanswered(error)
+            return run_on_loop(partial(self._repeat, [job], since, error))[0]
+        now = self._monotonic()
+        self._calls.note_answer(now - since)
+        self._state.note_answer(now)
+        return results[0]
 
     async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         """Store these jobs in one step.

@@ -41,7 +41,7 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.auditing import record_change
-from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher
+from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
@@ -742,6 +742,35 @@ class Client:
             await statistics.start(self.backend)
         if self.events.wants(JobEnqueued):
             self._emit_enqueued([job], [result])
+        return result.id
+
+    def _needs_loop(self, options: Mapping[str, object]) -> bool:
+        """Return whether `enqueue` with these options does anything on the event loop besides the
+        call of the backend."""
+        return (
+            self._loop is None
+            or self._loop is not self._batcher_loop
+            or self._statistics.writer is None
+            or not self.backend.capabilities.blocking_enqueue
+            or "connection" in options
+            or bool(self._enqueue_middlewares)
+            or self.events.wants(JobEnqueued)
+        )
+
+    def _enqueue_blocking(
+        self, run_on_loop: RunOnLoop, job: AnyJob, **options: Unpack[EnqueueOptions]
+    ) -> str:
+        """Do what `enqueue` does, on a thread that waits for the backend and not for the event
+        loop; only repeated tries run there. Only if `_needs_loop` says no.
+        """
+        new = self._prepare(job, options)[0]
+        if self._fairness.has_exceptions:
+            new = self._fairness.apply(new)
+        assert self._batcher is not None, "the client has enqueued on its loop before"
+        result = self._batcher.enqueue_blocking(new, run_on_loop)
+        if result.outcome != "created":
+            require_stored(new, result)
+        self._statistics.count_one(new, result)
         return result.id
 
     async def _store(

@@ -76,7 +76,10 @@ class ClientStatistics:
                 lane.enqueued += 1
 
     def count_one(self, job: NewJob, result: Enqueued) -> None:
-        """Count one job, as `count_enqueued` does."""
+        """Count one job, as `count_enqueued` does.
+
+        Any thread may call it: the interpreter lets no other thread run within the addition.
+        """
         if result.outcome == "created":
             lane = self._latest_lane
             if lane.name != job.name or lane.queue != job.queue:

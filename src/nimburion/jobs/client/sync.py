@@ -3,6 +3,9 @@
 If the client is open on a running event loop, a call runs on that loop. Otherwise the first call
 starts a thread with its own loop and opens another client of the same backend there. After a fork,
 the child's first call opens a new client: the child never uses the connections of its parent.
+
+If the backend can be called without a loop (`blocking_enqueue`), `enqueue` calls it directly once
+the client is open. The thread then waits for the backend only.
 """
 
 from __future__ import annotations
@@ -11,17 +14,21 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import MethodType, TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
-from nimburion.core.errors import BackendUnavailable
+from nimburion.core.errors import BackendUnavailable, NotOpen
 from nimburion.core.timing.durations import to_seconds
 from nimburion.jobs.client.batching import CALL_STARTED, choose_limit
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.declaration.loop_calls import ThreadBoundConnection, run_on_loop
+from nimburion.jobs.declaration.loop_calls import (
+    ThreadBoundConnection,
+    find_running_loop,
+    run_on_loop,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,6 +135,11 @@ class SyncClient:
     ) -> R:
         """Run one async method of the client on the right event loop, and block until it
         returns."""
+        if method is Client.enqueue:
+            enqueue_blocking = self._find_blocking_enqueue(kwargs)
+            if enqueue_blocking is not None:
+                with suppress(NotOpen):  # closed in between: open it again
+                    return cast("R", enqueue_blocking(*args, **kwargs))
         connection = None
         if kwargs.get("connection") is not None:  # usually bound to this thread: use it here only
             kwargs["connection"] = connection = ThreadBoundConnection(kwargs["connection"])
@@ -187,6 +199,20 @@ class SyncClient:
         portals = self._portals.get(os.getpid())
         return portals is not None and portals.is_open
 
+    def _find_blocking_enqueue(self, options: Mapping[str, Any]) -> Callable[..., str] | None:
+        """Return the `enqueue` of the client that is open in this process, for this thread; None if
+        there is none, or if the call needs the event loop of the client.
+        """
+        client, loop = self._client, self._find_owning_loop()
+        if loop is None:
+            portal = self._find_portal().open_portal
+            if portal is None:
+                return None
+            client, loop = portal.client, portal.loop
+        if loop is find_running_loop() or client._needs_loop(options):
+            return None
+        return partial(client._enqueue_blocking, partial(run_on_loop, loop))
+
     def _find_owning_loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the event loop that the client is open on, if it runs in this process."""
         loop = self._client._loop
@@ -238,9 +264,14 @@ class _ProcessPortal:
         portal.stop(_UNOPENED_CLOSE_TIMEOUT)
 
     @property
-    def is_open(self) -> bool:
+    def open_portal(self) -> _Portal | None:
+        """The portal, if its client is open."""
         portal = self._portal
-        return portal is not None and portal.client._loop is not None
+        return None if portal is None or portal.client._loop is None else portal
+
+    @property
+    def is_open(self) -> bool:
+        return self.open_portal is not None
 
     def close(self) -> None:
         if os.getpid() != self._process:  # at a child's exit: the portal belongs to the parent

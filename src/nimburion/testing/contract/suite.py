@@ -63,6 +63,7 @@ from nimburion.testing.contract.maintaining.operators import Operators
 from nimburion.testing.contract.maintaining.pausing import Pausing
 from nimburion.testing.contract.maintaining.pruning import Pruning
 from nimburion.testing.contract.open_transactions import OpenTransactions
+from nimburion.testing.contract.producing.blocking_enqueues import BlockingEnqueues
 from nimburion.testing.contract.producing.boundary_values import Names, Payloads, Sizes, Unstorables
 from nimburion.testing.contract.producing.cancelling import Cancelling
 from nimburion.testing.contract.producing.enqueueing import EnqueueCases
@@ -77,6 +78,7 @@ from nimburion.testing.contract.transactions import TransactionalCompletions, Tr
 
 class BackendContract(
     EnqueueCases,
+    BlockingEnqueues,
     UniqueKeys,
     UniqueKeyModes,
     Reserving,

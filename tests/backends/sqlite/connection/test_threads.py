@@ -12,7 +12,13 @@ import pytest
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import checkpointer
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.core.errors import BackendFull, BackendReadOnly, NotOpen, OutOfOrder
+from nimburion.core.errors import (
+    BackendFull,
+    BackendReadOnly,
+    BackendUnavailable,
+    NotOpen,
+    OutOfOrder,
+)
 from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
@@ -65,6 +71,33 @@ async def test_a_hundred_enqueues_share_a_transaction(backend: SQLiteBackend) ->
     assert [result[0].outcome for result in results] == ["created"] * 100
     assert seen == ["BEGIN IMMEDIATE"] * 2  # the blocker, then all of them
     assert sum((await backend.count_jobs()).values()) == 100
+
+
+async def test_calls_of_threads_share_that_transaction(backend: SQLiteBackend) -> None:
+    writer = backend._writer
+    assert writer is not None
+    seen = await record_statements(backend)
+    async with WriterBlocker(backend):
+        on_threads = [
+            asyncio.create_task(
+                asyncio.to_thread(backend.enqueue_blocking, [NewJob(f"t-{n}", "n", "q", b"")], 20.0)
+            )
+            for n in range(3)
+        ]
+        on_loop = asyncio.create_task(backend.enqueue([NewJob("l", "n", "q", b"")]))
+        await wait_until(lambda: writer._calls.qsize() == 4, "all calls wait")
+    results = await asyncio.gather(*on_threads, on_loop)
+    assert [result[0].outcome for result in results] == ["created"] * 4
+    assert seen == ["BEGIN IMMEDIATE"] * 2
+
+
+async def test_a_thread_waits_no_longer_than_its_timeout(backend: SQLiteBackend) -> None:
+    job = NewJob("a", "n", "q", b"")
+    async with WriterBlocker(backend):
+        with pytest.raises(BackendUnavailable, match=r"no answer within 0\.01 s") as raised:
+            await asyncio.to_thread(backend.enqueue_blocking, [job], 0.01)
+    assert raised.value.outcome == "unknown"
+    assert (await backend.enqueue([job]))[0].outcome == "exists"
 
 
 async def test_a_failing_call_leaves_its_neighbours_alone(backend: SQLiteBackend) -> None:
