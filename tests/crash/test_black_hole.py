@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from functools import partial
 
 import pytest
 
@@ -44,14 +45,18 @@ async def check_deadlines(url: str, proxy: Proxy) -> None:
                 measure_seconds(processor.wait(job_id, timeout=TIMEOUT), WaitTimeout)
                 for _ in range(40)
             ),
+            *(measure_seconds(processor.get_status(job_id), BackendUnavailable) for _ in range(4)),
+            *(measure_seconds(processor.queue_size(), BackendUnavailable) for _ in range(4)),
+            measure_seconds(processor.pending_count(), BackendUnavailable),
         )
         other = Processor(open_backend(url), Settings(enqueue_timeout=TIMEOUT))
         with other.sync as sync:
-            calls = (
-                measure_seconds(asyncio.to_thread(sync.enqueue_raw, "n", b"{}"), BackendUnavailable)
-                for _ in range(4)  # no more than there are threads
-            )
-            took += await asyncio.gather(*calls)
+            for call in (partial(sync.enqueue_raw, "n", b"{}"), partial(sync.get_status, job_id)):
+                calls = (
+                    measure_seconds(asyncio.to_thread(call), BackendUnavailable)
+                    for _ in range(4)  # no more than there are threads
+                )
+                took += await asyncio.gather(*calls)
         proxy.heal()
         assert (await processor.get_status(job_id)).state == "pending"
     assert max(took) <= MAX_SECONDS

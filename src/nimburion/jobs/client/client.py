@@ -6,7 +6,16 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from random import Random
 from types import TracebackType
@@ -18,6 +27,7 @@ import msgspec
 from nimburion.core.backend import Backend, Transactional
 from nimburion.core.due_jobs import run_now
 from nimburion.core.errors import (
+    BackendUnavailable,
     DefinitionError,
     DuplicateJob,
     InvalidJob,
@@ -41,7 +51,7 @@ from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.auditing import record_change
-from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop
+from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop, choose_limit
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.enqueue_state import EnqueueState
 from nimburion.jobs.client.lazy_jobs import LazyJobs
@@ -72,6 +82,7 @@ from nimburion.jobs.limit_changes import (
 )
 
 if TYPE_CHECKING:
+    from nimburion.core.queries import QueueInfo
     from nimburion.telemetry.registry import MetricsRegistry
 
 __all__ = ["Client", "Priority"]
@@ -430,8 +441,13 @@ class Client:
     # Queries
 
     async def get_status(self, job_id: str | UUID) -> Status:
-        """Return what the backend knows about a job. `JobNotFound` is raised for an unknown id."""
-        record = await self._get_record(job_id)
+        """Return what the backend knows about a job. `JobNotFound` is raised for an unknown id.
+
+        `BackendUnavailable` is raised when the backend did not answer for `enqueue_timeout`
+        seconds. The same is true of `queue_size` and `pending_count`.
+        """
+        async with self._limit_reading():
+            record = await self._get_record(job_id)
         return make_status(record, self._find_result_decoder(record.name))
 
     async def wait(self, job_id: str | UUID, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
@@ -562,15 +578,12 @@ class Client:
 
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""
-        self._check_open()
-        return sum(
-            info.size for info in await self.backend.list_queues() if queue in (None, info.name)
-        )
+        infos = await self._list_queues()
+        return sum(info.size for info in infos if queue in (None, info.name))
 
     async def pending_count(self) -> int:
         """Return the number of jobs that wait: pending, retrying and scheduled."""
-        self._check_open()
-        return sum(info.size + info.scheduled for info in await self.backend.list_queues())
+        return sum(info.size + info.scheduled for info in await self._list_queues())
 
     # Internals
 
@@ -582,6 +595,31 @@ class Client:
                 "the processor is open on another event loop: use `processor.sync` here, or open "
                 "it on this loop after the other loop has ended"
             )
+
+    @asynccontextmanager
+    async def _limit_reading(self) -> AsyncIterator[None]:
+        """Raise `BackendUnavailable` if the block does not end in the time that an enqueue has.
+
+        This includes the time that it waits for the connection, behind other calls. There is no
+        limit for a backend without a network: to count millions of jobs in a file takes long.
+        """
+        seconds = self.settings.enqueue_timeout
+        is_remote = self.backend.capabilities.out_of_process
+        time = asyncio.timeout(choose_limit(seconds) if is_remote else None)
+        try:
+            async with time:
+                yield
+        except TimeoutError as error:
+            if not time.expired():
+                raise
+            raise BackendUnavailable(
+                f"{self.backend.describe()}: no answer within {seconds:g} s", outcome="not applied"
+            ) from error
+
+    async def _list_queues(self) -> list[QueueInfo]:
+        self._check_open()
+        async with self._limit_reading():
+            return await self.backend.list_queues()
 
     async def _get_record(self, job_id: str | UUID) -> JobRecord:
         self._check_open()
