@@ -33,6 +33,7 @@ redis.call('TIME')
 redis.call('XREAD', 'COUNT', 1, 'STREAMS', wakeup0_key, '0-0')
 redis.call('XREVRANGE', wakeup0_key, '+', '-', 'COUNT', 1)
 redis.call('DEL', notify_key)
+redis.call('EXISTS', notify_key)
 redis.call('EXPIRE', notify_key, 1)
 redis.call('PUBLISH', notify_key, '*')
 for _, stream in ipairs({ wakeup0_key, wakeup1_key, wakeup2_key, wakeup3_key }) do
