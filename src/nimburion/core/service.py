@@ -13,7 +13,8 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
-from nimburion.core.errors import BackendError
+from nimburion.core.errors import BackendError, BackendUnavailable
+from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock
 
@@ -34,6 +35,10 @@ class Service:
         self.stopping: asyncio.Event = asyncio.Event()
         self.failure: BaseException | None = None
         """The last exception of `run`, or None once it works again. The health check reads it."""
+        self.outage: OutageLog = OutageLog(clock)
+        """The log of outages. The services of a processor share one."""
+        self._reports_failure = True
+        """Whether the next failure outside of an outage is a warning of its own."""
         self._task: asyncio.Task[None] | None = None
         self._log = logging.getLogger(self.logger_name)
 
@@ -73,6 +78,33 @@ class Service:
     def _note(self, failure: BaseException | None) -> None:
         self.failure = failure
 
+    def _note_success(self) -> None:
+        """Note that the backend answered; end the outage if it did not answer before."""
+        if self.failure is not None:
+            self.outage.end()
+        self._note(None)
+        self._reports_failure = True
+
+    def _note_backend_error(self, error: BackendError, *, in_outage: bool) -> None:
+        """Log and note an error of the backend.
+
+        An outage is logged once for all services. A service that keeps failing while the backend
+        answers others logs one warning of its own.
+
+        Args:
+            error: the error.
+            in_outage: whether an outage was in progress when the call began.
+        """
+        level = logging.DEBUG
+        if not (in_outage or self.outage.in_progress):
+            if self.failure is None and isinstance(error, BackendUnavailable):
+                self.outage.begin(" ".join(str(error).split()))
+            elif self._reports_failure:
+                level = logging.WARNING
+                self._reports_failure = False
+        self._log.log(level, "%s: the backend did not answer (%s)", type(self).__name__, error)
+        self._note(error)
+
     async def _supervise(self) -> None:
         pauses = iterate_pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while not self.stopping.is_set():
@@ -104,24 +136,14 @@ class Periodic(Service):
                 await self._run_tick()
 
     async def _run_tick(self) -> None:
-        """Run one tick. After an error of the backend, the next tick tries again.
-
-        The first error is logged as a warning, further ones as debug messages until a tick
-        succeeds.
-        """
+        """Run one tick. After an error of the backend, the next tick tries again."""
+        in_outage = self.outage.in_progress
         try:
             await self.tick()
         except BackendError as error:
-            level = logging.WARNING if self.failure is None else logging.DEBUG
-            self._log.log(
-                level,
-                "%s: the backend did not answer (%s); next try at the next interval",
-                type(self).__name__,
-                error,
-            )
-            self._note(error)
+            self._note_backend_error(error, in_outage=in_outage)
         else:
-            self._note(None)
+            self._note_success()
 
     async def tick(self) -> None:
         """Do the work of one tick."""

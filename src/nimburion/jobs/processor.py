@@ -45,7 +45,7 @@ from nimburion.core.settings import (
 )
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.jobs.client.client import Client, enqueue_for_child
+from nimburion.jobs.client.client import Client, enqueue_for_child, share_outage_log
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import (
     RegisterBatchDecorator,
@@ -611,9 +611,12 @@ class Processor(Client):
 
         worker = self._make_worker(conditions)
         children = self._make_children()
+        services = (*self.services, *self._make_maintenance(worker))
+        for service in services:
+            share_outage_log(self, service)
         return RunningWorker(
             worker,
-            (*self.services, *self._make_maintenance(worker)),
+            services,
             partial(self._make_attempt_runner, children=children),
             self.settings,
             children=children,
@@ -719,6 +722,7 @@ class Processor(Client):
             events=self.events,
             heartbeat_in_thread=isinstance(self.clock, SystemClock),
             calls=self._statistics.calls,
+            outage=self._outage,
             request_stop=self._request_stop,
             stop_conditions=conditions,
         )

@@ -8,12 +8,11 @@ from random import Random
 
 from nimburion.core.backend import Consuming
 from nimburion.core.errors import BackendError
+from nimburion.core.metrics.statistics import WRITE_INTERVAL
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.service import Periodic
 from nimburion.core.timing.clock import Clock
 
-_INTERVAL = 10.0
-"""Seconds between two writes."""
 _FINISH_SECONDS = 1.0
 """Seconds that a write in progress and the last write may take when the client closes."""
 
@@ -34,7 +33,7 @@ class StatisticsWriter(Periodic):
         source: str,
         count_committed: Callable[[], Awaitable[None]],
     ) -> None:
-        super().__init__(clock, _INTERVAL, random)
+        super().__init__(clock, WRITE_INTERVAL, random)
         self._backend = backend
         self._recorder = recorder
         self._source = source

@@ -12,6 +12,7 @@ from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.service import Service, wait_for_first
 from nimburion.core.settings import Config, SchedulerSettings
 from nimburion.core.timing.timezones import find_zone
+from nimburion.jobs.client.client import share_outage_log
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import (
@@ -60,6 +61,7 @@ class Scheduler(Service):
         self, processor: Processor, *, timezone: str = "UTC", in_workers: bool = True
     ) -> None:
         super().__init__(processor.clock)
+        share_outage_log(processor, self)
         self.processor: Processor = processor
         self.timezone: str = find_zone(timezone).key
         self.schedules: Schedules = Schedules(processor, timezone)
@@ -156,16 +158,15 @@ class Scheduler(Service):
         """Fire due ticks until `stop` is called. If the backend is unreachable, retry after 1
         second."""
         while not self.stopping.is_set():
+            in_outage = self.outage.in_progress
             try:
                 await self.fire_due()
             except BackendError as error:
-                if self.failure is None:
-                    self._log.warning("the backend did not answer (%s); retrying", error)
-                self._note(error)
+                self._note_backend_error(error, in_outage=in_outage)
                 self._refreshed_at = None
                 await self.pause(_PAUSE_AFTER_ERROR)
             else:
-                self._note(None)
+                self._note_success()
                 await self._wait_for_next()
 
     # Firing

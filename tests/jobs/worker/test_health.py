@@ -10,20 +10,24 @@ import msgspec
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.bulk_operations import Claim
 from nimburion.core.errors import BackendFull, BackendUnavailable
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, NewJob, State
-from nimburion.core.operations import Rescued
-from nimburion.core.session import HeartbeatReply, Session, Vitals
+from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.operations import Rescued, Retention
+from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.session import HeartbeatReply, Session, SessionInfo, Vitals
 from nimburion.core.settlement import Settlement
-from nimburion.jobs import Processor
+from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.health import STOPPED, Health
+from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
 
 DEADLINE = 10.0
 TTL = 30.0
-LOGGED = ("backend unreachable", "backend reachable again")
+OF_SERVICES = ("prune", "list_sessions", "claim_bulk_operation", "put_statistics", "list_schedules")
 
 
 class Unsteady(MemoryBackend):
@@ -41,8 +45,8 @@ class Unsteady(MemoryBackend):
         return handle
 
     def go_away(self) -> None:
-        """Answer nothing that a worker asks."""
-        for name in ("open_session", "exchange", "heartbeat", "rescue", "wait"):
+        """Answer nothing that a worker or a service asks."""
+        for name in (*("open_session", "exchange", "heartbeat", "rescue", "wait"), *OF_SERVICES):
             self.refused[name] = BackendUnavailable("nobody there")
 
     def come_back(self) -> None:
@@ -75,6 +79,26 @@ class Unsteady(MemoryBackend):
         self._check("rescue")
         return await super().rescue(limit, max_lost=max_lost)
 
+    async def prune(self, keep: Retention, limit: int) -> int:
+        self._check("prune")
+        return await super().prune(keep, limit)
+
+    async def list_sessions(self) -> list[SessionInfo]:
+        self._check("list_sessions")
+        return await super().list_sessions()
+
+    async def claim_bulk_operation(self, ttl: float) -> Claim:
+        self._check("claim_bulk_operation")
+        return await super().claim_bulk_operation(ttl)
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        self._check("put_statistics")
+        await super().put_statistics(source, rows)
+
+    async def list_schedules(self) -> list[ScheduleRecord]:
+        self._check("list_schedules")
+        return await super().list_schedules()
+
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         self._check("enqueue")
         return await super().enqueue(jobs)
@@ -82,6 +106,11 @@ class Unsteady(MemoryBackend):
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         self._check("wait")
         await super().wait(queues, timeout)
+
+
+@job(name="tick")
+def tick() -> None:
+    """A job of a schedule."""
 
 
 class Slow:
@@ -120,6 +149,7 @@ async def processor(backend: Unsteady, slow: Slow) -> AsyncIterator[Processor]:
     """A processor that has not started; its backend is back when it is closed."""
     processor = Processor(backend, clock=backend.clock, session_ttl=TTL, grace=0.0)
     processor.register("slow", slow)
+    processor.register(tick)
     await processor.open()
     yield processor
     backend.come_back()
@@ -247,6 +277,7 @@ async def test_a_worker_treats_its_leases_as_expired_before_the_backend_does(
     await until(backend.clock, lambda: slow.begun == 1)
     backend.go_away()
     await until(backend.clock, lambda: slow.interrupted == 1)
+    del backend.refused["list_sessions"]
     [session] = await backend.list_sessions()
     assert session.expires_in > 0
     assert (await backend.get_job(job_id)).session == session.id
@@ -279,19 +310,78 @@ async def test_it_goes_on_by_itself_when_the_backend_is_back(
 async def test_an_outage_is_two_lines_of_the_log_however_long(
     processor: Processor, backend: Unsteady, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """All services notice it: the scheduler, the statistics, the rescuer, the pruner, …"""
+    Scheduler(processor).schedule("@every 10s", tick.job())
+    await processor.start()
+    await until(backend.clock, states(processor, "ready"))
+    for seconds in (0.6 * TTL, 0.6 * TTL):
+        await elapse(backend.clock, 2 * TTL)
+        caplog.set_level(logging.INFO, "nimburion")
+        caplog.clear()
+        await processor.enqueue_raw("slow", b"{}")  # statistics to store
+        backend.go_away()
+        await elapse(backend.clock, seconds)
+        backend.come_back()
+        await elapse(backend.clock, 4 * TTL)
+        start, end = caplog.messages
+        assert start.startswith("backend unreachable (nobody there); ")
+        assert end.startswith("backend reachable again after ")
+
+
+async def test_an_outage_that_a_service_notices_first_is_two_lines(
+    processor: Processor, backend: Unsteady, caplog: pytest.LogCaptureFixture
+) -> None:
     await processor.start()
     await until(backend.clock, states(processor, "ready"))
     caplog.set_level(logging.INFO, "nimburion")
     caplog.clear()
+    backend.refused["rescue"] = BackendUnavailable("nobody there")
+    await until(backend.clock, lambda: "rescuer" in processor.health().faults)
     backend.go_away()
-    await elapse(backend.clock, 0.8 * TTL)
+    await elapse(backend.clock, 0.5 * TTL)
     backend.come_back()
-    await until(backend.clock, lambda: not processor.health().error)
-    lines = [line for line in caplog.messages if line.startswith(LOGGED)]
-    assert lines[0].startswith("backend unreachable (nobody there); ")
-    assert lines[1:] == [lines[-1]]
-    assert lines[-1].startswith("backend reachable again after 2")
-    assert len(caplog.messages) <= 4, "and one each of the services that were refused"
+    await elapse(backend.clock, TTL)
+    start, end = caplog.messages
+    assert start.startswith("backend unreachable (nobody there); ")
+    assert end.startswith("backend reachable again after ")
+
+
+async def test_a_service_that_fails_alone_is_named_once(
+    processor: Processor, backend: Unsteady, caplog: pytest.LogCaptureFixture
+) -> None:
+    await processor.start()
+    await until(backend.clock, states(processor, "ready"))
+    caplog.set_level(logging.INFO, "nimburion")
+    caplog.clear()
+    backend.refused["rescue"] = BackendUnavailable("too slow")
+    await elapse(backend.clock, 3 * TTL)
+    *_, named = caplog.messages
+    assert named == "Rescuer: the backend did not answer (too slow)"
+    assert len(caplog.messages) == 3
+    backend.come_back()
+    await elapse(backend.clock, TTL)
+    backend.refused["rescue"] = BackendFull("no room")
+    await elapse(backend.clock, TTL)
+    assert caplog.messages[3:] == ["Rescuer: the backend did not answer (no room)"]
+
+
+async def test_a_process_without_a_worker_logs_an_outage_once(
+    processor: Processor, backend: Unsteady, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = Scheduler(processor, in_workers=False)
+    scheduler.schedule("@every 10s", tick.job())
+    await scheduler.start()
+    await elapse(backend.clock, 15.0)
+    caplog.set_level(logging.INFO, "nimburion")
+    caplog.clear()
+    backend.refused["enqueue"] = BackendUnavailable("nobody there")
+    backend.go_away()
+    await elapse(backend.clock, TTL)
+    backend.come_back()
+    await elapse(backend.clock, TTL)
+    await scheduler.stop()
+    outage = [line for line in caplog.messages if line.startswith("backend ")]
+    assert len(outage) == len(caplog.messages) == 2
 
 
 async def test_a_worker_without_a_backend_waits_for_it(

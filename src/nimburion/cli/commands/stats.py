@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 import click
 import msgspec
@@ -14,7 +14,9 @@ from nimburion.cli.readings import BackendReading, print_legend, print_readings,
 from nimburion.core.backend import Backend
 from nimburion.core.metrics.histogram import BUCKETS_PER_DECADE, Histogram
 from nimburion.core.metrics.statistics import (
+    MISSING_SECONDS,
     STEPS,
+    WRITE_INTERVAL,
     Counters,
     Statistics,
     choose_step,
@@ -82,6 +84,7 @@ def make_data(rows: list[Statistics], step: int) -> dict[str, object]:
         "step": step,
         "intervals": [msgspec.to_builtins(row) for row in rows],
         "buckets_per_decade": BUCKETS_PER_DECADE,
+        "missing_seconds": MISSING_SECONDS,
     }
 
 
@@ -89,6 +92,7 @@ def print_statistics(rows: list[Statistics], last: str) -> None:
     """Print one line per queue and name, with the counters of all intervals added up."""
     lines = [(*key, *format_counters(counters)) for key, counters in sorted(add_up(rows).items())]
     print_table(("queue", "name", *HEADERS), lines, format_empty(last))
+    print_missing(lines)
 
 
 def print_statistics_of_each(readings: list[BackendReading[list[Statistics]]], last: str) -> None:
@@ -107,6 +111,7 @@ def print_statistics_of_each(readings: list[BackendReading[list[Statistics]]], l
     print_legend(readings)
     click.echo()
     print_table(("queue", "name", "backend", *HEADERS), lines, format_empty(last))
+    print_missing(lines)
 
 
 def add_up(rows: list[Statistics]) -> dict[tuple[str, str], Counters]:
@@ -131,14 +136,23 @@ def format_counters(counters: Counters) -> tuple[object, ...]:
     )
 
 
+def print_missing(lines: Sequence[object]) -> None:
+    """Say below a table which counts it may lack; an empty table says so itself."""
+    if lines:
+        click.echo(f"Counts of the last {MISSING_SECONDS} s may be missing.")
+
+
 def format_empty(last: str) -> str:
     """Return what is printed instead of an empty table."""
-    return f"no job was enqueued or run in the last {last}"
+    return (
+        f"no job was counted in the last {last}. Counts of the last {MISSING_SECONDS} s may be "
+        f"missing: each process stores its own about every {WRITE_INTERVAL:.0f} s"
+    )
 
 
 def format_quantile(histogram: Histogram, quantile: float) -> str | None:
     """Return an estimated quantile as a duration; None without observations."""
     seconds = histogram.estimate_quantile(quantile)
     if seconds is not None and 1.0 <= seconds < 9.95:
-        return f"{seconds:.1f} s"  # rounded to a second, it would be up to a third away
+        return f"{seconds:.2g} s"  # rounded to a second, it would be up to a third away
     return None if seconds is None else format_duration(seconds)

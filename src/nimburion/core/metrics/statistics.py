@@ -20,6 +20,11 @@ MERGE_AFTER = 600.0
 source stores a row of the interval after half of this time.
 """
 
+WRITE_INTERVAL = 10.0
+"""Seconds between two writes of the counters of a process."""
+MISSING_SECONDS = 11
+"""The seconds before now whose counts may not be stored yet: the interval varies by a tenth."""
+
 MERGED_SOURCE = ""
 """The source of merged rows."""
 

@@ -43,7 +43,9 @@ from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.operations import Cancellation
+from nimburion.core.outage_log import OutageLog
 from nimburion.core.result_errors import decode_result_error
+from nimburion.core.service import Service
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
 from nimburion.core.timing.backoff import iterate_pauses
@@ -149,7 +151,9 @@ class Client:
         self._enqueue_middlewares: list[EnqueueMiddleware] = []
         self._enqueue_state = EnqueueState(self.clock)
         """Shared with its handles for other event loops."""
-        self._statistics = ClientStatistics(self.clock, self._random, entropy)
+        self._outage = OutageLog(self.clock)
+        """Shared with its handles for other event loops, its worker and its services."""
+        self._statistics = ClientStatistics(self.clock, self._random, entropy, self._outage)
         self._metrics: MetricsRegistry | None = None
 
     @property
@@ -190,6 +194,7 @@ class Client:
         )
         other._enqueue_middlewares = self._enqueue_middlewares
         other._enqueue_state = self._enqueue_state
+        other._outage = other._statistics.outage = self._outage
         self._statistics.add_handle(other._statistics)
         return other
 
@@ -932,6 +937,11 @@ async def enqueue_prepared(client: Client, new: NewJob) -> str:
     its id. The errors are those of `Client.enqueue`.
     """
     return await client._enqueue_one(None, new, NOTHING_PARSED)
+
+
+def share_outage_log(client: Client, service: Service) -> None:
+    """Let a service log outages together with the client, its worker and its other services."""
+    service.outage = client._outage
 
 
 async def count_stored(client: Client, job: NewJob) -> None:

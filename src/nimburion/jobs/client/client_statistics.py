@@ -12,6 +12,7 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
+from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.clock import Clock
 from nimburion.jobs.statistics_writer import StatisticsWriter
 
@@ -33,10 +34,14 @@ class ClientStatistics:
         "calls",
         "enqueues_in_transactions",
         "jobs",
+        "outage",
         "writer",
     )
 
-    def __init__(self, clock: Clock, random: Random, entropy: Entropy) -> None:
+    def __init__(
+        self, clock: Clock, random: Random, entropy: Entropy, outage: OutageLog | None = None
+    ) -> None:
+        self.outage: OutageLog = outage or OutageLog(clock)
         self._clock = clock
         self._random = random
         self._entropy = entropy
@@ -101,6 +106,7 @@ class ClientStatistics:
             source=source,
             count_committed=lambda: self._count_committed(backend),
         )
+        self.writer.outage = self.outage
         await self.writer.start()
 
     async def _count_committed(self, backend: Backend) -> None:

@@ -6,15 +6,13 @@ thread and connection. One channel may fail alone.
 
 from __future__ import annotations
 
-import logging
 import threading
 from itertools import count
 from typing import Literal
 
 from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.clock import Clock
-
-_log = logging.getLogger("nimburion.worker")
 
 Channel = Literal["exchange", "heartbeat"]
 
@@ -34,11 +32,18 @@ class _ChannelState:
 class BackendConnectivity:
     """A record of answers and failures, safe from any thread.
 
-    Logs once when failures begin, and once when both channels work again. `backend` names the
-    backend in messages (see `Backend.describe`).
+    Begins an outage when calls fail, and ends it when both channels work again. `backend` names
+    the backend in messages (see `Backend.describe`).
     """
 
-    def __init__(self, clock: Clock, backend: str, calls: CallCounters | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        backend: str,
+        calls: CallCounters | None = None,
+        outage: OutageLog | None = None,
+    ) -> None:
+        self._outage = outage or OutageLog(clock)
         self.calls: CallCounters = calls or CallCounters()
         self._clock = clock
         self._backend = backend
@@ -49,7 +54,6 @@ class BackendConnectivity:
             "heartbeat": _ChannelState(),
         }
         self._answered: float | None = None
-        self._failing_since = 0.0
         self.error: str | None = None
         """The latest failure, as one line; None while no call fails."""
 
@@ -62,11 +66,15 @@ class BackendConnectivity:
         with self._lock:
             seen, was_failing = self._channels[channel], self.is_failing
             seen.answer, seen.failing = next(self._numbers), None
-            self._answered = now = self._clock.monotonic()
-            if not was_failing or self.is_failing:
+            self._answered = self._clock.monotonic()
+            if not was_failing:
+                if self._outage.in_progress:
+                    self._outage.note_answer()
+                return
+            if self.is_failing:
                 return
             self.error = None
-        _log.warning("backend reachable again after %.1f s", now - self._failing_since)
+        self._outage.end(release=True)
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
         """Note that a call failed: the backend did not answer, or could not execute it."""
@@ -77,11 +85,7 @@ class BackendConnectivity:
             self.error = problem = self.describe_error(error)
             if was_failing:
                 return
-            self._failing_since = self._clock.monotonic()
-        _log.warning(
-            "backend unreachable (%s); retrying. Running jobs continue until their leases expire",
-            problem,
-        )
+        self._outage.begin(problem, hold=True)
 
     def describe_error(self, error: BaseException) -> str:
         """Return an error as one line. If a time limit passed, the line names the backend."""

@@ -30,6 +30,7 @@ from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.outage_log import OutageLog
 from nimburion.core.service import wait_for_first
 from nimburion.core.session import HeartbeatReply, WorkerCommand
 from nimburion.core.settings import Settings
@@ -87,6 +88,7 @@ class Worker:
         events: Events,
         heartbeat_in_thread: bool,
         calls: CallCounters | None = None,
+        outage: OutageLog | None = None,
         request_stop: Callable[[], None] = lambda: None,
         stop_conditions: StopConditions = RUN_UNTIL_STOPPED,
     ) -> None:
@@ -101,7 +103,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.connectivity: BackendConnectivity = BackendConnectivity(
-            clock, backend.describe(), calls
+            clock, backend.describe(), calls, outage
         )
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""

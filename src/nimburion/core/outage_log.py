@@ -1,0 +1,66 @@
+"""The log of an outage: one line at its start and one at its end, whichever service notices it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from nimburion.core.timing.clock import Clock
+
+_log = logging.getLogger("nimburion.worker")
+
+_SHORTEST = 1.0
+"""Seconds for which an outage lasts at least, if the answered call did not fail before: its answer
+may have been under way when the outage began.
+"""
+
+
+class OutageLog:
+    """Logs when the backend becomes unreachable for this process, and when it answers again.
+
+    The worker and all services of a processor share one. A worker that fails holds the outage:
+    then it ends when the worker's calls are answered again, and not with another service's call.
+    Safe from any thread.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._since: float | None = None
+        self._is_held = False
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether the start of an outage was logged, and not its end."""
+        return self._since is not None
+
+    def begin(self, problem: str, *, hold: bool = False) -> None:
+        """Log the start of an outage, unless one is in progress; `hold` it for a worker."""
+        with self._lock:
+            self._is_held = self._is_held or hold
+            if self._since is not None:
+                return
+            self._since = self._clock.monotonic()
+        _log.warning(
+            "backend unreachable (%s); retrying. Running jobs continue until their leases expire",
+            problem,
+        )
+
+    def end(self, *, release: bool = False) -> None:
+        """Log the end of the outage if one is in progress; `release` it first if a worker held it.
+
+        A call that failed before was answered.
+        """
+        with self._lock:
+            self._is_held = self._is_held and not release
+            since = self._since
+            if since is None or self._is_held:
+                return
+            self._since = None
+        _log.warning("backend reachable again after %.1f s", self._clock.monotonic() - since)
+
+    def note_answer(self) -> None:
+        """End the outage if another call, which did not fail before, shows that it is over."""
+        since = self._since
+        if since is not None and self._clock.monotonic() - since >= _SHORTEST:
+            self.end()
