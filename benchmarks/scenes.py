@@ -22,129 +22,13 @@ from benchmarks.payload import PAYLOAD
 from benchmarks.workload import many_noops, noop
 from nimburion import config, server
 from nimburion.backends import open_backend
-from nimburion.core.backend import Backend
 from nimburion.core.events import TickDecided
-from nimburion.core.job import State
-from nimburion.jobs import Processor, job
+from nimburion.jobs import Processor
 from nimburion.scheduler import Scheduler
 from nimburion.scheduler.triggers import Trigger, parse_trigger
 from nimburion.server.metrics import METRICS_MAX_AGE
 
 _BATCH = 1_000
-
-
-async def enqueue_one(url: str, jobs: int) -> dict[str, float]:
-    """One awaited call after another."""
-    async with Processor(open_backend(url)) as processor:
-        started = time.perf_counter()
-        for _ in range(jobs):
-            await processor.enqueue(noop.job(**PAYLOAD))
-        seconds = time.perf_counter() - started
-        await _expect(processor, waiting=jobs)
-    return {"rate": jobs / seconds}
-
-
-async def enqueue_together(url: str, jobs: int, producers: int) -> dict[str, float]:
-    """Many tasks of one process, each one awaited call after another."""
-    async with Processor(open_backend(url)) as processor:
-
-        async def produce() -> None:
-            for _ in range(jobs // producers):
-                await processor.enqueue(noop.job(**PAYLOAD))
-
-        started = time.perf_counter()
-        await asyncio.gather(*(produce() for _ in range(producers)))
-        seconds = time.perf_counter() - started
-        await _expect(processor, waiting=jobs)
-    return {"rate": jobs / seconds}
-
-
-async def enqueue_bulk(url: str, jobs: int) -> dict[str, float]:
-    """`enqueue_many`, 1,000 a call."""
-    async with Processor(open_backend(url)) as processor:
-        started = time.perf_counter()
-        await _fill(processor, [noop], jobs)
-        seconds = time.perf_counter() - started
-        await _expect(processor, waiting=jobs)
-    return {"rate": jobs / seconds}
-
-
-async def fill(url: str, jobs: int, names: int = 1, queues: int = 1) -> dict[str, float]:
-    """Leave so many jobs waiting."""
-    async with Processor(open_backend(url)) as processor:
-        await _fill(processor, many_noops(names, queues), jobs)
-    return {}
-
-
-async def drain(
-    url: str,
-    jobs: int,
-    names: int = 1,
-    queues: int = 1,
-    *,
-    fill_first: bool = False,
-    look_every: float = 0.25,
-) -> dict[str, float]:
-    """One worker process, until `jobs` more are completed."""
-    async with Processor(open_backend(url)) as processor:
-        processor.register(*many_noops(names, queues))
-        if fill_first:
-            await _fill(processor, many_noops(names, queues), jobs)
-        before = await _completed(processor)
-        cpu, started = time.process_time(), time.perf_counter()
-        await processor.start()
-        looks = [(0, started)]
-        while looks[-1][0] < jobs:
-            await asyncio.sleep(look_every)
-            looks.append((await _completed(processor) - before, time.perf_counter()))
-        cpu = time.process_time() - cpu
-        await processor.stop()
-    # The end lies somewhere between the last two looks: the last that saw work left is exact.
-    done, at = looks[-2] if len(looks) > 2 else looks[-1]
-    return {"rate": done / (at - started), "cpu_us": cpu / jobs * 1e6}
-
-
-async def pickup_worker(url: str, jobs: int) -> dict[str, list[float]]:
-    """Wait for jobs that another process enqueues; the milliseconds each was under way."""
-    late: list[float] = []
-    over = asyncio.Event()
-
-    @job(name="pickup", queue="bench")
-    async def note(sent: float) -> None:
-        late.append((time.monotonic() - sent) * 1e3)
-        if len(late) == jobs:
-            over.set()
-
-    async with Processor(open_backend(url)) as processor:
-        processor.register(note)
-        await processor.start()
-        print("ready", file=sys.stderr, flush=True)
-        await over.wait()
-    return {"ms": late}
-
-
-async def pickup_producer(url: str, jobs: int, every: float) -> dict[str, float]:
-    """Enqueue one job every so many seconds."""
-    async with Processor(open_backend(url)) as processor:
-        for _ in range(jobs):
-            await asyncio.sleep(every)
-            payload = json.dumps({"sent": time.monotonic()}).encode()
-            await processor.enqueue_raw("pickup", payload, queue="bench")
-    return {}
-
-
-async def idle(url: str, seconds: float) -> dict[str, float]:
-    """A worker with nothing to do: its CPU and its calls to the backend."""
-    backend = _Counted(open_backend(url))
-    processor = Processor(cast("Backend", backend))
-    processor.register(noop)
-    async with processor:
-        await processor.start()
-        await asyncio.sleep(5)
-        cpu, calls = time.process_time(), backend.calls.total()
-        await asyncio.sleep(seconds)
-        cpu, calls = time.process_time() - cpu, backend.calls.total() - calls
-    return {"cpu_percent": 100 * cpu / seconds, "calls_per_second": calls / seconds}
 
 
 async def schedules(url: str, count: int, seconds: float) -> dict[str, float]:
@@ -196,32 +80,6 @@ def _a_year_of(trigger: Trigger) -> float:
             break
         tick, count = found, count + 1
     return (time.perf_counter() - started) / count
-
-
-class _Counted:
-    """A backend that counts the calls made to it."""
-
-    def __init__(self, backend: Any, calls: Counter[str] | None = None) -> None:
-        self._backend = backend
-        self.calls: Counter[str] = Counter() if calls is None else calls
-
-    def new_handle(self) -> _Counted:
-        return _Counted(self._backend.new_handle(), self.calls)
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in {"capabilities", "describe", "wait", "open"}:
-            self.calls[name] += 1
-        return getattr(self._backend, name)
-
-
-async def _fill(processor: Processor, kinds: list[Any], jobs: int) -> None:
-    source = islice(cycle(kinds), jobs)
-    while batch := [kind.job(**PAYLOAD) for kind in islice(source, _BATCH)]:
-        await processor.enqueue_many(batch)
-
-
-async def _completed(processor: Processor) -> int:
-    return (await processor.backend.count_jobs())[State.COMPLETED]
 
 
 async def scrape(
@@ -295,27 +153,8 @@ def _scrape_once(url: str) -> tuple[float, int]:
     return milliseconds, len(answer)
 
 
-async def _expect(processor: Processor, waiting: int) -> None:
-    stored = await processor.pending_count()
-    if stored != waiting:
-        raise RuntimeError(f"{waiting} jobs were enqueued, the backend has {stored}")
-
-
 SCENES: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
-    scene.__name__: scene
-    for scene in (
-        enqueue_one,
-        enqueue_together,
-        enqueue_bulk,
-        fill,
-        drain,
-        pickup_worker,
-        pickup_producer,
-        idle,
-        schedules,
-        next_tick,
-        scrape,
-    )
+    scene.__name__: scene for scene in (schedules, next_tick, scrape)
 }
 
 

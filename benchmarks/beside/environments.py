@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,20 @@ def interpreter(peer: str) -> str:
         _make_environment(folder, wanted)
         _finish(folder, wanted)
     return str(folder / "bin" / "python")
+
+
+def make_python_environment(program: str, packages: Sequence[str]) -> str:
+    """Return the Python of an environment that another Python makes, with these packages."""
+    folder = cache() / f"with-{Path(program).name}"
+    wanted = "\n".join([program, *packages])
+    stamp, python = folder / STAMP, folder / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        _begin(folder)
+        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+        _must([uv, "venv", "--quiet", "--allow-existing", "--python", program, str(folder)])
+        _must([uv, "pip", "install", "--quiet", "--python", str(python), *packages])
+        stamp.write_text(wanted)
+    return str(python)
 
 
 def node_modules(peer: str) -> str:

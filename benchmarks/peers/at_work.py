@@ -9,7 +9,7 @@ import asyncio
 import sys
 from importlib import import_module
 
-from benchmarks.peers.peer import fast_loop
+from benchmarks.peers.event_loops import fast_loop
 from benchmarks.peers.setting import setting
 
 

@@ -1,7 +1,7 @@
 """Huey, which takes a job out of its backend before it runs it: at most once.
 
-Default: one thread. Best: 10 threads, no results, no cron. Done: its queue; what the threads have
-just taken out cannot be counted.
+On Redis or on SQLite, as the URL says. Default: one thread. Best: no results and no cron; 10
+threads on Redis. Done: its queue; what the threads have just taken out cannot be counted.
 """
 
 # mypy: disable-error-code="import-not-found,import-untyped,untyped-decorator,no-any-unimported"
@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from huey import RedisHuey
+from huey import RedisHuey, SqliteHuey
 
 from benchmarks.peers import handlers
 from benchmarks.peers.peer import BIN, Peer
 from benchmarks.peers.setting import setting
 
-huey = RedisHuey("bench", url=setting().url, results=not setting().best)
+ON_SQLITE = setting().scheme == "sqlite"
+if ON_SQLITE:  # its default flushes each enqueue to the disk, as ours does
+    huey = SqliteHuey("bench", filename=setting().file, results=not setting().best)
+else:
+    huey = RedisHuey("bench", url=setting().url, results=not setting().best)
 
 
 @huey.task(name="noop")
@@ -44,11 +48,11 @@ class Huey(Peer):
         return result
 
     async def left(self) -> int:
-        return int(self.wire.ask("LLEN", "huey.redis.bench"))
+        return int(huey.pending_count())
 
     def workers(self, processes: int) -> list[list[str]]:
         command = [str(BIN / "huey_consumer"), "benchmarks.peers.huey_peer.huey", "--quiet"]
-        best = ["-w", "10", "-n"]
+        best = ["-n"] if ON_SQLITE else ["-w", "10", "-n"]
         return [command + best * self.setting.best] * processes
 
 

@@ -6,16 +6,10 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from benchmarks.peers.figures import Figures
+from benchmarks.peers.server_statistics import StatisticsSource
 from benchmarks.peers.workers import TICK, Workers
-
-
-class StatisticsSource(Protocol):
-    """A connection to the server."""
-
-    def figures(self) -> Figures: ...
 
 
 @dataclass(frozen=True)

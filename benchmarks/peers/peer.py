@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.payload import PAYLOAD
+from benchmarks.peers.event_loops import fast_loop
 from benchmarks.peers.postgres_wire import PostgresWire
+from benchmarks.peers.server_statistics import StatisticsSource, open_statistics
 from benchmarks.peers.setting import setting
 from benchmarks.peers.wire import Wire
 
@@ -40,28 +42,28 @@ class Peer:
 
     def __init__(self) -> None:
         self.setting = setting()
-        self._wire: Wire | PostgresWire | None = None
+        self._wire: StatisticsSource | None = None
 
     @property
     def wire(self) -> Wire:
         """The plain connection to a Redis."""
-        if self._wire is None:
-            self._wire = Wire(self.setting.host, self.setting.port)
-        assert isinstance(self._wire, Wire)
-        return self._wire
+        wire = self.statistics
+        assert isinstance(wire, Wire)
+        return wire
 
     @property
     def postgres(self) -> PostgresWire:
         """The plain connection to a PostgreSQL."""
-        if self._wire is None:
-            self._wire = PostgresWire(self.setting)
-        assert isinstance(self._wire, PostgresWire)
-        return self._wire
+        wire = self.statistics
+        assert isinstance(wire, PostgresWire)
+        return wire
 
     @property
-    def statistics(self) -> Wire | PostgresWire:
-        """The plain connection to whichever it is."""
-        return self.wire if self.setting.scheme == "redis" else self.postgres
+    def statistics(self) -> StatisticsSource:
+        """The plain connection to the server, if there is one."""
+        if self._wire is None:
+            self._wire = open_statistics(self.setting)
+        return self._wire
 
     @property
     def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -140,12 +142,3 @@ def stopwatch() -> Iterator[Spent]:
     cpu, clock = time.process_time(), time.perf_counter()
     yield spent
     spent.clock, spent.cpu = time.perf_counter() - clock, time.process_time() - cpu
-
-
-def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop

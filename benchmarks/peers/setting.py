@@ -33,6 +33,11 @@ class Setting:
         return urlsplit(self.url).scheme
 
     @property
+    def file(self) -> str:
+        """The path of a database file."""
+        return self.url.removeprefix("sqlite:///")
+
+    @property
     def user(self) -> str:
         return urlsplit(self.url).username or ""
 

@@ -1,0 +1,1 @@
+"""`python3 dev.py bench sqlite`: ourselves beside Huey, each on a file of its own."""
