@@ -1,5 +1,8 @@
 """`python3 dev.py bench`: how fast nimburion is on this machine; see CONTRIBUTING.md.
 
+python -m benchmarks [--plot [FILE]] [--save]             all backends, in two minutes
+python -m benchmarks peers [BACKEND ...] [--save]         beside other job systems, in turn
+python -m benchmarks cost [--against CHECKOUT] [--save]   the CPU time of a job
 python -m benchmarks sqlite|redis|postgres [TABLE ...]    one backend at length, beside others
 python -m benchmarks readings|schedules|scrape [--save]   what operators read, the scheduler
 """
@@ -11,6 +14,8 @@ from importlib import import_module
 
 FAMILIES = ("sqlite", "redis", "postgres")
 COMMANDS = {
+    "peers": ("benchmarks.speed", "main_peers"),
+    "cost": ("benchmarks.cost", "main"),
     "readings": ("benchmarks.readings.main", "main"),
     "schedules": ("benchmarks.operating", "main_schedules"),
     "scrape": ("benchmarks.operating", "main_scrape"),
@@ -33,8 +38,9 @@ def main(arguments: list[str]) -> int:
         module, name = COMMANDS[command]
         status: int = getattr(import_module(module), name)(rest)
         return status
-    print(__doc__)
-    return 2
+    from benchmarks.speed import main as measure_speed
+
+    return measure_speed(arguments)
 
 
 if __name__ == "__main__":
