@@ -1,6 +1,6 @@
 """What limits cost: a drain with limits beside one without, and how long an exchange takes.
 
-    python -m benchmarks.limits [--backend NAME] [--jobs N] [--repeat N] [--save NAME] [SCENE ...]
+    python -m benchmarks.limits [--backend NAME] [--jobs N] [--repeat N] [--save] [SCENE ...]
 
 A worker in a process of its own completes no-op async jobs, which wait when it starts. Their
 arguments are the same in every scene; only the limits of the job differ. Each scene runs beside a
@@ -31,11 +31,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.payload import PAYLOAD
 from benchmarks.postgres.family import serve as serve_postgres
 from benchmarks.redis.family import APPEND_ONLY
 from benchmarks.redis.family import serve as serve_redis
-from benchmarks.report import at, ratio, spread, table
+from benchmarks.report import Rows, at, ratio, spread, table
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import make_session_id
 from nimburion.core.job import State
@@ -48,7 +49,6 @@ from nimburion.jobs.declaration.limits import JobLimits
 from tests.servers.binaries import valkey_binary
 from tests.servers.postgres_programs import postgres_binary
 
-RESULTS = Path(__file__).parent / "results"
 KINDS = ("sqlite", "valkey", "postgres")
 QUEUE, NAME = "bench", "noop"
 EXCHANGE_JOBS = 100
@@ -86,13 +86,13 @@ SCENES = {
         {"concurrency": Limit(rate=_FAST, burst=100_000, key="customer")},
         customers=1,
     ),
-    "tenants_1": Scene("one tenant", {}, customers=1, tenants=True),
-    "tenants_1000": Scene("1,000 tenants", {}, tenants=True),
-    "tenants_10000": Scene("10,000 tenants", {}, customers=10_000, tenants=True),
     "rate_1000_keys": Scene(
         "a rate by key, 1,000 keys",
         {"concurrency": Limit(rate=_FAST, burst=100_000, key="customer")},
     ),
+    "tenants_1": Scene("one tenant", {}, customers=1, tenants=True),
+    "tenants_1000": Scene("1,000 tenants", {}, tenants=True),
+    "tenants_10000": Scene("10,000 tenants", {}, customers=10_000, tenants=True),
 }
 
 
@@ -258,9 +258,9 @@ async def run_part(
     return await measure_exchanges(url, SCENES[scene], jobs, server)
 
 
-def compare(kind: str, scenes: list[str], jobs: int, repeat: int) -> str:
-    """Run each scene beside the plain drain, in turn; return the figures as a table."""
-    rows = []
+def compare(kind: str, scenes: list[str], jobs: int, repeat: int) -> Rows:
+    """Run each scene beside the plain drain, in turn; return the rows of a table."""
+    rows: Rows = []
     plains: list[dict[str, float]] = []
     for scene in scenes:
         pairs = []
@@ -270,7 +270,11 @@ def compare(kind: str, scenes: list[str], jobs: int, repeat: int) -> str:
             print(scene, *pairs[-1], file=sys.stderr, flush=True)
         plains += [plain for plain, _ in pairs]
         rows.append(make_row(SCENES[scene].title, *zip(*pairs, strict=True)))
-    rows.insert(0, make_row(SCENES["plain"].title, plains, plains))
+    return [make_row(SCENES["plain"].title, plains, plains), *rows]
+
+
+def show(kind: str, jobs: int, rows: Rows) -> str:
+    """Return the figures as a table."""
     head = ["jobs", "worker, µs a job", "server, µs a job", "of the drain, by CPU time"]
     head += ["jobs/s", "of the drain, by rate", "exchange, ms, p50", "p99", "CPU ms"]
     return table(f"{kind}, {jobs:,} jobs", head, rows)
@@ -302,25 +306,26 @@ def main() -> None:
     parser.add_argument("--backend", choices=KINDS, default="sqlite")
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.md")
+    parser.add_argument("--save", action="store_true", help="keep the figures in results/")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.part:
         print(json.dumps(asyncio.run(run_part(*json.loads(chosen.part)))))
         return
-    load = os.getloadavg()[0]
+    conditions = read_conditions()
     scenes = [scene for scene in chosen.scenes or SCENES if scene != "plain"]
-    figures = compare(chosen.backend, scenes, chosen.jobs, chosen.repeat)
+    rows = compare(chosen.backend, scenes, chosen.jobs, chosen.repeat)
+    figures = show(chosen.backend, chosen.jobs, rows)
     print(figures)
     if chosen.save:
         command = f"python -m benchmarks.limits --backend {chosen.backend} --jobs {chosen.jobs}"
         command += f" --repeat {chosen.repeat}"
-        conditions = (
-            f"Medians (minimum-maximum) of {chosen.repeat} runs beside the plain drain, in turn; "
-            f"{os.cpu_count()} cores, load before: {load:.1f}."
+        text = (
+            f"# What limits cost\n\n`{command}`\n\n{describe_conditions(conditions)} Medians "
+            f"(minimum-maximum) of {chosen.repeat} runs beside the plain drain, in turn.\n\n"
+            f"{figures}"
         )
-        path = RESULTS / f"{chosen.save}.md"
-        path.write_text(f"# What limits cost\n\n`{command}`\n\n{conditions}\n\n{figures}")
+        save(f"limits-{chosen.backend}", {"conditions": conditions, "rows": rows}, text)
 
 
 if __name__ == "__main__":
