@@ -5,6 +5,7 @@ python -m benchmarks peers [BACKEND ...] [--save]         beside other job syste
 python -m benchmarks cost [--against CHECKOUT] [--save]   the CPU time of a job
 python -m benchmarks sqlite|redis|postgres [TABLE ...]    one backend at length, beside others
 python -m benchmarks readings|schedules|scrape [--save]   what operators read, the scheduler
+python -m benchmarks publish                              saved figures into README and docs
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ COMMANDS = {
     "readings": ("benchmarks.readings.main", "main"),
     "schedules": ("benchmarks.operating", "main_schedules"),
     "scrape": ("benchmarks.operating", "main_scrape"),
+    "publish": ("benchmarks.publish", "main"),
 }
 """The module and the function of each command; none is imported before it is asked for."""
 

@@ -1,0 +1,238 @@
+"""`python3 dev.py bench publish`: write the newest saved figures into README and docs.
+
+A page marks the place of a figure table with two comments:
+
+    <!-- figures: NAME -->
+    <!-- end of figures -->
+
+`BLOCKS` says what stands between them. The picture `docs/pictures/speed.svg` is drawn anew, too.
+`tests/docs/test_figures.py` fails when a page shows other figures than the newest results, so no
+figure is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.conditions import ROOT, load_newest
+from benchmarks.cost import BACKENDS
+from benchmarks.picture import draw_speed
+from benchmarks.report import Rows, rounded
+from benchmarks.speed import OURS, SYNC, compare, find_better
+
+BLOCK = re.compile(
+    r"(?P<begin><!-- figures: (?P<name>\w+) -->\n)(?P<text>.*?)(?P<end><!-- end of figures -->)",
+    re.DOTALL,
+)
+PICTURE = ROOT / "docs" / "pictures" / "speed.svg"
+Link = Callable[[Path], str]
+"""Returns the link from a page to a file of the checkout."""
+
+
+def make_rates(link: Link) -> str:
+    """Rates and pickup beside the best peer."""
+    path, found = load_newest("peers")
+    backends = found["backends"]
+    rows: Rows = []
+    for name, title in (
+        ("drain_rate", "run"),
+        ("enqueue_bulk_rate", "enqueue 1,000 a call"),
+        ("enqueue_one_rate", "enqueue one by one"),
+        ("pickup_p50", "enqueue to handler, median, ms"),
+    ):
+        ours = [read_middle(one, OURS, name) for one in backends.values()]
+        rows.append([f"{title}, nimburion", *ours])
+        if name == "enqueue_one_rate":
+            blocking = [read_middle(one, SYNC.title, name) for one in backends.values()]
+            rows.append([f"{title}, nimburion, `processor.sync`", *blocking])
+        rows.append([f"{title}, best peer", *(name_best(one, name) for one in backends.values())])
+    rates = make_table(["", *(one["title"] for one in backends.values())], rows)
+    return f"{rates}\n{describe(path, found, link)}\n"
+
+
+def make_costs(link: Link) -> str:
+    """CPU time of a job, in microseconds and in bare asyncio tasks."""
+    path, found = load_newest("speed")
+    costs = found["costs"]
+    rows = [
+        [title, *(show_middle(one[name]) for one in costs.values())]
+        for name, title in (
+            ("drain_cpu", "run: CPU time of the worker, µs a job"),
+            ("drain_server_cpu", "run: CPU time of the server, µs a job"),
+            ("bare_tasks", "run: the worker's, in bare asyncio tasks"),
+            ("enqueue_one_cpu", "enqueue one by one: CPU time of the caller, µs a job"),
+        )
+    ]
+    head = ["", *(BACKENDS[name] for name in costs)]
+    return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
+
+
+def make_peers(link: Link) -> str:
+    """Our figures beside those of each peer, a table for each backend."""
+    path, found = load_newest("peers")
+    parts = []
+    for one in found["backends"].values():
+        rows = [
+            [line.figure, line.ours, f"{line.theirs} ({shorten(line.peer)})", line.ratio]
+            for line in compare(one)
+        ]
+        parts.append(make_table([one["title"], "nimburion", "peer", "ratio of the speeds"], rows))
+    return "\n".join([*parts, describe(path, found, link)]) + "\n"
+
+
+def make_slower(link: Link) -> str:
+    """The cases of the last run in which a peer was faster."""
+    path, found = load_newest("peers")
+    lines = [
+        f"- {one['title']}, {line.figure}: nimburion {line.ours}, {shorten(line.peer)} "
+        f"{line.theirs}. The ratio of the speeds is {line.ratio}."
+        for one in found["backends"].values()
+        for line in compare(one)
+        if float(line.ratio) < 1
+    ]
+    return "\n".join([*(lines or ["None."]), "", describe(path, found, link)]) + "\n"
+
+
+def make_limits(link: Link) -> str:
+    """The speed of a drain with limits, compared with one without, on each backend."""
+    results = {kind: load_newest(f"limits-{kind}") for kind in ("sqlite", "valkey", "postgres")}
+    ratios = {
+        kind: {title: ratio for title, _, _, ratio, *_ in found["rows"]}
+        for kind, (_, found) in results.items()
+    }
+    rows = [
+        [title, *(one.get(title, "") for one in ratios.values())]
+        for title in ratios["sqlite"]
+        if title != "no limit"
+    ]
+    head = ["speed of the plain drain, by CPU time", "SQLite", "Redis (Valkey)", "PostgreSQL"]
+    sources = [describe(path, found, link) for path, found in results.values()]
+    return "\n".join([make_table(head, rows), *sources]) + "\n"
+
+
+def make_dead_rows(link: Link) -> str:
+    """A drain on PostgreSQL while another transaction holds an old snapshot."""
+    path, found = load_newest("postgres")
+    text = found["snapshot"]["text"].partition("\n\n")[2].strip()
+    commit, day, *_ = found["snapshot"]["heading"].removeprefix("Commit ").split(", ")
+    source = f"Commit {commit}, {day.split()[0]}: [{path.stem}]({link(path)})."
+    return f"{text}\n\n{source}\n"
+
+
+def make_scaling(link: Link) -> str:
+    """CPU time of a job, and the rates of one worker process and of two."""
+    path, found = load_newest("speed")
+    backends = {name: one for name, one in found["backends"].items() if name != "memory"}
+    rows = [
+        [title, *(read_middle(one, OURS, name) for one in backends.values())]
+        for name, title in (
+            ("drain_client_us", "worker, CPU µs a job"),
+            ("drain_server_us", "server, CPU µs a job"),
+            ("enqueue_bulk_server_us", "server, CPU µs a job enqueued 1,000 a call"),
+            ("drain_rate", "jobs a second, one worker process"),
+            ("drain_two_rate", "jobs a second, two worker processes"),
+            ("enqueue_one_rate", "enqueued a second, one caller after another"),
+            ("enqueue_together_rate", "enqueued a second, 100 callers"),
+        )
+    ]
+    head = ["no-op jobs", *(one["title"] for one in backends.values())]
+    return f"{make_table(head, rows)}\n{describe(path, found, link)}\n"
+
+
+BLOCKS: dict[str, Callable[[Link], str]] = {
+    "rates": make_rates,
+    "costs": make_costs,
+    "peers": make_peers,
+    "slower": make_slower,
+    "limits": make_limits,
+    "dead_rows": make_dead_rows,
+    "scaling": make_scaling,
+}
+
+
+def read_middle(backend: dict[str, Any], title: str, name: str) -> str:
+    """Return the median of a figure at the default setting; empty when it is missing or zero."""
+    figures = backend["subjects"].get(title, {}).get("default", {})
+    return show_middle(figures.get(name, []))
+
+
+def show_middle(values: Sequence[float]) -> str:
+    """Return the median; empty when there is none, or no server that it could be of."""
+    return rounded(statistics.median(values)) if any(values) else ""
+
+
+def name_best(backend: dict[str, Any], name: str) -> str:
+    """Return the best figure of the peers, and whose it is."""
+    found = [
+        (value, peer)
+        for peer, settings in backend["subjects"].items()
+        if peer not in (OURS, SYNC.title) and (value := find_better(settings, name)) is not None
+    ]
+    if not found:
+        return ""
+    value, peer = max(found) if name.endswith("rate") else min(found)
+    return f"{rounded(value)} ({shorten(peer)})"
+
+
+def shorten(peer: str) -> str:
+    """Return the title of a peer as it stands in parentheses."""
+    return peer.replace(" (", ", ").replace(")", "")
+
+
+def make_table(head: Sequence[str], rows: Rows) -> str:
+    """Return a table that leaves out rows without a figure."""
+    shown = [row for row in rows if any(row[1:])]
+    lines = [head, ["---"] * len(head), *shown]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def describe(path: Path, found: dict[str, Any], link: Link) -> str:
+    """Return the source of figures: the commit, the day, the machine and the file."""
+    conditions = found["conditions"]
+    return (
+        f"Commit {conditions['commit']}, {conditions['date']}, Python {conditions['python']}, "
+        f"{conditions['cpu']}: [{path.stem}]({link(path)})."
+    )
+
+
+def fill(page: Path, text: str) -> str:
+    """Return the text of a page with the newest figures in all of its blocks."""
+
+    def link(path: Path) -> str:
+        return Path(os.path.relpath(path, page.parent)).as_posix()
+
+    def replace(found: re.Match[str]) -> str:
+        return f"{found['begin']}\n{BLOCKS[found['name']](link)}\n{found['end']}"
+
+    return BLOCK.sub(replace, text)
+
+
+def draw_picture() -> str:
+    """Return the picture of the newest figures of nimburion alone."""
+    return draw_speed(load_newest("speed")[1])
+
+
+def list_pages() -> list[Path]:
+    """Return the pages that have blocks."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [page for page in pages if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fill all pages."""
+    argparse.ArgumentParser(prog="benchmarks publish", description=__doc__).parse_args(arguments)
+    for page in list_pages():
+        text = page.read_text(encoding="utf-8")
+        filled = fill(page, text)
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
+            print(f"filled {page.relative_to(ROOT)}", file=sys.stderr)
+    PICTURE.write_text(draw_picture(), encoding="utf-8")
+    return 0
