@@ -75,7 +75,7 @@ async def change_known_limit(backend: Backend, change: LimitChange) -> None:
         return
     names = await _list_job_names(backend)
     if change.name in keyed:
-        if change.name in names - keyed[change.name].keys():
+        if change.name in names - keyed[change.name].keys() - await _list_changed(backend):
             raise InvalidJob(_explain_shared_name(change.name, keyed[change.name]))
         await backend.change_limit(change)
         return
@@ -134,9 +134,22 @@ async def _list_job_names(backend: Backend) -> set[str]:
     """Return the names of jobs that have limits, wait, or are served by a worker."""
     names = {limit.name for limit in await backend.list_limits()}
     names |= {rate.name for rate in await backend.list_rates()}
+    return names | await _list_live_names(backend)
+
+
+async def _list_live_names(backend: Backend) -> set[str]:
+    """Return the names of jobs that wait, or are served by a worker."""
+    names: set[str] = set()
     names.update(*(queue.names for queue in await backend.list_queues()))
     names.update(*(session.names for session in await backend.list_sessions()))
     return names
+
+
+async def _list_changed(backend: Backend) -> set[str]:
+    """Return the names for which only a change at run time has made a limit: each change makes a
+    limit of the name as if it were a job."""
+    changed = {one.name for one in await backend.list_limit_changes() if one.key is None}
+    return changed - await _list_live_names(backend)
 
 
 def _explain_key(job: str, keyed: Mapping[str, Container[str]]) -> str:
