@@ -191,8 +191,9 @@ class Application:
         try:
             from nimburion.server.access import AccessControl, read_tokens
             from nimburion.server.management import ManagementServer
+            from nimburion.server.request_limits import RequestLimit
             from nimburion.server.root_path import RootPath
-            from nimburion.server.routes import make_management_app
+            from nimburion.server.routes import UNLIMITED_PATHS, make_management_app
             from nimburion.server.services import ManagementServices
         except ModuleNotFoundError as missing:
             if (missing.name or "").partition(".")[0] not in {"starlette", "uvicorn", "jinja2"}:
@@ -212,7 +213,8 @@ class Application:
         access = AccessControl(settings, read_tokens(settings.tokens))
         services = ManagementServices(self._config, client, health, self._workers)
         app = make_management_app(services, access, self._make_extra_routes(client))
-        management = ManagementServer(RootPath(app, settings.root_path), settings)
+        limited = RequestLimit(app, exempt=UNLIMITED_PATHS)
+        management = ManagementServer(RootPath(limited, settings.root_path), settings)
         for service in services.background:
             await service.start()
             parts.push_async_callback(service.stop)

@@ -15,11 +15,10 @@ from starlette.types import ASGIApp
 from nimburion.core.access_rights import is_loopback
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.settings import ServerSettings
+from nimburion.server.request_limits import TimedConnection
 
 _log = logging.getLogger("nimburion.server")
 
-MAX_CONNECTIONS = 200
-"""More connections than this are answered with status 503."""
 _KEEP_ALIVE = 5
 _CLOSE_WITHIN = 2
 """Seconds that requests get to end when the server stops."""
@@ -54,9 +53,8 @@ class ManagementServer:
             self._app,
             access_log=False,
             date_header=False,
-            http="h11",
+            http=TimedConnection,
             lifespan="off",
-            limit_concurrency=MAX_CONNECTIONS,
             log_config=None,
             proxy_headers=False,
             server_header=False,

@@ -25,6 +25,8 @@ from nimburion.server.problems import make_http_problem
 from nimburion.server.services import ManagementServices
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup"})
+UNLIMITED_PATHS = OPEN_PATHS | {"/metrics"}
+"""What probes and scrapers read, which must be answered however many requests are in progress."""
 """The routes that need neither token nor right. Every other route is a `ProtectedEndpoint`."""
 
 
