@@ -25,7 +25,6 @@ from nimburion.jobs.worker.children.pool import ChildPool
 from nimburion.jobs.worker.health import Health, read_health
 from nimburion.jobs.worker.loop_watchdog import LoopWatchdog
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
-from nimburion.jobs.worker.own_signals import OwnSignals
 from nimburion.jobs.worker.stop_conditions import STOPPED_BEFORE_START
 from nimburion.jobs.worker.worker import Worker
 
@@ -140,18 +139,23 @@ class RunningWorker:
         With `owns_process`, a signal that code in this process sends to it aborts the worker.
         """
         both = (signal.SIGTERM, signal.SIGINT)
-        own_signals = OwnSignals(both, self._worker.abort)
-        if owns_process:
-            own_signals.start()
+        ignore_own_signals = self._watch_own_signals(both) if owns_process else lambda: None
         detach = self._watchdog.attach(both, self._on_signal, owns=owns_process)
         self._guard.signals = frozenset(both)
 
         def restore() -> None:
             self._guard.signals = frozenset()
             detach()
-            own_signals.stop()
+            ignore_own_signals()
 
         return restore
+
+    def _watch_own_signals(self, signals: Sequence[signal.Signals]) -> Callable[[], None]:
+        from nimburion.jobs.worker.own_signals import OwnSignals
+
+        own_signals = OwnSignals(signals, self._worker.abort)
+        own_signals.start()
+        return own_signals.stop
 
     def health(self) -> Health:
         """Return the health of the worker and of its services."""
