@@ -126,12 +126,14 @@ def _name_queue(job: NewJob) -> str:
 @reject_unstorable_text
 def encode_single(job: NewJob) -> list[Any] | None:
     """Return the arguments of `enqueue_one_1` after the time; None if the job needs `enqueue_1`."""
-    options = None if job.options is NO_JOB_OPTIONS else encode_options(job.options)
+    queue, options = job.queue, None
+    if job.options is not NO_JOB_OPTIONS:
+        queue, options = _name_queue(job), encode_options(job.options)
     if job.at is not None or job.after or job.options.unique_key is not None:
         return None
     packed = encode_id(job.id)
     return [
-        encode_text(_name_queue(job)),
+        encode_text(queue),
         encode_text(job.name),
         9 - job.priority,
         packed,

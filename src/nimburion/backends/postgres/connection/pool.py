@@ -104,9 +104,7 @@ class PostgresConnection:
             BackendError: the server returned another error, mapped as in `errors.py`.
         """
         within = self.settings.timeout + extra_time
-        return await self._call_with_retry(
-            within, self._fetch_in_own_transaction, statement, arguments
-        )
+        return await self._call_with_retry(within, self._fetch, statement, arguments)
 
     async def execute_all_or_rollback(
         self, statement: str, batches: ArgumentBatches, *, extra_time: float = 0.0
@@ -158,7 +156,16 @@ class PostgresConnection:
         async with self._lock:
             for pause in _PAUSES:
                 try:
-                    return await self._call_once(timeout, execute, statement, what)
+                    connection = self._current
+                    if connection is None or connection.driver.is_closed():
+                        connection = await self._ensure_connected()
+                    try:
+                        with self._timer.timeout(timeout):
+                            return await execute(connection, statement, what)
+                    except (TimeoutError, asyncio.CancelledError):
+                        # The next call would read the outstanding reply.
+                        disconnect(connection.driver)
+                        raise
                 except DRIVER_ERRORS as error:
                     self._terminate_if_broken(error)
                     if pause is None or not is_retryable(error):
@@ -166,28 +173,16 @@ class PostgresConnection:
                 await self._sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    async def _call_once(
-        self,
-        timeout: float,
-        execute: Callable[[OpenConnection, str, W], Awaitable[T]],
-        statement: str,
-        what: W,
-    ) -> T:
-        connection = await self._ensure_connected()
-        try:
-            with self._timer.timeout(timeout):
-                return await execute(connection, statement, what)
-        except (TimeoutError, asyncio.CancelledError):
-            disconnect(connection.driver)  # the next call would read the outstanding reply
-            raise
-
-    async def _fetch_in_own_transaction(
+    async def _fetch(
         self, connection: OpenConnection, statement: str, arguments: Sequence[Any]
     ) -> Rows:
+        """Run one statement in a transaction of its own."""
         if connection.server.pooled and connection.server.isolation != _COMMITTED:
             async with connection.driver.transaction(isolation="read_committed"):
-                return await self._fetch(connection, statement, arguments)
-        return await self._fetch(connection, statement, arguments)
+                return await self._fetch_in_transaction(connection, statement, arguments)
+        prepared = self._statements.get(statement) or await self._prepare(connection, statement)
+        rows: Rows = await prepared.fetch(*arguments)
+        return rows
 
     async def _run_batches(
         self, connection: OpenConnection, statement: str, begin: ArgumentBatches
@@ -219,7 +214,9 @@ class PostgresConnection:
     ) -> bool:
         arguments: Sequence[Any] | None = first
         while arguments is not None:
-            reply = await _start_sending(self._fetch(connection, statement, arguments))
+            reply = await _start_sending(
+                self._fetch_in_transaction(connection, statement, arguments)
+            )
             try:
                 arguments = next(parts, None)
             finally:
@@ -228,16 +225,19 @@ class PostgresConnection:
                 return False
         return True
 
-    async def _fetch(
+    async def _fetch_in_transaction(
         self, connection: OpenConnection, statement: str, arguments: Sequence[Any]
     ) -> Rows:
-        prepared = self._statements.get(statement)
-        if prepared is None:
-            name = "" if connection.server.pooled else f"nimburion_{next(self._numbers)}"
-            prepared = await connection.driver.prepare(statement, name=name)
-            self._statements[statement] = prepared
+        prepared = self._statements.get(statement) or await self._prepare(connection, statement)
         rows: Rows = await prepared.fetch(*arguments)
         return rows
+
+    async def _prepare(self, connection: OpenConnection, statement: str) -> Any:  # noqa: ANN401 - the driver's own
+        """Prepare a statement, and keep it for the later calls of this connection."""
+        name = "" if connection.server.pooled else f"nimburion_{next(self._numbers)}"
+        prepared = await connection.driver.prepare(statement, name=name)
+        self._statements[statement] = prepared
+        return prepared
 
     async def _ensure_connected(self) -> OpenConnection:
         if self._current is None or self._current.driver.is_closed():
@@ -331,7 +331,7 @@ class ConnectionPool:
 
     async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> Rows:
         """See `PostgresConnection.fetch`; runs on any connection of the pool."""
-        connection = await self._acquire()
+        connection = self._idle.pop() if self._idle else await self._acquire()
         try:
             return await connection.fetch(statement, *arguments, extra_time=extra_time)
         finally:
