@@ -344,6 +344,11 @@ BEGIN
     )', ours.nspname, part, p_table);
     EXECUTE format('ALTER TABLE %s ATTACH PARTITION %I.%I FOR VALUES FROM (%s) TO (%s)', p_table,
         ours.nspname, part, first, first + 86400000000);
+    -- The server summarises the first range of a new BRIN index. Each job in a summarised range changes the summary, so a
+    -- range is summarised only when it is full.
+    PERFORM brin_desummarize_range(i.indexrelid, 0)
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+    WHERE i.indrelid = CAST(format('%I.%I', ours.nspname, part) AS regclass) AND a.amname = 'brin';
     RETURN 1;
 EXCEPTION WHEN lock_not_available OR check_violation OR duplicate_table THEN
     RETURN 0;
