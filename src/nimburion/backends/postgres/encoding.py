@@ -16,7 +16,7 @@ MIN_INT8 = -(1 << 63)
 MAX_INT8 = (1 << 63) - 1
 """A time after all times, and a seq after all seqs."""
 
-_MAX_INT4 = (1 << 31) - 1
+MAX_INT4 = (1 << 31) - 1
 _UUID7_LINES = re.compile(
     r"(?:(?:^|\n)[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12})+"
 )
@@ -42,7 +42,7 @@ def to_optional_seconds(micros: int | None) -> float | None:
 
 def clamp_int4(number: int) -> int:
     """Limit a number to 4 bytes. An out-of-range value becomes -1, which matches no row."""
-    return number if 0 <= number <= _MAX_INT4 else -1
+    return number if 0 <= number <= MAX_INT4 else -1
 
 
 def clamp_seq(ref: int | str) -> int:
@@ -102,9 +102,7 @@ def compute_earliest_end(packed: Sequence[bytes]) -> int:
     ended. A UUIDv7 holds the time of its creation. The clock that made it is assumed to differ from
     the server's by less than a day. For other ids the result is `MIN_INT8`.
     """
-    if not all(
-        len(packed_id) == 17 and packed_id[0] == 0 and packed_id[7] >> 4 == 7
-        for packed_id in packed
-    ):
-        return MIN_INT8
+    for packed_id in packed:
+        if len(packed_id) != 17 or packed_id[0] != 0 or packed_id[7] >> 4 != 7:
+            return MIN_INT8
     return int.from_bytes(min(packed)[1:7], "big") * 1000 - _DAY

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from nimburion.backends.postgres.encoding import (
+    MAX_INT4,
+    MAX_INT8,
     clamp_int4,
     clamp_seq,
     decode_job_options,
@@ -33,6 +35,8 @@ from nimburion.core.settlement import (
     Spent,
 )
 
+T = TypeVar("T")
+
 NOT_ALL_LEASED = "NB001"
 """SQLSTATE of the error for a batch of completions when the session does not hold all their leases.
 """
@@ -50,10 +54,6 @@ position.
 """
 _get_delivery_columns = itemgetter(slice(11))
 """The columns of a leased job; the columns after them belong to the status row."""
-
-
-def _get_seq(settlement: Settlement) -> int:
-    return clamp_seq(settlement.lease.ref)
 
 
 SettlementDetails = tuple[bytes | None, int | None, str | None, float | None]
@@ -90,34 +90,59 @@ def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -
     """
     if not settlements:
         return _NO_SETTLEMENTS
-    plain = not one_by_one and all(type(settlement) is Completed for settlement in settlements)
-    plain = plain and len({*map(_get_seq, settlements)}) == len(settlements)
-    if plain:
-        settlements = sorted(settlements, key=_get_seq)
+    if not one_by_one and {*map(type, settlements)} == {Completed}:
+        encoded = _encode_completions(cast("Sequence[Completed]", settlements))
+        if encoded is not None:
+            return encoded
     leases = [settlement.lease for settlement in settlements]
-    seqs = [clamp_seq(lease.ref) for lease in leases]
-    named = [
-        seqs,
-        [encode_id(lease.job_id) for lease in leases],
-        [clamp_int4(lease.token.fence) for lease in leases],
-        [lease.token.nonce for lease in leases],
-    ]
-    if plain:
-        results = [settlement.result for settlement in settlements]  # type: ignore[union-attr]
-        texts = [_KEEP if settlement.keep_payload else None for settlement in settlements]  # type: ignore[union-attr]
-        return [
-            None,
-            *named,
-            results if any(results) else None,
-            None,
-            texts if any(texts) else None,
-            None,
-        ]
     details = [_encode_settlement(settlement) for settlement in settlements]
     bodies, delays, texts, fractions = (
         list(part) for part in zip(*(r for _, r in details), strict=True)
     )
-    return ["".join(kind for kind, _ in details), *named, bodies, delays, texts, fractions]
+    return [
+        "".join(kind for kind, _ in details),
+        [clamp_seq(lease.ref) for lease in leases],
+        [encode_id(lease.job_id) for lease in leases],
+        [clamp_int4(lease.token.fence) for lease in leases],
+        [lease.token.nonce for lease in leases],
+        bodies,
+        delays,
+        texts,
+        fractions,
+    ]
+
+
+def _encode_completions(settlements: Sequence[Completed]) -> Sequence[Any] | None:
+    """Encode completions of different jobs for `complete_all_1`, without a call for each. Return
+    None if a job occurs twice, or if a lease cannot be one of this backend.
+    """
+    by_seq = {settlement.lease.ref: settlement for settlement in settlements}
+    if len(by_seq) < len(settlements) or {*map(type, by_seq)} != {int}:
+        return None
+    seqs = sorted(cast("dict[int, Completed]", by_seq))
+    completions = [by_seq[seq] for seq in seqs]
+    tokens = [completion.lease.token for completion in completions]
+    fences = [token.fence for token in tokens]
+    if seqs[0] <= 0 or seqs[-1] > MAX_INT8 or min(fences) < 0 or max(fences) > MAX_INT4:
+        return None
+    results = [completion.result for completion in completions]
+    texts = [_KEEP if completion.keep_payload else None for completion in completions]
+    return [
+        None,
+        seqs,
+        None,
+        _shorten(fences),
+        [token.nonce for token in tokens],
+        results if any(results) else None,
+        None,
+        _shorten(texts) if any(texts) else None,
+        None,
+    ]
+
+
+def _shorten(values: list[T]) -> list[T]:
+    """Return one value in place of equal ones: the function takes it for all."""
+    return values[:1] if len({*values}) == 1 else values
 
 
 def _encode_settlement(  # noqa: PLR0911 - one for each kind

@@ -52,6 +52,18 @@ LANGUAGE sql IMMUTABLE AS $$
     SELECT -9223372036854775808
 $$;
 
+-- name: note_feature
+-- Record that a feature is used, so that exchanges look for it. Call it in the transaction of the first use.
+-- Inputs: the name of the feature: limits, pauses or tenants
+-- Locks: waits for another transaction that is recording the same feature
+CREATE OR REPLACE FUNCTION {schema}.note_feature_1(p_name text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.used_feature f WHERE f.name = p_name) THEN
+        INSERT INTO {schema}.used_feature (name) VALUES (p_name) ON CONFLICT DO NOTHING;
+    END IF;
+END $$;
+
 -- name: get_or_create_lanes
 -- Return the numbers of lanes. Lanes that do not exist are created.
 -- Inputs: arrays of the same length: queues, names and ranks. A queue that is followed by a newline and a tenant means the
@@ -92,6 +104,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.create_tenant_lanes_1(p_queues text[], p_names text[], p_ranks int2[]) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM {schema}.note_feature_1('tenants');
     INSERT INTO {schema}.lane (id, queue, name, rank, tenant, share) OVERRIDING SYSTEM VALUE
     SELECT f.id, f.queue, f.name, f.rank, f.tenant, f.id FROM (
         SELECT {schema}.make_tenant_lane_number_1() AS id, w.* FROM (

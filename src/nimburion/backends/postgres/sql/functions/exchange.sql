@@ -21,9 +21,10 @@
 --   p_kinds                     one letter for each settlement, as for `settle_each_1`; NULL: all are completions of
 --                               different jobs
 --   p_seqs, p_ids, p_fences, p_nonces
---                               the leases that are settled
+--                               the leases that are settled; only one fence: it is that of all
 --   p_bodies, p_delays, p_texts, p_fractions
---                               the data of the settlements, as for `settle_each_1`
+--                               the data of the settlements, as for `settle_each_1`, or for `complete_all_1` if `p_kinds` is
+--                               NULL. Then `p_ids`, `p_delays` and `p_fractions` are not used.
 --   p_total                     the maximum number of jobs to lease
 --   p_nonce                     the nonce of the new leases
 --   p_ageing                    microseconds of waiting that raise a job by one level; 0: no ageing
@@ -83,6 +84,11 @@ DECLARE
     now int8;
     session record;
     is_new bool;
+    uses_features bool;  -- whether limits, tenants or pauses were ever used
+    has_limits bool := false;
+    has_keys bool := false;
+    has_tenants bool := false;
+    has_pauses bool := false;
     check_sizes bool;
     locked_names text[];
     changed_seqs int8[];
@@ -91,8 +97,9 @@ DECLARE
     settled record;
     to_notify int4[];
     next_due int8;
-    lane record;
-    request_index int4;
+    first_dues int8[];
+    lane_index int4;
+    is_plain bool;  -- whether no limits, tenants or pauses are in force
     open_lanes record;
     counts int4[];
     returned_index int4;
@@ -108,7 +115,6 @@ DECLARE
     leased_count int8;
     any_attempted bool;
     leased_all bool;  -- whether all planned jobs were leased; NULL: the claim has returned its jobs already
-    leased record;
     ids int4[];
     low_water_marks int8[];
     head_dues int8[];
@@ -129,22 +135,10 @@ BEGIN
     first_reading := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
     now := {schema}.get_write_time_1(p_now);
 
-    -- Step 2: read the session, its last exchange, and what decides how the later steps work.
+    -- Step 2: read the session, its last exchange, and what decides how the later steps work. Short statements cost less
+    -- than one with many scans (decision 0004).
     SELECT s.number, last.number AS last_number, last.results, last.nonce,
-        pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid,
-        EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit) AS has_limits,
-        EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.limit_key)
-            OR EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key) AS has_keys,
-        EXISTS (SELECT FROM {schema}.tenant_turn)
-            OR EXISTS (SELECT FROM {schema}.lease l WHERE l.share IS NOT NULL) AS has_tenants,
-        EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now) AS has_pauses, (
-            SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
-        ) AS has_large_payloads, (
-            SELECT z.due FROM {schema}.scheduled z
-            WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark
-                ELSE {schema}.get_lowest_time_1() END
-            ORDER BY z.due, z.seq LIMIT 1
-        ) AS next_due
+        pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid
     INTO session
     FROM {schema}.session s LEFT JOIN LATERAL (
         SELECT * FROM {schema}.exchange_log e WHERE e.session = s.number ORDER BY e.number DESC LIMIT 1
@@ -159,11 +153,26 @@ BEGIN
         RETURN NEXT {schema}.make_status_reply_1('out_of_order', coalesce(session.last_number, 0));
         RETURN;
     END IF;
-    next_due := session.next_due;
-    check_sizes := session.has_large_payloads OR p_total * 4096::int8 > p_max_bytes;
+    next_due := (
+        SELECT z.due FROM {schema}.scheduled z
+        WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark
+            ELSE {schema}.get_lowest_time_1() END
+        ORDER BY z.due, z.seq LIMIT 1
+    );
+    uses_features := EXISTS (SELECT FROM {schema}.used_feature);
+    IF uses_features THEN
+        has_limits := EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit);
+        has_keys := EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.limit_key);
+        IF NOT has_keys THEN
+            has_keys := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
+        END IF;
+        has_tenants := EXISTS (SELECT FROM {schema}.tenant_turn)
+            OR EXISTS (SELECT FROM {schema}.lease l WHERE l.share IS NOT NULL);
+        has_pauses := EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now);
+    END IF;
 
     -- Step 3: lock the limits that this exchange may change.
-    IF session.has_limits OR session.has_keys THEN
+    IF has_limits OR has_keys THEN
         changed_seqs := p_seqs;
         IF NOT is_new THEN  -- some of the leased jobs may return to `ready`
             changed_seqs := ARRAY(
@@ -174,7 +183,7 @@ BEGIN
             now, session.number, changed_seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
     END IF;
 
-    IF session.has_tenants THEN
+    IF has_tenants THEN
         PERFORM {schema}.lock_floors_1(p_queues, session.number, p_seqs);
     END IF;
 
@@ -185,18 +194,33 @@ BEGIN
         to_notify := {schema}.release_excess_1(now, session.number, p_number, p_max_bytes);
     ELSE
         IF p_seqs IS NOT NULL THEN
-            IF session.has_tenants THEN
+            IF cardinality(p_fences) = 1 THEN
+                p_fences := array_fill(p_fences[1], ARRAY[cardinality(p_seqs)]);
+            END IF;
+            IF has_tenants THEN
                 PERFORM {schema}.settle_charges_1(now, session.number, p_seqs, p_kinds, p_fences, p_nonces);
             END IF;
-            settled := {schema}.apply_settlements_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces,
-                p_bodies, p_delays, p_texts, p_fractions, session.has_limits);
-            codes := settled.codes;
-            to_notify := settled.to_notify;
-            IF session.has_keys THEN
+            IF p_kinds IS NULL THEN
+                settled := {schema}.complete_all_1(
+                    now, session.number, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
+                codes := repeat('d', cardinality(p_seqs));
+                IF settled.keyed IS NOT NULL THEN
+                    to_notify := {schema}.free_unique_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
+                END IF;
+            ELSE
+                settled := {schema}.settle_each_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces,
+                    p_bodies, p_delays, p_texts, p_fractions);
+                codes := settled.codes;
+                to_notify := settled.to_notify;
+            END IF;
+            IF has_limits THEN
+                to_notify := to_notify || {schema}.release_limits_1(settled.ended);
+            END IF;
+            IF has_keys THEN
                 queues_to_notify := {schema}.release_keys_1(now, settled.key_numbers);
             END IF;
         END IF;
-        IF session.has_keys THEN
+        IF has_keys THEN
             PERFORM {schema}.unpark_open_1(now, p_names);
             limits_changed := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
             IF limits_changed THEN
@@ -207,63 +231,94 @@ BEGIN
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
             next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
         END IF;
-        has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
+        IF uses_features THEN
+            has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
+        END IF;
         IF has_turns THEN
             PERFORM {schema}.admit_turns_1(p_queues);  -- of jobs that were promoted or returned
-        END IF;
-        IF NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes AND NOT has_turns
-            AND cardinality(p_queues) BETWEEN 1 AND 64
-        THEN
-            lane := {schema}.find_only_lane_1(p_queues, p_names);
-            request_index := lane.request_index;
         END IF;
     END IF;
 
     -- Step 5: lease the requested jobs, and find the lanes that still have jobs.
-    IF request_index IS NOT NULL THEN  -- one lane: the same as below, in fewer steps
-        ids := ARRAY[lane.id];
-        low_water_marks := ARRAY[p_low_water_marks[array_position(p_low_water_lanes, lane.id)]];
-        IF lane.is_late OR low_water_marks[1] > now OR low_water_marks[1] IS NULL THEN
-            low_water_marks[1] := {schema}.get_lowest_time_1();
+    IF cardinality(p_queues) > 0 OR NOT is_new THEN
+        is_plain := NOT (has_limits OR has_keys OR has_pauses OR has_turns);
+        IF is_plain THEN  -- `find_open_lanes_1` and `read_lane_heads_1` in one statement
+            SELECT array_agg(lane.id) AS ids, array_agg(lane.main_lane) AS main_lanes,
+                array_agg(lane.place) AS request_indexes, array_agg(lane.rank) AS ranks, array_agg(lane.level) AS levels,
+                array_agg(lane.low_water_mark) AS low_water_marks, CAST(NULL AS int4[]) AS available,
+                array_agg(lane.queue) AS queues, array_agg(lane.name) AS names, array_agg(lane.due) AS head_dues
+            INTO open_lanes
+            FROM (
+                SELECT known.*, (
+                    SELECT r.due FROM {schema}.ready r WHERE r.lane = known.id AND r.due >= known.low_water_mark
+                    ORDER BY r.due, r.seq LIMIT 1
+                ) AS due
+                FROM (
+                    SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
+                        requested.level, l.queue, l.name,
+                        CASE WHEN l.is_late OR p_low_water_marks[array_position(p_low_water_lanes, l.id)] <= now IS NOT TRUE
+                            THEN {schema}.get_lowest_time_1()
+                            ELSE p_low_water_marks[array_position(p_low_water_lanes, l.id)] END AS low_water_mark
+                    FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM {schema}.lane l
+                        WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
+                    ) l
+                    OFFSET 0
+                ) known
+            ) lane;
+            ids := open_lanes.ids;
+            head_dues := open_lanes.head_dues;
+        ELSE
+            open_lanes := {schema}.find_open_lanes_1(
+                now, p_queues, open_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
+            ids := open_lanes.ids;
+            head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
         END IF;
-        head_dues := {schema}.read_lane_heads_1(ids, low_water_marks);
-        IF head_dues[1] IS NOT NULL AND LEAST(p_total, p_caps[request_index]) > 0 THEN
-            leased := {schema}.lease_first_jobs_1(now, session.number, p_number, p_nonce, lane.id, lane.main_lane,
-                low_water_marks[1], LEAST(p_total, p_caps[request_index]));
-            IF leased.any_attempted THEN
-                RETURN QUERY
-                SELECT 1, l.seq, l.due, j.created_at, l.lane, l.fence, l.failures, l.lost, j.id, j.options,
-                    j.payload, (CAST(NULL AS {schema}.exchange_status)).*
-                FROM {schema}.lease l, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = l.seq OFFSET 0) j
-                WHERE l.session = session.number AND l.seq = ANY (leased.seqs);
-            ELSIF leased.seqs IS NOT NULL THEN
-                RETURN QUERY
-                SELECT 1, j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options,
-                    j.payload, (CAST(NULL AS {schema}.exchange_status)).*
-                FROM {schema}.job j WHERE j.seq = ANY (leased.seqs);
-            END IF;
-            IF leased.seqs IS NOT NULL THEN
-                main_lanes := ARRAY[lane.main_lane];
-                ranks := ARRAY[lane.rank];
-                queues := ARRAY[lane.queue];
-                names := ARRAY[lane.name];
-            END IF;
-            head_dues := {schema}.read_lane_heads_1(ids, low_water_marks);
+        first_dues := array_remove(head_dues, NULL);
+        IF is_plain AND cardinality(first_dues) = 1 THEN
+            lane_index := array_position(head_dues, first_dues[1]);
         END IF;
-        waiting := CASE WHEN head_dues[1] IS NOT NULL THEN ARRAY[request_index] END;
-    ELSIF cardinality(p_queues) > 0 OR NOT is_new THEN
-        open_lanes := {schema}.find_open_lanes_1(
-            now, p_queues, open_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
-        ids := open_lanes.ids;
-        head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
         IF NOT is_new THEN
             RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
             IF FOUND THEN
                 SELECT * INTO main_lanes, ranks, queues, names
                 FROM {schema}.get_lanes_of_exchange_1(session.number, p_number);
             END IF;
-        ELSIF p_total > 0 AND (has_turns OR array_remove(head_dues, NULL) <> '{}') THEN
-            IF has_turns AND NOT session.has_limits AND NOT session.has_keys AND NOT session.has_pauses AND NOT check_sizes
+        ELSIF p_total > 0 AND (has_turns OR first_dues <> '{}') THEN
+            check_sizes := p_total > 1 AND (p_total * 4096::int8 > p_max_bytes OR (
+                SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
+            ));
+            IF lane_index IS NOT NULL AND NOT check_sizes THEN  -- as `claim_jobs_1`, without a merge
+                RETURN QUERY
+                WITH taken AS (
+                    DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
+                        SELECT r.ctid FROM {schema}.ready r
+                        WHERE r.lane = ids[lane_index] AND r.due >= open_lanes.low_water_marks[lane_index]
+                        ORDER BY r.due, r.seq
+                        LIMIT GREATEST(0, LEAST(p_total, p_caps[open_lanes.request_indexes[lane_index]]))
+                        FOR UPDATE SKIP LOCKED
+                    )) RETURNING r.due, r.seq, r.attempt_status,
+                        CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
+                ), leased AS (
+                    INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
+                        failures, lost, attempt_status, extra_flags, nonce, settled_token)
+                    SELECT t.seq, t.due, now, p_number, session.number, open_lanes.main_lanes[lane_index], 1,
+                        coalesce((t.attempts).fence, 0) + 1, coalesce((t.attempts).failures, 0),
+                        coalesce((t.attempts).lost, 0), t.attempt_status, coalesce((t.attempts).extra_flags, 0::int2), p_nonce,
+                        (t.attempts).settled_token
+                    FROM taken t
+                )
+                SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
+                    coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
+                    (CAST(NULL AS {schema}.exchange_status)).*
+                FROM (
+                    SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
+                        THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
+                    FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
+                ) j;
+                is_planned := true;
+            ELSIF has_turns AND NOT has_limits AND NOT has_keys AND NOT has_pauses AND NOT check_sizes
                 AND array_remove(p_caps, NULL) = '{}'
             THEN
                 SELECT * INTO planned FROM {schema}.plan_plain_turns_1(
@@ -283,7 +338,7 @@ BEGIN
                         planned.seqs, planned.shares, planned.starts, planned.charges);
                 END IF;
                 is_planned := leased_count > 0 OR planned.seqs IS NULL;
-            ELSIF session.has_keys AND NOT has_turns THEN
+            ELSIF has_keys AND NOT has_turns THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
                     open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, open_names, p_caps
@@ -358,18 +413,24 @@ BEGIN
                         names || array_agg(a.name)
                     INTO main_lanes, ranks, queues, names FROM {schema}.lane a WHERE a.id = ANY (turn_lanes);
                 END IF;
-                IF NOT session.has_keys THEN
+                IF lane_index IS NOT NULL THEN
+                    head_dues[lane_index] := (
+                        SELECT r.due FROM {schema}.ready r
+                        WHERE r.lane = ids[lane_index] AND r.due >= open_lanes.low_water_marks[lane_index]
+                        ORDER BY r.due, r.seq LIMIT 1
+                    );
+                ELSIF NOT has_keys THEN
                     head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
                 END IF;
-                IF session.has_limits THEN
+                IF has_limits THEN
                     PERFORM {schema}.take_limits_1(now, session.number, p_number);
                 END IF;
-                IF session.has_keys THEN
+                IF has_keys THEN
                     PERFORM {schema}.count_keys_1(now, session.number, p_number, planned.key_seqs, planned.key_numbers,
                         planned.units, planned.spans, leased_all);
                 END IF;
             END IF;
-            IF session.has_keys THEN
+            IF has_keys THEN
                 IF returned_index IS NOT NULL THEN
                     PERFORM {schema}.pass_other_turns_1(
                         now, planned.passing_seq, planned.passing_lane, planned.passing_limit);
@@ -377,7 +438,12 @@ BEGIN
                 head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
             END IF;
         END IF;
-        waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, session.has_limits, p_names);
+        IF is_plain AND cardinality(first_dues) <= 1 THEN
+            waiting := CASE WHEN head_dues[lane_index] IS NOT NULL
+                THEN open_lanes.request_indexes[lane_index:lane_index] END;
+        ELSE
+            waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, has_limits, p_names);
+        END IF;
         IF has_more_turns THEN
             waiting := ARRAY[1];
         ELSIF has_turns OR NOT is_new THEN
@@ -393,7 +459,7 @@ BEGIN
             );
         END IF;
     END IF;
-    IF session.has_keys THEN
+    IF has_keys THEN
         next_due := LEAST(next_due, (
             SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now AND EXISTS (
                 SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
@@ -403,18 +469,18 @@ BEGIN
             next_due := LEAST(next_due, now);
         END IF;
     END IF;
-    IF session.has_limits THEN
+    IF has_limits THEN
         next_due := LEAST(next_due, {schema}.find_next_opening_1(
             now, p_queues, p_names, p_low_water_lanes, p_low_water_marks));
     END IF;
 
     -- Step 6: record the exchange, and return the status row.
     IF is_new THEN
-        WITH old AS (
-            DELETE FROM {schema}.exchange_log e WHERE e.session = session.number AND e.number = p_number - 2
-        )
         INSERT INTO {schema}.exchange_log (session, number, nonce, results)
         VALUES (session.number, p_number, p_nonce, codes);
+        IF p_number % 16 = 0 THEN  -- less work than one deletion in each exchange
+            DELETE FROM {schema}.exchange_log e WHERE e.session = session.number AND e.number < p_number - 1;
+        END IF;
     END IF;
     RETURN NEXT CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
@@ -461,61 +527,6 @@ BEGIN
     reply.outcome := p_outcome;
     reply.last_number := p_last_number;
     RETURN reply;
-END $$;
-
--- name: find_only_lane
--- Find the lane of a request that has only one lane, as that of a worker with one name and one priority.
--- Inputs: queues and names of the requested lanes
--- Result:
---   id, rank, queue, name, is_late   the row of the lane
---   main_lane                        for a late lane the number of its main lane, else its own number
---   request_index                    the index of the requested lane; NULL: there is no lane, or more than one
-CREATE OR REPLACE FUNCTION {schema}.find_only_lane_1(
-    p_queues text[], p_names text[], OUT id int4, OUT main_lane int4, OUT rank int2, OUT is_late bool, OUT queue text,
-    OUT name text, OUT request_index int4
-) LANGUAGE plpgsql AS $$
-DECLARE
-    lane_count int8;
-BEGIN
-    SELECT count(*), min(l.id), min(coalesce(l.main_lane, l.id)), min(l.rank), bool_or(l.is_late), min(l.queue),
-        min(l.name)
-    INTO lane_count, id, main_lane, rank, is_late, queue, name
-    FROM {schema}.lane l WHERE l.queue = ANY (p_queues) AND l.name = ANY (p_names) AND l.tenant = '';
-    IF lane_count = 1 THEN
-        FOR i IN 1..cardinality(p_queues) LOOP
-            IF p_queues[i] = queue AND p_names[i] = name THEN
-                request_index := i;
-            END IF;
-        END LOOP;
-    END IF;
-END $$;
-
--- name: lease_first_jobs
--- Lease the first jobs of one lane to a session.
--- Inputs: the time; the session; its exchange and nonce; the lane, its main lane and its low-water mark; the maximum
---   number of jobs
--- Result: the seqs of the jobs, and whether an attempt of one of them has ended before; NULL: no job was leased
--- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
-CREATE OR REPLACE FUNCTION {schema}.lease_first_jobs_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_lane int4, p_main_lane int4, p_low_water_mark int8,
-    p_limit int4, OUT seqs int8[], OUT any_attempted bool
-) LANGUAGE plpgsql AS $$
-BEGIN
-    WITH taken AS (
-        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT r.ctid FROM {schema}.ready r WHERE r.lane = p_lane AND r.due >= p_low_water_mark
-            ORDER BY r.due, r.seq LIMIT p_limit FOR UPDATE SKIP LOCKED
-        )) RETURNING r.due, r.seq, r.attempt_status,
-            CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
-    ), leased AS (
-        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures,
-            lost, attempt_status, extra_flags, nonce, settled_token)
-        SELECT taken.seq, taken.due, p_now, p_number, p_session, p_main_lane, 1, coalesce((taken.attempts).fence, 0) + 1,
-            coalesce((taken.attempts).failures, 0), coalesce((taken.attempts).lost, 0), taken.attempt_status,
-            coalesce((taken.attempts).extra_flags, 0::int2), p_nonce, (taken.attempts).settled_token
-        FROM taken
-    )
-    SELECT array_agg(taken.seq), bool_or(taken.attempt_status > 0) INTO seqs, any_attempted FROM taken;
 END $$;
 
 -- name: promote_due

@@ -329,6 +329,12 @@ BEGIN
     ) THEN
         LOCK TABLE {schema}.concurrency_limit IN EXCLUSIVE MODE;
     END IF;
+    IF EXISTS (
+        SELECT FROM {schema}.list_limits_in_force_1(p_names) l
+        WHERE l.maximum IS NOT NULL OR l.unit_time IS NOT NULL OR l.keyed <> '[]'
+    ) THEN
+        PERFORM {schema}.note_feature_1('limits');
+    END IF;
     FOR wanted IN SELECT l.name, l.maximum FROM {schema}.list_limits_in_force_1(p_names) l LOOP
         IF wanted.maximum IS NULL THEN
             DELETE FROM {schema}.concurrency_limit WHERE name = wanted.name;

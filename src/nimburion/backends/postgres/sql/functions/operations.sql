@@ -117,6 +117,7 @@ DECLARE
 BEGIN
     LOCK TABLE {schema}.paused_queue IN EXCLUSIVE MODE;
     IF p_paused THEN
+        PERFORM {schema}.note_feature_1('pauses');
         INSERT INTO {schema}.paused_queue AS q (queue, since, ends_at, paused_by, reason)
         VALUES (p_queue, now, p_ends_at, p_by, p_reason)
         ON CONFLICT (queue) DO UPDATE SET ends_at = excluded.ends_at, paused_by = excluded.paused_by,

@@ -10,7 +10,7 @@
 -- name: complete_all
 -- Complete many jobs at once, if the session holds all of them under the given tokens.
 -- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one);
---   for each job `keep` if its payload is kept, else NULL (NULL: none is kept)
+--   for each job `keep` if its payload is kept, else NULL (NULL: none is kept); only one text: it applies to all jobs
 -- Result:
 --   ended                     the lanes of the leases that ended
 --   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
@@ -23,8 +23,7 @@
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
     p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
     OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[]
-) LANGUAGE plpgsql
-SET enable_nestloop TO off SET enable_hashjoin TO on AS $$
+) LANGUAGE plpgsql AS $$
 DECLARE
     seqs int8[];
     fences int4[];
@@ -32,50 +31,34 @@ DECLARE
     all_flags int2;
     any_attempted bool;
     kept int8[];
-    keeps_all bool := false;
 BEGIN
-    IF p_texts IS NOT NULL THEN
+    IF cardinality(p_texts) > 1 THEN
         kept := ARRAY(SELECT k.seq FROM unnest(p_seqs, p_texts) AS k (seq, text) WHERE k.text = 'keep');
-        keeps_all := cardinality(kept) = cardinality(p_seqs);
     END IF;
-    WITH ended_leases AS (
-        DELETE FROM {schema}.lease l WHERE session = p_session AND seq = ANY (p_seqs)
-        RETURNING seq, due, leased_at, fence, failures, lost, attempt_status, extra_flags, nonce, lane,
-            l.key_numbers AS numbers
+    WITH ended AS (
+        DELETE FROM {schema}.lease l USING {schema}.job j
+        WHERE l.session = p_session AND l.seq = ANY (p_seqs) AND j.seq = l.seq
+        RETURNING l.seq, l.due, l.leased_at, l.fence, l.failures, l.lost, l.attempt_status, l.extra_flags, l.nonce,
+            l.lane AS lease_lane, array_to_string(l.key_numbers, ',') AS numbers, j.lane, j.created_at, j.id, j.digest,
+            j.options, j.unique_key, CASE WHEN p_texts = '{keep}' OR l.seq = ANY (kept) THEN j.payload END AS payload,
+            CASE WHEN l.extra_flags > 0 THEN {schema}.get_job_extras_1(l.seq, l.extra_flags) END AS extras
     ), ended_jobs AS (
         DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
-        RETURNING seq, created_at, lane, id, digest, options, unique_key,
-            CASE WHEN keeps_all OR seq = ANY (kept) THEN payload END AS payload
     ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
             id, digest, settled_token, options, history_at, history, fraction, message, payload)
-        SELECT matched.seq, matched.due, matched.created_at, matched.leased_at, p_now, matched.lane,
-            matched.failures, matched.lost, p_session, 1, matched.id, matched.digest,
-            int4send(matched.fence) || matched.nonce, matched.options, (matched.extras).history_at,
-            (matched.extras).history, (matched.extras).fraction, (matched.extras).message, matched.payload
-        FROM (
-            SELECT ended_leases.*, ended_jobs.created_at, ended_jobs.id, ended_jobs.digest, ended_jobs.options,
-                ended_jobs.payload,
-                CASE WHEN ended_leases.extra_flags > 0
-                    THEN {schema}.get_job_extras_1(ended_leases.seq, ended_leases.extra_flags) END AS extras
-            FROM ended_leases JOIN ended_jobs ON ended_jobs.seq = ended_leases.seq
-        ) matched
-    ), held_keys AS (
-        SELECT array_agg(ended_jobs.seq), array_agg(ended_jobs.lane), array_agg(ended_jobs.unique_key)
-        FROM ended_jobs WHERE ended_jobs.unique_key IS NOT NULL
-    ), held_leases AS (
-        SELECT array_agg(ended_leases.seq), array_agg(ended_leases.fence), array_agg(ended_leases.nonce),
-            array_agg(ended_leases.lane), bit_or(ended_leases.extra_flags),
-            bool_or(ended_leases.attempt_status > 0)
-        FROM ended_leases
+        SELECT e.seq, e.due, e.created_at, e.leased_at, p_now, e.lease_lane, e.failures, e.lost, p_session, 1, e.id, e.digest,
+            int4send(e.fence) || e.nonce, e.options, (e.extras).history_at, (e.extras).history, (e.extras).fraction,
+            (e.extras).message, e.payload
+        FROM ended e
     )
-    SELECT held_leases.*, held_keys.*, (
-        SELECT array_agg(n.number) FROM (
-            SELECT unnest(ended_leases.numbers) AS number FROM ended_leases WHERE ended_leases.numbers IS NOT NULL
-        ) n
-    )
+    SELECT array_agg(e.seq), array_agg(e.fence), array_agg(e.nonce), array_agg(e.lease_lane), bit_or(e.extra_flags),
+        bool_or(e.attempt_status > 0), array_agg(e.seq) FILTER (WHERE e.unique_key IS NOT NULL),
+        array_agg(e.lane) FILTER (WHERE e.unique_key IS NOT NULL),
+        array_agg(e.unique_key) FILTER (WHERE e.unique_key IS NOT NULL),
+        CAST(string_to_array(string_agg(e.numbers, ','), ',') AS int8[])
     INTO seqs, fences, nonces, ended, all_flags, any_attempted, keyed, keyed_lanes, keys, key_numbers
-    FROM held_leases, held_keys;
+    FROM ended e;
     IF (seqs = p_seqs AND fences = p_fences AND nonces = p_nonces) IS NOT TRUE THEN
         RAISE 'a lease that was named is not held' USING ERRCODE = 'NB001';
     END IF;
@@ -86,41 +69,6 @@ BEGIN
         INSERT INTO {schema}.result (seq, finished_at, body)
         SELECT r.seq, p_now, r.body FROM unnest(p_seqs, p_bodies) AS r (seq, body)
         WHERE r.body IS NOT NULL;
-    END IF;
-END $$;
-
--- name: apply_settlements
--- Apply the settlements of an exchange. Release the unique keys and the places under limits that become free.
--- Inputs: as for `settle_each_1`; whether there are limits. If `p_kinds` is NULL, all are completions of different jobs.
--- Result:
---   codes       one letter for each settlement, as for `settle_each_1`
---   to_notify   the lanes to notify
---   key_numbers the keys of limits that the leases counted for, for the caller to release; NULL: none
--- Locks: the rows of the jobs; their unique keys. The caller has locked the limits.
--- It fails with NB001 if `p_kinds` is NULL and the session does not hold all the leases.
-CREATE OR REPLACE FUNCTION {schema}.apply_settlements_1(
-    p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[],
-    p_nonces bytea[], p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_limits bool,
-    OUT codes text, OUT to_notify int4[], OUT key_numbers int8[]
-) LANGUAGE plpgsql AS $$
-DECLARE
-    settled record;
-BEGIN
-    IF p_kinds IS NULL THEN
-        settled := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
-        codes := repeat('d', cardinality(p_seqs));
-        IF settled.keyed IS NOT NULL THEN
-            to_notify := {schema}.free_unique_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
-        END IF;
-    ELSE
-        settled := {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies,
-            p_delays, p_texts, p_fractions);
-        codes := settled.codes;
-        to_notify := settled.to_notify;
-    END IF;
-    key_numbers := settled.key_numbers;
-    IF p_has_limits THEN
-        to_notify := to_notify || {schema}.release_limits_1(settled.ended);
     END IF;
 END $$;
 

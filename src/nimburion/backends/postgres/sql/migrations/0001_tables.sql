@@ -242,7 +242,7 @@ CREATE TABLE {schema}.session (
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX session_not_drained ON {schema}.session (number) WHERE NOT is_drained;
--- The latest two exchanges of each session, one row each. A single row that is updated a thousand times a second would
+-- The latest exchanges of each session, one row each; the last one is needed. A single row that is updated a thousand times a second would
 -- grow a chain of row versions, which every lookup reads while an old snapshot is held.
 CREATE TABLE {schema}.exchange_log (
     number int8 NOT NULL,
@@ -252,6 +252,11 @@ CREATE TABLE {schema}.exchange_log (
     PRIMARY KEY (session, number)
 ) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+-- Features that exchanges must look for: limits, pauses and tenants. The first use of a feature stores a row, which stays.
+-- While there is no row, an exchange reads none of the tables of these features.
+CREATE TABLE {schema}.used_feature (
+    name text COLLATE "C" PRIMARY KEY
+);
 -- How many jobs of a name may run at a time.
 CREATE TABLE {schema}.concurrency_limit (
     name text COLLATE "C" PRIMARY KEY,

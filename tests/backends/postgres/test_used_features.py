@@ -1,0 +1,94 @@
+"""Exchanges look for limits, pauses and tenants only after the first use of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.job import JobOptions, NewJob
+from nimburion.core.session import Session
+from nimburion.core.settlement import Completed
+from tests.servers.server_kinds import RunningPostgres
+
+SESSION = "5e" * 16
+JOB = NewJob("first", "n", "q", b"{}")
+TABLES = (
+    "concurrency_limit",
+    "rate_limit",
+    "keyed_limit",
+    "limit_key",
+    "changed_limit",
+    "changed_key",
+    "paused_queue",
+    "tenant_turn",
+    "tenant_floor",
+)
+
+
+@pytest.fixture
+async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+    made = PostgresBackend(postgres_server.url, timeout=60.0)
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def count_scans(backend: PostgresBackend) -> int:
+    """Return how often the tables of other features were read."""
+    await backend._get_connections().exchanges.fetch("SELECT pg_stat_force_next_flush()")
+    return int(
+        await backend._get_connections().exchanges.fetch_value(
+            """SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables
+            WHERE schemaname = 'nimburion' AND relname = ANY ($1::text[])""",
+            list(TABLES),
+        )
+    )
+
+
+def read_used_features(postgres_server: RunningPostgres) -> list[str]:
+    with psycopg.connect(postgres_server.url) as connection:
+        rows = connection.execute("SELECT name FROM nimburion.used_feature ORDER BY name")
+        return [name for (name,) in rows]
+
+
+async def test_exchanges_of_plain_jobs_do_not_read_the_tables_of_other_features(
+    backend: PostgresBackend, postgres_server: RunningPostgres
+) -> None:
+    await backend.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
+    request = ReserveRequest(10, (Lane("q", "n"), Lane("q", "m")))
+    await backend.exchange(SESSION, 1, [], request)
+    before = await count_scans(backend)
+    await backend.enqueue([JOB, NewJob("second", "m", "q", b"{}")])
+    reply = await backend.exchange(SESSION, 2, [], request)
+    done = [Completed(delivery.lease) for delivery in reply.deliveries]
+    assert len(done) == 2
+    await backend.exchange(SESSION, 3, done, request)
+    assert await count_scans(backend) == before
+    assert read_used_features(postgres_server) == []
+
+
+async def test_the_first_pause_is_recorded(
+    backend: PostgresBackend, postgres_server: RunningPostgres
+) -> None:
+    await backend.pause_queue("q", paused=True)
+    await backend.pause_queue("q", paused=False)
+    assert read_used_features(postgres_server) == ["pauses"]
+
+
+async def test_the_first_limit_is_recorded(
+    backend: PostgresBackend, postgres_server: RunningPostgres
+) -> None:
+    await backend.open_session(Session(id=SESSION, ttl=600.0, names=("n",), limits={"n": 1}))
+    assert read_used_features(postgres_server) == ["limits"]
+
+
+async def test_the_first_job_of_a_tenant_is_recorded(
+    backend: PostgresBackend, postgres_server: RunningPostgres
+) -> None:
+    options = JobOptions(tenant="t")
+    await backend.enqueue([NewJob("first", "n", "q", b"{}", options=options)])
+    assert read_used_features(postgres_server) == ["tenants"]
