@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import msgspec
-
 from nimburion.core.errors import LeaseLost
 from nimburion.core.lease import Delivery
 from nimburion.core.result_errors import encode_result_error
@@ -57,16 +55,13 @@ class WorkerServices(NamedTuple):
     """What the lifespan of the worker or child process yielded."""
 
 
-class AttemptRecord(msgspec.Struct, eq=False):
+class AttemptRecord:
     """One attempt, as its context and the handler's transactions use it.
 
-    The worker extends it with its own state. A struct, because its constructor costs a tenth of one
-    written in Python, and each job has one.
+    The worker extends it with its own state. The initial values are class attributes: each job has
+    an attempt, and most attempts set few of these values.
     """
 
-    delivery: Delivery
-    session_id: str
-    """The id of the session that holds the lease."""
     handler: ResultEncoder | None = None
     """The handler that runs; None before it is found."""
     keep_payload: bool = False
@@ -85,6 +80,11 @@ class AttemptRecord(msgspec.Struct, eq=False):
     """The error of a transaction of the handler that found another worker on the job."""
     result: object = None
     """The value that the handler passed to `Context.set_result`."""
+
+    def __init__(self, delivery: Delivery, session_id: str) -> None:
+        self.delivery: Delivery = delivery
+        self.session_id: str = session_id
+        """The id of the session that holds the lease."""
 
     def encode_result(self) -> bytes | None:
         """Return the bytes to store for `result`; None if there is no result.

@@ -192,8 +192,7 @@ class Worker:
         It has cancelled the worker's task, which the end of the event loop does too, or `abort` was
         called.
         """
-        task = self._task
-        is_cancelled = task is not None and task.cancelling() > 0 and not self._trigger.closing
+        is_cancelled = self._count_cancels() > 0 and not self._trigger.closing
         return self._is_aborted or is_cancelled
 
     def finish(self) -> None:
@@ -312,6 +311,7 @@ class Worker:
     # The loop
 
     async def _run(self) -> None:
+        cancels = 0
         while True:
             try:
                 await self._make_exchanges()
@@ -321,7 +321,14 @@ class Worker:
                     raise
                 if not self._trigger.cancelled:
                     self._wind_down()
+                elif self._count_cancels() == cancels:
+                    break  # a call of the backend raised this; another one might not wait either
+                cancels = self._count_cancels()
         await self._let_session_expire()
+
+    def _count_cancels(self) -> int:
+        """Return how many times code has cancelled the task of the reserve loop."""
+        return 0 if self._task is None else self._task.cancelling()
 
     def _wind_down(self) -> None:
         """Drain, so that the reserve loop ends after every attempt has ended, or the grace time.

@@ -32,7 +32,7 @@ class Interruption(enum.Enum):
     """The lease is lost: write nothing."""
 
 
-class Attempt(AttemptRecord, eq=False):
+class Attempt(AttemptRecord):
     """One attempt at one job, with the state that the worker and its watchdog need."""
 
     settled: bool = False

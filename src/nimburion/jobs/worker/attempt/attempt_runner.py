@@ -214,7 +214,8 @@ class AttemptRunner:
         hooks = self._failure_hooks.select_for_dead(handler.policy if handler else None)
         if not hooks or job.error is None:
             return
-        record = AttemptRecord(_make_last_delivery(job), "", is_decided=True)
+        record = AttemptRecord(_make_last_delivery(job), "")
+        record.is_decided = True
         context = Context(record, self._services)
         if handler is not None:
             _decode_if_missing(context, handler)

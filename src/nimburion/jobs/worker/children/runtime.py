@@ -154,7 +154,8 @@ class ChildRuntime:
             self._loop.run_until_complete(self._lifespan.close())
 
     def _run(self, call: Call, handler: Handler) -> Returned | Raised:
-        record = AttemptRecord(call.delivery, call.session_id, handler)
+        record = AttemptRecord(call.delivery, call.session_id)
+        record.handler = handler
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
         context = _ChildContext(record, self._services, deadline)
         current, trace = CURRENT.set(context), attach_trace(call.trace)
