@@ -617,8 +617,7 @@ class Worker:
             if self.lanes.counts_jobs:
                 self.lanes.note_run(attempt.delivery, seconds)
             self._settle(attempt, settlement)
-            # Size 0 with prefetched jobs: jobs run longer than the prefetch assumed.
-            if not prefetch.size and slots.prefetched:
+            if prefetch.is_off and slots.prefetched:  # jobs run longer than it assumed
                 self._release_prefetched()
             if attempt.keyboard_interrupt is not None:
                 raise_keyboard_interrupt(attempt)

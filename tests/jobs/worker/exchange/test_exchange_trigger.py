@@ -43,7 +43,7 @@ class State:
 
     def prefetch_many_jobs(self) -> None:
         """Prefetch so many jobs that there is no capacity for another batch."""
-        self.slots.prefetch.size = 100
+        self.slots.prefetch.learn(0.002)
         self.slots.prefetched.extend(_make_delivery(number) for number in range(100))
 
     def settle(self, count: int = 1) -> None:

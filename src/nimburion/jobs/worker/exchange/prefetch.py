@@ -25,27 +25,31 @@ class Prefetch:
     batches.
     """
 
-    __slots__ = ("_concurrency", "_mean", "_most", "size")
+    __slots__ = ("_concurrency", "_mean", "_most", "is_off")
 
     def __init__(self, concurrency: int, *, remote: bool) -> None:
         self._concurrency = concurrency
         self._most = 2 * MAX_REQUESTED if remote else MAX_REQUESTED
         self._mean: float | None = None
-        self.size: int = 0
-        """The number of jobs to hold; 0 while the mean is unknown or longer than the budget."""
+        self.is_off: bool = True
+        """Whether the size is 0, because the mean is unknown or longer than the budget."""
+
+    @property
+    def size(self) -> int:
+        """The number of jobs to hold."""
+        if self.is_off or self._mean is None:
+            return 0
+        return min(self._most, int(self._concurrency * PREFETCH_SECONDS / max(self._mean, 1e-6)))
 
     def learn(self, seconds: float) -> None:
         """Update the mean with an attempt that took `seconds`."""
         mean = self._mean
         self._mean = mean = seconds if mean is None else mean + _NEW_VALUE_WEIGHT * (seconds - mean)
-        if mean > PREFETCH_SECONDS:
-            self.size = 0
-        else:
-            self.size = min(self._most, int(self._concurrency * PREFETCH_SECONDS / max(mean, 1e-6)))
+        self.is_off = mean > PREFETCH_SECONDS
 
     def suspend(self) -> None:
         """Set the size to 0 until another attempt has ended."""
-        self.size = 0
+        self.is_off = True
 
 
 _STARVATION_SECONDS = 0.25
