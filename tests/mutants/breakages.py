@@ -480,8 +480,8 @@ MUTANTS = (
     Mutant(
         "one way that works again hides the other",
         "jobs/*.py",
-        "if not $was_failing or self.$failing:",
-        "if not $was_failing:",
+        "if self.$failing:\n                return\n            self.error = None",
+        "self.error = None",
         (f"{HEALTH}test_a_backend_that_answers_only_heartbeats_is_degraded",),
     ),
     Mutant(

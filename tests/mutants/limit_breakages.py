@@ -279,7 +279,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: the leases of an exchange count for no key",
         "backends/postgres/*.sql",
-        "IF session.has_keys THEN\n                    PERFORM {schema}.count_keys_1(",
+        "IF has_keys THEN\n                    PERFORM {schema}.count_keys_1(",
         "IF false THEN\n                    PERFORM {schema}.count_keys_1(",
         (f"{POSTGRES}test_a_limit_holds_over_the_whole_fleet",),
     ),

@@ -46,8 +46,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: fence does not rise",
         "backends/postgres/*.sql",
-        "p_main_lane, 1, coalesce(($taken.$attempts).$fence, 0) + 1,",
-        "p_main_lane, 1, coalesce(($taken.$attempts).$fence, 0),",
+        "coalesce((t.$attempts).$fence, 0) + 1, coalesce((t.$attempts).$failures, 0),",
+        "coalesce((t.$attempts).$fence, 0), coalesce((t.$attempts).$failures, 0),",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
     Mutant(

@@ -36,10 +36,8 @@ class RequestLimit:
         if path in self._exempt:
             await self._app(scope, receive, send)
         elif self._count >= self._limit:
-            problem = Problem(
-                *(503, "busy", f"the server answers {self._limit} requests already; try again"),
-                headers={"Retry-After": "1"},
-            )
+            text = f"the server answers {self._limit} requests already; try again"
+            problem = Problem(503, "busy", text, headers={"Retry-After": "1"})
             await problem.make_response()(scope, receive, send)
         else:
             self._count += 1
