@@ -75,7 +75,7 @@ async def change_known_limit(backend: Backend, change: LimitChange) -> None:
         return
     names = await _list_job_names(backend)
     if change.name in keyed:
-        if change.name in names - keyed[change.name].keys() - await _list_changed(backend):
+        if change.name in names - keyed[change.name].keys() - await _list_changed_names(backend):
             raise InvalidJob(_explain_shared_name(change.name, keyed[change.name]))
         await backend.change_limit(change)
         return
@@ -145,10 +145,13 @@ async def _list_live_names(backend: Backend) -> set[str]:
     return names
 
 
-async def _list_changed(backend: Backend) -> set[str]:
-    """Return the names for which only a change at run time has made a limit: each change makes a
-    limit of the name as if it were a job."""
-    changed = {one.name for one in await backend.list_limit_changes() if one.key is None}
+async def _list_changed_names(backend: Backend) -> set[str]:
+    """Return the names that have a limit only because it was changed at run time.
+
+    The backend keeps such a change as a limit of a job name, even if the name is a limit by key.
+    """
+    changes = await backend.list_limit_changes()
+    changed = {change.name for change in changes if change.key is None}
     return changed - await _list_live_names(backend)
 
 

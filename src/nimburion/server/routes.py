@@ -25,9 +25,9 @@ from nimburion.server.problems import make_http_problem
 from nimburion.server.services import ManagementServices
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup"})
+"""The routes that need neither token nor right. Every other route is a `ProtectedEndpoint`."""
 UNLIMITED_PATHS = OPEN_PATHS | {"/metrics"}
 """What probes and scrapers read, which must be answered however many requests are in progress."""
-"""The routes that need neither token nor right. Every other route is a `ProtectedEndpoint`."""
 
 
 class ExtraRoute(msgspec.Struct, frozen=True):

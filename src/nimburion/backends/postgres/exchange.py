@@ -41,7 +41,6 @@ NOT_ALL_LEASED = "NB001"
 """SQLSTATE of the error for a batch of completions when the session does not hold all their leases.
 """
 _RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
-_DONE = Settled.DONE
 _KEEP = "keep"
 """The text of a completion whose payload is kept."""
 _MAX_WAITING_LANES = 64
@@ -141,7 +140,7 @@ def _encode_completions(settlements: Sequence[Completed]) -> Sequence[Any] | Non
 
 
 def _shorten(values: list[T]) -> list[T]:
-    """Return one value in place of equal ones: the function takes it for all."""
+    """Return a single value if all are equal; the SQL function then uses it for all jobs."""
     return values[:1] if len({*values}) == 1 else values
 
 

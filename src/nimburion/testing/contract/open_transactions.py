@@ -30,7 +30,7 @@ WAITING_KEY = JobOptions(
     unique_key="k", unique_while=(State.SCHEDULED, State.PENDING, State.RETRYING)
 )
 TENANT = JobOptions(tenant="acme")
-KEEP = Retention(completed=0.0, failed=0.0, results=0.0)
+KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 OUTCOMES: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
     "completed": (Completed, State.COMPLETED),
     "failed": (lambda lease: Failed(lease, "failure", OOPS), State.FAILED),
@@ -213,7 +213,7 @@ class OpenTransactions:
         assert set(ids(taken)) == {"b", "d"}
         await worker.settle(*(Completed(one.lease) for one in taken))
         assert await soon(worker.take(5)) == []
-        await soon(harness.backend.prune(KEEP, 100))
+        await soon(harness.backend.prune(KEEP_NOTHING, 100))
         await second.commit()
         assert ids(await soon(worker.take(5))) == ["c"]
         await first.commit()
@@ -285,7 +285,7 @@ class OpenTransactions:
         )
         assert [one.outcome for one in results] == ["replaced", "created", "created"]
         assert (await soon(backend.promote(100))).count == 1
-        await soon(backend.prune(KEEP, 100))
+        await soon(backend.prune(KEEP_NOTHING, 100))
         await soon(backend.heartbeat(worker.id))
         await soon(backend.get_job("holder"))
         await soon(backend.explain_job("holder"))

@@ -2,7 +2,8 @@
 
 The writer runs all waiting calls in one transaction (group commit). Each call has a savepoint, so
 a failed call does not affect the others. All results of a group go to the event loop at once,
-because waking it costs more than most statements.
+because waking it costs more than most statements. A thread may also wait for a call without the
+event loop (`WriterThread.run`).
 """
 
 from __future__ import annotations
@@ -153,9 +154,9 @@ class DatabaseThread:
                 call = self._calls.get_nowait()
                 if call is not None:
                     call.error = NotOpen(f"{self._path} is closed; open it again")
-                    self._resolve((call,))
+                    self._deliver_results((call,))
 
-    def _resolve(self, calls: Iterable[DatabaseCall[object]]) -> None:
+    def _deliver_results(self, calls: Iterable[DatabaseCall[object]]) -> None:
         """Give the results to the callers: threads that wait, and the event loop."""
         has_futures = False
         for call in calls:
@@ -184,7 +185,7 @@ class ReaderThread(DatabaseThread):
                 call.value = _run_in_snapshot(database, call.work)
             except Exception as error:  # noqa: BLE001 (passed to the caller)
                 call.error = self._find_cause(convert_error(error, self._path))
-            self._resolve((call,))
+            self._deliver_results((call,))
 
 
 class WriterThread(DatabaseThread):
@@ -213,10 +214,10 @@ class WriterThread(DatabaseThread):
 
     def run(self, work: Callable[[Database], T], timeout: float) -> T:
         """Run `work` in a synced transaction on this thread, and block the calling thread until it
-        has ended. The call shares a transaction with those that wait, as any other.
+        has ended. As with `submit`, the calls that wait share one transaction.
 
         Raises `BackendUnavailable` after `timeout` seconds, and `NotOpen` if the thread is
-        stopping. Must not be called on the thread of the event loop, which others wait for.
+        stopping. Do not call it on the thread of the event loop, because it blocks that thread.
         """
         ended = threading.Lock()
         ended.acquire()
@@ -239,7 +240,7 @@ class WriterThread(DatabaseThread):
                 if group:
                     self._commit(database, group)
                     if group:
-                        self._resolve(group)
+                        self._deliver_results(group)
                     self._checkpointer.note_commit(
                         database.connection, is_synced=self._synchronous == "FULL"
                     )
@@ -334,7 +335,7 @@ class WriterThread(DatabaseThread):
             group[:] = [call for call in group if call.until > now]
             for call in late:
                 call.error = convert_error(busy, self._path)
-            self._resolve(late)
+            self._deliver_results(late)
 
     def _run(self, database: Database, call: DatabaseCall[object], *, alone: bool) -> None:
         """Run one call under a savepoint. Its error stays with it unless the transaction ended.

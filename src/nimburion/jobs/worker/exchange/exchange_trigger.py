@@ -44,7 +44,7 @@ class ExchangeTrigger:
         "_flush_timer",
         "_long_poll",
         "_loop",
-        "_plenty",
+        "_refill_level",
         "_slots",
         "_woken",
         "cancelled",
@@ -77,9 +77,9 @@ class ExchangeTrigger:
         self._completer = completer
         self._long_poll = long_poll
         self._flush_timer: asyncio.TimerHandle | None = None
-        self._plenty = self._batch_size = 0
-        """While more than `_plenty` jobs are prefetched and fewer than `_batch_size` results wait,
-        `find_reason` returns None. Both are those of its last call, so they may be 20 ms old.
+        self._refill_level = self._batch_size = 0
+        """While more than `_refill_level` jobs are prefetched, and fewer than `_batch_size` results
+        wait, `find_reason` returns None. Its last call has set both, at most 20 ms ago.
         """
         self._woken = asyncio.Event()
 
@@ -114,7 +114,7 @@ class ExchangeTrigger:
             return ExchangeReason.RESULTS_FULL
         prefetch = slots.prefetch.size
         full = min(MAX_SETTLEMENTS, prefetch - prefetch // _REFILL_FRACTION)
-        self._plenty, self._batch_size = prefetch - full, full
+        self._refill_level, self._batch_size = prefetch - full, full
         if len(slots.prefetched) > prefetch - full:
             return self._find_flush_reason(full)
         if completer.has_pending:
@@ -164,7 +164,7 @@ class ExchangeTrigger:
             self._flush_timer is not None
             and not self.flush_due
             and len(self._completer.pending) < self._batch_size
-            and len(self._slots.prefetched) > self._plenty
+            and len(self._slots.prefetched) > self._refill_level
             and not self._completer.is_full
         ):
             return  # most results: a larger batch costs less per job
