@@ -786,8 +786,9 @@ class BlockingProducing(Protocol):
     def enqueue_blocking(self, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
         """Store jobs as `Producing.enqueue` does, and block the calling thread meanwhile.
 
-        Call it on any thread but that of the event loop on which the backend is open. Raises
-        `BackendUnavailable` after `timeout` seconds without an answer; the jobs may be stored then.
+        Call it on any thread other than the thread of the event loop on which the backend is open.
+        Raises `BackendUnavailable` after `timeout` seconds without an answer. The jobs may have
+        been stored nevertheless.
         """
         ...
 

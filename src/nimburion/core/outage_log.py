@@ -10,16 +10,16 @@ from nimburion.core.timing.clock import Clock
 _log = logging.getLogger("nimburion.worker")
 
 _SHORTEST = 1.0
-"""Seconds for which an outage lasts at least, if the answered call did not fail before: its answer
-may have been under way when the outage began.
+"""Seconds after the start of an outage for which a call that did not fail before cannot end it: the
+backend may have sent its answer before the outage.
 """
 
 
 class OutageLog:
     """Logs when the backend becomes unreachable for this process, and when it answers again.
 
-    The worker and all services of a processor share one. A worker that fails holds the outage:
-    then it ends when the worker's calls are answered again, and not with another service's call.
+    The worker and all services of a processor share one. If calls of the worker fail, the worker
+    holds the outage. Then only answers to the worker end it, not those to another service.
     Safe from any thread.
     """
 

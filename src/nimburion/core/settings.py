@@ -142,7 +142,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds that `enqueue` retries when the backend does not answer.
 
     Each caller gets a reply or an error within this time plus a tenth of it (at least 0.25 s).
-    Readings of the application (`get_status`, `queue_size`, `pending_count`) get the same time.
+    It also limits `get_status`, `queue_size` and `pending_count`, if the backend is a server.
     """
     keep_completed: Annotated[float, Meta(ge=0)] | None = 86_400.0
     keep_completed_max: Annotated[int, Meta(ge=0, le=1_000_000_000)] | None = None

@@ -119,8 +119,8 @@ _LOCK_TIMEOUT = "200ms"
 _ENQUEUE = f"""SELECT e.codes, e.holders FROM set_config('lock_timeout', '{_LOCK_TIMEOUT}', true) s,
     LATERAL {{schema}}.enqueue_1(CASE WHEN s IS NOT NULL THEN $1::int8 END,
         {", ".join(f"${n}" for n in range(2, 18))}) e"""  # noqa: S608 - names of ours
-"""`enqueue_1` with a bound, which a caller's transaction does not have. The call refers to `s`, so
-the server sets the bound first.
+"""Calls `enqueue_1` with a `lock_timeout`. A caller's transaction has none. The arguments refer to
+`s`, so the server sets the timeout first.
 """
 _ENQUEUE_ONE = "SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
 _ENQUEUE_ONE_NOTIFYING = f"""SELECT {{schema}}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),

@@ -88,8 +88,8 @@ def encode_batch(jobs: Sequence[NewJob]) -> EncodedBatch:
 
 @reject_unstorable_text
 def encode_single(job: NewJob) -> list[bytes] | None:
-    """Return the arguments of `enqueue_one.lua`; None if the job needs `enqueue.lua`. So does a job
-    whose lane is new, as the reply `UNKNOWN_LANE` says.
+    """Return the arguments of `enqueue_one.lua`; None if the job needs `enqueue.lua`. If the
+    lane of the job is new, the script replies `UNKNOWN_LANE`, and the job needs `enqueue.lua` too.
 
     Raises:
         Unstorable: a time or a text cannot be stored.

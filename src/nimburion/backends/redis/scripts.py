@@ -62,7 +62,9 @@ class ScriptSpec(NamedTuple):
     continue. `no-writes`: the script only reads.
     """
     deferred: tuple[tuple[str, ...], ...] = ()
-    """Groups of parts, neighbours in `shared`, that most calls do not need (see `defer_parts`)."""
+    """Groups of parts that most calls do not need (see `defer_parts`). The parts of a group are
+    neighbours in `shared`.
+    """
 
 
 _RECORD_PARTS = ("times", "constants", "strings", "record_format", "session_format", "batching")

@@ -37,8 +37,9 @@ def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
     first = jobs[0]
     try:
         if len(jobs) == 1 and first.options is NO_JOB_OPTIONS and db.has_cached_lane(first):
-            # The first write fails if the id exists already, so nothing must be undone then. After
-            # other errors the writer rolls back. A caller's connection has an empty cache.
+            # If the id exists already, the first write fails, so there is nothing to undo. After
+            # other errors the writer rolls back. A caller's connection never comes here, because
+            # its cache of lanes is empty.
             insert_jobs(db, jobs)
             return [Enqueued(first.id, "created")]
         if any(

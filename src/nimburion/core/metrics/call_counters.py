@@ -38,7 +38,7 @@ class Observations:
 
 
 class OperationCalls:
-    """The calls of one operation. Change it on one thread only."""
+    """The calls of one operation. Any thread may note a call."""
 
     __slots__ = ("_lock", "_seconds", "answered", "failed", "times")
 

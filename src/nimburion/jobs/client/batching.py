@@ -91,8 +91,10 @@ class _Repetition:
             self.outcome = "unknown"
 
     async def wait(self, clock: Clock) -> None:
-        """Sleep for the current pause, then double the next one, up to one second. Do not double it
-        while another transaction blocks the job: the backend itself waits for that transaction.
+        """Sleep for the current pause, then double the next one, up to one second.
+
+        While another transaction blocks the job, the pause stays the same: the backend itself waits
+        for that transaction in each try.
         """
         await clock.sleep(self.pause)
         if not self.is_blocked:
@@ -150,8 +152,9 @@ class EnqueueBatcher:
         return (await self._repeat([job], since, blocked))[0]
 
     def enqueue_blocking(self, job: NewJob, run_on_loop: RunOnLoop) -> Enqueued:
-        """Store one job, and block this thread meanwhile. Call it on another thread than that of
-        the event loop; only repeated tries run there.
+        """Store one job, and block this thread meanwhile.
+
+        Only repeated tries run on the event loop. Call it on any other thread than that loop's.
 
         The backend must have the capability `blocking_enqueue`.
         """

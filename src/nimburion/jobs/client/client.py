@@ -448,8 +448,8 @@ class Client:
     async def get_status(self, job_id: str | UUID) -> Status:
         """Return what the backend knows about a job. `JobNotFound` is raised for an unknown id.
 
-        `BackendUnavailable` is raised when the backend did not answer for `enqueue_timeout`
-        seconds. The same is true of `queue_size` and `pending_count`.
+        `BackendUnavailable` is raised when a server did not answer for `enqueue_timeout` seconds.
+        The same is true of `queue_size` and `pending_count`.
         """
         async with self._limit_reading():
             record = await self._get_record(job_id)
@@ -605,8 +605,8 @@ class Client:
     async def _limit_reading(self) -> AsyncIterator[None]:
         """Raise `BackendUnavailable` if the block does not end in the time that an enqueue has.
 
-        This includes the time that it waits for the connection, behind other calls. There is no
-        limit for a backend without a network: to count millions of jobs in a file takes long.
+        The time includes the wait for a connection that other calls use. A backend in this process
+        has no limit, because counting millions of jobs in a file takes long.
         """
         seconds = self.settings.enqueue_timeout
         is_remote = self.backend.capabilities.out_of_process
@@ -803,8 +803,9 @@ class Client:
     def _enqueue_blocking(
         self, run_on_loop: RunOnLoop, job: AnyJob, **options: Unpack[EnqueueOptions]
     ) -> str:
-        """Do what `enqueue` does, on a thread that waits for the backend and not for the event
-        loop; only repeated tries run there. Only if `_needs_loop` says no.
+        """Do what `enqueue` does, on a thread that waits for the backend without the event loop.
+
+        Only repeated tries run on the loop. Call it only if `_needs_loop` returns False.
         """
         new = self._prepare(job, options)[0]
         if self._fairness.has_exceptions:

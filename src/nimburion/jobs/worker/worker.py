@@ -181,8 +181,8 @@ class Worker:
         self._long_poll.interrupt()
 
     def abort(self) -> None:
-        """Count the handlers that are interrupted from now on as lost: code in this process ends
-        the worker. Safe from any thread."""
+        """Count the jobs that are interrupted from now on as lost, because code in this process
+        ends the worker. Safe from any thread."""
         self._is_aborted = True
 
     @property
@@ -331,7 +331,7 @@ class Worker:
         return 0 if self._task is None else self._task.cancelling()
 
     def _wind_down(self) -> None:
-        """Drain, so that the reserve loop ends after every attempt has ended, or the grace time.
+        """Drain, so that the reserve loop ends when every attempt or the grace time has ended.
 
         Called when a handler or the end of the event loop cancels the reserve loop.
         """

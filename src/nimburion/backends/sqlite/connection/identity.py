@@ -69,8 +69,8 @@ class OpenFiles:
             self._failed = False
 
     def check_file(self, number: int = 0) -> None:
-        """Like `check(at_once=True)`, but check only one file: unless you pass its number, the file
-        itself and not its log or index.
+        """Like `check(at_once=True)`, but check only one file. The database file has number 0, its
+        log 1 and the index of the log 2.
         """
         known = self._identities[number]
         if known is None:

@@ -1,10 +1,10 @@
 -- Enqueue: find or create lanes, insert jobs, take unique keys.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
--- of the file, and each call that shares it has its own savepoint. In a caller's transaction `take_write_lock` takes that lock first.
--- The fast path is `insert_jobs` for many jobs at a time, followed by one `insert_new_ready`. If an id exists already,
--- what the call wrote is rolled back. `find_known_ids` and `find_key_holder` then decide about each job before anything
--- is stored, as they do for jobs with unique keys.
+-- of the file, and each call that shares it has its own savepoint. In a caller's transaction, `take_write_lock` takes that
+-- lock first. The fast path is `insert_jobs` for many jobs at a time, followed by one `insert_new_ready`. If an id exists
+-- already, what the call wrote is rolled back. Then, and for jobs with unique keys, `find_known_ids` and `find_key_holder`
+-- decide about each job before anything is stored.
 
 -- name: get_latest_lane
 -- Return the number of the newest lane.
@@ -42,7 +42,7 @@ INSERT INTO lane (queue, name) VALUES (?1, ?2);
 -- name: insert_jobs
 -- Insert new jobs. The caller repeats the list of values for each job.
 -- Inputs: for each job: id, lane, priority, due, created_at, options, digest, payload
--- Result: the seq of the last of them, as the row id; fails if a job has one of the ids already
+-- Result: the seq of the last new job, as the row id; fails if a job has one of the ids already
 INSERT INTO job (id, lane, priority, due, created_at, options, digest, payload)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 

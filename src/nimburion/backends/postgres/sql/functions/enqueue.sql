@@ -5,8 +5,9 @@
 -- (`enqueue_each`).
 -- Atomic: one transaction. Whether a job of an id has ended is checked after the insert, because the insert waits for a
 -- transaction that is ending such a job. Unique keys are locked in their order before they are read.
--- Outside of a caller's transaction, an enqueue waits at most 200 ms for a transaction that enqueued the same id or unique key. The
--- client stores the other jobs of the call and repeats it. A lock that exchanges need is never held meanwhile.
+-- Outside of a caller's transaction, an enqueue waits at most 200 ms for a transaction that enqueued the same id or unique key.
+-- Then it fails; the client stores the other jobs of the call, and repeats this one. An enqueue that waits holds no lock that
+-- exchanges need.
 
 -- name: enqueue_one
 -- Store one new job that is due now and has no unique key. It does less work than `enqueue_1`.
@@ -288,7 +289,7 @@ END $$;
 -- Decide whether a job holds a unique key now.
 -- Inputs: the time; the row of the key, which the caller has locked
 -- Result: whether the key is valid, and its job is in one of the states in which it holds the key. The row may name a job that
---   has ended: who ended it does not wait for a transaction that has locked the key (`free_unique_keys_1`).
+--   has ended, because the end of a job does not wait for a transaction that has locked the key (`free_unique_keys_1`).
 -- Locks: the job that holds the key, if it waits and the key depends on its state
 CREATE OR REPLACE FUNCTION {schema}.holds_key_1(p_now int8, p_key {schema}.unique_key) RETURNS bool
 LANGUAGE plpgsql AS $$
@@ -355,7 +356,7 @@ DECLARE
 BEGIN
     SELECT j.seq, j.lane, j.created_at, coalesce(t.due, j.due) AS due, t.failures INTO STRICT old
     FROM {schema}.job j LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq WHERE j.id = p_holder;
-    PERFORM set_config('nimburion.moves_turns', 'on', true);  -- no exchange waits for this transaction: it moves the turn itself
+    PERFORM set_config('nimburion.moves_turns', 'on', true);  -- the trigger would lock the turn, for which exchanges wait
     was_removed := {schema}.remove_waiting_1(old.lane, old.due, old.seq);
     PERFORM set_config('nimburion.moves_turns', '', true);
     IF was_removed THEN

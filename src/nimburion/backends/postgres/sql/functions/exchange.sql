@@ -21,7 +21,7 @@
 --   p_kinds                     one letter for each settlement, as for `settle_each_1`; NULL: all are completions of
 --                               different jobs
 --   p_seqs, p_ids, p_fences, p_nonces
---                               the leases that are settled; only one fence: it is that of all
+--                               the leases that are settled; a single fence applies to all
 --   p_bodies, p_delays, p_texts, p_fractions
 --                               the data of the settlements, as for `settle_each_1`, or for `complete_all_1` if `p_kinds` is
 --                               NULL. Then `p_ids`, `p_delays` and `p_fractions` are not used.
@@ -235,7 +235,7 @@ BEGIN
             has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
         END IF;
         IF has_turns THEN
-            PERFORM {schema}.admit_turns_1(p_queues);  -- of jobs that were promoted or returned
+            PERFORM {schema}.admit_turns_1(p_queues);  -- for jobs that were promoted or returned
         END IF;
     END IF;
 
@@ -289,7 +289,7 @@ BEGIN
             check_sizes := p_total > 1 AND (p_total * 4096::int8 > p_max_bytes OR (
                 SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
             ));
-            IF lane_index IS NOT NULL AND NOT check_sizes THEN  -- as `claim_jobs_1`, without a merge
+            IF lane_index IS NOT NULL AND NOT check_sizes THEN  -- one lane has jobs: as `claim_jobs_1`, without a merge
                 RETURN QUERY
                 WITH taken AS (
                     DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(

@@ -272,8 +272,9 @@ END $$;
 -- Delete counts that `enqueue_in_caller` stored, oldest first.
 -- Inputs: the time or NULL; the minimum age of a count in microseconds; the maximum number of rows
 -- Result: queue, name, number of jobs
--- Locks: the rows. Those that another call takes are passed over; those of open transactions are invisible.
--- Atomic: one statement. The commit is asynchronous: a server that crashes may return the latest counts again.
+-- Locks: the rows. Rows that another call takes are skipped. Rows of open transactions are invisible.
+-- Atomic: one statement. The commit is asynchronous, so after a crash of the server, a later call may return the latest counts
+--   again.
 CREATE OR REPLACE FUNCTION {schema}.take_enqueue_counts_1(p_now int8, p_min_age int8, p_limit int4)
 RETURNS TABLE (queue text, name text, count int8)
 LANGUAGE plpgsql AS $$

@@ -61,7 +61,7 @@ BEGIN
 END $$;
 
 -- name: prune_keys
--- Delete the unique keys and the records of replacements that are not valid any more, and the keys that could not be released.
+-- Delete unique keys and records of replacements that have expired, and keys that could not be released when their job ended.
 -- Inputs: the time
 -- Locks: the rows that it deletes; rows that another transaction has locked are skipped, and left for the next call
 CREATE OR REPLACE FUNCTION {schema}.prune_keys_1(p_now int8) RETURNS void

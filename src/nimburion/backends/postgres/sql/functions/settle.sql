@@ -10,7 +10,7 @@
 -- name: complete_all
 -- Complete many jobs at once, if the session holds all of them under the given tokens.
 -- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one);
---   for each job `keep` if its payload is kept, else NULL (NULL: none is kept); only one text: it applies to all jobs
+--   for each job `keep` if its payload is kept, else NULL (NULL: none is kept). A single text applies to all jobs.
 -- Result:
 --   ended                     the lanes of the leases that ended
 --   keyed, keyed_lanes, keys  seqs, lanes and unique keys of the jobs that have one, for the caller to release
@@ -368,8 +368,9 @@ END $$;
 -- Release the unique keys of jobs that ended. Keys with a fixed validity are kept.
 -- Inputs: seqs, lanes and keys of the jobs
 -- Result: the lanes of the jobs whose keys were released
--- Locks: the keys in the order of name and key. A key that another transaction has locked is skipped: an enqueue of the key in a
---   caller's transaction may stay open for long. `holds_key_1` finds that its job has ended, and `prune_jobs_1` deletes the row.
+-- Locks: the keys in the order of name and key. A key that another transaction has locked is skipped, because a caller's
+--   transaction that enqueued the key may stay open for long. `holds_key_1` finds later that its job has ended, and
+--   `prune_keys_1` deletes the row.
 CREATE OR REPLACE FUNCTION {schema}.free_unique_keys_1(p_seqs int8[], p_lanes int4[], p_keys text[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -408,8 +409,8 @@ END $$;
 -- Result: 'done', 'already settled' or 'stale'; 'session lost': the session is not alive; 'other database': the database
 --   belongs to another backend
 -- Locks: the tables `concurrency_limit` and `paused_queue` in ROW SHARE; the limit of the job's name; its unique key; the
---   rows of the job; all until the caller's transaction ends. Exchanges wait for limits and turns of tenants. The commit follows
---   at once; if the worker is stopped before it, the server ends the connection after 5 s.
+--   rows of the job; all until the caller's transaction ends. Exchanges wait for the limit and for the turns of the tenant. The
+--   worker commits at once. If it is stopped before the commit, the server ends the connection after 5 s.
 -- Atomic: part of the caller's transaction. The lease is deleted by its whole token, so a job that another session
 --   holds now is not changed.
 CREATE OR REPLACE FUNCTION {schema}.complete_in_caller_1(

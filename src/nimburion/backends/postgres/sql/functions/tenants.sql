@@ -8,8 +8,8 @@
 -- An enqueue holds a row of `tenant_turn` of its lane FOR KEY SHARE, so the row of a lane that is about to get a job is not
 -- deleted. If it finds none, it adds one of its own (`arrival`). It locks no row that an exchange changes, because a caller's
 -- transaction may stay open for long. Exchanges merge the added rows into the row of the lane.
--- Rows of empty lanes are deleted with SKIP LOCKED. A row that stays may name a job that is gone, and its lane may be empty; who
--- reads it looks again.
+-- Rows of empty lanes are deleted with SKIP LOCKED. A row that stays may name a job that is gone, and its lane may be empty.
+-- A function that reads it therefore also reads `ready`.
 
 -- name: add_turn
 -- Keep `tenant_turn` when a job of a tenant begins to wait. A tenant whose lane was empty begins at the floor.
@@ -69,8 +69,9 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Only for jobs of tenants. Not while `charge_turns_1` is about to move all turns of an exchange at once, and not for a
--- replacement, which may be in a caller's transaction: the exchange that comes to the turn moves it.
+-- The trigger fires only for jobs of tenants. It does not fire while `charge_turns_1` is about to move all turns of an exchange
+-- at once. It does not fire for a replacement either, which may be in a caller's transaction. The next exchange that reads the
+-- turn moves it.
 CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW
 WHEN (OLD.lane < 0 AND current_setting('nimburion.moves_turns', true) IS DISTINCT FROM 'on')
 EXECUTE FUNCTION {schema}.remove_turn_1();
@@ -103,8 +104,8 @@ END $$;
 -- name: admit_turns
 -- Merge the rows of `tenant_turn` that enqueues added into the rows of their lanes. Raise the shares of tenants whose lane was
 -- empty when a job came, to the floor at that time.
--- Inputs: the queues whose floors the caller has locked; NULL: all. Who holds the floors of other queues changes the shares there,
---   and may wait for a row of this caller.
+-- Inputs: the queues whose floors the caller has locked; NULL: all. The rows of other queues are left alone: a transaction that
+--   holds their floors changes them, and may wait for a row of this caller.
 -- Locks: the rows of the lanes, by share and lane, then the added rows. An added row that an enqueue has locked stays, and is merged
 --   again later.
 -- Atomic: a row that was added is deleted only while the row of its lane is locked. So a lane with jobs always keeps a row.
@@ -231,7 +232,7 @@ BEGIN
         END IF;
         SELECT r.due, r.seq INTO first_job FROM {schema}.ready r WHERE r.lane = turn.lane ORDER BY r.due, r.seq LIMIT 1;
         IF NOT FOUND THEN
-            skipped := skipped || turn.lane;  -- its job is about to come: another exchange will see it
+            skipped := skipped || turn.lane;  -- a transaction is about to add its job: a later exchange sees it
         ELSIF (first_job.due, first_job.seq) = (turn.due, turn.seq) THEN  -- another transaction has locked the job
             SELECT r.due, r.seq INTO free_job FROM {schema}.ready r WHERE r.lane = turn.lane
             ORDER BY r.due, r.seq LIMIT 1 FOR UPDATE SKIP LOCKED;
@@ -666,7 +667,8 @@ END $$;
 
 -- name: plan_turns
 -- Do the same as `plan_keyed_claims_1` when jobs wait for the turns of their tenants: the jobs of the tenants of a queue are
--- one more lane. It passes over jobs that another transaction has locked, so it also serves where other plans had only such jobs.
+-- one more lane. It passes over jobs that another transaction has locked. So it is also called when another plan contained
+-- only such jobs.
 -- Sizes are checked here, because what is not delivered must not be charged.
 -- Inputs: as for `plan_keyed_claims_1`; the session; its exchange and nonce; the levels of the requested lanes; the names whose limits are locked; the
 --   maximum number of bytes of all deliveries (NULL: sizes are not checked)

@@ -242,8 +242,8 @@ CREATE TABLE {schema}.session (
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX session_not_drained ON {schema}.session (number) WHERE NOT is_drained;
--- The latest exchanges of each session, one row each; the last one is needed. A single row that is updated a thousand times a second would
--- grow a chain of row versions, which every lookup reads while an old snapshot is held.
+-- The latest exchanges of each session, one row each. Only the last one is needed. A single row that is updated a thousand
+-- times a second would grow a chain of row versions, which every lookup reads while an old snapshot is held.
 CREATE TABLE {schema}.exchange_log (
     number int8 NOT NULL,
     session int4 NOT NULL,

@@ -4,7 +4,7 @@
 --   write_lane_counts(): writes all changes
 -- Cost: one HGET per lane that is not in `lane_names`, and one HINCRBY per count that changes.
 local known_lanes = {}
-local lane_names = {} -- the full names, by number, of lanes that a script has read
+local lane_names = {} -- the full names of the lanes that the script has read, by number
 local LANE_CODES = { PENDING, SCHEDULED, RETRYING, RETRY_SCHEDULED, LEASED, COMPLETED, FAILED, CANCELLED }
 
 local function make_zero_counts()

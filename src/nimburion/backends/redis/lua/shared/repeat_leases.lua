@@ -1,6 +1,6 @@
 -- Shared part of exchange: the deliveries of an exchange that is repeated.
 -- Keys: job lease session_leases
--- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries, bodies, nonce; as lease_jobs
+-- Provides: repeat_leases(session4, number8, nonce, most) -> deliveries and bodies as lease_jobs returns them, nonce
 -- Atomic: it only reads, unless deliveries do not fit in the reply.
 -- Cost: O(log n) per lease of the session, for n leases.
 

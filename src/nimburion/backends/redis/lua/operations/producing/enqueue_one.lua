@@ -5,7 +5,7 @@
 --   ARGV[3] rank 1 | mode 1 | value 8 (see enqueue_jobs.lua)
 --   ARGV[4] the full lane name
 --   ARGV[5] the body without its first 20 bytes
--- Reply: CREATED, EXISTS or CONFLICT; or UNKNOWN_LANE: no job of this lane was stored before, and enqueue.lua must store this one
+-- Reply: CREATED, EXISTS or CONFLICT; UNKNOWN_LANE if no job of this lane was stored before: enqueue.lua must store this one
 -- Atomic: one script. A full server rejects it before it begins.
 -- Cost: O(log n) for n waiting jobs.
 local position, full_name, body = ARGV[3], ARGV[4], ARGV[5]
