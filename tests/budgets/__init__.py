@@ -1,1 +1,1 @@
-"""What one job costs, counted: a commit that makes a job dearer changes a number of the table."""
+"""Counts of what one job costs. A commit that makes a job more expensive must raise a budget."""

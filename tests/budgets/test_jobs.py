@@ -1,7 +1,7 @@
 """A plain job costs no more than budgets.toml says. The counts need no clock.
 
-A count may exceed its budget by 3 %. A commit that makes a job dearer must therefore raise a number
-of the table, where a reviewer sees it; one that makes it much cheaper must lower one.
+A count may exceed its budget by 3 %. A commit that makes a job more expensive must therefore raise
+a number of the table, where a reviewer sees it. A commit that makes it much cheaper must lower one.
 """
 
 from __future__ import annotations

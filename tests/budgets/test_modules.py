@@ -1,7 +1,7 @@
 """A process loads no more modules than modules.toml says: they cost memory and the time of a start.
 
-The number of all modules differs between versions of Python, so its budget holds on Python 3.11.
-That of our own modules holds on each.
+The number of all modules differs between versions of Python, so its budget applies to Python 3.11
+only. The budget of our own modules applies to each version.
 """
 
 from __future__ import annotations
