@@ -46,8 +46,8 @@ class StatisticsPage(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     intervals: list[Statistics]
     buckets_per_decade: int = BUCKETS_PER_DECADE
-    """Bucket n of wait and run times holds those above 10 ** ((n - 1) / this number) seconds, up to
-    10 ** (n / this number)."""
+    """Bucket n holds the times above 10 ** ((n - 1) / this number) seconds, up to
+    10 ** (n / this number) seconds."""
     next: str | None
 
 

@@ -61,9 +61,9 @@ END $$;
 --   continues; whether all jobs were processed; the final state (NULL: it runs on); the error ('': as before)
 -- Result: ok, lost or missing; what to notify, as in `cancel_job_1`; the operation
 -- Locks: the row of the operation; then as `replay_jobs_1`, `delete_jobs_1` or `cancel_job_1` for each job
--- Atomic: one transaction. A repeat of the last step finds the claim ended and changes nothing. The step waits at most 200 ms
---   for a caller's transaction that has locked a job or a key, because exchanges wait for the locks of the step. Then it is
---   undone.
+-- Atomic: one transaction. A repeat of the last step finds the claim ended and changes nothing. If a
+--   caller's transaction has locked a job or a key, the step waits at most 200 ms, and is then undone. It must not wait longer,
+--   because exchanges wait for its locks.
 CREATE OR REPLACE FUNCTION {schema}.advance_bulk_operation_1(
     p_now int8, p_id text, p_fence int8, p_ids bytea[], p_continue_after text, p_exhausted bool, p_end text, p_error text,
     OUT outcome text, OUT to_notify text[], OUT operation {schema}.bulk_operation
