@@ -16,8 +16,9 @@ from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.core.job import NewJob
 from nimburion.core.metrics.job_counters import JobCounters
-from nimburion.core.transactions import CallerConnection
+from nimburion.core.transactions import CallerConnection, EnqueueCount
 from nimburion.jobs import Processor
+from nimburion.jobs.statistics_writer import count_committed
 from nimburion.jobs.worker.maintenance import Pruner
 from nimburion.testing import FakeClock
 
@@ -86,3 +87,16 @@ async def test_a_worker_counts_what_no_other_process_has_counted(tmp_path: Path)
         await pruner.tick()
         await pruner.tick()
         assert counters.get_lane("orders", "pay").enqueued == 1
+
+
+async def test_more_counts_than_one_call_takes_are_all_counted() -> None:
+    calls = [[EnqueueCount("orders", "pay", 1_000)], [EnqueueCount("orders", "pay", 7)], []]
+
+    class Backlog:
+        async def take_enqueue_counts(self, min_age: float) -> list[EnqueueCount]:
+            assert min_age == 60.0
+            return calls.pop(0)
+
+    counters = JobCounters()
+    await count_committed(Backlog(), counters, min_age=60.0)  # type: ignore[arg-type]
+    assert counters.get_lane("orders", "pay").enqueued == 1_007

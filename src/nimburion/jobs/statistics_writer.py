@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
 
-from nimburion.core.backend import Consuming
+from nimburion.core.backend import Consuming, Transactional
 from nimburion.core.errors import BackendError
+from nimburion.core.metrics.job_counters import JobCounters
 from nimburion.core.metrics.statistics import WRITE_INTERVAL
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.service import Periodic
@@ -15,6 +16,15 @@ from nimburion.core.timing.clock import Clock
 
 _FINISH_SECONDS = 1.0
 """Seconds that a write in progress and the last write may take when the client closes."""
+
+
+async def count_committed(backend: Transactional, counters: JobCounters, *, min_age: float) -> None:
+    """Count the jobs of committed callers' transactions that no process has counted.
+
+    Leaves out those that were enqueued less than `min_age` seconds ago.
+    """
+    while counts := await backend.take_enqueue_counts(min_age):
+        counters.add_enqueued(counts)
 
 
 class StatisticsWriter(Periodic):
@@ -42,7 +52,12 @@ class StatisticsWriter(Periodic):
     async def tick(self) -> None:
         """Count what callers' transactions have committed, and store the rows that changed since
         the last write."""
-        await self._count_committed()
+        try:
+            await self._count_committed()
+        finally:
+            await self._write()
+
+    async def _write(self) -> None:
         self._recorder.record(self.clock.now())
         rows = self._recorder.take_changed()
         if not rows:

@@ -14,7 +14,7 @@ from nimburion.core.metrics.job_counters import JobCounters, LaneCounters
 from nimburion.core.metrics.statistics_recorder import StatisticsRecorder
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.statistics_writer import StatisticsWriter
+from nimburion.jobs.statistics_writer import StatisticsWriter, count_committed
 
 
 class ClientStatistics:
@@ -111,8 +111,7 @@ class ClientStatistics:
 
     async def _count_committed(self, backend: Backend) -> None:
         if self.enqueues_in_transactions:
-            counts = await cast("Transactional", backend).take_enqueue_counts(0.0)
-            self.jobs.add_enqueued(counts)
+            await count_committed(cast("Transactional", backend), self.jobs, min_age=0.0)
 
     def abandon(self) -> None:
         """Forget the writer of an event loop that has ended."""

@@ -20,6 +20,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic
 from nimburion.core.settings import Settings
 from nimburion.core.timing.clock import Clock
+from nimburion.jobs.statistics_writer import count_committed
 
 _MAX_ROWS = 500
 """The most jobs that one backend operation processes, so that no operation blocks others for long.
@@ -142,10 +143,10 @@ class Pruner(Periodic):
         self._counters = counters
 
     async def tick(self) -> None:
-        """Prune in bounded steps until nothing is left to prune."""
-        if self._backend.capabilities.supports_transactions:
-            backend = cast("Transactional", self._backend)
-            self._counters.add_enqueued(await backend.take_enqueue_counts(_UNCOUNTED_SECONDS))
+        """Prune in bounded steps until nothing is left to prune, then count."""
         while not self.stopping.is_set():
             if await self._backend.prune(self._keep, _MAX_ROWS) < _MAX_ROWS:
-                return
+                break
+        if self._backend.capabilities.supports_transactions:
+            backend = cast("Transactional", self._backend)
+            await count_committed(backend, self._counters, min_age=_UNCOUNTED_SECONDS)

@@ -96,6 +96,8 @@ class WorkerSession:
         self.lost: bool = False
         """Whether an exchange found the session lost, before its heartbeat did, or the worker lets
         it expire."""
+        self._is_left = False
+        """Whether `let_expire` was called."""
         self._heartbeat_runner = (
             HeartbeatThread(self.heartbeat) if threaded else HeartbeatTask(self.heartbeat)
         )
@@ -169,8 +171,8 @@ class WorkerSession:
 
         When it has expired, a rescue counts one loss for each job that it still holds.
         """
-        if not self.lost:
-            self.lost = True
+        if not self._is_left:
+            self._is_left = self.lost = True
             await self._end()
             self._events.emit(SessionEnded(self.id, "lost"))
 
