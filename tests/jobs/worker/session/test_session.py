@@ -1,0 +1,44 @@
+"""How the session of a worker ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.events import Event, Events, SessionEnded
+from nimburion.core.session import Session
+from nimburion.core.timing.clock import SystemClock
+from nimburion.jobs.worker.connectivity import BackendConnectivity
+from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
+from nimburion.jobs.worker.session.session import WorkerSession
+from nimburion.jobs.worker.session.vitals import VitalsReader
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["open", "lost"])
+async def test_a_session_that_expires_sends_no_more_heartbeats(is_lost: bool) -> None:
+    events, ended, clock = Events(), list[Event](), SystemClock()
+    events.subscribe(ended.append, kinds=(SessionEnded,))
+    backend = MemoryBackend()
+    await backend.open()
+    session = WorkerSession(
+        backend,
+        Session(id="worker"),
+        clock,
+        events,
+        BackendConnectivity(clock, "memory"),
+        threaded=False,
+        size=ExchangeSize(1_000_000),
+        max_unsettled=1_000_000,
+        vitals=VitalsReader(1, lambda: 0, ""),
+        on_heartbeat=lambda: None,
+        on_heartbeat_reply=lambda _: None,
+        on_end=lambda _: None,
+    )
+    await session.open(None)
+    session.lost = is_lost  # an exchange has found it
+    await session.let_expire()
+    await session.let_expire()
+    assert ended == [SessionEnded("worker", "lost")]
+    assert session.completer.closed
+    assert [each.id for each in await backend.list_sessions()] == ["worker"]
+    await backend.close()
