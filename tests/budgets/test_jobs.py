@@ -31,6 +31,8 @@ SLACK = 1.2
 the server depend on time, as the number of exchanges does: their budgets are only upper bounds."""
 OTHER_PYTHON = sys.version_info[:2] != (3, 11)
 
+pytestmark = pytest.mark.timeout(300)  # counting takes 10 s of CPU time
+
 
 def count(url: str, backend: str, *, code: str = "") -> Counts:
     """Return the counts of the scenarios of a backend; `code` runs first in the process."""
