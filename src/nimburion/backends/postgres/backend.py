@@ -367,8 +367,8 @@ class PostgresBackend:
             if cause is None or get_error_code(cause) != LOCK_NOT_AVAILABLE:
                 raise
             raise EnqueueBlocked(
-                f"{self.describe()}: an open transaction holds a lock that this enqueue needs; "
-                "probably, it enqueued the same id or unique key"
+                f"{self.describe()}: a transaction that is still open holds a lock that this "
+                "enqueue needs; probably, it enqueued the same id or unique key"
             ) from cause
 
     async def _enqueue_any(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
