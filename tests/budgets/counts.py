@@ -297,7 +297,7 @@ async def _read_postgres(url: str) -> Counts:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Count what one job costs.")
     parser.add_argument("url")
     parser.add_argument("scenarios", nargs="+", choices=SCENARIOS)
     parser.add_argument("--jobs", type=int, default=2_000)
