@@ -141,7 +141,8 @@ class ProcessClock(SystemClock):
     """Measures how long the process ran, so that other programs change no decision of the worker,
     such as how many jobs it prefetches."""
 
-    monotonic = staticmethod(time.process_time)
+    def monotonic(self) -> float:
+        return time.process_time()
 
 
 class CountingLoop(asyncio.SelectorEventLoop):

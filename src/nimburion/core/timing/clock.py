@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 
 class Clock(Protocol):
@@ -42,15 +42,22 @@ class SystemClock:
 
     __slots__ = ()
 
-    now = staticmethod(time.time)
-    """Returns the wall-clock time."""
+    if TYPE_CHECKING:
 
-    monotonic = staticmethod(_make_boot_clock())
-    """Returns the boot time if the system has such a clock.
+        def now(self) -> float:
+            """Return the wall-clock time."""
+            ...
 
-    Otherwise returns the monotonic clock, which does not count suspended time. Not a method:
-    each job reads this clock twice, without a call of a Python function.
-    """
+        def monotonic(self) -> float:
+            """Return the boot time if the system has such a clock.
+
+            Otherwise return the monotonic clock, which does not count suspended time.
+            """
+            ...
+
+    else:  # each job reads these clocks several times: without a call of a Python function
+        now = staticmethod(time.time)
+        monotonic = staticmethod(_make_boot_clock())
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -86,6 +86,10 @@ class AttemptRecord:
         self.session_id: str = session_id
         """The id of the session that holds the lease."""
 
+    def clear(self) -> None:
+        """Forget the task of the ended attempt."""
+        self.task = None
+
     def encode_result(self) -> bytes | None:
         """Return the bytes to store for `result`; None if there is no result.
 

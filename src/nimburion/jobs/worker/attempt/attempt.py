@@ -98,7 +98,8 @@ class Attempt(AttemptRecord):
 
         Otherwise the garbage collector takes a sixth of the engine's time (measured).
         """
-        self.context = self.call = self.timeout = self.task = None
+        self.context = self.call = self.timeout = None
+        super().clear()
 
     def interrupt(self, interruption: Interruption) -> None:
         """Request the end of the attempt.

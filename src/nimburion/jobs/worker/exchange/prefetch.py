@@ -80,7 +80,7 @@ class PrefetchWatchdog:
             )
 
     def _check(self, started_before: int) -> None:
-        self.is_watching = False
+        self.is_watching: bool = False
         if self._prefetched and self.started_count == started_before:
             self._on_starvation()
         elif self._prefetched:
