@@ -44,7 +44,7 @@ OURS = "nimburion"
 COMPARED = (*("drain_rate", "enqueue_one_rate", "enqueue_bulk_rate", "pickup_p50", "pickup_p99"),)
 OWN_SCENES = ("enqueue_together", "drain_two")
 """Scenes that only nimburion runs, at its default."""
-SHORT = 0.25
+SHORT = 0.6
 """The part of the jobs in the scenes of `python3 dev.py bench`, so that it takes two minutes."""
 COLUMNS = {
     "drain_rate": "run, jobs/s",
