@@ -66,7 +66,7 @@ class PrefetchWatchdog:
         self._prefetched = held
         self._on_starvation = on_starvation
         self._timer: asyncio.TimerHandle | None = None
-        self.is_watching = False
+        self.is_watching: bool = False
         """Whether the timer runs."""
         self.started_count = 0
         """The number of started jobs; the code that starts a job increments it."""
@@ -80,7 +80,7 @@ class PrefetchWatchdog:
             )
 
     def _check(self, started_before: int) -> None:
-        self.is_watching: bool = False
+        self.is_watching = False
         if self._prefetched and self.started_count == started_before:
             self._on_starvation()
         elif self._prefetched:
