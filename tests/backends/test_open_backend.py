@@ -116,6 +116,8 @@ def test_an_invalid_url_is_explained(url: str, message: str) -> None:
 def test_an_unknown_option_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match=r"backend 'sqlite': .*colour"):
         open_backend("sqlite:///jobs.db", colour="blue")
+    with pytest.raises(ConfigurationError, match=r"no option 'prefix'; known: .*schema"):
+        open_backend("postgresql://localhost/app", prefix="a_")
 
 
 def test_options_are_passed_to_the_backend() -> None:

@@ -143,8 +143,8 @@ def test_the_guides_queues_load_unchanged(folder: Path) -> None:
         ("{backend: postgres, url: 'postgres://h/d'}", "postgres://h/d"),
         ("postgres: {url: 'postgresql://a,b/d?schema=x', timeout: 500ms, pooler: 'yes'}",
          "postgresql://a,b/d?schema=x&pooler=yes&timeout=0.5"),
-        ("postgres: {database: d, schema: jobs, prefix: a_, connections: 8}",
-         "postgresql://localhost:5432/d?schema=jobs&prefix=a_&connections=8"),
+        ("postgres: {database: d, schema: jobs, connections: 8}",
+         "postgresql://localhost:5432/d?schema=jobs&connections=8"),
         ("postgres: {addr: h, sslmode: verify-full, sslrootcert: '/c a.pem'}",
          "postgresql://h:5432/?sslmode=verify-full&sslrootcert=/c%20a.pem"),
     ],
@@ -191,7 +191,7 @@ def test_every_url_that_the_section_makes_is_understood() -> None:
 def test_every_url_that_the_section_of_postgres_makes_is_understood() -> None:
     section = {
         "addr": "db:7000", "username": "u%", "password": "p@/:?#%ä", "database": "a b",
-        "schema": "jobs", "prefix": "a_", "sslmode": "verify-ca", "sslrootcert": "/ca",
+        "schema": "jobs", "sslmode": "verify-ca", "sslrootcert": "/ca",
         "sslcert": "/cert", "sslkey": "/key", "connections": 7, "pooler": "no",
         "timeout": timedelta(seconds=1.5),
     }  # fmt: skip
@@ -202,7 +202,6 @@ def test_every_url_that_the_section_of_postgres_makes_is_understood() -> None:
         credentials=Credentials("u%", "p@/:?#%ä"),
         database="a b",
         schema="jobs",
-        prefix="a_",
         tls=postgres.PostgresTls(
             sslmode="verify-ca", sslrootcert="/ca", sslcert="/cert", sslkey="/key"
         ),

@@ -48,16 +48,18 @@ def test_each_lock_of_a_function_is_in_the_table() -> None:
         for number, name in find_takers(path):
             used.setdefault(number, set()).add(name)
     used["7043"] = {"NOTIFICATION_LOCK"}
+    used["7047"] = {"MIGRATION_LOCK"}
     assert read_table((FUNCTIONS / "base.sql").read_text(encoding="utf-8")) == used
 
 
-def test_python_takes_the_lock_of_notifications_and_that_of_migrations() -> None:
+def test_python_takes_the_locks_of_notifications_and_of_migrations() -> None:
     texts = {path.name: path.read_text(encoding="utf-8") for path in POSTGRES.rglob("*.py")}
     used = {name: locks for name, text in texts.items() if (locks := find_locks(text))}
     assert used.keys() == {"backend.py", "migrations.py"}
     assert used["backend.py"] == ["NOTIFICATION_LOCK"]
-    assert "compute_lock_number" in used["migrations.py"][0]
+    assert used["migrations.py"] == ["MIGRATION_LOCK"]
     assert "\nNOTIFICATION_LOCK = 7043\n" in texts["schema.py"]
+    assert "\nMIGRATION_LOCK = 7047\n" in texts["schema.py"]
 
 
 def test_the_page_lists_the_same_locks() -> None:

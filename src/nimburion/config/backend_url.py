@@ -23,8 +23,7 @@ _TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
 _REDIS_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout", *_TLS_OPTIONS)
 """Settings of Redis that become options of its URL, with the same names."""
 _POSTGRES_OPTIONS = (
-    "schema", "prefix", "sslmode", "sslrootcert", "sslcert", "sslkey", "connections", "pooler",
-    "timeout",
+    "schema", "sslmode", "sslrootcert", "sslcert", "sslkey", "connections", "pooler", "timeout",
 )  # fmt: skip
 _FILES = frozenset({"tls_ca", "tls_cert", "tls_key", "sslrootcert", "sslcert", "sslkey"})
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")

@@ -101,7 +101,6 @@ BACKENDS: Mapping[str, Shape] = MappingProxyType(
                 "password": text(secret=True),
                 "database": text(),
                 "schema": name(40),
-                "prefix": name(20),
                 "sslmode": choice(
                     "disable", "allow", "prefer", "require", "verify-ca", "verify-full"
                 ),
@@ -255,6 +254,11 @@ COMING = frozenset({"management"})
 silently.
 """
 
+REMOVED: Mapping[Path, str] = MappingProxyType(
+    {("jobs", "postgres", "prefix"): "table names have no prefix; choose another postgres.schema"}
+)
+"""The settings of earlier versions, each with what to set instead."""
+
 
 def find_shape(path: tuple[str, ...]) -> Shape | None:
     """Return the schema at this path, or None if no setting has this path."""
@@ -322,6 +326,8 @@ def describe_unknown_key(key: str, known: Iterable[str], path: Path = ()) -> str
     if not path and key in COMING:
         readable = ", ".join(ROOT.keys)
         return f"not in this version yet; remove the section (this version reads: {readable})"
+    if (*path, key) in REMOVED:
+        return REMOVED[*path, key]
     names = list(known)
     near = find_nearest(key, names)
     if near:

@@ -71,7 +71,9 @@ async def test_a_taken_name_is_reported_and_left_alone(
     await connection.driver.execute(
         "CREATE SCHEMA nimburion; CREATE TABLE nimburion.thing (mine int)"
     )
-    with pytest.raises(ConfigurationError, match=r'"thing" already exists.*schema.*prefix'):
+    with pytest.raises(
+        ConfigurationError, match=r'"thing" already exists.*Choose another `schema`'
+    ):
         await ensure_format(connection, settings, FIRST)
     assert await connection.fetch("SELECT mine FROM nimburion.thing") == []
     assert await read_installed_format(connection, settings) == NOT_INSTALLED
@@ -144,8 +146,8 @@ async def test_the_first_handle_makes_them(settings: PostgresSettings) -> None:
 async def test_backends_with_other_names_are_independent(settings: PostgresSettings) -> None:
     others = [
         settings,
-        settings.replace(schema="user", prefix="a_"),
-        settings.replace(schema="user", prefix="b_"),
+        settings.replace(schema="user"),
+        settings.replace(schema="user_2"),
     ]
     identities = set()
     for one in others:

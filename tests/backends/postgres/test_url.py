@@ -65,8 +65,8 @@ from nimburion.core.errors import ConfigurationError
             PostgresSettings(target="any", application_name="shop", timeout=2.0),
         ),
         (
-            "postgresql://?schema=jobs&prefix=a_&timeout=0.5&connections=9&pooler=yes",
-            PostgresSettings(schema="jobs", prefix="a_", timeout=0.5, connections=9, pooler="yes"),
+            "postgresql://?schema=jobs&timeout=0.5&connections=9&pooler=yes",
+            PostgresSettings(schema="jobs", timeout=0.5, connections=9, pooler="yes"),
         ),
     ],
 )
@@ -88,7 +88,10 @@ def test_it_is_read(url: str, settings: PostgresSettings) -> None:
         ("postgresql://h/d?shema=x", "did you mean schema?"),
         ("postgresql://h/d?schema=Jobs", "schema: expected 1-40 characters of a-z 0-9 _"),
         ("postgresql://h/d?schema=pg_x", "not pg_"),
-        ("postgresql://h/d?prefix=1", "prefix: expected up to 20 characters"),
+        (
+            "postgresql://h/d?prefix=a_",
+            "prefix: table names have no prefix; choose another `schema`",
+        ),
         ("postgresql://h/d?sslmode=on", "sslmode: expected disable, allow, prefer, require"),
         ("postgresql://h/d?sslkey=k", "sslkey without sslcert"),
         ("postgresql://h/d?timeout=0", "timeout: expected seconds, above 0"),
@@ -110,8 +113,8 @@ def test_an_invalid_url_is_explained_without_secrets(url: str, message: str) -> 
 
 
 def test_describe_is_one_line_without_secrets() -> None:
-    settings = parse_url("postgresql://u:secret@one,two:7/shop?schema=jobs&prefix=a_")
-    assert settings.describe() == ('PostgreSQL one:5432, two:7/shop, schema "jobs", prefix "a_"')
+    settings = parse_url("postgresql://u:secret@one,two:7/shop?schema=jobs")
+    assert settings.describe() == 'PostgreSQL one:5432, two:7/shop, schema "jobs"'
     assert parse_url("postgresql:///d").describe() == "PostgreSQL on this machine/d"
     assert "secret" not in repr(settings) + repr(settings.credentials)
 
@@ -121,7 +124,7 @@ def test_arguments_override_url_options() -> None:
         schema="other", timeout=2, connections=1
     )
     assert (settings.schema, settings.timeout, settings.connections) == ("other", 2.0, 1)
-    with pytest.raises(ConfigurationError, match=r"PostgreSQL h:5432/d.*: prefix: expected"):
-        settings.replace(prefix="A")
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL h:5432/d.*: schema: expected"):
+        settings.replace(schema="A")
     with pytest.raises(ConfigurationError, match="pooler: expected auto"):
         settings.replace(pooler="perhaps")

@@ -207,7 +207,6 @@ class PostgresBackend:
     Args:
         url: the URL of the database; `docs/how-to/postgresql-in-production.md` lists all forms.
         schema: the schema of the tables. The URL can set it, and all options below, too.
-        prefix: the prefix of the names of tables and functions.
         timeout: seconds allowed for connecting, and then for each reply.
         connections: the largest number of connections for callers.
         pooler: whether a pooler such as PgBouncer is in use: `auto` detects it, `yes`, `no`.
@@ -223,7 +222,6 @@ class PostgresBackend:
         url: str | PostgresSettings = "postgresql://localhost",
         *,
         schema: str | None = None,
-        prefix: str | None = None,
         timeout: float | None = None,
         connections: int | None = None,
         pooler: str | None = None,
@@ -232,7 +230,7 @@ class PostgresBackend:
     ) -> None:
         settings = url if isinstance(url, PostgresSettings) else parse_url(url)
         self.settings: PostgresSettings = settings.replace(
-            schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
+            schema=schema, timeout=timeout, connections=connections, pooler=pooler
         )
         self._test_clock = clock
         self._clock = clock or SystemClock()
@@ -925,10 +923,10 @@ class PostgresConnections:
         self._statements: dict[str, str] = {}
 
     def insert_schema(self, statement: str) -> str:
-        """Return a statement with the names of this backend's schema and prefix."""
+        """Return a statement with the name of this backend's schema."""
         found = self._statements.get(statement)
         if found is None:
-            found = self._statements[statement] = insert_schema(statement, self.settings)
+            found = self._statements[statement] = insert_schema(statement, self.settings.schema)
         return found
 
     async def exchange(

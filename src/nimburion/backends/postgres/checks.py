@@ -51,7 +51,7 @@ async def run_checks(
     before = clock.now()
     (server,) = await connection.fetch(texts["examined_server"])
     after = clock.now()
-    tables = await connection.fetch(texts["examined_tables"], settings.schema, settings.prefix)
+    tables = await connection.fetch(texts["examined_tables"], settings.schema)
     snapshots = await connection.fetch(texts["examined_snapshots"])
     return [
         check_version(server),

@@ -14,7 +14,7 @@ import msgspec
 from nimburion.backends.postgres.connection.connect import Driver
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, get_error_code, map_error
-from nimburion.backends.postgres.schema import MARKER, insert_schema
+from nimburion.backends.postgres.schema import MIGRATION_LOCK, PLACEHOLDER, insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.sql_files import Statements, read_migrations
 from nimburion.core.errors import BackendUnavailable, ConfigurationError, FormatMismatch
@@ -28,16 +28,19 @@ _LOCK_TIMEOUT_PER_TRY = "2s"
 _PAUSE = 1.0
 """Seconds between two attempts, in which the queued transactions can proceed."""
 _META_QUERY = "SELECT format, oldest, functions, identity FROM {schema}.meta"
-_TABLE_EXISTS = """SELECT EXISTS (
+_IS_INSTALLED = """SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = $1 AND c.relname = $2)"""
+    WHERE n.nspname = $1 AND c.relname = 'meta')"""
 """Reads the catalog rows. `to_regclass` may not yet see tables that another process created while
 this one waited for the advisory lock.
 """
+_LOCK = f"SELECT pg_advisory_xact_lock(hashtextextended($1, {MIGRATION_LOCK}))"
 _LOCK_CODES = frozenset({"55P03", "40P01", "40001"})
 _NAME_TAKEN_CODES = frozenset({"42P07", "42710", "42723"})
 """Codes for a table, type or function whose name exists already."""
-_CREATED = re.compile(rf"^CREATE (?:TABLE|VIEW|SEQUENCE) ({re.escape(MARKER)}\w+)", re.MULTILINE)
+_CREATED = re.compile(
+    rf"^CREATE (?:TABLE|VIEW|SEQUENCE) ({re.escape(PLACEHOLDER)}\.\w+)", re.MULTILINE
+)
 
 Migration = tuple[int, str, str]
 """Number, name and statements."""
@@ -109,9 +112,11 @@ async def read_installed_format(
     connection: PostgresConnection, settings: PostgresSettings
 ) -> InstalledFormat:
     """Read the installed format. Changes nothing."""
-    if not await connection.fetch_value(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
+    if not await connection.fetch_value(_IS_INSTALLED, settings.schema):
         return NOT_INSTALLED
-    return _decode_installed_format(await connection.fetch(insert_schema(_META_QUERY, settings)))
+    return _decode_installed_format(
+        await connection.fetch(insert_schema(_META_QUERY, settings.schema))
+    )
 
 
 def _decode_installed_format(rows: Sequence[Any]) -> InstalledFormat:
@@ -215,7 +220,7 @@ def map_migration_error(error: Exception, settings: PostgresSettings) -> Excepti
     if get_error_code(error) in _NAME_TAKEN_CODES:
         return ConfigurationError(
             f"{settings.describe()}: another object there has a name that the backend needs "
-            f"({error}); nothing was changed. Choose another `schema`, or a `prefix` for its tables"
+            f"({error}); nothing was changed. Choose another `schema`"
         )
     if get_error_code(error) != "42501":
         return map_error(error, settings.describe(), sent=True)
@@ -233,9 +238,7 @@ async def _migrate_once(
     """
     async with connection.driver.transaction(isolation="read_committed"):
         await connection.driver.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_PER_TRY}'")
-        await connection.driver.execute(
-            f"SELECT pg_advisory_xact_lock({compute_lock_number(settings)})"
-        )
+        await connection.driver.fetchval(_LOCK, f"{settings.schema}.meta")
         found = await _read_installed_format(connection.driver, settings)
         steps = plan_migrations(found, settings, current)
         if steps:
@@ -245,9 +248,9 @@ async def _migrate_once(
 
 
 async def _read_installed_format(driver: Driver, settings: PostgresSettings) -> InstalledFormat:
-    if not await driver.fetchval(_TABLE_EXISTS, settings.schema, f"{settings.prefix}meta"):
+    if not await driver.fetchval(_IS_INSTALLED, settings.schema):
         return NOT_INSTALLED
-    return _decode_installed_format(await driver.fetch(insert_schema(_META_QUERY, settings)))
+    return _decode_installed_format(await driver.fetch(insert_schema(_META_QUERY, settings.schema)))
 
 
 async def _create_schema(driver: Driver, settings: PostgresSettings) -> None:
@@ -271,14 +274,7 @@ def make_script(
         f"UPDATE {{schema}}.meta SET format = {number}, oldest = {number}, "  # noqa: S608
         f"functions = '{current.digest}';"
     )
-    return insert_schema("\n".join(texts), settings)
-
-
-def compute_lock_number(settings: PostgresSettings) -> int:
-    """Return the number of this backend's advisory lock."""
-    text = f"nimburion {settings.schema}.{settings.prefix}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    return insert_schema("\n".join(texts), settings.schema)
 
 
 async def grant_role(
@@ -291,10 +287,10 @@ async def grant_role(
         ConfigurationError: there is no such role, or this role may not grant permissions.
     """
     quoted = '"' + role.replace('"', '""') + '"'
-    tables = ", ".join(list_created_tables(current))
+    tables = insert_schema(", ".join(list_created_tables(current)), settings.schema)
     text = (
         f'GRANT USAGE ON SCHEMA "{settings.schema}" TO {quoted}; '
-        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {insert_schema(tables, settings)} TO {quoted}"
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {quoted}"
     )
     try:
         async with asyncio.timeout(settings.timeout):

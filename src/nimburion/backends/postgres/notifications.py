@@ -35,10 +35,10 @@ _NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $
 def make_channel_name(settings: PostgresSettings) -> str:
     """Return the name of the NOTIFY channel that all processes of a backend share.
 
-    >>> make_channel_name(PostgresSettings(schema="jobs", prefix="a_"))
-    'jobs.a_notify'
+    >>> make_channel_name(PostgresSettings(schema="jobs"))
+    'jobs.notify'
     """
-    return f"{settings.schema}.{settings.prefix}notify"
+    return f"{settings.schema}.notify"
 
 
 class PostgresNotifier:

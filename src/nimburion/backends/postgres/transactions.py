@@ -88,7 +88,7 @@ class CallerContext:
         arguments_in_context = (now, self.identity, self.channel, *arguments)
         with map_errors(self.description):
             (row,) = await adapter.execute(
-                insert_schema(statement, self.settings), arguments_in_context
+                insert_schema(statement, self.settings.schema), arguments_in_context
             )
         if row[0] == _OTHER_DATABASE:
             raise UnusableConnection(
@@ -111,7 +111,7 @@ async def enqueue_in(
     arguments = encode_for_any_driver(fields)
     codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
     if codes == _NEW_LANE:
-        await context.pool.fetch(insert_schema(_LANES, context.settings), *lanes, late)
+        await context.pool.fetch(insert_schema(_LANES, context.settings.schema), *lanes, late)
         codes, holders = await context.call_function(adapter, _ENQUEUE, now, *arguments)
         if codes == _NEW_LANE:
             raise make_not_applied_error(

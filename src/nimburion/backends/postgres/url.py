@@ -42,7 +42,6 @@ T = TypeVar("T", bound=str)
 _EXAMPLE = "localhost:5432/app"
 _MAX_CONNECTIONS = 1000
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
-_PREFIX = re.compile(r"([a-z_][a-z0-9_]{0,19})?")
 
 
 class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,8 +75,6 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The name that `pg_stat_activity` shows."""
     schema: str = DEFAULT_SCHEMA
     """The schema of the tables and functions."""
-    prefix: str = ""
-    """The prefix of the names of tables and functions."""
     timeout: float = DEFAULT_TIMEOUT
     """Seconds allowed for connecting, and then for each reply."""
     connections: int = DEFAULT_CONNECTIONS
@@ -95,14 +92,12 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
         nodes = ", ".join(map(str, self.endpoints)) or "on this machine"
         database = f"/{self.database}" if self.database else ""
         schema = "" if self.schema == DEFAULT_SCHEMA else f', schema "{self.schema}"'
-        prefix = f', prefix "{self.prefix}"' if self.prefix else ""
-        return f"PostgreSQL {nodes}{database}{schema}{prefix}"
+        return f"PostgreSQL {nodes}{database}{schema}"
 
     def replace(
         self,
         *,
         schema: str | None = None,
-        prefix: str | None = None,
         timeout: float | None = None,
         connections: int | None = None,
         pooler: str | None = None,
@@ -113,7 +108,7 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
             ConfigurationError: an argument has an invalid value.
         """
         options = make_options(
-            schema=schema, prefix=prefix, timeout=timeout, connections=connections, pooler=pooler
+            schema=schema, timeout=timeout, connections=connections, pooler=pooler
         )
         with report_invalid_url(self.describe()):
             return _apply_options(self, options)
@@ -128,8 +123,8 @@ def parse_url(url: str) -> PostgresSettings:
 
     Options after `?`, of libpq: `host`, `port`, `user`, `password`, `dbname`, `sslmode`,
     `sslrootcert`, `sslcert`, `sslkey`, `target_session_attrs`, `application_name`,
-    `connect_timeout`; of nimburion: `schema`, `prefix`, `timeout` (seconds), `connections` (the
-    largest number for callers), `pooler` (`auto`, `yes`, `no`).
+    `connect_timeout`; of nimburion: `schema`, `timeout` (seconds), `connections` (the largest
+    number for callers), `pooler` (`auto`, `yes`, `no`).
 
     Raises:
         ConfigurationError: the URL is invalid. The message says what is wrong and what is allowed;
@@ -150,7 +145,10 @@ def parse_url(url: str) -> PostgresSettings:
 def _parse_settings(rest: str) -> PostgresSettings:
     authority, path, query = split_url(rest)
     login, _, hosts = authority.rpartition("@")
-    options = UrlOptions(parse_query(query))
+    pairs = parse_query(query)
+    if "prefix" in pairs:
+        raise InvalidUrl("prefix: table names have no prefix; choose another `schema`")
+    options = UrlOptions(pairs)
     settings = PostgresSettings(
         endpoints=_read_endpoints(hosts, options),
         credentials=_read_credentials(parse_credentials(login), options),
@@ -169,7 +167,6 @@ def _apply_options(settings: PostgresSettings, options: UrlOptions) -> PostgresS
     return msgspec.structs.replace(
         settings,
         schema=options.read("schema", parse_schema, settings.schema),
-        prefix=options.read("prefix", parse_prefix, settings.prefix),
         timeout=options.read("timeout", parse_seconds, settings.timeout),
         connections=options.read("connections", _parse_connections, settings.connections),
         pooler=options.read("pooler", _parse_pooler, settings.pooler),
@@ -258,15 +255,6 @@ def parse_schema(text: str) -> str:
         raise InvalidUrl(
             f"expected 1-40 characters of a-z 0-9 _, no digit first and not pg_, found "
             f"{shorten(text)}"
-        )
-    return text
-
-
-def parse_prefix(text: str) -> str:
-    """Validate the prefix of table names. It can be empty."""
-    if not _PREFIX.fullmatch(text):
-        raise InvalidUrl(
-            f"expected up to 20 characters of a-z 0-9 _, no digit first, found {shorten(text)}"
         )
     return text
 

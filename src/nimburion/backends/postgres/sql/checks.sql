@@ -30,15 +30,15 @@ SELECT
 
 -- name: examined_tables
 -- Read the sizes and the vacuum state of the tables of the backend.
--- Inputs: $1 the schema, $2 the prefix of names
+-- Inputs: the schema
 -- Result: one row for each table:
---   name              its name without the prefix
+--   name              its name
 --   bytes             its size with indexes
 --   live, dead        estimated numbers of live and dead rows
 --   vacuumed          seconds since it was vacuumed; NULL: never since the statistics began
 --   switched_off      whether autovacuum is off for this table
 SELECT
-    CAST(substr(c.relname, length($2::text) + 1) AS text) AS name,
+    CAST(c.relname AS text) AS name,
     pg_total_relation_size(c.oid) AS bytes,
     coalesce(s.n_live_tup, 0) AS live,
     coalesce(s.n_dead_tup, 0) AS dead,
@@ -47,7 +47,7 @@ SELECT
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
-WHERE n.nspname = $1 AND starts_with(c.relname, $2) AND c.relkind = 'r'
+WHERE n.nspname = $1 AND c.relkind = 'r'
 ORDER BY c.relname;
 
 -- name: examined_snapshots

@@ -1,6 +1,6 @@
 -- Functions that the other functions use: time, lanes, waiting jobs, notifications, decoding of arguments.
 --
--- `{schema}.` is replaced by the schema and the prefix. Each function name ends in the number of its format (`_1`), so
+-- `{schema}` is replaced by the quoted name of the schema. Each function name ends in the number of its format (`_1`), so
 -- that adjacent versions can run together. A call is one statement and one transaction at READ COMMITTED.
 --
 -- All functions take locks in this order: a bulk operation; the advisory lock of the session; `limit_change`;
@@ -20,7 +20,10 @@
 --         Taken by: put_audit
 --   7046  TEXT is the name of `start_bulk_operation_1`. One transaction at a time adds a bulk operation.
 --         Taken by: start_bulk_operation
--- Migrations take one more lock, whose number is a hash of schema and prefix (`compute_lock_number` in migrations.py).
+--   7047  TEXT is the name of `meta`. One migration at a time runs.
+--         Taken by: MIGRATION_LOCK (schema.py)
+-- The text of each lock but the first names the schema, so backends in other schemas take other locks. The id of a
+-- session is random.
 
 -- name: get_write_time
 -- Return the current time in whole microseconds, for a function that writes.
