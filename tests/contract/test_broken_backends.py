@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import Backend
+from nimburion.core.backend import MAX_AUDIT_RECORDS, Backend
 from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
@@ -449,9 +449,9 @@ class KeepsOneSourceOfStatistics(OpenMemoryBackend):
 
 
 class AuditForgetsTheFirstTime(OpenMemoryBackend):
-    async def put_audit(self, record: AuditRecord) -> None:
+    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
         self.state.audit.pop(record.id, None)
-        await super().put_audit(record)
+        await super().put_audit(record, keep=keep)
 
 
 class BulkFenceIgnored(OpenMemoryBackend):

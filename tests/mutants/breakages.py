@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "old audit records are kept",
         "backends/sqlite/*.py",
-        '$db.run("delete_old_audit_records", $MAX)',
+        '$db.run("delete_old_audit_records", $keep)',
         "pass",
         (f"{SQLITE}test_only_the_newest_audit_records_are_kept",),
     ),

@@ -6,9 +6,6 @@ from typing import Literal
 
 import msgspec
 
-MAX_AUDIT_RECORDS = 10_000
-"""The number of audit records that a backend keeps, the newest ones."""
-
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One change that an operator made, or tried to make."""

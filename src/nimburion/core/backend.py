@@ -70,6 +70,11 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.settlement import Settlement
     from nimburion.core.transactions import CallerConnection, EnqueueCount, Transaction
 
+MAX_AUDIT_RECORDS = 10_000
+"""The number of audit records that a backend keeps, the newest ones."""
+MAX_BULK_OPERATIONS = 1_000
+"""The number of bulk operations that a backend keeps, the newest ones."""
+
 
 class Capabilities(msgspec.Struct, frozen=True):
     """The optional features of a backend. Read these fields; never test with `isinstance`."""
@@ -416,19 +421,20 @@ class Maintaining(Protocol):
         """
         ...
 
-    async def put_audit(self, record: AuditRecord) -> None:
+    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
         """Add an audit record, or replace the record with the same id.
 
-        The time of the first call stays in `at`. The backend keeps the newest
-        `MAX_AUDIT_RECORDS` records.
+        The time of the first call stays in `at`. The backend keeps the newest `keep` records.
         """
         ...
 
-    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+    async def start_bulk_operation(
+        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
+    ) -> BulkOperation:
         """Store a bulk operation, and return it as it is kept.
 
         Some process then claims and runs its steps. If an operation with this id is kept, the call
-        changes nothing and returns that one. The backend keeps the newest `MAX_BULK_OPERATIONS`.
+        changes nothing and returns that one. The backend keeps the newest `keep` operations.
 
         Raises:
             InvalidJob: `operation.check` rejects a value.

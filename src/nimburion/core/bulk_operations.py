@@ -17,8 +17,6 @@ from nimburion.core.job import FAILED_ONLY, FINISHED, UNFINISHED, State
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.size_limits import check_name
 
-MAX_BULK_OPERATIONS = 1_000
-"""The number of bulk operations that a backend keeps, the newest ones."""
 MAX_STEP = 500
 """The maximum number of jobs that one step changes."""
 MAX_IDS = 1_000

@@ -17,7 +17,7 @@ from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.waiters import EVERY_QUEUE, is_session_name, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
-from nimburion.core.backend import Capabilities
+from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Capabilities
 from nimburion.core.bulk_operations import (
     BulkOperation,
     BulkOperationPage,
@@ -288,14 +288,16 @@ class MemoryBackend:
         """See `Backend.reset_limit`."""
         return self._run_atomically(lambda step: operations.reset_limit(step, name, key))
 
-    async def put_audit(self, record: AuditRecord) -> None:
+    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
         """See `Backend.put_audit`."""
-        self._run_atomically(lambda step: operations.put_audit(step, record))
+        self._run_atomically(lambda step: operations.put_audit(step, record, keep))
 
-    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+    async def start_bulk_operation(
+        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
+    ) -> BulkOperation:
         """See `Backend.start_bulk_operation`."""
         operation.check()
-        return self._run_atomically(lambda step: bulk_operations.start(step, operation))
+        return self._run_atomically(lambda step: bulk_operations.start(step, operation, keep))
 
     async def claim_bulk_operation(self, ttl: float) -> Claim:
         """See `Backend.claim_bulk_operation`."""

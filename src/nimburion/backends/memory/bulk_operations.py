@@ -8,7 +8,6 @@ from nimburion.backends.memory import operations
 from nimburion.backends.memory.state import MICRO, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.bulk_operations import (
-    MAX_BULK_OPERATIONS,
     BulkAction,
     BulkOperation,
     BulkOperationPage,
@@ -29,12 +28,12 @@ from nimburion.core.operations import Cancellation
 from nimburion.core.queries import JobFilter
 
 
-def start(step: AtomicStep, new: NewBulkOperation) -> BulkOperation:
+def start(step: AtomicStep, new: NewBulkOperation, keep: int) -> BulkOperation:
     """See `Backend.start_bulk_operation`."""
     kept = step.state.bulk_operations
     if new.id in kept:
         return kept[new.id]
-    if len(kept) >= MAX_BULK_OPERATIONS:
+    if len(kept) >= keep:
         oldest = next(iter(kept.values()))
         if oldest.state is BulkState.RUNNING:
             raise TooManyBulkOperations(oldest.id)

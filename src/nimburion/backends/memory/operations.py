@@ -26,7 +26,7 @@ from nimburion.backends.memory.transitions import (
     check_settlement_delays,
 )
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
-from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
@@ -874,13 +874,13 @@ def read_statistics(
     return copy.deepcopy(add_statistics(rows))
 
 
-def put_audit(step: AtomicStep, record: AuditRecord) -> None:
+def put_audit(step: AtomicStep, record: AuditRecord, keep: int) -> None:
     """See `Backend.put_audit`."""
     records = step.state.audit
     existing = records.get(record.id)
     at = step.now / MICRO if existing is None else existing.at
     records[record.id] = msgspec.structs.replace(record, at=at)
-    if len(records) > MAX_AUDIT_RECORDS:
+    if len(records) > keep:
         del records[next(iter(records))]
 
 

@@ -38,7 +38,7 @@ from nimburion.backends.server.encoding import MICRO, decode_id, encode_id_or_em
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
-from nimburion.core.backend import Capabilities
+from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Capabilities
 from nimburion.core.bulk_operations import (
     BulkOperation,
     BulkOperationPage,
@@ -613,15 +613,17 @@ class PostgresBackend:
         self._notify([EVERY_QUEUE])
         return bool(existed)
 
-    async def put_audit(self, record: AuditRecord) -> None:
+    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
         """See `Backend.put_audit`."""
-        arguments = operations.encode_audit(record)
+        arguments = operations.encode_audit(record, keep)
         await self._fetch("SELECT {schema}.put_audit_1($1, $2, $3, $4)", self._now(), *arguments)
 
-    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+    async def start_bulk_operation(
+        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
+    ) -> BulkOperation:
         """See `Backend.start_bulk_operation`."""
         operation.check()
-        arguments = bulk_operations.encode_new(operation)
+        arguments = bulk_operations.encode_new(operation, keep)
         ((oldest,),) = await self._fetch(_START_BULK_OPERATION, self._now(), *arguments)
         if oldest is not None:
             raise TooManyBulkOperations(oldest)

@@ -15,7 +15,6 @@ from nimburion.backends.postgres.encoding import (
 )
 from nimburion.backends.server.encoding import encode_id_or_empty, encode_json
 from nimburion.core.bulk_operations import (
-    MAX_BULK_OPERATIONS,
     BulkOperation,
     BulkOperationPage,
     BulkState,
@@ -32,10 +31,10 @@ COLUMNS = """position, id, body, state, started_at, ended_at, done, skipped, fai
 
 
 @reject_unstorable_text
-def encode_new(operation: NewBulkOperation) -> list[Any]:
+def encode_new(operation: NewBulkOperation, keep: int) -> list[Any]:
     """Return the arguments of `start_bulk_operation_1` after the time."""
     body = encode_json(operation).decode()
-    return [encode_text(operation.id), body, MAX_BULK_OPERATIONS]
+    return [encode_text(operation.id), body, keep]
 
 
 @reject_unstorable_text

@@ -14,7 +14,7 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
-from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics, add_statistics
@@ -85,9 +85,9 @@ def encode_limit_reset(name: str, key: str | None) -> list[Any]:
 
 
 @reject_unstorable_text
-def encode_audit(record: AuditRecord) -> list[Any]:
+def encode_audit(record: AuditRecord, keep: int) -> list[Any]:
     """Return the arguments of `put_audit_1` after the time."""
-    return [encode_text(record.id), encode_json(record).decode(), MAX_AUDIT_RECORDS]
+    return [encode_text(record.id), encode_json(record).decode(), keep]
 
 
 def decode_audit_page(rows: list[Any], limit: int) -> AuditPage:

@@ -39,7 +39,7 @@ from nimburion.backends.server.encoding import MICRO, encode_id_or_empty, to_mic
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.audit import AuditPage, AuditRecord
-from nimburion.core.backend import Capabilities
+from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Capabilities
 from nimburion.core.bulk_operations import (
     BulkOperation,
     BulkOperationPage,
@@ -507,14 +507,16 @@ class RedisBackend:
         arguments = operations.encode_limit_reset(name, key)
         return bool(await self._run_script("change_limit", *arguments))
 
-    async def put_audit(self, record: AuditRecord) -> None:
+    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
         """See `Backend.put_audit`."""
-        await self._run_script("put_audit", *statistics.encode_audit(record))
+        await self._run_script("put_audit", *statistics.encode_audit(record, keep))
 
-    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+    async def start_bulk_operation(
+        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
+    ) -> BulkOperation:
         """See `Backend.start_bulk_operation`."""
         operation.check()
-        arguments = bulk_operations.encode_new(operation)
+        arguments = bulk_operations.encode_new(operation, keep)
         return bulk_operations.decode_started(
             await self._run_script("start_bulk_operation", *arguments)
         )

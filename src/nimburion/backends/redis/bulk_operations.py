@@ -9,7 +9,6 @@ import msgspec
 from nimburion.backends.redis.encoding import encode_lookup_text, reject_unstorable_text
 from nimburion.backends.server.encoding import MICRO, encode_id_or_empty, encode_json
 from nimburion.core.bulk_operations import (
-    MAX_BULK_OPERATIONS,
     BulkOperation,
     BulkOperationPage,
     BulkState,
@@ -43,9 +42,9 @@ _decode_stored = msgspec.msgpack.Decoder(_StoredOperation).decode
 
 
 @reject_unstorable_text
-def encode_new(operation: NewBulkOperation) -> list[bytes]:
+def encode_new(operation: NewBulkOperation, keep: int) -> list[bytes]:
     """Return the arguments of `start_bulk_operation.lua`."""
-    return [operation.id.encode(), encode_json(operation), b"%d" % MAX_BULK_OPERATIONS]
+    return [operation.id.encode(), encode_json(operation), b"%d" % keep]
 
 
 @reject_unstorable_text

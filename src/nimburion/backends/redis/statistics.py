@@ -14,7 +14,7 @@ from nimburion.backends.redis.encoding import (
 )
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.server.encoding import encode_json
-from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditPage, AuditRecord
+from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
@@ -166,9 +166,9 @@ def _count_steps(first: float, until: float, step: int) -> int:
 
 
 @reject_unstorable_text
-def encode_audit(record: AuditRecord) -> list[bytes]:
+def encode_audit(record: AuditRecord, keep: int) -> list[bytes]:
     """Return the arguments of `put_audit.lua`."""
-    return [record.id.encode(), encode_json(record), b"%d" % MAX_AUDIT_RECORDS]
+    return [record.id.encode(), encode_json(record), b"%d" % keep]
 
 
 def encode_numbered_page(limit: int, after: str | None) -> list[bytes]:

@@ -47,7 +47,7 @@ from nimburion.backends.sqlite.notifications import (
 from nimburion.backends.sqlite.rate_limits import list_rates
 from nimburion.backends.sqlite.transactions import CallerTransactions, make_transaction
 from nimburion.core.audit import AuditPage, AuditRecord
-from nimburion.core.backend import Capabilities
+from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Capabilities
 from nimburion.core.bulk_operations import (
     BulkOperation,
     BulkOperationPage,
@@ -533,14 +533,16 @@ class SQLiteBackend:
         """See `Backend.reset_limit`."""
         return await self._write(lambda db: limit_changes.reset_limit(db, name, key))
 
-    async def put_audit(self, record: AuditRecord) -> None:
+    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
         """See `Backend.put_audit`."""
-        await self._write(lambda db: operations.put_audit(db, record))
+        await self._write(lambda db: operations.put_audit(db, record, keep))
 
-    async def start_bulk_operation(self, operation: NewBulkOperation) -> BulkOperation:
+    async def start_bulk_operation(
+        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
+    ) -> BulkOperation:
         """See `Backend.start_bulk_operation`."""
         operation.check()
-        return await self._write(lambda db: bulk_operations.start(db, operation))
+        return await self._write(lambda db: bulk_operations.start(db, operation, keep))
 
     async def claim_bulk_operation(self, ttl: float) -> Claim:
         """See `Backend.claim_bulk_operation`. It writes only if a step is due."""

@@ -10,7 +10,6 @@ from nimburion.backends.sqlite import operations
 from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
 from nimburion.backends.sqlite.queries import parse_position
 from nimburion.core.bulk_operations import (
-    MAX_BULK_OPERATIONS,
     BulkAction,
     BulkOperation,
     BulkOperationPage,
@@ -33,12 +32,12 @@ _encode = msgspec.json.Encoder().encode
 _decode_new = msgspec.json.Decoder(NewBulkOperation).decode
 
 
-def start(db: Database, new: NewBulkOperation) -> BulkOperation:
+def start(db: Database, new: NewBulkOperation, keep: int) -> BulkOperation:
     """See `Backend.start_bulk_operation`."""
     row = db.fetch_one("get_bulk_operation", new.id)
     if row is not None:
         return _make_operation(row)
-    surplus = db.fetch_one("find_surplus_bulk_operation", MAX_BULK_OPERATIONS)
+    surplus = db.fetch_one("find_surplus_bulk_operation", keep)
     if surplus is not None:
         number, oldest, state = surplus
         if state == BulkState.RUNNING:

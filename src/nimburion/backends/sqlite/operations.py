@@ -14,7 +14,7 @@ from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.tenants import forget_tenants
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
 from nimburion.backends.waiters import make_session_name
-from nimburion.core.audit import MAX_AUDIT_RECORDS, AuditRecord
+from nimburion.core.audit import AuditRecord
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, JobOptions, NewJob, State
 from nimburion.core.operations import Cancellation, Replayed, Retention
@@ -55,10 +55,10 @@ def pause_queue(db: Database, queue: str, new: Pause | None) -> None:
         db.run("pause_queue", queue, new.by, new.reason, db.now, until)
 
 
-def put_audit(db: Database, record: AuditRecord) -> None:
+def put_audit(db: Database, record: AuditRecord, keep: int) -> None:
     """See `Backend.put_audit`."""
     db.run("put_audit_record", record.id, db.now, _encode(record).decode())
-    db.run("delete_old_audit_records", MAX_AUDIT_RECORDS)
+    db.run("delete_old_audit_records", keep)
 
 
 def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Replayed:

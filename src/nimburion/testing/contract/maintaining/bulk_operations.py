@@ -9,7 +9,6 @@ import pytest
 
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
-    MAX_BULK_OPERATIONS,
     MAX_STEP,
     BulkAction,
     BulkOperation,
@@ -154,18 +153,20 @@ class BulkOperationCases:
 
     async def test_only_the_newest_bulk_operations_are_kept(self, harness: Harness) -> None:
         """The oldest is deleted, but not while it is running."""
-        for n in range(MAX_BULK_OPERATIONS):
-            await harness.backend.start_bulk_operation(msgspec.structs.replace(REPLAY, id=f"o{n}"))
+        keep = 20
+        for n in range(keep):
+            new = msgspec.structs.replace(REPLAY, id=f"o{n}")
+            await harness.backend.start_bulk_operation(new, keep=keep)
         with pytest.raises(TooManyBulkOperations, match="o0"):
-            await harness.backend.start_bulk_operation(REPLAY)
+            await harness.backend.start_bulk_operation(REPLAY, keep=keep)
         with pytest.raises(BulkOperationNotFound):
             await harness.backend.get_bulk_operation("op")
         await harness.backend.cancel_bulk_operation("o0")
-        await harness.backend.start_bulk_operation(REPLAY)
+        await harness.backend.start_bulk_operation(REPLAY, keep=keep)
         with pytest.raises(BulkOperationNotFound):
             await harness.backend.get_bulk_operation("o0")
-        page = await harness.backend.list_bulk_operations(limit=MAX_BULK_OPERATIONS + 1)
-        assert (len(page.operations), page.next) == (MAX_BULK_OPERATIONS, None)
+        page = await harness.backend.list_bulk_operations(limit=keep + 1)
+        assert (len(page.operations), page.next) == (keep, None)
         assert (page.operations[0].id, page.operations[-1].id) == ("op", "o1")
 
 
