@@ -8,36 +8,26 @@ from pathlib import Path
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
-from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import HandDrivenWorker
 from tests.servers.server_kinds import RunningPostgres
 
 PARKED = 2 * MAX_RETURNED + 100
-LANES = (Lane("default", "mail"), Lane("default", "post"))
+QUEUES, NAMES = ("default",), ("mail", "post")
 
 
-class Worker:
-    """A session that asks for jobs, with limits by key."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.id = os.urandom(16).hex()
-        self._number = 0
-
-    async def open(self, **limits: int) -> None:
-        """Declare a limit by customer for each of these names; the others have none."""
-        keyed = {name: {"customer": KeyedLimit(concurrency=most)} for name, most in limits.items()}
-        names = tuple(lane.name for lane in LANES)
-        await self.backend.open_session(Session(id=self.id, names=names, keyed_limits=keyed))
-
-    async def exchange(self, *settlements: Completed, total: int) -> Reply:
-        self._number += 1
-        want = ReserveRequest(total=total, lanes=LANES, nonce=os.urandom(16))
-        return await self.backend.exchange(self.id, self._number, settlements, want)
+async def open_worker(backend: Backend, **limits: int) -> HandDrivenWorker:
+    """Open a session with a limit by customer for each of these names; the others have none."""
+    keyed = {name: {"customer": KeyedLimit(concurrency=most)} for name, most in limits.items()}
+    session_id = os.urandom(16).hex()
+    session = Session(id=session_id, queues=QUEUES, names=NAMES, keyed_limits=keyed)
+    worker = HandDrivenWorker(backend, session)
+    await worker.open()
+    return worker
 
 
 async def count_parked(backend: Backend) -> int:
@@ -51,16 +41,14 @@ async def check_steps(backend: Backend) -> None:
     jobs = [NewJob(f"m{n:05}", "mail", "default", b"{}", options=options) for n in range(PARKED)]
     await backend.enqueue(jobs)
     await backend.enqueue([NewJob("p1", "post", "default", b"{}", options=options)])
-    first = Worker(backend)
-    await first.open(mail=1, post=1)
-    held = (await first.exchange(total=5)).deliveries
+    first = await open_worker(backend, mail=1, post=1)
+    held = await first.take(5)
     while await count_parked(backend) < PARKED:
-        await first.exchange(total=5)
-    second = Worker(backend)
-    await second.open(post=1)
+        await first.take(5)
+    second = await open_worker(backend, post=1)
     returned, left = [], PARKED
     while True:
-        reply = await second.exchange(total=2 * MAX_RETURNED)
+        reply = await second.exchange(want=second.want(2 * MAX_RETURNED))
         returned += [delivery.lease.job_id for delivery in reply.deliveries]
         before, left = left, await count_parked(backend)
         assert before - left <= MAX_RETURNED
@@ -69,7 +57,8 @@ async def check_steps(backend: Backend) -> None:
             break
     assert returned == [job.id for job in jobs[1:]]
     assert (reply.deliveries, reply.waiting, reply.next_due) == ([], [], None)
-    (job,) = (await first.exchange(Completed(held[0].lease), total=5)).deliveries
+    reply = await first.exchange(Completed(held[0].lease), want=first.want(5))
+    (job,) = reply.deliveries
     assert job.lease.job_id == "p1"
 
 

@@ -9,43 +9,30 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.transactions import CallerConnection
+from nimburion.testing.contract.harness import HandDrivenWorker, ids
 from tests.servers.server_kinds import RunningPostgres
-
-SESSION = "5e" * 16
-LANES = (Lane("q", "n"),)
-
-
-class Taker:
-    def __init__(self, backend: PostgresBackend) -> None:
-        self._backend = backend
-        self._number = 0
-
-    async def take(self) -> list[str]:
-        self._number += 1
-        reply = await self._backend.exchange(SESSION, self._number, [], ReserveRequest(10, LANES))
-        return [one.lease.job_id for one in reply.deliveries]
 
 
 @pytest.fixture
 async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     made = PostgresBackend(postgres_server.url, timeout=60.0)
     await made.open()
-    await made.open_session(Session(id=SESSION, ttl=600.0, names=("n",)))
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def taker(backend: PostgresBackend) -> Taker:
+async def taker(backend: PostgresBackend) -> HandDrivenWorker:
     """A worker that knows its lane to be empty."""
-    made = Taker(backend)
+    session = Session(id="5e" * 16, ttl=600.0, queues=("q",), names=("n",))
+    made = HandDrivenWorker(backend, session)
+    await made.open()
     await backend.enqueue([NewJob("first", "n", "q", b"{}")])
-    assert await made.take() == ["first"]
-    assert [await made.take() for _ in range(3)] == [[], [], []]
+    assert ids(await made.take(10)) == ["first"]
+    assert [ids(await made.take(10)) for _ in range(3)] == [[], [], []]
     return made
 
 
@@ -53,7 +40,7 @@ async def taker(backend: PostgresBackend) -> Taker:
 @pytest.mark.parametrize("looks", [1, 2, 5])
 async def test_a_job_whose_transaction_commits_late_is_found(
     backend: PostgresBackend,
-    taker: Taker,
+    taker: HandDrivenWorker,
     postgres_server: RunningPostgres,
     looks: int,
     others: bool,
@@ -63,16 +50,16 @@ async def test_a_job_whose_transaction_commits_late_is_found(
     await transaction.start()
     await backend.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
     for n in range(looks):
-        assert await taker.take() == []
+        assert ids(await taker.take(10)) == []
         if others:
             await backend.enqueue([NewJob(f"other {n}", "m", "q", b"{}")])
     await transaction.commit()
-    assert await taker.take() == ["late"]
+    assert ids(await taker.take(10)) == ["late"]
     await late.close()
 
 
 async def test_several_that_overlap_are_all_found(
-    backend: PostgresBackend, taker: Taker, postgres_server: RunningPostgres
+    backend: PostgresBackend, taker: HandDrivenWorker, postgres_server: RunningPostgres
 ) -> None:
     """Each begins while the one before runs, and commits after two looks."""
     found: list[str] = []
@@ -81,12 +68,12 @@ async def test_several_that_overlap_are_all_found(
         mine = psycopg.connect(postgres_server.url)
         await backend.enqueue_in(CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")])
         running.append(mine)
-        found += await taker.take()
+        found += ids(await taker.take(10))
         if len(running) > 2:
             with running.pop(0) as done:
                 done.commit()
     for left in running:
         with left:
             left.commit()
-    found += await taker.take()
+    found += ids(await taker.take(10))
     assert sorted(found, key=int) == [str(n) for n in range(12)]

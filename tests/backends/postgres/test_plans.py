@@ -7,7 +7,6 @@ The plans here are those of the statements inside the functions, as they were ex
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -15,11 +14,11 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.lease import Delivery
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.testing.contract.harness import HandDrivenWorker
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 
@@ -33,7 +32,6 @@ MOST_BLOCKS = 40
 """Pages of 8 KiB that the way of a job through one exchange may touch."""
 LONG = 200
 """Exchanges while an old snapshot is held."""
-SESSION = "5e" * 16
 LARGE = frozenset(
     {
         "job",
@@ -80,9 +78,14 @@ class ExplainedBackend:
 
     def __init__(self, backend: PostgresBackend) -> None:
         self._backend = backend
-        self._number = 0
+        session = Session(id="5e" * 16, queues=("default",), names=("quick",))
+        self._worker = HandDrivenWorker(backend, session)
         self._plans: list[str] = []
         self.held: Sequence[Delivery] = ()
+
+    async def open(self) -> None:
+        """Open the session."""
+        await self._worker.open()
 
     async def listen(self) -> None:
         """Let the server tell its plans from now on."""
@@ -94,10 +97,8 @@ class ExplainedBackend:
     async def exchange(self) -> list[Any]:
         """Settle what was handed out, and take as many; the plans."""
         self._plans.clear()
-        self._number += 1
         done = [Completed(one.lease) for one in self.held]
-        want = ReserveRequest(AT_ONCE, (Lane("default", "quick"),), nonce=os.urandom(16))
-        reply: Reply = await self._backend.exchange(SESSION, self._number, done, want)
+        reply = await self._worker.exchange(*done, want=self._worker.want(AT_ONCE))
         assert len(reply.deliveries) == AT_ONCE
         self.held = reply.deliveries
         return [found["Plan"] for found in self._decode_plans()]
@@ -124,9 +125,9 @@ async def worker(server: PostgresServer) -> AsyncIterator[ExplainedBackend]:
     backend = PostgresBackend(server.url)
     await backend.open()
     await backend.enqueue([NewJob("first", "quick", "default", b"{}")])
-    await backend.open_session(Session(id=SESSION, names=("quick",)))
-    server.ask("ANALYZE")
     worker = ExplainedBackend(backend)
+    await worker.open()
+    server.ask("ANALYZE")
     await worker.listen()
     yield worker
     await backend.close()

@@ -18,7 +18,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
 from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS
+from nimburion.testing.contract.harness import OOPS, HandDrivenWorker
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
@@ -29,23 +29,18 @@ class Taker:
     """A worker of one queue that reserves one job at a time."""
 
     def __init__(self, backend: PostgresBackend, queue: str) -> None:
-        self._backend = backend
-        self._session = queue * 32
-        self._lanes = (Lane(queue, "n"),)
-        self._number = 0
+        session = Session(id=queue * 32, ttl=600.0, queues=(queue,), names=("n",))
+        self._worker = HandDrivenWorker(backend, session)
 
     async def open(self) -> None:
-        await self._backend.open_session(Session(id=self._session, ttl=600.0, names=("n",)))
+        await self._worker.open()
 
     async def run(self, most: int, *, total: int = 1) -> list[str]:
         """Run jobs in `most` exchanges that reserve up to `total`. Return their ids."""
         ran: list[str] = []
         ended: list[Completed] = []
         for wanted in (*[total] * most, 0):
-            self._number += 1
-            reply = await self._backend.exchange(
-                self._session, self._number, ended, ReserveRequest(wanted, self._lanes)
-            )
+            reply = await self._worker.exchange(*ended, want=self._worker.want(wanted))
             ran += [delivery.lease.job_id for delivery in reply.deliveries]
             ended = [Completed(delivery.lease) for delivery in reply.deliveries]
             assert wanted or total > 1 or not reply.waiting

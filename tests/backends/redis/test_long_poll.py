@@ -14,11 +14,12 @@ import pytest
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.backends.redis.long_poll import compute_stream_number
-from nimburion.core.exchange import RESERVE_NOTHING, Lane, Reply, ReserveRequest
+from nimburion.core.exchange import Lane, Reply
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Settled, Settlement
 from nimburion.jobs import Processor
+from nimburion.testing.contract.harness import HandDrivenWorker
 from tests.servers import Proxy, RunningRedis, Server
 from tests.waiting import wait_until
 
@@ -27,26 +28,23 @@ LONG = 30.0
 SOON = 10.0
 
 
-class FakeWorker:
-    """A worker played by hand, whose exchanges wait."""
+class PollingWorker(HandDrivenWorker):
+    """A worker driven by the test, whose exchanges wait."""
 
-    def __init__(self, backend: RedisBackend, session_id: str) -> None:
-        self.backend = backend
-        self.session_id = session_id
-        self.number = 0
-
-    async def exchange(
+    async def poll(
         self, *queues: str, settling: tuple[Settlement, ...] = (), long_poll: float = LONG
     ) -> Reply:
-        self.number += 1
         lanes = tuple(Lane(queue, "mail") for queue in queues)
-        want = ReserveRequest(total=5, lanes=lanes, long_poll=long_poll)
-        return await self.backend.exchange(self.session_id, self.number, settling, want)
+        return await self.exchange(*settling, want=self.want(5, lanes=lanes, long_poll=long_poll))
 
     async def prepare(self, *queues: str) -> None:
         """Found nothing and subscribed: the next exchange waits."""
         for _ in range(2):
-            assert not (await self.exchange(*queues, long_poll=0.001)).deliveries
+            assert not (await self.poll(*queues, long_poll=0.001)).deliveries
+
+    def interrupt(self) -> None:
+        assert isinstance(self.backend, RedisBackend)
+        self.backend.interrupt_long_poll()
 
 
 @asynccontextmanager
@@ -60,22 +58,11 @@ async def open_redis_backend(url: str) -> AsyncIterator[RedisBackend]:
 
 
 @asynccontextmanager
-async def open_idle_worker(url: str, *queues: str) -> AsyncIterator[FakeWorker]:
+async def open_idle_worker(url: str, *queues: str) -> AsyncIterator[PollingWorker]:
     async with open_redis_backend(url) as backend:
-        session_id = uuid4().hex
-        await backend.open_session(
-            Session(
-                id=session_id,
-                ttl=60.0,
-                host="here",
-                pid=7,
-                owner="cases",
-                queues=queues,
-                names=("mail",),
-                limits={},
-            )
-        )
-        worker = FakeWorker(backend, session_id)
+        session = Session(id=uuid4().hex, ttl=60.0, queues=queues, names=("mail",))
+        worker = PollingWorker(backend, session)
+        await worker.open()
         await worker.prepare(*queues)
         yield worker
 
@@ -110,7 +97,7 @@ async def test_a_job_ends_the_wait_whatever_its_queue_is_called(redis_server: Ru
         for name in names:
             async with open_idle_worker(redis_server.url, name) as worker:
                 for which in (["alone"], ["first", "second"]):  # each has a script of its own
-                    exchange = await start_waiting(redis_server, worker.exchange(name))
+                    exchange = await start_waiting(redis_server, worker.poll(name))
                     ids = [f"{one} of {name}" for one in which]
                     await other.enqueue([make_job(one, name) for one in ids])
                     assert await get_ids(exchange) == ids
@@ -124,10 +111,10 @@ async def test_each_queue_of_several_ends_the_wait(redis_server: RunningRedis) -
         open_idle_worker(redis_server.url, *queues) as worker,
     ):
         for n, queue in enumerate(queues):
-            exchange = await start_waiting(redis_server, worker.exchange(*queues))
+            exchange = await start_waiting(redis_server, worker.poll(*queues))
             await other.enqueue([make_job(f"one-{n}", queue), make_job(f"two-{n}", queue)])
             assert await get_ids(exchange) == [f"one-{n}", f"two-{n}"]
-            assert not (await worker.exchange(*queues, long_poll=0.001)).deliveries
+            assert not (await worker.poll(*queues, long_poll=0.001)).deliveries
 
 
 async def test_a_job_that_came_between_two_exchanges_is_not_waited_for(
@@ -139,7 +126,7 @@ async def test_a_job_that_came_between_two_exchanges_is_not_waited_for(
     ):
         for n in range(5):
             await other.enqueue([make_job(f"{n}", "a")])
-            exchange = asyncio.create_task(worker.exchange("a"))
+            exchange = asyncio.create_task(worker.poll("a"))
             assert await get_ids(exchange) == [f"{n}"]
             await worker.prepare("a")
 
@@ -152,7 +139,7 @@ async def test_a_resumed_queue_ends_the_wait(redis_server: RunningRedis) -> None
         await other.pause_queue("a", paused=True)
         await other.enqueue([make_job("held up", "a")])
         await worker.prepare("a")
-        exchange = await start_waiting(redis_server, worker.exchange("a"))
+        exchange = await start_waiting(redis_server, worker.poll("a"))
         await other.pause_queue("a", paused=False)
         assert await get_ids(exchange) == ["held up"]
 
@@ -160,9 +147,9 @@ async def test_a_resumed_queue_ends_the_wait(redis_server: RunningRedis) -> None
 async def test_what_is_settled_is_not_held_up(redis_server: RunningRedis) -> None:
     async with open_idle_worker(redis_server.url, "a") as worker:
         await worker.backend.enqueue([make_job("1", "a")])
-        (delivery,) = (await worker.exchange("a")).deliveries
+        (delivery,) = (await worker.poll("a")).deliveries
         async with asyncio.timeout(SOON):
-            reply = await worker.exchange("a", settling=(Completed(delivery.lease),))
+            reply = await worker.poll("a", settling=(Completed(delivery.lease),))
         assert reply.results == [Settled.DONE]
 
 
@@ -175,28 +162,28 @@ async def test_a_notification_ends_one_wait(redis_server: RunningRedis) -> None:
     """Else an idle worker would ask as fast as it can."""
     async with open_idle_worker(redis_server.url, "a") as worker:
         await worker.backend.enqueue([make_job("1", "a")])
-        (delivery,) = (await worker.exchange("a")).deliveries
-        await worker.exchange("a", settling=(Completed(delivery.lease),))
+        (delivery,) = (await worker.poll("a")).deliveries
+        await worker.poll("a", settling=(Completed(delivery.lease),))
         await assert_waits_once(worker)
         await assert_waits_once(worker)
 
 
-async def assert_waits_once(worker: FakeWorker) -> None:
+async def assert_waits_once(worker: PollingWorker) -> None:
     began = time.monotonic()
-    assert not (await worker.exchange("a", long_poll=0.2)).deliveries
+    assert not (await worker.poll("a", long_poll=0.2)).deliveries
     assert time.monotonic() - began >= 0.15
 
 
 async def test_interrupt_ends_the_wait_even_before_it_begins(redis_server: RunningRedis) -> None:
     async with open_idle_worker(redis_server.url, "a") as worker:
-        exchange = await start_waiting(redis_server, worker.exchange("a"))
-        worker.backend.interrupt_long_poll()
+        exchange = await start_waiting(redis_server, worker.poll("a"))
+        worker.interrupt()
         assert await get_ids(exchange) == []
-        exchange = asyncio.create_task(worker.exchange("a"))
+        exchange = asyncio.create_task(worker.poll("a"))
         await asyncio.sleep(0)
-        worker.backend.interrupt_long_poll()
+        worker.interrupt()
         assert await get_ids(exchange) == []
-        worker.backend.interrupt_long_poll()  # nobody waits: it does nothing
+        worker.interrupt()  # nobody waits: it does nothing
 
 
 async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
@@ -208,7 +195,7 @@ async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
         open_idle_worker(valkey.url, two),
         open_idle_worker(valkey.url, one) as worker,
     ):
-        exchange = await start_waiting(valkey, worker.exchange(one))
+        exchange = await start_waiting(valkey, worker.poll(one))
         await other.enqueue([make_job("1", two)])
         await other.count_jobs()
         assert not exchange.done()
@@ -293,6 +280,5 @@ async def test_without_lanes_there_is_nothing_to_wait_for(valkey: Server, second
     valkey.empty()
     async with open_idle_worker(valkey.url, "a") as worker:
         async with asyncio.timeout(SOON):
-            assert not (await worker.exchange(long_poll=seconds)).deliveries
-            worker.number += 1
-            await worker.backend.exchange(worker.session_id, worker.number, (), RESERVE_NOTHING)
+            assert not (await worker.poll(long_poll=seconds)).deliveries
+            await worker.exchange()

@@ -106,7 +106,7 @@ class Harness:
             weights=weights or {},
         )
         worker = HandDrivenWorker(backend or self.backend, session)
-        await worker.backend.open_session(session)
+        await worker.open()
         return worker
 
     async def state(self, job_id: str) -> State:
@@ -127,6 +127,10 @@ class HandDrivenWorker:
         self.session = session
         self.number: int = 0
 
+    async def open(self) -> None:
+        """Open the session."""
+        await self.backend.open_session(self.session)
+
     @property
     def id(self) -> str:
         """The id of the session."""
@@ -144,13 +148,14 @@ class HandDrivenWorker:
         lanes: tuple[Lane, ...] | None = None,
         queues: dict[str, QueueOptions] | None = None,
         ageing: float = 0.0,
+        long_poll: float = 0.0,
         max_bytes: int = REPLY_BYTES,
     ) -> ReserveRequest:
         """Return a reserve request with a unique nonce."""
         seed = f"{self.id} {self.number + 1}".encode()
         nonce = hashlib.blake2b(seed, digest_size=16).digest()
         lanes = self.lanes if lanes is None else lanes
-        return ReserveRequest(total, lanes, queues or {}, ageing, nonce, 0.0, max_bytes)
+        return ReserveRequest(total, lanes, queues or {}, ageing, nonce, long_poll, max_bytes)
 
     async def exchange(
         self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING
