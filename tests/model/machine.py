@@ -53,6 +53,7 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.testing.clock import FakeClock
+from tests.progress import EXCHANGES, find_idle_jobs
 
 Answer = Any
 """What a backend answers, or what of it is compared."""
@@ -66,6 +67,8 @@ PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x"
 SESSIONS = tuple(f"{n:032x}" for n in range(5))
 TENANTS = ("t", "u", "v \u00e9")
 SCHEDULES = ("nightly", "hourly")
+ROUNDS = 5
+"""How often the progress check completes what it reserved."""
 TTL = 30.0
 
 seeds = st.integers(0, 2**32 - 1)
@@ -117,6 +120,8 @@ class Twins(RuleBasedStateMachine):
         try:
             for job_id in () if self.ended_early else sorted(self.known | {"never"}):
                 self._agree_on(job_id)
+            for backend in (self.oracle, self.subject):
+                self.loop.run_until_complete(check_progress(backend, self.clock))
             self._both(lambda backend: backend.close())
         finally:
             self.loop.close()
@@ -570,6 +575,31 @@ class Twins(RuleBasedStateMachine):
             )
 
         self._agree(read)
+
+
+async def check_progress(backend: Backend, clock: FakeClock) -> None:
+    """Work as a worker with idle slots does, and see that no job waits which may run.
+
+    The sessions of before have expired. Each round reserves what may run, and then completes it, so
+    that the jobs behind it have room.
+    """
+    clock.advance(2 * TTL)
+    await backend.rescue(1_000, max_lost=3)
+    session = Session(id="f" * 32, ttl=1e6, queues=QUEUES)
+    await backend.open_session(session)
+    number, leases = 0, list[Lease]()
+    for _ in range(ROUNDS):
+        completed = [Completed(lease) for lease in leases]
+        leases = []
+        for _ in range(EXCHANGES):
+            number += 1
+            want = ReserveRequest(100, LANES, nonce=number.to_bytes(16, "big"))
+            reply = await backend.exchange(session.id, number, completed, want)
+            leases += [delivery.lease for delivery in reply.deliveries]
+            completed = []
+        idle = await find_idle_jobs(backend)
+        assert idle == [], f"{backend.describe()}: these jobs wait though they may run"
+        clock.advance(0.25)
 
 
 WAITING_STATES = sort_states(WAITING)
