@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from random import Random
 
 from tests.simulation.loop import SimulatedLoop, run
-from tests.simulation.world import Make, World, in_memory
+from tests.simulation.world import Begin, Make, World, begin_late, in_memory
 
 MUST_HAPPEN = (
     "lost requests",
@@ -32,17 +32,28 @@ MUST_HAPPEN = (
     "keys full",
     "jobs replaced",
     "bursts",
+    "jobs with two full keys",
+    "new tenants",
+    "callers' transactions",
+    "exchanges beside open transactions",
+    "clock steps back",
+    "handlers that cancelled everything",
 )
 """What no run of many seeds may lack. Requests too large for their connection are not among them:
 in a storm they are rare, and `test_scenarios.SlowConnection` makes them in every run."""
 
 
 def simulate(
-    seed: int, *, weather: float = 1.0, jobs: int = 20, make: Make = in_memory
+    seed: int,
+    *,
+    weather: float = 1.0,
+    jobs: int = 20,
+    make: Make = in_memory,
+    begin: Begin = begin_late,
 ) -> Counter[str]:
     """One simulation from beginning to end; what was injected, and what came of it."""
     loop = SimulatedLoop(Random(seed ^ 0x5EED))
-    world = World(loop, seed, weather=weather, jobs=jobs, make=make)
+    world = World(loop, seed, weather=weather, jobs=jobs, make=make, begin=begin)
     try:
         run(loop, world.check_promises())
     except BaseException as error:

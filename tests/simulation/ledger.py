@@ -6,14 +6,15 @@ was seen before, and after each call with what the backend itself then says of t
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import SessionLost
-from nimburion.core.exchange import Reply
-from nimburion.core.job import NewJob, State
+from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.operations import Rescued
 from nimburion.core.queries import JobFilter
@@ -36,6 +37,14 @@ Answer = Any
 _PROCESSING = frozenset({State.PROCESSING})
 _HAIR = 1e-6
 """Floating point seconds that are the same."""
+
+
+class CallerTransaction(Protocol):
+    """An open transaction of a caller that enqueued a job."""
+
+    async def commit(self) -> list[Enqueued]:
+        """Commit; return what the enqueue returned."""
+        ...
 
 
 class Ledger:
@@ -84,6 +93,10 @@ class Ledger:
         self._replies: dict[tuple[str, int], Reply] = {}
         self.begun: set[tuple[str, int]] = set()
         """Jobs that a handler began, with the fence of the delivery; the handlers say so."""
+        self.unfilled: Counter[tuple[str, str]] = Counter()
+        """Exchanges that asked for more jobs of a queue and name than they got."""
+        self.open_transactions = 0
+        """How many transactions of callers are open."""
         self._left: set[str] = set()
         """Sessions that were closed while some of their handlers ran."""
         self.orphans: list[Lease] = []
@@ -124,6 +137,20 @@ class Ledger:
             lease = one.lease
             assert self._given[lease.job_id, lease.token] == session, f"{lease} is of another"
 
+    async def commit(self, transaction: CallerTransaction, job: NewJob) -> None:
+        """Commit a caller's transaction that enqueued the job."""
+        await self._after_enqueue(await transaction.commit(), [job])
+
+    def note_step_back(self, before: float) -> None:
+        """The clock stepped back from `before`. A job that was due stays due. A rate may allow one
+        burst more, and the pause after a refusal may be shorter.
+        """
+        for job_id, due in self.due.items():
+            if due <= before:
+                self.due[job_id] = -math.inf
+        self._taken.clear()
+        self._refused_until.clear()
+
     # One for each operation that changes jobs
 
     async def _after_enqueue(self, answer: list[Any], jobs: Sequence[NewJob]) -> None:
@@ -146,7 +173,12 @@ class Ledger:
         await self._look_at(job_id)
 
     async def _after_exchange(
-        self, reply: Reply, session: str, number: int, settlements: list[Settlement], _: object
+        self,
+        reply: Reply,
+        session: str,
+        number: int,
+        settlements: list[Settlement],
+        request: ReserveRequest,
     ) -> None:
         before = self._replies.setdefault((session, number), reply)
         if before is not reply:
@@ -160,6 +192,9 @@ class Ledger:
                 await self._after_release(session, lease)
             return
         self.last_exchange[session] = self._clock.monotonic()
+        self.counts["exchanges beside open transactions"] += self.open_transactions > 0
+        if len(reply.deliveries) < request.total:
+            self.unfilled.update({(lane.queue, lane.name) for lane in request.lanes})
         for settlement, result in zip(settlements, reply.results, strict=True):
             await self._after_settlement(session, settlement, result)
         for delivery in reply.deliveries:
@@ -302,6 +337,16 @@ class Ledger:
             held = sum(self._keys.get(one, {}).get(limit) == key for one in self._holder)
             assert held <= self._keyed[limit], f"{held} of {key!r} at once under {limit!r}"
             self.counts["keys full"] += held == self._keyed[limit]
+        self._count_jobs_with_full_keys()
+
+    def _count_jobs_with_full_keys(self) -> None:
+        """Count the waiting jobs that have two keys, both of which are full."""
+        held = Counter(key for job_id in self._holder for key in self._keys.get(job_id, {}).items())
+        self.counts["jobs with two full keys"] += sum(
+            len(keys) == 2 and all(held[key] >= self._keyed[key[0]] for key in keys.items())
+            for job_id, keys in self._keys.items()
+            if job_id not in self._holder and job_id not in self.ended
+        )
 
 
 def _leases(reply: Reply) -> list[Lease]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from random import Random
@@ -32,6 +33,21 @@ class Process:
         self.parked: list[asyncio.Handle] = []
         self.context = contextvars.copy_context()
         self.context.run(PROCESS.set, self)
+        self._tasks: weakref.WeakValueDictionary[int, asyncio.Task[Any]] = (
+            weakref.WeakValueDictionary()
+        )
+        self._task_count = 0
+
+    def add_task(self, task: asyncio.Task[Any]) -> None:
+        """Note a task that runs in this process."""
+        self._task_count += 1
+        self._tasks[self._task_count] = task
+
+    def list_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return its tasks that are not done, as `asyncio.all_tasks` does in a real process, but in
+        the order in which they were made.
+        """
+        return [task for task in self._tasks.values() if not task.done()]
 
     def __repr__(self) -> str:
         return self.name
@@ -57,6 +73,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.faults: list[dict[str, Any]] = []
         """What nobody handled: exceptions that left a callback or were never retrieved."""
         self.set_exception_handler(self._note_fault)
+        self.set_task_factory(_make_task)  # type: ignore[arg-type]
 
     def time(self) -> float:
         return self._seconds
@@ -195,3 +212,16 @@ def _end_the_world(loop: SimulatedLoop) -> None:
         for task in left:
             task.cancel()
         loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+
+
+def _make_task(
+    loop: SimulatedLoop,
+    work: Coroutine[Any, Any, T],
+    context: contextvars.Context | None = None,
+) -> asyncio.Task[T]:
+    """Make a task that its process knows."""
+    task = asyncio.Task(work, loop=loop, context=context)
+    process = PROCESS.get() if context is None else context.get(PROCESS)
+    if process is not None:
+        process.add_task(task)
+    return task

@@ -13,9 +13,14 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.backend import Backend, Capabilities
 from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.transactions import CallerConnection, Transaction
+from tests.simulation.ledger import CallerTransaction
 from tests.simulation.loop import elapse
+from tests.simulation.world import begin_late
 
 T = TypeVar("T")
 
@@ -93,6 +98,13 @@ class Elsewhere:
         """Do it over there; whoever calls stands still until it is done."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(DEADLINE)
 
+    async def begin_transaction(self, backend: Backend, job: NewJob) -> CallerTransaction:
+        """Enqueue a job in a transaction that stays open, where others go on beside it."""
+        handle = cast("Standing", backend)._handle
+        if not handle.capabilities.concurrent_transactions:
+            return await begin_late(backend, job)
+        return self.do(OpenTransaction.begin(self, cast("PostgresBackend", handle), job))
+
     async def wait(self, timeout: float) -> None:
         """Wait on this side, in virtual time, for any notification: it may be for nothing.
         How backends notify is tested elsewhere."""
@@ -127,6 +139,32 @@ def _resolve_all(waiters: list[asyncio.Future[None]]) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
+
+
+class OpenTransaction:
+    """An open transaction on a connection of the backend, in the role of a caller's transaction."""
+
+    def __init__(
+        self, elsewhere: Elsewhere, transaction: Transaction, enqueued: list[Enqueued]
+    ) -> None:
+        self._elsewhere = elsewhere
+        self._transaction = transaction
+        self._enqueued = enqueued
+
+    @classmethod
+    async def begin(
+        cls, elsewhere: Elsewhere, handle: PostgresBackend, job: NewJob
+    ) -> OpenTransaction:
+        """Begin a transaction and enqueue the job in it."""
+        transaction = handle.transaction(None)
+        connection = CallerConnection(await transaction.begin())
+        return cls(elsewhere, transaction, await handle.enqueue_in(connection, [job]))
+
+    async def commit(self) -> list[Enqueued]:
+        """Commit, and wake the workers as the notifications of the commit do."""
+        self._elsewhere.do(self._transaction.commit())
+        self._elsewhere.notify()
+        return self._enqueued
 
 
 class Standing:

@@ -46,7 +46,11 @@ _MEMORY = Path("/dev/shm")  # nobody cuts the power here, so no file needs a dis
 def play(seed: int, make: Make) -> Counter[str]:
     """A simulation on a real backend."""
     with Elsewhere() as elsewhere:
-        return simulate(seed, make=lambda clock: elsewhere.wrap(make(clock)))
+        return simulate(
+            seed,
+            make=lambda clock: elsewhere.wrap(make(clock)),
+            begin=elsewhere.begin_transaction,
+        )
 
 
 def check_same_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -> Counter[str]:

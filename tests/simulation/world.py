@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.events import Event, SessionEnded
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
-from nimburion.core.job import NewJob, State
+from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Lease
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
@@ -33,7 +33,8 @@ from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Limit, Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
-from tests.simulation.ledger import Ledger
+from tests.progress import EXCHANGES, find_idle_jobs
+from tests.simulation.ledger import CallerTransaction, Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
 from tests.simulation.net import Net, wired
 
@@ -45,12 +46,14 @@ LIMITS = {"limited": 2}
 RATE = RateLimit("20/s", interval=50_000, burst=4)
 RATES = {"limited": RATE}
 MAX_RETRIES = 2
-KEYED = {"keyed:tenant": 1, "gateway": 3}
+KEYED = {"keyed:tenant": 1, "gateway": 2}
 """The most jobs of one key that run at once, by the name of the limit."""
 NAMES = ("plain", "limited", "timed", "keyed")
 _STORM = 10.0
 """Virtual seconds of faults; then the weather is good and everything must come to rest ..."""
 _SUSPECTS = 4
+_NEW_TENANTS = 2
+"""Jobs of new tenants in each second of the storm."""
 _REST = 60.0
 """... within so many."""
 
@@ -58,10 +61,29 @@ _REST = 60.0
 Make = Callable[[Clock], Backend]
 """A new, empty backend that lives by that clock."""
 
+Begin = Callable[[Backend, NewJob], Awaitable[CallerTransaction]]
+"""Enqueues a job in a transaction of a caller, which stays open."""
+
 
 def in_memory(clock: Clock) -> Backend:
     """The written reference."""
     return MemoryBackend(clock=clock)
+
+
+class LateEnqueue:
+    """A transaction of a caller on a backend without any: the job is stored at the commit."""
+
+    def __init__(self, backend: Backend, job: NewJob) -> None:
+        self._backend = backend
+        self._job = job
+
+    async def commit(self) -> list[Enqueued]:
+        return await self._backend.enqueue([self._job])
+
+
+async def begin_late(backend: Backend, job: NewJob) -> CallerTransaction:
+    """Enqueue the job when its transaction commits."""
+    return LateEnqueue(backend, job)
 
 
 class LocalClock:
@@ -80,6 +102,10 @@ class LocalClock:
 
     async def sleep(self, seconds: float) -> None:
         await elapse(seconds)
+
+    def step_back(self, seconds: float) -> None:
+        """From now on it is late by so many seconds more. `monotonic` goes on as before."""
+        self._wrong -= seconds
 
 
 class Worker:
@@ -103,8 +129,18 @@ class Worker:
         world.register(self.processor, self)
         self.processor.events.subscribe(world.note)
         await self.processor.start()
-        await self.stop_requested.wait()
+        try:
+            await self.stop_requested.wait()
+        except asyncio.CancelledError:
+            if world.loop.over:
+                raise
+            world.replace(self)
         await self.processor.stop()
+
+    def cancel_everything(self) -> None:
+        """Do what a handler does that cancels all tasks of its event loop."""
+        for task in self.process.list_tasks():
+            task.cancel()
 
     @property
     def session(self) -> str | None:
@@ -146,6 +182,7 @@ class World:
         jobs: int = 0,
         concurrency: int = 3,
         make: Make = in_memory,
+        begin: Begin = begin_late,
     ) -> None:
         self.loop = loop
         self.seed = seed
@@ -167,6 +204,7 @@ class World:
         self.acknowledged: list[str] = []
         self.runs: Counter[str] = Counter()
         self._job_count = jobs
+        self._begin = begin
         self._at_work: dict[str, list[Run]] = {}
         self.workers: list[Worker] = []
         self._retired: list[Worker] = []
@@ -182,11 +220,17 @@ class World:
         for _ in range(self.random.randint(3, 5)):
             self.hire()
         producer = self.loop.spawn(self._produce(), self.loop.begin("producer"))
+        callers = []
+        if self.net.weather:
+            callers = [self._send_new_tenants(), self._hold_transactions(), self._set_clock_back()]
+        outside = [self.loop.spawn(caller) for caller in callers]
         await self._nemesis()
         self.net.weather = 0.0
         self.net.cut_off.clear()
         self.loop.detach(self.watch_progress())
-        await within(_REST, producer, "the producer does not end")
+        self.loop.detach(self.watch_idle_jobs())
+        for task in (producer, *outside):
+            await within(_REST, task, "what sends jobs does not end")
         await self.until_all_ended()
         for worker in self.workers:
             worker.stop_requested.set()
@@ -245,6 +289,21 @@ class World:
                     return
             await elapse(0.1)
 
+    async def watch_idle_jobs(self) -> None:
+        """From now on, a job that may run starts within a few exchanges that ask for its lane and
+        get fewer jobs than they ask for.
+        """
+        since: dict[str, int] = {}
+        while not self.loop.over:
+            idle = {facts.job.id: facts.job for facts in await find_idle_jobs(self.backend)}
+            since = {job_id: count for job_id, count in since.items() if job_id in idle}
+            for job_id, job in idle.items():
+                asked = self.ledger.unfilled[job.queue, job.name]
+                if asked - since.setdefault(job_id, asked) > EXCHANGES:
+                    self.fail(f"{job_id} waits, though it may run and workers ask for it")
+                    return
+            await elapse(0.5)
+
     async def _unfinished(self) -> list[Any]:
         page = await self.backend.list_jobs(limit=1000)
         return [job for job in page.jobs if not job.state.finished]
@@ -300,6 +359,43 @@ class World:
         except BackendUnavailable:
             self.counts["cancels without an answer"] += 1
 
+    async def _send_new_tenants(self) -> None:
+        """Each second brings jobs of tenants that were never seen before."""
+        for number in range(int(_STORM) * _NEW_TENANTS):
+            await elapse(1.0 / _NEW_TENANTS)
+            options = JobOptions(tenant=f"new-{number}")
+            job = NewJob(f"visit-{number}", "plain", "default", b"{}", options=options)
+            await self.ledger.apply("enqueue", ([job],), {})
+            self.counts["new tenants"] += 1
+
+    async def _hold_transactions(self) -> None:
+        """A caller enqueues jobs of known tenants, and commits seconds later."""
+        random, number, until = Random(self.seed + 7), 0, self.loop.time() + _STORM
+        while self.loop.time() < until:
+            number += 1
+            options = JobOptions(tenant=random.choice("tuvw"), unique_key=f"caller-{number}")
+            # Its due time is told, so that the order does not depend on when it is stored.
+            job = NewJob(
+                f"caller-{number}", "plain", "default", b"{}", at=self.clock.now(), options=options
+            )
+            transaction = await self._begin(self.backend, job)
+            self.ledger.open_transactions += 1
+            await elapse(random.uniform(0.5, 1.5 * TTL))
+            self.ledger.open_transactions -= 1
+            await self.ledger.commit(transaction, job)
+            self.counts["callers' transactions"] += 1
+            await elapse(random.uniform(0.0, 1.0))
+
+    async def _set_clock_back(self) -> None:
+        """The backend's clock steps back by up to a second, some time before the storm ends."""
+        random, until = Random(self.seed + 8), self.loop.time() + _STORM - 2 * TTL
+        while self.loop.time() < until:
+            await elapse(random.uniform(0.5, 4.0))
+            before = self.clock.now()
+            self.clock.step_back(random.uniform(0.1, 1.0))
+            self.ledger.note_step_back(before)
+            self.counts["clock steps back"] += 1
+
     # The nemesis
 
     async def _nemesis(self) -> None:
@@ -343,6 +439,13 @@ class World:
             self.loop.kill(worker.process)
             self.hire()
 
+    def replace(self, worker: Worker) -> None:
+        """It ends by itself; a supervisor starts another."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+            self._retired.append(worker)
+            self.hire()
+
     def poison(self, worker: Worker) -> None:
         """From now on its exchanges fail, for as long as it keeps its session."""
         session = worker.session
@@ -360,10 +463,8 @@ class World:
     def _retire(self, worker: Worker) -> None:
         """A deployment: it is asked to stop, its successor starts at once."""
         self.counts["restarts"] += 1
-        self.workers.remove(worker)
-        self._retired.append(worker)
         worker.stop_requested.set()
-        self.hire()
+        self.replace(worker)
 
     async def _settle_with_a_stolen_token(self, random: Random) -> None:
         """What a zombie would send, from a session that lives."""
@@ -429,7 +530,7 @@ class World:
         luck = Random(f"{self.seed} {ctx.job_id} {self.runs[ctx.job_id]}")
         await elapse(luck.uniform(0.0, 0.05))
         kills = 40 if ctx.lost >= SUSPECT_AFTER else 1.5
-        match luck.choices(range(10), weights=(50, 15, 7, 5, 8, 3, 2, 3, 3, kills))[0]:
+        match luck.choices(range(11), weights=(50, 15, 7, 5, 8, 3, 2, 3, 3, kills, 1.5))[0]:
             case 1:
                 raise ValueError("as planned")
             case 2:
@@ -447,10 +548,18 @@ class World:
             case 8:
                 self.counts["cancelled by itself"] += 1
                 raise asyncio.CancelledError
-            case 9 if self.net.weather and not self.loop.over:
-                self.counts["handlers that killed"] += 1
-                self.kill(worker)
-                await asyncio.sleep(0)
+            case 9 | 10 as end if self.net.weather and not self.loop.over:
+                await self._end_worker(worker, killed=end == 9)
+
+    async def _end_worker(self, worker: Worker, *, killed: bool) -> None:
+        """A handler ends its worker: it kills the process, or cancels all tasks of the loop."""
+        if killed:
+            self.counts["handlers that killed"] += 1
+            self.kill(worker)
+        else:
+            self.counts["handlers that cancelled everything"] += 1
+            worker.cancel_everything()
+        await asyncio.sleep(0)
 
     async def _take_long(self, ctx: Context, seconds: float) -> None:
         for step in range(4):
@@ -518,7 +627,7 @@ class World:
 
 
 def register_keyed(processor: Processor, handle: Callable[[Context, bytes], Any]) -> None:
-    """Register the handler of jobs with two limits: one job of a tenant, and three in all."""
+    """Register the handler of jobs with two limits: one job of a tenant, and two in all."""
     limits = [Limit(1, key="tenant"), Limit(KEYED["gateway"], name="gateway")]
     processor.register("keyed", handle, concurrency=limits)
 
