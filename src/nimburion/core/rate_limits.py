@@ -12,6 +12,12 @@ import msgspec
 
 MAX_AHEAD = 366 * 86_400 * 1_000_000
 """Microseconds: the farthest distance of `spent_until` from now, so that no backend overflows."""
+CLOCK_TOLERANCE = 1_000_000
+"""Microseconds by which the time of an exchange may be earlier than that of another one before it.
+
+Two transactions of a server may read its clock in another order than they get a lock. Only a larger
+difference means that the clock was set back.
+"""
 MAX_UNITS = 1_000_000
 """The most units of a burst, of the cost of a job, and of one correction."""
 
@@ -80,6 +86,16 @@ class RateLimit(msgspec.Struct, frozen=True):
         if spent_until > now + old.burst * old.interval:
             return spent_until
         return min(spent_until, now + self.burst * self.interval)
+
+    def follow_clock(self, spent_until: int, now: int, before: int) -> int:
+        """Return the new `spent_until` after the clock was set back from `before` to `now`.
+
+        What was left to wait at `before` is left again: units that jobs took, or the delay of a
+        refusal. If that is less than a full burst, it may become one, so that a step of the clock
+        brings no second burst.
+        """
+        full = max(self.burst, self.cost) * self.interval
+        return min(spent_until, now + max(full, spent_until - before))
 
 
 def _clamp(spent_until: int, now: int) -> int:

@@ -158,7 +158,7 @@ def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
     elif name in rates:
         rates[name].replace(limit, step.now)
     else:
-        rates[name] = RateEntry(limit, step.now)
+        rates[name] = RateEntry(limit, 0)
 
 
 def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit]) -> None:
@@ -387,6 +387,7 @@ def run_exchange(
             f"exchange {number} after {session.last_exchange_number} of session {session_id}"
         )
     check_settlement_delays(settlements)
+    step.state.follow_clock(step.now)
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
     step.state.promote(step.now, _MAX_PROMOTED)
     step.names_to_notify.update(step.state.unpark_open(step.now))

@@ -26,7 +26,7 @@ from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
-from nimburion.core.rate_limits import RateLimit
+from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
@@ -340,6 +340,8 @@ class MemoryState:
         self.limit_changes: dict[str, LimitChange] = {}
         """Changes of whole limits, by name. They are applied in the three dictionaries above."""
         self.key_changes: dict[LimitKey, LimitChange] = {}
+        self.limits_used_at = 0
+        """When the latest exchange considered rate limits or limits by key."""
         self.limit_keys: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
         self.returning: dict[tuple[LimitKey, tuple[str, str]], int] = {}
         """How many of the jobs that are parked for a key still return to a lane, after a change of
@@ -471,6 +473,24 @@ class MemoryState:
         Nothing is reserved from them meanwhile, so that no job overtakes a parked one.
         """
         return {lane for _, lane in self.returning}
+
+    def follow_clock(self, now: int) -> None:
+        """Let the rates follow the clock if it was set back; see `RateLimit.follow_clock`."""
+        if not (self.rates or self.keyed_limits):
+            return
+        before, self.limits_used_at = self.limits_used_at, now
+        if now >= before - CLOCK_TOLERANCE:
+            return
+        for entry in self.rates.values():
+            entry.spent_until = entry.limit.follow_clock(entry.spent_until, now, before)
+        limits = [pair for limits in self.keyed_limits.values() for pair in limits.items()]
+        for key, use in self.limit_keys.items():
+            for limit_name, limit in limits:
+                rate = apply_change(limit, self.key_changes.get(key)).rate
+                if limit_name == key[0] and rate is not None:
+                    use.spent_until = rate.follow_clock(use.spent_until, now, before)
+            if use.opens_at is not None:
+                use.opens_at = now
 
     def unpark_open(self, now: int) -> list[str]:
         """Return jobs whose rate allows one now to their lanes; return the queues."""

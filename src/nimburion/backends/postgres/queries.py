@@ -315,7 +315,14 @@ def decode_turn(body: str) -> TenantTurn:
 
 
 def _make_rate(  # noqa: PLR0917 - the columns of a row
-    now: int, name: str, interval: int, burst: int, cost: int, spent_until: int, rate: str
+    now: int,
+    name: str,
+    interval: int,
+    burst: int,
+    cost: int,
+    spent_until: int,
+    rate: str,
+    _used_at: int,
 ) -> RateInfo:
     return make_rate_info(name, RateLimit(rate, interval, burst, cost), spent_until, now)
 

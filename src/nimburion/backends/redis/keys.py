@@ -10,7 +10,7 @@ WAKEUP_STREAMS = 4
 
 KEYS = MappingProxyType(
     {
-        "meta": "hash: format",
+        "meta": "hash: format, and when an exchange last considered rate limits or limits by key",
         "counters": "hash: the last seq, and the last number of lane, session, audit record and "
         "bulk operation",
         "lane_number": "hash: queue NUL job name -> lane number",

@@ -16,7 +16,12 @@ from nimburion.backends.sqlite.keyed_limits import (
     unpark_changed,
     unpark_open,
 )
-from nimburion.backends.sqlite.rate_limits import decode_rates, give_units_back, return_units
+from nimburion.backends.sqlite.rate_limits import (
+    decode_rates,
+    follow_clock,
+    give_units_back,
+    return_units,
+)
 from nimburion.backends.sqlite.reserve import (
     Lanes,
     Limits,
@@ -116,6 +121,8 @@ def run_exchange(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
     limits = Limits(decode_limits(head.limits), decode_rates(head.rates))
+    if limits.rates or head.has_keys:
+        follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)
     results = (
         settle_batch(

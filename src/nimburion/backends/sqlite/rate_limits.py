@@ -8,7 +8,7 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
 from nimburion.backends.sqlite.keyed_limits import block_keys, refund_keys, spend_key_units
-from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
+from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateInfo, RateLimit, make_rate_info
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int]]).decode
 
@@ -49,9 +49,23 @@ def set_rate(db: Database, name: str, limit: RateLimit | None) -> None:
         db.run("delete_rate", name)
         return
     old = read_rates(db).get(name)
-    db.run("set_rate", name, limit.rate, limit.interval, limit.burst, limit.cost, db.now)
+    db.run("set_rate", name, limit.rate, limit.interval, limit.burst, limit.cost)
     if old is not None and old.limit != limit:
         db.run("set_spent_until", name, limit.carry_over(old.limit, old.spent_until, db.now))
+
+
+def follow_clock(db: Database) -> None:
+    """Let the rates of names and keys follow the clock if it was set back.
+
+    See `RateLimit.follow_clock`. The time of the latest exchange is stored once in a second.
+    """
+    before = db.fetch_value("get_limits_used_at")
+    if abs(db.now - before) <= CLOCK_TOLERANCE:
+        return
+    db.run("put_limits_used_at", db.now)
+    if db.now < before:
+        db.run("let_rates_follow_clock", db.now, before)
+        db.run("let_keys_follow_clock", db.now, before)
 
 
 def take_units(db: Database, name: str, rate: StoredRate, jobs: int) -> None:

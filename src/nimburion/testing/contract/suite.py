@@ -12,6 +12,7 @@ import pytest_asyncio
 from nimburion.core.backend import Backend
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.consuming.bounded_exchanges import BoundedExchanges
+from nimburion.testing.contract.consuming.clock_steps import ClockSteps
 from nimburion.testing.contract.consuming.concurrency_limits import (
     ConcurrencyLimits,
     DeclaringLimits,
@@ -98,6 +99,7 @@ class BackendContract(
     RateLimits,
     RefusedCalls,
     DeclaringRates,
+    ClockSteps,
     KeyedLimits,
     KeyedRates,
     QueueLimits,

@@ -66,3 +66,25 @@ UPDATE limit_key SET spent_until = ?2 WHERE limit_name = ?1 AND spent_until > ?2
         SELECT 1 FROM limit_change AS c WHERE c.name = limit_key.limit_name AND c.for_key AND c.key = limit_key.key
             AND json_extract(c.body, '$.rate') IS NOT NULL
     );
+
+-- name: get_limits_used_at
+-- Return when the latest exchange considered rate limits or limits by key, exact to a second.
+-- Result: the time; 0 if none did
+SELECT coalesce((SELECT value FROM meta WHERE name = 'limits_used_at'), 0);
+
+-- name: put_limits_used_at
+-- Store when an exchange considered rate limits or limits by key.
+-- Inputs: ?1 now
+INSERT INTO meta (name, value) VALUES ('limits_used_at', ?1) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
+-- name: let_rates_follow_clock
+-- Let the rate limits of names follow a clock that was set back (`RateLimit.follow_clock` in core/rate_limits.py).
+-- Inputs: ?1 now, ?2 the time before
+UPDATE rate_limit SET spent_until = min(spent_until, ?1 + max(max(burst, cost) * interval, spent_until - ?2));
+
+-- name: let_keys_follow_clock
+-- Let the rates of keys follow a clock that was set back, and consider their parked jobs again.
+-- Inputs: ?1 now, ?2 the time before
+UPDATE limit_key SET opens_at = min(opens_at, ?1), spent_until = min(spent_until, ?1 + max(spent_until - ?2, coalesce((
+    SELECT max(max(l.burst, l.cost) * l.interval) FROM keyed_limit AS l WHERE l.limit_name = limit_key.limit_name
+), 0)));

@@ -32,8 +32,8 @@ DELETE FROM concurrency_limit WHERE name = ?1;
 
 -- name: set_rate
 -- Set the rate limit of a job name. A limit that exists keeps the units that its jobs have taken.
--- Inputs: ?1 name, ?2 rate, ?3 interval, ?4 burst, ?5 cost, ?6 now
-INSERT INTO rate_limit (name, rate, interval, burst, cost, spent_until) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+-- Inputs: ?1 name, ?2 rate, ?3 interval, ?4 burst, ?5 cost
+INSERT INTO rate_limit (name, rate, interval, burst, cost, spent_until) VALUES (?1, ?2, ?3, ?4, ?5, 0)
 ON CONFLICT (name) DO UPDATE
 SET rate = excluded.rate, interval = excluded.interval, burst = excluded.burst, cost = excluded.cost;
 

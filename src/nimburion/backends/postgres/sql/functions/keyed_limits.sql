@@ -36,10 +36,14 @@ BEGIN
         ON CONFLICT (job_name, limit_name) DO UPDATE
         SET key = excluded.key, queue = excluded.queue, name = excluded.name, rank = excluded.rank, due = excluded.due,
             seq = excluded.seq;
-        DELETE FROM {schema}.keyed_limit k WHERE k.job_name = job;
+        DELETE FROM {schema}.keyed_limit k WHERE k.job_name = job AND NOT EXISTS (
+            SELECT FROM jsonb_array_elements(declared) d WHERE d ->> 0 = k.limit_name
+        );
         INSERT INTO {schema}.keyed_limit (limit_name, job_name, concurrency, interval, burst, cost)
         SELECT d ->> 0, job, CAST(d ->> 1 AS int4), CAST(d ->> 2 AS int8), CAST(d ->> 3 AS int8), CAST(d ->> 4 AS int8)
-        FROM jsonb_array_elements(declared) d;
+        FROM jsonb_array_elements(declared) d
+        ON CONFLICT (limit_name, job_name) DO UPDATE SET concurrency = excluded.concurrency,
+            interval = excluded.interval, burst = excluded.burst, cost = excluded.cost;
     END LOOP;
 END $$;
 

@@ -62,6 +62,8 @@ BEGIN
         SELECT c.job_name FROM {schema}.changed_limit c WHERE c.job_name = ANY (p_names)
         UNION
         SELECT c.name FROM {schema}.changed_key c WHERE c.name = ANY (p_names)
+        UNION
+        SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names) AND k.used_at > p_now + 1000000
     );
     PERFORM FROM {schema}.concurrency_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
     PERFORM FROM {schema}.rate_limit WHERE name = ANY (concerned) ORDER BY name FOR NO KEY UPDATE;
@@ -70,7 +72,42 @@ BEGIN
         UNION
         SELECT unnest(held_limits)
     )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    IF EXISTS (
+        SELECT FROM {schema}.rate_limit r WHERE r.name = ANY (concerned) AND abs(p_now - r.used_at) > 1000000
+    ) OR EXISTS (
+        SELECT FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned) AND abs(p_now - k.used_at) > 1000000
+    ) THEN
+        PERFORM {schema}.follow_clock_1(p_now, concerned);
+    END IF;
     RETURN concerned;
+END $$;
+
+-- name: follow_clock
+-- Let the rates of names and keys follow the clock if it was set back (`RateLimit.follow_clock` in core/rate_limits.py), and
+-- store the time. A smaller difference than CLOCK_TOLERANCE is none.
+-- Inputs: the time; the job names, whose limits are locked
+-- Locks: rows of keys, if the clock was set back
+CREATE OR REPLACE FUNCTION {schema}.follow_clock_1(p_now int8, p_names text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    limits text[];
+    early record;
+BEGIN
+    UPDATE {schema}.rate_limit r SET used_at = p_now, spent_until = CASE WHEN p_now > r.used_at THEN r.spent_until
+        ELSE LEAST(r.spent_until, p_now + GREATEST(GREATEST(r.burst, r.cost) * r.interval, r.spent_until - r.used_at)) END
+    WHERE r.name = ANY (p_names) AND abs(p_now - r.used_at) > 1000000;
+    limits := ARRAY(SELECT DISTINCT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
+    FOR early IN
+        SELECT k.limit_name, max(k.used_at) AS used_at, coalesce(max(GREATEST(k.burst, k.cost) * k.interval), 0) AS full_burst
+        FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits)
+        GROUP BY k.limit_name HAVING max(k.used_at) > p_now + 1000000
+    LOOP
+        UPDATE {schema}.limit_key u SET opens_at = CASE WHEN u.opens_at > p_now THEN p_now ELSE u.opens_at END,
+            spent_until = LEAST(u.spent_until, p_now + GREATEST(early.full_burst, u.spent_until - early.used_at))
+        WHERE u.limit_name = early.limit_name AND (u.spent_until > p_now OR u.opens_at > p_now);
+    END LOOP;
+    UPDATE {schema}.keyed_limit k SET used_at = p_now
+    WHERE k.limit_name = ANY (limits) AND abs(p_now - k.used_at) > 1000000;
 END $$;
 
 -- name: lock_all_limits
@@ -351,7 +388,7 @@ BEGIN
             DELETE FROM {schema}.rate_limit WHERE name = wanted.name;
         ELSE
             INSERT INTO {schema}.rate_limit AS r (name, rate, interval, burst, cost, spent_until)
-            VALUES (wanted.name, wanted.rate, wanted.unit_time, wanted.burst, wanted.cost, p_now)
+            VALUES (wanted.name, wanted.rate, wanted.unit_time, wanted.burst, wanted.cost, 0)
             ON CONFLICT (name) DO UPDATE SET rate = excluded.rate, interval = excluded.interval,
                 burst = excluded.burst, cost = excluded.cost, spent_until = {schema}.carry_over_1(
                     p_now, r.spent_until, r.interval, r.burst, excluded.interval, excluded.burst);

@@ -271,7 +271,8 @@ CREATE TABLE {schema}.rate_limit (
     burst int8 NOT NULL,                -- the most units that can be available
     cost int8 NOT NULL,                 -- the units that one job takes
     spent_until int8 NOT NULL,          -- the time until which the units taken are used up
-    rate text NOT NULL                  -- for people
+    rate text NOT NULL,                 -- for people
+    used_at int8 NOT NULL DEFAULT 0     -- when an exchange last considered the limit, exact to a second
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
 -- The limits of job names, as their newest worker declared them.
@@ -306,6 +307,7 @@ CREATE TABLE {schema}.keyed_limit (
     interval int8,                      -- NULL: no rate; these three as in `rate_limit`
     burst int8,
     cost int8,
+    used_at int8 NOT NULL DEFAULT 0,    -- as in `rate_limit`
     PRIMARY KEY (limit_name, job_name)
 );
 CREATE INDEX keyed_limit_job ON {schema}.keyed_limit (job_name);

@@ -1,9 +1,10 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
--- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job
+-- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job rate_limit meta
 -- Provides: for reserve: has_keyed_limits(), get_keyed_limits(queue, job name), list_job_keys(lane, body), find_full_key(keys),
 --   park(member, keys, full, group of a tenant or nil) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, lane, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
+--   for the exchange: follow_clock(), before it reads or changes a rate
 --   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, let_return(name, most), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
 --   A key is named by limit NUL key. `keys` is a list of the keys of a job
 --   (KEY_NAME, ...), where the rate has the cost of the job, or is false.
@@ -15,6 +16,8 @@
 local MAX_RETURNED = 500
 -- The most openings that are passed over because no job waits for them.
 local MAX_CHECKED = 100
+-- As in core/rate_limits.py
+local CLOCK_TOLERANCE = 1000000
 -- Positions in the use of a key. Many are made in one exchange, and a table with names takes longer.
 local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PARKED = 1, 2, 3, 4, 5, 6, 7
 -- Positions in a key of a job. RATE: nil, or as in rate_limits.lua.
@@ -153,6 +156,50 @@ end
 local function set_key_spent(use, time)
   use[SPENT_UNTIL] = math.min(math.max(time, now - MAX_AHEAD), now + MAX_AHEAD)
   use[IS_CHANGED] = true
+end
+
+-- Return until when units are spent after the clock was set back from `before` (RateLimit.follow_clock in core/rate_limits.py).
+-- `full`: the time of a full burst.
+local function shorten_wait(spent, before, full)
+  return math.min(spent, now + math.max(full, spent - before))
+end
+
+-- Let the rates of names and keys follow the clock if it was set back. The time of the latest exchange is stored once in a second.
+local function follow_clock()
+  if not (has_rates() or has_keyed_limits()) then
+    return
+  end
+  local before = tonumber(redis.call('HGET', meta_key, 'limits_used_at') or 0)
+  if math.abs(now - before) <= CLOCK_TOLERANCE then
+    return
+  end
+  redis.call('HSET', meta_key, 'limits_used_at', string.format('%.0f', now))
+  if now > before then
+    return
+  end
+  for _, name in ipairs(redis.call('HKEYS', rate_limit_key)) do
+    local rate = get_rate(name)
+    set_spent_until(rate, shorten_wait(rate.spent_until, before, math.max(rate.burst, rate.cost) * rate.interval))
+  end
+  local full, declared = {}, redis.call('HGETALL', keyed_limit_key)
+  for i = 2, #declared, 2 do
+    for _, limit in ipairs(cmsgpack.unpack(declared[i])) do
+      if limit[3] then
+        full[limit[1]] = math.max(full[limit[1]] or 0, math.max(limit[4], limit[5]) * limit[3])
+      end
+    end
+  end
+  local flat = redis.call('HGETALL', limit_key_key)
+  for i = 1, #flat, 2 do
+    local name, use = flat[i], read_use(flat[i + 1])
+    known_uses[name] = use
+    if use[SPENT_UNTIL] > now then
+      set_key_spent(use, shorten_wait(use[SPENT_UNTIL], before, full[string.match(name, '^%Z*')] or 0))
+    end
+    if use[OPENS_AT] then
+      use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT], now), true
+    end
+  end
 end
 
 -- Return the first of these keys that has no room for the job, or nil.

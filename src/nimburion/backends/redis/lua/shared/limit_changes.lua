@@ -38,7 +38,7 @@ local function set_rate(name, interval, burst, cost, rate)
     spent = carry_over(spent, old_interval, old_burst, interval, burst)
     redis.call('HSET', spent_until_key, name, string.format('%.0f', spent))
   else
-    redis.call('HSET', spent_until_key, name, string.format('%.0f', now))
+    redis.call('HSET', spent_until_key, name, '0')
   end
 end
 

@@ -1,7 +1,7 @@
 -- The tables of format 1. Times are whole microseconds since 1970-01-01 UTC, except where a comment says otherwise.
 -- This script runs in the transaction that also writes the format number.
 
--- Properties of the file, such as the number of its format.
+-- The number of the format of the file, and when an exchange last considered rate limits or limits by key.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL

@@ -32,6 +32,9 @@ if is_repeat then
 elseif (struct.unpack('>I8', number8)) ~= (struct.unpack('>I8', last8)) + 1 then
   return { 'order', last8 }
 else
+  if is_restricted then
+    follow_clock()
+  end
   local changing = is_restricted and unpark_changed() or {}
   codes = settlements == '' and '' or settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
