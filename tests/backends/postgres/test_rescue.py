@@ -92,6 +92,18 @@ async def test_a_session_that_is_renewed_while_a_rescue_ends_it_lives_on(
     await backend.heartbeat(SESSION)
 
 
+async def test_a_dead_worker_is_noticed_after_the_clock_was_set_back(
+    backend: PostgresBackend, clock: FakeClock, connection: psycopg.AsyncConnection
+) -> None:
+    """Until then its session would live for as long as the clock was set back."""
+    await connection.execute("UPDATE nimburion.session SET expires_at = expires_at + 3600000000")
+    assert (await backend.rescue(10, max_lost=3)).returned == []
+    clock.advance(TTL - 0.001)
+    assert (await backend.rescue(10, max_lost=3)).returned == []
+    clock.advance(0.001)
+    assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
+
+
 async def test_a_rescue_locks_no_session_that_has_not_expired(
     backend: PostgresBackend, clock: FakeClock, connection: psycopg.AsyncConnection
 ) -> None:

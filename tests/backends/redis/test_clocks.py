@@ -12,6 +12,7 @@ from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
 from nimburion.core.timing.clock import SystemClock
 from tests.servers.server_kinds import BINARIES, RunningRedis
+from tests.waiting import wait_until
 
 HOUR = 3600.0
 MARGIN = 10.0
@@ -76,3 +77,23 @@ async def test_no_session_expires_by_the_clock_of_another(
     await backend.rescue(10, max_lost=3)
     await backend.heartbeat(session.id)
     assert [one.id for one in await backend.list_sessions()] == [session.id]
+
+
+async def test_a_dead_worker_is_noticed_after_the_clock_was_set_back(
+    backend: RedisBackend, redis_server: RunningRedis
+) -> None:
+    """Until then its session would live for as long as the clock was set back."""
+    for number in range(3):
+        await backend.open_session(Session(id=f"{number}" * 32, ttl=1.0))
+    key = "{nimburion}:session_expiry"
+    for number in range(3):
+        redis_server.ask("ZINCRBY", key, f"{HOUR * 1e6:.0f}", f"{number}" * 32)
+    await backend.rescue(10, max_lost=3)
+    await backend.heartbeat("0" * 32)  # the rescue has ended none that lives
+    assert len(await backend.list_sessions()) == 3
+
+    async def has_ended() -> bool:
+        await backend.rescue(10, max_lost=3)
+        return not await backend.list_sessions()
+
+    await wait_until(has_ended, "the sessions expire in their time")

@@ -199,6 +199,15 @@ DECLARE
     unparked text[] := '{}';
     counted int4 := 0;
 BEGIN
+    -- Sessions of before the clock was set back: they expire a TTL from now, unless they send a heartbeat.
+    FOR candidate IN
+        SELECT s.number, s.id FROM {schema}.session s
+        WHERE s.ended_at IS NULL AND s.expires_at > coalesce(p_monotonic, now) + s.ttl + 1000000 ORDER BY s.number
+    LOOP
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(hashtextextended(candidate.id, 7041));
+        UPDATE {schema}.session s SET expires_at = LEAST(s.expires_at, coalesce(p_monotonic, now) + s.ttl)
+        WHERE s.number = candidate.number;
+    END LOOP;
     FOR candidate IN
         SELECT s.number, s.id FROM {schema}.session s
         WHERE s.ended_at IS NULL AND NOT s.is_drained AND s.expires_at <= coalesce(p_monotonic, now) ORDER BY s.number

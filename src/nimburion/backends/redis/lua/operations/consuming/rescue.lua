@@ -12,6 +12,18 @@
 -- Cost: O(log n) per lease, for n waiting jobs; at most 100 expired sessions per call.
 local limit, max_lost, json_before, json_after, suspect_after, fingerprint
   = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
+-- As in core/rate_limits.py
+local CLOCK_TOLERANCE = 1000000
+-- Sessions of before the clock was set back: they expire a TTL from now, unless they send a heartbeat.
+for _ = 1, 100 do
+  local latest = redis.call('ZRANGE', session_expiry_key, -1, -1, 'WITHSCORES')
+  local id, expires_at = latest[1], tonumber(latest[2])
+  local ends = id and alive_now + (struct.unpack('>I8', read_session_state(redis.call('HGET', session_state_key, id)).ttl8))
+  if not id or expires_at <= ends + CLOCK_TOLERANCE then
+    break
+  end
+  redis.call('ZADD', session_expiry_key, ends, id)
+end
 local expired = redis.call('ZRANGEBYSCORE', session_expiry_key, '-inf', alive_now, 'LIMIT', 0, 100)
 local expired_sessions, sessions = redis.call('ZRANGE', expired_session_key, 0, 99), {}
 local put_expired_session, drop_expired_session, put_history = {}, {}, {}
