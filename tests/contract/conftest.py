@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from nimburion.backends.sqlite import SQLiteBackend
 from tests.contract.kept_connections import KeptConnections
+from tests.contract.neighbours import Neighbours
 from tests.servers.fixtures import StartedServers
 
 CASES = Path(__file__).parent / "test_postgres.py"
@@ -34,6 +35,17 @@ async def kept_connections(started_servers: StartedServers) -> AsyncIterator[Kep
     kept = KeptConnections()
     yield kept
     await kept.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def opened_neighbours(
+    kept_connections: KeptConnections,
+) -> AsyncIterator[dict[str, Neighbours]]:
+    """The neighbours in each database that the cases of this process have used, by its URL."""
+    opened: dict[str, Neighbours] = {}
+    yield opened
+    for one in opened.values():
+        await one.close()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
