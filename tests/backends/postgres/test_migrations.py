@@ -9,11 +9,13 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
+from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.migrations import (
     NOT_INSTALLED,
     CurrentFormat,
     ensure_format,
+    find_wrong_functions,
     grant_role,
     load_current_format,
     plan_migrations,
@@ -41,6 +43,12 @@ async def open_connection(settings: PostgresSettings) -> AsyncIterator[PostgresC
     connection = PostgresConnection(settings, asyncio.sleep)
     yield connection
     await connection.close()
+
+
+async def plan(connection: PostgresConnection, settings: PostgresSettings) -> list[str]:
+    installed = await read_installed_format(connection, settings)
+    wrong = await find_wrong_functions(connection, settings, FIRST)
+    return plan_migrations(installed, settings, FIRST, wrong)
 
 
 @pytest.fixture
@@ -82,7 +90,7 @@ async def test_a_taken_name_is_reported_and_left_alone(
 async def test_plan_lists_what_is_missing_and_changes_nothing(
     connection: PostgresConnection, settings: PostgresSettings
 ) -> None:
-    assert plan_migrations(await read_installed_format(connection, settings), settings, FIRST) == [
+    assert await plan(connection, settings) == [
         "schema nimburion: meta",
         "format 1: tables",
         "functions of format 1: 1",
@@ -93,7 +101,7 @@ async def test_plan_lists_what_is_missing_and_changes_nothing(
         "format 1: tables",
         "functions of format 1: 1",
     ]
-    assert plan_migrations(await read_installed_format(connection, settings), settings, FIRST) == []
+    assert await plan(connection, settings) == []
     assert await run_migrations(connection, settings, FIRST) == []
 
 
@@ -132,6 +140,53 @@ async def test_changed_functions_are_made_anew(
     assert await connection.fetch_value("SELECT nimburion.count_1()") == 0
     assert await run_migrations(connection, settings, changed) == ["functions of format 1: 1"]
     assert await connection.fetch_value("SELECT nimburion.count_1()") == 41
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        ("DROP FUNCTION nimburion.count_1()", "function count_1, which is missing"),
+        (
+            _BODY.replace("{schema}", "nimburion").replace("count(*)", "41"),
+            "function count_1, which is not that of this version",
+        ),
+    ],
+)
+async def test_a_function_that_is_missing_or_replaced_is_restored(
+    connection: PostgresConnection, settings: PostgresSettings, change: str, step: str
+) -> None:
+    await run_migrations(connection, settings, FIRST)
+    await connection.driver.execute(change)
+    for _ in range(2):
+        assert await plan(connection, settings) == [step]
+        assert (await ensure_format(connection, settings, FIRST)).format == 1
+    assert await run_migrations(connection, settings, FIRST) == [step]
+    assert await connection.fetch_value("SELECT nimburion.count_1()") == 0
+    assert await find_wrong_functions(connection, settings, FIRST) == {}
+    assert await run_migrations(connection, settings, FIRST) == []
+
+
+async def test_the_functions_of_this_version_are_recognised(
+    postgres_server: RunningPostgres,
+) -> None:
+    backend = PostgresBackend(postgres_server.url, schema="user")
+    await backend.open()
+    assert await backend.plan_migration() == []
+    postgres_server.ask(
+        'DROP FUNCTION "user".get_state_1; DROP FUNCTION "user".put_audit_1',
+        database=postgres_server.database,
+    )
+    steps = [
+        "function get_state_1, which is missing",
+        "function put_audit_1, which is missing",
+    ]
+    assert await backend.plan_migration() == steps
+    (found,) = [one for one in await backend.check() if one.subject == "format"]
+    assert (found.verdict, found.advice) == ("error", "run: nimburion migrate up")
+    assert found.text == "1, but the function get_state_1 is missing (and 1 more)"
+    assert await backend.migrate() == steps
+    assert await backend.plan_migration() == []
+    await backend.close()
 
 
 async def test_the_first_handle_makes_them(settings: PostgresSettings) -> None:

@@ -300,9 +300,9 @@ class PostgresBackend:
         """See `Backend.plan_migration`."""
         async with self._connect() as connection:
             found = await migrations.read_installed_format(connection, self.settings)
-            return migrations.plan_migrations(
-                found, self.settings, migrations.load_current_format()
-            )
+            current = migrations.load_current_format()
+            wrong = await migrations.find_wrong_functions(connection, self.settings, current)
+            return migrations.plan_migrations(found, self.settings, current, wrong)
 
     async def migrate(self) -> list[str]:
         """See `Backend.migrate`."""

@@ -15,14 +15,16 @@ from nimburion.backends.checks import (
 from nimburion.backends.postgres.connection.connect import PostgresServerInfo
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.migrations import (
+    MISSING,
     PACKAGE,
     CurrentFormat,
     InstalledFormat,
+    find_wrong_functions,
     read_installed_format,
 )
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.sql_files import Statements
-from nimburion.core.diagnosis.checks import CheckResult
+from nimburion.core.diagnosis.checks import CheckResult, Verdict
 from nimburion.core.timing.clock import Clock
 
 _NEARLY_ALL = 0.8
@@ -55,7 +57,11 @@ async def run_checks(
     snapshots = await connection.fetch(texts["examined_snapshots"])
     return [
         check_version(server),
-        check_format(await read_installed_format(connection, settings), current),
+        check_format(
+            await read_installed_format(connection, settings),
+            current,
+            await find_wrong_functions(connection, settings, current),
+        ),
         check_durability(server),
         check_role(server),
         check_vacuum(server, tables),
@@ -73,7 +79,9 @@ def check_version(server: Row) -> CheckResult:
     return CheckResult("server", "good", f"PostgreSQL {server['version']}, as {server['user']}")
 
 
-def check_format(installed: InstalledFormat, current: CurrentFormat) -> CheckResult:
+def check_format(
+    installed: InstalledFormat, current: CurrentFormat, wrong_functions: Mapping[str, str]
+) -> CheckResult:
     """Check whether tables and functions have the format of this version."""
     if installed.format != current.format:
         text = f"{installed.format}; this nimburion writes {current.format}"
@@ -82,6 +90,12 @@ def check_format(installed: InstalledFormat, current: CurrentFormat) -> CheckRes
     if installed.functions != current.digest:
         text = f"{installed.format}, but its functions are those of another version"
         return CheckResult("format", "warning", text, "run: nimburion migrate up")
+    if wrong_functions:
+        name, problem = next(iter(wrong_functions.items()))
+        more = f" (and {len(wrong_functions) - 1} more)" if len(wrong_functions) > 1 else ""
+        text = f"{installed.format}, but the function {name} {problem}{more}"
+        verdict: Verdict = "error" if MISSING in wrong_functions.values() else "warning"
+        return CheckResult("format", verdict, text, "run: nimburion migrate up")
     return CheckResult("format", "good", f"{installed.format}, the one that this nimburion writes")
 
 

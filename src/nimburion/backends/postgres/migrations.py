@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -38,6 +38,15 @@ _LOCK = f"SELECT pg_advisory_xact_lock(hashtextextended($1, {MIGRATION_LOCK}))"
 _LOCK_CODES = frozenset({"55P03", "40P01", "40001"})
 _NAME_TAKEN_CODES = frozenset({"42P07", "42710", "42723"})
 """Codes for a table, type or function whose name exists already."""
+_FUNCTION_HASHES = """SELECT p.proname, encode(sha256(convert_to(p.prosrc, 'UTF8')), 'hex')
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = $1"""
+_FUNCTION = re.compile(
+    rf"^CREATE OR REPLACE FUNCTION {re.escape(PLACEHOLDER)}\.(\w+)\(.*?\bAS \$\$(.*?)\$\$",
+    re.DOTALL | re.MULTILINE,
+)
+"""A function in a text, with its name and its body."""
+MISSING = "is missing"
+_CHANGED = "is not that of this version"
 _CREATED = re.compile(
     rf"^CREATE (?:TABLE|VIEW|SEQUENCE) ({re.escape(PLACEHOLDER)}\.\w+)", re.MULTILINE
 )
@@ -77,6 +86,14 @@ class CurrentFormat(msgspec.Struct, frozen=True):
         """A hash that distinguishes these functions from those of other versions."""
         texts = "\0".join(text for _, text in self.functions)
         return hashlib.blake2b(texts.encode(), digest_size=16).hexdigest()
+
+    def hash_functions(self, schema: str) -> dict[str, str]:
+        """Return a hash of the body of each function in a schema, by the name of the function."""
+        return {
+            name: hashlib.sha256(insert_schema(body, schema).encode()).hexdigest()
+            for _, text in self.functions
+            for name, body in _FUNCTION.findall(text)
+        }
 
 
 @cache
@@ -124,6 +141,29 @@ def _decode_installed_format(rows: Sequence[Any]) -> InstalledFormat:
     return InstalledFormat(number, oldest, functions, identity)
 
 
+async def find_wrong_functions(
+    connection: PostgresConnection, settings: PostgresSettings, current: CurrentFormat
+) -> dict[str, str]:
+    """Return what is wrong with functions of the current format that are missing or have another
+    body, by name.
+    """
+    return _compare_functions(
+        await connection.fetch(_FUNCTION_HASHES, settings.schema), settings, current
+    )
+
+
+def _compare_functions(
+    rows: Sequence[Any], settings: PostgresSettings, current: CurrentFormat
+) -> dict[str, str]:
+    installed = {(name, digest) for name, digest in rows}
+    names = {name for name, _ in installed}
+    return {
+        name: _CHANGED if name in names else MISSING
+        for name, digest in current.hash_functions(settings.schema).items()
+        if (name, digest) not in installed
+    }
+
+
 def check_format(
     installed: InstalledFormat, settings: PostgresSettings, current: CurrentFormat
 ) -> None:
@@ -152,9 +192,13 @@ def reject_newer(
 
 
 def plan_migrations(
-    installed: InstalledFormat, settings: PostgresSettings, current: CurrentFormat
+    installed: InstalledFormat,
+    settings: PostgresSettings,
+    current: CurrentFormat,
+    wrong_functions: Mapping[str, str],
 ) -> list[str]:
-    """Return descriptions of what `migrate` would do.
+    """Return descriptions of what `migrate` would do. `wrong_functions` is the result of
+    `find_wrong_functions`.
 
     Raises:
         FormatMismatch: the format is newer than this nimburion.
@@ -167,8 +211,10 @@ def plan_migrations(
         for number, name, _ in find_missing(installed, current)
     ]
     if installed.functions != current.digest:
-        steps.append(f"functions of format {current.format}: {len(current.functions)}")
-    return steps
+        return [*steps, f"functions of format {current.format}: {len(current.functions)}"]
+    return steps + [
+        f"function {name}, which {problem}" for name, problem in wrong_functions.items()
+    ]
 
 
 def find_missing(installed: InstalledFormat, current: CurrentFormat) -> list[Migration]:
@@ -240,7 +286,9 @@ async def _migrate_once(
         await connection.driver.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_PER_TRY}'")
         await connection.driver.fetchval(_LOCK, f"{settings.schema}.meta")
         found = await _read_installed_format(connection.driver, settings)
-        steps = plan_migrations(found, settings, current)
+        hashes = await connection.driver.fetch(_FUNCTION_HASHES, settings.schema)
+        wrong_functions = _compare_functions(hashes, settings, current)
+        steps = plan_migrations(found, settings, current, wrong_functions)
         if steps:
             await _create_schema(connection.driver, settings)
             await connection.driver.execute(make_script(found, settings, current))
