@@ -609,7 +609,7 @@ BREAKAGES = [
     Breakage(RepeatForgetsResults, "a_repeat_brings_the_same_results"),
     Breakage(PromotesEarly, "what_is_not_due_stays"),
     Breakage(LimitOffByOne, "no_more_than_the_limit_in_one_reply"),
-    Breakage(LimitOffByOne, "a_limit_holds_for_a_fleet_that_loses_workers", (), 8),
+    Breakage(LimitOffByOne, "a_limit_holds_for_a_fleet_that_loses_workers", (600,), 8),
     Breakage(LimitNotFreedByRescue, "rescue_gives_places_back"),
     Breakage(LimitCountsFromZero, "a_new_limit_counts_what_is_processing"),
     Breakage(KeyFreedByReserving, "an_unfinished_job_keeps_its_key", ("retried",)),

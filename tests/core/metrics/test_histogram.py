@@ -30,11 +30,12 @@ def make_histogram(times: list[float]) -> Histogram:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("quantile", QUANTILES)
-def test_a_quantile_is_within_5_percent_of_the_exact_one(quantile: float, seed: int) -> None:
-    times = make_times(100_000, seed)
-    estimate = make_histogram(times).estimate_quantile(quantile)
-    assert estimate == pytest.approx(sorted(times)[ceil(quantile * len(times)) - 1], rel=0.05)
+def test_each_quantile_is_within_5_percent_of_the_exact_one(seed: int) -> None:
+    times = sorted(make_times(100_000, seed))
+    histogram = make_histogram(times)
+    exact = [times[ceil(quantile * len(times)) - 1] for quantile in QUANTILES]
+    estimates = [histogram.estimate_quantile(quantile) for quantile in QUANTILES]
+    assert estimates == pytest.approx(exact, rel=0.05)
 
 
 @pytest.mark.parametrize("seconds", [1.2, 0.001, 59.9, 912.0, 3600.0, 86_400.0 * 40, 0.0, 1e12])
