@@ -35,8 +35,8 @@ SOURCES = ["dev.py", "noxfile.py", "src", "tests", "benchmarks", "examples", "we
 USUAL = "not deep and not wide"
 QUICK = f"{USUAL} and not slow"
 NOBODY = 65534
-WORKERS = os.environ.get("NB_TEST_WORKERS") or str(min(8, 1 + (os.cpu_count() or 1)))
-"""How many processes run tests: one more than cores, because some tests only wait. `.ci/run` asks
+WORKERS = os.environ.get("NB_TEST_WORKERS") or str(min(8, 2 + (os.cpu_count() or 1)))
+"""How many processes run tests: two more than cores, because some tests only wait. `.ci/run` asks
 for fewer where sessions run beside one another."""
 
 # These run mypy for Python 3.11, or pytest to see what it collects, or read the texts of the tree,
