@@ -346,7 +346,7 @@ def other_python(session: nox.Session) -> None:
         session.log(f"{python}, {'as nobody' if as_nobody else 'as this user'}")
         copy_checkout(scratch / "checkout", owned_by_nobody=bool(as_nobody))
         left_out = [f"--ignore={path}" for path in SAME_ON_EVERY_PYTHON]
-        marks = f"{QUICK} and not server"
+        marks = f"not server and ({QUICK} or {USUAL} and regression)"
         command = [python, "dev.py", "test", "-q", "-n", WORKERS, "-m", marks, *left_out]
         with session.chdir(scratch / "checkout"):
             # What another Python changes shows in the engine, in memory and on SQLite; of the

@@ -14,6 +14,8 @@ from tests.contract.neighbours import Neighbours
 from tests.servers.fixtures import StartedServers
 
 CASES = Path(__file__).parent / "test_postgres.py"
+REGRESSIONS = ("KeyedLimits", "KeyedRates", "LimitChanges", "OpenTransactions", "Turns")
+"""The classes whose cases, or most of them, are defects that were found in use."""
 LONGEST = "test_a_limit_holds_for_a_fleet_that_loses_workers"
 """7,000 exchanges with 5,000 jobs: 20 s of CPU time on PostgreSQL. With 600 jobs it runs always."""
 
@@ -22,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the cases on PostgreSQL run on the event loop of `kept_connections`; mark the longest."""
     mark = pytest.mark.asyncio(loop_scope="session")
     for item in items:
+        if isinstance(item, pytest.Function) and is_regression(item):
+            item.add_marker("regression")
         if item.path == CASES:
             item.add_marker(mark, append=False)
         if (
@@ -31,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ):
             item.add_marker("deep")
             item.add_marker(pytest.mark.timeout(300))
+
+
+def is_regression(item: pytest.Function) -> bool:
+    """Tell whether a case stands in one of the classes of `REGRESSIONS`."""
+    return item.function.__qualname__.partition(".")[0] in REGRESSIONS
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nimburion.core.job import State
+from tests.crash.fork_server import ForkServer
 from tests.crash.harness import DEADLINE, ProcessHarness
+from tests.servers.server_kinds import RunningRedis
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +51,7 @@ class Poison:
         assert len(harness.find_events("start")) == record.failures + record.lost == 2
         assert len(record.history) == 2
 
+    @pytest.mark.regression
     async def test_a_handler_that_ends_its_worker_from_inside_is_isolated(
         self, harness: ProcessHarness
     ) -> None:
@@ -76,6 +81,7 @@ class TestSQLite(Poison):
     def harness(self, sqlite_harness: ProcessHarness) -> ProcessHarness:
         return sqlite_harness
 
+    @pytest.mark.regression
     @pytest.mark.parametrize("name", ["cancelling", "halting", "exiting", "terminating"])
     async def test_each_way_to_end_a_worker_from_inside(
         self, name: str, harness: ProcessHarness
@@ -87,6 +93,14 @@ class TestRedis(Poison):
     @pytest.fixture
     def harness(self, redis_harness: ProcessHarness) -> ProcessHarness:
         return redis_harness
+
+
+@pytest.mark.regression
+async def test_a_handler_that_ends_its_worker_is_isolated_on_each_kind_of_redis(
+    tmp_path: Path, redis_server: RunningRedis, fork_server: ForkServer | None
+) -> None:
+    async with ProcessHarness(tmp_path, redis_server.url, fork_server) as harness:
+        await _check_isolated(harness, "cancelling")
 
 
 class TestPostgres(Poison):

@@ -10,6 +10,8 @@ from nimburion.backends import open_backend
 from nimburion.jobs import InvalidJob, Limit, Processor
 from tests.servers import RunningPostgres, RunningRedis
 
+pytestmark = pytest.mark.regression
+
 
 async def check_a_limit_is_changed_twice(url: str) -> None:
     """Change a limit by key as a whole, and a limit that has the name of a job too."""

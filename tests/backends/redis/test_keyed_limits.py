@@ -12,9 +12,9 @@ from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.rate_limits import RateLimit
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness
-from tests.servers.server_kinds import BINARIES, RunningRedis
+from tests.servers.server_kinds import RunningRedis
 
-pytestmark = pytest.mark.parametrize("redis_server", BINARIES, indirect=True)
+pytestmark = pytest.mark.regression
 
 RETURNED = 500
 """The most jobs that one exchange returns to their lanes."""
