@@ -77,7 +77,7 @@ STOPPED = Health(state="stopped")
 def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health:
     """Return the health of a worker and of its services."""
     session = worker.session if worker.task is not None and not worker.session.is_over else None
-    failures = {"worker": worker.failure, "wakeups": worker.wakeups.failure, **services}
+    failures = {"worker": worker.failure, "wakeups": worker.fetcher.wakeups.failure, **services}
     describe = worker.connectivity.describe_error
     faults = {name: describe(error) for name, error in failures.items() if error is not None}
     found = _choose_state(worker, has_session=session is not None, has_faults=bool(faults))

@@ -31,8 +31,8 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     raise_keyboard_interrupt,
 )
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
+from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
-from nimburion.jobs.worker.exchange.request_maker import MAX_EMPTY_REPLIES
 from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.jobs.worker.session.session import make_session
 

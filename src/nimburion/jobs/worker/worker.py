@@ -49,12 +49,10 @@ from nimburion.jobs.worker.attempt.forking import end_forked
 from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
-from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeTrigger
+from nimburion.jobs.worker.exchange.fetcher import Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.prefetch import Prefetch, PrefetchWatchdog
-from nimburion.jobs.worker.exchange.request_maker import RequestMaker
 from nimburion.jobs.worker.exchange.slots import Slots, take
-from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 from nimburion.jobs.worker.session.session import WorkerSession, make_session
 from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.jobs.worker.stop_conditions import RUN_UNTIL_STOPPED, StopConditions
@@ -127,22 +125,16 @@ class Worker:
         self._exchange_size = ExchangeSize(settings.limits.exchange)
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
-        self._long_poll = LongPoll(backend, self.lanes.queues)
         self.session: WorkerSession = self._make_session()
         """The current session. It is not open before `start`."""
-        self._trigger = ExchangeTrigger(
-            self._loop, slots, self.session.completer, long_poll=self._long_poll.is_supported
-        )
-        self.wakeups: WakeupListener = WakeupListener(
-            backend, self.lanes.queues, clock, self._trigger.note_possible_work
-        )
-        self._requests = RequestMaker(
+        self.fetcher: Fetcher = Fetcher(
+            backend,
+            clock,
+            self._loop,
             slots,
-            self.lanes,
-            self._trigger,
-            self.wakeups,
-            self._long_poll,
-            may_wait=not stop_conditions.until_empty,
+            self.session.completer,
+            lanes=self.lanes,
+            waits_for_jobs=not stop_conditions.until_empty,
         )
         self._prefetch_watchdog = PrefetchWatchdog(
             self._loop, slots.prefetched, self._on_starvation
@@ -171,14 +163,14 @@ class Worker:
             attempt_runner.use_batch_calls(self._slots.batches)
         await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
-        await self.wakeups.start()
+        await self.fetcher.wakeups.start()
 
     def stop_reserving(self) -> None:
         """Reserve no more jobs, and release those that have not started."""
         self._slots.draining = True
         self._release_all()
-        self._trigger.wake()
-        self._long_poll.interrupt()
+        self.fetcher.wake()
+        self.fetcher.long_poll.interrupt()
 
     def abort(self) -> None:
         """Count the jobs that are interrupted from now on as lost, because code in this process
@@ -192,7 +184,7 @@ class Worker:
         It has cancelled the worker's task, which the end of the event loop does too, or `abort` was
         called.
         """
-        is_cancelled = self._count_cancels() > 0 and not self._trigger.closing
+        is_cancelled = self._count_cancels() > 0 and not self.fetcher.closing
         return self._is_aborted or is_cancelled
 
     def finish(self) -> None:
@@ -210,7 +202,7 @@ class Worker:
         session is still open; `close_session` closes it.
         """
         self.stop_reserving()
-        await self.wakeups.stop()
+        await self.fetcher.wakeups.stop()
         await self._wait_until_idle(grace, stop_now)
         for attempt in self._slots.running:
             attempt.interrupt(Interruption.STOP)
@@ -287,7 +279,7 @@ class Worker:
     def _free_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self.lanes.free_slot(delivery)
-        self._trigger.note_possible_work()
+        self.fetcher.note_possible_work()
 
     def find_attempt(self, task: asyncio.Task[Any]) -> Attempt | None:
         """Return the attempt that `task` performs, or None. Safe from any thread."""
@@ -317,9 +309,9 @@ class Worker:
                 await self._make_exchanges()
                 break
             except asyncio.CancelledError:
-                if self._trigger.closing:
+                if self.fetcher.closing:
                     raise
-                if not self._trigger.cancelled:
+                if not self.fetcher.cancelled:
                     self._wind_down()
                 elif self._count_cancels() == cancels:
                     break  # a call of the backend raised this; another one might not wait either
@@ -342,7 +334,7 @@ class Worker:
             self._settings.session_ttl,
         )
         self.stop_reserving()
-        self._trigger.cancelled = True
+        self.fetcher.cancelled = True
         for attempt in self._slots.running:
             if attempt.task is not None:
                 attempt.task.add_done_callback(partial(self._end_unstarted, attempt))
@@ -352,9 +344,9 @@ class Worker:
     def _end_loop(self) -> None:
         """Let the reserve loop send what is pending and end, whatever runs."""
         self._is_aborted = self.is_aborted  # from here on, `_flush` may cancel the task
-        self._trigger.closing = True
-        self._trigger.wake()
-        self._long_poll.interrupt()
+        self.fetcher.closing = True
+        self.fetcher.wake()
+        self.fetcher.long_poll.interrupt()
 
     def _end_unstarted(self, attempt: Attempt, _: object) -> None:
         """Settle an attempt whose task was cancelled before its first step."""
@@ -367,8 +359,8 @@ class Worker:
             self._settle(attempt, Released(attempt.delivery.lease, unstarted=True))
 
     async def _make_exchanges(self) -> None:
-        while not self._trigger.is_over:
-            await self._trigger.wait_for_reason()
+        while not self.fetcher.is_over:
+            await self.fetcher.wait_for_reason()
             try:
                 await self._exchange()
                 self.failure = None
@@ -382,8 +374,7 @@ class Worker:
     async def _exchange(self) -> None:
         """Make one exchange and process its reply. Open a new session if this one is over."""
         session = self.session
-        request = self._requests.make_request(results_full=session.completer.is_full)
-        self._requests.begin(request)
+        request = self.fetcher.make_request()
         if request.total:
             self._under_way.append(request.nonce)
         try:
@@ -396,7 +387,7 @@ class Worker:
             return
         finally:
             was_recalled = request.total > 0 and take(self._under_way) is None
-            self._requests.end()
+            self.fetcher.end_exchange()
         if was_recalled:
             # The watchdog recalled this exchange because the loop was blocked. Other workers may
             # hold these jobs by now.
@@ -420,7 +411,7 @@ class Worker:
         else:
             deliveries = reply.deliveries
         slots.add_all(deliveries)
-        self._requests.note_reply(reply, request)
+        self.fetcher.note_reply(reply, request)
         self._attempt_runner.reporter.note_exchange(reply.now)
         if slots.draining or slots.quiet:
             self._release_all()
@@ -442,7 +433,7 @@ class Worker:
         the same step in which it finds no job.
         """
         if not self._slots.are_empty:
-            self._trigger.note_possible_work()
+            self.fetcher.note_possible_work()
 
     def _start_exhausted(self, batches: BatchCalls) -> None:
         """Start the batches that no job can join now."""
@@ -460,11 +451,11 @@ class Worker:
         """
         if not request.total or reply.deliveries or not self._slots.are_empty:
             return
-        saw_all = self.lanes.covers_all_lanes(request) and not self._requests.expects_jobs
+        saw_all = self.lanes.covers_all_lanes(request) and not self.fetcher.expects_jobs
         if saw_all and self.session.completer.all_stored:
             self.finish()
         else:
-            self._trigger.note_possible_work()
+            self.fetcher.note_possible_work()
 
     def _check_finished(self) -> None:
         if self._is_finishing and self.takes_no_more_jobs and not self._slots.running:
@@ -473,7 +464,7 @@ class Worker:
     def _return_all(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
             self.session.completer.settle(Released(delivery.lease, unstarted=True))
-        self._trigger.note_possible_work()
+        self.fetcher.note_possible_work()
 
     # Attempts
 
@@ -540,13 +531,13 @@ class Worker:
         self._start_jobs()
         if slots.batches is not None:
             self._look_for_skipped(slots.batches)
-        self._trigger.note_result()
+        self.fetcher.note_result()
 
     def _look_for_skipped(self, batches: BatchCalls) -> None:
         """Request jobs of all batch handlers, if the last request left some out."""
         if batches.was_skipped and self._slots.count_free_slots() > 0:
             batches.was_skipped = False
-            self._trigger.may_have_work = True
+            self.fetcher.may_have_work = True
 
     def _note_end_in_first_step(self) -> None:
         if not self._ended_in_first_step:
@@ -632,7 +623,7 @@ class Worker:
             # A thread cannot be stopped, so the slot stays occupied until it returns.
             attempt.call.on_finish = lambda: self._free_slot(attempt, late=True)
             self._unresponsive.report_kept_slot(attempt, self._slots.running)
-            self._trigger.wake()
+            self.fetcher.wake()
         else:
             self._free_slot(attempt)
 
@@ -643,7 +634,7 @@ class Worker:
 
     def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
         if late:
-            self._trigger.may_have_work = True  # its queue was at its limit: it may have more jobs
+            self.fetcher.may_have_work = True  # its queue was at its limit: it may have more jobs
             self._unresponsive.report_return(attempt)
         slots = self._slots
         slots.running.discard(attempt)
@@ -662,7 +653,7 @@ class Worker:
             self._start_jobs()
         if self._is_finishing:
             self._check_finished()
-        self._trigger.note_result()
+        self.fetcher.note_result()
 
     # Callbacks
 
@@ -676,7 +667,7 @@ class Worker:
             self.session.completer.report_progress(report)
         else:
             self.session.completer.settle(report)
-        self._trigger.wake()
+        self.fetcher.wake()
 
     def _check_unresponsive(self) -> None:
         self._unresponsive.check(self._slots.running)
@@ -706,17 +697,17 @@ class Worker:
             _log.info("quiet: an operator sent the command; no further job is started")
             slots.quiet = True
             self._release_all()
-            self._long_poll.interrupt()
+            self.fetcher.long_poll.interrupt()
         elif command is None and slots.quiet:
             _log.info("jobs are started again: the operator took the command back")
             slots.quiet = False
-            self._trigger.note_possible_work()
+            self.fetcher.note_possible_work()
 
     def _on_session_end(self, session: WorkerSession) -> None:
         if session is self.session:
             self._drop_leases()
-            self._trigger.wake()
-            self._long_poll.interrupt()
+            self.fetcher.wake()
+            self.fetcher.long_poll.interrupt()
 
     # Sessions
 
@@ -745,7 +736,7 @@ class Worker:
             with suppress(SessionLost):
                 await session.open(WorkerCommand.QUIET if self._slots.quiet else None)
                 self.session = session
-                self._trigger.begin_session(session.completer)
+                self.fetcher.begin_session(session.completer)
                 return
             session = self._make_session()
 
@@ -755,9 +746,9 @@ class Worker:
         await self._wait_until_idle(_INTERRUPT_TIMEOUT, asyncio.Event())
         if not await self._let_session_expire():
             await self.session.close(
-                self._list_unfinished_leases(), until_answered=not self._trigger.closing
+                self._list_unfinished_leases(), until_answered=not self.fetcher.closing
             )
-        if not (self._trigger.closing or self._trigger.cancelled):
+        if not (self.fetcher.closing or self.fetcher.cancelled):
             await self._open_session(self._make_session())
 
     def _drop_leases(self) -> None:
@@ -784,7 +775,7 @@ class Worker:
     def _return_delivery(self, delivery: Delivery, settlement: Settlement) -> None:
         self.lanes.free_slot(delivery)
         self.session.completer.settle(settlement)
-        self._trigger.wake()
+        self.fetcher.wake()
 
     async def _wait_until_idle(self, seconds: float, stop_now: asyncio.Event) -> None:
         """Return when no handler runs, after `seconds`, or as soon as `stop_now` is set."""

@@ -1,14 +1,24 @@
-"""Decides when a worker makes an exchange, and wakes the reserve loop for it."""
+"""Decides whether a worker makes an exchange now, and which jobs it requests.
+
+Everything that decides is here: what the worker holds (`Slots`, `Completer`), the lanes that it may
+serve now (`LaneSelector`), and the signs of work (`WakeupListener`, `LongPoll`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
 
-from nimburion.core.exchange import ReserveRequest
+from nimburion.core.backend import Backend
+from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
+from nimburion.core.timing.clock import Clock
+from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
+from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
+from nimburion.jobs.worker.exchange.prefetch import MAX_REQUESTED
 from nimburion.jobs.worker.exchange.slots import Slots
+from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 
 _MAX_FLUSH_DELAY = 0.020
 """The longest time in seconds that a settlement is delayed to form a larger batch."""
@@ -19,9 +29,16 @@ _REFILL_FRACTION = 8
 Larger batches cost less per job: 15-25 % less with an eighth than with a half, measured.
 """
 
+MAX_EMPTY_REPLIES = 100
+"""The most exchanges in a row that look for a job because the last reply named lanes, but no job.
+
+An exchange that parks as many jobs as it may has such a reply, and so has one that meets a job
+which the open transaction of a caller holds. The first ends soon; the second may last.
+"""
+
 
 class ExchangeReason(Enum):
-    """The reason for an exchange. See `ExchangeTrigger.find_reason`."""
+    """The reason for an exchange. See `Fetcher.find_reason`."""
 
     CLOSING = auto()
     SESSION_OVER = auto()
@@ -35,32 +52,49 @@ class ExchangeReason(Enum):
     IDLE = auto()
 
 
-class ExchangeTrigger:
-    """Decides from the state of one worker whether to make an exchange now."""
+class Fetcher:
+    """Decides for one worker when it makes an exchange, and for which jobs.
+
+    Args:
+        slots: the jobs that the worker holds.
+        completer: the settlements that wait, and the connection to the session.
+        lanes: the lanes that the worker may serve.
+        waits_for_jobs: whether a request may wait inside the backend for a job (long poll).
+    """
 
     __slots__ = (
         "_batch_size",
         "_completer",
+        "_empty_replies",
         "_flush_timer",
-        "_long_poll",
+        "_had_members",
+        "_lanes",
         "_loop",
         "_refill_level",
         "_slots",
+        "_waits_for_jobs",
         "_woken",
         "cancelled",
         "closing",
+        "expects_jobs",
+        "fills_batch",
         "flush_due",
         "lanes_not_empty",
+        "long_poll",
         "may_have_work",
+        "wakeups",
     )
 
     def __init__(
         self,
+        backend: Backend,
+        clock: Clock,
         loop: asyncio.AbstractEventLoop,
         slots: Slots,
         completer: Completer,
         *,
-        long_poll: bool,
+        lanes: LaneSelector,
+        waits_for_jobs: bool,
     ) -> None:
         self.may_have_work: bool = True
         """Whether there may be jobs for which no exchange has looked yet."""
@@ -72,16 +106,31 @@ class ExchangeTrigger:
         """Whether the worker is closing: pending settlements are sent, and no job is awaited."""
         self.cancelled: bool = False
         """Whether code outside the engine cancelled the reserve loop: it ends when no job runs."""
+        self.fills_batch: bool = False
+        """Whether the last request was for jobs of one batch only."""
+        self.expects_jobs: bool = False
+        """Whether the next exchange may find a job in the lanes that the last reply named."""
+        self.long_poll: LongPoll = LongPoll(backend, lanes.queues)
+        self.wakeups: WakeupListener = WakeupListener(
+            backend, lanes.queues, clock, self.note_possible_work
+        )
         self._loop = loop
         self._slots = slots
         self._completer = completer
-        self._long_poll = long_poll
+        self._lanes = lanes
+        self._waits_for_jobs = waits_for_jobs
+        self._empty_replies = 0
+        """The number of replies in a row that named lanes, but had no job."""
+        self._had_members = False
+        """Whether the last reply for all lanes had jobs for a batch: not many more fit."""
         self._flush_timer: asyncio.TimerHandle | None = None
         self._refill_level = self._batch_size = 0
         """While more than `_refill_level` jobs are prefetched, and fewer than `_batch_size` results
         wait, `find_reason` returns None. Its last call has set both, at most 20 ms ago.
         """
         self._woken = asyncio.Event()
+
+    # Ask now?
 
     def find_reason(self) -> ExchangeReason | None:
         """Return the reason to exchange now, or None. The first state that holds decides.
@@ -141,7 +190,7 @@ class ExchangeTrigger:
             return ExchangeReason.WORK_POSSIBLE
         if self.lanes_not_empty:
             return ExchangeReason.LANES_NOT_EMPTY
-        if self._long_poll and self._slots.are_empty:
+        if self.long_poll.is_supported and self._slots.are_empty:
             return ExchangeReason.IDLE
         return None
 
@@ -189,20 +238,114 @@ class ExchangeTrigger:
         self._completer = completer
         self.may_have_work = True
 
-    def start_exchange(self, request: ReserveRequest, *, fills_batch: bool = False) -> None:
-        """Reset the reasons that the exchange which now begins handles.
+    def _on_flush_due(self) -> None:
+        self.flush_due = True
+        self._woken.set()
 
-        Args:
-            fills_batch: whether it requests only jobs for a batch.
+    # For what?
+
+    def make_request(self) -> ReserveRequest:
+        """Return the request of the exchange that begins now. Reset the reasons that it handles.
+
+        It asks for no job while too many bytes of results wait.
         """
         self.flush_due = False
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if request.total and not fills_batch:
+        request = self._choose_request()
+        if request.total:
+            self._note_request(request)
+        return request
+
+    def _choose_request(self) -> ReserveRequest:
+        """Return a request for jobs of all lanes, for the jobs of one batch, or for none."""
+        slots = self._slots
+        room = min(slots.count_free(), MAX_REQUESTED)
+        filled_batch, self.fills_batch = self.fills_batch, False
+        if self._completer.is_full:
+            return RESERVE_NOTHING
+        # Batches and all lanes take turns, so that neither waits for the other.
+        if slots.batches is not None and (room <= 0 or not filled_batch):
+            request = self._make_batch_request(slots.batches)
+            if request is not None:
+                self.fills_batch = True
+                return request
+        if room <= 0:
+            return RESERVE_NOTHING
+        return self._make_lanes_request(room)
+
+    def _make_batch_request(self, batches: BatchCalls) -> ReserveRequest | None:
+        """Return a request for the jobs that a batch has room for; None if no batch can be filled.
+
+        These jobs need no slots.
+        """
+        slots = self._slots
+        while (name := slots.find_fillable()) is not None:
+            room = min(batches.count_room(name), MAX_REQUESTED)
+            if slots.remaining is not None:
+                room = min(room, slots.remaining - slots.waiting_count)
+            request = self._lanes.make_batch_request(room, name)
+            if request.total:
+                return request
+            batches.note_request([name])
+            batches.end_request()
+        batches.start_exhausted()
+        return None
+
+    def _make_lanes_request(self, room: int) -> ReserveRequest:
+        """Return a request for `room` jobs: from all lanes if any may hold new jobs."""
+        slots = self._slots
+        everything = self.may_have_work or not self.lanes_not_empty
+        waits = slots.are_empty and self._waits_for_jobs
+        timeout = self.long_poll.choose_timeout(self.wakeups.due_in) if waits else 0.0
+        without: set[str] = set()
+        if slots.batches is not None:
+            without = slots.batches.find_full(slots.count_free_slots())
+            slots.batches.was_skipped = bool(without)
+            if self._had_members:
+                room = max(1, min(room, slots.count_free_slots()))
+        return self._lanes.make_request(
+            room, everything=everything, long_poll=timeout, without=without
+        )
+
+    def _note_request(self, request: ReserveRequest) -> None:
+        """Note that an exchange looks for the jobs of these lanes."""
+        if not self.fills_batch:
             self.lanes_not_empty = False
             self.may_have_work = False
+        if self._slots.batches is not None:
+            self._slots.batches.note_request({lane.name for lane in request.lanes})
+        if not request.long_poll:
+            self.wakeups.resume()
 
-    def _on_flush_due(self) -> None:
-        self.flush_due = True
-        self._woken.set()
+    # What the reply says
+
+    def end_exchange(self) -> None:
+        """Note that the exchange has its reply, or has failed."""
+        if self._slots.batches is not None:
+            self._slots.batches.end_request()
+
+    def note_reply(self, reply: Reply, request: ReserveRequest) -> None:
+        """Note of which lanes and batches the backend holds more jobs."""
+        if request.total:
+            is_empty = bool(reply.waiting) and not reply.deliveries
+            self._empty_replies = self._empty_replies + 1 if is_empty else 0
+            self.expects_jobs = bool(reply.waiting) and self._empty_replies < MAX_EMPTY_REPLIES
+            if self._slots.batches is not None:
+                self._note_batches(self._slots.batches, reply)
+        if not self.fills_batch:
+            if request.total:
+                self.lanes_not_empty = self.expects_jobs
+                self._lanes.note_non_empty(reply.waiting)
+            self.wakeups.note_reply(reply, found=bool(reply.deliveries))
+
+    def _note_batches(self, batches: BatchCalls, reply: Reply) -> None:
+        """Note for which batches the backend holds more jobs.
+
+        A reply without a delivery ends the requests for a batch until the next notification.
+        """
+        if reply.deliveries:
+            batches.note_reply({lane.name for lane in reply.waiting})
+        if not self.fills_batch:
+            self._had_members = any(each.name in batches.sizes for each in reply.deliveries)

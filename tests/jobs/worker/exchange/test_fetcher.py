@@ -1,4 +1,4 @@
-"""Tests of `ExchangeTrigger.find_reason`: in which state the worker sends an exchange, and why."""
+"""Tests of `Fetcher.find_reason`: in which state the worker sends an exchange, and why."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import Events
-from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
+from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.settings import QueueSettings, Settings
 from nimburion.core.settlement import Completed, Progressed
 from nimburion.core.timing.clock import SystemClock
+from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer
-from nimburion.jobs.worker.exchange.exchange_trigger import ExchangeReason, ExchangeTrigger
+from nimburion.jobs.worker.exchange.fetcher import ExchangeReason, Fetcher
+from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
 from nimburion.jobs.worker.exchange.slots import Slots
 
@@ -32,10 +35,20 @@ class State:
         self.completer = Completer(
             MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock, "memory")
         )
-        self.trigger = ExchangeTrigger(
-            asyncio.get_running_loop(), self.slots, self.completer, long_poll=long_poll
+        settings = Settings(queues=(QueueSettings("default"),))
+        registry = Registry(settings)
+        lanes = LaneSelector(registry, settings, bytes)
+        self.fetcher = Fetcher(
+            MemoryBackend(),
+            clock,
+            asyncio.get_running_loop(),
+            self.slots,
+            self.completer,
+            lanes=lanes,
+            waits_for_jobs=True,
         )
-        self.trigger.may_have_work = False
+        self.fetcher.long_poll.is_supported = long_poll
+        self.fetcher.may_have_work = False
 
     def run_job(self) -> None:
         """Run one job."""
@@ -54,12 +67,12 @@ class State:
     @property
     def reason(self) -> ExchangeReason | None:
         """The reason to send an exchange now; None if there is none."""
-        return self.trigger.find_reason()
+        return self.fetcher.find_reason()
 
     @property
     def is_over(self) -> bool:
         """Whether the worker sends no more exchanges."""
-        return self.trigger.is_over
+        return self.fetcher.is_over
 
 
 def _make_lease(number: int) -> Lease:
@@ -70,15 +83,9 @@ def _make_delivery(number: int) -> Delivery:
     return Delivery(_make_lease(number), "job", "default", b"{}")
 
 
-def _make_request(total: int) -> ReserveRequest:
-    return ReserveRequest(
-        total=total, lanes=(Lane("default", "job"),), queues={}, ageing=60.0, nonce=b"n"
-    )
-
-
 async def test_a_new_session_looks_for_work() -> None:
     state = State()
-    state.trigger.begin_session(state.completer)
+    state.fetcher.begin_session(state.completer)
     assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
@@ -98,20 +105,20 @@ async def test_there_is_no_long_poll_while_a_job_runs() -> None:
 
 async def test_a_notification_means_that_work_is_possible() -> None:
     state = State()
-    state.trigger.note_possible_work()
+    state.fetcher.note_possible_work()
     assert state.reason is ExchangeReason.WORK_POSSIBLE
 
 
 async def test_lanes_that_are_not_empty_are_requested_again() -> None:
     state = State()
-    state.trigger.lanes_not_empty = True
+    state.fetcher.lanes_not_empty = True
     assert state.reason is ExchangeReason.LANES_NOT_EMPTY
 
 
 @pytest.mark.parametrize("cause", ["notified", "more", "long poll"])
 async def test_without_capacity_possible_work_triggers_no_exchange(cause: str) -> None:
     state = State(long_poll=cause == "long poll")
-    state.trigger.may_have_work, state.trigger.lanes_not_empty = (
+    state.fetcher.may_have_work, state.fetcher.lanes_not_empty = (
         cause == "notified",
         cause == "more",
     )
@@ -136,7 +143,7 @@ async def test_progress_is_flushed_at_once_where_few_jobs_are_held() -> None:
 async def test_with_many_prefetched_jobs_a_batch_fills() -> None:
     state = State()
     state.prefetch_many_jobs()
-    state.trigger.note_possible_work()
+    state.fetcher.note_possible_work()
     state.settle(FULL_BATCH - 1)
     assert state.reason is None
     state.settle()
@@ -156,10 +163,10 @@ async def test_a_flush_is_due_soon_after_a_result_began_to_wait() -> None:
     state = State()
     state.prefetch_many_jobs()
     state.settle()
-    state.trigger.note_result()
+    state.fetcher.note_result()
     assert state.reason is None
     async with asyncio.timeout(10):
-        await state.trigger.wait_for_reason()
+        await state.fetcher.wait_for_reason()
     assert state.reason is ExchangeReason.FLUSH_DUE
 
 
@@ -181,7 +188,7 @@ async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
     state = State()
     state.prefetch_many_jobs()
     state.settle()
-    state.trigger.closing = True
+    state.fetcher.closing = True
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, False]
     state.completer.pending.clear()
     assert state.is_over
@@ -190,7 +197,7 @@ async def test_a_closing_worker_sends_what_is_left_and_is_over() -> None:
 async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
     state = State()
     state.run_job()
-    state.trigger.cancelled = True
+    state.fetcher.cancelled = True
     assert [state.reason, state.is_over] == [None, False]
     state.slots.running.clear()
     assert [state.reason, state.is_over] == [ExchangeReason.CLOSING, True]
@@ -198,32 +205,33 @@ async def test_a_cancelled_worker_is_over_when_nothing_runs() -> None:
 
 async def test_an_exchange_that_requests_jobs_clears_all_flags() -> None:
     state = State()
-    state.trigger.may_have_work = state.trigger.lanes_not_empty = state.trigger.flush_due = True
-    state.trigger.start_exchange(_make_request(1))
+    state.fetcher.may_have_work = state.fetcher.lanes_not_empty = state.fetcher.flush_due = True
+    assert state.fetcher.make_request().total == 10
     assert (
-        state.trigger.may_have_work,
-        state.trigger.lanes_not_empty,
-        state.trigger.flush_due,
+        state.fetcher.may_have_work,
+        state.fetcher.lanes_not_empty,
+        state.fetcher.flush_due,
     ) == (False,) * 3
 
 
 async def test_an_exchange_that_only_settles_keeps_the_flags_of_possible_work() -> None:
     state = State()
-    state.trigger.may_have_work = state.trigger.lanes_not_empty = state.trigger.flush_due = True
-    state.trigger.start_exchange(RESERVE_NOTHING)
+    state.fetcher.may_have_work = state.fetcher.lanes_not_empty = state.fetcher.flush_due = True
+    state.slots.draining = True
+    assert state.fetcher.make_request() is RESERVE_NOTHING
     assert (
-        state.trigger.may_have_work,
-        state.trigger.lanes_not_empty,
-        state.trigger.flush_due,
+        state.fetcher.may_have_work,
+        state.fetcher.lanes_not_empty,
+        state.fetcher.flush_due,
     ) == (True, True, False)
 
 
 async def test_a_result_with_a_reason_wakes_the_waiter() -> None:
     state = State()
-    waiter = asyncio.create_task(state.trigger.wait_for_reason())
+    waiter = asyncio.create_task(state.fetcher.wait_for_reason())
     await asyncio.sleep(0)
     state.settle()
-    state.trigger.note_result()
+    state.fetcher.note_result()
     async with asyncio.timeout(10):
         await waiter
     assert waiter.done()
