@@ -15,7 +15,7 @@ from typing import cast
 from nimburion.config.access_tokens import read_server_settings
 from nimburion.config.backend_url import drop_superseded, make_absolute_path, make_backend_url
 from nimburion.config.environment import FILE_VARIABLE, read_arguments, read_environment
-from nimburion.config.schema import BACKEND_KEYS, ROOT, read_section
+from nimburion.config.schema import BACKEND_KEYS, JOBS, ROOT, TELEMETRY, make_settings, read_section
 from nimburion.config.tree import Place, Written, get_part, make_refusal, nest, overlay
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.settings import (
@@ -32,7 +32,6 @@ from nimburion.core.settings import (
     TenantSettings,
     TokenSettings,
 )
-from nimburion.core.size_limits import SizeLimits
 
 __all__ = [
     "Config",
@@ -168,25 +167,9 @@ def read_jobs_settings(tree: Written) -> Settings:
     written = get_part(tree, "jobs") or nest((), Written({}, tree.place))
     values = dict(cast("dict[str, object]", read.get("jobs", {})))
     given = {key: values.pop(key) for key in BACKEND_KEYS if key in values}
-    values["url"] = make_backend_url(written, given, ("jobs",))
-    if "queues" in values:
-        queues = cast("list[dict[str, object]]", values["queues"])
-        values["queues"] = tuple(QueueSettings(**queue) for queue in queues)  # type: ignore[arg-type]
-    if "tenants" in values:
-        tenants = cast("list[dict[str, object]]", values["tenants"])
-        values["tenants"] = tuple(TenantSettings(**tenant) for tenant in tenants)  # type: ignore[arg-type]
-    if "policies" in values:
-        policies = cast("list[dict[str, object]]", values["policies"])
-        values["policies"] = tuple(JobSettings(**own) for own in policies)  # type: ignore[arg-type]
-    if "keyed_limits" in values:
-        keyed = cast("list[dict[str, object]]", values["keyed_limits"])
-        values["keyed_limits"] = tuple(KeyedLimitSettings(**own) for own in keyed)  # type: ignore[arg-type]
-    if "queue_limits" in values:
-        limited = cast("list[dict[str, object]]", values["queue_limits"])
-        values["queue_limits"] = tuple(QueueLimitSettings(**own) for own in limited)  # type: ignore[arg-type]
-    if "limits" in values:
-        values["limits"] = SizeLimits(**cast("dict[str, int]", values["limits"]))
-    return Settings(**values)  # type: ignore[arg-type]
+    url = make_backend_url(written, given, ("jobs",))
+    made = {key: make_settings(JOBS.keys[key], value) for key, value in values.items()}
+    return Settings(**made, url=url)
 
 
 def read_scheduler_settings(tree: Written) -> SchedulerSettings:
@@ -207,7 +190,8 @@ def read_scheduler_settings(tree: Written) -> SchedulerSettings:
 def read_telemetry_settings(tree: Written) -> TelemetrySettings:
     """Return the section `telemetry`, validated."""
     read = read_section(ROOT, tree, ())
-    return TelemetrySettings(**cast("dict[str, object]", read.get("telemetry", {})))  # type: ignore[arg-type]
+    settings: TelemetrySettings = make_settings(TELEMETRY, read.get("telemetry", {}))
+    return settings
 
 
 def list_task_places(tree: Written) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from nimburion.config.schema import ROOT, read_section
+from nimburion.config.schema import ROOT, SERVER, make_settings, read_section
 from nimburion.config.tree import Written, get_part, make_refusal
 from nimburion.core.access_rights import describe_exposure
 from nimburion.core.errors import ConfigurationError
@@ -23,18 +23,15 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{16,1024}=*")
 def read_server_settings(tree: Written) -> ServerSettings:
     """Return the section `server`, validated. The tokens themselves are not read."""
     read = read_section(ROOT, tree, ())
-    values = dict(cast("dict[str, object]", read.get("server", {})))
+    values = cast("dict[str, object]", read.get("server", {}))
     written = get_part(tree, "server")
-    tokens = cast("list[dict[str, object]]", values.pop("tokens", []))
+    tokens = cast("list[dict[str, object]]", values.get("tokens", []))
     for index, token in enumerate(tokens):
         if ("file" in token) == ("variable" in token):
             place = getattr(get_part(written, "tokens"), "place", tree.place)
             path = ("server", "tokens", index)
             raise make_refusal(place, path, "name either the `file` or the `variable` of the token")
-    settings = ServerSettings(
-        **values,  # type: ignore[arg-type]
-        tokens=tuple(TokenSettings(**token) for token in tokens),  # type: ignore[arg-type]
-    )
+    settings: ServerSettings = make_settings(SERVER, values)
     problem = describe_exposure(settings)
     if problem is not None:
         place = getattr(get_part(written, "host"), "place", tree.place)

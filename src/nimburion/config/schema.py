@@ -1,12 +1,16 @@
-"""The schema of all settings, as data. The docs list it, and the readers follow it."""
+"""The schema of the configuration, as data. The docs list it, and the readers follow it.
+
+It is made from the annotations in `core.settings`. Only the keys that select a backend stand here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
-from typing import get_args, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.config.value_types import (
@@ -25,17 +29,15 @@ from nimburion.config.value_types import (
     url_path,
     zone,
 )
-from nimburion.core.access_rights import RIGHTS
-from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT
 from nimburion.core.settings import (
-    Bounds,
-    JobSettings,
-    KeyedLimitSettings,
-    QueueLimitSettings,
-    QueueSettings,
+    Kind,
+    SchedulerSettings,
+    ServerSettings,
     Settings,
-    read_bounds,
+    TaskSettings,
+    TelemetrySettings,
 )
+from nimburion.core.size_limits import SizeLimits
 from nimburion.core.text.suggestions import find_nearest
 
 
@@ -44,6 +46,8 @@ class Section(msgspec.Struct, frozen=True):
 
     keys: Mapping[str, Shape]
     required: frozenset[str] = frozenset()
+    settings: type[msgspec.Struct] | None = None
+    """The class of the settings that the map becomes; None: it stays a map."""
 
 
 class SectionList(msgspec.Struct, frozen=True):
@@ -56,19 +60,74 @@ class SectionList(msgspec.Struct, frozen=True):
 Shape = ValueType | Section | SectionList
 
 
-def read_bounded_types(settings: type[msgspec.Struct]) -> dict[str, ValueType]:
-    """Return the types of the settings whose bounds `core.settings` declares, in its order."""
-    hints = get_type_hints(settings)
-    return {
-        name: _make_number_type(bounds, float in {hints[name], *get_args(hints[name])})
-        for name, bounds in read_bounds(settings).items()
+def make_section(settings: type[msgspec.Struct], **keys: Shape | None) -> Section:
+    """Return the section of a class of settings, as its annotations say.
+
+    `keys` replaces the shape of single settings; None leaves a setting out.
+    """
+    hints = get_type_hints(settings, include_extras=True)
+    shapes = {
+        field.name: keys[field.name] if field.name in keys else _make_shape(hints[field.name])
+        for field in msgspec.structs.fields(settings)
     }
+    required = {field.name for field in msgspec.structs.fields(settings) if field.required}
+    return Section(
+        {name: shape for name, shape in shapes.items() if shape is not None},
+        frozenset(required),
+        settings,
+    )
 
 
-def _make_number_type(bounds: Bounds, seconds: bool) -> ValueType:  # noqa: FBT001 (an adjective of the kind)
-    if seconds or bounds.most is None:
-        return duration(bounds.least, optional=bounds.optional)
-    return integer(int(bounds.least), int(bounds.most), optional=bounds.optional)
+def make_list(each: Shape) -> SectionList:
+    """Return the shape of a list of sections, each of which has another name."""
+    if not isinstance(each, Section):
+        raise TypeError(f"a list of {each} cannot be a setting")
+    return SectionList(each, unique="name")
+
+
+def _make_shape(hint: Any) -> Shape:  # noqa: ANN401 (an annotation)
+    """Return the shape of a setting with this annotation."""
+    parts = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    optional = type(None) in parts
+    (kind,) = (part for part in parts if part is not type(None))
+    if get_origin(kind) is tuple:
+        each = _make_shape(get_args(kind)[0])
+        return listed(each) if isinstance(each, ValueType) else make_list(each)
+    if get_origin(kind) is Literal:
+        return choice(*get_args(kind))
+    details = getattr(kind, "__metadata__", ())
+    meta = next((detail for detail in details if isinstance(detail, Meta)), Meta())
+    base = get_args(kind)[0] if details else kind
+    if isinstance(base, type) and issubclass(base, msgspec.Struct):
+        return make_section(base)
+    return _make_value_type(base, set(details), meta, optional)
+
+
+def _make_value_type(base: object, details: set[object], meta: Meta, optional: bool) -> ValueType:  # noqa: FBT001 (an adjective of the type)
+    if base is bool:
+        return flag()
+    if base is str:
+        return _make_text_type(details, meta, optional)
+    least = meta.ge or 0
+    if Kind.BYTES in details:
+        return size(int(least), int(meta.le or 0), optional=optional)
+    if base is int:
+        return integer(int(least), int(meta.le or 0), optional=optional)
+    if meta.le is not None:
+        return number(least, meta.le)
+    return duration(least, optional=optional)
+
+
+def _make_text_type(details: set[object], meta: Meta, optional: bool) -> ValueType:  # noqa: FBT001 (an adjective of the type)
+    if Kind.NAME in details:
+        return name(meta.max_length or 128)
+    if Kind.RATE in details:
+        return rate(optional=optional)
+    if Kind.TIME_ZONE in details:
+        return zone()
+    if Kind.JSON_OBJECT in details:
+        return json_object()
+    return url_path() if Kind.URL_PATH in details else text()
 
 
 BACKENDS: Mapping[str, Shape] = MappingProxyType(
@@ -115,54 +174,12 @@ BACKENDS: Mapping[str, Shape] = MappingProxyType(
     }
 )
 
-QUEUE = Section(
-    {
-        "name": name(),
-        **read_bounded_types(QueueSettings),
-        "keep_arguments": choice("auto", "yes", "no"),
-        "fairness": choice("auto", "tenants", "none"),
-    },
-    required=frozenset({"name"}),
+BACKEND_KEYS: Mapping[str, Shape] = MappingProxyType(
+    {"backend": choice(*BACKENDS), "url": text(secret=True), **BACKENDS}
 )
+"""The keys that together select the backend. `Settings.url` is built from them."""
 
-TENANT = Section(
-    {"name": text(), "weight": number(MIN_WEIGHT, MAX_WEIGHT)}, required=frozenset({"name"})
-)
-
-_JOB_NUMBERS = read_bounded_types(JobSettings)
-JOB = Section(
-    {
-        "name": name(),
-        "concurrency": _JOB_NUMBERS["concurrency"],
-        "rate": rate(optional=True),
-        **{key: _JOB_NUMBERS[key] for key in ("burst", "batch", "batch_wait")},
-    },
-    required=frozenset({"name"}),
-)
-
-_KEYED_NUMBERS = read_bounded_types(KeyedLimitSettings)
-KEYED_LIMIT = Section(
-    {
-        "name": name(256),
-        "concurrency": _KEYED_NUMBERS["concurrency"],
-        "rate": rate(optional=True),
-        "burst": _KEYED_NUMBERS["burst"],
-    },
-    required=frozenset({"name"}),
-)
-
-_QUEUE_NUMBERS = read_bounded_types(QueueLimitSettings)
-QUEUE_LIMIT = Section(
-    {
-        "name": name(),
-        "concurrency": _QUEUE_NUMBERS["concurrency"],
-        "rate": rate(optional=True),
-        "burst": _QUEUE_NUMBERS["burst"],
-    },
-    required=frozenset({"name"}),
-)
-
-LIMITS = Section(
+SIZES = Section(
     {
         "payload": size(1, 256 * 1024**2),
         "nesting": integer(1, 500),
@@ -172,81 +189,17 @@ LIMITS = Section(
         "headers": size(0, 16 * 1024**2),
         "exchange": size(1024, 256 * 1024**2),
         "unsettled": size(1024, 16 * 1024**3),
-    }
-)
-
-BACKEND_KEYS: Mapping[str, Shape] = MappingProxyType(
-    {"backend": choice(*BACKENDS), "url": text(secret=True), **BACKENDS}
-)
-"""The keys that together select the backend. `Settings.url` is built from them."""
-
-_NUMBERS = read_bounded_types(Settings)
-
-JOBS = Section(
-    {
-        **BACKEND_KEYS,
-        "owner": name(),
-        "concurrency": _NUMBERS["concurrency"],
-        "queues": SectionList(QUEUE, unique="name"),
-        "fairness": choice("tenants", "none"),
-        "tenants": SectionList(TENANT, unique="name"),
-        "policies": SectionList(JOB, unique="name"),
-        "keyed_limits": SectionList(KEYED_LIMIT, unique="name"),
-        "queue_limits": SectionList(QUEUE_LIMIT, unique="name"),
-        **_NUMBERS,
-        "child_max_memory": size(32 * 1024**2, 1024**4, optional=True),
-        "worker_max_memory": size(32 * 1024**2, 1024**4, optional=True),
-        "keep_arguments": choice("auto", "yes", "no"),
-        "code_version": text(),
-        "log_attempts": choice("debug", "info"),
-        "limits": LIMITS,
-    }
-)
-
-TASK = Section(
-    {
-        "name": name(100),
-        "cron": text(),
-        "queue": name(),
-        "job_name": name(),
-        "payload": json_object(),
-        "timezone": zone(),
-        "misfire_policy": choice("fire_once", "skip", "catch_up"),
-        "overlap": choice("allow", "skip", "queue_one", "cancel_previous"),
-        "priority": integer(0, 9),
-        "enabled": flag(),
     },
-    required=frozenset({"name", "cron", "job_name"}),
+    settings=SizeLimits,
 )
 
-SCHEDULER = Section(
-    {"enabled": flag(), "timezone": zone(), "tasks": SectionList(TASK, unique="name")}
-)
+JOBS = Section({**BACKEND_KEYS, **make_section(Settings, url=None, limits=SIZES).keys})
 
-TOKEN = Section(
-    {
-        "name": name(),
-        "rights": listed(choice(*RIGHTS)),
-        "file": text(),
-        "variable": text(),
-    },
-    required=frozenset({"name", "rights"}),
-)
+TASK = make_section(TaskSettings, place=None)
 
-SERVER = Section(
-    {
-        "enabled": flag(),
-        "host": text(),
-        "port": integer(0, 65_535),
-        "tokens": SectionList(TOKEN, unique="name"),
-        "allowed_hosts": listed(text()),
-        "max_body": size(1024, 512 * 1024**2),
-        "root_path": url_path(),
-    }
-)
-
-TELEMETRY = Section({"log_format": choice("text", "json")})
-
+SCHEDULER = make_section(SchedulerSettings, tasks=make_list(TASK))
+SERVER = make_section(ServerSettings)
+TELEMETRY = make_section(TelemetrySettings)
 ROOT = Section({"jobs": JOBS, "scheduler": SCHEDULER, "server": SERVER, "telemetry": TELEMETRY})
 
 COMING = frozenset({"management"})
@@ -319,6 +272,17 @@ def read_series(series: SectionList, written: Written, path: Path) -> list[dict[
         seen.add(mark)
         items.append(values)
     return items
+
+
+def make_settings(shape: Shape, value: Any) -> Any:  # noqa: ANN401 (what the shape says)
+    """Return a value that was read as the settings of its section, with defaults for the others."""
+    if isinstance(shape, SectionList):
+        return tuple(make_settings(shape.each, item) for item in value)
+    if isinstance(shape, Section) and shape.settings is not None:
+        return shape.settings(
+            **{key: make_settings(shape.keys[key], item) for key, item in value.items()}
+        )
+    return value
 
 
 def describe_unknown_key(key: str, known: Iterable[str], path: Path = ()) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import get_args
 
-from nimburion.core.settings import ServerSettings
+from nimburion.core.settings import Right, ServerSettings
 
-RIGHTS = ("read", "payloads", "operate", "admin")
+RIGHTS: tuple[str, ...] = get_args(Right)
 """What a caller may do. No right includes another.
 
 - `read`: see jobs, queues, workers, schedules and checks, without the data of jobs.

@@ -1,12 +1,14 @@
 """All settings and their defaults. Durations are in seconds.
 
 `nimburion.config` fills them from file, environment and arguments; all other code only reads them.
-The bounds of a setting are declared in its annotation only: `read_bounds` returns them to
-`nimburion.config` and to `Processor`.
+A setting is declared once, here. Its annotation holds its type, its bounds and, if the type does
+not say it, what kind of text or number it is. `nimburion.config.schema` makes the schema of the
+configuration from the annotations, and `read_bounds` returns the bounds to `Processor`.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
@@ -20,12 +22,35 @@ from nimburion.core.text.redaction import redact_url
 
 Choice = Literal["auto", "yes", "no"]
 FairnessMode = Literal["tenants", "none"]
+Right = Literal["read", "payloads", "operate", "admin"]
+
+
+class Kind(enum.Enum):
+    """What a text or a number is, where its type does not say it."""
+
+    NAME = enum.auto()
+    """A text as `NAME_PATTERN` allows, of up to 128 characters or `Meta.max_length`."""
+    RATE = enum.auto()
+    """A text like `100/min`."""
+    TIME_ZONE = enum.auto()
+    """The IANA name of a time zone."""
+    JSON_OBJECT = enum.auto()
+    """A JSON object as a text."""
+    URL_PATH = enum.auto()
+    """The path of a URL, such as `/jobs`."""
+    BYTES = enum.auto()
+    """A number of bytes."""
+
+
+Name = Annotated[str, Kind.NAME]
+Rate = Annotated[str, Kind.RATE]
+ProcessMemory = Annotated[int, Meta(ge=32 * 1024**2, le=1024**4), Kind.BYTES]
 
 
 class QueueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the workers of this application serve one queue."""
 
-    name: str
+    name: Name
     priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = 0
     """Queues with a higher priority come first."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] | None = None
@@ -53,10 +78,10 @@ class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the configuration says of the jobs of one name. None: as the job declares it."""
 
-    name: str
+    name: Name
     concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many of these jobs run at once, over all workers."""
-    rate: str | None = None
+    rate: Rate | None = None
     """How many units of these jobs start in a time, over all workers: `100/min`."""
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many units may start at once."""
@@ -69,11 +94,11 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class KeyedLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the configuration says of one limit by key. None: as the jobs declare it."""
 
-    name: str
+    name: Annotated[str, Meta(max_length=256), Kind.NAME]
     """The name of the limit: `JOB:KEY`, or the `name` of the `Limit`."""
     concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many jobs of one key run at once, over all workers."""
-    rate: str | None = None
+    rate: Rate | None = None
     """How many units of one key start in a time, over all workers."""
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
@@ -81,11 +106,11 @@ class KeyedLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 class QueueLimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The limit of a whole queue: of all its jobs, over all workers."""
 
-    name: str
+    name: Name
     """The queue. A worker declares the limit also if it does not serve the queue."""
     concurrency: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many jobs of the queue run at once, over all workers."""
-    rate: str | None = None
+    rate: Rate | None = None
     """How many units of the queue start in a time, over all workers: `100/min`."""
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many units may start at once."""
@@ -96,7 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str = "sqlite:///nimburion.db"
     """The URL of the backend, as `open_backend` takes it."""
-    owner: str = "nimburion"
+    owner: Name = "nimburion"
     """The name of the application. It is shown with its workers, and owns its schedules."""
     concurrency: Annotated[int, Meta(ge=1, le=10_000)] = 10
     """The maximum number of handlers that run concurrently in each worker process."""
@@ -106,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
     child_max_jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
     """Replace a child process after this many jobs."""
-    child_max_memory: Annotated[int, Meta(ge=32 * 1024**2, le=1024**4)] | None = None
+    child_max_memory: ProcessMemory | None = None
     """Replace a child process that holds this many bytes of memory after a job."""
     child_max_age: Annotated[float, Meta(ge=1)] | None = None
     """Replace a child process after this many seconds, when its job has ended."""
@@ -156,7 +181,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The number of worker processes that `nimburion worker` runs. `processor.run()` runs one."""
     worker_max_jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
     """Replace a worker process after this many jobs."""
-    worker_max_memory: Annotated[int, Meta(ge=32 * 1024**2, le=1024**4)] | None = None
+    worker_max_memory: ProcessMemory | None = None
     """Replace a worker process that holds this many bytes of memory, when its jobs have ended."""
     worker_max_age: Annotated[float, Meta(ge=1)] | None = None
     """Replace a worker process after this many seconds, when its jobs have ended."""
@@ -219,18 +244,18 @@ class SettingsOptions(TypedDict, total=False):
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A schedule of the configuration: an entry of `scheduler.tasks`."""
 
-    name: str
+    name: Annotated[str, Meta(max_length=100), Kind.NAME]
     cron: str
     """A cron expression, a macro, or an interval like `@every 5m`."""
-    job_name: str
-    queue: str = "default"
-    payload: str = "{}"
+    job_name: Name
+    queue: Name = "default"
+    payload: Annotated[str, Kind.JSON_OBJECT] = "{}"
     """A JSON object."""
-    timezone: str | None = None
+    timezone: Annotated[str, Kind.TIME_ZONE] | None = None
     """None: the time zone of the scheduler."""
-    misfire_policy: str = "fire_once"
-    overlap: str = "allow"
-    priority: int = 5
+    misfire_policy: Literal["fire_once", "skip", "catch_up"] = "fire_once"
+    overlap: Literal["allow", "skip", "queue_one", "cancel_previous"] = "allow"
+    priority: Annotated[int, Meta(ge=0, le=9)] = 5
     enabled: bool = True
     place: str = ""
     """The place of the cron expression, for messages: `config.yaml:12`."""
@@ -241,7 +266,7 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     enabled: bool = True
     """Whether workers run the scheduler."""
-    timezone: str = "UTC"
+    timezone: Annotated[str, Kind.TIME_ZONE] = "UTC"
     """The time zone of schedules that name none."""
     tasks: tuple[TaskSettings, ...] = ()
 
@@ -253,9 +278,9 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     secret.
     """
 
-    name: str
+    name: Name
     """The name of the caller. It is shown in logs, and never secret."""
-    rights: tuple[str, ...]
+    rights: tuple[Right, ...]
     """What the caller may do: `read`, `payloads`, `operate`, `admin`."""
     file: str | None = None
     """The file that holds the token."""
@@ -277,9 +302,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The values of the header `Host` to accept, besides the names of loopback. Without tokens, no
     other host is accepted. With tokens and without this setting, every host is accepted.
     """
-    max_body: int = 2 * 1024 * 1024
+    max_body: Annotated[int, Meta(ge=1024, le=512 * 1024**2), Kind.BYTES] = 2 * 1024 * 1024
     """The maximum size of the body of a request, in bytes."""
-    root_path: str = ""
+    root_path: Annotated[str, Kind.URL_PATH] = ""
     """The path below which a proxy shows the server, such as `/jobs`. Links begin with it. The
     server answers with and without it, so the proxy may strip it or not.
     """
@@ -332,5 +357,6 @@ def read_bounds(settings: type[msgspec.Struct]) -> Mapping[str, Bounds]:
         optional = type(None) in get_args(hint)
         for kind in get_args(hint) if optional else (hint,):
             for meta in getattr(kind, "__metadata__", ()):
-                found[name] = Bounds(meta.ge, meta.le, optional)
+                if isinstance(meta, Meta) and meta.ge is not None:
+                    found[name] = Bounds(meta.ge, meta.le, optional)
     return MappingProxyType(found)

@@ -215,8 +215,8 @@ def declare_task(client: Client, task: TaskSettings, timezone: str) -> DeclaredS
             timezone,
             job,
             timezone=task.timezone,
-            misfire=cast("Misfire", task.misfire_policy),
-            overlap=cast("Overlap", task.overlap),
+            misfire=task.misfire_policy,
+            overlap=task.overlap,
             enabled=task.enabled,
         )
         return DeclaredSchedule(check_schedule_name(task.name), spec)
