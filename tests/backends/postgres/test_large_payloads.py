@@ -11,17 +11,20 @@ from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveReque
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.testing import FakeClock
 from tests.servers.server_kinds import RunningPostgres
 
 MIB = 1024 * 1024
 SESSION = "5e" * 16
 LARGE = MIB - DELIVERY_OVERHEAD
 LANES = (Lane("q", "n"), Lane("q", "m"))
+MAX_TIMEOUT = 3600.0
+"""No call ends before its reply, however busy the machine is."""
 
 
 @pytest.fixture
 async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    made = PostgresBackend(postgres_server.url)
+    made = PostgresBackend(postgres_server.url, timeout=MAX_TIMEOUT, clock=FakeClock())
     await made.open()
     await made.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
     yield made
