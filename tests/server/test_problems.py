@@ -44,7 +44,8 @@ async def find_problem(
         ("GET", "/api/v1/queues?limit=1&limit=2", (422, "invalid-parameter")),
         ("GET", "/api/v1/jobs?queue=%C3%A4", (422, "invalid-parameter")),
         ("GET", "/api/v1/dead-letters?reason=null", (422, "invalid-parameter")),
-        ("GET", "/api/v1/jobs?after=x", (422, "invalid-request")),
+        ("GET", "/api/v1/jobs?after=x", (422, "invalid-parameter")),
+        ("GET", "/api/v1/jobs?finished_to=253402300800", (422, "invalid-parameter")),
         ("GET", "/api/v1/ticks?when=61+*+*+*+*", (422, "invalid-request")),
         ("GET", "/api/v1/ticks?when=0+0+*+1--100000000+*", (422, "invalid-request")),
         ("GET", "/api/v1/ticks?when=@daily&timezone=Europe/Roma", (422, "invalid-request")),
@@ -70,7 +71,7 @@ async def test_a_wrong_request(api: Api, method: str, path: str, expected: tuple
         (b'{"name": "send", "payload": {"a": NaN}}', (400, "malformed-body")),
         (b'{"name": "send", "at": "2030-01-01T00:00:00"}', (422, "invalid-body")),
         (b'{"name": "send", "at": "2030-01-01T00:00:00Z", "after": 1}', (422, "invalid-request")),
-        (b'{"name": "send", "after": 1e300}', (422, "invalid-request")),
+        (b'{"name": "send", "after": 1e300}', (422, "invalid-body")),
         (b'{"name": "send", "unique_for": 1}', (422, "invalid-request")),
         (
             b'{"name": "send", "payload": ' + b'{"a":' * 80 + b"1" + b"}" * 81,
@@ -96,6 +97,11 @@ async def test_another_method_names_all_methods_of_the_path(api: Api) -> None:
     assert response.status_code == 405
     assert response.headers["Allow"] == "GET, HEAD, POST"
     assert (await find_problem(api, "PUT", "/api/v1/jobs"))[:2] == (405, "method-not-allowed")
+
+
+async def test_a_path_that_another_one_matches_too_has_methods_of_its_own(api: Api) -> None:
+    response = await api.client.put("/api/v1/queues/pause")
+    assert response.headers["Allow"] == "POST"
 
 
 async def test_a_body_that_is_too_large(make_api: MakeApi) -> None:

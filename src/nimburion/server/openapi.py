@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from nimburion.core.keyed_limits import LIMIT_PATTERN
+from nimburion.server.api.body_rules import Schema
 from nimburion.server.api.names import NAME_SCHEMA
 from nimburion.server.api.operation import AnyOperation, NoBody
 from nimburion.server.problems import PROBLEM_TYPE, ProblemDocument
@@ -30,7 +31,7 @@ def make_openapi_document(operations: Sequence[AnyOperation], version: str) -> d
     by_kind = dict(zip(map(id, kinds), schemas, strict=False))
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        described = _describe_operation(operation, by_kind)
+        described = _describe_operation(operation, by_kind, components)
         paths.setdefault(API_PATH + operation.path, {})[operation.method.lower()] = described
     return {
         "openapi": "3.1.0",
@@ -44,7 +45,9 @@ def make_openapi_document(operations: Sequence[AnyOperation], version: str) -> d
     }
 
 
-def _describe_operation(operation: AnyOperation, by_kind: dict[int, Any]) -> dict[str, Any]:
+def _describe_operation(
+    operation: AnyOperation, by_kind: dict[int, Any], components: Mapping[str, Any]
+) -> dict[str, Any]:
     answer = {"application/json": {"schema": by_kind[id(operation.answer)]}}
     described: dict[str, Any] = {
         "operationId": operation.name,
@@ -62,9 +65,23 @@ def _describe_operation(operation: AnyOperation, by_kind: dict[int, Any]) -> dic
         },
     }
     if operation.body is not NoBody:
-        body = {"application/json": {"schema": by_kind[id(operation.body)]}}
-        described["requestBody"] = {"required": True, "content": body}
+        schema = components[operation.body.__name__]
+        rules = [make_rule(schema["properties"]) for make_rule in operation.rules]
+        body = by_kind[id(operation.body)]
+        described["requestBody"] = {
+            "required": _needs_content(schema, rules),
+            "content": {
+                "application/json": {"schema": {"allOf": [body, *rules]} if rules else body}
+            },
+        }
     return described
+
+
+def _needs_content(schema: Mapping[str, Any], rules: Sequence[Schema]) -> bool:
+    """Return whether `{}`, which an empty body stands for, is refused."""
+    return bool(schema.get("required")) or any(
+        all("required" in option for option in rule["anyOf"]) for rule in rules
+    )
 
 
 def _describe_path(path: str) -> list[dict[str, Any]]:
@@ -92,7 +109,7 @@ def _describe_query(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
             "name": name,
             "in": "query",
             "required": name in required,
-            "schema": _inline(_without_null(parameter), components),
+            "schema": _inline(_allow_seconds(_without_null(parameter)), components),
         }
         for name, parameter in schema.get("properties", {}).items()
     ]
@@ -102,6 +119,15 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a parameter that may be left out: a query holds no null."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     return kinds[0] if len(kinds) == 1 else schema
+
+
+def _allow_seconds(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter. A time may also be a number of epoch seconds."""
+    return {"anyOf": [schema, _SECONDS]} if schema.get("format") == "date-time" else schema
+
+
+_SECONDS = {"type": "number", "minimum": -62_135_596_800, "maximum": 253_402_300_799}
+"""The seconds that a `datetime` can hold: the years 1 to 9999."""
 
 
 def _inline(schema: Any, components: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
@@ -121,6 +147,6 @@ _IDEMPOTENCY_KEY = (
         "in": "header",
         "required": False,
         "description": "A repeat with the same key stores no second job.",
-        "schema": {"type": "string", "pattern": r"^[!#-~]{1,255}$"},
+        "schema": {"type": "string", "pattern": r'^"?[!#-~]{1,255}"?$'},
     },
 )

@@ -135,10 +135,20 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
 
 
 def _list_methods(request: Request) -> list[str]:
-    """Return the methods of all routes of a path. Starlette names those of the first one."""
-    return sorted(
-        method
+    """Return the methods of the routes that name the path with the fewest parameters.
+
+    Starlette names those of one route only. `/queues/pause` matches `/queues/{queue}` too, but that
+    is another resource.
+    """
+    routes = [
+        route
         for route in request.app.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    fewest = min(len(route.param_convertors) for route in routes)
+    return sorted(
+        method
+        for route in routes
+        if len(route.param_convertors) == fewest
         for method in route.methods or ()
     )

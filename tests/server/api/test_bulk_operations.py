@@ -75,5 +75,9 @@ async def test_the_jobs_must_be_selected_and_fit_the_action(api: Api) -> None:
     for body in ({}, {"all": True, "ids": ["a"]}, {"state": ["pending"]}):
         response = await api.client.post("/api/v1/operations/replay", json=body)
         assert response.status_code == 422, body
-    response = await api.client.get("/api/v1/operations/preview?action=replay")
-    assert response.status_code == 422
+
+
+async def test_a_preview_without_a_filter_counts_all_that_the_action_can_change(api: Api) -> None:
+    await api.fail("a", "b")
+    await api.enqueue("c")
+    assert (await api.get("/operations/preview?action=replay"))["count"] == 2

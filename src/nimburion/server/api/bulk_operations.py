@@ -12,28 +12,33 @@ from nimburion.core.ids import make_bulk_operation_id
 from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
 from nimburion.jobs.bulk_operations import preview_bulk_operation
+from nimburion.server.api.body_rules import include_state, select_jobs
 from nimburion.server.api.jobs import JobSearch, JobSummary, check_selection, summarize_job
 from nimburion.server.api.names import Name, PageQuery, make_id
-from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
+from nimburion.server.api.operation import (
+    AnyOperation,
+    ApiRequest,
+    NoBody,
+    NoQuery,
+    Operation,
+)
 from nimburion.server.problems import Problem
 
 
 class BulkSelection(JobSearch, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The jobs of a bulk operation: `ids`, or filters, or `all`. All filters are allowed."""
+    """The jobs of a bulk operation. A job must match all that is set."""
 
     ids: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
     state: tuple[State, ...] = ()
-    all: bool = False
 
     def make_selection(self) -> JobFilter:
-        """Return the filter. Raises `Problem` for a combination that makes no sense."""
+        """Return the filter."""
         which = self.make_filter(frozenset(self.state) or None)
-        check_selection(self.ids, which != JobFilter(), self.all)
         return msgspec.structs.replace(which, ids=self.ids or None)
 
 
 class PreviewQuery(BulkSelection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The bulk operation to preview."""
+    """The bulk operation to preview. Without a filter: of all jobs that the action can change."""
 
     action: BulkAction
 
@@ -52,13 +57,20 @@ class BulkPreviewReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartBody(BulkSelection, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The bulk operation to start."""
+    """The bulk operation to start, and its jobs: `ids`, or filters, or `all` that can change."""
 
+    all: bool = False
     id: Name | None = None
     rate: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None = None
     """The maximum number of jobs per second."""
     limit: Annotated[int, Meta(ge=1)] | None = None
     """The maximum number of jobs that it changes."""
+
+    def make_selection(self) -> JobFilter:
+        """Return the filter. Raises `Problem` for a combination that makes no sense."""
+        filtered = self.make_filter(frozenset(self.state) or None) != JobFilter()
+        check_selection(self.ids, filtered, self.all)
+        return super().make_selection()
 
 
 class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,7 +211,7 @@ def make_view(operation: BulkOperation) -> BulkOperationView:
     )
 
 
-OPERATIONS = (
+OPERATIONS: tuple[AnyOperation, ...] = (
     Operation(
         method="GET",
         path="/operations",
@@ -216,49 +228,28 @@ OPERATIONS = (
         query=PreviewQuery,
         answer=BulkPreviewReport,
     ),
-    Operation(
-        method="POST",
-        path="/operations/replay",
-        right="operate",
-        handle=start_replay,
-        action="operations.start_replay",
-        body=StartBody,
-        answer=BulkOperationView,
-        status=201,
-        idempotency_key=True,
-    ),
-    Operation(
-        method="POST",
-        path="/operations/run-now",
-        right="operate",
-        handle=start_run_now,
-        action="operations.start_run_now",
-        body=StartBody,
-        answer=BulkOperationView,
-        status=201,
-        idempotency_key=True,
-    ),
-    Operation(
-        method="POST",
-        path="/operations/cancel",
-        right="operate",
-        handle=start_cancel,
-        action="operations.start_cancel",
-        body=StartBody,
-        answer=BulkOperationView,
-        status=201,
-        idempotency_key=True,
-    ),
-    Operation(
-        method="POST",
-        path="/operations/delete",
-        right="admin",
-        handle=start_delete,
-        action="operations.start_delete",
-        body=StartBody,
-        answer=BulkOperationView,
-        status=201,
-        idempotency_key=True,
+    *(
+        Operation(
+            method="POST",
+            path=f"/operations/{action.replace('_', '-')}",
+            right="admin" if action is BulkAction.DELETE else "operate",
+            handle=start,
+            action=f"operations.start_{action}",
+            body=StartBody,
+            rules=(
+                select_jobs("state", *JobSearch.__struct_fields__),
+                include_state(*sorted(action.states)),
+            ),
+            answer=BulkOperationView,
+            status=201,
+            idempotency_key=True,
+        )
+        for action, start in (
+            (BulkAction.REPLAY, start_replay),
+            (BulkAction.RUN_NOW, start_run_now),
+            (BulkAction.CANCEL, start_cancel),
+            (BulkAction.DELETE, start_delete),
+        )
     ),
     Operation(
         method="GET",

@@ -13,6 +13,7 @@ from nimburion.core.job import FAILED_ONLY, JobRecord, NewJob, Reason, State
 from nimburion.core.queries import JobFilter
 from nimburion.jobs.client.client import count_stored, require_stored
 from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
+from nimburion.server.api.body_rules import select_jobs
 from nimburion.server.api.jobs import (
     JobPage,
     SearchQuery,
@@ -20,7 +21,7 @@ from nimburion.server.api.jobs import (
     check_selection,
     summarize_page,
 )
-from nimburion.server.api.names import Cursor, JsonObject, Name, PageSize, make_id
+from nimburion.server.api.names import JobCursor, JsonObject, Name, PageSize, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import InvalidPart, Problem
 from nimburion.server.services import ManagementServices
@@ -66,7 +67,7 @@ class DeadLetterSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 class ReplayBody(DeadLetterSelection, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The dead letters to replay."""
 
-    after: Cursor | None = None
+    after: JobCursor | None = None
 
 
 class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +223,8 @@ async def _explain_misses(backend: Inspecting, ids: tuple[str, ...]) -> dict[str
     }
 
 
+_SELECTION = select_jobs("queue", "name", "reason")
+
 OPERATIONS = (
     Operation(
         method="GET",
@@ -246,6 +249,7 @@ OPERATIONS = (
         handle=replay_dead_letters,
         action="dead.replay",
         body=ReplayBody,
+        rules=(_SELECTION,),
         answer=ReplayReport,
     ),
     Operation(
@@ -255,6 +259,7 @@ OPERATIONS = (
         handle=purge_dead_letters,
         action="dead.purge",
         body=DeadLetterSelection,
+        rules=(_SELECTION,),
         answer=PurgeReport,
     ),
     Operation(

@@ -30,12 +30,15 @@ from nimburion.core.result_errors import decode_result_error
 from nimburion.core.session import LimitInfo
 from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.server.api.body_rules import exclude, need, require_one, select_jobs
 from nimburion.server.api.names import (
     END,
-    Cursor,
+    MAX_SECONDS,
+    JobCursor,
     JsonObject,
     Name,
     PageSize,
+    PositiveSeconds,
     Text,
     Time,
     make_id,
@@ -196,7 +199,7 @@ class SearchQuery(JobSearch, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The filters of a list of jobs, and the part of it to return."""
 
     limit: PageSize = 100
-    after: Cursor | None = None
+    after: JobCursor | None = None
     """The `next` of the previous page; without it, the list begins."""
 
 
@@ -217,20 +220,20 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     queue: Name | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] | None = None
     at: Time | None = None
-    after: Annotated[float, Meta(ge=0)] | None = None
+    after: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] | None = None
     """Seconds from now until the job is due."""
     unique_key: Text | None = None
-    unique_for: float | None = None
+    unique_for: PositiveSeconds | None = None
     unique_while: Literal["waiting", "unfinished"] | tuple[State, ...] | None = None
     on_duplicate: OnDuplicate | None = None
-    debounce: float | None = None
-    max_wait: float | None = None
-    throttle: float | None = None
+    debounce: PositiveSeconds | None = None
+    max_wait: PositiveSeconds | None = None
+    throttle: PositiveSeconds | None = None
     headers: dict[str, str] | None = None
     tenant: Text | None = None
     correlation_id: Text | None = None
     max_retries: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
-    timeout: float | None = None
+    timeout: PositiveSeconds | None = None
 
 
 class JobReference(msgspec.Struct, frozen=True):
@@ -267,7 +270,7 @@ class CancelBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     all: bool = False
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
     """The maximum number of jobs that this request cancels."""
-    after: Cursor | None = None
+    after: JobCursor | None = None
 
 
 class CancelReport(msgspec.Struct, frozen=True):
@@ -523,6 +526,16 @@ OPERATIONS = (
         handle=enqueue_job,
         action="jobs.enqueue",
         body=NewJobBody,
+        rules=(
+            exclude("at", "after"),
+            exclude("throttle", "debounce", "max_wait", "unique_for", "unique_while"),
+            exclude("debounce", "unique_for", "at", "after"),
+            need("max_wait", "debounce"),
+            *(
+                need(option, "unique_key")
+                for option in ("unique_for", "unique_while", "debounce", "throttle")
+            ),
+        ),
         answer=EnqueuedJob,
         status=201,
         idempotency_key=True,
@@ -534,6 +547,7 @@ OPERATIONS = (
         handle=cancel_jobs,
         action="jobs.cancel",
         body=CancelBody,
+        rules=(select_jobs("state", "queue", "name"),),
         answer=CancelReport,
     ),
     Operation(
@@ -543,6 +557,7 @@ OPERATIONS = (
         handle=run_jobs_now,
         action="jobs.run_now",
         body=RunNowBody,
+        rules=(require_one("ids"),),
         answer=RunNowReport,
     ),
     Operation(method="GET", path="/jobs/{id}", right="read", handle=get_job, answer=JobDetail),

@@ -13,6 +13,7 @@ from nimburion.core.rate_limits import MAX_UNITS, RateInfo
 from nimburion.core.session import LimitInfo
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs.limit_changes import change_known_limit, make_change, reset_known_limit
+from nimburion.server.api.body_rules import need, require_one
 from nimburion.server.api.names import END, PageQuery
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
@@ -39,7 +40,7 @@ class ChangeLimitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     concurrency: Annotated[int, Meta(ge=0, le=MAX_CONCURRENCY)] | None = None
     """How many jobs may run at once; 0: none."""
-    rate: Annotated[str, Meta(max_length=100)] | None = None
+    rate: Annotated[str, Meta(max_length=100, extra_json_schema={"format": "rate"})] | None = None
     """How many units may start in a time: `100/min`."""
     burst: Annotated[int, Meta(ge=1, le=MAX_UNITS)] | None = None
     """How many units may start at once; only with `rate`."""
@@ -127,6 +128,7 @@ OPERATIONS = (
         handle=change_limit,
         action="limit.change",
         body=ChangeLimitBody,
+        rules=(require_one("concurrency", "rate"), need("burst", "rate")),
         answer=LimitState,
     ),
     Operation(

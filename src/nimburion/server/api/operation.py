@@ -22,6 +22,7 @@ from nimburion.core.text.escaping import escape_controls
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.jobs.auditing import Change, record_change
 from nimburion.server.access import Caller, has_json_body
+from nimburion.server.api.body_rules import Rule
 from nimburion.server.problems import InvalidPart, Problem
 from nimburion.server.services import ManagementServices
 
@@ -67,6 +68,8 @@ class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=Tru
     answer: Any
     query: type[QueryT] = cast("type[QueryT]", NoQuery)
     body: type[BodyT] = cast("type[BodyT]", NoBody)
+    rules: tuple[Rule, ...] = ()
+    """What the body must be beyond the types of its fields."""
     action: str | None = None
     """The action of the audit record. Each operation that changes something has one. Fields of
     the body may be in braces: `worker.{command}`.
@@ -187,6 +190,9 @@ def parse_query(pairs: Iterable[tuple[str, str]], kind: type[QueryT]) -> QueryT:
         detail, place = _split_place(error)
         name = place.partition("/")[0]
         raise make_parameter_problem(name, f"{name}: {detail}") from None
+    except ValueError as error:  # seconds beyond the years that a `datetime` can hold
+        detail = f"a time cannot be read: {error}"
+        raise Problem(422, "invalid-parameter", detail) from None
     for name in values:
         if getattr(query, name) is None:  # the text `null`, which is none of the allowed values
             raise make_parameter_problem(name, f"{name}: leave the parameter out instead")

@@ -11,6 +11,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live, list_reasons
 from nimburion.core.job import State
 from nimburion.core.queries import Pause, QueueInfo
+from nimburion.server.api.body_rules import exclude
 from nimburion.server.api.names import END, Name, PageQuery, Time, to_epoch
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import InvalidPart, Problem
@@ -168,7 +169,7 @@ async def _read_until(body: PauseBody, backend: Backend) -> float | None:
     if until is not None and until <= await backend.now():
         detail = "until: this time is past, so nothing would be paused; give a later one"
         part = InvalidPart(detail, pointer="#/until")
-        raise Problem(422, "invalid-body", detail, parts=(part,))
+        raise Problem(409, "past-time", detail, parts=(part,))
     return until
 
 
@@ -210,6 +211,7 @@ OPERATIONS = (
         handle=pause_queue,
         action="queue.pause",
         body=PauseBody,
+        rules=(exclude("for", "until"),),
         answer=PauseState,
     ),
     Operation(
@@ -227,6 +229,7 @@ OPERATIONS = (
         handle=pause_all_queues,
         action="queue.pause_all",
         body=PauseBody,
+        rules=(exclude("for", "until"),),
         answer=AllPauses,
     ),
     Operation(

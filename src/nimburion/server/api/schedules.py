@@ -15,9 +15,11 @@ from nimburion.server.api.jobs import JobPage, JobReference, summarize_job
 from nimburion.server.api.names import END, JsonObject, Name, PageQuery, Text, make_id
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
-Trigger = Annotated[str, Meta(min_length=1, max_length=200)]
+Trigger = Annotated[
+    str, Meta(min_length=1, max_length=200, extra_json_schema={"format": "trigger"})
+]
 """A cron expression, a macro like `@daily`, `@every 5m`, or `@at` and a time."""
-Zone = Annotated[str, Meta(min_length=1, max_length=100)]
+Zone = Annotated[str, Meta(min_length=1, max_length=100, extra_json_schema={"format": "time-zone"})]
 ScheduleName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,100}" + END)]
 
 
