@@ -32,7 +32,7 @@ no-shrink = true
 "path.limit" = "send"
 "path.name" = "nightly"
 """
-"""The names and ids of what `store_records` has stored, so that not all answers are 404."""
+"""The names and ids of what `add_records` has stored, so that not all answers are 404."""
 
 
 async def test_the_document_describes_each_operation(api: Api) -> None:
@@ -53,7 +53,7 @@ async def test_each_reference_of_the_document_can_be_followed(api: Api) -> None:
     assert "Problem" in named
 
 
-async def store_records(api: Api) -> None:
+async def add_records(api: Api) -> None:
     """Store a record of each kind under the names of `_CONFIG`."""
     backend = api.processor.backend
     await api.fail("job")
@@ -68,7 +68,7 @@ async def run_fuzzer(api: Api, folder: Path, examples: int) -> int:
     Fail on an answer that the document does not allow.
     """
     (folder / "schemathesis.toml").write_text(_CONFIG)
-    await store_records(api)
+    await add_records(api)
     server = ManagementServer(api.app, api.services.config.server)
     await server.start()
     try:

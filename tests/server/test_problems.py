@@ -84,6 +84,14 @@ async def test_a_wrong_body(api: Api, content: bytes, expected: tuple[int, str])
     assert (await api.get("/jobs"))["jobs"] == []
 
 
+async def test_a_whole_number_may_have_a_decimal_point(api: Api) -> None:
+    content = b'{"name": "send", "payload": {"to": 1.0}, "priority": 7.0}'
+    response = await api.client.post("/api/v1/jobs", content=content)
+    job_id = response.json()["id"]
+    assert (await api.get(f"/jobs/{job_id}"))["priority"] == 7
+    assert (await api.processor.backend.get_job(job_id)).payload == b'{"to": 1.0}'
+
+
 async def test_the_problem_names_the_part_that_is_wrong(api: Api) -> None:
     *_, document = await find_problem(api, "GET", "/api/v1/jobs?limt=3")
     assert document.errors[0].parameter == "limt"

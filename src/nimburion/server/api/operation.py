@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, cast
 
@@ -211,11 +212,35 @@ async def read_body(request: Request, kind: type[BodyT], max_size: int) -> BodyT
     if content and not has_json_body(request):
         raise Problem(415, "unsupported-media-type", "send the body as application/json")
     try:
-        return msgspec.json.decode(content or b"{}", type=kind)
+        return _decode_body(content or b"{}", kind)
     except msgspec.ValidationError as error:
         raise make_body_problem(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "malformed-body", f"the body is no JSON: {error}") from None
+
+
+def _decode_body(content: bytes, kind: type[BodyT]) -> BodyT:
+    """Return the body. A field that is a whole number may be written as `5.0`."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        with suppress(msgspec.MsgspecError):
+            fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+            return msgspec.json.decode(_shorten_whole_numbers(fields), type=kind)
+        raise error from None
+
+
+def _shorten_whole_numbers(fields: dict[str, msgspec.Raw]) -> bytes:
+    """Return the JSON of the fields, with `5` in place of `5.0`; other texts stay as they are."""
+    whole = {
+        name: msgspec.Raw(found[1])
+        for name, raw in fields.items()
+        if (found := _WHOLE_NUMBER.fullmatch(bytes(raw)))
+    }
+    return msgspec.json.encode(fields | whole)
+
+
+_WHOLE_NUMBER = re.compile(rb"(-?[0-9]+)\.0+")
 
 
 def make_body_problem(error: msgspec.ValidationError) -> Problem:
