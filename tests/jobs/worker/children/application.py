@@ -237,6 +237,21 @@ def leave_program(path: str) -> None:
 
 
 @job(execution="process")
+def leave_session(path: str, how: str) -> None:
+    """Start a program in a session of its own, and let go of it; then end in one of two ways."""
+    import subprocess
+
+    # A shell that ends at once leaves an orphan, as a daemon does.
+    command = f'(setsid sleep 600 & echo $! > "{path}.new" && mv "{path}.new" "{path}")'
+    subprocess.run(
+        ["sh", "-c", command], check=True, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    if how == "exits":
+        os._exit(3)
+    signal.pause()
+
+
+@job(execution="process")
 def damage_channel() -> None:
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
@@ -284,6 +299,7 @@ processor.register(
         leave_thread,
         leave_task,
         leave_program,
+        leave_session,
         *(cancel_all, terminate_itself),
         damage_channel,
         hold_memory,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -183,6 +184,23 @@ async def test_a_program_that_a_handler_started_dies_with_the_child(
     record = await wait_until_finished(processor, job_id)
     await wait_for_end(program)
     assert record.history[-1].kind == "timeout"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guards exist on Linux only")
+@pytest.mark.parametrize("how", ["blocks", "exits"])
+async def test_a_program_in_a_session_of_its_own_dies_with_the_child(
+    make: Make, tmp_path: Path, how: str
+) -> None:
+    processor = make()
+    await processor.start()
+    path = tmp_path / "started"
+    options = {"max_retries": 0, "timeout": 1.0 if how == "blocks" else DEADLINE}
+    job_id = await processor.enqueue(app.leave_session.job(str(path), how), **options)  # type: ignore[arg-type]
+    program = await wait_for_start(path)
+    record = await wait_until_finished(processor, job_id)
+    await wait_for_end(program)
+    assert record.history[-1].kind == ("timeout" if how == "blocks" else "failure")
+    assert how == "blocks" or "exit code 3" in record.history[-1].message
 
 
 async def test_a_flood_of_output_is_cut_and_stops_nothing(

@@ -5,7 +5,16 @@ Only a worker starts it. The arguments are the descriptors of two sockets.
 
 import sys
 
-from nimburion.jobs.worker.children.runtime import run_child
+from nimburion.jobs.worker.children.guard import fork_from_guard
+
+
+def main() -> None:
+    """Fork first: the guard needs none of the modules that a child loads."""
+    guard = fork_from_guard()
+    from nimburion.jobs.worker.children.runtime import run_child
+
+    run_child(int(sys.argv[1]), int(sys.argv[2]), guard)
+
 
 if __name__ == "__main__":
-    run_child(int(sys.argv[1]), int(sys.argv[2]))
+    main()

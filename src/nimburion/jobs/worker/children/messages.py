@@ -66,6 +66,8 @@ class Ready(msgspec.Struct, tag=11, array_like=True, frozen=True):
     """Child to parent: the application is imported; these names are registered."""
 
     names: list[str]
+    process: int
+    """The id of the child's own process. A guard may stand between parent and child."""
 
 
 class NotStarted(msgspec.Struct, tag=12, array_like=True, frozen=True):

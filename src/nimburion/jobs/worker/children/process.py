@@ -20,6 +20,7 @@ from nimburion.core.frames import FrameProtocol, UnreadableFrame
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs.worker.attempt.reporter import make_extra
 from nimburion.jobs.worker.children.errors import ChildDied, ChildNotStarted
+from nimburion.jobs.worker.children.guard import KILL
 from nimburion.jobs.worker.children.log_frames import log_record
 from nimburion.jobs.worker.children.memory import (
     CHECK_INTERVAL,
@@ -61,6 +62,8 @@ A process that the handler forked may keep the channel open for longer.
 """
 _STOP_TIMEOUT = 5.0
 """Seconds that a child has to end after `Stop`."""
+_GUARD_TIMEOUT = 3.0
+"""Seconds that a guard has to kill a child and its descendants."""
 
 EnqueueJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
 ReceiveReport = Callable[[ProgressMade | UnitsSpent], None]
@@ -90,6 +93,7 @@ class ChildProcess:
         """Set when the process has ended and its transports are closed."""
         self._is_disconnected = False
         self._end_timer: asyncio.TimerHandle | None = None
+        self._kill_timer: asyncio.TimerHandle | None = None
         self._call: Call | None = None
         self._reply: asyncio.Future[Returned | Raised | NotRun] | None = None
         self._report: ReceiveReport = _ignore_report
@@ -115,7 +119,7 @@ class ChildProcess:
             self._finished.set()
             raise ChildNotStarted(f"a child process cannot be started: {error}") from error
         if not self.is_usable:  # killed while it was being started
-            self._signal_group()
+            self._kill_all()
         self._send_to_main_thread(start)
         await self._ready
 
@@ -147,13 +151,15 @@ class ChildProcess:
                 stdout=child_output,
                 stderr=child_output,
                 pass_fds=(calls.fileno(), messages.fileno()),
-                start_new_session=True,  # so that one signal reaches what a handler starts too
+                start_new_session=True,  # a terminal's signals are for the worker
             )
             own_ends.pop_all()
 
     @property
     def id(self) -> int:
-        """The id of the process; 0 before it exists."""
+        """The id of the process; 0 before it exists. Until it is ready: the id of its guard."""
+        if self.is_ready and self._ready.exception() is None:
+            return self._ready.result().process
         return 0 if self._process is None else self._process.get_pid()
 
     @property
@@ -174,7 +180,7 @@ class ChildProcess:
         """Kill the process, and those that its handlers have started."""
         self.is_usable = False
         if not self._exited.is_set():
-            self._signal_group()
+            self._kill_all()
 
     async def stop(self) -> None:
         """Let the process end, and kill it if it does not within a few seconds."""
@@ -298,7 +304,9 @@ class ChildProcess:
     def _note_exit(self) -> None:
         self.is_usable = False
         self._exited.set()
-        self._signal_group()  # what its handlers have started
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._kill_group()  # what its handlers have started, where there is no guard
         if self._is_disconnected:
             self._finish()
         else:
@@ -349,11 +357,24 @@ class ChildProcess:
     def _read_exit_code(self) -> int | None:
         return None if self._process is None else self._process.get_returncode()
 
-    def _signal_group(self) -> None:
+    def _kill_all(self) -> None:
+        """Let the guard kill the child and its descendants. Kill the guard if it does not end."""
+        if self._process is None:
+            return
+        if sys.platform != "linux":
+            self._kill_group()
+            return
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(self._process.get_pid(), KILL)
+        if self._kill_timer is None:
+            self._kill_timer = self._loop.call_later(_GUARD_TIMEOUT, self._kill_group)
+
+    def _kill_group(self) -> None:
+        """Kill the process that was started, and its group. A child dies with its guard."""
         if self._process is None:
             return
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.id, signal.SIGKILL)
+            os.killpg(self._process.get_pid(), signal.SIGKILL)
 
 
 class _ExitWatch(asyncio.SubprocessProtocol):

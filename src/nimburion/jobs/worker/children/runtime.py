@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import os
 import sys
 import time
 import traceback
@@ -61,11 +62,14 @@ from nimburion.jobs.worker.open_lifespan import OpenLifespan
 from nimburion.telemetry.trace_headers import attach_trace, detach_trace
 
 
-def run_child(calls_descriptor: int, messages_descriptor: int) -> None:
-    """Run the calls that arrive on the first socket, until the parent ends it."""
+def run_child(calls_descriptor: int, messages_descriptor: int, guard: int | None) -> None:
+    """Run the calls that arrive on the first socket, until the parent ends it.
+
+    `guard` is the process that started this one, if it is not the parent at the other end.
+    """
     channel = ParentChannel(calls_descriptor, messages_descriptor)
     start = channel.receive_start()
-    end_with_parent(start.parent)
+    end_with_parent(start.parent if guard is None else guard)
     prefer_for_oom_kill()
     leave_signals_to_parent()
     prepare_output()
@@ -80,7 +84,7 @@ def run_child(calls_descriptor: int, messages_descriptor: int) -> None:
         text = "".join(traceback.format_exception(error, limit=-20))
         channel.send(NotStarted(f"{type(error).__name__}: {error}", text))
         sys.exit(1)
-    channel.send(Ready(list(processor.registry.names)))
+    channel.send(Ready(list(processor.registry.names), os.getpid()))
     child.serve()
     child.close()
     logging.shutdown()
