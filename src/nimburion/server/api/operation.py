@@ -224,7 +224,7 @@ def _decode_body(content: bytes, kind: type[BodyT]) -> BodyT:
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
-        with suppress(msgspec.MsgspecError):
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
             return msgspec.json.decode(_shorten_whole_numbers(fields), type=kind)
         raise error from None
