@@ -250,9 +250,9 @@ def test_some_settings_can_be_none(text: str) -> None:
     assert (jobs.keep_failed, jobs.timeout) == (None, None)
 
 
-def test_limits_are_bytes_or_have_units() -> None:
-    jobs = load_text("jobs: {limits: {payload: 2MiB, result: 1000, error: 1KB}}")
-    assert jobs.limits == SizeLimits(payload=2 * 1024**2, result=1000, error=1000)
+def test_sizes_are_bytes_or_have_units() -> None:
+    jobs = load_text("jobs: {sizes: {payload: 2MiB, result: 1000, error: 1KB}}")
+    assert jobs.sizes == SizeLimits(payload=2 * 1024**2, result=1000, error=1000)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "jobs:\n", "jobs: {}", "jobs: ~"])
@@ -268,13 +268,13 @@ def test_the_environment_lies_over_the_file(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("NIMBURION_JOBS__CONCURRENCY", "20")
     monkeypatch.setenv("NIMBURION_JOBS__QUEUES", "[{name: mail, priority: 2}]")
     monkeypatch.setenv("NIMBURION_JOBS__REDIS__PASSWORD", "{not: yaml")
-    monkeypatch.setenv("NIMBURION_JOBS__LIMITS", "{batch: 7}")
-    monkeypatch.setenv("NIMBURION_JOBS__LIMITS__NESTING", "8")
+    monkeypatch.setenv("NIMBURION_JOBS__SIZES", "{batch: 7}")
+    monkeypatch.setenv("NIMBURION_JOBS__SIZES__NESTING", "8")
     jobs = load_text(GUIDE)
     assert jobs.concurrency == 20
     assert jobs.queues == (QueueSettings("mail", 2),)
     assert jobs.url == "redis://:%7Bnot%3A%20yaml@localhost:6379/0"
-    assert jobs.limits == SizeLimits(batch=7, nesting=8)
+    assert jobs.sizes == SizeLimits(batch=7, nesting=8)
 
 
 def test_arguments_lie_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,12 +285,12 @@ def test_arguments_lie_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
             "concurrency": 30,
             "grace": timedelta(minutes=1),
             "queues": (QueueSettings("x"), {"name": "y"}),
-            "limits": {"batch": 5},
+            "sizes": {"batch": 5},
         },
     )
     assert (jobs.concurrency, jobs.grace) == (30, 60.0)
     assert jobs.queues == (QueueSettings("x"), QueueSettings("y"))
-    assert jobs.limits.batch == 5
+    assert jobs.sizes.batch == 5
 
 
 @pytest.mark.parametrize(

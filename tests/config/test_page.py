@@ -116,7 +116,7 @@ def test_every_setting_of_the_code_can_be_written() -> None:
     fields = {field.name for field in msgspec.structs.fields(Settings)}
     assert JOBS.keys.keys() - BACKEND_KEYS.keys() | {"url"} == fields
     queue = JOBS.keys["queues"]
-    limits = JOBS.keys["limits"]
+    sizes = JOBS.keys["sizes"]
     for key, settings in (
         ("policies", JobSettings),
         ("keyed_limits", KeyedLimitSettings),
@@ -126,9 +126,9 @@ def test_every_setting_of_the_code_can_be_written() -> None:
         assert isinstance(series, SectionList)
         assert set(series.each.keys) == set(settings.__struct_fields__)
     assert isinstance(queue, SectionList)
-    assert isinstance(limits, Section)
+    assert isinstance(sizes, Section)
     assert set(queue.each.keys) == set(QueueSettings.__struct_fields__)
-    assert set(limits.keys) == set(Settings().limits.__struct_fields__)
+    assert set(sizes.keys) == set(Settings().sizes.__struct_fields__)
     tokens = SERVER.keys["tokens"]
     assert isinstance(tokens, SectionList)
     assert set(SERVER.keys) == set(ServerSettings.__struct_fields__)

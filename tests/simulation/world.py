@@ -199,7 +199,7 @@ class World:
             max_retries=MAX_RETRIES,
             retry_backoff=0.2,
             enqueue_timeout=1.0,
-            limits=SizeLimits(exchange=16_384, unsettled=4096),
+            sizes=SizeLimits(exchange=16_384, unsettled=4096),
         )
         self.acknowledged: list[str] = []
         self.runs: Counter[str] = Counter()

@@ -193,7 +193,7 @@ SIZES = Section(
     settings=SizeLimits,
 )
 
-JOBS = Section({**BACKEND_KEYS, **make_section(Settings, url=None, limits=SIZES).keys})
+JOBS = Section({**BACKEND_KEYS, **make_section(Settings, url=None, sizes=SIZES).keys})
 
 TASK = make_section(TaskSettings, place=None)
 
@@ -208,7 +208,14 @@ silently.
 """
 
 REMOVED: Mapping[Path, str] = MappingProxyType(
-    {("jobs", "postgres", "prefix"): "table names have no prefix; choose another postgres.schema"}
+    {
+        (
+            "jobs",
+            "postgres",
+            "prefix",
+        ): "table names have no prefix; choose another postgres.schema",
+        ("jobs", "limits"): "the sizes of the data of jobs are set by jobs.sizes",
+    }
 )
 """The settings of earlier versions, each with what to set instead."""
 

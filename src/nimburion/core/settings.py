@@ -189,7 +189,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The version of the application. It is shown with its workers and in the metrics."""
     log_attempts: Literal["debug", "info"] = "debug"
     """The level at which a worker logs the start and the end of each attempt."""
-    limits: SizeLimits = SizeLimits()
+    sizes: SizeLimits = SizeLimits()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return the settings by name, with passwords in the URL redacted."""
@@ -238,7 +238,7 @@ class SettingsOptions(TypedDict, total=False):
     worker_max_age: float | None
     code_version: str
     log_attempts: Literal["debug", "info"]
-    limits: SizeLimits
+    sizes: SizeLimits
 
 
 class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

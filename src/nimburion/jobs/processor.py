@@ -639,7 +639,7 @@ class Processor(Client):
         from nimburion.jobs.worker.attempt.process_calls import ProcessCalls
         from nimburion.jobs.worker.attempt.reporter import AttemptReporter
 
-        limits = self.settings.limits
+        sizes = self.settings.sizes
         return AttemptRunner(
             self.registry,
             self._middlewares,
@@ -649,7 +649,7 @@ class Processor(Client):
             report=report,
             clock=self.clock,
             random=self._random,
-            limits=limits,
+            sizes=sizes,
             client=self,
             reporter=AttemptReporter(
                 self._statistics.jobs,
@@ -663,7 +663,7 @@ class Processor(Client):
             state=state,
             guard=guard,
             process_calls=(
-                None if children is None else ProcessCalls(children, report, limits.error)
+                None if children is None else ProcessCalls(children, report, sizes.error)
             ),
         )
 

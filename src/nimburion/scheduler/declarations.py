@@ -236,5 +236,5 @@ def make_raw_job(client: Client, name: str, queue: str, payload: str, priority: 
     if priority not in range(10):
         raise InvalidJob(f"priority must be from 0 to 9, not {priority!r}")
     encoded = payload.encode()
-    check_size(name, encoded, client.settings.limits)
+    check_size(name, encoded, client.settings.sizes)
     return NewJob("-", check_name("job name", name), check_name("queue", queue), encoded, priority)

@@ -100,6 +100,7 @@ async def test_maintenance_of_one_leaves_the_others(
     assert (await first.backend.rescue(10, max_lost=3)).returned == ["lost"]
     assert (await first.backend.promote(10)).count == 1
     assert await first.backend.prune(keep, 10) == 1
+    assert isinstance(first.backend, PostgresBackend)
     await first.backend._fetch("SELECT {schema}.maintain_partitions_1()")
     for harness in others:
         assert await harness.state("completed") is State.COMPLETED

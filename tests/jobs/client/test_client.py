@@ -246,7 +246,7 @@ async def test_one_bad_job_refuses_the_batch_and_is_named(processor: Processor) 
 
 
 async def test_a_batch_over_the_limit_is_refused() -> None:
-    small = Processor(MemoryBackend(), Settings(limits=SizeLimits(batch=2)))
+    small = Processor(MemoryBackend(), Settings(sizes=SizeLimits(batch=2)))
     async with small:
         assert len(await small.enqueue_many([double.job(1)] * 2)) == 2
         with pytest.raises(InvalidJob, match="3 jobs in one call, over the limit of 2"):

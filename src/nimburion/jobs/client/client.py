@@ -144,7 +144,7 @@ class Client:
         self._loop: asyncio.AbstractEventLoop | None = None
         """The event loop that the client belongs to; None while it is not open."""
         self._ids = JobIds(self.clock.now, entropy)
-        self._limits = self.settings.limits
+        self._sizes = self.settings.sizes
         self._fairness = QueueFairness(self.settings)
         self._batcher: EnqueueBatcher | None = None
         self._batcher_loop: asyncio.AbstractEventLoop | None = None
@@ -338,7 +338,7 @@ class Client:
 
         The options are those of `enqueue` without `id`, and apply to each job. The call is atomic:
         all jobs are stored, or none (Redis: per slice of 500 jobs). `InvalidJob` names the job at
-        fault, or reports more than `limits.batch` jobs (10,000). The other errors are those of
+        fault, or reports more than `sizes.batch` jobs (10,000). The other errors are those of
         `enqueue`.
         """
         parsed = self._parse_options(options)
@@ -352,7 +352,7 @@ class Client:
         pipeline = EnqueuePipeline(
             self._enqueue_middlewares,
             lambda some: self._store(some, parsed),
-            self._limits,
+            self._sizes,
             len(new),
         )
         return await pipeline.run(
@@ -679,7 +679,7 @@ class Client:
             ):
                 if inherited is not None and options.get(key) is None:
                     cast("dict[str, object]", options)[key] = inherited
-        return parse_options(self._limits, **options) if options else NOTHING_PARSED
+        return parse_options(self._sizes, **options) if options else NOTHING_PARSED
 
     def _make_job(self, job: AnyJob, parsed: ParsedOptions, job_id: str | None = None) -> NewJob:
         """Return a job in the backend's form; without `job_id`, with a new id.
@@ -688,7 +688,7 @@ class Client:
         """
         declaration = require_declaration(job)
         priority = parsed.priority
-        payload = declaration.encode(job, self._limits)
+        payload = declaration.encode(job, self._sizes)
         options, after, unique = parsed.options, parsed.after, declaration.policy.unique
         if unique is not None or parsed.key_rule is not None:
             options, after = apply_uniqueness(parsed, unique, payload)
@@ -728,18 +728,18 @@ class Client:
         )
 
     def _check_batch(self, count: int) -> None:
-        if count > self._limits.batch:
+        if count > self._sizes.batch:
             raise InvalidJob(
-                f"{count} jobs in one call, over the limit of {self._limits.batch}; "
+                f"{count} jobs in one call, over the limit of {self._sizes.batch}; "
                 "enqueue them in several calls"
             )
 
     def _encode_raw_payload(self, name: str, payload: object) -> bytes:
         if isinstance(payload, Mapping):
-            return encode_object(name, payload, self._limits)
+            return encode_object(name, payload, self._sizes)
         if not isinstance(payload, bytes | bytearray | memoryview):
             raise InvalidJob(f"job {name!r}: the payload must be bytes or a dict, not {payload!r}")
-        check_size(name, raw := bytes(payload), self._limits)
+        check_size(name, raw := bytes(payload), self._sizes)
         return raw
 
     def _prepare(self, job: AnyJob, options: EnqueueOptions) -> tuple[NewJob, ParsedOptions]:
@@ -766,7 +766,7 @@ class Client:
         pipeline = EnqueuePipeline(
             self._enqueue_middlewares,
             lambda some: self._store(some, parsed, results),
-            self._limits,
+            self._sizes,
             1,
         )
         return (await pipeline.run([_make_enqueueing(job, new)]))[0]
@@ -892,7 +892,7 @@ async def run_enqueue_middleware(
     async def enqueue_new(jobs: list[NewJob]) -> list[str]:
         return [await store(apply_fairness(client, jobs[0]))]
 
-    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._limits, 1)
+    pipeline = EnqueuePipeline(middlewares, enqueue_new, client._sizes, 1)
     return (await pipeline.run([_make_enqueueing(job, new)]))[0]
 
 

@@ -28,12 +28,12 @@ class EnqueuePipeline:
         self,
         layers: Sequence[EnqueueMiddleware],
         store: StoreJobs,
-        limits: SizeLimits,
+        sizes: SizeLimits,
         expected: int,
     ) -> None:
         self._chain = compose(layers, self._collect)
         self._store = store
-        self._limits = limits
+        self._sizes = sizes
         self._missing = expected
         self._seen: set[int] = set()
         self._collected: list[tuple[NewJob, asyncio.Future[str]]] = []
@@ -62,7 +62,7 @@ class EnqueuePipeline:
     async def _collect(self, enqueueing: Enqueueing) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._seen.add(id(enqueueing))
-        self._collected.append((_validate(enqueueing, self._limits), future))
+        self._collected.append((_validate(enqueueing, self._sizes), future))
         self._count_down()
         return await future
 
@@ -85,14 +85,14 @@ class EnqueuePipeline:
                     future.set_result(job_id)
 
 
-def _validate(enqueueing: Enqueueing, limits: SizeLimits) -> NewJob:
+def _validate(enqueueing: Enqueueing, sizes: SizeLimits) -> NewJob:
     """Return the job after the middleware; `InvalidJob` if it cannot be stored."""
     if not isinstance(enqueueing.payload, bytes):
         raise InvalidJob(
             f"an enqueue middleware set a payload of type {type(enqueueing.payload).__name__}; "
             "a payload must be bytes"
         )
-    check_size(enqueueing.name, enqueueing.payload, limits)
+    check_size(enqueueing.name, enqueueing.payload, sizes)
     if enqueueing.priority not in range(10):
         raise InvalidJob(f"priority must be from 0 to 9, not {enqueueing.priority!r}")
     check_texts(enqueueing.options)

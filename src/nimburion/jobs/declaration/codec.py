@@ -75,7 +75,7 @@ class Codec:
         """Decodes a payload as `decode` does, without a call of a Python function, and raises
         `ValueError`; None if values of these types need further checks."""
 
-    def encode(self, arguments: dict[str, Any], limits: SizeLimits) -> bytes:
+    def encode(self, arguments: dict[str, Any], sizes: SizeLimits) -> bytes:
         """Return the payload of these arguments.
 
         `InvalidJob` names the field, the expected type and the value that does not fit. It is also
@@ -93,14 +93,14 @@ class Codec:
             payload = _encode(plain)
         except _CONVERSION_ERRORS as error:
             raise InvalidJob(self._explain_refusal(arguments, error)) from error
-        if self._may_nest_deeply or len(payload) > limits.payload:
-            check_payload(self.name, payload, limits)
+        if self._may_nest_deeply or len(payload) > sizes.payload:
+            check_payload(self.name, payload, sizes)
         return payload
 
-    def decode(self, payload: bytes, limits: SizeLimits) -> Any:  # noqa: ANN401
+    def decode(self, payload: bytes, sizes: SizeLimits) -> Any:  # noqa: ANN401
         """Return the `struct` of a payload; `UnreadablePayload` says what does not fit."""
-        if self._may_nest_deeply and nests_deeper_than(limits.nesting, payload):
-            raise UnreadablePayload(_explain_nesting(self.name, limits))
+        if self._may_nest_deeply and nests_deeper_than(sizes.nesting, payload):
+            raise UnreadablePayload(_explain_nesting(self.name, sizes))
         try:
             arguments = self._decoder.decode(payload)
             if self._with_times:
@@ -109,8 +109,8 @@ class Codec:
                 )
         except _CONVERSION_ERRORS as error:
             # Without a type that nests, such a payload is refused in any case.
-            if nests_deeper_than(limits.nesting, payload):
-                raise UnreadablePayload(_explain_nesting(self.name, limits)) from error
+            if nests_deeper_than(sizes.nesting, payload):
+                raise UnreadablePayload(_explain_nesting(self.name, sizes)) from error
             text = f"the payload does not fit job {self.name!r}{_locate(error)}"
             raise UnreadablePayload(text) from error
         return arguments
@@ -175,7 +175,7 @@ class ResultCodec:
             return msgspec.json.decode(result)
 
 
-def encode_object(name: str, payload: Mapping[str, object], limits: SizeLimits) -> bytes:
+def encode_object(name: str, payload: Mapping[str, object], sizes: SizeLimits) -> bytes:
     """Return the payload of plain values, for a name whose types are not known in this process.
 
     `InvalidJob` is raised for a value that JSON cannot represent, and for a payload over the
@@ -187,28 +187,28 @@ def encode_object(name: str, payload: Mapping[str, object], limits: SizeLimits) 
         encoded = _encode(plain)
     except _CONVERSION_ERRORS as error:
         raise InvalidJob(f"job {name!r}{_locate(error)}") from error
-    check_payload(name, encoded, limits)
+    check_payload(name, encoded, sizes)
     return encoded
 
 
-def check_payload(name: str, payload: bytes, limits: SizeLimits) -> None:
+def check_payload(name: str, payload: bytes, sizes: SizeLimits) -> None:
     """Raise `InvalidJob` when the payload is too large or nests too deeply."""
-    check_size(name, payload, limits)
-    if nests_deeper_than(limits.nesting, payload):
-        raise InvalidJob(_explain_nesting(name, limits))
+    check_size(name, payload, sizes)
+    if nests_deeper_than(sizes.nesting, payload):
+        raise InvalidJob(_explain_nesting(name, sizes))
 
 
-def check_size(name: str, payload: bytes, limits: SizeLimits) -> None:
+def check_size(name: str, payload: bytes, sizes: SizeLimits) -> None:
     """Raise `InvalidJob` when the payload is too large."""
-    if len(payload) > limits.payload:
+    if len(payload) > sizes.payload:
         raise InvalidJob(
             f"job {name!r}: the payload is {len(payload)} bytes, over the limit of "
-            f"{limits.payload}; store the data elsewhere and pass its location"
+            f"{sizes.payload}; store the data elsewhere and pass its location"
         )
 
 
-def _explain_nesting(name: str, limits: SizeLimits) -> str:
-    return f"job {name!r}: the payload nests deeper than the limit of {limits.nesting}"
+def _explain_nesting(name: str, sizes: SizeLimits) -> str:
+    return f"job {name!r}: the payload nests deeper than the limit of {sizes.nesting}"
 
 
 def _locate(error: Exception) -> str:

@@ -102,7 +102,7 @@ class Declaration:
             self._codec = codec
         return self._codec
 
-    def encode(self, job: object, limits: SizeLimits) -> bytes:
+    def encode(self, job: object, sizes: SizeLimits) -> bytes:
         """Return the payload of a job of this declaration; `InvalidJob` if its arguments do not
         fit."""
         codec = self._codec or self.codec
@@ -112,7 +112,7 @@ class Declaration:
             arguments = job.__dict__
             if len(arguments) != len(codec.fields):
                 arguments = _read_fields(job, codec)
-        return codec.encode(arguments, limits)
+        return codec.encode(arguments, sizes)
 
     def _make_codec(self) -> Codec:
         if isinstance(self.target, JobFunction):

@@ -104,7 +104,7 @@ def read_job_id(job_id: object) -> str:
 
 
 def parse_options(
-    limits: SizeLimits,
+    sizes: SizeLimits,
     /,
     *,
     queue: str | None = None,
@@ -126,7 +126,7 @@ def parse_options(
         priority=None if priority is None else _parse_priority(priority),
         at=None if at is None else _parse_time(at),
         after=0.0 if after is None else _parse_delay(after),
-        options=_parse_job_options(limits, **options) if options else NO_JOB_OPTIONS,
+        options=_parse_job_options(sizes, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
         key_rule=rule,
         key_options=tuple(sorted(name for name in key_options if key_options[name] is not None)),
@@ -178,7 +178,7 @@ def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
 
 
 def _parse_job_options(
-    limits: SizeLimits,
+    sizes: SizeLimits,
     *,
     unique_key: str | None = None,
     headers: Mapping[str, str] | None = None,
@@ -188,7 +188,7 @@ def _parse_job_options(
     timeout: float | timedelta | None = None,
 ) -> JobOptions:
     return JobOptions(
-        headers=_parse_headers(headers, limits) if headers else {},
+        headers=_parse_headers(headers, sizes) if headers else {},
         tenant=None if tenant is None else check_text("tenant", tenant),
         correlation_id=(
             None if correlation_id is None else check_text("correlation_id", correlation_id)
@@ -254,12 +254,12 @@ def _parse_positive_seconds(what: str, value: object) -> float:
     return seconds
 
 
-def _parse_headers(headers: Mapping[str, str], limits: SizeLimits) -> dict[str, str]:
+def _parse_headers(headers: Mapping[str, str], sizes: SizeLimits) -> dict[str, str]:
     try:
         checked = msgspec.convert(dict(headers), dict[str, str])
         size = sum(len(part.encode()) for pair in checked.items() for part in pair)
     except (TypeError, ValueError) as error:
         raise InvalidJob(f"headers must be a dict of str to str in UTF-8: {error}") from error
-    if size > limits.headers:
-        raise InvalidJob(f"headers are {size} bytes, over the limit of {limits.headers}")
+    if size > sizes.headers:
+        raise InvalidJob(f"headers are {size} bytes, over the limit of {sizes.headers}")
     return checked

@@ -76,7 +76,7 @@ class Handler:
         function: Callable[..., Any],
         call: Callable[[Any, Context[Any]], Any],
         decode: Callable[[bytes], Any],
-        limits: SizeLimits,
+        sizes: SizeLimits,
         call_batch: BatchCall | None = None,
         get_batch_argument: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -102,7 +102,7 @@ class Handler:
         self.get_batch_argument: Callable[[Any], Any] = get_batch_argument or _call_no_batch
         """Returns what a batch handler receives of one job, from the return value of `decode`."""
         self._result = _make_result_codec(name, function, policy) if policy.result else None
-        self._result_limit = limits.result
+        self._result_limit = sizes.result
 
     def encode_result(self, value: object) -> bytes | None:
         """Return the bytes to store for a return value: JSON, or None.
@@ -168,7 +168,7 @@ class Registry:
                 function=handler,
                 call=_make_raw_call(handler),
                 decode=bytes,
-                limits=self._settings.limits,
+                sizes=self._settings.sizes,
             )
         )
 
@@ -280,13 +280,13 @@ class Registry:
             function, call_batch = job.function, _make_batch_call(job)
             get_batch_argument = attrgetter(job.signature.fields[0].name)
             call = _make_call_of_one(function, call_batch, get_batch_argument)
-            decode = partial(declaration.codec.decode, limits=self._settings.limits)
+            decode = partial(declaration.codec.decode, sizes=self._settings.sizes)
         elif isinstance(job, JobFunction) and declaration:
             function, call = job.function, _make_function_call(job)
-            decode = partial(declaration.codec.decode, limits=self._settings.limits)
+            decode = partial(declaration.codec.decode, sizes=self._settings.sizes)
         elif isinstance(job, type) and issubclass(job, Job) and declaration:
             function = call = job.process
-            decode = _make_instance_decoder(job, declaration, self._settings.limits)
+            decode = _make_instance_decoder(job, declaration, self._settings.sizes)
         else:
             raise DefinitionError(
                 f"cannot register {_describe(job)}: pass Job classes and @job functions, "
@@ -300,7 +300,7 @@ class Registry:
             function=function,
             call=call,
             decode=decode,
-            limits=self._settings.limits,
+            sizes=self._settings.sizes,
             call_batch=call_batch,
             get_batch_argument=get_batch_argument,
         )
@@ -392,11 +392,11 @@ def _make_positional_call(job: JobFunction[..., ..., Any]) -> Callable[[Any, Con
 
 
 def _make_instance_decoder(
-    cls: type[Job], declaration: Declaration, limits: SizeLimits
+    cls: type[Job], declaration: Declaration, sizes: SizeLimits
 ) -> Callable[[bytes], Job]:
     if cls.process is Job.process:
         raise DefinitionError(f"job {declaration.name!r}: {cls.__name__} has no process method")
-    decode = partial(declaration.codec.decode, limits=limits)
+    decode = partial(declaration.codec.decode, sizes=sizes)
     decode_plain = declaration.codec.decode_plain or decode
     by_name, new, construct = msgspec.structs.asdict, cls.__new__, get_constructor(cls)
 

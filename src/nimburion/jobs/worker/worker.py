@@ -122,7 +122,7 @@ class Worker:
         self._stops_when_empty = stop_conditions.until_empty
         self._is_finishing = stop_conditions.max_jobs is not None
         """Whether to request a stop as soon as no more jobs may start and none runs."""
-        self._exchange_size = ExchangeSize(settings.limits.exchange)
+        self._exchange_size = ExchangeSize(settings.sizes.exchange)
         self._under_way: deque[bytes] = deque()
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
         self.session: WorkerSession = self._make_session()
@@ -721,7 +721,7 @@ class Worker:
             self.connectivity,
             threaded=self._heartbeat_in_thread,
             size=self._exchange_size,
-            max_unsettled=self._settings.limits.unsettled,
+            max_unsettled=self._settings.sizes.unsettled,
             vitals=self.vitals,
             on_heartbeat=self._check_unresponsive,
             on_heartbeat_reply=self._apply_heartbeat_reply,

@@ -165,9 +165,9 @@ async def replay_edited_dead_letter(
     if record.state is not State.FAILED:
         detail = f"job {record.id!r} is {record.state.value}, not failed: it is no dead letter"
         raise Problem(409, "no-dead-letter", detail)
-    limits = services.config.jobs.limits
-    payload = check_payload(body.payload, limits.nesting)
-    check_size(record.name, payload, limits)
+    sizes = services.config.jobs.sizes
+    payload = check_payload(body.payload, sizes.nesting)
+    check_size(record.name, payload, sizes)
     validated = _validate_payload(services, record.name, payload)
     if body.dry_run:
         return EditedReplay(id=None, deleted=False, validated=validated)

@@ -363,7 +363,7 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> EnqueuedJob:
     }
     if body.id is None and request.idempotency_key is not None:
         options["id"] = make_id(request.caller.name, request.idempotency_key)
-    payload = check_payload(body.payload, request.services.config.jobs.limits.nesting)
+    payload = check_payload(body.payload, request.services.config.jobs.sizes.nesting)
     client = request.services.client
     stored = await enqueue_raw_or_get(client, body.name, payload, **cast("EnqueueOptions", options))
     request.change.target, request.change.count = stored.id, 1

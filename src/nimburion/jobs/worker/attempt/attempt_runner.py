@@ -90,7 +90,7 @@ class AttemptRunner:
         report: ReportSink,
         clock: Clock,
         random: Random,
-        limits: SizeLimits,
+        sizes: SizeLimits,
         client: EnqueueClient,
         reporter: AttemptReporter,
         keeps_arguments: KeepsArguments,
@@ -114,7 +114,7 @@ class AttemptRunner:
         self._clock = clock
         self._monotonic = clock.monotonic
         self._random = random
-        self._limits = limits
+        self._sizes = sizes
         self._services = WorkerServices(clock.monotonic, report, client, make_transaction, state)
         self._failure_hooks = failure_hooks
         self._failure_hook_runner = FailureHookRunner(guard)
@@ -250,7 +250,7 @@ class AttemptRunner:
             return None, None
         if attempt.completed:
             return Completed(delivery.lease), None
-        error = outcomes.describe_exception(raised, delivery.attempt, kind, self._limits.error)
+        error = outcomes.describe_exception(raised, delivery.attempt, kind, self._sizes.error)
         failed = AttemptFailed(self._add_place(attempt, error))
         return decide_settlement(delivery, failed, handler.policy, self._random), error.type
 
@@ -359,7 +359,7 @@ class AttemptRunner:
                 attempt.raised = raised
                 return AttemptFailed(
                     outcomes.describe_exception(
-                        raised, attempt.delivery.attempt, "failure", self._limits.error
+                        raised, attempt.delivery.attempt, "failure", self._sizes.error
                     )
                 )
 
@@ -375,7 +375,7 @@ class AttemptRunner:
             return INTERRUPTED
         attempt.raised = lost
         error = outcomes.describe_exception(
-            lost, attempt.delivery.attempt, "failure", self._limits.error
+            lost, attempt.delivery.attempt, "failure", self._sizes.error
         )
         return AttemptFailed(error)
 
@@ -391,7 +391,7 @@ class AttemptRunner:
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
         permanent, number = handler.policy.permanent, attempt.delivery.attempt
-        return outcomes.classify_exception(raised, number, permanent, self._limits.error)
+        return outcomes.classify_exception(raised, number, permanent, self._sizes.error)
 
 
 def _is_interrupted(attempt: Attempt) -> bool:

@@ -121,7 +121,7 @@ class ChildRuntime:
         self._registry = processor.registry
         self._hooks = get_handler_hooks(processor)
         self._calls: dict[str, HandlerCall] = {}
-        self._limit = processor.settings.limits.error
+        self._limit = processor.settings.sizes.error
         self._channel = channel
         self._logs = logs
         self._memory = MemoryWatch()
