@@ -390,3 +390,104 @@ def test_each_enqueue_has_its_own_timeout() -> None:
     assert isinstance(second[2], BackendUnavailable)
     assert second[2].outcome == "not applied"
     assert third[2] == Enqueued("2", "created")
+
+
+# --- jobs that an open transaction blocks ---------------------------------------------------------
+
+LOCK_WAIT = 0.2
+"""How long the backend waits for the open transaction in each call."""
+
+
+class BlockingBackend:
+    """A backend on virtual time, in which a transaction holds ids until `committed`."""
+
+    def __init__(self, held: set[str], committed: float) -> None:
+        self.held = held
+        self.committed = committed
+        self.holding = 0
+        """How many calls wait for the transaction."""
+        self.most_holding = 0
+        self.stored: list[str] = []
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        await elapse(0.001)
+        if any(job.id in self.held for job in jobs):
+            await self._wait_for_commit()
+        self.stored += [job.id for job in jobs]
+        return all_created(jobs)
+
+    async def _wait_for_commit(self) -> None:
+        left = self.committed - asyncio.get_running_loop().time()
+        self.holding += 1
+        self.most_holding = max(self.most_holding, self.holding)
+        await elapse(max(0.0, min(left, LOCK_WAIT)))
+        self.holding -= 1
+        if left > LOCK_WAIT:
+            raise EnqueueBlocked("a transaction is still open")
+
+
+def enqueue_all_at(
+    backend: BlockingBackend, moments: dict[str, float]
+) -> dict[str, tuple[float, Enqueued | BackendUnavailable]]:
+    """Enqueue each job at its moment; return when it was answered, and what the answer is."""
+    loop = SimulatedLoop(Random(1))
+
+    async def run_scenario() -> dict[str, tuple[float, Enqueued | BackendUnavailable]]:
+        batcher = EnqueueBatcher(backend, LocalClock(loop), TIMEOUT)  # type: ignore[arg-type]
+        outcomes = await asyncio.gather(*(called(batcher, *item) for item in moments.items()))
+        return {job_id: (moments[job_id] + after, what) for job_id, after, what in outcomes}
+
+    return run(loop, run_scenario())
+
+
+def test_blocked_jobs_are_repeated_one_after_the_other() -> None:
+    """Only one call of them at a time takes a connection, besides that of the first tries."""
+    held = {f"held-{n}" for n in range(12)}
+    backend = BlockingBackend(held, committed=3.0)
+    others = {f"other-{n}": 0.05 * n for n in range(60)}
+    answers = enqueue_all_at(backend, {"first": 0.0} | dict.fromkeys(held, 0.0005) | others)
+    assert backend.most_holding <= 2
+    assert {type(what) for _, what in answers.values()} == {Enqueued}
+    assert all(3.0 <= answers[job_id][0] < 3.0 + 2 * LOCK_WAIT for job_id in held)
+    assert sorted(backend.stored) == sorted(answers)
+    for job_id, moment in others.items():
+        assert answers[job_id][0] - moment < 0.1 or moment < 2 * LOCK_WAIT
+
+
+def test_new_jobs_pass_the_parts_of_a_blocked_group() -> None:
+    held = {"a", "h", "p"}
+    backend = BlockingBackend(held, committed=4.0)
+    group = dict.fromkeys("abcdefghijklmnop", 0.0005)
+    answers = enqueue_all_at(backend, {"first": 0.0, **group, "new": LOCK_WAIT + 0.01})
+    assert answers["new"][0] < LOCK_WAIT + 0.02
+    for job_id in group.keys() - held:
+        assert answers[job_id][0] < (len(held) + 2) * LOCK_WAIT
+
+
+def test_a_job_behind_many_that_stay_blocked_was_not_stored() -> None:
+    held = {f"{n}" for n in range(40)}
+    backend = BlockingBackend(held, committed=60.0)
+    answers = enqueue_all_at(backend, {"first": 0.0} | dict.fromkeys(held, 0.0005))
+    outcomes = [getattr(answers[job_id][1], "outcome", None) for job_id in held]
+    assert sorted(set(outcomes)) == ["not applied", "unknown"]
+    assert outcomes.count("unknown") == 1  # that of the last call
+    for job_id in held:
+        moment, _ = answers[job_id]
+        assert moment <= choose_limit(TIMEOUT) + 0.001
+    assert backend.stored == ["first"]
+    assert backend.most_holding <= 2
+
+
+def test_blocked_calls_of_many_jobs_take_turns() -> None:
+    backend = BlockingBackend({"held"}, committed=3.0)
+    loop = SimulatedLoop(Random(1))
+
+    async def run_scenario() -> list[list[Enqueued]]:
+        batcher = EnqueueBatcher(backend, LocalClock(loop), TIMEOUT)  # type: ignore[arg-type]
+        calls = [asyncio.create_task(batcher.enqueue_all([new("held")])) for _ in range(4)]
+        await elapse(2 * LOCK_WAIT)
+        backend.most_holding = backend.holding
+        return await asyncio.gather(*calls)
+
+    assert run(loop, run_scenario()) == [[Enqueued("held", "created")]] * 4
+    assert backend.most_holding == 1

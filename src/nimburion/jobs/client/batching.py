@@ -3,6 +3,9 @@
 A single call is sent immediately, without extra cost. When the backend does not answer, the call is
 repeated; the job ids make the repetition safe. Each caller has its own timeout, whatever the number
 of callers that share a call and however long the previous call takes.
+
+A job that another open transaction blocks takes a connection of the backend while the backend waits
+for that transaction. Therefore such jobs are repeated one at a time, and new jobs pass them.
 """
 
 from __future__ import annotations
@@ -126,6 +129,11 @@ class EnqueueBatcher:
         """All waiters in order of arrival, including those whose jobs are in flight."""
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._blocked_call = asyncio.Lock()
+        """Held by each call with jobs that are blocked, or that were sent with a blocked job."""
+        self._blocked_retry = asyncio.Lock()
+        """Held by each repetition of a blocked call: the others of these calls come first."""
+        self._blocked_tasks: set[asyncio.Task[None]] = set()
 
     async def enqueue(self, job: NewJob) -> Enqueued:
         """Store one job, in one call with the jobs that others enqueue meanwhile.
@@ -198,11 +206,27 @@ class EnqueueBatcher:
             if self._monotonic() - since + repetition.pause >= self._timeout:
                 raise _make_unavailable_error(error, jobs, repetition.outcome) from error
             await repetition.wait(self._clock)
-            left = self._limit - (self._monotonic() - since)
             try:
+                if isinstance(error, EnqueueBlocked):
+                    return await self._repeat_blocked(jobs, since, error)
+                left = self._limit - (self._monotonic() - since)
                 return await self._enqueue_once(jobs, left)
             except BackendUnavailable as again:
                 error = again
+
+    async def _repeat_blocked(
+        self, jobs: Sequence[NewJob], since: float, error: EnqueueBlocked
+    ) -> list[Enqueued]:
+        """Repeat a blocked call once, when its turn comes. Raise `error` if that is too late."""
+        left = self._timeout - (self._monotonic() - since)
+        turn = asyncio.timeout(left)
+        try:
+            async with turn, self._blocked_retry, self._blocked_call:
+                turn.reschedule(None)
+                left = self._limit - (self._monotonic() - since)
+                return await self._enqueue_once(jobs, left)
+        except TimeoutError:
+            raise error from None
 
     async def _enqueue_once(self, jobs: Sequence[NewJob], seconds: float) -> list[Enqueued]:
         """Call the backend once. `BackendUnavailable` is raised when it does not answer in
@@ -322,14 +346,39 @@ class EnqueueBatcher:
                 _reject([waiter], own)
 
     async def _serve_parts(self, group: list[_Waiter], error: Unstorable | EnqueueBlocked) -> None:
-        """Serve the parts of a group at once, so that the job of the error delays no other."""
-        if len(group) > 1:
-            await asyncio.gather(*map(self._serve, _split(group)))
-        elif isinstance(error, Unstorable):
-            _reject(group, error)
+        """Serve the parts of a group, so that the job of the error delays no other."""
+        if isinstance(error, EnqueueBlocked):
+            self._serve_blocked(group, error)
+        elif len(group) > 1:
+            await asyncio.gather(*map(self._serve, _halve(group)))
         else:
-            task = asyncio.get_running_loop().create_task(self._repeat_alone(group[0], error))
-            group[0].future.add_done_callback(lambda _: task.cancel())
+            _reject(group, error)
+
+    def _serve_blocked(self, group: list[_Waiter], error: EnqueueBlocked) -> None:
+        """Serve the parts of a blocked group one at a time, while new groups go on."""
+        for waiter in group:
+            waiter.sent = False
+        if len(group) == 1:
+            cancel = self._start(self._repeat_alone(group[0], error))
+            group[0].future.add_done_callback(lambda _: cancel())
+            return
+        for part in _split_blocked(group):
+            self._start(self._serve_part(part))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> Callable[[], object]:
+        """Start a task, and return the function that cancels it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._blocked_tasks.add(task)
+        task.add_done_callback(self._blocked_tasks.discard)
+        return task.cancel
+
+    async def _serve_part(self, part: list[_Waiter]) -> None:
+        try:
+            async with self._blocked_call:
+                await self._serve(part)
+        except BaseException:
+            _cancel(part)
+            raise
 
     async def _repeat_alone(self, waiter: _Waiter, error: EnqueueBlocked) -> None:
         """Repeat the call of a waiter whose job an open transaction blocks."""
@@ -344,14 +393,21 @@ class EnqueueBatcher:
             _resolve([waiter], results)
 
 
-def _split(group: list[_Waiter]) -> tuple[list[_Waiter], list[_Waiter]]:
-    """Split a group into two parts: the jobs without and with a unique key, or else halves."""
-    plain = [waiter for waiter in group if waiter.job.options.unique_key is None]
-    keyed = [waiter for waiter in group if waiter.job.options.unique_key is not None]
-    if plain and keyed:
-        return plain, keyed
+def _halve(group: list[_Waiter]) -> tuple[list[_Waiter], list[_Waiter]]:
     half = len(group) // 2
     return group[:half], group[half:]
+
+
+def _split_blocked(group: list[_Waiter]) -> list[list[_Waiter]]:
+    """Split a blocked group: the jobs without a unique key together, each other job alone.
+
+    Only a blocked job takes long, so many calls cost less than a search for it.
+    """
+    plain = [waiter for waiter in group if waiter.job.options.unique_key is None]
+    if len(plain) == len(group):
+        return [[waiter] for waiter in group]
+    keyed = [[waiter] for waiter in group if waiter.job.options.unique_key is not None]
+    return [plain, *keyed] if plain else keyed
 
 
 def _resolve(group: list[_Waiter], results: list[Enqueued]) -> list[_Waiter]:
