@@ -9,18 +9,11 @@ import msgspec
 
 from nimburion.core.backend import Inspecting
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
-from nimburion.core.events import JobEnqueued
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
-from nimburion.jobs.client.client import (
-    Client,
-    add_limit_keys,
-    count_stored,
-    require_stored,
-    run_enqueue_middleware,
-)
+from nimburion.jobs.client.client import Client, add_limit_keys, enqueue_prepared
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
 from nimburion.scheduler.spec import (
@@ -215,7 +208,7 @@ class Schedules:
         if spec.payload is None:
             return await self._request_run(record, spec, job_id)
         job = self._make_extra_job(name, spec, job_id)
-        return await run_enqueue_middleware(self._client, None, job, self._enqueue_extra_job)
+        return await enqueue_prepared(self._client, job)
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Return up to `limit` stored jobs of a schedule, newest first. Raises
@@ -226,16 +219,6 @@ class Schedules:
         )
 
     # Internals
-
-    async def _enqueue_extra_job(self, job: NewJob) -> str:
-        client = self._client
-        (stored,) = await client.backend.enqueue([job])
-        job_id = require_stored(job, stored)
-        created = stored.outcome == "created"
-        if created:
-            await count_stored(client, job)
-        client.events.emit(JobEnqueued(job_id, job.name, job.queue, created))
-        return job_id
 
     async def _request_run(
         self, record: ScheduleRecord, spec: ScheduleSpec, job_id: str | None

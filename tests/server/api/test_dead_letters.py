@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
+
+from nimburion.core.errors import EnqueueBlocked
+from nimburion.core.job import Enqueued, NewJob
 from tests.server.conftest import Api
 
 
@@ -92,6 +98,23 @@ async def test_a_dead_letter_runs_again_with_other_arguments(api: Api) -> None:
     contents = await api.get(f"/jobs/{job['id']}/contents")
     assert contents["headers"] == {"nimburion-replay-of": "a"}
     assert contents["payload"] == {"to": "b"}
+
+
+async def test_an_edited_job_that_an_open_transaction_blocks_is_repeated(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.fail("a")
+    backend = api.processor.backend
+    enqueue, blocked = backend.enqueue, [EnqueueBlocked("a transaction is still open")]
+
+    async def block_once(jobs: Sequence[NewJob]) -> list[Enqueued]:
+        if blocked:
+            raise blocked.pop()
+        return await enqueue(jobs)
+
+    monkeypatch.setattr(backend, "enqueue", block_once)
+    await api.post("/dead-letters/a/replay-edited", {"payload": {"to": "b"}})
+    assert await api.processor.pending_count() == 1
 
 
 async def test_other_arguments_must_fit_and_the_job_must_be_dead(api: Api) -> None:

@@ -273,11 +273,11 @@ def run_on_schedules(
         from nimburion.scheduler import Schedules
 
         config = current_invocation().load()
-        client = Client(backend, settings=config.jobs)
-        found = Schedules(client, config.scheduler.timezone)
-        if change is None:
-            return await question(found)
-        async with record_command(backend, *change):
-            return await question(found)
+        async with Client(backend, settings=config.jobs) as client:
+            found = Schedules(client, config.scheduler.timezone)
+            if change is None:
+                return await question(found)
+            async with record_command(backend, *change):
+                return await question(found)
 
     return current_invocation().run(call_with_backend, may_create=may_create)

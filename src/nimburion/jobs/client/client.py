@@ -823,17 +823,15 @@ class Client:
         parsed: ParsedOptions,
         all_results: list[Enqueued] | None = None,
     ) -> list[str]:
-        batcher = self._require_batcher()
         if self._fairness.has_exceptions:
             jobs = [self._fairness.apply(job) for job in jobs]
         if parsed.connection is not None:
+            self._check_open()
             results = await self._require_transactions().enqueue_in(
                 _to_caller_connection(parsed.connection), jobs
             )
-        elif len(jobs) == 1:
-            results = [await batcher.enqueue(jobs[0])]
         else:
-            results = await batcher.enqueue_all(jobs)
+            results = await self._send(jobs)
         ids = [require_stored(job, result) for job, result in zip(jobs, results, strict=True)]
         if all_results is not None:
             all_results += results
@@ -847,6 +845,13 @@ class Client:
         if self.events.wants(JobEnqueued):
             self._emit_enqueued(jobs, results)
         return ids
+
+    async def _send(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """Call the backend, and repeat the call until it answers, for `enqueue_timeout` seconds."""
+        batcher = self._require_batcher()
+        if len(jobs) == 1:
+            return [await batcher.enqueue(jobs[0])]
+        return await batcher.enqueue_all(jobs)
 
     def _make_transaction(self, connection: object) -> Transaction:
         """Return a transaction for a handler; see `Context.transaction`."""
@@ -969,13 +974,14 @@ def require_stored(job: NewJob, result: Enqueued) -> str:
             return result.id
 
 
-async def enqueue_for_child(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """Store jobs that a handler in a child process enqueues; count and announce them here.
-
-    The call is made once. The child repeats it if the backend does not answer.
+async def store_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    """Store jobs that are in the backend's form already, without the enqueue middleware; count and
+    announce them. Return the results of the backend, refusals too.
     """
-    results = await client.backend.enqueue(jobs)
+    results = await client._send(jobs)
     client._statistics.count_enqueued(jobs, results)
+    if client._statistics.writer is None:
+        await client._statistics.start(client.backend)
     if client.events.wants(JobEnqueued):
         client._emit_enqueued(jobs, results)
     return results
