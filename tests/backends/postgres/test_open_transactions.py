@@ -212,6 +212,35 @@ async def test_prune_deletes_the_keys_that_could_not_be_released(
     assert await connection.fetchval("SELECT count(*) FROM nimburion.unreleased_key") == 0
 
 
+@pytest.mark.parametrize("options", [JobOptions(), KEY])
+async def test_a_lock_that_an_enqueue_did_not_wait_for_is_not_called_blocked(
+    clean_postgres: RunningPostgres,
+    backend: PostgresBackend,
+    connection: asyncpg.Connection,
+    options: JobOptions,
+) -> None:
+    """A trigger of the application fails at once: the client does not repeat it as blocked."""
+    await connection.execute(
+        "CREATE TABLE public.guarded (n int); INSERT INTO public.guarded VALUES (1);"
+        "CREATE FUNCTION public.lock_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM FROM public.guarded FOR UPDATE NOWAIT; RETURN NULL; END $$;"
+        "CREATE TRIGGER lock_for_test BEFORE INSERT ON nimburion.job"
+        " EXECUTE FUNCTION public.lock_for_test();"
+    )
+    try:
+        async with begin(connection):
+            await connection.execute("SELECT FROM public.guarded FOR UPDATE")
+            with pytest.raises(BackendUnavailable, match="could not obtain lock") as refused:
+                await backend.enqueue([make("a", options)])
+        assert not isinstance(refused.value, EnqueueBlocked)
+        assert refused.value.outcome == "not applied"
+    finally:
+        await connection.execute(
+            "DROP TRIGGER lock_for_test ON nimburion.job;"
+            "DROP FUNCTION public.lock_for_test(); DROP TABLE public.guarded"
+        )
+
+
 async def test_a_turn_that_was_added_is_kept_for_a_job_that_comes_meanwhile(
     clean_postgres: RunningPostgres, backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:

@@ -29,7 +29,7 @@ from nimburion.backends.postgres.encoding import (
     encode_text,
     to_optional_seconds,
 )
-from nimburion.backends.postgres.errors import LOCK_NOT_AVAILABLE, get_error_code
+from nimburion.backends.postgres.errors import get_error_code, is_blocked_enqueue
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
 from nimburion.backends.postgres.notifications import PostgresNotifier
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK, insert_schema
@@ -362,7 +362,7 @@ class PostgresBackend:
             return await self._enqueue_any(jobs)
         except BackendUnavailable as error:
             cause = error.__cause__
-            if cause is None or get_error_code(cause) != LOCK_NOT_AVAILABLE:
+            if cause is None or not is_blocked_enqueue(cause):
                 raise
             raise EnqueueBlocked(
                 f"{self.describe()}: a transaction that is still open holds a lock that this "

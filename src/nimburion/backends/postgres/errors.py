@@ -7,6 +7,7 @@ is an error that ends the connection: it can occur between the commit and the re
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -44,8 +45,12 @@ _CONNECTION_ENDED_CODES = frozenset({"57P01", "57P02", "57P04", "40003"})
 """Codes with which the server ends the connection, besides class 08. It is unknown whether the call
 was applied.
 """
-LOCK_NOT_AVAILABLE = "55P03"
+_LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a call that would have to wait longer for another transaction."""
+_INTERRUPTS = "ProcessInterrupts"
+"""The function of the server that reports a `lock_timeout`; a failed NOWAIT has another."""
+_ENQUEUE_FUNCTION = re.compile(r"\benqueue_(?:one_|plain_)?1\(")
+"""An enqueue function in the context of an error."""
 _RETRY_CODES = frozenset({"40001", "40P01"})
 _OTHER_SERVER_CODES = frozenset({"25006", "57P03"})
 
@@ -54,7 +59,7 @@ _TRANSIENT_CODES: Mapping[str, str] = MappingProxyType(
         "25006": "it is read-only: a standby, or a demoted primary",
         "57P03": "it is starting, stopping, or a standby that takes no connections yet",
         "57014": "the server cancelled the call (statement_timeout or pg_cancel_backend)",
-        LOCK_NOT_AVAILABLE: "a lock was not acquired in time (lock_timeout)",
+        _LOCK_NOT_AVAILABLE: "a lock was not acquired in time (lock_timeout)",
         "53300": "its connection limit is reached (max_connections)",
         "53200": "the server is out of memory",
         "25P03": "the transaction was idle for too long",
@@ -88,6 +93,18 @@ def get_error_code(error: BaseException) -> str:
 def is_retryable(error: BaseException) -> bool:
     """Whether the same call may succeed at once: after a deadlock or a serialization failure."""
     return get_error_code(error) in _RETRY_CODES
+
+
+def is_blocked_enqueue(error: BaseException) -> bool:
+    """Whether the `lock_timeout` of an enqueue function ended its wait for a transaction.
+
+    An application's trigger and a connection that is being set up can fail with the same code.
+    """
+    return (
+        get_error_code(error) == _LOCK_NOT_AVAILABLE
+        and getattr(error, "server_source_function", None) == _INTERRUPTS
+        and _ENQUEUE_FUNCTION.search(getattr(error, "context", None) or "") is not None
+    )
 
 
 def breaks_connection(error: BaseException) -> bool:
