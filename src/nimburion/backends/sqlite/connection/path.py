@@ -93,15 +93,15 @@ def find_file_system(path: Path, mounts: Path) -> str | None:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
-    resolved = path.resolve()
+    resolved = f"{path.resolve()}/"
     longest, kind = -1, None
     for line in lines:
         fields = line.split(" ")
         if len(fields) < 3:
             continue
-        mount_point = Path(unescape_mount_field(fields[1]))
-        if resolved.is_relative_to(mount_point) and len(mount_point.parts) >= longest:
-            longest, kind = len(mount_point.parts), fields[2]
+        mount_point = unescape_mount_field(fields[1]).rstrip("/") + "/"
+        if resolved.startswith(mount_point) and len(mount_point) >= longest:
+            longest, kind = len(mount_point), fields[2]
     return kind
 
 
