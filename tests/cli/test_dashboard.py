@@ -11,8 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nimburion.cli.commands.demo.dashboard_thread import serve_dashboard
-from nimburion.core.errors import ConfigurationError
+from nimburion.cli.commands.demo.run import serve_dashboard
 from nimburion.core.job import NewJob
 from nimburion.jobs import Processor
 
@@ -57,19 +56,9 @@ def test_a_file_that_does_not_exist_is_not_created(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_the_demo_serves_its_dashboard_on_a_thread(tmp_path: Path) -> None:
-    with serve_dashboard(tmp_path) as address:
-        async with httpx.AsyncClient() as client:
-            assert (await client.get(address)).status_code == 200
+async def test_the_demo_serves_its_dashboard(tmp_path: Path) -> None:
+    async with serve_dashboard(tmp_path) as address, httpx.AsyncClient() as client:
+        assert (await client.get(address)).status_code == 200
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(address)
-
-
-def test_the_error_of_the_thread_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
-        raise ConfigurationError("the management server needs 'starlette'")
-
-    monkeypatch.setattr("nimburion.cli.commands.demo.dashboard_thread.bootstrap", fail)
-    with pytest.raises(ConfigurationError, match="starlette"), serve_dashboard(tmp_path):
-        pass

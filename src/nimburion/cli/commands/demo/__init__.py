@@ -17,21 +17,15 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
     metavar="DIR",
     help="Work in this folder, which must be empty or new, instead of a temporary one.",
 )
-@click.option(
-    "--seed", type=int, default=1, show_default=True, help="Seed of the random data and faults."
-)
-@click.option("--plain", is_flag=True, help="Plain lines instead of a live view.")
 @click.option("--dashboard", is_flag=True, help="Serve the dashboard of the demo, until Ctrl-C.")
 @add_shared_options
 @click.pass_context
-def demo(
-    ctx: click.Context, *, folder: str | None, seed: int, plain: bool, dashboard: bool
-) -> None:
+def demo(ctx: click.Context, *, folder: str | None, dashboard: bool) -> None:
     """Watch real jobs run, fail, retry, land in the dead letters and be replayed.
 
-    Needs nothing but this package: it starts workers and a web service on this machine, with a
-    SQLite file of its own. It kills one worker, whose jobs are rescued. Exit code 1 unless every
-    job that was enqueued is accounted for.
+    Needs nothing but this package: it starts workers on this machine, with a SQLite file of its
+    own. It kills one worker, whose jobs are rescued. Exit code 1 unless every job that was enqueued
+    is accounted for.
     """
     from nimburion.cli.commands.demo.run import run_demo
 
@@ -41,5 +35,5 @@ def demo(
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise BadInput(f"{keep} is not an empty folder")
     as_json = current_invocation().as_json
-    if not run_demo(keep, seed, plain=plain, as_json=as_json, dashboard=dashboard):
+    if not run_demo(keep, as_json=as_json, dashboard=dashboard):
         ctx.exit(FAILED)

@@ -6,22 +6,22 @@ import asyncio
 import shutil
 import signal
 import tempfile
-import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from random import Random
 
 import click
 
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.cli.commands.demo.jobs import JOBS
-from nimburion.cli.commands.demo.scenario import Plan, Scenario, write_files
+from nimburion.cli.commands.demo.result import show_result
+from nimburion.cli.commands.demo.scenario import Scenario
 from nimburion.cli.commands.demo.snapshot import Snapshot, is_accounted_for
-from nimburion.cli.commands.demo.views import View, choose_view, show_result
-from nimburion.cli.commands.demo.web_service import WebService
-from nimburion.cli.commands.demo.workers import start_workers_in
+from nimburion.cli.commands.demo.workers import WorkerProcesses
 from nimburion.cli.exit_codes import CommandFailed
+from nimburion.core.settings import Config, ServerSettings, Settings
+from nimburion.core.text.escaping import escape_controls
 from nimburion.jobs import Processor
 
 MAX_SECONDS = 60.0
@@ -33,63 +33,70 @@ jobs:
   concurrency: 6
   session_ttl: {TTL}s   # 30s by default; short here, so that the rescue comes soon
   queues:
-    - {{name: notes, priority: 9}}
     - {{name: default, priority: 5}}
     - {{name: web, priority: 3}}
-    - {{name: mail, priority: 2}}
-    - {{name: reports, priority: 1}}
-    - {{name: files, priority: 0, concurrency: 3}}
+    - {{name: mail, priority: 2, concurrency: 3}}
 """
 
 
-def run_demo(
-    keep: Path | None, seed: int, *, plain: bool, as_json: bool, dashboard: bool = False
-) -> bool:
+def run_demo(keep: Path | None, *, as_json: bool, dashboard: bool = False) -> bool:
     """Run the demo in a folder and show the result; return whether every job is accounted for."""
-    with open_folder(keep) as folder, offer_dashboard(folder, enabled=dashboard):
-        view = choose_view(plain=plain, as_json=as_json)
-        plan, snapshot = asyncio.run(stop_on_signals(run_scenario(folder, seed, view)))
-        right = is_accounted_for(plan.ids, snapshot)
-        show_result(plan.folder, plan.ids, snapshot, right=right, as_json=as_json)
+
+    async def run_and_show(folder: Path) -> bool:
+        ids, snapshot = await run_scenario(folder, discard if as_json else make_printer())
+        right = is_accounted_for(ids, snapshot)
+        show_result(folder, ids, snapshot, right=right, as_json=as_json)
         return right
 
+    async def run_with_dashboard(folder: Path) -> bool:
+        async with serve_dashboard(folder) as address:
+            click.echo(f"dashboard: {address}", err=True)
+            right = await run_and_show(folder)
+            click.echo(f"the dashboard stays at {address}; Ctrl-C ends it", err=True)
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return right
 
-@contextmanager
-def offer_dashboard(folder: Path, *, enabled: bool) -> Iterator[None]:
-    """Serve the dashboard while the demo runs, and then until Ctrl-C."""
-    if not enabled:
-        yield
-        return
-    from nimburion.cli.commands.demo.dashboard_thread import serve_dashboard
-
-    with serve_dashboard(folder) as address:
-        click.echo(f"dashboard: {address}", err=True)
-        yield
-        click.echo(f"the dashboard stays at {address}; Ctrl-C ends it", err=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+    run = run_with_dashboard if dashboard else run_and_show
+    with open_folder(keep) as folder:
+        return asyncio.run(stop_on_signals(run(folder)))
 
 
-async def run_scenario(folder: Path, seed: int, view: View) -> tuple[Plan, Snapshot]:
-    """Run every step; return the enqueued jobs and the final state of the backend."""
+def make_printer() -> Callable[[str], None]:
+    """Return a function that prints a line with the seconds since the start."""
+    started = time.monotonic()
+    return lambda line: click.echo(f"{time.monotonic() - started:5.1f} s {escape_controls(line)}")
+
+
+def discard(line: str) -> None:
+    """Print nothing: a program reads the result only."""
+
+
+async def run_scenario(folder: Path, show: Callable[[str], None]) -> tuple[set[str], Snapshot]:
+    """Run every step; return the ids of the enqueued jobs and the final state of the backend."""
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    write_files(folder, Random(seed))  # noqa: S311 (made-up data, the same for the same seed)
-    web = WebService(seed)
     processor = Processor(SQLiteBackend(folder / "nimburion.db"))
     processor.register(*JOBS)
-    with web.serve():
-        async with processor, start_workers_in(folder) as workers:
-            plan = Plan(folder, web.port)
-            scenario = Scenario(processor, workers, web, plan, view, ttl=TTL)
-            with view:
-                try:
-                    async with asyncio.timeout(MAX_SECONDS):
-                        await scenario.run()
-                except TimeoutError:
-                    unfinished = scenario.describe_unfinished()
-                    message = f"not finished after {MAX_SECONDS:.0f} s: {unfinished}"
-                    raise CommandFailed(message) from None
-            return plan, scenario.snapshot
+    async with processor, WorkerProcesses(folder) as workers:
+        scenario = Scenario(processor, workers, folder, show)
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                await scenario.run(TTL)
+        except TimeoutError:
+            left = [f"{one.name} {one.id}" for one in scenario.snapshot.list_unfinished()]
+            message = f"not finished after {MAX_SECONDS:.0f} s: {', '.join(left[:3])}"
+            raise CommandFailed(message) from None
+        return scenario.ids, scenario.snapshot
+
+
+@asynccontextmanager
+async def serve_dashboard(folder: Path) -> AsyncIterator[str]:
+    """Serve the dashboard of the demo's database until the block exits; yield its address."""
+    from nimburion.server import bootstrap
+
+    settings = Settings(url=f"sqlite:///{folder}/nimburion.db")
+    async with bootstrap(Config(jobs=settings, server=ServerSettings(port=0))) as app:
+        yield f"{app.url}/dashboard"
 
 
 @contextmanager
@@ -108,9 +115,7 @@ def open_folder(keep: Path | None) -> Iterator[Path]:
         raise
 
 
-async def stop_on_signals(
-    running: Coroutine[None, None, tuple[Plan, Snapshot]],
-) -> tuple[Plan, Snapshot]:
+async def stop_on_signals(running: Coroutine[None, None, bool]) -> bool:
     """Handle SIGTERM and SIGHUP like Ctrl-C, so that no worker process remains."""
     task = asyncio.ensure_future(running)
     loop = asyncio.get_running_loop()

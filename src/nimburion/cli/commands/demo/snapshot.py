@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from nimburion.core.backend import Inspecting
-from nimburion.core.job import JobRecord, Reason, State
+from nimburion.core.job import AttemptError, JobRecord, Reason, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.session import SessionInfo
 
@@ -18,13 +18,6 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     jobs: dict[str, JobRecord]
     sessions: list[SessionInfo]
-
-    def count_by_name(self) -> dict[str, Counter[State]]:
-        """Return the number of jobs by name and state."""
-        counts: dict[str, Counter[State]] = {}
-        for record in self.jobs.values():
-            counts.setdefault(record.name, Counter())[record.state] += 1
-        return dict(sorted(counts.items()))
 
     def list_unfinished(self) -> list[JobRecord]:
         """Return the jobs that have not ended."""
@@ -46,94 +39,54 @@ async def take_snapshot(backend: Inspecting) -> Snapshot:
     return Snapshot(oldest_first, await backend.list_sessions())
 
 
-def describe_changes(before: Snapshot, now: Snapshot) -> list[str]:
-    """Return one line for each job that failed, was rescued or ended between two snapshots."""
-    lines: list[str] = []
+def describe_changes(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    """Yield one line for each job that failed, was rescued or ended between two snapshots."""
     for job_id, record in now.jobs.items():
-        earlier = before.jobs.get(job_id)
-        if earlier is not None:
-            lines += _describe_new_errors(earlier, record)
-            lines += _describe_new_state(earlier, record)
-    return lines
+        if earlier := before.jobs.get(job_id):
+            title = f"{record.name} …{record.id[-6:]}"  # ids differ at the end
+            yield from _describe_errors(title, record, record.history[len(earlier.history) :])
+            if record.state is not earlier.state:
+                yield from _describe_end(title, record)
 
 
-def _describe_new_errors(earlier: JobRecord, record: JobRecord) -> list[str]:
-    lines = []
-    for error in record.history[len(earlier.history) :]:
+def _describe_errors(title: str, record: JobRecord, new: Sequence[AttemptError]) -> Iterator[str]:
+    for error in new:
         if error.kind == "lost":
-            lines.append(f"rescued    {_make_title(record)}: its worker died, it waits again")
+            yield f"rescued    {title}: its worker died, it waits again"
         elif record.state is not State.FAILED or error is not record.history[-1]:
-            lines.append(f"retrying   {_make_title(record)}: {error.type}: {error.message}")
-    return lines
+            yield f"retrying   {title}: {error.type}: {error.message}"
 
 
-def _describe_new_state(earlier: JobRecord, record: JobRecord) -> list[str]:
-    if record.state is earlier.state:
-        return []
+def _describe_end(title: str, record: JobRecord) -> Iterator[str]:
     if record.state is State.COMPLETED:
-        attempt = f" on attempt {record.attempt}" if record.history else ""
-        return [f"completed  {_make_title(record)}{attempt}"]
-    if record.state is State.FAILED:
-        error = record.error
-        why = f"{error.type}: {error.message.splitlines()[0]}" if error and error.message else ""
-        return [f"failed     {_make_title(record)}: {record.reason}: {why}"]
-    return []
+        yield f"completed  {title}" + (f" on attempt {record.attempt}" if record.history else "")
+    elif record.state is State.FAILED and (error := record.error):
+        why = error.message.partition("\n")[0]
+        yield f"failed     {title}: {record.reason}: {error.type}: {why}"
 
 
-def _make_title(record: JobRecord) -> str:
-    """Return the name and the end of the id of a job; ids differ at the end."""
-    return f"{record.name} …{record.id[-6:]}"
+COLUMNS = ("enqueued", "completed", "failed", "cancelled", "retried", "rescued")
+"""What is counted of the jobs of each name."""
 
 
-class Totals(msgspec.Struct):
-    """The numbers of jobs of one name."""
-
-    name: str
-    enqueued: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    retried: int = 0
-    rescued: int = 0
-
-    @property
-    def is_balanced(self) -> bool:
-        """Whether every job that was enqueued has ended."""
-        return self.enqueued == self.completed + self.failed + self.cancelled
-
-
-def count_totals(ids: set[str], snapshot: Snapshot) -> list[Totals]:
-    """Return the totals by name, then the grand total. `ids` are the ids that enqueue returned,
+def count_totals(ids: set[str], snapshot: Snapshot) -> dict[str, Counter[str]]:
+    """Return the counts by name, then those of all jobs. `ids` are the ids that enqueue returned,
     independent of the backend."""
-    by_name: dict[str, Totals] = {}
-    for record in snapshot.jobs.values():
-        _add(by_name.setdefault(record.name, Totals(record.name)), record)
-    rows = sorted(by_name.values(), key=lambda row: row.name)
-    total = _sum_up(rows)
-    total.enqueued = len(ids)
-    return [*rows, total]
+    rows: dict[str, Counter[str]] = {}
+    for record in sorted(snapshot.jobs.values(), key=lambda record: record.name):
+        rows.setdefault(record.name, Counter()).update(_count(record))
+    total: Counter[str] = sum(rows.values(), Counter())
+    total["enqueued"] = len(ids)
+    return {**rows, "total": total}
 
 
 def is_accounted_for(ids: set[str], snapshot: Snapshot) -> bool:
     """Return whether every id has a record, every record has an id, and all jobs have ended."""
-    rows = count_totals(ids, snapshot)
-    return snapshot.jobs.keys() == ids and all(row.is_balanced for row in rows)
+    return snapshot.jobs.keys() == ids and not snapshot.list_unfinished()
 
 
-def _add(row: Totals, record: JobRecord) -> None:
-    row.enqueued += 1
-    row.completed += record.state is State.COMPLETED
-    row.failed += record.state is State.FAILED
-    row.cancelled += record.state is State.CANCELLED
+def _count(record: JobRecord) -> dict[str, int]:
     kinds = [error.kind for error in record.history]
-    row.rescued += kinds.count("lost")
-    row.retried += kinds.count("failure") + kinds.count("timeout")
-    row.retried -= record.state is State.FAILED and record.reason == Reason.EXHAUSTED
-
-
-def _sum_up(rows: Iterable[Totals]) -> Totals:
-    total = Totals("total")
-    for row in rows:
-        for field in Totals.__struct_fields__[1:]:
-            setattr(total, field, getattr(total, field) + getattr(row, field))
-    return total
+    retried = kinds.count("failure") + kinds.count("timeout")
+    retried -= record.state is State.FAILED and record.reason == Reason.EXHAUSTED
+    return {"enqueued": 1, record.state: 1, "retried": retried, "rescued": kinds.count("lost")}
