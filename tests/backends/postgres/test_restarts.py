@@ -39,8 +39,8 @@ async def test_stopped_immediately_and_started_again(
     with PostgresServer(postgres_binary, durable=True) as server:
         async with run_flow(tmp_path, server.url, jobs=5_000) as flow:
             ended += await backends_end(server, flow, random, jobs=1_500)
-            await asyncio.to_thread(server.stop_immediately)
             stopped = time.monotonic()
+            await asyncio.to_thread(server.stop_immediately)
             await flow.pass_time(1.0)
             await asyncio.to_thread(server.start)
             pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
@@ -78,8 +78,8 @@ async def test_the_kernel_kills_a_backend(
         async with run_flow(tmp_path, server.url, jobs=1_000) as flow:
             await flow.wait_until_more(100)
             ((victim,),) = server.ask(f"SELECT pid {_OTHERS} LIMIT 1")
-            os.kill(victim, signal.SIGKILL)
             killed = time.monotonic()
+            os.kill(victim, signal.SIGKILL)
             await wait_until(lambda: has_recovered(server), "it takes connections")
             pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
         assert "all server processes terminated; reinitializing" in server.log

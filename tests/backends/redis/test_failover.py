@@ -26,8 +26,8 @@ async def test_the_primary_is_killed(
     with SentinelTrio(redis_binary, appendonly=True) as trio:
         async with run_flow(tmp_path, f"{trio.url}?timeout=2", jobs=2_000) as flow:
             await flow.wait_until_acknowledged(1_500)
-            former = await asyncio.to_thread(trio.kill_primary)
             killed = time.monotonic()
+            former = await asyncio.to_thread(trio.kill_primary)
             await asyncio.to_thread(trio.wait_for_another, former)
             promoted = time.monotonic()
             pause = await flow.wait_until_every_worker_resumes(since=promoted)
@@ -72,8 +72,8 @@ async def test_the_primary_hangs_and_comes_back_as_a_replica(
         async with run_flow(tmp_path, f"{trio.url}?timeout=1", jobs=1_000) as flow:
             await flow.wait_until_acknowledged(500)
             former = trio.primary
-            former.pause()
             hung = time.monotonic()
+            former.pause()
             await asyncio.to_thread(trio.wait_for_another, former)
             await flow.wait_until_every_worker_resumes(since=time.monotonic())
             former.resume()

@@ -24,8 +24,8 @@ async def test_killed_and_started_again(
     with Server(redis_binary, "appendfsync everysec", appendonly=True) as server:
         async with run_flow(tmp_path, server.url, jobs=5_000) as flow:
             await flow.wait_until_acknowledged(2_500)
-            await asyncio.to_thread(server.kill)
             killed = time.monotonic()
+            await asyncio.to_thread(server.kill)
             await flow.pass_time(1.0)
             await asyncio.to_thread(server.start)
             pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
@@ -47,8 +47,8 @@ async def test_killed_while_its_disk_hangs_it_forgets_its_last_seconds(
             with StuckDisk(server) as disk:
                 await flow.wait_until(lambda: is_sync_hanging(server), "a sync hangs")
                 await flow.pass_time(1.5)
+                killed = time.monotonic()
                 disk.kill_server()
-            killed = time.monotonic()
             await asyncio.to_thread(server.start)
             pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
     flow.result.record_counts(record_property, f"{redis_binary.name}, killed while its disk hung")

@@ -81,8 +81,8 @@ async def test_nodes_die(tmp_path: Path, redis_binary: Binary, record_property: 
             bystander.kill()
             await flow.wait_until_acknowledged(1_000)
             assert flow.held_up == 0, "a node died that has nothing of it"
-            await asyncio.to_thread(owner.kill)
             killed = time.monotonic()
+            await asyncio.to_thread(owner.kill)
             await flow.pass_time(1.0)
             await asyncio.to_thread(owner.start)
             pause = await flow.wait_until_every_worker_resumes(since=time.monotonic())
