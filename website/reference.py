@@ -40,7 +40,7 @@ ALSO_SHOWN = MappingProxyType(
             "nimburion.jobs.declaration.policy:PolicyOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
             "nimburion.jobs.client.dead_letters:DeadLetters",
-            "nimburion.jobs.sync_processor:SyncProcessor",
+            "nimburion.jobs.processor:SyncProcessor",
         )
     }
 )

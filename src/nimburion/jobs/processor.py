@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -28,7 +28,7 @@ import msgspec
 
 from nimburion.backends import open_backend
 from nimburion.core.backend import Backend
-from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
+from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen, UseAwait
 from nimburion.core.ids import Entropy
 from nimburion.core.service import Service
 from nimburion.core.settings import (
@@ -53,6 +53,7 @@ from nimburion.jobs.client.registered_job import (
     RegisteredJob,
     register_job,
 )
+from nimburion.jobs.client.sync import SyncClient
 from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
@@ -71,10 +72,10 @@ from nimburion.jobs.declaration.lifespan import (
     LifespanFunction,
     make_lifespan,
 )
+from nimburion.jobs.declaration.loop_calls import find_running_loop, run_on_loop
 from nimburion.jobs.declaration.middleware import Middleware
 from nimburion.jobs.declaration.policy import PolicyOptions
 from nimburion.jobs.declaration.registry import RawHandler
-from nimburion.jobs.sync_processor import SyncProcessor
 from nimburion.jobs.worker.children.import_path import check_import_path, find_import_path
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.jobs.worker.stop_conditions import (
@@ -110,6 +111,7 @@ _POLICY_BOUNDS = MappingProxyType(
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 HookT = TypeVar("HookT", bound=HandlerHook | AsyncHandlerHook)
 FailureHookT = TypeVar("FailureHookT", bound=FailureHook)
 LifespanT = TypeVar("LifespanT", bound=LifespanFunction)
@@ -677,7 +679,7 @@ class Processor(Client):
         from nimburion.jobs.worker.recycling import RecycleLimits
 
         names = self.registry.process_names
-        application = find_import_path(self)
+        application = find_import_path(self, self.import_path)
         if application is None and names:
             raise DefinitionError(
                 f'job {min(names)!r} has execution="process": a child process must import the '
@@ -874,3 +876,52 @@ def _check_bounds(given: dict[str, Any]) -> None:
 
 def _is_allowed(value: object, bounds: Bounds) -> bool:
     return not isinstance(value, int | float) or bounds.allow(value)
+
+
+class SyncProcessor(SyncClient):
+    """The blocking methods of a processor: those of `SyncClient`, `drain` and `process_one`.
+
+    ```python
+    job_id = processor.sync.enqueue(SendEmail(to="a@example.com", subject="Hi"))
+    processor.sync.drain()  # in a test or a script; elsewhere a worker runs the job
+    ```
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        super().__init__(processor)
+        self._processor = processor
+
+    def drain(self, *, advance: bool = False) -> int:
+        """Run due jobs, one after another, until no job is due. Return the number of attempts.
+
+        With `advance` and a fake clock, scheduled jobs run too: the clock moves to each due time.
+
+        If the processor is open on a running event loop, the jobs run there. Otherwise the call
+        opens the processor on an event loop of its own, and closes it at the end. `UseAwait` is
+        raised on a thread that runs an event loop: await the processor's own method there.
+        `NothingRegistered` is raised when no due job has a handler in this processor.
+        """
+        return self._run("drain", lambda: self._processor.drain(advance=advance))
+
+    def process_one(self) -> bool:
+        """Run one due job here and now. Return False when no job is due.
+
+        The event loop and the errors are those of `drain`.
+        """
+        return self._run("process_one", self._processor.process_one)
+
+    def _run(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        loop = self._find_owning_loop()
+        if loop is not None:
+            return run_on_loop(loop, make, instead=f"write `await processor.{name}()`")
+        if find_running_loop() is not None:
+            raise UseAwait(
+                f"this thread runs an event loop, and `sync.{name}` would block it: write "
+                f"`async with processor:` and `await processor.{name}()`"
+            )
+        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+            return runner.run(self._open_and_run(make))
+
+    async def _open_and_run(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with self._processor:
+            return await make()

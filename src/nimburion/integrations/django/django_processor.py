@@ -39,8 +39,7 @@ from nimburion.integrations.django.project_settings import ProjectSettings, read
 from nimburion.jobs.client.client import Client, EnqueueResult
 from nimburion.jobs.client.collector import JobCollector, enqueue_collected
 from nimburion.jobs.client.dead_letters import DeadLetters
-from nimburion.jobs.processor import Processor
-from nimburion.jobs.sync_processor import SyncProcessor
+from nimburion.jobs.processor import Processor, SyncProcessor
 from nimburion.jobs.worker.inline import InlineRunner
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ await thumbnail.options(priority=7, after=30).enqueue("cat.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
     Generic,
     ParamSpec,
+    Protocol,
     TypeVar,
     Unpack,
     cast,
@@ -32,12 +33,34 @@ from nimburion.jobs.declaration.job import JobFunction
 if TYPE_CHECKING:
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.declaration.policy import PolicyOptions
-    from nimburion.jobs.processor import Processor
 
 CallP = ParamSpec("CallP")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class BlockingEnqueuer(Protocol):
+    """What a registered job needs of `processor.sync`."""
+
+    @property
+    def enqueue(self) -> Callable[..., str]:
+        """Stores a job and returns its id."""
+        ...
+
+
+class Enqueuer(Protocol):
+    """What a registered job needs of its processor."""
+
+    @property
+    def enqueue(self) -> Callable[..., Awaitable[str]]:
+        """Stores a job and returns its id."""
+        ...
+
+    @property
+    def sync(self) -> BlockingEnqueuer:
+        """The same for code that is not async."""
+        ...
 
 
 class RegisteredJob(JobFunction[CallP, P, R]):
@@ -52,7 +75,7 @@ class RegisteredJob(JobFunction[CallP, P, R]):
         name: str | None,
         queue: str,
         policy: PolicyOptions,
-        find_processor: Callable[[], Processor],
+        find_processor: Callable[[], Enqueuer],
     ) -> None:
         super().__init__(function, name, queue, policy)
         self._find_processor = find_processor
@@ -88,7 +111,7 @@ class JobWithOptions(Generic[P]):
     def __init__(
         self,
         function: JobFunction[..., P, Any],
-        find_processor: Callable[[], Processor],
+        find_processor: Callable[[], Enqueuer],
         options: EnqueueOptions,
     ) -> None:
         self._function = function
@@ -118,7 +141,7 @@ class RegisterDecorator:
 
     def __init__(
         self,
-        find_processor: Callable[[], Processor],
+        find_processor: Callable[[], Enqueuer],
         register: Callable[[RegisteredJob[..., ..., Any]], object],
         name: str | None,
         queue: str,

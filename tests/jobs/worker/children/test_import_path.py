@@ -45,7 +45,7 @@ GUARD = 'if __name__ == "__main__":\n    asyncio.run(main())\n'
 
 
 def test_a_global_processor_of_a_module_is_found() -> None:
-    found = find_import_path(app.processor)
+    found = find_import_path(app.processor, app.processor.import_path)
     assert found == (f"{app.__name__}:processor", None)
 
 
@@ -58,11 +58,14 @@ def test_the_main_module_is_found_under_its_own_name_beside_multiprocessing(
     vars(main)["processor"] = processor = Processor(MemoryBackend())
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setitem(sys.modules, "__mp_main__", main)
-    assert find_import_path(processor) == ("application.worker:processor", None)
+    assert find_import_path(processor, processor.import_path) == (
+        "application.worker:processor",
+        None,
+    )
 
 
 def test_another_processor_is_not_found() -> None:
-    assert find_import_path(Processor(MemoryBackend())) is None
+    assert find_import_path(Processor(MemoryBackend()), None) is None
 
 
 @pytest.mark.parametrize("path", ["", "module", "module:", ":name", "a b:c", "module:name()", 3])

@@ -7,16 +7,11 @@ name, as `multiprocessing` does, so what is below `if __name__ == "__main__"` do
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from nimburion.core.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from nimburion.jobs.processor import Processor
 
 SCRIPT_NAME = "__nimburion_main__"
 """The name under which a child runs the file that its parent runs as `__main__`."""
@@ -42,10 +37,12 @@ def check_import_path(path: object) -> str:
     )
 
 
-def find_import_path(processor: Processor) -> ImportPath | None:
-    """Return where a child finds this processor; None if it cannot."""
-    if processor.import_path is not None:
-        return _resolve_main(processor.import_path)
+def find_import_path(processor: object, known: str | None) -> ImportPath | None:
+    """Return where a child finds this processor; None if it cannot. `known`: its import path, if it
+    was told.
+    """
+    if known is not None:
+        return _resolve_main(known)
     names = _find_global_names(processor)
     if names:
         return ImportPath(names[0])
@@ -55,7 +52,7 @@ def find_import_path(processor: Processor) -> ImportPath | None:
     return _resolve_main(f"__main__:{main_names[0]}") if main_names else None
 
 
-def _find_global_names(processor: Processor) -> list[str]:
+def _find_global_names(processor: object) -> list[str]:
     """Return the import paths of a processor in modules that another process can import.
 
     `multiprocessing` also registers the main module as `__mp_main__`.
@@ -81,34 +78,3 @@ def _resolve_main(path: str) -> ImportPath | None:
         return ImportPath(f"{main.__spec__.name}:{name}")
     script = getattr(main, "__file__", None)
     return None if script is None else ImportPath(f"{SCRIPT_NAME}:{name}", script)
-
-
-def load_processor(path: str, script: str | None) -> Processor:
-    """Import the processor that a path names. For the child."""
-    from nimburion.jobs.processor import Processor
-
-    module_name, _, name = path.partition(":")
-    module = importlib.import_module(module_name) if script is None else _run_script(script)
-    found: object = module
-    for step in name.split("."):
-        found = getattr(found, step)
-    if not isinstance(found, Processor) and callable(found):
-        found = found()
-    if not isinstance(found, Processor):
-        raise ConfigurationError(f"{path} is a {type(found).__name__}, not a Processor")
-    return found
-
-
-def _run_script(script: str) -> ModuleType:
-    # Only in a child process.
-    from importlib.machinery import SourceFileLoader
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    loader = SourceFileLoader(SCRIPT_NAME, script)
-    spec = spec_from_file_location(SCRIPT_NAME, script, loader=loader)
-    if spec is None:
-        raise ConfigurationError(f"{script} cannot be run as a Python program")
-    module = module_from_spec(spec)
-    sys.modules[SCRIPT_NAME] = sys.modules["__main__"] = module
-    loader.exec_module(module)
-    return module

@@ -36,8 +36,8 @@ from nimburion.jobs.worker.attempt.outcome import (
     Snoozed,
     classify_exception,
 )
+from nimburion.jobs.worker.children.application import load_processor
 from nimburion.jobs.worker.children.channel import ParentChannel
-from nimburion.jobs.worker.children.import_path import load_processor
 from nimburion.jobs.worker.children.log_frames import ParentHandler
 from nimburion.jobs.worker.children.memory import MemoryWatch
 from nimburion.jobs.worker.children.messages import (
