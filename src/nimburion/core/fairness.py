@@ -1,13 +1,29 @@
 """Fairness among tenants: whose job is next in a queue. The arithmetic of all backends.
 
 The algorithm is start-time fair queueing. Each tenant has a virtual time: the run time that its
-jobs have used, divided by its weight. The tenant with the lowest virtual time is next. Its job is
-charged when it is reserved, with the mean run time of the tenant's recent jobs. When the lease
-ends, the measured run time replaces that charge.
+jobs have used, divided by its weight. The tenant with the lowest virtual time is next; among equal
+ones, the tenant whose first job is due first, then the one whose first job was enqueued first. Its
+job is charged when it is reserved, with the mean run time of the tenant's recent jobs. When the
+lease ends, the measured run time replaces that charge.
 
 Virtual times are compared only inside one queue and one job priority. The `floor` of these is the
 virtual time at which the latest job was reserved; no job is charged from below it. So a tenant
-that was away has no credit. All times are whole microseconds.
+that was away has no credit.
+
+When a job begins to wait (enqueued, promoted, replayed, replaced or requeued) and no job of its
+tenant, name and priority waits in the queue, the tenant joins: if it has no share yet, or if its
+virtual time is below the floor, its virtual time becomes the floor plus the charge that its next
+job is expected to have, with its weight at that time (`TenantShare.join`). So it stands behind the
+tenants that wait already. A virtual time that is at the floor or ahead of it stays. A job that
+returns to its lane after it was parked does not join again: a virtual time below the floor becomes
+the floor, without a charge (`TenantShare.catch_up`). Otherwise a job that waits for a shared key
+could be behind a new tenant each time when the key has room.
+
+Each tenant that joins is thus ahead of the floor, and the floor rises however many tenants join.
+The bound: a waiting tenant is served after each of the other tenants was charged at most as much as
+the tenant is ahead of the floor, and after one job of each tenant that waits at that moment.
+
+All times are whole microseconds.
 """
 
 from __future__ import annotations
@@ -67,6 +83,9 @@ class TenantShare(msgspec.Struct):
     """What one tenant has used of a queue, at one job priority.
 
     >>> share = TenantShare(virtual_time=5_000_000)
+    >>> share.join(floor=5_500_000, weight_units=100)
+    >>> share.virtual_time
+    5600000
     >>> share.charge(floor=7_000_000, weight_units=100)
     (7000000, 100000)
     >>> share.settle(100_000, 100, run_time=3_000_000)
@@ -74,22 +93,36 @@ class TenantShare(msgspec.Struct):
     TenantShare(virtual_time=10000000, mean_run_time=3000000, unmeasured=1)
     """
 
-    virtual_time: int
+    virtual_time: int = -1
+    """A tenant that never joined is below every floor."""
     mean_run_time: int = 0
     """The moving mean of the run times of its jobs; 0 before the first has ended."""
     unmeasured: int = 0
     """How many jobs were reserved before the first run time was known."""
 
+    def join(self, floor: int, weight_units: int) -> None:
+        """Place the tenant behind those that wait, because a job of it begins to wait."""
+        if self.virtual_time < floor:
+            self.virtual_time = floor + self._expect_charge(weight_units)
+
+    def catch_up(self, floor: int) -> None:
+        """Place the tenant at the floor if it is below, because a job of it was parked."""
+        self.virtual_time = max(self.virtual_time, floor)
+
     def charge(self, floor: int, weight_units: int) -> tuple[int, int]:
         """Charge a job that is reserved. Return the new floor and the charge."""
         start = max(self.virtual_time, floor)
+        charge = self._expect_charge(weight_units)
+        if self.mean_run_time == 0:
+            self.unmeasured += 1
+        self.virtual_time = start + charge
+        return start, charge
+
+    def _expect_charge(self, weight_units: int) -> int:
         expected = self.mean_run_time
         if expected == 0:
             expected = FIRST_CHARGE * 2 ** min(self.unmeasured, MAX_DOUBLINGS)
-            self.unmeasured += 1
-        charge = compute_charge(expected, weight_units)
-        self.virtual_time = start + charge
-        return start, charge
+        return compute_charge(expected, weight_units)
 
     def settle(self, charge: int, weight_units: int, *, run_time: int | None) -> None:
         """Replace the charge of a lease that has ended by what the job used.

@@ -371,13 +371,13 @@ class MemoryState:
         """Return the queues that are paused at the time `now`, sorted."""
         return sorted(queue for queue in self.pauses if self.find_pause(queue, now))
 
-    def add_waiting(self, entry: JobEntry, now: int) -> None:
+    def add_waiting(self, entry: JobEntry, now: int, *, was_parked: bool = False) -> None:
         """Add a job to its lane if it is due, else to the scheduled jobs."""
         entry.position = place = (-entry.priority, entry.due, entry.seq)
         if entry.due > now:
             heappush(self.scheduled, (entry.due, entry.seq, place, entry))
         elif entry.options.fair_tenant is not None:
-            self.turns.add(entry, place)
+            self.turns.add(entry, place, was_parked=was_parked)
         else:
             heappush(self.lanes[entry.queue, entry.name], (place, entry))
 
@@ -443,7 +443,7 @@ class MemoryState:
             place, entry = heappop(heap)
             if entry.position is place:
                 entry.parked_for = None
-                self.add_waiting(entry, entry.due)
+                self.add_waiting(entry, entry.due, was_parked=True)
                 moved += 1
         if not heap:
             self.limit_keys[key].parked.pop(lane, None)

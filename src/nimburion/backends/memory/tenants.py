@@ -24,7 +24,7 @@ class ShareClass:
 
     def __init__(self) -> None:
         self.floor: int = 0
-        self.shares: defaultdict[str, TenantShare] = defaultdict(lambda: TenantShare(self.floor))
+        self.shares: defaultdict[str, TenantShare] = defaultdict(TenantShare)
         self.leases: defaultdict[str, int] = defaultdict(int)
         """The number of charged leases of each tenant."""
 
@@ -55,15 +55,20 @@ class TenantTurns:
         """Return the weight of a tenant in hundredths."""
         return self.weights.get(tenant, WEIGHT_UNITS)
 
-    def add(self, entry: JobEntry, place: LanePosition) -> None:
-        """Add a due job to its group. A tenant whose group was empty begins at the floor."""
+    def add(self, entry: JobEntry, place: LanePosition, *, was_parked: bool = False) -> None:
+        """Add a due job to its group. If the group was empty, the tenant joins the others."""
         group = _get_group(entry)
         first = self.peek_group(group)
         if first is None:
             peers = self.classes[entry.queue, entry.priority]
             share = peers.shares[group[3]]
-            if share.virtual_time < peers.floor:
-                self._move(peers, group, peers.floor)
+            before = share.virtual_time
+            if was_parked:
+                share.catch_up(peers.floor)
+            else:
+                share.join(peers.floor, self.get_weight(group[3]))
+            if share.virtual_time != before:
+                self._push_heads(group)
         heappush(self.groups.setdefault(group, []), (entry.due, entry.seq, place, entry))
         if first is None or (entry.due, entry.seq) < (first.due, first.seq):
             self._push_head(group)
@@ -145,10 +150,6 @@ class TenantTurns:
             for tenant in idle:
                 if peers.shares[tenant].virtual_time <= peers.floor:
                     del peers.shares[tenant], peers.leases[tenant]
-
-    def _move(self, peers: ShareClass, group: Group, virtual_time: int) -> None:
-        peers.shares[group[3]].virtual_time = virtual_time
-        self._push_heads(group)
 
     def _push_heads(self, group: Group) -> None:
         """Rank the groups of a tenant in this queue and priority again, after its virtual time

@@ -20,6 +20,7 @@ from nimburion.testing.contract.consuming.concurrency_limits import (
 from nimburion.testing.contract.consuming.exchanges import NumberedExchanges
 from nimburion.testing.contract.consuming.fairness import (
     Charges,
+    JoiningTenants,
     ReadingTurns,
     Turns,
     TurnsAndLimits,
@@ -104,6 +105,7 @@ class BackendContract(
     KeyedRates,
     QueueLimits,
     Turns,
+    JoiningTenants,
     TurnsAndLimits,
     Charges,
     ReadingTurns,

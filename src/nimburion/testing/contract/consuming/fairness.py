@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, cycle, islice
 from random import Random
 
 import pytest
@@ -129,7 +130,7 @@ class Turns:
         worker = await harness.worker()
         await measure(harness, worker, "b")
         await add(harness, *(f"a{n}" for n in range(9)), *(f"b{n}" for n in range(20)))
-        assert [job_id[0] for job_id in ids(await worker.take(12))] == list("aabbabbbbabb")
+        assert [job_id[0] for job_id in ids(await worker.take(12))] == list("ababbabbbbab")
 
     async def test_a_weight_multiplies_the_share(self, harness: Harness) -> None:
         worker = await harness.worker()
@@ -242,7 +243,7 @@ class Turns:
         await add(harness, *(f"a{n}" for n in range(10)), "b0", "b1")
         assert len(await worker.take(9)) == 9
         await add(harness, "b2", "b3", "b4", "c1", "c2")
-        assert ids(await worker.take(9)) == ["b2", "c1", "a7", "b3", "c2", "a8", "b4", "a9"]
+        assert ids(await worker.take(9)) == ["a7", "b2", "c1", "a8", "b3", "c2", "a9", "b4"]
 
     @pytest.mark.parametrize("limits", [None, {"mail": 9}])
     @pytest.mark.parametrize("after", [0.0, 1.0])
@@ -272,6 +273,7 @@ class Turns:
         await add(harness, "b1", "b2", "b3")
         worker = await harness.worker()
         b1, b2 = await worker.take(2)
+        harness.clock.advance(0.1)
         await worker.settle(Retried(b1.lease, 5.0, OOPS), Released(b2.lease, 4.0))
         harness.clock.advance(5.0)
         assert ids(await worker.take(9)) == ["b3", "a1", "b2", "b1"]
@@ -316,6 +318,111 @@ class Turns:
         assert ids(await worker.take(9, max_bytes=3_000)) == ["a1", "b1"]
         assert await read_uses(harness) == {"a": (1, 1, 0.1), "b": (0, 1, 0.1)}
         assert ids(await worker.take(9, max_bytes=3_000)) == ["a2"]
+
+
+class JoiningTenants:
+    """Tenants that begin to wait beside others."""
+
+    async def test_a_new_tenant_joins_behind_those_that_wait(self, harness: Harness) -> None:
+        """Each of them has its turn first, in which it gets one job."""
+        await add(harness, "a1", "a2", "a3", "b1", "b2")
+        worker = await harness.worker()
+        assert ids(await worker.take(2)) == ["a1", "b1"]
+        await add(harness, "c1")
+        assert ids(await worker.take(9)) == ["a2", "b2", "c1", "a3"]
+
+    async def test_a_tenant_that_comes_back_joins_by_its_expected_run_time(
+        self, harness: Harness
+    ) -> None:
+        worker = await harness.worker()
+        await add(harness, "c1")
+        (delivery,) = await worker.take(1)
+        harness.clock.advance(0.5)
+        await worker.settle(Completed(delivery.lease))
+        await add(harness, "a1", "a2", "a3", "a4", "a5", "b1")
+        await harness.backend.set_tenant_weight("c", 2.0)
+        assert ids(await worker.take(5)) == ["a1", "b1", "a2", "a3", "a4"]
+        assert (await read_uses(harness))["a"] == (1, 4, 0.8)
+        await add(harness, "c2")
+        assert (await read_uses(harness))["c"] == (1, 0, 0.25)
+
+    @pytest.mark.parametrize("scheduled", [False, True])
+    @pytest.mark.parametrize(("seconds", "least"), [(0.1, 25), (1.0, 5)])
+    async def test_a_stream_of_new_tenants_starves_no_old_one(
+        self, harness: Harness, seconds: float, least: int, *, scheduled: bool
+    ) -> None:
+        """A job of a new tenant is expected to run 0.1 s, so the floor rises by 0.1 s each time
+        when the jobs of all tenants that wait at a time have been reserved.
+        """
+        names = (f"new-{n}" for n in count())
+        assert await count_old_jobs(harness, names, seconds, scheduled=scheduled) >= least
+
+    @pytest.mark.parametrize("seconds", [0.1, 1.0])
+    async def test_tenants_that_come_back_starve_no_old_one(
+        self, harness: Harness, seconds: float
+    ) -> None:
+        names = cycle([f"back-{n}" for n in range(30)])
+        assert await count_old_jobs(harness, names, seconds) >= 15
+
+    async def test_a_job_that_was_parked_does_not_join_again(self, harness: Harness) -> None:
+        """Otherwise a job that waits for a shared key could be behind a new tenant each time when
+        the key has room.
+        """
+        keyed = {"mail": {"smtp": KeyedLimit(concurrency=1)}}
+        worker = await harness.worker(names=("mail", "post"), keyed=keyed)
+        await harness.backend.set_tenant_weight("a", 0.1)
+
+        async def add_with_key(job_id: str) -> None:
+            options = JobOptions(tenant=job_id[0], limit_keys={"smtp": ""})
+            await harness.enqueue(harness.job(job_id, options=options))
+
+        await add_with_key("x1")
+        (x1,) = await worker.take(9)
+        await add_with_key("a1")
+        assert await worker.take(9) == []
+        for n in range(3):
+            await add(harness, f"b{n}", name="post")
+            (delivery,) = await worker.take(9)
+            harness.clock.advance(5.0)
+            await worker.settle(Completed(delivery.lease))
+        await add_with_key("c1")
+        reply = await worker.exchange(Completed(x1.lease), want=worker.want(1))
+        assert ids(reply.deliveries) == ["a1"]
+
+
+async def count_old_jobs(
+    harness: Harness, names: Iterator[str], seconds: float, *, scheduled: bool = False
+) -> int:
+    """Run 10 jobs in each of 60 steps of `seconds`, and let 10 jobs of other tenants arrive. Return
+    how many of 50 jobs of the tenant `old`, which wait from the start, have run.
+
+    `names`: the tenants of the other jobs. `scheduled`: these jobs are enqueued at the start, and
+    become due in their step.
+    """
+
+    def make_others(after: float = 0.0) -> list[NewJob]:
+        return [
+            harness.job(after=after, options=JobOptions(tenant=tenant))
+            for tenant in islice(names, 10)
+        ]
+
+    steps = range(60)
+    old = JobOptions(tenant="old")
+    await harness.enqueue(*(harness.job(f"old-{n}", options=old) for n in range(50)))
+    if scheduled:
+        await harness.enqueue(*(job for step in steps for job in make_others(step * seconds)))
+    worker = await harness.worker()
+    ran = 0
+    done: list[Completed] = []
+    for _ in steps:
+        if not scheduled:
+            await harness.enqueue(*make_others())
+        reply = await worker.exchange(*done, want=worker.want(10))
+        done = [Completed(delivery.lease) for delivery in reply.deliveries]
+        ran += sum(delivery.options.tenant == "old" for delivery in reply.deliveries)
+        harness.clock.advance(seconds)
+        await worker.heartbeat()
+    return ran
 
 
 class TurnsAndLimits:
@@ -605,9 +712,9 @@ class ReadingTurns:
         await worker.take(4)
         listed = (await harness.backend.list_tenants()).tenants
         expected = [
-            ("c", "aside", 5, 1.0, 1, 0, 0.0),
+            ("c", "aside", 5, 1.0, 1, 0, 0.1),
             ("a", "default", 7, 1.0, 0, 1, 0.1),
-            ("a", "default", 5, 1.0, 1, 1, 0.05),
+            ("a", "default", 5, 1.0, 1, 1, 0.1),
             ("b", "default", 5, 2.0, 1, 2, 0.1),
         ]
         assert listed == [

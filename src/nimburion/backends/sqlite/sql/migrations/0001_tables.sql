@@ -266,17 +266,27 @@ CREATE TABLE tenant_turn (
     PRIMARY KEY (tenant, rank, main_lane)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenant_turn_order ON tenant_turn (main_lane, rank, virtual_time, due, seq);
--- A tenant whose group was empty begins at the floor, in all groups of its queue and priority.
+-- A tenant whose group was empty joins the others, or catches up with the floor if the job was parked, in all groups of its
+-- queue and priority: see core/fairness.py.
 CREATE TRIGGER ready_added AFTER INSERT ON ready WHEN NEW.lane > 1048575 BEGIN
     INSERT INTO tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-    SELECT l.queue, NEW.rank, NEW.lane >> 20, coalesce(f.floor, 0), 0, 0
+    SELECT l.queue, NEW.rank, NEW.lane >> 20,
+        coalesce(f.floor, 0) + iif(
+            EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = NEW.seq),
+            0,
+            min(max(
+                iif(coalesce(s.mean_run_time, 0) > 0, s.mean_run_time, 100000 << min(coalesce(s.unmeasured, 0), 9)), 1000
+            ), 86400000000) * 100 / coalesce((
+                SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = NEW.lane >> 20
+            ), 100)
+        ), 0, 0
     FROM lane AS l LEFT JOIN tenant_floor AS f ON f.queue = l.queue AND f.rank = NEW.rank
-    WHERE l.id = NEW.lane & 1048575 AND NOT EXISTS (
+    LEFT JOIN tenant_share AS s ON s.queue = l.queue AND s.rank = NEW.rank AND s.tenant = NEW.lane >> 20
+    WHERE l.id = NEW.lane & 1048575 AND (s.tenant IS NULL OR s.virtual_time < coalesce(f.floor, 0)) AND NOT EXISTS (
         SELECT 1 FROM tenant_turn AS t
         WHERE t.tenant = NEW.lane >> 20 AND t.rank = NEW.rank AND t.main_lane = NEW.lane & 1048575
     )
-    ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time
-    WHERE excluded.virtual_time > virtual_time;
+    ON CONFLICT (queue, rank, tenant) DO UPDATE SET virtual_time = excluded.virtual_time;
     UPDATE tenant_turn SET virtual_time = (
         SELECT s.virtual_time FROM tenant_share AS s
         WHERE s.queue = tenant_turn.queue AND s.rank = tenant_turn.rank AND s.tenant = tenant_turn.tenant
