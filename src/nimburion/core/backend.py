@@ -202,6 +202,11 @@ class Consuming(Protocol):
         pending job; it returns to its place in the lane in the step that gives its key room. Jobs
         of one key and lane are reserved in the order of the lane.
 
+        If another key of a job that returned has no room, the job is parked for that one, and the
+        next job that is parked for the first key takes its turn. An exchange parks up to
+        `MAX_PARKED` jobs. It serves all other lanes whatever it parked. Lanes that it left because
+        of this bound are in `Reply.waiting`.
+
         The jobs of tenants in a queue take turns, as `ReserveRequest` says. Each reserved job
         charges its tenant, so the shares are decided job by job, also inside one exchange. Every
         end of a lease takes the charge back. An end after which the handler may have run charges

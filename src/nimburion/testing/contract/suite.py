@@ -28,6 +28,7 @@ from nimburion.testing.contract.consuming.fairness import (
 from nimburion.testing.contract.consuming.kept_arguments import KeptArguments
 from nimburion.testing.contract.consuming.keyed_limits import KeyedLimits, KeyedRates
 from nimburion.testing.contract.consuming.ordering import Ordering
+from nimburion.testing.contract.consuming.parked_jobs import ParkedJobs
 from nimburion.testing.contract.consuming.progress import Reporting
 from nimburion.testing.contract.consuming.promoting import Promoting
 from nimburion.testing.contract.consuming.queue_limits import QueueLimits
@@ -103,6 +104,7 @@ class BackendContract(
     ClockSteps,
     KeyedLimits,
     KeyedRates,
+    ParkedJobs,
     QueueLimits,
     Turns,
     JoiningTenants,
