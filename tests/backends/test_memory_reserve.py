@@ -1,4 +1,4 @@
-"""The plain case of `LaneMerge.lease_jobs` leases what the general case leases."""
+"""The plain case of `Reservation.lease_jobs` leases what the general case leases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.backends.memory.reserve import LaneMerge
+from nimburion.backends.memory.reserve import Reservation
 from nimburion.core.exchange import Lane, QueueOptions, Reply, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, JobOptions, NewJob
 from nimburion.core.keyed_limits import KeyedLimit
@@ -40,7 +40,7 @@ class GeneralBackend(MemoryBackend):
         settlements: Sequence[Settlement],
         request: ReserveRequest,
     ) -> Reply:
-        with mock.patch.object(LaneMerge, "is_plain", return_value=False):
+        with mock.patch.object(Reservation, "is_plain", return_value=False):
             return await super().exchange(session_id, number, settlements, request)
 
 
@@ -142,9 +142,9 @@ class Pair:
 
 def test_the_plain_case_leases_what_the_general_case_leases() -> None:
     plain_exchanges: Counter[bool] = Counter()
-    is_plain = LaneMerge.is_plain
+    is_plain = Reservation.is_plain
 
-    def count_plain(merge: LaneMerge) -> bool:
+    def count_plain(merge: Reservation) -> bool:
         result = is_plain(merge)
         plain_exchanges[result] += 1
         return result
@@ -153,7 +153,7 @@ def test_the_plain_case_leases_what_the_general_case_leases() -> None:
     def compare(seed: int) -> None:
         asyncio.run(Pair(Random(seed)).run())
 
-    with mock.patch.object(LaneMerge, "is_plain", count_plain):
+    with mock.patch.object(Reservation, "is_plain", count_plain):
         compare()
     assert plain_exchanges[True] > 500
     assert plain_exchanges[False] > 100

@@ -352,8 +352,8 @@ MUTANTS = (
     Mutant(
         "paused queue served",
         "backends/memory/*.py",
-        "if self.$state.$find_pause($queue, self.$now):",
-        "if False:",
+        "if $state.find_pause($lane[0], self.$now) is None\n        ]\n        source",
+        "if True\n        ]\n        source",
         (f"{MEMORY}test_a_paused_queue_returns_no_jobs",),
     ),
     # The engine

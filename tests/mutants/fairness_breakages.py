@@ -13,8 +13,8 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "fairness: a reserved job charges nothing",
         "core/*.py",
-        "self.virtual_time = $start + $charge",
-        "self.virtual_time = $start",
+        "self.virtual_time = $start + $charge\n",
+        "self.virtual_time = $start\n",
         (f"{MEMORY}test_tenants_take_turns_within_one_exchange",),
     ),
     Mutant(
@@ -54,10 +54,38 @@ FAIRNESS_MUTANTS = (
     ),
     Mutant(
         "fairness: a tenant that was away has credit",
-        "backends/memory/*.py",
-        "if $share.virtual_time < $peers.floor:",
-        "if $share.virtual_time < 0:",
+        "core/*.py",
+        "if self.virtual_time < $floor:",
+        "if self.virtual_time < 0:",
         (f"{MEMORY}test_a_tenant_that_was_away_has_no_credit",),
+    ),
+    Mutant(
+        "fairness: a new tenant joins before those that wait",
+        "core/*.py",
+        "self.virtual_time = $floor + self.$expect($units)",
+        "self.virtual_time = $floor",
+        (f"{MEMORY}test_a_stream_of_new_tenants_starves_no_old_one",),
+    ),
+    Mutant(
+        "fairness: a job that was parked joins again",
+        "backends/memory/*.py",
+        "$share.catch_up($peers.floor)",
+        "$share.join($peers.floor, self.get_weight(group[3]))",
+        (f"{MEMORY}test_a_job_that_was_parked_does_not_join_again",),
+    ),
+    Mutant(
+        "SQLite: a new tenant joins before those that wait",
+        "backends/sqlite/*.sql",
+        "coalesce(f.floor, 0) + iif(\n            EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = NEW.seq),",
+        "coalesce(f.floor, 0) + iif(\n            true,",
+        (f"{SQLITE}test_a_stream_of_new_tenants_starves_no_old_one",),
+    ),
+    Mutant(
+        "SQLite: a job that was parked joins again",
+        "backends/sqlite/*.sql",
+        "coalesce(f.floor, 0) + iif(\n            EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = NEW.seq),",
+        "coalesce(f.floor, 0) + iif(\n            false,",
+        (f"{SQLITE}test_a_job_that_was_parked_does_not_join_again",),
     ),
     Mutant(
         "fairness: a lease that a rescue ends stays charged",

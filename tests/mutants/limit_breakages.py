@@ -8,6 +8,7 @@ MEMORY = "tests/contract/test_memory.py::TestMemory::"
 SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 REDIS = "tests/contract/test_redis.py::TestRedis::"
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
+PLANNING = "tests/backends/planning/test_reserve.py"
 RATES = "tests/jobs/test_rate_limits.py::"
 
 LIMIT_MUTANTS = (
@@ -106,9 +107,9 @@ LIMIT_MUTANTS = (
     # Limits by key
     Mutant(
         "keys: a limit lets one more through",
-        "backends/memory/*.py",
-        "$use.in_use >= $limit.concurrency:\n",
-        "$use.in_use > $limit.concurrency:\n",
+        "backends/planning/*.py",
+        "$use.in_use >= $limit.concurrency:\n            return False",
+        "$use.in_use > $limit.concurrency:\n            return False",
         (f"{MEMORY}test_each_key_has_its_own_limit",),
     ),
     Mutant(
@@ -127,10 +128,73 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "keys: a parked job keeps its turn at its other keys",
-        "backends/memory/*.py",
-        "return sum([self.unpark($other, $lane) for $other in $others]) > 0",
-        "return False",
+        "backends/planning/*.py",
+        "if $limit.key != $full.key:\n                self._pass_turn",
+        "if False:\n                self._pass_turn",
         (f"{MEMORY}test_the_turn_of_a_job_that_is_parked_for_another_key_passes_on",),
+    ),
+    Mutant(
+        "planning: a full key passes its turn on",
+        "backends/planning/*.py",
+        "if $own is not None and not self.$admission.has_room($own):",
+        "if False:",
+        (PLANNING,),
+    ),
+    Mutant(
+        "planning: a job moves to a full key without end",
+        "backends/planning/*.py",
+        "        self._parks_left -= 1\n",
+        "",
+        (PLANNING,),
+    ),
+    Mutant(
+        "planning: a lane that is left is not mentioned",
+        "backends/planning/*.py",
+        "self._has_more = True",
+        "pass",
+        (PLANNING,),
+    ),
+    Mutant(
+        "planning: an exchange that parked enough leaves all lanes",
+        "backends/planning/*.py",
+        "        $lane.is_closed = True\n        self._has_more",
+        "        for $lane in self._lanes:\n            $lane.is_closed = True\n        self._has_more",
+        (f"{MEMORY}test_new_jobs_of_a_full_key_delay_no_other_name",),
+    ),
+    Mutant(
+        "planning: a job that returns is overlooked",
+        "backends/planning/*.py",
+        "        self._returned_to.add($n)\n",
+        "",
+        (PLANNING,),
+    ),
+    Mutant(
+        "planning: a job that cannot run returns to its lane",
+        "backends/planning/*.py",
+        "if $full is None or not self._parks_left:",
+        "if True:",
+        (f"{MEMORY}test_many_jobs_move_in_few_exchanges",),
+    ),
+    Mutant(
+        "planning: a full limit closes its lane one job late",
+        "backends/planning/*.py",
+        "            for $other in self._lanes:\n                if $other.limits and not $other.is_closed:\n                    self._close_if_full($other)",
+        "            pass",
+        (f"{MEMORY}test_a_name_at_its_limit_does_not_hold_its_tenants_back",),
+    ),
+    Mutant(
+        "planning: a parked job does not say when its rate opens",
+        "backends/planning/*.py",
+        "$use.opens_at = $opening if $use.opens_at is None else min($use.opens_at, $opening)",
+        "pass",
+        (f"{MEMORY}test_each_key_has_its_own_rate",),
+    ),
+    Mutant(
+        "planning: the limit of one reply is stored",
+        "backends/planning/*.py",
+        "if not $key[0].startswith(_REPLY_LIMIT)",
+        "if True",
+        (f"{MEMORY}test_a_queue_limit_counts_this_reply_not_what_is_held",),
     ),
     Mutant(
         "Redis: a rescue frees no key",

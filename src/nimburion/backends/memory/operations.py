@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from nimburion.backends.memory.reserve import LaneMerge, make_delivery, measure_size
+from nimburion.backends.memory.reserve import Reservation, make_delivery, measure_size
 from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
     LeaseEntry,
     LimitEntry,
-    LimitKey,
     MemoryState,
     RateEntry,
     SessionEntry,
@@ -25,6 +24,7 @@ from nimburion.backends.memory.transitions import (
     check_job_times,
     check_settlement_delays,
 )
+from nimburion.backends.planning.admission import LimitKey
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
@@ -392,7 +392,7 @@ def run_exchange(
     step.state.promote(step.now, _MAX_PROMOTED)
     step.names_to_notify.update(step.state.unpark_open(step.now))
     step.state.unpark_changed()
-    reserving = LaneMerge(step.state, request, step.now)
+    reserving = Reservation(step.state, request, step.now)
     deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
     session.last_exchange_number, session.last_results = number, results
     return Reply(
@@ -418,7 +418,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
             step.requeue_or_cancel(entry, lease)
         else:
             deliveries.append(make_delivery(entry, lease.token))
-    lanes = LaneMerge(step.state, request, step.now)
+    lanes = Reservation(step.state, request, step.now)
     return Reply(
         list(session.last_results),
         deliveries,
@@ -428,7 +428,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
     )
 
 
-def find_next_time(state: MemoryState, lanes: LaneMerge) -> float | None:
+def find_next_time(state: MemoryState, lanes: Reservation) -> float | None:
     """Return when the next job is due, or a rate limit allows one of these lanes; None: never."""
     openings = (lanes.find_next_opening(), state.find_next_key_opening())
     times = [opening / 1e6 for opening in openings if opening is not None]

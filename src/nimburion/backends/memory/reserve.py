@@ -1,4 +1,4 @@
-"""Reserve jobs: merge the heads of the lanes in the exact order of the contract."""
+"""Reserve jobs: lease the first jobs of the lanes, as `nimburion.backends.planning` decides."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from heapq import heapify, heappop, heapreplace
 
 import msgspec
 
+from nimburion.backends.memory.source import MemorySource
 from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
     LeaseEntry,
     MemoryState,
     SessionEntry,
-    make_job_rate,
     to_micros,
 )
+from nimburion.backends.planning.admission import JobLimit, make_job_limit, make_reply_limit
+from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
+from nimburion.backends.planning.source import PlanLane
 from nimburion.backends.server.encoding import encode_json
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS
-from nimburion.core.keyed_limits import MAX_PARKED
 from nimburion.core.lease import Delivery, Token
-from nimburion.core.rate_limits import RateLimit
 
 _MAX_WAITING_LANES = 64
 
@@ -31,36 +32,24 @@ Minus the level of its queue, minus its priority, due time, seq; then the index 
 size in bytes."""
 
 
-class LaneMerge:
-    """The merge of the lanes of one reserve request, at one time."""
+class Reservation:
+    """What one reserve request gets, at one time."""
 
     def __init__(self, state: MemoryState, request: ReserveRequest, now: int) -> None:
         self._state = state
         self._request = request
         self._now = now
-        self._parked = 0
-        self._has_returned = False
-        """Whether parking a job returned others to their lane: the next exchange considers them."""
         changing = state.list_changing()
         requested = dict.fromkeys((lane.queue, lane.name) for lane in request.lanes)
         self._lanes = [lane for lane in requested if lane not in changing]
-        self._turn_queues = list(dict.fromkeys(queue for queue, _ in self._lanes))
-        """The queues whose jobs of tenants are merged as one more lane each. Their numbers follow
-        those of the lanes.
-        """
         self._ageing = to_micros(request.ageing)
-        self._queue_capacity = {
-            queue: options.limit
-            for queue, options in request.queues.items()
-            if options.limit is not None
-        }
 
     def is_plain(self) -> bool:
         """Return whether every job of these lanes may be leased, and only its rank decides when."""
         state = self._state
         return not (
             state.turns
-            or self._queue_capacity
+            or any(options.limit is not None for options in self._request.queues.values())
             or any(
                 queue in state.pauses
                 or name in state.limits
@@ -77,33 +66,10 @@ class LaneMerge:
         """
         if self.is_plain():
             return self._lease_plain_jobs(session, number)
-        chosen: list[Delivery] = []
-        bytes_left = self._request.max_bytes
-        every = range(len(self._lanes) + (len(self._turn_queues) if self._state.turns else 0))
-        heads = [head for n in every if (head := self._rank_head(n)) is not None]
-        heapify(heads)
-        while heads and len(chosen) < self._request.total:
-            n = heads[0][4]
-            if not self._has_capacity(n):
-                heappop(heads)
-                continue
-            if n >= len(self._lanes) and self._rank_head(n) != heads[0]:
-                self._replace_head(heads, n)
-                continue
-            if self._park_head(n):
-                self._replace_head(heads, n)
-                if self._has_returned or self._parked == MAX_PARKED:
-                    break
-                continue
-            bytes_left -= heads[0][5]
-            if bytes_left < 0 and chosen:
-                break
-            chosen.append(self._lease_head(n, session, number))
-            self._replace_head(heads, n)
-        return chosen
+        return self._lease_planned_jobs(session, number)
 
     def _lease_plain_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
-        """Do what `lease_jobs` does if nothing restricts the lanes, in a third of the calls.
+        """Do what a plan does if nothing restricts the lanes, in a third of the calls.
 
         A test compares the two on random exchanges.
         """
@@ -127,26 +93,77 @@ class LaneMerge:
                 heapreplace(heads, self._rank(following, n))
         return chosen
 
-    def _replace_head(self, heads: list[RankedHead], n: int) -> None:
-        """Put the next job of lane `n`, whose head was first, into the heap."""
-        following = self._rank_head(n)
-        if following is None:
-            heappop(heads)
-        else:
-            heapreplace(heads, following)
+    def _lease_planned_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
+        plan = self._plan(self._request.total)
+        sizes = [measure_size(self._state.jobs_by_seq[lease.seq]) for lease in plan.leases]
+        fitting = count_fitting(sizes, self._request.max_bytes)
+        if fitting < len(sizes):
+            plan = self._plan(fitting)
+        return self._apply(plan, session, number)
 
-    def _park_head(self, n: int) -> bool:
-        """Park the first job of lane `n` if one of its keys has no room; return whether it did."""
-        entry = self._peek(n) if self._state.keyed_limits else None
-        if entry is None:
-            return False
-        key = self._state.find_full_key(entry, self._now)
-        if key is None:
-            return False
-        self._pop(n, entry)
-        self._has_returned = self._state.park(entry, key)
-        self._parked += 1
-        return True
+    def _plan(self, total: int) -> ReservePlan:
+        request = self._request
+        if total != request.total:
+            request = msgspec.structs.replace(request, total=total)
+        state = self._state
+        lanes = [
+            PlanLane(
+                n,
+                Lane(*lane),
+                limits=self._list_limits(*lane),
+                has_keys=lane[1] in state.keyed_limits,
+            )
+            for n, lane in enumerate(self._lanes)
+            if state.find_pause(lane[0], self._now) is None
+        ]
+        source = MemorySource(state)
+        return plan_reserve(source, lanes, request, self._now, has_turns=bool(state.turns))
+
+    def _list_limits(self, queue: str, name: str) -> list[JobLimit]:
+        """Return the limits in which all jobs of a lane count."""
+        state = self._state
+        limits = []
+        options = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS)
+        if options.limit is not None:
+            limits.append(make_reply_limit(queue, options.limit))
+        limit, rate = state.limits.get(name), state.rates.get(name)
+        if limit is not None or rate is not None:
+            limits.append(
+                make_job_limit(
+                    name,
+                    None if limit is None else limit.limit,
+                    None if rate is None else rate.limit,
+                )
+            )
+        return limits
+
+    def _apply(self, plan: ReservePlan, session: SessionEntry, number: int) -> list[Delivery]:
+        """Change the state as the plan says; return the leased jobs."""
+        state = self._state
+        state.save_uses(plan.uses)
+        for (queue, rank), shares in plan.shares.items():
+            state.turns.save_shares(queue, -rank, plan.floors[queue, rank], shares)
+        chosen = []
+        for planned in plan.leases:
+            entry = state.jobs_by_seq[planned.seq]
+            entry.position = None
+            entry.parked_for = None
+            lease = self._lease(entry, session, number)
+            lease.counts_in_limit = entry.name in state.limits
+            if planned.charge is not None:
+                lease.charge = planned.charge
+                state.turns.count_lease(entry)
+            lease.counted_keys = tuple(limit.key for limit in planned.limits)
+            chosen.append(make_delivery(entry, lease.token))
+        for seq, key in (plan.park | plan.move).items():
+            state.park(state.jobs_by_seq[seq], key)
+        for seq in plan.unpark:
+            state.unpark_job(state.jobs_by_seq[seq])
+        for seq in plan.park:
+            entry = state.jobs_by_seq[seq]
+            if entry.options.fair_tenant is not None:
+                state.turns.rank_again(entry)
+        return chosen
 
     def find_waiting_lanes(self) -> list[Lane]:
         """Return up to 64 requested lanes that still hold jobs and are not paused or at a limit."""
@@ -173,14 +190,6 @@ class LaneMerge:
         ]
         return min(openings, default=None)
 
-    def _rank_head(self, n: int) -> RankedHead | None:
-        """Return the rank of the first job of lane `n`, or None if the lane is paused or empty."""
-        queue = self._get_queue(n)
-        if self._state.find_pause(queue, self._now):
-            return None
-        entry = self._peek(n)
-        return None if entry is None else self._rank(entry, n)
-
     def _rank(self, entry: JobEntry, n: int) -> RankedHead:
         """Return the rank of a job that is the first of lane `n`.
 
@@ -194,33 +203,6 @@ class LaneMerge:
             size = measure_size(entry)
         return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
-    def _get_queue(self, n: int) -> str:
-        """Return the queue of lane `n`."""
-        lanes = len(self._lanes)
-        return self._lanes[n][0] if n < lanes else self._turn_queues[n - lanes]
-
-    def _peek(self, n: int) -> JobEntry | None:
-        """Return the first job of lane `n`, or of the tenants of a queue; None: there is none."""
-        if n < len(self._lanes):
-            return self._state.peek_lane(self._lanes[n])
-        queue, turns = self._get_queue(n), self._state.turns
-        allowed = [lane for lane in self._lanes if lane[0] == queue and self._allows(lane[1])]
-        firsts = [entry for lane in allowed if (entry := turns.peek(lane)) is not None]
-        return min(firsts, key=turns.rank, default=None)
-
-    def _pop(self, n: int, entry: JobEntry) -> None:
-        """Remove the job that `_peek` returned."""
-        if n < len(self._lanes):
-            self._state.pop_lane(self._lanes[n])
-        else:
-            self._state.turns.pop(entry)
-
-    def _has_capacity(self, n: int) -> bool:
-        """Return whether the queue's cap and the limits of the name allow another job."""
-        if self._queue_capacity.get(self._get_queue(n), 1) <= 0:
-            return False
-        return n >= len(self._lanes) or self._allows(self._lanes[n][1])
-
     def _allows(self, name: str) -> bool:
         """Return whether the concurrency limit and the rate limit of a name allow another job."""
         limit = self._state.limits.get(name)
@@ -228,26 +210,6 @@ class LaneMerge:
             return False
         rate = self._state.rates.get(name)
         return rate is None or rate.count_room(self._now) > 0
-
-    def _lease_head(self, n: int, session: SessionEntry, number: int) -> Delivery:
-        entry = self._peek(n)
-        if entry is None:
-            raise AssertionError(f"lane {n} has no first job")
-        self._pop(n, entry)
-        if entry.queue in self._queue_capacity:
-            self._queue_capacity[entry.queue] -= 1
-        limit = self._state.limits.get(entry.name)
-        if limit is not None:
-            limit.in_use += 1
-        rate = self._state.rates.get(entry.name)
-        if rate is not None:
-            rate.spend(self._now, rate.limit.cost)
-        lease = self._lease(entry, session, number)
-        lease.counts_in_limit = limit is not None
-        if n >= len(self._lanes):
-            lease.charge = self._state.turns.charge(entry)
-        self._count_keys(entry, lease)
-        return make_delivery(entry, lease.token)
 
     def _lease(self, entry: JobEntry, session: SessionEntry, number: int) -> LeaseEntry:
         """Lease a job that was removed from its lane."""
@@ -257,24 +219,16 @@ class LaneMerge:
         session.leased_jobs[entry.seq] = entry
         return lease
 
-    def _count_keys(self, entry: JobEntry, lease: LeaseEntry) -> None:
-        """Count a leased job for its keys, and set when the next parked job has its turn."""
-        counted = []
-        for key, limit in self._state.iter_keys(entry):
-            use = self._state.limit_keys[key]
-            use.in_use += 1
-            counted.append(key)
-            rate = make_job_rate(entry, limit)
-            if rate is not None:
-                use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
-                if use.has_parked():
-                    use.opens_at = max(self._now, find_unit(rate, use.spent_until))
-        lease.counted_keys = tuple(counted)
 
-
-def find_unit(rate: RateLimit, spent_until: int) -> int:
-    """Return the time from which one unit is available."""
-    return msgspec.structs.replace(rate, cost=1).find_opening(spent_until)
+def count_fitting(sizes: list[int], max_bytes: int) -> int:
+    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1."""
+    count = 0
+    for size in sizes:
+        max_bytes -= size
+        if max_bytes < 0 and count:
+            break
+        count += 1
+    return count
 
 
 def measure_size(entry: JobEntry) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
 
 import msgspec
 
+from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
+from nimburion.backends.planning.admission import LimitKey, LimitUse, get_limited_name
 from nimburion.core.audit import AuditRecord
 from nimburion.core.bulk_operations import BulkOperation
 from nimburion.core.errors import Unstorable
@@ -110,6 +112,10 @@ class JobEntry(msgspec.Struct, eq=False):
     """
     parked_for: LimitKey | None = None
     """The key that has no room for the job; None if it is not parked."""
+
+    def get_place(self) -> LanePosition:
+        """Return the place of the job in its lane."""
+        return (-self.priority, self.due, self.seq)
 
     def get_body_digest(self) -> bytes:
         """Return the digest of name and first payload, also after that was replaced or removed."""
@@ -257,10 +263,6 @@ class RateEntry:
         self.limit = limit
 
 
-LimitKey = tuple[str, str]
-"""The name of a limit by key, and a key."""
-
-
 class KeyEntry:
     """The use of one key of a limit, and the jobs that wait for it."""
 
@@ -373,7 +375,7 @@ class MemoryState:
 
     def add_waiting(self, entry: JobEntry, now: int, *, was_parked: bool = False) -> None:
         """Add a job to its lane if it is due, else to the scheduled jobs."""
-        entry.position = place = (-entry.priority, entry.due, entry.seq)
+        entry.position = place = entry.get_place()
         if entry.due > now:
             heappush(self.scheduled, (entry.due, entry.seq, place, entry))
         elif entry.options.fair_tenant is not None:
@@ -408,32 +410,57 @@ class MemoryState:
             if key is not None:
                 yield (name, key), apply_change(limit, self.key_changes.get((name, key)))
 
-    def find_full_key(self, entry: JobEntry, now: int) -> LimitKey | None:
-        """Return the first key of a job that has no room for it, or None."""
-        for key, limit in self.iter_keys(entry):
-            use = self.limit_keys[key]
-            if limit.concurrency is not None and use.in_use >= limit.concurrency:
-                return key
-            rate = make_job_rate(entry, limit)
-            if rate is not None and rate.count_room(use.spent_until, now) == 0:
-                opening = rate.find_opening(use.spent_until)
-                use.opens_at = opening if use.opens_at is None else min(use.opens_at, opening)
-                return key
-        return None
+    def read_use(self, key: LimitKey) -> LimitUse:
+        """Return the use of a key of a limit, or of the own limits of a job name."""
+        name = get_limited_name(key)
+        if name is not None:
+            limit, rate = self.limits.get(name), self.rates.get(name)
+            return LimitUse(
+                0 if limit is None else limit.in_use, 0 if rate is None else rate.spent_until
+            )
+        use = self.limit_keys.get(key)
+        if use is None:
+            return LimitUse()
+        return LimitUse(use.in_use, use.spent_until, use.opens_at, use.has_parked())
 
-    def park(self, entry: JobEntry, key: LimitKey) -> bool:
-        """Park a job that was removed from its lane until its key has room.
+    def save_uses(self, uses: Mapping[LimitKey, LimitUse]) -> None:
+        """Store the uses of keys of limits, and of the own limits of job names."""
+        for key, new in uses.items():
+            name = get_limited_name(key)
+            if name is None:
+                use = self.limit_keys[key]
+                use.in_use, use.spent_until, use.opens_at = (
+                    new.in_use,
+                    new.spent_until,
+                    new.opens_at,
+                )
+            else:
+                if name in self.limits:
+                    self.limits[name].in_use = new.in_use
+                if name in self.rates:
+                    self.rates[name].spent_until = new.spent_until
 
-        Its turn at its other keys, which may have room, passes on to the jobs parked for them.
-        Returns whether any of these returned to the lane.
-        """
-        entry.position = place = (-entry.priority, entry.due, entry.seq)
+    def iter_lane(self, lane: tuple[str, str]) -> Iterator[JobEntry]:
+        """Yield the jobs of a lane in their order, without removing them."""
+        return (entry for place, entry in iter_heap(self.lanes[lane]) if entry.position is place)
+
+    def iter_parked(self, key: LimitKey, lane: tuple[str, str]) -> Iterator[JobEntry]:
+        """Yield the jobs of a lane that are parked for a key, in their order."""
+        use = self.limit_keys.get(key)
+        heap = [] if use is None else use.parked.get(lane, [])
+        return (entry for place, entry in iter_heap(heap) if entry.position is place)
+
+    def park(self, entry: JobEntry, key: LimitKey) -> None:
+        """Park a job, which leaves its lane or the key for which it was parked before."""
+        entry.position = place = entry.get_place()
         entry.parked_for = key
         parked = self.limit_keys[key].parked
         heappush(parked.setdefault((entry.queue, entry.name), []), (place, entry))
-        lane = (entry.queue, entry.name)
-        others = [other for other, _ in self.iter_keys(entry) if other != key]
-        return sum([self.unpark(other, lane) for other in others]) > 0
+
+    def unpark_job(self, entry: JobEntry) -> None:
+        """Return one parked job to its lane."""
+        entry.parked_for = None
+        self.add_waiting(entry, entry.due, was_parked=True)
 
     def unpark(self, key: LimitKey, lane: tuple[str, str], count: int = 1) -> int:
         """Return jobs that are parked for a key to their lane, the first ones; return how many."""
@@ -442,8 +469,7 @@ class MemoryState:
         while heap and moved < count:
             place, entry = heappop(heap)
             if entry.position is place:
-                entry.parked_for = None
-                self.add_waiting(entry, entry.due, was_parked=True)
+                self.unpark_job(entry)
                 moved += 1
         if not heap:
             self.limit_keys[key].parked.pop(lane, None)

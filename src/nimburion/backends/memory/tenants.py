@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from copy import copy
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from nimburion.backends.memory.heaps import iter_heap
+from nimburion.backends.planning.fairness import PlannedShare
+from nimburion.backends.planning.source import Tenant
 from nimburion.core.fairness import WEIGHT_UNITS, TenantShare
 
 if TYPE_CHECKING:
@@ -105,22 +110,54 @@ class TenantTurns:
         share = self.classes[entry.queue, entry.priority].shares[_get_tenant(entry)]
         return (-entry.priority, share.virtual_time, entry.due, entry.seq)
 
-    def pop(self, entry: JobEntry) -> None:
-        """Remove a job that `peek` returned."""
-        group = _get_group(entry)
-        heappop(self.groups[group])
-        entry.position = None
-        self._push_head(group)
+    def iter_heads(self, lane: tuple[str, str]) -> Iterator[tuple[TurnRank, str]]:
+        """Yield the rank of the first job of each group of a lane, with its tenant, in order."""
+        found = set()
+        is_current = False
+        while not is_current:
+            is_current = True
+            for rank, tenant in iter_heap(self._heads.get(lane, ())):
+                group = (*lane, -rank[0], tenant)
+                if group in found or self._listed.get(group) != rank:
+                    continue
+                entry = self.peek_group(group)
+                if entry is None or self.rank(entry) != rank:  # its first job was removed
+                    del self._listed[group]
+                    self._push_head(group)
+                    is_current = False
+                    break
+                found.add(group)
+                yield rank, tenant
 
-    def charge(self, entry: JobEntry) -> int:
-        """Charge a job that is reserved to its tenant; return the charge."""
+    def iter_group(self, group: Group) -> Iterator[JobEntry]:
+        """Yield the jobs of a group in their order."""
+        heap = iter_heap(self.groups.get(group, []))
+        return (entry for _, _, place, entry in heap if entry.position is place)
+
+    def copy_share(self, queue: str, priority: int, tenant: str) -> PlannedShare:
+        """Return a copy of the share of a tenant, with its weight."""
+        share = self.classes[queue, priority].shares.get(tenant)
+        share = TenantShare() if share is None else copy(share)
+        return PlannedShare(share, self.get_weight(tenant))
+
+    def save_shares(
+        self, queue: str, priority: int, floor: int, shares: Mapping[Tenant, PlannedShare]
+    ) -> None:
+        """Store the shares of tenants that were charged, and the floor."""
+        peers = self.classes[queue, priority]
+        peers.floor = floor
+        for tenant, weighted in shares.items():
+            peers.shares[str(tenant)] = weighted.share
+
+    def count_lease(self, entry: JobEntry) -> None:
+        """Count a charged lease, and give the groups of its tenant their new places."""
         group = _get_group(entry)
-        peers = self.classes[entry.queue, entry.priority]
-        share = peers.shares[group[3]]
-        peers.floor, charge = share.charge(peers.floor, self.get_weight(group[3]))
-        peers.leases[group[3]] += 1
+        self.classes[entry.queue, entry.priority].leases[group[3]] += 1
         self._push_heads(group)
-        return charge
+
+    def rank_again(self, entry: JobEntry) -> None:
+        """Give the group of a job that left it the place of its new first job."""
+        self._push_head(_get_group(entry))
 
     def settle(self, entry: JobEntry, charge: int, run_time: int | None) -> None:
         """Replace the charge of a lease that has ended by the run time; None: by nothing."""

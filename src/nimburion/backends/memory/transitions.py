@@ -13,7 +13,6 @@ from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
     LeaseEntry,
-    LimitKey,
     MemoryState,
     ReplacementEntry,
     SessionEntry,
@@ -23,6 +22,7 @@ from nimburion.backends.memory.state import (
     make_job_rate,
     to_micros,
 )
+from nimburion.backends.planning.admission import LimitKey
 from nimburion.core.job import (
     REPEAT_WINDOW,
     WAITING,

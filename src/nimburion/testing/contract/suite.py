@@ -20,8 +20,8 @@ from nimburion.testing.contract.consuming.concurrency_limits import (
 from nimburion.testing.contract.consuming.exchanges import NumberedExchanges
 from nimburion.testing.contract.consuming.fairness import (
     Charges,
-    JoiningTenants,
     ReadingTurns,
+    TenantsThatJoin,
     Turns,
     TurnsAndLimits,
 )
@@ -107,7 +107,7 @@ class BackendContract(
     ParkedJobs,
     QueueLimits,
     Turns,
-    JoiningTenants,
+    TenantsThatJoin,
     TurnsAndLimits,
     Charges,
     ReadingTurns,

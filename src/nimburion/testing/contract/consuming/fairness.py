@@ -320,7 +320,7 @@ class Turns:
         assert ids(await worker.take(9, max_bytes=3_000)) == ["a2"]
 
 
-class JoiningTenants:
+class TenantsThatJoin:
     """Tenants that begin to wait beside others."""
 
     async def test_a_new_tenant_joins_behind_those_that_wait(self, harness: Harness) -> None:

@@ -97,7 +97,7 @@ class ParkedJobs:
         assert await read_parked(harness) == {("smtp", ""): count}
 
     async def test_new_jobs_of_a_full_key_delay_no_other_name(self, harness: Harness) -> None:
-        """More of them than one exchange parks: it goes on with other names, and says that the
+        """More of them than one exchange parks: it serves other names, and says that the
         lane still waits.
         """
         worker = await harness.worker(names=("mail", "post"), keyed=ONE_OF_EACH)

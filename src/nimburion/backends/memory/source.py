@@ -1,0 +1,87 @@
+"""Reads the data of the memory backend for a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from nimburion.backends.memory.state import MemoryState, make_job_rate
+from nimburion.backends.planning.admission import JobLimit, LimitKey, LimitUse
+from nimburion.backends.planning.fairness import PlannedShare, ShareClass
+from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
+
+_CHUNK = 8
+"""The number of jobs that are read at a time."""
+
+T = TypeVar("T")
+
+
+class MemorySource:
+    """See `nimburion.backends.planning.source.Source`."""
+
+    def __init__(self, state: MemoryState) -> None:
+        self._state = state
+
+    def read_lanes(
+        self, lanes: Sequence[PlanLane]
+    ) -> Sequence[tuple[PlanLane, Iterator[list[Place]]]]:
+        """See `Source`."""
+        state = self._state
+        return [
+            (lane, split(entry.get_place() for entry in state.iter_lane(key)))
+            for lane in lanes
+            if state.peek_lane(key := (lane.lane.queue, lane.lane.name)) is not None
+        ]
+
+    def read_turns(self, lane: PlanLane) -> Iterator[list[Turn]]:
+        """See `Source`."""
+        heads = self._state.turns.iter_heads((lane.lane.queue, lane.lane.name))
+        return split(Turn(*rank, tenant) for rank, tenant in heads)
+
+    def read_group(
+        self, lane: PlanLane, tenant: Tenant, rank: int, after: tuple[int, int] | None
+    ) -> Iterator[list[tuple[int, int]]]:
+        """See `Source`."""
+        group = (lane.lane.queue, lane.lane.name, -rank, str(tenant))
+        places = ((entry.due, entry.seq) for entry in self._state.turns.iter_group(group))
+        return split(place for place in places if after is None or place > after)
+
+    def read_shares(
+        self, class_: ShareClass, tenants: Collection[Tenant]
+    ) -> dict[Tenant, PlannedShare]:
+        """See `Source`."""
+        queue, rank = class_
+        turns = self._state.turns
+        return {tenant: turns.copy_share(queue, -rank, str(tenant)) for tenant in tenants}
+
+    def read_floor(self, class_: ShareClass) -> int:
+        """See `Source`."""
+        queue, rank = class_
+        return self._state.turns.classes[queue, -rank].floor
+
+    def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
+        """See `Source`."""
+        return {seq: self._list_limits(seq) for seq in jobs}
+
+    def _list_limits(self, seq: int) -> list[JobLimit]:
+        entry = self._state.jobs_by_seq[seq]
+        return [
+            JobLimit(key, limit.concurrency, make_job_rate(entry, limit))
+            for key, limit in self._state.iter_keys(entry)
+        ]
+
+    def read_uses(self, keys: Collection[LimitKey]) -> dict[LimitKey, LimitUse]:
+        """See `Source`."""
+        return {key: self._state.read_use(key) for key in keys}
+
+    def read_parked(self, key: LimitKey, lane: PlanLane) -> Iterator[list[ParkedJob]]:
+        """See `Source`."""
+        parked = self._state.iter_parked(key, (lane.lane.queue, lane.lane.name))
+        return split(ParkedJob(*entry.get_place(), entry.options.fair_tenant) for entry in parked)
+
+
+def split(items: Iterator[T]) -> Iterator[list[T]]:
+    """Yield the items in chunks."""
+    while chunk := list(islice(items, _CHUNK)):
+        yield chunk

@@ -1,0 +1,125 @@
+"""Whether a job has room in its limits, and what it takes there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from nimburion.backends.planning.source import PlanLane, Source
+from nimburion.core.rate_limits import RateLimit
+
+LimitKey = tuple[str, str]
+"""The name of a limit, and a key."""
+
+
+class LimitUse(msgspec.Struct, array_like=True, gc=False):
+    """The use of one key of a limit."""
+
+    in_use: int = 0
+    """The number of jobs that run."""
+    spent_until: int = 0
+    """The time until which the units of its rate are spent: see `RateLimit`."""
+    opens_at: int | None = None
+    """When its parked jobs are considered again because of the rate; None: no time is known."""
+    has_parked: bool = False
+
+
+class JobLimit(NamedTuple):
+    """A limit in which a job counts: its key there, the maximum, and the rate with its cost."""
+
+    key: LimitKey
+    concurrency: int | None
+    rate: RateLimit | None
+
+
+_JOB_LIMIT = "job="
+_REPLY_LIMIT = "reply="
+
+
+def get_limited_name(key: LimitKey) -> str | None:
+    """Return the job name whose own limits have this key; None: it is another limit."""
+    return key[0][len(_JOB_LIMIT) :] if key[0].startswith(_JOB_LIMIT) else None
+
+
+def make_job_limit(name: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:
+    """Return the own limits of a job name. No limit by key can have their name."""
+    return JobLimit((_JOB_LIMIT + name, ""), concurrency, rate)
+
+
+def make_reply_limit(queue: str, most: int) -> JobLimit:
+    """Return the limit of the jobs of a queue in one reply (`QueueOptions.limit`).
+
+    Its use is new in each exchange, and is not stored.
+    """
+    return JobLimit((_REPLY_LIMIT + queue, ""), most, None)
+
+
+class Admission:
+    """The uses of the limits of the jobs that a plan considers."""
+
+    def __init__(self, source: Source, now: int) -> None:
+        self._source = source
+        self._now = now
+        self.limits: dict[int, list[JobLimit]] = {}
+        """The limits by key of each job that was read, by seq."""
+        self.uses: dict[LimitKey, LimitUse] = {}
+        self._changed: set[LimitKey] = set()
+
+    def read(self, jobs: Mapping[int, PlanLane]) -> None:
+        """Read the limits by key of jobs (lanes by seq), and their uses."""
+        limits = self._source.read_limits(jobs)
+        self.limits |= limits
+        self.read_uses(limit for some in limits.values() for limit in some)
+
+    def read_uses(self, limits: Iterable[JobLimit]) -> None:
+        """Read the uses of limits that are not known yet."""
+        unknown = {limit.key for limit in limits} - self.uses.keys()
+        if unknown:
+            self.uses |= self._source.read_uses(unknown)
+
+    def has_room(self, limit: JobLimit) -> bool:
+        """Return whether one more job may start."""
+        use = self.uses[limit.key]
+        if limit.concurrency is not None and use.in_use >= limit.concurrency:
+            return False
+        return limit.rate is None or limit.rate.count_room(use.spent_until, self._now) > 0
+
+    def find_full(self, limits: Sequence[JobLimit]) -> JobLimit | None:
+        """Return the first of these limits that has no room, or None."""
+        for limit in limits:
+            if not self.has_room(limit):
+                return limit
+        return None
+
+    def list_changed(self) -> dict[LimitKey, LimitUse]:
+        """Return the uses that changed and are stored."""
+        return {key: self.uses[key] for key in self._changed if not key[0].startswith(_REPLY_LIMIT)}
+
+    def take(self, limits: Collection[JobLimit]) -> None:
+        """Count a job that is leased in its limits."""
+        for key, _, rate in limits:
+            use = self.uses[key]
+            use.in_use += 1
+            self._changed.add(key)
+            if rate is not None:
+                use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
+                if use.has_parked:
+                    use.opens_at = max(self._now, find_unit(rate, use.spent_until))
+
+    def wait_for(self, limit: JobLimit) -> None:
+        """Note that a job is parked for a limit that has no room."""
+        use = self.uses[limit.key]
+        use.has_parked = True
+        if limit.concurrency is not None and use.in_use >= limit.concurrency:
+            return  # the end of a lease makes room
+        if limit.rate is not None:
+            opening = limit.rate.find_opening(use.spent_until)
+            use.opens_at = opening if use.opens_at is None else min(use.opens_at, opening)
+            self._changed.add(limit.key)
+
+
+def find_unit(rate: RateLimit, spent_until: int) -> int:
+    """Return the time from which one unit is available."""
+    return msgspec.structs.replace(rate, cost=1).find_opening(spent_until)
