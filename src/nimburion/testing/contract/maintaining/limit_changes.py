@@ -246,6 +246,40 @@ class LimitChanges:
         assert ran == [*expected, "a-late"]
         assert await read_uses(harness) == {"a": (3 * MAX_RETURNED + 2, 0)}
 
+    @pytest.mark.parametrize("how", ["raised", "raised for a key", "reset"])
+    async def test_jobs_that_fit_a_changed_limit_start_with_the_next_exchange(
+        self, harness: Harness, how: str
+    ) -> None:
+        """However many jobs are parked. These return in the steps of the exchanges that follow,
+        and none of these delays jobs of another name. There are as many steps as it takes to
+        return half of `MAX_RETURNED` jobs in each."""
+        count = 2 * MAX_RETURNED + 1
+        keyed = {"mail": {"customer": KeyedLimit(concurrency=3 if how == "reset" else 1)}}
+        if how == "reset":
+            await change(harness, "customer", 1)
+        await add(harness, *(f"a{n}" for n in range(count)))
+        worker = await harness.worker(names=("mail", "post"), keyed=keyed)
+        (first,) = await worker.take(9)
+        while (await read_uses(harness))["a"][1] < count - 1:
+            assert await worker.take(9) == []
+        if how == "reset":
+            await harness.backend.reset_limit("customer")
+        else:
+            await change(harness, "customer", 3, key="a" if how == "raised for a key" else None)
+        await harness.add("post-0", name="post")
+        reply = await worker.exchange(want=worker.want(9))
+        assert ids(reply.deliveries) == ["a1", "a2", "post-0"]
+        steps = 0
+        while reply.waiting:
+            steps += 1
+            await harness.add(f"post-{steps}", name="post")
+            reply = await worker.exchange(want=worker.want(9))
+            assert ids(reply.deliveries) == [f"post-{steps}"]
+        assert steps <= 2 * count / MAX_RETURNED + 1
+        assert await read_uses(harness) == {"a": (3, count - 3)}
+        reply = await worker.exchange(Completed(first.lease), want=worker.want(9))
+        assert ids(reply.deliveries) == ["a3"]
+
     async def test_a_shared_limit_is_changed_for_every_name(self, harness: Harness) -> None:
         limit = {"smtp": KeyedLimit(concurrency=1)}
         worker = await harness.worker(names=("mail", "post"), keyed={"mail": limit, "post": limit})
