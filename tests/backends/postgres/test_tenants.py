@@ -10,7 +10,7 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, ReserveRequest
-from nimburion.core.fairness import MIN_CHARGE
+from nimburion.core.fairness import FIRST_CHARGE, MIN_CHARGE
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
@@ -172,7 +172,7 @@ async def test_a_job_that_is_locked_is_charged_nothing(
     assert await taker.run(1, total=3) == ["x1", "x2"]
     await connection.execute("ROLLBACK")
     used = await connection.fetchval("SELECT virtual_time FROM nimburion.tenant_share")
-    assert used == 2 * MIN_CHARGE
+    assert used == FIRST_CHARGE + 2 * MIN_CHARGE
 
 
 async def test_tenants_are_forgotten_in_steps(

@@ -299,18 +299,15 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.unpark_seqs_1(p_now int8, p_seqs int8[]) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
-    moved {schema}.parked;
-    moved_count int4 := 0;
+    place {schema}.parked;
+    moved int8[] := '{}';
 BEGIN
-    FOR moved IN
-        DELETE FROM {schema}.parked WHERE ctid = ANY (ARRAY(
-            SELECT p.ctid FROM {schema}.parked p WHERE p.seq = ANY (p_seqs) FOR UPDATE SKIP LOCKED
-        )) RETURNING *
-    LOOP
-        PERFORM {schema}.make_waiting_1(GREATEST(p_now, moved.due), moved.seq, moved.due, moved.lane, moved.attempt_status);
-        moved_count := moved_count + 1;
+    FOR place IN SELECT * FROM {schema}.parked p WHERE p.seq = ANY (p_seqs) FOR UPDATE SKIP LOCKED LOOP
+        PERFORM {schema}.make_waiting_1(GREATEST(p_now, place.due), place.seq, place.due, place.lane, place.attempt_status);
+        moved := moved || place.seq;
     END LOOP;
-    RETURN moved_count;
+    DELETE FROM {schema}.parked p WHERE p.seq = ANY (moved);
+    RETURN cardinality(moved);
 END $$;
 
 -- name: release_keys
@@ -425,6 +422,7 @@ END $$;
 -- name: plan_keyed_claims
 -- Do the same as `plan_claims_1`, and park the candidates whose keys have no room.
 -- Inputs: as for `plan_claims_1`, and the main lanes of the open lanes
+-- Atomic: the rows are deleted last, so that the trigger of `ready` (`add_turn_1`) knows that the jobs were parked
 -- Result:
 --   returned    the index of a requested lane to which others return, because a job was parked; NULL: none. The plan ends
 --               there. They return after the claim (`pass_other_turns_1`), which takes the first jobs of each lane.

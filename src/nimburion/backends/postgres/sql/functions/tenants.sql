@@ -12,12 +12,15 @@
 -- A function that reads it therefore also reads `ready`.
 
 -- name: add_turn
--- Keep `tenant_turn` when a job of a tenant begins to wait. A tenant whose lane was empty begins at the floor.
+-- Keep `tenant_turn` when a job of a tenant begins to wait. If its lane was empty and its tenant is new or below the floor, the
+-- tenant joins behind those that wait: at the floor plus the charge of its next job. For a job that was parked it only catches up
+-- with the floor.
 CREATE OR REPLACE FUNCTION {schema}.add_turn_1() RETURNS trigger
 LANGUAGE plpgsql AS $$
 DECLARE
     turn record;
     place {schema}.lane;
+    own {schema}.tenant_share;
     least int8;
     used int8;
 BEGIN
@@ -29,7 +32,14 @@ BEGIN
         least := coalesce((
             SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = place.queue AND f.rank = place.rank
         ), 0);
-        used := (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = place.share);
+        SELECT s.* INTO own FROM {schema}.tenant_share s WHERE s.share = place.share;
+        used := coalesce(own.virtual_time, (
+            SELECT max(t.virtual_time) FROM {schema}.tenant_turn t WHERE t.share = place.share
+        ));
+        IF (used >= least) IS NOT TRUE AND NOT EXISTS (SELECT FROM {schema}.parked p WHERE p.seq = NEW.seq) THEN
+            least := least + {schema}.compute_next_charge_1(coalesce(own.mean_run_time, 0), coalesce(own.unmeasured, 0),
+                coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = place.tenant), 100));
+        END IF;
         turn.virtual_time := GREATEST(used, least);
     ELSIF (NEW.due, NEW.seq) >= (turn.due, turn.seq) THEN
         RETURN NULL;
@@ -103,7 +113,7 @@ END $$;
 
 -- name: admit_turns
 -- Merge the rows of `tenant_turn` that enqueues added into the rows of their lanes. Raise the shares of tenants whose lane was
--- empty when a job came, to the floor at that time.
+-- empty when a job came, to the virtual time at which they joined (`add_turn_1`).
 -- Inputs: the queues whose floors the caller has locked; NULL: all. The rows of other queues are left alone: a transaction that
 --   holds their floors changes them, and may wait for a row of this caller.
 -- Locks: the rows of the lanes, by share and lane, then the added rows. An added row that an enqueue has locked stays, and is merged
@@ -194,6 +204,17 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.compute_charge_1(p_run_time int8, p_units int8) RETURNS int8
 LANGUAGE sql IMMUTABLE AS $$
     SELECT LEAST(GREATEST(p_run_time, 1000), 86400000000) * 100 / p_units
+$$;
+
+-- name: compute_next_charge
+-- Return what the next job of a tenant is charged when it is reserved.
+-- Inputs: the mean run time of the tenant (0: no job has ended yet); the number of jobs that were reserved before; its weight in
+--   hundredths
+-- Result: microseconds
+CREATE OR REPLACE FUNCTION {schema}.compute_next_charge_1(p_mean int8, p_unmeasured int8, p_units int8) RETURNS int8
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT {schema}.compute_charge_1(
+        CASE WHEN p_mean = 0 THEN CAST(100000 AS int8) << CAST(LEAST(p_unmeasured, 9) AS int4) ELSE p_mean END, p_units)
 $$;
 
 -- name: find_next_turn
@@ -291,8 +312,7 @@ BEGIN
     start := GREATEST(own.virtual_time, (
         SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = own.queue AND f.rank = own.rank
     ));
-    charge := {schema}.compute_charge_1(
-        CASE WHEN own.mean_run_time = 0 THEN 100000::int8 << LEAST(own.unmeasured, 9) ELSE own.mean_run_time END,
+    charge := {schema}.compute_next_charge_1(own.mean_run_time, own.unmeasured,
         coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = own.tenant), 100));
     INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)  -- there is none if the first job became due in this exchange
     VALUES (own.queue, own.rank, start) ON CONFLICT (queue, rank) DO UPDATE SET floor = excluded.floor;
@@ -485,8 +505,7 @@ BEGIN
                 FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT job_limit
             ) j
         ), charged AS (
-            SELECT n.*, {schema}.compute_charge_1(CASE WHEN n.mean_run_time = 0
-                THEN CAST(100000 AS int8) << CAST(LEAST(n.unmeasured + n.k, 9) AS int4) ELSE n.mean_run_time END, n.units) AS charge
+            SELECT n.*, {schema}.compute_next_charge_1(n.mean_run_time, n.unmeasured + n.k, n.units) AS charge
             FROM numbered n
         ), started AS (
             SELECT c.*, c.first_start + coalesce(sum(c.charge) OVER (
@@ -563,8 +582,7 @@ BEGIN
             AND count(DISTINCT t.share) = count(*), false)
     INTO seqs, dues, lanes, shares, starts, charges, is_complete
     FROM (
-        SELECT t.*, {schema}.compute_charge_1(CASE WHEN t.mean_run_time = 0
-            THEN CAST(100000 AS int8) << LEAST(t.unmeasured, 9) ELSE t.mean_run_time END, t.units) AS charge
+        SELECT t.*, {schema}.compute_next_charge_1(t.mean_run_time, t.unmeasured, t.units) AS charge
         FROM (
             SELECT t.*, coalesce(s.mean_run_time, 0) AS mean_run_time, coalesce(s.unmeasured, 0) AS unmeasured,
                 GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS start,
@@ -939,7 +957,7 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.list_tenants_1(p_most int4, p_limit int4) RETURNS TABLE (
     queue text, rank int2, tenant text, units int8, waiting int8, running int8, ahead int8
 )
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE ROWS 10 SET jit TO off AS $$
     SELECT * FROM (
         SELECT s.queue, s.rank, s.tenant,
             coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = s.tenant), 100), (
@@ -951,10 +969,13 @@ LANGUAGE sql STABLE AS $$
             SELECT count(*) FROM {schema}.lease l WHERE l.share = s.share
         ) AS running, s.virtual_time - coalesce(f.floor, 0)
         FROM (
-            SELECT s.share, s.queue, s.rank, s.tenant, s.virtual_time FROM {schema}.tenant_share s
+            SELECT s.share, s.queue, s.rank, s.tenant, GREATEST(s.virtual_time, (
+                SELECT max(t.virtual_time) FROM {schema}.tenant_turn t WHERE t.share = s.share AND t.is_raised
+            )) AS virtual_time
+            FROM {schema}.tenant_share s
             UNION ALL
             SELECT t.share, a.queue, a.rank, a.tenant, t.virtual_time FROM (
-                SELECT t.share, min(t.virtual_time) AS virtual_time FROM {schema}.tenant_turn t
+                SELECT t.share, max(t.virtual_time) AS virtual_time FROM {schema}.tenant_turn t
                 WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = t.share) GROUP BY 1
             ) t JOIN {schema}.lane a ON a.id = t.share
         ) s LEFT JOIN {schema}.tenant_floor f ON f.queue = s.queue AND f.rank = s.rank

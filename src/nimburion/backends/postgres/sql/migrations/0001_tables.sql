@@ -389,7 +389,7 @@ CREATE TABLE {schema}.tenant_turn (
     lane int4 NOT NULL,
     arrival int8 NOT NULL,              -- 0: the row of the lane; else the seq of the job whose transaction added the row
     rank int2 NOT NULL,
-    is_raised bool NOT NULL,            -- the virtual time is the floor; the share still has less
+    is_raised bool NOT NULL,            -- the share still has a lower virtual time
     virtual_time int8 NOT NULL,         -- as in `tenant_share`
     due int8 NOT NULL,
     seq int8 NOT NULL,
