@@ -54,8 +54,15 @@ def make(job_id: str, queue: str = "a", unique_key: str | None = None) -> NewJob
 
 
 @pytest.fixture
-async def backend(clean_postgres: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    made = PostgresBackend(clean_postgres.url, clock=FakeClock(), timeout=DEADLINE)
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def backend(
+    clean_postgres: RunningPostgres, clock: FakeClock
+) -> AsyncIterator[PostgresBackend]:
+    made = PostgresBackend(clean_postgres.url, clock=clock, timeout=DEADLINE)
     await made.open()
     yield made
     await made.close()
@@ -249,3 +256,180 @@ async def take_jobs(backend: PostgresBackend, *tenants: str, fail: bool) -> None
     if fail:
         ended += [Failed(leases[job_id], "broken", OOPS) for job_id in ids]
     await backend.exchange("b" * 32, 2, ended, ReserveRequest(0, ()))
+
+
+async def count_lanes(connection: asyncpg.Connection) -> int:
+    """Return the number of lanes with a tenant."""
+    return int(await connection.fetchval("SELECT count(*) FROM nimburion.lane WHERE tenant <> ''"))
+
+
+KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
+
+
+async def test_tenants_that_come_and_go_leave_no_lanes(
+    backend: PostgresBackend,
+    connection: asyncpg.Connection,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that are left have a job: waiting, scheduled, failed, or completed and kept."""
+    monkeypatch.setattr(f"{PostgresBackend.__module__}._FORGOTTEN_AT_ONCE", 3)
+    await take_jobs(backend, "s", "t", fail=True)
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make(f"{tenant}1") for tenant in "efghijklmn"])
+    assert len(await taker.run(1, total=10)) == 10
+    clock.advance(1.0)
+    await backend.enqueue([make("u1")])
+    assert await taker.run(1) == ["u1"]
+    await backend.prune(Retention(completed=0.5, results=0.0), 99)
+    clock.advance(0.1)
+    later = NewJob("v1", "n", "a", b"{}", after=9.0, options=JobOptions(tenant="v"))
+    await backend.enqueue([make("w1"), later])
+    await backend.prune(Retention(completed=0.5, results=0.0), 99)
+    kept = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE tenant <> '' ORDER BY 1")
+    assert [row["tenant"] for row in kept] == ["s", "t", "u", "v", "w"]
+    assert await taker.run(1) == ["w1"]
+    clock.advance(9.0)
+    assert await taker.run(1) == ["v1"]
+    clock.advance(1.0)
+    for _ in range(2):  # the shares of the last tenants are forgotten after their jobs are removed
+        await backend.prune(KEEP_NOTHING, 99)
+    assert await count_lanes(connection) == 0
+    await backend.enqueue([make("s2"), make("w2")])
+    assert await taker.run(2) == ["s2", "w2"]
+
+
+async def test_a_lane_stays_while_a_caller_adds_a_job_to_it(
+    backend: PostgresBackend, connection: asyncpg.Connection, clock: FakeClock
+) -> None:
+    """The prune does not wait for the caller's transaction, whether this adds a new name or not."""
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make("x1"), make("y1"), make("z1")])
+    await taker.run(3)
+    clock.advance(1.0)
+    await connection.execute("BEGIN")
+    other = NewJob("y2", "m", "a", b"{}", options=JobOptions(tenant="y"))
+    await backend.enqueue_in(CallerConnection(connection), [make("x2"), other])
+    async with asyncio.timeout(DEADLINE / 3):
+        await backend.prune(KEEP_NOTHING, 99)
+    await connection.execute("COMMIT")
+    assert await count_lanes(connection) == 3
+    assert await taker.run(2) == ["x2"]
+
+
+async def test_the_first_lane_of_a_tenant_stays_while_another_one_is_created(
+    backend: PostgresBackend, connection: asyncpg.Connection, clock: FakeClock
+) -> None:
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make("x1")])
+    await taker.run(1)
+    clock.advance(1.0)
+    await connection.execute("BEGIN")
+    await connection.execute(
+        "SELECT nimburion.create_lanes_1(ARRAY[E'a\\nx'], ARRAY['m'], ARRAY[4::int2], false)"
+    )
+    await backend.prune(KEEP_NOTHING, 99)
+    await connection.execute("COMMIT")
+    shares = await connection.fetch("SELECT id, share FROM nimburion.lane WHERE tenant <> ''")
+    assert len(shares) == 2
+    assert {row["share"] for row in shares} < {row["id"] for row in shares}
+
+
+@pytest.mark.parametrize("add", [enqueue_together, enqueue_one_by_one])
+async def test_a_job_that_comes_while_its_lane_is_deleted_gets_a_new_one(
+    clean_postgres: RunningPostgres,
+    backend: PostgresBackend,
+    connection: asyncpg.Connection,
+    clock: FakeClock,
+    add: Callable[[PostgresBackend, tuple[str, str]], Awaitable[None]],
+) -> None:
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make("x1")])
+    await taker.run(1)
+    clock.advance(1.0)
+    await connection.execute(
+        "CREATE FUNCTION public.wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;"
+        "CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.lane"
+        " EXECUTE FUNCTION public.wait_for_test();"
+    )
+    await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
+    await connection.execute("SELECT pg_advisory_xact_lock(1)")
+    try:
+        pruning = asyncio.create_task(backend.prune(KEEP_NOTHING, 99))
+        await wait_until(lambda: count_waiting(clean_postgres) == 1, "the lane is deleted")
+        adding = asyncio.create_task(add(backend, ("x2", "x3")))
+        await wait_until(lambda: count_waiting(clean_postgres) == 2, "the enqueue waits for it")
+    finally:
+        await connection.execute("COMMIT")
+        await connection.execute(
+            "DROP TRIGGER wait_for_test ON nimburion.lane; DROP FUNCTION public.wait_for_test()"
+        )
+    async with asyncio.timeout(DEADLINE):
+        await pruning
+        await adding
+    assert await taker.run(2) == ["x2", "x3"]
+
+
+async def test_no_job_is_lost_while_lanes_are_deleted(
+    clean_postgres: RunningPostgres, backend: PostgresBackend, clock: FakeClock
+) -> None:
+    """Tenants come and go, while other processes enqueue, run and prune."""
+    producer, pruner = (
+        PostgresBackend(clean_postgres.url, clock=clock, timeout=DEADLINE) for _ in range(2)
+    )
+    await producer.open()
+    await pruner.open()
+    taker = Taker(backend, "a")
+    await taker.open()
+    wanted = [f"{tenant}{n}" for n in range(40) for tenant in "xyz"]
+    is_done = False
+
+    async def prune() -> int:
+        pruned = 0
+        while not is_done:
+            await pruner.prune(KEEP_NOTHING, 999)
+            pruned += 1
+        return pruned
+
+    async def produce() -> None:
+        for job_id in wanted:
+            await producer.enqueue([make(job_id)])
+
+    ran: list[str] = []
+    pruning = asyncio.create_task(prune())
+    producing = asyncio.create_task(produce())
+    async with asyncio.timeout(DEADLINE):
+        while len(ran) < len(wanted):
+            ran += await taker.run(1, total=5)
+            clock.advance(0.001)
+        await producing
+    is_done = True
+    assert await pruning > 1
+    assert sorted(ran) == sorted(wanted)
+    await producer.close()
+    await pruner.close()
+
+
+async def test_numbers_of_lanes_begin_again_after_the_last_one(
+    backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
+    """Numbers of lanes that exist are passed over."""
+    sequence = "pg_get_serial_sequence('nimburion.lane', 'id')"
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([NewJob("p", "n", "a", b"{}"), make("x1")])
+    await connection.execute(f"SELECT setval({sequence}, 2147483646)")
+    old = NewJob("late", "n", "a", b"{}", at=1.0)
+    other = NewJob("other", "n", "b", b"{}")
+    await backend.enqueue([make("y1"), make("z1"), old, other])
+    rows = await connection.fetch("SELECT abs(id) AS number FROM nimburion.lane ORDER BY 1")
+    *numbers, last = [row["number"] for row in rows]
+    assert last == 2147483647
+    assert len({*numbers}) == len(numbers) == 5
+    assert numbers[-1] < 99
+    assert sorted(await taker.run(5)) == ["late", "p", "x1", "y1", "z1"]

@@ -666,17 +666,18 @@ class PostgresBackend:
         )
         await self._merge_statistics()
         await self._fetch("SELECT {schema}.prune_limit_keys_1($1)", self._now())
-        await self._forget_tenants()
+        await self._run_in_steps("SELECT {schema}.forget_tenants_1($1, $2)")
+        await self._run_in_steps("SELECT {schema}.prune_tenant_lanes_1($1, $2)")
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
 
-    async def _forget_tenants(self) -> None:
-        """Forget tenants without jobs, in steps: each holds up the exchanges that serve tenants."""
+    async def _run_in_steps(self, statement: str) -> None:
+        """Read all tenants in steps, each of which begins after the last one. A step is short,
+        because exchanges and enqueues that serve these tenants wait for it.
+        """
         after: int | None = None
         while True:
-            ((after,),) = await self._fetch(
-                "SELECT {schema}.forget_tenants_1($1, $2)", after, _FORGOTTEN_AT_ONCE
-            )
+            ((after,),) = await self._fetch(statement, after, _FORGOTTEN_AT_ONCE)
             if after is None:
                 return
 

@@ -72,14 +72,14 @@ END $$;
 -- Inputs: arrays of the same length: queues, names and ranks. A queue that is followed by a newline and a tenant means the
 --   lane of the jobs that wait for the turn of this tenant.
 -- Result: the numbers in the same order; those of lanes with a tenant are below 0
--- Locks: waits for another transaction that is creating one of the lanes
--- Atomic: lanes are never changed or deleted, so an existing lane needs no lock
+-- Locks: waits for another transaction that is creating one of the lanes; lanes with a tenant, as `lock_tenant_lanes_1`
+-- Atomic: lanes without a tenant are never changed or deleted, so an existing one needs no lock
 CREATE OR REPLACE FUNCTION {schema}.get_or_create_lanes_1(p_queues text[], p_names text[], p_ranks int2[]) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
     found_ids int4[];
 BEGIN
-    FOR attempt IN 1..2 LOOP
+    FOR attempt IN 1..3 LOOP
         SELECT array_agg(l.id ORDER BY w.place) INTO found_ids
         FROM unnest(p_queues, p_names, p_ranks) WITH ORDINALITY AS w (queue, name, rank, place)
         LEFT JOIN LATERAL (
@@ -87,22 +87,44 @@ BEGIN
             WHERE l.queue = split_part(w.queue, E'\n', 1) AND l.name = w.name
                 AND l.tenant = split_part(w.queue, E'\n', 2) AND l.rank = w.rank AND NOT l.is_late OFFSET 0
         ) l ON true;
-        EXIT WHEN array_position(found_ids, NULL) IS NULL;
-        INSERT INTO {schema}.lane (queue, name, rank)
-        SELECT DISTINCT * FROM unnest(p_queues, p_names, p_ranks) AS w (queue, name, rank)
-        WHERE strpos(w.queue, E'\n') = 0 ORDER BY 1, 2, 3
+        IF array_position(found_ids, NULL) IS NULL AND (0 < ALL (found_ids) OR {schema}.lock_tenant_lanes_1(found_ids)) THEN
+            RETURN found_ids;
+        END IF;
+        INSERT INTO {schema}.lane (id, queue, name, rank) OVERRIDING SYSTEM VALUE
+        SELECT {schema}.make_lane_number_1(), n.queue, n.name, n.rank FROM (
+            SELECT DISTINCT w.* FROM unnest(p_queues, p_names, p_ranks) AS w (queue, name, rank)
+            WHERE strpos(w.queue, E'\n') = 0 AND NOT EXISTS (
+                SELECT FROM {schema}.lane l WHERE l.queue = w.queue AND l.name = w.name AND l.tenant = '' AND l.rank = w.rank
+                    AND NOT l.is_late OFFSET 0
+            ) ORDER BY 1, 2, 3
+        ) n
         ON CONFLICT DO NOTHING;
         IF array_to_string(p_queues, '') LIKE E'%\n%' THEN
             PERFORM {schema}.create_tenant_lanes_1(p_queues, p_names, p_ranks);
         END IF;
     END LOOP;
-    RETURN found_ids;
+    RAISE EXCEPTION 'the lanes of these jobs are being created or deleted; try again' USING ERRCODE = 'serialization_failure';
+END $$;
+
+-- name: lock_tenant_lanes
+-- Keep lanes with a tenant from being deleted until the transaction ends.
+-- Inputs: the numbers of lanes; those without a tenant are left out
+-- Result: whether all are still there
+-- Locks: the lanes, FOR KEY SHARE. It waits only for `prune_tenant_lanes_1`, which is short.
+CREATE OR REPLACE FUNCTION {schema}.lock_tenant_lanes_1(p_lanes int4[]) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    locked int8;
+BEGIN
+    PERFORM FROM {schema}.lane l WHERE l.id = ANY (p_lanes) AND l.id < 0 ORDER BY l.id FOR KEY SHARE;
+    GET DIAGNOSTICS locked = ROW_COUNT;
+    RETURN locked = (SELECT count(DISTINCT lane) FROM unnest(p_lanes) lane WHERE lane < 0);
 END $$;
 
 -- name: create_tenant_lanes
 -- Create lanes with tenants. The first lane of a queue, rank and tenant gives its number to the share of the tenant.
 -- Inputs: as for `get_or_create_lanes_1`; queues without a tenant are left out
--- Locks: waits for another transaction that is creating one of the lanes
+-- Locks: waits for another transaction that is creating one of the lanes; the first lanes, as `lock_tenant_lanes_1`
 -- Atomic: the index `lane_first` lets only one transaction create a first lane. The second statement sees it.
 CREATE OR REPLACE FUNCTION {schema}.create_tenant_lanes_1(p_queues text[], p_names text[], p_ranks int2[]) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -110,7 +132,7 @@ BEGIN
     PERFORM {schema}.note_feature_1('tenants');
     INSERT INTO {schema}.lane (id, queue, name, rank, tenant, share) OVERRIDING SYSTEM VALUE
     SELECT f.id, f.queue, f.name, f.rank, f.tenant, f.id FROM (
-        SELECT {schema}.make_tenant_lane_number_1() AS id, w.* FROM (
+        SELECT -{schema}.make_lane_number_1() AS id, w.* FROM (
             SELECT DISTINCT ON (1, 2, 3) split_part(u.queue, E'\n', 1) AS queue, split_part(u.queue, E'\n', 2) AS tenant, u.rank, u.name
             FROM unnest(p_queues, p_names, p_ranks) AS u (queue, name, rank)
             WHERE strpos(u.queue, E'\n') > 0 ORDER BY 1, 2, 3, 4
@@ -123,14 +145,14 @@ BEGIN
     ) f
     ON CONFLICT DO NOTHING;
     INSERT INTO {schema}.lane (id, queue, name, rank, tenant, share) OVERRIDING SYSTEM VALUE
-    SELECT {schema}.make_tenant_lane_number_1(), w.queue, w.name, w.rank, w.tenant, f.share FROM (
+    SELECT -{schema}.make_lane_number_1(), w.queue, w.name, w.rank, w.tenant, f.share FROM (
         SELECT DISTINCT split_part(u.queue, E'\n', 1) AS queue, split_part(u.queue, E'\n', 2) AS tenant, u.rank, u.name
         FROM unnest(p_queues, p_names, p_ranks) AS u (queue, name, rank)
         WHERE strpos(u.queue, E'\n') > 0 ORDER BY 1, 2, 3, 4
     ) w
     CROSS JOIN LATERAL (
         SELECT l.share FROM {schema}.lane l
-        WHERE l.queue = w.queue AND l.tenant = w.tenant AND l.rank = w.rank AND l.share = l.id OFFSET 0
+        WHERE l.queue = w.queue AND l.tenant = w.tenant AND l.rank = w.rank AND l.share = l.id FOR KEY SHARE
     ) f
     WHERE NOT EXISTS (
         SELECT FROM {schema}.lane l
@@ -139,21 +161,28 @@ BEGIN
     ON CONFLICT DO NOTHING;
 END $$;
 
--- name: make_tenant_lane_number
--- Return a new number for a lane with a tenant.
--- Result: a number below 0
+-- name: make_lane_number
+-- Return a number for a new lane. After the last number the sequence begins again; numbers of lanes that exist are passed over.
+-- Result: a number above 0, which no lane has, neither as it is nor below 0
 -- Atomic: it runs with the rights of the owner of the tables, because it uses a sequence
-CREATE OR REPLACE FUNCTION {schema}.make_tenant_lane_number_1() RETURNS int4
-LANGUAGE sql SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT CAST(-nextval(CAST(pg_get_serial_sequence('{schema}.lane', 'id') AS regclass)) AS int4)
-$$;
+CREATE OR REPLACE FUNCTION {schema}.make_lane_number_1() RETURNS int4
+LANGUAGE plpgsql SECURITY DEFINER SET search_path TO pg_catalog, pg_temp AS $$
+DECLARE
+    number int4;
+BEGIN
+    LOOP
+        number := nextval(CAST(pg_get_serial_sequence('{schema}.lane', 'id') AS regclass));
+        EXIT WHEN NOT EXISTS (SELECT FROM {schema}.lane l WHERE l.id IN (number, -number));
+    END LOOP;
+    RETURN number;
+END $$;
 
 -- name: get_or_create_late_lane
 -- Return the late lane of a lane: it holds jobs that return with an earlier due time (see `lane` in the migration).
 -- Inputs: the number of the lane
 -- Result: the number of its late lane, which is created if it does not exist
 -- Locks: waits for another transaction that is creating it
--- Atomic: lanes are never changed or deleted, so an existing lane needs no lock
+-- Atomic: lanes without a tenant are never changed or deleted, so an existing one needs no lock
 CREATE OR REPLACE FUNCTION {schema}.get_or_create_late_lane_1(p_lane int4) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -167,8 +196,8 @@ BEGIN
             ON b.queue = a.queue AND b.name = a.name AND b.tenant = a.tenant AND b.rank = a.rank AND b.is_late
         WHERE a.id = p_lane;
         EXIT WHEN FOUND;
-        INSERT INTO {schema}.lane (queue, name, rank, is_late, main_lane)
-        SELECT queue, name, rank, true, id FROM {schema}.lane WHERE id = p_lane
+        INSERT INTO {schema}.lane (id, queue, name, rank, is_late, main_lane) OVERRIDING SYSTEM VALUE
+        SELECT {schema}.make_lane_number_1(), queue, name, rank, true, id FROM {schema}.lane WHERE id = p_lane
         ON CONFLICT DO NOTHING;
     END LOOP;
     RETURN late_id;
@@ -179,7 +208,8 @@ END $$;
 -- Inputs: arrays of the same length: queues, names and ranks; whether to create their late lanes too, for jobs with a
 --   due time in the past
 -- Locks: waits for another transaction that is creating one of the lanes
--- Atomic: lanes are never changed or deleted
+-- Atomic: lanes without a tenant are never changed or deleted. Those with one stay while they have jobs; if a lane is deleted
+--   before the jobs come, `enqueue_1` creates it again.
 CREATE OR REPLACE FUNCTION {schema}.create_lanes_1(p_queues text[], p_names text[], p_ranks int2[], p_late bool)
 RETURNS void
 LANGUAGE plpgsql AS $$

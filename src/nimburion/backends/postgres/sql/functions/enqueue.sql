@@ -30,7 +30,7 @@ BEGIN
     SELECT l.id INTO at_lane FROM {schema}.lane l
     WHERE l.queue = split_part(p_queue, E'\n', 1) AND l.name = p_name AND l.tenant = split_part(p_queue, E'\n', 2)
         AND l.rank = p_rank AND NOT l.is_late;
-    IF at_lane IS NULL THEN
+    IF at_lane IS NULL OR at_lane < 0 AND NOT {schema}.lock_tenant_lanes_1(ARRAY[at_lane]) THEN
         RETURN false;
     END IF;
     PERFORM pg_current_xact_id();  -- before reading the clock, as in `get_write_time_1`

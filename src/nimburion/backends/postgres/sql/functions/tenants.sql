@@ -1051,3 +1051,68 @@ BEGIN
         AND NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank OFFSET 0);
     RETURN NULL;
 END $$;
+
+-- name: prune_tenant_lanes
+-- Delete the lanes of tenants that have neither jobs nor a share any more, so that tenants that come and go leave no rows.
+-- Inputs: the number of the lane after which to begin (NULL: the first); the maximum number of lanes to read
+-- Result: the lane after which the next call begins; NULL: all were read
+-- Locks: the lanes that it deletes; tenants with a lane that another transaction has locked are left for the next call
+-- Atomic: all lanes of a share are deleted together. They are read again after they are locked, because an enqueue may have added a
+--   job and ended in between; an enqueue that has not ended holds a lock. A transaction above READ COMMITTED would not see that
+--   job, so it deletes nothing.
+CREATE OR REPLACE FUNCTION {schema}.prune_tenant_lanes_1(p_after int4, p_limit int4) RETURNS int4
+LANGUAGE plpgsql
+SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
+DECLARE
+    found_lanes int4[];
+    unused int4[];  -- shares
+    locked int4[];
+BEGIN
+    found_lanes := ARRAY(
+        SELECT a.id FROM {schema}.lane a WHERE a.id > coalesce(p_after, -2147483648) AND a.id < 0 ORDER BY a.id LIMIT p_limit
+    );
+    IF found_lanes = '{}' OR current_setting('transaction_isolation') <> 'read committed' THEN
+        RETURN NULL;
+    END IF;
+    unused := {schema}.find_unused_shares_1(found_lanes);
+    locked := ARRAY(SELECT a.id FROM {schema}.lane a WHERE a.id = ANY (unused) FOR UPDATE SKIP LOCKED);
+    locked := ARRAY(
+        SELECT a.id FROM {schema}.lane f JOIN {schema}.lane a ON a.queue = f.queue AND a.tenant = f.tenant AND a.rank = f.rank
+        WHERE f.id = ANY (locked) FOR UPDATE OF a SKIP LOCKED
+    );
+    DELETE FROM {schema}.lane d USING (
+        SELECT f.queue, f.tenant, f.rank FROM {schema}.lane f
+        WHERE f.id = ANY ({schema}.find_unused_shares_1(locked)) AND NOT EXISTS (
+            SELECT FROM {schema}.lane o WHERE o.queue = f.queue AND o.tenant = f.tenant AND o.rank = f.rank AND o.id <> ALL (locked)
+        )
+        OFFSET 0
+    ) f WHERE d.queue = f.queue AND d.tenant = f.tenant AND d.rank = f.rank;
+    RETURN CASE WHEN cardinality(found_lanes) = p_limit THEN found_lanes[p_limit] END;
+END $$;
+
+-- name: find_unused_shares
+-- Find the shares to which nothing refers any more.
+-- Inputs: lanes; only the shares that have the number of one of them are considered
+-- Result: the shares
+-- Atomic: one read. A job that ends is at each time in `job` or in `finished_job`.
+CREATE OR REPLACE FUNCTION {schema}.find_unused_shares_1(p_lanes int4[]) RETURNS int4[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT f.id FROM {schema}.lane f
+        WHERE f.id = ANY (p_lanes) AND f.share = f.id
+            AND NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = f.id OFFSET 0)
+            AND NOT EXISTS (SELECT FROM {schema}.tenant_turn t WHERE t.share = f.id OFFSET 0)
+            AND NOT EXISTS (SELECT FROM {schema}.lease l WHERE l.share = f.id OFFSET 0)
+            AND NOT EXISTS (
+                SELECT FROM {schema}.lane a, {schema}.horizon h
+                WHERE a.queue = f.queue AND a.tenant = f.tenant AND a.rank = f.rank AND h.what = 'completed' AND (
+                    EXISTS (SELECT FROM {schema}.job j WHERE j.lane = a.id AND j.lane < 0)
+                    OR EXISTS (
+                        SELECT FROM {schema}.finished_job d WHERE d.lane = a.id AND d.lane < 0 AND d.finished_at >= h.finished_at
+                            AND (d.finished_at, d.seq) > (h.finished_at, h.seq)
+                    )
+                ) OFFSET 0
+            )
+    );
+END $$;

@@ -5,8 +5,10 @@
 -- A lane is the jobs of one queue, one name and one priority, ordered by due time and enqueue order.
 -- Each lane has a late lane beside it. A job that returns with an earlier due time waits in the late lane. Therefore no
 -- job appears in the main lane before a due time that was already read (decision 0004).
+-- The lanes of a tenant are deleted when no jobs refer to them (`prune_tenant_lanes_1`); others stay. After the last number come
+-- those that are free again (`make_lane_number_1`).
 CREATE TABLE {schema}.lane (
-    id int4 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id int4 GENERATED ALWAYS AS IDENTITY (CYCLE) PRIMARY KEY,
     queue text COLLATE "C" NOT NULL,
     name text COLLATE "C" NOT NULL,
     rank int2 NOT NULL,                 -- 9 - priority
@@ -34,6 +36,7 @@ CREATE TABLE {schema}.job (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000,
     vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.5
 );
+CREATE INDEX job_tenant_lane ON {schema}.job (lane) WHERE lane < 0;
 
 -- The next three tables say what an unfinished job does. It has a row in exactly one of them. Rows of `ready` and
 -- `scheduled` are never updated.
@@ -154,6 +157,7 @@ CREATE TABLE {schema}.finished_job (
     payload bytea                       -- NULL: it was not kept
 ) PARTITION BY RANGE (finished_at);
 CREATE INDEX finished_job_id ON {schema}.finished_job (id);
+CREATE INDEX finished_job_tenant_lane ON {schema}.finished_job (lane, finished_at) WHERE lane < 0;
 CREATE INDEX finished_job_seq ON {schema}.finished_job USING brin (seq) WITH (pages_per_range = 128, autosummarize = on);
 CREATE INDEX finished_job_finished ON {schema}.finished_job USING brin (finished_at) WITH (pages_per_range = 128, autosummarize = on);
 CREATE TABLE {schema}.finished_job_default PARTITION OF {schema}.finished_job DEFAULT;
