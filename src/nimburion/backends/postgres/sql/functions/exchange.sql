@@ -102,10 +102,10 @@ DECLARE
     is_plain bool;  -- whether no limits, tenants or pauses are in force
     open_lanes record;
     counts int4[];
-    returned_index int4;
+    closed bool[];  -- requested lanes in which a bound left jobs to the next exchange; see `plan_keyed_claims_1`
     planned record;
     queues_to_notify text[];
-    open_names text[] := p_names;
+    changing bool[];  -- requested lanes to which parked jobs still return; NULL: none
     limits_changed bool := true;  -- whether limits may have changed; true until step 4 has looked
     has_turns bool := false;
     turn_lanes int4[];
@@ -225,7 +225,7 @@ BEGIN
             limits_changed := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
             IF limits_changed THEN
                 queues_to_notify := queues_to_notify || {schema}.unpark_changed_1(now);
-                open_names := {schema}.exclude_changing_1(p_queues, p_names);
+                changing := {schema}.find_changing_1(p_queues, p_names);
             END IF;
         END IF;
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
@@ -271,7 +271,7 @@ BEGIN
             head_dues := open_lanes.head_dues;
         ELSE
             open_lanes := {schema}.find_open_lanes_1(
-                now, p_queues, open_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
+                now, p_queues, p_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
             ids := open_lanes.ids;
             head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
         END IF;
@@ -341,16 +341,16 @@ BEGIN
             ELSIF has_keys AND NOT has_turns THEN
                 SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
                     p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
-                    open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, open_names, p_caps
+                    open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps, changing
                 );
-                returned_index := planned.returned;
+                closed := planned.closed;
                 SELECT l.leased, l.any_attempted INTO leased_count, any_attempted FROM {schema}.lease_planned_jobs_1(
                     now, session.number, p_number, p_nonce, planned.seqs, planned.dues, planned.lanes, planned.main_lanes,
                     planned.positions, planned.ctids, planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL,
                     CASE WHEN check_sizes THEN p_max_bytes END) l;
                 positions := planned.positions;
                 leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
-                is_planned := leased_count > 0 OR returned_index IS NOT NULL OR coalesce(planned.seqs, '{}') = '{}';
+                is_planned := leased_count > 0 OR closed IS NOT NULL OR coalesce(planned.seqs, '{}') = '{}';
             ELSIF NOT has_turns THEN
                 low_water_marks := open_lanes.low_water_marks;
                 LOOP
@@ -378,10 +378,10 @@ BEGIN
             IF NOT is_planned THEN  -- turns and limits apply, or other transactions have locked all planned jobs
                 SELECT * INTO planned FROM {schema}.plan_turns_1(
                     p_total, now, session.number, p_number, p_nonce, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes,
-                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, open_names, p_levels,
-                    locked_names, p_caps, CASE WHEN check_sizes THEN p_max_bytes END
+                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels,
+                    locked_names, p_caps, changing, CASE WHEN check_sizes THEN p_max_bytes END
                 );
-                returned_index := planned.returned;
+                closed := planned.closed;
                 turn_lanes := planned.turn_lanes;
                 PERFORM {schema}.lease_planned_jobs_1(now, session.number, p_number, p_nonce,
                     planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
@@ -431,10 +431,6 @@ BEGIN
                 END IF;
             END IF;
             IF has_keys THEN
-                IF returned_index IS NOT NULL THEN
-                    PERFORM {schema}.pass_other_turns_1(
-                        now, planned.passing_seq, planned.passing_lane, planned.passing_limit);
-                END IF;
                 head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
             END IF;
         END IF;
@@ -449,13 +445,10 @@ BEGIN
         ELSIF has_turns OR NOT is_new THEN
             waiting := {schema}.add_waiting_turns_1(now, waiting, p_queues, p_names);
         END IF;
-        IF returned_index IS NOT NULL AND returned_index <> ALL (coalesce(waiting, '{}')) THEN
-            waiting := waiting || returned_index;
-        END IF;
-        IF array_position(open_names, NULL) IS NOT NULL THEN  -- more jobs come there
+        IF closed IS NOT NULL OR changing IS NOT NULL THEN
             waiting := ARRAY(
-                SELECT place FROM unnest(waiting) place UNION
-                SELECT CAST(r.place AS int4) FROM unnest(open_names) WITH ORDINALITY r (name, place) WHERE r.name IS NULL
+                SELECT place FROM generate_subscripts(p_queues, 1) place
+                WHERE place = ANY (waiting) OR closed[place] OR changing[place]
             );
         END IF;
     END IF;

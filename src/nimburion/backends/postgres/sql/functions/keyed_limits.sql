@@ -4,6 +4,10 @@
 -- Locks: the rows of `keyed_limit` of a limit guard all its keys. They are locked by limit and job name, after concurrency
 -- limits and rate limits (`limits.sql`). Only who holds them changes `limit_key` and parks jobs of that limit.
 -- A job is in `ready` or in `parked`, never in both.
+--
+-- The turn of a key: when a key gets room, the first job that is parked for it returns to `ready`. If another key of that job
+-- has no room, the job is parked for that key instead, and the next job of the first key has the turn. One call moves up to
+-- MAX_PARKED jobs in this way; `changed_key` holds the turns that are left, and the next exchanges continue.
 
 -- name: set_keyed_limits
 -- Set the limits by key of job names. If those of a name change, exchanges consider its parked jobs again
@@ -94,52 +98,154 @@ BEGIN
 END $$;
 
 -- name: unpark
--- Return the first jobs of a queue and name that are parked for a key to `ready`.
+-- Return the first jobs of a queue and name that are parked for a key to `ready`, whether their other keys have room or not.
 -- Inputs: the time; limit, key, queue and name; the maximum number of jobs
--- Result: whether there were any
+-- Result: the number of jobs
 -- Locks: the rows of `parked`; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.unpark_1(
     p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4
-) RETURNS bool
+) RETURNS int4
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN {schema}.unpark_seqs_1(p_now, ARRAY(
+        SELECT p.seq FROM {schema}.parked p
+        WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
+        ORDER BY p.rank, p.due, p.seq LIMIT p_most FOR UPDATE SKIP LOCKED
+    ));
+END $$;
+
+-- name: try_lock_keyed_limits
+-- Lock the limits by key of a job name, unless another transaction has locked one of them.
+-- Inputs: the job name
+-- Result: whether all are locked
+-- Locks: rows of `keyed_limit`. It never waits, so it may be called in any order.
+CREATE OR REPLACE FUNCTION {schema}.try_lock_keyed_limits_1(p_name text) RETURNS bool
 LANGUAGE plpgsql AS $$
 DECLARE
-    moved {schema}.parked;
-    found_any bool := false;
+    limits text[] := ARRAY(SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = p_name);
+    locked int8;
 BEGIN
-    FOR moved IN
-        DELETE FROM {schema}.parked WHERE ctid = ANY (ARRAY(
-            SELECT p.ctid FROM {schema}.parked p
+    PERFORM FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits) FOR NO KEY UPDATE SKIP LOCKED;
+    GET DIAGNOSTICS locked = ROW_COUNT;
+    RETURN locked = (SELECT count(*) FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits));
+END $$;
+
+-- name: find_full_key
+-- Find the first key of a job that has no room for it.
+-- Inputs: the time; name and seq of the job; the limit whose key is considered first
+-- Result: the limit and its key; when its rate allows the job (NULL: its maximum is reached); no row if all keys have room
+CREATE OR REPLACE FUNCTION {schema}.find_full_key_1(p_now int8, p_name text, p_seq int8, p_first text) RETURNS TABLE (
+    limit_name text, key text, opens_at int8
+)
+LANGUAGE sql STABLE ROWS 1 AS $$
+    SELECT f.limit_name, f.key, CASE WHEN NOT f.is_used_up THEN f.spent_until - f.span END
+    FROM (
+        SELECT k.limit_name, k.key, coalesce(k.concurrency <= coalesce(u.in_use, 0), false) AS is_used_up,
+            coalesce(u.spent_until, 0) AS spent_until, (k.burst - LEAST(k.cost, k.burst)) * k.unit_time AS span
+        FROM {schema}.list_job_keys_1(p_name, p_seq) k
+        LEFT JOIN {schema}.limit_key u ON u.key = k.key AND u.limit_name = k.limit_name
+    ) f
+    WHERE f.is_used_up OR f.span < GREATEST(0, f.spent_until - p_now)
+    ORDER BY f.limit_name <> p_first, f.limit_name LIMIT 1
+$$;
+
+-- name: unpark_with_room
+-- Return the first jobs of a queue and name that are parked for a key to `ready`, if all their keys have room. A job with
+-- another key that has no room is parked for that key.
+-- Inputs: the time; limit, key, queue and name; the maximum number of jobs to return; the maximum number to park for other keys
+-- Result:
+--   returned, moved   the number of jobs that returned, and that are parked for other keys
+--   is_bounded        whether a job is left because `p_max_moved` is reached
+--   is_full           whether the key has no room for its first job
+-- Locks: the limits of the name, if no other transaction has locked them; else the next exchange that leases jobs of this name
+--   looks at the other keys. Then rows of `parked`; rows that another transaction has locked are skipped.
+CREATE OR REPLACE FUNCTION {schema}.unpark_with_room_1(
+    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4, p_max_moved int4,
+    OUT returned int4, OUT moved int4, OUT is_bounded bool, OUT is_full bool
+) LANGUAGE plpgsql AS $$
+DECLARE
+    place record;
+BEGIN
+    returned := 0;
+    moved := 0;
+    is_bounded := false;
+    is_full := false;
+    IF NOT EXISTS (SELECT FROM {schema}.keyed_limit k WHERE k.job_name = p_name AND k.limit_name <> p_limit)
+        OR NOT {schema}.try_lock_keyed_limits_1(p_name)
+    THEN
+        returned := {schema}.unpark_1(p_now, p_limit, p_key, p_queue, p_name, p_most);
+        RETURN;
+    END IF;
+    FOR place IN
+        SELECT p.seq, f.limit_name, f.key, f.opens_at FROM (
+            SELECT p.rank, p.due, p.seq FROM {schema}.parked p
             WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
-            ORDER BY p.rank, p.due, p.seq LIMIT p_most FOR UPDATE SKIP LOCKED
-        )) RETURNING *
+            ORDER BY p.rank, p.due, p.seq LIMIT p_most + p_max_moved FOR UPDATE SKIP LOCKED
+        ) p LEFT JOIN LATERAL {schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON true
+        ORDER BY p.rank, p.due, p.seq
     LOOP
-        PERFORM {schema}.make_waiting_1(GREATEST(p_now, moved.due), moved.seq, moved.due, moved.lane, moved.attempt_status);
-        found_any := true;
+        IF place.opens_at IS NOT NULL THEN  -- the key was in use, so it is there
+            UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, place.opens_at)
+            WHERE u.limit_name = place.limit_name AND u.key = place.key;
+        END IF;
+        is_full := place.limit_name IS NOT DISTINCT FROM p_limit;
+        EXIT WHEN is_full;
+        IF place.limit_name IS NULL THEN
+            returned := returned + {schema}.unpark_seqs_1(p_now, ARRAY[place.seq]);
+            EXIT WHEN returned = p_most;
+        ELSE
+            is_bounded := moved >= p_max_moved;
+            EXIT WHEN is_bounded;
+            UPDATE {schema}.parked p SET limit_name = place.limit_name, key = place.key WHERE p.seq = place.seq;
+            moved := moved + 1;
+        END IF;
     END LOOP;
-    RETURN found_any;
+END $$;
+
+-- name: pass_turn
+-- Let the first jobs that are parked for a key and whose keys have room return to `ready`. What is left when the maximum is
+-- reached is noted in `changed_key`.
+-- Inputs: as for `unpark_with_room_1`
+-- Result: as of `unpark_with_room_1`
+CREATE OR REPLACE FUNCTION {schema}.pass_turn_1(
+    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4, p_max_moved int4,
+    OUT returned int4, OUT moved int4, OUT is_bounded bool
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT u.returned, u.moved, u.is_bounded INTO returned, moved, is_bounded
+    FROM {schema}.unpark_with_room_1(p_now, p_limit, p_key, p_queue, p_name, p_most, p_max_moved) u;
+    IF is_bounded THEN
+        INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
+        VALUES (p_limit, p_key, p_queue, p_name, p_most - returned)
+        ON CONFLICT (limit_name, key, queue, name) DO UPDATE SET number = c.number + excluded.number;
+    END IF;
 END $$;
 
 -- name: unpark_key
--- Return the first jobs of each queue and name that are parked for a key to `ready`.
--- Inputs: the time; limit and key; the maximum number of jobs of each queue and name
--- Result: the queues to notify
-CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(p_now int8, p_limit text, p_key text, p_most int4) RETURNS text[]
-LANGUAGE plpgsql AS $$
+-- Let the first jobs of each queue and name that are parked for a key return to `ready`.
+-- Inputs: the time; limit and key; the maximum number of jobs of each queue and name; the maximum number to park for other keys
+-- Result: the queues to notify; the number of jobs that are parked for other keys
+CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(
+    p_now int8, p_limit text, p_key text, p_most int4, p_max_moved int4, OUT to_notify text[], OUT moved int4
+) LANGUAGE plpgsql AS $$
 DECLARE
     last_queue text COLLATE "C" := '';
     last_name text COLLATE "C" := '';
-    to_notify text[] := '{}';
+    passed record;
 BEGIN
+    to_notify := '{}';
+    moved := 0;
     LOOP  -- read the first job of each queue and name, not all of them
         SELECT p.queue, p.name INTO last_queue, last_name FROM {schema}.parked p
         WHERE p.limit_name = p_limit AND p.key = p_key AND (p.queue, p.name) > (last_queue, last_name)
         ORDER BY p.queue, p.name LIMIT 1;
         EXIT WHEN NOT FOUND;
-        IF {schema}.unpark_1(p_now, p_limit, p_key, last_queue, last_name, p_most) THEN
+        passed := {schema}.pass_turn_1(p_now, p_limit, p_key, last_queue, last_name, p_most, p_max_moved - moved);
+        moved := moved + passed.moved;
+        IF passed.returned > 0 OR passed.is_bounded THEN
             to_notify := to_notify || last_queue;
         END IF;
     END LOOP;
-    RETURN to_notify;
 END $$;
 
 -- name: unpark_open
@@ -149,6 +255,7 @@ CREATE OR REPLACE FUNCTION {schema}.unpark_open_1(p_now int8, p_names text[]) RE
 LANGUAGE plpgsql AS $$
 DECLARE
     opened record;
+    max_moved int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
 BEGIN
     FOR opened IN
         UPDATE {schema}.limit_key SET opens_at = NULL WHERE ctid = ANY (ARRAY(
@@ -159,7 +266,9 @@ BEGIN
             )
         )) RETURNING limit_name, key
     LOOP
-        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1);
+        max_moved := max_moved - (
+            {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1, max_moved)
+        ).moved;
     END LOOP;
 END $$;
 
@@ -186,34 +295,34 @@ BEGIN
 END $$;
 
 -- name: unpark_changed_keys
--- Return parked jobs of keys whose maximum changed to `ready`, in their order.
--- Inputs: the time; the maximum number of jobs
+-- Return parked jobs of keys whose maximum changed, or whose turns are left, to `ready`, in their order.
+-- Inputs: the time; the maximum number of jobs to return or to park for other keys
 -- Result: the number of jobs; the queues to notify
--- Locks: the rows of the changed keys, except those that another transaction has locked; then rows of `parked`. If one of
---   these is locked, the next call tries again.
+-- Locks: the rows of the changed keys, except those that another transaction has locked; then as `unpark_with_room_1`. If a job is
+--   locked, the next call tries again.
 CREATE OR REPLACE FUNCTION {schema}.unpark_changed_keys_1(p_now int8, p_most int4, OUT moved int4, OUT to_notify text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     changed {schema}.changed_key;
-    seqs int8[];
-    moved_here int4;
+    most int4;
+    unparked record;
 BEGIN
     moved := 0;
     to_notify := '{}';
     FOR changed IN SELECT * FROM {schema}.changed_key c ORDER BY c.limit_name, c.key, c.queue, c.name FOR UPDATE SKIP LOCKED LOOP
         EXIT WHEN moved >= p_most;
-        seqs := ARRAY(
-            SELECT p.seq FROM {schema}.parked p
-            WHERE p.limit_name = changed.limit_name AND p.key = changed.key AND p.queue = changed.queue AND p.name = changed.name
-            ORDER BY p.rank, p.due, p.seq LIMIT LEAST(changed.number, p_most - moved)
-        );
-        moved_here := {schema}.unpark_seqs_1(p_now, seqs);
-        IF moved_here > 0 THEN
+        most := LEAST(changed.number, p_most - moved);
+        unparked := {schema}.unpark_with_room_1(
+            p_now, changed.limit_name, changed.key, changed.queue, changed.name, most, p_most - moved);
+        IF unparked.returned > 0 THEN
             to_notify := to_notify || changed.queue;
         END IF;
-        moved := moved + moved_here;
-        IF moved_here < changed.number AND (moved >= p_most OR moved_here < cardinality(seqs)) THEN
-            UPDATE {schema}.changed_key c SET number = c.number - moved_here
+        moved := moved + unparked.returned + unparked.moved;
+        IF unparked.returned < changed.number AND NOT unparked.is_full AND EXISTS (
+            SELECT FROM {schema}.parked p WHERE p.limit_name = changed.limit_name AND p.key = changed.key
+                AND p.queue = changed.queue AND p.name = changed.name
+        ) THEN
+            UPDATE {schema}.changed_key c SET number = c.number - unparked.returned
             WHERE c.limit_name = changed.limit_name AND c.key = changed.key AND c.queue = changed.queue AND c.name = changed.name;
         ELSE
             DELETE FROM {schema}.changed_key c
@@ -222,18 +331,38 @@ BEGIN
     END LOOP;
 END $$;
 
--- name: exclude_changing
--- Leave out the requested lanes to which parked jobs still return after limits changed. Nothing is reserved from them
--- meanwhile, so that no job overtakes a parked one.
+-- name: find_changing
+-- Find the requested lanes to which parked jobs still return.
 -- Inputs: queues and names of the requested lanes
--- Result: the names, with NULL in the place of a lane that is left out
-CREATE OR REPLACE FUNCTION {schema}.exclude_changing_1(p_queues text[], p_names text[]) RETURNS text[]
-LANGUAGE sql STABLE AS $$
-    SELECT array_agg(CASE WHEN NOT EXISTS (SELECT FROM {schema}.changed_limit c WHERE c.job_name = r.name)
-            AND NOT EXISTS (SELECT FROM {schema}.changed_key c WHERE c.queue = r.queue AND c.name = r.name)
-        THEN r.name END ORDER BY r.place)
-    FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
-$$;
+-- Result: one value for each lane, in their order; NULL: no jobs return to any of them
+CREATE OR REPLACE FUNCTION {schema}.find_changing_1(p_queues text[], p_names text[]) RETURNS bool[]
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    changing bool[] := ARRAY(
+        SELECT EXISTS (SELECT FROM {schema}.changed_limit c WHERE c.job_name = r.name)
+            OR EXISTS (SELECT FROM {schema}.changed_key c WHERE c.queue = r.queue AND c.name = r.name)
+        FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place) ORDER BY r.place
+    );
+BEGIN
+    RETURN CASE WHEN true = ANY (changing) THEN changing END;
+END $$;
+
+-- name: has_parked_before
+-- Test whether a job that is parked for a key comes before another job of the same queue and name. While parked jobs return,
+-- such a job waits behind it for the same key, so that no job overtakes a parked one.
+-- Inputs: limit, key, queue and name; seq, due time and main lane of the other job
+-- Result: whether there is one
+CREATE OR REPLACE FUNCTION {schema}.has_parked_before_1(
+    p_limit text, p_key text, p_queue text, p_name text, p_seq int8, p_due int8, p_lane int4
+) RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM {schema}.lane a, {schema}.parked p
+        WHERE a.id = p_lane AND p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
+            AND (p.rank, p.due, p.seq) < (a.rank, p_due, p_seq)
+    );
+END $$;
 
 -- name: unpark_changed_limits
 -- Return parked jobs of names whose limits changed to `ready`. The jobs of a key return in their order, so the first of
@@ -296,6 +425,7 @@ END $$;
 -- Inputs: the time; seqs
 -- Result: the number of jobs
 -- Locks: the rows of `parked`; rows that another transaction has locked are skipped
+-- Atomic: the rows are deleted last, so that the trigger of `ready` (`add_turn_1`) knows that the jobs were parked
 CREATE OR REPLACE FUNCTION {schema}.unpark_seqs_1(p_now int8, p_seqs int8[]) RETURNS int4
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -321,6 +451,8 @@ DECLARE
     numbers int8[];
     jobs int4[];
     released record;
+    unparked record;
+    max_moved int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
     to_notify text[] := '{}';
 BEGIN
     IF p_numbers IS NULL THEN
@@ -338,7 +470,9 @@ BEGIN
         WHERE u.number = ANY (numbers)
             AND EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key OFFSET 0)
     LOOP
-        to_notify := to_notify || {schema}.unpark_key_1(p_now, released.limit_name, released.key, released.jobs);
+        unparked := {schema}.unpark_key_1(p_now, released.limit_name, released.key, released.jobs, max_moved);
+        max_moved := max_moved - unparked.moved;
+        to_notify := to_notify || unparked.to_notify;
     END LOOP;
     RETURN to_notify;
 END $$;
@@ -360,7 +494,7 @@ BEGIN
         SELECT k.limit_name, k.key, a.queue, a.name FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
         WHERE a.id = p_lane
     LOOP
-        returned := {schema}.unpark_1(p_now, own.limit_name, own.key, own.queue, own.name, 1) OR returned;
+        returned := {schema}.unpark_1(p_now, own.limit_name, own.key, own.queue, own.name, 1) > 0 OR returned;
     END LOOP;
     RETURN returned;
 END $$;
@@ -421,13 +555,12 @@ END $$;
 
 -- name: plan_keyed_claims
 -- Do the same as `plan_claims_1`, and park the candidates whose keys have no room.
--- Inputs: as for `plan_claims_1`, and the main lanes of the open lanes
--- Atomic: the rows are deleted last, so that the trigger of `ready` (`add_turn_1`) knows that the jobs were parked
+-- Inputs: as for `plan_claims_1`, and the main lanes of the open lanes; the requested lanes to which parked jobs still return, as
+--   from `find_changing_1`
 -- Result:
---   returned    the index of a requested lane to which others return, because a job was parked; NULL: none. The plan ends
---               there. They return after the claim (`pass_other_turns_1`), which takes the first jobs of each lane.
---   passing_seq, passing_lane, passing_limit
---               that parked job, and the limit for which it is parked
+--   closed      whether a requested lane is closed: others return to it, because a job was parked, or it has a job to park and
+--               MAX_PARKED jobs are parked. No other job may overtake these, so the next exchange continues there. The plan
+--               contains jobs of the other lanes. NULL: none is closed
 --   seqs, dues, lanes, main_lanes
 --               the planned jobs; only they may be leased, because another transaction may add jobs before them
 --   positions   for each its position in the reply. The jobs are then ordered by seq. NULL: they are in the order of the merge
@@ -442,7 +575,8 @@ END $$;
 CREATE OR REPLACE FUNCTION {schema}.plan_keyed_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[],
-    OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
+    p_changing bool[],
+    OUT closed bool[],
     OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT positions int4[], OUT ctids tid[],
     OUT key_starts int4[], OUT key_ends int4[], OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[]
 ) LANGUAGE plpgsql AS $$
@@ -457,10 +591,11 @@ DECLARE
     name_available int4[];
     queue int4;
     name int4;
+    request_index int4;
     incomplete int4;
     taken int4;
     parked_count int4 := 0;
-    stopped bool := false;
+    passed record;
     in_uses int4[];
     spents int8[];
     numbers int8[];
@@ -483,7 +618,7 @@ DECLARE
     openings int8[];
     planned record;
 BEGIN
-    IF array_remove(p_caps, NULL) = '{}' AND array_remove(p_available, NULL) = '{}' THEN
+    IF array_remove(p_caps, NULL) = '{}' AND array_remove(p_available, NULL) = '{}' AND p_changing IS NULL THEN
         planned := {schema}.plan_open_keys_1(p_total, p_now, p_ageing, p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels,
             p_low_water_marks, p_queues, p_names);
         IF planned.has_room THEN
@@ -560,7 +695,8 @@ BEGIN
                 full_limit := NULL;
                 queue := queue_indexes[candidate.lane_index];
                 name := name_indexes[candidate.lane_index];
-                is_skipped := queue_available[queue] <= 0 OR name_available[name] <= 0;
+                request_index := p_request_indexes[candidate.lane_index];
+                is_skipped := queue_available[queue] <= 0 OR name_available[name] <= 0 OR closed[request_index] IS TRUE;
             END IF;
             CONTINUE WHEN is_skipped;
             IF candidate.key IS NOT NULL THEN
@@ -571,7 +707,11 @@ BEGIN
                         spents[candidate.key_index] := candidate.spent_until;
                         numbers[candidate.key_index] := candidate.number;
                     END IF;
-                    IF candidate.concurrency <= in_uses[candidate.key_index] THEN
+                    IF candidate.concurrency <= in_uses[candidate.key_index]
+                        OR p_changing IS NOT NULL AND p_changing[request_index] AND {schema}.has_parked_before_1(
+                            candidate.limit_name, candidate.key, p_queues[request_index], p_names[request_index],
+                            candidate.seq, candidate.due, p_main_lanes[candidate.lane_index])
+                    THEN
                         full_limit := candidate.limit_name;
                         full_key := candidate.key;
                         opening := NULL;
@@ -615,6 +755,9 @@ BEGIN
                 lanes := lanes || p_ids[candidate.lane_index];
                 main_lanes := main_lanes || p_main_lanes[candidate.lane_index];
                 EXIT WHEN taken = p_total;
+            ELSIF parked_count + cardinality(to_park) >= max_parked THEN
+                key_count := first_key - 1;
+                closed[request_index] := true;
             ELSE
                 key_count := first_key - 1;
                 to_park := to_park || candidate.seq;
@@ -634,24 +777,22 @@ BEGIN
                     park_limits := '{}';
                     park_keys := '{}';
                     openings := '{}';
-                    IF {schema}.has_other_turns_1(candidate.seq, p_main_lanes[candidate.lane_index], full_limit) THEN
-                        returned := p_request_indexes[candidate.lane_index];
-                        passing_seq := candidate.seq;
-                        passing_lane := p_main_lanes[candidate.lane_index];
-                        passing_limit := full_limit;
+                    passed := {schema}.pass_other_turns_1(
+                        p_now, candidate.seq, p_main_lanes[candidate.lane_index], full_limit, max_parked - parked_count);
+                    parked_count := parked_count + passed.moved;
+                    IF passed.has_returned THEN
+                        closed[request_index] := true;
                     END IF;
                 END IF;
-                stopped := returned IS NOT NULL OR parked_count + cardinality(to_park) >= max_parked;
-                EXIT WHEN stopped;
             END IF;
-            incomplete := CASE WHEN candidate.is_end THEN candidate.lane_index END;
+            incomplete := CASE WHEN candidate.is_end AND closed[request_index] IS NOT TRUE THEN candidate.lane_index END;
             EXIT WHEN incomplete IS NOT NULL;  -- the next job of this lane may come before those of others
         END LOOP;
         IF cardinality(to_park) > 0 THEN
             parked_count := parked_count + {schema}.park_1(
                 to_park, park_dues, park_lanes, park_main_lanes, park_limits, park_keys, openings);
         END IF;
-        EXIT WHEN stopped OR taken = p_total OR incomplete IS NULL;
+        EXIT WHEN taken = p_total OR incomplete IS NULL;
         chunks[incomplete] := LEAST(2 * chunks[incomplete], p_total + max_parked);
     END LOOP;
     key_seqs := key_seqs[:key_count];
@@ -901,37 +1042,35 @@ BEGIN
     RETURN moved_count;
 END $$;
 
--- name: has_other_turns
--- Test whether jobs of the same queue and name are parked for the other keys of a parked job.
--- Inputs: seq and main lane of the job; the limit for which it is parked
--- Result: whether there are any
-CREATE OR REPLACE FUNCTION {schema}.has_other_turns_1(p_seq int8, p_lane int4, p_limit text) RETURNS bool
-LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN EXISTS (
-        SELECT FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k, {schema}.parked p
-        WHERE a.id = p_lane AND k.limit_name <> p_limit AND p.limit_name = k.limit_name AND p.key = k.key
-            AND p.queue = a.queue AND p.name = a.name
-    );
-END $$;
-
 -- name: pass_other_turns
--- Let jobs that are parked for the other keys of a parked job have its turn there.
--- Inputs: the time; seq and main lane of the job; the limit for which it is parked
--- Result: whether any job returned to `ready`
-CREATE OR REPLACE FUNCTION {schema}.pass_other_turns_1(p_now int8, p_seq int8, p_lane int4, p_limit text) RETURNS bool
-LANGUAGE plpgsql AS $$
+-- Let jobs of the same queue and name that are parked for the other keys of a parked job have its turn there. Keys without room
+-- have no turn to pass.
+-- Inputs: the time; seq and main lane of the job; the limit for which it is parked; the maximum number of jobs to park for other
+--   keys
+-- Result: whether jobs returned to `ready`, or will when the turns that are left are passed; the number of jobs that are parked
+--   for other keys
+CREATE OR REPLACE FUNCTION {schema}.pass_other_turns_1(
+    p_now int8, p_seq int8, p_lane int4, p_limit text, p_max_moved int4, OUT has_returned bool, OUT moved int4
+) LANGUAGE plpgsql AS $$
 DECLARE
-    returned bool := false;
     own record;
+    passed record;
 BEGIN
+    has_returned := false;
+    moved := 0;
     FOR own IN
         SELECT k.limit_name, k.key, a.queue, a.name FROM {schema}.lane a, {schema}.list_job_keys_1(a.name, p_seq) k
-        WHERE a.id = p_lane AND k.limit_name <> p_limit
+        LEFT JOIN {schema}.limit_key u ON u.key = k.key AND u.limit_name = k.limit_name
+        WHERE a.id = p_lane AND k.limit_name <> p_limit AND (k.concurrency <= coalesce(u.in_use, 0)) IS NOT TRUE
+            AND EXISTS (
+                SELECT FROM {schema}.parked p
+                WHERE p.limit_name = k.limit_name AND p.key = k.key AND p.queue = a.queue AND p.name = a.name
+            )
     LOOP
-        returned := {schema}.unpark_1(p_now, own.limit_name, own.key, own.queue, own.name, 1) OR returned;
+        passed := {schema}.pass_turn_1(p_now, own.limit_name, own.key, own.queue, own.name, 1, p_max_moved - moved);
+        has_returned := has_returned OR passed.returned > 0 OR passed.is_bounded;
+        moved := moved + passed.moved;
     END LOOP;
-    RETURN returned;
 END $$;
 
 -- name: count_keys

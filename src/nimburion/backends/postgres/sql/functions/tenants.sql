@@ -692,13 +692,12 @@ END $$;
 --   maximum number of bytes of all deliveries (NULL: sizes are not checked)
 -- Result: as of `plan_keyed_claims_1`; `turn_lanes` are the lanes of tenants among `lanes`. The jobs of tenants are leased.
 -- Locks: the rows of `ready` that it plans or deletes. The caller has locked limits and floors.
--- A lane whose jobs were parked may end before it was read whole. The plan then ends, and the next exchange continues.
+-- A lane whose jobs were parked may end before it was read whole. It is then closed, and the next exchange continues there.
 CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
     p_total int4, p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
-    p_locked text[], p_caps int4[], p_max_bytes int8,
-    OUT returned int4, OUT passing_seq int8, OUT passing_lane int4, OUT passing_limit text,
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[],
+    p_locked text[], p_caps int4[], p_changing bool[], p_max_bytes int8,
+    OUT closed bool[], OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[],
     OUT key_starts int4[], OUT key_ends int4[], OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[],
     OUT turn_lanes int4[]
 ) LANGUAGE plpgsql AS $$
@@ -729,6 +728,7 @@ DECLARE
     name int4;
     taken int4 := 0;
     parked_count int4 := 0;
+    passed record;
     bytes int8 := 0;
     own record;
     own_keys int4;
@@ -790,8 +790,11 @@ BEGIN
         IF has_candidate AND (best IS NULL OR candidate.worst < best_key) THEN
             PERFORM FROM {schema}.ready r
             WHERE r.lane = p_ids[candidate.lane_index] AND r.due = candidate.due AND r.seq = candidate.seq FOR UPDATE SKIP LOCKED;
+            request_index := p_request_indexes[candidate.lane_index];
             IF NOT FOUND THEN  -- another transaction has locked it or taken it
-                EXIT WHEN candidate.is_end AND parked_count > 0;
+                IF candidate.is_end AND parked_count > 0 THEN
+                    closed[request_index] := true;
+                END IF;
                 FETCH main INTO candidate;
                 has_candidate := FOUND;
                 CONTINUE;
@@ -801,7 +804,6 @@ BEGIN
             job_due := candidate.due;
             job_lane := p_ids[candidate.lane_index];
             job_main_lane := p_main_lanes[candidate.lane_index];
-            request_index := p_request_indexes[candidate.lane_index];
         ELSIF best IS NOT NULL THEN
             turn := turns[best];
             job_seq := turn.seq;
@@ -818,7 +820,7 @@ BEGIN
         full_limit := NULL;
         own_keys := 0;
         first_key := key_count + 1;
-        IF queue_available[queue] <= 0 OR name_available[name] <= 0 THEN
+        IF queue_available[queue] <= 0 OR name_available[name] <= 0 OR closed[request_index] IS TRUE THEN
             IF best IS NOT NULL THEN
                 allowed[best] := CASE WHEN queue_available[queue] <= 0 THEN ''
                     ELSE array_to_string(array_remove(string_to_array(allowed[best], E'\n'), turn.name), E'\n') END;
@@ -841,7 +843,9 @@ BEGIN
                         key_index := cardinality(key_names);
                         numbers[key_index] := own.number;
                     END IF;
-                    IF own.concurrency <= in_uses[key_index] THEN
+                    IF own.concurrency <= in_uses[key_index] OR p_changing IS NOT NULL AND p_changing[request_index] AND {schema}.has_parked_before_1(
+                        own.limit_name, own.key, p_queues[request_index], p_names[request_index], job_seq, job_due, job_main_lane)
+                    THEN
                         full_limit := own.limit_name;
                         full_key := own.key;
                         opening := NULL;
@@ -892,17 +896,21 @@ BEGIN
                         turn_lanes := turn_lanes || job_lane;
                     END IF;
                 END IF;
+            ELSIF parked_count >= max_parked THEN
+                key_count := first_key - 1;
+                closed[request_index] := true;
             ELSE
                 key_count := first_key - 1;
                 parked_count := parked_count + {schema}.park_1(ARRAY[job_seq], ARRAY[job_due], ARRAY[job_lane],
                     ARRAY[job_main_lane], ARRAY[full_limit], ARRAY[full_key], ARRAY[opening]);
-                IF own_keys > 1 AND {schema}.has_other_turns_1(job_seq, job_main_lane, full_limit) THEN
-                    returned := request_index;
-                    passing_seq := job_seq;
-                    passing_lane := job_main_lane;
-                    passing_limit := full_limit;
+                IF own_keys > 1 THEN
+                    passed := {schema}.pass_other_turns_1(
+                        p_now, job_seq, job_main_lane, full_limit, max_parked - parked_count);
+                    parked_count := parked_count + passed.moved;
+                    IF passed.has_returned THEN
+                        closed[request_index] := true;
+                    END IF;
                 END IF;
-                EXIT WHEN returned IS NOT NULL OR parked_count >= max_parked;
             END IF;
         END IF;
         IF best IS NOT NULL THEN
@@ -913,7 +921,9 @@ BEGIN
             turn_keys[4 * best - 3:4 * best] := GREATEST(best_key,
                 {schema}.rank_turn_1(p_now, p_ageing, turns[best], p_queue_levels[array_position(p_queues, queues[best])]));
         ELSE
-            EXIT WHEN candidate.is_end AND parked_count > 0;
+            IF candidate.is_end AND parked_count > 0 THEN
+                closed[request_index] := true;
+            END IF;
             FETCH main INTO candidate;
             has_candidate := FOUND;
         END IF;

@@ -1,0 +1,158 @@
+"""Turns of keys on PostgreSQL: parked jobs that move from one full key to another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.core.exchange import Lane, Reply
+from nimburion.core.job import JobOptions
+from nimburion.core.keyed_limits import MAX_PARKED, KeyedLimit
+from nimburion.core.lease import Lease
+from nimburion.core.settlement import Completed
+from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
+from tests.servers.server_kinds import RunningPostgres
+
+LIMITS = {"mail": {"customer": KeyedLimit(concurrency=1), "smtp": KeyedLimit(concurrency=1)}}
+
+
+@pytest.fixture
+async def harness(clean_postgres: RunningPostgres) -> AsyncIterator[Harness]:
+    clock = FakeClock()
+    backend = PostgresBackend(clean_postgres.url, clock=clock, timeout=30.0)
+    await backend.open()
+    yield Harness(clock, [backend])
+    await backend.close()
+
+
+async def park(
+    harness: Harness, worker: HandDrivenWorker, count: int, tenant: str | None = None
+) -> tuple[Lease, Lease]:
+    """Lease a job of the customer `c` and one of `smtp`. Park `count` jobs of both for `c`.
+
+    Returns the two leases.
+    """
+    for job_id, keys in (("of-customer", {"customer": "c"}), ("of-smtp", {"smtp": ""})):
+        await harness.enqueue(harness.job(job_id, options=JobOptions(limit_keys=keys)))
+    both = JobOptions(limit_keys={"customer": "c", "smtp": ""}, tenant=tenant)
+    jobs = [harness.job(f"m{n:05d}", options=both) for n in range(count)]
+    of_customer, of_smtp = await worker.take(9)
+    for first in range(0, count, MAX_PARKED):
+        await harness.enqueue(*jobs[first : first + MAX_PARKED])
+        while (await worker.exchange(want=worker.want(9))).waiting:
+            pass
+    assert await count_parked(harness) == {"customer": count}
+    return of_customer.lease, of_smtp.lease
+
+
+async def count_parked(harness: Harness) -> dict[str, int]:
+    """Return the number of parked jobs by limit."""
+    return {use.limit: use.parked for use in await harness.backend.list_key_uses() if use.parked}
+
+
+@pytest.mark.parametrize("tenant", [None, "t"])
+async def test_other_names_run_while_parked_jobs_move_to_another_key(
+    harness: Harness, tenant: str | None
+) -> None:
+    """A customer gets room while `smtp` has none: each exchange fills its slots with other jobs,
+    and moves up to MAX_PARKED jobs. Then nothing is left to do.
+    """
+    count = 2 * MAX_PARKED + 500
+    worker = await harness.worker(names=("mail", "page"), keyed=LIMITS)
+    of_customer, of_smtp = await park(harness, worker, count, tenant)
+    replies: list[Reply] = []
+    ended: list[Completed] = [Completed(of_customer)]
+    while not replies or replies[-1].waiting:
+        await harness.add(*(f"{len(replies)}-{n}" for n in range(3)), name="page")
+        replies.append(await worker.exchange(*ended, want=worker.want(3)))
+        ended = [Completed(delivery.lease) for delivery in replies[-1].deliveries]
+        assert len(ended) == 3, f"exchange {len(replies)} leased too few"
+        if await count_parked(harness) == {"smtp": count}:
+            break
+        assert Lane("default", "mail") in replies[-1].waiting
+    assert len(replies) <= count // MAX_PARKED + 2
+    reply = await worker.exchange(*ended, Completed(of_smtp), want=worker.want(3))
+    assert ids(reply.deliveries) == ["m00000"]
+    assert await count_parked(harness) == {"smtp": count - 1}
+
+
+async def test_the_first_job_that_can_run_has_the_turn(harness: Harness) -> None:
+    """Behind more jobs without room than one exchange moves."""
+    worker = await harness.worker(keyed=LIMITS)
+    of_customer, _ = await park(harness, worker, MAX_PARKED + 500)
+    await harness.enqueue(
+        *(harness.job(n, options=JobOptions(limit_keys={"customer": "c"})) for n in ("x", "y"))
+    )
+    await worker.exchange(want=worker.want(9))
+    reply = await worker.exchange(Completed(of_customer), want=worker.want(9))
+    for _ in range(3):
+        if reply.deliveries:
+            break
+        assert reply.waiting == [Lane("default", "mail")]
+        reply = await worker.exchange(want=worker.want(9))
+    assert ids(reply.deliveries) == ["x"]
+    assert await count_parked(harness) == {"smtp": MAX_PARKED + 500, "customer": 1}
+
+
+async def test_no_job_overtakes_one_that_has_the_turn(harness: Harness) -> None:
+    """The exchange that fills `smtp` passes the turn of a job to the next one of the customer.
+    Later jobs of the lane wait for that one, and other lanes do not.
+    """
+    worker = await harness.worker(names=("mail", "page"), keyed=LIMITS)
+
+    async def add(job_id: str, priority: int = 5, **keys: str) -> None:
+        options = JobOptions(limit_keys=keys)
+        await harness.enqueue(harness.job(job_id, priority=priority, options=options))
+
+    await add("first", customer="c")
+    (first,) = await worker.take(9)
+    await add("both", customer="c", smtp="")
+    await add("next", customer="c")
+    assert await worker.take(9) == []
+    await worker.settle(Completed(first.lease))
+    await add("urgent", 9, smtp="")
+    await add("later", customer="c")
+    await harness.add("p1", name="page")
+    reply = await worker.exchange(want=worker.want(9))
+    assert ids(reply.deliveries) == ["urgent", "p1"]
+    assert reply.waiting == [Lane("default", "mail")]
+    assert ids(await worker.take(9)) == ["next"]
+    assert await count_parked(harness) == {"smtp": 1, "customer": 1}
+
+
+async def test_a_turn_passes_on_while_another_exchange_holds_the_other_limit(
+    harness: Harness, clean_postgres: RunningPostgres
+) -> None:
+    """The exchange waits for no limit of another name. The job returns to its lane, and the next
+    exchange that serves its name looks at its other keys."""
+    limits = {"plain": {"customer": LIMITS["mail"]["customer"]}, **LIMITS}
+    worker = await harness.worker(keyed=LIMITS)
+    other = await harness.worker(names=("plain",), keyed=limits)
+    await harness.enqueue(
+        harness.job("of-smtp", options=JobOptions(limit_keys={"smtp": ""})),
+        harness.job("p", name="plain", options=JobOptions(limit_keys={"customer": "c"})),
+    )
+    both = JobOptions(limit_keys={"customer": "c", "smtp": ""})
+    (plain,) = await other.take(9)
+    (of_smtp,) = await worker.take(9)
+    await harness.enqueue(*(harness.job(f"m{n}", options=both) for n in range(3)))
+    assert await worker.take(9) == []
+    holder = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    try:
+        await holder.execute("BEGIN")
+        await holder.execute(
+            "SELECT FROM nimburion.keyed_limit WHERE limit_name = 'smtp' FOR NO KEY UPDATE"
+        )
+        await other.settle(Completed(plain.lease))
+        await holder.execute("COMMIT")
+    finally:
+        await holder.close()
+    assert await count_parked(harness) == {"customer": 2}
+    reply = await worker.exchange(want=worker.want(9))
+    assert reply.deliveries == []
+    assert await count_parked(harness) == {"smtp": 3}
+    assert await worker.exchange(Completed(of_smtp.lease), want=worker.want(9))
