@@ -9,6 +9,7 @@ RESCUE = "tests/backends/postgres/test_rescue.py::"
 READINGS = "tests/backends/postgres/test_readings.py::"
 OPEN = "tests/backends/postgres/test_open_transactions.py::"
 TENANTS = "tests/backends/postgres/test_tenants.py::"
+TURNS = "tests/backends/postgres/test_passed_turns.py::"
 SQL = "backends/postgres/sql/functions/"
 
 _SETTLED_UNDER = f"{POSTGRES}test_a_settlement_writes_only_under_its_whole_token"
@@ -356,6 +357,91 @@ POSTGRES_MUTANTS = (
         "SELECT bool_or(p.k > 0 AND p.turn_key >= l.last_key)",
         "SELECT false",
         (f"{POSTGRES}test_each_further_job_of_a_tenant_costs_it_a_turn_whatever_its_name",),
+    ),
+    Mutant(
+        "PostgreSQL: a tenant joins at the floor",
+        f"{SQL}tenants.sql",
+        "            $least := $least + {schema}.compute_next_charge_1(",
+        "            $least := $least + 0 * {schema}.compute_next_charge_1(",
+        (f"{POSTGRES}test_a_new_tenant_joins_behind_those_that_wait",),
+    ),
+    Mutant(
+        "PostgreSQL: a parked job joins again",
+        f"{SQL}tenants.sql",
+        " AND NOT EXISTS (SELECT FROM {schema}.parked p WHERE p.seq = NEW.seq) THEN",
+        " THEN",
+        (f"{POSTGRES}test_a_job_that_was_parked_does_not_join_again",),
+    ),
+    Mutant(
+        "PostgreSQL: the lane of a tenant is deleted while a job comes",
+        f"{SQL}base.sql",
+        "(0 < ALL ($ids) OR {schema}.lock_tenant_lanes_1($ids))",
+        "(true OR {schema}.lock_tenant_lanes_1($ids))",
+        (f"{TENANTS}test_a_job_that_comes_while_its_lane_is_deleted_gets_a_new_one",),
+    ),
+    Mutant(
+        "PostgreSQL: the lane of a tenant with a waiting job is deleted",
+        f"{SQL}tenants.sql",
+        "EXISTS (SELECT FROM {schema}.job j WHERE j.lane = a.id AND j.lane < 0)",
+        "false",
+        (f"{TENANTS}test_tenants_that_come_and_go_leave_no_lanes",),
+    ),
+    Mutant(
+        "PostgreSQL: the lane of a tenant with a completed job is deleted",
+        f"{SQL}tenants.sql",
+        "AND (d.finished_at, d.seq) > (h.finished_at, h.seq)\n                    )\n                ) OFFSET 0",
+        "AND (d.finished_at, d.seq) < (h.finished_at, h.seq)\n                    )\n                ) OFFSET 0",
+        (f"{TENANTS}test_tenants_that_come_and_go_leave_no_lanes",),
+    ),
+    Mutant(
+        "PostgreSQL: the first lane of a tenant is deleted while another name comes",
+        f"{SQL}base.sql",
+        "AND $l.share = $l.id FOR KEY SHARE",
+        "AND $l.share = $l.id",
+        (f"{TENANTS}test_the_first_lane_of_a_tenant_stays_while_another_one_is_created",),
+    ),
+    Mutant(
+        "PostgreSQL: the number of another lane is given again",
+        f"{SQL}base.sql",
+        "EXIT WHEN NOT EXISTS (SELECT FROM {schema}.lane l WHERE l.id IN (number, -number));",
+        "EXIT;",
+        (f"{TENANTS}test_numbers_of_lanes_begin_again_after_the_last_one",),
+    ),
+    # Turns of keys
+    Mutant(
+        "PostgreSQL: a parked job returns whether its other keys have room or not",
+        f"{SQL}keyed_limits.sql",
+        "OR NOT {schema}.try_lock_keyed_limits_1(p_name)",
+        "OR true",
+        (f"{POSTGRES}test_many_jobs_move_in_few_exchanges",),
+    ),
+    Mutant(
+        "PostgreSQL: the turns that a bound left are forgotten",
+        f"{SQL}keyed_limits.sql",
+        "    IF is_bounded THEN\n        INSERT",
+        "    IF false THEN\n        INSERT",
+        (f"{TURNS}test_the_first_job_that_can_run_has_the_turn",),
+    ),
+    Mutant(
+        "PostgreSQL: a job overtakes one that returns to its lane",
+        f"{SQL}keyed_limits.sql",
+        "IF passed.has_returned THEN\n                        closed[$index] := true;",
+        "IF passed.has_returned THEN\n                        closed[$index] := false;",
+        (f"{TURNS}test_no_job_overtakes_one_that_has_the_turn",),
+    ),
+    Mutant(
+        "PostgreSQL: an exchange parks any number of jobs",
+        f"{SQL}keyed_limits.sql",
+        "ELSIF parked_count + cardinality(to_park) >= max_parked THEN",
+        "ELSIF false THEN",
+        (f"{POSTGRES}test_new_jobs_of_a_full_key_delay_no_other_name",),
+    ),
+    Mutant(
+        "PostgreSQL: a job overtakes those that return after a change",
+        f"{SQL}keyed_limits.sql",
+        "AND (p.rank, p.due, p.seq) < (a.rank, p_due, p_seq)",
+        "AND false",
+        (f"{POSTGRES}test_a_change_returns_many_parked_jobs_in_steps",),
     ),
     Mutant(
         "PostgreSQL: a turn is deleted while a job comes",
