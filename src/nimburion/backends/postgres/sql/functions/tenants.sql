@@ -768,7 +768,9 @@ BEGIN
             )
         GROUP BY u.queue
     ) served;
-    chunks := array_fill(p_total + 100, ARRAY[coalesce(cardinality(p_ids), 0)]);  -- some may be parked, or locked by others
+    -- Some may be parked, or locked by others. Of those that return after a change, most may be parked again.
+    chunks := array_fill(p_total + CASE WHEN p_changing IS NULL THEN 100 ELSE max_parked END,
+        ARRAY[coalesce(cardinality(p_ids), 0)]);
     OPEN main FOR SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
         p_low_water_marks, chunks, p_names, '{}');
     FETCH main INTO candidate;
