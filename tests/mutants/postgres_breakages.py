@@ -423,6 +423,13 @@ POSTGRES_MUTANTS = (
         (f"{TURNS}test_the_first_job_that_can_run_has_the_turn",),
     ),
     Mutant(
+        "PostgreSQL: a parked job that a caller holds has no turn any more",
+        f"{SQL}keyed_limits.sql",
+        "opens_at = LEAST(u.opens_at, p_now + 1000000)",
+        "opens_at = u.opens_at",
+        (f"{TURNS}test_a_job_that_a_caller_holds_while_its_key_gets_room_is_not_forgotten",),
+    ),
+    Mutant(
         "PostgreSQL: a job overtakes one that returns to its lane",
         f"{SQL}keyed_limits.sql",
         "IF passed.has_returned THEN\n                        closed[$index] := true;",

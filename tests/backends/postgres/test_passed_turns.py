@@ -13,6 +13,7 @@ from nimburion.core.job import JobOptions
 from nimburion.core.keyed_limits import MAX_PARKED, KeyedLimit
 from nimburion.core.lease import Lease
 from nimburion.core.settlement import Completed
+from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
 from tests.servers.server_kinds import RunningPostgres
@@ -156,3 +157,31 @@ async def test_a_turn_passes_on_while_another_exchange_holds_the_other_limit(
     assert reply.deliveries == []
     assert await count_parked(harness) == {"smtp": 3}
     assert await worker.exchange(Completed(of_smtp.lease), want=worker.want(9))
+
+
+async def test_a_job_that_a_caller_holds_while_its_key_gets_room_is_not_forgotten(
+    harness: Harness, clean_postgres: RunningPostgres
+) -> None:
+    """The caller replaces the parked job, and rolls back. The key is considered again a second
+    later, and no exchange is made for it meanwhile.
+    """
+    worker = await harness.worker(keyed=LIMITS)
+    options = JobOptions(limit_keys={"customer": "c"}, unique_key="u", on_duplicate="replace")
+    await harness.enqueue(harness.job("first", options=JobOptions(limit_keys={"customer": "c"})))
+    (first,) = await worker.take(9)
+    await harness.enqueue(harness.job("parked", options=options))
+    assert await worker.take(9) == []
+    caller = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    try:
+        await caller.execute("BEGIN")
+        await harness.backend.enqueue_in(
+            CallerConnection(caller), [harness.job("new", options=options)]
+        )
+        reply = await worker.exchange(Completed(first.lease), want=worker.want(9))
+        assert (reply.deliveries, reply.waiting) == ([], [])
+        assert reply.next_due == harness.clock.now() + 1.0
+        await caller.execute("ROLLBACK")
+    finally:
+        await caller.close()
+    harness.clock.advance(1.0)
+    assert ids(await worker.take(9)) == ["parked"]

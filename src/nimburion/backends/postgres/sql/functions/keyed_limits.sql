@@ -204,20 +204,27 @@ END $$;
 
 -- name: pass_turn
 -- Let the first jobs that are parked for a key and whose keys have room return to `ready`. What is left when the maximum is
--- reached is noted in `changed_key`.
--- Inputs: as for `unpark_with_room_1`
+-- reached is noted in `changed_key`. If a job is left because another transaction has locked it, the key is considered again a
+-- second later: a caller's transaction may hold the job for long.
+-- Inputs: as for `unpark_with_room_1`. The caller has locked the limit.
 -- Result: as of `unpark_with_room_1`
 CREATE OR REPLACE FUNCTION {schema}.pass_turn_1(
     p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4, p_max_moved int4,
-    OUT returned int4, OUT moved int4, OUT is_bounded bool
+    OUT returned int4, OUT moved int4, OUT is_bounded bool, OUT is_full bool
 ) LANGUAGE plpgsql AS $$
 BEGIN
-    SELECT u.returned, u.moved, u.is_bounded INTO returned, moved, is_bounded
-    FROM {schema}.unpark_with_room_1(p_now, p_limit, p_key, p_queue, p_name, p_most, p_max_moved) u;
+    SELECT * INTO returned, moved, is_bounded, is_full
+    FROM {schema}.unpark_with_room_1(p_now, p_limit, p_key, p_queue, p_name, p_most, p_max_moved);
     IF is_bounded THEN
         INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
         VALUES (p_limit, p_key, p_queue, p_name, p_most - returned)
         ON CONFLICT (limit_name, key, queue, name) DO UPDATE SET number = c.number + excluded.number;
+    ELSIF returned < p_most AND NOT is_full AND EXISTS (
+        SELECT FROM {schema}.parked p
+        WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
+    ) THEN
+        UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, p_now + 1000000)
+        WHERE u.limit_name = p_limit AND u.key = p_key;
     END IF;
 END $$;
 
