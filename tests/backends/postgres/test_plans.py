@@ -151,6 +151,25 @@ async def test_an_exchange_reads_by_indexes(
     await check(worker, "nine of ten are gone")
 
 
+async def test_an_exchange_reads_each_job_once_after_a_vacuum_of_empty_tables(
+    server: PostgresServer, worker: ExplainedBackend
+) -> None:
+    """The planner then expects one row, and finds a scan of the whole index as cheap as one row."""
+    server.ask(_FILL.replace("JOBS", "2000"))
+    server.ask("DELETE FROM nimburion.ready")
+    server.ask("DELETE FROM nimburion.job")
+    server.ask("VACUUM ANALYZE")
+    server.ask(_FILL.replace("JOBS", "2000"))
+    for _ in range(OFTEN):
+        nodes = [node for plan in await worker.exchange() for node in iter_nodes(plan)]
+        read = {
+            node["Relation Name"]: node["Actual Rows"] * node["Actual Loops"]
+            for node in sorted(nodes, key=lambda node: node["Actual Rows"] * node["Actual Loops"])
+            if is_of_large(node)
+        }
+        assert max(read.values()) <= 2 * AT_ONCE, f"rows that were read: {read}"
+
+
 @pytest.mark.wide
 async def test_an_old_snapshot_makes_no_exchange_slower(
     server: PostgresServer, worker: ExplainedBackend

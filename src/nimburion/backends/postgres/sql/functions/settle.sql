@@ -23,7 +23,8 @@
 CREATE OR REPLACE FUNCTION {schema}.complete_all_1(
     p_now int8, p_session int4, p_seqs int8[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_texts text[],
     OUT ended int4[], OUT keyed int8[], OUT keyed_lanes int4[], OUT keys text[], OUT key_numbers int8[]
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql
+SET enable_nestloop TO off SET enable_hashjoin TO on AS $$
 DECLARE
     seqs int8[];
     fences int4[];
@@ -35,30 +36,39 @@ BEGIN
     IF cardinality(p_texts) > 1 THEN
         kept := ARRAY(SELECT k.seq FROM unnest(p_seqs, p_texts) AS k (seq, text) WHERE k.text = 'keep');
     END IF;
-    WITH ended AS (
-        DELETE FROM {schema}.lease l USING {schema}.job j
-        WHERE l.session = p_session AND l.seq = ANY (p_seqs) AND j.seq = l.seq
-        RETURNING l.seq, l.due, l.leased_at, l.fence, l.failures, l.lost, l.attempt_status, l.extra_flags, l.nonce,
-            l.lane AS lease_lane, array_to_string(l.key_numbers, ',') AS numbers, j.lane, j.created_at, j.id, j.digest,
-            j.options, j.unique_key, CASE WHEN p_texts = '{keep}' OR l.seq = ANY (kept) THEN j.payload END AS payload,
-            CASE WHEN l.extra_flags > 0 THEN {schema}.get_job_extras_1(l.seq, l.extra_flags) END AS extras
+    WITH ended_leases AS (
+        DELETE FROM {schema}.lease l WHERE l.session = p_session AND l.seq = ANY (p_seqs)
+        RETURNING l.seq, l.due, l.leased_at, l.fence, l.failures, l.lost, l.nonce, l.lane, l.attempt_status, l.extra_flags,
+            l.key_numbers
     ), ended_jobs AS (
-        DELETE FROM {schema}.job WHERE seq = ANY (p_seqs)
+        DELETE FROM {schema}.job j WHERE j.seq = ANY (p_seqs)
+        RETURNING j.unique_key, j.seq, j.lane, j.created_at, j.id, j.digest, j.options,
+            CASE WHEN p_texts = '{keep}' OR j.seq = ANY (kept) THEN j.payload END AS payload
     ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
             id, digest, settled_token, options, history_at, history, fraction, message, payload)
-        SELECT e.seq, e.due, e.created_at, e.leased_at, p_now, e.lease_lane, e.failures, e.lost, p_session, 1, e.id, e.digest,
+        SELECT e.seq, e.due, e.created_at, e.leased_at, p_now, e.lane, e.failures, e.lost, p_session, 1, e.id, e.digest,
             int4send(e.fence) || e.nonce, e.options, (e.extras).history_at, (e.extras).history, (e.extras).fraction,
             (e.extras).message, e.payload
-        FROM ended e
+        FROM (
+            SELECT l.seq, l.due, j.created_at, l.leased_at, l.lane, l.failures, l.lost, j.id, j.digest, l.fence, l.nonce,
+                j.options, j.payload,
+                CASE WHEN l.extra_flags > 0 THEN {schema}.get_job_extras_1(l.seq, l.extra_flags) END AS extras
+            FROM ended_jobs j JOIN ended_leases l ON l.seq = j.seq OFFSET 0
+        ) e
+    ), keyed_jobs AS (
+        SELECT array_agg(j.seq) AS seqs, array_agg(j.lane) AS lanes, array_agg(j.unique_key) AS keys
+        FROM ended_jobs j WHERE j.unique_key IS NOT NULL
+    ), leases AS (
+        SELECT array_agg(l.seq) AS seqs, array_agg(l.fence) AS fences, array_agg(l.nonce) AS nonces,
+            array_agg(l.lane) AS lanes, bit_or(l.extra_flags) AS flags, bool_or(l.attempt_status > 0) AS any_attempted,
+            CAST(string_to_array(string_agg(array_to_string(l.key_numbers, ','), ',')
+                FILTER (WHERE l.key_numbers IS NOT NULL), ',') AS int8[]) AS key_numbers
+        FROM ended_leases l
     )
-    SELECT array_agg(e.seq), array_agg(e.fence), array_agg(e.nonce), array_agg(e.lease_lane), bit_or(e.extra_flags),
-        bool_or(e.attempt_status > 0), array_agg(e.seq) FILTER (WHERE e.unique_key IS NOT NULL),
-        array_agg(e.lane) FILTER (WHERE e.unique_key IS NOT NULL),
-        array_agg(e.unique_key) FILTER (WHERE e.unique_key IS NOT NULL),
-        CAST(string_to_array(string_agg(e.numbers, ','), ',') AS int8[])
-    INTO seqs, fences, nonces, ended, all_flags, any_attempted, keyed, keyed_lanes, keys, key_numbers
-    FROM ended e;
+    SELECT l.seqs, l.fences, l.nonces, l.lanes, l.flags, l.any_attempted, l.key_numbers, k.seqs, k.lanes, k.keys
+    INTO seqs, fences, nonces, ended, all_flags, any_attempted, key_numbers, keyed, keyed_lanes, keys
+    FROM leases l, keyed_jobs k;
     IF (seqs = p_seqs AND fences = p_fences AND nonces = p_nonces) IS NOT TRUE THEN
         RAISE 'a lease that was named is not held' USING ERRCODE = 'NB001';
     END IF;
