@@ -347,6 +347,28 @@ def test_a_client_that_is_closed_meanwhile_is_opened_again(
     assert sync.pending_count() == 2
 
 
+def test_a_client_that_is_closed_before_a_repetition_enqueues_no_job_twice(
+    on_sqlite: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes it after the job was stored, and before the call is repeated."""
+    sync = on_sqlite.sync
+    sync.enqueue(double.job(0))
+    original = SQLiteBackend.enqueue_blocking
+
+    def lose_the_answer(*arguments: Any) -> list[Enqueued]:
+        original(*arguments)
+        sync.close()
+        raise BackendUnavailable("no answer", outcome="unknown")
+
+    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", lose_the_answer)
+    with pytest.raises(BackendUnavailable, match="may have been stored") as caught:
+        sync.enqueue(double.job(1))
+    assert sync.pending_count() == 2
+    assert caught.value.outcome == "unknown"
+    assert caught.value.job_id is not None
+    assert sync.get_status(caught.value.job_id).state == "pending"
+
+
 class Unreachable(MemoryBackend):
     """A backend that does not answer while it is opened."""
 

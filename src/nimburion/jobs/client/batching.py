@@ -13,12 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
 
 from nimburion.core.backend import BlockingProducing, Producing
-from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, Outcome, Unstorable
+from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, NotOpen, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.call_counters import CallCounters
 from nimburion.core.timing.backoff import iterate_pauses
@@ -171,7 +172,11 @@ class EnqueueBatcher:
             results = cast("BlockingProducing", self._backend).enqueue_blocking([job], self._limit)
         except BackendUnavailable as error:
             self._note_unanswered(error)
-            return run_on_loop(partial(self._repeat, [job], since, error))[0]
+            try:
+                return run_on_loop(partial(self._repeat, [job], since, error))[0]
+            except (NotOpen, CancelledError) as closed:
+                # The caller may open the client again, but must not store the job a second time.
+                raise _make_unavailable_error(error, [job], "unknown") from closed
         now = self._monotonic()
         self._calls.note_answer(now - since)
         self._state.note_answer(now)
