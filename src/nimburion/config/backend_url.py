@@ -13,18 +13,18 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from nimburion.backends import FAMILIES
-from nimburion.config.schema import BACKEND_KEYS, BACKENDS
+from nimburion.config.schema import BACKEND_KEYS, BACKENDS, Section
 from nimburion.config.tree import Path, Written, drop_keys, get_part, make_refusal
 from nimburion.core.errors import ConfigurationError
 
 DEFAULT_FILE = "nimburion.db"
 _ADDRESSES = frozenset({"url", "addr", "path"})
-_TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key", "tls_verify")
-_REDIS_OPTIONS = ("namespace", "require_durable", "durable_enqueue", "timeout", *_TLS_OPTIONS)
-"""Settings of Redis that become options of its URL, with the same names."""
-_POSTGRES_OPTIONS = (
-    "schema", "sslmode", "sslrootcert", "sslcert", "sslkey", "connections", "pooler", "timeout",
-)  # fmt: skip
+_PARTS = frozenset({"addr", "url", "username", "password", "db", "database", "tls"})
+"""The settings of a server that are parts of its URL. All others are options of the URL, with the
+same names.
+"""
+_PORTS_AND_DATABASES = MappingProxyType({"redis": (6379, "0"), "postgres": (5432, "")})
+"""The port and the database of a server without these settings."""
 _FILES = frozenset({"tls_ca", "tls_cert", "tls_key", "sslrootcert", "sslcert", "sslkey"})
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _log = logging.getLogger("nimburion.config")
@@ -129,25 +129,30 @@ def _make_sqlite_url(given: BackendOptions) -> str:
     return make_sqlite_url(str(given.values.get("path", DEFAULT_FILE)))
 
 
-def _make_redis_url(given: BackendOptions) -> str:
-    if "url" in given.values and "://" in str(given.values["url"]):
-        _refuse_all(given, "url", ("addr", "username", "password", "db", "tls"))
-        return _with_options(given, _find_section_url(given, "redis"), _REDIS_OPTIONS)
-    scheme = "rediss" if given.values.get("tls") else "redis"
-    for option in _TLS_OPTIONS:
-        if option in given.values and scheme == "redis":
-            raise given.make_error(option, "is for TLS; set tls: true too")
-    place = f"{_format_login(given)}{_format_address(given, 6379)}/{given.values.get('db', 0)}"
-    return _with_options(given, f"{scheme}://{place}", _REDIS_OPTIONS)
+def _make_server_url(given: BackendOptions) -> str:
+    """Return the URL of a server: a whole one from the section, or one of its parts."""
+    name, values = str(given.path[-1]), given.values
+    if "://" in str(values.get("url")):
+        _refuse_all(given, "url", ("addr", "username", "password", "db", "database", "tls"))
+        return _with_options(given, _find_section_url(given, name))
+    scheme = FAMILIES[name][0]
+    if values.get("tls"):
+        scheme += "s"
+    elif tls := [key for key in values if key.startswith("tls_")]:
+        raise given.make_error(tls[0], "is for TLS; set tls: true too")
+    port, database = _PORTS_AND_DATABASES[name]
+    database = quote(str(values.get("database", values.get("db", database))), safe="")
+    place = f"{_format_login(given)}{_format_address(given, port)}/{database}"
+    return _with_options(given, f"{scheme}://{place}")
 
 
-def _with_options(given: BackendOptions, url: str, options: tuple[str, ...]) -> str:
-    """Return the URL with these settings in its query. Each may be set in one place only."""
+def _with_options(given: BackendOptions, url: str) -> str:
+    """Return the URL with the other settings in its query. Each may be set in one place only."""
     _, mark, query = url.partition("?")
     there = {pair.partition("=")[0] for pair in query.split("&")}
     pairs = []
-    for option in options:
-        if option in given.values:
+    for option in cast("Section", BACKENDS[str(given.path[-1])]).keys:
+        if option in given.values and option not in _PARTS:
             if option in there:
                 raise given.make_error(option, "url sets this already; keep one of them")
             pairs.append(f"{option}={_format_option(option, given.values[option])}")
@@ -162,21 +167,12 @@ def _format_option(option: str, value: object) -> str:
     return quote(make_absolute_path(str(value)) if option in _FILES else str(value), safe="/:")
 
 
-def _make_postgres_url(given: BackendOptions) -> str:
-    if "url" in given.values and "://" in str(given.values["url"]):
-        _refuse_all(given, "url", ("addr", "username", "password", "database"))
-        return _with_options(given, _find_section_url(given, "postgres"), _POSTGRES_OPTIONS)
-    database = quote(str(given.values.get("database", "")), safe="")
-    place = f"{_format_login(given)}{_format_address(given, 5432)}/{database}"
-    return _with_options(given, f"postgresql://{place}", _POSTGRES_OPTIONS)
-
-
 _URLS: Mapping[str, Callable[[BackendOptions], str]] = MappingProxyType(
     {
         "memory": _make_memory_url,
         "sqlite": _make_sqlite_url,
-        "redis": _make_redis_url,
-        "postgres": _make_postgres_url,
+        "redis": _make_server_url,
+        "postgres": _make_server_url,
     }
 )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar, get_args
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
@@ -11,14 +13,15 @@ from nimburion.backends.server.url import (
     Credentials,
     Endpoint,
     InvalidUrl,
-    UrlOptions,
+    OptionTable,
+    ServerSettings,
+    UrlParts,
     decode_percents,
-    make_options,
-    parse_credentials,
+    make_choice,
     parse_endpoint,
     parse_integer,
+    parse_options,
     parse_port,
-    parse_query,
     parse_seconds,
     parse_text,
     report_invalid_url,
@@ -37,11 +40,58 @@ SCHEMES = ("postgresql", "postgres")
 SslMode = Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 SessionTarget = Literal["any", "primary", "standby", "read-write", "read-only", "prefer-standby"]
 Pooler = Literal["auto", "yes", "no"]
-T = TypeVar("T", bound=str)
 
 _EXAMPLE = "localhost:5432/app"
 _MAX_CONNECTIONS = 1000
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+
+
+def _parse_schema(text: str) -> str:
+    """Validate the name of a schema. It must not need quotes in SQL."""
+    if not _NAME.fullmatch(text) or text.startswith("pg_"):
+        raise InvalidUrl(
+            f"expected 1-40 characters of a-z 0-9 _, no digit first and not pg_, found "
+            f"{shorten(text)}"
+        )
+    return text
+
+
+def _parse_ports(text: str) -> tuple[int, ...]:
+    return tuple(parse_port(port) if port else DEFAULT_PORT for port in text.split(","))
+
+
+def _parse_connections(text: str) -> int:
+    return parse_integer(text, 1, _MAX_CONNECTIONS)
+
+
+_OPTIONS: OptionTable = MappingProxyType(
+    {
+        "schema": _parse_schema,
+        "timeout": parse_seconds,
+        "connections": _parse_connections,
+        "pooler": make_choice(*get_args(Pooler)),
+    }
+)
+_TLS_OPTIONS: OptionTable = MappingProxyType(
+    {
+        "sslmode": make_choice(*get_args(SslMode)),
+        "sslrootcert": parse_text,
+        "sslcert": parse_text,
+        "sslkey": parse_text,
+    }
+)
+_LIBPQ_OPTIONS: OptionTable = MappingProxyType(
+    {
+        **dict.fromkeys(("host", "user", "password", "dbname", "application_name"), parse_text),
+        "port": _parse_ports,
+        "target_session_attrs": make_choice(*get_args(SessionTarget)),
+        "connect_timeout": parse_seconds,
+        **_TLS_OPTIONS,
+    }
+)
+_HINTS: Mapping[str, str] = MappingProxyType(
+    {"prefix": "table names have no prefix: choose another `schema`. "}
+)
 
 
 class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +107,10 @@ class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
     """The file of the client's private key."""
 
 
-class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
+class PostgresSettings(ServerSettings, frozen=True, kw_only=True):
     """The settings that a URL of this backend holds."""
+
+    OPTIONS: ClassVar[OptionTable] = _OPTIONS
 
     endpoints: tuple[Endpoint, ...] = ()
     """The server, or several servers of which one takes writes. A host that begins with `/` is the
@@ -84,34 +136,12 @@ class PostgresSettings(msgspec.Struct, frozen=True, kw_only=True):
     pooler: Pooler = "auto"
     """Whether a pooler such as PgBouncer is in use; `auto` detects it."""
 
-    def __repr__(self) -> str:
-        return f"Address({self.describe()})"
-
     def describe(self) -> str:
         """Return a one-line description without secrets."""
         nodes = ", ".join(map(str, self.endpoints)) or "on this machine"
         database = f"/{self.database}" if self.database else ""
         schema = "" if self.schema == DEFAULT_SCHEMA else f', schema "{self.schema}"'
         return f"PostgreSQL {nodes}{database}{schema}"
-
-    def replace(
-        self,
-        *,
-        schema: str | None = None,
-        timeout: float | None = None,
-        connections: int | None = None,
-        pooler: str | None = None,
-    ) -> PostgresSettings:
-        """Return a copy in which every argument that is not None replaces the value of the URL.
-
-        Raises:
-            ConfigurationError: an argument has an invalid value.
-        """
-        options = make_options(
-            schema=schema, timeout=timeout, connections=connections, pooler=pooler
-        )
-        with report_invalid_url(self.describe()):
-            return _apply_options(self, options)
 
 
 def parse_url(url: str) -> PostgresSettings:
@@ -139,49 +169,36 @@ def parse_url(url: str) -> PostgresSettings:
             "not the URL of a PostgreSQL backend; it begins with postgresql://"
         )
     with report_invalid_url(f"{scheme}://…"):
-        return _parse_settings(rest)
+        return _make_settings(split_url(rest))
 
 
-def _parse_settings(rest: str) -> PostgresSettings:
-    authority, path, query = split_url(rest)
-    login, _, hosts = authority.rpartition("@")
-    pairs = parse_query(query)
-    if "prefix" in pairs:
-        raise InvalidUrl("prefix: table names have no prefix; choose another `schema`")
-    options = UrlOptions(pairs)
-    settings = PostgresSettings(
-        endpoints=_read_endpoints(hosts, options),
-        credentials=_read_credentials(parse_credentials(login), options),
-        database=_read_once("dbname", decode_percents(path.removeprefix("/")), options),
-        tls=_read_tls(options),
-        target=options.read("target_session_attrs", _parse_session_target, None),
-        application_name=options.read("application_name", parse_text, "nimburion"),
-        timeout=options.read("connect_timeout", parse_seconds, DEFAULT_TIMEOUT),
-    )
-    settings_with_options = _apply_options(settings, options)
-    options.reject_unknown()
-    return settings_with_options
-
-
-def _apply_options(settings: PostgresSettings, options: UrlOptions) -> PostgresSettings:
-    return msgspec.structs.replace(
-        settings,
-        schema=options.read("schema", parse_schema, settings.schema),
-        timeout=options.read("timeout", parse_seconds, settings.timeout),
-        connections=options.read("connections", _parse_connections, settings.connections),
-        pooler=options.read("pooler", _parse_pooler, settings.pooler),
+def _make_settings(parts: UrlParts) -> PostgresSettings:
+    values = parse_options(parts.options, {**_LIBPQ_OPTIONS, **_OPTIONS}, _HINTS)
+    database = decode_percents(parts.path.removeprefix("/"))
+    timeout = values.get("connect_timeout", DEFAULT_TIMEOUT)
+    return PostgresSettings(
+        endpoints=_choose_endpoints(parts.hosts, values.get("host"), values.get("port", ())),
+        credentials=Credentials(
+            _choose_once("user", parts.credentials.username, values),
+            _choose_once("password", parts.credentials.password, values),
+        ),
+        database=_choose_once("dbname", database, values),
+        tls=_make_tls(values),
+        target=values.get("target_session_attrs"),
+        application_name=values.get("application_name", "nimburion"),
+        **{"timeout": timeout, **PostgresSettings.select_options(values)},
     )
 
 
 # --- parts of the URL -----------------------------------------------------------------------------
 
 
-def _read_endpoints(hosts: str, options: UrlOptions) -> tuple[Endpoint, ...]:
+def _choose_endpoints(
+    hosts: str, named: str | None, ports: tuple[int, ...]
+) -> tuple[Endpoint, ...]:
     """Return the endpoints from before the path, or from `host` and `port`. Both together are an
     error.
     """
-    named = options.read("host", parse_text, None)
-    ports: tuple[int, ...] = options.read("port", _parse_ports, tuple[int, ...]())
     if named and hosts:
         raise InvalidUrl("host: is also set before the path; keep one of them")
     if named:
@@ -221,66 +238,15 @@ def _pair_hosts_and_ports(nodes: list[Endpoint], ports: tuple[int, ...]) -> tupl
     return tuple(dict.fromkeys(found))
 
 
-def _read_credentials(login: Credentials, options: UrlOptions) -> Credentials:
-    user = _read_once("user", login.username, options)
-    return Credentials(user, _read_once("password", login.password, options))
-
-
-def _read_once(name: str, before: str | None, options: UrlOptions) -> str | None:
-    """Return a value from the URL or from an option. Both together are an error."""
-    value = options.read(name, parse_text, None)
-    if value and before:
+def _choose_once(name: str, before: str | None, values: Mapping[str, Any]) -> str | None:
+    """Return a value from before the options, or from an option. Both together are an error."""
+    if before and name in values:
         raise InvalidUrl(f"{name}: is also set before the ?; keep one of them")
-    return value or before or None
+    return before or values.get(name)
 
 
-def _read_tls(options: UrlOptions) -> PostgresTls:
-    tls = PostgresTls(
-        sslmode=options.read("sslmode", _parse_ssl_mode, None),
-        sslrootcert=options.read("sslrootcert", parse_text, None),
-        sslcert=options.read("sslcert", parse_text, None),
-        sslkey=options.read("sslkey", parse_text, None),
-    )
+def _make_tls(values: Mapping[str, Any]) -> PostgresTls:
+    tls = PostgresTls(**{name: values[name] for name in _TLS_OPTIONS if name in values})
     if tls.sslkey and not tls.sslcert:
         raise InvalidUrl("sslkey without sslcert; name the certificate too")
     return tls
-
-
-# --- options --------------------------------------------------------------------------------------
-
-
-def parse_schema(text: str) -> str:
-    """Validate the name of a schema. It must not need quotes in SQL."""
-    if not _NAME.fullmatch(text) or text.startswith("pg_"):
-        raise InvalidUrl(
-            f"expected 1-40 characters of a-z 0-9 _, no digit first and not pg_, found "
-            f"{shorten(text)}"
-        )
-    return text
-
-
-def _parse_ports(text: str) -> tuple[int, ...]:
-    return tuple(parse_port(port) if port else DEFAULT_PORT for port in text.split(","))
-
-
-def _parse_connections(text: str) -> int:
-    return parse_integer(text, 1, _MAX_CONNECTIONS)
-
-
-def _parse_ssl_mode(text: str) -> SslMode:
-    return _parse_choice(text, get_args(SslMode))
-
-
-def _parse_session_target(text: str) -> SessionTarget:
-    return _parse_choice(text, get_args(SessionTarget))
-
-
-def _parse_pooler(text: str) -> Pooler:
-    return _parse_choice(text, get_args(Pooler))
-
-
-def _parse_choice(text: str, choices: tuple[T, ...]) -> T:
-    for scheme in choices:
-        if text == scheme:
-            return scheme
-    raise InvalidUrl(f"expected {', '.join(choices)}; found {shorten(text)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -13,14 +13,15 @@ from nimburion.backends.server.url import (
     Credentials,
     Endpoint,
     InvalidUrl,
-    UrlOptions,
+    OptionTable,
+    ServerSettings,
+    UrlParts,
     decode_percents,
-    make_options,
-    parse_credentials,
+    make_choice,
     parse_endpoint,
     parse_flag,
     parse_integer,
-    parse_query,
+    parse_options,
     parse_seconds,
     parse_text,
     report_invalid_url,
@@ -35,8 +36,52 @@ DEFAULT_TIMEOUT = 5.0
 DEFAULT_PORT, DEFAULT_SENTINEL_PORT = 6379, 26379
 
 ServerKind = Literal["single", "unix", "sentinel", "cluster"]
+TlsVerify = Literal["full", "ca", "none"]
 
-_MAX_DB = 1_000_000
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+def _parse_namespace(text: str) -> str:
+    """Validate a namespace. It becomes the hash tag of every key, so braces and blanks are not
+    allowed.
+    """
+    if not _NAMESPACE.fullmatch(text):
+        raise InvalidUrl(f"expected 1-64 characters of A-Z a-z 0-9 _ . : -, found {shorten(text)}")
+    return text
+
+
+def _parse_db(text: str) -> int:
+    return parse_integer(text, 0, 1_000_000)
+
+
+_DB: OptionTable = MappingProxyType({"db": _parse_db})
+_OPTIONS: OptionTable = MappingProxyType(
+    {
+        "namespace": _parse_namespace,
+        "require_durable": parse_flag,
+        "durable_enqueue": parse_flag,
+        "timeout": parse_seconds,
+    }
+)
+_TLS_OPTIONS: OptionTable = MappingProxyType(
+    {
+        "tls_ca": parse_text,
+        "tls_cert": parse_text,
+        "tls_key": parse_text,
+        "tls_verify": make_choice("full", "ca", "none"),
+    }
+)
+_SENTINEL_OPTIONS: OptionTable = MappingProxyType(
+    {"sentinel_username": parse_text, "sentinel_password": parse_text}
+)
+_HINTS: Mapping[str, str] = MappingProxyType(
+    {
+        "db": "that is for single servers and Sentinel. ",
+        **dict.fromkeys(_TLS_OPTIONS, "that is for rediss://. "),
+        **dict.fromkeys(_SENTINEL_OPTIONS, "that is for Sentinel. "),
+    }
+)
+"""What to say of options that only some kinds of URL accept."""
 
 
 class RedisTls(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +100,10 @@ class RedisTls(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
+class RedisSettings(ServerSettings, frozen=True, kw_only=True):
     """The settings that a URL of this backend holds."""
+
+    OPTIONS: ClassVar[OptionTable] = _OPTIONS
 
     kind: ServerKind
     endpoints: tuple[Endpoint, ...] = ()
@@ -77,9 +124,6 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = DEFAULT_TIMEOUT
     """Seconds allowed for connecting, and then for each reply."""
 
-    def __repr__(self) -> str:
-        return f"Address({self.describe()})"
-
     def describe(self) -> str:
         """Return a one-line description without secrets."""
         nodes = ", ".join(map(str, self.endpoints))
@@ -91,28 +135,6 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
         }[self.kind]
         named = "" if self.namespace == DEFAULT_NAMESPACE else f', namespace "{self.namespace}"'
         return f"{text}{' (TLS)' if self.tls else ''}{named}"
-
-    def replace(
-        self,
-        *,
-        namespace: str | None = None,
-        require_durable: bool | None = None,
-        durable_enqueue: bool | None = None,
-        timeout: float | None = None,
-    ) -> RedisSettings:
-        """Return a copy in which every argument that is not None replaces the value of the URL.
-
-        Raises:
-            ConfigurationError: an argument has an invalid value.
-        """
-        options = make_options(
-            namespace=namespace,
-            require_durable=require_durable,
-            durable_enqueue=durable_enqueue,
-            timeout=timeout,
-        )
-        with report_invalid_url(self.describe()):
-            return _apply_options(self, options)
 
 
 class UrlScheme(msgspec.Struct, frozen=True):
@@ -173,37 +195,36 @@ def parse_url(url: str) -> RedisSettings:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigurationError(f"not the URL of a Redis backend; these begin with {known}")
     with report_invalid_url(f"{scheme}://…"):
-        return _parse_settings(SCHEMES[scheme], rest)
+        return _make_settings(SCHEMES[scheme], split_url(rest))
 
 
-def _parse_settings(scheme: UrlScheme, rest: str) -> RedisSettings:
-    authority, path, query = split_url(rest)
-    login, _, hosts = authority.rpartition("@")
-    service, db = _split_service_and_db(scheme, path)
-    options = UrlOptions(parse_query(query), OPTIONS_OF_OTHER_SCHEMES)
-    settings = RedisSettings(
+def _make_settings(scheme: UrlScheme, parts: UrlParts) -> RedisSettings:
+    service, db = _split_service_and_db(scheme, parts.path)
+    in_path: int | None = parse_options({"db": db} if db else {}, _DB).get("db")
+    values = parse_options(parts.options, _list_options(scheme), _HINTS)
+    return RedisSettings(
         kind=scheme.kind,
-        endpoints=_parse_endpoints(hosts, scheme),
-        socket_path=_parse_socket_path(hosts, path) if scheme.kind == "unix" else "",
+        endpoints=_parse_endpoints(parts.hosts, scheme),
+        socket_path=_parse_socket_path(parts) if scheme.kind == "unix" else "",
         service=service,
-        db=_choose_db(scheme, db, options),
-        credentials=parse_credentials(login),
-        sentinel_credentials=_read_sentinel_credentials(scheme, options),
-        tls=_read_tls(scheme, options),
+        db=_choose_db(scheme, in_path, values.get("db", in_path)),
+        credentials=parts.credentials,
+        sentinel_credentials=Credentials(
+            values.get("sentinel_username"), values.get("sentinel_password")
+        ),
+        tls=_make_tls(values) if scheme.tls else None,
+        **RedisSettings.select_options(values),
     )
-    settings_with_options = _apply_options(settings, options)
-    options.reject_unknown()
-    return settings_with_options
 
 
-def _apply_options(settings: RedisSettings, options: UrlOptions) -> RedisSettings:
-    return msgspec.structs.replace(
-        settings,
-        namespace=options.read("namespace", parse_namespace, settings.namespace),
-        require_durable=options.read("require_durable", parse_flag, settings.require_durable),
-        durable_enqueue=options.read("durable_enqueue", parse_flag, settings.durable_enqueue),
-        timeout=options.read("timeout", parse_seconds, settings.timeout),
-    )
+def _list_options(scheme: UrlScheme) -> OptionTable:
+    """Return the options of the URLs of a scheme."""
+    return {
+        **({} if scheme.kind == "cluster" else _DB),
+        **(_SENTINEL_OPTIONS if scheme.kind == "sentinel" else {}),
+        **(_TLS_OPTIONS if scheme.tls else {}),
+        **_OPTIONS,
+    }
 
 
 # --- parts of the URL -----------------------------------------------------------------------------
@@ -217,12 +238,13 @@ def _parse_endpoints(hosts: str, scheme: UrlScheme) -> tuple[Endpoint, ...]:
     return tuple(dict.fromkeys(parse_endpoint(text, default, scheme.example) for text in texts))
 
 
-def _parse_socket_path(hosts: str, path: str) -> str:
-    if hosts or len(path) < 2 or "\0" in decode_percents(path):
+def _parse_socket_path(parts: UrlParts) -> str:
+    path = decode_percents(parts.path)
+    if parts.hosts or len(path) < 2 or "\0" in path:
         raise InvalidUrl(
             "expected the path of a socket from the root: unix:///run/redis/redis.sock"
         )
-    return decode_percents(path)
+    return path
 
 
 def _split_service_and_db(scheme: UrlScheme, path: str) -> tuple[str, str]:
@@ -237,73 +259,21 @@ def _split_service_and_db(scheme: UrlScheme, path: str) -> tuple[str, str]:
     return decode_percents(first), rest.removesuffix("/")
 
 
-def _choose_db(scheme: UrlScheme, text: str, options: UrlOptions) -> int:
-    """Return the db from the path or from the option. Both together are an error."""
-    in_path = UrlOptions({"db": text} if text else {}).read("db", _parse_db, None)
-    if scheme.kind == "cluster":
-        if in_path:
-            raise InvalidUrl(f"db {in_path}: a cluster has only db 0; leave it out")
-        return 0
-    db = options.read("db", _parse_db, in_path)
+def _choose_db(scheme: UrlScheme, in_path: int | None, db: int | None) -> int:
+    """Return the db from the path or from the option. Different ones are an error."""
+    if scheme.kind == "cluster" and in_path:
+        raise InvalidUrl(f"db {in_path}: a cluster has only db 0; leave it out")
     if in_path is not None and db != in_path:
         raise InvalidUrl(f"db {db} as option, but {in_path} in the path; keep one of them")
     return db or 0
 
 
-def _parse_db(text: str) -> int:
-    return parse_integer(text, 0, _MAX_DB)
-
-
-def _read_sentinel_credentials(scheme: UrlScheme, options: UrlOptions) -> Credentials:
-    if scheme.kind != "sentinel":
-        return Credentials()
-    username = options.read("sentinel_username", parse_text, None)
-    password = options.read("sentinel_password", parse_text, None)
-    return Credentials(username, password)
-
-
-def _read_tls(scheme: UrlScheme, options: UrlOptions) -> RedisTls | None:
-    if not scheme.tls:
-        return None
+def _make_tls(values: Mapping[str, Any]) -> RedisTls:
     tls = RedisTls(
-        ca=options.read("tls_ca", parse_text, None),
-        cert=options.read("tls_cert", parse_text, None),
-        key=options.read("tls_key", parse_text, None),
-        verify=options.read("tls_verify", parse_verify, "full"),
+        **{name.removeprefix("tls_"): values[name] for name in _TLS_OPTIONS if name in values}
     )
     if tls.key and not tls.cert:
         raise InvalidUrl("tls_key without tls_cert; name the certificate too")
     if tls.ca and tls.verify == "none":
         raise InvalidUrl("tls_ca, but tls_verify=none checks no certificate; keep one of them")
     return tls
-
-
-TlsVerify = Literal["full", "ca", "none"]
-
-_NAMESPACE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-
-OPTIONS_OF_OTHER_SCHEMES: Mapping[str, str] = MappingProxyType(
-    {
-        "db": "single servers and Sentinel",
-        **dict.fromkeys(("tls_ca", "tls_cert", "tls_key", "tls_verify"), "rediss://"),
-        **dict.fromkeys(("sentinel_username", "sentinel_password"), "Sentinel"),
-    }
-)
-"""The options that only some kinds of URL accept."""
-
-
-def parse_namespace(text: str) -> str:
-    """Validate a namespace. It becomes the hash tag of every key, so braces and blanks are not
-    allowed.
-    """
-    if not _NAMESPACE.fullmatch(text):
-        raise InvalidUrl(f"expected 1-64 characters of A-Z a-z 0-9 _ . : -, found {shorten(text)}")
-    return text
-
-
-def parse_verify(text: str) -> TlsVerify:
-    """Validate the value of `tls_verify`."""
-    for scheme in ("full", "ca", "none"):
-        if text == scheme:
-            return scheme
-    raise InvalidUrl(f"expected full, ca or none, found {shorten(text)}")
