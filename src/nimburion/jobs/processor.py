@@ -45,7 +45,7 @@ from nimburion.core.settings import (
 )
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.jobs.client.client import Client, share_outage_log, store_jobs
+from nimburion.jobs.client.client import Client, send_jobs, share_outage_log
 from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import (
     RegisterBatchDecorator,
@@ -696,7 +696,7 @@ class Processor(Client):
             RecycleLimits(
                 settings.child_max_jobs, settings.child_max_memory, settings.child_max_age
             ),
-            partial(store_jobs, self),
+            partial(send_jobs, self),
             asyncio.get_running_loop(),
         )
 

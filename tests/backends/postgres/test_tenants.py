@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
 import asyncpg
 import pytest
@@ -344,7 +344,7 @@ async def test_a_job_that_comes_while_its_lane_is_deleted_gets_a_new_one(
     backend: PostgresBackend,
     connection: asyncpg.Connection,
     clock: FakeClock,
-    add: Callable[[PostgresBackend, tuple[str, str]], Awaitable[None]],
+    add: Callable[[PostgresBackend, tuple[str, str]], Coroutine[None, None, None]],
 ) -> None:
     taker = Taker(backend, "a")
     await taker.open()

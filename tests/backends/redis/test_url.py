@@ -263,7 +263,7 @@ def test_arguments_override_the_url() -> None:
 )
 def test_a_wrong_argument_is_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        parse_url("redis://a").replace(**arguments)  # type: ignore[arg-type]
+        parse_url("redis://a").replace(**arguments)
     assert message in str(caught.value)
 
 

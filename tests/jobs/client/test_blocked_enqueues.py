@@ -10,7 +10,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import EnqueueBlocked
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs import Processor
-from nimburion.jobs.client.client import store_jobs
+from nimburion.jobs.client.client import send_jobs
 from nimburion.scheduler import Schedules
 
 
@@ -33,7 +33,7 @@ class OnceBlockedBackend(MemoryBackend):
 async def test_the_jobs_of_a_child_process(ids: str) -> None:
     async with Processor(OnceBlockedBackend()) as processor:
         jobs = [NewJob(job_id, "n", "q", b"{}") for job_id in ids]
-        results = await store_jobs(processor, jobs)
+        results = await send_jobs(processor, jobs)
         assert results == [Enqueued(job_id, "created") for job_id in ids]
         (lane,) = processor._statistics.jobs.list_lanes()
         assert lane.enqueued == len(ids)

@@ -360,7 +360,7 @@ class EnqueueBatcher:
             _reject(group, error)
 
     def _serve_blocked(self, group: list[_Waiter], error: EnqueueBlocked) -> None:
-        """Serve the parts of a blocked group one at a time, while new groups go on."""
+        """Serve the parts of a blocked group one at a time, while new groups are sent."""
         for waiter in group:
             waiter.sent = False
         if len(group) == 1:

@@ -974,7 +974,7 @@ def require_stored(job: NewJob, result: Enqueued) -> str:
             return result.id
 
 
-async def store_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
+async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
     """Store jobs that are in the backend's form already, without the enqueue middleware; count and
     announce them. Return the results of the backend, refusals too.
     """

@@ -11,7 +11,7 @@ from nimburion.core.backend import Inspecting
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.job import FAILED_ONLY, JobRecord, NewJob, Reason, State
 from nimburion.core.queries import JobFilter
-from nimburion.jobs.client.client import require_stored, store_jobs
+from nimburion.jobs.client.client import require_stored, send_jobs
 from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
 from nimburion.server.api.body_rules import select_jobs
 from nimburion.server.api.jobs import (
@@ -172,7 +172,7 @@ async def replay_edited_dead_letter(
     if body.dry_run:
         return EditedReplay(id=None, deleted=False, validated=validated)
     job = _make_edited_job(record, payload)
-    (stored,) = await store_jobs(services.client, [job])
+    (stored,) = await send_jobs(services.client, [job])
     job_id = require_stored(job, stored)
     deleted: list[str] = []
     if body.delete:
