@@ -35,6 +35,10 @@ _ROUNDS = 3
 """Timers can only add functions, so the round with the fewest counts."""
 _WATCHDOG = "nimburion-loop-watchdog"
 """The name of its thread."""
+_OF_WATCHDOG = ("/loop_watchdog.py", "/vitals.py")
+"""The files of the functions that it calls on the event loop."""
+_LAST_OF_COMMIT = "Checkpointer.note_commit"
+"""The last function of a commit. The caller of the commit may have its reply before."""
 _ENQUEUE = """
 import sys
 from nimburion import Processor
@@ -64,10 +68,18 @@ class PathRecorder:
 
     def note(self, frame: FrameType, event: str, _: Any) -> None:
         """Note a call. For `sys.setprofile`."""
-        if not self.is_recording or event != "call" or _PACKAGE not in frame.f_code.co_filename:
+        file = frame.f_code.co_filename
+        if not self.is_recording or event != "call" or _PACKAGE not in file:
             return
-        if threading.current_thread().name != _WATCHDOG:
+        if threading.current_thread().name != _WATCHDOG and not file.endswith(_OF_WATCHDOG):
             self.functions.setdefault(frame.f_code)
+
+    async def wait_for_commit(self) -> None:
+        """Wait until a commit has called its last function."""
+        await wait_until(lambda: self._has_recorded(_LAST_OF_COMMIT), "a commit has ended")
+
+    def _has_recorded(self, name: str) -> bool:
+        return any(function.co_qualname == name for function in self.functions.copy())
 
     @asynccontextmanager
     async def record(self) -> AsyncIterator[None]:
@@ -101,6 +113,7 @@ async def record_enqueue(recorder: PathRecorder, url: str) -> None:
         for _ in range(_ROUNDS):
             async with recorder.record():
                 await processor.enqueue(Mail(to="one"))
+                await recorder.wait_for_commit()
 
 
 async def record_job(recorder: PathRecorder, url: str, file: Path) -> None:
@@ -125,6 +138,7 @@ async def record_job(recorder: PathRecorder, url: str, file: Path) -> None:
             async with recorder.record():
                 await asyncio.to_thread(_enqueue_elsewhere, url)
                 await wait_until(partial(has_completed, number), "the job has ended")
+                await recorder.wait_for_commit()
         await processor.stop()
 
 

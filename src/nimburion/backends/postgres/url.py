@@ -14,7 +14,7 @@ from nimburion.backends.server.url import (
     Endpoint,
     InvalidUrl,
     OptionTable,
-    ServerSettings,
+    UrlSettings,
     UrlParts,
     decode_percents,
     make_choice,
@@ -107,7 +107,7 @@ class PostgresTls(msgspec.Struct, frozen=True, kw_only=True):
     """The file of the client's private key."""
 
 
-class PostgresSettings(ServerSettings, frozen=True, kw_only=True):
+class PostgresSettings(UrlSettings, frozen=True, kw_only=True):
     """The settings that a URL of this backend holds."""
 
     OPTIONS: ClassVar[OptionTable] = _OPTIONS

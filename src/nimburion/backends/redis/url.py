@@ -14,7 +14,7 @@ from nimburion.backends.server.url import (
     Endpoint,
     InvalidUrl,
     OptionTable,
-    ServerSettings,
+    UrlSettings,
     UrlParts,
     decode_percents,
     make_choice,
@@ -100,7 +100,7 @@ class RedisTls(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-class RedisSettings(ServerSettings, frozen=True, kw_only=True):
+class RedisSettings(UrlSettings, frozen=True, kw_only=True):
     """The settings that a URL of this backend holds."""
 
     OPTIONS: ClassVar[OptionTable] = _OPTIONS

@@ -65,7 +65,7 @@ class UrlParts(msgspec.Struct, frozen=True):
     options: dict[str, str]
 
 
-class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+class UrlSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that the URL of a server holds."""
 
     OPTIONS: ClassVar[OptionTable] = MappingProxyType({})
