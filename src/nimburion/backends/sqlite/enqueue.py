@@ -48,7 +48,8 @@ def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
             return enqueue_with_checks(db, jobs)
         with db.savepoint():
             insert_jobs(db, jobs)
-    except sqlite3.IntegrityError:
+    except sqlite3.IntegrityError:  # an id exists already, or numbers of lanes were old
+        db.update_cache(again=True)
         return enqueue_with_checks(db, jobs)
     return [Enqueued(job.id, "created") for job in jobs]
 
@@ -56,7 +57,7 @@ def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
 def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
     """Insert jobs, and add each to its lane or to the scheduled jobs.
 
-    Raises `sqlite3.IntegrityError` if an id exists already.
+    Raises `sqlite3.IntegrityError` if an id exists already, or if the cache of lanes was old.
     """
     now = latest = db.now
     newest: int | None = None
@@ -64,6 +65,7 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
         part = jobs[start : start + _JOBS_PER_STATEMENT]
         values = make_columns(db, part)
         latest = max(latest, *values[3::_COLUMNS_PER_JOB])  # type: ignore[call-overload]
+        values.insert(1, db.numbering)
         text = db.statements["insert_jobs"] + _MORE_ROW * (len(part) - 1)
         newest = db.connection.execute(text, values).lastrowid
     assert newest is not None
@@ -201,6 +203,7 @@ def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
         max_wait=None if max_wait is None else to_micros(max_wait),
     )
     due = max(due, old_due) if failures else due
+    db.update_cache()
     lane = db.find_or_add_tenant_lane(job.queue, job.name, job.options.fair_tenant)
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from nimburion.backends.sqlite import transitions
-from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder, take_key
+from nimburion.backends.sqlite.numbering import free_numbers
 from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.tenants import forget_tenants
@@ -74,7 +75,10 @@ def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Rep
         if not retake_key(db, job_id, lane, options):
             replayed.held.append(job_id)
             continue
-        db.run("reset_dead_letter", seq, db.now)
+        if lane >= TENANT_UNIT:  # the number of its tenant may mean another one by now
+            names, tenant = db.get_lane(lane), _decode_options(options).fair_tenant
+            lane = db.find_or_add_tenant_lane(names.queue, names.name, tenant)
+        db.run("reset_dead_letter", seq, db.now, lane)
         db.run("count_finished", lane, FAILED, -1)
         transitions.put_in_lane(db, lane, priority, db.now, seq, retry=False)
         replayed.ids.append(job_id)
@@ -158,6 +162,7 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
         left -= delete_listed(db, db.fetch_value("list_excess", keep.completed_max, left))
     if keep.results is not None and left > 0:
         left -= db.run("delete_old_results", db.now - to_micros(keep.results), left).rowcount
+    free_numbers(db)
     return limit - left
 
 

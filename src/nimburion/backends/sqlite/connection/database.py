@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nimburion.backends.sql_files import Statements
-from nimburion.core.errors import Unstorable
+from nimburion.core.errors import BackendFull, Unstorable
 from nimburion.core.exchange import Lane
 from nimburion.core.job import NewJob
 from nimburion.core.timing.clock import Clock
@@ -16,8 +16,13 @@ from nimburion.core.timing.clock import Clock
 MICRO = 1_000_000
 TENANT_UNIT = 1 << 20
 """A lane number plus this times the number of a tenant: jobs of the lane that wait for its turn."""
+MAX_LANE = TENANT_UNIT - 1
+"""The last number of a lane."""
+MAX_TENANT = (1 << 43) - 1
+"""The last number of a tenant: SQLite holds whole numbers below 2 to the power of 63."""
 _MAX_TENANTS = 10_000
 """The most tenants whose numbers are cached."""
+_NO_LANE = -1
 
 Row = tuple[Any, ...]
 
@@ -40,15 +45,19 @@ class Database:
         "_by_id",
         "_by_lane",
         "_by_tenant",
+        "_is_current",
         "_last_found",
         "_last_requested",
-        "_latest_lane",
+        "_newest_lane",
+        "_read_lane",
         "boot_id",
         "boot_time",
         "clock",
         "connection",
+        "last_checked",
         "names_to_notify",
         "now",
+        "numbering",
         "reads_sizes_first",
         "statements",
     )
@@ -70,17 +79,41 @@ class Database:
         """Whether the last exchange had more payloads than its reply could hold.
 
         The next exchange then reads their sizes before it reads the payloads."""
+        self.last_checked: dict[str, int] = {}
+        """The last numbers that `free_numbers` checked, by the statement that lists them."""
         self._by_lane: dict[Lane, int] = {}
         self._by_id: dict[int, Lane] = {}
         self._by_tenant: dict[str, int] = {}
-        self._latest_lane = 0
+        self._is_current = False
+        """Whether this call has read the numbering, so that the cache is right."""
+        self.numbering: int = 0
+        """How often numbers of lanes and tenants were freed or used again, until the lanes and
+        tenants in the cache were read."""
+        self._newest_lane = 0
+        self._read_lane = _NO_LANE
+        """The number of the newest lane when all lanes were read last."""
         self._last_requested: tuple[Lane, ...] | None = None
         self._last_found: dict[int, Lane] = {}
 
     def set_time(self) -> None:
-        """Read the clocks, at the start of a call."""
+        """Read the clocks, at the start of a call. Another process may have written since the last
+        call, so the cache of lanes and tenants may be old.
+        """
         self.now = round(self.clock.now() * MICRO)
         self.boot_time = self.clock.monotonic()
+        self._is_current = False
+
+    def update_cache(self, *, again: bool = False) -> None:
+        """Clear the cache of lanes and tenants if another process freed numbers: each number
+        may mean another lane or tenant by now. Reads once in a call, unless `again` is true.
+        """
+        if self._is_current and not again:
+            return
+        self._newest_lane, numbering = self.fetch_one("get_numbering")  # type: ignore[misc]
+        if numbering != self.numbering:
+            self.clear_lane_cache()
+            self.numbering = numbering
+        self._is_current = True
 
     def run(self, name: str, *values: object) -> sqlite3.Cursor:
         """Run the statement `name` with these parameters and return its cursor."""
@@ -119,13 +152,18 @@ class Database:
         return Lane(job.queue, job.name) in self._by_lane
 
     def get_or_add_lane(self, queue: str, name: str) -> int:
-        """Return the number of a lane; insert the lane if it does not exist."""
+        """Return the number of a lane; insert the lane if it does not exist.
+
+        The number may be old until `update_cache` was called. `insert_jobs` refuses an old one.
+        """
+        if not self._by_lane:
+            self.update_cache()
         lane = Lane(queue, name)
         found = self._by_lane.get(lane) or self._find_lane(lane)
         if found is None:
-            found = self.run("insert_lane", queue, name).lastrowid
-            assert found is not None
+            found = self._add_lane(queue, name)
             self._cache_lane(found, lane)
+            self._last_requested = None
         return found
 
     def find_lanes(self, requested: tuple[Lane, ...]) -> dict[int, Lane]:
@@ -134,10 +172,10 @@ class Database:
         Workers request many lanes that do not exist, and repeat the same request. So the result
         for the last request is cached until a lane is added.
         """
-        latest = self.fetch_value("get_latest_lane")
-        if latest != self._latest_lane:
+        self.update_cache()
+        if self._newest_lane != self._read_lane:
             self._read_lanes()
-            self._latest_lane = latest
+            self._read_lane = self._newest_lane
             self._last_requested = None
         if requested is not self._last_requested:
             numbered = ((self._by_lane.get(lane), lane) for lane in requested)
@@ -147,6 +185,7 @@ class Database:
 
     def get_lane(self, number: int) -> Lane:
         """Return the lane with this number, which may contain that of a tenant."""
+        self.update_cache()
         number %= TENANT_UNIT
         lane = self._by_id.get(number)
         if lane is None:
@@ -162,12 +201,16 @@ class Database:
         number = self._by_tenant.get(tenant)
         if number is None:
             row = self.fetch_one("find_tenant", tenant)
-            number = self.run("insert_tenant", tenant).lastrowid if row is None else row[0]
-            assert number is not None
+            number = self._add_tenant(tenant) if row is None else row[0]
             if len(self._by_tenant) >= _MAX_TENANTS:
                 self._by_tenant.clear()
             self._by_tenant[tenant] = number
         return lane + TENANT_UNIT * number
+
+    def change_numbering(self) -> None:
+        """Let each process clear its cache: numbers were freed."""
+        self.run("change_numbering")
+        self.clear_lane_cache()
 
     def clear_lane_cache(self) -> None:
         """Clear the cache of lanes and tenants. Call it after a rollback, which may have removed
@@ -176,8 +219,35 @@ class Database:
         self._by_lane.clear()
         self._by_tenant.clear()
         self._by_id.clear()
-        self._latest_lane = 0
+        self._read_lane = _NO_LANE
         self._last_requested = None
+        self._is_current = False
+
+    def _add_lane(self, queue: str, name: str) -> int:
+        """Insert a lane under the next number, or after the last one under one that is free."""
+        newest, free = self.fetch_one("find_free_lane", MAX_LANE)  # type: ignore[misc]
+        if free is None:
+            raise BackendFull(
+                f"all {MAX_LANE:,} numbers of lanes are used, and queue {queue!r} with job name "
+                f"{name!r} needs one; nothing was written. A lane keeps its number while a job of "
+                "its queue and name is kept: use fewer queues, or keep jobs for a shorter time"
+            )
+        if free <= newest:  # the next lane does not tell others that there is a new one
+            self.run("change_numbering")
+            self.numbering += 1
+        self.run("insert_lane", free, queue, name)
+        number: int = free
+        return number
+
+    def _add_tenant(self, tenant: str) -> int:
+        number = self.run("insert_tenant", tenant).lastrowid
+        assert number is not None
+        if number > MAX_TENANT:
+            raise BackendFull(
+                f"all {MAX_TENANT:,} numbers of tenants are used, and tenant {tenant!r} needs one; "
+                "nothing was written"
+            )
+        return number
 
     def _read_lanes(self) -> None:
         for number, queue, name in self.run("list_lanes").fetchall():

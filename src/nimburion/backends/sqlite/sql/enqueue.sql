@@ -6,10 +6,14 @@
 -- already, what the call wrote is rolled back. Then, and for jobs with unique keys, `find_known_ids` and `find_key_holder`
 -- decide about each job before anything is stored.
 
--- name: get_latest_lane
--- Return the number of the newest lane.
--- Result: id; 0 if there is no lane
-SELECT coalesce(max(id), 0) FROM lane;
+-- name: get_numbering
+-- Return the number of the newest lane, and how often numbers of lanes and tenants were freed or used again.
+-- Result: id (0 if there is no lane); the count
+SELECT coalesce((SELECT max(id) FROM lane), 0), coalesce((SELECT value FROM meta WHERE name = 'numbering'), 0);
+
+-- name: change_numbering
+-- Count that a number of a lane or a tenant was freed or is used again.
+INSERT INTO meta (name, value) VALUES ('numbering', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1;
 
 -- name: list_lanes
 -- List all lanes.
@@ -33,18 +37,30 @@ SELECT id FROM tenant WHERE name = ?1;
 -- Inputs: ?1 tenant
 INSERT INTO tenant (name) VALUES (?1);
 
+-- name: find_free_lane
+-- Find the number of a new lane: the one after the newest, or after the last number the lowest that is free.
+-- Inputs: ?1 the last number
+-- Result: the number of the newest lane; the free number, NULL: there is none
+SELECT m.id, CASE WHEN m.id < ?1 THEN m.id + 1 WHEN NOT EXISTS (SELECT 1 FROM lane WHERE id = 1) THEN 1 ELSE (
+    SELECT l.id + 1 FROM lane AS l WHERE l.id < ?1 AND NOT EXISTS (SELECT 1 FROM lane AS n WHERE n.id = l.id + 1)
+    ORDER BY l.id LIMIT 1
+) END
+FROM (SELECT coalesce(max(id), 0) AS id FROM lane) AS m;
+
 -- name: insert_lane
 -- Create a lane.
--- Inputs: ?1 queue, ?2 name
--- Result: the row id
-INSERT INTO lane (queue, name) VALUES (?1, ?2);
+-- Inputs: ?1 number, ?2 queue, ?3 name
+INSERT INTO lane (id, queue, name) VALUES (?1, ?2, ?3);
 
 -- name: insert_jobs
--- Insert new jobs. The caller repeats the list of values for each job.
--- Inputs: for each job: id, lane, priority, due, created_at, options, digest, payload
--- Result: the seq of the last new job, as the row id; fails if a job has one of the ids already
+-- Insert new jobs. The caller repeats the list of values for each job, without the second one. This test costs an enqueue
+-- less than a statement of its own.
+-- Inputs: id, what `get_numbering` returned when the numbers of the lanes were read, lane, priority, due, created_at, options,
+--   digest, payload
+-- Result: the seq of the last new job, as the row id; fails if a job has one of the ids already, or if numbers of lanes were
+--   freed or used again since they were read: then the lane is NULL
 INSERT INTO job (id, lane, priority, due, created_at, options, digest, payload)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+VALUES (?, CASE WHEN (SELECT coalesce(max(value), 0) FROM meta WHERE name = 'numbering') = ? THEN ? END, ?, ?, ?, ?, ?, ?);
 
 -- name: insert_new_ready
 -- Add the new jobs that are due to `ready`.

@@ -74,9 +74,9 @@ SELECT id, lane, priority, options FROM job WHERE seq = ?1;
 
 -- name: reset_dead_letter
 -- Make a failed job pending again. Its counters are reset and its history is kept.
--- Inputs: ?1 seq, ?2 now
+-- Inputs: ?1 seq, ?2 now, ?3 lane
 UPDATE job
-SET state = 0, due = ?2, failures = 0, lost = 0, finished_at = NULL, reason = NULL, ended_by = NULL,
+SET state = 0, lane = ?3, due = ?2, failures = 0, lost = 0, finished_at = NULL, reason = NULL, ended_by = NULL,
     fingerprint = NULL
 WHERE seq = ?1;
 

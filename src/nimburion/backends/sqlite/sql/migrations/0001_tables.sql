@@ -1,7 +1,8 @@
 -- The tables of format 1. Times are whole microseconds since 1970-01-01 UTC, except where a comment says otherwise.
 -- This script runs in the transaction that also writes the format number.
 
--- The number of the format of the file, and when an exchange last considered rate limits or limits by key.
+-- The number of the format of the file; when an exchange last considered rate limits or limits by key; how often numbers of
+-- lanes and tenants were freed or used again.
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value INTEGER NOT NULL
@@ -14,7 +15,7 @@ CREATE TABLE lane (
     name TEXT NOT NULL,
     UNIQUE (queue, name)
 ) STRICT;
--- Tenants that had a job which waited for its turn. Like lanes, they are kept.
+-- Tenants that have a job which waits for its turn, or had one. Lanes and tenants without jobs are deleted.
 CREATE TABLE tenant (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE
