@@ -152,12 +152,16 @@ def encode_close_session(session_id: str, running: Sequence[Lease], limit: int) 
     return [session_id.encode(), still_running, b"%d" % limit]
 
 
+_MAX_LOST = (1 << 16) - 1
+"""The most losses that the record of a job can count: a job with so many fails."""
+
+
 def encode_rescue(limit: int, max_lost: int) -> list[bytes]:
     """Return the arguments of `rescue.lua`. The script inserts the attempt number, start, session
     and host of each entry.
     """
     before, after = encode_json(_LOST_ERROR).split(b'"attempt":0', 1)
-    numbers = [b"%d" % limit, b"%d" % max_lost]
+    numbers = [b"%d" % limit, b"%d" % min(max_lost, _MAX_LOST)]
     suspect_after, fingerprint = b"%d" % SUSPECT_AFTER, LOST_FINGERPRINT.encode()
     return [*numbers, before + b'"attempt":', after, suspect_after, fingerprint]
 

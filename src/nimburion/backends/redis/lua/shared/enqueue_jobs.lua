@@ -118,7 +118,7 @@ local function get_or_add_lanes(names)
   local numbers = redis.call('HMGET', lane_number_key, unpack(names))
   for i, number in ipairs(numbers) do
     if not number then
-      number = pack_struct('>I4', redis.call('HINCRBY', counters_key, 'lane', 1))
+      number = pack_number(redis.call('HINCRBY', counters_key, 'lane', 1), 'lanes')
       redis.call('HSET', lane_number_key, names[i], number)
       redis.call('HSET', lane_name_key, number, names[i])
       numbers[i] = number

@@ -15,7 +15,7 @@ if record then
   redis.call('ZADD', session_expiry_key, alive_now + ttl, id)
   return 'renewed'
 end
-local session4 = struct.pack('>I4', redis.call('HINCRBY', counters_key, 'session', 1))
+local session4 = pack_number(redis.call('HINCRBY', counters_key, 'session', 1), 'sessions')
 redis.call('HSET', session_state_key, id, make_session_state({
   session4 = session4, number8 = NO_NUMBER, ttl8 = struct.pack('>I8', ttl), opened8 = now8, status = SESSION_ALIVE,
   ended8 = NO_TIME, codes = '',
