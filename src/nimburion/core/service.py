@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from random import Random
 from typing import Any
 
-from nimburion.core.errors import BackendError, BackendUnavailable
+from nimburion.core.errors import BackendError, BackendUnavailable, EnqueueBlocked
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock
@@ -97,12 +97,15 @@ class Service:
         """
         level = logging.DEBUG
         if not (in_outage or self.outage.in_progress):
-            if self.failure is None and isinstance(error, BackendUnavailable):
+            if self.failure is None and not _is_answer(error):
                 self.outage.begin(" ".join(str(error).split()))
             elif self._reports_failure:
                 level = logging.WARNING
                 self._reports_failure = False
-        self._log.log(level, "%s: the backend did not answer (%s)", type(self).__name__, error)
+        answered = (
+            f"answered with {type(error).__name__}" if _is_answer(error) else "did not answer"
+        )
+        self._log.log(level, "%s: the backend %s (%s)", type(self).__name__, answered, error)
         self._note(error)
 
     async def _supervise(self) -> None:
@@ -148,6 +151,11 @@ class Periodic(Service):
     async def tick(self) -> None:
         """Do the work of one tick."""
         raise NotImplementedError
+
+
+def _is_answer(error: BackendError) -> bool:
+    """Return whether the backend answered the call with this error."""
+    return isinstance(error, EnqueueBlocked) or not isinstance(error, BackendUnavailable)
 
 
 async def wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:

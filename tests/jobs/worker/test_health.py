@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.bulk_operations import Claim
-from nimburion.core.errors import BackendFull, BackendUnavailable
+from nimburion.core.errors import BackendFull, BackendUnavailable, EnqueueBlocked
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.metrics.statistics import Statistics
@@ -362,7 +362,20 @@ async def test_a_service_that_fails_alone_is_named_once(
     await elapse(backend.clock, TTL)
     backend.refused["rescue"] = BackendFull("no room")
     await elapse(backend.clock, TTL)
-    assert caplog.messages[3:] == ["Rescuer: the backend did not answer (no room)"]
+    assert caplog.messages[3:] == ["Rescuer: the backend answered with BackendFull (no room)"]
+
+
+async def test_a_blocked_enqueue_of_a_service_is_no_outage(
+    processor: Processor, backend: Unsteady, caplog: pytest.LogCaptureFixture
+) -> None:
+    await processor.start()
+    await until(backend.clock, states(processor, "ready"))
+    caplog.set_level(logging.INFO, "nimburion")
+    caplog.clear()
+    backend.refused["rescue"] = EnqueueBlocked("a transaction is open")
+    await elapse(backend.clock, TTL)
+    answered = "Rescuer: the backend answered with EnqueueBlocked (a transaction is open)"
+    assert caplog.messages == [answered]
 
 
 async def test_a_process_without_a_worker_logs_an_outage_once(

@@ -273,7 +273,8 @@ class Completer:
     def _note_failure(self, error: Exception, pause: float) -> None:
         self._connectivity.note_failure("exchange", error)
         self._events.emit(BackendUnreachable(str(error)))
-        _log.debug("the backend did not answer (%s); retrying in %.2f s", error, pause)
+        what = f"{type(error).__name__}: {error}"
+        _log.debug("an exchange failed (%s); retrying in %.2f s", what, pause)
 
     def _give_up_if_failing(self, error: Exception, failed_for: float) -> bool:
         """Close the completer after `give_up_after` seconds of failures; return whether it did.
