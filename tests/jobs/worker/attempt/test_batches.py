@@ -90,16 +90,22 @@ class NeedsReason(Exception):
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("in_thread", [False, True], ids=["async", "def"])
 async def test_an_exception_class_as_outcome_means_what_it_means_after_raise(
-    fails: bool, processor: Processor
+    fails: bool, in_thread: bool, processor: Processor
 ) -> None:
-    @processor.job(batch=10, max_retries=0)
-    async def index(ctx: BatchContext, names: list[str]) -> list[Any]:
+    def decide(ctx: BatchContext, names: list[str]) -> list[Any]:
         ctx.set_outcome(0, PermanentError)
         ctx.set_outcome(1, Cancel)
         if fails:
             raise LookupError
         return [None, None, KeyError, NeedsReason]
+
+    async def decide_on_the_loop(ctx: BatchContext, names: list[str]) -> list[Any]:
+        return decide(ctx, names)
+
+    options = processor.job(name="index", batch=10, max_retries=0)
+    index = options(decide) if in_thread else options(decide_on_the_loop)
 
     ids = [await index.enqueue(str(n)) for n in range(4)]
     await processor.process_one()
