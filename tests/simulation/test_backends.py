@@ -145,7 +145,8 @@ class TestSQLite(Storms):
             yield lambda clock: SQLiteBackend(Path(folder) / f"{next(numbers)}.db", clock=clock)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("part", [0, pytest.param(1, marks=pytest.mark.wide)])
+    @pytest.mark.wide
+    @pytest.mark.parametrize("part", range(2))
     def test_faults_break_no_promise(
         self,
         part: int,

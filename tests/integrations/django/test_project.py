@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import django
+import pytest
 import sqlalchemy
 
 from tests.servers.fixtures import StartedServers
@@ -63,6 +64,7 @@ def test_jobs_on_redis(tmp_path: Path, valkey: Server) -> None:
     check_project(make_sqlite(tmp_path), {"url": f"{valkey.url}?namespace=django"})
 
 
+@pytest.mark.wide
 def test_jobs_in_postgresql(started_servers: StartedServers) -> None:
     server = started_servers["postgres"]
     assert isinstance(server, PostgresServer)
