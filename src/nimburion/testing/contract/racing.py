@@ -159,13 +159,6 @@ class Racing:
             replies = await race(RACERS, lambda n: workers[n].take(1))
             assert sum(len(reply) for reply in replies) == 1
 
-    async def test_no_more_jobs_run_than_the_limit_allows(self, fleet: Harness) -> None:
-        await fleet.enqueue(*(fleet.job(f"{n}") for n in range(200)))
-        workers = await self._workers(fleet, limits={"mail": 3})
-        replies = await race(RACERS, lambda n: workers[n].take(2))
-        assert sum(len(reply) for reply in replies) == 3
-        assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(3, 3)}
-
     async def test_a_limit_that_is_set_while_jobs_are_taken_counts_them_all(
         self, fleet: Harness
     ) -> None:
