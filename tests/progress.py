@@ -14,8 +14,8 @@ from nimburion.core.limit_changes import LimitChange, apply_change
 from nimburion.core.queries import JobFilter
 
 EXCHANGES = 3
-"""Within so many exchanges that have idle slots for its lane, a job starts that may run. More than
-1,000 parked jobs, or more than 1,000 that return, take one more for each further 1,000.
+"""Within so many exchanges that have idle slots for its lane, a job starts that may run: the bound
+of `Backend.exchange`, where few jobs are parked.
 """
 
 _WAITING = frozenset({State.PENDING, State.RETRYING, State.SCHEDULED})

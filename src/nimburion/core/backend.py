@@ -207,6 +207,12 @@ class Consuming(Protocol):
         `MAX_PARKED` jobs. It serves all other lanes whatever it parked. Lanes that it left because
         of this bound are in `Reply.waiting`.
 
+        A job may run if it is due, its queue is not paused, and each of its limits has room. While
+        a job may run, at most two exchanges that request its lane can have fewer jobs than `total`
+        without it; the third reserves it. Each further 1,000 jobs that exchanges park or return to
+        a lane meanwhile take one exchange more. Other jobs, keys, tenants and open transactions do
+        not change this bound.
+
         The jobs of tenants in a queue take turns, as `ReserveRequest` says. Each reserved job
         charges its tenant, so the shares are decided job by job, also inside one exchange. Every
         end of a lease takes the charge back. An end after which the handler may have run charges
