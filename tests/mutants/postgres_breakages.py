@@ -411,15 +411,15 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a parked job returns whether its other keys have room or not",
         f"{SQL}keyed_limits.sql",
-        "OR NOT {schema}.try_lock_keyed_limits_1(p_name)",
-        "OR true",
+        "{schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON true",
+        "{schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON false",
         (f"{POSTGRES}test_many_jobs_move_in_few_exchanges",),
     ),
     Mutant(
-        "PostgreSQL: the turns that a bound left are forgotten",
+        "PostgreSQL: a turn is forgotten when an exchange has parked as many jobs as it may",
         f"{SQL}keyed_limits.sql",
-        "    IF is_bounded THEN\n        INSERT",
-        "    IF false THEN\n        INSERT",
+        " OR place.limit_name <> p_limit AND moved = p_max_moved THEN",
+        " THEN",
         (f"{TURNS}test_the_first_job_that_can_run_has_the_turn",),
     ),
     Mutant(

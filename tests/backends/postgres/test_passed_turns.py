@@ -126,41 +126,6 @@ async def test_no_job_overtakes_one_that_has_the_turn(harness: Harness) -> None:
     assert await count_parked(harness) == {"smtp": 1, "customer": 1}
 
 
-async def test_a_turn_passes_on_while_another_exchange_holds_the_other_limit(
-    harness: Harness, clean_postgres: RunningPostgres
-) -> None:
-    """The exchange waits for no limit of another name. The job returns to its lane, and the next
-    exchange that serves its name looks at its other keys."""
-    limits = {"plain": {"customer": LIMITS["mail"]["customer"]}, **LIMITS}
-    worker = await harness.worker(keyed=LIMITS)
-    other = await harness.worker(names=("plain",), keyed=limits)
-    await harness.enqueue(
-        harness.job("of-smtp", options=JobOptions(limit_keys={"smtp": ""})),
-        harness.job("p", name="plain", options=JobOptions(limit_keys={"customer": "c"})),
-    )
-    both = JobOptions(limit_keys={"customer": "c", "smtp": ""})
-    (plain,) = await other.take(9)
-    (of_smtp,) = await worker.take(9)
-    await harness.enqueue(*(harness.job(f"m{n}", options=both) for n in range(3)))
-    assert await worker.take(9) == []
-    holder = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
-    try:
-        await holder.execute("BEGIN")
-        await holder.execute(
-            "SELECT FROM nimburion.keyed_limit WHERE limit_name = 'smtp' FOR NO KEY UPDATE"
-        )
-        await other.settle(Completed(plain.lease))
-        await holder.execute("COMMIT")
-    finally:
-        await holder.close()
-    assert await count_parked(harness) == {"customer": 2}
-    reply = await worker.exchange(want=worker.want(9))
-    assert reply.deliveries == []
-    assert await count_parked(harness) == {"smtp": 3}
-    reply = await worker.exchange(Completed(of_smtp.lease), want=worker.want(9))
-    assert len(reply.deliveries) == 1
-
-
 async def test_a_job_that_a_caller_holds_while_its_key_gets_room_is_not_forgotten(
     harness: Harness, clean_postgres: RunningPostgres
 ) -> None:

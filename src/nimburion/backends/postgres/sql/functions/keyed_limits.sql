@@ -5,9 +5,9 @@
 -- limits and rate limits (`limits.sql`). Only who holds them changes `limit_key` and parks jobs of that limit.
 -- A job is in `ready` or in `parked`, never in both.
 --
--- The turn of a key: when a key gets room, the first job that is parked for it returns to `ready`. If another key of that job
--- has no room, the job is parked for that key instead, and the next job of the first key has the turn. One call moves up to
--- MAX_PARKED jobs in this way; `changed_key` holds the turns that are left, and the next exchanges continue.
+-- The turn of a key: when a key gets room, the first job of each queue and name that is parked for it returns to `ready`. If the
+-- exchange that considers it finds another of its keys without room, it parks the job for that key, and the next job that is
+-- parked for the first key has the turn. One exchange parks up to MAX_PARKED jobs, also of those that it moves in this way.
 
 -- name: set_keyed_limits
 -- Set the limits by key of job names. If those of a name change, exchanges consider its parked jobs again
@@ -114,22 +114,6 @@ BEGIN
     ));
 END $$;
 
--- name: try_lock_keyed_limits
--- Lock the limits by key of a job name, unless another transaction has locked one of them.
--- Inputs: the job name
--- Result: whether all are locked
--- Locks: rows of `keyed_limit`. It never waits, so it may be called in any order.
-CREATE OR REPLACE FUNCTION {schema}.try_lock_keyed_limits_1(p_name text) RETURNS bool
-LANGUAGE plpgsql AS $$
-DECLARE
-    limits text[] := ARRAY(SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = p_name);
-    locked int8;
-BEGIN
-    PERFORM FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits) FOR NO KEY UPDATE SKIP LOCKED;
-    GET DIAGNOSTICS locked = ROW_COUNT;
-    RETURN locked = (SELECT count(*) FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits));
-END $$;
-
 -- name: find_full_key
 -- Find the first key of a job that has no room for it.
 -- Inputs: the time; name and seq of the job; the limit whose key is considered first
@@ -149,110 +133,88 @@ LANGUAGE sql STABLE ROWS 1 AS $$
     ORDER BY f.limit_name <> p_first, f.limit_name LIMIT 1
 $$;
 
--- name: unpark_with_room
--- Return the first jobs of a queue and name that are parked for a key to `ready`, if all their keys have room. A job with
--- another key that has no room is parked for that key.
--- Inputs: the time; limit, key, queue and name; the maximum number of jobs to return; the maximum number to park for other keys
--- Result:
---   returned, moved   the number of jobs that returned, and that are parked for other keys
---   is_bounded        whether a job is left because `p_max_moved` is reached
---   is_full           whether the key has no room for its first job
--- Locks: the limits of the name, if no other transaction has locked them; else the next exchange that leases jobs of this name
---   looks at the other keys. Then rows of `parked`; rows that another transaction has locked are skipped.
-CREATE OR REPLACE FUNCTION {schema}.unpark_with_room_1(
-    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4, p_max_moved int4,
-    OUT returned int4, OUT moved int4, OUT is_bounded bool, OUT is_full bool
+-- name: consider_key_later
+-- Let exchanges consider a key again a second later, if jobs of a queue and name are parked for it. Call it after another
+-- transaction had locked these jobs: one of a caller may hold them for long.
+-- Inputs: the time; limit, key, queue and name. The caller has locked the limit.
+CREATE OR REPLACE FUNCTION {schema}.consider_key_later_1(
+    p_now int8, p_limit text, p_key text, p_queue text, p_name text
+) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, p_now + 1000000)
+    WHERE u.limit_name = p_limit AND u.key = p_key AND EXISTS (
+        SELECT FROM {schema}.parked p
+        WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
+    );
+END $$;
+
+-- name: pass_turn
+-- Return the first job of a queue and name that is parked for a key and has room for all its keys to `ready`. Those before it,
+-- which have another key without room, are parked for that key.
+-- Inputs: the time; limit, key, queue and name; the maximum number of jobs to park for other keys. After these, the next job returns
+--   whether its keys have room or not, so that the next exchange continues there.
+-- Result: whether a job returned; the number of jobs that are parked for other keys
+-- Locks: the rows of `parked`; rows that another transaction has locked are skipped. The caller has locked the limits of the name.
+CREATE OR REPLACE FUNCTION {schema}.pass_turn_1(
+    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_max_moved int4, OUT has_returned bool, OUT moved int4
 ) LANGUAGE plpgsql AS $$
 DECLARE
     place record;
 BEGIN
-    returned := 0;
+    has_returned := false;
     moved := 0;
-    is_bounded := false;
-    is_full := false;
-    IF NOT EXISTS (SELECT FROM {schema}.keyed_limit k WHERE k.job_name = p_name AND k.limit_name <> p_limit)
-        OR NOT {schema}.try_lock_keyed_limits_1(p_name)
-    THEN
-        returned := {schema}.unpark_1(p_now, p_limit, p_key, p_queue, p_name, p_most);
-        RETURN;
-    END IF;
     FOR place IN
         SELECT p.seq, f.limit_name, f.key, f.opens_at FROM (
             SELECT p.rank, p.due, p.seq FROM {schema}.parked p
             WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
-            ORDER BY p.rank, p.due, p.seq LIMIT p_most + p_max_moved FOR UPDATE SKIP LOCKED
+            ORDER BY p.rank, p.due, p.seq LIMIT p_max_moved + 1 FOR UPDATE SKIP LOCKED
         ) p LEFT JOIN LATERAL {schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON true
         ORDER BY p.rank, p.due, p.seq
     LOOP
+        IF place.limit_name IS NULL OR place.limit_name <> p_limit AND moved = p_max_moved THEN
+            has_returned := {schema}.unpark_seqs_1(p_now, ARRAY[place.seq]) > 0;
+            RETURN;
+        END IF;
         IF place.opens_at IS NOT NULL THEN  -- the key was in use, so it is there
             UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, place.opens_at)
             WHERE u.limit_name = place.limit_name AND u.key = place.key;
         END IF;
-        is_full := place.limit_name IS NOT DISTINCT FROM p_limit;
-        EXIT WHEN is_full;
-        IF place.limit_name IS NULL THEN
-            returned := returned + {schema}.unpark_seqs_1(p_now, ARRAY[place.seq]);
-            EXIT WHEN returned = p_most;
-        ELSE
-            is_bounded := moved >= p_max_moved;
-            EXIT WHEN is_bounded;
-            UPDATE {schema}.parked p SET limit_name = place.limit_name, key = place.key WHERE p.seq = place.seq;
-            moved := moved + 1;
+        IF place.limit_name = p_limit THEN  -- the key has no room for its first job
+            RETURN;
         END IF;
+        UPDATE {schema}.parked p SET limit_name = place.limit_name, key = place.key WHERE p.seq = place.seq;
+        moved := moved + 1;
     END LOOP;
-END $$;
-
--- name: pass_turn
--- Let the first jobs that are parked for a key and whose keys have room return to `ready`. What is left when the maximum is
--- reached is noted in `changed_key`. If a job is left because another transaction has locked it, the key is considered again a
--- second later: a caller's transaction may hold the job for long.
--- Inputs: as for `unpark_with_room_1`. The caller has locked the limit.
--- Result: as of `unpark_with_room_1`
-CREATE OR REPLACE FUNCTION {schema}.pass_turn_1(
-    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_most int4, p_max_moved int4,
-    OUT returned int4, OUT moved int4, OUT is_bounded bool, OUT is_full bool
-) LANGUAGE plpgsql AS $$
-BEGIN
-    SELECT * INTO returned, moved, is_bounded, is_full
-    FROM {schema}.unpark_with_room_1(p_now, p_limit, p_key, p_queue, p_name, p_most, p_max_moved);
-    IF is_bounded THEN
-        INSERT INTO {schema}.changed_key AS c (limit_name, key, queue, name, number)
-        VALUES (p_limit, p_key, p_queue, p_name, p_most - returned)
-        ON CONFLICT (limit_name, key, queue, name) DO UPDATE SET number = c.number + excluded.number;
-    ELSIF returned < p_most AND NOT is_full AND EXISTS (
-        SELECT FROM {schema}.parked p
-        WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
-    ) THEN
-        UPDATE {schema}.limit_key u SET opens_at = LEAST(u.opens_at, p_now + 1000000)
-        WHERE u.limit_name = p_limit AND u.key = p_key;
-    END IF;
+    PERFORM {schema}.consider_key_later_1(p_now, p_limit, p_key, p_queue, p_name);
 END $$;
 
 -- name: unpark_key
--- Let the first jobs of each queue and name that are parked for a key return to `ready`.
--- Inputs: the time; limit and key; the maximum number of jobs of each queue and name; the maximum number to park for other keys
--- Result: the queues to notify; the number of jobs that are parked for other keys
-CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(
-    p_now int8, p_limit text, p_key text, p_most int4, p_max_moved int4, OUT to_notify text[], OUT moved int4
-) LANGUAGE plpgsql AS $$
+-- Return the first jobs of each queue and name that are parked for a key to `ready`.
+-- Inputs: the time; limit and key; the maximum number of jobs of each queue and name. The caller has locked the limit.
+-- Result: the queues to notify
+CREATE OR REPLACE FUNCTION {schema}.unpark_key_1(p_now int8, p_limit text, p_key text, p_most int4) RETURNS text[]
+LANGUAGE plpgsql AS $$
 DECLARE
     last_queue text COLLATE "C" := '';
     last_name text COLLATE "C" := '';
-    passed record;
+    returned int4;
+    to_notify text[] := '{}';
 BEGIN
-    to_notify := '{}';
-    moved := 0;
     LOOP  -- read the first job of each queue and name, not all of them
         SELECT p.queue, p.name INTO last_queue, last_name FROM {schema}.parked p
         WHERE p.limit_name = p_limit AND p.key = p_key AND (p.queue, p.name) > (last_queue, last_name)
         ORDER BY p.queue, p.name LIMIT 1;
         EXIT WHEN NOT FOUND;
-        passed := {schema}.pass_turn_1(p_now, p_limit, p_key, last_queue, last_name, p_most, p_max_moved - moved);
-        moved := moved + passed.moved;
-        IF passed.returned > 0 OR passed.is_bounded THEN
+        returned := {schema}.unpark_1(p_now, p_limit, p_key, last_queue, last_name, p_most);
+        IF returned > 0 THEN
             to_notify := to_notify || last_queue;
         END IF;
+        IF returned < p_most THEN
+            PERFORM {schema}.consider_key_later_1(p_now, p_limit, p_key, last_queue, last_name);
+        END IF;
     END LOOP;
+    RETURN to_notify;
 END $$;
 
 -- name: unpark_open
@@ -262,7 +224,6 @@ CREATE OR REPLACE FUNCTION {schema}.unpark_open_1(p_now int8, p_names text[]) RE
 LANGUAGE plpgsql AS $$
 DECLARE
     opened record;
-    max_moved int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
 BEGIN
     FOR opened IN
         UPDATE {schema}.limit_key SET opens_at = NULL WHERE ctid = ANY (ARRAY(
@@ -273,9 +234,7 @@ BEGIN
             )
         )) RETURNING limit_name, key
     LOOP
-        max_moved := max_moved - (
-            {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1, max_moved)
-        ).moved;
+        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1);
     END LOOP;
 END $$;
 
@@ -302,34 +261,34 @@ BEGIN
 END $$;
 
 -- name: unpark_changed_keys
--- Return parked jobs of keys whose maximum changed, or whose turns are left, to `ready`, in their order.
--- Inputs: the time; the maximum number of jobs to return or to park for other keys
+-- Return parked jobs of keys whose maximum changed to `ready`, in their order.
+-- Inputs: the time; the maximum number of jobs
 -- Result: the number of jobs; the queues to notify
--- Locks: the rows of the changed keys, except those that another transaction has locked; then as `unpark_with_room_1`. If a job is
---   locked, the next call tries again.
+-- Locks: the rows of the changed keys, except those that another transaction has locked; then rows of `parked`. If one of
+--   these is locked, the next call tries again.
 CREATE OR REPLACE FUNCTION {schema}.unpark_changed_keys_1(p_now int8, p_most int4, OUT moved int4, OUT to_notify text[])
 LANGUAGE plpgsql AS $$
 DECLARE
     changed {schema}.changed_key;
-    most int4;
-    unparked record;
+    seqs int8[];
+    moved_here int4;
 BEGIN
     moved := 0;
     to_notify := '{}';
     FOR changed IN SELECT * FROM {schema}.changed_key c ORDER BY c.limit_name, c.key, c.queue, c.name FOR UPDATE SKIP LOCKED LOOP
         EXIT WHEN moved >= p_most;
-        most := LEAST(changed.number, p_most - moved);
-        unparked := {schema}.unpark_with_room_1(
-            p_now, changed.limit_name, changed.key, changed.queue, changed.name, most, p_most - moved);
-        IF unparked.returned > 0 THEN
+        seqs := ARRAY(
+            SELECT p.seq FROM {schema}.parked p
+            WHERE p.limit_name = changed.limit_name AND p.key = changed.key AND p.queue = changed.queue AND p.name = changed.name
+            ORDER BY p.rank, p.due, p.seq LIMIT LEAST(changed.number, p_most - moved)
+        );
+        moved_here := {schema}.unpark_seqs_1(p_now, seqs);
+        IF moved_here > 0 THEN
             to_notify := to_notify || changed.queue;
         END IF;
-        moved := moved + unparked.returned + unparked.moved;
-        IF unparked.returned < changed.number AND NOT unparked.is_full AND EXISTS (
-            SELECT FROM {schema}.parked p WHERE p.limit_name = changed.limit_name AND p.key = changed.key
-                AND p.queue = changed.queue AND p.name = changed.name
-        ) THEN
-            UPDATE {schema}.changed_key c SET number = c.number - unparked.returned
+        moved := moved + moved_here;
+        IF moved_here < changed.number AND (moved >= p_most OR moved_here < cardinality(seqs)) THEN
+            UPDATE {schema}.changed_key c SET number = c.number - moved_here
             WHERE c.limit_name = changed.limit_name AND c.key = changed.key AND c.queue = changed.queue AND c.name = changed.name;
         ELSE
             DELETE FROM {schema}.changed_key c
@@ -458,8 +417,6 @@ DECLARE
     numbers int8[];
     jobs int4[];
     released record;
-    unparked record;
-    max_moved int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
     to_notify text[] := '{}';
 BEGIN
     IF p_numbers IS NULL THEN
@@ -477,9 +434,7 @@ BEGIN
         WHERE u.number = ANY (numbers)
             AND EXISTS (SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key OFFSET 0)
     LOOP
-        unparked := {schema}.unpark_key_1(p_now, released.limit_name, released.key, released.jobs, max_moved);
-        max_moved := max_moved - unparked.moved;
-        to_notify := to_notify || unparked.to_notify;
+        to_notify := to_notify || {schema}.unpark_key_1(p_now, released.limit_name, released.key, released.jobs);
     END LOOP;
     RETURN to_notify;
 END $$;
@@ -1054,8 +1009,7 @@ END $$;
 -- have no turn to pass.
 -- Inputs: the time; seq and main lane of the job; the limit for which it is parked; the maximum number of jobs to park for other
 --   keys
--- Result: whether jobs returned to `ready`, or will when the turns that are left are passed; the number of jobs that are parked
---   for other keys
+-- Result: whether jobs returned to `ready`; the number of jobs that are parked for other keys
 CREATE OR REPLACE FUNCTION {schema}.pass_other_turns_1(
     p_now int8, p_seq int8, p_lane int4, p_limit text, p_max_moved int4, OUT has_returned bool, OUT moved int4
 ) LANGUAGE plpgsql AS $$
@@ -1074,8 +1028,9 @@ BEGIN
                 WHERE p.limit_name = k.limit_name AND p.key = k.key AND p.queue = a.queue AND p.name = a.name
             )
     LOOP
-        passed := {schema}.pass_turn_1(p_now, own.limit_name, own.key, own.queue, own.name, 1, p_max_moved - moved);
-        has_returned := has_returned OR passed.returned > 0 OR passed.is_bounded;
+        passed := {schema}.pass_turn_1(
+            p_now, own.limit_name, own.key, own.queue, own.name, GREATEST(0, p_max_moved - moved));
+        has_returned := has_returned OR passed.has_returned;
         moved := moved + passed.moved;
     END LOOP;
 END $$;

@@ -96,7 +96,7 @@ DECLARE
     held {schema}.lease;
     attempts {schema}.attempt_state;
     ended int4[];
-    key_numbers int8[];
+    unparked text[] := '{}';
     taken_at int8[];
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
@@ -121,12 +121,11 @@ BEGIN
         ended := ended || held.lane;
         taken_at := taken_at || held.leased_at;
         PERFORM {schema}.refund_keys_1(now, held);
-        key_numbers := key_numbers || held.key_numbers;
+        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
     PERFORM {schema}.give_units_back_1(now, ended, taken_at);
-    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers);
+    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended)) || unparked;
 END $$;
 
 -- name: close_session
@@ -144,7 +143,7 @@ DECLARE
     session_number int4;
     held {schema}.lease;
     ended int4[];
-    key_numbers int8[];
+    unparked text[] := '{}';
     left_over bool;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
@@ -165,15 +164,14 @@ BEGIN
     LOOP
         PERFORM {schema}.requeue_1(now, held, {schema}.end_lease_1(now, held, NULL));
         ended := ended || held.lane;
-        key_numbers := key_numbers || held.key_numbers;
+        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
     left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = session_number);
     UPDATE {schema}.session SET is_drained = NOT left_over, left_at = CASE WHEN left_over THEN now ELSE left_at END,
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END
     WHERE number = session_number;
-    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers);
+    RETURN ARRAY(SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (ended)) || unparked;
 END $$;
 
 -- name: rescue_jobs
@@ -198,7 +196,7 @@ DECLARE
     attempts {schema}.attempt_state;
     loss bytea;
     ended int4[];
-    key_numbers int8[];
+    unparked text[] := '{}';
     counted int4 := 0;
 BEGIN
     -- Sessions of before the clock was set back: they expire a TTL from now, unless they send a heartbeat.
@@ -232,7 +230,7 @@ BEGIN
         counted := counted + 1;
         DELETE FROM {schema}.lease l WHERE l.session = candidate.session AND l.seq = candidate.seq RETURNING * INTO held;
         ended := ended || held.lane;
-        key_numbers := key_numbers || held.key_numbers;
+        unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
         loss := CASE WHEN candidate.left_at IS NULL AND NOT candidate.not_begun THEN convert_to(
             p_before || (held.failures + held.lost + 1) || p_after || ',"started_at":' || held.leased_at / 1000000
             || '.' || lpad(CAST(held.leased_at % 1000000 AS text), 6, '0') || ',"session":' || to_json(candidate.session_id)
@@ -256,8 +254,7 @@ BEGIN
         SELECT FROM {schema}.session s JOIN {schema}.lease l ON l.session = s.number WHERE s.ended_at IS NOT NULL
             AND NOT s.is_drained
     ) THEN 'm' ELSE '' END;
-    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended))
-        || {schema}.release_keys_1(now, key_numbers);
+    to_notify := ARRAY(SELECT DISTINCT a.queue FROM {schema}.lane a WHERE a.id = ANY (ended)) || unparked;
     RETURN NEXT;
 END $$;
 
