@@ -18,6 +18,7 @@ import pytest
 
 from tests.house.tree import ROOT, python_files
 from tests.mutants.breakages import MUTANTS as ENGINE_MUTANTS
+from tests.mutants.clock_and_number_breakages import CLOCK_AND_NUMBER_MUTANTS
 from tests.mutants.fairness_breakages import FAIRNESS_MUTANTS
 from tests.mutants.limit_breakages import LIMIT_MUTANTS
 from tests.mutants.mutant import Mutant
@@ -35,6 +36,7 @@ MUTANTS = (
     *POSTGRES_MUTANTS,
     *LIMIT_MUTANTS,
     *FAIRNESS_MUTANTS,
+    *CLOCK_AND_NUMBER_MUTANTS,
 )
 PACKAGE = ROOT / "src" / "nimburion"
 TESTS_FAILED = 1
