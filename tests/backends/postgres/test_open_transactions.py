@@ -95,6 +95,31 @@ async def test_a_blocked_enqueue_delays_no_other_that_was_collected_with_it(
         assert await asyncio.gather(*blocked) == [first] * 3
 
 
+async def test_blocked_enqueues_leave_connections_for_other_calls(
+    clean_postgres: RunningPostgres, backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
+    """One waits as a first try, and one as a repetition."""
+    keys = [f"k{number}" for number in range(8)]
+    waiting: list[int] = []
+    async with Processor(backend, enqueue_timeout=DEADLINE) as processor, asyncio.timeout(DEADLINE):
+        async with begin(connection):
+            for key in keys:
+                await processor.enqueue_raw("n", b"{}", connection=connection, unique_key=key)
+            blocked = [
+                asyncio.create_task(
+                    processor.enqueue_raw("n", b"{}", unique_key=key, on_duplicate="existing")
+                )
+                for key in keys
+            ]
+            await wait_until(lambda: count_waiting(clean_postgres) > 0, "one waits")
+            for _ in range(20):
+                waiting.append(count_waiting(clean_postgres))
+                await processor.enqueue_raw("n", b"{}")
+                await processor.pending_count()
+        await asyncio.gather(*blocked)
+    assert max(waiting) <= 2
+
+
 async def test_an_enqueue_that_stays_blocked_is_refused_with_its_reason(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
