@@ -118,9 +118,23 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "Redis: a tenant that was away has credit",
         "backends/redis/*.lua",
-        "    $share[SHARE_TIME] = math.max($share[SHARE_TIME], $class.floor)\n",
-        "",
+        "  if $share[SHARE_TIME] < $floor then\n",
+        "  if $share[SHARE_TIME] == NEVER_JOINED then\n",
         (f"{REDIS}test_a_tenant_that_was_away_has_no_credit",),
+    ),
+    Mutant(
+        "Redis: a tenant joins before those that wait",
+        "backends/redis/*.lua",
+        "= $was_parked and $floor or $floor + compute_next_charge($share)",
+        "= $floor",
+        (f"{REDIS}test_a_stream_of_new_tenants_starves_no_old_one",),
+    ),
+    Mutant(
+        "Redis: a tenant joins again when a parked job of it returns",
+        "backends/redis/*.lua",
+        "= $was_parked and $floor or $floor + compute_next_charge($share)",
+        "= $floor + compute_next_charge($share)",
+        (f"{REDIS}test_a_job_that_was_parked_does_not_join_again",),
     ),
     Mutant(
         "Redis: a rescue charges the time of the lost worker",
@@ -139,7 +153,7 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "Redis: a job that was parked returns without its tenant",
         "backends/redis/*.lua",
-        "    add_turn($lane, $rank, $due8, $field, sub($suffix, 2))\n",
+        "    add_turn($lane, $rank, $due8, $field, sub($suffix, 2), true)\n",
         "    push_pair(to_return.ready, 0, member)\n",
         (f"{REDIS}test_a_parked_job_gives_its_turn_to_the_next",),
     ),

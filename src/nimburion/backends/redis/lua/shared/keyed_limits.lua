@@ -249,7 +249,7 @@ local function collect_returned(name, waiting)
     push_pair(to_return.ready, 0, member)
   else
     local _, rank, due8, field = read_ready(member)
-    add_turn(lane, rank, due8, field, sub(suffix, 2))
+    add_turn(lane, rank, due8, field, sub(suffix, 2), true)
   end
   mark_queue(lane.queue)
 end

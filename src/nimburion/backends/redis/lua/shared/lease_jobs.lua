@@ -106,9 +106,7 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
     local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
     local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), choice.keys[field], choice.turns[field], ''
     if turn then
-      local group, place, charge = turn[1], turn[2], turn[3]
-      local tenant = group[GROUP_SHARE][SHARE_TENANT]
-      stop_waiting(group, place)
+      local tenant, charge = turn[1][GROUP_SHARE][SHARE_TENANT], turn[3]
       extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
     else
       push(ready, member)

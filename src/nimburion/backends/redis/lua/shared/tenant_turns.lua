@@ -1,6 +1,6 @@
 -- Shared part: the turns of tenants (docs/decisions/0031; core/fairness.py has the arithmetic in Python).
 -- Keys: tenant_job tenant_turn tenant_share tenant_floor tenant_weight
--- Provides: add_turn(lane, rank, due8, field, tenant): a job of a tenant is due
+-- Provides: add_turn(lane, rank, due8, field, tenant, was_parked) -> its group: a job of a tenant is due
 --   drop_turn(lane, rank, due8, field, tenant) -> whether the job waited for a turn; it does so no more
 --   read_charged(records of `lease`): reads the shares of many leases with one command
 --   settle_charge(lease, lane, ran): ends the charge of a lease. `ran`: whether its handler may have run
@@ -8,12 +8,14 @@
 --   undo_charge(undo), move_group(group): the first job of a group does not wait any more
 --   has_turns(lane4), write_turns(); for next_turns.lua: read_shares, get_class, get_share, list_shares
 --   stop_waiting(group, place): a job of a group does not wait any more; any_shares(): whether shares were read
+--   is_earlier(place, other)
 -- Idle: write_turns any_shares
 -- A share is what a tenant has used in a class: a queue and a rank. A group has the waiting jobs of a tenant, rank and lane; its place
 -- is due 8 | seq 8 of the first one.
 -- Atomic: a due job of a tenant is in `tenant_job` and not in `ready`. `tenant_turn` has the first job of each group. Changes are
 --   collected in shares; write_turns writes them, and cannot fail.
 -- Cost: a few commands per tenant and script, and one per job that is reserved; nothing for other jobs.
+local NEVER_JOINED = -1
 local FIRST_CHARGE, MAX_DOUBLINGS, MIN_CHARGE, MAX_CHARGE, WEIGHT_UNITS = 100000, 9, 1000, 86400000000, 100
 -- The size of the fixed part of a share, and of a group in it
 local SHARE_HEAD_SIZE, SHARE_GROUP_SIZE = 21, 20
@@ -61,9 +63,9 @@ local function get_range_after(group, place)
   return '(' .. group[GROUP_BEFORE_PLACE] .. place, '(' .. sub(group[GROUP_BEFORE_PLACE], 1, -2) .. '\1'
 end
 
--- Return the share of a tenant; `record` is its field in `tenant_share`, or false.
+-- Return the share of a tenant; `record` is its field in `tenant_share`, or false. A tenant that never joined is below every floor.
 local function read_share(class, tenant, record, field)
-  local share = { class, tenant, class.floor, 0, 0, 0, false, record and true or false, false, false, field or false, '', 0 }
+  local share = { class, tenant, NEVER_JOINED, 0, 0, 0, false, record and true or false, false, false, field or false, '', 0 }
   if record then
     share[SHARE_TIME], share[SHARE_MEAN], share[SHARE_UNMEASURED], share[SHARE_LEASED] = unpack_struct('>I8I8BI4', record)
     share[SHARE_UNREAD], share[SHARE_STORED_TIME] = sub(record, SHARE_HEAD_SIZE + 1), share[SHARE_TIME]
@@ -169,23 +171,43 @@ local function any_shares()
 end
 
 local function stop_waiting(group, place)
+  if #turns.put > 0 then
+    write_tenant_jobs() -- the job may be among those that began to wait in this script
+  end
   push(turns.dropped, group[GROUP_BEFORE_PLACE] .. place)
 end
 
-local function add_turn(lane, rank, due8, field, tenant)
-  local class = get_class(lane.queue, rank)
-  local share, place = get_share(class, tenant), due8 .. field
+-- Return what the next job of a tenant is charged when it is reserved.
+local function compute_next_charge(share)
+  local expected = share[SHARE_MEAN]
+  if expected == 0 then
+    expected = FIRST_CHARGE * 2 ^ math.min(share[SHARE_UNMEASURED], MAX_DOUBLINGS)
+  end
+  return compute_charge(expected, share[SHARE_TENANT])
+end
+
+-- Let a tenant join those that wait: behind them, or at the floor if its job was parked (see core/fairness.py).
+local function join_turns(share, was_parked)
+  local floor = share[SHARE_CLASS].floor
+  if share[SHARE_TIME] < floor then
+    share[SHARE_TIME] = was_parked and floor or floor + compute_next_charge(share)
+  end
+end
+
+local function add_turn(lane, rank, due8, field, tenant, was_parked)
+  local share, place = get_share(get_class(lane.queue, rank), tenant), due8 .. field
   local groups = get_groups(share)
   local group = groups[lane.number]
   if not group then
-    share[SHARE_TIME] = math.max(share[SHARE_TIME], class.floor)
+    join_turns(share, was_parked)
     group = make_group(share, lane.number, place)
     groups[lane.number] = group
   elseif is_earlier(place, group[GROUP_PLACE]) then
-    group[GROUP_PLACE], group[GROUP_MEMBERS] = place, false
+    group[GROUP_PLACE] = place
   end
-  share[SHARE_IS_CHANGED] = true
+  group[GROUP_MEMBERS], share[SHARE_IS_CHANGED] = false, true
   push_pair(turns.put, 0, group[GROUP_BEFORE_PLACE] .. place)
+  return group
 end
 
 -- Let the job after the first one of a group be its first, or forget the group.
@@ -255,19 +277,19 @@ local function settle_charge(lease, lane, ran)
   share[SHARE_IS_CHANGED] = true
 end
 
--- Charge the first job of a group, which is reserved, and remove it from the group.
+-- Charge the first job of a group, which is reserved, and remove it from the group. It leaves `tenant_job` at once: a parked job that
+-- returns may come before it, and the group is read again from that one on.
 local function charge_tenant(group)
   local share = group[GROUP_SHARE]
   local class = share[SHARE_CLASS]
   local place, time, unmeasured, floor = group[GROUP_PLACE], share[SHARE_TIME], share[SHARE_UNMEASURED], class.floor
-  local expected = share[SHARE_MEAN]
-  if expected == 0 then
-    expected = FIRST_CHARGE * 2 ^ math.min(share[SHARE_UNMEASURED], MAX_DOUBLINGS)
-    share[SHARE_UNMEASURED] = math.min(share[SHARE_UNMEASURED] + 1, 255)
+  local charge = compute_next_charge(share)
+  if share[SHARE_MEAN] == 0 then
+    share[SHARE_UNMEASURED] = math.min(unmeasured + 1, 255)
   end
-  local charge = compute_charge(expected, share[SHARE_TENANT])
   class.floor, class.is_changed = math.max(time, floor), true
   share[SHARE_TIME], share[SHARE_LEASED] = class.floor + charge, share[SHARE_LEASED] + 1
+  stop_waiting(group, place)
   move_group(group)
   return { group, place, charge, time, unmeasured, floor }
 end
@@ -278,7 +300,13 @@ local function undo_charge(undo)
   local share = group[GROUP_SHARE]
   share[SHARE_TIME], share[SHARE_UNMEASURED], share[SHARE_LEASED] = time, unmeasured, share[SHARE_LEASED] - 1
   share[SHARE_CLASS].floor = floor
-  group[GROUP_PLACE], group[GROUP_MEMBERS], share[SHARE_GROUPS][group[GROUP_LANE4]] = place, false, group
+  push_pair(turns.put, 0, group[GROUP_BEFORE_PLACE] .. place)
+  local groups, lane4 = share[SHARE_GROUPS], group[GROUP_LANE4]
+  local current = groups[lane4]
+  if current and is_earlier(current[GROUP_PLACE], place) then
+    group, place = current, current[GROUP_PLACE] -- a parked job has returned since
+  end
+  group[GROUP_PLACE], group[GROUP_MEMBERS], groups[lane4] = place, false, group
 end
 
 -- Return whether jobs of tenants wait in a lane, as write_turns wrote them.

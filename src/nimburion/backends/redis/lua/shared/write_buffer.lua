@@ -10,7 +10,7 @@ local writes = {
   drop_payload = {}, put_job = {}, drop_state = {}, put_state = {},
   drop_ready = {}, put_ready = {}, drop_scheduled = {}, put_scheduled = {},
   drop_lease = {}, ended_keys = {}, drop_session_lease = {}, drop_cancel = {},
-  put_finished = {}, put_dead_letter = {}, put_dead_letter_time = {},
+  put_finished = {}, put_dead_letter = {}, put_dead_letter_time = {}, put_turns = {},
 }
 
 -- End a lease. `ran`: its handler may have run, and its tenant is charged the time.
@@ -35,7 +35,7 @@ local function add_waiting(field, lane, rank, due8, failed, tenant)
   if decode_time(due8, 1) <= now then
     code = failed and RETRYING or PENDING
     if tenant then
-      add_turn(lane, rank, due8, field, tenant)
+      push(writes.put_turns, { lane, rank, due8, field, tenant })
     else
       push_pair(writes.put_ready, 0, lane.number .. rank .. due8 .. field)
     end
@@ -81,6 +81,9 @@ end
 local function write_buffer(defers_uses)
   if #writes.ended_keys > 0 then
     release_keys(writes.ended_keys)
+  end
+  for _, turn in ipairs(writes.put_turns) do
+    add_turn(unpack(turn))
   end
   if not defers_uses then
     write_key_uses()
