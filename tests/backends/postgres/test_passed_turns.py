@@ -152,3 +152,29 @@ async def test_a_job_that_a_caller_holds_while_its_key_gets_room_is_not_forgotte
         await caller.close()
     harness.clock.advance(1.0)
     assert ids(await worker.take(9)) == ["parked"]
+
+
+async def test_all_jobs_that_a_caller_held_start_if_their_key_has_room(
+    harness: Harness, clean_postgres: RunningPostgres
+) -> None:
+    """Two places of the key became free while the caller held both parked jobs."""
+    worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=2)}})
+    keys = {"customer": "c"}
+    held = {n: JobOptions(limit_keys=keys, unique_key=n, on_duplicate="replace") for n in "uv"}
+    await harness.enqueue(*(harness.job(n, options=JobOptions(limit_keys=keys)) for n in "ab"))
+    running = await worker.take(9)
+    await harness.enqueue(*(harness.job(n, options=options) for n, options in held.items()))
+    assert await worker.take(9) == []
+    caller = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
+    try:
+        await caller.execute("BEGIN")
+        await get_transactional(harness).enqueue_in(
+            CallerConnection(caller),
+            [harness.job(f"new-{n}", options=options) for n, options in held.items()],
+        )
+        await worker.settle(*(Completed(delivery.lease) for delivery in running))
+        await caller.execute("ROLLBACK")
+    finally:
+        await caller.close()
+    harness.clock.advance(1.0)
+    assert ids(await worker.take(9)) == ["u", "v"]

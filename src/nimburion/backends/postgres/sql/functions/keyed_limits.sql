@@ -218,7 +218,8 @@ BEGIN
 END $$;
 
 -- name: unpark_open
--- Return jobs of these names whose rate allows one now to `ready`.
+-- Return jobs of these names whose rate allows one now to `ready`. A key that has no rate is here because a caller's transaction
+-- held its jobs: as many return as the key has places for.
 -- Inputs: the time; the job names, whose limits are locked
 CREATE OR REPLACE FUNCTION {schema}.unpark_open_1(p_now int8, p_names text[]) RETURNS void
 LANGUAGE plpgsql AS $$
@@ -226,15 +227,20 @@ DECLARE
     opened record;
 BEGIN
     FOR opened IN
-        UPDATE {schema}.limit_key SET opens_at = NULL WHERE ctid = ANY (ARRAY(
+        UPDATE {schema}.limit_key o SET opens_at = NULL WHERE o.ctid = ANY (ARRAY(
             SELECT u.ctid FROM (
                 SELECT u.ctid, u.limit_name FROM {schema}.limit_key u WHERE u.opens_at <= p_now ORDER BY u.opens_at OFFSET 0
             ) u WHERE EXISTS (
                 SELECT FROM {schema}.keyed_limit k WHERE k.limit_name = u.limit_name AND k.job_name = ANY (p_names)
             )
-        )) RETURNING limit_name, key
+        )) RETURNING o.limit_name, o.key, GREATEST(1, (
+            SELECT max(coalesce(c.concurrency, k.concurrency)) - o.in_use
+            FROM {schema}.keyed_limit k
+            LEFT JOIN {schema}.limit_change c ON c.name = k.limit_name AND c.for_key AND c.key = o.key
+            WHERE k.limit_name = o.limit_name AND coalesce(c.interval, k.interval) IS NULL
+        )) AS most
     LOOP
-        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, 1);
+        PERFORM {schema}.unpark_key_1(p_now, opened.limit_name, opened.key, opened.most);
     END LOOP;
 END $$;
 
