@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -31,14 +32,14 @@ from tests.jobs.worker.children.conftest import Make
 from tests.waiting import DEADLINE, block_until
 
 PARENT = """
-import asyncio
-from tests.jobs.worker.children.application import block, get_process, make_processor
+import asyncio, sys
+from tests.jobs.worker.children.application import get_process, leave_session, make_processor
 
 async def main():
     processor = make_processor(children=1)
     await processor.start()
     print(await processor.wait(await processor.enqueue(get_process.job()), 30), flush=True)
-    await processor.enqueue(block.job("/dev/null"))
+    await processor.enqueue(leave_session.job(sys.argv[1], "blocks"))
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -109,20 +110,28 @@ async def test_all_children_end_with_the_worker(make: Make) -> None:
         os.kill(process, 0)
 
 
-def test_a_child_that_blocks_dies_with_a_killed_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+def test_a_child_that_blocks_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    """On Linux, a program in a session of its own that its handler started dies too."""
+    path = tmp_path / "started"
+    command = [sys.executable, "-c", PARENT, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
+        block_until(path.exists, "the handler starts a program")
         parent.send_signal(signal.SIGKILL)
+    block_until(lambda: is_gone(child), "the child ends")
+    program = int(path.read_text())
+    if sys.platform == "linux":
+        block_until(lambda: is_gone(program), "the program ends")
+    else:
+        os.kill(program, signal.SIGKILL)
 
-    def is_gone() -> bool:
-        with suppress(ProcessLookupError):
-            os.kill(child, 0)
-            return False
-        return True
 
-    block_until(is_gone, "the child ends")
-    assert is_gone()
+def is_gone(process: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return False
+    return True
 
 
 async def test_a_cancelled_wait_for_a_child_harms_none(make: Make) -> None:
