@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nimburion.actions.bulk import MAX_COUNT, preview_jobs
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.bulk_operations import (
     BulkAction,
@@ -21,11 +22,7 @@ from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, State
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Failed
-from nimburion.jobs.bulk_operations import (
-    MAX_COUNT,
-    BulkOperationRunner,
-    preview_bulk_operation,
-)
+from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
 from tests.waiting import wait_until
@@ -292,7 +289,7 @@ async def test_a_cancelled_operation_stops_between_two_steps(harness: Harness) -
 async def test_a_preview_counts_and_shows_the_first(harness: Harness) -> None:
     await make_dead_letters(harness, 12)
     await harness.add("pending")
-    preview = await preview_bulk_operation(harness.backend, BulkAction.REPLAY, EVERY_JOB)
+    preview = await preview_jobs(harness.backend, BulkAction.REPLAY, EVERY_JOB)
     assert (preview.count, preview.complete) == (12, True)
     assert len(preview.first) == 10
     newest = (await harness.backend.list_jobs(JobFilter(states=frozenset({State.FAILED})))).jobs
@@ -302,9 +299,9 @@ async def test_a_preview_counts_and_shows_the_first(harness: Harness) -> None:
 async def test_a_preview_stops_counting(harness: Harness) -> None:
     """At 1,000 jobs, and at the budget of the search."""
     await harness.enqueue(*(harness.job() for _ in range(MAX_COUNT + 1)))
-    preview = await preview_bulk_operation(harness.backend, BulkAction.CANCEL, EVERY_JOB)
+    preview = await preview_jobs(harness.backend, BulkAction.CANCEL, EVERY_JOB)
     assert (preview.count, preview.complete) == (MAX_COUNT, False)
     await harness.enqueue(*(harness.job(queue="red") for _ in range(9_500)))
     searched = JobFilter(queue="default", tenant="nobody")
-    preview = await preview_bulk_operation(harness.backend, BulkAction.CANCEL, searched)
+    preview = await preview_jobs(harness.backend, BulkAction.CANCEL, searched)
     assert (preview.count, preview.complete, preview.examined) == (0, False, 10_000)

@@ -22,14 +22,14 @@ async def check_a_limit_is_changed_twice(url: str) -> None:
 
         await processor.start()
         for most in (2, 3, 4):
-            await processor.change_limit("shared", concurrency=most)
-        await processor.change_limit("shared", rate="5/s")
-        await processor.change_limit("shared", concurrency=5, key="acme")
+            await processor.limits.change("shared", concurrency=most)
+        await processor.limits.change("shared", rate="5/s")
+        await processor.limits.change("shared", concurrency=5, key="acme")
         changes = {one.key: one for one in await processor.backend.list_limit_changes()}
         assert (changes[None].concurrency, changes["acme"].concurrency) == (4, 5)
         await processor.enqueue_raw("shared", b"{}")  # now a job has the name too
         with pytest.raises(InvalidJob, match="is a job, and also a limit by key"):
-            await processor.change_limit("shared", concurrency=2)
+            await processor.limits.change("shared", concurrency=2)
 
 
 async def test_a_whole_limit_by_key_is_changed_twice_in_memory() -> None:

@@ -10,18 +10,18 @@ import click
 import msgspec
 
 from nimburion.cli.exit_codes import BadInput
-from nimburion.cli.filters import Search, add_search_options, describe_filter, format_count
+from nimburion.cli.filters import Search, add_search_options, format_count
 from nimburion.cli.invocation import current_invocation
-from nimburion.cli.operators import find_operator
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result
 from nimburion.cli.records import print_records
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.bulk_operations import BulkAction
 
 if TYPE_CHECKING:
+    from nimburion.actions.bulk import BulkPreview
     from nimburion.core.backend import Backend
     from nimburion.core.bulk_operations import BulkOperation
     from nimburion.core.queries import JobFilter
-    from nimburion.jobs.bulk_operations import BulkPreview
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -110,11 +110,9 @@ async def _preview_and_start(
     *,
     yes: bool,
 ) -> tuple[BulkOperation, BulkPreview]:
-    from nimburion.core.ids import make_bulk_operation_id
-    from nimburion.jobs.bulk_operations import preview_bulk_operation, start_bulk_operation
-
     narrowed = options.narrow(which, await backend.now())
-    preview = await preview_bulk_operation(backend, action, narrowed)
+    bulk = make_actions(backend).bulk
+    preview = await bulk.preview(action, narrowed)
     if not yes:
         if not current_invocation().as_json:
             print_records(preview.first, "no such jobs")
@@ -122,18 +120,7 @@ async def _preview_and_start(
             f"{format_preview(preview)} would be {_PAST[action]}; nothing was started. "
             "Add --yes to confirm"
         )
-    new = NewBulkOperation(
-        id=make_bulk_operation_id(),
-        action=action,
-        which=narrowed,
-        by=find_operator(),
-        origin="cli",
-        rate=rate,
-        limit=options.limit,
-    )
-    details = {**describe_filter(narrowed), "rate": options.rate, "limit": options.limit}
-    given = {name: str(value) for name, value in details.items() if value is not None}
-    return await start_bulk_operation(backend, new, given), preview
+    return await bulk.start(action, narrowed, rate=rate, limit=options.limit), preview
 
 
 def format_preview(preview: BulkPreview) -> str:

@@ -28,12 +28,6 @@ class BackendNotUsable(click.ClickException):
     exit_code = BACKEND
 
 
-class NotFound(click.ClickException):
-    """The job or schedule does not exist."""
-
-    exit_code = NOT_FOUND
-
-
 def report_error(error: BaseException) -> int:
     """Print the error in one line on standard error and return the exit code. Bugs are
     re-raised."""
@@ -65,6 +59,7 @@ def _find_exit_code(error: BaseException) -> int | None:
         (errors.ScheduleNotFound, NOT_FOUND),
         (errors.BulkOperationNotFound, NOT_FOUND),
         (errors.LimitNotFound, NOT_FOUND),
+        (errors.WorkerNotFound, NOT_FOUND),
         (errors.BackendError, BACKEND),
         (errors.ConfigurationError, BAD_INPUT),
         (errors.InvalidJob, BAD_INPUT),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -13,7 +13,6 @@ import msgspec
 from nimburion.cli.exit_codes import DONE, FAILED, NOT_FOUND, BadInput
 from nimburion.cli.invocation import current_invocation
 from nimburion.cli.parameters import parse_time_before
-from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
@@ -108,19 +107,6 @@ async def list_page(
     return await backend.list_jobs(narrowed, limit=limit, after=after)
 
 
-def describe_filter(which: JobFilter) -> dict[str, object]:
-    """Return the fields of a filter that are set, for an audit record."""
-    fields: dict[str, object] = {}
-    for field, value in msgspec.structs.asdict(which).items():
-        if field == "states" and value is not None:
-            fields["states"] = ", ".join(sorted(value))
-        elif field == "ids" and value is not None:
-            fields["ids"] = " ".join(value)[:_MAX_AUDITED_IDS]
-        elif value is not None:
-            fields[field] = value
-    return fields
-
-
 def make_filter(
     states: Collection[State] | None,
     ids: Collection[str] = (),
@@ -156,21 +142,6 @@ def iterate_matching(backend: Backend, which: JobFilter) -> AsyncIterator[JobRec
 async def count_matching(backend: Backend, which: JobFilter) -> int:
     """Return the number of matching jobs."""
     return sum([1 async for _ in iterate_matching(backend, which)])
-
-
-async def explain_misses(backend: Backend, ids: Iterable[str], wanted: State) -> dict[str, str]:
-    """Return the reason for each id that the command cannot process: the job does not exist, or
-    is not in the state `wanted`."""
-    misses: dict[str, str] = {}
-    for job_id in dict.fromkeys(ids):
-        try:
-            record = await backend.get_job(job_id)
-        except JobNotFound:
-            misses[job_id] = NO_SUCH_JOB
-        else:
-            if record.state is not wanted:
-                misses[job_id] = f"it is {record.state.value}, not {wanted.value}"
-    return misses
 
 
 def choose_exit_code(misses: Collection[str], *, all_done: bool) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Container
 from typing import get_args
 
+from nimburion.core.errors import MissingRight
 from nimburion.core.settings import Right, ServerSettings
 
 RIGHTS: tuple[str, ...] = get_args(Right)
@@ -15,6 +17,12 @@ RIGHTS: tuple[str, ...] = get_args(Right)
 - `operate`: change what exists, in a way that can be undone: pause, cancel, replay, run a schedule.
 - `admin`: enqueue jobs, add schedules, and delete for good.
 """
+
+
+def require_right(name: str, rights: Container[str], right: str) -> None:
+    """Raise `MissingRight` unless the right is among those of the caller with this name."""
+    if right not in rights:
+        raise MissingRight(name, right)
 
 
 def is_loopback(host: str) -> bool:

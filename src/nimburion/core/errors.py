@@ -75,6 +75,19 @@ class InvalidJob(NimburionError, ValueError):
     """The job cannot be enqueued as given. The message names the field and the expected value."""
 
 
+class PastTime(InvalidJob):
+    """The end of a pause has passed already; nothing was paused."""
+
+
+class MissingRight(NimburionError):
+    """The operator lacks the right that an action needs; nothing was changed."""
+
+    def __init__(self, name: str, right: str) -> None:
+        super().__init__(f"{name!r} lacks the right {right!r} that this needs")
+        self.name = name
+        self.right = right
+
+
 class JobConflict(NimburionError):
     """A job with another name or payload already has this `job_id`; nothing was stored."""
 
@@ -110,6 +123,19 @@ class JobNotFound(NimburionError):
         self.job_id = job_id
 
 
+class NotDeadLetter(JobNotFound):
+    """The job is not failed, so it is no dead letter."""
+
+    def __init__(self, job_id: str, state: str) -> None:
+        NimburionError.__init__(
+            self,
+            f"job {job_id!r} is {state}, not failed, so it is no dead letter; "
+            "`nimburion jobs show` shows it",
+        )
+        self.job_id = job_id
+        self.state = state
+
+
 class ScheduleNotFound(NimburionError):
     """There is no schedule of this name in this backend."""
 
@@ -127,6 +153,27 @@ class BulkOperationNotFound(NimburionError):
             "than the newest 1,000, which are kept"
         )
         self.operation_id = operation_id
+
+
+class BulkOperationConflict(NimburionError):
+    """A bulk operation that does something else already has this id; nothing was started."""
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            f"the bulk operation {operation_id!r} exists already and does something else; use "
+            "another id or Idempotency-Key"
+        )
+        self.operation_id = operation_id
+
+
+class WorkerNotFound(NimburionError):
+    """No worker has this session: it has ended, or there was none."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"no worker has the session {session!r}; `nimburion workers list` lists them"
+        )
+        self.session = session
 
 
 class LimitNotFound(NimburionError):

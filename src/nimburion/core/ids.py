@@ -6,6 +6,7 @@ fraction of that millisecond (§6.2, method 3), then 62 random bits.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import threading
@@ -102,3 +103,12 @@ def make_session_id(entropy: Entropy = os.urandom) -> str:
 def make_bulk_operation_id(entropy: Entropy = os.urandom) -> str:
     """Return a new random id of a bulk operation, short enough to type: `op-` and 16 hex digits."""
     return f"op-{entropy(8).hex()}"
+
+
+def make_repeatable_id(caller: str, key: str) -> str:
+    """Return the id of what a caller stores with a key of their own, such as an `Idempotency-Key`.
+
+    The same key makes the same id, on every server and after a restart.
+    """
+    digest = hashlib.blake2b(f"{caller}\0{key}".encode(), digest_size=16).hexdigest()
+    return f"key-{digest}"

@@ -13,6 +13,8 @@ from typing import Literal
 
 import msgspec
 
+from nimburion.core.errors import DuplicateJob, JobConflict
+
 
 class State(enum.StrEnum):
     """The state of a job. Members compare equal to their lower-case names."""
@@ -400,3 +402,14 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
                 )
             )
         return attempts
+
+
+def require_stored(job: NewJob, result: Enqueued) -> str:
+    """Return the id of a stored job. Raises `JobConflict` or `DuplicateJob` if there is none."""
+    match result.outcome:
+        case "conflict":
+            raise JobConflict(job.id)
+        case "taken":
+            raise DuplicateJob(job.name, job.options.unique_key or "", result.id)
+        case _:
+            return result.id

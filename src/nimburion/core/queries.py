@@ -94,6 +94,17 @@ def _is_in_range(at: float | None, start: float | None, end: float | None) -> bo
     return (start is None or at >= start) and (end is None or at < end)
 
 
+def describe_filter(which: JobFilter) -> dict[str, object]:
+    """Return the fields of a filter that are set, for people."""
+    set_fields = msgspec.structs.asdict(which).items()
+    fields = {name: value for name, value in set_fields if value is not None}
+    if which.states is not None:
+        fields["states"] = ", ".join(sorted(which.states))
+    if which.ids is not None:
+        fields["ids"] = " ".join(which.ids)
+    return fields
+
+
 EVERY_JOB = JobFilter()
 
 

@@ -1,37 +1,24 @@
-"""Preview bulk operations, and run their steps."""
+"""Run the steps of bulk operations."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from random import Random
 
-import msgspec
-
 from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import Backend, Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
-    BulkAction,
     BulkOperation,
     BulkState,
     BulkStep,
-    NewBulkOperation,
-    narrow_to_action,
 )
 from nimburion.core.errors import InvalidJob, NotSupported, StepLost, Unstorable
-from nimburion.core.job import JobRecord
-from nimburion.core.queries import JobFilter
 from nimburion.core.service import Periodic, wait_for_first
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.auditing import record_change
 
 _log = logging.getLogger("nimburion.bulk_operations")
 
-MAX_COUNT = 1_000
-"""A preview counts up to this number of jobs."""
-_SHOWN = 10
-"""The number of jobs that a preview shows."""
 _INTERVAL = 5.0
 """Seconds until a process that found no step tries again."""
 _CLAIM_TTL = 10.0
@@ -43,66 +30,6 @@ _EARLY = 0.25
 """A process that asked at most this many seconds too early for the next step waits for it."""
 _SHORTEST_WAIT = 0.01
 _MAX_ERROR_CHARACTERS = 500
-
-
-class BulkPreview(msgspec.Struct, frozen=True, kw_only=True):
-    """What a bulk operation would change now."""
-
-    count: int
-    """The number of jobs that match, or that were counted until the count stopped."""
-    complete: bool
-    """Whether `count` is the number of all jobs that match; False: there may be more."""
-    examined: int
-    """The number of jobs examined."""
-    first: list[JobRecord]
-    """The first ten, without their payloads: those that would be changed first."""
-
-
-async def preview_bulk_operation(
-    backend: Inspecting, action: BulkAction, which: JobFilter
-) -> BulkPreview:
-    """Return how many jobs a bulk operation would change now, and the first ten.
-
-    The count stops at `MAX_COUNT`, or when 10,000 jobs were examined, whatever comes first.
-
-    ```python
-    preview = await preview_bulk_operation(backend, BulkAction.REPLAY, JobFilter(queue="mail"))
-    print(preview.count if preview.complete else f"at least {preview.count}")
-    ```
-    """
-    page = await backend.list_jobs(narrow_to_action(which, action), limit=MAX_COUNT)
-    return BulkPreview(
-        count=len(page.jobs),
-        complete=page.next is None,
-        examined=page.examined,
-        first=page.jobs[:_SHOWN],
-    )
-
-
-async def start_bulk_operation(
-    backend: Backend,
-    operation: NewBulkOperation,
-    details: Mapping[str, str] | None = None,
-) -> BulkOperation:
-    """Start a bulk operation and record the start in the audit log, with these `details`.
-
-    A worker or a management server then runs it. Raises the errors of
-    `Backend.start_bulk_operation`.
-
-    ```python
-    replay = NewBulkOperation(id="replay-mail", action=BulkAction.REPLAY, rate=10.0)
-    await start_bulk_operation(processor.backend, replay)
-    ```
-    """
-    async with record_change(
-        backend,
-        f"operations.start_{operation.action}",
-        by=operation.by,
-        origin=operation.origin or "python",
-        target=operation.id,
-        details=details,
-    ):
-        return await backend.start_bulk_operation(operation)
 
 
 class BulkOperationRunner(Periodic):

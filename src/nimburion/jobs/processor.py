@@ -46,7 +46,6 @@ from nimburion.core.settings import (
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.client.client import Client, send_jobs, share_outage_log
-from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.client.registered_job import (
     RegisterBatchDecorator,
     RegisterDecorator,
@@ -171,8 +170,6 @@ class Processor(Client):
         self._running: RunningWorker | None = None
         self.services: list[Service] = []
         """The services that start and stop with the worker; see `add_service`."""
-        self.dead: DeadLetters = DeadLetters(backend)
-        """The failed jobs: list, show, replay and purge them."""
         self.sync: SyncProcessor = SyncProcessor(self)
         """The blocking form of the methods, for code that is not async."""
         self._open_process: int | None = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal
 
 import msgspec
 
+from nimburion.actions import Operator
+from nimburion.actions.auditing import Change
 from nimburion.core.backend import Inspecting
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
 from nimburion.core.job import JobRecord, NewJob, State
@@ -81,10 +84,17 @@ class ScheduleHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedules:
-    """All schedules in a client's backend, declared in code or added by hand."""
+    """All schedules in a client's backend, declared in code or added by hand.
 
-    def __init__(self, client: Client, timezone: str = "UTC") -> None:
+    Changes are recorded in the audit log under the name of `operator`, by default that of the
+    client.
+    """
+
+    def __init__(
+        self, client: Client, timezone: str = "UTC", operator: Operator | None = None
+    ) -> None:
         self._client = client
+        self._operator = operator
         self._timezone = timezone
         self._clock = BackendClock(client.clock, client.backend)
 
@@ -150,46 +160,52 @@ class Schedules:
         Raises `DefinitionError` for invalid values, for a schedule without a future tick, and for a
         name that code declares.
         """
-        job = make_raw_job(self._client, job_name, queue, payload, priority)
-        spec = make_spec(when, self._timezone, job, **options)
-        kept = await self._find_record(check_schedule_name(name))
-        if kept is not None and kept.owner:
-            raise DefinitionError(f"schedule {name!r} is declared by the code of {kept.owner!r}")
-        put = ScheduleRecord(name=name, spec=await self._start_now(spec))
-        if not list_next_ticks(spec, self._read_now(), 1):
-            raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
-        await self._client.backend.put_schedule(put)
+        async with self._record("add", name, when=when, job=job_name, queue=queue):
+            job = make_raw_job(self._client, job_name, queue, payload, priority)
+            spec = make_spec(when, self._timezone, job, **options)
+            kept = await self._find_record(check_schedule_name(name))
+            if kept is not None and kept.owner:
+                raise DefinitionError(
+                    f"schedule {name!r} is declared by the code of {kept.owner!r}"
+                )
+            put = ScheduleRecord(name=name, spec=await self._start_now(spec))
+            if not list_next_ticks(spec, self._read_now(), 1):
+                raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
+            await self._client.backend.put_schedule(put)
         return await self.get(name)
 
-    async def pause(self, name: str) -> None:
+    async def pause(self, name: str, *, reason: str = "") -> None:
         """Fire no tick until `resume`. Raises `ScheduleNotFound`."""
-        if not await self._client.backend.pause_schedule(name, paused=True):
-            raise ScheduleNotFound(name)
+        async with self._record("pause", name, reason=reason):
+            if not await self._client.backend.pause_schedule(name, paused=True):
+                raise ScheduleNotFound(name)
 
     async def resume(self, name: str) -> None:
         """Fire ticks from now on; ticks missed during the pause do not fire. Raises
         `ScheduleNotFound`."""
-        record = await self._get_record(name)
-        if record.paused:
-            put = msgspec.structs.replace(
-                record, spec=await self._start_now(parse_spec(record.spec))
-            )
-            await self._client.backend.put_schedule(put)
-            await self._client.backend.pause_schedule(name, paused=False)
+        async with self._record("resume", name):
+            record = await self._get_record(name)
+            if record.paused:
+                put = msgspec.structs.replace(
+                    record, spec=await self._start_now(parse_spec(record.spec))
+                )
+                await self._client.backend.put_schedule(put)
+                await self._client.backend.pause_schedule(name, paused=False)
 
     async def remove(self, name: str) -> None:
         """Delete a schedule. Raises `ScheduleNotFound`, and `DefinitionError` while running code
         declares it: a scheduler would write it again."""
-        record = await self._get_record(name)
-        if record.owner and _choose_condition(record, self._read_now()) not in {
-            "inactive",
-            "unreadable",
-        }:
-            raise DefinitionError(
-                f"schedule {name!r} is declared by the code of {record.owner!r}, which "
-                "is running: pause the schedule, or remove it from the code"
-            )
-        await self._client.backend.delete_schedule(name)
+        async with self._record("remove", name):
+            record = await self._get_record(name)
+            if record.owner and _choose_condition(record, self._read_now()) not in {
+                "inactive",
+                "unreadable",
+            }:
+                raise DefinitionError(
+                    f"schedule {name!r} is declared by the code of {record.owner!r}, which "
+                    "is running: pause the schedule, or remove it from the code"
+                )
+            await self._client.backend.delete_schedule(name)
 
     async def run_now(self, name: str, *, job_id: str | None = None) -> str:
         """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
@@ -203,12 +219,13 @@ class Schedules:
         Raises `ScheduleNotFound`, `DuplicateJob` if another job holds the unique key, and
         `DefinitionError` if the job is computed and no running scheduler declares the schedule.
         """
-        record = await self._get_record(name)
-        spec = parse_spec(record.spec)
-        if spec.payload is None:
-            return await self._request_run(record, spec, job_id)
-        job = self._make_extra_job(name, spec, job_id)
-        return await enqueue_prepared(self._client, job)
+        async with self._record("run", name):
+            record = await self._get_record(name)
+            spec = parse_spec(record.spec)
+            if spec.payload is None:
+                return await self._request_run(record, spec, job_id)
+            job = self._make_extra_job(name, spec, job_id)
+            return await enqueue_prepared(self._client, job)
 
     async def history(self, name: str, limit: int = 20) -> Sequence[JobRecord]:
         """Return up to `limit` stored jobs of a schedule, newest first. Raises
@@ -219,6 +236,12 @@ class Schedules:
         )
 
     # Internals
+
+    def _record(
+        self, verb: str, name: str, **details: object
+    ) -> AbstractAsyncContextManager[Change]:
+        operator = self._operator or self._client.operator
+        return operator.record(self._client.backend, f"schedule.{verb}", name, **details)
 
     async def _request_run(
         self, record: ScheduleRecord, spec: ScheduleSpec, job_id: str | None

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nimburion.config.access_tokens import read_token
-from nimburion.core.access_rights import RIGHTS, is_loopback
+from nimburion.core.access_rights import RIGHTS, is_loopback, require_right
 from nimburion.core.settings import ServerSettings, TokenSettings
 from nimburion.server.problems import Problem, make_problem
 
@@ -85,7 +85,7 @@ class Authorizer(Protocol):
     """Decides which requests are answered."""
 
     def authorize(self, request: Request, right: str) -> Caller:
-        """Return the caller of a request. Raises `Problem` if they may not send it."""
+        """Return the caller of a request. Raises `Problem`, or `MissingRight` without the right."""
         ...
 
 
@@ -104,13 +104,13 @@ class SignedInAccess:
     """
 
     def authorize(self, request: Request, right: str) -> Caller:
-        """Return the caller of a request. Raises `Problem` if they may not send it."""
+        """Return the caller of a request. Raises `Problem`, or `MissingRight` without the right."""
         if request.method not in SAFE_METHODS:
             _check_origin(request, is_program=False)
         caller = request.scope.get(CALLER_KEY)
         if not isinstance(caller, Caller):
             raise make_sign_in_problem()
-        _check_right(caller, right)
+        require_right(caller.name, caller.rights, right)
         return caller
 
 
@@ -123,7 +123,7 @@ class AccessControl:
         self._checks_host = bool(settings.allowed_hosts) or not tokens
 
     def authorize(self, request: Request, right: str) -> Caller:
-        """Return the caller of a request. Raises `Problem` if they may not send it."""
+        """Return the caller of a request. Raises `Problem`, or `MissingRight` without the right."""
         self._check_host(request)
         if request.method not in SAFE_METHODS:
             authorization = request.headers.get("authorization", "")
@@ -131,7 +131,7 @@ class AccessControl:
             is_program = not _is_basic(authorization) and bool(self._tokens or authorization)
             _check_origin(request, is_program=is_program)
         caller = self._authenticate(request)
-        _check_right(caller, right)
+        require_right(caller.name, caller.rights, right)
         return caller
 
     def _check_host(self, request: Request) -> None:
@@ -167,12 +167,6 @@ class AccessControl:
             detail = "send one of the configured tokens: `Authorization: Bearer TOKEN`"
             raise Problem(401, "missing-token", detail, headers={"WWW-Authenticate": "Bearer"})
         return callers[0]
-
-
-def _check_right(caller: Caller, right: str) -> None:
-    if right not in caller.rights:
-        detail = f"{caller.name!r} lacks the right {right!r} that this needs"
-        raise Problem(403, "missing-right", detail)
 
 
 def _find_token(authorization: str) -> str | None:

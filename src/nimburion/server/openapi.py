@@ -126,7 +126,7 @@ def _allow_seconds(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, _SECONDS]} if schema.get("format") == "date-time" else schema
 
 
-_SECONDS = {"type": "number", "minimum": -62_135_596_800, "exclusiveMaximum": 253_402_300_799}
+_SECONDS = {"type": "number", "minimum": -62_135_596_800, "exclusiveMaximum": 253_402_300_800}
 """The seconds that a `datetime` can hold: the years 1 to 9999."""
 
 

@@ -90,6 +90,11 @@ _TIMEOUT_DETAIL = (
 """The detail of an error without a text of its own: a `TimeoutError`."""
 
 _KINDS: tuple[tuple[type[Exception], int, str], ...] = (
+    (errors.MissingRight, 403, "missing-right"),
+    (errors.NotDeadLetter, 409, "no-dead-letter"),
+    (errors.PastTime, 409, "past-time"),
+    (errors.BulkOperationConflict, 409, "operation-conflict"),
+    (errors.WorkerNotFound, 404, "worker-not-found"),
     (errors.JobNotFound, 404, "job-not-found"),
     (errors.ScheduleNotFound, 404, "schedule-not-found"),
     (errors.BulkOperationNotFound, 404, "operation-not-found"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from nimburion.actions import Operator
 from nimburion.core.backend import Backend
 from nimburion.core.service import Service
 from nimburion.core.settings import Config
@@ -50,6 +51,10 @@ class ManagementServices:
             client.clock,
             Random(),  # noqa: S311 (jitter, nothing secret)
         )
+
+    def make_schedules(self, operator: Operator) -> Schedules:
+        """Return the schedules, for the actions of this operator."""
+        return Schedules(self.client, self.config.scheduler.timezone, operator)
 
     @property
     def background(self) -> tuple[Service, ...]:

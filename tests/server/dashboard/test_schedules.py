@@ -42,7 +42,7 @@ async def test_the_last_ticks_have_their_outcomes(site: Api) -> None:
 
 async def test_the_reason_of_a_pause_is_recorded_and_shown(site: Api) -> None:
     await site.client.post(f"{PATH}/daily/pause", content="reason=holiday", headers=OWN_PAGE)
-    (record,) = (await site.processor.backend.list_audit()).records
+    record = (await site.processor.backend.list_audit()).records[0]
     assert (record.action, record.target) == ("schedule.pause", "daily")
     assert record.details == {"reason": "holiday"}
     html = (await site.client.get(PATH)).text

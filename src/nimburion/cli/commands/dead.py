@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,28 +13,25 @@ from nimburion.cli.background import (
     add_background_options,
     start_in_background,
 )
-from nimburion.cli.exit_codes import NotFound
 from nimburion.cli.filters import (
-    STEP,
     add_filter_options,
     choose_exit_code,
     count_matching,
-    describe_filter,
-    explain_misses,
     format_count,
     make_filter,
     make_progress_bar,
     require_confirmation,
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_result, print_table
 from nimburion.cli.records import print_whole_record, record_to_data
 from nimburion.core.bulk_operations import BulkAction
-from nimburion.core.job import FAILED_ONLY, JobRecord, Reason, State
+from nimburion.core.job import FAILED_ONLY, Reason
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
+    from nimburion.actions.dead_letters import PurgeReport, ReplayReport
     from nimburion.core.backend import Backend
     from nimburion.core.diagnosis.failure_groups import FailureGroups
     from nimburion.core.queries import JobFilter
@@ -115,20 +111,8 @@ def print_groups(found: FailureGroups) -> None:
 @add_shared_options
 def show_dead(job_id: str) -> None:
     """Show a dead letter: payload byte for byte, reason, every error with its traceback."""
-    record = current_invocation().run(lambda backend: get_dead_letter(backend, job_id))
+    record = current_invocation().run(lambda backend: make_actions(backend).dead.show(job_id))
     print_result(record_to_data(record), lambda: print_whole_record(record))
-
-
-async def get_dead_letter(backend: Backend, job_id: str) -> JobRecord:
-    """Return the record of a dead letter. Raises `JobNotFound`, or `NotFound` if the job is not
-    a dead letter."""
-    record = await backend.get_job(job_id)
-    if record.state is not State.FAILED:
-        raise NotFound(
-            f"job {job_id!r} is {record.state.value}, not failed, so it is no dead letter; "
-            "`nimburion jobs show` shows it"
-        )
-    return record
 
 
 @dead.command("replay")
@@ -167,51 +151,25 @@ def replay(
     done = current_invocation().run(
         lambda backend: replay_all(backend, which, yes=yes or bool(ids))
     )
-    print_result(done.to_data(), lambda: print_replayed(done))
+    data = {"replayed": done.replayed, "held": done.held, "not_replayed": done.not_replayed}
+    print_result(data, lambda: print_replayed(done))
     if ids:
         all_done = len(done.replayed) == len(set(ids))
-        ctx.exit(choose_exit_code(done.misses.values(), all_done=all_done))
+        ctx.exit(choose_exit_code(done.not_replayed.values(), all_done=all_done))
 
 
-@dataclass
-class Replays:
-    """The results of a replay."""
-
-    replayed: list[str]
-    held: list[str]
-    """Ids not replayed, because another job holds their unique key."""
-    misses: dict[str, str]
-    """Given ids that are not dead letters, with the reasons."""
-
-    def to_data(self) -> dict[str, object]:
-        """Return the results as JSON data."""
-        return {"replayed": self.replayed, "held": self.held, "not_replayed": self.misses}
-
-
-async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> Replays:
-    """Replay all matching dead letters in bounded steps."""
-    misses = await explain_misses(backend, which.ids or (), State.FAILED)
+async def replay_all(backend: Backend, which: JobFilter, *, yes: bool) -> ReplayReport:
+    """Replay all matching dead letters."""
     count = await count_matching(backend, which)
     require_confirmation(yes, count, "replayed")
-    done = Replays([], [], misses)
-    after: str | None = None
-    async with record_command(backend, "dead.replay", details=describe_filter(which)) as change:
-        with make_progress_bar(count, "replaying") as bar:
-            while True:
-                step = await backend.replay(which, STEP, after)
-                done.replayed += step.ids
-                done.held += step.held
-                change.count = len(done.replayed)
-                bar.update(len(step.ids) + len(step.held))
-                after = step.next
-                if after is None:
-                    return done
+    with make_progress_bar(count, "replaying") as bar:
+        return await make_actions(backend).dead.replay_matching(which, report=bar.update)
 
 
-def print_replayed(done: Replays) -> None:
+def print_replayed(done: ReplayReport) -> None:
     """Print the counts, and the jobs that were not replayed with the reasons."""
     click.echo(f"{format_count(len(done.replayed))} replayed")
-    why = dict.fromkeys(done.held, "another job holds its unique key") | done.misses
+    why = dict.fromkeys(done.held, "another job holds its unique key") | done.not_replayed
     for job_id, reason in why.items():
         click.echo(f"{escape_controls(job_id)}  not replayed: {reason}")
 
@@ -246,29 +204,23 @@ def purge(
         start_in_background(BulkAction.DELETE, which, options, yes=yes)
         return
     options.check_foreground()
-    purged, misses = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
-    print_result({"purged": purged, "not_purged": misses}, lambda: print_purged(purged, misses))
+    done = current_invocation().run(lambda backend: purge_all(backend, which, yes=yes))
+    data = {"purged": len(done.purged), "not_purged": done.not_purged}
+    print_result(data, lambda: print_purged(done))
     if ids:
-        ctx.exit(choose_exit_code(misses.values(), all_done=not misses))
+        ctx.exit(choose_exit_code(done.not_purged.values(), all_done=not done.not_purged))
 
 
-def print_purged(purged: int, misses: dict[str, str]) -> None:
-    """Print the number of purged jobs, and the jobs that were not purged with the reasons."""
-    click.echo(f"{format_count(purged)} purged")
-    for job_id, reason in misses.items():
-        click.echo(f"{escape_controls(job_id)}  not purged: {reason}")
-
-
-async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> tuple[int, dict[str, str]]:
-    """Delete all matching dead letters in bounded steps; return their number, and the given ids
-    that are not dead letters with the reasons."""
-    misses = await explain_misses(backend, which.ids or (), State.FAILED)
+async def purge_all(backend: Backend, which: JobFilter, *, yes: bool) -> PurgeReport:
+    """Delete all matching dead letters."""
     count = await count_matching(backend, which)
     require_confirmation(yes, count, "purged for good")
-    purged = 0
-    async with record_command(backend, "dead.purge", details=describe_filter(which)) as change:
-        with make_progress_bar(count, "purging") as bar:
-            while ids := await backend.delete(which, STEP):
-                change.count = purged = purged + len(ids)
-                bar.update(len(ids))
-    return purged, misses
+    with make_progress_bar(count, "purging") as bar:
+        return await make_actions(backend).dead.purge_matching(which, report=bar.update)
+
+
+def print_purged(done: PurgeReport) -> None:
+    """Print the number of purged jobs, and the jobs that were not purged with the reasons."""
+    click.echo(f"{format_count(len(done.purged))} purged")
+    for job_id, reason in done.not_purged.items():
+        click.echo(f"{escape_controls(job_id)}  not purged: {reason}")

@@ -10,7 +10,6 @@ import click
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command
 from nimburion.cli.output import print_result
 from nimburion.cli.parameters import parse_duration, parse_moment, parse_priority
 from nimburion.core.job import OnDuplicate
@@ -142,12 +141,13 @@ async def enqueue_job(
     backend: Backend, name: str, payload: bytes, options: EnqueueOptions
 ) -> EnqueueResult:
     """Enqueue through a client, which validates names, size and options, and record it."""
+    from nimburion.actions.operator import make_process_operator
     from nimburion.jobs.client.client import Client, enqueue_raw_or_get
 
-    details = {"name": name, "queue": options.get("queue")}
+    operator = make_process_operator("cli")
     async with (
         Client(backend, settings=current_invocation().load().jobs) as client,
-        record_command(backend, "jobs.enqueue", details=details) as change,
+        operator.record(backend, "jobs.enqueue", name=name, queue=options.get("queue")) as change,
     ):
         stored = await enqueue_raw_or_get(client, name, payload, **options)
         change.target, change.count = stored.id, 1

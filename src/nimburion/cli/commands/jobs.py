@@ -20,9 +20,8 @@ from nimburion.cli.filters import (
     Search,
     add_filter_options,
     add_search_options,
-    describe_filter,
+    count_matching,
     format_count,
-    iterate_matching,
     list_page,
     make_filter,
     make_progress_bar,
@@ -30,16 +29,15 @@ from nimburion.cli.filters import (
 )
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.job_ids import get_job
-from nimburion.cli.operators import record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result
 from nimburion.cli.records import print_records, print_whole_record, record_to_data
 from nimburion.core.bulk_operations import BulkAction
-from nimburion.core.cancellation import cancel_if_found, count_cancelled
-from nimburion.core.due_jobs import DueOutcome, run_now
 from nimburion.core.job import FINISHED, UNFINISHED, State
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
+    from nimburion.actions.jobs import CancelOutcome, DueOutcome
     from nimburion.core.backend import Backend
     from nimburion.core.queries import JobFilter, Page
 
@@ -191,12 +189,9 @@ def cancel_jobs(
         start_in_background(BulkAction.CANCEL, which, options, yes=yes or bool(ids))
         return
     options.check_foreground()
-    if ids:
-        outcomes = current_invocation().run(lambda backend: cancel_given(backend, ids))
-    else:
-        outcomes = current_invocation().run(
-            lambda backend: cancel_matching(backend, which, yes=yes)
-        )
+    outcomes = current_invocation().run(
+        lambda backend: cancel_all(backend, which, yes=yes or bool(ids))
+    )
     print_result(outcomes, lambda: print_outcomes(outcomes))
     if "not found" in outcomes.values():
         ctx.exit(NOT_FOUND)
@@ -204,43 +199,23 @@ def cancel_jobs(
         ctx.exit(FAILED)
 
 
-async def cancel_given(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
-    """Cancel the given jobs and record it."""
-    async with record_command(backend, "jobs.cancel", " ".join(ids)[:200]) as change:
-        outcomes = await cancel_each(backend, ids)
-        change.count = count_cancelled(outcomes.values())
-    return outcomes
+async def cancel_all(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, CancelOutcome]:
+    """Cancel the given jobs, or all that match, and return the outcome by id."""
+    count = await count_matching(backend, which) if which.ids is None else len(which.ids)
+    require_confirmation(yes, count, "cancelled")
+    with make_progress_bar(count, "cancelling") as bar:
+        done = await make_actions(backend).jobs.cancel(which, report=bar.update)
+    return done.outcomes
 
 
-async def cancel_each(backend: Backend, ids: tuple[str, ...]) -> dict[str, str]:
-    """Cancel each job and return the outcome by id."""
-    outcomes: dict[str, str] = {}
-    with make_progress_bar(len(ids), "cancelling") as bar:
-        for job_id in ids:
-            outcomes[job_id] = await cancel_if_found(backend, job_id)
-            bar.update(1)
-    return outcomes
-
-
-async def cancel_matching(backend: Backend, which: JobFilter, *, yes: bool) -> dict[str, str]:
-    """Cancel all jobs that match now and return the outcome by id. Jobs that end meanwhile stay
-    unchanged."""
-    ids = tuple([record.id async for record in iterate_matching(backend, which)])
-    require_confirmation(yes, len(ids), "cancelled")
-    async with record_command(backend, "jobs.cancel", details=describe_filter(which)) as change:
-        outcomes = await cancel_each(backend, ids)
-        change.count = count_cancelled(outcomes.values())
-    return outcomes
-
-
-def print_outcomes(outcomes: dict[str, str]) -> None:
+def print_outcomes(outcomes: dict[str, CancelOutcome]) -> None:
     """Print one line per job for a few jobs, and counts for many."""
     if len(outcomes) <= 20:
         for job_id, outcome in outcomes.items():
             click.echo(f"{escape_controls(job_id)}  {_WORDS.get(outcome, outcome)}")
     words = [_WORDS.get(outcome, outcome) for outcome in outcomes.values()]
-    for outcome in sorted(set(words)):
-        click.echo(f"{format_count(words.count(outcome))} {outcome}")
+    for word in sorted(set(words)):
+        click.echo(f"{format_count(words.count(word))} {word}")
     if not outcomes:
         click.echo("no such jobs")
 
@@ -329,20 +304,12 @@ def run_jobs_now(
         start_in_background(BulkAction.RUN_NOW, which, wanted, yes=yes)
         return
     msgspec.structs.replace(wanted, in_background=False).check_foreground()
-    outcomes = current_invocation().run(lambda backend: make_given_due(backend, ids))
+    outcomes = current_invocation().run(lambda backend: make_actions(backend).jobs.run_now(*ids))
     print_result(outcomes, lambda: print_due(outcomes))
     if "not found" in outcomes.values():
         ctx.exit(NOT_FOUND)
     if "unchanged" in outcomes.values():
         ctx.exit(FAILED)
-
-
-async def make_given_due(backend: Backend, ids: tuple[str, ...]) -> dict[str, DueOutcome]:
-    """Make the given jobs due and record it."""
-    async with record_command(backend, "jobs.run_now", " ".join(ids)[:200]) as change:
-        outcomes = await run_now(backend, ids)
-        change.count = list(outcomes.values()).count("due")
-    return outcomes
 
 
 def print_due(outcomes: dict[str, DueOutcome]) -> None:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import find_operator, record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.errors import LimitNotFound
 from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
@@ -241,25 +241,18 @@ def set_limit(  # noqa: PLR0917 - the parameters of the command
     change wins over what workers declare, also after they restart. The next exchange of each worker
     follows it. Running jobs continue.
     """
-    from nimburion.jobs.limit_changes import make_change
-
     if burst is not None and rate is None:
         raise click.UsageError("--burst needs --rate, like --rate 100/min")
     if concurrency is None and rate is None:
         raise click.UsageError("give a MAXIMUM or --rate; `limits reset` ends a change")
-    change = make_change(name, key, concurrency, rate, burst, find_operator(), reason)
-    current_invocation().run(lambda backend: record_and_change(backend, change))
+    change = current_invocation().run(
+        lambda backend: make_actions(backend).limits.change(
+            name, concurrency, rate=rate, burst=burst, key=key, reason=reason
+        )
+    )
     print_result(
         msgspec.to_builtins(change), lambda: click.echo(escape_controls(describe_change(change)))
     )
-
-
-async def record_and_change(backend: Backend, change: LimitChange) -> None:
-    """Change a limit and record it."""
-    from nimburion.jobs.limit_changes import change_known_limit, make_details
-
-    async with record_command(backend, "limit.change", change.name, make_details(change)):
-        await change_known_limit(backend, change)
 
 
 def describe_change(change: LimitChange) -> str:
@@ -287,17 +280,10 @@ def reset(name: str, key: str | None, reason: str) -> None:
 
     Without --key, the changes of single keys stay.
     """
-    current_invocation().run(lambda backend: record_and_reset(backend, name, key, reason))
+    current_invocation().run(
+        lambda backend: make_actions(backend).limits.reset(name, key=key, reason=reason)
+    )
     print_result(
         {"name": name, "key": key, "reset": True},
         lambda: click.echo(f"{escape_controls(name)}: what the workers declare applies again"),
     )
-
-
-async def record_and_reset(backend: Backend, name: str, key: str | None, reason: str) -> None:
-    """Reset a limit and record it."""
-    from nimburion.jobs.limit_changes import reset_known_limit
-
-    details = {"key": key, "reason": reason or None}
-    async with record_command(backend, "limit.reset", name, details):
-        await reset_known_limit(backend, name, key)

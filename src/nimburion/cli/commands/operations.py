@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from nimburion.cli.filters import describe_filter
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
+from nimburion.core.queries import describe_filter
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
-    from nimburion.core.backend import Backend
     from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 
 
@@ -101,7 +100,9 @@ def print_operation(operation: BulkOperation) -> None:
 @add_shared_options
 def cancel_operation(operation_id: str) -> None:
     """End a bulk operation. What it has changed stays changed."""
-    operation = current_invocation().run(lambda backend: cancel_recorded(backend, operation_id))
+    operation = current_invocation().run(
+        lambda backend: make_actions(backend).bulk.cancel(operation_id)
+    )
     print_result(
         msgspec.to_builtins(operation),
         lambda: click.echo(
@@ -109,9 +110,3 @@ def cancel_operation(operation_id: str) -> None:
             f"{operation.skipped} skipped, {operation.failed} failed"
         ),
     )
-
-
-async def cancel_recorded(backend: Backend, operation_id: str) -> BulkOperation:
-    """Cancel an operation and record it."""
-    async with record_command(backend, "operations.cancel", operation_id):
-        return await backend.cancel_bulk_operation(operation_id)

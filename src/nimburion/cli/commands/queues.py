@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import find_operator, record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_duration, format_time, print_result, print_table
 from nimburion.cli.parameters import parse_duration
 from nimburion.cli.readings import BackendReading, print_legend, print_readings, read_backends
-from nimburion.core.diagnosis.unserved import Unserved, find_unserved, list_reasons
+from nimburion.core.diagnosis.unserved import QueueSummary, describe_unserved, summarize_queues
 from nimburion.core.queries import QueueInfo
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.escaping import escape_controls
@@ -40,54 +40,34 @@ def list_queues() -> None:
     """
     if current_invocation().has_several_backends:
         readings = read_backends(read_queues)
-        print_readings(readings, make_data, lambda: print_queues_of_each(readings))
+        print_readings(readings, msgspec.to_builtins, lambda: print_queues_of_each(readings))
         return
     found = current_invocation().run(read_queues)
-    print_result(make_data(found), lambda: print_queues(found))
+    print_result(msgspec.to_builtins(found), lambda: print_queues(found))
 
 
-class FoundQueues(NamedTuple):
-    """The queues of a backend, and the waiting jobs that no live worker serves."""
-
-    queues: list[QueueInfo]
-    unserved: list[Unserved]
+async def read_queues(backend: Backend) -> list[QueueSummary]:
+    """Return all queues, with the waiting jobs that no live worker serves."""
+    return summarize_queues(await backend.list_queues(), await backend.list_sessions())
 
 
-async def read_queues(backend: Backend) -> FoundQueues:
-    """Return all queues, and the waiting jobs that no live worker serves."""
-    found = await backend.list_queues()
-    return FoundQueues(found, find_unserved(found, await backend.list_sessions()))
-
-
-def make_data(found: FoundQueues) -> list[dict[str, object]]:
-    """Return the queues of a backend as JSON data."""
-    return [to_data(queue, found.unserved) for queue in found.queues]
-
-
-def to_data(queue: QueueInfo, unserved: list[Unserved]) -> dict[str, object]:
-    """Return a queue as JSON data."""
-    data: dict[str, object] = msgspec.to_builtins(queue)
-    data["unserved"] = list_reasons(queue.name, unserved)
-    return data
-
-
-def print_queues(found: FoundQueues) -> None:
+def print_queues(found: list[QueueSummary]) -> None:
     """Print one line per queue, then one line per group of jobs that no live worker serves."""
-    print_table(HEADERS, [format_queue(queue) for queue in found.queues], NO_QUEUE)
-    for jobs in found.unserved:
-        click.echo(escape_controls(jobs.describe()))
+    print_table(HEADERS, [format_queue(queue) for queue in found], NO_QUEUE)
+    for line in describe_unserved(found):
+        click.echo(escape_controls(line))
 
 
-def print_queues_of_each(readings: list[BackendReading[FoundQueues]]) -> None:
+def print_queues_of_each(readings: list[BackendReading[list[QueueSummary]]]) -> None:
     """Print one line per queue and backend, then the jobs that no live worker serves."""
     answered = [(reading.number, reading.value) for reading in readings if reading.value]
-    lines = [(number, *format_queue(queue)) for number, found in answered for queue in found.queues]
+    lines = [(number, *format_queue(queue)) for number, found in answered for queue in found]
     print_legend(readings)
     click.echo()
     print_table(("backend", *HEADERS), sorted(lines, key=lambda line: (line[1], line[0])), NO_QUEUE)
     for number, found in answered:
-        for jobs in found.unserved:
-            click.echo(escape_controls(f"{number}: {jobs.describe()}"))
+        for line in describe_unserved(found):
+            click.echo(escape_controls(f"{number}: {line}"))
 
 
 def format_queue(queue: QueueInfo) -> tuple[str, int, int, int, str | None, str | None]:
@@ -121,26 +101,14 @@ def pause(queue: str, reason: str, duration: str | None) -> None:
     seconds = None if duration is None else parse_duration(duration)
     if seconds == 0:
         raise BadInput("--for 0 pauses nothing; give a longer time, or leave --for out")
-    until = current_invocation().run(lambda backend: pause_queue(backend, queue, reason, seconds))
+    until = current_invocation().run(
+        lambda backend: make_actions(backend).queues.pause(queue, reason=reason, seconds=seconds)
+    )
     end = "" if until is None else f" until {format_time(until)}"
     print_result(
         {"queue": queue, "paused": True, "until": until},
         lambda: click.echo(f"{escape_controls(queue)} is paused{end}"),
     )
-
-
-async def pause_queue(
-    backend: Backend, queue: str, reason: str, seconds: float | None
-) -> float | None:
-    """Pause a queue and record it. Return when the pause ends, None if it does not by itself."""
-    until = None if seconds is None else await backend.now() + seconds
-    async with record_command(
-        backend, "queue.pause", queue, {"reason": reason or None, "until": format_time(until)}
-    ):
-        await backend.pause_queue(
-            queue, paused=True, by=find_operator(), reason=reason, until=until
-        )
-    return until
 
 
 @queues.command("resume")
@@ -149,14 +117,8 @@ async def pause_queue(
 def resume(queue: str) -> None:
     """Start the jobs of a paused queue again."""
     check_name("queue", queue)
-    current_invocation().run(lambda backend: resume_queue(backend, queue))
+    current_invocation().run(lambda backend: make_actions(backend).queues.resume(queue))
     print_result(
         {"queue": queue, "paused": False},
         lambda: click.echo(f"{escape_controls(queue)} is resumed"),
     )
-
-
-async def resume_queue(backend: Backend, queue: str) -> None:
-    """Resume a queue and record it."""
-    async with record_command(backend, "queue.resume", queue):
-        await backend.pause_queue(queue, paused=False)

@@ -12,7 +12,6 @@ import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
 from nimburion.cli.parameters import parse_duration, parse_priority
 from nimburion.core.text.escaping import escape_controls
@@ -107,7 +106,6 @@ def add(
             name, when_, job, arguments, queue=queue, priority=level, **options
         ),
         may_create=True,
-        change=("schedule.add", name, {"when": when_, "job": job, "queue": queue}),
     )
     print_result(msgspec.to_builtins(found), lambda: print_schedule(found))
 
@@ -119,9 +117,7 @@ def add_change_command(verb: str, done: str, text: str) -> None:
     @click.argument("name", metavar="NAME")
     @add_shared_options
     def change(name: str) -> None:
-        run_on_schedules(
-            lambda schedules: getattr(schedules, verb)(name), change=(f"schedule.{verb}", name, {})
-        )
+        run_on_schedules(lambda schedules: getattr(schedules, verb)(name))
         data = {"schedule": name, "done": done}
         print_result(data, lambda: click.echo(f"{escape_controls(name)} is {done}"))
 
@@ -150,7 +146,7 @@ def run(name: str) -> None:
         is_computed = not (await schedules.get(name, 0)).job
         return await schedules.run_now(name), is_computed
 
-    job_id, is_computed = run_on_schedules(run_now, change=("schedule.run", name, {}))
+    job_id, is_computed = run_on_schedules(run_now)
     print_result({"schedule": name, "id": job_id}, lambda: click.echo(escape_controls(job_id)))
     if is_computed:
         click.echo("a scheduler computes the job and enqueues it within 5 s", err=True)
@@ -258,26 +254,18 @@ def format_in_zone(tick: int, timezone: str) -> str:
 
 
 def run_on_schedules(
-    question: Callable[[Schedules], Awaitable[T]],
-    *,
-    may_create: bool = False,
-    change: tuple[str, str, dict[str, object]] | None = None,
+    question: Callable[[Schedules], Awaitable[T]], *, may_create: bool = False
 ) -> T:
-    """Run `question` on the schedules of the backend and return its result.
-
-    `change` is the action, target and details of the audit record, if it changes something.
-    """
+    """Run `question` on the schedules of the backend and return its result."""
 
     async def call_with_backend(backend: Backend) -> T:
+        from nimburion.actions.operator import make_process_operator
         from nimburion.jobs.client.client import Client
         from nimburion.scheduler import Schedules
 
         config = current_invocation().load()
+        operator = make_process_operator("cli")
         async with Client(backend, settings=config.jobs) as client:
-            found = Schedules(client, config.scheduler.timezone)
-            if change is None:
-                return await question(found)
-            async with record_command(backend, *change):
-                return await question(found)
+            return await question(Schedules(client, config.scheduler.timezone, operator))
 
     return current_invocation().run(call_with_backend, may_create=may_create)

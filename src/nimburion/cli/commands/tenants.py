@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.fairness import (
     MAX_WEIGHT,
     MIN_WEIGHT,
-    WEIGHT_UNITS,
     TenantUses,
     compute_shares,
-    to_weight_units,
 )
-from nimburion.core.size_limits import check_text
 from nimburion.core.text.escaping import escape_controls
-
-if TYPE_CHECKING:
-    from nimburion.core.backend import Backend
 
 
 @click.group()
@@ -102,16 +95,10 @@ def set_weight(tenant: str, weight: float | None) -> None:
     A tenant of weight 2 with enough jobs gets twice the run time of a tenant of weight 1. A worker
     whose configuration names the tenant stores the weight of the configuration when it starts.
     """
-    check_text("tenant", tenant)
-    current_invocation().run(lambda backend: set_tenant_weight(backend, tenant, weight))
-    stored = 1.0 if weight is None else to_weight_units(weight) / WEIGHT_UNITS
+    stored = current_invocation().run(
+        lambda backend: make_actions(backend).tenants.set_weight(tenant, weight)
+    )
     print_result(
         {"tenant": tenant, "weight": stored},
         lambda: click.echo(f"{escape_controls(tenant)} has the weight {stored:g}"),
     )
-
-
-async def set_tenant_weight(backend: Backend, tenant: str, weight: float | None) -> None:
-    """Set a weight and record it."""
-    async with record_command(backend, "tenant.weight", tenant, {"weight": weight}):
-        await backend.set_tenant_weight(tenant, weight)

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from nimburion.cli.exit_codes import BadInput, NotFound
+from nimburion.cli.exit_codes import BadInput
 from nimburion.cli.invocation import add_shared_options, current_invocation
-from nimburion.cli.operators import record_command
+from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_bytes, format_duration, print_result, print_table
-from nimburion.core.session import SessionInfo, WorkerCommand
+from nimburion.core.errors import WorkerNotFound
+from nimburion.core.session import SessionInfo
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
+    from nimburion.actions.workers import Command
     from nimburion.core.backend import Backend
 
 
@@ -82,7 +84,7 @@ def describe_slots(session: SessionInfo) -> str | None:
 @add_shared_options
 def quiet(session: str) -> None:
     """Tell a worker to start no further job. Running jobs continue."""
-    send(session, WorkerCommand.QUIET)
+    send(session, "quiet")
 
 
 @workers.command("resume")
@@ -90,7 +92,7 @@ def quiet(session: str) -> None:
 @add_shared_options
 def resume(session: str) -> None:
     """Let a quiet worker start jobs again."""
-    send(session, None)
+    send(session, "resume")
 
 
 @workers.command("stop")
@@ -98,38 +100,32 @@ def resume(session: str) -> None:
 @add_shared_options
 def stop(session: str) -> None:
     """Tell a worker to stop, as SIGTERM does: running jobs get their time to finish."""
-    send(session, WorkerCommand.STOP)
+    send(session, "stop")
 
 
-def send(text: str, command: WorkerCommand | None) -> None:
+def send(text: str, command: Command) -> None:
     """Send a command to the worker that `text` names, and say when it takes effect."""
-    word = "resume" if command is None else command.value
-    session = current_invocation().run(lambda backend: find_and_send(backend, text, command, word))
+    session = current_invocation().run(lambda backend: find_and_send(backend, text, command))
     print_result(
-        {"session": session, "command": word},
+        {"session": session, "command": command},
         lambda: click.echo(
-            f"{escape_controls(session)}: {word} is sent; the worker gets it with its next "
+            f"{escape_controls(session)}: {command} is sent; the worker gets it with its next "
             "heartbeat"
         ),
     )
 
 
-async def find_and_send(
-    backend: Backend, text: str, command: WorkerCommand | None, word: str
-) -> str:
-    """Send a command and record it. Return the id of the session.
+async def find_and_send(backend: Backend, text: str, command: Command) -> str:
+    """Send a command. Return the id of the session.
 
-    Raises `NotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
+    Raises `WorkerNotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
     """
     sessions = await backend.list_sessions()
     found = [s.id for s in sessions if text == s.id or s.id.startswith(text) or s.id.endswith(text)]
     if len(found) > 1 and text not in found:
         raise BadInput(f"{text!r} matches {len(found)} workers: give more characters")
     if not found:
-        raise NotFound(f"no worker has the session {text!r}; `nimburion workers list` lists them")
+        raise WorkerNotFound(text)
     session = text if text in found else found[0]
-    async with record_command(backend, f"worker.{word}", session) as change:
-        change.count = int(await backend.send_command(session, command))
-    if not change.count:
-        raise NotFound(f"the session {session} has ended meanwhile")
+    await make_actions(backend).workers.send(session, command)
     return session

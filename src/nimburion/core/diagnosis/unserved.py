@@ -44,8 +44,13 @@ class Unserved(msgspec.Struct, frozen=True):
         >>> Unserved("mail", "send", 2, "queue").describe()
         "2 jobs 'send' wait in queue 'mail': no live worker serves this queue"
         """
-        jobs, wait = ("job", "waits") if self.count == 1 else ("jobs", "wait")
-        return f"{self.count} {jobs} {self.name!r} {wait} in queue {self.queue!r}: {self.reason}"
+        return describe_jobs(self.queue, self.name, self.count, self.reason)
+
+
+def describe_jobs(queue: str, name: str, count: int, reason: str) -> str:
+    """Return one line for waiting jobs of one name that no live worker takes."""
+    jobs, wait = ("job", "waits") if count == 1 else ("jobs", "wait")
+    return f"{count} {jobs} {name!r} {wait} in queue {queue!r}: {reason}"
 
 
 def is_live(session: SessionInfo) -> bool:
@@ -71,9 +76,39 @@ def find_unserved(queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]) 
     ]
 
 
-def list_reasons(queue: str, found: Iterable[Unserved]) -> dict[str, str]:
-    """Return the names of a queue whose waiting jobs no live worker takes, with the reasons."""
-    return {unserved.name: unserved.reason for unserved in found if unserved.queue == queue}
+class QueueSummary(QueueInfo, frozen=True, kw_only=True):
+    """The state of one queue, and which of its jobs no worker takes."""
+
+    unserved: dict[str, str] = msgspec.field(default_factory=dict)
+    """The names of waiting jobs that no live worker takes, with the reasons."""
+
+
+def summarize_queues(
+    queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo]
+) -> list[QueueSummary]:
+    """Return the summaries of queues, by name."""
+    found = sorted(queues, key=lambda queue: queue.name)
+    unserved: dict[str, dict[str, str]] = {}
+    for jobs in find_unserved(found, sessions):
+        unserved.setdefault(jobs.queue, {})[jobs.name] = jobs.reason
+    return [
+        QueueSummary(**msgspec.structs.asdict(queue), unserved=unserved.get(queue.name, {}))
+        for queue in found
+    ]
+
+
+def describe_unserved(queues: Iterable[QueueSummary]) -> list[str]:
+    """Return one line for each group of jobs that no live worker takes."""
+    return [
+        describe_jobs(queue.name, name, queue.names[name], reason)
+        for queue in queues
+        for name, reason in queue.unserved.items()
+    ]
+
+
+def make_empty_queue(name: str) -> QueueSummary:
+    """Return a queue without jobs."""
+    return QueueSummary(name=name, size=0, scheduled=0, processing=0, oldest_age=0.0, paused=False)
 
 
 def _explain(

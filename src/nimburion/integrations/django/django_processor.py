@@ -38,7 +38,6 @@ from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
 from nimburion.jobs.client.client import Client, EnqueueResult
 from nimburion.jobs.client.collector import JobCollector, enqueue_collected
-from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.processor import Processor, SyncProcessor
 from nimburion.jobs.worker.inline import InlineRunner
 
@@ -304,7 +303,6 @@ class DjangoProcessor(Processor):
             self.settings = msgspec.structs.replace(self.settings, url=project.config.jobs.url)
             backend, self._problem = _open_backend(project)
             self.backend: Backend = backend
-            self.dead: DeadLetters = DeadLetters(backend)
             self.transactions = Transactions(project)
             _close_before_teardown(self.sync, project.database)
 

@@ -17,6 +17,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, cast
@@ -25,13 +26,10 @@ from uuid import UUID
 import msgspec
 
 from nimburion.core.backend import Backend, Transactional
-from nimburion.core.due_jobs import run_now
 from nimburion.core.errors import (
     BackendUnavailable,
     DefinitionError,
-    DuplicateJob,
     InvalidJob,
-    JobConflict,
     JobNotCompleted,
     JobNotFound,
     NotOpen,
@@ -41,9 +39,10 @@ from nimburion.core.errors import (
 )
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
-from nimburion.core.job import Enqueued, JobRecord, NewJob, State
+from nimburion.core.job import Enqueued, JobRecord, NewJob, State, require_stored
 from nimburion.core.operations import Cancellation
 from nimburion.core.outage_log import OutageLog
+from nimburion.core.queries import JobFilter
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.service import Service
 from nimburion.core.settings import Settings
@@ -52,7 +51,6 @@ from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
 from nimburion.core.transactions import CallerConnection, Transaction
-from nimburion.jobs.auditing import record_change
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop, choose_limit
 from nimburion.jobs.client.client_statistics import ClientStatistics
 from nimburion.jobs.client.enqueue_state import EnqueueState
@@ -76,14 +74,15 @@ from nimburion.jobs.declaration.options import (
 )
 from nimburion.jobs.declaration.policy import Priority
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.limit_changes import (
-    change_known_limit,
-    make_change,
-    make_details,
-    reset_known_limit,
-)
 
 if TYPE_CHECKING:
+    from nimburion.actions import Actions, Operator
+    from nimburion.actions.bulk import BulkActions
+    from nimburion.actions.dead_letters import DeadLetters
+    from nimburion.actions.limits import LimitActions
+    from nimburion.actions.queues import QueueActions
+    from nimburion.actions.tenants import TenantActions
+    from nimburion.actions.workers import WorkerActions
     from nimburion.core.queries import QueueInfo
     from nimburion.telemetry.registry import MetricsRegistry
 
@@ -155,6 +154,7 @@ class Client:
         """Shared with its handles for other event loops, its worker and its services."""
         self._statistics = ClientStatistics(self.clock, self._random, entropy, self._outage)
         self._metrics: MetricsRegistry | None = None
+        self._operator: Operator | None = None
 
     @property
     def metrics(self) -> MetricsRegistry:
@@ -194,6 +194,7 @@ class Client:
         )
         other._enqueue_middlewares = self._enqueue_middlewares
         other._enqueue_state = self._enqueue_state
+        other._operator = self._operator
         other._outage = other._statistics.outage = self._outage
         self._statistics.add_handle(other._statistics)
         return other
@@ -227,6 +228,63 @@ class Client:
             finally:
                 self._statistics.abandon()
                 await self.backend.close()
+
+    # Actions of operators
+
+    @property
+    def actions(self) -> Actions:
+        """All actions of operators, as the command line and the dashboard have them. Each is
+        recorded in the audit log under the name of `operator`.
+        """
+        return make_actions(self, self.operator)
+
+    @property
+    def operator(self) -> Operator:
+        """Who acts through this object. The default is the user of this process, with all rights.
+
+        ```python
+        processor.operator = Operator("ann", rights=frozenset({"operate"}))
+        ```
+        """
+        if self._operator is None:
+            from nimburion.actions.operator import make_process_operator
+
+            self._operator = make_process_operator("python")
+        return self._operator
+
+    @operator.setter
+    def operator(self, operator: Operator) -> None:
+        self._operator = operator
+
+    @property
+    def queues(self) -> QueueActions:
+        """Pause and resume queues."""
+        return self.actions.queues
+
+    @property
+    def limits(self) -> LimitActions:
+        """Change limits at run time, and reset them."""
+        return self.actions.limits
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The failed jobs: list, show, replay and purge them."""
+        return self.actions.dead
+
+    @property
+    def tenants(self) -> TenantActions:
+        """Set the weights of tenants."""
+        return self.actions.tenants
+
+    @property
+    def workers(self) -> WorkerActions:
+        """Send commands to workers."""
+        return self.actions.workers
+
+    @property
+    def bulk(self) -> BulkActions:
+        """Change all jobs that match a filter, step by step."""
+        return self.actions.bulk
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -505,7 +563,12 @@ class Client:
         `JobNotFound` is raised for an unknown id.
         """
         self._check_open()
-        return await self.backend.cancel(read_job_id(job_id))
+        job_id = read_job_id(job_id)
+        cancelled = await self.actions.jobs.cancel(JobFilter(ids=(job_id,)))
+        outcome = cancelled.outcomes[job_id]
+        if outcome == "not found":
+            raise JobNotFound(job_id)
+        return Cancellation(outcome)
 
     async def run_now(self, job_id: str | UUID) -> bool:
         """Make a job due now that waits for a later time, and return whether it waited for one.
@@ -522,64 +585,10 @@ class Client:
         """
         self._check_open()
         job_id = read_job_id(job_id)
-        outcome = (await run_now(self.backend, [job_id]))[job_id]
+        outcome = (await self.actions.jobs.run_now(job_id))[job_id]
         if outcome == "not found":
             raise JobNotFound(job_id)
         return outcome == "due"
-
-    async def change_limit(
-        self,
-        name: str,
-        concurrency: int | None = None,
-        *,
-        rate: str | None = None,
-        burst: int | None = None,
-        key: str | None = None,
-        reason: str = "",
-    ) -> None:
-        """Change a limit at run time, until `reset_limit`.
-
-        ```python
-        await processor.change_limit("send_mail", rate="10/min", reason="the provider is slow")
-        await processor.change_limit("sync:customer", 5, key="acme", reason="paid for more")
-        ```
-
-        `name` is a job or a limit by key; `key` changes only one key of it. The change wins over
-        what workers declare, also after they restart. The next exchange of each worker follows it.
-        With `concurrency=0` no more jobs start. Running jobs continue. The change is recorded.
-
-        Errors:
-
-        - `InvalidJob`: a value is wrong, nothing is changed, or the limit has no keys.
-        - `LimitNotFound`: no limit and no job has this name.
-        """
-        self._check_open()
-        change = make_change(name, key, concurrency, rate, burst, self.settings.owner, reason)
-        async with record_change(
-            self.backend,
-            "limit.change",
-            by=self.settings.owner,
-            origin="python",
-            target=name,
-            details=make_details(change),
-        ):
-            await change_known_limit(self.backend, change)
-
-    async def reset_limit(self, name: str, *, key: str | None = None) -> None:
-        """Let what workers declare for a limit apply again. The reset is recorded.
-
-        `LimitNotFound` is raised if the limit, or this key of it, was not changed.
-        """
-        self._check_open()
-        async with record_change(
-            self.backend,
-            "limit.reset",
-            by=self.settings.owner,
-            origin="python",
-            target=name,
-            details={} if key is None else {"key": key},
-        ):
-            await reset_known_limit(self.backend, name, key)
 
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""
@@ -963,15 +972,11 @@ def _to_caller_connection(connection: object) -> CallerConnection:
     return connection if isinstance(connection, CallerConnection) else CallerConnection(connection)
 
 
-def require_stored(job: NewJob, result: Enqueued) -> str:
-    """Return the id of a stored job. Raises `JobConflict` or `DuplicateJob` if there is none."""
-    match result.outcome:
-        case "conflict":
-            raise JobConflict(job.id)
-        case "taken":
-            raise DuplicateJob(job.name, job.options.unique_key or "", result.id)
-        case _:
-            return result.id
+def make_actions(client: Client, operator: Operator) -> Actions:
+    """Return the actions of an operator, who stores jobs as the client does."""
+    from nimburion.actions import Actions
+
+    return Actions(client.backend, operator, partial(send_jobs, client))
 
 
 async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:

@@ -18,7 +18,17 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from types import MethodType, TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from nimburion.core.errors import BackendUnavailable, NotOpen
 from nimburion.core.timing.durations import to_seconds
@@ -29,6 +39,16 @@ from nimburion.jobs.declaration.loop_calls import (
     find_running_loop,
     run_on_loop,
 )
+
+if TYPE_CHECKING:
+    from nimburion.jobs.client.sync_actions import (
+        SyncBulk,
+        SyncDeadLetters,
+        SyncLimits,
+        SyncQueues,
+        SyncTenants,
+        SyncWorkers,
+    )
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,14 +138,52 @@ class SyncClient:
     def cancel(self) -> None: ...
     @_make_sync(Client.run_now)
     def run_now(self) -> None: ...
-    @_make_sync(Client.change_limit)
-    def change_limit(self) -> None: ...
-    @_make_sync(Client.reset_limit)
-    def reset_limit(self) -> None: ...
     @_make_sync(Client.queue_size)
     def queue_size(self) -> None: ...
     @_make_sync(Client.pending_count)
     def pending_count(self) -> None: ...
+
+    @property
+    def queues(self) -> SyncQueues:
+        """`queues` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncQueues
+
+        return SyncQueues(self)
+
+    @property
+    def limits(self) -> SyncLimits:
+        """`limits` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncLimits
+
+        return SyncLimits(self)
+
+    @property
+    def dead(self) -> SyncDeadLetters:
+        """`dead` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncDeadLetters
+
+        return SyncDeadLetters(self)
+
+    @property
+    def tenants(self) -> SyncTenants:
+        """`tenants` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncTenants
+
+        return SyncTenants(self)
+
+    @property
+    def workers(self) -> SyncWorkers:
+        """`workers` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncWorkers
+
+        return SyncWorkers(self)
+
+    @property
+    def bulk(self) -> SyncBulk:
+        """`bulk` of the client as blocking calls."""
+        from nimburion.jobs.client.sync_actions import SyncBulk
+
+        return SyncBulk(self)
 
     def call(
         self,

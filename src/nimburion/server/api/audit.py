@@ -17,7 +17,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/audit",
-        right="read",
         handle=list_audit_records,
         query=PageQuery,
         answer=AuditPage,

@@ -7,14 +7,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.bulk_operations import BulkAction, BulkOperation, BulkState, NewBulkOperation
-from nimburion.core.ids import make_bulk_operation_id
+from nimburion.core.bulk_operations import BulkAction, BulkOperation, BulkState
+from nimburion.core.ids import make_repeatable_id
 from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
-from nimburion.jobs.bulk_operations import preview_bulk_operation
 from nimburion.server.api.body_rules import include_state, select_jobs
 from nimburion.server.api.jobs import JobSearch, JobSummary, check_selection, summarize_job
-from nimburion.server.api.names import Name, PageQuery, make_id
+from nimburion.server.api.names import Name, PageQuery
 from nimburion.server.api.operation import (
     AnyOperation,
     ApiRequest,
@@ -22,7 +21,6 @@ from nimburion.server.api.operation import (
     NoQuery,
     Operation,
 )
-from nimburion.server.problems import Problem
 
 
 class BulkSelection(JobSearch, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,9 +112,7 @@ async def list_operations(request: ApiRequest[PageQuery, NoBody]) -> BulkOperati
 async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPreviewReport:
     """Count the jobs that a bulk operation would change, up to 1,000, and show the first ten."""
     query = request.query
-    preview = await preview_bulk_operation(
-        request.services.backend, query.action, query.make_selection()
-    )
+    preview = await request.actions.bulk.preview(query.action, query.make_selection())
     return BulkPreviewReport(
         count=preview.count,
         complete=preview.complete,
@@ -153,41 +149,18 @@ async def start_delete(request: ApiRequest[NoQuery, StartBody]) -> BulkOperation
 async def _start(request: ApiRequest[NoQuery, StartBody], action: BulkAction) -> BulkOperationView:
     body, key = request.body, request.idempotency_key
     operation_id = body.id
-    if operation_id is None:
-        operation_id = make_id(request.caller.name, key) if key else make_bulk_operation_id()
-    new = NewBulkOperation(
-        id=operation_id,
-        action=action,
-        which=body.make_selection(),
-        by=request.caller.name,
-        origin=request.origin,
-        rate=body.rate,
-        limit=body.limit,
+    if operation_id is None and key is not None:
+        operation_id = make_repeatable_id(request.caller.name, key)
+    started = await request.actions.bulk.start(
+        action, body.make_selection(), rate=body.rate, limit=body.limit, id=operation_id
     )
-    request.change.target = operation_id
-    started = await request.services.backend.start_bulk_operation(new)
-    _require_same(started, new)
     request.services.bulk_operations.wake()
     return make_view(started)
 
 
-def _require_same(started: BulkOperation, new: NewBulkOperation) -> None:
-    """Raise `Problem` if an operation that does something else has the id."""
-    if any(getattr(started, field) != getattr(new, field) for field in _WHAT_IT_DOES):
-        detail = (
-            f"the bulk operation {new.id!r} exists already and does something else; use another "
-            "id or Idempotency-Key"
-        )
-        raise Problem(409, "operation-conflict", detail)
-
-
-_WHAT_IT_DOES = ("action", "which", "rate", "limit")
-
-
 async def cancel_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
     """End a bulk operation. What it has changed stays changed."""
-    cancelled = await request.services.backend.cancel_bulk_operation(request.path["id"])
-    return make_view(cancelled)
+    return make_view(await request.actions.bulk.cancel(request.path["id"]))
 
 
 def make_view(operation: BulkOperation) -> BulkOperationView:
@@ -215,7 +188,6 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     Operation(
         method="GET",
         path="/operations",
-        right="read",
         handle=list_operations,
         query=PageQuery,
         answer=BulkOperationList,
@@ -223,7 +195,6 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     Operation(
         method="GET",
         path="/operations/preview",
-        right="read",
         handle=preview_operation,
         query=PreviewQuery,
         answer=BulkPreviewReport,
@@ -232,7 +203,6 @@ OPERATIONS: tuple[AnyOperation, ...] = (
         Operation(
             method="POST",
             path=f"/operations/{action.replace('_', '-')}",
-            right="admin" if action is BulkAction.DELETE else "operate",
             handle=start,
             action=f"operations.start_{action}",
             body=StartBody,
@@ -254,14 +224,12 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     Operation(
         method="GET",
         path="/operations/{id}",
-        right="read",
         handle=get_operation,
         answer=BulkOperationView,
     ),
     Operation(
         method="POST",
         path="/operations/{id}/cancel",
-        right="operate",
         handle=cancel_operation,
         action="operations.cancel",
         answer=BulkOperationView,

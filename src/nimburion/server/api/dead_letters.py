@@ -7,11 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.backend import Inspecting
+from nimburion.actions.dead_letters import PurgeReport, ReplayReport
 from nimburion.core.diagnosis.failure_groups import FailureGroups
-from nimburion.core.job import FAILED_ONLY, JobRecord, NewJob, Reason, State
+from nimburion.core.job import FAILED_ONLY, Reason
 from nimburion.core.queries import JobFilter
-from nimburion.jobs.client.client import require_stored, send_jobs
 from nimburion.jobs.declaration.codec import UnreadablePayload, check_size
 from nimburion.server.api.body_rules import select_jobs
 from nimburion.server.api.jobs import (
@@ -21,13 +20,10 @@ from nimburion.server.api.jobs import (
     check_selection,
     summarize_page,
 )
-from nimburion.server.api.names import JobCursor, JsonObject, Name, PageSize, make_id
+from nimburion.server.api.names import JobCursor, JsonObject, Name, PageSize
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 from nimburion.server.problems import InvalidPart, Problem
 from nimburion.server.services import ManagementServices
-
-REPLAY_OF_HEADER = "nimburion-replay-of"
-"""The header of a job that was enqueued in place of a dead letter: the id of the dead letter."""
 
 
 class GroupQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,28 +64,6 @@ class ReplayBody(DeadLetterSelection, frozen=True, kw_only=True, forbid_unknown_
     """The dead letters to replay."""
 
     after: JobCursor | None = None
-
-
-class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay did."""
-
-    replayed: list[str]
-    held: list[str]
-    """Not replayed, because another job holds their unique key."""
-    not_replayed: dict[str, str]
-    """Given ids that are not dead letters, with the reasons."""
-    next: str | None
-    """Pass it as `after` to continue; None: that was all."""
-
-
-class PurgeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a purge did."""
-
-    purged: list[str]
-    not_purged: dict[str, str]
-    """Given ids that are not dead letters, with the reasons."""
-    more: bool
-    """More dead letters may match; repeat the request."""
 
 
 class EditedReplayBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,24 +107,18 @@ async def list_failure_groups(request: ApiRequest[GroupQuery, NoBody]) -> Failur
 
 async def replay_dead_letters(request: ApiRequest[NoQuery, ReplayBody]) -> ReplayReport:
     """Make dead letters pending again. They keep id, payload and history."""
-    body, backend = request.body, request.services.backend
-    which = body.make_filter()
-    misses = await _explain_misses(backend, body.ids)
-    done = await backend.replay(which, body.limit, body.after)
-    request.change.count = len(done.ids)
-    return ReplayReport(replayed=done.ids, held=done.held, not_replayed=misses, next=done.next)
+    body = request.body
+    return await request.actions.dead.replay_matching(
+        body.make_filter(), limit=body.limit, after=body.after
+    )
 
 
 async def purge_dead_letters(
     request: ApiRequest[NoQuery, DeadLetterSelection],
 ) -> PurgeReport:
     """Delete dead letters for good."""
-    body, backend = request.body, request.services.backend
-    which = body.make_filter()
-    misses = await _explain_misses(backend, body.ids)
-    purged = await backend.delete(which, body.limit)
-    request.change.count = len(purged)
-    return PurgeReport(purged=purged, not_purged=misses, more=len(purged) >= body.limit)
+    body = request.body
+    return await request.actions.dead.purge_matching(body.make_filter(), limit=body.limit)
 
 
 async def replay_edited_dead_letter(
@@ -161,25 +129,17 @@ async def replay_edited_dead_letter(
     A repeat with the same payload stores no second job.
     """
     body, services = request.body, request.services
-    record = await services.backend.get_job(request.path["id"])
-    if record.state is not State.FAILED:
-        detail = f"job {record.id!r} is {record.state.value}, not failed: it is no dead letter"
-        raise Problem(409, "no-dead-letter", detail)
+    record = await request.actions.dead.show(request.path["id"])
     sizes = services.config.jobs.sizes
     payload = check_payload(body.payload, sizes.nesting)
     check_size(record.name, payload, sizes)
     validated = _validate_payload(services, record.name, payload)
     if body.dry_run:
         return EditedReplay(id=None, deleted=False, validated=validated)
-    job = _make_edited_job(record, payload)
-    (stored,) = await send_jobs(services.client, [job])
-    job_id = require_stored(job, stored)
-    deleted: list[str] = []
-    if body.delete:
-        which = JobFilter(states=FAILED_ONLY, ids=(record.id,))
-        deleted = await services.backend.delete(which, 1)
-    request.change.count = 1
-    return EditedReplay(id=job_id, deleted=bool(deleted), validated=validated)
+    job_id, deleted = await request.actions.dead.replay_edited(
+        record.id, payload, delete=body.delete
+    )
+    return EditedReplay(id=job_id, deleted=deleted, validated=validated)
 
 
 def _validate_payload(services: ManagementServices, name: str, payload: bytes) -> bool:
@@ -196,38 +156,12 @@ def _validate_payload(services: ManagementServices, name: str, payload: bytes) -
     return True
 
 
-def _make_edited_job(record: JobRecord, payload: bytes) -> NewJob:
-    headers = {**record.options.headers, REPLAY_OF_HEADER: record.id}
-    return NewJob(
-        make_id(record.id, payload.decode()),
-        record.name,
-        record.queue,
-        payload,
-        record.priority,
-        options=msgspec.structs.replace(record.options, headers=headers),
-    )
-
-
-async def _explain_misses(backend: Inspecting, ids: tuple[str, ...]) -> dict[str, str]:
-    """Return the reason for each id that is no dead letter."""
-    if not ids:
-        return {}
-    page = await backend.list_jobs(JobFilter(ids=ids), limit=len(ids))
-    states = {record.id: record.state for record in page.jobs}
-    return {
-        job_id: f"it is {states[job_id]}, not failed" if job_id in states else "no such job"
-        for job_id in ids
-        if states.get(job_id) is not State.FAILED
-    }
-
-
 _SELECTION = select_jobs("queue", "name", "reason")
 
 OPERATIONS = (
     Operation(
         method="GET",
         path="/dead-letters",
-        right="read",
         handle=list_dead_letters,
         query=SearchQuery,
         answer=JobPage,
@@ -235,7 +169,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/failure-groups",
-        right="read",
         handle=list_failure_groups,
         query=GroupQuery,
         answer=FailureGroups,
@@ -243,7 +176,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/dead-letters/replay",
-        right="operate",
         handle=replay_dead_letters,
         action="dead.replay",
         body=ReplayBody,
@@ -253,7 +185,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/dead-letters/purge",
-        right="admin",
         handle=purge_dead_letters,
         action="dead.purge",
         body=DeadLetterSelection,
@@ -263,7 +194,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/dead-letters/{id}/replay-edited",
-        right="admin",
         handle=replay_edited_dead_letter,
         action="dead.replay_edited",
         body=EditedReplayBody,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.cancellation import cancel_if_found, count_cancelled
 from nimburion.core.diagnosis.explanations import Cause, find_causes
-from nimburion.core.due_jobs import run_now
 from nimburion.core.errors import InvalidJob, JobNotFound
+from nimburion.core.ids import make_repeatable_id
 from nimburion.core.job import (
     UNFINISHED,
     AttemptError,
@@ -41,7 +39,6 @@ from nimburion.server.api.names import (
     PositiveSeconds,
     Text,
     Time,
-    make_id,
     to_epoch,
 )
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
@@ -362,20 +359,26 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> EnqueuedJob:
         if value is not None and name not in {"name", "payload"}
     }
     if body.id is None and request.idempotency_key is not None:
-        options["id"] = make_id(request.caller.name, request.idempotency_key)
+        options["id"] = make_repeatable_id(request.caller.name, request.idempotency_key)
     payload = check_payload(body.payload, request.services.config.jobs.sizes.nesting)
     client = request.services.client
-    stored = await enqueue_raw_or_get(client, body.name, payload, **cast("EnqueueOptions", options))
-    request.change.target, request.change.count = stored.id, 1
+    async with request.operator.record(
+        client.backend, "jobs.enqueue", name=body.name, queue=body.queue
+    ) as change:
+        stored = await enqueue_raw_or_get(
+            client, body.name, payload, **cast("EnqueueOptions", options)
+        )
+        change.target, change.count = stored.id, 1
     return EnqueuedJob(stored.id, stored.outcome)
 
 
 async def cancel_job(request: ApiRequest[NoQuery, NoBody]) -> CancelledJob:
     """Cancel a job, or ask its worker to end it."""
     job_id = request.path["id"]
-    cancelled = CancelledJob(job_id, (await request.services.backend.cancel(job_id)).value)
-    request.change.count = count_cancelled([cancelled.outcome])
-    return cancelled
+    done = await request.actions.jobs.cancel(JobFilter(ids=(job_id,)))
+    if done.outcomes[job_id] == "not found":
+        raise JobNotFound(job_id)
+    return CancelledJob(job_id, done.outcomes[job_id])
 
 
 async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
@@ -384,42 +387,30 @@ async def cancel_jobs(request: ApiRequest[NoQuery, CancelBody]) -> CancelReport:
     check_selection(
         body.ids, body.state or body.queue is not None or body.name is not None, body.all
     )
-    backend = request.services.backend
-    ids, following = body.ids, None
-    if not ids:
-        states = frozenset(State(state) for state in body.state) or UNFINISHED
-        which = JobFilter(states=states, queue=body.queue, name=body.name)
-        page = await backend.list_jobs(which, limit=body.limit, after=body.after)
-        ids, following = tuple(record.id for record in page.jobs), page.next
-    found: list[CancelledJob] = []
-    for job_id in dict.fromkeys(ids):
-        found.append(CancelledJob(job_id, await cancel_if_found(backend, job_id)))
-        request.change.count = count_cancelled(job.outcome for job in found)
-    return CancelReport(found, following)
+    states = frozenset(State(state) for state in body.state) or UNFINISHED
+    which = JobFilter(states=states, queue=body.queue, name=body.name)
+    if body.ids:
+        which = JobFilter(ids=body.ids)
+    done = await request.actions.jobs.cancel(which, limit=body.limit, after=body.after)
+    found = [CancelledJob(job_id, outcome) for job_id, outcome in done.outcomes.items()]
+    return CancelReport(found, done.next)
 
 
 async def run_job_now(request: ApiRequest[NoQuery, NoBody]) -> RunNowJob:
     """Make a job due that is scheduled or waits for a retry. A worker then starts it."""
     job_id = request.path["id"]
-    (found,) = await _run_now(request, [job_id])
-    if found.outcome == "not found":
+    outcome = (await request.actions.jobs.run_now(job_id))[job_id]
+    if outcome == "not found":
         raise JobNotFound(job_id)
-    return found
+    return RunNowJob(job_id, outcome)
 
 
 async def run_jobs_now(request: ApiRequest[NoQuery, RunNowBody]) -> RunNowReport:
     """Make several jobs due that are scheduled or wait for a retry."""
     if not request.body.ids:
         raise Problem(422, "invalid-body", "say which jobs: ids")
-    return RunNowReport(await _run_now(request, request.body.ids))
-
-
-async def _run_now(
-    request: ApiRequest[NoQuery, NoBody] | ApiRequest[NoQuery, RunNowBody], ids: Sequence[str]
-) -> list[RunNowJob]:
-    outcomes = await run_now(request.services.backend, ids)
-    request.change.count = list(outcomes.values()).count("due")
-    return [RunNowJob(job_id, outcome) for job_id, outcome in outcomes.items()]
+    outcomes = await request.actions.jobs.run_now(*request.body.ids)
+    return RunNowReport([RunNowJob(job_id, outcome) for job_id, outcome in outcomes.items()])
 
 
 def check_selection(ids: tuple[str, ...], filtered: object, everything: bool) -> None:  # noqa: FBT001
@@ -514,7 +505,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/jobs",
-        right="read",
         handle=list_jobs,
         query=JobQuery,
         answer=JobPage,
@@ -522,7 +512,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/jobs",
-        right="admin",
         handle=enqueue_job,
         action="jobs.enqueue",
         body=NewJobBody,
@@ -543,7 +532,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/jobs/cancel",
-        right="operate",
         handle=cancel_jobs,
         action="jobs.cancel",
         body=CancelBody,
@@ -553,32 +541,29 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/jobs/run-now",
-        right="operate",
         handle=run_jobs_now,
         action="jobs.run_now",
         body=RunNowBody,
         rules=(require_one("ids"),),
         answer=RunNowReport,
     ),
-    Operation(method="GET", path="/jobs/{id}", right="read", handle=get_job, answer=JobDetail),
+    Operation(method="GET", path="/jobs/{id}", handle=get_job, answer=JobDetail),
     Operation(
         method="GET",
         path="/jobs/{id}/why",
-        right="read",
         handle=explain_job,
         answer=JobExplanation,
     ),
     Operation(
         method="GET",
         path="/jobs/{id}/contents",
-        right="payloads",
+        read_right="payloads",
         handle=get_job_contents,
         answer=JobContents,
     ),
     Operation(
         method="POST",
         path="/jobs/{id}/run-now",
-        right="operate",
         handle=run_job_now,
         action="jobs.run_now",
         answer=RunNowJob,
@@ -586,7 +571,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/jobs/{id}/cancel",
-        right="operate",
         handle=cancel_job,
         action="jobs.cancel",
         answer=CancelledJob,

@@ -12,7 +12,6 @@ from nimburion.core.limit_changes import MAX_CONCURRENCY, LimitChange
 from nimburion.core.rate_limits import MAX_UNITS, RateInfo
 from nimburion.core.session import LimitInfo
 from nimburion.core.size_limits import MAX_TEXT
-from nimburion.jobs.limit_changes import change_known_limit, make_change, reset_known_limit
 from nimburion.server.api.body_rules import need, require_one
 from nimburion.server.api.names import END, PageQuery
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
@@ -89,19 +88,15 @@ async def list_limits(request: ApiRequest[PageQuery, NoBody]) -> LimitPage:
 
 async def change_limit(request: ApiRequest[NoQuery, ChangeLimitBody]) -> LimitState:
     """Change a limit, or one key of it, until it is reset. It wins over what workers declare."""
-    name, body, backend = request.path["limit"], request.body, request.services.backend
-    by = request.caller.name
-    await change_known_limit(
-        backend,
-        make_change(name, body.key, body.concurrency, body.rate, body.burst, by, body.reason),
-    )
+    name, body = request.path["limit"], request.body
+    await request.actions.limits.change(name, **msgspec.structs.asdict(body))
     return await _read_state(request, name)
 
 
 async def reset_limit(request: ApiRequest[NoQuery, ResetLimitBody]) -> LimitState:
     """Let what workers declare for a limit apply again."""
-    name = request.path["limit"]
-    await reset_known_limit(request.services.backend, name, request.body.key)
+    name, body = request.path["limit"], request.body
+    await request.actions.limits.reset(name, key=body.key, reason=body.reason)
     return await _read_state(request, name)
 
 
@@ -116,7 +111,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/limits",
-        right="read",
         handle=list_limits,
         query=PageQuery,
         answer=LimitPage,
@@ -124,7 +118,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/limits/{limit}/change",
-        right="operate",
         handle=change_limit,
         action="limit.change",
         body=ChangeLimitBody,
@@ -134,7 +127,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/limits/{limit}/reset",
-        right="operate",
         handle=reset_limit,
         action="limit.reset",
         body=ResetLimitBody,

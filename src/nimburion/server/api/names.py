@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from typing import Annotated
 
@@ -42,12 +41,3 @@ class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def to_epoch(time: datetime | None) -> float | None:
     """Return a time as epoch seconds; None for None."""
     return None if time is None else time.timestamp()
-
-
-def make_id(caller: str, key: str) -> str:
-    """Return the id of a job that a caller enqueues with an `Idempotency-Key`.
-
-    The same key makes the same id, on every server and after a restart.
-    """
-    digest = hashlib.blake2b(f"{caller}\0{key}".encode(), digest_size=16).hexdigest()
-    return f"key-{digest}"

@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nimburion.actions import Actions, Operator
+from nimburion.actions.operator import RIGHT_BY_ACTION
 from nimburion.core.errors import InvalidJob
 from nimburion.core.keyed_limits import LIMIT_PATTERN
 from nimburion.core.size_limits import check_name
-from nimburion.core.text.escaping import escape_controls
 from nimburion.core.text.suggestions import describe_unknown
-from nimburion.jobs.auditing import Change, record_change
+from nimburion.jobs.client.client import make_actions
+from nimburion.scheduler.schedules import Schedules
 from nimburion.server.access import Caller, has_json_body
 from nimburion.server.api.body_rules import Rule
 from nimburion.server.problems import InvalidPart, Problem
@@ -50,11 +51,24 @@ class ApiRequest(msgspec.Struct, Generic[QueryT, BodyT], frozen=True):
     """The parameters of the path. All are names or ids, and valid ones."""
     query: QueryT
     body: BodyT
-    change: Change
-    """The change that is recorded, if the operation makes one."""
     idempotency_key: str | None = None
     origin: str = "api"
     """Through what the request came: `api` or `dashboard`."""
+
+    @property
+    def operator(self) -> Operator:
+        """The caller, as who acts."""
+        return Operator(self.caller.name, self.origin, self.caller.rights)
+
+    @property
+    def actions(self) -> Actions:
+        """The actions of the caller."""
+        return make_actions(self.services.client, self.operator)
+
+    @property
+    def schedules(self) -> Schedules:
+        """The schedules, for the caller."""
+        return self.services.make_schedules(self.operator)
 
 
 class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=True):
@@ -63,7 +77,6 @@ class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=Tru
     method: Method
     path: str
     """Below `/api/v1`, with parameters in braces: `/queues/{queue}/pause`."""
-    right: str
     handle: Callable[[ApiRequest[QueryT, BodyT]], Awaitable[object]]
     """Returns the answer, as a value of the type `answer`."""
     answer: Any
@@ -71,9 +84,11 @@ class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=Tru
     body: type[BodyT] = cast("type[BodyT]", NoBody)
     rules: tuple[Rule, ...] = ()
     """What the body must be beyond the types of its fields."""
+    read_right: str = "read"
+    """The right of an operation without an action."""
     action: str | None = None
-    """The action of the audit record. Each operation that changes something has one. Fields of
-    the body may be in braces: `worker.{command}`.
+    """The action that the handler calls, or one of several with the same right. Each operation that
+    changes something has one.
     """
     status: int = 200
     idempotency_key: bool = False
@@ -85,6 +100,11 @@ class Operation(msgspec.Struct, Generic[QueryT, BodyT], frozen=True, kw_only=Tru
     def name(self) -> str:
         """The name of the operation, which is that of its handler."""
         return self.handle.__name__
+
+    @property
+    def right(self) -> str:
+        """The right that a caller needs."""
+        return self.read_right if self.action is None else RIGHT_BY_ACTION[self.action]
 
     @property
     def summary(self) -> str:
@@ -106,56 +126,10 @@ async def run_operation(
         path,
         parse_query(request.query_params.multi_items(), operation.query),
         await read_body(request, operation.body, services.config.server.max_body),
-        Change(),
         _parse_idempotency_key(request) if operation.idempotency_key else None,
     )
-    answer = await perform_operation(operation, parsed, origin="api")
-    content = msgspec.json.encode(answer)
+    content = msgspec.json.encode(await operation.handle(parsed))
     return Response(content, operation.status, media_type="application/json")
-
-
-async def perform_operation(
-    operation: AnyOperation, request: ApiRequest[Any, Any], *, origin: str
-) -> object:
-    """Run an operation and return its answer. A change is recorded with its origin."""
-    if operation.action is None:
-        return await operation.handle(request)
-    details = describe_body(request.body)
-    async with record_change(
-        request.services.backend,
-        operation.action.format_map(details),
-        by=request.caller.name,
-        origin=origin,
-        target=next(iter(request.path.values()), ""),
-        details=details,
-    ) as change:
-        return await operation.handle(
-            msgspec.structs.replace(request, change=change, origin=origin)
-        )
-
-
-_MAX_DETAIL_CHARACTERS = 200
-_DATA_FIELDS = frozenset({"unique_key"})
-"""Fields of bodies that are data of jobs, besides the JSON objects."""
-
-
-def describe_body(body: msgspec.Struct) -> dict[str, str]:
-    """Return the fields of a body that are set, for an audit record. JSON objects and
-    unique keys are left out: they are the data of jobs, which the right `payloads` shows.
-    """
-    details = {}
-    for field in msgspec.structs.fields(body):
-        value = getattr(body, field.name)
-        if value == field.default or isinstance(value, msgspec.Raw | dict):
-            continue
-        if field.name in _DATA_FIELDS:
-            continue
-        if isinstance(value, tuple):
-            value = " ".join(value)
-        elif isinstance(value, datetime):
-            value = value.isoformat()
-        details[field.encode_name] = escape_controls(str(value))[:_MAX_DETAIL_CHARACTERS]
-    return details
 
 
 def check_path_name(parameter: str, text: str) -> str:

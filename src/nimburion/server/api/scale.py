@@ -130,7 +130,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/scale",
-        right="read",
         handle=get_scale,
         query=ScaleQuery,
         answer=ScaleReport,

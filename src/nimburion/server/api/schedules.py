@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.ids import make_repeatable_id
 from nimburion.core.schedules import Overlap
 from nimburion.core.timing.timezones import find_zone
 from nimburion.scheduler.schedules import ScheduleInfo
 from nimburion.scheduler.triggers import Timetable, explain_trigger, parse_trigger
 from nimburion.server.api.jobs import JobPage, JobReference, summarize_job
-from nimburion.server.api.names import END, JsonObject, Name, PageQuery, Text, make_id
+from nimburion.server.api.names import END, JsonObject, Name, PageQuery, Text
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
 Trigger = Annotated[
@@ -115,8 +116,7 @@ async def add_schedule(request: ApiRequest[NoQuery, NewScheduleBody]) -> Schedul
         for name in ("timezone", "misfire", "overlap", "jitter")
         if (value := getattr(body, name)) is not None
     }
-    request.change.target = body.name
-    return await request.services.schedules.add(
+    return await request.schedules.add(
         body.name,
         body.when,
         body.job,
@@ -130,14 +130,14 @@ async def add_schedule(request: ApiRequest[NoQuery, NewScheduleBody]) -> Schedul
 async def pause_schedule(request: ApiRequest[NoQuery, PauseScheduleBody]) -> ScheduleChange:
     """Fire no tick of a schedule until it is resumed."""
     name = request.path["name"]
-    await request.services.schedules.pause(name)
+    await request.schedules.pause(name, reason=request.body.reason or "")
     return ScheduleChange(name, "paused")
 
 
 async def resume_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChange:
     """Fire the ticks of a schedule from now on. Those of the pause are not made up."""
     name = request.path["name"]
-    await request.services.schedules.resume(name)
+    await request.schedules.resume(name)
     return ScheduleChange(name, "resumed")
 
 
@@ -147,14 +147,14 @@ async def run_schedule(request: ApiRequest[NoQuery, NoBody]) -> JobReference:
     If code computes the job, a running scheduler with this code enqueues it within 5 seconds.
     """
     name, key = request.path["name"], request.idempotency_key
-    job_id = None if key is None else make_id(f"{request.caller.name} {name}", key)
-    return JobReference(await request.services.schedules.run_now(name, job_id=job_id))
+    job_id = None if key is None else make_repeatable_id(f"{request.caller.name} {name}", key)
+    return JobReference(await request.schedules.run_now(name, job_id=job_id))
 
 
 async def delete_schedule(request: ApiRequest[NoQuery, NoBody]) -> ScheduleChange:
     """Delete a schedule. Refused while code that runs declares it."""
     name = request.path["name"]
-    await request.services.schedules.remove(name)
+    await request.schedules.remove(name)
     return ScheduleChange(name, "deleted")
 
 
@@ -179,7 +179,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/schedules",
-        right="read",
         handle=list_schedules,
         query=ScheduleListQuery,
         answer=SchedulePage,
@@ -187,7 +186,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/schedules",
-        right="admin",
         handle=add_schedule,
         action="schedule.add",
         body=NewScheduleBody,
@@ -197,14 +195,12 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/schedules/{name}",
-        right="read",
         handle=get_schedule,
         answer=ScheduleInfo,
     ),
     Operation(
         method="DELETE",
         path="/schedules/{name}",
-        right="admin",
         handle=delete_schedule,
         action="schedule.remove",
         answer=ScheduleChange,
@@ -212,7 +208,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/schedules/{name}/history",
-        right="read",
         handle=list_schedule_history,
         query=HistoryQuery,
         answer=JobPage,
@@ -220,7 +215,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/schedules/{name}/pause",
-        right="operate",
         handle=pause_schedule,
         action="schedule.pause",
         body=PauseScheduleBody,
@@ -229,7 +223,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/schedules/{name}/resume",
-        right="operate",
         handle=resume_schedule,
         action="schedule.resume",
         answer=ScheduleChange,
@@ -237,7 +230,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/schedules/{name}/run",
-        right="operate",
         handle=run_schedule,
         action="schedule.run",
         answer=JobReference,
@@ -247,7 +239,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/ticks",
-        right="read",
         handle=explain_ticks,
         query=TicksQuery,
         answer=TicksReport,

@@ -92,7 +92,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/statistics",
-        right="read",
         handle=list_statistics,
         query=StatisticsQuery,
         answer=StatisticsPage,

@@ -43,6 +43,6 @@ async def run_checks(request: ApiRequest[NoQuery, NoBody]) -> ChecksReport:
 
 
 OPERATIONS = (
-    Operation(method="GET", path="/status", right="read", handle=get_status, answer=ServerStatus),
-    Operation(method="GET", path="/checks", right="read", handle=run_checks, answer=ChecksReport),
+    Operation(method="GET", path="/status", handle=get_status, answer=ServerStatus),
+    Operation(method="GET", path="/checks", handle=run_checks, answer=ChecksReport),
 )

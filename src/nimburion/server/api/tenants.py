@@ -7,14 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.fairness import (
-    MAX_WEIGHT,
-    MIN_WEIGHT,
-    WEIGHT_UNITS,
-    compute_shares,
-    to_weight_units,
-)
-from nimburion.core.size_limits import check_text
+from nimburion.core.fairness import MAX_WEIGHT, MIN_WEIGHT, compute_shares
 from nimburion.server.api.names import PageSize, Text
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
 
@@ -78,10 +71,8 @@ async def list_tenants(request: ApiRequest[TenantQuery, NoBody]) -> TenantList:
 
 async def set_tenant_weight(request: ApiRequest[NoQuery, WeightBody]) -> TenantWeight:
     """Set the weight of a tenant. It counts for jobs that are reserved or end from now on."""
-    tenant, weight = check_text("tenant", request.body.tenant), request.body.weight
-    request.change.target = tenant
-    await request.services.backend.set_tenant_weight(tenant, weight)
-    stored = 1.0 if weight is None else to_weight_units(weight) / WEIGHT_UNITS
+    tenant = request.body.tenant
+    stored = await request.actions.tenants.set_weight(tenant, request.body.weight)
     return TenantWeight(tenant, stored)
 
 
@@ -89,7 +80,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/tenants",
-        right="read",
         handle=list_tenants,
         query=TenantQuery,
         answer=TenantList,
@@ -97,7 +87,6 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/tenants/weight",
-        right="operate",
         handle=set_tenant_weight,
         action="tenant.weight",
         body=WeightBody,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
+from nimburion.actions.workers import Command
 from nimburion.core.diagnosis.unserved import is_live
 from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
 from nimburion.server.api.names import PageQuery
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery, Operation
-from nimburion.server.problems import Problem
 
 
 class WorkerSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +49,7 @@ class WorkerPage(msgspec.Struct, frozen=True):
 class CommandBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A command to a worker."""
 
-    command: Literal["quiet", "resume", "stop"]
+    command: Command
     """`quiet`: start no further job. `resume`: start jobs again. `stop`: stop as on SIGTERM."""
 
 
@@ -76,12 +74,9 @@ async def list_workers(request: ApiRequest[PageQuery, NoBody]) -> WorkerPage:
 
 async def command_worker(request: ApiRequest[NoQuery, CommandBody]) -> SentCommand:
     """Tell a worker to start no further job, to start jobs again, or to stop."""
-    session, word = request.path["id"], request.body.command
-    command = None if word == "resume" else WorkerCommand(word)
-    if not await request.services.backend.send_command(session, command):
-        raise Problem(404, "worker-not-found", f"no worker has the session {session!r}")
-    request.change.count = 1
-    return SentCommand(session, word)
+    session, command = request.path["id"], request.body.command
+    await request.actions.workers.send(session, command)
+    return SentCommand(session, command)
 
 
 def _make_cursor(session: SessionInfo) -> str:
@@ -93,7 +88,6 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/workers",
-        right="read",
         handle=list_workers,
         query=PageQuery,
         answer=WorkerPage,
@@ -101,9 +95,8 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/workers/{id}/command",
-        right="operate",
         handle=command_worker,
-        action="worker.{command}",
+        action="worker.stop",
         body=CommandBody,
         answer=SentCommand,
     ),

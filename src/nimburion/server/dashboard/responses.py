@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from nimburion.core.text.escaping import escape_controls
-from nimburion.jobs.auditing import Change
 from nimburion.server.access import Caller
 from nimburion.server.api.operation import (
     ApiRequest,
@@ -24,7 +23,6 @@ from nimburion.server.api.operation import (
     make_body_problem,
     make_parameter_problem,
     parse_query,
-    perform_operation,
     read_content,
 )
 from nimburion.server.dashboard.assets import load_assets
@@ -288,8 +286,9 @@ async def _run_action(
     body = parse_form([*pairs, *action.fixed.items(), *fixed], operation.body)
     query = parse_query((), operation.query)
     own = {name: path[name] for name in path if f"{{{name}}}" in operation.path}
-    parsed = ApiRequest(services, caller, own, query, body, Change())
-    answer = await perform_operation(operation, parsed, origin="dashboard")
+    answer = await operation.handle(
+        ApiRequest(services, caller, own, query, body, origin="dashboard")
+    )
     services.readings.expire()
     services.live.hasten()
     return answer, not getattr(body, "dry_run", False)

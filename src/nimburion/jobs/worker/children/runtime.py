@@ -20,7 +20,6 @@ from nimburion.core.events import Events
 from nimburion.core.result_errors import encode_result_error
 from nimburion.core.settlement import Progressed, Spent
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.client.dead_letters import DeadLetters
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.codec import UnstorableResult
 from nimburion.jobs.declaration.context import CURRENT, Context
@@ -233,7 +232,6 @@ def _connect(processor: Processor, channel: ParentChannel) -> None:
     The parent emits the events of the jobs that it stores.
     """
     processor.backend = cast("Backend", ParentBackend(channel))
-    processor.dead = DeadLetters(processor.backend)
     processor.events = Events()
 
 

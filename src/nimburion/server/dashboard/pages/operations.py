@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from nimburion.actions.bulk import BulkPreview, preview_jobs
 from nimburion.core.bulk_operations import BulkAction, BulkOperationPage
 from nimburion.core.queries import JobFilter
-from nimburion.jobs.bulk_operations import BulkPreview, preview_bulk_operation
 from nimburion.server.api import bulk_operations
 from nimburion.server.api.bulk_operations import BulkOperationView, make_view
 from nimburion.server.api.jobs import JobSummary, summarize_job
@@ -150,7 +150,7 @@ async def read_new_operation(request: PageRequest[NewOperationQuery]) -> NewOper
         return NewOperationData(action=query.action, invalid=str(error))
 
     async def read() -> BulkPreview:
-        return await preview_bulk_operation(readings.backend, query.action, which)
+        return await preview_jobs(readings.backend, query.action, which)
 
     preview = await readings.read(f"preview {query.action} {which}", read, 5.0)
     fields = [(field, value) for field, values in _list_fields(which) for value in values]

@@ -9,7 +9,6 @@ import msgspec
 
 from nimburion.core.job import AttemptError
 from nimburion.core.text.escaping import escape_in_json
-from nimburion.jobs.auditing import Change
 from nimburion.server.api.jobs import JobContents, get_job_contents
 from nimburion.server.api.operation import ApiRequest, NoBody, NoQuery
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
@@ -54,9 +53,7 @@ class JobContentsData(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_job_contents(request: PageRequest[NoQuery]) -> JobContentsData:
     """Read the data of a job."""
-    asked = ApiRequest(
-        request.services, request.caller, request.path, NoQuery(), NoBody(), Change()
-    )
+    asked = ApiRequest(request.services, request.caller, request.path, NoQuery(), NoBody())
     contents = await request.readings.read(
         f"contents {request.path['id']}", lambda: get_job_contents(asked)
     )

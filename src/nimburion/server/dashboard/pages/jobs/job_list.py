@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.actions.dead_letters import PurgeReport, ReplayReport
 from nimburion.core.backend import Inspecting
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import Reason, State
@@ -16,7 +17,6 @@ from nimburion.core.size_limits import check_name
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.server.api import dead_letters as dead_letter_operations
 from nimburion.server.api import jobs as job_operations
-from nimburion.server.api.dead_letters import PurgeReport, ReplayReport
 from nimburion.server.api.jobs import CancelReport, JobSummary, RunNowReport, summarize_page
 from nimburion.server.api.names import Cursor
 from nimburion.server.dashboard.page import (

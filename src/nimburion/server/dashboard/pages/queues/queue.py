@@ -7,12 +7,16 @@ from typing import Literal
 
 import msgspec
 
-from nimburion.core.diagnosis.unserved import find_unserved, is_live, list_reasons
+from nimburion.core.diagnosis.unserved import (
+    QueueSummary,
+    is_live,
+    make_empty_queue,
+    summarize_queues,
+)
 from nimburion.core.fairness import TenantUse, TenantUses
 from nimburion.core.keyed_limits import KeyedLimitInfo, make_queue_limit_name
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics
-from nimburion.core.queries import QueueInfo
 from nimburion.core.session import LimitInfo, SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
@@ -20,7 +24,6 @@ from nimburion.server.dashboard.pages.jobs.job_list import format_qualifier
 from nimburion.server.dashboard.pages.queues.queue_list import (
     QueueRow,
     compute_failed_share,
-    make_empty_queue,
     make_row,
 )
 from nimburion.server.dashboard.readings import PageReadings
@@ -135,18 +138,19 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
     """Read one queue. A queue without jobs is empty; it is never unknown."""
     readings, name = request.readings, request.path["queue"]
     queues, sessions = await readings.list_queues(), await readings.list_sessions()
-    queue = next((one for one in queues if one.name == name), None) or make_empty_queue(name)
+    (queue,) = summarize_queues([one for one in queues if one.name == name], sessions) or (
+        make_empty_queue(name),
+    )
     serving = [one for one in sessions if is_live(one) and name in one.queues]
-    unserved = list_reasons(name, find_unserved([queue], sessions))
     history = await _read_history(readings, name, request.query.range)
     limits = {limit.name: limit for limit in await readings.list_limits(LIMIT_AGE)}
     names = [
-        make_name_row(one, queue, history.names.get(one, Counters()), limits.get(one), unserved)
+        make_name_row(one, queue, history.names.get(one, Counters()), limits.get(one))
         for one in {*history.names, *queue.names}
     ]
     names.sort(key=lambda one: (-one.waiting, -one.completed, one.name))
     return QueueData(
-        queue=make_row(queue, await readings.read_hour(), unserved, len(serving)),
+        queue=make_row(queue, await readings.read_hour(), len(serving)),
         names=names[:MAX_NAMES],
         workers=serving[:MAX_WORKERS],
         worker_count=len(serving),
@@ -199,10 +203,9 @@ async def read_turns(readings: PageReadings, queue: str) -> TenantOrder:
 
 def make_name_row(
     name: str,
-    queue: QueueInfo,
+    queue: QueueSummary,
     counters: Counters,
     limit: LimitInfo | None,
-    unserved: dict[str, str],
 ) -> QueueName:
     """Return the row of one name of a queue."""
     return QueueName(
@@ -215,7 +218,7 @@ def make_name_row(
         run_p95=counters.run.estimate_quantile(0.95),
         limit=None if limit is None else limit.limit,
         in_use=None if limit is None else limit.in_use,
-        unserved=unserved.get(name),
+        unserved=queue.unserved.get(name),
     )
 
 

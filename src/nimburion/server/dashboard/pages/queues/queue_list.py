@@ -8,9 +8,14 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.diagnosis.unserved import find_unserved, is_live
+from nimburion.core.diagnosis.unserved import (
+    QueueSummary,
+    is_live,
+    make_empty_queue,
+    summarize_queues,
+)
 from nimburion.core.metrics.statistics import Counters
-from nimburion.core.queries import Pause, QueueInfo
+from nimburion.core.queries import QueueInfo
 from nimburion.core.session import SessionInfo
 from nimburion.server.api import queues as queue_operations
 from nimburion.server.api.queues import AllPauses
@@ -25,24 +30,11 @@ from nimburion.server.dashboard.recent_statistics import RecentHour
 PAGE_SIZE = 100
 
 
-class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
+class QueueRow(QueueSummary, frozen=True, kw_only=True):
     """One queue. Rates are jobs a minute over the last five minutes; waits, runs and failures are
     those of the last hour.
     """
 
-    name: str
-    size: int
-    """The number of jobs that are due and not processing."""
-    size_complete: bool
-    """False: `size` is that of the last full count, or a lower bound before the first."""
-    scheduled: int
-    scheduled_complete: bool
-    processing: int
-    oldest_age: float
-    paused: bool
-    pause: Pause | None
-    unserved: dict[str, str]
-    """The names of waiting jobs that no live worker takes, with the reasons."""
     workers: int
     """The live workers that serve the queue."""
     enqueued_rate: float
@@ -80,43 +72,24 @@ def make_rows(
     queues: Iterable[QueueInfo], sessions: Sequence[SessionInfo], hour: RecentHour
 ) -> list[QueueRow]:
     """Return a row for each queue that holds a job, is paused, is served or was used lately."""
-    known = {queue.name: queue for queue in queues}
+    known = {queue.name: queue for queue in summarize_queues(queues, sessions)}
     served: dict[str, int] = {}
     for session in filter(is_live, sessions):
         for queue in session.queues:
             served[queue] = served.get(queue, 0) + 1
-    unserved: dict[str, dict[str, str]] = {}
-    for jobs in find_unserved(known.values(), sessions):
-        unserved.setdefault(jobs.queue, {})[jobs.name] = jobs.reason
     return [
-        make_row(
-            known.get(name) or make_empty_queue(name),
-            hour,
-            unserved.get(name, {}),
-            served.get(name, 0),
-        )
+        make_row(known.get(name) or make_empty_queue(name), hour, served.get(name, 0))
         for name in sorted({*known, *hour.queues, *served})
     ]
 
 
-def make_row(
-    queue: QueueInfo, hour: RecentHour, unserved: dict[str, str], workers: int
-) -> QueueRow:
+def make_row(queue: QueueSummary, hour: RecentHour, workers: int) -> QueueRow:
     """Return the row of one queue."""
     seen = hour.get_queue(queue.name)
     rate = hour.compute_rate(seen.completed)
     wait, run = seen.counters.wait, seen.counters.run
     return QueueRow(
-        name=queue.name,
-        size=queue.size,
-        size_complete=queue.size_complete,
-        scheduled=queue.scheduled,
-        scheduled_complete=queue.scheduled_complete,
-        processing=queue.processing,
-        oldest_age=queue.oldest_age,
-        paused=queue.paused,
-        pause=queue.pause,
-        unserved=unserved,
+        **msgspec.structs.asdict(queue),
         workers=workers,
         enqueued_rate=hour.compute_rate(seen.enqueued),
         completed_rate=rate,
@@ -129,11 +102,6 @@ def make_row(
         drain_seconds=60 * queue.size / rate if queue.size and rate else None,
         history=seen.completed,
     )
-
-
-def make_empty_queue(name: str) -> QueueInfo:
-    """Return a queue without jobs."""
-    return QueueInfo(name=name, size=0, scheduled=0, processing=0, oldest_age=0.0, paused=False)
 
 
 def compute_failed_share(counters: Counters) -> float | None:

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from nimburion.actions.auditing import record_change
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.audit import AuditRecord
 from nimburion.core.errors import BackendUnavailable
-from nimburion.jobs.auditing import record_change
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
+from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, InvalidJob, LimitNotFound
 from nimburion.core.keyed_limits import get_limited_queue
@@ -11,73 +12,109 @@ from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rates import parse_rate
 from nimburion.core.text.suggestions import find_nearest
 
-MAX_REASON = 500
+_MAX_REASON = 500
 """The most characters of a reason."""
 
 
-def make_change(  # noqa: PLR0917 - the options of a change
-    name: str,
-    key: str | None,
-    concurrency: int | None,
-    rate: str | None,
-    burst: int | None,
-    by: str,
-    reason: str,
-) -> LimitChange:
-    """Return a change from the texts that a person wrote.
+class LimitActions:
+    """Change limits at run time: `processor.limits`."""
 
-    Raises:
-        InvalidJob: a value is wrong, or nothing is changed.
-    """
-    if rate is None and burst is not None:
-        raise InvalidJob("a burst needs a rate, like 100/min")
-    try:
-        limit = parse_rate(rate, burst)
-    except DefinitionError as error:
-        raise InvalidJob(str(error)) from None
-    change = LimitChange(
-        name=name,
-        key=key,
-        concurrency=concurrency,
-        rate=limit,
-        by=by,
-        reason=reason[:MAX_REASON],
-    )
-    change.check()
-    return change
+    def __init__(self, backend: Backend, operator: Operator) -> None:
+        self._backend = backend
+        self._operator = operator
+
+    async def change(
+        self,
+        name: str,
+        concurrency: int | None = None,
+        *,
+        rate: str | None = None,
+        burst: int | None = None,
+        key: str | None = None,
+        reason: str = "",
+    ) -> LimitChange:
+        """Change a limit, or one key of it, until `reset`.
+
+        ```python
+        await processor.limits.change("send_mail", rate="10/min", reason="the provider is slow")
+        await processor.limits.change("sync:customer", 5, key="acme", reason="paid for more")
+        ```
+
+        `name` is a job, a limit by key, or `queue=QUEUE`; `key` changes only one key of it. The
+        change wins over what workers declare, also after they restart. The next exchange of each
+        worker follows it. With `concurrency=0` no more jobs start. Running jobs continue.
+
+        Errors:
+
+        - `InvalidJob`: a value is wrong, nothing is changed, or the limit has no keys.
+        - `LimitNotFound`: no limit and no job has this name.
+        """
+        async with self._operator.record(
+            self._backend,
+            "limit.change",
+            name,
+            key=key,
+            concurrency=concurrency,
+            rate=rate,
+            burst=burst,
+            reason=reason,
+        ):
+            change = self._make_change(name, key, concurrency, rate, burst, reason)
+            await _check_limit(self._backend, change)
+            await self._backend.change_limit(change)
+        return change
+
+    async def reset(self, name: str, *, key: str | None = None, reason: str = "") -> None:
+        """Let what workers declare for a limit, or for one key of it, apply again.
+
+        Without `key`, the changes of single keys stay. `LimitNotFound` is raised if the limit, or
+        this key of it, was not changed.
+        """
+        async with self._operator.record(
+            self._backend, "limit.reset", name, key=key, reason=reason
+        ):
+            if not await self._backend.reset_limit(name, key):
+                changes = await self._backend.list_limit_changes()
+                raise LimitNotFound(name, _explain_reset(name, key, changes))
+
+    def _make_change(  # noqa: PLR0917 - the options of a change
+        self,
+        name: str,
+        key: str | None,
+        concurrency: int | None,
+        rate: str | None,
+        burst: int | None,
+        reason: str,
+    ) -> LimitChange:
+        if rate is None and burst is not None:
+            raise InvalidJob("a burst needs a rate, like 100/min")
+        try:
+            limit = parse_rate(rate, burst)
+        except DefinitionError as error:
+            raise InvalidJob(str(error)) from None
+        change = LimitChange(
+            name=name,
+            key=key,
+            concurrency=concurrency,
+            rate=limit,
+            by=self._operator.name,
+            reason=reason[:_MAX_REASON],
+        )
+        change.check()
+        return change
 
 
-def make_details(change: LimitChange) -> dict[str, str]:
-    """Return what a change sets, for its audit record."""
-    rate = change.rate
-    details = {
-        "key": change.key,
-        "concurrency": change.concurrency,
-        "rate": None if rate is None else rate.rate,
-        "burst": None if rate is None else rate.burst,
-        "reason": change.reason or None,
-    }
-    return {name: str(value) for name, value in details.items() if value is not None}
-
-
-async def change_known_limit(backend: Backend, change: LimitChange) -> None:
-    """Store a change, if its limit exists.
-
-    Raises:
-        InvalidJob: the change is for one key, and its limit has no keys.
-        LimitNotFound: no limit and no job has this name.
-    """
+async def _check_limit(backend: Backend, change: LimitChange) -> None:
+    """Raise `LimitNotFound` or `InvalidJob` unless the limit exists and can be changed so."""
     keyed = {limit.name: limit.jobs for limit in await backend.list_keyed_limits(fullest=0)}
     queue = get_limited_queue(change.name)
     if queue is not None:
         await _check_queue(backend, queue, change, keyed)
-        await backend.change_limit(change)
         return
     names = await _list_job_names(backend)
     if change.name in keyed:
         if change.name in names - keyed[change.name].keys() - await _list_changed_names(backend):
             raise InvalidJob(_explain_shared_name(change.name, keyed[change.name]))
-        await backend.change_limit(change)
         return
     if change.key is not None:
         if change.name in names:
@@ -86,19 +123,11 @@ async def change_known_limit(backend: Backend, change: LimitChange) -> None:
     if change.name not in names:
         known = names | keyed.keys()
         raise LimitNotFound(change.name, _explain_name("limit and no job", change.name, known))
-    await backend.change_limit(change)
 
 
-async def reset_known_limit(backend: Backend, name: str, key: str | None) -> None:
-    """Let what workers declare apply again.
-
-    Raises:
-        LimitNotFound: the limit was not changed at run time.
-    """
-    if await backend.reset_limit(name, key):
-        return
+def _explain_reset(name: str, key: str | None, changes: Iterable[LimitChange]) -> str:
+    """Say that a limit was not changed, and which changes can be reset instead."""
     what = f"the limit {name!r}" if key is None else f"the key {key!r} of the limit {name!r}"
-    changes = await backend.list_limit_changes()
     changed = [one.key for one in changes if one.name == name and one.key != key]
     if not changed:
         advice = "`nimburion limits` lists the changes"
@@ -106,7 +135,7 @@ async def reset_known_limit(backend: Backend, name: str, key: str | None) -> Non
         advice = "reset the limit without a key"
     else:
         advice = f"reset with the key {changed[0]!r}"
-    raise LimitNotFound(name, f"{what} was not changed at run time; {advice}")
+    return f"{what} was not changed at run time; {advice}"
 
 
 async def _check_queue(

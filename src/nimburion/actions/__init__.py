@@ -1,0 +1,12 @@
+"""The actions of operators: what people do to queues, jobs, limits and workers.
+
+Each action is one method. It checks the right of the operator, decides, changes and records the
+change in the audit log. The command line, the JSON API, the dashboard and Python call the same
+methods: they parse, call and show. Actions on schedules are methods of
+`nimburion.scheduler.Schedules`, which records them the same way.
+"""
+
+from nimburion.actions.actions import Actions
+from nimburion.actions.operator import Operator
+
+__all__ = ["Actions", "Operator"]

@@ -1,0 +1,34 @@
+"""All actions of one operator on one backend."""
+
+from __future__ import annotations
+
+from nimburion.actions.bulk import BulkActions
+from nimburion.actions.dead_letters import DeadLetters, StoreJobs
+from nimburion.actions.jobs import JobActions
+from nimburion.actions.limits import LimitActions
+from nimburion.actions.operator import Operator
+from nimburion.actions.queues import QueueActions
+from nimburion.actions.tenants import TenantActions
+from nimburion.actions.workers import WorkerActions
+from nimburion.core.backend import Backend
+
+
+class Actions:
+    """All actions of one operator, by subject.
+
+    ```python
+    actions = Actions(processor.backend, Operator("ann"))
+    await actions.queues.pause("mail", reason="the provider is down")
+    ```
+    """
+
+    def __init__(
+        self, backend: Backend, operator: Operator, store_jobs: StoreJobs | None = None
+    ) -> None:
+        self.queues: QueueActions = QueueActions(backend, operator)
+        self.jobs: JobActions = JobActions(backend, operator)
+        self.dead: DeadLetters = DeadLetters(backend, operator, store_jobs)
+        self.limits: LimitActions = LimitActions(backend, operator)
+        self.tenants: TenantActions = TenantActions(backend, operator)
+        self.workers: WorkerActions = WorkerActions(backend, operator)
+        self.bulk: BulkActions = BulkActions(backend, operator)

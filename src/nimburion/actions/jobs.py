@@ -1,0 +1,112 @@
+"""Cancel jobs, and make waiting jobs due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from nimburion.actions.operator import Operator
+from nimburion.core.backend import Backend
+from nimburion.core.errors import JobNotFound
+from nimburion.core.queries import JobFilter, describe_filter
+
+STEP = 500
+"""The most jobs that one step of an action reads or changes."""
+
+CancelOutcome = Literal["cancelled", "requested", "finished", "not found"]
+"""A value of `Cancellation`, or `not found` for an id that no job has."""
+DueOutcome = Literal["due", "unchanged", "not found"]
+"""`unchanged`: the job was due already, runs or has ended."""
+ReportProgress = Callable[[int], object]
+"""Is called with the number of jobs that a step has processed."""
+
+
+class Cancellations(msgspec.Struct, frozen=True):
+    """What became of jobs that were to be cancelled."""
+
+    outcomes: dict[str, CancelOutcome]
+    next: str | None = None
+    """Pass it as `after` to continue; None: that was all."""
+
+
+class JobActions:
+    """Cancel jobs, and make waiting jobs due."""
+
+    def __init__(self, backend: Backend, operator: Operator) -> None:
+        self._backend = backend
+        self._operator = operator
+
+    async def cancel(
+        self,
+        which: JobFilter,
+        *,
+        limit: int | None = None,
+        after: str | None = None,
+        report: ReportProgress = lambda _: None,
+    ) -> Cancellations:
+        """Cancel all jobs that match; one that runs is cancelled by its worker.
+
+        With ids, each of them has an outcome. With `limit`, at most so many jobs are read, and
+        `next` says where to continue. Jobs that end meanwhile stay unchanged.
+        """
+        outcomes: dict[str, CancelOutcome] = {}
+        if which.ids is not None:
+            which = JobFilter(ids=which.ids)
+        async with self._operator.record(
+            self._backend, "jobs.cancel", find_target(which), **describe_filter(which)
+        ) as change:
+            while True:
+                if which.ids is not None:
+                    ids, after = list(dict.fromkeys(which.ids)), None
+                else:
+                    page = await self._backend.list_jobs(which, limit=limit or STEP, after=after)
+                    ids, after = [record.id for record in page.jobs], page.next
+                for job_id in ids:
+                    outcomes[job_id] = await self._cancel(job_id)
+                    change.count = count_cancelled(outcomes)
+                report(len(ids))
+                if after is None or limit is not None:
+                    change.count = count_cancelled(outcomes)
+                    return Cancellations(outcomes, after)
+
+    async def run_now(self, *ids: str) -> dict[str, DueOutcome]:
+        """Make jobs due that wait for a later time, and return the outcome of each.
+
+        A worker starts them in the order of their queue.
+        """
+        which = JobFilter(ids=ids)
+        async with self._operator.record(
+            self._backend, "jobs.run_now", find_target(which), **describe_filter(which)
+        ) as change:
+            outcomes: dict[str, DueOutcome] = dict.fromkeys(ids, "unchanged")
+            outcomes |= dict.fromkeys(await self._backend.make_due(ids), "due")
+            change.count = list(outcomes.values()).count("due")
+            others = tuple(job_id for job_id, outcome in outcomes.items() if outcome != "due")
+            known = await _list_known(self._backend, others)
+            outcomes |= dict.fromkeys((one for one in others if one not in known), "not found")
+        return outcomes
+
+    async def _cancel(self, job_id: str) -> CancelOutcome:
+        try:
+            return (await self._backend.cancel(job_id)).value
+        except JobNotFound:
+            return "not found"
+
+
+async def _list_known(backend: Backend, ids: tuple[str, ...]) -> set[str]:
+    if not ids:
+        return set()
+    page = await backend.list_jobs(JobFilter(ids=ids), limit=len(ids))
+    return {record.id for record in page.jobs}
+
+
+def count_cancelled(outcomes: dict[str, CancelOutcome]) -> int:
+    """Return how many jobs were cancelled, or will be asked to end."""
+    return sum(outcome in {"cancelled", "requested"} for outcome in outcomes.values())
+
+
+def find_target(which: JobFilter) -> str:
+    """Return the target of the audit record: the id of a single job."""
+    return which.ids[0] if which.ids is not None and len(which.ids) == 1 else ""

@@ -1,0 +1,84 @@
+"""Who acts, with which rights, and how an action is recorded."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
+
+import msgspec
+
+from nimburion.actions.auditing import Change, record_change
+from nimburion.core.access_rights import RIGHTS, require_right
+from nimburion.core.backend import Maintaining
+from nimburion.core.text.escaping import escape_controls
+
+_MAX_DETAIL_CHARACTERS = 200
+
+RIGHT_BY_ACTION = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("queue.pause", "queue.resume", "queue.pause_all", "queue.resume_all"),
+                *("jobs.cancel", "jobs.run_now", "dead.replay"),
+                *("limit.change", "limit.reset", "tenant.weight"),
+                *("worker.quiet", "worker.resume", "worker.stop"),
+                *("schedule.pause", "schedule.resume", "schedule.run"),
+                *("operations.start_replay", "operations.start_run_now"),
+                *("operations.start_cancel", "operations.cancel"),
+            ),
+            "operate",
+        ),
+        **dict.fromkeys(
+            (
+                *("jobs.enqueue", "dead.purge", "dead.replay_edited"),
+                *("schedule.add", "schedule.remove", "operations.start_delete"),
+            ),
+            "admin",
+        ),
+    }
+)
+"""The right that each action needs, by the name that its audit record has."""
+
+
+class Operator(msgspec.Struct, frozen=True):
+    """Who acts. The audit log keeps the name and the origin."""
+
+    name: str
+    origin: str = "python"
+    """Through what: `cli`, `api`, `dashboard` or `python`."""
+    rights: frozenset[str] = frozenset(RIGHTS)
+
+    def record(
+        self, backend: Maintaining, action: str, target: str = "", /, **details: object
+    ) -> AbstractAsyncContextManager[Change]:
+        """Record an action around the block that makes it, see `record_change`.
+
+        Details that are None or empty are left out. Raises `MissingRight` if the operator lacks the
+        right; then nothing is recorded.
+        """
+        require_right(self.name, self.rights, RIGHT_BY_ACTION[action])
+        return record_change(
+            backend,
+            action,
+            by=self.name,
+            origin=self.origin,
+            target=target,
+            details={
+                name: escape_controls(str(value))[:_MAX_DETAIL_CHARACTERS]
+                for name, value in details.items()
+                if value is not None and value != ""
+            },
+        )
+
+
+def make_process_operator(origin: str) -> Operator:
+    """Return the user of this process as an operator with all rights: `ann@web-1`."""
+    # Imported for an action only.
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user id has no name
+        user = "?"
+    return Operator(f"{user}@{socket.gethostname()}", origin)

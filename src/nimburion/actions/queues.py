@@ -1,0 +1,114 @@
+"""Pause and resume queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from nimburion.actions.operator import Operator
+from nimburion.core.backend import Backend
+from nimburion.core.diagnosis.unserved import is_live
+from nimburion.core.errors import InvalidJob, PastTime
+from nimburion.core.size_limits import check_name
+
+
+class QueueActions:
+    """Pause and resume queues: `processor.queues`."""
+
+    def __init__(self, backend: Backend, operator: Operator) -> None:
+        self._backend = backend
+        self._operator = operator
+
+    async def pause(
+        self,
+        queue: str,
+        *,
+        reason: str = "",
+        seconds: float | None = None,
+        until: datetime | None = None,
+    ) -> float | None:
+        """Start no more jobs of a queue until it is resumed. Running jobs continue.
+
+        Return when the pause ends by itself, in epoch seconds; None: with `resume`.
+
+        ```python
+        await processor.queues.pause("mail", reason="the provider is down", seconds=600)
+        ```
+
+        Errors:
+
+        - `InvalidJob`: both `seconds` and `until` are given, or `seconds` is not above 0.
+        - `PastTime`: `until` has passed.
+        """
+        check_name("queue", queue)
+        async with self._operator.record(
+            self._backend, "queue.pause", queue, **_describe(reason, seconds, until)
+        ):
+            end = await self._find_end(seconds, until)
+            await self._pause((queue,), reason, end)
+        return end
+
+    async def resume(self, queue: str) -> None:
+        """Start the jobs of a paused queue again."""
+        check_name("queue", queue)
+        async with self._operator.record(self._backend, "queue.resume", queue):
+            await self._backend.pause_queue(queue, paused=False)
+
+    async def pause_all(
+        self, *, reason: str = "", seconds: float | None = None, until: datetime | None = None
+    ) -> tuple[list[str], float | None]:
+        """Pause each queue that holds a job or that a live worker serves.
+
+        Queues that are paused already keep their pause, and a queue that is used later is not
+        paused. Return the names, and what `pause` returns. Raises the errors of `pause`.
+        """
+        backend = self._backend
+        details = _describe(reason, seconds, until)
+        async with self._operator.record(backend, "queue.pause_all", **details) as change:
+            end = await self._find_end(seconds, until)
+            found, sessions = await backend.list_queues(), await backend.list_sessions()
+            served = {queue for one in sessions if is_live(one) for queue in one.queues}
+            paused = {queue.name for queue in found if queue.paused}
+            names = sorted({queue.name for queue in found}.union(served) - paused)
+            await self._pause(names, reason, end)
+            change.count = len(names)
+        return names, end
+
+    async def resume_all(self) -> list[str]:
+        """Start the jobs of all paused queues again, and return their names."""
+        async with self._operator.record(self._backend, "queue.resume_all") as change:
+            found = await self._backend.list_queues()
+            names = sorted(queue.name for queue in found if queue.paused)
+            for name in names:
+                await self._backend.pause_queue(name, paused=False)
+            change.count = len(names)
+        return names
+
+    async def _pause(self, queues: Iterable[str], reason: str, end: float | None) -> None:
+        for queue in queues:
+            await self._backend.pause_queue(
+                queue, paused=True, by=self._operator.name, reason=reason, until=end
+            )
+
+    async def _find_end(self, seconds: float | None, until: datetime | None) -> float | None:
+        """Return when a pause ends, in epoch seconds on the backend's clock."""
+        if seconds is not None and until is not None:
+            raise InvalidJob("give either the seconds of a pause or its end, not both")
+        if seconds is not None:
+            if not seconds > 0:
+                raise InvalidJob(f"a pause of {seconds:g} seconds pauses nothing")
+            return await self._backend.now() + seconds
+        if until is None:
+            return None
+        end = until.timestamp()
+        if end <= await self._backend.now():
+            raise PastTime("until: this time is past, so nothing would be paused; give a later one")
+        return end
+
+
+def _describe(reason: str, seconds: float | None, until: datetime | None) -> dict[str, object]:
+    return {
+        "reason": reason,
+        "for": None if seconds is None else float(seconds),
+        "until": None if until is None else until.astimezone(UTC).isoformat(),
+    }
