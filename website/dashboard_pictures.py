@@ -20,9 +20,9 @@ import uvicorn
 from playwright.async_api import Page, async_playwright
 
 from nimburion import config
+from nimburion.actions.auditing import record_change
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs import Processor
-from nimburion.jobs.auditing import record_change
 from nimburion.server.access import AccessControl
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.site import PAGES

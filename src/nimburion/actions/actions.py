@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nimburion.actions.bulk import BulkActions
-from nimburion.actions.dead_letters import DeadLetters, StoreJobs
+from nimburion.actions.dead_letters import DeadLetters, EnqueueJobs
 from nimburion.actions.jobs import JobActions
 from nimburion.actions.limits import LimitActions
 from nimburion.actions.operator import Operator
@@ -23,11 +23,11 @@ class Actions:
     """
 
     def __init__(
-        self, backend: Backend, operator: Operator, store_jobs: StoreJobs | None = None
+        self, backend: Backend, operator: Operator, enqueue: EnqueueJobs | None = None
     ) -> None:
         self.queues: QueueActions = QueueActions(backend, operator)
         self.jobs: JobActions = JobActions(backend, operator)
-        self.dead: DeadLetters = DeadLetters(backend, operator, store_jobs)
+        self.dead: DeadLetters = DeadLetters(backend, operator, enqueue)
         self.limits: LimitActions = LimitActions(backend, operator)
         self.tenants: TenantActions = TenantActions(backend, operator)
         self.workers: WorkerActions = WorkerActions(backend, operator)

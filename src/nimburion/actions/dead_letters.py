@@ -26,7 +26,7 @@ REPLAY_OF_HEADER = "nimburion-replay-of"
 """The header of a job that was enqueued in place of a dead letter: the id of the dead letter."""
 
 Ids = list[str]
-StoreJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
+EnqueueJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
 """Stores jobs that are in the backend's form already."""
 
 
@@ -62,11 +62,11 @@ class DeadLetters:
     """
 
     def __init__(
-        self, backend: Backend, operator: Operator, store_jobs: StoreJobs | None = None
+        self, backend: Backend, operator: Operator, enqueue: EnqueueJobs | None = None
     ) -> None:
         self._backend = backend
         self._operator = operator
-        self._store_jobs: StoreJobs = store_jobs or backend.enqueue
+        self._enqueue: EnqueueJobs = enqueue or backend.enqueue
 
     def list(
         self,
@@ -196,7 +196,7 @@ class DeadLetters:
         ) as change:
             record = await self.show(job_id)
             job = _make_edited_job(record, payload)
-            (stored,) = await self._store_jobs([job])
+            (stored,) = await self._enqueue([job])
             new_id = require_stored(job, stored)
             which = JobFilter(states=FAILED_ONLY, ids=(job_id,))
             deleted: Ids = await self._backend.delete(which, 1) if delete else []
