@@ -137,6 +137,15 @@ FAIRNESS_MUTANTS = (
         (f"{REDIS}test_a_job_that_was_parked_does_not_join_again",),
     ),
     Mutant(
+        "Redis: a job that does not fit in the reply is not put back among those of its tenant",
+        "backends/redis/*.lua",
+        "  push_pair(turns.put, 0, $group[GROUP_BEFORE_PLACE] .. $place)\n  local $groups, $lane4 =",
+        "  local $groups, $lane4 =",
+        (
+            "tests/backends/redis/test_keyed_limits.py::test_nothing_is_left_of_jobs_that_were_parked_and_returned_at_random",
+        ),
+    ),
+    Mutant(
         "Redis: a rescue charges the time of the lost worker",
         "backends/redis/*.lua",
         "settle_charge($lease, $lane, $ran)\n  end\n",
@@ -153,8 +162,8 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "Redis: a job that was parked returns without its tenant",
         "backends/redis/*.lua",
-        "    add_turn($lane, $rank, $due8, $field, sub($suffix, 2), true)\n",
-        "    push_pair(to_return.ready, 0, member)\n",
+        "  return add_turn($lane, $rank, $due8, $field, sub($suffix, 2), true)\n",
+        "  push_pair(to_return.ready, 0, member)\n",
         (f"{REDIS}test_a_parked_job_gives_its_turn_to_the_next",),
     ),
     Mutant(

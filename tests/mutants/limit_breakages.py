@@ -319,6 +319,40 @@ LIMIT_MUTANTS = (
             "tests/contract/test_memory.py::TestMemory::test_a_change_returns_many_parked_jobs_in_steps",
         ),
     ),
+
+
+
+
+
+    Mutant(
+        "Redis: an exchange parks as many jobs as it finds",
+        "backends/redis/*.lua",
+        "  if $full and $parked >= MAX_PARKED then\n    leave_lane($lane)\n    return false\n",
+        "  if false then\n    return false\n",
+        (f"{REDIS}test_new_jobs_of_a_full_key_delay_no_other_name",),
+    ),
+    Mutant(
+        "Redis: a job that moves to another key stays parked for the first one",
+        "backends/redis/*.lua",
+        "  collect_unparked($name, $waiting)\n  collect_parked($other, $waiting)\n",
+        "  collect_parked($other, $waiting)\n",
+        (f"{REDIS}test_many_jobs_move_in_few_exchanges",),
+    ),
+    Mutant(
+        "Redis: a job that returns is not considered in the same exchange",
+        "backends/redis/*.lua",
+        "    table.insert($members, $low, $member)\n",
+        "    write_returned()\n",
+        (f"{REDIS}test_a_turn_that_moves_past_full_keys_reaches_a_job_that_may_run",),
+    ),
+    Mutant(
+        "Redis: a turn at a rate without units is lost",
+        "backends/redis/*.lua",
+        "    local $own = find_key($keys, $name)\n    if $own and is_full($own) then\n      return\n",
+        "    local $own = find_key($keys, $name)\n    if $own and count_room($own[KEY_RATE]) == 0 then\n      return\n",
+        (f"{REDIS}test_a_turn_at_a_rate_without_units_waits_for_the_next_one",),
+    ),
+
     Mutant(
         "Redis: an exchange does not read the changes of keys",
         "backends/redis/*.lua",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
 
 from nimburion.backends.redis.backend import RedisBackend
 from nimburion.core.job import JobOptions
 from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.lease import Lease
 from nimburion.core.rate_limits import RateLimit
+from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
 from tests.servers.server_kinds import RunningRedis
 
 pytestmark = pytest.mark.regression
@@ -48,6 +51,14 @@ async def park(worker: HandDrivenWorker, most: int = 500) -> int:
     return taken
 
 
+async def count_keys(harness: Harness, *names: str) -> int:
+    """Return how many of these keys exist."""
+    backend = harness.backend
+    assert isinstance(backend, RedisBackend)
+    connections = backend._get_connections()
+    return int(await connections.commands.execute("EXISTS", *connections.keys.select(names)))
+
+
 async def count_parked(harness: Harness) -> int:
     return sum(use.parked for use in await harness.backend.list_key_uses())
 
@@ -76,3 +87,51 @@ async def test_many_rates_that_open_at_once_return_jobs_in_bounded_steps(harness
     assert reply.next_due is not None
     assert reply.next_due <= harness.clock.now()
     assert len(await worker.take(1_000)) == 600 - RETURNED
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_nothing_is_left_of_jobs_that_were_parked_and_returned_at_random(
+    harness: Harness, seed: int
+) -> None:
+    """Each job is delivered once, whatever was parked, moved and returned in one exchange, with and
+    without tenants, and some replies are too small for what was chosen."""
+    luck = Random(seed)
+    names = ("mail", "post")
+    limits = {
+        "customer": KeyedLimit(concurrency=2),
+        "region": KeyedLimit(concurrency=luck.choice((1, 2))),
+        "smtp": KeyedLimit(rate=RateLimit("2/s", interval=500_000, burst=2)),
+    }
+    worker = await harness.worker(names=names, keyed=dict.fromkeys(names, limits))
+    missing = {f"job-{n}" for n in range(120)}
+    held: list[Lease] = []
+    for step in range(500):
+        if step < 12:
+            jobs = [
+                harness.job(
+                    f"job-{10 * step + n}",
+                    name=luck.choice(names),
+                    priority=luck.choice((4, 5, 5)),
+                    options=JobOptions(
+                        tenant=luck.choice((None, "t", "u")),
+                        limit_keys={
+                            limit: luck.choice("ab") for limit in limits if luck.random() < 0.8
+                        },
+                    ),
+                )
+                for n in range(10)
+            ]
+            await harness.enqueue(*jobs)
+        harness.clock.advance(0.25)
+        await worker.heartbeat()
+        ended = [held.pop() for _ in range(luck.randint(0, len(held)))]
+        want = worker.want(luck.randint(1, 6), max_bytes=luck.choice((1, 1_000, 1_000_000)))
+        reply = await worker.exchange(*map(Completed, ended), want=want)
+        held += [delivery.lease for delivery in reply.deliveries]
+        for job_id in ids(reply.deliveries):
+            missing.remove(job_id)
+        if not missing and not held:
+            break
+    assert not missing
+    keys = ("ready", "parked", "parked_lane", "tenant_job", "tenant_turn")
+    assert await count_keys(harness, *keys) == 0

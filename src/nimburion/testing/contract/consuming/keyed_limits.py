@@ -448,6 +448,25 @@ class KeyedRates:
         assert lease.job_id == "a2"
         assert await end(worker, Released(lease, 9.0, unstarted=True)) == ["a3"]
 
+    async def test_a_turn_at_a_rate_without_units_waits_for_the_next_one(
+        self, harness: Harness
+    ) -> None:
+        """The job whose turn it is has a customer that is full, and the units of its region were
+        spent meanwhile."""
+        await harness.enqueue(*(make(harness, f"{c}1", customer=c, region="eu") for c in "abc"))
+        worker = await harness.worker(keyed=FULL_AND_SLOW)
+        (a1,) = await worker.take(9)
+        harness.clock.advance(1.0)
+        assert await worker.take(0) == []
+        await harness.enqueue(
+            harness.job("b0", priority=9, options=JobOptions(limit_keys={"customer": "b"}))
+        )
+        assert ids(await worker.take(1)) == ["b0"]
+        assert await end(worker, Spent(a1.lease, 3)) == []
+        assert await worker.take(9) == []
+        harness.clock.advance(4.0)
+        assert ids(await worker.take(9)) == ["c1"]
+
     async def test_a_rate_and_a_maximum_of_different_keys(self, harness: Harness) -> None:
         for n, customer in enumerate("aabb"):
             await harness.enqueue(make(harness, f"{n}", customer=customer, region="eu"))

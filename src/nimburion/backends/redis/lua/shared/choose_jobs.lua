@@ -1,14 +1,14 @@
 -- Shared part of exchange: chooses jobs from several lanes, and jobs of names that have limits.
--- Keys: job concurrency_limit limit_in_use
--- Provides: get_capacity(name, capacities), choose_from_keyed_lane(lane, capacity), make_turn_lanes(lanes)
---   merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities) -> members of `ready`, in order
+-- Keys: job concurrency_limit limit_in_use parked
+-- Provides: get_capacity(name, capacities)
+--   merge_lanes(lanes, has_turns, total, ageing, caps, capacities) -> members of `ready`, in order
 --   find_next_opening(rated)
 -- Cost: O(log n + log k) per job, for n waiting jobs and k lanes; more for jobs with limits by key.
 
 -- MAX_PARKED in core/keyed_limits.py
 local MAX_PARKED = 1000
--- How many jobs with limits by key are read at a time, at least; fewer if fewer wait.
-local MIN_CANDIDATES = 16
+-- How many jobs with limits by key are read at a time, at least; fewer if fewer wait. And at most, of those that are parked.
+local MIN_CANDIDATES, MAX_CANDIDATES = 16, 250
 
 -- Return how many more jobs of a name its limits allow; nil if it has none.
 local function get_capacity(name, capacities)
@@ -62,7 +62,7 @@ local known_keys = {}
 local function read_candidates(lane, members, first, most)
   local fields, names = {}, {}
   for i = first, math.min(first + most - 1, #members) do
-    push(fields, sub(members[i], READY_SEQ))
+    push(fields, sub(members[i], READY_SEQ, READY_END))
   end
   local bodies = get_in_batches(job_key, fields)
   for i = 1, #fields do
@@ -75,14 +75,116 @@ local function read_candidates(lane, members, first, most)
   read_uses(names)
 end
 
--- Count a job for its keys, or park it if one of them has no room and return false.
--- `group` is that of the tenant whose turn is next, or nil.
-local parked_count = 0
+-- --- the turns of parked jobs: those of a lane that are parked for a key with room ---
 
+local parked_count, parked_turns = 0, {}
+
+-- Return the next of the jobs of a lane that are parked for a key, as in collect_returned, or nil.
+local function peek_parked(lane, name)
+  local place = name .. '\0' .. lane.number
+  local next_jobs = parked_turns[place]
+  if not next_jobs then
+    write_parked()
+    local low, high = get_parked_range(name, lane.number)
+    next_jobs = { members = {}, at = 1, chunk = 1, low = low, high = high }
+    parked_turns[place] = next_jobs
+  end
+  if not next_jobs.members[next_jobs.at] and next_jobs.chunk > 0 then
+    local members = redis.call('ZRANGEBYLEX', parked_key, next_jobs.low, next_jobs.high, 'LIMIT', 0, next_jobs.chunk)
+    local is_last = #members < next_jobs.chunk
+    next_jobs.low = '(' .. (members[#members] or '')
+    next_jobs.chunk = is_last and 0 or math.min(math.max(2 * next_jobs.chunk, MIN_CANDIDATES), MAX_CANDIDATES)
+    for i = 1, #members do
+      members[i] = sub(members[i], #name + 2)
+    end
+    read_candidates(lane, members, 1, #members)
+    next_jobs.members, next_jobs.at = members, 1
+  end
+  return next_jobs.members[next_jobs.at], next_jobs
+end
+
+-- Count a job that is parked for a key. It may come before those that were read.
+local function note_parked(lane, key)
+  parked_turns[key[KEY_NAME] .. '\0' .. lane.number], parked_count = nil, parked_count + 1
+end
+
+-- Put a job that returned to a lane in its place among the members that were read. The others are read in their order.
+local function insert_member(lane, member)
+  local members = lane.members
+  local low, high = lane.at, #members + 1
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if is_member_before(member, members[middle]) then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  if lane.is_exhausted or members[low] or members[low - 1] and is_member_before(member, members[low - 1]) then
+    table.insert(members, low, member)
+  else
+    write_returned()
+  end
+end
+
+-- Return a parked job to its lane. `has_turn`: whether the job that passed its turn on has a tenant. If only one of them has, the heap of
+-- lanes is made anew, because the other part of the lane has another head.
+local function return_parked(lane, name, waiting, has_turn)
+  local group = collect_returned(name, waiting)
+  if group then
+    place_group(lane, group)
+  else
+    insert_member(lane, waiting)
+  end
+  if has_turn ~= (group ~= nil) then
+    choice.is_stale = true
+  end
+end
+
+-- Leave a lane to the next exchange, because this one parked as many jobs as it may.
+local function leave_lane(lane)
+  lane.is_closed, lane.has_more = true, true
+end
+
+local function find_key(keys, name)
+  for i = 1, #keys do
+    if keys[i][KEY_NAME] == name then
+      return keys[i]
+    end
+  end
+end
+
+-- Let the next job that is parked for a key return to the lane. Those for which another key is full are parked for that one instead.
+local function pass_turn(lane, name, has_turn)
+  while true do
+    local waiting, next_jobs = peek_parked(lane, name)
+    if not waiting then
+      return
+    end
+    local keys = known_keys[sub(waiting, READY_SEQ, READY_END)]
+    local own = find_key(keys, name)
+    if own and is_full(own) then
+      return
+    end
+    next_jobs.at = next_jobs.at + 1
+    local full = find_full_key(keys)
+    if full and parked_count >= MAX_PARKED then
+      leave_lane(lane)
+    end
+    if not full or lane.is_closed then
+      return return_parked(lane, name, waiting, has_turn)
+    end
+    collect_moved(name, full[KEY_NAME], waiting)
+    note_parked(lane, full)
+  end
+end
+
+-- Count a job for its keys, or park it if one of them has no room and return false. Its turn at its other keys passes on.
+-- `group` is that of the tenant whose turn is next, or nil. An exchange that has parked as many jobs as it may closes the lane instead.
 local function admit(member, lane, missing, group)
   local field = sub(member, READY_SEQ)
   if not known_keys[field] then
-    local members, first = lane.members, lane.at
+    local members, first = lane.members, lane.at - 1
     if group then
       members, first = { member }, 1
       for i = 1, math.min(#lane.turns, missing) do
@@ -93,8 +195,17 @@ local function admit(member, lane, missing, group)
   end
   local keys = known_keys[field]
   local full = find_full_key(keys)
-  if full then
-    choice.has_returned, parked_count = park(member, keys, full, group), parked_count + 1
+  if full and parked_count >= MAX_PARKED then
+    leave_lane(lane)
+    return false
+  elseif full then
+    park(member, full, group)
+    note_parked(lane, full)
+    for _, key in ipairs(keys) do
+      if key ~= full and not is_at_maximum(key) and has_parked(key[KEY_NAME], get_use(key[KEY_NAME])) then
+        pass_turn(lane, key[KEY_NAME], group ~= nil)
+      end
+    end
     return false
   end
   if #keys > 0 then
@@ -104,30 +215,6 @@ local function admit(member, lane, missing, group)
   return true
 end
 
--- Return whether the exchange reserves no more: it parked too many jobs, or a lane got jobs back.
-local function must_stop()
-  return choice.has_returned or parked_count >= MAX_PARKED
-end
-
--- Choose from a single lane whose jobs have limits by key.
-local function choose_from_keyed_lane(lane, capacity)
-  local chosen = {}
-  read_more(lane, capacity + 1)
-  while #chosen < capacity and (lane.members[lane.at] or read_more(lane, math.max(2 * (capacity - #chosen), MIN_CANDIDATES))) do
-    local member = lane.members[lane.at]
-    if admit(member, lane, capacity - #chosen) then
-      push(chosen, member)
-    elseif must_stop() then
-      lane.has_more = true
-    end
-    lane.at = lane.at + 1
-    if lane.has_more then
-      break
-    end
-  end
-  return chosen
-end
-
 -- --- the turns of tenants: those of all lanes of a queue are together one more lane ---
 
 -- Find the group whose turn is next in a queue, and set the sort keys of its lane. Return false if there is none.
@@ -135,7 +222,7 @@ local function rank_turns(turn_lane, ageing, capacities, missing)
   turn_lane.group = nil
   for _, lane in ipairs(turn_lane.lanes) do
     local capacity = capacities[lane.name]
-    local group = not (capacity and capacity <= 0) and peek_turn(lane, missing)
+    local group = not lane.is_closed and not (capacity and capacity <= 0) and peek_turn(lane, missing)
     if group and (not turn_lane.group or is_turn_before(group, turn_lane.group)) then
       turn_lane.group, turn_lane.source = group, lane
     end
@@ -184,25 +271,25 @@ local function take_head(lane, missing)
     return take_turn(lane, missing)
   end
   local member = lane.members[lane.at]
-  local is_admitted = not lane.is_keyed or admit(member, lane, missing)
   lane.at = lane.at + 1
-  return is_admitted and member or nil
+  return (not lane.is_keyed or admit(member, lane, missing)) and member or nil
 end
 
--- Choose from several lanes: repeatedly take the best head. A heap holds the lanes, the one with the best head at its top.
-local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
-  local heap, count, chosen = {}, 0, {}
-  local taken = 0 -- jobs of names with a limit: the turns must be ranked again after each
+-- Return a heap of the lanes that have a head, the one with the best head at its top, and their number.
+local function make_heap(lanes, turn_lanes, total, missing, ageing, capacities)
+  local heap, count = {}, 0
   local share = math.min(total, math.floor(total / #lanes) + 2)
   for _, lane in ipairs(lanes) do
-    lane.chunk = share
-    if read_more(lane, share) and rank_head(lane, ageing) then
+    if not lane.chunk then
+      read_more(lane, share)
+    end
+    if not lane.is_closed and rank_head(lane, ageing) then
       count = count + 1
       heap[count] = lane
     end
   end
   for _, lane in ipairs(turn_lanes) do
-    if rank_turns(lane, ageing, capacities, total) then
+    if rank_turns(lane, ageing, capacities, missing) then
       count = count + 1
       heap[count] = lane
     end
@@ -210,7 +297,13 @@ local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
   for at = math.floor(count / 2), 1, -1 do
     sift_down(heap, at, count, is_before)
   end
-  while count > 0 and #chosen < total do
+  return heap, count
+end
+
+-- Add the best heads to `chosen`, until there are `total` of them, no head, or the heap is stale (see return_parked).
+local function take_heads(heap, count, chosen, total, ageing, caps, capacities)
+  local taken = 0 -- jobs of names with a limit: the turns must be ranked again after each
+  while count > 0 and #chosen < total and not choice.is_stale do
     local lane = heap[1]
     local cap, capacity = caps[lane.queue], capacities[lane.name]
     local more = false
@@ -230,15 +323,12 @@ local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
           if capacities[name] then
             capacities[name], taken = capacities[name] - 1, taken + 1
           end
-        elseif must_stop() then
-          lane.has_more = true
-          break
         end
         if lane.lanes then
           more = #chosen < total and rank_turns(lane, ageing, capacities, total - #chosen)
           lane.ranked_at = taken
         else
-          more = rank_head(lane, ageing)
+          more = not lane.is_closed and #chosen < total and rank_head(lane, ageing)
         end
       end
     end
@@ -251,6 +341,19 @@ local function merge_lanes(lanes, turn_lanes, total, ageing, caps, capacities)
       sift_down(heap, 1, count, is_before)
     end
   end
+end
+
+-- Choose from several lanes, or from one with limits by key: repeatedly take the best head.
+local function merge_lanes(lanes, has_turns, total, ageing, caps, capacities)
+  local chosen, turn_lanes = {}, has_turns and make_turn_lanes(lanes) or {}
+  repeat
+    if choice.is_stale then
+      choice.is_stale, turn_lanes = false, make_turn_lanes(lanes)
+    end
+    local heap, count = make_heap(lanes, turn_lanes, total, total - #chosen, ageing, capacities)
+    take_heads(heap, count, chosen, total, ageing, caps, capacities)
+  until not choice.is_stale
+  write_parked()
   return chosen
 end
 

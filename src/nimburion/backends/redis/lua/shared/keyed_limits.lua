@@ -1,7 +1,8 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
 -- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job rate_limit meta
 -- Provides: for reserve: has_keyed_limits(), get_keyed_limits(queue, job name), list_job_keys(lane, body), find_full_key(keys),
---   park(member, keys, full, group of a tenant or nil) -> whether others returned to the lane, count_keys(keys), take_back(keys), pack_names(keys), write_parked()
+--   is_at_maximum(key), is_full(key), has_parked(name, use), park(member, key, group of a tenant or nil), count_keys(keys), take_back(keys), pack_names(keys)
+--   get_parked_range(name, lane4), collect_parked(name, waiting), collect_returned(name, waiting) -> group or nil, collect_moved(name, other name, waiting), write_returned(), write_parked()
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, lane, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
 --   for the exchange: follow_clock(), before it reads or changes a rate
@@ -202,24 +203,44 @@ local function follow_clock()
   end
 end
 
+local function is_at_maximum(key)
+  return key[KEY_MAXIMUM] and get_use(key[KEY_NAME])[IN_USE] >= key[KEY_MAXIMUM]
+end
+
+-- Return whether a key has no room for the job. If its rate allows none, note when it does.
+local function is_full(key)
+  local use, rate = get_use(key[KEY_NAME]), key[KEY_RATE]
+  if key[KEY_MAXIMUM] and use[IN_USE] >= key[KEY_MAXIMUM] then
+    return true
+  end
+  if not rate then
+    return false
+  end
+  rate.spent_until = use[SPENT_UNTIL]
+  if count_room(rate) > 0 then
+    return false
+  end
+  local opening = find_opening(rate)
+  use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT] or opening, opening), true
+  return true
+end
+
 -- Return the first of these keys that has no room for the job, or nil.
 local function find_full_key(keys)
   for i = 1, #keys do
-    local key = keys[i]
-    local use = get_use(key[KEY_NAME])
-    if key[KEY_MAXIMUM] and use[IN_USE] >= key[KEY_MAXIMUM] then
-      return key
-    end
-    local rate = key[KEY_RATE]
-    if rate then
-      rate.spent_until = use[SPENT_UNTIL]
-      if count_room(rate) == 0 then
-        local opening = find_opening(rate)
-        use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT] or opening, opening), true
-        return key
-      end
+    if is_full(keys[i]) then
+      return keys[i]
     end
   end
+end
+
+-- Return whether a member of `ready` comes before another one of its lane.
+local function is_member_before(one, other)
+  local rank, other_rank = byte(one, READY_RANK), byte(other, READY_RANK)
+  if rank ~= other_rank then
+    return rank < other_rank
+  end
+  return is_earlier(sub(one, READY_DUE, READY_END), sub(other, READY_DUE, READY_END))
 end
 
 -- The range of the members of `parked` for a key and, with `lane4`, a lane.
@@ -230,28 +251,45 @@ local function get_parked_range(name, lane4)
   return '[' .. name .. '\0', '(' .. name .. '\1'
 end
 
--- Write what park collected. Called before `parked` or a lane is read again.
-local function write_parked()
-  call_in_batches('ZREM', ready_key, to_park.ready)
-  call_in_batches('ZADD', parked_key, to_park.parked)
-  call_in_batches('ZADD', parked_lane_key, to_park.parked_lane)
-  to_park = { ready = {}, parked = {}, parked_lane = {} }
+-- Return what a job adds to the name of a key in `parked_lane`: what comes before it, and what follows. `waiting` is a member of `ready`,
+-- and the tenant if it needs a turn.
+local function split_waiting(waiting)
+  return sub(waiting, 1, READY_END), sub(waiting, READY_END + 1)
 end
 
--- Return a job that is parked for a key to its lane; write_returned and write_turns write it. `waiting` is a member of `ready`, and
--- the tenant if it needs a turn.
-local function collect_returned(name, waiting)
-  local member, suffix = sub(waiting, 1, READY_END), sub(waiting, READY_END + 1)
-  local lane = get_lane(sub(member, 1, READY_LANE_END))
+-- Park a job for a key; write_parked writes it.
+local function collect_parked(name, waiting)
+  local member, suffix = split_waiting(waiting)
+  push_pair(to_park.parked, 0, name .. '\0' .. waiting)
+  push_pair(to_park.parked_lane, 0, member .. name .. suffix)
+  get_use(name)[HAS_PARKED], any_parked = true, true
+end
+
+-- Collect that a job is not parked for a key any more.
+local function collect_unparked(name, waiting)
+  local member, suffix = split_waiting(waiting)
   push(to_return.parked, name .. '\0' .. waiting)
   push(to_return.parked_lane, member .. name .. suffix)
+  return member, suffix
+end
+
+-- Return a job that is parked for a key to its lane; write_returned and write_turns write it. Return its group if it needs a turn.
+local function collect_returned(name, waiting)
+  local member, suffix = collect_unparked(name, waiting)
+  local lane = get_lane(sub(member, 1, READY_LANE_END))
+  mark_queue(lane.queue)
   if suffix == '' then
     push_pair(to_return.ready, 0, member)
-  else
-    local _, rank, due8, field = read_ready(member)
-    add_turn(lane, rank, due8, field, sub(suffix, 2), true)
+    return nil
   end
-  mark_queue(lane.queue)
+  local _, rank, due8, field = read_ready(member)
+  return add_turn(lane, rank, due8, field, sub(suffix, 2), true)
+end
+
+-- Park a job that is parked for a key for another one; write_parked writes it.
+local function collect_moved(name, other, waiting)
+  collect_unparked(name, waiting)
+  collect_parked(other, waiting)
 end
 
 -- Split the end of a member of `parked_lane` into the name of the key, and what the tenant adds.
@@ -267,16 +305,23 @@ local function write_returned()
   to_return = { ready = {}, parked = {}, parked_lane = {} }
 end
 
--- Return the first jobs of a lane that are parked for a key to `ready`; return how many.
+-- Write what returns, and then what is parked: a job may do both in one exchange, and returns first. Called before a lane is read again.
+local function write_parked()
+  write_returned()
+  call_in_batches('ZREM', ready_key, to_park.ready)
+  call_in_batches('ZADD', parked_key, to_park.parked)
+  call_in_batches('ZADD', parked_lane_key, to_park.parked_lane)
+  to_park = { ready = {}, parked = {}, parked_lane = {} }
+end
+
+-- Return the first job of a lane that is parked for a key to its lane.
 local function unpark(name, lane4)
-  write_parked()
   local low, high = get_parked_range(name, lane4)
   local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1)
   if #members > 0 then
     collect_returned(name, sub(members[1], #name + 2))
     write_returned()
   end
-  return #members
 end
 
 -- Collect the first `most` jobs of each lane that are parked for a key. write_returned writes it.
@@ -381,8 +426,8 @@ local function get_next_key_opening()
   end
 end
 
--- Park a member of `ready`, or the first job of a tenant's group; write_parked writes it. Its turn at its other keys passes on; return whether any job returned to the lane.
-local function park(member, keys, full, group)
+-- Park a member of `ready`, or the first job of a tenant's group; write_parked writes it.
+local function park(member, key, group)
   local suffix = group and get_tenant_suffix(group[GROUP_SHARE][SHARE_TENANT]) or ''
   if group then
     stop_waiting(group, group[GROUP_PLACE])
@@ -390,16 +435,7 @@ local function park(member, keys, full, group)
   else
     push(to_park.ready, member)
   end
-  push_pair(to_park.parked, 0, full[KEY_NAME] .. '\0' .. member .. suffix)
-  push_pair(to_park.parked_lane, 0, member .. full[KEY_NAME] .. suffix)
-  get_use(full[KEY_NAME])[HAS_PARKED], any_parked = true, true
-  local returned = 0
-  for _, key in ipairs(keys) do
-    if key ~= full then
-      returned = returned + unpark(key[KEY_NAME], sub(member, 1, READY_LANE_END))
-    end
-  end
-  return returned > 0
+  collect_parked(key[KEY_NAME], member .. suffix)
 end
 
 -- Return the key for which a member of `ready` is parked, or nil, and what the tenant adds.

@@ -1,7 +1,7 @@
 -- Shared part of exchange: the group of a lane whose turn is next (see tenant_turns.lua).
 -- Keys: tenant_turn
 -- Provides: peek_turn(lane, missing) -> group, or nil. lane.turns is a heap of groups; only the first turns of a lane are read, at
---   least as many as jobs are missing.
+--   least as many as jobs are missing. place_group(lane, group): the first job of a group is another one
 -- Cost: two commands for these turns, and O(log n) per job, for n turns that were read.
 local MIN_TURNS, MAX_TURNS = 16, 500
 
@@ -70,6 +70,23 @@ local function list_turns(lane, missing)
   lane.last_turn = last and last_turn
 end
 
+-- Place a group in the heap of its lane again: a parked job returned to it, so its key is lower, or it is new.
+local function place_group(lane, group)
+  if lane.turns then
+    set_turn_key(group)
+    add_to_heap(lane, { group })
+  end
+end
+
+local function drop_first(heap)
+  heap[1][GROUP_IS_LISTED] = false
+  heap[1] = heap[#heap]
+  heap[#heap] = nil
+  if heap[1] then
+    sift_down(heap, 1, #heap, is_turn_before)
+  end
+end
+
 -- Return the group of a lane whose turn is next, or nil. The keys of groups only grow while jobs are reserved, so a group with an old
 -- key is placed again when it comes to the top.
 local function peek_turn(lane, missing)
@@ -80,12 +97,7 @@ local function peek_turn(lane, missing)
   while true do
     local group = heap[1]
     if group and not group[GROUP_PLACE] then
-      heap[1] = heap[#heap]
-      heap[#heap] = nil
-      group[GROUP_IS_LISTED] = false
-      if heap[1] then
-        sift_down(heap, 1, #heap, is_turn_before)
-      end
+      drop_first(heap)
     elseif group and (group[GROUP_KEY_TIME] ~= group[GROUP_SHARE][SHARE_TIME] or group[GROUP_KEY_PLACE] ~= group[GROUP_PLACE]) then
       set_turn_key(group)
       sift_down(heap, 1, #heap, is_turn_before)

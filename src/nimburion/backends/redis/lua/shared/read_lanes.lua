@@ -2,10 +2,9 @@
 -- Keys: lane_number ready tenant_turn
 -- Provides: read_lane_numbers(request); read_more(lane, most): reads the next members of a lane
 --   any_turns(), holds_jobs(number)
---   choice: by field, the bodies that were read, the keys for which jobs are counted and the turns that were taken;
---   `has_returned`: a lane got parked jobs back
+--   choice: by field, the bodies that were read, the keys for which jobs are counted and the turns that were taken
 -- Cost: O(log n) per job, for n waiting jobs.
-local choice = { bodies = {}, keys = {}, turns = {}, has_returned = false }
+local choice = { bodies = {}, keys = {}, turns = {} }
 
 -- Return the number of each requested lane, or false.
 local function read_lane_numbers(request)

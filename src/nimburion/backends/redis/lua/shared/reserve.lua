@@ -81,12 +81,10 @@ local function choose_jobs(lanes, request)
   for queue, options in pairs(request.queues) do
     caps[queue] = options[QUEUE_LIMIT] or nil
   end
-  local turn_lanes = total > 0 and any_turns() and make_turn_lanes(lanes) or {}
-  if #lanes == 1 and #turn_lanes == 0 then
+  local has_turns = total > 0 and any_turns()
+  if #lanes == 1 and not has_turns and not lanes[1].is_keyed then
     local lane = lanes[1]
-    local capacity = math.max(0, math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total))
-    local chosen = lane.is_keyed and choose_from_keyed_lane(lane, capacity) or choose_from_lane(lane, capacity)
-    write_parked()
+    local chosen = choose_from_lane(lane, math.max(0, math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total)))
     if lane.is_limited then
       lanes.capacities[lane.name] = lanes.capacities[lane.name] - #chosen
     end
@@ -98,12 +96,10 @@ local function choose_jobs(lanes, request)
     end
     return {}
   end
-  local chosen = merge_lanes(lanes, turn_lanes, total, request.ageing, caps, lanes.capacities)
-  write_parked()
-  return chosen
+  return merge_lanes(lanes, has_turns, total, request.ageing, caps, lanes.capacities)
 end
 
--- Return the indexes, in the request, of lanes that hold more jobs and are below their limit. A lane that got jobs back is read again.
+-- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
 local function find_waiting_lanes(lanes)
   local found, may_have_turns = lanes.changing, any_turns()
   for _, lane in ipairs(lanes) do
@@ -111,8 +107,7 @@ local function find_waiting_lanes(lanes)
       break
     end
     local open = not lane.is_limited or lanes.capacities[lane.name] > 0
-    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1) or may_have_turns and has_turns(lane.number)
-      or choice.has_returned and holds_jobs(lane.number)) then
+    if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1) or may_have_turns and has_turns(lane.number)) then
       push(found, lane.place)
     end
   end
