@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant
 MEMORY = "tests/contract/test_memory.py::TestMemory::"
 SQLITE = "tests/contract/test_sqlite.py::TestSQLite::"
 REDIS = "tests/contract/test_redis.py::TestRedis::"
+REDIS_KEYS = "tests/backends/redis/test_keyed_limits.py::"
 POSTGRES = "tests/contract/test_postgres.py::TestPostgres::"
 PLANNING = "tests/backends/planning/test_reserve.py"
 RATES = "tests/jobs/test_rate_limits.py::"
@@ -306,8 +307,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: the second step of a changed key returns nothing",
         "backends/redis/*.lua",
-        "if $returned == $wanted or $returned < $most then",
-        "if true then",
+        "    if $following then\n      redis.call('HSET', changed_lane_key,",
+        "    if false then\n      redis.call('HSET', changed_lane_key,",
         (f"{REDIS}test_a_change_returns_many_parked_jobs_in_steps",),
     ),
     Mutant(
@@ -319,11 +320,41 @@ LIMIT_MUTANTS = (
             "tests/contract/test_memory.py::TestMemory::test_a_change_returns_many_parked_jobs_in_steps",
         ),
     ),
-
-
-
-
-
+    Mutant(
+        "Redis: a job overtakes parked jobs that still return",
+        "backends/redis/*.lua",
+        "high = $last and '(' .. $last or range_end($number)",
+        "high = range_end($number)",
+        (f"{REDIS}test_a_change_returns_many_parked_jobs_in_steps",),
+    ),
+    Mutant(
+        "Redis: a tenant's job overtakes its parked jobs that still return",
+        "backends/redis/*.lua",
+        "  return $lane.following and not is_member_before(",
+        "  return false and not is_member_before(",
+        (f"{REDIS_KEYS}test_jobs_of_a_tenant_return_in_their_order",),
+    ),
+    Mutant(
+        "Redis: each step after a change of a limit returns the same jobs",
+        "backends/redis/*.lua",
+        "local $low = $last == '' and '[' .. $lane4 or '(' .. $last .. '\\255'",
+        "local $low = '[' .. $lane4",
+        (f"{REDIS}test_jobs_that_fit_a_changed_limit_start_with_the_next_exchange",),
+    ),
+    Mutant(
+        "Redis: a reply does not say that parked jobs still return",
+        "backends/redis/*.lua",
+        "has_more = $last ~= nil",
+        "has_more = false",
+        (f"{REDIS_KEYS}test_a_changed_limit_returns_parked_jobs_in_bounded_steps",),
+    ),
+    Mutant(
+        "Redis: one name of a changed limit returns before another",
+        "backends/redis/*.lua",
+        "math.ceil($left * 2 / (#$flat - $i + 1))",
+        "$left",
+        (f"{REDIS_KEYS}test_a_change_of_several_names_returns_jobs_of_each_in_one_step",),
+    ),
     Mutant(
         "Redis: an exchange parks as many jobs as it finds",
         "backends/redis/*.lua",

@@ -11,6 +11,7 @@ from nimburion.backends.redis.backend import RedisBackend
 from nimburion.core.job import JobOptions
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease
+from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
@@ -64,15 +65,47 @@ async def count_parked(harness: Harness) -> int:
 
 
 async def test_a_changed_limit_returns_parked_jobs_in_bounded_steps(harness: Harness) -> None:
+    """The first step has the job that fits, and parks the others of this step again."""
     await enqueue_keys(harness, *["a"] * 1_201)
     assert await park(await harness.worker(keyed=ONE_AT_A_TIME)) == 1
     worker = await harness.worker(keyed=TWO_AT_A_TIME)
-    assert await count_parked(harness) == 1_200
-    for left in (1_200 - RETURNED, 1_200 - 2 * RETURNED):
+    replies = [await worker.exchange(want=worker.want(9)) for _ in range(4)]
+    assert [len(reply.deliveries) for reply in replies] == [1, 0, 0, 0]
+    assert [len(reply.waiting) for reply in replies] == [1, 1, 0, 0]
+    assert await count_parked(harness) == 1_199
+
+
+async def test_a_limit_that_is_removed_returns_as_many_jobs_a_step(harness: Harness) -> None:
+    await enqueue_keys(harness, *["a"] * 1_201)
+    assert await park(await harness.worker(keyed=ONE_AT_A_TIME)) == 1
+    worker = await harness.worker()
+    for left in (1_200 - RETURNED, 1_200 - 2 * RETURNED, 0):
         reply = await worker.exchange(want=worker.want(9))
-        assert (reply.deliveries, len(reply.waiting)) == ([], 1)
+        assert (len(reply.deliveries), len(reply.waiting)) == (9, 1)
         assert await count_parked(harness) == left
-    assert len(await worker.take(9)) == 1
+
+
+async def test_jobs_of_a_tenant_return_in_their_order(harness: Harness) -> None:
+    options = JobOptions(tenant="t", limit_keys={"customer": "a"})
+    await harness.enqueue(*(harness.job(f"{n}", options=options) for n in range(1_201)))
+    assert await park(await harness.worker(keyed=ONE_AT_A_TIME)) == 1
+    worker = await harness.worker()
+    await harness.enqueue(harness.job("1201", options=options))
+    ran = [job_id for _ in range(3) for job_id in ids(await worker.take(600))]
+    assert ran == [f"{n}" for n in range(1, 1_202)]
+
+
+async def test_a_change_of_several_names_returns_jobs_of_each_in_one_step(harness: Harness) -> None:
+    names = ("mail", "post", "page")
+    limits = {name: {"smtp": KeyedLimit(concurrency=1)} for name in names}
+    worker = await harness.worker(names=names, keyed=limits)
+    for name in names:
+        options = [JobOptions(limit_keys={"smtp": f"{name}-{n % 2}"}) for n in range(702)]
+        await harness.enqueue(*(harness.job(name=name, options=one) for one in options))
+    assert await park(worker) == 6
+    await harness.backend.change_limit(LimitChange(name="smtp", concurrency=2))
+    taken = await worker.take(9)
+    assert sorted(one.name for one in taken) == sorted(2 * names)
 
 
 async def test_many_rates_that_open_at_once_return_jobs_in_bounded_steps(harness: Harness) -> None:

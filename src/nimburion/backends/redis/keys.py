@@ -50,7 +50,7 @@ KEYS = MappingProxyType(
         "keyed_limit": "hash: job name -> its limits by key",
         "limit_key": "hash: limit NUL key -> its use",
         "key_opening": "sorted set: limit NUL key, by when its rate allows the next parked job",
-        "changed_lane": "hash: lane, or lane and limit NUL key, whose maximum changed -> how many "
+        "changed_lane": "hash: lane, or lane and limit NUL key, whose maximum changed -> which "
         "parked jobs still return",
         "parked": "sorted set: due jobs whose key has no room, by limit, key and lane",
         "parked_lane": "sorted set: the same jobs in the order of their lanes",

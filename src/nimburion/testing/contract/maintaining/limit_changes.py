@@ -272,10 +272,10 @@ class LimitChanges:
         steps = 0
         while reply.waiting:
             steps += 1
+            assert steps <= 2 * count / MAX_RETURNED + 1
             await harness.add(f"post-{steps}", name="post")
             reply = await worker.exchange(want=worker.want(9))
             assert ids(reply.deliveries) == [f"post-{steps}"]
-        assert steps <= 2 * count / MAX_RETURNED + 1
         assert await read_uses(harness) == {"a": (3, count - 3)}
         reply = await worker.exchange(Completed(first.lease), want=worker.want(9))
         assert ids(reply.deliveries) == ["a3"]

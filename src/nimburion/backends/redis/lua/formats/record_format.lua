@@ -43,6 +43,7 @@
 -- declared_limit    [maximum or false, interval or false, burst, cost, rate, limits by key (as in keyed_limit)] (MessagePack)
 -- limit_change      time 8 | change (JSON)
 -- limit_key         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
+-- changed_lane      of a lane: the last member of ready that returned, or nothing; of a lane and a key: how many jobs still return (decimal)
 -- parked            limit | NUL | key | NUL | member of ready | NUL and tenant, if it needs a turn
 -- parked_lane       member of ready | limit | NUL | key | NUL and tenant, if it needs a turn
 -- tenant_job        lane 4 | rank 1 | tenant | NUL | due 8 | seq 8

@@ -120,7 +120,8 @@ local function insert_member(lane, member)
       low = middle + 1
     end
   end
-  if lane.is_exhausted or members[low] or members[low - 1] and is_member_before(member, members[low - 1]) then
+  local is_read = lane.is_exhausted and not (lane.following and is_member_before(lane.following, member))
+  if is_read or members[low] or members[low - 1] and is_member_before(member, members[low - 1]) then
     table.insert(members, low, member)
   else
     write_returned()

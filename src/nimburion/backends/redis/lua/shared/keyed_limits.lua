@@ -6,7 +6,7 @@
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, lane, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
 --   for the exchange: follow_clock(), before it reads or changes a rate
---   unpark(name, lane4), unpark_open(), unpark_changed() -> lanes that still change, let_return(name, most), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
+--   unpark(name, lane4), unpark_open(), unpark_changed() -> first job that still returns by lane, let_return(name, most), find_parked(member) -> its key, or nil; get_next_key_opening(), write_key_uses()
 --   A key is named by limit NUL key. `keys` is a list of the keys of a job
 --   (KEY_NAME, ...), where the rate has the cost of the job, or is false.
 -- Idle: write_key_uses write_parked
@@ -355,45 +355,58 @@ local function unpark_open()
   write_returned()
 end
 
--- Collect up to `most` jobs of a lane that are parked for any key. Return how many.
-local function return_from_lane(lane4, most)
-  local members = redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. lane4, range_end(lane4), 'LIMIT', 0, most)
-  for _, parked in ipairs(members) do
-    local name, suffix = split_parked(sub(parked, READY_END + 1))
-    collect_returned(name, sub(parked, 1, READY_END) .. suffix)
+-- Collect up to `most` jobs of a lane that are parked for any key, after the member `last` of `ready`. Return how many, the last of
+-- them, and the one that follows, or nil.
+local function return_from_lane(lane4, last, most)
+  local low = last == '' and '[' .. lane4 or '(' .. last .. '\255'
+  local members = redis.call('ZRANGEBYLEX', parked_lane_key, low, range_end(lane4), 'LIMIT', 0, most + 1)
+  local count = math.min(#members, most)
+  for i = 1, count do
+    local name, suffix = split_parked(sub(members[i], READY_END + 1))
+    last = sub(members[i], 1, READY_END)
+    collect_returned(name, last .. suffix)
   end
-  return #members
+  return count, last, members[count + 1]
 end
 
--- Collect up to `most` jobs of a lane that are parked for one key. Return how many.
+-- Collect up to `most` jobs of a lane that are parked for one key. Return how many, and the one that follows, or nil.
 local function return_for_key(name, lane4, most)
   local low, high = get_parked_range(name, lane4)
-  local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, most)
-  for _, parked in ipairs(members) do
-    collect_returned(name, sub(parked, #name + 2))
+  local members = redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, most + 1)
+  local count = math.min(#members, most)
+  for i = 1, count do
+    collect_returned(name, sub(members[i], #name + 2))
   end
-  return #members
+  return count, members[count + 1] and sub(members[count + 1], #name + 2)
 end
 
--- Return parked jobs after limits changed, some in each call. Return the lanes that have more of them. A field of `changed_lane` is a
--- lane, or a lane and the name of a key; its value is the most jobs that return.
+-- Return parked jobs after limits changed, some in each call, the first of each lane. Return, by lane, the first member of `ready` that
+-- still returns, and what follows it. A field of `changed_lane` is a lane, or a lane and the name of a key. Its value: for a lane, the
+-- last job that returned, so that jobs which are parked again do not return twice; for a key, the most jobs that return.
 local function unpark_changed()
   local found, left = {}, MAX_RETURNED
   local flat = redis.call('HGETALL', changed_lane_key)
   for i = 1, #flat, 2 do
-    local field, wanted = flat[i], tonumber(flat[i + 1])
-    local lane4, name, most = sub(field, 1, 4), sub(field, 5), math.min(wanted, left)
-    local returned = 0
-    if most > 0 then
-      returned = name == '' and return_from_lane(lane4, most) or name ~= '' and return_for_key(name, lane4, most)
-      write_returned()
-    end
-    left = left - returned
-    if returned == wanted or returned < most then
-      redis.call('HDEL', changed_lane_key, field)
+    local field, value = flat[i], flat[i + 1]
+    local lane4, name = sub(field, 1, 4), sub(field, 5)
+    local most, count, following = math.ceil(left * 2 / (#flat - i + 1)), nil, nil
+    if name == '' then
+      count, value, following = return_from_lane(lane4, value, most)
     else
-      redis.call('HSET', changed_lane_key, field, string.format('%.0f', wanted - returned))
-      found[lane4] = true
+      count, following = return_for_key(name, lane4, math.min(most, tonumber(value)))
+      value = string.format('%.0f', tonumber(value) - count)
+      following = value ~= '0' and following
+    end
+    write_returned()
+    left = left - count
+    if following then
+      redis.call('HSET', changed_lane_key, field, value)
+      following = sub(following, 1, READY_END)
+      if not found[lane4] or is_member_before(following, found[lane4]) then
+        found[lane4] = following
+      end
+    else
+      redis.call('HDEL', changed_lane_key, field)
     end
   end
   return found

@@ -5,9 +5,6 @@
 -- Atomic: no write can fail.
 -- Cost: O(1) per job name. If a rate by key changes: O(keys in use) more. Exchanges return parked jobs: see changed_lane in keyed_limits.lua.
 
--- A number of jobs that no lane holds
-local EVERY_PARKED = '1000000000000'
-
 -- Return until when units are spent after a rate replaced another (RateLimit.carry_over in core/rate_limits.py).
 local function carry_over(spent, old_interval, old_burst, interval, burst)
   if not old_interval or not interval or spent > now + old_burst * old_interval then
@@ -48,7 +45,7 @@ local function mark_changed(name)
   for i = 1, #flat, 2 do
     if string.match(flat[i + 1], '%z(.*)$') == name
       and #redis.call('ZRANGEBYLEX', parked_lane_key, '[' .. flat[i], range_end(flat[i]), 'LIMIT', 0, 1) > 0 then
-      redis.call('HSET', changed_lane_key, flat[i], EVERY_PARKED)
+      redis.call('HSET', changed_lane_key, flat[i], '')
     end
   end
 end

@@ -87,17 +87,29 @@ local function drop_first(heap)
   end
 end
 
+-- Return whether the first job of a group comes after one that still returns to the lane.
+local function follows_returning(lane, group)
+  return lane.following and not is_member_before(lane.number .. group[GROUP_SHARE][SHARE_CLASS].rank .. group[GROUP_PLACE], lane.following)
+end
+
 -- Return the group of a lane whose turn is next, or nil. The keys of groups only grow while jobs are reserved, so a group with an old
--- key is placed again when it comes to the top.
+-- key is placed again when it comes to the top. While parked jobs return to the lane, turns that must wait for these are left out; if
+-- there are many, only the first ones of the lane are read.
 local function peek_turn(lane, missing)
   if not lane.turns then
     list_turns(lane, missing)
   end
-  local heap = lane.turns
+  local heap, left_out = lane.turns, 0
   while true do
     local group = heap[1]
     if group and not group[GROUP_PLACE] then
       drop_first(heap)
+    elseif group and follows_returning(lane, group) then
+      drop_first(heap)
+      left_out = left_out + 1
+      if left_out >= MAX_TURNS then
+        lane.last_turn = nil
+      end
     elseif group and (group[GROUP_KEY_TIME] ~= group[GROUP_SHARE][SHARE_TIME] or group[GROUP_KEY_PLACE] ~= group[GROUP_PLACE]) then
       set_turn_key(group)
       sift_down(heap, 1, #heap, is_turn_before)

@@ -1,7 +1,7 @@
 -- Shared part of exchange: chooses jobs, in the exact order that the contract prescribes (docs/decisions/0001).
 -- Keys: concurrency_limit
 -- Provides: read_request(packed)
---   find_open_lanes(request, numbers, changing) -> the lanes of the request that can be reserved from
+--   find_open_lanes(request, numbers, following) -> the lanes of the request that can be reserved from
 --   choose_jobs(lanes, request) -> members of `ready`, in order
 --   find_waiting_lanes(lanes) -> the indexes, in the request, of lanes with more jobs
 -- The request is a MessagePack array:
@@ -25,9 +25,10 @@ local function read_request(packed)
 end
 
 -- Return the requested lanes that exist, are not paused and are below their limit. `capacities`: what the limits still allow.
--- Jobs of the lanes `changing` still return to them, so that no job is reserved before another that comes before it; they wait.
-local function find_open_lanes(request, numbers, changing)
-  local open, requested = { rated = {}, changing = {} }, request.lanes
+-- Jobs still return to the lanes in `following`, from that member on. It ends the lane for now, so that no job is reserved before another
+-- that comes before it.
+local function find_open_lanes(request, numbers, following)
+  local open, requested = { rated = {} }, request.lanes
   if #numbers == 0 then
     return open
   end
@@ -42,14 +43,12 @@ local function find_open_lanes(request, numbers, changing)
       if capacity and get_rate(name) then
         push_pair(open.rated, number, name)
       end
-      if changing[number] then
-        push(open.changing, i)
-      elseif capacity ~= 0 then
-        local options = request.queues[queue]
+      if capacity ~= 0 then
+        local options, last = request.queues[queue], following[number]
         push(open, {
           place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
-          is_keyed = is_restricted and get_keyed_limits(queue, name) ~= nil,
-          low = '[' .. number, high = range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
+          is_keyed = is_restricted and get_keyed_limits(queue, name) ~= nil, following = last, has_more = last ~= nil,
+          low = '[' .. number, high = last and '(' .. last or range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
         })
       end
     end
@@ -101,7 +100,7 @@ end
 
 -- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
 local function find_waiting_lanes(lanes)
-  local found, may_have_turns = lanes.changing, any_turns()
+  local found, may_have_turns = {}, any_turns()
   for _, lane in ipairs(lanes) do
     if #found >= MAX_WAITING_LANES then
       break

@@ -35,13 +35,13 @@ else
   if is_restricted then
     follow_clock()
   end
-  local changing = is_restricted and unpark_changed() or {}
+  local following = is_restricted and unpark_changed() or {}
   codes = settlements == '' and '' or settle_all(session4, settlements, FIRST_EXTRA)
   promote_due(500)
   if is_restricted then
     unpark_open()
   end
-  lanes = find_open_lanes(request, lane_numbers, changing)
+  lanes = find_open_lanes(request, lane_numbers, following)
   local chosen = choose_jobs(lanes, request)
   if #chosen > 0 then
     deliveries, bodies = lease_jobs(session4, number8, nonce, chosen, lanes, request.max_bytes)
