@@ -383,7 +383,15 @@ LIMIT_MUTANTS = (
         "    local $own = find_key($keys, $name)\n    if $own and count_room($own[KEY_RATE]) == 0 then\n      return\n",
         (f"{REDIS}test_a_turn_at_a_rate_without_units_waits_for_the_next_one",),
     ),
-
+    Mutant(
+        "worker: an exchange waits inside the backend although lanes wait",
+        "jobs/worker/exchange/*.py",
+        "$slots.are_empty and self._waits_for_jobs and not self.expects_jobs",
+        "$slots.are_empty and self._waits_for_jobs",
+        (
+            "tests/jobs/worker/exchange/test_fetcher.py::test_there_is_no_long_poll_while_lanes_wait_for_the_next_exchange",
+        ),
+    ),
     Mutant(
         "Redis: an exchange does not read the changes of keys",
         "backends/redis/*.lua",

@@ -8,7 +8,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import Events
-from nimburion.core.exchange import RESERVE_NOTHING
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, Reply
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.core.settlement import Completed, Progressed
@@ -17,7 +17,7 @@ from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.attempt.attempt import Attempt
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer
-from nimburion.jobs.worker.exchange.fetcher import ExchangeReason, Fetcher
+from nimburion.jobs.worker.exchange.fetcher import MAX_EMPTY_REPLIES, ExchangeReason, Fetcher
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
 from nimburion.jobs.worker.exchange.slots import Slots
@@ -95,6 +95,26 @@ async def test_without_settlements_and_possible_work_no_exchange_is_sent() -> No
 
 async def test_an_idle_worker_long_polls_if_the_backend_supports_it() -> None:
     assert State(long_poll=True).reason is ExchangeReason.IDLE
+
+
+def _exchange(state: State, *waiting: Lane) -> float:
+    """Make an exchange whose reply names these lanes and has no job. Return its long poll."""
+    request = state.fetcher.make_request()
+    state.fetcher.note_reply(Reply([], [], list(waiting)), request)
+    return request.long_poll
+
+
+async def test_there_is_no_long_poll_while_lanes_wait_for_the_next_exchange() -> None:
+    state, lane = State(long_poll=True), Lane("default", "job")
+    timeouts = [_exchange(state, lane), _exchange(state), _exchange(state)]
+    assert [timeout > 0 for timeout in timeouts] == [True, False, True]
+
+
+async def test_there_is_a_long_poll_after_many_replies_that_name_lanes_only() -> None:
+    state, lane = State(long_poll=True), Lane("default", "job")
+    for _ in range(MAX_EMPTY_REPLIES):
+        _exchange(state, lane)
+    assert _exchange(state, lane) > 0
 
 
 async def test_there_is_no_long_poll_while_a_job_runs() -> None:

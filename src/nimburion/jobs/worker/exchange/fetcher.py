@@ -294,10 +294,13 @@ class Fetcher:
         return None
 
     def _make_lanes_request(self, room: int) -> ReserveRequest:
-        """Return a request for `room` jobs: from all lanes if any may hold new jobs."""
+        """Return a request for `room` jobs: from all lanes if any may hold new jobs.
+
+        It does not wait inside the backend if the next exchange may find a job without a wait.
+        """
         slots = self._slots
         everything = self.may_have_work or not self.lanes_not_empty
-        waits = slots.are_empty and self._waits_for_jobs
+        waits = slots.are_empty and self._waits_for_jobs and not self.expects_jobs
         timeout = self.long_poll.choose_timeout(self.wakeups.due_in) if waits else 0.0
         without: set[str] = set()
         if slots.batches is not None:
