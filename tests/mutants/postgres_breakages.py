@@ -411,9 +411,16 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a parked job returns whether its other keys have room or not",
         f"{SQL}keyed_limits.sql",
-        "{schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON true",
-        "{schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON false",
+        "p.seq, p_limit, p_numbers, p_units) f ON true",
+        "p.seq, p_limit, p_numbers, p_units) f ON false",
         (f"{POSTGRES}test_many_jobs_move_in_few_exchanges",),
+    ),
+    Mutant(
+        "PostgreSQL: a job returns to a key that the exchange has filled",
+        f"{SQL}keyed_limits.sql",
+        "k.concurrency <= coalesce(u.in_use, 0) + planned.jobs, false)",
+        "k.concurrency <= coalesce(u.in_use, 0), false)",
+        (f"{TURNS}test_parked_jobs_move_while_the_other_key_changes_hands",),
     ),
     Mutant(
         "PostgreSQL: a turn is forgotten when an exchange has parked as many jobs as it may",

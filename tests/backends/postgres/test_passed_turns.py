@@ -82,6 +82,23 @@ async def test_other_names_run_while_parked_jobs_move_to_another_key(
     assert await count_parked(harness) == {"smtp": count - 1}
 
 
+async def test_parked_jobs_move_while_the_other_key_changes_hands(harness: Harness) -> None:
+    """Each exchange ends a job of `smtp` and starts the next one. So `smtp` has room when parked
+    jobs are considered, and none when the exchange ends.
+    """
+    worker = await harness.worker(keyed=LIMITS)
+    of_customer, of_smtp = await park(harness, worker, 50)
+    smtp = JobOptions(limit_keys={"smtp": ""})
+    ended = [Completed(of_customer), Completed(of_smtp)]
+    for n in range(3):
+        await harness.enqueue(harness.job(f"urgent-{n}", priority=9, options=smtp))
+        reply = await worker.exchange(*ended, want=worker.want(9))
+        assert ids(reply.deliveries) == [f"urgent-{n}"]
+        ended = [Completed(reply.deliveries[0].lease)]
+    assert await count_parked(harness) == {"smtp": 50}
+    assert ids((await worker.exchange(*ended, want=worker.want(9))).deliveries) == ["m00000"]
+
+
 async def test_the_first_job_that_can_run_has_the_turn(harness: Harness) -> None:
     """Behind more jobs without room than one exchange moves."""
     worker = await harness.worker(keyed=LIMITS)

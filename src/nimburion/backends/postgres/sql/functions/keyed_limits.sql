@@ -115,19 +115,26 @@ BEGIN
 END $$;
 
 -- name: find_full_key
--- Find the first key of a job that has no room for it.
--- Inputs: the time; name and seq of the job; the limit whose key is considered first
+-- Find the first key of a job that has no room for it beside the jobs that an exchange has planned.
+-- Inputs: the time; name and seq of the job; the limit whose key is considered first; the numbers of the keys of the planned
+--   jobs, and how far each job moves `spent_until`
 -- Result: the limit and its key; when its rate allows the job (NULL: its maximum is reached); no row if all keys have room
-CREATE OR REPLACE FUNCTION {schema}.find_full_key_1(p_now int8, p_name text, p_seq int8, p_first text) RETURNS TABLE (
-    limit_name text, key text, opens_at int8
-)
+CREATE OR REPLACE FUNCTION {schema}.find_full_key_1(
+    p_now int8, p_name text, p_seq int8, p_first text, p_numbers int8[], p_units int8[]
+) RETURNS TABLE (limit_name text, key text, opens_at int8)
 LANGUAGE sql STABLE ROWS 1 AS $$
     SELECT f.limit_name, f.key, CASE WHEN NOT f.is_used_up THEN f.spent_until - f.span END
     FROM (
-        SELECT k.limit_name, k.key, coalesce(k.concurrency <= coalesce(u.in_use, 0), false) AS is_used_up,
-            coalesce(u.spent_until, 0) AS spent_until, (k.burst - LEAST(k.cost, k.burst)) * k.unit_time AS span
+        SELECT k.limit_name, k.key, coalesce(k.concurrency <= coalesce(u.in_use, 0) + planned.jobs, false) AS is_used_up,
+            CASE WHEN planned.units > 0 THEN GREATEST(u.spent_until, p_now) + planned.units
+                ELSE coalesce(u.spent_until, 0) END AS spent_until,
+            (k.burst - LEAST(k.cost, k.burst)) * k.unit_time AS span
         FROM {schema}.list_job_keys_1(p_name, p_seq) k
         LEFT JOIN {schema}.limit_key u ON u.key = k.key AND u.limit_name = k.limit_name
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS jobs, CAST(sum(n.units) AS int8) AS units
+            FROM unnest(p_numbers, p_units) AS n (number, units) WHERE n.number = u.number
+        ) planned
     ) f
     WHERE f.is_used_up OR f.span < GREATEST(0, f.spent_until - p_now)
     ORDER BY f.limit_name <> p_first, f.limit_name LIMIT 1
@@ -153,11 +160,12 @@ END $$;
 -- Return the first job of a queue and name that is parked for a key and has room for all its keys to `ready`. Those before it,
 -- which have another key without room, are parked for that key.
 -- Inputs: the time; limit, key, queue and name; the maximum number of jobs to park for other keys. After these, the next job returns
---   whether its keys have room or not, so that the next exchange continues there.
+--   whether its keys have room or not, so that the next exchange continues there. Then as for `find_full_key_1`
 -- Result: whether a job returned; the number of jobs that are parked for other keys
 -- Locks: the rows of `parked`; rows that another transaction has locked are skipped. The caller has locked the limits of the name.
 CREATE OR REPLACE FUNCTION {schema}.pass_turn_1(
-    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_max_moved int4, OUT has_returned bool, OUT moved int4
+    p_now int8, p_limit text, p_key text, p_queue text, p_name text, p_max_moved int4, p_numbers int8[], p_units int8[],
+    OUT has_returned bool, OUT moved int4
 ) LANGUAGE plpgsql AS $$
 DECLARE
     place record;
@@ -169,7 +177,7 @@ BEGIN
             SELECT p.rank, p.due, p.seq FROM {schema}.parked p
             WHERE p.limit_name = p_limit AND p.key = p_key AND p.queue = p_queue AND p.name = p_name
             ORDER BY p.rank, p.due, p.seq LIMIT p_max_moved + 1 FOR UPDATE SKIP LOCKED
-        ) p LEFT JOIN LATERAL {schema}.find_full_key_1(p_now, p_name, p.seq, p_limit) f ON true
+        ) p LEFT JOIN LATERAL {schema}.find_full_key_1(p_now, p_name, p.seq, p_limit, p_numbers, p_units) f ON true
         ORDER BY p.rank, p.due, p.seq
     LOOP
         IF place.limit_name IS NULL OR place.limit_name <> p_limit AND moved = p_max_moved THEN
@@ -746,7 +754,8 @@ BEGIN
                     park_keys := '{}';
                     openings := '{}';
                     passed := {schema}.pass_other_turns_1(
-                        p_now, candidate.seq, p_main_lanes[candidate.lane_index], full_limit, max_parked - parked_count);
+                        p_now, candidate.seq, p_main_lanes[candidate.lane_index], full_limit, max_parked - parked_count,
+                        key_numbers[:key_count], units[:key_count]);
                     parked_count := parked_count + passed.moved;
                     IF passed.has_returned THEN
                         closed[request_index] := true;
@@ -1014,10 +1023,11 @@ END $$;
 -- Let jobs of the same queue and name that are parked for the other keys of a parked job have its turn there. Keys without room
 -- have no turn to pass.
 -- Inputs: the time; seq and main lane of the job; the limit for which it is parked; the maximum number of jobs to park for other
---   keys
+--   keys; then as for `find_full_key_1`
 -- Result: whether jobs returned to `ready`; the number of jobs that are parked for other keys
 CREATE OR REPLACE FUNCTION {schema}.pass_other_turns_1(
-    p_now int8, p_seq int8, p_lane int4, p_limit text, p_max_moved int4, OUT has_returned bool, OUT moved int4
+    p_now int8, p_seq int8, p_lane int4, p_limit text, p_max_moved int4, p_numbers int8[], p_units int8[],
+    OUT has_returned bool, OUT moved int4
 ) LANGUAGE plpgsql AS $$
 DECLARE
     own record;
@@ -1035,7 +1045,7 @@ BEGIN
             )
     LOOP
         passed := {schema}.pass_turn_1(
-            p_now, own.limit_name, own.key, own.queue, own.name, GREATEST(0, p_max_moved - moved));
+            p_now, own.limit_name, own.key, own.queue, own.name, GREATEST(0, p_max_moved - moved), p_numbers, p_units);
         has_returned := has_returned OR passed.has_returned;
         moved := moved + passed.moved;
     END LOOP;

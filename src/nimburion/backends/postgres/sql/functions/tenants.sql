@@ -907,7 +907,8 @@ BEGIN
                     ARRAY[job_main_lane], ARRAY[full_limit], ARRAY[full_key], ARRAY[opening]);
                 IF own_keys > 1 THEN
                     passed := {schema}.pass_other_turns_1(
-                        p_now, job_seq, job_main_lane, full_limit, max_parked - parked_count);
+                        p_now, job_seq, job_main_lane, full_limit, max_parked - parked_count,
+                        key_numbers[:key_count], units[:key_count]);
                     parked_count := parked_count + passed.moved;
                     IF passed.has_returned THEN
                         closed[request_index] := true;
