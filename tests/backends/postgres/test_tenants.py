@@ -300,6 +300,25 @@ async def test_tenants_that_come_and_go_leave_no_lanes(
     assert await taker.run(2) == ["s2", "w2"]
 
 
+async def test_prune_looks_for_unused_lanes_twice_however_many_there_are(
+    backend: PostgresBackend, connection: asyncpg.Connection
+) -> None:
+    """Before and after it locks them. Enqueues of their tenants wait meanwhile."""
+    await connection.execute(
+        "INSERT INTO nimburion.lane (id, queue, name, rank, tenant, share) OVERRIDING SYSTEM VALUE"
+        " SELECT -n, 'a', 'n', 4, 't' || n, -n FROM generate_series(1, 50) n"
+    )
+    async with connection.transaction(isolation="read_committed"):
+        await connection.execute("SET LOCAL track_functions = 'all'")
+        assert await connection.fetchval("SELECT nimburion.prune_tenant_lanes_1(NULL, 20)") == -31
+        assert await connection.fetchval("SELECT count(*) FROM nimburion.lane") == 30
+        calls = await connection.fetchval(
+            "SELECT calls FROM pg_stat_xact_user_functions WHERE schemaname = 'nimburion'"
+            " AND funcname = 'find_unused_shares_1'"
+        )
+    assert calls == 2
+
+
 async def test_a_lane_stays_while_a_caller_adds_a_job_to_it(
     backend: PostgresBackend, connection: asyncpg.Connection, clock: FakeClock
 ) -> None:

@@ -1093,9 +1093,10 @@ BEGIN
         SELECT a.id FROM {schema}.lane f JOIN {schema}.lane a ON a.queue = f.queue AND a.tenant = f.tenant AND a.rank = f.rank
         WHERE f.id = ANY (locked) FOR UPDATE OF a SKIP LOCKED
     );
+    unused := {schema}.find_unused_shares_1(locked);
     DELETE FROM {schema}.lane d USING (
         SELECT f.queue, f.tenant, f.rank FROM {schema}.lane f
-        WHERE f.id = ANY ({schema}.find_unused_shares_1(locked)) AND NOT EXISTS (
+        WHERE f.id = ANY (unused) AND NOT EXISTS (
             SELECT FROM {schema}.lane o WHERE o.queue = f.queue AND o.tenant = f.tenant AND o.rank = f.rank AND o.id <> ALL (locked)
         )
         OFFSET 0
