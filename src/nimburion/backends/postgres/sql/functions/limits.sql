@@ -27,6 +27,8 @@ DECLARE
     held_lanes int4[];
     held_keys int8[];
     held_limits text[];
+    began int8 := {schema}.get_read_time_1(NULL);
+    latest int8;
 BEGIN
     SELECT array_agg(held.lane), array_agg(held.number) INTO held_lanes, held_keys FROM (
         SELECT l.lane, unnest(coalesce(l.key_numbers, ARRAY[CAST(NULL AS int8)])) AS number
@@ -72,12 +74,14 @@ BEGIN
         UNION
         SELECT unnest(held_limits)
     )) ORDER BY limit_name, job_name FOR NO KEY UPDATE;
+    -- While this transaction waited for the limits, others may have read a later time and used them.
+    latest := p_now + GREATEST(0, {schema}.get_read_time_1(NULL) - began) + 1000000;
     IF EXISTS (
-        SELECT FROM {schema}.rate_limit r WHERE r.name = ANY (concerned) AND abs(p_now - r.used_at) > 1000000
+        SELECT FROM {schema}.rate_limit r WHERE r.name = ANY (concerned) AND r.used_at NOT BETWEEN p_now - 1000000 AND latest
     ) OR EXISTS (
-        SELECT FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned) AND abs(p_now - k.used_at) > 1000000
+        SELECT FROM {schema}.keyed_limit k WHERE k.job_name = ANY (concerned) AND k.used_at NOT BETWEEN p_now - 1000000 AND latest
     ) THEN
-        PERFORM {schema}.follow_clock_1(p_now, concerned);
+        PERFORM {schema}.follow_clock_1(p_now, latest, concerned);
     END IF;
     RETURN concerned;
 END $$;
@@ -85,9 +89,10 @@ END $$;
 -- name: follow_clock
 -- Let the rates of names and keys follow the clock if it was set back (`RateLimit.follow_clock` in core/rate_limits.py), and
 -- store the time. A smaller difference than CLOCK_TOLERANCE is none.
--- Inputs: the time; the job names, whose limits are locked
+-- Inputs: the time; the latest time that another exchange can have read if the clock was not set back; the job names, whose
+--   limits are locked
 -- Locks: rows of keys, if the clock was set back
-CREATE OR REPLACE FUNCTION {schema}.follow_clock_1(p_now int8, p_names text[]) RETURNS void
+CREATE OR REPLACE FUNCTION {schema}.follow_clock_1(p_now int8, p_latest int8, p_names text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     limits text[];
@@ -95,19 +100,19 @@ DECLARE
 BEGIN
     UPDATE {schema}.rate_limit r SET used_at = p_now, spent_until = CASE WHEN p_now > r.used_at THEN r.spent_until
         ELSE LEAST(r.spent_until, p_now + GREATEST(GREATEST(r.burst, r.cost) * r.interval, r.spent_until - r.used_at)) END
-    WHERE r.name = ANY (p_names) AND abs(p_now - r.used_at) > 1000000;
+    WHERE r.name = ANY (p_names) AND r.used_at NOT BETWEEN p_now - 1000000 AND p_latest;
     limits := ARRAY(SELECT DISTINCT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = ANY (p_names));
     FOR early IN
         SELECT k.limit_name, max(k.used_at) AS used_at, coalesce(max(GREATEST(k.burst, k.cost) * k.interval), 0) AS full_burst
         FROM {schema}.keyed_limit k WHERE k.limit_name = ANY (limits)
-        GROUP BY k.limit_name HAVING max(k.used_at) > p_now + 1000000
+        GROUP BY k.limit_name HAVING max(k.used_at) > p_latest
     LOOP
         UPDATE {schema}.limit_key u SET opens_at = CASE WHEN u.opens_at > p_now THEN p_now ELSE u.opens_at END,
             spent_until = LEAST(u.spent_until, p_now + GREATEST(early.full_burst, u.spent_until - early.used_at))
         WHERE u.limit_name = early.limit_name AND (u.spent_until > p_now OR u.opens_at > p_now);
     END LOOP;
     UPDATE {schema}.keyed_limit k SET used_at = p_now
-    WHERE k.limit_name = ANY (limits) AND abs(p_now - k.used_at) > 1000000;
+    WHERE k.limit_name = ANY (limits) AND k.used_at NOT BETWEEN p_now - 1000000 AND p_latest;
 END $$;
 
 -- name: lock_all_limits
