@@ -19,6 +19,8 @@ CancelOutcome = Literal["cancelled", "requested", "finished", "not found"]
 """A value of `Cancellation`, or `not found` for an id that no job has."""
 DueOutcome = Literal["due", "unchanged", "not found"]
 """`unchanged`: the job was due already, runs or has ended."""
+_CANCELLED = frozenset({"cancelled", "requested"})
+"""The outcomes of jobs that were cancelled, or will be asked to end."""
 ReportProgress = Callable[[int], object]
 """Is called with the number of jobs that a step has processed."""
 
@@ -57,6 +59,7 @@ class JobActions:
         async with self._operator.record(
             self._backend, "jobs.cancel", find_target(which), **describe_filter(which)
         ) as change:
+            changed = 0
             while True:
                 if which.ids is not None:
                     ids, after = list(dict.fromkeys(which.ids)), None
@@ -64,11 +67,12 @@ class JobActions:
                     page = await self._backend.list_jobs(which, limit=limit or STEP, after=after)
                     ids, after = [record.id for record in page.jobs], page.next
                 for job_id in ids:
-                    outcomes[job_id] = await self._cancel(job_id)
-                    change.count = count_cancelled(outcomes)
+                    outcome = outcomes[job_id] = await self._cancel(job_id)
+                    changed += outcome in _CANCELLED
+                    change.count = changed
                 report(len(ids))
                 if after is None or limit is not None:
-                    change.count = count_cancelled(outcomes)
+                    change.count = changed
                     return Cancellations(outcomes, after)
 
     async def run_now(self, *ids: str) -> dict[str, DueOutcome]:
@@ -100,11 +104,6 @@ async def _list_known(backend: Backend, ids: tuple[str, ...]) -> set[str]:
         return set()
     page = await backend.list_jobs(JobFilter(ids=ids), limit=len(ids))
     return {record.id for record in page.jobs}
-
-
-def count_cancelled(outcomes: dict[str, CancelOutcome]) -> int:
-    """Return how many jobs were cancelled, or will be asked to end."""
-    return sum(outcome in {"cancelled", "requested"} for outcome in outcomes.values())
 
 
 def find_target(which: JobFilter) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -37,7 +38,8 @@ class QueueActions:
 
         Errors:
 
-        - `InvalidJob`: both `seconds` and `until` are given, or `seconds` is not above 0.
+        - `InvalidJob`: both `seconds` and `until` are given, `seconds` is not above 0, or `until`
+          has no time zone.
         - `PastTime`: `until` has passed.
         """
         check_name("queue", queue)
@@ -95,11 +97,19 @@ class QueueActions:
         if seconds is not None and until is not None:
             raise InvalidJob("give either the seconds of a pause or its end, not both")
         if seconds is not None:
-            if not seconds > 0:
-                raise InvalidJob(f"a pause of {seconds:g} seconds pauses nothing")
+            if not 0 < seconds < math.inf:
+                raise InvalidJob(
+                    f"a pause must have a number of seconds above 0, not {seconds:g}; leave them "
+                    "out for a pause without an end"
+                )
             return await self._backend.now() + seconds
         if until is None:
             return None
+        if until.utcoffset() is None:
+            raise InvalidJob(
+                f"until must have a time zone, {until!r} has none: "
+                "datetime(…, tzinfo=timezone.utc), or .astimezone() for the local one"
+            )
         end = until.timestamp()
         if end <= await self._backend.now():
             raise PastTime("until: this time is past, so nothing would be paused; give a later one")

@@ -1,0 +1,36 @@
+"""Cancel many jobs."""
+
+from __future__ import annotations
+
+import sys
+
+from nimburion.actions import Actions, Operator
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.job import NewJob
+from nimburion.core.queries import JobFilter
+
+
+async def count_calls(jobs: int) -> int:
+    """Return how many Python functions are called when so many jobs are cancelled."""
+    backend = MemoryBackend()
+    await backend.open()
+    await backend.enqueue([NewJob(f"{n:04d}", "n", "q", b"{}") for n in range(jobs)])
+    actions = Actions(backend, Operator("ann"))
+    calls = 0
+
+    def note(_: object, event: str, __: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(note)
+    done = await actions.jobs.cancel(JobFilter(queue="q"))
+    sys.setprofile(None)
+    assert len(done.outcomes) == jobs
+    (record,) = (await backend.list_audit(limit=9)).records
+    assert (record.outcome, record.changed) == ("done", jobs)
+    await backend.close()
+    return calls
+
+
+async def test_the_cost_of_a_cancelled_job_does_not_grow_with_their_number() -> None:
+    assert await count_calls(400) < 2.5 * await count_calls(200)
