@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from nimburion.jobs import Processor
 from nimburion.scheduler import Schedules
 from tests.cli.conftest import CommandLine, nimburion  # noqa: F401 (a fixture)
 from tests.server.conftest import Api
+
+SOURCE = Path(__file__).parents[2] / "src/nimburion"
 
 Call = Callable[[Processor], Awaitable[object]]
 Form = dict[str, str]
@@ -427,3 +430,23 @@ def test_without_the_right_nothing_is_changed_or_recorded(
 
     copy_backend(prepared, tmp_path / "jobs.db")
     asyncio.run(run())
+
+
+CHANGES = (
+    *("pause_queue", "replay", "delete", "cancel", "make_due", "change_limit", "reset_limit"),
+    *("set_tenant_weight", "send_command", "start_bulk_operation", "cancel_bulk_operation"),
+    *("put_schedule", "pause_schedule", "delete_schedule", "put_audit"),
+)
+"""The operations of a backend that actions call."""
+
+
+@pytest.mark.parametrize("package", ["cli", "server", "integrations"])
+def test_no_entry_point_changes_the_backend_itself(package: str) -> None:
+    call = re.compile(rf"backend\.({'|'.join(CHANGES)})\(")
+    found = [
+        (path.name, name)
+        for path in (SOURCE / package).rglob("*.py")
+        if path.name != "testing.py"  # empties the backend between the tests of an application
+        for name in call.findall(path.read_text())
+    ]
+    assert found == []
