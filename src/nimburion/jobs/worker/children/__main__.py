@@ -10,10 +10,11 @@ from nimburion.jobs.worker.children.guard import fork_from_guard
 
 def main() -> None:
     """Fork first: the guard needs none of the modules that a child loads."""
-    guard = fork_from_guard()
+    descriptors = int(sys.argv[1]), int(sys.argv[2])
+    guard = fork_from_guard(*descriptors)
     from nimburion.jobs.worker.children.runtime import run_child
 
-    run_child(int(sys.argv[1]), int(sys.argv[2]), guard)
+    run_child(*descriptors, guard)
 
 
 if __name__ == "__main__":

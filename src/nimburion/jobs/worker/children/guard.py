@@ -23,15 +23,13 @@ KILL = signal.SIGUSR1
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _AWAITED = frozenset({KILL, signal.SIGCHLD})
-_FIRST_DESCRIPTOR = 3
-"""Above standard input, output and error."""
 
 
-def fork_from_guard() -> int | None:
+def fork_from_guard(*descriptors: int) -> int | None:
     """Continue in a new process, which the process that called guards until all is over.
 
     Return the id of the guard; None where there is none: then it is the same process. Call it
-    before the process has threads.
+    before the process has threads. `descriptors` are those of the child, which the guard closes.
     """
     if sys.platform != "linux" or not _control_process(_PR_SET_CHILD_SUBREAPER, 1):
         return None
@@ -39,17 +37,18 @@ def fork_from_guard() -> int | None:
     guard = os.getpid()
     child = os.fork()
     if child:
-        _guard(child)
+        _guard(child, descriptors)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
     os.setsid()
     return guard
 
 
-def _guard(child: int) -> NoReturn:
+def _guard(child: int, descriptors: tuple[int, ...]) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # the worker decides
         signal.signal(number, signal.SIG_IGN)
     _control_process(_PR_SET_PDEATHSIG, KILL)
-    os.closerange(_FIRST_DESCRIPTOR, os.sysconf("SC_OPEN_MAX"))
+    for descriptor in descriptors:
+        os.close(descriptor)
     status = None
     while status is None and signal.sigwait(_AWAITED) != KILL:
         status = _collect_ended(child)
