@@ -179,10 +179,12 @@ async def test_a_program_that_a_handler_started_dies_with_the_child(
     processor = make()
     await processor.start()
     path = tmp_path / "started"
-    await processor.enqueue(app.leave_program.job(str(path)))
+    job_id = await processor.enqueue(app.leave_program.job(str(path)))
     program = await wait_for_start(path)
     await processor.stop(0.0)  # not a timeout: it might end before the program starts
     await wait_for_end(program)
+    status = await processor.get_status(job_id)
+    assert (status.state, status.failures, status.lost) == (State.PENDING, 0, 0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="guards exist on Linux only")
