@@ -100,6 +100,7 @@ async def run_fuzzer(api: Api, folder: Path, examples: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 async def test_no_request_shows_a_difference_between_the_api_and_its_document(
     make_api: MakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
