@@ -306,6 +306,23 @@ def count_waiting(server: RunningPostgres) -> int:
     return int(count)
 
 
+async def test_an_enqueue_that_waited_for_the_same_id_finds_it(
+    backend: PostgresBackend, connection: asyncpg.Connection, clean_postgres: RunningPostgres
+) -> None:
+    function = "ALTER FUNCTION nimburion.enqueue_one_1 SET lock_timeout TO"
+    await backend.enqueue([make("other", JobOptions())])
+    clean_postgres.ask(f"{function} '{DEADLINE}s'")
+    try:
+        async with asyncio.timeout(DEADLINE):
+            async with begin(connection):
+                await backend.enqueue_in(CallerConnection(connection), [make("a", JobOptions())])
+                waiting = asyncio.create_task(backend.enqueue([make("a", JobOptions())]))
+                await wait_until(lambda: count_waiting(clean_postgres) == 1, "it waits")
+            assert await waiting == [Enqueued("a", "exists")]
+    finally:
+        clean_postgres.ask(f"{function} '200ms'")
+
+
 async def test_a_bulk_operation_gives_up_soon(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:

@@ -29,7 +29,11 @@ from nimburion.backends.postgres.encoding import (
     encode_text,
     to_optional_seconds,
 )
-from nimburion.backends.postgres.errors import get_error_code, is_blocked_enqueue
+from nimburion.backends.postgres.errors import (
+    UNIQUE_VIOLATION,
+    get_error_code,
+    is_blocked_enqueue,
+)
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
 from nimburion.backends.postgres.notifications import PostgresNotifier
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK, insert_schema
@@ -56,6 +60,7 @@ from nimburion.core.errors import (
     ConfigurationError,
     EnqueueBlocked,
     TooManyBulkOperations,
+    Unstorable,
 )
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.fairness import MAX_WAITING_COUNTED, WEIGHT_UNITS, TenantUses, to_weight_units
@@ -392,7 +397,12 @@ class PostgresBackend:
         if payload is not None:
             statement = _ENQUEUE_ONE_NOTIFYING
             arguments += notifier.channel, payload
-        rows = await opened.pool.fetch(opened.insert_schema(statement), self._now(), *arguments)
+        try:
+            rows = await opened.pool.fetch(opened.insert_schema(statement), self._now(), *arguments)
+        except Unstorable as error:
+            if error.__cause__ is None or get_error_code(error.__cause__) != UNIQUE_VIOLATION:
+                raise
+            return False
         ((stored, notified),) = rows
         if stored:
             notifier.notify([job.queue], already_sent=notified)

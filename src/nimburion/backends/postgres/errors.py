@@ -51,6 +51,8 @@ _INTERRUPTS = "ProcessInterrupts"
 """The function of the server that reports a `lock_timeout`; a failed NOWAIT has another."""
 _ENQUEUE_FUNCTION = re.compile(r"\benqueue_(?:one_|plain_)?1\(")
 """An enqueue function in the context of an error."""
+UNIQUE_VIOLATION = "23505"
+"""SQLSTATE of an insert of a row that another transaction has inserted."""
 _RETRY_CODES = frozenset({"40001", "40P01"})
 _OTHER_SERVER_CODES = frozenset({"25006", "57P03"})
 

@@ -14,7 +14,8 @@
 -- Inputs: the time or NULL; queue, name and rank; id, digest, payload, options (NULL: none); the earliest time at which
 --   a job of this id can have ended
 -- Result: whether the job was stored. False: its lane is new or its id may exist; nothing was stored, and the caller
---   must call `enqueue_1`.
+--   must call `enqueue_1`. If another transaction stores the same id meanwhile, the call fails with `unique_violation`, which
+--   means the same. ON CONFLICT would avoid this error, but writes 48 bytes more to the WAL for each job.
 -- Atomic: as `enqueue_1`
 CREATE OR REPLACE FUNCTION {schema}.enqueue_one_1(
     p_now int8, p_queue text, p_name text, p_rank int2, p_id bytea, p_digest bytea, p_payload bytea,
@@ -29,7 +30,7 @@ DECLARE
 BEGIN
     SELECT l.id INTO at_lane FROM {schema}.lane l
     WHERE l.queue = split_part(p_queue, E'\n', 1) AND l.name = p_name AND l.tenant = split_part(p_queue, E'\n', 2)
-        AND l.rank = p_rank AND NOT l.is_late;
+        AND l.rank = p_rank AND NOT l.is_late AND NOT EXISTS (SELECT FROM {schema}.job j WHERE j.id = p_id);
     IF at_lane IS NULL OR at_lane < 0 AND NOT {schema}.lock_tenant_lanes_1(ARRAY[at_lane]) THEN
         RETURN false;
     END IF;
@@ -39,11 +40,7 @@ BEGIN
     END IF;
     INSERT INTO {schema}.job (due, created_at, lane, id, digest, options, payload)
     VALUES (now, now, at_lane, p_id, p_digest, p_options, p_payload)
-    ON CONFLICT (id) DO NOTHING
     RETURNING seq INTO new_seq;
-    IF new_seq IS NULL THEN
-        RETURN false;
-    END IF;
     INSERT INTO {schema}.ready (due, seq, lane, attempt_status) VALUES (now, new_seq, at_lane, 0);
     -- The upper bound excludes the partitions of future days: a look-up in each costs 2 µs.
     IF EXISTS (
