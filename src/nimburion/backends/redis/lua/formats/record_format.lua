@@ -68,9 +68,14 @@ local NO_REASON, NO_REASON_LENGTH = '\255\255', 65535
 local BLOCK = 500
 local MAX_PRIORITY = 127
 
+-- The flags of a completed job without other flags, and of one that keeps its payload
+local PLAIN_FLAGS, PLAIN_KEPT_FLAGS = '\8', '('
+
 -- Offset of the cancel flag in a lease, and its values
 local LEASE_CANCEL, CANCEL_REQUESTED, NO_CANCEL = 41, '1', '0'
 
+-- Offsets in a lease: the end of its token, which follows the session; when it began; its end if it has no settled token
+local LEASE_TOKEN_END, LEASE_STARTED, LEASE_END = 24, 33, 70
 -- Size of a lease that has no more than a settled token
 local LEASE_MORE = 98
 

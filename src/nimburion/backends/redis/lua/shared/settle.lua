@@ -37,6 +37,28 @@ local function add_failure(counts)
   return pack_struct('>I4', failures + 1) .. sub(counts, 5)
 end
 
+-- Complete a job that has only what each job has, without reading its records field by field. Return false, and do nothing, if
+-- the lease is another one, or if the job has options, a unique key, a large payload, an earlier settlement, a limit by key, a
+-- tenant or a cancel request.
+local function complete_plain(kind, field, token, record, body, session4)
+  if #record ~= LEASE_END or byte(body, JOB_FLAGS) ~= 0 or sub(record, 1, LEASE_TOKEN_END) ~= session4 .. token then
+    return false
+  end
+  local started8, cancel, counts, _, lane4, _, due8 = unpack_struct('>c8c1c6I2c4c1c8', record, LEASE_STARTED)
+  if cancel == CANCEL_REQUESTED then
+    return false
+  end
+  local lane, head_end, keeps = get_lane(lane4), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH), kind == KIND_KEPT
+  lane[LEASED], lane[COMPLETED] = lane[LEASED] - 1, lane[COMPLETED] + 1
+  push(writes.drop_lease, field)
+  push(writes.drop_session_lease, session4 .. field)
+  push_pair(writes.put_finished, now, field)
+  push_pair(writes.put_job, field, sub(body, 1, JOB_CREATED_END) .. due8 .. (keeps and PLAIN_KEPT_FLAGS or PLAIN_FLAGS)
+    .. sub(body, JOB_PRIORITY, head_end) .. COMPLETED .. started8 .. now8 .. counts .. token .. session4
+    .. (keeps and sub(body, head_end + 1) or ''))
+  return true
+end
+
 local function settle_all(session4, records, next_extra)
   local total = #records / SETTLEMENT_SIZE
   if total == 0 then
@@ -81,65 +103,70 @@ local function settle_all(session4, records, next_extra)
   end
 
   for i = 1, total do
-    local kind, field, token, body = kinds[i], fields[i], tokens[i], bodies[i]
-    local lease = leases[i] and read_lease(leases[i], reused_lease)
-    local first, second, third
-    if kind ~= KIND_COMPLETED and kind ~= KIND_KEPT and kind ~= KIND_RELEASED and kind ~= KIND_UNSTARTED then
-      first = take_extra()
-      if kind == KIND_RETRIED or kind == KIND_FAILED then
-        second = take_extra()
-        third = kind == KIND_FAILED and take_extra()
-      end
-    end
-    if ended[field] or not lease or lease.session4 ~= session4 or get_token(lease) ~= token then
-      local settled = ended[field] or find_settled_token(field, lease, body)
-      codes[i] = settled == token and token ~= NO_TOKEN and SETTLED_ALREADY or SETTLED_STALE
-    elseif kind == KIND_PROGRESSED then
-      codes[i] = SETTLED_DONE
-      push_pair(progressed, field, first)
-    elseif kind == KIND_SPENT then
-      codes[i] = SETTLED_DONE
-      local rate = get_rate(get_lane(lease.lane4).name)
-      if rate then
-        spend_units(rate, tonumber(first))
-      end
-      spend_key_units(list_job_keys(get_lane(lease.lane4), body), tonumber(first))
+    local kind, field, token, record, body = kinds[i], fields[i], tokens[i], leases[i], bodies[i]
+    local is_completed = (kind == KIND_KEPT or kind == KIND_COMPLETED) and record and not ended[field]
+    if is_completed and complete_plain(kind, field, token, record, body, session4) then
+      codes[i], ended[field] = SETTLED_DONE, token
     else
-      codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
-      local lane = get_lane(lease.lane4)
-      if lease.charge and not has_read_charges then
-        read_charged(leases)
-        has_read_charges = true
+      local lease = record and read_lease(record, reused_lease)
+      local first, second, third
+      if kind ~= KIND_COMPLETED and kind ~= KIND_KEPT and kind ~= KIND_RELEASED and kind ~= KIND_UNSTARTED then
+        first = take_extra()
+        if kind == KIND_RETRIED or kind == KIND_FAILED then
+          second = take_extra()
+          third = kind == KIND_FAILED and take_extra()
+        end
       end
-      end_lease(field, lease, lane, kind ~= KIND_UNSTARTED and kind ~= KIND_SNOOZED_UNSTARTED)
-      if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
-        finish_job(field, body, lane, COMPLETED, lease)
-        if first then
-          push_pair(results, field, first)
+      if ended[field] or not lease or lease.session4 ~= session4 or get_token(lease) ~= token then
+        local settled = ended[field] or find_settled_token(field, lease, body)
+        codes[i] = settled == token and token ~= NO_TOKEN and SETTLED_ALREADY or SETTLED_STALE
+      elseif kind == KIND_PROGRESSED then
+        codes[i] = SETTLED_DONE
+        push_pair(progressed, field, first)
+      elseif kind == KIND_SPENT then
+        codes[i] = SETTLED_DONE
+        local rate = get_rate(get_lane(lease.lane4).name)
+        if rate then
+          spend_units(rate, tonumber(first))
         end
-      elseif kind == KIND_KEPT or kind == KIND_KEPT_WITH_RESULT then
-        finish_job(field, body, lane, COMPLETED, lease, nil, nil, true)
-        if first then
-          push_pair(results, field, first)
+        spend_key_units(list_job_keys(get_lane(lease.lane4), body), tonumber(first))
+      else
+        codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
+        local lane = get_lane(lease.lane4)
+        if lease.charge and not has_read_charges then
+          read_charged(leases)
+          has_read_charges = true
         end
-      elseif kind == KIND_RETRIED then
-        add_history(field, second)
-        lease.counts = add_failure(lease.counts)
-        requeue_or_cancel(field, lease, body, lane, first)
-      elseif kind == KIND_FAILED then
-        add_history(field, second)
-        lease.counts = add_failure(lease.counts)
-        finish_job(field, body, lane, FAILED, lease, first, third)
-      elseif kind == KIND_CANCELLED then
-        finish_job(field, body, lane, CANCELLED, lease, first)
-      elseif kind == KIND_RATE_LIMITED then
-        release_refused(field, lease, body, lane, first)
-      else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
-        if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
-          give_units_back(lane.name, lease.started8)
-          refund_keys(field, lane, lease)
+        end_lease(field, lease, lane, kind ~= KIND_UNSTARTED and kind ~= KIND_SNOOZED_UNSTARTED)
+        if kind == KIND_COMPLETED or kind == KIND_COMPLETED_WITH_RESULT then
+          finish_job(field, body, lane, COMPLETED, lease)
+          if first then
+            push_pair(results, field, first)
+          end
+        elseif kind == KIND_KEPT or kind == KIND_KEPT_WITH_RESULT then
+          finish_job(field, body, lane, COMPLETED, lease, nil, nil, true)
+          if first then
+            push_pair(results, field, first)
+          end
+        elseif kind == KIND_RETRIED then
+          add_history(field, second)
+          lease.counts = add_failure(lease.counts)
+          requeue_or_cancel(field, lease, body, lane, first)
+        elseif kind == KIND_FAILED then
+          add_history(field, second)
+          lease.counts = add_failure(lease.counts)
+          finish_job(field, body, lane, FAILED, lease, first, third)
+        elseif kind == KIND_CANCELLED then
+          finish_job(field, body, lane, CANCELLED, lease, first)
+        elseif kind == KIND_RATE_LIMITED then
+          release_refused(field, lease, body, lane, first)
+        else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
+          if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
+            give_units_back(lane.name, lease.started8)
+            refund_keys(field, lane, lease)
+          end
+          requeue_or_cancel(field, lease, body, lane, first)
         end
-        requeue_or_cancel(field, lease, body, lane, first)
       end
     end
   end
