@@ -206,6 +206,7 @@ local function add_turn(lane, rank, due8, field, tenant, was_parked)
     group[GROUP_PLACE] = place
   end
   group[GROUP_MEMBERS], share[SHARE_IS_CHANGED] = false, true
+  turns.is_read_again = turns.is_read_again or #turns.dropped > 0 -- it may come before a job that was dropped
   push_pair(turns.put, 0, group[GROUP_BEFORE_PLACE] .. place)
   return group
 end
@@ -216,7 +217,9 @@ local function move_group(group)
   group[GROUP_AT] = group[GROUP_AT] + 1
   local place = group[GROUP_MEMBERS] and group[GROUP_MEMBERS][group[GROUP_AT]]
   if not place then
-    write_tenant_jobs()
+    if turns.is_read_again or #turns.put > 0 then
+      write_tenant_jobs()
+    end
     local low, high = get_range_after(group, group[GROUP_PLACE])
     local most = group[GROUP_CHUNK]
     local members = redis.call('ZRANGEBYLEX', tenant_job_key, low, high, 'LIMIT', 0, most)
