@@ -58,9 +58,9 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "SQLite: what does not fit the reply takes units",
-        "backends/sqlite/*.py",
-        '$db.run("release_limit", $lane)\n        return_units($db, $lane, $db.now)',
-        '$db.run("release_limit", $lane)',
+        "backends/sqlite/reserve.py",
+        "elif $count < len(self.$seqs):\n            self._make_plan($count)",
+        "else:\n            del self.$seqs[$count:]",
         (f"{SQLITE}test_what_does_not_fit_the_reply_takes_no_units",),
     ),
     Mutant(
@@ -191,13 +191,6 @@ LIMIT_MUTANTS = (
         (f"{MEMORY}test_each_key_has_its_own_rate",),
     ),
     Mutant(
-        "planning: the limit of one reply is stored",
-        "backends/planning/*.py",
-        "if not $key[0].startswith(_REPLY_LIMIT)",
-        "if True",
-        (f"{MEMORY}test_a_queue_limit_counts_this_reply_not_what_is_held",),
-    ),
-    Mutant(
         "Redis: a rescue frees no key",
         "backends/redis/*.lua",
         "  release_keys(writes.ended_keys)\n",
@@ -293,7 +286,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "SQLite: a job overtakes parked jobs that still return",
         "backends/sqlite/exchange.py",
-        "$lanes if $admission is None else exclude_changing($db, $lanes)",
+        "exclude_changing($db, $lanes) if $head.has_keys else $lanes",
         "$lanes",
         (f"{SQLITE}test_a_change_returns_many_parked_jobs_in_steps",),
     ),

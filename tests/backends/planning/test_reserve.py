@@ -18,7 +18,6 @@ from nimburion.backends.planning.admission import (
     JobLimit,
     LimitKey,
     LimitUse,
-    get_limited_name,
     make_job_limit,
     make_reply_limit,
 )
@@ -165,10 +164,15 @@ class Model:
             if self.cap is not None and lane.queue == "red":
                 limits.append(make_reply_limit("red", self.cap))
             planned.append(PlanLane(n, lane, limits=limits, has_keys=True))
+        uses = {
+            limit.key: copy(self.uses.get(limit.key, LimitUse()))
+            for lane in planned
+            for limit in lane.limits
+        }
         queues = {"red": QueueOptions(priority=1)}
         request = ReserveRequest(total, tuple(lanes), queues, ageing=1.0)
         with mock.patch.object(reserve, "MAX_PARKED", MOST_PARKED):
-            return plan_reserve(self, planned, request, self.now, has_turns=True)
+            return plan_reserve(self, planned, request, self.now, uses=uses, has_turns=True)
 
     def apply(self, plan: ReservePlan) -> None:
         """Change the model as a plan says, and check that the plan keeps to the rules."""
@@ -247,8 +251,7 @@ class Model:
             self.get_share(job).settle(charge, 100, run_time=self.random.choice((None, 500_000)))
         for key in (*(limit.key for limit in job.limits), self.own[job.lane.name].key):
             self.uses[key].in_use -= 1
-            if get_limited_name(key) is None:
-                self.let_return(key)
+            self.let_return(key)
 
     def let_return(self, key: LimitKey) -> None:
         for lane in LANES:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from nimburion.backends.planning.fairness import TurnReader
+from nimburion.backends.planning.source import Turn
 from nimburion.backends.sqlite import SQLiteBackend
-from nimburion.backends.sqlite.tenants import MAX_FORGOTTEN, TurnLane, TurnRow
+from nimburion.backends.sqlite.tenants import MAX_FORGOTTEN
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.operations import Retention
@@ -27,18 +30,18 @@ async def test_turns_of_a_name_at_its_limit_are_not_read(
         [NewJob(f"{n}", "n", "q", b"{}", options=JobOptions(tenant=f"{n}")) for n in range(200)]
     )
     await backend.open_session(Session(id="5" * 32, ttl=60.0, names=("n",), limits={"n": 5}))
-    rows: list[TurnRow] = []
-    read_more = TurnLane.read_more
+    turns: list[Turn] = []
+    read_more = TurnReader.read_more
 
-    def read_and_count(lane: TurnLane) -> list[TurnRow]:
-        found = read_more(lane)
-        rows.extend(found)
+    def read_and_count(reader: TurnReader) -> Sequence[Turn]:
+        found = read_more(reader)
+        turns.extend(found)
         return found
 
-    monkeypatch.setattr(TurnLane, "read_more", read_and_count)
+    monkeypatch.setattr(TurnReader, "read_more", read_and_count)
     reply = await backend.exchange("5" * 32, 1, [], ReserveRequest(10, (Lane("q", "n"),)))
     assert len(reply.deliveries) == 5
-    assert len(rows) <= 20
+    assert len(turns) <= 20
     await backend.close()
 
 

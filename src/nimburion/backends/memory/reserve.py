@@ -15,7 +15,13 @@ from nimburion.backends.memory.state import (
     SessionEntry,
     to_micros,
 )
-from nimburion.backends.planning.admission import JobLimit, make_job_limit, make_reply_limit
+from nimburion.backends.planning.admission import (
+    JobLimit,
+    LimitKey,
+    LimitUse,
+    make_job_limit,
+    make_reply_limit,
+)
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import PlanLane
 from nimburion.backends.server.encoding import encode_json
@@ -106,35 +112,33 @@ class Reservation:
         if total != request.total:
             request = msgspec.structs.replace(request, total=total)
         state = self._state
+        uses: dict[LimitKey, LimitUse] = {}
         lanes = [
             PlanLane(
                 n,
                 Lane(*lane),
-                limits=self._list_limits(*lane),
+                limits=self._list_limits(*lane, uses),
                 has_keys=lane[1] in state.keyed_limits,
             )
             for n, lane in enumerate(self._lanes)
             if state.find_pause(lane[0], self._now) is None
         ]
-        source = MemorySource(state)
-        return plan_reserve(source, lanes, request, self._now, has_turns=bool(state.turns))
+        source, has_turns = MemorySource(state), bool(state.turns)
+        return plan_reserve(source, lanes, request, self._now, uses=uses, has_turns=has_turns)
 
-    def _list_limits(self, queue: str, name: str) -> list[JobLimit]:
-        """Return the limits in which all jobs of a lane count."""
-        state = self._state
+    def _list_limits(self, queue: str, name: str, uses: dict[LimitKey, LimitUse]) -> list[JobLimit]:
+        """Return the limits in which all jobs of a lane count; add their uses to `uses`."""
         limits = []
-        options = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS)
-        if options.limit is not None:
-            limits.append(make_reply_limit(queue, options.limit))
-        limit, rate = state.limits.get(name), state.rates.get(name)
+        most = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).limit
+        if most is not None:
+            limits.append(make_reply_limit(queue, most))
+            uses[limits[-1].key] = LimitUse()
+        limit, rate = self._state.limits.get(name), self._state.rates.get(name)
         if limit is not None or rate is not None:
-            limits.append(
-                make_job_limit(
-                    name,
-                    None if limit is None else limit.limit,
-                    None if rate is None else rate.limit,
-                )
-            )
+            concurrency, in_use = (None, 0) if limit is None else (limit.limit, limit.in_use)
+            each, spent_until = (None, 0) if rate is None else (rate.limit, rate.spent_until)
+            limits.append(make_job_limit(name, concurrency, each))
+            uses[limits[-1].key] = LimitUse(in_use, spent_until)
         return limits
 
     def _apply(self, plan: ReservePlan, session: SessionEntry, number: int) -> list[Delivery]:
@@ -149,7 +153,12 @@ class Reservation:
             entry.position = None
             entry.parked_for = None
             lease = self._lease(entry, session, number)
-            lease.counts_in_limit = entry.name in state.limits
+            if entry.name in state.limits:
+                state.limits[entry.name].in_use += 1
+                lease.counts_in_limit = True
+            if entry.name in state.rates:
+                rate = state.rates[entry.name]
+                rate.spend(self._now, rate.limit.cost)
             if planned.charge is not None:
                 lease.charge = planned.charge
                 state.turns.count_lease(entry)

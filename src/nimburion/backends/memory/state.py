@@ -10,7 +10,7 @@ import msgspec
 
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
-from nimburion.backends.planning.admission import LimitKey, LimitUse, get_limited_name
+from nimburion.backends.planning.admission import LimitKey, LimitUse
 from nimburion.core.audit import AuditRecord
 from nimburion.core.bulk_operations import BulkOperation
 from nimburion.core.errors import Unstorable
@@ -411,34 +411,17 @@ class MemoryState:
                 yield (name, key), apply_change(limit, self.key_changes.get((name, key)))
 
     def read_use(self, key: LimitKey) -> LimitUse:
-        """Return the use of a key of a limit, or of the own limits of a job name."""
-        name = get_limited_name(key)
-        if name is not None:
-            limit, rate = self.limits.get(name), self.rates.get(name)
-            return LimitUse(
-                0 if limit is None else limit.in_use, 0 if rate is None else rate.spent_until
-            )
+        """Return the use of a key of a limit."""
         use = self.limit_keys.get(key)
         if use is None:
             return LimitUse()
         return LimitUse(use.in_use, use.spent_until, use.opens_at, use.has_parked())
 
     def save_uses(self, uses: Mapping[LimitKey, LimitUse]) -> None:
-        """Store the uses of keys of limits, and of the own limits of job names."""
+        """Store the uses of keys of limits."""
         for key, new in uses.items():
-            name = get_limited_name(key)
-            if name is None:
-                use = self.limit_keys[key]
-                use.in_use, use.spent_until, use.opens_at = (
-                    new.in_use,
-                    new.spent_until,
-                    new.opens_at,
-                )
-            else:
-                if name in self.limits:
-                    self.limits[name].in_use = new.in_use
-                if name in self.rates:
-                    self.rates[name].spent_until = new.spent_until
+            use = self.limit_keys[key]
+            use.in_use, use.spent_until, use.opens_at = new.in_use, new.spent_until, new.opens_at
 
     def iter_lane(self, lane: tuple[str, str]) -> Iterator[JobEntry]:
         """Yield the jobs of a lane in their order, without removing them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -34,48 +34,37 @@ class JobLimit(NamedTuple):
     rate: RateLimit | None
 
 
-_JOB_LIMIT = "job="
-_REPLY_LIMIT = "reply="
-
-
-def get_limited_name(key: LimitKey) -> str | None:
-    """Return the job name whose own limits have this key; None: it is another limit."""
-    return key[0][len(_JOB_LIMIT) :] if key[0].startswith(_JOB_LIMIT) else None
-
-
 def make_job_limit(name: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:
     """Return the own limits of a job name. No limit by key can have their name."""
-    return JobLimit((_JOB_LIMIT + name, ""), concurrency, rate)
+    return JobLimit((f"job={name}", ""), concurrency, rate)
 
 
 def make_reply_limit(queue: str, most: int) -> JobLimit:
     """Return the limit of the jobs of a queue in one reply (`QueueOptions.limit`).
 
-    Its use is new in each exchange, and is not stored.
+    Its use is new in each exchange.
     """
-    return JobLimit((_REPLY_LIMIT + queue, ""), most, None)
+    return JobLimit((f"reply={queue}", ""), most, None)
 
 
 class Admission:
     """The uses of the limits of the jobs that a plan considers."""
 
-    def __init__(self, source: Source, now: int) -> None:
+    def __init__(self, source: Source, now: int, uses: Mapping[LimitKey, LimitUse]) -> None:
+        """`uses`: those of the limits in which all jobs of a lane count."""
         self._source = source
         self._now = now
         self.limits: dict[int, list[JobLimit]] = {}
         """The limits by key of each job that was read, by seq."""
-        self.uses: dict[LimitKey, LimitUse] = {}
-        self._changed: set[LimitKey] = set()
+        self.uses: dict[LimitKey, LimitUse] = dict(uses)
+        self.changed: set[LimitKey] = set()
+        """The keys of the limits by key whose uses changed."""
 
     def read(self, jobs: Mapping[int, PlanLane]) -> None:
         """Read the limits by key of jobs (lanes by seq), and their uses."""
         limits = self._source.read_limits(jobs)
         self.limits |= limits
-        self.read_uses(limit for some in limits.values() for limit in some)
-
-    def read_uses(self, limits: Iterable[JobLimit]) -> None:
-        """Read the uses of limits that are not known yet."""
-        unknown = {limit.key for limit in limits} - self.uses.keys()
+        unknown = {key for some in limits.values() for key, _, _ in some} - self.uses.keys()
         if unknown:
             self.uses |= self._source.read_uses(unknown)
 
@@ -93,20 +82,24 @@ class Admission:
                 return limit
         return None
 
-    def list_changed(self) -> dict[LimitKey, LimitUse]:
-        """Return the uses that changed and are stored."""
-        return {key: self.uses[key] for key in self._changed if not key[0].startswith(_REPLY_LIMIT)}
-
     def take(self, limits: Collection[JobLimit]) -> None:
-        """Count a job that is leased in its limits."""
+        """Count a job that is leased in its limits by key."""
         for key, _, rate in limits:
             use = self.uses[key]
             use.in_use += 1
-            self._changed.add(key)
+            self.changed.add(key)
             if rate is not None:
                 use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
                 if use.has_parked:
                     use.opens_at = max(self._now, find_unit(rate, use.spent_until))
+
+    def take_in_lane(self, limits: Collection[JobLimit]) -> None:
+        """Count a job that is leased in the limits of its lane."""
+        for key, _, rate in limits:
+            use = self.uses[key]
+            use.in_use += 1
+            if rate is not None:
+                use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
 
     def wait_for(self, limit: JobLimit) -> None:
         """Note that a job is parked for a limit that has no room."""
@@ -117,7 +110,7 @@ class Admission:
         if limit.rate is not None:
             opening = limit.rate.find_opening(use.spent_until)
             use.opens_at = opening if use.opens_at is None else min(use.opens_at, opening)
-            self._changed.add(limit.key)
+            self.changed.add(limit.key)
 
 
 def find_unit(rate: RateLimit, spent_until: int) -> int:

@@ -54,32 +54,32 @@ class Shares:
             self.floors[class_] = self._source.read_floor(class_)
         return self.floors[class_]
 
-    def charge(self, class_: ShareClass, tenant: Tenant) -> int:
+    def charge(self, class_: ShareClass, tenant: Tenant, planned: PlannedShare) -> int:
         """Charge a job that is leased to its tenant; return the charge."""
-        weighted = self._known[class_][tenant]
-        start, charge = weighted.share.charge(self.get_floor(class_), weighted.weight_units)
+        start, charge = planned.share.charge(self.get_floor(class_), planned.weight_units)
         self.floors[class_] = start
-        self.charged.setdefault(class_, {})[tenant] = weighted
+        self.charged.setdefault(class_, {})[tenant] = planned
         return charge
 
 
 class GroupQueue:
     """The waiting jobs of one tenant, lane and rank: they are leased by due time and seq."""
 
-    __slots__ = ("jobs", "lane", "rank", "share", "tenant")
+    __slots__ = ("jobs", "lane", "planned", "rank", "share", "tenant")
 
     def __init__(
         self,
         lane: PlanLane,
         tenant: Tenant,
         rank: int,
-        share: TenantShare,
+        planned: PlannedShare,
         jobs: JobReader[tuple[int, int]],
     ) -> None:
         self.lane: PlanLane = lane
         self.tenant: Tenant = tenant
         self.rank: int = rank
-        self.share: TenantShare = share
+        self.planned: PlannedShare = planned
+        self.share: TenantShare = planned.share
         self.jobs: JobReader[tuple[int, int]] = jobs
 
 
@@ -130,11 +130,8 @@ class TurnQueue:
         """
         self._numbers = count()
         self._head: GroupQueue | None = None
-
-    @property
-    def lane(self) -> PlanLane:
+        self.lane: PlanLane = lanes[0]
         """The lane of the job that `find_head` returned."""
-        return self._get_head().lane
 
     def find_head(self) -> RankedPlace | None:
         """Return the rank of the job whose turn is next; None: there is none in an open lane."""
@@ -161,16 +158,17 @@ class TurnQueue:
                 heapreplace(heap, (rank, now_at, *place, number, group))
                 continue
             self._head = group
+            self.lane = group.lane
             return self._queue_rank.rank(rank, due, seq)
 
-    def remove(self) -> None:
+    def pop(self) -> None:
         """Remove the job that `find_head` returned."""
         self._get_head().jobs.pop()
 
     def charge(self) -> int:
         """Charge the job that `find_head` returned to its tenant; return the charge."""
         group = self._get_head()
-        return self._shares.charge((self._queue, group.rank), group.tenant)
+        return self._shares.charge((self._queue, group.rank), group.tenant, group.planned)
 
     def add_returned(self, lane: PlanLane, tenant: Tenant, place: Place) -> None:
         """Add a job that was parked. A tenant whose group was empty catches up with the floor."""
@@ -178,8 +176,8 @@ class TurnQueue:
         class_ = (self._queue, rank)
         group = self._groups.get((lane.number, rank, tenant))
         if group is None:
-            share = self._shares.read(class_, (tenant,))[tenant].share
-            group = self._make_group(lane, tenant, rank, share, after=None)
+            planned = self._shares.read(class_, (tenant,))[tenant]
+            group = self._make_group(lane, tenant, rank, planned, None)
         if group.jobs.peek() is None:
             group.share.catch_up(self._shares.get_floor(class_))
         group.jobs.add_returned((due, seq))
@@ -216,10 +214,9 @@ class TurnQueue:
         }
         for rank, _, due, seq, tenant in turns:
             if (lane.number, rank, tenant) not in self._groups:
-                share = shares[rank][tenant].share
-                group = self._make_group(lane, tenant, rank, share, after=(due, seq))
-                group.jobs.add_read([(due, seq)])
-                self._push(group, (due, seq))
+                place = (due, seq)
+                group = self._make_group(lane, tenant, rank, shares[rank][tenant], place)
+                self._push(group, place)
         self._note(lane, [turn.seq for turn in turns])
 
     def _make_group(
@@ -227,17 +224,22 @@ class TurnQueue:
         lane: PlanLane,
         tenant: Tenant,
         rank: int,
-        share: TenantShare,
-        *,
-        after: tuple[int, int] | None,
+        planned: PlannedShare,
+        first: tuple[int, int] | None,
     ) -> GroupQueue:
-        def note(jobs: list[tuple[int, int]]) -> None:
-            self._note(lane, [seq for _, seq in jobs])
-
-        chunks: Iterator[list[tuple[int, int]]] = self._source.read_group(lane, tenant, rank, after)
-        group = GroupQueue(lane, tenant, rank, share, JobReader(chunks, note))
+        """Add a group whose first job was read, or none of whose jobs was."""
+        chunks = self._read_group(lane, tenant, rank, first)
+        jobs = JobReader(chunks, None if first is None else [first])
+        group = GroupQueue(lane, tenant, rank, planned, jobs)
         self._groups[lane.number, rank, tenant] = group
         return group
+
+    def _read_group(
+        self, lane: PlanLane, tenant: Tenant, rank: int, after: tuple[int, int] | None
+    ) -> Iterator[list[tuple[int, int]]]:
+        for jobs in self._source.read_group(lane, tenant, rank, after):
+            self._note(lane, [seq for _, seq in jobs])
+            yield jobs
 
     def _push(self, group: GroupQueue, place: tuple[int, int]) -> None:
         entry = (group.rank, group.share.virtual_time, *place, next(self._numbers), group)

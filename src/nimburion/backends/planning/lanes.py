@@ -7,7 +7,7 @@ lane, and merges the lanes by the rank of their first jobs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
@@ -44,13 +44,12 @@ class QueueRank:
 class JobReader(Generic[P]):
     """Jobs in the order of their places: read in chunks, with those that return in between."""
 
-    __slots__ = ("_chunks", "_note", "_read", "_returned")
+    __slots__ = ("_chunks", "_read", "_returned")
 
-    def __init__(self, chunks: Iterator[list[P]], note: Callable[[list[P]], None] | None) -> None:
+    def __init__(self, chunks: Iterator[list[P]], first: list[P] | None = None) -> None:
+        """`first`: jobs that were read before the chunks."""
         self._chunks: Iterator[list[P]] = chunks
-        self._note: Callable[[list[P]], None] | None = note
-        """Called with each chunk that was read; None: no one reads it."""
-        self._read: list[P] = []
+        self._read: list[P] = [] if first is None else first[::-1]
         """The first job is the last one here."""
         self._returned: list[P] = []
         """A heap."""
@@ -60,10 +59,6 @@ class JobReader(Generic[P]):
         """Whether the first job is known without reading."""
         return bool(self._read)
 
-    def add_read(self, jobs: list[P]) -> None:
-        """Add jobs that were read before the chunks."""
-        self._read = jobs[::-1]
-
     def add_returned(self, place: P) -> None:
         """Add a job that was parked."""
         heappush(self._returned, place)
@@ -71,51 +66,54 @@ class JobReader(Generic[P]):
     def peek(self) -> P | None:
         """Return the place of the first job, or None at the end."""
         if not self._read:
-            for chunk in self._chunks:
-                if self._note is not None:
-                    self._note(chunk)
-                self._read = chunk[::-1]
-                break
-        first = self._read[-1] if self._read else None
-        if self._returned and (first is None or self._returned[0] < first):
-            return self._returned[0]
-        return first
+            self._read = next(self._chunks, [])[::-1]
+        if not self._returned:
+            return self._read[-1] if self._read else None
+        if self._read and self._read[-1] < self._returned[0]:
+            return self._read[-1]
+        return self._returned[0]
 
     def pop(self) -> None:
         """Remove the job that `peek` returned."""
-        if self._returned and (not self._read or self._returned[0] < self._read[-1]):
-            heappop(self._returned)
-        else:
+        if not self._returned or (self._read and self._read[-1] < self._returned[0]):
             self._read.pop()
+        else:
+            heappop(self._returned)
 
 
-class LaneQueue:
-    """The jobs without a tenant of one lane."""
+class LaneQueue(JobReader[Place]):
+    """The jobs without a tenant of one lane, ranked among those of the other lanes."""
 
-    __slots__ = ("_jobs", "_queue_rank", "head", "lane")
+    __slots__ = ("_head", "_queue_rank", "lane")
 
-    def __init__(self, lane: PlanLane, jobs: JobReader[Place], queue_rank: QueueRank) -> None:
+    def __init__(
+        self,
+        lane: PlanLane,
+        queue_rank: QueueRank,
+        chunks: Iterator[list[Place]],
+        first: list[Place],
+    ) -> None:
+        super().__init__(chunks, first)
         self.lane: PlanLane = lane
-        self._jobs = jobs
         self._queue_rank = queue_rank
-        self.head: RankedPlace | None = None
-        """The job that `find_head` found last."""
+        self._head: RankedPlace | None = None
+        """The rank of the first job; None: not computed."""
 
     def find_head(self) -> RankedPlace | None:
         """Return the rank of the first job; None: there is none, or the lane is closed."""
         if self.lane.is_closed:
             return None
-        if self.head is None:
-            place = self._jobs.peek()
-            self.head = None if place is None else self._queue_rank.rank(*place)
-        return self.head
+        if self._head is None:
+            place = self.peek()
+            self._head = None if place is None else self._queue_rank.rank(*place)
+        return self._head
 
-    def remove(self) -> None:
+    def pop(self) -> None:
         """Remove the first job."""
-        self._jobs.pop()
-        self.head = None
+        super().pop()
+        self._head = None
 
     def add_returned(self, place: Place) -> None:
         """Add a job that was parked."""
-        self._jobs.add_returned(place)
-        self.head = None
+        super().add_returned(place)
+        self._head = None

@@ -12,8 +12,10 @@ to that key, and the next job that is parked for the first key is considered.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from heapq import heappop, heappush, heapreplace
+from typing import TypeVar
 
 import msgspec
 
@@ -23,6 +25,8 @@ from nimburion.backends.planning.lanes import JobReader, LaneQueue, QueueRank, R
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.keyed_limits import MAX_PARKED
+
+P = TypeVar("P", Place, ParkedJob)
 
 
 class PlannedLease(msgspec.Struct, gc=False):
@@ -50,7 +54,7 @@ class ReservePlan(msgspec.Struct):
     unpark: list[int]
     """The parked jobs that return to their lane, and are not leased yet."""
     uses: dict[LimitKey, LimitUse]
-    """The uses that changed."""
+    """The uses of limits by key that changed."""
     shares: dict[ShareClass, dict[Tenant, PlannedShare]]
     """The shares of the tenants that were charged."""
     floors: dict[ShareClass, int]
@@ -65,6 +69,7 @@ def plan_reserve(
     request: ReserveRequest,
     now: int,
     *,
+    uses: Mapping[LimitKey, LimitUse],
     has_turns: bool,
 ) -> ReservePlan:
     """Return the plan of an exchange that reserves up to `request.total` jobs of these lanes.
@@ -75,9 +80,10 @@ def plan_reserve(
         request: its `max_bytes` is not considered. A plan with a lower total leases the first jobs
             of a plan with a higher one.
         now: the time, in microseconds.
+        uses: the uses of the limits of the lanes (`PlanLane.limits`). They are not changed.
         has_turns: whether jobs may wait for the turns of tenants.
     """
-    planner = _Planner(source, lanes, request, now)
+    planner = _Planner(source, lanes, request, now, uses)
     planner.open_queues(has_turns=has_turns)
     planner.merge()
     return planner.finish()
@@ -87,13 +93,18 @@ class _Planner:
     """A plan while it is made."""
 
     def __init__(
-        self, source: Source, lanes: Sequence[PlanLane], request: ReserveRequest, now: int
+        self,
+        source: Source,
+        lanes: Sequence[PlanLane],
+        request: ReserveRequest,
+        now: int,
+        uses: Mapping[LimitKey, LimitUse],
     ) -> None:
         self._source = source
         self._lanes = lanes
         self._request = request
         self._now = now
-        self._admission = Admission(source, now)
+        self._admission = Admission(source, now, {key: copy(use) for key, use in uses.items()})
         self._shares = Shares(source)
         self._ranks: dict[str, QueueRank] = {}
         self._queues: list[LaneQueue | TurnQueue] = []
@@ -106,8 +117,9 @@ class _Planner:
         the listed one.
         """
         self._listed: list[RankedPlace | None] = []
-        self._returned_to: set[int] = set()
-        """The queues to which jobs returned, so that they may have another first job."""
+        self._stale: set[int] = set()
+        """The queues that may have another first job, because a job returned or a lane closed."""
+        self._lanes_by_limit: dict[LimitKey, list[PlanLane]] = {}
         self._leases: list[PlannedLease] = []
         self._parked_for: dict[int, LimitKey] = {}
         """The key for which each job was parked before, by seq."""
@@ -119,9 +131,10 @@ class _Planner:
 
     def open_queues(self, *, has_turns: bool) -> None:
         """Read the first jobs of all lanes that are not closed."""
-        self._admission.read_uses(limit for lane in self._lanes for limit in lane.limits)
         for lane in self._lanes:
-            self._close_if_full(lane)
+            lane.is_closed = self._admission.find_full(lane.limits) is not None
+            for limit in lane.limits:
+                self._lanes_by_limit.setdefault(limit.key, []).append(lane)
         lanes = [lane for lane in self._lanes if not lane.is_closed]
         first: dict[int, PlanLane] = {}
         for lane, chunks in self._source.read_lanes(lanes):
@@ -147,28 +160,25 @@ class _Planner:
                 heappop(heap)
                 continue
             queue = queues[n]
-            head = queue.find_head()
-            if head == ranked:
-                lane, seq = queue.lane, ranked[3]
-                limits = admission.limits.get(seq, ()) if lane.has_keys else ()
-                full = admission.find_full(limits) if limits else None
-                if full is None:
-                    self._lease(queue, lane, seq, limits)
-                    if len(self._leases) == total:
-                        break  # before more jobs of the lane are read
-                elif self._parks_left:
-                    queue.remove()
-                    self._park_job(lane, seq, full, limits)
-                else:
-                    self._leave(lane)
-                head = queue.find_head()
-            self._listed[n] = head
+            lane, seq = queue.lane, ranked[3]
+            limits = admission.limits.get(seq, ()) if lane.has_keys else ()
+            full = admission.find_full(limits) if limits else None
+            if full is None:
+                self._lease(queue, lane, seq, limits)
+                if len(self._leases) == total:
+                    break  # before more jobs of the lane are read
+            elif self._parks_left:
+                queue.pop()
+                self._park_job(lane, seq, full, limits)
+            else:
+                self._leave(lane)
+            head = self._listed[n] = queue.find_head()
             if head is None:
                 heappop(heap)
             else:
                 heapreplace(heap, (head, n))
-            while self._returned_to:
-                self._list_head(self._returned_to.pop())
+            while self._stale:
+                self._list_head(self._stale.pop())
 
     def finish(self) -> ReservePlan:
         """Return the plan."""
@@ -181,7 +191,7 @@ class _Planner:
                 seq: key for seq, key in self._park.items() if seq in before and before[seq] != key
             },
             unpark=[seq for seq in before if seq not in self._park and seq not in leased],
-            uses=self._admission.list_changed(),
+            uses={key: self._admission.uses[key] for key in self._admission.changed},
             shares=self._shares.charged,
             floors={class_: self._shares.floors[class_] for class_ in self._shares.charged},
             has_more=self._has_more,
@@ -191,14 +201,10 @@ class _Planner:
         self, lane: PlanLane, chunks: Iterator[list[Place]], jobs: list[Place]
     ) -> int:
         """Add the queue of the jobs without a tenant of a lane; return its index."""
-
-        def note(jobs: list[Place]) -> None:
-            self._note(lane, [seq for _, _, seq in jobs])
-
-        reader = JobReader(chunks, note if lane.has_keys else None)
-        reader.add_read(jobs)
+        if lane.has_keys:
+            chunks = self._note_chunks(lane, chunks)
         n = self._lane_queues[lane.number] = len(self._queues)
-        self._queues.append(LaneQueue(lane, reader, self._get_rank(lane.lane.queue)))
+        self._queues.append(LaneQueue(lane, self._get_rank(lane.lane.queue), chunks, jobs))
         self._listed.append(None)
         return n
 
@@ -220,30 +226,36 @@ class _Planner:
     def _list_head(self, n: int) -> None:
         """Add the first job of a queue to the heap, unless it is there."""
         head = self._queues[n].find_head()
-        if head is not None and head != self._listed[n]:
+        if head != self._listed[n]:
             self._listed[n] = head
-            heappush(self._heap, (head, n))
+            if head is not None:
+                heappush(self._heap, (head, n))
 
     def _lease(
         self, queue: LaneQueue | TurnQueue, lane: PlanLane, seq: int, limits: Sequence[JobLimit]
     ) -> None:
         """Lease the first job of a queue, and close the lanes whose limits are full by it."""
-        queue.remove()
+        queue.pop()
         charge = queue.charge() if isinstance(queue, TurnQueue) else None
         self._leases.append(PlannedLease(seq, lane, limits, charge, seq in self._parked_for))
-        self._admission.take(limits)
+        if limits:
+            self._admission.take(limits)
         if lane.limits:
-            self._admission.take(lane.limits)
-            for other in self._lanes:
-                if other.limits and not other.is_closed:
-                    self._close_if_full(other)
+            self._admission.take_in_lane(lane.limits)
+            for limit in lane.limits:
+                if not self._admission.has_room(limit):
+                    for other in self._lanes_by_limit[limit.key]:
+                        self._close(other)
 
-    def _close_if_full(self, lane: PlanLane) -> None:
-        lane.is_closed = self._admission.find_full(lane.limits) is not None
+    def _close(self, lane: PlanLane) -> None:
+        lane.is_closed = True
+        for n in (self._lane_queues.get(lane.number), self._turn_queues.get(lane.lane.queue)):
+            if n is not None:
+                self._stale.add(n)
 
     def _leave(self, lane: PlanLane) -> None:
         """Leave a lane to the next exchange, because this one parked as many jobs as it may."""
-        lane.is_closed = True
+        self._close(lane)
         self._has_more = True
 
     def _park_job(
@@ -299,16 +311,20 @@ class _Planner:
             queue = self._queues[n]
             assert isinstance(queue, TurnQueue)
             queue.add_returned(lane, job.tenant, place)
-        self._returned_to.add(n)
+        self._stale.add(n)
 
     def _open_parked(self, lane: PlanLane, key: LimitKey) -> JobReader[ParkedJob]:
         reader = self._parked_readers.get((key, lane.number))
         if reader is None:
-            reader = self._parked_readers[key, lane.number] = JobReader(
-                self._source.read_parked(key, lane),
-                lambda jobs: self._note(lane, [job.seq for job in jobs]),
-            )
+            chunks = self._note_chunks(lane, self._source.read_parked(key, lane))
+            reader = self._parked_readers[key, lane.number] = JobReader(chunks)
         return reader
+
+    def _note_chunks(self, lane: PlanLane, chunks: Iterator[list[P]]) -> Iterator[list[P]]:
+        """Yield chunks of jobs after their limits were read."""
+        for jobs in chunks:
+            self._note(lane, [job[2] for job in jobs])
+            yield jobs
 
     def _note(self, lane: PlanLane, seqs: Collection[int]) -> None:
         """Read the limits of jobs that were read, if they may have any."""

@@ -10,32 +10,27 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.keyed_limits import (
-    KeyAdmission,
+    KeyedLimits,
     exclude_changing,
     read_keyed_limits,
     unpark_changed,
     unpark_open,
 )
-from nimburion.backends.sqlite.rate_limits import (
-    decode_rates,
-    follow_clock,
-    give_units_back,
-    return_units,
-)
-from nimburion.backends.sqlite.reserve import (
+from nimburion.backends.sqlite.limits import (
     Lanes,
     Limits,
-    choose_jobs,
-    count_fitting,
     decode_limits,
-    find_unpaused_lanes,
     find_waiting_lanes,
-    insert_leases,
-    measure_sizes,
     read_all_limits,
 )
+from nimburion.backends.sqlite.rate_limits import decode_rates, follow_clock, give_units_back
+from nimburion.backends.sqlite.reserve import (
+    LeaseBatch,
+    count_fitting,
+    find_unpaused_lanes,
+    measure_sizes,
+)
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
-from nimburion.backends.sqlite.tenants import TenantShares
 from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import OutOfOrder, SessionLost
@@ -138,13 +133,16 @@ def run_exchange(
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    admission = begin_admission(db, request) if head.has_keys else None
+    keyed = begin_admission(db, request) if head.has_keys else {}
     limits_before = read_all_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = limits_before.exclude_full(unpaused, db.now)
-    steady = lanes if admission is None else exclude_changing(db, lanes)
-    shares = TenantShares(db) if db.fetch_value("has_turns") else None
-    rows = lease_jobs(db, head.session, number, request, steady, limits_before, admission, shares)
+    steady = exclude_changing(db, lanes) if head.has_keys else lanes
+    has_turns = bool(db.fetch_value("has_turns"))
+    rows = []
+    if request.total > 0 and steady:
+        batch = LeaseBatch(db, request, steady, limits_before, keyed, has_turns)
+        rows = lease_jobs(db, head.session, number, request, batch)
     limits_after = read_all_limits(db) if limits else limits
     if limits_after.has_opened_since(limits):
         db.notify([EVERY_QUEUE])
@@ -171,24 +169,17 @@ def find_next_time(
     return min((time for time in times if time is not None), default=None)
 
 
-def begin_admission(db: Database, request: ReserveRequest) -> KeyAdmission:
+def begin_admission(db: Database, request: ReserveRequest) -> KeyedLimits:
     """Return parked jobs whose rate allows one now, or whose limit changed, to their lanes; read
     the limits by key that may concern the requested lanes.
     """
     unpark_open(db)
     unpark_changed(db)
-    return KeyAdmission(db, read_keyed_limits(db, queues={lane.queue for lane in request.lanes}))
+    return read_keyed_limits(db, queues={lane.queue for lane in request.lanes})
 
 
-def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
-    db: Database,
-    session: int,
-    number: int,
-    request: ReserveRequest,
-    lanes: Lanes,
-    limits: Limits,
-    admission: KeyAdmission | None,
-    shares: TenantShares | None,
+def lease_jobs(
+    db: Database, session: int, number: int, request: ReserveRequest, batch: LeaseBatch
 ) -> list[ReservedRow]:
     """Lease the first jobs of the merge that fit into one reply; return them in rank order.
 
@@ -196,40 +187,21 @@ def lease_jobs(  # noqa: PLR0917 - the parts of one exchange
     that do not fit stay in their lanes. After that, exchanges read the sizes first
     (`Database.reads_sizes_first`) until everything fits again.
     """
-    seqs = (
-        choose_jobs(db, request, lanes, limits, admission, shares)
-        if request.total > 0 and lanes
-        else []
-    )
-    if not seqs:
-        if admission is not None:
-            admission.save(())
-        return []
-    if db.reads_sizes_first:
-        sizes = measure_sizes(db, seqs)
-        count = count_fitting([size for _, size in sizes], request.max_bytes)
-        db.reads_sizes_first = count < len(seqs)
-        release_limits(db, [lane for lane, _ in sizes[count:]])
-        del seqs[count:]
-    rows, size = read_reserved_jobs(db, seqs)
+    batch.choose()
+    if db.reads_sizes_first and batch.seqs:
+        count = count_fitting(measure_sizes(db, batch.seqs), request.max_bytes)
+        db.reads_sizes_first = count < len(batch.seqs)
+        batch.keep(count)
+    rows, size = read_reserved_jobs(db, batch.seqs)
     if size + DELIVERY_OVERHEAD * len(rows) > request.max_bytes and len(rows) > 1:
         db.reads_sizes_first = True
         count = count_fitting(
             [len(payload) + len(job.options or "") for job, payload, _ in rows], request.max_bytes
         )
-        release_limits(db, [job.lane for job, _, _ in rows[count:]])
-        del seqs[count:], rows[count:]
-    insert_leases(db, session, number, request, seqs, shares)
-    if admission is not None:
-        admission.save(seqs)
+        batch.keep(count)
+        del rows[count:]
+    batch.save(session, number)
     return rows
-
-
-def release_limits(db: Database, lanes: list[int]) -> None:
-    """Give back what was taken from the limits of the names for jobs of these lanes."""
-    for lane in lanes:
-        db.run("release_limit", lane)
-        return_units(db, lane, db.now)
 
 
 def read_session_head(db: Database, session_id: str) -> SessionHead:
@@ -250,7 +222,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         None,
     )
     seqs = _decode_seqs(listed)
-    count = count_fitting([size for _, size in measure_sizes(db, seqs)], request.max_bytes)
+    count = count_fitting(measure_sizes(db, seqs), request.max_bytes)
     for seq in seqs[count:]:
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"

@@ -1,16 +1,16 @@
-"""Limits by key: decide which candidates have room, park the others, return them to their lanes."""
+"""Limits by key: read them and their uses, park jobs, and return them to their lanes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from nimburion.backends.planning.admission import JobLimit, LimitKey, LimitUse
+from nimburion.backends.planning.reserve import PlannedLease, ReservePlan
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.core.exchange import Lane
 from nimburion.core.keyed_limits import (
-    MAX_PARKED,
     MAX_RETURNED,
     KeyedLimit,
     KeyedLimitInfo,
@@ -41,8 +41,6 @@ class LimitKeyOptions(msgspec.Struct, gc=False):
 
 _NO_KEYS = LimitKeyOptions()
 
-LimitKey = tuple[str, str]
-"""The name of a limit by key, and a key."""
 KeyedLimits = dict[str, dict[str, KeyedLimit]]
 """Limits by key, by job name and limit name."""
 
@@ -51,141 +49,8 @@ KeyChanges = dict[LimitKey, LimitChange]
 """The changes of single keys of limits."""
 
 
-class JobKey(NamedTuple):
-    """A key of a job, the limit that concerns it, and its rate with the cost of the job."""
-
-    key: LimitKey
-    limit: KeyedLimit
-    rate: RateLimit | None
-
-
-class KeyUseRow(msgspec.Struct, array_like=True, gc=False):
-    """The use of a key, as read in this exchange and changed since."""
-
-    in_use: int
-    spent_until: int
-    opens_at: int | None
-    has_parked: int
-
-
 _decode_key_options = msgspec.json.Decoder(list[tuple[int, LimitKeyOptions]]).decode
-_decode_uses = msgspec.json.Decoder(list[KeyUseRow]).decode
-
-
-class KeyAdmission:
-    """Decides about the candidates of one exchange, and counts those that it leases.
-
-    Options of jobs and uses of keys are read for many candidates at a time, and written once for
-    all: a statement for each job costs more than all other work for it.
-    """
-
-    def __init__(self, db: Database, limits: KeyedLimits) -> None:
-        self._db = db
-        self._limits = limits
-        self._changes = read_key_changes(db) if limits else {}
-        self._uses: dict[LimitKey, KeyUseRow] = {}
-        self._changed: set[LimitKey] = set()
-        self._keys: dict[int, list[JobKey]] = {}
-        self._taken: dict[int, list[JobKey]] = {}
-        self._to_park: dict[int, LimitKey] = {}
-        self._parked = 0
-        self._has_returned = False
-
-    def covers(self, lane: Lane) -> bool:
-        """Return whether jobs of this lane may have limits by key."""
-        return lane.name in self._limits and any(
-            get_limited_queue(limit) in {None, lane.queue} for limit in self._limits[lane.name]
-        )
-
-    @property
-    def must_stop(self) -> bool:
-        """Whether the exchange reserves no more: it parked too many, or a lane got jobs back."""
-        return self._has_returned or self._parked >= MAX_PARKED
-
-    def read_keys(self, candidates: Mapping[int, Lane]) -> None:
-        """Read the keys of candidates and their uses. `candidates`: lanes by seq."""
-        options = read_key_options(self._db, candidates)
-        for seq, lane in candidates.items():
-            limits = self._limits[lane.name]
-            self._keys[seq] = list_keys(limits, lane.queue, options.get(seq), self._changes)
-        wanted = {job_key.key for seq in candidates for job_key in self._keys[seq]}
-        self._uses |= read_uses(self._db, wanted - self._uses.keys())
-
-    def admit(self, seq: int) -> bool:
-        """Count a job for its keys, or park it if one of them has no room and return False."""
-        keys = self._keys[seq]
-        full = next((job_key.key for job_key in keys if self._is_full(job_key)), None)
-        if full is not None:
-            self._park(seq, full, [job_key.key for job_key in keys if job_key.key != full])
-            return False
-        for job_key in keys:
-            self._take(job_key)
-        self._taken[seq] = keys
-        return True
-
-    def save_parked(self) -> None:
-        """Park the jobs that had no room, before anything else reads their lanes."""
-        if not self._to_park:
-            return
-        by_limit: dict[str, dict[str, str]] = {}
-        for seq, (limit, key) in self._to_park.items():
-            by_limit.setdefault(limit, {})[str(seq)] = key
-        for limit, keys in by_limit.items():
-            self._db.run("copy_to_parked", limit, _encode(keys).decode())
-        self._db.run("delete_taken_from_ready", _encode(list(self._to_park)).decode())
-        self._to_park.clear()
-
-    def save(self, seqs: Iterable[int]) -> None:
-        """Store the counts of the jobs that were leased; take back what others were counted."""
-        leased: dict[str, dict[str, str]] = {}
-        for seq in seqs:
-            for (limit, key), _, _ in self._taken.pop(seq, ()):
-                leased.setdefault(limit, {})[str(seq)] = key
-        for keys in self._taken.values():
-            for job_key in keys:
-                self._take_back(job_key)
-        for limit, keys_by_seq in leased.items():
-            self._db.run("insert_lease_keys", limit, _encode(keys_by_seq).decode())
-        write_uses(self._db, {key: self._uses[key] for key in self._changed})
-
-    def _is_full(self, job_key: JobKey) -> bool:
-        key, limit, rate = job_key
-        use = self._uses[key]
-        if limit.concurrency is not None and use.in_use >= limit.concurrency:
-            return True
-        if rate is None or rate.count_room(use.spent_until, self._db.now) > 0:
-            return False
-        opening = rate.find_opening(use.spent_until)
-        use.opens_at = opening if use.opens_at is None else min(use.opens_at, opening)
-        self._changed.add(key)
-        return True
-
-    def _park(self, seq: int, key: LimitKey, others: list[LimitKey]) -> None:
-        self._to_park[seq] = key
-        self._uses[key].has_parked = 1
-        self._parked += 1
-        if others:
-            self.save_parked()
-            lane = self._db.fetch_value("get_lane_of_job", seq)
-            for other in others:
-                if unpark(self._db, other, lane):
-                    self._has_returned = True
-
-    def _take(self, job_key: JobKey) -> None:
-        key, _, rate = job_key
-        use = self._uses[key]
-        use.in_use += 1
-        self._changed.add(key)
-        if rate is not None:
-            use.spent_until = rate.spend(use.spent_until, self._db.now, rate.cost)
-            if use.has_parked:
-                use.opens_at = max(self._db.now, find_unit(rate, use.spent_until))
-
-    def _take_back(self, job_key: JobKey) -> None:
-        use = self._uses[job_key.key]
-        use.in_use -= 1
-        if job_key.rate is not None:
-            use.spent_until = job_key.rate.refund(use.spent_until, self._db.now, self._db.now)
+_decode_uses = msgspec.json.Decoder(list[LimitUse], strict=False).decode
 
 
 def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, LimitKeyOptions]:
@@ -195,7 +60,7 @@ def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, LimitKeyOpt
     )
 
 
-def read_uses(db: Database, keys: Iterable[LimitKey]) -> dict[LimitKey, KeyUseRow]:
+def read_uses(db: Database, keys: Iterable[LimitKey]) -> dict[LimitKey, LimitUse]:
     """Return the uses of these keys, also of those that are not in use."""
     by_limit: dict[str, list[str]] = {}
     for limit, key in keys:
@@ -211,18 +76,13 @@ def read_uses(db: Database, keys: Iterable[LimitKey]) -> dict[LimitKey, KeyUseRo
     }
 
 
-def write_uses(db: Database, uses: Mapping[LimitKey, KeyUseRow]) -> None:
+def write_uses(db: Database, uses: Mapping[LimitKey, LimitUse]) -> None:
     """Store the uses of these keys."""
     by_limit: dict[str, dict[str, tuple[int, int, int | None]]] = {}
     for (limit, key), use in uses.items():
         by_limit.setdefault(limit, {})[key] = (use.in_use, use.spent_until, use.opens_at)
     for limit, rows in by_limit.items():
         db.run("put_key_uses", limit, _encode(rows).decode())
-
-
-def find_unit(rate: RateLimit, spent_until: int) -> int:
-    """Return the time from which one unit is available."""
-    return msgspec.structs.replace(rate, cost=1).find_opening(spent_until)
 
 
 def read_keyed_limits(
@@ -281,15 +141,22 @@ def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> 
         db.run("insert_keyed_limit", name, limit_name, limit.concurrency, *parts)
 
 
-def list_keys(
+def covers(limits: KeyedLimits, lane: Lane) -> bool:
+    """Return whether jobs of this lane may have limits by key."""
+    return lane.name in limits and any(
+        get_limited_queue(limit) in {None, lane.queue} for limit in limits[lane.name]
+    )
+
+
+def list_limits_of_job(
     limits: Mapping[str, KeyedLimit],
     queue: str,
     options: LimitKeyOptions | None,
     changes: KeyChanges,
-) -> list[JobKey]:
-    """Return the keys of a job with these options for which limits are declared."""
+) -> list[JobLimit]:
+    """Return the declared limits in which a job with these options counts."""
     options = options or _NO_KEYS
-    keys = []
+    found = []
     for name, limit in sorted(limits.items()):
         key = find_limit_key(name, queue, options.limit_keys)
         if key is None:
@@ -299,18 +166,63 @@ def list_keys(
         rate = limit.rate
         if rate is not None and options.cost is not None:
             rate = msgspec.structs.replace(rate, cost=options.cost)
-        keys.append(JobKey((name, key), limit, rate))
-    return keys
+        found.append(JobLimit((name, key), limit.concurrency, rate))
+    return found
 
 
-def list_job_keys(db: Database, lane: int, seq: int) -> list[JobKey]:
-    """Return the keys of a job for which its name declares limits."""
+def read_job_limits(
+    db: Database, lane: int, seq: int, *, uses_own_cost: bool = True
+) -> list[JobLimit]:
+    """Return the limits by key in which a job counts.
+
+    `uses_own_cost`: the rates have the cost of the job, if it has one.
+    """
     waiting_in = db.get_lane(lane)
     limits = read_keyed_limits(db, waiting_in.name).get(waiting_in.name, {})
     if not limits:
         return []
     options = read_key_options(db, [seq]).get(seq)
-    return list_keys(limits, waiting_in.queue, options, read_key_changes(db))
+    if options is not None and not uses_own_cost:
+        options.cost = None
+    return list_limits_of_job(limits, waiting_in.queue, options, read_key_changes(db))
+
+
+def park(db: Database, plan: ReservePlan) -> None:
+    """Park jobs that wait, and move parked jobs to other keys, before their lanes are read."""
+    for statement, jobs in (("copy_to_parked", plan.park), ("move_parked", plan.move)):
+        for limit, keys in group_by_limit(jobs.items()).items():
+            db.run(statement, limit, _encode(keys).decode())
+    if plan.park:
+        db.run("delete_taken_from_ready", _encode(list(plan.park)).decode())
+
+
+def count_lease_keys(db: Database, leases: Iterable[PlannedLease]) -> None:
+    """Record for which keys leased jobs count."""
+    keys = ((lease.seq, limit.key) for lease in leases for limit in lease.limits)
+    for limit, keys_by_seq in group_by_limit(keys).items():
+        db.run("insert_lease_keys", limit, _encode(keys_by_seq).decode())
+
+
+def group_by_limit(keys: Iterable[tuple[int, LimitKey]]) -> dict[str, dict[str, str]]:
+    """Return by the name of the limit: the key of each seq."""
+    found: dict[str, dict[str, str]] = {}
+    for seq, (limit, key) in keys:
+        found.setdefault(limit, {})[str(seq)] = key
+    return found
+
+
+def return_parked(db: Database, seqs: Sequence[int]) -> None:
+    """Return parked jobs to `ready`."""
+    if seqs:
+        listed = _encode(seqs).decode()
+        db.run("copy_seqs_from_parked", listed)
+        db.run("delete_seqs_from_parked", listed)
+
+
+def delete_parked(db: Database, seqs: Sequence[int]) -> None:
+    """Delete the places of parked jobs that are leased."""
+    if seqs:
+        db.run("delete_seqs_from_parked", _encode(seqs).decode())
 
 
 def unpark(db: Database, key: LimitKey, lane: int, count: int = 1) -> int:
@@ -382,9 +294,7 @@ def unpark_changed_names(db: Database, left: int) -> None:
         name, limit, *place = changed
         parked = db.run("list_parked_further", limit, *place, left).fetchall()
         lanes = {lane for _, lane, _, _, _ in parked if db.get_lane(lane).name == name}
-        seqs = _encode([seq for _, lane, _, _, seq in parked if lane in lanes]).decode()
-        db.run("copy_seqs_from_parked", seqs)
-        db.run("delete_seqs_from_parked", seqs)
+        return_parked(db, [seq for _, lane, _, _, seq in parked if lane in lanes])
         db.notify({db.get_lane(lane).queue for lane in lanes})
         if len(parked) < left:
             db.run("delete_changed_limit", name, limit)
@@ -413,14 +323,14 @@ def refund_keys(db: Database, lane: int, seq: int, taken_at: int) -> None:
     """Return what a job that has not started took from the rates of its keys."""
     counted = db.run("list_lease_keys", seq).fetchall()
     if counted:
-        for key, _, rate in list_job_keys(db, lane, seq):
+        for key, _, rate in read_job_limits(db, lane, seq):
             if rate is not None and key in counted:
                 _change_spent_until(db, key, rate.refund(_get(db, key), db.now, taken_at))
 
 
 def spend_key_units(db: Database, lane: int, seq: int, units: int) -> None:
     """Take units of the rates of a job's keys, or give some back."""
-    for key, _, rate in list_job_keys(db, lane, seq):
+    for key, _, rate in read_job_limits(db, lane, seq):
         if rate is not None:
             _change_spent_until(db, key, rate.spend(_get(db, key), db.now, units))
 
@@ -428,10 +338,10 @@ def spend_key_units(db: Database, lane: int, seq: int, units: int) -> None:
 def block_keys(db: Database, lane: int, seq: int, seconds: float) -> bool:
     """Let the rates of a job's keys allow no job for some seconds; return whether it has one."""
     found = False
-    for key, limit, _ in list_job_keys(db, lane, seq):
-        if limit.rate is not None:
+    for key, _, rate in read_job_limits(db, lane, seq, uses_own_cost=False):
+        if rate is not None:
             delay = max(0, to_micros(seconds))
-            _change_spent_until(db, key, limit.rate.block(_get(db, key), db.now, delay))
+            _change_spent_until(db, key, rate.block(_get(db, key), db.now, delay))
             found = True
     return found
 
@@ -448,7 +358,7 @@ def _change_spent_until(db: Database, key: LimitKey, spent_until: int) -> None:
 
 def pass_turns(db: Database, lane: int, seq: int) -> None:
     """Let jobs that are parked for the keys of a cancelled job have its turn."""
-    for key, _, _ in list_job_keys(db, lane, seq):
+    for key, _, _ in read_job_limits(db, lane, seq):
         unpark(db, key, lane)
 
 
@@ -469,7 +379,7 @@ def find_key_uses(db: Database, lane: int, seq: int) -> list[KeyUse]:
     """Return the keys of a job that are in use or for which jobs wait."""
     return [
         _make_use(*row)
-        for key, _, _ in list_job_keys(db, lane, seq)
+        for key, _, _ in read_job_limits(db, lane, seq)
         for row in db.run("list_key_uses", *key, 1).fetchall()
     ]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from nimburion.backends.planning.admission import LimitKey
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.keyed_limits import (
     KeyChanges,
-    LimitKey,
     change_key_rate,
     let_return,
     read_key_changes,

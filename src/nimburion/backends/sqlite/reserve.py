@@ -1,65 +1,147 @@
-"""Reserve jobs: merge the heads of the lanes in the order of the contract, then lease each job.
+"""Reserve jobs: choose the first jobs of the lanes in the order of the contract, and lease them.
 
-No index can hold this order: the rank of a head changes with its age, and no job of a lane can
-overtake the head. So this module reads a few jobs at a time from the front of each lane and merges
-them.
+`nimburion.backends.planning` decides if limits, tenants or several priorities concern the lanes.
+Otherwise sorting the first jobs of all lanes is enough, and takes a quarter of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from heapq import heapify, heappop, heapreplace
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable
 
 import msgspec
 
+from nimburion.backends.planning.lanes import RankedPlace
+from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
+from nimburion.backends.planning.source import Place
 from nimburion.backends.sqlite.connection.database import Database, to_micros
-from nimburion.backends.sqlite.keyed_limits import KeyAdmission
-from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
-from nimburion.backends.sqlite.tenants import QueueTurns, TenantShares, open_turns
+from nimburion.backends.sqlite.keyed_limits import (
+    KeyedLimits,
+    count_lease_keys,
+    covers,
+    delete_parked,
+    park,
+    return_parked,
+    write_uses,
+)
+from nimburion.backends.sqlite.limits import Lanes, Limits
+from nimburion.backends.sqlite.rate_limits import take_units
+from nimburion.backends.sqlite.source import READ_AHEAD, SQLiteSource
+from nimburion.backends.sqlite.tenants import save_charges
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
-from nimburion.core.session import ConcurrencyLimit
-
-_READ_AHEAD = 2
-"""Jobs that the first read of each lane adds to its even share of the request."""
-_MAX_WAITING_LANES = 64
-"""The most waiting lanes that a reply names."""
-
-LaneJob = tuple[int, int, int]
-"""Minus the priority of the job (`rank`), due time in microseconds, seq."""
-RankedJob = tuple[int, int, int, int]
-"""Sort key: minus the level of the queue, then rank, due time and seq. Lowest first."""
 
 _encode = msgspec.json.Encoder().encode
-_decode_heads = msgspec.json.Decoder(list[tuple[int, list[LaneJob]]]).decode
-_decode_lane_jobs = msgspec.json.Decoder(list[LaneJob]).decode
+_decode_heads = msgspec.json.Decoder(list[tuple[int, list[Place]]]).decode
+_decode_places = msgspec.json.Decoder(list[Place]).decode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
-_decode_sizes = msgspec.json.Decoder(list[tuple[int, int]]).decode
-_decode_limit_rows = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
-
-Lanes = dict[int, Lane]
+_decode_sizes = msgspec.json.Decoder(list[int]).decode
 
 
-def insert_leases(  # noqa: PLR0917 - the parts of one exchange
-    db: Database,
-    session: int,
-    number: int,
-    request: ReserveRequest,
-    seqs: list[int],
-    shares: TenantShares | None,
-) -> None:
-    """Lease these jobs, in rank order, to the session and its exchange of this number."""
-    listed = _encode(seqs).decode()
-    values = (session, number, request.nonce, db.now)
-    if shares is None:
-        db.run("insert_leases", *values, listed)
-    else:
-        db.run("insert_charged_leases", *values, _encode(shares.save(seqs)).decode())
-    db.run("delete_taken_from_ready", listed)
+class LeaseBatch:
+    """The jobs that an exchange leases. Nothing is written before `save`."""
+
+    def __init__(  # noqa: PLR0917 - the parts of one exchange
+        self,
+        db: Database,
+        request: ReserveRequest,
+        lanes: Lanes,
+        limits: Limits,
+        keyed: KeyedLimits,
+        has_turns: bool,  # noqa: FBT001 - as above
+    ) -> None:
+        self._db = db
+        self._request = request
+        self._lanes = lanes
+        self._limits = limits
+        self._keyed = keyed
+        self._has_turns = has_turns
+        self._plan: ReservePlan | None = None
+        self.seqs: list[int] = []
+        """In rank order."""
+
+    def choose(self) -> None:
+        """Choose up to `total` jobs."""
+        plain = self._choose_plain_jobs() if self._is_plain() else None
+        if plain is None:
+            self._make_plan(self._request.total)
+        else:
+            self.seqs = plain
+
+    def keep(self, count: int) -> None:
+        """Keep the first jobs only, because the others do not fit into the reply."""
+        if self._plan is None:
+            del self.seqs[count:]
+        elif count < len(self.seqs):
+            self._make_plan(count)
+
+    def save(self, session: int, number: int) -> None:
+        """Lease the jobs to the session and its exchange of this number."""
+        db, plan = self._db, self._plan
+        if plan is not None:
+            self._save_plan(plan)
+        if not self.seqs:
+            return
+        listed = _encode(self.seqs).decode()
+        values = (session, number, self._request.nonce, db.now)
+        if plan is None or not plan.shares:
+            db.run("insert_leases", *values, listed)
+        else:
+            charges = {lease.seq: lease.charge for lease in plan.leases}
+            db.run("insert_charged_leases", *values, _encode(charges).decode())
+        db.run("delete_taken_from_ready", listed)
+        if plan is not None:
+            return_parked(db, plan.unpark)
+
+    def _is_plain(self) -> bool:
+        """Return whether every job of the lanes may be leased, and only its rank decides when."""
+        if self._has_turns or any(
+            options.limit is not None for options in self._request.queues.values()
+        ):
+            return False
+        running, rates = self._limits
+        return not (running or rates or self._keyed) or not any(
+            lane.name in running or lane.name in rates or covers(self._keyed, lane)
+            for lane in self._lanes.values()
+        )
+
+    def _choose_plain_jobs(self) -> list[int] | None:
+        """Return the first jobs of the lanes; None: sorting them is not exact."""
+        db, lanes, total = self._db, self._lanes, self._request.total
+        if len(lanes) == 1:
+            return _decode_seqs(db.fetch_value("read_lane", next(iter(lanes)), total))
+        return merge_by_sorting(open_lane_readers(db, self._request, lanes), total)
+
+    def _make_plan(self, total: int) -> None:
+        request = self._request
+        if total != request.total:
+            request = msgspec.structs.replace(request, total=total)
+        source = SQLiteSource(self._db, request, self._limits, self._keyed)
+        lanes, uses = source.make_lanes(self._lanes)
+        self._plan = plan_reserve(
+            source, lanes, request, self._db.now, uses=uses, has_turns=self._has_turns
+        )
+        self.seqs = [lease.seq for lease in self._plan.leases]
+
+    def _save_plan(self, plan: ReservePlan) -> None:
+        """Write what a plan changes, except leases and the jobs that return to their lanes."""
+        db = self._db
+        park(db, plan)
+        delete_parked(db, [lease.seq for lease in plan.leases if lease.was_parked])
+        if plan.shares:
+            save_charges(db, plan)
+        count_lease_keys(db, plan.leases)
+        write_uses(db, plan.uses)
+        running, rates = self._limits
+        if running or rates:
+            for name, jobs in Counter(lease.lane.lane.name for lease in plan.leases).items():
+                if name in running:
+                    db.run("take_limit", name, jobs)
+                if name in rates:
+                    take_units(db, name, rates[name], jobs)
 
 
-def measure_sizes(db: Database, seqs: list[int]) -> list[tuple[int, int]]:
-    """Return the lane and the size in bytes of each job, without reading its payload."""
+def measure_sizes(db: Database, seqs: list[int]) -> list[int]:
+    """Return the size in bytes of each job, without reading its payload."""
     return _decode_sizes(db.fetch_value("get_sizes", _encode(seqs).decode()))
 
 
@@ -82,151 +164,6 @@ def find_unpaused_lanes(db: Database, request: ReserveRequest, paused: frozenset
     return {number: lane for number, lane in lanes.items() if lane.queue not in paused}
 
 
-class Limits(NamedTuple):
-    """The concurrency limits and the rate limits at one moment, by job name."""
-
-    running: dict[str, ConcurrencyLimit]
-    rates: Rates
-
-    def __bool__(self) -> bool:
-        return bool(self.running or self.rates)
-
-    def count_available(self, now: int) -> dict[str, int]:
-        """Return how many jobs of each limited name may start now; negative above a limit."""
-        available = {name: limit.limit - limit.in_use for name, limit in self.running.items()}
-        for name, rate in self.rates.items():
-            room = rate.count_room(now)
-            available[name] = min(available.get(name, room), room)
-        return available
-
-    def exclude_full(self, lanes: Lanes, now: int) -> Lanes:
-        """Return the lanes from which another job may start."""
-        if not self:
-            return lanes
-        full = {name for name, available in self.count_available(now).items() if available <= 0}
-        return {number: lane for number, lane in lanes.items() if lane.name not in full}
-
-    def has_opened_since(self, before: Limits) -> bool:
-        """Return whether a concurrency limit has room now that was full before."""
-        return any(
-            limit.in_use < limit.limit <= before.running[name].in_use
-            for name, limit in self.running.items()
-        )
-
-    def find_next_opening(self, db: Database, lanes: Lanes) -> int | None:
-        """Return when the first rate that delays a job of these lanes allows one, or None."""
-        closed = {name for name, rate in self.rates.items() if rate.count_room(db.now) == 0}
-        delayed = {number: lane for number, lane in lanes.items() if lane.name in closed}
-        if not delayed:
-            return None
-        holding = _decode_seqs(
-            db.fetch_value("find_waiting_lanes", _encode(list(delayed)).decode(), len(delayed))
-        )
-        rates = [self.rates[delayed[number].name] for number in holding]
-        return min((rate.limit.find_opening(rate.spent_until) for rate in rates), default=None)
-
-
-def read_all_limits(db: Database) -> Limits:
-    """Read the concurrency limits and the rate limits."""
-    return Limits(read_limits(db), read_rates(db))
-
-
-def read_limits(db: Database) -> dict[str, ConcurrencyLimit]:
-    """Read the concurrency limits, by job name."""
-    return decode_limits(db.fetch_value("list_limits"))
-
-
-def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:
-    """Decode the JSON list of concurrency limits, as stored, into limits by job name."""
-    return {
-        name: ConcurrencyLimit(maximum, in_use)
-        for name, maximum, in_use in _decode_limit_rows(listed)
-    }
-
-
-def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
-    """Return up to 64 of these lanes that hold waiting jobs."""
-    if not lanes:
-        return []
-    found = _decode_seqs(
-        db.fetch_value("find_waiting_lanes", _encode(list(lanes)).decode(), _MAX_WAITING_LANES)
-    )
-    return [lanes[number] for number in found]
-
-
-def choose_jobs(  # noqa: PLR0917 - the parts of one exchange
-    db: Database,
-    request: ReserveRequest,
-    lanes: Lanes,
-    limits: Limits,
-    admission: KeyAdmission | None,
-    shares: TenantShares | None,
-) -> list[int]:
-    """Return the seqs to lease, in rank order, within the caps of queues and names.
-
-    Counts them against the concurrency limits and the rate limits in the database.
-    """
-    capacity = Capacity(request, limits.count_available(db.now) if limits else {})
-    is_keyed = admission is not None and any(admission.covers(lane) for lane in lanes.values())
-    if len(lanes) == 1 and not is_keyed and shares is None:
-        ((number, lane),) = lanes.items()
-        seqs = _decode_seqs(db.fetch_value("read_lane", number, capacity.get_available(lane)))
-        capacity.take(lane, len(seqs))
-    else:
-        sorted_ = (
-            None
-            if capacity.is_limited or is_keyed or shares is not None
-            else merge_by_sorting(open_lane_readers(db, request, lanes), capacity.total)
-        )
-        seqs = (
-            merge(
-                open_lane_readers(db, request, lanes),
-                [] if shares is None else open_turns(db, request, lanes, shares, admission),
-                capacity,
-                admission,
-            )
-            if sorted_ is None
-            else sorted_
-        )
-    for name, taken in capacity.taken.items():
-        db.run("take_limit", name, taken)
-        if name in limits.rates:
-            take_units(db, name, limits.rates[name], taken)
-    return seqs
-
-
-class Capacity:
-    """The number of further jobs that may be leased: in total, per queue, and per limited name."""
-
-    __slots__ = ("_names", "_queues", "is_limited", "taken", "total")
-
-    def __init__(self, request: ReserveRequest, names: dict[str, int]) -> None:
-        self.total: int = request.total
-        self._queues = {
-            queue: options.limit
-            for queue, options in request.queues.items()
-            if options.limit is not None
-        }
-        self._names = names
-        self.is_limited: bool = bool(self._queues or self._names)
-        """Whether a queue or a name has a limit, in addition to the total."""
-        self.taken: dict[str, int] = {}
-        """Number of jobs taken for each limited name."""
-
-    def get_available(self, lane: Lane) -> int:
-        """Return how many more jobs of this lane may be leased, at most the total."""
-        capacity = self._queues.get(lane.queue, self.total)
-        return max(0, min(capacity, self._names.get(lane.name, capacity), self.total))
-
-    def take(self, lane: Lane, count: int) -> None:
-        """Subtract `count` jobs of this lane from the queue's and the name's limit."""
-        if lane.queue in self._queues:
-            self._queues[lane.queue] -= count
-        if lane.name in self._names and count:
-            self._names[lane.name] -= count
-            self.taken[lane.name] = self.taken.get(lane.name, 0) + count
-
-
 class LaneReader:
     """Reads one lane from its front, as far as the merge needs."""
 
@@ -238,7 +175,7 @@ class LaneReader:
         number: int,
         lane: Lane,
         request: ReserveRequest,
-        jobs: list[LaneJob],
+        jobs: list[Place],
         chunk: int,
     ) -> None:
         self._db = db
@@ -260,7 +197,7 @@ class LaneReader:
         """Whether the whole lane was read."""
         return len(self._jobs) < self._chunk
 
-    def rank_jobs(self) -> list[RankedJob]:
+    def rank_jobs(self) -> list[RankedPlace]:
         """Return the jobs read last, with the rank that the merge uses."""
         now, ageing, priority = self._db.now, self._ageing, self._priority
         return [
@@ -274,30 +211,15 @@ class LaneReader:
             return False
         self._chunk *= 2
         last = self._jobs[-1]
-        self._jobs = _decode_lane_jobs(
+        self._jobs = _decode_places(
             self._db.fetch_value("read_lane_further", self._number, *last, self._chunk)
         )
         return bool(self._jobs)
 
-    def list_candidates(self) -> dict[int, Lane]:
-        """Return the lane of each job read last, by seq."""
-        return {seq: self.lane for _, _, seq in self._jobs}
-
-    def iter_ranked(self, admission: KeyAdmission | None) -> Iterator[RankedJob]:
-        """Yield all jobs of the lane, with the rank that the merge uses; read more as needed.
-
-        `admission`: it reads the keys of the jobs that are read later. None: they have no keys.
-        """
-        yield from self.rank_jobs()
-        while self.read_more():
-            if admission is not None:
-                admission.read_keys(self.list_candidates())
-            yield from self.rank_jobs()
-
 
 def open_lane_readers(db: Database, request: ReserveRequest, lanes: Lanes) -> list[LaneReader]:
     """Read the first jobs of all lanes in one statement; return readers of nonempty lanes."""
-    chunk = min(request.total, request.total // len(lanes) + _READ_AHEAD)
+    chunk = min(request.total, request.total // len(lanes) + READ_AHEAD)
     heads = _decode_heads(db.fetch_value("read_lane_heads", _encode(list(lanes)).decode(), chunk))
     return [LaneReader(db, n, lanes[n], request, jobs, chunk) for n, jobs in heads if jobs]
 
@@ -308,7 +230,7 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
     Sorting is exact only while each lane is in the order of the merge (one job priority). Returns
     None if a lane is not.
     """
-    ranked: list[RankedJob] = []
+    ranked: list[RankedPlace] = []
     unread = lanes
     while unread:
         if not all(reader.has_one_priority for reader in unread):
@@ -325,95 +247,3 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
             ends = [(end, reader) for end, reader in ends if end < last]
         unread = [reader for _, reader in ends if reader.read_more()]
     return [seq for _, _, _, seq in ranked[:limit]]
-
-
-def merge(
-    lanes: list[LaneReader],
-    turns: list[QueueTurns],
-    capacity: Capacity,
-    admission: KeyAdmission | None,
-) -> list[int]:
-    """Return the first jobs of the merge within the caps and limits.
-
-    No job of a lane overtakes the first job of that lane, whatever its rank. A job whose key has no
-    room is parked. The jobs of the tenants of a queue are one more lane: `turns`.
-    """
-    keyed = [admission is not None and admission.covers(reader.lane) for reader in lanes]
-    if admission is not None:
-        admission.read_keys(
-            {
-                seq: lane
-                for reader, is_keyed in zip(lanes, keyed, strict=True)
-                if is_keyed
-                for seq, lane in reader.list_candidates().items()
-            }
-        )
-    following = [
-        reader.iter_ranked(admission if is_keyed else None)
-        for reader, is_keyed in zip(lanes, keyed, strict=True)
-    ]
-    heap = [(next(jobs), index) for index, jobs in enumerate(following)]
-    heads = [queue.peek(capacity) for queue in turns]
-    heap += [(head.ranked, index) for index, head in enumerate(heads, len(lanes)) if head]
-    heapify(heap)
-    chosen: list[int] = []
-    limit = capacity.total
-    while heap:
-        ranked, index = heap[0]
-        if index >= len(lanes):
-            if serve_turns(heap, turns[index - len(lanes)], chosen, capacity, admission):
-                break
-            continue
-        seq = ranked[3]
-        lane = lanes[index].lane
-        if capacity.is_limited and capacity.get_available(lane) == 0:
-            heappop(heap)
-            continue
-        if admission is None or not keyed[index] or admission.admit(seq):
-            chosen.append(seq)
-            capacity.take(lane, 1)
-            if len(chosen) == limit:
-                break  # before more jobs of the lane are read
-        elif admission.must_stop:
-            break
-        replace_head(heap, next(following[index], None))
-    if admission is not None:
-        admission.save_parked()
-    return chosen
-
-
-def replace_head(heap: list[tuple[RankedJob, int]], after: RankedJob | None) -> None:
-    """Replace the first job of the heap by the next one of its lane; None: there is none."""
-    if after is None:
-        heappop(heap)
-    else:
-        heapreplace(heap, (after, heap[0][1]))
-
-
-def serve_turns(
-    heap: list[tuple[RankedJob, int]],
-    turns: QueueTurns,
-    chosen: list[int],
-    capacity: Capacity,
-    admission: KeyAdmission | None,
-) -> bool:
-    """Take or park the job of a queue whose turn is next, unless another one is next by now, and
-    replace it in the heap. Returns whether the merge ends.
-    """
-    ranked = heap[0][0]
-    job = turns.peek(capacity) if capacity.is_limited else turns.head
-    if job is not None and job.ranked == ranked:
-        seq = ranked[3]
-        if admission is None or not admission.covers(job.lane) or admission.admit(seq):
-            turns.take(job)
-            chosen.append(seq)
-            capacity.take(job.lane, 1)
-            if len(chosen) == capacity.total:
-                return True
-        else:
-            turns.remove(job)
-            if admission.must_stop:
-                return True
-        job = turns.peek(capacity)
-    replace_head(heap, None if job is None else job.ranked)
-    return False

@@ -104,8 +104,8 @@ SELECT json_group_array(json_array(rank, due, seq)) FROM (
 -- name: get_sizes
 -- Return the sizes of jobs.
 -- Inputs: ?1 JSON array of seqs
--- Result: JSON array of [lane, bytes of payload and options], in the order of the seqs
-SELECT json_group_array(json_array(j.lane, length(j.payload) + coalesce(length(j.options), 0)))
+-- Result: JSON array of the bytes of payload and options, in the order of the seqs
+SELECT json_group_array(length(j.payload) + coalesce(length(j.options), 0))
 FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value;
 
 -- name: take_limit

@@ -113,6 +113,23 @@ SELECT ?1, e.value, r.lane & 1048575, r.rank, r.due, r.seq, r.has_failed FROM js
 CROSS JOIN job AS j ON j.seq = CAST(e.key AS INTEGER)
 CROSS JOIN ready AS r ON (r.lane, r.rank, r.due, r.seq) = (j.lane, -j.priority, j.due, j.seq);
 
+-- name: move_parked
+-- Park jobs for a key of a limit that are parked for another one.
+-- Inputs: ?1 limit name, ?2 JSON object: seq -> key
+INSERT OR REPLACE INTO parked (limit_name, key, lane, rank, due, seq, has_failed)
+SELECT ?1, e.value, p.lane, p.rank, p.due, p.seq, p.has_failed FROM json_each(?2) AS e
+CROSS JOIN parked AS p ON p.seq = CAST(e.key AS INTEGER);
+
+-- name: list_parked
+-- List the jobs of a lane that are parked for a key, after one of them.
+-- Inputs: ?1 limit name, ?2 key, ?3 lane, ?4 rank, ?5 due and ?6 seq of that job, ?7 the maximum number of jobs
+-- Result: JSON array of [rank, due, seq, tenant; 0: it waits for no turn]
+SELECT json_group_array(json_array(rank, due, seq, tenant)) FROM (
+    SELECT p.rank, p.due, p.seq, j.lane >> 20 AS tenant FROM parked AS p CROSS JOIN job AS j ON j.seq = p.seq
+    WHERE p.limit_name = ?1 AND p.key = ?2 AND p.lane = ?3 AND (p.rank, p.due, p.seq) > (?4, ?5, ?6)
+    ORDER BY p.rank, p.due, p.seq LIMIT ?7
+);
+
 -- name: copy_from_parked
 -- Copy the first jobs of a lane that are parked for a key to `ready`.
 -- Inputs: ?1 limit name, ?2 key, ?3 lane, ?4 the maximum number of jobs

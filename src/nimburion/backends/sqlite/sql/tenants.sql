@@ -22,13 +22,13 @@ SELECT json_group_array(json_array(rank, virtual_time, due, seq, tenant)) FROM (
 -- name: list_shares
 -- Read the shares of tenants of one queue and priority.
 -- Inputs: ?1 queue, ?2 rank, ?3 JSON array of tenants
--- Result: JSON array of [tenant, virtual time, mean run time, unmeasured, weight]
+-- Result: JSON array of [tenant, virtual time (-1: the tenant has no share), mean run time, unmeasured, weight]
 SELECT json_group_array(json_array(
-    s.tenant, s.virtual_time, s.mean_run_time, s.unmeasured,
+    e.value, coalesce(s.virtual_time, -1), coalesce(s.mean_run_time, 0), coalesce(s.unmeasured, 0),
     CASE WHEN EXISTS (SELECT 1 FROM tenant_weight) THEN coalesce((
-        SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = s.tenant
+        SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = e.value
     ), 100) ELSE 100 END
-)) FROM json_each(?3) AS e CROSS JOIN tenant_share AS s ON s.queue = ?1 AND s.rank = ?2 AND s.tenant = e.value;
+)) FROM json_each(?3) AS e LEFT JOIN tenant_share AS s ON s.queue = ?1 AND s.rank = ?2 AND s.tenant = e.value;
 
 -- name: list_turn_jobs
 -- List the jobs of a group after one of them.
