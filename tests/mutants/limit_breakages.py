@@ -57,11 +57,11 @@ LIMIT_MUTANTS = (
         (f"{RATES}test_a_prefetched_job_that_is_released_gives_its_units_back",),
     ),
     Mutant(
-        "SQLite: what does not fit the reply takes units",
+        "SQLite: the jobs of one lane take no units",
         "backends/sqlite/reserve.py",
-        "elif $count < len(self.$seqs):\n            self._make_plan($count)",
-        "else:\n            del self.$seqs[$count:]",
-        (f"{SQLITE}test_what_does_not_fit_the_reply_takes_no_units",),
+        "take_units(self._db, $name, $rates[$name], $jobs)",
+        "pass",
+        (f"{SQLITE}test_jobs_start_at_the_rate",),
     ),
     Mutant(
         "SQLite: a new session forgets what is spent",
@@ -101,8 +101,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "memory: a name with a rate limit is leased as if it had none",
         "backends/memory/*.py",
-        "or $name in $state.rates\n",
-        "or False\n",
+        "or $name in $state.rates for",
+        "or False for",
         ("tests/backends/test_memory_reserve.py",),
     ),
     # Limits by key
@@ -158,15 +158,15 @@ LIMIT_MUTANTS = (
     Mutant(
         "planning: an exchange that parked enough leaves all lanes",
         "backends/planning/*.py",
-        "        $lane.is_closed = True\n        self._has_more",
-        "        for $lane in self._lanes:\n            $lane.is_closed = True\n        self._has_more",
+        "        self._close($lane)\n        self._has_more",
+        "        for $lane in self._lanes:\n            self._close($lane)\n        self._has_more",
         (f"{MEMORY}test_new_jobs_of_a_full_key_delay_no_other_name",),
     ),
     Mutant(
         "planning: a job that returns is overlooked",
         "backends/planning/*.py",
-        "        self._returned_to.add($n)\n",
-        "",
+        "        self._stale.add($n)\n\n    def _open_parked",
+        "\n    def _open_parked",
         (PLANNING,),
     ),
     Mutant(
@@ -179,8 +179,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "planning: a full limit closes its lane one job late",
         "backends/planning/*.py",
-        "            for $other in self._lanes:\n                if $other.limits and not $other.is_closed:\n                    self._close_if_full($other)",
-        "            pass",
+        "                if not self._admission.has_room($limit):\n",
+        "                if False:\n",
         (f"{MEMORY}test_a_name_at_its_limit_does_not_hold_its_tenants_back",),
     ),
     Mutant(

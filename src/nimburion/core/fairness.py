@@ -79,6 +79,10 @@ def compute_charge(run_time: int, weight_units: int) -> int:
     return min(max(run_time, MIN_CHARGE), MAX_CHARGE) * WEIGHT_UNITS // weight_units
 
 
+ShareClass = tuple[str, int]
+"""Queue and rank: the tenants of one class are compared."""
+
+
 class TenantShare(msgspec.Struct):
     """What one tenant has used of a queue, at one job priority.
 
@@ -137,6 +141,16 @@ class TenantShare(msgspec.Struct):
             mean = self.mean_run_time
             self.mean_run_time = max((7 * mean + run_time) // 8 if mean else run_time, 1)
         self.virtual_time += used - charge
+
+
+class PlannedShare:
+    """The share of a tenant, and its weight in hundredths."""
+
+    __slots__ = ("share", "weight_units")
+
+    def __init__(self, share: TenantShare, weight_units: int) -> None:
+        self.share: TenantShare = share
+        self.weight_units: int = weight_units
 
 
 class TenantUse(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +26,9 @@ MAX_PARKED = 1_000
 MAX_RETURNED = 1_000
 """The most parked jobs that one exchange considers again after the limits of their name changed."""
 
+LimitKey = tuple[str, str]
+"""The name of a limit, and a key."""
+
 
 class KeyedLimit(msgspec.Struct, frozen=True):
     """A limit by key, as a worker declares it for one job name. Jobs carry their keys.
@@ -37,6 +41,26 @@ class KeyedLimit(msgspec.Struct, frozen=True):
     """How many jobs of one key may run at once, over all workers."""
     rate: RateLimit | None = None
     """How many units of one key may start in a time. Its `cost` is that of jobs that carry none."""
+
+
+class LimitUse(msgspec.Struct, array_like=True, gc=False):
+    """The use of one key of a limit."""
+
+    in_use: int = 0
+    """The number of jobs that run."""
+    spent_until: int = 0
+    """The time until which the units of its rate are spent: see `RateLimit`."""
+    opens_at: int | None = None
+    """When its parked jobs are considered again because of the rate; None: no time is known."""
+    has_parked: bool = False
+
+
+class JobLimit(NamedTuple):
+    """A limit in which a job counts: its key there, the maximum, and the rate with its cost."""
+
+    key: LimitKey
+    concurrency: int | None
+    rate: RateLimit | None
 
 
 class KeyedLimitInfo(msgspec.Struct, frozen=True, kw_only=True):

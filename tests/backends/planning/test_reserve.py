@@ -14,18 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimburion.backends.planning import reserve
-from nimburion.backends.planning.admission import (
-    JobLimit,
-    LimitKey,
-    LimitUse,
-    make_job_limit,
-    make_reply_limit,
-)
-from nimburion.backends.planning.fairness import PlannedShare, ShareClass
+from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
-from nimburion.core.fairness import TenantShare
+from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
+from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.rate_limits import RateLimit
 
 LANES = tuple(Lane(queue, name) for queue in ("red", "blue") for name in ("mail", "scan"))

@@ -24,7 +24,6 @@ from nimburion.backends.memory.transitions import (
     check_job_times,
     check_settlement_delays,
 )
-from nimburion.backends.planning.admission import LimitKey
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
@@ -54,6 +53,7 @@ from nimburion.core.keyed_limits import (
     KeyedLimit,
     KeyedLimitInfo,
     KeyUse,
+    LimitKey,
     get_limited_queue,
     summarize_uses,
 )

@@ -15,18 +15,13 @@ from nimburion.backends.memory.state import (
     SessionEntry,
     to_micros,
 )
-from nimburion.backends.planning.admission import (
-    JobLimit,
-    LimitKey,
-    LimitUse,
-    make_job_limit,
-    make_reply_limit,
-)
+from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import PlanLane
 from nimburion.backends.server.encoding import encode_json
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS
+from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.lease import Delivery, Token
 
 _MAX_WAITING_LANES = 64
@@ -51,18 +46,18 @@ class Reservation:
         self._ageing = to_micros(request.ageing)
 
     def is_plain(self) -> bool:
-        """Return whether every job of these lanes may be leased, and only its rank decides when."""
+        """Return whether the jobs may be leased in the order of their rank.
+
+        Nothing restricts the lanes, or there is one lane and no job of it is parked.
+        """
         state = self._state
-        return not (
-            state.turns
-            or any(options.limit is not None for options in self._request.queues.values())
-            or any(
-                queue in state.pauses
-                or name in state.limits
-                or name in state.rates
-                or name in state.keyed_limits
-                for queue, name in self._lanes
-            )
+        if state.turns or any(
+            queue in state.pauses or name in state.keyed_limits for queue, name in self._lanes
+        ):
+            return False
+        return len(self._lanes) == 1 or not (
+            any(options.limit is not None for options in self._request.queues.values())
+            or any(name in state.limits or name in state.rates for _, name in self._lanes)
         )
 
     def lease_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
@@ -79,25 +74,45 @@ class Reservation:
 
         A test compares the two on random exchanges.
         """
-        state, lanes = self._state, self._lanes
+        state, lanes, total = self._state, self._lanes, self._request.total
+        limit = rate = None
+        if len(lanes) == 1:
+            ((queue, name),) = lanes
+            total = min(total, self._count_room(queue, name))
+            limit, rate = state.limits.get(name), state.rates.get(name)
         chosen: list[Delivery] = []
         bytes_left = self._request.max_bytes
         firsts = [state.peek_lane(lane) for lane in lanes]
         heads = [self._rank(entry, n) for n, entry in enumerate(firsts) if entry is not None]
         heapify(heads)
-        while heads and len(chosen) < self._request.total:
+        while heads and len(chosen) < total:
             n, size = heads[0][4:]
             bytes_left -= size
             if bytes_left < 0 and chosen:
                 break
             entry = state.pop_lane(lanes[n])
-            chosen.append(make_delivery(entry, self._lease(entry, session, number).token))
+            lease = self._lease(entry, session, number)
+            lease.counts_in_limit = limit is not None
+            chosen.append(make_delivery(entry, lease.token))
             following = state.peek_lane(lanes[n])
             if following is None:
                 heappop(heads)
             else:
                 heapreplace(heads, self._rank(following, n))
+        if limit is not None:
+            limit.in_use += len(chosen)
+        if rate is not None and chosen:
+            rate.spend(self._now, len(chosen) * rate.limit.cost)
         return chosen
+
+    def _count_room(self, queue: str, name: str) -> int:
+        """Return how many jobs of a lane may start; at most the total."""
+        room = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).limit
+        room = self._request.total if room is None else room
+        limit, rate = self._state.limits.get(name), self._state.rates.get(name)
+        if limit is not None:
+            room = min(room, limit.available)
+        return room if rate is None else min(room, rate.count_room(self._now))
 
     def _lease_planned_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
         plan = self._plan(self._request.total)

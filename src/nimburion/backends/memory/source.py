@@ -7,9 +7,9 @@ from itertools import islice
 from typing import TypeVar
 
 from nimburion.backends.memory.state import MemoryState, make_job_rate
-from nimburion.backends.planning.admission import JobLimit, LimitKey, LimitUse
-from nimburion.backends.planning.fairness import PlannedShare, ShareClass
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
+from nimburion.core.fairness import PlannedShare, ShareClass
+from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 
 _CHUNK = 8
 """The number of jobs that are read at a time."""

@@ -10,7 +10,6 @@ import msgspec
 
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
-from nimburion.backends.planning.admission import LimitKey, LimitUse
 from nimburion.core.audit import AuditRecord
 from nimburion.core.bulk_operations import BulkOperation
 from nimburion.core.errors import Unstorable
@@ -23,7 +22,7 @@ from nimburion.core.job import (
     State,
     compute_digest,
 )
-from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit, find_limit_key
+from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit, LimitKey, LimitUse, find_limit_key
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 from nimburion.core.metrics.statistics import Statistics
@@ -375,7 +374,7 @@ class MemoryState:
 
     def add_waiting(self, entry: JobEntry, now: int, *, was_parked: bool = False) -> None:
         """Add a job to its lane if it is due, else to the scheduled jobs."""
-        entry.position = place = entry.get_place()
+        entry.position = place = (-entry.priority, entry.due, entry.seq)
         if entry.due > now:
             heappush(self.scheduled, (entry.due, entry.seq, place, entry))
         elif entry.options.fair_tenant is not None:

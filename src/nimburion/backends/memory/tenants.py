@@ -9,9 +9,8 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from nimburion.backends.memory.heaps import iter_heap
-from nimburion.backends.planning.fairness import PlannedShare
 from nimburion.backends.planning.source import Tenant
-from nimburion.core.fairness import WEIGHT_UNITS, TenantShare
+from nimburion.core.fairness import WEIGHT_UNITS, PlannedShare, TenantShare
 
 if TYPE_CHECKING:
     from nimburion.backends.memory.state import JobEntry, LanePosition

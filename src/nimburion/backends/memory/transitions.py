@@ -22,7 +22,6 @@ from nimburion.backends.memory.state import (
     make_job_rate,
     to_micros,
 )
-from nimburion.backends.planning.admission import LimitKey
 from nimburion.core.job import (
     REPEAT_WINDOW,
     WAITING,
@@ -33,6 +32,7 @@ from nimburion.core.job import (
     State,
     limit_replaced_due,
 )
+from nimburion.core.keyed_limits import LimitKey
 from nimburion.core.lease import Token
 from nimburion.core.settlement import (
     Cancelled,

@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from nimburion.backends.planning.source import PlanLane, Source
+from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.rate_limits import RateLimit
-
-LimitKey = tuple[str, str]
-"""The name of a limit, and a key."""
-
-
-class LimitUse(msgspec.Struct, array_like=True, gc=False):
-    """The use of one key of a limit."""
-
-    in_use: int = 0
-    """The number of jobs that run."""
-    spent_until: int = 0
-    """The time until which the units of its rate are spent: see `RateLimit`."""
-    opens_at: int | None = None
-    """When its parked jobs are considered again because of the rate; None: no time is known."""
-    has_parked: bool = False
-
-
-class JobLimit(NamedTuple):
-    """A limit in which a job counts: its key there, the maximum, and the rate with its cost."""
-
-    key: LimitKey
-    concurrency: int | None
-    rate: RateLimit | None
 
 
 def make_job_limit(name: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:

@@ -11,23 +11,11 @@ from itertools import count
 
 from nimburion.backends.planning.lanes import JobReader, QueueRank, RankedPlace
 from nimburion.backends.planning.source import Place, PlanLane, Source, Tenant, Turn
-from nimburion.core.fairness import TenantShare
+from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 
-ShareClass = tuple[str, int]
-"""Queue and rank: the tenants of one class are compared."""
 _UNKNOWN = (-(2**63), -(2**63))
 """Due time and seq of a first job that was not read: the group stands before all others with the
 same virtual time until it is read."""
-
-
-class PlannedShare:
-    """The share of a tenant, and its weight in hundredths."""
-
-    __slots__ = ("share", "weight_units")
-
-    def __init__(self, share: TenantShare, weight_units: int) -> None:
-        self.share: TenantShare = share
-        self.weight_units: int = weight_units
 
 
 class Shares:

@@ -19,12 +19,13 @@ from typing import TypeVar
 
 import msgspec
 
-from nimburion.backends.planning.admission import Admission, JobLimit, LimitKey, LimitUse
-from nimburion.backends.planning.fairness import PlannedShare, ShareClass, Shares, TurnQueue
+from nimburion.backends.planning.admission import Admission
+from nimburion.backends.planning.fairness import Shares, TurnQueue
 from nimburion.backends.planning.lanes import JobReader, LaneQueue, QueueRank, RankedPlace
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant
 from nimburion.core.exchange import ReserveRequest
-from nimburion.core.keyed_limits import MAX_PARKED
+from nimburion.core.fairness import PlannedShare, ShareClass
+from nimburion.core.keyed_limits import MAX_PARKED, JobLimit, LimitKey, LimitUse
 
 P = TypeVar("P", Place, ParkedJob)
 

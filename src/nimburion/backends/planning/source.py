@@ -6,9 +6,9 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from nimburion.backends.planning.admission import JobLimit, LimitKey, LimitUse
-    from nimburion.backends.planning.fairness import PlannedShare, ShareClass
     from nimburion.core.exchange import Lane
+    from nimburion.core.fairness import PlannedShare, ShareClass
+    from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 
 Place = tuple[int, int, int]
 """The place of a job in its lane: minus its priority (its rank), due time in microseconds, seq."""

@@ -16,19 +16,17 @@ from nimburion.backends.sqlite.keyed_limits import (
     unpark_changed,
     unpark_open,
 )
-from nimburion.backends.sqlite.limits import (
-    Lanes,
-    Limits,
-    decode_limits,
-    find_waiting_lanes,
-    read_all_limits,
-)
 from nimburion.backends.sqlite.rate_limits import decode_rates, follow_clock, give_units_back
 from nimburion.backends.sqlite.reserve import (
+    Lanes,
     LeaseBatch,
+    Limits,
     count_fitting,
+    decode_limits,
     find_unpaused_lanes,
+    find_waiting_lanes,
     measure_sizes,
+    read_all_limits,
 )
 from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
 from nimburion.backends.sqlite.transitions import LeaseRow

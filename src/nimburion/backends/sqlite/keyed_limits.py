@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from nimburion.backends.planning.admission import JobLimit, LimitKey, LimitUse
-from nimburion.backends.planning.reserve import PlannedLease, ReservePlan
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.core.exchange import Lane
 from nimburion.core.keyed_limits import (
     MAX_RETURNED,
+    JobLimit,
     KeyedLimit,
     KeyedLimitInfo,
     KeyUse,
+    LimitKey,
+    LimitUse,
     add_sums,
     find_limit_key,
     get_limited_queue,
@@ -23,6 +25,9 @@ from nimburion.core.keyed_limits import (
 )
 from nimburion.core.limit_changes import LimitChange, apply_change
 from nimburion.core.rate_limits import RateLimit
+
+if TYPE_CHECKING:
+    from nimburion.backends.planning.reserve import PlannedLease, ReservePlan
 
 _decode_limits = msgspec.json.Decoder(
     list[tuple[str, str, int | None, str | None, int | None, int | None, int | None]]

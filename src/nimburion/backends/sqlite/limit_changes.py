@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.backends.planning.admission import LimitKey
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.keyed_limits import (
     KeyChanges,
@@ -16,7 +15,7 @@ from nimburion.backends.sqlite.keyed_limits import (
 )
 from nimburion.backends.sqlite.rate_limits import set_rate
 from nimburion.backends.waiters import EVERY_QUEUE
-from nimburion.core.keyed_limits import get_limited_queue
+from nimburion.core.keyed_limits import LimitKey, get_limited_queue
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 
 _NOTHING_DECLARED = DeclaredLimits()

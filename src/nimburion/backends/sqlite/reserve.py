@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from nimburion.backends.planning.lanes import RankedPlace
-from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
-from nimburion.backends.planning.source import Place
 from nimburion.backends.sqlite.connection.database import Database, to_micros
 from nimburion.backends.sqlite.keyed_limits import (
     KeyedLimits,
@@ -24,17 +22,107 @@ from nimburion.backends.sqlite.keyed_limits import (
     return_parked,
     write_uses,
 )
-from nimburion.backends.sqlite.limits import Lanes, Limits
-from nimburion.backends.sqlite.rate_limits import take_units
-from nimburion.backends.sqlite.source import READ_AHEAD, SQLiteSource
+from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
 from nimburion.backends.sqlite.tenants import save_charges
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
+from nimburion.core.session import ConcurrencyLimit
+
+if TYPE_CHECKING:
+    from nimburion.backends.planning.reserve import ReservePlan
+
+LaneJob = tuple[int, int, int]
+"""Minus the priority of the job (`rank`), due time in microseconds, seq."""
+RankedJob = tuple[int, int, int, int]
+"""Sort key: minus the level of the queue, then rank, due time and seq. Lowest first."""
 
 _encode = msgspec.json.Encoder().encode
-_decode_heads = msgspec.json.Decoder(list[tuple[int, list[Place]]]).decode
-_decode_places = msgspec.json.Decoder(list[Place]).decode
+_decode_heads = msgspec.json.Decoder(list[tuple[int, list[LaneJob]]]).decode
+_decode_places = msgspec.json.Decoder(list[LaneJob]).decode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 _decode_sizes = msgspec.json.Decoder(list[int]).decode
+
+
+READ_AHEAD = 2
+"""Jobs that the first read of each lane adds to its even share of the request."""
+_MAX_WAITING_LANES = 64
+"""The most waiting lanes that a reply names."""
+
+_decode_limit_rows = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
+
+Lanes = dict[int, Lane]
+"""Lanes by number."""
+
+
+class Limits(NamedTuple):
+    """The concurrency limits and the rate limits at one moment, by job name."""
+
+    running: dict[str, ConcurrencyLimit]
+    rates: Rates
+
+    def __bool__(self) -> bool:
+        return bool(self.running or self.rates)
+
+    def count_available(self, now: int) -> dict[str, int]:
+        """Return how many jobs of each limited name may start now; negative above a limit."""
+        available = {name: limit.limit - limit.in_use for name, limit in self.running.items()}
+        for name, rate in self.rates.items():
+            room = rate.count_room(now)
+            available[name] = min(available.get(name, room), room)
+        return available
+
+    def exclude_full(self, lanes: Lanes, now: int) -> Lanes:
+        """Return the lanes from which another job may start."""
+        if not self:
+            return lanes
+        full = {name for name, available in self.count_available(now).items() if available <= 0}
+        return {number: lane for number, lane in lanes.items() if lane.name not in full}
+
+    def has_opened_since(self, before: Limits) -> bool:
+        """Return whether a concurrency limit has room now that was full before."""
+        return any(
+            limit.in_use < limit.limit <= before.running[name].in_use
+            for name, limit in self.running.items()
+        )
+
+    def find_next_opening(self, db: Database, lanes: Lanes) -> int | None:
+        """Return when the first rate that delays a job of these lanes allows one, or None."""
+        closed = {name for name, rate in self.rates.items() if rate.count_room(db.now) == 0}
+        delayed = {number: lane for number, lane in lanes.items() if lane.name in closed}
+        if not delayed:
+            return None
+        holding = _decode_seqs(
+            db.fetch_value("find_waiting_lanes", _encode(list(delayed)).decode(), len(delayed))
+        )
+        rates = [self.rates[delayed[number].name] for number in holding]
+        return min((rate.limit.find_opening(rate.spent_until) for rate in rates), default=None)
+
+
+def read_all_limits(db: Database) -> Limits:
+    """Read the concurrency limits and the rate limits."""
+    return Limits(read_limits(db), read_rates(db))
+
+
+def read_limits(db: Database) -> dict[str, ConcurrencyLimit]:
+    """Read the concurrency limits, by job name."""
+    return decode_limits(db.fetch_value("list_limits"))
+
+
+def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:
+    """Decode the JSON list of concurrency limits, as stored, into limits by job name."""
+    return {
+        name: ConcurrencyLimit(maximum, in_use)
+        for name, maximum, in_use in _decode_limit_rows(listed)
+    }
+
+
+def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
+    """Return up to 64 of these lanes that hold waiting jobs."""
+    if not lanes:
+        return []
+    found = _decode_seqs(
+        db.fetch_value("find_waiting_lanes", _encode(list(lanes)).decode(), _MAX_WAITING_LANES)
+    )
+    return [lanes[number] for number in found]
 
 
 class LeaseBatch:
@@ -81,6 +169,8 @@ class LeaseBatch:
             self._save_plan(plan)
         if not self.seqs:
             return
+        if self._limits:
+            self._take_room()
         listed = _encode(self.seqs).decode()
         values = (session, number, self._request.nonce, db.now)
         if plan is None or not plan.shares:
@@ -93,25 +183,45 @@ class LeaseBatch:
             return_parked(db, plan.unpark)
 
     def _is_plain(self) -> bool:
-        """Return whether every job of the lanes may be leased, and only its rank decides when."""
-        if self._has_turns or any(
-            options.limit is not None for options in self._request.queues.values()
-        ):
+        """Return whether the jobs may be leased in the order of their rank.
+
+        Nothing restricts the lanes, or there is one lane and no job of it is parked.
+        """
+        if self._has_turns:
+            return False
+        lanes = self._lanes.values()
+        if self._keyed and any(covers(self._keyed, lane) for lane in lanes):
             return False
         running, rates = self._limits
-        return not (running or rates or self._keyed) or not any(
-            lane.name in running or lane.name in rates or covers(self._keyed, lane)
-            for lane in self._lanes.values()
+        return len(lanes) == 1 or not (
+            any(options.limit is not None for options in self._request.queues.values())
+            or any(lane.name in running or lane.name in rates for lane in lanes)
         )
 
     def _choose_plain_jobs(self) -> list[int] | None:
         """Return the first jobs of the lanes; None: sorting them is not exact."""
         db, lanes, total = self._db, self._lanes, self._request.total
         if len(lanes) == 1:
-            return _decode_seqs(db.fetch_value("read_lane", next(iter(lanes)), total))
+            ((number, lane),) = lanes.items()
+            most = min(total, self._count_room(lane))
+            return _decode_seqs(db.fetch_value("read_lane", number, most)) if most > 0 else []
         return merge_by_sorting(open_lane_readers(db, self._request, lanes), total)
 
+    def _count_room(self, lane: Lane) -> int:
+        """Return how many jobs of a lane may start; at most the total."""
+        running, rates = self._limits
+        room = self._request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS).limit
+        room = self._request.total if room is None else room
+        if lane.name in running:
+            room = min(room, running[lane.name].limit - running[lane.name].in_use)
+        if lane.name in rates:
+            room = min(room, rates[lane.name].count_room(self._db.now))
+        return room
+
     def _make_plan(self, total: int) -> None:
+        from nimburion.backends.planning.reserve import plan_reserve  # most workers never plan
+        from nimburion.backends.sqlite.source import SQLiteSource
+
         request = self._request
         if total != request.total:
             request = msgspec.structs.replace(request, total=total)
@@ -131,13 +241,21 @@ class LeaseBatch:
             save_charges(db, plan)
         count_lease_keys(db, plan.leases)
         write_uses(db, plan.uses)
+
+    def _take_room(self) -> None:
+        """Count the jobs in the own limits of their names."""
+        if self._plan is not None:
+            taken = Counter(lease.lane.lane.name for lease in self._plan.leases)
+        elif len(self._lanes) == 1:
+            taken = Counter({lane.name: len(self.seqs) for lane in self._lanes.values()})
+        else:
+            return
         running, rates = self._limits
-        if running or rates:
-            for name, jobs in Counter(lease.lane.lane.name for lease in plan.leases).items():
-                if name in running:
-                    db.run("take_limit", name, jobs)
-                if name in rates:
-                    take_units(db, name, rates[name], jobs)
+        for name, jobs in taken.items():
+            if name in running:
+                self._db.run("take_limit", name, jobs)
+            if name in rates:
+                take_units(self._db, name, rates[name], jobs)
 
 
 def measure_sizes(db: Database, seqs: list[int]) -> list[int]:
@@ -175,7 +293,7 @@ class LaneReader:
         number: int,
         lane: Lane,
         request: ReserveRequest,
-        jobs: list[Place],
+        jobs: list[LaneJob],
         chunk: int,
     ) -> None:
         self._db = db
@@ -197,7 +315,7 @@ class LaneReader:
         """Whether the whole lane was read."""
         return len(self._jobs) < self._chunk
 
-    def rank_jobs(self) -> list[RankedPlace]:
+    def rank_jobs(self) -> list[RankedJob]:
         """Return the jobs read last, with the rank that the merge uses."""
         now, ageing, priority = self._db.now, self._ageing, self._priority
         return [
@@ -230,7 +348,7 @@ def merge_by_sorting(lanes: list[LaneReader], limit: int) -> list[int] | None:
     Sorting is exact only while each lane is in the order of the merge (one job priority). Returns
     None if a lane is not.
     """
-    ranked: list[RankedPlace] = []
+    ranked: list[RankedJob] = []
     unread = lanes
     while unread:
         if not all(reader.has_one_priority for reader in unread):

@@ -10,8 +10,8 @@ import msgspec
 from nimburion.backends.sqlite import transitions
 from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.limit_changes import declare_limits
-from nimburion.backends.sqlite.limits import read_limits
 from nimburion.backends.sqlite.rate_limits import give_units_back
+from nimburion.backends.sqlite.reserve import read_limits
 from nimburion.backends.sqlite.tenants import set_tenant_weight
 from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name

@@ -6,14 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
-from nimburion.backends.planning.admission import (
-    JobLimit,
-    LimitKey,
-    LimitUse,
-    make_job_limit,
-    make_reply_limit,
-)
-from nimburion.backends.planning.fairness import PlannedShare, ShareClass
+from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.keyed_limits import (
@@ -24,12 +17,12 @@ from nimburion.backends.sqlite.keyed_limits import (
     read_key_options,
     read_uses,
 )
-from nimburion.backends.sqlite.limits import Lanes, Limits
+from nimburion.backends.sqlite.reserve import READ_AHEAD, Lanes, Limits
 from nimburion.backends.sqlite.tenants import read_shares
 from nimburion.core.exchange import ReserveRequest
+from nimburion.core.fairness import PlannedShare, ShareClass
+from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 
-READ_AHEAD = 2
-"""Jobs that the first read of each lane adds to its even share of the request."""
 _FIRST_JOBS = 2
 """Further jobs that the first read of a group, or of the jobs parked for a key, returns."""
 _MAX_CHUNK = 1_000

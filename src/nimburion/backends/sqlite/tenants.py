@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from nimburion.backends.planning.fairness import PlannedShare, ShareClass
-from nimburion.backends.planning.reserve import ReservePlan
-from nimburion.backends.planning.source import Tenant
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database
 from nimburion.core.fairness import (
     MAX_WAITING_COUNTED,
     WEIGHT_UNITS,
+    PlannedShare,
+    ShareClass,
     TenantShare,
     TenantTurn,
     TenantUse,
     TenantUses,
     to_weight_units,
 )
+
+if TYPE_CHECKING:
+    from nimburion.backends.planning.reserve import ReservePlan
+    from nimburion.backends.planning.source import Tenant
 
 MAX_FORGOTTEN = 1_000
 """The most shares of tenants that one call forgets."""
