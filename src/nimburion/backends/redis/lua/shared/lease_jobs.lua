@@ -7,16 +7,11 @@
 -- DELIVERY_OVERHEAD in core/exchange.py
 local OVERHEAD = 256
 
--- Return the bytes of a delivery: payload, options and a constant for the rest. The first case is the common one: a job without
--- options, without a unique key and without a large payload.
-local function get_delivery_size(body)
-  local flags, id_end = byte(body, JOB_FLAGS), JOB_ID_LENGTH + byte(body, JOB_ID_LENGTH)
-  if flags == 0 then
-    return OVERHEAD + #body - id_end
-  end
+-- Return the bytes of the delivery of a job with flags: payload, options and a constant for the rest.
+local function get_delivery_size(body, flags)
   local size = OVERHEAD
   if band(flags, FLAG_OPTIONS) ~= 0 then
-    size = size + (unpack_struct('>I4', body, id_end + 1))
+    size = size + (unpack_struct('>I4', body, JOB_ID + byte(body, JOB_ID_LENGTH)))
   end
   local head_end = find_head_end(body)
   return size + (has_flag(body, FLAG_LARGE_PAYLOAD) and (unpack_struct('>I4', body, head_end + 1)) or #body - head_end)
@@ -49,11 +44,13 @@ local function read_bodies(fields, most)
   local bodies = read_jobs(fields)
   for i = 1, #fields do
     local body = bodies[i]
-    most = most - get_delivery_size(body)
+    local flags = byte(body, JOB_FLAGS)
+    -- Without flags, it has no options, no unique key and no large payload.
+    most = most - (flags == 0 and OVERHEAD + #body - JOB_ID_LENGTH - byte(body, JOB_ID_LENGTH) or get_delivery_size(body, flags))
     if most < 0 and i > 1 then
       return i - 1, bodies
     end
-    if has_flag(body, FLAG_LARGE_PAYLOAD) then
+    if band(flags, FLAG_LARGE_PAYLOAD) ~= 0 then
       bodies[i] = sub(body, 1, find_head_end(body)) .. redis.call('HGET', payload_key, fields[i])
     end
   end
@@ -84,6 +81,22 @@ local function cut_reply(count, chosen, bodies, lanes)
   end
 end
 
+-- Lease jobs that were not leased before and have no limit by key, turn or rate limit. `first_lease` precedes the index.
+local function lease_plain_jobs(chosen, fields, count, first_lease, first_counts)
+  local leases, details, lane4, lane = {}, {}, nil, nil
+  for i = 1, count do
+    local member = chosen[i]
+    if sub(member, 1, READY_LANE_END) ~= lane4 then
+      lane4 = sub(member, 1, READY_LANE_END)
+      lane = get_lane(lane4)
+    end
+    lane[PENDING], lane[LEASED] = lane[PENDING] - 1, lane[LEASED] + 1
+    push_pair(leases, fields[i], first_lease .. pack_struct('>I2', i) .. member)
+    details[i] = sub(member, READY_DUE) .. first_counts
+  end
+  return leases, details
+end
+
 -- Lease the chosen jobs to a session. Return the deliveries (see exchange.lua) and the bodies.
 local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   if #chosen == 0 then
@@ -101,32 +114,37 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
   local details, leases, members, dropped_states, ready = {}, {}, {}, {}, {}
   local is_rated = #lanes.rated > 0
-  for i = 1, count do
-    local member, field = chosen[i], fields[i]
-    local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
-    local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), choice.keys[field], choice.turns[field], ''
-    if turn then
-      local tenant, charge = turn[1][GROUP_SHARE][SHARE_TENANT], turn[3]
-      extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
-    else
-      push(ready, member)
-      extras = keys and NEVER .. pack_names(keys) or ''
-    end
-    if states[i] then
-      local attempts = read_attempt_state(states[i])
-      local fence4, counts = pack_struct('>I4', unpack_struct('>I4', attempts.fence4) + 1), attempts.counts
-      push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. extras)
-      details[i] = due8_and_seq8 .. fence4 .. counts
-      push(dropped_states, field)
-      code = has_failures(counts) and RETRYING or PENDING
-    else
-      push_pair(leases, field, extras == '' and first_lease .. index2 .. member or first_lease .. index2 .. member .. NO_TOKEN .. extras)
-      details[i] = due8_and_seq8 .. first_counts
-    end
-    lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
-    local rate = is_rated and get_rate(lane.name)
-    if rate then
-      spend_units(rate, rate.cost)
+  if not (is_rated or next(choice.keys) or next(choice.turns) or next(states)) then
+    leases, details = lease_plain_jobs(chosen, fields, count, first_lease, first_counts)
+    ready = chosen
+  else
+    for i = 1, count do
+      local member, field = chosen[i], fields[i]
+      local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
+      local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), choice.keys[field], choice.turns[field], ''
+      if turn then
+        local tenant, charge = turn[1][GROUP_SHARE][SHARE_TENANT], turn[3]
+        extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
+      else
+        push(ready, member)
+        extras = keys and NEVER .. pack_names(keys) or ''
+      end
+      if states[i] then
+        local attempts = read_attempt_state(states[i])
+        local fence4, counts = pack_struct('>I4', unpack_struct('>I4', attempts.fence4) + 1), attempts.counts
+        push_pair(leases, field, session4 .. fence4 .. after_fence .. counts .. index2 .. member .. attempts.settled .. extras)
+        details[i] = due8_and_seq8 .. fence4 .. counts
+        push(dropped_states, field)
+        code = has_failures(counts) and RETRYING or PENDING
+      else
+        push_pair(leases, field, extras == '' and first_lease .. index2 .. member or first_lease .. index2 .. member .. NO_TOKEN .. extras)
+        details[i] = due8_and_seq8 .. first_counts
+      end
+      lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
+      local rate = is_rated and get_rate(lane.name)
+      if rate then
+        spend_units(rate, rate.cost)
+      end
     end
   end
   -- The last member first: a small sorted set is a list, which the server reads from its beginning for each new member.
