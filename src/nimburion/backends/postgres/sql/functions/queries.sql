@@ -130,7 +130,8 @@ BEGIN
                     WHERE j.seq >= past_end - width AND j.seq < past_end AND (p_states IS NULL OR NOT p_states <@ finished)
                     UNION ALL
                     SELECT d.seq, true, d.id, d.lane, d.options, d.created_at, d.finished_at, d.reason,
-                        CASE WHEN (d.finished_at, d.seq) > (h.finished_at, h.seq) THEN d.state END, d.failures, d.due
+                        CASE WHEN (d.finished_at, d.seq) > (h.finished_at, h.seq) THEN d.state END, coalesce(d.failures, 0),
+                        coalesce(d.due, d.created_at)
                     FROM {schema}.finished_job d, {schema}.horizon h
                     WHERE d.seq >= past_end - width AND d.seq < past_end AND h.what = 'completed'
                 ) u

@@ -47,7 +47,8 @@ BEGIN
     ), finished AS (
         INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by, state,
             id, digest, settled_token, options, history_at, history, fraction, message, payload)
-        SELECT e.seq, e.due, e.created_at, e.leased_at, p_now, e.lane, e.failures, e.lost, p_session, 1, e.id, e.digest,
+        SELECT e.seq, nullif(e.due, e.created_at), e.created_at, e.leased_at, p_now, e.lane, nullif(e.failures, 0),
+            nullif(e.lost, 0), p_session, 1, e.id, e.digest,
             int4send(e.fence) || e.nonce, e.options, (e.extras).history_at, (e.extras).history, (e.extras).fraction,
             (e.extras).message, e.payload
         FROM (
@@ -242,9 +243,10 @@ BEGIN
     INTO STRICT body;
     INSERT INTO {schema}.finished_job (seq, due, created_at, started_at, finished_at, lane, failures, lost, ended_by,
         state, id, digest, settled_token, reason, options, history_at, history, fraction, message, payload)
-    VALUES (body.seq, p_attempts.due, body.created_at, p_attempts.started_at, p_now, body.lane, p_attempts.failures,
-        p_attempts.lost, p_session, p_state, body.id, body.digest, p_attempts.settled_token, p_reason, body.options,
-        (body.kept).history_at, (body.kept).history, (body.kept).fraction, (body.kept).message, body.payload);
+    VALUES (body.seq, nullif(p_attempts.due, body.created_at), body.created_at, p_attempts.started_at, p_now, body.lane,
+        nullif(p_attempts.failures, 0), nullif(p_attempts.lost, 0), p_session, p_state, body.id, body.digest,
+        p_attempts.settled_token, p_reason, body.options, (body.kept).history_at, (body.kept).history,
+        (body.kept).fraction, (body.kept).message, body.payload);
     IF p_result IS NOT NULL THEN
         INSERT INTO {schema}.result (seq, finished_at, body) VALUES (body.seq, p_now, p_result);
     END IF;

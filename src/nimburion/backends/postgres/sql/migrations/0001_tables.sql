@@ -136,13 +136,13 @@ CREATE INDEX dead_letter_finished ON {schema}.dead_letter (finished_at, seq);
 -- partition of its day may still exist.
 CREATE TABLE {schema}.finished_job (
     seq int8 NOT NULL,
-    due int8 NOT NULL,
+    due int8,                           -- NULL: as `created_at`
     created_at int8 NOT NULL,
     started_at int8,
     finished_at int8 NOT NULL,
     lane int4 NOT NULL,
-    failures int4 NOT NULL,
-    lost int4 NOT NULL,
+    failures int4,                      -- NULL: 0
+    lost int4,                          -- NULL: 0
     ended_by int4,                      -- session.number; NULL: it was cancelled while it waited
     state int2 NOT NULL,                -- 1 completed, 3 cancelled
     id bytea NOT NULL,
@@ -535,8 +535,9 @@ LEFT JOIN LATERAL (
     WHERE NOT s.is_drained LIMIT 1
 ) l ON true;
 CREATE VIEW {schema}.job_record_finished AS
-SELECT d.seq, d.id, d.lane, d.payload, d.due, d.created_at, d.started_at, d.finished_at, d.reason,
-    CASE d.state WHEN 1 THEN 'completed' ELSE 'cancelled' END AS status, d.failures, d.lost, 0::int2 AS extra_flags,
+SELECT d.seq, d.id, d.lane, d.payload, coalesce(d.due, d.created_at) AS due, d.created_at, d.started_at, d.finished_at, d.reason,
+    CASE d.state WHEN 1 THEN 'completed' ELSE 'cancelled' END AS status, coalesce(d.failures, 0) AS failures,
+    coalesce(d.lost, 0) AS lost, 0::int2 AS extra_flags,
     false AS cancel_requested, CAST(NULL AS text) AS holder,
     (SELECT s.id FROM {schema}.session s WHERE s.number = d.ended_by) AS ended_by, CAST(NULL AS text) AS fingerprint, d.options, d.history_at, d.history, d.fraction, d.message
 FROM {schema}.finished_job d, {schema}.horizon h
