@@ -25,8 +25,8 @@ def test_tenants_are_listed_and_get_weights(nimburion: CommandLine) -> None:
     assert nimburion("tenants", "weight", "acme", "3").out == "acme has the weight 3\n"
     assert nimburion("tenants", "weight", "other", "0.5").out == "other has the weight 0.5\n"
     lines = nimburion("tenants", "list").out.splitlines()
-    assert lines[1].split() == ["acme", "mail", "5", "2", "0", "3", "75%", "0.0", "s"]
-    assert lines[2].split() == ["initech", "mail", "5", "1", "0", "1", "25%", "0.0", "s"]
+    assert lines[1].split() == ["acme", "mail", "5", "2", "0", "3", "75%", "0.1", "s"]
+    assert lines[2].split() == ["initech", "mail", "5", "1", "0", "1", "25%", "0.1", "s"]
     assert lines[3] == "other has the weight 0.5"
     assert nimburion("tenants", "weight", "acme", "--json").data == {
         "tenant": "acme",

@@ -15,7 +15,7 @@ async def test_tenants_are_listed_with_their_shares(api: Api) -> None:
     assert [
         (one["tenant"], one["weight"], one["share"], one["waiting"], one["running"], one["ahead"])
         for one in found["tenants"]
-    ] == [("acme", 3.0, 0.75, 2, 0, 0.0), ("initech", 1.0, 0.25, 1, 0, 0.0)]
+    ] == [("acme", 3.0, 0.75, 2, 0, 0.033333), ("initech", 1.0, 0.25, 1, 0, 0.1)]
     assert len((await api.get("/tenants?limit=1"))["tenants"]) == 1
 
 
