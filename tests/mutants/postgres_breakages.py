@@ -193,8 +193,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: a completed job does not refer to its session",
         "backends/postgres/*.sql",
-        "$x.$failures, $x.$lost, $p_session, 1, $x.$id",
-        "$x.$failures, $x.$lost, NULL, 1, $x.$id",
+        "nullif($x.$lost, 0), $p_session, 1, $x.$id",
+        "nullif($x.$lost, 0), NULL, 1, $x.$id",
         (f"{POSTGRES}test_a_completed_attempt_names_its_session_and_host",),
     ),
     Mutant(

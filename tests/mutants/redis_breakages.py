@@ -19,6 +19,13 @@ REDIS_MUTANTS = (
         (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "counter"),
     ),
     Mutant(
+        "Redis: token compare dropped (plain completion)",
+        f"{LUA}shared/settle.lua",
+        "sub($record, 1, LEASE_TOKEN_END) ~= $session4 .. $token then",
+        "sub($record, 1, 4) ~= $session4 then",
+        (f"{REDIS}test_a_settlement_writes_only_under_its_whole_token", "-k", "half"),
+    ),
+    Mutant(
         "Redis: token compare dropped (progress)",
         "backends/redis/*.lua",
         "$lease.session4 ~= $session4 or get_token($lease) ~= $token",
@@ -203,6 +210,13 @@ REDIS_MUTANTS = (
         f"{LUA}formats/record_format.lua",
         "($attempts.session4 or NO_SESSION)",
         "NO_SESSION",
+        (f"{REDIS}test_a_cancelled_attempt_is_kept",),
+    ),
+    Mutant(
+        "Redis: a plain completed job does not name the session that ended it",
+        f"{LUA}shared/settle.lua",
+        "counts .. $token .. $session4",
+        "counts .. $token .. NO_SESSION",
         (f"{REDIS}test_a_completed_attempt_names_its_session_and_host",),
     ),
     Mutant(

@@ -272,6 +272,8 @@ TOKEN_CASES = (
 
 AFTER: dict[str, State] = {
     "Completed": State.COMPLETED,
+    "Completed without result": State.COMPLETED,
+    "Completed with payload": State.COMPLETED,
     "Retried": State.RETRYING,
     "Failed": State.FAILED,
     "Released": State.PENDING,

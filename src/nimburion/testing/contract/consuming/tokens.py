@@ -29,6 +29,8 @@ from nimburion.testing.contract.harness import OOPS, Harness
 
 SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
     "Completed": lambda lease: Completed(lease, b'"late"'),
+    "Completed without result": Completed,
+    "Completed with payload": lambda lease: Completed(lease, keep_payload=True),
     "Retried": lambda lease: Retried(lease, 0.0, OOPS),
     "Failed": lambda lease: Failed(lease, "permanent", OOPS),
     "Released": Released,
