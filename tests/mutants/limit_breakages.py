@@ -109,8 +109,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "keys: a limit lets one more through",
         "backends/planning/*.py",
-        "$use.in_use >= $limit.concurrency:\n            return False",
-        "$use.in_use > $limit.concurrency:\n            return False",
+        "$use.in_use >= $concurrency:\n                return $limit",
+        "$use.in_use > $concurrency:\n                return $limit",
         (f"{MEMORY}test_each_key_has_its_own_limit",),
     ),
     Mutant(

@@ -47,15 +47,16 @@ class Admission:
 
     def has_room(self, limit: JobLimit) -> bool:
         """Return whether one more job may start."""
-        use = self.uses[limit.key]
-        if limit.concurrency is not None and use.in_use >= limit.concurrency:
-            return False
-        return limit.rate is None or limit.rate.count_room(use.spent_until, self._now) > 0
+        return self.find_full((limit,)) is None
 
     def find_full(self, limits: Sequence[JobLimit]) -> JobLimit | None:
-        """Return the first of these limits that has no room, or None."""
+        """Return the first of these limits that has no room for one more job, or None."""
         for limit in limits:
-            if not self.has_room(limit):
+            key, concurrency, rate = limit
+            use = self.uses[key]
+            if concurrency is not None and use.in_use >= concurrency:
+                return limit
+            if rate is not None and rate.count_room(use.spent_until, self._now) == 0:
                 return limit
         return None
 

@@ -13,6 +13,8 @@ from nimburion.backends.planning.lanes import JobReader, QueueRank, RankedPlace
 from nimburion.backends.planning.source import Place, PlanLane, Source, Tenant, Turn
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 
+_BEFORE_ALL = (-(2**63),) * 4
+"""A place before all groups."""
 _UNKNOWN = (-(2**63), -(2**63))
 """Due time and seq of a first job that was not read: the group stands before all others with the
 same virtual time until it is read."""
@@ -79,7 +81,7 @@ class TurnReader:
     def __init__(self, source: Source, lane: PlanLane) -> None:
         self._chunks = source.read_turns(lane)
         self.lane: PlanLane = lane
-        self.last: tuple[int, int, int, int] | None = None
+        self.last: tuple[int, int, int, int] = _BEFORE_ALL
         """The place up to which the groups were read."""
         self.is_exhausted: bool = False
 
@@ -110,6 +112,8 @@ class TurnQueue:
         self._note = note
         """Called with the seqs of jobs that were read."""
         self._unread = [TurnReader(source, lane) for lane in lanes]
+        self._read_to: tuple[int, int, int, int] = _BEFORE_ALL
+        """The place up to which all groups were read."""
         self._groups: dict[tuple[int, int, Tenant], GroupQueue] = {}
         """By number of the lane, rank and tenant."""
         self._heap: list[tuple[int, int, int, int, int, GroupQueue]] = []
@@ -126,7 +130,7 @@ class TurnQueue:
         heap = self._heap
         self._head = None
         while True:
-            if self._unread:
+            if self._unread and (not heap or heap[0][:4] > self._read_to):
                 self._read_turns()
             if not heap:
                 return None
@@ -183,7 +187,7 @@ class TurnQueue:
             while (
                 not reader.is_exhausted
                 and not reader.lane.is_closed
-                and (not heap or reader.last is None or heap[0][:4] > reader.last)
+                and (not heap or heap[0][:4] > reader.last)
             ):
                 self._add_turns(reader.lane, reader.read_more())
         self._unread = [
@@ -191,6 +195,7 @@ class TurnQueue:
             for reader in self._unread
             if not reader.is_exhausted and not reader.lane.is_closed
         ]
+        self._read_to = min((reader.last for reader in self._unread), default=_BEFORE_ALL)
 
     def _add_turns(self, lane: PlanLane, turns: Sequence[Turn]) -> None:
         by_rank: dict[int, list[Tenant]] = {}
@@ -205,7 +210,8 @@ class TurnQueue:
                 place = (due, seq)
                 group = self._make_group(lane, tenant, rank, shares[rank][tenant], place)
                 self._push(group, place)
-        self._note(lane, [turn.seq for turn in turns])
+        if lane.has_keys:
+            self._note(lane, [turn.seq for turn in turns])
 
     def _make_group(
         self,

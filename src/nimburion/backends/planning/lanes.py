@@ -104,14 +104,17 @@ class LaneQueue(JobReader[Place]):
         if self.lane.is_closed:
             return None
         if self._head is None:
-            place = self.peek()
+            place = self._read[-1] if self._read and not self._returned else self.peek()
             self._head = None if place is None else self._queue_rank.rank(*place)
         return self._head
 
     def pop(self) -> None:
         """Remove the first job."""
-        super().pop()
         self._head = None
+        if self._returned:
+            super().pop()
+        else:
+            self._read.pop()
 
     def add_returned(self, place: Place) -> None:
         """Add a job that was parked."""
