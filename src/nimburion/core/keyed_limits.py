@@ -42,6 +42,17 @@ class KeyedLimit(msgspec.Struct, frozen=True):
     rate: RateLimit | None = None
     """How many units of one key may start in a time. Its `cost` is that of jobs that carry none."""
 
+    def count_at_once(self) -> int:
+        """Return how many jobs of one key can start at once, at least 1.
+
+        When a limit changes, so many of the jobs that are parked for each key and lane return: the
+        others would only be parked again.
+        """
+        burst = 0 if self.rate is None else self.rate.burst
+        if self.concurrency is None or self.rate is None:
+            return max(self.concurrency or burst, 1)
+        return max(min(self.concurrency, burst), 1)
+
 
 class LimitUse(msgspec.Struct, array_like=True, gc=False):
     """The use of one key of a limit."""

@@ -176,7 +176,8 @@ def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit])
         if old is not None and new is not None and (own is None or own.rate is None):
             use.carry_over(old.rate, new.rate, step.now)
         for lane in [lane for lane in use.parked if lane[1] == name]:
-            state.let_return(key, lane, len(use.parked[lane]))
+            count = len(use.parked[lane]) if new is None else new.count_at_once()
+            state.let_return(key, lane, count)
     state.unpark_changed()
 
 
@@ -230,7 +231,7 @@ def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> 
         if key[0] in limits:
             old_limit, limit = (apply_change(limits[key[0]], one) for one in (old, change))
             use.carry_over(old_limit.rate, limit.rate, step.now)
-            count = max(count, limit.concurrency or 1)
+            count = max(count, limit.count_at_once())
     for lane in list(use.parked):
         state.let_return(key, lane, count)
     state.unpark_changed()

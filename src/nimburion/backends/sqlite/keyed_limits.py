@@ -133,7 +133,11 @@ def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> 
     old_limits = read_keyed_limits(db, name).get(name, {})
     if old_limits == limits:
         return
-    db.run("mark_changed_limits", name)
+    for limit_name in old_limits:
+        if limit_name in limits:
+            db.run("let_first_return", name, limit_name, limits[limit_name].count_at_once())
+        else:
+            db.run("mark_changed_limit", name, limit_name)
     db.run("delete_keyed_limits", name)
     for limit_name, limit in limits.items():
         old = old_limits.get(limit_name, limit).rate

@@ -96,5 +96,5 @@ def _apply_key_change(db: Database, key: LimitKey, before: KeyChanges) -> None:
             old = apply_change(limits[key[0]], before.get(key))
             new = apply_change(limits[key[0]], change)
             change_key_rate(db, key, old.rate, new.rate)
-            count = max(count, new.concurrency or 1)
+            count = max(count, new.count_at_once())
     let_return(db, key, count)

@@ -146,11 +146,18 @@ DELETE FROM parked WHERE (limit_name, key, lane, rank, due, seq) IN (
     WHERE limit_name = ?1 AND key = ?2 AND lane = ?3 ORDER BY rank, due, seq LIMIT ?4
 );
 
--- name: mark_changed_limits
--- Let the parked jobs of a name be considered again: those that are parked for the limits that are declared now.
--- Inputs: ?1 job name
-INSERT OR REPLACE INTO changed_limit (job_name, limit_name)
-SELECT job_name, limit_name FROM keyed_limit WHERE job_name = ?1;
+-- name: mark_changed_limit
+-- Let all jobs of a name that are parked for a limit return: the name does not have the limit any more.
+-- Inputs: ?1 job name, ?2 limit name
+INSERT OR REPLACE INTO changed_limit (job_name, limit_name) VALUES (?1, ?2);
+
+-- name: let_first_return
+-- Let the first jobs of each key and lane of a name that are parked for a limit return.
+-- Inputs: ?1 job name, ?2 limit name, ?3 the maximum number of jobs of each key and lane
+INSERT INTO changed_key (limit_name, key, lane, number)
+SELECT DISTINCT p.limit_name, p.key, p.lane, ?3 FROM parked AS p CROSS JOIN lane AS l ON l.id = p.lane
+WHERE p.limit_name = ?2 AND l.name = ?1
+ON CONFLICT (limit_name, key, lane) DO UPDATE SET number = max(number, excluded.number);
 
 -- name: get_changed_limit
 -- Return a limit that changed, and the parked job up to which the jobs of the name were considered again.
