@@ -85,12 +85,11 @@ CASES = {
     ),
     "cancel": Case(
         "jobs.cancel",
-        lambda p: p.cancel("a"),
+        lambda p: p.actions.jobs.cancel(JobFilter(ids=("a",))),
         ("jobs", "cancel", "a"),
         "/jobs/a/cancel",
         None,
         ("/jobs/a/cancel", {}),
-        lambda p: p.sync.cancel("a"),
     ),
     "cancel a queue": Case(
         "jobs.cancel",
@@ -101,12 +100,11 @@ CASES = {
     ),
     "run now": Case(
         "jobs.run_now",
-        lambda p: p.run_now("later"),
+        lambda p: p.actions.jobs.run_now("later"),
         ("jobs", "run-now", "later"),
         "/jobs/later/run-now",
         None,
         ("/jobs/later/run-now", {}),
-        lambda p: p.sync.run_now("later"),
     ),
     "replay": Case(
         "dead.replay",

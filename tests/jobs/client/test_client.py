@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nimburion.actions import Operator
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import Event, JobEnqueued
 from nimburion.core.job import JobRecord
@@ -474,6 +475,22 @@ async def test_cancel_answers_what_it_could_do(processor: Processor) -> None:
     with pytest.raises(JobNotCompleted) as ended:
         await processor.wait(job_id)
     assert ended.value.state == "cancelled"
+
+
+async def test_run_now_answers_whether_the_job_waited(processor: Processor) -> None:
+    job_id = await processor.enqueue_after(double.job(4), 60)
+    assert await processor.run_now(job_id) is True
+    assert await processor.run_now(job_id) is False
+    with pytest.raises(JobNotFound):
+        await processor.run_now("unknown")
+
+
+async def test_what_a_program_cancels_or_makes_due_is_not_recorded(processor: Processor) -> None:
+    processor.operator = Operator("ann", rights=frozenset())  # it does not act here
+    job_id = await processor.enqueue_after(double.job(4), 60)
+    await processor.run_now(job_id)
+    await processor.cancel(job_id)
+    assert (await processor.backend.list_audit()).records == []
 
 
 async def test_counts(processor: Processor) -> None:

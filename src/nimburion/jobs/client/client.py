@@ -31,7 +31,6 @@ from nimburion.core.errors import (
     DefinitionError,
     InvalidJob,
     JobNotCompleted,
-    JobNotFound,
     NotOpen,
     NotSupported,
     ResultNotKept,
@@ -42,7 +41,6 @@ from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State, require_stored
 from nimburion.core.operations import Cancellation
 from nimburion.core.outage_log import OutageLog
-from nimburion.core.queries import JobFilter
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.service import Service
 from nimburion.core.settings import Settings
@@ -563,12 +561,7 @@ class Client:
         `JobNotFound` is raised for an unknown id.
         """
         self._check_open()
-        job_id = read_job_id(job_id)
-        cancelled = await self.actions.jobs.cancel(JobFilter(ids=(job_id,)))
-        outcome = cancelled.outcomes[job_id]
-        if outcome == "not found":
-            raise JobNotFound(job_id)
-        return Cancellation(outcome)
+        return await self.backend.cancel(read_job_id(job_id))
 
     async def run_now(self, job_id: str | UUID) -> bool:
         """Make a job due now that waits for a later time, and return whether it waited for one.
@@ -585,10 +578,10 @@ class Client:
         """
         self._check_open()
         job_id = read_job_id(job_id)
-        outcome = (await self.actions.jobs.run_now(job_id))[job_id]
-        if outcome == "not found":
-            raise JobNotFound(job_id)
-        return outcome == "due"
+        if await self.backend.make_due((job_id,)):
+            return True
+        await self.backend.get_job(job_id)  # raises JobNotFound
+        return False
 
     async def queue_size(self, queue: str | None = None) -> int:
         """Return the number of jobs that are due and not processing, in one queue or in all."""
