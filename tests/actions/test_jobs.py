@@ -1,4 +1,4 @@
-"""Cancel many jobs."""
+"""Cancel jobs by id and by filter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from nimburion.actions import Actions, Operator
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.job import NewJob
+from nimburion.core.job import NewJob, State
 from nimburion.core.queries import JobFilter
 
 
@@ -34,3 +34,18 @@ async def count_calls(jobs: int) -> int:
 
 async def test_the_cost_of_a_cancelled_job_does_not_grow_with_their_number() -> None:
     assert await count_calls(400) < 2.5 * await count_calls(200)
+
+
+async def test_a_job_is_cancelled_if_it_has_the_id_and_matches_the_other_fields() -> None:
+    backend = MemoryBackend()
+    await backend.open()
+    await backend.enqueue([NewJob("a", "n", "q", b"{}"), NewJob("b", "n", "other", b"{}")])
+    actions = Actions(backend, Operator("ann"))
+    done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c"), queue="q"))
+    assert done.outcomes == {"a": "cancelled"}
+    assert (await backend.get_job("b")).state is State.PENDING
+    (record,) = (await backend.list_audit(limit=9)).records
+    assert record.details == {"ids": "a b c", "queue": "q"}
+    done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c")))
+    assert done.outcomes == {"a": "finished", "b": "cancelled", "c": "not found"}
+    await backend.close()

@@ -50,19 +50,19 @@ class JobActions:
     ) -> Cancellations:
         """Cancel all jobs that match; one that runs is cancelled by its worker.
 
-        With ids, each of them has an outcome. With `limit`, at most so many jobs are read, and
-        `next` says where to continue. Jobs that end meanwhile stay unchanged.
+        If `ids` is the only field of the filter, each id has an outcome, and `limit` has no effect.
+        Otherwise only jobs that match all fields have one. With `limit`, at most so many jobs are
+        read, and `next` says where to continue. Jobs that end meanwhile stay unchanged.
         """
         outcomes: dict[str, CancelOutcome] = {}
-        if which.ids is not None:
-            which = JobFilter(ids=which.ids)
+        only_ids = which.ids if which == JobFilter(ids=which.ids) else None
         async with self._operator.record(
             self._backend, "jobs.cancel", find_target(which), **describe_filter(which)
         ) as change:
             changed = 0
             while True:
-                if which.ids is not None:
-                    ids, after = list(dict.fromkeys(which.ids)), None
+                if only_ids is not None:
+                    ids, after = list(dict.fromkeys(only_ids)), None
                 else:
                     page = await self._backend.list_jobs(which, limit=limit or STEP, after=after)
                     ids, after = [record.id for record in page.jobs], page.next

@@ -189,6 +189,8 @@ def cancel_jobs(
         start_in_background(BulkAction.CANCEL, which, options, yes=yes or bool(ids))
         return
     options.check_foreground()
+    if ids:
+        which = msgspec.structs.replace(which, states=None)  # an ended job has an outcome too
     outcomes = current_invocation().run(
         lambda backend: cancel_all(backend, which, yes=yes or bool(ids))
     )
