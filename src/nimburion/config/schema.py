@@ -67,7 +67,9 @@ def make_section(settings: type[msgspec.Struct], **keys: Shape | None) -> Sectio
     """
     hints = get_type_hints(settings, include_extras=True)
     shapes = {
-        field.name: keys[field.name] if field.name in keys else _make_shape(hints[field.name])
+        field.name: keys[field.name]
+        if field.name in keys
+        else _make_shape(f"{settings.__name__}.{field.name}", hints[field.name])
         for field in msgspec.structs.fields(settings)
     }
     required = {field.name for field in msgspec.structs.fields(settings) if field.required}
@@ -85,13 +87,13 @@ def make_list(each: Shape) -> SectionList:
     return SectionList(each, unique="name")
 
 
-def _make_shape(hint: Any) -> Shape:  # noqa: ANN401 (an annotation)
+def _make_shape(setting: str, hint: Any) -> Shape:  # noqa: ANN401 (an annotation)
     """Return the shape of a setting with this annotation."""
     parts = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
     optional = type(None) in parts
     (kind,) = (part for part in parts if part is not type(None))
     if get_origin(kind) is tuple:
-        each = _make_shape(get_args(kind)[0])
+        each = _make_shape(setting, get_args(kind)[0])
         return listed(each) if isinstance(each, ValueType) else make_list(each)
     if get_origin(kind) is Literal:
         return choice(*get_args(kind))
@@ -100,6 +102,8 @@ def _make_shape(hint: Any) -> Shape:  # noqa: ANN401 (an annotation)
     base = get_args(kind)[0] if details else kind
     if isinstance(base, type) and issubclass(base, msgspec.Struct):
         return make_section(base)
+    if base is int and meta.le is None:
+        raise TypeError(f"{setting} is a whole number without an upper bound: write Meta(le=…)")
     return _make_value_type(base, set(details), meta, optional)
 
 
