@@ -10,6 +10,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.settings import QueueSettings
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import InvalidJob, Processor, job
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
@@ -41,6 +42,7 @@ def test_a_url_that_names_no_backend_is_refused_without_its_password(url: str) -
     ("settings", "message"),
     [
         ({"concurency": 3}, "did you mean 'concurrency'"),
+        ({"limits": SizeLimits()}, "there is no setting 'limits'; it is now 'sizes'"),
         ({"concurrency": "three"}, "concurrency"),
         ({"session_ttl": None}, "session_ttl"),
     ],

@@ -201,6 +201,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({shown})"
 
 
+RENAMED_SETTINGS: Mapping[str, str] = MappingProxyType({"limits": "sizes"})
+"""The names that fields of `Settings` had in earlier versions, with their new names."""
+
+
 class SettingsOptions(TypedDict, total=False):
     """The fields of `Settings` as keyword arguments, all optional."""
 

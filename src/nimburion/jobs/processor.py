@@ -32,6 +32,7 @@ from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen, 
 from nimburion.core.ids import Entropy
 from nimburion.core.service import Service
 from nimburion.core.settings import (
+    RENAMED_SETTINGS,
     Bounds,
     Config,
     JobSettings,
@@ -834,7 +835,7 @@ def _merge_settings(settings: Settings, single: SettingsOptions) -> Settings:
     A wrong name, type or value raises `ConfigurationError`.
     """
     known = settings.__struct_fields__
-    unknown = describe_unknown("setting", single, known)
+    unknown = describe_unknown("setting", single, known, RENAMED_SETTINGS)
     if unknown is not None:
         raise ConfigurationError(unknown)
     given = {name: getattr(settings, name) for name in known} | dict(single)
