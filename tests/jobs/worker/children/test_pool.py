@@ -22,6 +22,7 @@ from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.registry import Registry
+from nimburion.jobs.worker.children import process
 from nimburion.jobs.worker.children.errors import ChildNotStarted
 from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND, LineBudget
 from nimburion.jobs.worker.children.messages import Start
@@ -85,6 +86,26 @@ async def test_the_end_of_a_child_is_reported_once() -> None:
     await child.stop()
     child._note_disconnect(None)  # a process that a handler forked closes the channel later
     assert ended == [child]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="guards exist on Linux only")
+@pytest.mark.parametrize("program", ["unguarded", None])
+async def test_a_kill_waits_for_no_timeout_with_and_without_a_guard(
+    monkeypatch: pytest.MonkeyPatch, program: str | None
+) -> None:
+    monkeypatch.setattr(process, "_GUARD_TIMEOUT", 100 * DEADLINE)
+    if program is not None:
+        monkeypatch.setattr(process, "_PROGRAM", f"{__package__}.{program}")
+    child = ChildProcess(asyncio.get_running_loop(), enqueue_nothing, lambda _: None)
+    path = f"{app.__name__}:make_processor"
+    await child.start(Start(path, None, sys.path, sys.argv, os.getpid(), logging.WARNING))
+    child.kill()
+    try:
+        async with asyncio.timeout(DEADLINE):
+            await child.wait_until_finished()
+        assert child.describe_end() == "was killed by SIGKILL"
+    finally:
+        child._kill_group()
 
 
 async def test_a_process_without_free_file_descriptors_starts_no_child(

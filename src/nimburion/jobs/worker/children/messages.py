@@ -67,7 +67,9 @@ class Ready(msgspec.Struct, tag=11, array_like=True, frozen=True):
 
     names: list[str]
     process: int
-    """The id of the child's own process. A guard may stand between parent and child."""
+    """The id of the child's own process."""
+    has_guard: bool
+    """Whether a guard stands between parent and child."""
 
 
 class NotStarted(msgspec.Struct, tag=12, array_like=True, frozen=True):

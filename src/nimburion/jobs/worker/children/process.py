@@ -88,6 +88,8 @@ class ChildProcess:
         """What goes both ways while a call runs."""
         self._output: OutputReader
         self._ready: asyncio.Future[Ready] = loop.create_future()
+        self._may_have_guard = sys.platform == "linux"
+        """Whether a guard may stand between this process and the child. `Ready` says it."""
         self._exited = asyncio.Event()
         self._finished = asyncio.Event()
         """Set when the process has ended and its transports are closed."""
@@ -264,6 +266,7 @@ class ChildProcess:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             case Ready():
+                self._may_have_guard = message.has_guard
                 if not self._ready.done():
                     self._ready.set_result(message)
             case NotStarted():
@@ -358,10 +361,13 @@ class ChildProcess:
         return None if self._process is None else self._process.get_returncode()
 
     def _kill_all(self) -> None:
-        """Let the guard kill the child and its descendants. Kill the guard if it does not end."""
+        """Let the guard kill the child and its descendants. Kill the guard if it does not end.
+
+        Without a guard, the application may handle the signal `KILL`: kill the group at once.
+        """
         if self._process is None:
             return
-        if sys.platform != "linux":
+        if not self._may_have_guard:
             self._kill_group()
             return
         with suppress(ProcessLookupError, PermissionError):

@@ -83,7 +83,7 @@ def run_child(calls_descriptor: int, messages_descriptor: int, guard: int | None
         text = "".join(traceback.format_exception(error, limit=-20))
         channel.send(NotStarted(f"{type(error).__name__}: {error}", text))
         sys.exit(1)
-    channel.send(Ready(list(processor.registry.names), os.getpid()))
+    channel.send(Ready(list(processor.registry.names), os.getpid(), guard is not None))
     child.serve()
     child.close()
     logging.shutdown()
