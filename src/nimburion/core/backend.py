@@ -210,8 +210,10 @@ class Consuming(Protocol):
         A job may run if it is due, its queue is not paused, and each of its limits has room. While
         a job may run, at most two exchanges that request its lane can have fewer jobs than `total`
         without it; the third reserves it. Each further 1,000 jobs that exchanges park or return to
-        a lane meanwhile take one exchange more. Other jobs, keys, tenants and open transactions do
-        not change this bound.
+        a lane meanwhile take one exchange more. Other jobs, keys and tenants do not change this
+        bound, and an open transaction of a caller changes it only for jobs that the transaction
+        has locked. Such a job may wait until one second after the end of the transaction; then the
+        bound begins.
 
         The jobs of tenants in a queue take turns, as `ReserveRequest` says. Each reserved job
         charges its tenant, so the shares are decided job by job, also inside one exchange. Every
