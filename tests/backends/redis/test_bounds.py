@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.redis import RedisBackend
-from nimburion.core.errors import BackendError
+from nimburion.core.errors import BackendFull
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
@@ -16,6 +16,7 @@ from tests.servers.server_kinds import BINARIES, RunningRedis
 
 LAST = (1 << 32) - 2
 COUNTERS = "{nimburion}:counters"
+USED_UP = r"all 4,294,967,294 numbers of %s are used; .* another namespace \(\?namespace=NAME\)$"
 LOST_AT = 4 + 4 + 16 + 8 + 8 + 1 + 4
 """Where the losses stand in a lease; see record_format.lua."""
 
@@ -47,7 +48,7 @@ async def test_a_lane_after_the_last_number_is_refused(
     await backend.enqueue([NewJob("a", "first", "q", b"{}")])
     redis_server.ask("HSET", COUNTERS, "lane", str(LAST - 1))
     await backend.enqueue([NewJob("b", "last", "q", b"{}")])
-    with pytest.raises(BackendError, match="all 4,294,967,294 numbers of lanes are used"):
+    with pytest.raises(BackendFull, match=USED_UP % "lanes"):
         await backend.enqueue([NewJob("c", "first", "q", b"{}"), NewJob("d", "more", "q", b"{}")])
     session = Session(id="0" * 32, ttl=60.0, names=("first", "last", "more"))
     await backend.open_session(session)
@@ -58,7 +59,7 @@ async def test_a_session_after_the_last_number_is_refused(
     backend: RedisBackend, redis_server: RunningRedis
 ) -> None:
     redis_server.ask("HSET", COUNTERS, "session", str(LAST))
-    with pytest.raises(BackendError, match="all 4,294,967,294 numbers of sessions are used"):
+    with pytest.raises(BackendFull, match=USED_UP % "sessions"):
         await backend.open_session(Session(id="0" * 32, ttl=60.0))
     assert await backend.list_sessions() == []
 

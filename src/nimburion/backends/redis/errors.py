@@ -73,6 +73,8 @@ _ARGUMENTS = re.compile(r",? with args beginning with:.*", re.DOTALL)
 """Matches the arguments that an error message repeats. A server or proxy without `AUTH` or `HELLO`
 repeats the password there.
 """
+_USED_UP = re.compile(r"all [0-9,]+ numbers of \w+ are used")
+"""Matches the error of `pack_number` in `lua/formats/strings.lua`."""
 _TRAILER = re.compile(r"\s*script: (?:[0-9a-f]{40}, )?on @user_script:\d+\.?$")
 
 
@@ -151,6 +153,12 @@ def _map_server_error(code: str, error: Exception, where: str) -> NimburionError
         return make_not_applied_error(f"{where}: {_OTHER_SERVER_CODES[code]}; nothing was written")
     if code in _ERRORS_BY_CODE:
         return _ERRORS_BY_CODE[code](where, text)
+    used_up = _USED_UP.search(text)
+    if used_up:
+        return BackendFull(
+            f"{where}: {used_up[0]}; nothing was written. Numbers are not used again: let the "
+            "workers finish what waits, then move to another namespace (?namespace=NAME)"
+        )
     return _map_by_message(where, text)
 
 

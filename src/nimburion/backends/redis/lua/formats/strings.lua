@@ -3,7 +3,8 @@
 -- A local is faster than a field of a global.
 local byte, sub, band, unpack_struct, pack_struct = string.byte, string.sub, bit.band, struct.unpack, struct.pack
 
--- Encode the number of a lane or a session in 4 bytes. `range_end` needs the one after it.
+-- Encode the number of a lane or a session in 4 bytes. `range_end` needs the one after it. The error becomes `BackendFull`
+-- (`_USED_UP` in `errors.py`).
 local function pack_number(number, what)
   if number >= 4294967295 then
     error('all 4,294,967,294 numbers of ' .. what .. ' are used')
