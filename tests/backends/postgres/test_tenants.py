@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from itertools import pairwise
 
 import asyncpg
 import pytest
@@ -185,8 +186,10 @@ async def test_a_job_that_is_locked_is_charged_nothing(
 async def test_tenants_are_forgotten_in_steps(
     backend: PostgresBackend, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those with jobs and those ahead of the others are kept, wherever a step ends."""
-    monkeypatch.setattr(f"{PostgresBackend.__module__}._FORGOTTEN_AT_ONCE", 2)
+    """Each prune reads two tenants and goes on after those of the last one. Tenants with jobs and
+    those ahead of the others are kept, wherever a step ends.
+    """
+    monkeypatch.setattr(f"{PostgresBackend.__module__}._TENANTS_PER_PRUNE", 2)
     taker = Taker(backend, "a")
     await taker.open()
     await backend.enqueue([make(f"{tenant}1") for tenant in "stuvwxyz"])
@@ -194,13 +197,45 @@ async def test_tenants_are_forgotten_in_steps(
     await backend.enqueue([make(job_id) for job_id in ("s2", "t2", "u2")])
     assert await taker.run(1, total=3) == ["s2", "t2", "u2"]
     await backend.enqueue([make("w2")])
-    await backend.prune(Retention(), 9)
+    counts = []
+    for _ in range(5):
+        await backend.prune(Retention(), 9)
+        counts.append(await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share"))
+    assert all(before - after <= 2 for before, after in pairwise([8, *counts]))
     kept = await connection.fetch("SELECT tenant FROM nimburion.tenant_share ORDER BY tenant")
     assert [row["tenant"] for row in kept] == ["s", "t", "u", "w"]
     assert await taker.run(1) == ["w2"]
-    await backend.prune(Retention(), 9)
+    await prune_all(backend, Retention())
     assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 0
     assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_floor") == 0
+
+
+async def test_one_process_at_a_time_reads_the_tenants(
+    backend: PostgresBackend, connection: asyncpg.Connection, clock: FakeClock
+) -> None:
+    """A prune does not wait for that process, and leaves the tenants to it."""
+    taker = Taker(backend, "a")
+    await taker.open()
+    await backend.enqueue([make("x1")])
+    assert await taker.run(1) == ["x1"]
+    clock.advance(1.0)
+    await connection.execute("BEGIN")
+    await connection.execute(
+        """SELECT pg_advisory_xact_lock(hashtextextended('"nimburion".forget_tenants_1', 7048))"""
+    )
+    async with asyncio.timeout(DEADLINE):
+        await backend.prune(KEEP_NOTHING, 9)
+    assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 1
+    await connection.execute("COMMIT")
+    await backend.prune(KEEP_NOTHING, 9)
+    assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 0
+    assert await count_lanes(connection) == 0
+
+
+async def prune_all(backend: PostgresBackend, keep: Retention) -> None:
+    """Prune as often as it takes to read all tenants of a test twice, in steps of two or more."""
+    for _ in range(16):
+        await backend.prune(keep, 99)
 
 
 async def enqueue_together(backend: PostgresBackend, ids: tuple[str, str]) -> None:
@@ -273,7 +308,7 @@ async def test_tenants_that_come_and_go_leave_no_lanes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that are left have a job: waiting, scheduled, failed, or completed and kept."""
-    monkeypatch.setattr(f"{PostgresBackend.__module__}._FORGOTTEN_AT_ONCE", 3)
+    monkeypatch.setattr(f"{PostgresBackend.__module__}._TENANTS_PER_PRUNE", 3)
     await take_jobs(backend, "s", "t", fail=True)
     taker = Taker(backend, "a")
     await taker.open()
@@ -282,19 +317,18 @@ async def test_tenants_that_come_and_go_leave_no_lanes(
     clock.advance(1.0)
     await backend.enqueue([make("u1")])
     assert await taker.run(1) == ["u1"]
-    await backend.prune(Retention(completed=0.5, results=0.0), 99)
+    await prune_all(backend, Retention(completed=0.5, results=0.0))
     clock.advance(0.1)
     later = NewJob("v1", "n", "a", b"{}", after=9.0, options=JobOptions(tenant="v"))
     await backend.enqueue([make("w1"), later])
-    await backend.prune(Retention(completed=0.5, results=0.0), 99)
+    await prune_all(backend, Retention(completed=0.5, results=0.0))
     kept = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE tenant <> '' ORDER BY 1")
     assert [row["tenant"] for row in kept] == ["s", "t", "u", "v", "w"]
     assert await taker.run(1) == ["w1"]
     clock.advance(9.0)
     assert await taker.run(1) == ["v1"]
     clock.advance(1.0)
-    for _ in range(2):  # the shares of the last tenants are forgotten after their jobs are removed
-        await backend.prune(KEEP_NOTHING, 99)
+    await prune_all(backend, KEEP_NOTHING)
     assert await count_lanes(connection) == 0
     await backend.enqueue([make("s2"), make("w2")])
     assert await taker.run(2) == ["s2", "w2"]
@@ -310,7 +344,7 @@ async def test_prune_looks_for_unused_lanes_twice_however_many_there_are(
     )
     async with connection.transaction(isolation="read_committed"):
         await connection.execute("SET LOCAL track_functions = 'all'")
-        assert await connection.fetchval("SELECT nimburion.prune_tenant_lanes_1(NULL, 20)") == -31
+        await connection.execute("SELECT nimburion.prune_tenant_lanes_1(20)")
         assert await connection.fetchval("SELECT count(*) FROM nimburion.lane") == 30
         calls = await connection.fetchval(
             "SELECT calls FROM pg_stat_xact_user_functions WHERE schemaname = 'nimburion'"

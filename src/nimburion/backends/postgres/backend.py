@@ -162,7 +162,11 @@ _PRUNE = _make_call("prune_jobs_1", 8)
 _UNMERGED_STATISTICS = """SELECT * FROM {schema}.list_unmerged_statistics_1(
     {schema}.get_read_time_1($1), $2, $3, $4)"""
 _MERGE_STATISTICS = _make_call("merge_statistics_1", 11)
-_FORGOTTEN_AT_ONCE = 1_000
+_TENANTS_PER_PRUNE = 1_000
+"""The most shares and the most lanes of tenants that one prune reads. Exchanges and enqueues of
+these tenants wait for it. It is larger than the batches of jobs that workers prune, so lanes are
+read faster than jobs leave them.
+"""
 _MERGED_AT_ONCE = 1_000
 """The largest number of rows of statistics that one call merges into."""
 _TAKE_ENQUEUE_COUNTS = _make_call("take_enqueue_counts_1", 3)
@@ -676,20 +680,10 @@ class PostgresBackend:
         )
         await self._merge_statistics()
         await self._fetch("SELECT {schema}.prune_limit_keys_1($1)", self._now())
-        await self._run_in_steps("SELECT {schema}.forget_tenants_1($1, $2)")
-        await self._run_in_steps("SELECT {schema}.prune_tenant_lanes_1($1, $2)")
+        await self._fetch("SELECT {schema}.forget_tenants_1($1)", _TENANTS_PER_PRUNE)
+        await self._fetch("SELECT {schema}.prune_tenant_lanes_1($1)", _TENANTS_PER_PRUNE)
         await self._fetch("SELECT {schema}.maintain_partitions_1()")
         return int(count)
-
-    async def _run_in_steps(self, statement: str) -> None:
-        """Read all tenants in steps, each of which begins after the last one. A step is short,
-        because exchanges and enqueues that serve these tenants wait for it.
-        """
-        after: int | None = None
-        while True:
-            ((after,),) = await self._fetch(statement, after, _FORGOTTEN_AT_ONCE)
-            if after is None:
-                return
 
     async def _merge_statistics(self) -> None:
         """Merge the old rows of different processes. Another process may do so at the same time."""

@@ -22,6 +22,8 @@
 --         Taken by: start_bulk_operation
 --   7047  TEXT is the name of `meta`. One migration at a time runs.
 --         Taken by: MIGRATION_LOCK (schema.py)
+--   7048  TEXT is the name of `forget_tenants_1`. One transaction at a time reads all tenants to remove unused rows.
+--         Taken by: forget_tenants, prune_tenant_lanes
 -- The text of each lock but the first names the schema, so backends in other schemas take other locks. The id of a
 -- session is random.
 

@@ -1022,24 +1022,28 @@ $$;
 
 -- name: forget_tenants
 -- Forget tenants without waiting and leased jobs that are not ahead of the others, and queues and ranks without such jobs.
--- Inputs: the share after which to begin (NULL: the first); the maximum number of shares to read
--- Result: the share after which the next call begins; NULL: all were read
--- Locks: all floors, by queue and rank
-CREATE OR REPLACE FUNCTION {schema}.forget_tenants_1(p_after int4, p_limit int4) RETURNS int4
+-- A call begins after the last share that the call before it read, or with the first.
+-- Inputs: the maximum number of shares to read
+-- Locks: advisory lock 7048; if it is not free, nothing is done. All floors, by queue and rank
+CREATE OR REPLACE FUNCTION {schema}.forget_tenants_1(p_limit int4) RETURNS void
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
+    last_read int4;
     shares int4[];
     idle {schema}.tenant_floor[];  -- of queues and ranks without waiting and leased jobs
 BEGIN
-    IF NOT EXISTS (SELECT FROM {schema}.tenant_floor) AND NOT EXISTS (SELECT FROM {schema}.tenant_turn) THEN
-        RETURN NULL;
+    IF NOT EXISTS (SELECT FROM {schema}.tenant_floor) AND NOT EXISTS (SELECT FROM {schema}.tenant_turn)
+        OR NOT pg_try_advisory_xact_lock(hashtextextended('{schema}.forget_tenants_1', 7048))
+    THEN
+        RETURN;
     END IF;
+    last_read := coalesce((SELECT c.last_read FROM {schema}.tenant_cursor c WHERE c.what = 'share'), -2147483648);
     PERFORM FROM {schema}.tenant_floor f ORDER BY f.queue, f.rank FOR UPDATE;
     shares := ARRAY(
-        (SELECT s.share FROM {schema}.tenant_share s WHERE s.share > coalesce(p_after, -2147483648) ORDER BY s.share LIMIT p_limit)
+        (SELECT s.share FROM {schema}.tenant_share s WHERE s.share > last_read ORDER BY s.share LIMIT p_limit)
         UNION
-        (SELECT t.share FROM {schema}.tenant_turn t WHERE t.share > coalesce(p_after, -2147483648) ORDER BY t.share LIMIT p_limit)
+        (SELECT t.share FROM {schema}.tenant_turn t WHERE t.share > last_read ORDER BY t.share LIMIT p_limit)
         ORDER BY 1 LIMIT p_limit
     );
     PERFORM {schema}.remove_empty_turns_1(shares);
@@ -1057,36 +1061,52 @@ BEGIN
         AND (s.virtual_time <= coalesce(
             (SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = s.queue AND f.rank = s.rank), 0
         ) OR EXISTS (SELECT FROM unnest(idle) i WHERE i.queue = s.queue AND i.rank = s.rank));
-    IF cardinality(shares) = p_limit THEN
-        RETURN shares[p_limit];
+    PERFORM {schema}.move_tenant_cursor_1('share', shares[p_limit]);
+    IF shares[p_limit] IS NULL THEN
+        DELETE FROM {schema}.tenant_floor f USING unnest(idle) i WHERE f.queue = i.queue AND f.rank = i.rank
+            AND NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank OFFSET 0);
     END IF;
-    DELETE FROM {schema}.tenant_floor f USING unnest(idle) i WHERE f.queue = i.queue AND f.rank = i.rank
-        AND NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.queue = f.queue AND s.rank = f.rank OFFSET 0);
-    RETURN NULL;
+END $$;
+
+-- name: move_tenant_cursor
+-- Record where the next call begins that reads shares or lanes of tenants.
+-- Inputs: `share` or `lane`; the last one that was read (NULL: all were read, and the next call begins with the first)
+-- Locks: the row of the cursor. The caller holds advisory lock 7048.
+CREATE OR REPLACE FUNCTION {schema}.move_tenant_cursor_1(p_what text, p_last_read int4) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM {schema}.tenant_cursor c WHERE c.what = p_what;
+    IF p_last_read IS NOT NULL THEN
+        INSERT INTO {schema}.tenant_cursor (what, last_read) VALUES (p_what, p_last_read);
+    END IF;
 END $$;
 
 -- name: prune_tenant_lanes
 -- Delete the lanes of tenants that have neither jobs nor a share any more, so that tenants that come and go leave no rows.
--- Inputs: the number of the lane after which to begin (NULL: the first); the maximum number of lanes to read
--- Result: the lane after which the next call begins; NULL: all were read
--- Locks: the lanes that it deletes; tenants with a lane that another transaction has locked are left for the next call
+-- A call begins after the last lane that the call before it read, or with the first.
+-- Inputs: the maximum number of lanes to read
+-- Locks: advisory lock 7048; if it is not free, nothing is done. The lanes that it deletes; tenants with a lane that another transaction has locked are left for the next call
 -- Atomic: all lanes of a share are deleted together. They are read again after they are locked, because an enqueue may have added a
 --   job and ended in between; an enqueue that has not ended holds a lock. A transaction above READ COMMITTED would not see that
 --   job, so it deletes nothing.
-CREATE OR REPLACE FUNCTION {schema}.prune_tenant_lanes_1(p_after int4, p_limit int4) RETURNS int4
+CREATE OR REPLACE FUNCTION {schema}.prune_tenant_lanes_1(p_limit int4) RETURNS void
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
+    last_read int4;
     found_lanes int4[];
     unused int4[];  -- shares
     locked int4[];
 BEGIN
-    found_lanes := ARRAY(
-        SELECT a.id FROM {schema}.lane a WHERE a.id > coalesce(p_after, -2147483648) AND a.id < 0 ORDER BY a.id LIMIT p_limit
-    );
-    IF found_lanes = '{}' OR current_setting('transaction_isolation') <> 'read committed' THEN
-        RETURN NULL;
+    IF NOT EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0)
+        OR current_setting('transaction_isolation') <> 'read committed'
+        OR NOT pg_try_advisory_xact_lock(hashtextextended('{schema}.forget_tenants_1', 7048))
+    THEN
+        RETURN;
     END IF;
+    last_read := coalesce((SELECT c.last_read FROM {schema}.tenant_cursor c WHERE c.what = 'lane'), -2147483648);
+    found_lanes := ARRAY(SELECT a.id FROM {schema}.lane a WHERE a.id > last_read AND a.id < 0 ORDER BY a.id LIMIT p_limit);
+    PERFORM {schema}.move_tenant_cursor_1('lane', found_lanes[p_limit]);
     unused := {schema}.find_unused_shares_1(found_lanes);
     locked := ARRAY(SELECT a.id FROM {schema}.lane a WHERE a.id = ANY (unused) FOR UPDATE SKIP LOCKED);
     locked := ARRAY(
@@ -1101,7 +1121,6 @@ BEGIN
         )
         OFFSET 0
     ) f WHERE d.queue = f.queue AND d.tenant = f.tenant AND d.rank = f.rank;
-    RETURN CASE WHEN cardinality(found_lanes) = p_limit THEN found_lanes[p_limit] END;
 END $$;
 
 -- name: find_unused_shares

@@ -403,6 +403,11 @@ CREATE TABLE {schema}.tenant_turn (
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tenant_turn_arrival ON {schema}.tenant_turn (share, lane, arrival) WHERE arrival > 0;
 CREATE INDEX tenant_turn_order ON {schema}.tenant_turn (queue, rank, virtual_time, due, seq);
+-- Where `forget_tenants_1` and `prune_tenant_lanes_1` continue. Without a row they begin with the first share or lane.
+CREATE TABLE {schema}.tenant_cursor (
+    what text COLLATE "C" PRIMARY KEY,  -- share or lane
+    last_read int4 NOT NULL
+) WITH (fillfactor = 50);
 -- A pause whose `ends_at` has passed is not in force; its row remains until the queue is paused or resumed.
 CREATE TABLE {schema}.paused_queue (
     queue text COLLATE "C" PRIMARY KEY,
