@@ -9,6 +9,6 @@ from nimburion.jobs.worker.children import guard
 from nimburion.jobs.worker.children.__main__ import main
 
 if __name__ == "__main__":
-    guard._control_process = lambda *_: False  # type: ignore[assignment]
+    guard._control_process = lambda *_: False
     signal.signal(guard.KILL, lambda *_: None)
     main()
