@@ -1085,7 +1085,7 @@ END $$;
 -- Delete the lanes of tenants that have neither jobs nor a share any more, so that tenants that come and go leave no rows.
 -- A call begins after the last lane that the call before it read, or with the first.
 -- Inputs: the maximum number of lanes to read
--- Locks: advisory lock 7048; if it is not free, nothing is done. The lanes that it deletes; tenants with a lane that another transaction has locked are left for the next call
+-- Locks: advisory lock 7048; if it is not free, nothing is done. The lanes that it deletes; tenants with a lane that another transaction has locked are left for a later call
 -- Atomic: all lanes of a share are deleted together. They are read again after they are locked, because an enqueue may have added a
 --   job and ended in between; an enqueue that has not ended holds a lock. A transaction above READ COMMITTED would not see that
 --   job, so it deletes nothing.
