@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from random import Random
 from typing import Any, cast
 
@@ -61,6 +61,8 @@ class Net:
         self.poisoned: set[str] = set()
         """Sessions whose exchanges fail for ever, while their heartbeats succeed: the connection
         that they use for them is spoilt."""
+        self.enqueues_under_way = 0
+        """Requests to enqueue that have not arrived for the last time."""
         self._random = random
 
     async def carry(
@@ -89,8 +91,14 @@ class Net:
             self.loop.detach(self._crawl(self.slow[process.name], args[2], apply, reply))
             return await reply
         # The request is on its way: it arrives also when its sender is killed meanwhile.
-        self.loop.detach(self._travel(fault, apply, reply))
+        travel = self._travel(fault, apply, reply)
+        self.loop.detach(self._count_under_way(travel) if name == "enqueue" else travel)
         return await reply
+
+    async def _count_under_way(self, travel: Coroutine[Any, Any, None]) -> None:
+        self.enqueues_under_way += 1
+        await travel
+        self.enqueues_under_way -= 1
 
     def _draw(self) -> Fault | None:
         point = self._random.random() * 1000.0
