@@ -39,7 +39,7 @@ ALSO_SHOWN = MappingProxyType(
             "nimburion.jobs.declaration.options:EnqueueOptions",
             "nimburion.jobs.declaration.policy:PolicyOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
-            "nimburion.jobs.client.dead_letters:DeadLetters",
+            "nimburion.actions.dead_letters:DeadLetters",
             "nimburion.jobs.processor:SyncProcessor",
         )
     }
