@@ -45,6 +45,11 @@ class RateLimit(msgspec.Struct, frozen=True):
         """The units that must be available when a job starts."""
         return min(self.cost, self.burst)
 
+    @property
+    def full_burst(self) -> int:
+        """Microseconds in which a full burst becomes available, or one job if that costs more."""
+        return max(self.burst, self.cost) * self.interval
+
     def count_room(self, spent_until: int, now: int) -> int:
         """Return how many jobs may start now."""
         left = (self.burst - self.needed) * self.interval - max(0, spent_until - now)
@@ -87,15 +92,15 @@ class RateLimit(msgspec.Struct, frozen=True):
             return spent_until
         return min(spent_until, now + self.burst * self.interval)
 
-    def follow_clock(self, spent_until: int, now: int, before: int) -> int:
-        """Return the new `spent_until` after the clock was set back from `before` to `now`.
 
-        What was left to wait at `before` is left again: units that jobs took, or the delay of a
-        refusal. If that is less than a full burst, it may become one, so that a step of the clock
-        brings no second burst.
-        """
-        full = max(self.burst, self.cost) * self.interval
-        return min(spent_until, now + max(full, spent_until - before))
+def follow_clock(spent_until: int, now: int, before: int, full_burst: int) -> int:
+    """Return the new `spent_until` after the clock was set back from `before` to `now`.
+
+    What was left to wait at `before` is left again: units that jobs took, or the delay of a
+    refusal. If that is less than a full burst, it may become one, so that a step of the clock
+    brings no second burst.
+    """
+    return min(spent_until, now + max(full_burst, spent_until - before))
 
 
 def _clamp(spent_until: int, now: int) -> int:

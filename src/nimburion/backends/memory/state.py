@@ -27,7 +27,7 @@ from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
-from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
+from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit, follow_clock
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
@@ -483,20 +483,27 @@ class MemoryState:
         return {lane for _, lane in self.returning}
 
     def follow_clock(self, now: int) -> None:
-        """Let the rates follow the clock if it was set back; see `RateLimit.follow_clock`."""
+        """Let the rates follow the clock if it was set back; see `follow_clock` in
+        core/rate_limits.py. Of several rates of a limit, the one with the longest burst counts.
+        """
         if not (self.rates or self.keyed_limits):
             return
-        before, self.limits_used_at = self.limits_used_at, now
-        if now >= before - CLOCK_TOLERANCE:
+        before = self.limits_used_at
+        if abs(now - before) <= CLOCK_TOLERANCE:
+            return
+        self.limits_used_at = now
+        if now > before:
             return
         for entry in self.rates.values():
-            entry.spent_until = entry.limit.follow_clock(entry.spent_until, now, before)
-        limits = [pair for limits in self.keyed_limits.values() for pair in limits.items()]
-        for key, use in self.limit_keys.items():
-            for limit_name, limit in limits:
-                rate = apply_change(limit, self.key_changes.get(key)).rate
-                if limit_name == key[0] and rate is not None:
-                    use.spent_until = rate.follow_clock(use.spent_until, now, before)
+            burst = entry.limit.full_burst
+            entry.spent_until = follow_clock(entry.spent_until, now, before, burst)
+        bursts: defaultdict[str, int] = defaultdict(int)
+        for limits in self.keyed_limits.values():
+            for name, limit in limits.items():
+                if limit.rate is not None:
+                    bursts[name] = max(bursts[name], limit.rate.full_burst)
+        for (name, _), use in self.limit_keys.items():
+            use.spent_until = follow_clock(use.spent_until, now, before, bursts[name])
             if use.opens_at is not None:
                 use.opens_at = now
 

@@ -57,7 +57,8 @@ def set_rate(db: Database, name: str, limit: RateLimit | None) -> None:
 def follow_clock(db: Database) -> None:
     """Let the rates of names and keys follow the clock if it was set back.
 
-    See `RateLimit.follow_clock`. The time of the latest exchange is stored once in a second.
+    See `follow_clock` in core/rate_limits.py. The time of the latest exchange is stored once in a
+    second.
     """
     before = db.fetch_value("get_limits_used_at")
     if abs(db.now - before) <= CLOCK_TOLERANCE:

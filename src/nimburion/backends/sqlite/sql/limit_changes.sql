@@ -78,7 +78,7 @@ SELECT coalesce((SELECT value FROM meta WHERE name = 'limits_used_at'), 0);
 INSERT INTO meta (name, value) VALUES ('limits_used_at', ?1) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- name: let_rates_follow_clock
--- Let the rate limits of names follow a clock that was set back (`RateLimit.follow_clock` in core/rate_limits.py).
+-- Let the rate limits of names follow a clock that was set back (`follow_clock` in core/rate_limits.py).
 -- Inputs: ?1 now, ?2 the time before
 UPDATE rate_limit SET spent_until = min(spent_until, ?1 + max(max(burst, cost) * interval, spent_until - ?2));
 

@@ -143,6 +143,27 @@ class ClockSteps:
         harness.clock.step_wall(-HOUR)
         assert await measure_waits(harness, worker, 1) == [60.0]
 
+    async def test_of_several_rates_of_a_limit_the_longest_burst_counts(
+        self, harness: Harness
+    ) -> None:
+        """Nearly all units are back when the clock steps; they may be taken once more at most."""
+        slow = RateLimit("1/min", interval=60_000_000, burst=2)
+        worker = await harness.worker(
+            names=("mail", "post"),
+            keyed={
+                "mail": {"smtp": KeyedLimit(rate=THREE)},
+                "post": {"smtp": KeyedLimit(rate=slow)},
+            },
+        )
+        smtp = JobOptions(limit_keys={"smtp": ""})
+        jobs = [harness.job(job_id, name="post", options=smtp) for job_id in "abc"]
+        await harness.enqueue(*jobs)
+        assert ids(await worker.take(9)) == ["a", "b"]
+        harness.clock.advance(50.0)
+        assert await worker.take(9) == []
+        harness.clock.step_wall(-HOUR)
+        assert await measure_waits(harness, worker, 1) == [60.0]
+
     async def test_waiting_jobs_run_at_once_and_none_early(self, harness: Harness) -> None:
         await harness.add("waits")
         await harness.put(harness.job("later", after=60.0))

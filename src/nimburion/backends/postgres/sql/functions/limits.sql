@@ -87,7 +87,7 @@ BEGIN
 END $$;
 
 -- name: follow_clock
--- Let the rates of names and keys follow the clock if it was set back (`RateLimit.follow_clock` in core/rate_limits.py), and
+-- Let the rates of names and keys follow the clock if it was set back (`follow_clock` in core/rate_limits.py), and
 -- store the time. A smaller difference than CLOCK_TOLERANCE is none.
 -- Inputs: the time; the latest time that another exchange can have read if the clock was not set back; the job names, whose
 --   limits are locked

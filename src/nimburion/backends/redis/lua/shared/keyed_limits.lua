@@ -159,7 +159,7 @@ local function set_key_spent(use, time)
   use[IS_CHANGED] = true
 end
 
--- Return until when units are spent after the clock was set back from `before` (RateLimit.follow_clock in core/rate_limits.py).
+-- Return until when units are spent after the clock was set back from `before` (`follow_clock` in core/rate_limits.py).
 -- `full`: the time of a full burst.
 local function shorten_wait(spent, before, full)
   return math.min(spent, now + math.max(full, spent - before))
