@@ -341,7 +341,7 @@ class MemoryState:
         self.limit_changes: dict[str, LimitChange] = {}
         """Changes of whole limits, by name. They are applied in the three dictionaries above."""
         self.key_changes: dict[LimitKey, LimitChange] = {}
-        self.limits_used_at = 0
+        self.limits_used_at: int = 0
         """When the latest exchange considered rate limits or limits by key."""
         self.limit_keys: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
         self.returning: dict[tuple[LimitKey, tuple[str, str]], int] = {}

@@ -13,7 +13,8 @@ from nimburion.backends.planning.lanes import JobReader, QueueRank, RankedPlace
 from nimburion.backends.planning.source import Place, PlanLane, Source, Tenant, Turn
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 
-_BEFORE_ALL = (-(2**63),) * 4
+_FIRST = -(2**63)
+_BEFORE_ALL = (_FIRST, _FIRST, _FIRST, _FIRST)
 """A place before all groups."""
 _UNKNOWN = (-(2**63), -(2**63))
 """Due time and seq of a first job that was not read: the group stands before all others with the

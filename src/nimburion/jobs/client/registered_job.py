@@ -31,6 +31,7 @@ from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import JobFunction
 
 if TYPE_CHECKING:
+    from nimburion.jobs.client.sync import SyncClient
     from nimburion.jobs.declaration.options import EnqueueOptions
     from nimburion.jobs.declaration.policy import PolicyOptions
 
@@ -38,15 +39,6 @@ CallP = ParamSpec("CallP")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-class BlockingEnqueuer(Protocol):
-    """What a registered job needs of `processor.sync`."""
-
-    @property
-    def enqueue(self) -> Callable[..., str]:
-        """Stores a job and returns its id."""
-        ...
 
 
 class Enqueuer(Protocol):
@@ -58,7 +50,7 @@ class Enqueuer(Protocol):
         ...
 
     @property
-    def sync(self) -> BlockingEnqueuer:
+    def sync(self) -> SyncClient:
         """The same for code that is not async."""
         ...
 
