@@ -139,7 +139,7 @@ class DeadLetters:
         after: str | None = None,
         report: ReportProgress = lambda _: None,
     ) -> ReplayReport:
-        """Replay all dead letters that match, in steps; with `limit`, one step of at most so many.
+        """Replay all dead letters that match, in steps. With `limit`, one step of that size.
 
         A step is atomic, the whole is not.
         """
@@ -164,7 +164,7 @@ class DeadLetters:
         limit: int | None = None,
         report: ReportProgress = lambda _: None,
     ) -> PurgeReport:
-        """Delete all dead letters that match, in steps; with `limit`, one step of at most so many.
+        """Delete all dead letters that match, in steps. With `limit`, one step of that size.
 
         A step is atomic, the whole is not.
         """

@@ -51,8 +51,8 @@ class JobActions:
         """Cancel all jobs that match; one that runs is cancelled by its worker.
 
         If `ids` is the only field of the filter, each id has an outcome, and `limit` has no effect.
-        Otherwise only jobs that match all fields have one. With `limit`, at most so many jobs are
-        read, and `next` says where to continue. Jobs that end meanwhile stay unchanged.
+        Otherwise only jobs that match all fields have one. With `limit`, at most that number of
+        jobs is read, and `next` says where to continue. Jobs that end meanwhile stay unchanged.
         """
         outcomes: dict[str, CancelOutcome] = {}
         only_ids = which.ids if which == JobFilter(ids=which.ids) else None

@@ -45,8 +45,8 @@ class KeyedLimit(msgspec.Struct, frozen=True):
     def count_at_once(self) -> int:
         """Return how many jobs of one key can start at once, at least 1.
 
-        When a limit changes, so many of the jobs that are parked for each key and lane return: the
-        others would only be parked again.
+        When a limit changes, this is the number of parked jobs that return to each lane for each
+        key. Further ones would only be parked again.
         """
         burst = 0 if self.rate is None else self.rate.burst
         if self.concurrency is None or self.rate is None:

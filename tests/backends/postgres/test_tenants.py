@@ -108,14 +108,7 @@ async def test_a_job_that_comes_while_a_turn_is_removed_keeps_it(
     await taker.open()
     await backend.enqueue([make("x1")])
     await taker.run(0, total=2)  # merges the row that the enqueue added
-    await connection.execute(
-        "CREATE FUNCTION public.wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;"
-        "CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.tenant_turn"
-        " EXECUTE FUNCTION public.wait_for_test();"
-    )
-    await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
-    await connection.execute("SELECT pg_advisory_xact_lock(1)")
+    await hold_deletes(connection, "tenant_turn")
     try:
         taking = asyncio.create_task(taker.run(1, total=2))
         await wait_until(lambda: count_waiting(clean_postgres) == 1, "the exchange deletes the row")
@@ -134,6 +127,18 @@ async def test_a_job_that_comes_while_a_turn_is_removed_keeps_it(
         await adding
         assert await taking == ["x1"]
     assert await taker.run(1) == ["x2"]
+
+
+async def hold_deletes(connection: asyncpg.Connection, table: str) -> None:
+    """Begin a transaction in which every deletion from a table of others waits for its end."""
+    await connection.execute(
+        "CREATE FUNCTION public.wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;"
+        f"CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.{table}"
+        " EXECUTE FUNCTION public.wait_for_test();"
+    )
+    await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
+    await connection.execute("SELECT pg_advisory_xact_lock(1)")
 
 
 def count_waiting(server: RunningPostgres) -> int:
@@ -404,14 +409,7 @@ async def test_a_job_that_comes_while_its_lane_is_deleted_gets_a_new_one(
     await backend.enqueue([make("x1")])
     await taker.run(1)
     clock.advance(1.0)
-    await connection.execute(
-        "CREATE FUNCTION public.wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;"
-        "CREATE TRIGGER wait_for_test BEFORE DELETE ON nimburion.lane"
-        " EXECUTE FUNCTION public.wait_for_test();"
-    )
-    await connection.execute("BEGIN")  # behind PgBouncer, only a transaction can hold a lock
-    await connection.execute("SELECT pg_advisory_xact_lock(1)")
+    await hold_deletes(connection, "lane")
     try:
         pruning = asyncio.create_task(backend.prune(KEEP_NOTHING, 99))
         await wait_until(lambda: count_waiting(clean_postgres) == 1, "the lane is deleted")

@@ -27,24 +27,6 @@ AT_ONCE = Retention(completed=0.0, failed=None)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.db"
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-async def backend(path: Path, clock: FakeClock) -> AsyncIterator[SQLiteBackend]:
-    made = SQLiteBackend(path, clock=clock)
-    await made.open()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 async def other(
     backend: SQLiteBackend, path: Path, clock: FakeClock
 ) -> AsyncIterator[SQLiteBackend]:

@@ -153,7 +153,7 @@ def encode_close_session(session_id: str, running: Sequence[Lease], limit: int) 
 
 
 _MAX_LOST = (1 << 16) - 1
-"""The most losses that the record of a job can count: a job with so many fails."""
+"""The most losses that the record of a job can count. A job that reaches it fails."""
 
 
 def encode_rescue(limit: int, max_lost: int) -> list[bytes]:
