@@ -32,6 +32,8 @@ REPLY_BYTES = 16 * 1024 * 1024
 """The default maximum size of the deliveries in one reply, in bytes."""
 DELIVERY_OVERHEAD = 256
 """Bytes that each delivery counts in addition to its payload and its options."""
+MAX_WAITING_LANES = 64
+"""The most waiting lanes that a reply names."""
 
 
 class ReserveRequest(msgspec.Struct, frozen=True):
@@ -94,7 +96,7 @@ class Reply(msgspec.Struct, frozen=True):
     deliveries: list[Delivery]
     """The reserved jobs, in rank order."""
     waiting: list[Lane]
-    """Up to 64 of the requested lanes that still hold jobs which could be delivered."""
+    """Up to `MAX_WAITING_LANES` of the requested lanes that still hold jobs which may run."""
     next_due: float | None = None
     """The earliest time ahead at which a job can become available, in epoch seconds; None: none.
 

@@ -9,7 +9,7 @@ import pytest
 
 from nimburion.backends.redis.backend import RedisBackend
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
 from nimburion.core.lease import Lease
 from nimburion.core.limit_changes import LimitChange
 from nimburion.core.rate_limits import RateLimit
@@ -20,8 +20,8 @@ from tests.servers.server_kinds import RunningRedis
 
 pytestmark = pytest.mark.regression
 
-RETURNED = 500
-"""The most jobs that one exchange returns to their lanes."""
+OPENED = 500
+"""The most keys whose parked jobs one exchange returns because their rates allow one."""
 ONE_AT_A_TIME = {"mail": {"customer": KeyedLimit(concurrency=1)}}
 TWO_AT_A_TIME = {"mail": {"customer": KeyedLimit(concurrency=2)}}
 ONE_A_SECOND = {
@@ -66,20 +66,20 @@ async def count_parked(harness: Harness) -> int:
 
 async def test_a_changed_limit_returns_parked_jobs_in_bounded_steps(harness: Harness) -> None:
     """The first step has the job that fits, and parks the others of this step again."""
-    await enqueue_keys(harness, *["a"] * 1_201)
+    await enqueue_keys(harness, *["a"] * 2_401)
     assert await park(await harness.worker(keyed=ONE_AT_A_TIME)) == 1
     worker = await harness.worker(keyed=TWO_AT_A_TIME)
     replies = [await worker.exchange(want=worker.want(9)) for _ in range(4)]
     assert [len(reply.deliveries) for reply in replies] == [1, 0, 0, 0]
     assert [len(reply.waiting) for reply in replies] == [1, 1, 0, 0]
-    assert await count_parked(harness) == 1_199
+    assert await count_parked(harness) == 2_399
 
 
 async def test_a_limit_that_is_removed_returns_as_many_jobs_a_step(harness: Harness) -> None:
-    await enqueue_keys(harness, *["a"] * 1_201)
+    await enqueue_keys(harness, *["a"] * 2_401)
     assert await park(await harness.worker(keyed=ONE_AT_A_TIME)) == 1
     worker = await harness.worker()
-    for left in (1_200 - RETURNED, 1_200 - 2 * RETURNED, 0):
+    for left in (2_400 - MAX_RETURNED, 2_400 - 2 * MAX_RETURNED, 0):
         reply = await worker.exchange(want=worker.want(9))
         assert (len(reply.deliveries), len(reply.waiting)) == (9, 1)
         assert await count_parked(harness) == left
@@ -87,12 +87,12 @@ async def test_a_limit_that_is_removed_returns_as_many_jobs_a_step(harness: Harn
 
 async def test_jobs_of_a_tenant_return_in_their_order(harness: Harness) -> None:
     options = JobOptions(tenant="t", limit_keys={"customer": "a"})
-    await harness.enqueue(*(harness.job(f"{n}", options=options) for n in range(1_201)))
+    await harness.enqueue(*(harness.job(f"{n}", options=options) for n in range(2_401)))
     assert await park(await harness.worker(keyed=ONE_AT_A_TIME)) == 1
     worker = await harness.worker()
-    await harness.enqueue(harness.job("1201", options=options))
-    ran = [job_id for _ in range(3) for job_id in ids(await worker.take(600))]
-    assert ran == [f"{n}" for n in range(1, 1_202)]
+    await harness.enqueue(harness.job("2401", options=options))
+    ran = [job_id for _ in range(3) for job_id in ids(await worker.take(1_200))]
+    assert ran == [f"{n}" for n in range(1, 2_402)]
 
 
 async def test_a_change_of_several_names_returns_jobs_of_each_in_one_step(harness: Harness) -> None:
@@ -116,10 +116,10 @@ async def test_many_rates_that_open_at_once_return_jobs_in_bounded_steps(harness
     assert await park(worker, 1_000) == 600
     harness.clock.advance(1.0)
     reply = await worker.exchange(want=worker.want(1_000))
-    assert len(reply.deliveries) == RETURNED
+    assert len(reply.deliveries) == OPENED
     assert reply.next_due is not None
     assert reply.next_due <= harness.clock.now()
-    assert len(await worker.take(1_000)) == 600 - RETURNED
+    assert len(await worker.take(1_000)) == 600 - OPENED
 
 
 @pytest.mark.parametrize("seed", range(4))

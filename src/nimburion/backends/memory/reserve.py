@@ -19,12 +19,16 @@ from nimburion.backends.planning.admission import make_job_limit, make_reply_lim
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import PlanLane
 from nimburion.backends.server.encoding import encode_json
-from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
+from nimburion.core.exchange import (
+    DEFAULT_QUEUE_OPTIONS,
+    DELIVERY_OVERHEAD,
+    MAX_WAITING_LANES,
+    Lane,
+    ReserveRequest,
+)
 from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.lease import Delivery, Token
-
-_MAX_WAITING_LANES = 64
 
 RankedHead = tuple[int, int, int, int, int, int]
 """Sort key of the first job of a lane; the lowest is leased first.
@@ -193,7 +197,7 @@ class Reservation:
         """Return up to 64 requested lanes that still hold jobs and are not paused or at a limit."""
         found: list[Lane] = []
         for lane in self._request.lanes:
-            if len(found) == _MAX_WAITING_LANES:
+            if len(found) == MAX_WAITING_LANES:
                 break
             open_ = self._state.find_pause(lane.queue, self._now) is None and self._allows(
                 lane.name

@@ -19,7 +19,12 @@ from nimburion.backends.postgres.encoding import (
 )
 from nimburion.backends.server.encoding import MICRO, decode_id, encode_id, encode_json, to_micros
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, Reply, ReserveRequest
+from nimburion.core.exchange import (
+    DEFAULT_QUEUE_OPTIONS,
+    MAX_WAITING_LANES,
+    Reply,
+    ReserveRequest,
+)
 from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import (
@@ -43,8 +48,6 @@ NOT_ALL_LEASED = "NB001"
 _RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _KEEP = "keep"
 """The text of a completion whose payload is kept."""
-_MAX_WAITING_LANES = 64
-"""The largest number of waiting lanes in a reply."""
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
 
 _delivery_order = itemgetter(0, 2, 1)
@@ -206,7 +209,7 @@ def decode_reply(rows: list[Any], session_id: str, number: int, request: Reserve
     return Reply(
         [_RESULTS_BY_CODE[letter] for letter in status["results"]],
         decode_deliveries(rows, status),
-        [lanes[place - 1] for place in (status["waiting"] or ())[:_MAX_WAITING_LANES]],
+        [lanes[place - 1] for place in (status["waiting"] or ())[:MAX_WAITING_LANES]],
         to_optional_seconds(status["next_due"]),
         to_seconds(status["now"]),
     )

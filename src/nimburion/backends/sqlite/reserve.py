@@ -24,7 +24,13 @@ from nimburion.backends.sqlite.keyed_limits import (
 )
 from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
 from nimburion.backends.sqlite.tenants import save_charges
-from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, DELIVERY_OVERHEAD, Lane, ReserveRequest
+from nimburion.core.exchange import (
+    DEFAULT_QUEUE_OPTIONS,
+    DELIVERY_OVERHEAD,
+    MAX_WAITING_LANES,
+    Lane,
+    ReserveRequest,
+)
 from nimburion.core.session import ConcurrencyLimit
 
 if TYPE_CHECKING:
@@ -44,8 +50,6 @@ _decode_sizes = msgspec.json.Decoder(list[int]).decode
 
 READ_AHEAD = 2
 """Jobs that the first read of each lane adds to its even share of the request."""
-_MAX_WAITING_LANES = 64
-"""The most waiting lanes that a reply names."""
 
 _decode_limit_rows = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
 
@@ -120,7 +124,7 @@ def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
     if not lanes:
         return []
     found = _decode_seqs(
-        db.fetch_value("find_waiting_lanes", _encode(list(lanes)).decode(), _MAX_WAITING_LANES)
+        db.fetch_value("find_waiting_lanes", _encode(list(lanes)).decode(), MAX_WAITING_LANES)
     )
     return [lanes[number] for number in found]
 

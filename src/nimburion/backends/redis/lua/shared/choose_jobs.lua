@@ -5,7 +5,7 @@
 --   find_next_opening(rated)
 -- Cost: O(log n + log k) per job, for n waiting jobs and k lanes; more for jobs with limits by key.
 
--- MAX_PARKED in core/keyed_limits.py
+-- As in core/keyed_limits.py
 local MAX_PARKED = 1000
 -- How many jobs with limits by key are read at a time, at least; fewer if fewer wait. And at most, of those that are parked.
 local MIN_CANDIDATES, MAX_CANDIDATES = 16, 250

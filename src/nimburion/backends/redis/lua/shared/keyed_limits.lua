@@ -12,9 +12,10 @@
 -- Idle: write_key_uses write_parked
 -- Atomic: a parked job is in `parked` and `parked_lane`, any other due job in `ready`. No write can fail.
 -- Cost: a few commands per candidate of a job name that has limits by key; nothing for other jobs.
--- The most keys whose parked jobs one exchange returns because their rates allow one, and the most jobs that it returns because
--- their limits changed.
-local MAX_RETURNED = 500
+-- The most keys whose parked jobs one exchange returns because their rates allow one.
+local MAX_OPENED = 500
+-- As in core/keyed_limits.py
+local MAX_RETURNED = 1000
 -- The most openings that are passed over because no job waits for them.
 local MAX_CHECKED = 100
 -- As in core/rate_limits.py
@@ -345,7 +346,7 @@ end
 
 -- Return jobs whose rate allows one now to their lanes, for some of the keys.
 local function unpark_open()
-  local names = redis.call('ZRANGEBYSCORE', key_opening_key, '-inf', now, 'LIMIT', 0, MAX_RETURNED)
+  local names = redis.call('ZRANGEBYSCORE', key_opening_key, '-inf', now, 'LIMIT', 0, MAX_OPENED)
   read_uses(names)
   for _, name in ipairs(names) do
     local use = get_use(name)

@@ -4,12 +4,12 @@
 --   read_bodies(fields, most) -> how many of these jobs fit in a reply, bodies
 -- Cost: O(log n) per job, for n waiting jobs.
 
--- DELIVERY_OVERHEAD in core/exchange.py
-local OVERHEAD = 256
+-- As in core/exchange.py
+local DELIVERY_OVERHEAD = 256
 
 -- Return the bytes of the delivery of a job with flags: payload, options and a constant for the rest.
 local function get_delivery_size(body, flags)
-  local size = OVERHEAD
+  local size = DELIVERY_OVERHEAD
   if band(flags, FLAG_OPTIONS) ~= 0 then
     size = size + (unpack_struct('>I4', body, JOB_ID + byte(body, JOB_ID_LENGTH)))
   end
@@ -46,7 +46,7 @@ local function read_bodies(fields, most)
     local body = bodies[i]
     local flags = byte(body, JOB_FLAGS)
     -- Without flags, it has no options, no unique key and no large payload.
-    most = most - (flags == 0 and OVERHEAD + #body - JOB_ID_LENGTH - byte(body, JOB_ID_LENGTH) or get_delivery_size(body, flags))
+    most = most - (flags == 0 and DELIVERY_OVERHEAD + #body - JOB_ID_LENGTH - byte(body, JOB_ID_LENGTH) or get_delivery_size(body, flags))
     if most < 0 and i > 1 then
       return i - 1, bodies
     end

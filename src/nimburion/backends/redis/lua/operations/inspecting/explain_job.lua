@@ -9,7 +9,7 @@
 --   {tenant, microseconds ahead of the floor, tenants before it, jobs before it} or {}: it waits for no turn}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
-local MAX_COUNTED = 10000
+local MAX_WAITING_COUNTED = 10000
 
 -- Return the numbers of the lanes of a queue.
 local function list_lanes_of_queue(queue)
@@ -51,7 +51,7 @@ local function count_tenants_before(share)
   local before, found, low = 0, {}, get_rank(body)
   for _, other in ipairs(list_lanes_of_queue(lane.queue)) do
     local range = other .. low
-    for _, turn in ipairs(redis.call('ZRANGEBYLEX', tenant_turn_key, '[' .. range, '(' .. range .. pack_struct('>I8', share[SHARE_TIME]), 'LIMIT', 0, MAX_COUNTED)) do
+    for _, turn in ipairs(redis.call('ZRANGEBYLEX', tenant_turn_key, '[' .. range, '(' .. range .. pack_struct('>I8', share[SHARE_TIME]), 'LIMIT', 0, MAX_WAITING_COUNTED)) do
       local tenant = sub(turn, TURN_TENANT)
       if not found[tenant] then
         found[tenant], before = true, before + 1
@@ -69,7 +69,7 @@ local function describe_turn(tenant)
     return {}
   end
   local own = redis.call('ZLEXCOUNT', tenant_job_key, '[' .. group[GROUP_BEFORE_PLACE], '(' .. group[GROUP_BEFORE_PLACE] .. place)
-  return { tenant, math.max(0, share[SHARE_TIME] - share[SHARE_CLASS].floor), count_tenants_before(share), math.min(own, MAX_COUNTED) }
+  return { tenant, math.max(0, share[SHARE_TIME] - share[SHARE_CLASS].floor), count_tenants_before(share), math.min(own, MAX_WAITING_COUNTED) }
 end
 
 local tenant = not job_end and not lease and get_tenant(body)

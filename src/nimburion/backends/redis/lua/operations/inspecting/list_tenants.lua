@@ -5,7 +5,8 @@
 --   tenants are ordered by queue, rank and virtual time, then by the bytes of the tenant. Weights are in hundredths.
 -- Atomic: reads only.
 -- Cost: O(n) for n tenants that are known: about 2 ms for 1,000. O(log m) per tenant in the reply, for m waiting jobs.
-local MAX_COUNTED, LIMIT = 10000, tonumber(ARGV[3])
+local MAX_WAITING_COUNTED = 10000
+local LIMIT = tonumber(ARGV[3])
 local first, rows = {}, {}
 
 local function compare_bytes(one, other)
@@ -66,7 +67,7 @@ for _, found in ipairs(first) do
   end
   push_pair(rows, found.tenant, found.queue)
   push_pair(rows, found.rank, get_weight(found.tenant))
-  push_pair(rows, math.min(waiting, MAX_COUNTED), found.leased)
+  push_pair(rows, math.min(waiting, MAX_WAITING_COUNTED), found.leased)
   push(rows, math.max(0, found.time - class.floor))
 end
 return { rows, redis.call('HGETALL', tenant_weight_key) }
