@@ -59,7 +59,7 @@ async def fill(backend: SQLiteBackend, many: int, lanes: Sequence[Lane] = ONE_LA
     for start in range(0, many, 1000):
         jobs = new_jobs(min(1000, many - start), lanes)
         begun = time.perf_counter()
-        await backend.enqueue(jobs)
+        await backend.producing.enqueue(jobs)
         spent += time.perf_counter() - begun
     return spent
 
@@ -69,7 +69,9 @@ async def drain(
 ) -> tuple[int, float]:
     """Complete jobs in a loop of exchanges as a worker makes them; how many, in what time."""
     session = make_session_id()
-    await backend.open_session(Session(id=session, names=tuple({lane.name for lane in lanes})))
+    await backend.consuming.open_session(
+        Session(id=session, names=tuple({lane.name for lane in lanes}))
+    )
     number = done = 0
     settled: list[Completed] = []
     requested: tuple[Lane, ...] = tuple(lanes)
@@ -78,7 +80,7 @@ async def drain(
         number += 1
         total = batch if done + len(settled) < stop_after else 0
         want = ReserveRequest(total=total, lanes=requested, nonce=os.urandom(16))
-        reply = await backend.exchange(session, number, settled, want)
+        reply = await backend.consuming.exchange(session, number, settled, want)
         done += len(settled)
         settled = [Completed(delivery.lease) for delivery in reply.deliveries]
         if not settled:
@@ -88,7 +90,7 @@ async def drain(
         if now - requested_all > 1 or not requested:
             requested_all, requested = now, tuple(lanes)
     spent = time.perf_counter() - begun
-    await backend.close_session(session)
+    await backend.consuming.close_session(session)
     return done, spent
 
 
@@ -110,9 +112,9 @@ async def bulk(jobs: int) -> None:
             made = [new_jobs(size) for _ in range(many // size)]
             begun = time.perf_counter()
             for part in made:
-                await backend.enqueue(part)
+                await backend.producing.enqueue(part)
             spent = time.perf_counter() - begun
-            waiting = (await backend.count_jobs())[State.PENDING]
+            waiting = (await backend.reads.count_jobs())[State.PENDING]
             print_figure(f"enqueue by {size}", f"{waiting / spent:>10,.0f} jobs/s")
     bare()
 
@@ -143,7 +145,10 @@ async def crowded(jobs: int) -> None:
         for batch in (200, 500):
             done, spent = await drain(backend, batch, jobs)
             await show(backend, f"exchange, 1 M waiting and kept, batch {batch}", done, spent)
-        for title, call in (("counts", backend.count_jobs), ("queues", backend.list_queues)):
+        for title, call in (
+            ("counts", backend.reads.count_jobs),
+            ("queues", backend.reads.list_queues),
+        ):
             begun = time.perf_counter()
             await call()
             print_figure(
@@ -154,7 +159,7 @@ async def crowded(jobs: int) -> None:
 
 async def show(backend: SQLiteBackend, title: str, done: int, spent: float) -> None:
     """One line, if the backend's counts say the same."""
-    completed = (await backend.count_jobs())[State.COMPLETED]
+    completed = (await backend.reads.count_jobs())[State.COMPLETED]
     if completed < done:
         raise SystemExit(f"{title}: {done} settled, but the backend counts {completed}")
     print_figure(title, f"{done / spent:>10,.0f} jobs/s")
@@ -172,7 +177,9 @@ async def pickup(jobs: int) -> None:
         await worker.stdout.readline()
         for _ in range(many):
             await asyncio.sleep(0.02)
-            await backend.enqueue([NewJob(IDS.make(), "noop", "bench", repr(time.time()).encode())])
+            await backend.producing.enqueue(
+                [NewJob(IDS.make(), "noop", "bench", repr(time.time()).encode())]
+            )
         times = sorted(float(one) for one in (await worker.stdout.read()).split())
         await worker.wait()
     middle, late = statistics.median(times), times[int(len(times) * 0.99)]
@@ -186,7 +193,7 @@ async def pick(path: str, many: int) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
     session = make_session_id()
-    await backend.open_session(Session(id=session, names=("noop",)))
+    await backend.consuming.open_session(Session(id=session, names=("noop",)))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     number = 0
@@ -195,12 +202,12 @@ async def pick(path: str, many: int) -> None:
     while len(times) < many or settled:
         number += 1
         want = ReserveRequest(total=10, lanes=ONE_LANE, nonce=os.urandom(16))
-        reply = await backend.exchange(session, number, settled, want)
+        reply = await backend.consuming.exchange(session, number, settled, want)
         now = time.time()
         times += [(now - float(delivery.payload)) * 1e3 for delivery in reply.deliveries]
         settled = [Completed(delivery.lease) for delivery in reply.deliveries]
         if not settled and len(times) < many:
-            await backend.wait(("bench",), 1.0)
+            await backend.consuming.wait(("bench",), 1.0)
     sys.stdout.write(" ".join(f"{one:.3f}" for one in times))
     await backend.close()
 

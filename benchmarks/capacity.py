@@ -251,7 +251,7 @@ async def enqueue_busy_jobs(url: str) -> None:
 async def count_unfinished(url: str, queue: str) -> int:
     """Return how many jobs of a queue are unfinished."""
     async with Processor(open_backend(url)) as processor:
-        found = {one.name: one for one in await processor.backend.list_queues()}
+        found = {one.name: one for one in await processor.backend.reads.list_queues()}
         return found[queue].size + found[queue].processing if queue in found else 0
 
 

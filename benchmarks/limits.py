@@ -112,7 +112,7 @@ async def fill(processor: Processor, scene: Scene, noop: Any, jobs: int) -> None
             for n in range(start, min(start + _BATCH, jobs))
         ]
         if scene.tenants:
-            await processor.backend.enqueue(
+            await processor.backend.producing.enqueue(
                 [
                     prepare_job(processor, noop.job(customer=name, **PAYLOAD), tenant=name)
                     for name in customers
@@ -147,7 +147,7 @@ async def drain(url: str, scene: Scene, jobs: int, server: int | None) -> dict[s
         await processor.stop()
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         served = read_cpu(server) - served
-        counts = await processor.backend.count_jobs()
+        counts = await processor.backend.reads.count_jobs()
         assert counts[State.COMPLETED] == jobs, counts
     return {"rate": jobs / seconds, "worker": cpu / jobs * 1e6, "server": served / jobs * 1e6}
 
@@ -168,7 +168,7 @@ async def measure_exchanges(
     async with Processor(url) as processor:
         backend = processor.backend
         session = make_session_id()
-        await backend.open_session(
+        await backend.consuming.open_session(
             Session(
                 id=session,
                 names=(NAME,),
@@ -185,13 +185,13 @@ async def measure_exchanges(
                 total=EXCHANGE_JOBS, lanes=(Lane(QUEUE, NAME),), nonce=os.urandom(16)
             )
             started = time.perf_counter()
-            reply = await backend.exchange(session, number, settled, want)
+            reply = await backend.consuming.exchange(session, number, settled, want)
             took.append((time.perf_counter() - started) * 1e3)
             done += len(settled)
             settled = [Completed(delivery.lease) for delivery in reply.deliveries]
             assert settled or done == jobs, "jobs wait, and an exchange reserved none"
         cpu = time.process_time() - cpu + read_cpu(server) - served
-        await backend.close_session(session)
+        await backend.consuming.close_session(session)
     return {"p50": statistics.median(took), "p99": at(took, 99), "cpu": cpu / number * 1e3}
 
 

@@ -75,7 +75,7 @@ async def measure(url: str, processes: int, seconds: int) -> dict[str, list[floa
             await client.enqueue_many(call.job() for _ in range(min(1_000, jobs - start)))
         worker = start_worker(url, processes)
         try:
-            while (await client.backend.count_jobs())[State.COMPLETED] < jobs:
+            while (await client.backend.reads.count_jobs())[State.COMPLETED] < jobs:
                 await asyncio.sleep(0.5)
         finally:
             worker.terminate()
@@ -88,7 +88,7 @@ async def read_starts(client: Processor) -> dict[str, list[float]]:
     reserved, began = [], []
     after: str | None = None
     while True:
-        page = await client.backend.list_jobs(limit=1_000, after=after)
+        page = await client.backend.reads.list_jobs(limit=1_000, after=after)
         for record in page.jobs:
             assert record.started_at is not None
             assert record.result is not None

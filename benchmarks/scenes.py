@@ -98,13 +98,13 @@ async def scrape(
     reads = Counter[str]()
 
     def count(name: str) -> None:
-        original = getattr(processor.backend, name)
+        original = getattr(processor.backend.reads, name)
 
         async def read(*args: Any, **options: Any) -> Any:
             reads[name] += 1
             return await original(*args, **options)
 
-        setattr(processor.backend, name, read)
+        setattr(processor.backend.reads, name, read)
 
     async with app, Processor(processor.backend.new_handle()) as elsewhere:
         kinds, producer = cycle(made), processor if counted else elsewhere

@@ -15,7 +15,7 @@ from nimburion.core.queries import JobFilter
 
 EXCHANGES = 3
 """Within so many exchanges that have idle slots for its lane, a job starts that may run: the bound
-of `Backend.exchange`, where few jobs are parked.
+of `Consuming.exchange`, where few jobs are parked.
 """
 
 _WAITING = frozenset({State.PENDING, State.RETRYING, State.SCHEDULED})
@@ -25,14 +25,16 @@ async def find_idle_jobs(backend: Backend) -> list[Facts]:
     """Return the jobs that may start now, if a worker has a slot: they are due, their queue is not
     paused, and each of their limits has room.
     """
-    page = await backend.list_jobs(JobFilter(states=_WAITING), limit=1_000)
+    page = await backend.reads.list_jobs(JobFilter(states=_WAITING), limit=1_000)
     if not page.jobs:
         return []
-    limits = {limit.name: limit.jobs for limit in await backend.list_keyed_limits()}
-    changes = {(change.name, change.key): change for change in await backend.list_limit_changes()}
+    limits = {limit.name: limit.jobs for limit in await backend.reads.list_keyed_limits()}
+    changes = {
+        (change.name, change.key): change for change in await backend.reads.list_limit_changes()
+    }
     found = []
     for job in page.jobs:
-        facts = await backend.explain_job(job.id)
+        facts = await backend.reads.explain_job(job.id)
         if facts.job.state in _WAITING and _may_run(facts, limits, changes):
             found.append(facts)
     return found

@@ -44,10 +44,10 @@ async def wait_until_finished(processor: Processor, job_id: str) -> JobRecord:
     """Return the record of a job once the job has ended."""
 
     async def is_finished() -> bool:
-        return (await processor.backend.get_job(job_id)).state.finished
+        return (await processor.backend.reads.get_job(job_id)).state.finished
 
     await wait_until(is_finished, f"job {job_id} ends")
-    return await processor.backend.get_job(job_id)
+    return await processor.backend.reads.get_job(job_id)
 
 
 def block_until(holds: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:

@@ -76,8 +76,8 @@ class SampleWorker:
 
     async def open(self, vitals: Vitals) -> None:
         """Open the session and send the first heartbeat."""
-        await self._backend.open_session(self.session)
-        await self._backend.heartbeat(self.session.id, vitals)
+        await self._backend.consuming.open_session(self.session)
+        await self._backend.consuming.heartbeat(self.session.id, vitals)
 
     async def reserve(self, name: str, total: int) -> list[Delivery]:
         """Reserve jobs of one name."""
@@ -91,7 +91,9 @@ class SampleWorker:
         wanted = request or ReserveRequest(total=0)
         nonce = (self._nonce * 1_000 + self._number).to_bytes(16, "big")
         wanted = msgspec.structs.replace(wanted, nonce=nonce)
-        reply = await self._backend.exchange(self.session.id, self._number, settlements, wanted)
+        reply = await self._backend.consuming.exchange(
+            self.session.id, self._number, settlements, wanted
+        )
         return reply.deliveries
 
 
@@ -111,7 +113,7 @@ async def fill_sample(
             NewJob(ids.make(), name, LANES[name], payload, options=options, after=after)
             for _ in range(count)
         ]
-        await backend.enqueue(jobs)
+        await backend.producing.enqueue(jobs)
         return [job.id for job in jobs]
 
     done = await enqueue("send_email", 24, b'{"to":"user@example.org","template":"welcome"}')
@@ -125,7 +127,7 @@ async def fill_sample(
     retrying = await enqueue("send_email", 3, b'{"to":"user@example.org","template":"invoice"}')
     await retry_all(workers[0], len(retrying))
     await enqueue("sync_contacts", 140, b'{"account":4711}')
-    await backend.pause_queue(
+    await backend.maintenance.pause_queue(
         "imports",
         paused=True,
         by="ops",
@@ -146,7 +148,7 @@ async def fill_sample(
     waiting = await enqueue("send_newsletter", 42, b'{"issue":88,"to":"user@example.org"}')
     await enqueue("send_email", 5, b'{"to":"user@example.org","template":"reminder"}', after=5_400)
     await put_audit_records(backend)
-    operation = await backend.start_bulk_operation(
+    operation = await backend.maintenance.start_bulk_operation(
         NewBulkOperation(
             id=ids.make(),
             action=BulkAction.REPLAY,
@@ -158,7 +160,7 @@ async def fill_sample(
         )
     )
     for worker, vitals in zip(workers[:3], VITALS, strict=True):
-        await backend.heartbeat(worker.session.id, vitals)
+        await backend.consuming.heartbeat(worker.session.id, vitals)
     advance(2.0)
     await put_minutes(backend, await backend.now(), random)
     await put_week_before(backend, await backend.now(), random)
@@ -349,7 +351,7 @@ async def put_week_before(backend: Backend, until: float, random: Random) -> Non
             rows.append(
                 Statistics(step=3600, start=start, queue=LANES[name], name=name, counters=counters)
             )
-        await backend.put_statistics("sample week", rows)
+        await backend.consuming.put_statistics("sample week", rows)
 
 
 async def put_minutes(backend: Backend, until: float, random: Random) -> None:
@@ -374,7 +376,7 @@ async def put_minutes(backend: Backend, until: float, random: Random) -> None:
             rows.append(
                 Statistics(step=60, start=start, queue=LANES[name], name=name, counters=counters)
             )
-        await backend.put_statistics("sample", rows)
+        await backend.consuming.put_statistics("sample", rows)
 
 
 def _spread(count: int, typical: float, random: Random) -> Histogram:
@@ -418,4 +420,4 @@ async def put_audit_records(backend: Backend) -> None:
         ),
     ]
     for record in records:
-        await backend.put_audit(record)
+        await backend.maintenance.put_audit(record)

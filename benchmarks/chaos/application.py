@@ -129,7 +129,7 @@ def log_sessions(processor: Processor, writer: EventWriter) -> None:
 
 def log_exchanges(backend: Backend, writer: EventWriter) -> None:
     """Log what the backend answers to the exchanges of this worker, before the worker sees it."""
-    exchange = backend.exchange
+    exchange = backend.consuming.exchange
     first_try = ("", 0, 0.0)
 
     async def logged_exchange(
@@ -150,7 +150,7 @@ def log_exchanges(backend: Backend, writer: EventWriter) -> None:
             writer.write(Reserved(now(), session_id, received))
         return reply
 
-    backend.exchange = logged_exchange  # type: ignore[method-assign]
+    backend.consuming.exchange = logged_exchange  # type: ignore[method-assign]
 
 
 def log_results(

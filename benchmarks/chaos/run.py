@@ -111,7 +111,7 @@ async def read_ends(backend: Backend) -> dict[str, End]:
     ends: dict[str, End] = {}
     after: str | None = None
     while True:
-        page = await backend.list_jobs(limit=PAGE, after=after)
+        page = await backend.reads.list_jobs(limit=PAGE, after=after)
         ends.update((record.id, describe_end(record, clock_offset)) for record in page.jobs)
         after = page.next
         if after is None:

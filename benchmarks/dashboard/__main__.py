@@ -188,7 +188,7 @@ async def time_updates(
         for number in range(EVENTS):
             job_id = f"{queue}-{number}"
             await asyncio.sleep(random.uniform(0.5, 2.5))
-            await services.backend.enqueue([NewJob(job_id, "send", queue, b"{}")])
+            await services.backend.producing.enqueue([NewJob(job_id, "send", queue, b"{}")])
             started = time.perf_counter()
             async for chunk in chunks:
                 if f'"job-{job_id}"' in chunk:
@@ -221,7 +221,7 @@ async def time_pauses(
             for number in range(PAUSES):
                 await asyncio.sleep(random.uniform(1.5, 4.5))
                 paused = number % 2 == 0
-                await services.backend.pause_queue(PAUSED, paused=paused, by="somebody")
+                await services.backend.maintenance.pause_queue(PAUSED, paused=paused, by="somebody")
                 started = time.perf_counter()
                 for path in set(opened) & set(watching):
                     while await shown[path].get() != paused:

@@ -101,7 +101,7 @@ async def time_changes(browser: Browser, address: str, backend: Backend) -> dict
         job = NewJob(f"{queue}-{number}", "send", queue, b"{}")
         await wait_a_moment(random, page)
         sight = watch_for(page, f"#job-{job.id}", 1)
-        await backend.enqueue([job])
+        await backend.producing.enqueue([job])
         taken.setdefault("a new job: jobs", []).append(await time_sight(sight))
     for name, path in {
         "queues": "/queues",
@@ -113,7 +113,9 @@ async def time_changes(browser: Browser, address: str, backend: Backend) -> dict
             paused = number % 2 == 0
             await wait_a_moment(random, page)
             sight = watch_for(page, PAUSE_MARK, int(paused))
-            await backend.pause_queue(PAUSED, paused=paused, by="somebody", reason="a deploy")
+            await backend.maintenance.pause_queue(
+                PAUSED, paused=paused, by="somebody", reason="a deploy"
+            )
             taken.setdefault(f"a pause or its end: {name}", []).append(await time_sight(sight))
     await page.close()
     return taken

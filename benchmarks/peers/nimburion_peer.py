@@ -64,7 +64,7 @@ class Nimburion(Peer):
             await self.processor.enqueue_many([KINDS[kind].job(**PAYLOAD) for _ in many])
 
     async def left(self) -> int:
-        queues = await self.processor.backend.list_queues()
+        queues = await self.processor.backend.reads.list_queues()
         return sum(one.size + one.scheduled + one.processing for one in queues)
 
     def workers(self, processes: int) -> list[list[str]]:

@@ -101,7 +101,7 @@ class Worker:
 
     async def open(self) -> None:
         """Open the session, with a concurrency limit for one name."""
-        await self._backend.open_session(
+        await self._backend.consuming.open_session(
             Session(
                 id=self._id,
                 ttl=86_400.0,
@@ -119,7 +119,7 @@ class Worker:
         request = ReserveRequest(
             total=total, lanes=(*lanes, Lane("queue_0", RARE_NAME)), nonce=os.urandom(16)
         )
-        reply = await self._backend.exchange(self._id, self._number, settlements, request)
+        reply = await self._backend.consuming.exchange(self._id, self._number, settlements, request)
         return reply.deliveries
 
     async def complete_all(self) -> None:
@@ -183,7 +183,7 @@ async def fill(
         await worker.exchange([], HELD)
         await fill_audit(backend)
         await fill_statistics(backend)
-        middle = await backend.list_jobs(limit=1, after=str(rows // 2))
+        middle = await backend.reads.list_jobs(limit=1, after=str(rows // 2))
         return Filled(
             completed=middle.jobs[0].id,
             waiting=waiting[-1].id,
@@ -198,7 +198,7 @@ async def enqueue(backend: Backend, jobs: Sequence[NewJob]) -> None:
     """Enqueue jobs, a few batches at a time, so that the server does not wait for this process."""
     batches = [jobs[start : start + _BATCH] for start in range(0, len(jobs), _BATCH)]
     for start in range(0, len(batches), _AT_ONCE):
-        await asyncio.gather(*map(backend.enqueue, batches[start : start + _AT_ONCE]))
+        await asyncio.gather(*map(backend.producing.enqueue, batches[start : start + _AT_ONCE]))
 
 
 async def complete_on_redis(backend: Backend, rows: int) -> None:
@@ -224,7 +224,7 @@ async def fill_audit(backend: Backend) -> None:
         for n in range(AUDIT_RECORDS)
     ]
     for start in range(0, AUDIT_RECORDS, 100):
-        await asyncio.gather(*map(backend.put_audit, records[start : start + 100]))
+        await asyncio.gather(*map(backend.maintenance.put_audit, records[start : start + 100]))
 
 
 async def fill_statistics(backend: Backend) -> None:
@@ -239,7 +239,7 @@ async def fill_statistics(backend: Backend) -> None:
         run=Histogram(50.5, 0.29, {-48: 500, -36: 400, -24: 90, -13: 10}),
     )
     for start in range(last - 180 * 60, last, 60):
-        await backend.put_statistics(
+        await backend.consuming.put_statistics(
             "bench",
             [
                 Statistics(
@@ -352,12 +352,12 @@ async def copy_on_postgres(url: str, rows: int, since: float) -> None:
     backend = PostgresBackend(url, clock=clock)
     await backend.open()
     while clock.time < time.time():
-        await backend.prune(Retention(), 1_000)
+        await backend.maintenance.prune(Retention(), 1_000)
         clock.time += 60.0
     await backend.close()
     backend = PostgresBackend(url)
     await backend.open()
-    await backend.prune(Retention(), 1_000)
+    await backend.maintenance.prune(Retention(), 1_000)
     await backend.close()
 
 

@@ -41,7 +41,7 @@ def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
     """Return the calls to time, by what the table says of them."""
 
     def page(which: JobFilter, after: str | None = None) -> Reading:
-        return lambda: backend.list_jobs(which, after=after)
+        return lambda: backend.reads.list_jobs(which, after=after)
 
     def state(one: State) -> JobFilter:
         return JobFilter(states=frozenset({one}))
@@ -49,9 +49,9 @@ def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
     now = time.time()
     hour = JobFilter(finished_from=filled.since + 3600.0, finished_to=filled.since + 7200.0)
     return {
-        "`count_jobs()`": backend.count_jobs,
-        "`counts(queue)`": lambda: backend.count_jobs("queue_0"),
-        "`list_queues()`": backend.list_queues,
+        "`count_jobs()`": backend.reads.count_jobs,
+        "`counts(queue)`": lambda: backend.reads.count_jobs("queue_0"),
+        "`list_queues()`": backend.reads.list_queues,
         "`list_jobs`: first page": page(JobFilter()),
         "a page in the middle": page(JobFilter(), filled.middle),
         "completed": page(state(State.COMPLETED)),
@@ -74,15 +74,15 @@ def list_readings(backend: Backend, filled: Filled) -> dict[str, Reading]:
         "a correlation id without a match": page(JobFilter(correlation_id="none")),
         "the same, from the middle": page(JobFilter(correlation_id="none"), filled.middle),
         "an hour of `finished_at`, 18 hours ago": page(hour),
-        "`group_failures()`": backend.group_failures,
-        "`get_job` of a completed job": lambda: backend.get_job(filled.completed),
-        "`explain_job` of a waiting job": lambda: backend.explain_job(filled.waiting),
-        "`list_limits()`": backend.list_limits,
-        "`list_sessions()`": backend.list_sessions,
-        "`list_statistics`: 3 h of minutes, 200 names": lambda: backend.list_statistics(
+        "`group_failures()`": backend.reads.group_failures,
+        "`get_job` of a completed job": lambda: backend.reads.get_job(filled.completed),
+        "`explain_job` of a waiting job": lambda: backend.reads.explain_job(filled.waiting),
+        "`list_limits()`": backend.reads.list_limits,
+        "`list_sessions()`": backend.reads.list_sessions,
+        "`list_statistics`: 3 h of minutes, 200 names": lambda: backend.reads.list_statistics(
             now - 3 * 3600.0, now, 60
         ),
-        "`list_audit()`": backend.list_audit,
+        "`list_audit()`": backend.reads.list_audit,
     }
 
 

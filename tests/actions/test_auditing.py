@@ -21,7 +21,7 @@ async def backend() -> AsyncIterator[MemoryBackend]:
 
 
 async def read_records(backend: MemoryBackend) -> list[AuditRecord]:
-    return (await backend.list_audit()).records
+    return (await backend.reads.list_audit()).records
 
 
 async def test_the_record_is_stored_before_the_change_and_completed_after_it(
@@ -59,7 +59,7 @@ async def test_without_a_record_there_is_no_change(
     async def fail(_: AuditRecord) -> None:
         raise BackendUnavailable("it is down")
 
-    monkeypatch.setattr(backend, "put_audit", fail)
+    monkeypatch.setattr(backend.maintenance, "put_audit", fail)
     with pytest.raises(BackendUnavailable):
         async with record_change(backend, "queue.pause", by="ann", origin="python"):
             pytest.fail("the change was made")
@@ -72,6 +72,6 @@ async def test_a_record_that_cannot_be_completed_stays_started(
         raise BackendUnavailable("it is down")
 
     async with record_change(backend, "queue.pause", by="ann", origin="python"):
-        monkeypatch.setattr(backend, "put_audit", fail)
+        monkeypatch.setattr(backend.maintenance, "put_audit", fail)
     assert [record.outcome for record in await read_records(backend)] == ["started"]
     assert "could not be completed" in caplog.text

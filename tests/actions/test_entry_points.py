@@ -235,12 +235,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await api.fail("dead", queue="other")
             await api.enqueue("a", "b", queue="mail")
             await api.enqueue("later", after=3600.0)
-            await backend.pause_queue("paused", paused=True)
-            await backend.change_limit(LimitChange(name="send", concurrency=9))
-            await backend.open_session(
+            await backend.maintenance.pause_queue("paused", paused=True)
+            await backend.maintenance.change_limit(LimitChange(name="send", concurrency=9))
+            await backend.consuming.open_session(
                 Session(id="worker-1", queues=("mail",), names=("send",), limits={"send": 5})
             )
-            await backend.start_bulk_operation(NewBulkOperation(id="op", action=BulkAction.DELETE))
+            await backend.maintenance.start_bulk_operation(
+                NewBulkOperation(id="op", action=BulkAction.DELETE)
+            )
             await Schedules(api.processor).add("daily", "@daily", "send")
 
     asyncio.run(prepare())
@@ -288,24 +290,27 @@ async def read_effect(api: Api) -> object:
     """Return what the backend holds, without times and names of operators."""
     backend = api.processor.backend
     return (
-        sorted((job.id, job.state, job.queue) for job in (await backend.list_jobs()).jobs),
+        sorted((job.id, job.state, job.queue) for job in (await backend.reads.list_jobs()).jobs),
         sorted(
             (one.name, one.paused, one.pause and (one.pause.reason, one.pause.until is None))
-            for one in await backend.list_queues()
+            for one in await backend.reads.list_queues()
         ),
-        sorted((one.name, one.concurrency, one.rate) for one in await backend.list_limit_changes()),
-        [(one.id, one.command) for one in await backend.list_sessions()],
-        (await backend.list_tenants(10)).weights,
-        [(one.name, one.paused) for one in await backend.list_schedules()],
+        sorted(
+            (one.name, one.concurrency, one.rate)
+            for one in await backend.reads.list_limit_changes()
+        ),
+        [(one.id, one.command) for one in await backend.reads.list_sessions()],
+        (await backend.reads.list_tenants(10)).weights,
+        [(one.name, one.paused) for one in await backend.schedules.list_schedules()],
         sorted(
             (one.action, one.state, one.which.queue, one.rate or 0, one.limit or 0)
-            for one in (await backend.list_bulk_operations()).operations
+            for one in (await backend.reads.list_bulk_operations()).operations
         ),
     )
 
 
 async def read_seen(api: Api) -> Seen:
-    record = (await api.processor.backend.list_audit()).records[0]
+    record = (await api.processor.backend.reads.list_audit()).records[0]
     return Seen(await read_effect(api), record)
 
 

@@ -14,7 +14,7 @@ async def count_calls(jobs: int) -> int:
     """Return how many Python functions are called when so many jobs are cancelled."""
     backend = MemoryBackend()
     await backend.open()
-    await backend.enqueue([NewJob(f"{n:04d}", "n", "q", b"{}") for n in range(jobs)])
+    await backend.producing.enqueue([NewJob(f"{n:04d}", "n", "q", b"{}") for n in range(jobs)])
     actions = Actions(backend, Operator("ann"))
     calls = 0
 
@@ -26,7 +26,7 @@ async def count_calls(jobs: int) -> int:
     done = await actions.jobs.cancel(JobFilter(queue="q"))
     sys.setprofile(None)
     assert len(done.outcomes) == jobs
-    (record,) = (await backend.list_audit(limit=9)).records
+    (record,) = (await backend.reads.list_audit(limit=9)).records
     assert (record.outcome, record.changed) == ("done", jobs)
     await backend.close()
     return calls
@@ -39,12 +39,14 @@ async def test_the_cost_of_a_cancelled_job_does_not_grow_with_their_number() -> 
 async def test_a_job_is_cancelled_if_it_has_the_id_and_matches_the_other_fields() -> None:
     backend = MemoryBackend()
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"{}"), NewJob("b", "n", "other", b"{}")])
+    await backend.producing.enqueue(
+        [NewJob("a", "n", "q", b"{}"), NewJob("b", "n", "other", b"{}")]
+    )
     actions = Actions(backend, Operator("ann"))
     done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c"), queue="q"))
     assert done.outcomes == {"a": "cancelled"}
-    assert (await backend.get_job("b")).state is State.PENDING
-    (record,) = (await backend.list_audit(limit=9)).records
+    assert (await backend.reads.get_job("b")).state is State.PENDING
+    (record,) = (await backend.reads.list_audit(limit=9)).records
     assert record.details == {"ids": "a b c", "queue": "q"}
     done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c")))
     assert done.outcomes == {"a": "finished", "b": "cancelled", "c": "not found"}

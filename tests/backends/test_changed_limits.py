@@ -32,15 +32,15 @@ async def open_worker(backend: Backend, **limits: int) -> HandDrivenWorker:
 
 async def count_parked(backend: Backend) -> int:
     """Count the parked jobs of all keys."""
-    return sum(use.parked for use in await backend.list_key_uses())
+    return sum(use.parked for use in await backend.reads.list_key_uses())
 
 
 async def check_steps(backend: Backend) -> None:
     """Park jobs, lift the limit of one of two names that share it, and watch them return."""
     options = JobOptions(limit_keys={"customer": "a"})
     jobs = [NewJob(f"m{n:05}", "mail", "default", b"{}", options=options) for n in range(PARKED)]
-    await backend.enqueue(jobs)
-    await backend.enqueue([NewJob("p1", "post", "default", b"{}", options=options)])
+    await backend.producing.enqueue(jobs)
+    await backend.producing.enqueue([NewJob("p1", "post", "default", b"{}", options=options)])
     first = await open_worker(backend, mail=1, post=1)
     held = await first.take(5)
     while await count_parked(backend) < PARKED:

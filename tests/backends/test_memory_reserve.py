@@ -22,6 +22,7 @@ from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Released, Retried, Settlement
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 
 SESSION = "5" * 32
 QUEUES = ("red", "blue")
@@ -30,7 +31,7 @@ LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 STEPS = 25
 
 
-class GeneralBackend(MemoryBackend):
+class GeneralBackend(OverridableBackend):
     """A memory backend whose exchanges all take the general case."""
 
     async def exchange(
@@ -60,14 +61,14 @@ class Pair:
     async def run(self) -> None:
         session = Session(id=SESSION, names=NAMES, keyed_limits=self.choose_keyed_limits())
         for backend in self.backends:
-            await backend.open_session(session)
+            await backend.consuming.open_session(session)
         for number in range(1, STEPS + 1):
             self.clock.advance(self.random.choice((0.0, 0.25, 1.0, 10.0)))
             await self.enqueue()
             if self.random.random() < self.exceptions:
                 await self.change_admission()
             await self.exchange(number)
-        one, other = [(await backend.list_jobs(limit=1000)).jobs for backend in self.backends]
+        one, other = [(await backend.reads.list_jobs(limit=1000)).jobs for backend in self.backends]
         assert one == other
 
     def choose_keyed_limits(self) -> dict[str, dict[str, KeyedLimit]]:
@@ -76,7 +77,7 @@ class Pair:
     async def enqueue(self) -> None:
         jobs = [self.make_job() for _ in range(self.random.randint(0, 6))]
         for backend in self.backends:
-            await backend.enqueue(jobs)
+            await backend.producing.enqueue(jobs)
 
     def make_job(self) -> NewJob:
         random = self.random
@@ -105,18 +106,18 @@ class Pair:
         what = random.choice(("pause", "change", "reset"))
         for backend in self.backends:
             if what == "pause":
-                await backend.pause_queue(queue, paused=paused)
+                await backend.maintenance.pause_queue(queue, paused=paused)
             elif what == "change":
-                await backend.change_limit(change)
+                await backend.maintenance.change_limit(change)
             else:
-                await backend.reset_limit(change.name)
+                await backend.maintenance.reset_limit(change.name)
 
     async def exchange(self, number: int) -> None:
         settlements = [self.settle(lease) for lease in self.leases if self.random.random() < 0.7]
         settled = {settlement.lease for settlement in settlements}
         request = self.make_request()
         one, other = [
-            await backend.exchange(SESSION, number, settlements, request)
+            await backend.consuming.exchange(SESSION, number, settlements, request)
             for backend in self.backends
         ]
         assert one == other

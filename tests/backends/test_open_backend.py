@@ -124,7 +124,7 @@ def test_options_are_passed_to_the_backend() -> None:
     clock = FakeClock()
     backend = open_backend("sqlite:///jobs.db", clock=clock)
     assert isinstance(backend, SQLiteBackend)
-    assert backend._clock is clock
+    assert backend._file.clock is clock
 
 
 def test_a_password_is_not_shown() -> None:

@@ -31,7 +31,7 @@ def make_name() -> str:
 async def enqueue(subject: Subject, queue: str, count: int = 1) -> list[str]:
     """Store waiting jobs in a queue of the test."""
     jobs = [NewJob(f"{queue}-{n}", "send", queue, b'{"to":"a"}') for n in range(count)]
-    await subject.backend.enqueue(jobs)
+    await subject.backend.producing.enqueue(jobs)
     return [job.id for job in jobs]
 
 
@@ -39,14 +39,14 @@ async def fail(subject: Subject, queue: str, count: int = 1) -> list[str]:
     """Store dead letters in a queue of the test, with an error of its own."""
     ids = await enqueue(subject, queue, count)
     session = Session(id=queue.ljust(32, "0"), queues=(queue,), names=("send",))
-    await subject.backend.open_session(session)
+    await subject.backend.consuming.open_session(session)
     request = ReserveRequest(total=count, lanes=(Lane(queue, "send"),))
-    reply = await subject.backend.exchange(session.id, 1, [], request)
+    reply = await subject.backend.consuming.exchange(session.id, 1, [], request)
     fingerprint = queue.encode().hex().ljust(16, "0")[:16]
     error = AttemptError(1, "failure", "Broken", f"no {queue}", fingerprint=fingerprint)
     settled = [Failed(one.lease, "exhausted", error) for one in reply.deliveries]
-    await subject.backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
-    await subject.backend.close_session(session.id)
+    await subject.backend.consuming.exchange(session.id, 2, settled, ReserveRequest(total=0))
+    await subject.backend.consuming.close_session(session.id)
     return ids
 
 
@@ -54,7 +54,7 @@ async def wait_for_state(subject: Subject, job_id: str, state: State) -> None:
     """Wait until a job is in a state."""
 
     async def is_reached() -> bool:
-        return (await subject.backend.get_job(job_id)).state is state
+        return (await subject.backend.reads.get_job(job_id)).state is state
 
     await wait_until(is_reached, f"{job_id} is {state}")
 
@@ -70,7 +70,9 @@ async def test_pause_a_queue_with_keys_only(subject: Subject, page: Page) -> Non
     await page.keyboard.press("Enter")
     await expect(page.locator("#notice")).to_contain_text(f"Queue {queue} is paused")
     await expect(page.locator("body")).to_contain_text("a deploy")
-    pause = next(one for one in await subject.backend.list_queues() if one.name == queue).pause
+    pause = next(
+        one for one in await subject.backend.reads.list_queues() if one.name == queue
+    ).pause
     assert pause is not None
     assert pause.reason == "a deploy"
     assert pause.until is not None
@@ -89,7 +91,7 @@ async def test_change_and_reset_limits(subject: Subject, page: Page) -> None:
         limits={name: 2},
         keyed_limits={name: {f"{name}:customer": KeyedLimit(concurrency=1)}},
     )
-    await subject.backend.open_session(session)
+    await subject.backend.consuming.open_session(session)
     await page.goto(f"{subject.dashboard.address}/limits")
     row, keyed = page.locator(f"#limit-{name}"), page.locator(f'[id="keyed-{name}:customer"]')
     notice = page.locator("#notice")
@@ -106,13 +108,13 @@ async def test_change_and_reset_limits(subject: Subject, page: Page) -> None:
     await keyed.get_by_label("Reason").fill("paid for more")
     await keyed.get_by_role("button", name=f"Change {name}:customer").click()
     await expect(keyed).to_contain_text("paid for more")
-    changes = [one for one in await subject.backend.list_limit_changes() if name in one.name]
+    changes = [one for one in await subject.backend.reads.list_limit_changes() if name in one.name]
     assert [(one.key, one.concurrency) for one in changes] == [(None, 5), ("acme", 3)]
     await row.get_by_role("button", name="Reset", exact=True).click()
     await keyed.get_by_role("button", name="Reset acme").click()
     await expect(notice).to_contain_text(f"declare for {name}:customer applies again")
     await expect(row).to_contain_text("0 of 2")
-    changes = [one for one in await subject.backend.list_limit_changes() if name in one.name]
+    changes = [one for one in await subject.backend.reads.list_limit_changes() if name in one.name]
     assert changes == []
 
 
@@ -123,7 +125,7 @@ async def test_an_open_form_survives_live_updates(subject: Subject, page: Page) 
     form = page.locator("details.action", has_text="Pause")
     await form.locator("summary").click()
     await form.locator("[name=reason]").fill("half a rea")
-    await subject.backend.enqueue([NewJob(f"{queue}-more", "send", queue, b"{}")])
+    await subject.backend.producing.enqueue([NewJob(f"{queue}-more", "send", queue, b"{}")])
     await expect(page.locator("body.held")).to_have_count(1)
     await expect(form.locator("[name=reason]")).to_have_value("half a rea")
     await expect(form.locator("[name=reason]")).to_be_focused()
@@ -137,7 +139,7 @@ async def test_cancel_selected_jobs_while_others_arrive(subject: Subject, page: 
     await page.goto(f"{subject.dashboard.address}/jobs?q=queue:{queue}")
     await page.locator(f"#job-{first} .select").check()
     await page.locator(f"#job-{third} .select").check()
-    await subject.backend.enqueue([NewJob(f"{queue}-more", "send", queue, b"{}")])
+    await subject.backend.producing.enqueue([NewJob(f"{queue}-more", "send", queue, b"{}")])
     await expect(page.locator("body.held")).to_have_count(1)
     await expect(page.locator(".select:checked")).to_have_count(2)
     await page.get_by_role("button", name="Cancel 2").click()
@@ -170,10 +172,10 @@ async def test_replay_and_delete_dead_letters_of_a_group(
 async def test_quiet_resume_and_stop_a_worker(subject: Subject, page: Page) -> None:
     name = make_name()
     worker = Session(id=name.ljust(32, "0"), host=name, queues=(name,), names=("send",))
-    await subject.backend.open_session(worker)
+    await subject.backend.consuming.open_session(worker)
 
     async def read_command() -> WorkerCommand | None:
-        return (await subject.backend.heartbeat(worker.id)).command
+        return (await subject.backend.consuming.heartbeat(worker.id)).command
 
     await page.goto(f"{subject.dashboard.address}/workers")
     row = page.locator(f"#worker-{worker.id}")
@@ -187,7 +189,7 @@ async def test_quiet_resume_and_stop_a_worker(subject: Subject, page: Page) -> N
     await row.get_by_role("button", name="Stop this worker").click()
     await expect(row).to_contain_text("stopping")
     assert await read_command() is WorkerCommand.STOP
-    await subject.backend.close_session(worker.id)
+    await subject.backend.consuming.close_session(worker.id)
 
 
 async def test_run_pause_and_resume_a_schedule(subject: Subject, page: Page) -> None:
@@ -197,7 +199,7 @@ async def test_run_pause_and_resume_a_schedule(subject: Subject, page: Page) -> 
     row = page.locator(f"#schedule-{name}")
     await row.get_by_role("button", name="Run now").click()
     await expect(page.locator("#notice")).to_contain_text("is enqueued")
-    (job,) = (await subject.backend.list_jobs(JobFilter(queue=name))).jobs
+    (job,) = (await subject.backend.reads.list_jobs(JobFilter(queue=name))).jobs
     await expect(page.locator("#notice")).to_contain_text(job.id)
     await row.locator("summary", has_text="Pause").click()
     await row.locator("[name=reason]").fill("a holiday")
@@ -213,14 +215,14 @@ async def test_cancel_an_operation(subject: Subject, page: Page) -> None:
     await fail(subject, queue, 3)
     which = JobFilter(queue=queue)
     slow = NewBulkOperation(id=queue, action=BulkAction.REPLAY, which=which, rate=0.001)
-    await subject.backend.start_bulk_operation(slow)
+    await subject.backend.maintenance.start_bulk_operation(slow)
     await page.goto(f"{subject.dashboard.address}/operations")
     row = page.locator(f"#operation-{queue}")
     await row.locator("summary").click()
     await row.get_by_role("button", name="Cancel the operation").click()
     await expect(page.locator("#notice")).to_contain_text("is cancelled")
     await expect(row).to_contain_text("cancelled")
-    found = await subject.backend.get_bulk_operation(queue)
+    found = await subject.backend.reads.get_bulk_operation(queue)
     assert found.state is BulkState.CANCELLED
 
 
@@ -234,10 +236,10 @@ async def test_replay_with_other_arguments(subject: Subject, page: Page) -> None
     await expect(page.locator("[name=payload]")).to_have_value('{"to": "b"}')
     await page.get_by_role("button", name="Replay").click()
     await expect(page.locator("#notice")).to_contain_text("is enqueued")
-    jobs = (await subject.backend.list_jobs(JobFilter(queue=queue))).jobs
+    jobs = (await subject.backend.reads.list_jobs(JobFilter(queue=queue))).jobs
     assert {job.state for job in jobs} == {State.FAILED, State.PENDING}
     (added,) = (job for job in jobs if job.id != dead)
-    assert (await subject.backend.get_job(added.id)).payload == b'{"to": "b"}'
+    assert (await subject.backend.reads.get_job(added.id)).payload == b'{"to": "b"}'
 
 
 async def test_a_form_whose_page_came_before_its_values_keeps_what_is_written(
@@ -308,11 +310,13 @@ async def test_pause_and_resume_all_queues(subject: Subject, page: Page) -> None
     await form.locator("[name=reason]").fill("an incident")
     await form.get_by_role("button", name="Pause all queues").click()
     await expect(page.locator("#notice")).to_contain_text("paused")
-    paused = {one.name: one.pause for one in await subject.backend.list_queues() if one.paused}
+    paused = {
+        one.name: one.pause for one in await subject.backend.reads.list_queues() if one.paused
+    }
     pause = paused[queue]
     assert pause is not None
     assert pause.reason == "an incident"
     await page.locator("summary", has_text="Resume all").click()
     await page.get_by_role("button", name="Resume all queues").click()
     await expect(page.locator("#notice")).to_contain_text("resumed")
-    assert not any(one.paused for one in await subject.backend.list_queues())
+    assert not any(one.paused for one in await subject.backend.reads.list_queues())

@@ -26,11 +26,11 @@ async def test_what_happens_appears_and_the_pause_holds_it(
 ) -> None:
     await page.goto(f"{subject.dashboard.address}/jobs?q=queue:live")
     await expect(page.locator("#live")).to_contain_text("No job matches")
-    await subject.backend.enqueue([NewJob("live-1", "send", "live", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("live-1", "send", "live", b"{}")])
     await expect(page.locator("#job-live-1")).to_be_visible()
     await page.locator("#pause").click()
     await expect(page.locator("body.paused")).to_have_count(1)
-    await subject.backend.enqueue([NewJob("live-2", "send", "live", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("live-2", "send", "live", b"{}")])
     other = await browser.new_page()
     await other.goto(page.url)
     await expect(other.locator("#job-live-2")).to_be_visible()
@@ -57,7 +57,7 @@ async def test_a_page_that_comes_without_values_gets_them_and_then_a_stream(
     async with page.expect_response(lambda response: response.url.endswith("format=stream")):
         await page.goto(f"{subject.dashboard.address}/jobs?q=queue:later")
     await expect(page.locator("#live[data-pending]")).to_have_count(0)
-    await subject.backend.enqueue([NewJob("later-1", "send", "later", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("later-1", "send", "later", b"{}")])
     await expect(page.locator("#job-later-1")).to_be_visible()
     assert (asked.count("fragment"), asked.count("stream")) == (1, 1)
 
@@ -67,7 +67,7 @@ async def test_a_page_that_came_without_values_says_that_its_job_does_not_exist(
 ) -> None:
     """A slow backend had not answered yet, so the page could not be 404 itself."""
     expected_problems.append("console: Failed to load resource")
-    await subject.backend.enqueue([NewJob("known", "send", "known", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("known", "send", "known", b"{}")])
 
     async def answer_without_values(route: Route) -> None:
         answer = await route.fetch(url=f"{subject.dashboard.address}/jobs/known")
@@ -101,15 +101,15 @@ async def test_a_page_has_a_stream_although_the_script_for_streams_arrives_last(
 
 
 async def test_a_selection_of_text_and_a_focused_link_survive(subject: Subject, page: Page) -> None:
-    await subject.backend.enqueue([NewJob("kept-1", "send", "kept", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("kept-1", "send", "kept", b"{}")])
     await page.goto(f"{subject.dashboard.address}/jobs?q=queue:kept")
     link = page.locator("#job-kept-1").get_by_role("link").first
     await link.focus()
-    await subject.backend.enqueue([NewJob("kept-2", "send", "kept", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("kept-2", "send", "kept", b"{}")])
     await expect(page.locator("#job-kept-2")).to_be_visible()
     await expect(link).to_be_focused()
     await page.locator("#job-kept-1").get_by_text("send").select_text()
-    await subject.backend.enqueue([NewJob("kept-3", "send", "kept", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("kept-3", "send", "kept", b"{}")])
     await expect(page.locator("body.held")).to_have_count(1)
     assert await page.evaluate("String(getSelection())") == "send"
 
@@ -122,7 +122,7 @@ async def own_dashboard(
     folder: Path = tmp_path_factory.mktemp("own")
     url = f"sqlite:///{folder}/own.db"
     async with Processor(url) as processor:
-        await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        await processor.backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
     with ServedDashboard(url, folder) as served:
         yield served
 
@@ -164,7 +164,7 @@ async def test_a_backend_that_does_not_answer_is_reported(
     expected_problems.append(NOT_REACHED)
     with Server(valkey_binary()) as server:
         async with Processor(server.url) as processor:
-            await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+            await processor.backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
         with ServedDashboard(server.url, tmp_path) as served:
             await page.goto(f"{served.address}/queues")
             await expect(page.locator("#queue-mail")).to_be_visible()

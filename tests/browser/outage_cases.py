@@ -53,7 +53,7 @@ async def test_a_killed_postgresql_is_reported_and_nothing_is_lost(
     expected_problems.append(NOT_REACHED)
     with PostgresServer(postgres_binary(), durable=True) as server:
         async with Processor(server.url) as processor:
-            await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+            await processor.backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
         with ServedDashboard(server.url, tmp_path) as served:
             pages = await start_work(context, served.address, "mail")
             server.kill()
@@ -72,7 +72,7 @@ async def test_a_lost_network_is_reported_and_nothing_is_lost(
     subject: Subject, context: BrowserContext, expected_problems: list[str]
 ) -> None:
     expected_problems.append(NOT_REACHED)
-    await subject.backend.enqueue([NewJob("network-1", "send", "network", b"{}")])
+    await subject.backend.producing.enqueue([NewJob("network-1", "send", "network", b"{}")])
     async with Proxy(subject.dashboard.port) as network:
         address = f"http://127.0.0.1:{network.port}/dashboard"
         pages = await start_work(context, address, "network")

@@ -48,7 +48,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     (folder / "config.yaml").write_text("server: {root_path: /jobs}", encoding="utf-8")
     url = f"sqlite:///{folder}/jobs.db"
     async with Processor(url) as processor:
-        await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        await processor.backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
     with ServedDashboard(url, folder) as dashboard:
         yield dashboard
 
@@ -89,12 +89,16 @@ async def test_pages_actions_and_streams_pass_the_proxy(
 ) -> None:
     name = address.rpartition(":")[2].partition("/")[0]  # the port: each test has its own queues
     async with Processor(served.url) as processor:
-        await processor.backend.enqueue([NewJob(f"a{name}", "send", f"mail{name}", b"{}")])
+        await processor.backend.producing.enqueue(
+            [NewJob(f"a{name}", "send", f"mail{name}", b"{}")]
+        )
         await page.goto(address)
         async with page.expect_response(lambda answer: "=stream" in answer.url):
             await page.locator("nav").get_by_text("Queues").click()
         await expect(page.locator(f"#queue-mail{name}")).to_be_visible()
-        await processor.backend.enqueue([NewJob(f"b{name}", "send", f"other{name}", b"{}")])
+        await processor.backend.producing.enqueue(
+            [NewJob(f"b{name}", "send", f"other{name}", b"{}")]
+        )
         await expect(page.locator(f"#queue-other{name}")).to_be_visible()
     form = page.locator(f"#queue-mail{name} details.action")
     await form.locator("summary").click()

@@ -35,7 +35,7 @@ async def guarded(
     (tmp_path / "config.yaml").write_text(SETTINGS, encoding="utf-8")
     url = f"sqlite:///{tmp_path}/guarded.db"
     async with Processor(url) as processor:
-        await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        await processor.backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
     with ServedDashboard(url, tmp_path) as served:
         yield served
 

@@ -32,7 +32,7 @@ async def open_worker(subject: Subject, name: str, queue: str, limit: int | None
     session = Session(
         id=name.ljust(32, "0"), ttl=600.0, queues=(queue,), names=(name,), limits=limits
     )
-    await subject.backend.open_session(session)
+    await subject.backend.consuming.open_session(session)
     return session
 
 
@@ -43,7 +43,7 @@ async def test_the_page_of_a_job_says_why_it_does_not_run(subject: Subject, page
         await open_worker(subject, name, name)
     worker = await open_worker(subject, full, full, limit=1)
     await open_worker(subject, absent, f"{absent}-other")
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [
             NewJob(f"{paused}-1", paused, paused, b"{}"),
             NewJob(f"{unknown}-1", unknown, unknown, b"{}"),
@@ -55,8 +55,12 @@ async def test_the_page_of_a_job_says_why_it_does_not_run(subject: Subject, page
             NewJob(f"{behind}-1", behind, behind, b"{}", priority=1),
         ]
     )
-    await backend.pause_queue(paused, paused=True, by="ops", reason="a deploy", until=None)
-    await backend.exchange(worker.id, 1, [], ReserveRequest(total=1, lanes=(Lane(full, full),)))
+    await backend.maintenance.pause_queue(
+        paused, paused=True, by="ops", reason="a deploy", until=None
+    )
+    await backend.consuming.exchange(
+        worker.id, 1, [], ReserveRequest(total=1, lanes=(Lane(full, full),))
+    )
     expected = {
         paused: ["paused", "ops", "a deploy"],
         unknown: ["no live worker"],
@@ -90,7 +94,7 @@ async def test_the_error_that_grew_is_found_and_replayed_at_a_rate(
 
 async def test_a_pause_for_an_hour_and_who_did_it(subject: Subject, page: Page) -> None:
     queue = make_name()
-    await subject.backend.enqueue([NewJob(f"{queue}-1", "send", queue, b"{}")])
+    await subject.backend.producing.enqueue([NewJob(f"{queue}-1", "send", queue, b"{}")])
     await page.goto(f"{subject.dashboard.address}/queues/{queue}")
     await page.locator("summary", has_text="Pause").click()
     await page.get_by_role("textbox", name="Reason").fill("the CRM is down")

@@ -251,13 +251,13 @@ def _make_jobs(kind: type[Job], count: int) -> list[Job]:
 
 
 def _count_exchanges(backend: Any) -> None:
-    exchange = backend.exchange
+    exchange = backend.consuming.exchange
 
     async def exchange_counted(*arguments: object) -> object:
         recorder.note("exchanges")
         return await exchange(*arguments)
 
-    backend.exchange = exchange_counted
+    backend.consuming.exchange = exchange_counted
 
 
 async def _read_server(url: str) -> Counts:

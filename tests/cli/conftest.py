@@ -71,7 +71,7 @@ class CommandLine:
     ) -> None:
         """Store jobs that are due after some seconds."""
         jobs = [NewJob(one, name, queue, b'{"to":"a"}', after=after) for one in ids]
-        self.call_backend(lambda backend: backend.enqueue(jobs))
+        self.call_backend(lambda backend: backend.producing.enqueue(jobs))
 
     def fail(self, *ids: str, name: str = "send", queue: str = "default") -> None:
         """Store jobs and make dead letters of them."""
@@ -82,12 +82,14 @@ class CommandLine:
 async def fail_all(backend: Backend, lane: Lane, count: int) -> None:
     """Reserve and fail so many jobs of a lane."""
     session = Session(id=f"{lane.name:0<32}", queues=(lane.queue,), names=(lane.name,))
-    await backend.open_session(session)
-    reply = await backend.exchange(session.id, 1, [], ReserveRequest(total=count, lanes=(lane,)))
+    await backend.consuming.open_session(session)
+    reply = await backend.consuming.exchange(
+        session.id, 1, [], ReserveRequest(total=count, lanes=(lane,))
+    )
     error = AttemptError(1, "permanent", "Broken\x1b[31m", "no\x07 good", "Traceback\n  line 1")
     settled = [Failed(one.lease, "permanent", error) for one in reply.deliveries]
-    await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
-    await backend.close_session(session.id)
+    await backend.consuming.exchange(session.id, 2, settled, ReserveRequest(total=0))
+    await backend.consuming.close_session(session.id)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "nimburion", "dashboard"]
 
 async def test_one_command_serves_the_dashboard_of_a_file(tmp_path: Path) -> None:
     async with Processor(f"sqlite:///{tmp_path}/jobs.db") as processor:
-        await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        await processor.backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
     with socket.socket() as other:  # the configured port is in use
         other.bind(("127.0.0.1", 0))
         other.listen()

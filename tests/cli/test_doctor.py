@@ -44,7 +44,7 @@ def test_waiting_jobs_that_no_worker_would_run_are_a_warning(nimburion: CommandL
     assert warning in nimburion("doctor").out
     assert nimburion("doctor", "--strict").code == 1
     session = Session(id="s", queues=("default",), names=("send",))
-    nimburion.call_backend(lambda backend: backend.open_session(session))
+    nimburion.call_backend(lambda backend: backend.consuming.open_session(session))
     assert read_checks(nimburion)["workers"] == (
         "warning",
         "2 jobs 'snd' wait in queue 'default': no live worker has a handler of this name",
@@ -54,7 +54,7 @@ def test_waiting_jobs_that_no_worker_would_run_are_a_warning(nimburion: CommandL
         "good",
         "1 live worker; each waiting job has a live worker",
     )
-    nimburion.call_backend(lambda backend: backend.close_session("s"))
+    nimburion.call_backend(lambda backend: backend.consuming.close_session("s"))
     nimburion("jobs", "cancel", "a")
     assert read_checks(nimburion)["workers"] == ("good", "0 live workers; no job waits")
 

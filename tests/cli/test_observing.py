@@ -23,15 +23,17 @@ OOPS = AttemptError(1, "failure", "ValueError", "no route", fingerprint="0000000
 
 async def open_worker(backend: Backend, **fields: object) -> None:
     """Open a session that serves `mail` and knows `send`."""
-    await backend.open_session(
+    await backend.consuming.open_session(
         Session(id=WORKER, host="web-1", pid=77, queues=("mail",), names=("send",), **fields)  # type: ignore[arg-type]
     )
-    await backend.heartbeat(WORKER, Vitals(slots=10, busy=3, loop_lag=0.002, rss=50 * 2**20))
+    await backend.consuming.heartbeat(
+        WORKER, Vitals(slots=10, busy=3, loop_lag=0.002, rss=50 * 2**20)
+    )
 
 
 async def reserve(backend: Backend, count: int) -> list[object]:
     request = ReserveRequest(count, (Lane("mail", "send"),), nonce=bytes(range(16)))
-    return list((await backend.exchange(WORKER, 1, [], request)).deliveries)
+    return list((await backend.consuming.exchange(WORKER, 1, [], request)).deliveries)
 
 
 def test_why_names_the_cause(nimburion: CommandLine) -> None:
@@ -120,7 +122,7 @@ def test_workers_are_listed_and_get_commands(nimburion: CommandLine) -> None:
     assert line.split()[:5] == [WORKER, "web-1", "77", "live", "3/10"]
     assert "50 MiB" in line
     assert nimburion("workers", "quiet", "feedfeed").code == 0
-    reply = nimburion.call_backend(lambda backend: backend.heartbeat(WORKER))
+    reply = nimburion.call_backend(lambda backend: backend.consuming.heartbeat(WORKER))
     assert reply.command is WorkerCommand.QUIET
     assert " quiet " in nimburion("workers", "list").out
     assert nimburion("workers", "resume", WORKER).code == 0
@@ -154,7 +156,9 @@ def test_limits_by_key_show_their_fullest_keys(nimburion: CommandLine) -> None:
         await open_worker(backend, keyed_limits=limits)
         for number, customer in enumerate("aab"):
             options = JobOptions(limit_keys={"send:customer": customer})
-            await backend.enqueue([NewJob(f"{number}", "send", "mail", b"{}", options=options)])
+            await backend.producing.enqueue(
+                [NewJob(f"{number}", "send", "mail", b"{}", options=options)]
+            )
         await reserve(backend, 3)
 
     nimburion.call_backend(run)
@@ -219,7 +223,7 @@ def test_the_limit_of_a_queue_is_set_and_reset(nimburion: CommandLine) -> None:
 def test_a_name_of_a_job_and_of_a_limit_is_refused(nimburion: CommandLine) -> None:
     async def run(backend: Backend) -> None:
         await open_worker(backend, keyed_limits={"send": {"export": KeyedLimit(2)}})
-        await backend.enqueue([NewJob("1", "export", "mail", b"{}")])
+        await backend.producing.enqueue([NewJob("1", "export", "mail", b"{}")])
 
     nimburion.call_backend(run)
     refused = nimburion("limits", "set", "export", "3", "--reason", "x")
@@ -268,7 +272,7 @@ def test_stats_add_up_counters(nimburion: CommandLine) -> None:
             )
             for start in (now - 120, now)
         ]
-        await backend.put_statistics("test", rows)
+        await backend.consuming.put_statistics("test", rows)
 
     nimburion.call_backend(store)
     line = nimburion("stats").out.splitlines()[1].split()
@@ -303,10 +307,10 @@ def test_dead_letters_are_grouped_by_error(nimburion: CommandLine) -> None:
     async def fail(backend: Backend) -> None:
         await open_worker(backend)
         request = ReserveRequest(3, (Lane("mail", "send"),), nonce=bytes(16))
-        deliveries = (await backend.exchange(WORKER, 1, [], request)).deliveries
+        deliveries = (await backend.consuming.exchange(WORKER, 1, [], request)).deliveries
         errors = [OOPS, replace(OOPS, message="other", fingerprint="00000000000000bb"), OOPS]
         failed = [Failed(d.lease, "permanent", e) for d, e in zip(deliveries, errors, strict=True)]
-        await backend.exchange(WORKER, 2, failed, ReserveRequest(0))
+        await backend.consuming.exchange(WORKER, 2, failed, ReserveRequest(0))
 
     nimburion.call_backend(fail)
     first, second = nimburion("dead", "groups", "--json").data["groups"]
@@ -325,7 +329,7 @@ def test_jobs_are_searched_by_tenant_time_and_failures(nimburion: CommandLine) -
             NewJob("a", "send", "mail", b"{}", options=JobOptions(tenant="x", correlation_id="1")),
             NewJob("b", "send", "mail", b"{}", options=JobOptions(tenant="y")),
         ]
-        await backend.enqueue(jobs)
+        await backend.producing.enqueue(jobs)
 
     nimburion.enqueue("other")
     nimburion.call_backend(store)
@@ -349,7 +353,7 @@ def test_jobs_are_searched_by_any_text(nimburion: CommandLine, option: str) -> N
 
     async def store(backend: Backend) -> None:
         options = JobOptions(tenant=text, correlation_id=text)
-        await backend.enqueue([NewJob("a", "send", "mail", b"{}", options=options)])
+        await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}", options=options)])
 
     nimburion.enqueue("other")
     nimburion.call_backend(store)

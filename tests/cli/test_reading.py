@@ -44,7 +44,7 @@ def test_enqueue_debounces_by_a_unique_key(nimburion: CommandLine) -> None:
 
 def test_enqueue_keeps_the_bytes_of_the_arguments(nimburion: CommandLine) -> None:
     nimburion("enqueue", "send", "--args", '{ "to" :  1.0 }', "--id", "a1")
-    record = nimburion.call_backend(lambda backend: backend.get_job("a1"))
+    record = nimburion.call_backend(lambda backend: backend.reads.get_job("a1"))
     assert record.payload == b'{ "to" :  1.0 }'
 
 
@@ -110,7 +110,7 @@ def test_a_payload_that_is_no_json_is_shown_as_base64(nimburion: CommandLine) ->
     from nimburion.core.job import NewJob
 
     jobs = [NewJob("raw", "send", "default", b"\xff\x00")]
-    nimburion.call_backend(lambda backend: backend.enqueue(jobs))
+    nimburion.call_backend(lambda backend: backend.producing.enqueue(jobs))
     assert nimburion("jobs", "show", "raw", "--json").data["payload"] == {"base64": "/wA="}
     assert "\\xff\\x00" in nimburion("jobs", "show", "raw").out
 

@@ -21,11 +21,11 @@ def fill(path: Path, queue: str, jobs: int) -> None:
     async def store() -> None:
         backend = SQLiteBackend(path)
         await backend.open()
-        await backend.enqueue([NewJob(f"{n}", "send", queue, b"{}") for n in range(jobs)])
+        await backend.producing.enqueue([NewJob(f"{n}", "send", queue, b"{}") for n in range(jobs)])
         now = int(await backend.now())
         counters = Counters(enqueued=jobs, completed=10 * jobs)
         row = Statistics(step=60, start=now // 60 * 60, queue=queue, name="send", counters=counters)
-        await backend.put_statistics("test", [row])
+        await backend.consuming.put_statistics("test", [row])
         await backend.close()
 
     asyncio.run(store())
@@ -145,7 +145,7 @@ async def test_a_reader_opens_a_backend_as_soon_as_it_can(tmp_path: Path) -> Non
     reader = BackendReader(1, SQLiteBackend(path))
 
     async def count(backend: Backend) -> int:
-        return len(await backend.list_queues())
+        return len(await backend.reads.list_queues())
 
     (reading,) = await read_each([reader], count)
     assert (reading.value, str(reading.error).partition("; ")[0]) == (

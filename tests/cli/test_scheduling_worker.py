@@ -61,7 +61,7 @@ def completed(folder: Path) -> int:
         backend = SQLiteBackend(folder / "nimburion.db")
         await backend.open()
         try:
-            return (await backend.count_jobs())[State.COMPLETED]
+            return (await backend.reads.count_jobs())[State.COMPLETED]
         finally:
             await backend.close()
 

@@ -25,6 +25,7 @@ from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.session import Session
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Context, Health, Processor
+from tests.overridden import OverridableBackend
 from tests.waiting import DEADLINE, wait_until
 
 WATCHDOG = 0.2
@@ -152,7 +153,7 @@ async def test_a_worker_reports_from_ready_to_stopping(systemd: FakeSystemd) -> 
 
 
 async def test_a_worker_without_a_session_is_not_ready(systemd: FakeSystemd) -> None:
-    class Down(MemoryBackend):
+    class Down(OverridableBackend):
         async def open_session(self, session: Session) -> None:
             raise BackendUnavailable("no route")
 
@@ -187,7 +188,7 @@ async def test_a_blocked_event_loop_sends_nothing(systemd: FakeSystemd) -> None:
 async def test_a_worker_whose_exchanges_hang_sends_its_status_only(systemd: FakeSystemd) -> None:
     """Its loop turns and its heartbeats are answered, but it would never run a job."""
 
-    class Hanging(MemoryBackend):
+    class Hanging(OverridableBackend):
         async def exchange(
             self,
             session_id: str,

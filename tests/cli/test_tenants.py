@@ -14,7 +14,7 @@ def test_tenants_are_listed_and_get_weights(nimburion: CommandLine) -> None:
     )
 
     async def store(backend: Backend) -> None:
-        await backend.enqueue(
+        await backend.producing.enqueue(
             [
                 NewJob(f"{n}", "send", "mail", b"{}", options=JobOptions(tenant=tenant))
                 for n, tenant in enumerate(("acme", "acme", "initech"))

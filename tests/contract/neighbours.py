@@ -81,12 +81,18 @@ class Neighbour:
             await harness.put(harness.job(f"limited-{number}", options=options))
             await harness.put(harness.job(f"tenant-{number}", options=JobOptions(tenant="t")))
         await worker.take(2)
-        await backend.pause_queue("bulk", paused=True)
-        await backend.set_tenant_weight("t", 2.0)
-        await backend.change_limit(LimitChange(name="customer", key="acme", concurrency=1))
-        await backend.put_audit(AuditRecord(id="a", action="queue.pause", target="bulk"))
-        await backend.start_bulk_operation(NewBulkOperation(id="o", action=BulkAction.REPLAY))
-        await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        await backend.maintenance.pause_queue("bulk", paused=True)
+        await backend.maintenance.set_tenant_weight("t", 2.0)
+        await backend.maintenance.change_limit(
+            LimitChange(name="customer", key="acme", concurrency=1)
+        )
+        await backend.maintenance.put_audit(
+            AuditRecord(id="a", action="queue.pause", target="bulk")
+        )
+        await backend.maintenance.start_bulk_operation(
+            NewBulkOperation(id="o", action=BulkAction.REPLAY)
+        )
+        await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
 
     async def work(self) -> None:
         """Enqueue a job, end the job before it, and reserve it."""

@@ -30,18 +30,19 @@ from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
 from nimburion.testing.contract.consuming.token_cases import TOKEN_CASES
 from nimburion.testing.contract.maintaining.dead_letters import ODD
+from tests.overridden import OverridableBackend
 
 
-class OpenMemoryBackend(MemoryBackend):
+class OpenMemoryBackend(OverridableBackend):
     """A memory backend whose data the breakages below may reach."""
 
     @property
     def state(self) -> MemoryState:
-        return self._shared.state
+        return self._data.shared.state
 
     def new_handle(self) -> MemoryBackend:
-        handle = type(self)(clock=self._clock)
-        handle._shared = self._shared
+        handle = type(self)(clock=self._data.clock)
+        handle._data.shared = self._data.shared
         return handle
 
     def find_entry(self, job_id: str) -> JobEntry | None:
@@ -294,7 +295,9 @@ class DelayFromTheReservation(OpenMemoryBackend):
         entry = self.find_entry(one.lease.job_id)
         if not isinstance(one, Retried) or entry is None or entry.leased is None:
             return one
-        return replace(one, delay=one.delay - (self._clock.now() - entry.leased.started_at / 1e6))
+        return replace(
+            one, delay=one.delay - (self._data.clock.now() - entry.leased.started_at / 1e6)
+        )
 
 
 class ResultDropped(OpenMemoryBackend):
@@ -320,7 +323,7 @@ class LostNotCounted(OpenMemoryBackend):
 class RescuesLiveSessions(OpenMemoryBackend):
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         for tenant in self.state.sessions.values():
-            tenant.expires_at = self._clock.monotonic()
+            tenant.expires_at = self._data.clock.monotonic()
         return await super().rescue(limit, max_lost=max_lost)
 
 
@@ -469,7 +472,7 @@ class RepeatsBulkSteps(OpenMemoryBackend):
     ) -> BulkOperation:
         operation = self.state.bulk_operations.get(operation_id)
         if operation is not None and operation.fence == fence:
-            claimed = replace(operation, leased_until=self._clock.now())
+            claimed = replace(operation, leased_until=self._data.clock.now())
             self.state.bulk_operations[operation_id] = claimed
         return await super().advance_bulk_operation(operation_id, fence, step)
 
@@ -565,7 +568,7 @@ class ForgetsThePayload(OpenMemoryBackend):
 
 class NeverWakes(OpenMemoryBackend):
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        await self._clock.sleep(timeout)
+        await self._data.clock.sleep(timeout)
 
 
 class NeverNotifiesSessions(OpenMemoryBackend):
@@ -580,7 +583,7 @@ class NotifiesEverySession(OpenMemoryBackend):
 
 class NewHandleIsEmpty(MemoryBackend):
     def new_handle(self) -> MemoryBackend:
-        return MemoryBackend(clock=self._clock)
+        return MemoryBackend(clock=self._data.clock)
 
 
 class Breakage(NamedTuple):

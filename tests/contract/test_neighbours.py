@@ -24,7 +24,7 @@ async def test_the_server_rejects_the_writes_of_others_and_neighbours_work(
         await backend.open()
         with pytest.raises(Exception, match=f"a write into {schema}.*, a table of a neighbour"):
             await Harness(FakeClock(), [backend]).add()
-        assert sum((await backend.count_jobs()).values()) == 13
+        assert sum((await backend.reads.count_jobs()).values()) == 13
         await backend.close()
         with (
             psycopg.connect(postgres_server.url, prepare_threshold=None) as connection,

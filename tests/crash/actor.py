@@ -321,7 +321,7 @@ async def run_producer(_: Path, url: str, events: EventLog, options: dict[str, A
     jobs = [
         NewJob(one, name, "default", payload, after=after, options=more) for one in options["ids"]
     ]
-    await backend.enqueue(jobs)
+    await backend.producing.enqueue(jobs)
     events.note("enqueued")
     await backend.close()
 
@@ -330,7 +330,7 @@ async def run_operator(_: Path, url: str, events: EventLog, options: dict[str, A
     """Make jobs due by id."""
     backend = open_backend(url)
     await backend.open()
-    await backend.make_due(options["ids"])
+    await backend.maintenance.make_due(options["ids"])
     events.note("made due")
     await backend.close()
 
@@ -343,7 +343,9 @@ async def run_buyer(_: Path, url: str, events: EventLog, options: dict[str, Any]
     with closing(connect(url)) as connection:
         connection.execute(EFFECT.format(job="quick-0"))
         jobs = [NewJob("quick-0", "quick", "default", b"{}")]
-        await cast("Transactional", backend).enqueue_in(CallerConnection(connection), jobs)
+        await cast("Transactional", backend.producing).enqueue_in(
+            CallerConnection(connection), jobs
+        )
         if crash_at == "rows":
             die()
         connection.commit()

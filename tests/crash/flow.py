@@ -145,7 +145,7 @@ class Flow:
         """Wait until the backend says that nothing is unfinished."""
 
         async def quiet() -> bool:
-            counts = await self.harness.backend.count_jobs()
+            counts = await self.harness.backend.reads.count_jobs()
             return all(state.finished or not number for state, number in counts.items())
 
         await self.wait_until_backend_reports(quiet, "every job has ended")
@@ -173,7 +173,7 @@ class Flow:
         kept: dict[str, Any] = {}
         after = None
         while True:
-            page = await self.harness.backend.list_jobs(limit=1_000, after=after)
+            page = await self.harness.backend.reads.list_jobs(limit=1_000, after=after)
             kept |= {job.id: job for job in page.jobs}
             if (after := page.next) is None:
                 break

@@ -126,7 +126,9 @@ class ProcessHarness:
             )
             for n, one in enumerate(ids)
         ]
-        assert {result.outcome for result in await self.backend.enqueue(jobs)} <= {"created"}
+        assert {result.outcome for result in await self.backend.producing.enqueue(jobs)} <= {
+            "created"
+        }
         self.jobs += ids
         return ids
 
@@ -137,7 +139,7 @@ class ProcessHarness:
             keys = {"keyed:tenant": "ab"[n % 2], "gateway": ""}
             options = JobOptions(limit_keys=keys)
             jobs.append(NewJob(f"keyed-{n}", "keyed", "default", b"{}", options=options))
-        await self.backend.enqueue(jobs)
+        await self.backend.producing.enqueue(jobs)
         self.jobs += [job.id for job in jobs]
 
     async def lose(self, job_ids: list[str], times: int) -> None:
@@ -145,14 +147,14 @@ class ProcessHarness:
         lanes = tuple({Lane("default", one.partition("-")[0]) for one in job_ids})
         for _ in range(times):
             session = Session(id=os.urandom(16).hex(), ttl=0.01)
-            await self.backend.open_session(session)
+            await self.backend.consuming.open_session(session)
             want = ReserveRequest(len(job_ids), lanes, nonce=os.urandom(16))
-            reply = await self.backend.exchange(session.id, 1, [], want)
+            reply = await self.backend.consuming.exchange(session.id, 1, [], want)
             assert len(reply.deliveries) == len(job_ids)
             returned: list[str] = []
 
             async def rescued(found: list[str] = returned) -> bool:
-                found += (await self.backend.rescue(len(job_ids), max_lost=99)).returned
+                found += (await self.backend.consuming.rescue(len(job_ids), max_lost=99)).returned
                 return len(found) == len(job_ids)
 
             await self.wait_until(rescued, "the jobs are rescued")
@@ -181,7 +183,7 @@ class ProcessHarness:
         try:
             async with asyncio.timeout(seconds):
                 while not await condition():
-                    await self.backend.wait(["default"], 0.02)
+                    await self.backend.consuming.wait(["default"], 0.02)
         except TimeoutError:
             raise AssertionError(f"not within {seconds} s: {what}; {self.read_events()}") from None
 
@@ -208,14 +210,14 @@ class ProcessHarness:
         """Wait until nothing is unfinished."""
 
         async def finished() -> bool:
-            counts = await self.backend.count_jobs()
+            counts = await self.backend.reads.count_jobs()
             return all(state.finished or not count for state, count in counts.items())
 
         await self.wait_until(finished, "every job has ended")
 
     async def get_record(self, job_id: str) -> JobRecord:
         """What the backend says."""
-        return await self.backend.get_job(job_id)
+        return await self.backend.reads.get_job(job_id)
 
     # Looking
 
@@ -242,13 +244,13 @@ class ProcessHarness:
         """Each job ended once, as completed. In all, workers were lost with a job in hand at most
         `lost` times, and handed one back `handed_back` times."""
         await self.wait_until_finished()
-        counts = await self.backend.count_jobs()
+        counts = await self.backend.reads.count_jobs()
         assert counts[State.COMPLETED] == sum(counts.values()) == len(self.jobs)
         records = [await self.get_record(job_id) for job_id in self.jobs]
         assert {record.failures for record in records} == {0}
         assert sum(record.lost for record in records) <= lost
-        assert await self.backend.list_queues() == []
-        assert (await self.backend.list_tenants()).tenants == []
+        assert await self.backend.reads.list_queues() == []
+        assert (await self.backend.reads.list_tenants()).tenants == []
         ends = Counter(line["job"] for line in self.find_events("end"))
         starts = defaultdict[str, list[int]](list)
         for line in self.find_events("start"):
@@ -267,9 +269,9 @@ class ProcessHarness:
 
         async def is_free() -> bool:
             session = Session(id=os.urandom(16).hex(), names=(name,), limits={name: 1})
-            await self.backend.open_session(session)
-            limits = (await self.backend.heartbeat(session.id)).limits
-            await self.backend.close_session(session.id)
+            await self.backend.consuming.open_session(session)
+            limits = (await self.backend.consuming.heartbeat(session.id)).limits
+            await self.backend.consuming.close_session(session.id)
             if name not in limits:  # a worker has opened its next session since, without a limit
                 return False
             assert limits[name].in_use == 0

@@ -43,12 +43,12 @@ async def test_three_limits_hold_while_workers_are_killed(tmp_path: Path) -> Non
         )
 
         async def is_done() -> bool:
-            return (await client.backend.count_jobs())[State.COMPLETED] == JOBS
+            return (await client.backend.reads.count_jobs())[State.COMPLETED] == JOBS
 
         with run_workers(url, log) as workers:
             await wait_until(is_done, "all jobs are completed", seconds=120)
             assert sum(worker.poll() is not None for worker in workers) == len(DEADLY)
-        assert await client.backend.list_key_uses() == []
+        assert await client.backend.reads.list_key_uses() == []
         starts = await read_starts(client)
     in_total, of_a_customer = count_overlaps(log)
     assert 1 < in_total <= AT_ONCE
@@ -76,7 +76,7 @@ async def read_starts(client: Processor) -> dict[str, list[float]]:
     starts: dict[str, list[float]] = defaultdict(list)
     after: str | None = None
     while True:
-        page = await client.backend.list_jobs(limit=1_000, after=after)
+        page = await client.backend.reads.list_jobs(limit=1_000, after=after)
         for record in page.jobs:
             assert record.started_at is not None
             starts[record.options.limit_keys["call:region"]].append(record.started_at)

@@ -61,7 +61,7 @@ async def test_the_jobs_of_a_worker_that_ended_run_again_and_count_one_loss(
         for name in names:
             processor.register(name, lambda ctx, _: ran.append(ctx.name))
         assert await processor.drain() == len(names)
-        records = [await processor.backend.get_job(job_id) for job_id in ids]
+        records = [await processor.backend.reads.get_job(job_id) for job_id in ids]
     assert sorted(ran) == sorted(names)
     assert {(each.state, each.failures, each.lost) for each in records} == {(State.COMPLETED, 0, 1)}
     assert {each.history[-1].type for each in records} == {"WorkerLost"}

@@ -139,9 +139,9 @@ class TestRedis(Points):
     async def test_a_producer_dies_between_two_scripts(self, harness: ProcessHarness) -> None:
         ids = [f"quick-{n}" for n in range(1100)]
         await harness.wait_until_killed(harness.start_producer("script enqueue", "quick", ids))
-        assert (await harness.backend.count_jobs())[State.PENDING] == 500
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 500
         assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
-        jobs = (await harness.backend.list_jobs(limit=2000)).jobs
+        jobs = (await harness.backend.reads.list_jobs(limit=2000)).jobs
         assert sorted(job.id for job in jobs) == sorted(ids)
 
     @pytest.mark.parametrize("request_", ["reserve", "settle"])
@@ -204,7 +204,7 @@ async def check_dead_worker_with_keys(harness: ProcessHarness, point: str) -> No
     await harness.wait_until_killed(harness.start_worker(point, concurrency=5))
     harness.start_worker()
     await harness.wait_until_finished()
-    assert await harness.backend.list_key_uses() == []
+    assert await harness.backend.reads.list_key_uses() == []
     await harness.check_all_completed(lost=2)
 
 
@@ -212,7 +212,7 @@ async def check_dead_replacement(harness: ProcessHarness, point: str) -> None:
     """The producer asks again by id: the waiting job is replaced once, and keeps its id."""
     options = JobOptions(unique_key="draft", on_duplicate="replace")
     job = NewJob("first", "quick", "default", b"{}", after=60.0, options=options)
-    await harness.backend.enqueue([job])
+    await harness.backend.producing.enqueue([job])
     for crash_at in (point, None):
         process = harness.start_producer(crash_at, "quick", ["second"], replaces=True)
         if crash_at is not None:
@@ -221,7 +221,7 @@ async def check_dead_replacement(harness: ProcessHarness, point: str) -> None:
             assert await harness.wait_for_exit(process) == 0
     record = await harness.get_record("first")
     assert record.payload == b'{"n":2}'
-    assert sum((await harness.backend.count_jobs()).values()) == 1
+    assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
 
 async def check_dead_debounce(harness: ProcessHarness, point: str) -> None:
@@ -230,7 +230,7 @@ async def check_dead_debounce(harness: ProcessHarness, point: str) -> None:
     """
     options = JobOptions(unique_key="draft", on_duplicate="replace", max_wait=90.0)
     job = NewJob("first", "quick", "default", b"{}", after=60.0, options=options)
-    await harness.backend.enqueue([job])
+    await harness.backend.producing.enqueue([job])
     before = (await harness.get_record("first")).due
     for crash_at in (point, None, None):
         process = harness.start_producer(
@@ -243,7 +243,7 @@ async def check_dead_debounce(harness: ProcessHarness, point: str) -> None:
     record = await harness.get_record("first")
     assert record.payload == b'{"n":2}'
     assert record.due - before == pytest.approx(30.0, abs=0.001)
-    assert sum((await harness.backend.count_jobs()).values()) == 1
+    assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
 
 async def check_dead_rescuer(harness: ProcessHarness, point: str) -> None:
@@ -262,9 +262,9 @@ async def check_dead_operator(harness: ProcessHarness, point: str, due: set[int]
     """It cannot know whether its jobs are due; a repeat makes it true, and each runs once."""
     ids = await harness.enqueue("quick", 5, after=600.0)
     await harness.wait_until_killed(harness.start_operator(point, ids))
-    assert (await harness.backend.count_jobs())[State.PENDING] in due
+    assert (await harness.backend.reads.count_jobs())[State.PENDING] in due
     assert await harness.wait_for_exit(harness.start_operator(None, ids)) == 0
-    assert (await harness.backend.count_jobs())[State.SCHEDULED] == 0
+    assert (await harness.backend.reads.count_jobs())[State.SCHEDULED] == 0
     harness.start_worker()
     await harness.check_all_completed(lost=0)
 
@@ -273,7 +273,7 @@ async def check_dead_producer(harness: ProcessHarness, point: str, stored: set[i
     """It cannot know whether its jobs are stored; asking again by id makes it true, once."""
     ids = [f"quick-{n}" for n in range(5)]
     await harness.wait_until_killed(harness.start_producer(point, "quick", ids))
-    assert sum((await harness.backend.count_jobs()).values()) in stored
+    assert sum((await harness.backend.reads.count_jobs()).values()) in stored
     assert await harness.wait_for_exit(harness.start_producer(None, "quick", ids)) == 0
     harness.jobs = ids
     harness.start_worker()

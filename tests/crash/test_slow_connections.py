@@ -50,7 +50,7 @@ class Watch:
         await self._harness.wait_until(self._finished, "every job has ended")
 
     async def _finished(self) -> bool:
-        page = await self._harness.backend.list_jobs(limit=1_000)
+        page = await self._harness.backend.reads.list_jobs(limit=1_000)
         ended = sum(job.state.finished for job in page.jobs)
         if ended > self._ended:
             self._ended, self._ended_last = ended, time.monotonic()
@@ -87,10 +87,10 @@ class SlowConnections:
         self, harness: ProcessHarness, port: int
     ) -> None:
         """Ten at once need four seconds, of the one that a call may take."""
-        await harness.backend.enqueue(bulky(12, payload=150_000))
+        await harness.backend.producing.enqueue(bulky(12, payload=150_000))
         async with self._slow_worker(harness, port, "replies", 400_000):
             await Watch(harness).until_finished()
-        assert (await harness.backend.count_jobs())[State.COMPLETED] == 12
+        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 12
         assert (
             Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
         )
@@ -99,10 +99,10 @@ class SlowConnections:
     async def test_large_results_leave_a_few_at_a_time(
         self, harness: ProcessHarness, port: int
     ) -> None:
-        await harness.backend.enqueue(bulky(20, result=150_000))
+        await harness.backend.producing.enqueue(bulky(20, result=150_000))
         async with self._slow_worker(harness, port, "requests", 400_000):
             await Watch(harness).until_finished()
-        assert (await harness.backend.count_jobs())[State.COMPLETED] == 20
+        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 20
         assert (
             Counter(line["job"] for line in harness.find_events("start")).most_common(1)[0][1] == 1
         )
@@ -114,7 +114,7 @@ class SlowConnections:
         self, harness: ProcessHarness, port: int
     ) -> None:
         """One job alone needs ten seconds: another worker has it within the time to live."""
-        await harness.backend.enqueue(bulky(3, payload=1_000_000))
+        await harness.backend.producing.enqueue(bulky(3, payload=1_000_000))
         async with self._slow_worker(harness, port, "replies", 100_000):
             await harness.wait_until(
                 lambda: self._processing(harness), "the slow worker holds jobs"
@@ -131,7 +131,7 @@ class SlowConnections:
         self, harness: ProcessHarness, port: int
     ) -> None:
         """Its job is completed all the same: its work is done."""
-        await harness.backend.enqueue(bulky(1, result=250_000))
+        await harness.backend.producing.enqueue(bulky(1, result=250_000))
         async with self._slow_worker(harness, port, "requests", 40_000):
             await Watch(harness).until_finished()
         record = await harness.get_record("bulky-0")
@@ -142,7 +142,7 @@ class SlowConnections:
 
     @staticmethod
     async def _processing(harness: ProcessHarness) -> bool:
-        return (await harness.backend.count_jobs())[State.PROCESSING] > 0
+        return (await harness.backend.reads.count_jobs())[State.PROCESSING] > 0
 
 
 class TestRedis(SlowConnections):

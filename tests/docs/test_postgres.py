@@ -42,8 +42,10 @@ async def test_a_server_takes_the_statements_of_the_pages(postgres_binary: Binar
     with PostgresServer(postgres_binary) as server:
         backend = PostgresBackend(server.url)
         await backend.open()
-        await backend.enqueue([NewJob("my-own-id", "greet", "mail", b"{}")])
-        await backend.open_session(Session(id="5e" * 16, names=("greet",), limits={"greet": 1}))
+        await backend.producing.enqueue([NewJob("my-own-id", "greet", "mail", b"{}")])
+        await backend.consuming.open_session(
+            Session(id="5e" * 16, names=("greet",), limits={"greet": 1})
+        )
         for statement in statements:
             server.ask(statement)  # it raises what the server refuses
         columns = server.ask(
@@ -83,8 +85,8 @@ async def test_the_roles_of_the_page_are_enough(postgres_binary: Binary, tmp_pat
             subprocess.run, command, check=True, cwd=tmp_path, env={**os.environ, "PATH": path}
         )
         await worker.open()
-        await worker.enqueue([NewJob("a", "greet", "mail", b"{}")])
-        assert (await worker.count_jobs())[State.PENDING] == 1
+        await worker.producing.enqueue([NewJob("a", "greet", "mail", b"{}")])
+        assert (await worker.reads.count_jobs())[State.PENDING] == 1
         await worker.close()
         with psycopg.connect(server.url_for("jobs_worker", "two")) as connection:
             for statement in ("CREATE TABLE nimburion.mine ()", "DROP TABLE nimburion.job"):

@@ -29,11 +29,13 @@ async def test_a_file_takes_the_statements_of_the_page(tmp_path: Path) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
     jobs = [NewJob("my-own-id", "greet", "mail", b"{}"), NewJob("done", "sum", "mail", b"")]
-    await backend.enqueue(jobs)
-    await backend.open_session(Session(id="5e" * 16, names=("sum",)))
+    await backend.producing.enqueue(jobs)
+    await backend.consuming.open_session(Session(id="5e" * 16, names=("sum",)))
     request = ReserveRequest(1, (Lane("mail", "sum"),), nonce=bytes(16))
-    (delivery,) = (await backend.exchange("5e" * 16, 1, [], request)).deliveries
-    await backend.exchange("5e" * 16, 2, [Completed(delivery.lease, None)], ReserveRequest(0))
+    (delivery,) = (await backend.consuming.exchange("5e" * 16, 1, [], request)).deliveries
+    await backend.consuming.exchange(
+        "5e" * 16, 2, [Completed(delivery.lease, None)], ReserveRequest(0)
+    )
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         replies = {one: connection.execute(one).fetchall() for one in STATEMENTS}
         tables = {

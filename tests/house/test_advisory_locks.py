@@ -55,8 +55,8 @@ def test_each_lock_of_a_function_is_in_the_table() -> None:
 def test_python_takes_the_locks_of_notifications_and_of_migrations() -> None:
     texts = {path.name: path.read_text(encoding="utf-8") for path in POSTGRES.rglob("*.py")}
     used = {name: locks for name, text in texts.items() if (locks := find_locks(text))}
-    assert used.keys() == {"backend.py", "migrations.py"}
-    assert used["backend.py"] == ["NOTIFICATION_LOCK"]
+    assert used.keys() == {"producing.py", "migrations.py"}
+    assert used["producing.py"] == ["NOTIFICATION_LOCK"]
     assert used["migrations.py"] == ["MIGRATION_LOCK"]
     assert "\nNOTIFICATION_LOCK = 7043\n" in texts["schema.py"]
     assert "\nMIGRATION_LOCK = 7047\n" in texts["schema.py"]

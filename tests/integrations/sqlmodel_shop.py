@@ -43,13 +43,13 @@ def place_order(item: str) -> str:
 
 async def die_before_deleting_the_row() -> None:
     """Relay a job, and die after it was enqueued."""
-    enqueue = processor.backend.enqueue
+    enqueue = processor.backend.producing.enqueue
 
     async def enqueue_and_die(jobs: Sequence[NewJob]) -> list[Enqueued]:
         await enqueue(jobs)
         os._exit(9)
 
-    processor.backend.enqueue = enqueue_and_die  # type: ignore[method-assign]
+    processor.backend.producing.enqueue = enqueue_and_die  # type: ignore[method-assign]
     async with processor:
         await relay.relay()
 
@@ -59,7 +59,7 @@ async def work() -> str:
     async with processor:
         relayed, then = await relay.relay(), await relay.relay()
         await processor.drain()
-        jobs = (await processor.backend.list_jobs(JobFilter(), limit=10)).jobs
+        jobs = (await processor.backend.reads.list_jobs(JobFilter(), limit=10)).jobs
         with Session(engine) as session:
             orders = len(session.exec(select(Order)).all())
         results = ", ".join([f"{each.id}: {await processor.wait(each.id)}" for each in jobs])

@@ -135,7 +135,7 @@ async def test_a_relay_that_dies_before_the_delete_enqueues_once(
         await relay.relay()
     assert count_rows(engine, outbox) == 1
     assert await OutboxRelay(outbox, engine).relay() == 1
-    page = await processor.backend.list_jobs(JobFilter(), limit=10)
+    page = await processor.backend.reads.list_jobs(JobFilter(), limit=10)
     assert [each.id for each in page.jobs] == [job_id]
 
 

@@ -25,6 +25,7 @@ from nimburion.core.settlement import Failed
 from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
+from tests.overridden import BackendWrapper, get_operation
 from tests.waiting import wait_until
 
 REPLAY = NewBulkOperation(id="op", action=BulkAction.REPLAY, by="ann", origin="cli")
@@ -56,14 +57,14 @@ def make_runner(harness: Harness, backend: Any = None) -> BulkOperationRunner:
 
 
 async def read(harness: Harness) -> BulkOperation:
-    return await harness.backend.get_bulk_operation("op")
+    return await harness.backend.reads.get_bulk_operation("op")
 
 
 async def count_failed(harness: Harness) -> int:
-    return (await harness.backend.count_jobs())[State.FAILED]
+    return (await harness.backend.reads.count_jobs())[State.FAILED]
 
 
-class DyingBackend:
+class DyingBackend(BackendWrapper):
     """A handle whose process dies at one call: this call, and all after it, raise."""
 
     def __init__(self, backend: Any, call: str, after: int = 0, *, applied: bool = False) -> None:
@@ -79,24 +80,24 @@ class DyingBackend:
             if name == self._call:
                 self._left -= 1
             if dies and self._applied:
-                await getattr(self._backend, name)(*arguments, **options)
+                await get_operation(self._backend, name)(*arguments, **options)
             self.is_dead = self.is_dead or dies
             if self.is_dead:
                 raise BackendUnavailable("the process is dead")
-            return await getattr(self._backend, name)(*arguments, **options)
+            return await get_operation(self._backend, name)(*arguments, **options)
 
         return call
 
 
 async def test_an_operation_changes_all_that_matches_in_bounded_steps(harness: Harness) -> None:
     await make_dead_letters(harness, 1_100)
-    await harness.backend.start_bulk_operation(REPLAY)
+    await harness.backend.maintenance.start_bulk_operation(REPLAY)
     await make_runner(harness).tick()
     operation = await read(harness)
     assert (operation.state, operation.done) == (BulkState.DONE, 1_100)
     assert operation.fence == 4  # three steps, and the end
     assert await count_failed(harness) == 0
-    (record,) = (await harness.backend.list_audit()).records
+    (record,) = (await harness.backend.reads.list_audit()).records
     assert (record.action, record.target, record.by) == ("operations.end", "op", "ann")
     assert (record.origin, record.outcome, record.changed) == ("cli", "done", 1_100)
 
@@ -110,10 +111,10 @@ async def test_jobs_are_cancelled_or_deleted(
     await make_dead_letters(harness, 2)
     await harness.add("a", "b")
     new = NewBulkOperation(id="op", action=action)
-    await harness.backend.start_bulk_operation(new)
+    await harness.backend.maintenance.start_bulk_operation(new)
     await make_runner(harness).tick()
     assert (await read(harness)).done == 2
-    counts = await harness.backend.count_jobs()
+    counts = await harness.backend.reads.count_jobs()
     other = {State.FAILED: 2} if state else {State.PENDING: 2}
     expected = other | ({state: 2} if state else {})
     assert {one: count for one, count in counts.items() if count} == expected
@@ -122,12 +123,14 @@ async def test_jobs_are_cancelled_or_deleted(
 async def test_a_filter_without_an_index_and_a_limit_choose(harness: Harness) -> None:
     await make_dead_letters(harness, 3, JobOptions(tenant="red"))
     await make_dead_letters(harness, 3)
-    await harness.backend.start_bulk_operation(
+    await harness.backend.maintenance.start_bulk_operation(
         NewBulkOperation(id="op", action=BulkAction.REPLAY, which=JobFilter(tenant="red"), limit=2)
     )
     await make_runner(harness).tick()
     assert (await read(harness)).done == 2
-    replayed = [job for job in (await harness.backend.list_jobs()).jobs if job.state == "pending"]
+    replayed = [
+        job for job in (await harness.backend.reads.list_jobs()).jobs if job.state == "pending"
+    ]
     assert [job.options.tenant for job in replayed] == ["red", "red"]
 
 
@@ -136,7 +139,7 @@ async def test_jobs_that_fail_after_the_start_are_not_included(harness: Harness)
     await make_dead_letters(harness, 2)
     await harness.add("fails later")
     harness.clock.advance(1.0)
-    await harness.backend.start_bulk_operation(REPLAY)
+    await harness.backend.maintenance.start_bulk_operation(REPLAY)
     harness.clock.advance(1.0)
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
@@ -164,7 +167,7 @@ async def test_another_process_continues_after_a_death_at_any_point(
 ) -> None:
     """Every job is replayed once, and the end is recorded once."""
     await make_dead_letters(harness, 700)
-    await harness.backend.start_bulk_operation(REPLAY)
+    await harness.backend.maintenance.start_bulk_operation(REPLAY)
     dying = DyingBackend(harness.backend.new_handle(), call, after, applied=applied)
     with pytest.raises(BackendUnavailable):
         await make_runner(harness, dying).tick()
@@ -174,14 +177,14 @@ async def test_another_process_continues_after_a_death_at_any_point(
     operation = await read(harness)
     assert (operation.state, operation.done, operation.skipped) == (BulkState.DONE, 700, 0)
     assert await count_failed(harness) == 0
-    (record,) = (await harness.backend.list_audit()).records
+    (record,) = (await harness.backend.reads.list_audit()).records
     assert record.changed == 700
 
 
 async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -> None:
     """It stops before it writes its step, and continues after the others have ended all."""
     await make_dead_letters(harness, 700)
-    await harness.backend.start_bulk_operation(REPLAY)
+    await harness.backend.maintenance.start_bulk_operation(REPLAY)
     handle = harness.backend.new_handle()
     reached, resumed = asyncio.Event(), asyncio.Event()
 
@@ -189,7 +192,7 @@ async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -
         async def advance_bulk_operation(self, *arguments: Any) -> BulkOperation:
             reached.set()
             await resumed.wait()
-            return await handle.advance_bulk_operation(*arguments)
+            return await handle.maintenance.advance_bulk_operation(*arguments)
 
     late = asyncio.create_task(make_runner(harness, Pausing(handle, "none", -1)).tick())
     await reached.wait()
@@ -204,7 +207,7 @@ async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -
 
 async def test_several_processes_share_the_steps(harness: Harness) -> None:
     await make_dead_letters(harness, 1_600)
-    await harness.backend.start_bulk_operation(REPLAY)
+    await harness.backend.maintenance.start_bulk_operation(REPLAY)
     await asyncio.gather(*(make_runner(harness).tick() for _ in range(4)))
     await make_runner(harness).tick()
     operation = await read(harness)
@@ -215,7 +218,7 @@ async def test_the_rate_holds_across_processes(harness: Harness) -> None:
     """Ten a second, by two processes that ask at odd times, and after a pause of both."""
     await make_dead_letters(harness, 100)
     started = harness.clock.now()
-    await harness.backend.start_bulk_operation(
+    await harness.backend.maintenance.start_bulk_operation(
         NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=10.0)
     )
     runners, random = [make_runner(harness), make_runner(harness)], Random(3)
@@ -240,7 +243,7 @@ async def test_a_runner_waits_for_the_next_step_of_its_operation(harness: Harnes
     runner = make_runner(harness)
     await runner.start()
     await wait_until(lambda: harness.clock.sleepers == 1, "the runner waits")
-    await harness.backend.start_bulk_operation(
+    await harness.backend.maintenance.start_bulk_operation(
         NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=1.0)
     )
     runner.wake()
@@ -258,27 +261,27 @@ async def test_a_runner_waits_for_the_next_step_of_its_operation(harness: Harnes
 async def test_an_operation_that_cannot_continue_has_failed(harness: Harness) -> None:
     """It says why, in the audit log too."""
     await make_dead_letters(harness, 1)
-    await harness.backend.start_bulk_operation(REPLAY)
-    claimed = (await harness.backend.claim_bulk_operation(30.0)).operation
+    await harness.backend.maintenance.start_bulk_operation(REPLAY)
+    claimed = (await harness.backend.maintenance.claim_bulk_operation(30.0)).operation
     assert claimed is not None
     step = BulkStep(cursor="no cursor!")
-    await harness.backend.advance_bulk_operation("op", claimed.fence, step)
+    await harness.backend.maintenance.advance_bulk_operation("op", claimed.fence, step)
     await make_runner(harness).tick()
     operation = await read(harness)
     assert operation.state is BulkState.FAILED
     assert "no cursor!" in operation.error
-    (record,) = (await harness.backend.list_audit()).records
+    (record,) = (await harness.backend.reads.list_audit()).records
     assert (record.outcome, record.error) == ("failed", operation.error)
 
 
 async def test_a_cancelled_operation_stops_between_two_steps(harness: Harness) -> None:
     await make_dead_letters(harness, 30)
-    await harness.backend.start_bulk_operation(
+    await harness.backend.maintenance.start_bulk_operation(
         NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=10.0)
     )
     runner = make_runner(harness)
     await runner.tick()
-    await harness.backend.cancel_bulk_operation("op")
+    await harness.backend.maintenance.cancel_bulk_operation("op")
     harness.clock.advance(60.0)
     await runner.tick()
     operation = await read(harness)
@@ -292,7 +295,9 @@ async def test_a_preview_counts_and_shows_the_first(harness: Harness) -> None:
     preview = await preview_jobs(harness.backend, BulkAction.REPLAY, EVERY_JOB)
     assert (preview.count, preview.complete) == (12, True)
     assert len(preview.first) == 10
-    newest = (await harness.backend.list_jobs(JobFilter(states=frozenset({State.FAILED})))).jobs
+    newest = (
+        await harness.backend.reads.list_jobs(JobFilter(states=frozenset({State.FAILED})))
+    ).jobs
     assert preview.first == newest[:10]
 
 

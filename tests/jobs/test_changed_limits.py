@@ -25,7 +25,7 @@ async def check_a_limit_is_changed_twice(url: str) -> None:
             await processor.limits.change("shared", concurrency=most)
         await processor.limits.change("shared", rate="5/s")
         await processor.limits.change("shared", concurrency=5, key="acme")
-        changes = {one.key: one for one in await processor.backend.list_limit_changes()}
+        changes = {one.key: one for one in await processor.backend.reads.list_limit_changes()}
         assert (changes[None].concurrency, changes["acme"].concurrency) == (4, 5)
         await processor.enqueue_raw("shared", b"{}")  # now a job has the name too
         with pytest.raises(InvalidJob, match="is a job, and also a limit by key"):

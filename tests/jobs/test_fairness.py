@@ -37,10 +37,10 @@ async def test_the_setting_of_the_queue_decides_and_then_that_of_the_processor(
             (many,) = await processor.enqueue_many([sync.job("a")], tenant="acme", queue=queue)
             raw = await processor.enqueue_raw("sync", {"tenant": "a"}, tenant="acme", queue=queue)
             for job_id in (one, many, raw):
-                options = (await processor.backend.get_job(job_id)).options
+                options = (await processor.backend.reads.get_job(job_id)).options
                 assert (options.tenant, options.fair) == ("acme", fair)
             without = await processor.enqueue(sync.job("acme"), queue=queue)
-            assert (await processor.backend.get_job(without)).options.fair
+            assert (await processor.backend.reads.get_job(without)).options.fair
 
 
 async def test_a_flood_of_one_tenant_does_not_delay_the_others() -> None:
@@ -68,7 +68,7 @@ async def test_a_worker_sets_the_weights_of_its_settings() -> None:
     async with processor:
         await processor.start()
         await processor.stop()
-        assert (await processor.backend.list_tenants()).weights == {"acme": 2.5}
+        assert (await processor.backend.reads.list_tenants()).weights == {"acme": 2.5}
 
 
 async def test_a_weight_out_of_bounds_is_refused() -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 
 
 async def options_of(processor: Processor, job_id: str) -> JobOptions:
-    return (await processor.backend.get_job(job_id)).options
+    return (await processor.backend.reads.get_job(job_id)).options
 
 
 async def test_one_job_per_customer_runs_at_a_time_in_order() -> None:
@@ -44,7 +44,7 @@ async def test_one_job_per_customer_runs_at_a_time_in_order() -> None:
         await processor.enqueue_many(sync.job("abc"[n % 3], n) for n in range(60))
         await processor.start()
         await wait_until(lambda: len(ran) == 60, "all jobs run")
-        assert await processor.backend.list_key_uses() == []
+        assert await processor.backend.reads.list_key_uses() == []
     assert most > 1
     for customer in "abc":
         numbers = [n for name, n in ran if name == customer]

@@ -76,7 +76,7 @@ async def test_a_thousand_keys_leave_nothing_behind() -> None:
         await asyncio.sleep(0)
 
     async def is_idle() -> bool:
-        counts = await processor.backend.count_jobs()
+        counts = await processor.backend.reads.count_jobs()
         return all(state.finished for state, count in counts.items() if count)
 
     async with processor:
@@ -84,5 +84,5 @@ async def test_a_thousand_keys_leave_nothing_behind() -> None:
         await processor.start()
         await wait_until(lambda: len(ran) == 2_000, "all jobs run")
         await wait_until(is_idle, "the last jobs are settled")
-        assert await processor.backend.list_key_uses() == []
+        assert await processor.backend.reads.list_key_uses() == []
     assert len(set(ran)) == 1_000

@@ -130,14 +130,14 @@ async def test_a_worker_sleeps_until_the_next_job_may_start() -> None:
     and each exchange but a few brings a job."""
     backend = MemoryBackend()
     exchanges = 0
-    exchange = backend.exchange
+    exchange = backend.consuming.exchange
 
     async def count(*arguments: object) -> object:
         nonlocal exchanges
         exchanges += 1
         return await exchange(*arguments)  # type: ignore[arg-type]
 
-    backend.exchange = count  # type: ignore[method-assign, assignment]
+    backend.consuming.exchange = count  # type: ignore[method-assign, assignment]
     processor = Processor(backend)
     loop = asyncio.get_running_loop()
     starts: list[float] = []
@@ -166,10 +166,10 @@ async def test_a_prefetched_job_that_is_released_gives_its_units_back() -> None:
             await asyncio.Event().wait()
 
     async def is_completed() -> bool:
-        return (await backend.count_jobs())[State.COMPLETED] == 1
+        return (await backend.reads.count_jobs())[State.COMPLETED] == 1
 
     async def is_prefetched() -> bool:
-        return (await backend.count_jobs())[State.PROCESSING] == 4
+        return (await backend.reads.count_jobs())[State.PROCESSING] == 4
 
     async with processor:
         await processor.start()
@@ -178,5 +178,5 @@ async def test_a_prefetched_job_that_is_released_gives_its_units_back() -> None:
         await processor.enqueue_many(call.job(n) for n in (1, 2, 3, 4))
         await wait_until(is_prefetched, "one job runs, and three are prefetched")
         await processor.stop()
-        (rate,) = await backend.list_rates()
+        (rate,) = await backend.reads.list_rates()
     assert rate.room == 8 - 2

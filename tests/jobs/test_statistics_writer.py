@@ -21,6 +21,7 @@ from nimburion.core.session import Session
 from nimburion.jobs import Processor
 from nimburion.jobs.worker.maintenance import Rescuer
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 
@@ -30,7 +31,7 @@ def send(how: str) -> None:
         raise ValueError(how)
 
 
-class FailingBackend(MemoryBackend):
+class FailingBackend(OverridableBackend):
     """A memory backend that fails in some way when it is to store statistics."""
 
     down = False
@@ -73,7 +74,7 @@ def processor(backend: FailingBackend, clock: FakeClock) -> Processor:
 
 async def read(backend: MemoryBackend, step: int = 3600) -> list[Statistics]:
     now = await backend.now()
-    return await backend.list_statistics(now - 10 * step, now + step, step)
+    return await backend.reads.list_statistics(now - 10 * step, now + step, step)
 
 
 async def test_closing_writes_the_last_counts(
@@ -180,9 +181,11 @@ async def rescue(backend: MemoryBackend, clock: FakeClock, *, max_lost: int) -> 
 async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
     clock = FakeClock()
     backend = MemoryBackend(clock=clock)
-    await backend.enqueue([NewJob("a", "send", "mail", b"{}"), NewJob("b", "send", "mail", b"{}")])
-    await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
-    await backend.exchange("0" * 32, 1, [], ReserveRequest(2, (Lane("mail", "send"),)))
+    await backend.producing.enqueue(
+        [NewJob("a", "send", "mail", b"{}"), NewJob("b", "send", "mail", b"{}")]
+    )
+    await backend.consuming.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
+    await backend.consuming.exchange("0" * 32, 1, [], ReserveRequest(2, (Lane("mail", "send"),)))
     clock.advance(31.0)
     lane = await rescue(backend, clock, max_lost=3)
     assert (lane.queue, lane.name, lane.rescued) == ("mail", "send", 2)
@@ -192,9 +195,9 @@ async def test_rescued_jobs_are_counted_by_queue_and_name() -> None:
 async def test_dead_letters_of_a_rescue_are_counted() -> None:
     clock = FakeClock()
     backend = MemoryBackend(clock=clock)
-    await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
-    await backend.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
-    await backend.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("mail", "send"),)))
+    await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
+    await backend.consuming.open_session(Session(id="0" * 32, queues=("mail",), names=("send",)))
+    await backend.consuming.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("mail", "send"),)))
     clock.advance(31.0)
     lane = await rescue(backend, clock, max_lost=1)
     assert lane.failed_by_reason == {"lost": 1}

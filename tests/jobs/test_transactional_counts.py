@@ -48,7 +48,7 @@ def make_processor(url: str) -> Processor:
 
 async def read_enqueued(backend: Backend) -> int:
     now = await backend.now()
-    rows = await backend.list_statistics(now - 7200, now + 3600, 3600)
+    rows = await backend.reads.list_statistics(now - 7200, now + 3600, 3600)
     return sum(row.counters.enqueued for row in rows)
 
 
@@ -77,7 +77,7 @@ async def test_a_worker_counts_what_no_other_process_has_counted(tmp_path: Path)
     pruner = Pruner(backend, clock, Random(1), processor.settings, counters)
     async with processor:
         with closing(sqlite3.connect(tmp_path / "jobs.db", timeout=10)) as connection:
-            await backend.enqueue_in(
+            await backend.producing.enqueue_in(
                 CallerConnection(connection), [NewJob("a", "pay", "orders", b"{}")]
             )
             connection.commit()

@@ -179,7 +179,7 @@ class Twins(RuleBasedStateMachine):
         self.known |= self.touched
 
     def _agree_on(self, job_id: str) -> None:
-        self._agree(lambda backend: backend.get_job(job_id))
+        self._agree(lambda backend: backend.reads.get_job(job_id))
 
     # The way in
 
@@ -193,7 +193,7 @@ class Twins(RuleBasedStateMachine):
             name, queue = luck.choice(NAMES), luck.choice(QUEUES)
             jobs = [NewJob(f"{name}-{queue}-{n}", name, queue, b"{}") for n in range(6)]
         self._touch(job.id for job in jobs)
-        self._agree(lambda backend: backend.enqueue(jobs))
+        self._agree(lambda backend: backend.producing.enqueue(jobs))
 
     # Workers
 
@@ -224,7 +224,7 @@ class Twins(RuleBasedStateMachine):
             keyed_limits=keyed,
             weights={"t": 1.5} if session < "8" else {},
         )
-        answer, _ = self._agree(lambda backend: backend.open_session(about))
+        answer, _ = self._agree(lambda backend: backend.consuming.open_session(about))
         if answer is None:
             self.lines.setdefault(session, Line())
 
@@ -256,7 +256,9 @@ class Twins(RuleBasedStateMachine):
         session = luck.choice(sorted(self.lines) or SESSIONS)
         number = self.lines.get(session, Line()).number + luck.choice((-2, -1, 2, 3))
         if number > 0:
-            self._agree(lambda backend: backend.exchange(session, number, [], RESERVE_NOTHING))
+            self._agree(
+                lambda backend: backend.consuming.exchange(session, number, [], RESERVE_NOTHING)
+            )
 
     def _some_session(self, luck: Random) -> str:
         """One that lives, as far as is known."""
@@ -295,7 +297,7 @@ class Twins(RuleBasedStateMachine):
             id(self.subject): [make(held.subject) for held, make in batch],
         }
         expected, actual = self._both(
-            lambda backend: backend.exchange(session, number, sent[id(backend)], want)
+            lambda backend: backend.consuming.exchange(session, number, sent[id(backend)], want)
         )
         if self.may_end_early and _ends_early(expected, actual) and self._has_parked_jobs():
             self.ended_early = True
@@ -313,7 +315,7 @@ class Twins(RuleBasedStateMachine):
         return True
 
     def _has_parked_jobs(self) -> bool:
-        uses = self.loop.run_until_complete(self.subject.list_key_uses())
+        uses = self.loop.run_until_complete(self.subject.reads.list_key_uses())
         return any(use.parked for use in uses)
 
     def _note(
@@ -344,7 +346,7 @@ class Twins(RuleBasedStateMachine):
                     self._make_dead_letter(session)
 
     def _heartbeat(self, session: str) -> tuple[Answer, Answer]:
-        return self._agree(lambda backend: backend.heartbeat(session), _normalize_reply)
+        return self._agree(lambda backend: backend.consuming.heartbeat(session), _normalize_reply)
 
     @rule(seed=seeds)
     @precondition(lambda self: self.lines)
@@ -358,7 +360,7 @@ class Twins(RuleBasedStateMachine):
             id(self.oracle): [held.oracle for held in stuck],
             id(self.subject): [held.subject for held in stuck],
         }
-        self._agree(lambda backend: backend.close_session(session, running[id(backend)]))
+        self._agree(lambda backend: backend.consuming.close_session(session, running[id(backend)]))
         if not stuck:
             self._make_dead_letter(session)
 
@@ -371,11 +373,11 @@ class Twins(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0.0, 20.0, 30.0, 30.25)), max_lost=st.integers(1, 3))
     def rescue(self, seconds: float, max_lost: int) -> None:
         self.clock.advance(seconds)
-        self._agree(lambda backend: backend.rescue(100, max_lost=max_lost), _rescued)
+        self._agree(lambda backend: backend.consuming.rescue(100, max_lost=max_lost), _rescued)
 
     @rule(limit=st.sampled_from((1, 2, 100)))
     def promote(self, limit: int) -> None:
-        self._agree(lambda backend: backend.promote(limit))
+        self._agree(lambda backend: backend.consuming.promote(limit))
 
     # Operators
 
@@ -406,7 +408,7 @@ class Twins(RuleBasedStateMachine):
         name = luck.choice((*NAMES, "k", "k", "r", "r", *QUEUE_LIMITS))
         key = luck.choice((None, "a")) if name in {"k", "r"} else None
         if luck.random() < 0.4:
-            self._agree(lambda backend: backend.reset_limit(name, key))
+            self._agree(lambda backend: backend.maintenance.reset_limit(name, key))
             return
         rate = RateLimit("4/s", 250_000 * luck.randint(1, 3), burst=luck.choice((1, 3)))
         change = LimitChange(
@@ -415,29 +417,30 @@ class Twins(RuleBasedStateMachine):
             concurrency=luck.choice((None, 0, 1, 3)),
             rate=luck.choice((None, None, rate)),
         )
-        self._agree(lambda backend: backend.change_limit(change))
+        self._agree(lambda backend: backend.maintenance.change_limit(change))
 
     def _cancel(self, luck: Random) -> None:
         job_id = luck.choice(sorted(self.known | {"never"}))
-        self._agree(lambda backend: backend.cancel(job_id))
+        self._agree(lambda backend: backend.producing.cancel(job_id))
         if job_id != "never":
             self._touch([job_id])
 
     def _make_due(self, luck: Random) -> None:
         job_ids = luck.choices(sorted(self.known | {"never"}), k=luck.randint(1, 4))
-        self._agree(lambda backend: backend.make_due(job_ids))
+        self._agree(lambda backend: backend.maintenance.make_due(job_ids))
         self._touch(set(job_ids) - {"never"})
 
     def _replay(self, luck: Random) -> None:
         which = self._filter(luck, State.FAILED)
         self._agree(
-            lambda backend: backend.replay(which, 1000), lambda r: (sorted(r.ids), sorted(r.held))
+            lambda backend: backend.maintenance.replay(which, 1000),
+            lambda r: (sorted(r.ids), sorted(r.held)),
         )
         self._touch(self.known)
 
     def _delete(self, luck: Random) -> None:
         which = self._filter(luck, State.COMPLETED)
-        self._agree(lambda backend: backend.delete(which, 1000), sorted)
+        self._agree(lambda backend: backend.maintenance.delete(which, 1000), sorted)
 
     def _change_in_bulk(self, luck: Random) -> None:
         """Start a bulk operation, run a step or two, some under a wrong fence, and cancel it."""
@@ -448,27 +451,31 @@ class Twins(RuleBasedStateMachine):
             which=msgspec.structs.replace(which, states=None),
             rate=luck.choice((None, None, 0.7, 3.0)),
         )
-        self._agree(lambda backend: backend.start_bulk_operation(new))
+        self._agree(lambda backend: backend.maintenance.start_bulk_operation(new))
         for _ in range(luck.randint(1, 2)):
             self.clock.advance(luck.choice((0.0, 0.25, 5.0)))
-            page, _ = self._both(lambda backend: backend.list_jobs(new.which, limit=20))
+            page, _ = self._both(lambda backend: backend.reads.list_jobs(new.which, limit=20))
             step = BulkStep(
                 ids=tuple(job.id for job in page.jobs),
                 cursor=luck.choice((None, "7")),
                 exhausted=luck.random() < 0.3,
                 error=luck.choice(("", "slow")),
             )
-            claim, _ = self._agree(lambda backend: backend.claim_bulk_operation(TTL))
+            claim, _ = self._agree(lambda backend: backend.maintenance.claim_bulk_operation(TTL))
             if claim.operation is not None:
                 fence = claim.operation.fence + luck.choice((0, 0, 0, 1, -1))
                 for _ in range(luck.choice((1, 1, 2))):
                     self._advance(new.id, fence, step)
-        self._agree(lambda backend: backend.cancel_bulk_operation(new.id))
-        self._agree(lambda backend: backend.list_bulk_operations(), lambda page: page.operations)
+        self._agree(lambda backend: backend.maintenance.cancel_bulk_operation(new.id))
+        self._agree(
+            lambda backend: backend.reads.list_bulk_operations(), lambda page: page.operations
+        )
         self._touch(self.known)
 
     def _advance(self, operation_id: str, fence: int, step: BulkStep) -> None:
-        self._agree(lambda backend: backend.advance_bulk_operation(operation_id, fence, step))
+        self._agree(
+            lambda backend: backend.maintenance.advance_bulk_operation(operation_id, fence, step)
+        )
 
     def _prune(self, luck: Random) -> None:
         keep = Retention(
@@ -477,15 +484,15 @@ class Twins(RuleBasedStateMachine):
             failed=luck.choice((None, 60.0)),
             results=luck.choice((None, 0.0, 10.0)),
         )
-        self._agree(lambda backend: backend.prune(keep, 1000))
+        self._agree(lambda backend: backend.maintenance.prune(keep, 1000))
 
     def _pause(self, luck: Random) -> None:
         queue, paused = luck.choice(QUEUES), luck.random() < 0.4
-        self._agree(lambda backend: backend.pause_queue(queue, paused=paused))
+        self._agree(lambda backend: backend.maintenance.pause_queue(queue, paused=paused))
 
     def _weigh(self, luck: Random) -> None:
         tenant, weight = luck.choice(TENANTS), luck.choice((None, 0.25, 2.0, 3.333))
-        self._agree(lambda backend: backend.set_tenant_weight(tenant, weight))
+        self._agree(lambda backend: backend.maintenance.set_tenant_weight(tenant, weight))
 
     def _page(self, luck: Random) -> None:
         which, step = self._filter(luck, luck.choice(list(State))), luck.randint(1, 4)
@@ -494,11 +501,11 @@ class Twins(RuleBasedStateMachine):
             jobs: list[Any] = []
             after = None
             while True:
-                page = await backend.list_jobs(which, limit=step, after=after)
+                page = await backend.reads.list_jobs(which, limit=step, after=after)
                 jobs += page.jobs
                 after = page.next
                 if after is None:
-                    return jobs, await backend.count_jobs(which.queue)
+                    return jobs, await backend.reads.count_jobs(which.queue)
 
         self._agree(pages)
 
@@ -523,13 +530,15 @@ class Twins(RuleBasedStateMachine):
             case 0 | 1 | 2:
                 spec = luck.choice((b"{}", b'{"cron": "* * * * *"}'))
                 self._agree(
-                    lambda backend: backend.put_schedule(ScheduleRecord(name=name, spec=spec))
+                    lambda backend: backend.schedules.put_schedule(
+                        ScheduleRecord(name=name, spec=spec)
+                    )
                 )
             case 3:
                 paused = luck.random() < 0.3
-                self._agree(lambda backend: backend.pause_schedule(name, paused=paused))
+                self._agree(lambda backend: backend.schedules.pause_schedule(name, paused=paused))
             case 4:
-                self._agree(lambda backend: backend.delete_schedule(name))
+                self._agree(lambda backend: backend.schedules.delete_schedule(name))
             case _:
                 self._fire(luck, name)
 
@@ -539,8 +548,8 @@ class Twins(RuleBasedStateMachine):
         behind, tick = luck.random() < 0.2, 60.0 * luck.randint(1, 5)
 
         async def decide(backend: Backend) -> Answer:
-            last = {s.name: s.last_tick for s in await backend.list_schedules()}.get(name)
-            return await backend.fire(name, 59.0 if behind else last, tick, job, overlap)
+            last = {s.name: s.last_tick for s in await backend.schedules.list_schedules()}.get(name)
+            return await backend.schedules.fire(name, 59.0 if behind else last, tick, job, overlap)
 
         self._agree(decide)
         self._touch([job.id])
@@ -556,20 +565,20 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def same_lists(self) -> None:
         async def read(backend: Backend) -> Answer:
-            jobs = (await backend.list_jobs(limit=1000, payloads=True)).jobs
-            counts, queues = await backend.count_jobs(), await backend.list_queues()
-            tenants = await backend.list_tenants()
+            jobs = (await backend.reads.list_jobs(limit=1000, payloads=True)).jobs
+            counts, queues = await backend.reads.count_jobs(), await backend.reads.list_queues()
+            tenants = await backend.reads.list_tenants()
             return (
                 jobs,
                 counts,
                 queues,
-                await backend.list_sessions(),
-                await backend.list_schedules(),
-                await backend.list_rates(),
-                await backend.list_limit_changes(),
+                await backend.reads.list_sessions(),
+                await backend.schedules.list_schedules(),
+                await backend.reads.list_rates(),
+                await backend.reads.list_limit_changes(),
                 [
                     (use.limit, use.key, use.in_use)
-                    for use in await backend.list_key_uses()
+                    for use in await backend.reads.list_key_uses()
                     if use.in_use
                 ],
                 tenants.weights,
@@ -587,9 +596,9 @@ async def check_progress(backend: Backend, clock: FakeClock) -> None:
     that the jobs behind it have room.
     """
     clock.advance(2 * TTL)
-    await backend.rescue(1_000, max_lost=3)
+    await backend.consuming.rescue(1_000, max_lost=3)
     session = Session(id="f" * 32, ttl=1e6, queues=QUEUES)
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     number, leases = 0, list[Lease]()
     for _ in range(ROUNDS):
         completed = [Completed(lease) for lease in leases]
@@ -597,7 +606,7 @@ async def check_progress(backend: Backend, clock: FakeClock) -> None:
         for _ in range(EXCHANGES):
             number += 1
             want = ReserveRequest(100, LANES, nonce=number.to_bytes(16, "big"))
-            reply = await backend.exchange(session.id, number, completed, want)
+            reply = await backend.consuming.exchange(session.id, number, completed, want)
             leases += [delivery.lease for delivery in reply.deliveries]
             completed = []
         idle = await find_idle_jobs(backend)

@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "the end of a bulk operation is recorded after it",
         "jobs/*.py",
-        "        await self._backend.put_audit($record)\n        $step = BulkStep(",
+        "        await self._backend.maintenance.put_audit($record)\n        $step = BulkStep(",
         "        $step = BulkStep(",
         (f"{BULK}test_an_operation_changes_all_that_matches_in_bounded_steps",),
     ),

@@ -102,7 +102,9 @@ class Place:
         found: list[JobRecord] = []
         after: str | None = None
         while True:
-            page = await self.backend.list_jobs(JobFilter(), limit=500, after=after, payloads=True)
+            page = await self.backend.reads.list_jobs(
+                JobFilter(), limit=500, after=after, payloads=True
+            )
             found += page.jobs
             after = page.next
             if after is None:

@@ -170,11 +170,11 @@ async def test_reading_the_time_opens_no_session(
 
     scheduler = await place.scheduler(each_minute)
     for name in ("open_session", "exchange"):
-        monkeypatch.setattr(scheduler.processor.backend, name, refuse)
+        monkeypatch.setattr(scheduler.processor.backend.consuming, name, refuse)
     await scheduler.fire_due()
     place.at(600)
     await scheduler.fire_due()
-    assert await place.backend.list_sessions() == []
+    assert await place.backend.reads.list_sessions() == []
 
 
 async def test_without_the_backends_time_no_tick_is_fired(

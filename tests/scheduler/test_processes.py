@@ -59,7 +59,7 @@ async def jobs_of(url: str) -> list[JobRecord]:
     found: list[JobRecord] = []
     after: str | None = None
     while True:
-        page = await backend.list_jobs(JobFilter(), limit=500, after=after)
+        page = await backend.reads.list_jobs(JobFilter(), limit=500, after=after)
         found += page.jobs
         after = page.next
         if after is None:

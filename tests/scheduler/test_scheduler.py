@@ -119,14 +119,14 @@ async def test_a_scheduler_far_behind_reads_which_ticks_were_fired(
     await behind.fire_due()
     place.at(4.5)
     backend = behind.processor.backend
-    real, ticks_tried = backend.fire, list[float]()
+    real, ticks_tried = backend.schedules.fire, list[float]()
 
     async def fire(name: str, expected: float | None, tick: float, *more: object) -> Fired:
         await first.fire_due()
         ticks_tried.append(tick)
         return await real(name, expected, tick, *more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backend, "fire", fire)
+    monkeypatch.setattr(backend.schedules, "fire", fire)
     assert await behind.fire_due() == 0
     assert len(ticks_tried) == 2
     place.at(5)
@@ -141,16 +141,16 @@ async def test_a_fire_whose_answer_was_lost_is_repeated(
     await scheduler.fire_due()
     place.at(60)
     backend = scheduler.processor.backend
-    real = backend.fire
+    real = backend.schedules.fire
 
     async def applied_and_lost(*arguments: object) -> Fired:
         await real(*arguments)  # type: ignore[arg-type]
         raise BackendUnavailable("cut")
 
-    monkeypatch.setattr(backend, "fire", applied_and_lost)
+    monkeypatch.setattr(backend.schedules, "fire", applied_and_lost)
     with pytest.raises(BackendUnavailable):
         await scheduler.fire_due()
-    monkeypatch.setattr(backend, "fire", real)
+    monkeypatch.setattr(backend.schedules, "fire", real)
     assert await scheduler.fire_due() == 0
     place.at(120)
     assert await scheduler.fire_due() == 1
@@ -303,13 +303,13 @@ async def test_ticks_while_the_previous_job_runs(
     worker = HandDrivenWorker(
         place.backend, Session(id="0" * 32, queues=("default",), names=("report",))
     )
-    await place.backend.open_session(worker.session)
+    await place.backend.consuming.open_session(worker.session)
     running = (await worker.take_one()).lease
     for minute in (2, 3):
         place.at(minute * MINUTE)
         await scheduler.fire_due()
     assert await place.ids() == at(*(f"01T00:0{minute}" for minute in minutes))
-    assert (await place.backend.get_job(running.job_id)).cancel_requested is cancelled
+    assert (await place.backend.reads.get_job(running.job_id)).cancel_requested is cancelled
 
 
 async def test_a_pause_is_not_made_up_for(place: Place) -> None:
@@ -552,7 +552,7 @@ async def test_the_jobs_of_schedules_are_counted_and_announced_as_enqueued(place
     for scheduler in (first, second):
         await scheduler.processor.close()
     now = await place.backend.now()
-    rows = await place.backend.list_statistics(now - DAY, now + DAY, 3600)
+    rows = await place.backend.reads.list_statistics(now - DAY, now + DAY, 3600)
     assert sum(row.counters.enqueued for row in rows if row.queue == "moved") == 3
 
 
@@ -623,13 +623,13 @@ async def test_many_schedules_are_registered_a_few_at_a_time(
 
     scheduler = await place.scheduler(declare)
     backend = scheduler.processor.backend
-    real, put = backend.put_schedule, list[str]()
+    real, put = backend.schedules.put_schedule, list[str]()
 
     async def put_schedule(record: ScheduleRecord) -> None:
         put.append(record.name)
         await real(record)
 
-    monkeypatch.setattr(backend, "put_schedule", put_schedule)
+    monkeypatch.setattr(backend.schedules, "put_schedule", put_schedule)
     counts = []
     for seconds in (0, 30, 61, 66, 71, 76):
         place.at(seconds)
@@ -643,7 +643,7 @@ async def test_many_schedules_are_registered_a_few_at_a_time(
 async def test_schedules_are_registered_again_in_a_backend_that_lost_its_data(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
-    await place.backend.delete_schedule("report")
+    await place.backend.schedules.delete_schedule("report")
     place.at(30)
     await scheduler.fire_due()
     place.at(60)
@@ -739,7 +739,7 @@ async def test_run_now_of_a_computed_job_is_done_by_who_declares_it(place: Place
     assert made.options.headers["nimburion-schedule"] == "report"
     assert [one.id for one in await by_hand.history("report")] == [extra]
     assert [info.name for info in await by_hand.list()] == ["report"]
-    assert len(await other.processor.backend.list_schedules()) == 1
+    assert len(await other.processor.backend.schedules.list_schedules()) == 1
 
 
 async def test_run_now_of_a_computed_job_with_an_id_makes_one_job(place: Place) -> None:
@@ -774,7 +774,7 @@ async def test_a_job_that_cannot_be_computed_is_requested_once(
         place.at(seconds)
         assert await scheduler.fire_due() == 0
     assert caplog.text.count("the job could not be built") == 1
-    assert len(await scheduler.processor.backend.list_schedules()) == 1
+    assert len(await scheduler.processor.backend.schedules.list_schedules()) == 1
 
 
 async def test_run_now_with_an_id_makes_one_job(place: Place) -> None:
@@ -828,8 +828,10 @@ async def test_what_would_never_tick_is_not_added(place: Place) -> None:
 async def test_what_this_version_cannot_read_is_left_alone(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await place.backend.put_schedule(ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
-    await place.backend.put_schedule(
+    await place.backend.schedules.put_schedule(
+        ScheduleRecord(name="future", spec=b'{"trigger": 7}')
+    )
+    await place.backend.schedules.put_schedule(
         ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
     )
     scheduler = await place.scheduler(each_minute())

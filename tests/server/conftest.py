@@ -73,20 +73,20 @@ class Api:
         """Store jobs that are due after some seconds."""
         payload = b'{"to":"a","secret":"hush"}'
         jobs = [NewJob(job_id, name, queue, payload, after=after) for job_id in ids]
-        await self.processor.backend.enqueue(jobs)
+        await self.processor.backend.producing.enqueue(jobs)
 
     async def fail(self, *ids: str, queue: str = "default") -> None:
         """Store jobs and make dead letters of them."""
         await self.enqueue(*ids, queue=queue)
         backend, lane = self.processor.backend, Lane(queue, "send")
         session = Session(id="".join(ids).ljust(32, "0"), queues=(queue,), names=("send",))
-        await backend.open_session(session)
+        await backend.consuming.open_session(session)
         request = ReserveRequest(total=len(ids), lanes=(lane,))
-        reply = await backend.exchange(session.id, 1, [], request)
+        reply = await backend.consuming.exchange(session.id, 1, [], request)
         error = AttemptError(1, "permanent", "Broken", "no good", "Traceback\n  hush")
         settled = [Failed(delivery.lease, "permanent", error) for delivery in reply.deliveries]
-        await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
-        await backend.close_session(session.id)
+        await backend.consuming.exchange(session.id, 2, settled, ReserveRequest(total=0))
+        await backend.consuming.close_session(session.id)
 
 
 MakeApi = Callable[..., Any]

@@ -87,12 +87,12 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     await made.enqueue("later", after=3600.0)
     await made.fail("c", queue="other")
     await made.services.schedules.add("daily", "@daily", "send")
-    await made.processor.backend.pause_queue("paused", paused=True)
-    await made.processor.backend.change_limit(LimitChange(name="send", concurrency=9))
+    await made.processor.backend.maintenance.pause_queue("paused", paused=True)
+    await made.processor.backend.maintenance.change_limit(LimitChange(name="send", concurrency=9))
     running = NewBulkOperation(id="a", action=BulkAction.REPLAY)
-    await made.processor.backend.start_bulk_operation(running)
+    await made.processor.backend.maintenance.start_bulk_operation(running)
     worker = Session(id="a", queues=("default",), names=("send",))
-    await made.processor.backend.open_session(worker)
+    await made.processor.backend.consuming.open_session(worker)
     return made
 
 
@@ -111,12 +111,12 @@ async def read_everything(api: Api) -> object:
     """Return all that the backend holds."""
     backend = api.processor.backend
     return (
-        (await backend.list_jobs(payloads=True)).jobs,
-        [(queue.name, queue.paused) for queue in await backend.list_queues()],
-        await backend.list_schedules(),
-        [(session.id, session.command) for session in await backend.list_sessions()],
-        (await backend.list_bulk_operations()).operations,
-        (await backend.list_audit()).records,
+        (await backend.reads.list_jobs(payloads=True)).jobs,
+        [(queue.name, queue.paused) for queue in await backend.reads.list_queues()],
+        await backend.schedules.list_schedules(),
+        [(session.id, session.command) for session in await backend.reads.list_sessions()],
+        (await backend.reads.list_bulk_operations()).operations,
+        (await backend.reads.list_audit()).records,
     )
 
 
@@ -147,19 +147,19 @@ async def test_each_change_is_recorded_with_the_name_of_the_token(
         found.method, make_url(found.path), json=body, headers=headers
     )
     assert response.status_code in {200, 201}, response.text
-    record = (await guarded.processor.backend.list_audit()).records[0]
+    record = (await guarded.processor.backend.reads.list_audit()).records[0]
     assert (record.action, record.target, record.changed) == RECORDS[found.name]
     assert (record.by, record.origin, record.outcome) == (found.right, "api", "done")
     assert SECRET not in str(record)
 
 
 async def test_a_request_that_only_reads_is_not_recorded(guarded: Api) -> None:
-    before = await guarded.processor.backend.list_audit()
+    before = await guarded.processor.backend.reads.list_audit()
     for operation in OPERATIONS:
         if operation.method in SAFE_METHODS:
             await guarded.client.get(make_url(operation.path), headers=bearer(operation.right))
             assert operation.action is None, operation.path
-    assert await guarded.processor.backend.list_audit() == before
+    assert await guarded.processor.backend.reads.list_audit() == before
 
 
 async def test_a_change_that_fails_is_recorded_too(guarded: Api) -> None:
@@ -167,7 +167,7 @@ async def test_a_change_that_fails_is_recorded_too(guarded: Api) -> None:
         "/api/v1/workers/none/command", json={"command": "stop"}, headers=bearer("operate")
     )
     assert response.status_code == 404
-    record = (await guarded.processor.backend.list_audit()).records[0]
+    record = (await guarded.processor.backend.reads.list_audit()).records[0]
     assert (record.action, record.target, record.outcome) == ("worker.stop", "none", "failed")
 
 
@@ -175,7 +175,7 @@ async def test_a_record_holds_no_control_characters(guarded: Api) -> None:
     body = {"name": "s", "when": "@daily\0\n", "job": "send"}
     response = await guarded.client.post("/api/v1/schedules", json=body, headers=bearer("admin"))
     assert response.status_code == 422
-    record = (await guarded.processor.backend.list_audit()).records[0]
+    record = (await guarded.processor.backend.reads.list_audit()).records[0]
     assert record.details["when"] == r"@daily\x00\n"
 
 
@@ -349,7 +349,7 @@ async def test_a_defect_is_reported_without_its_text(
     async def fail() -> object:
         raise ZeroDivisionError("the secret of the defect")
 
-    monkeypatch.setattr(api.processor.backend, "list_queues", fail)
+    monkeypatch.setattr(api.processor.backend.reads, "list_queues", fail)
     response: httpx.Response = await api.client.get("/api/v1/queues")
     assert response.status_code == 500
     assert response.json()["type"] == "urn:nimburion:problem:internal-error"

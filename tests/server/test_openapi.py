@@ -57,8 +57,10 @@ async def add_records(api: Api) -> None:
     """Store a record of each kind under the names of `_CONFIG`."""
     backend = api.processor.backend
     await api.fail("job")
-    await backend.open_session(Session(id="job", queues=("default",), names=("send",)))
-    await backend.start_bulk_operation(NewBulkOperation(id="job", action=BulkAction.DELETE))
+    await backend.consuming.open_session(Session(id="job", queues=("default",), names=("send",)))
+    await backend.maintenance.start_bulk_operation(
+        NewBulkOperation(id="job", action=BulkAction.DELETE)
+    )
     await api.services.schedules.add("nightly", "0 2 * * *", "send", '{"to":"a"}')
 
 

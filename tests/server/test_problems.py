@@ -89,7 +89,7 @@ async def test_a_whole_number_may_have_a_decimal_point(api: Api) -> None:
     response = await api.client.post("/api/v1/jobs", content=content)
     job_id = response.json()["id"]
     assert (await api.get(f"/jobs/{job_id}"))["priority"] == 7
-    assert (await api.processor.backend.get_job(job_id)).payload == b'{"to": 1.0}'
+    assert (await api.processor.backend.reads.get_job(job_id)).payload == b'{"to": 1.0}'
 
 
 async def test_the_problem_names_the_part_that_is_wrong(api: Api) -> None:
@@ -145,7 +145,7 @@ async def test_an_error_of_the_backend(
     async def fail() -> object:
         raise error
 
-    monkeypatch.setattr(api.processor.backend, "list_queues", fail)
+    monkeypatch.setattr(api.processor.backend.reads, "list_queues", fail)
     assert (await find_problem(api, "GET", "/api/v1/queues"))[:2] == expected
 
 
@@ -153,7 +153,7 @@ async def test_an_answer_that_takes_too_long_is_abandoned(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(access, "ANSWER_TIMEOUT", 0.0)
-    monkeypatch.setattr(api.processor.backend, "list_queues", asyncio.Event().wait)
+    monkeypatch.setattr(api.processor.backend.reads, "list_queues", asyncio.Event().wait)
     *found, document = await find_problem(api, "GET", "/api/v1/queues")
     assert found == [504, "timeout"]
     assert "Repeat the request" in document.detail

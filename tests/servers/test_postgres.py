@@ -34,8 +34,8 @@ async def test_a_reused_schema_is_as_new(clean_postgres: RunningPostgres) -> Non
         clean_postgres.forget()
         async with open_postgres_backend(clean_postgres.url) as backend:
             assert read_state(clean_postgres) == new
-            await backend.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
-            await backend.pause_queue("q", paused=True)
+            await backend.producing.enqueue([NewJob(one, "a", "q", body) for one in "xyz"])
+            await backend.maintenance.pause_queue("q", paused=True)
             assert read_state(clean_postgres) != new
         clean_postgres.ask("UPDATE nimburion.horizon SET finished_at = 1, seq = 2")
     clean_postgres.forget()

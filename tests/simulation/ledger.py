@@ -30,6 +30,7 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.core.timing.clock import Clock
+from tests.overridden import get_operation
 
 Answer = Any
 """What an operation of the contract answers."""
@@ -120,7 +121,7 @@ class Ledger:
         if name == "exchange":
             self._check_senders(args[0], args[2])
         try:
-            answer = await getattr(self.backend, name)(*args, **kwargs)
+            answer = await get_operation(self.backend, name)(*args, **kwargs)
         except SessionLost:
             if name == "exchange":
                 self.counts["exchanges of lost sessions"] += 1
@@ -288,7 +289,10 @@ class Ledger:
             self.counts["jobs rescued"] += 1
             session, lease = self._holder.pop(job_id)
             self.orphans.append(lease)
-            before, self.lost[job_id] = self.lost[job_id], (await self.backend.get_job(job_id)).lost
+            before, self.lost[job_id] = (
+                self.lost[job_id],
+                (await self.backend.reads.get_job(job_id)).lost,
+            )
             if self.lost[job_id] == before:
                 begun = (job_id, lease.token.fence) in self.begun
                 assert session in self._left or not begun, f"a run of {job_id} counts nowhere"
@@ -315,7 +319,7 @@ class Ledger:
     # What the backend says itself
 
     async def _look_at(self, job_id: str) -> None:
-        state = (await self.backend.get_job(job_id)).state
+        state = (await self.backend.reads.get_job(job_id)).state
         before = self.ended.get(job_id)
         if state.finished:
             assert before in {None, state}, f"{job_id} ended as {before}, then as {state}"
@@ -327,7 +331,7 @@ class Ledger:
         limit = self._limits.get(name)
         if limit is not None:
             which = JobFilter(states=_PROCESSING, name=name)
-            held = len((await self.backend.list_jobs(which)).jobs)
+            held = len((await self.backend.reads.list_jobs(which)).jobs)
             assert held <= limit, f"{held} of {name!r} at once, {limit} are allowed"
             self.counts["limits reached"] += held == limit
 

@@ -13,6 +13,7 @@ from nimburion.core.backend import Backend, Capabilities
 from nimburion.core.errors import BackendError, BackendUnavailable
 from nimburion.core.exchange import DELIVERY_OVERHEAD
 from nimburion.core.settlement import Completed, Settlement
+from tests.overridden import BackendWrapper
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import Process, SimulatedLoop, elapse
 
@@ -197,7 +198,7 @@ async def _outcome(apply: Callable[[], Awaitable[Any]]) -> tuple[bool, Any]:
         return False, error
 
 
-class Wire:
+class Wire(BackendWrapper):
     """A backend handle as one simulated process has it: the contract, through the net."""
 
     def __init__(self, net: Net, process: Process, handle: Backend) -> None:
@@ -229,7 +230,7 @@ class Wire:
         elif luck < 0.2 * self._net.weather:
             await elapse(timeout)
         else:
-            await self._handle.wait(queues, timeout)
+            await self._handle.consuming.wait(queues, timeout)
 
     async def wait_for_session(self, session_id: str) -> None:
         """As `wait`: the notification may be lost, and another may come for nothing."""
@@ -238,8 +239,8 @@ class Wire:
             await elapse(luck * 200)
             return
         if luck < 0.2 * self._net.weather:
-            await self._handle.wait_for_session(session_id)
-        await self._handle.wait_for_session(session_id)
+            await self._handle.consuming.wait_for_session(session_id)
+        await self._handle.consuming.wait_for_session(session_id)
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def call(*args: Any, **kwargs: Any) -> Answer:

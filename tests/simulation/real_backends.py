@@ -18,6 +18,7 @@ from nimburion.core.backend import Backend, Capabilities
 from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.transactions import CallerConnection, Transaction
+from tests.overridden import BackendWrapper, get_operation
 from tests.simulation.ledger import CallerTransaction
 from tests.simulation.loop import elapse
 from tests.simulation.world import begin_late
@@ -156,9 +157,9 @@ class OpenTransaction:
         cls, elsewhere: Elsewhere, handle: PostgresBackend, job: NewJob
     ) -> OpenTransaction:
         """Begin a transaction and enqueue the job in it."""
-        transaction = handle.transaction(None)
+        transaction = handle.producing.transaction(None)
         connection = CallerConnection(await transaction.begin())
-        return cls(elsewhere, transaction, await handle.enqueue_in(connection, [job]))
+        return cls(elsewhere, transaction, await handle.producing.enqueue_in(connection, [job]))
 
     async def commit(self) -> list[Enqueued]:
         """Commit, and wake the workers as the notifications of the commit do."""
@@ -167,7 +168,7 @@ class OpenTransaction:
         return self._enqueued
 
 
-class Standing:
+class Standing(BackendWrapper):
     """A handle of a real backend, as simulated processes have it."""
 
     def __init__(self, elsewhere: Elsewhere, handle: Backend) -> None:
@@ -191,7 +192,7 @@ class Standing:
         await self._elsewhere.wait_for_session()
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        operation = getattr(self._handle, name)
+        operation = get_operation(self._handle, name)
 
         async def call(*args: Any, **kwargs: Any) -> Answer:
             try:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.redis import RedisBackend
 from nimburion.backends.sqlite import SQLiteBackend
@@ -26,6 +25,7 @@ from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock
 from tests.backends.postgres.reset import truncate_all
+from tests.overridden import OverridableBackend
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.server_kinds import RunningPostgres, RunningRedis
 from tests.simulation.faults import MUST_HAPPEN, read_seed, simulate, sum_of
@@ -61,7 +61,7 @@ def check_same_as_in_memory(seed: int, make: Make, *, comparable: bool = True) -
     return totals
 
 
-class Tired(MemoryBackend):
+class Tired(OverridableBackend):
     """A backend that does not answer its hundredth exchange."""
 
     exchanges = 0

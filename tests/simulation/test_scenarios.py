@@ -44,7 +44,7 @@ class KillersAmongOthers(Scenario):
         await self.enqueue(*(NewJob(job_id, "plain", "default", b"{}") for job_id in ids))
         await self.until_all_ended()
         for job_id in ids:
-            job = await self.backend.get_job(job_id)
+            job = await self.backend.reads.get_job(job_id)
             guilty = job_id.startswith("killer")
             expected = (State.FAILED, "lost") if guilty else (State.COMPLETED, None)
             assert (job.state, job.reason) == expected, job_id
@@ -67,10 +67,10 @@ class SuspectsAmongKillers(KillersAmongOthers):
         self.hire()
         await self.until_all_ended()
         for job_id in suspects:
-            job = await self.backend.get_job(job_id)
+            job = await self.backend.reads.get_job(job_id)
             assert (job.state, job.lost, self.runs[job_id]) == (State.COMPLETED, 2, 1)
         for job_id in killers:
-            assert (await self.backend.get_job(job_id)).reason == "lost"
+            assert (await self.backend.reads.get_job(job_id)).reason == "lost"
             assert self.runs[job_id] == 3
         assert self.ledger.counts["suspects in a batch"]
         assert self.ledger.counts["suspects spared"]
@@ -91,7 +91,7 @@ class OpenedAndRescued(Scenario):
         self.net.ledger = OpeningUnheard(self.ledger)  # type: ignore[assignment]
         self.hire()
         await elapse(2 * TTL)
-        await self.backend.rescue(10, max_lost=3)
+        await self.backend.consuming.rescue(10, max_lost=3)
         self.net.ledger = self.ledger
         await self.enqueue(NewJob("a", "plain", "default", b"{}"))
         await self.until_all_ended()
@@ -105,7 +105,7 @@ class OpeningUnheard:
 
     async def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Make the call for nothing."""
-        if not await self._ledger.backend.list_sessions():
+        if not await self._ledger.backend.reads.list_sessions():
             await self._ledger.apply(name, args, kwargs)
         raise BackendUnavailable("no answer", outcome="unknown")
 
@@ -184,7 +184,7 @@ class StopsWithManyPrefetched(Scenario):
         await within(20.0, worker.task, "the worker does not stop")
         assert sum(self.runs[job.id] for job in slow) == 1
         for job in slow:
-            record = await self.backend.get_job(job.id)
+            record = await self.backend.reads.get_job(job.id)
             assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
 
@@ -216,7 +216,7 @@ class OutageForAll(Scenario):
         self.net.cut_off = {worker.process.name: until for worker in workers}
         await self.until_all_ended(until - self.loop.time() + 120.0)
         for job_id in ids:
-            job = await self.backend.get_job(job_id)
+            job = await self.backend.reads.get_job(job_id)
             assert (job.state, job.lost, job.failures) == (State.COMPLETED, 0, 0)
 
 
@@ -271,7 +271,7 @@ class CancelledWhileRunning(Scenario):
             await elapse(0.1)
         await self.ledger.apply("cancel", ("a",), {})
         await self.until_all_ended(TTL)
-        job = await self.backend.get_job("a")
+        job = await self.backend.reads.get_job("a")
         assert (job.state, job.lost, self.counts["sessions lost"]) == (State.CANCELLED, 0, 0)
 
 
@@ -346,7 +346,7 @@ class SlowConnection(Scenario):
         payload = b'"' + b"x" * 900 + b'"'
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", payload) for n in range(30)))
         await self.until_all_ended()
-        assert (await self.backend.count_jobs())[State.COMPLETED] == 30
+        assert (await self.backend.reads.count_jobs())[State.COMPLETED] == 30
         assert max(self.runs.values()) == 1
         way = "requests" if self._most[0] < self._most[1] else "replies"
         assert self.net.happened[f"{way} too large for their connection"]
@@ -420,7 +420,7 @@ class PoisonedConnection(Scenario):
         worker = self.hire()
         await self.enqueue(*(NewJob(f"{n}", "plain", "default", b"{}") for n in range(5)))
         await self.until_all_ended(4 * TTL)
-        assert (await self.backend.count_jobs())[State.COMPLETED] == 5
+        assert (await self.backend.reads.count_jobs())[State.COMPLETED] == 5
         assert self.net.happened["exchanges on poisoned connections"]
         worker.stop_requested.set()
         await within(20.0, worker.task, "the worker does not stop")

@@ -78,7 +78,7 @@ class LateEnqueue:
         self._job = job
 
     async def commit(self) -> list[Enqueued]:
-        return await self._backend.enqueue([self._job])
+        return await self._backend.producing.enqueue([self._job])
 
 
 async def begin_late(backend: Backend, job: NewJob) -> CallerTransaction:
@@ -316,7 +316,7 @@ class World:
             await elapse(0.5)
 
     async def _unfinished(self) -> list[Any]:
-        page = await self.backend.list_jobs(limit=1000)
+        page = await self.backend.reads.list_jobs(limit=1000)
         return [job for job in page.jobs if not job.state.finished]
 
     # The producer
@@ -494,9 +494,11 @@ class World:
             return
         lease = random.choice(self.ledger.orphans)
         session = Session(id=random.randbytes(16).hex(), ttl=TTL)
-        await self.backend.open_session(session)
-        reply = await self.backend.exchange(session.id, 1, [Completed(lease)], RESERVE_NOTHING)
-        await self.backend.close_session(session.id)
+        await self.backend.consuming.open_session(session)
+        reply = await self.backend.consuming.exchange(
+            session.id, 1, [Completed(lease)], RESERVE_NOTHING
+        )
+        await self.backend.consuming.close_session(session.id)
         assert reply.results == [Settled.STALE], f"{lease} was lost, and settled: {reply.results}"
         self.counts["stolen tokens refused"] += 1
 
@@ -611,7 +613,7 @@ class World:
     async def check_rest(self) -> None:
         """Look at everything once more when all have gone."""
         ledger = self.ledger
-        jobs = {job.id: job for job in (await self.backend.list_jobs(limit=10_000)).jobs}
+        jobs = {job.id: job for job in (await self.backend.reads.list_jobs(limit=10_000)).jobs}
         assert set(self.acknowledged) <= jobs.keys(), "an acknowledged job is missing"
         assert jobs.keys() == ledger.due.keys() == ledger.ended.keys()
         for job_id, job in jobs.items():
@@ -622,12 +624,12 @@ class World:
                 job.state is State.COMPLETED and self.backend.capabilities.keeps_arguments
             )
             kept = ledger.payloads[job_id][-1] if keeps_payload else None
-            assert (await self.backend.get_job(job_id)).payload == kept
-        counts = await self.backend.count_jobs()
+            assert (await self.backend.reads.get_job(job_id)).payload == kept
+        counts = await self.backend.reads.count_jobs()
         ended = counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
         assert ended == sum(counts.values()) == len(jobs)
-        assert await self.backend.list_queues() == []
-        assert (await self.backend.list_tenants()).tenants == []
+        assert await self.backend.reads.list_queues() == []
+        assert (await self.backend.reads.list_tenants()).tenants == []
         await self._check_limits()
         assert self.ledger.violations == []
         assert self.loop.faults == []
@@ -636,11 +638,11 @@ class World:
         session = Session(
             id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS, rates=RATES
         )
-        left = [info for info in await self.backend.list_sessions() if info.running]
+        left = [info for info in await self.backend.reads.list_sessions() if info.running]
         assert left == []
-        await self.backend.open_session(session)
-        limits = (await self.backend.heartbeat(session.id)).limits
-        assert await self.backend.list_key_uses() == [], "a key is in use, or jobs are parked"
+        await self.backend.consuming.open_session(session)
+        limits = (await self.backend.consuming.heartbeat(session.id)).limits
+        assert await self.backend.reads.list_key_uses() == [], "a key is in use, or jobs are parked"
         assert {name: limit.in_use for name, limit in limits.items()} == dict.fromkeys(LIMITS, 0)
 
     def totals(self) -> Counter[str]:

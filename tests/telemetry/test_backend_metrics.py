@@ -6,7 +6,6 @@ import logging
 
 import pytest
 
-from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
 from nimburion.core.keyed_limits import KeyedLimit
@@ -17,14 +16,15 @@ from nimburion.core.session import Session, SessionInfo
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 
 
-class CountingBackend(MemoryBackend):
+class CountingBackend(OverridableBackend):
     """A memory backend that counts reads, and fails them when told to."""
 
     def __init__(self, *, clock: FakeClock) -> None:
         super().__init__(clock=clock)
-        self.reads: list[str] = []
+        self.names: list[str] = []
         self.down = False
 
     async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
@@ -40,7 +40,7 @@ class CountingBackend(MemoryBackend):
         return await super().count_jobs(queue)
 
     def _read(self, name: str) -> None:
-        self.reads.append(name)
+        self.names.append(name)
         if self.down:
             raise BackendUnavailable("it is down")
 
@@ -65,7 +65,7 @@ def read(metrics: BackendMetrics, name: str) -> dict[str, float]:
 
 
 async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBackend) -> None:
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [
             NewJob("a", "send", "mail", b"{}"),
             NewJob("b", "send", "mail", b"{}", after=60.0),
@@ -73,7 +73,7 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
             NewJob("d", "send", "nowhere", b"{}"),
         ]
     )
-    await backend.open_session(
+    await backend.consuming.open_session(
         Session(
             id="0" * 32,
             queues=("mail",),
@@ -82,8 +82,8 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
             keyed_limits={"send": {"customer": KeyedLimit(concurrency=1)}},
         )
     )
-    await backend.change_limit(LimitChange(name="send", concurrency=3))
-    await backend.pause_queue("nowhere", paused=True)
+    await backend.maintenance.change_limit(LimitChange(name="send", concurrency=3))
+    await backend.maintenance.pause_queue("nowhere", paused=True)
     clock.advance(5.0)
     metrics = BackendMetrics(backend)
     await metrics.refresh()
@@ -110,11 +110,11 @@ async def test_a_refresh_makes_two_reads(backend: CountingBackend) -> None:
     metrics = BackendMetrics(backend)
     await metrics.refresh()
     metrics.collect()
-    assert backend.reads == ["list_queues", "list_sessions"]
+    assert backend.names == ["list_queues", "list_sessions"]
 
 
 async def test_the_page_shows_that_the_backend_is_down(backend: CountingBackend) -> None:
-    await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
     metrics = BackendMetrics(backend)
     await metrics.refresh()
     await metrics.refresh_slow_readings()
@@ -145,7 +145,7 @@ async def test_an_old_number_of_dead_letters_is_not_shown(
 
 async def test_queues_are_bounded(backend: CountingBackend) -> None:
     extra = 7
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [NewJob(f"j{n}", "send", f"q{n:05}", b"{}") for n in range(MAX_QUEUES + extra)]
     )
     metrics = BackendMetrics(backend)
@@ -158,10 +158,10 @@ async def test_queues_are_bounded(backend: CountingBackend) -> None:
 async def test_queues_without_series_of_their_own_keep_their_workers(
     backend: CountingBackend,
 ) -> None:
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [NewJob(f"j{n}", "send", f"q{n:05}", b"{}") for n in range(MAX_QUEUES + 2)]
     )
-    await backend.open_session(
+    await backend.consuming.open_session(
         Session(id="0" * 32, queues=(f"q{MAX_QUEUES:05}", "idle"), names=("send",))
     )
     metrics = BackendMetrics(backend)
@@ -185,7 +185,7 @@ async def test_a_family_of_two_sources_does_not_grow(backend: CountingBackend) -
 
 async def test_names_are_bounded(backend: CountingBackend) -> None:
     extra = 3
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [NewJob(f"j{n}", f"name{n:05}", "mail", b"{}") for n in range(MAX_NAMES + extra)]
     )
     metrics = BackendMetrics(backend)

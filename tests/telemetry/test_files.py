@@ -23,8 +23,8 @@ _SUFFIX = re.compile("_(total|bucket|sum|count|info)$")
 async def list_metric_names() -> set[str]:
     """Return the names of all families, without their suffixes."""
     backend = MemoryBackend()
-    await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
-    await backend.open_session(Session(id="0" * 32, names=("send",), limits={"send": 1}))
+    await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
+    await backend.consuming.open_session(Session(id="0" * 32, names=("send",), limits={"send": 1}))
     backend_metrics = BackendMetrics(backend)
     await backend_metrics.refresh()
     await backend_metrics.refresh_slow_readings()

@@ -200,10 +200,12 @@ async def test_every_family_has_its_instrument(counters: JobCounters) -> None:
         keyed_limits={"send": {"customer": KeyedLimit(concurrency=1)}},
     )
     async with Processor("memory://") as processor:
-        await processor.backend.open_session(limited)
-        await processor.backend.change_limit(LimitChange(name="send", concurrency=2))
+        await processor.backend.consuming.open_session(limited)
+        await processor.backend.maintenance.change_limit(LimitChange(name="send", concurrency=2))
         options = JobOptions(tenant="acme")
-        await processor.backend.enqueue([NewJob("a", "send", "mail", b"{}", options=options)])
+        await processor.backend.producing.enqueue(
+            [NewJob("a", "send", "mail", b"{}", options=options)]
+        )
         backend = BackendMetrics(processor.backend)
         await backend.refresh()
         await backend.refresh_slow_readings()

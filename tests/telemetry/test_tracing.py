@@ -478,7 +478,7 @@ async def test_a_worker_names_its_session(spans: Spans) -> None:
         job_id = await processor.enqueue(send.job())
         await processor.start()
         await processor.wait(job_id, 20)
-        (session,) = await processor.backend.list_sessions()
+        (session,) = await processor.backend.reads.list_sessions()
     (attempt,) = spans.named("process")
     assert read(attempt)["nimburion.session.id"] == session.id
 

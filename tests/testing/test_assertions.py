@@ -146,7 +146,7 @@ async def test_a_job_without_kept_arguments_is_found_by_its_class_only() -> None
 
 async def test_a_payload_that_is_no_object_is_shown_and_matches_no_argument() -> None:
     backend = MemoryBackend()
-    await backend.enqueue([NewJob("a", "raw", "default", b"\xff\n[1]")])
+    await backend.producing.enqueue([NewJob("a", "raw", "default", b"\xff\n[1]")])
     await assert_enqueued(backend, "raw")
     with pytest.raises(AssertionError, match=r"raw \\xff\\n\[1\] queue"):
         await assert_enqueued(backend, "raw", to="ann")

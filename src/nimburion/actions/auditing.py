@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import Maintaining
+from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError
 from nimburion.core.ids import Entropy
 
@@ -31,7 +31,7 @@ class Change:
 
 @asynccontextmanager
 async def record_change(
-    backend: Maintaining,
+    backend: Backend,
     action: str,
     *,
     by: str,
@@ -48,7 +48,7 @@ async def record_change(
 
     ```python
     async with record_change(backend, "queue.pause", target="mail", by="ops", origin="python"):
-        await backend.pause_queue("mail", paused=True, by="ops")
+        await backend.maintenance.pause_queue("mail", paused=True, by="ops")
     ```
     """
     record = AuditRecord(
@@ -59,7 +59,7 @@ async def record_change(
         origin=origin,
         details=dict(details or {}),
     )
-    await backend.put_audit(record)
+    await backend.maintenance.put_audit(record)
     change = Change(target)
     try:
         yield change
@@ -71,11 +71,11 @@ async def record_change(
 
 
 async def _complete(
-    backend: Maintaining, record: AuditRecord, change: Change, **fields: object
+    backend: Backend, record: AuditRecord, change: Change, **fields: object
 ) -> None:
     record = msgspec.structs.replace(record, target=change.target, changed=change.count, **fields)
     _log.info("%s %s %s by %s", record.action, record.target, record.outcome, record.by)
     try:
-        await backend.put_audit(record)
+        await backend.maintenance.put_audit(record)
     except BackendError as error:
         _log.warning("the audit record %s could not be completed: %s", record.id, error)

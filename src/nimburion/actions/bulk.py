@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from nimburion.actions.operator import Operator
-from nimburion.core.backend import Backend, Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
     BulkAction,
     BulkOperation,
@@ -96,7 +96,7 @@ class BulkActions:
             rate=None if rate is None else f"{rate:g}/s",
             limit=limit,
         ):
-            started = await self._backend.start_bulk_operation(new)
+            started = await self._backend.maintenance.start_bulk_operation(new)
             if any(getattr(started, field) != getattr(new, field) for field in _WHAT_IT_DOES):
                 raise BulkOperationConflict(new.id)
         return started
@@ -104,15 +104,15 @@ class BulkActions:
     async def cancel(self, operation_id: str) -> BulkOperation:
         """End a bulk operation. What it has changed stays changed."""
         async with self._operator.record(self._backend, "operations.cancel", operation_id):
-            return await self._backend.cancel_bulk_operation(operation_id)
+            return await self._backend.maintenance.cancel_bulk_operation(operation_id)
 
 
 _WHAT_IT_DOES = ("action", "which", "rate", "limit")
 
 
-async def preview_jobs(backend: Inspecting, action: BulkAction, which: JobFilter) -> BulkPreview:
+async def preview_jobs(backend: Backend, action: BulkAction, which: JobFilter) -> BulkPreview:
     """Return what `BulkActions.preview` does."""
-    page = await backend.list_jobs(narrow_to_action(which, action), limit=MAX_COUNT)
+    page = await backend.reads.list_jobs(narrow_to_action(which, action), limit=MAX_COUNT)
     return BulkPreview(
         count=len(page.jobs),
         complete=page.next is None,

@@ -66,7 +66,7 @@ class DeadLetters:
     ) -> None:
         self._backend = backend
         self._operator = operator
-        self._enqueue: EnqueueJobs = enqueue or backend.enqueue
+        self._enqueue: EnqueueJobs = enqueue or backend.producing.enqueue
 
     def list(
         self,
@@ -86,7 +86,7 @@ class DeadLetters:
 
         Raises `NotDeadLetter` for a job that is not failed, which is a `JobNotFound`.
         """
-        record = await self._backend.get_job(job_id)
+        record = await self._backend.reads.get_job(job_id)
         if record.state is not State.FAILED:
             raise NotDeadLetter(job_id, record.state)
         return record
@@ -148,7 +148,7 @@ class DeadLetters:
             self._backend, "dead.replay", find_target(which), **describe_filter(which)
         ) as change:
             while True:
-                step = await self._backend.replay(which, limit or STEP, after)
+                step = await self._backend.maintenance.replay(which, limit or STEP, after)
                 done.replayed.extend(step.ids)
                 done.held.extend(step.held)
                 change.count = len(done.replayed)
@@ -173,7 +173,7 @@ class DeadLetters:
             self._backend, "dead.purge", find_target(which), **describe_filter(which)
         ) as change:
             while True:
-                ids = await self._backend.delete(which, limit or STEP)
+                ids = await self._backend.maintenance.delete(which, limit or STEP)
                 done.purged.extend(ids)
                 change.count = len(done.purged)
                 report(len(ids))
@@ -199,7 +199,7 @@ class DeadLetters:
             (stored,) = await self._enqueue([job])
             new_id = require_stored(job, stored)
             which = JobFilter(states=FAILED_ONLY, ids=(job_id,))
-            deleted: Ids = await self._backend.delete(which, 1) if delete else []
+            deleted: Ids = await self._backend.maintenance.delete(which, 1) if delete else []
             change.count = 1
         return new_id, bool(deleted)
 
@@ -209,7 +209,7 @@ class DeadLetters:
         ids = tuple(dict.fromkeys(which.ids or ()))
         for start in range(0, len(ids), STEP):
             some = ids[start : start + STEP]
-            page = await self._backend.list_jobs(JobFilter(ids=some), limit=STEP)
+            page = await self._backend.reads.list_jobs(JobFilter(ids=some), limit=STEP)
             states = {record.id: record.state for record in page.jobs}
             misses |= {
                 job_id: f"it is {states[job_id]}, not failed" if job_id in states else "no such job"

@@ -64,7 +64,9 @@ class JobActions:
                 if only_ids is not None:
                     ids, after = list(dict.fromkeys(only_ids)), None
                 else:
-                    page = await self._backend.list_jobs(which, limit=limit or STEP, after=after)
+                    page = await self._backend.reads.list_jobs(
+                        which, limit=limit or STEP, after=after
+                    )
                     ids, after = [record.id for record in page.jobs], page.next
                 for job_id in ids:
                     outcome = outcomes[job_id] = await self._cancel(job_id)
@@ -85,7 +87,7 @@ class JobActions:
             self._backend, "jobs.run_now", find_target(which), **describe_filter(which)
         ) as change:
             outcomes: dict[str, DueOutcome] = dict.fromkeys(ids, "unchanged")
-            outcomes |= dict.fromkeys(await self._backend.make_due(ids), "due")
+            outcomes |= dict.fromkeys(await self._backend.maintenance.make_due(ids), "due")
             change.count = list(outcomes.values()).count("due")
             others = tuple(job_id for job_id, outcome in outcomes.items() if outcome != "due")
             known = await _list_known(self._backend, others)
@@ -94,7 +96,7 @@ class JobActions:
 
     async def _cancel(self, job_id: str) -> CancelOutcome:
         try:
-            return (await self._backend.cancel(job_id)).value
+            return (await self._backend.producing.cancel(job_id)).value
         except JobNotFound:
             return "not found"
 
@@ -102,7 +104,7 @@ class JobActions:
 async def _list_known(backend: Backend, ids: tuple[str, ...]) -> set[str]:
     if not ids:
         return set()
-    page = await backend.list_jobs(JobFilter(ids=ids), limit=len(ids))
+    page = await backend.reads.list_jobs(JobFilter(ids=ids), limit=len(ids))
     return {record.id for record in page.jobs}
 
 

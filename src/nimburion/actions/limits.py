@@ -61,7 +61,7 @@ class LimitActions:
         ):
             change = self._make_change(name, key, concurrency, rate, burst, reason)
             await _check_limit(self._backend, change)
-            await self._backend.change_limit(change)
+            await self._backend.maintenance.change_limit(change)
         return change
 
     async def reset(self, name: str, *, key: str | None = None, reason: str = "") -> None:
@@ -73,8 +73,8 @@ class LimitActions:
         async with self._operator.record(
             self._backend, "limit.reset", name, key=key, reason=reason
         ):
-            if not await self._backend.reset_limit(name, key):
-                changes = await self._backend.list_limit_changes()
+            if not await self._backend.maintenance.reset_limit(name, key):
+                changes = await self._backend.reads.list_limit_changes()
                 raise LimitNotFound(name, _explain_reset(name, key, changes))
 
     def _make_change(  # noqa: PLR0917 - the options of a change
@@ -106,7 +106,7 @@ class LimitActions:
 
 async def _check_limit(backend: Backend, change: LimitChange) -> None:
     """Raise `LimitNotFound` or `InvalidJob` unless the limit exists and can be changed so."""
-    keyed = {limit.name: limit.jobs for limit in await backend.list_keyed_limits(fullest=0)}
+    keyed = {limit.name: limit.jobs for limit in await backend.reads.list_keyed_limits(fullest=0)}
     queue = get_limited_queue(change.name)
     if queue is not None:
         await _check_queue(backend, queue, change, keyed)
@@ -144,8 +144,8 @@ async def _check_queue(
     """Raise an error unless the queue exists and the change is for all of it."""
     if change.key is not None:
         raise InvalidJob(f"the limit of the queue {queue!r} has no keys; leave out the key")
-    known = {one.name for one in await backend.list_queues()}
-    known.update(*(session.queues for session in await backend.list_sessions()))
+    known = {one.name for one in await backend.reads.list_queues()}
+    known.update(*(session.queues for session in await backend.reads.list_sessions()))
     known |= {get_limited_queue(limit) or "" for limit in keyed} - {""}
     if queue not in known:
         raise LimitNotFound(change.name, _explain_name("queue", queue, known))
@@ -161,16 +161,16 @@ def _explain_shared_name(name: str, jobs: Iterable[str]) -> str:
 
 async def _list_job_names(backend: Backend) -> set[str]:
     """Return the names of jobs that have limits, wait, or are served by a worker."""
-    names = {limit.name for limit in await backend.list_limits()}
-    names |= {rate.name for rate in await backend.list_rates()}
+    names = {limit.name for limit in await backend.reads.list_limits()}
+    names |= {rate.name for rate in await backend.reads.list_rates()}
     return names | await _list_live_names(backend)
 
 
 async def _list_live_names(backend: Backend) -> set[str]:
     """Return the names of jobs that wait, or are served by a worker."""
     names: set[str] = set()
-    names.update(*(queue.names for queue in await backend.list_queues()))
-    names.update(*(session.names for session in await backend.list_sessions()))
+    names.update(*(queue.names for queue in await backend.reads.list_queues()))
+    names.update(*(session.names for session in await backend.reads.list_sessions()))
     return names
 
 
@@ -179,7 +179,7 @@ async def _list_changed_names(backend: Backend) -> set[str]:
 
     The backend keeps such a change as a limit of a job name, even if the name is a limit by key.
     """
-    changes = await backend.list_limit_changes()
+    changes = await backend.reads.list_limit_changes()
     changed = {change.name for change in changes if change.key is None}
     return changed - await _list_live_names(backend)
 

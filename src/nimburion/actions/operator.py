@@ -9,7 +9,7 @@ import msgspec
 
 from nimburion.actions.auditing import Change, record_change
 from nimburion.core.access_rights import RIGHTS, require_right
-from nimburion.core.backend import Maintaining
+from nimburion.core.backend import Backend
 from nimburion.core.text.escaping import escape_controls
 
 _MAX_DETAIL_CHARACTERS = 200
@@ -49,7 +49,7 @@ class Operator(msgspec.Struct, frozen=True):
     rights: frozenset[str] = frozenset(RIGHTS)
 
     def record(
-        self, backend: Maintaining, action: str, target: str = "", /, **details: object
+        self, backend: Backend, action: str, target: str = "", /, **details: object
     ) -> AbstractAsyncContextManager[Change]:
         """Record an action around the block that makes it, see `record_change`.
 

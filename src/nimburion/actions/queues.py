@@ -54,7 +54,7 @@ class QueueActions:
         """Start the jobs of a paused queue again."""
         check_name("queue", queue)
         async with self._operator.record(self._backend, "queue.resume", queue):
-            await self._backend.pause_queue(queue, paused=False)
+            await self._backend.maintenance.pause_queue(queue, paused=False)
 
     async def pause_all(
         self, *, reason: str = "", seconds: float | None = None, until: datetime | None = None
@@ -68,7 +68,7 @@ class QueueActions:
         details = _describe(reason, seconds, until)
         async with self._operator.record(backend, "queue.pause_all", **details) as change:
             end = await self._find_end(seconds, until)
-            found, sessions = await backend.list_queues(), await backend.list_sessions()
+            found, sessions = await backend.reads.list_queues(), await backend.reads.list_sessions()
             served = {queue for one in sessions if is_live(one) for queue in one.queues}
             paused = {queue.name for queue in found if queue.paused}
             names = sorted({queue.name for queue in found}.union(served) - paused)
@@ -79,16 +79,16 @@ class QueueActions:
     async def resume_all(self) -> list[str]:
         """Start the jobs of all paused queues again, and return their names."""
         async with self._operator.record(self._backend, "queue.resume_all") as change:
-            found = await self._backend.list_queues()
+            found = await self._backend.reads.list_queues()
             names = sorted(queue.name for queue in found if queue.paused)
             for name in names:
-                await self._backend.pause_queue(name, paused=False)
+                await self._backend.maintenance.pause_queue(name, paused=False)
             change.count = len(names)
         return names
 
     async def _pause(self, queues: Iterable[str], reason: str, end: float | None) -> None:
         for queue in queues:
-            await self._backend.pause_queue(
+            await self._backend.maintenance.pause_queue(
                 queue, paused=True, by=self._operator.name, reason=reason, until=end
             )
 

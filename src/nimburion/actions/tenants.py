@@ -22,5 +22,5 @@ class TenantActions:
         """
         check_text("tenant", tenant)
         async with self._operator.record(self._backend, "tenant.weight", tenant, weight=weight):
-            await self._backend.set_tenant_weight(tenant, weight)
+            await self._backend.maintenance.set_tenant_weight(tenant, weight)
         return 1.0 if weight is None else to_weight_units(weight) / WEIGHT_UNITS

@@ -27,6 +27,6 @@ class WorkerActions:
         """
         stored = None if command == "resume" else WorkerCommand(command)
         async with self._operator.record(self._backend, f"worker.{command}", session) as change:
-            if not await self._backend.send_command(session, stored):
+            if not await self._backend.maintenance.send_command(session, stored):
                 raise WorkerNotFound(session)
             change.count = 1

@@ -31,7 +31,7 @@ async def _log_waiting_jobs(processor: Processor) -> None:
     from nimburion.core.job import State
 
     backend = processor.backend
-    counts = await backend.count_jobs()
+    counts = await backend.reads.count_jobs()
     retries, scheduled = counts.get(State.RETRYING, 0), counts.get(State.SCHEDULED, 0)
     parts = [
         f"{count} {'job waits' if count == 1 else 'jobs wait'} for {what}"
@@ -40,7 +40,7 @@ async def _log_waiting_jobs(processor: Processor) -> None:
     ]
     if not parts:
         return
-    next_due, now = (await backend.promote(1)).next_due, await backend.now()
+    next_due, now = (await backend.consuming.promote(1)).next_due, await backend.now()
     when = (
         "now"
         if next_due is None or next_due <= now

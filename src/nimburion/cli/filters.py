@@ -104,7 +104,7 @@ async def list_page(
 ) -> Page:
     """Return a page of the jobs that match the filter and the search."""
     narrowed = search.narrow(which, await backend.now())
-    return await backend.list_jobs(narrowed, limit=limit, after=after)
+    return await backend.reads.list_jobs(narrowed, limit=limit, after=after)
 
 
 def make_filter(

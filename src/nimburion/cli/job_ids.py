@@ -18,7 +18,7 @@ _MAX_SHOWN = 5
 
 async def get_job(backend: Backend, text: str) -> JobRecord:
     """Return the record of a job, given its id or a unique prefix or suffix of it."""
-    return await backend.get_job(await resolve_job_id(backend, text))
+    return await backend.reads.get_job(await resolve_job_id(backend, text))
 
 
 async def resolve_job_id(backend: Backend, text: str) -> str:
@@ -31,7 +31,7 @@ async def resolve_job_id(backend: Backend, text: str) -> str:
         JobNotFound: no job matches.
     """
     try:
-        return (await backend.get_job(text)).id
+        return (await backend.reads.get_job(text)).id
     except JobNotFound:
         if len(text) < _MIN_CHARACTERS:
             raise
@@ -39,7 +39,7 @@ async def resolve_job_id(backend: Backend, text: str) -> str:
     after: str | None = None
     examined = 0
     while examined < SCAN_BUDGET:
-        page = await backend.list_jobs(EVERY_JOB, limit=1_000, after=after)
+        page = await backend.reads.list_jobs(EVERY_JOB, limit=1_000, after=after)
         found += [job.id for job in page.jobs if job.id.startswith(text) or job.id.endswith(text)]
         examined += max(page.examined, len(page.jobs))
         after = page.next

@@ -1,13 +1,18 @@
-"""The contract of a backend: `Backend`, and the optional `Transactional` and `LongPolling`.
+"""The contract of a backend: `Backend`, its five protocols, and what some backends have more.
 
-`Backend` is the union of six protocols:
+A `Backend` opens, closes, checks and migrates itself (`Lifecycle`). One object for each of five
+protocols has the other operations:
 
-- `Producing`: enqueue and cancel jobs.
-- `Consuming`: open a session, reserve and settle jobs, rescue the jobs of dead workers.
-- `Maintaining`: replay, delete, pause and prune; start and run bulk operations.
-- `Inspecting`: read jobs, counts, queues and sessions.
-- `Scheduling`: store schedules and fire their ticks.
-- `Lifecycle`: open, close, check and migrate.
+- `backend.producing` (`Producing`): enqueue and cancel jobs.
+- `backend.consuming` (`Consuming`): open a session, reserve and settle jobs, rescue the jobs of
+  dead workers.
+- `backend.maintenance` (`Maintaining`): replay, delete, pause and prune; start and run bulk
+  operations.
+- `backend.reads` (`Inspecting`): read jobs, counts, queues and sessions.
+- `backend.schedules` (`Scheduling`): store schedules and fire their ticks.
+
+The capabilities say whether `producing` is also `BlockingProducing` and `Transactional`, and
+whether `consuming` is also `LongPolling`.
 
 These rules hold for every operation of every backend:
 
@@ -84,13 +89,13 @@ class Capabilities(msgspec.Struct, frozen=True):
     notifies: bool
     """`wait` returns when another process enqueues a job, not only after its timeout."""
     supports_transactions: bool
-    """The backend is also `Transactional`: it works inside a caller's transaction."""
+    """`producing` is also `Transactional`: it works inside a caller's transaction."""
     atomic_batch: int | None
     """The maximum number of jobs that one `enqueue` call stores atomically; None: all jobs."""
     shared: bool = True
     """Other processes can open the same data."""
     supports_long_poll: bool = False
-    """The backend is `LongPolling` too: `exchange` waits up to `ReserveRequest.long_poll` seconds
+    """`consuming` is `LongPolling` too: `exchange` waits up to `ReserveRequest.long_poll` seconds
     for a job. A job then starts one round trip sooner than with `wait`.
     """
     out_of_process: bool = False
@@ -110,7 +115,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     Without it, one transaction writes at a time, and all other writes wait for its end.
     """
     blocking_enqueue: bool = False
-    """The backend is `BlockingProducing` too: a thread can store jobs without an event loop."""
+    """`producing` is `BlockingProducing` too: a thread can store jobs without an event loop."""
 
 
 class Producing(Protocol):
@@ -321,7 +326,7 @@ class Consuming(Protocol):
 
 
 class LongPolling(Protocol):
-    """The additional operation of a backend whose capabilities have `supports_long_poll`."""
+    """The additional operation of `consuming` where the capabilities have `supports_long_poll`."""
 
     def interrupt_long_poll(self) -> None:
         """Make an exchange that waits reply now. Best effort: it may take effect late, or not at
@@ -795,12 +800,40 @@ class Lifecycle(Protocol):
         ...
 
 
-class Backend(Producing, Consuming, Maintaining, Inspecting, Scheduling, Lifecycle, Protocol):
-    """A complete backend: the union of the six protocols."""
+class Backend(Lifecycle, Protocol):
+    """A complete backend: its lifecycle, and one object for each protocol.
+
+    The objects are the same for as long as the handle exists, and work while it is open.
+    """
+
+    @property
+    def producing(self) -> Producing:
+        """The operations of producers."""
+        ...
+
+    @property
+    def consuming(self) -> Consuming:
+        """The operations of workers."""
+        ...
+
+    @property
+    def maintenance(self) -> Maintaining:
+        """The operations of operators."""
+        ...
+
+    @property
+    def reads(self) -> Inspecting:
+        """The read operations."""
+        ...
+
+    @property
+    def schedules(self) -> Scheduling:
+        """The storage operations of the scheduler."""
+        ...
 
 
 class BlockingProducing(Protocol):
-    """The additional operation of a backend whose capabilities have `blocking_enqueue`."""
+    """The additional operation of `producing` where the capabilities have `blocking_enqueue`."""
 
     def enqueue_blocking(self, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
         """Store jobs as `Producing.enqueue` does, and block the calling thread meanwhile.
@@ -813,7 +846,7 @@ class BlockingProducing(Protocol):
 
 
 class Transactional(Protocol):
-    """The additional operations of a backend whose capabilities have `supports_transactions`.
+    """The additional operations of `producing` where the capabilities have `supports_transactions`.
 
     Changes inside a caller's transaction are invisible to others until it commits. A rollback
     discards all of them.

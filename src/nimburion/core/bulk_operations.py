@@ -32,13 +32,13 @@ class BulkAction(enum.StrEnum):
     """What a bulk operation does with each job."""
 
     REPLAY = "replay"
-    """Make a dead letter pending again, as `Backend.replay` does."""
+    """Make a dead letter pending again, as `Maintaining.replay` does."""
     RUN_NOW = "run_now"
-    """Make a job due that waits for a later time, as `Backend.make_due` does."""
+    """Make a job due that waits for a later time, as `Maintaining.make_due` does."""
     CANCEL = "cancel"
-    """Cancel an unfinished job, as `Backend.cancel` does."""
+    """Cancel an unfinished job, as `Producing.cancel` does."""
     DELETE = "delete"
-    """Delete a finished job permanently, as `Backend.delete` does."""
+    """Delete a finished job permanently, as `Maintaining.delete` does."""
 
     @property
     def states(self) -> frozenset[State]:

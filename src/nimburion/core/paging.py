@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.job import JobRecord
 from nimburion.core.queries import EVERY_JOB, JobFilter
 
 
 async def iterate_jobs(
-    backend: Inspecting, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
+    backend: Backend, which: JobFilter = EVERY_JOB, *, step: int = 100, payloads: bool = False
 ) -> AsyncIterator[JobRecord]:
     """Yield every job that matches, most recently enqueued first; read `step` jobs at a time.
 
@@ -20,7 +20,7 @@ async def iterate_jobs(
     """
     after: str | None = None
     while True:
-        page = await backend.list_jobs(which, limit=step, after=after, payloads=payloads)
+        page = await backend.reads.list_jobs(which, limit=step, after=after, payloads=payloads)
         for record in page.jobs:
             yield record
         after = page.next

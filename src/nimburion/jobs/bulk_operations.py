@@ -67,7 +67,7 @@ class BulkOperationRunner(Periodic):
         """Run steps until none is due."""
         has_run = False
         while not self.stopping.is_set():
-            claim = await self._backend.claim_bulk_operation(_CLAIM_TTL)
+            claim = await self._backend.maintenance.claim_bulk_operation(_CLAIM_TTL)
             if claim.operation is not None:
                 has_run = True
                 await self._run_step(claim.operation)
@@ -94,10 +94,10 @@ class BulkOperationRunner(Periodic):
             await self._end(operation, BulkState.FAILED, text)
 
     async def _change_jobs(self, operation: BulkOperation) -> None:
-        page = await self._backend.list_jobs(
+        page = await self._backend.reads.list_jobs(
             operation.step_filter, limit=operation.next_step_size, after=operation.cursor
         )
-        await self._backend.advance_bulk_operation(
+        await self._backend.maintenance.advance_bulk_operation(
             operation.id,
             operation.fence,
             BulkStep(
@@ -124,11 +124,11 @@ class BulkOperationRunner(Periodic):
             changed=operation.done,
             error=error,
         )
-        await self._backend.put_audit(record)
+        await self._backend.maintenance.put_audit(record)
         step = BulkStep(
             cursor=operation.cursor, exhausted=operation.exhausted, end=state, error=error
         )
-        await self._backend.advance_bulk_operation(operation.id, operation.fence, step)
+        await self._backend.maintenance.advance_bulk_operation(operation.id, operation.fence, step)
         _log.info(
             "bulk operation %s (%s by %s) is %s: %d done, %d skipped, %d failed",
             operation.id,

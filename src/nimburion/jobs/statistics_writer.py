@@ -18,12 +18,14 @@ _FINISH_SECONDS = 1.0
 """Seconds that a write in progress and the last write may take when the client closes."""
 
 
-async def count_committed(backend: Transactional, counters: JobCounters, *, min_age: float) -> None:
+async def count_committed(
+    producing: Transactional, counters: JobCounters, *, min_age: float
+) -> None:
     """Count the jobs of committed callers' transactions that no process has counted.
 
     Leaves out those that were enqueued less than `min_age` seconds ago.
     """
-    while counts := await backend.take_enqueue_counts(min_age):
+    while counts := await producing.take_enqueue_counts(min_age):
         counters.add_enqueued(counts)
 
 
@@ -35,7 +37,7 @@ class StatisticsWriter(Periodic):
 
     def __init__(
         self,
-        backend: Consuming,
+        consuming: Consuming,
         clock: Clock,
         random: Random,
         recorder: StatisticsRecorder,
@@ -44,7 +46,7 @@ class StatisticsWriter(Periodic):
         count_committed: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(clock, WRITE_INTERVAL, random)
-        self._backend = backend
+        self._consuming = consuming
         self._recorder = recorder
         self._source = source
         self._count_committed = count_committed
@@ -63,7 +65,7 @@ class StatisticsWriter(Periodic):
         if not rows:
             return
         try:
-            await self._backend.put_statistics(self._source, rows)
+            await self._consuming.put_statistics(self._source, rows)
         except BaseException:
             self._recorder.put_back(rows)
             raise

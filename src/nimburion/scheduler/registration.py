@@ -44,9 +44,9 @@ class ScheduleRegistration:
     """Writes and renews the schedule records of one application."""
 
     def __init__(
-        self, backend: Scheduling, owner: str, declared: Mapping[str, DeclaredSchedule]
+        self, storage: Scheduling, owner: str, declared: Mapping[str, DeclaredSchedule]
     ) -> None:
-        self._backend = backend
+        self._storage = storage
         self._owner = owner
         self._declared = declared
         self._registered: set[str] = set()
@@ -64,8 +64,8 @@ class ScheduleRegistration:
         kept = {record.name: record for record in records}
         to_put = self._find_changed(kept, now)
         over = [record.name for record in records if self._is_over(record, now)]
-        await run_in_groups(self._backend.put_schedule, to_put)
-        await run_in_groups(self._backend.delete_schedule, over)
+        await run_in_groups(self._storage.put_schedule, to_put)
+        await run_in_groups(self._storage.delete_schedule, over)
         self._registered.update(self._declared)
         for name in over:
             _log.info("schedule %r is deleted: it is no longer declared", name)

@@ -70,7 +70,7 @@ class Scheduler(Service):
         self._backend_clock = BackendClock(processor.clock, processor.backend)
         self._ticker = Ticker(processor, self._declared, self._backend_clock)
         self._registration = ScheduleRegistration(
-            processor.backend, processor.settings.owner, self._declared
+            processor.backend.schedules, processor.settings.owner, self._declared
         )
         self._entries = ScheduleEntries()
         self._refreshed_at: float | None = None
@@ -200,9 +200,9 @@ class Scheduler(Service):
             return
         await self._backend_clock.synchronize()
         backend = self.processor.backend
-        records = await backend.list_schedules()
+        records = await backend.schedules.list_schedules()
         if await self._registration.write_changes(records, self._backend_clock.now()):
-            records = await backend.list_schedules()
+            records = await backend.schedules.list_schedules()
         self._entries.update([record for record in records if self._is_ours(record)])
         self._refreshed_at, self._ticker.behind = now, False
 

@@ -10,7 +10,7 @@ import msgspec
 
 from nimburion.actions import Operator
 from nimburion.actions.auditing import Change
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
@@ -105,7 +105,7 @@ class Schedules:
 
         `after` leaves out the schedules up to this name; `limit` is the maximum number returned.
         """
-        records = await self._client.backend.list_schedules()
+        records = await self._client.backend.schedules.list_schedules()
         chosen = _choose_records(records, after)
         return [await self._describe(record, ticks) for record in chosen[:limit]]
 
@@ -117,7 +117,7 @@ class Schedules:
         `after` and `limit` are those of `list`.
         """
         backend, now = self._client.backend, self._read_now()
-        chosen = _choose_records(await backend.list_schedules(), after)[:limit]
+        chosen = _choose_records(await backend.schedules.list_schedules(), after)[:limit]
         last_ticks = [_list_last_ticks(record, outcomes) for record in chosen]
         ids = {record.last_job for record in chosen if record.last_job is not None}
         for record, found in zip(chosen, last_ticks, strict=True):
@@ -171,13 +171,13 @@ class Schedules:
             put = ScheduleRecord(name=name, spec=await self._start_now(spec))
             if not list_next_ticks(spec, self._read_now(), 1):
                 raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
-            await self._client.backend.put_schedule(put)
+            await self._client.backend.schedules.put_schedule(put)
         return await self.get(name)
 
     async def pause(self, name: str, *, reason: str = "") -> None:
         """Fire no tick until `resume`. Raises `ScheduleNotFound`."""
         async with self._record("pause", name, reason=reason):
-            if not await self._client.backend.pause_schedule(name, paused=True):
+            if not await self._client.backend.schedules.pause_schedule(name, paused=True):
                 raise ScheduleNotFound(name)
 
     async def resume(self, name: str) -> None:
@@ -189,8 +189,8 @@ class Schedules:
                 put = msgspec.structs.replace(
                     record, spec=await self._start_now(parse_spec(record.spec))
                 )
-                await self._client.backend.put_schedule(put)
-                await self._client.backend.pause_schedule(name, paused=False)
+                await self._client.backend.schedules.put_schedule(put)
+                await self._client.backend.schedules.pause_schedule(name, paused=False)
 
     async def remove(self, name: str) -> None:
         """Delete a schedule. Raises `ScheduleNotFound`, and `DefinitionError` while running code
@@ -205,7 +205,7 @@ class Schedules:
                     f"schedule {name!r} is declared by the code of {record.owner!r}, which "
                     "is running: pause the schedule, or remove it from the code"
                 )
-            await self._client.backend.delete_schedule(name)
+            await self._client.backend.schedules.delete_schedule(name)
 
     async def run_now(self, name: str, *, job_id: str | None = None) -> str:
         """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
@@ -264,7 +264,7 @@ class Schedules:
             run_of=record.name,
             run_id=job_id or request,
         )
-        await self._client.backend.put_schedule(
+        await self._client.backend.schedules.put_schedule(
             ScheduleRecord(name=request, spec=wanted.encode(), owner=record.owner)
         )
         return wanted.run_id
@@ -273,7 +273,7 @@ class Schedules:
         return self._clock.now()
 
     async def _find_record(self, name: str) -> ScheduleRecord | None:
-        records = await self._client.backend.list_schedules()
+        records = await self._client.backend.schedules.list_schedules()
         return next((record for record in records if record.name == name), None)
 
     async def _get_record(self, name: str) -> ScheduleRecord:
@@ -292,7 +292,7 @@ class Schedules:
         state = None
         if record.last_job is not None:
             try:
-                state = (await self._client.backend.get_job(record.last_job)).state
+                state = (await self._client.backend.reads.get_job(record.last_job)).state
             except JobNotFound:
                 state = None
         return _make_info(record, now, ticks, state)
@@ -345,12 +345,12 @@ def _find_overdue(record: ScheduleRecord, now: float) -> int | None:
     return tick if tick is not None and tick <= now else None
 
 
-async def _read_states(backend: Inspecting, ids: Sequence[str]) -> dict[str, State]:
+async def _read_states(backend: Backend, ids: Sequence[str]) -> dict[str, State]:
     """Return the states of the jobs that are stored."""
     states: dict[str, State] = {}
     for first in range(0, len(ids), _PAGE_SIZE):
         which = JobFilter(ids=tuple(ids[first : first + _PAGE_SIZE]))
-        page = await backend.list_jobs(which, limit=_PAGE_SIZE)
+        page = await backend.reads.list_jobs(which, limit=_PAGE_SIZE)
         states.update((record.id, record.state) for record in page.jobs)
     return states
 
@@ -412,7 +412,7 @@ _MAX_SCANNED = 20_000
 
 
 async def list_schedule_jobs(
-    backend: Inspecting, record: ScheduleRecord, spec: ScheduleSpec, limit: int
+    backend: Backend, record: ScheduleRecord, spec: ScheduleSpec, limit: int
 ) -> list[JobRecord]:
     """Return up to `limit` latest jobs of a schedule, newest first.
 
@@ -434,7 +434,7 @@ async def list_schedule_jobs(
 
 
 async def _iterate_tick_jobs(
-    backend: Inspecting, record: ScheduleRecord, spec: ScheduleSpec, limit: int
+    backend: Backend, record: ScheduleRecord, spec: ScheduleSpec, limit: int
 ) -> AsyncIterator[JobRecord]:
     """Yield the stored jobs of the last `limit` ticks."""
     try:

@@ -51,7 +51,7 @@ class Ticker:
             return False
         fired = await self._fire(entry, tick)
         if entry.spec.run_of:
-            await self._processor.backend.delete_schedule(entry.name)
+            await self._processor.backend.schedules.delete_schedule(entry.name)
             entry.decide(tick)
             return fired is not None and fired.outcome == "fired"
         if fired is None:
@@ -70,7 +70,7 @@ class Ticker:
         answers: list[tuple[NewJob, Fired]] = []
 
         async def fire(new: NewJob) -> str:
-            fired = await self._processor.backend.fire(
+            fired = await self._processor.backend.schedules.fire(
                 entry.name, entry.last_tick, float(tick), new, entry.spec.overlap
             )
             answers.append((new, fired))

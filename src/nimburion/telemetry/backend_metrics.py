@@ -59,8 +59,8 @@ class BackendMetrics:
         """
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                queues = await self._backend.list_queues()
-                sessions = await self._backend.list_sessions()
+                queues = await self._backend.reads.list_queues()
+                sessions = await self._backend.reads.list_sessions()
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
@@ -77,12 +77,12 @@ class BackendMetrics:
         dead = None
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                self._limits = await self._backend.list_limits()
-                self._rates = await self._backend.list_rates()
-                self._tenants = (await self._backend.list_tenants(MAX_TENANTS)).tenants
-                self._keyed = await self._backend.list_keyed_limits(fullest=1)
-                self._changes = await self._backend.list_limit_changes()
-                dead = (await self._backend.count_jobs())[State.FAILED]
+                self._limits = await self._backend.reads.list_limits()
+                self._rates = await self._backend.reads.list_rates()
+                self._tenants = (await self._backend.reads.list_tenants(MAX_TENANTS)).tenants
+                self._keyed = await self._backend.reads.list_keyed_limits(fullest=1)
+                self._changes = await self._backend.reads.list_limit_changes()
+                dead = (await self._backend.reads.count_jobs())[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.log(
                 logging.WARNING if self._slow_readings_work else logging.DEBUG,

@@ -66,11 +66,11 @@ async def test_the_check_of_the_file_reads_nothing(tmp_path: Path) -> None:
         caller.execute("BEGIN")
         statements = Statements("nimburion.backends.sqlite", "sql")
         check_file(Database(caller, statements, FakeClock(), ""), backend.path)
-        await backend.enqueue([NewJob("other", "note", "default", b"{}")])
-        results = await backend.enqueue_in(
+        await backend.producing.enqueue([NewJob("other", "note", "default", b"{}")])
+        results = await backend.producing.enqueue_in(
             CallerConnection(caller), [NewJob("a", "note", "default", b"{}")]
         )
         caller.execute("COMMIT")
     assert [one.outcome for one in results] == ["created"]
-    assert (await backend.count_jobs())[State.PENDING] == 2
+    assert (await backend.reads.count_jobs())[State.PENDING] == 2
     await backend.close()

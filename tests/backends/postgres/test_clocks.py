@@ -28,7 +28,7 @@ async def test_an_exchange_that_waited_for_a_limit_does_not_take_this_for_a_cloc
     session = Session(id="a" * 32, ttl=600.0, queues=("q",), names=("n",), rates={"n": SLOW})
     worker = HandDrivenWorker(backend, session)
     await worker.open()
-    await backend.enqueue([NewJob(job_id, "n", "q", b"{}") for job_id in "ab"])
+    await backend.producing.enqueue([NewJob(job_id, "n", "q", b"{}") for job_id in "ab"])
     assert len((await worker.exchange(want=worker.want(1))).deliveries) == 1
     other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
 

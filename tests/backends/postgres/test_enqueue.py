@@ -28,7 +28,7 @@ LANE = Lane("default", "mail")
 async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     made = PostgresBackend(postgres_server.url)
     await made.open()
-    await made.open_session(Session(id=SESSION, names=("mail",)))
+    await made.consuming.open_session(Session(id=SESSION, names=("mail",)))
     yield made
     await made.close()
 
@@ -43,14 +43,14 @@ def make_new_jobs(count: int = MANY, now: float | None = None) -> list[NewJob]:
 
 async def take(backend: PostgresBackend, number: int, total: int) -> list[Delivery]:
     want = ReserveRequest(total, (LANE,), nonce=os.urandom(16))
-    return list((await backend.exchange(SESSION, number, [], want)).deliveries)
+    return list((await backend.consuming.exchange(SESSION, number, [], want)).deliveries)
 
 
 async def test_all_of_them_are_handed_out_in_the_order_of_the_call(
     backend: PostgresBackend,
 ) -> None:
     jobs = make_new_jobs()
-    results = await backend.enqueue(jobs)
+    results = await backend.producing.enqueue(jobs)
     assert [(one.id, one.outcome) for one in results] == [(job.id, "created") for job in jobs]
     reserved = await take(backend, 1, MANY)
     assert [one.lease.job_id for one in reserved] == [job.id for job in jobs]
@@ -63,36 +63,36 @@ async def test_lanes_of_one_call_are_kept_apart(backend: PostgresBackend) -> Non
         NewJob(job.id, "mail" if n % 3 else "other", "default", job.payload, n % 10)
         for n, job in enumerate(jobs)
     ]
-    await backend.enqueue(mixed)
-    page = await backend.list_jobs(limit=MANY)
+    await backend.producing.enqueue(mixed)
+    page = await backend.reads.list_jobs(limit=MANY)
     found = {one.id: (one.name, one.priority) for one in page.jobs}
     assert found == {job.id: (job.name, job.priority) for job in mixed}
 
 
 async def test_a_repeated_call_reports_exists(backend: PostgresBackend) -> None:
     jobs = make_new_jobs()
-    await backend.enqueue(jobs[:1000])
-    outcomes = [one.outcome for one in await backend.enqueue(jobs)]
+    await backend.producing.enqueue(jobs[:1000])
+    outcomes = [one.outcome for one in await backend.producing.enqueue(jobs)]
     assert outcomes == ["exists"] * 1000 + ["created"] * (MANY - 1000)
-    assert (await backend.count_jobs())[State.PENDING] == MANY
+    assert (await backend.reads.count_jobs())[State.PENDING] == MANY
 
 
 async def test_a_conflict_at_the_end_takes_back_what_was_before(backend: PostgresBackend) -> None:
     jobs = make_new_jobs()
-    await backend.enqueue([NewJob(jobs[-1].id, "mail", "default", b'"another"')])
-    outcomes = [one.outcome for one in await backend.enqueue(jobs)]
+    await backend.producing.enqueue([NewJob(jobs[-1].id, "mail", "default", b'"another"')])
+    outcomes = [one.outcome for one in await backend.producing.enqueue(jobs)]
     assert outcomes == ["refused"] * (MANY - 1) + ["conflict"]
-    assert (await backend.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1
 
 
 async def test_an_id_that_has_ended_is_found_among_many(backend: PostgresBackend) -> None:
     jobs = make_new_jobs()
-    await backend.enqueue(jobs[700:710])
+    await backend.producing.enqueue(jobs[700:710])
     reserved = await take(backend, 1, 10)
-    await backend.exchange(
+    await backend.consuming.exchange(
         SESSION, 2, [Completed(one.lease) for one in reserved], ReserveRequest(0, ())
     )
-    outcomes = [one.outcome for one in await backend.enqueue(jobs)]
+    outcomes = [one.outcome for one in await backend.producing.enqueue(jobs)]
     assert outcomes == ["created"] * 700 + ["exists"] * 10 + ["created"] * (MANY - 710)
 
 
@@ -102,28 +102,28 @@ async def test_an_id_made_by_another_clock_is_found_when_it_has_ended(
     backend: PostgresBackend, ahead: float, count: int
 ) -> None:
     jobs = make_new_jobs(count, time.time() + ahead)
-    await backend.enqueue(jobs)
+    await backend.producing.enqueue(jobs)
     reserved = await take(backend, 1, count)
-    await backend.exchange(
+    await backend.consuming.exchange(
         SESSION, 2, [Completed(one.lease) for one in reserved], ReserveRequest(0, ())
     )
-    assert {one.outcome for one in await backend.enqueue(jobs)} == {"exists"}
+    assert {one.outcome for one in await backend.producing.enqueue(jobs)} == {"exists"}
 
 
 async def test_an_id_of_the_callers_own_at_the_end_is_taken_too(backend: PostgresBackend) -> None:
     jobs = make_new_jobs()
     odd = make_jobs(["an-id-of-just-as-many-letters-as-ours"[:36]])
-    assert {one.outcome for one in await backend.enqueue(jobs + odd)} == {"created"}
-    assert (await backend.get_job(odd[0].id)).id == odd[0].id
+    assert {one.outcome for one in await backend.producing.enqueue(jobs + odd)} == {"created"}
+    assert (await backend.reads.get_job(odd[0].id)).id == odd[0].id
 
 
 async def test_an_unstorable_last_job_rejects_the_call(backend: PostgresBackend) -> None:
     jobs = make_new_jobs()
     bad = NewJob(JobIds(time.time).make(), "mail\0", "default", b"{}")
     with pytest.raises(Unstorable):
-        await backend.enqueue([*jobs, bad])
-    assert (await backend.count_jobs())[State.PENDING] == 0
-    assert {one.outcome for one in await backend.enqueue(jobs)} == {"created"}
+        await backend.producing.enqueue([*jobs, bad])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 0
+    assert {one.outcome for one in await backend.producing.enqueue(jobs)} == {"created"}
 
 
 @job(queue="letters")
@@ -137,8 +137,8 @@ async def test_an_invalid_last_job_rejects_the_call(backend: PostgresBackend) ->
         odd = letter.job(to=7)  # type: ignore[call-arg, arg-type, unused-ignore]
         with pytest.raises(InvalidJob, match=rf"jobs\[{MANY}\].*to"):
             await processor.enqueue_many([*jobs, odd])
-        assert (await backend.count_jobs())[State.PENDING] == 0
+        assert (await backend.reads.count_jobs())[State.PENDING] == 0
         ids = await processor.enqueue_many(jobs)
-        page = await backend.list_jobs(limit=MANY, payloads=True)
+        page = await backend.reads.list_jobs(limit=MANY, payloads=True)
     found = [(one.id, one.payload) for one in reversed(page.jobs)]
     assert found == [(one, b'{"to":"%d@example.com"}' % n) for n, one in enumerate(ids)]

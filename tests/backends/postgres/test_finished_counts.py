@@ -36,8 +36,8 @@ class FinishedJobs:
         """Have so many more that ended, a second apart."""
         for n in range(self._made, self._made + count):
             self.clock.advance(1.0)
-            await self.backend.enqueue([NewJob(str(n), "n", QUEUES[n % 2], b"{}")])
-            await self.backend.cancel(str(n))
+            await self.backend.producing.enqueue([NewJob(str(n), "n", QUEUES[n % 2], b"{}")])
+            await self.backend.producing.cancel(str(n))
         self._made += count
 
     def count_finished(self) -> int:
@@ -53,8 +53,10 @@ class FinishedJobs:
     async def count_unpruned(self) -> int:
         """How many there are, if all ways to count agree."""
         kept = self.fetch("SELECT count(*) FROM nimburion.job_record_finished")
-        by_queue = [(await self.backend.count_jobs(queue))[State.CANCELLED] for queue in QUEUES]
-        assert (await self.backend.count_jobs())[State.CANCELLED] == sum(by_queue) == kept
+        by_queue = [
+            (await self.backend.reads.count_jobs(queue))[State.CANCELLED] for queue in QUEUES
+        ]
+        assert (await self.backend.reads.count_jobs())[State.CANCELLED] == sum(by_queue) == kept
         return kept
 
 
@@ -75,7 +77,7 @@ async def test_what_was_counted_is_not_counted_again(history: FinishedJobs) -> N
     history.fetch(
         "UPDATE nimburion.finished_count SET number = number + 100 WHERE lane = 1 RETURNING 1"
     )
-    assert (await history.backend.count_jobs())[State.CANCELLED] == 108
+    assert (await history.backend.reads.count_jobs())[State.CANCELLED] == 108
 
 
 async def test_no_row_is_counted_twice(history: FinishedJobs) -> None:
@@ -90,7 +92,9 @@ async def test_no_row_is_counted_twice(history: FinishedJobs) -> None:
 async def test_few_are_left_to_the_next_time(history: FinishedJobs) -> None:
     await history.finish(5)
     for _ in range(3):
-        await history.backend.prune(Retention(completed=None, failed=None, results=None), 100)
+        await history.backend.maintenance.prune(
+            Retention(completed=None, failed=None, results=None), 100
+        )
         history.clock.advance(LATER)
     assert history.read_counted == 0
     assert await history.count_unpruned() == 5
@@ -101,15 +105,17 @@ async def test_what_is_forgotten_or_deleted_is_taken_out(history: FinishedJobs) 
     history.count_finished()
     assert history.count_finished() == 10
     for kept in (9, 7, 6):  # the horizon goes through what was counted
-        await history.backend.prune(Retention(completed=0), count_left(history, kept))
+        await history.backend.maintenance.prune(Retention(completed=0), count_left(history, kept))
         assert await history.count_unpruned() == kept
-    assert await history.backend.delete(JobFilter(ids=("9",), states=CANCELLED.states), 5) == ["9"]
+    assert await history.backend.maintenance.delete(
+        JobFilter(ids=("9",), states=CANCELLED.states), 5
+    ) == ["9"]
     assert await history.count_unpruned() == 5
     await history.finish(4)
-    assert await history.backend.prune(Retention(completed_max=6), 100) == 3
+    assert await history.backend.maintenance.prune(Retention(completed_max=6), 100) == 3
     assert await history.count_unpruned() == 6
     history.clock.advance(1.0)
-    await history.backend.prune(Retention(completed=0), 100)
+    await history.backend.maintenance.prune(Retention(completed=0), 100)
     assert await history.count_unpruned() == 0
     assert history.count_finished() == 0
     assert history.read_counted == 0

@@ -63,7 +63,9 @@ async def fill(harness: ProcessHarness) -> str:
     while True:
         ids = [f"long-{len(harness.jobs) + n}" for n in range(10)]
         try:
-            await harness.backend.enqueue([NewJob(one, "long", "default", PAYLOAD) for one in ids])
+            await harness.backend.producing.enqueue(
+                [NewJob(one, "long", "default", PAYLOAD) for one in ids]
+            )
         except BackendFull:
             return ids[0]
         harness.jobs += ids
@@ -83,10 +85,12 @@ async def test_a_full_disk_rejects_jobs_and_recovers(
             free_space(disk)
             (harness.folder / "go-1").touch()
             with pytest.raises(JobNotFound):
-                await harness.backend.get_job(refused)
-            assert sum((await harness.backend.count_jobs()).values()) == len(harness.jobs) > 300
+                await harness.backend.reads.get_job(refused)
+            assert (
+                sum((await harness.backend.reads.count_jobs()).values()) == len(harness.jobs) > 300
+            )
             await harness.wait_until_finished()
-            assert (await harness.backend.count_jobs())[State.COMPLETED] == len(harness.jobs)
+            assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == len(harness.jobs)
             begun = Counter(line["job"] for line in harness.find_events("start"))
             assert begun == Counter(harness.jobs), "lost, or run twice"
             assert worker.poll() is None
@@ -116,7 +120,7 @@ async def test_a_worker_waits_for_disk_space(tmp_path: Path, postgres_binary: Bi
             (harness.folder / "go-1").touch()
             await harness.wait_until_logged("end")
             with pytest.raises(BackendFull, match="nothing was written"):
-                await harness.backend.enqueue([NewJob("more", "quick", "default", b"{}")])
+                await harness.backend.producing.enqueue([NewJob("more", "quick", "default", b"{}")])
             server.ask("DROP FUNCTION full_ CASCADE")
             await harness.check_all_completed(lost=0)
             assert len(harness.find_events("start")) == 1

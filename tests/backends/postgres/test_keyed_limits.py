@@ -60,7 +60,9 @@ async def exchange(
 ) -> Reply:
     """Make the exchange of the only worker of a queue."""
     lanes = (Lane(queue, "plain"), Lane(queue, "keyed"))
-    return await backends[queue].exchange(queue * 32, number, settlements, ReserveRequest(9, lanes))
+    return await backends[queue].consuming.exchange(
+        queue * 32, number, settlements, ReserveRequest(9, lanes)
+    )
 
 
 async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
@@ -72,10 +74,10 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
     queues, both with the same key, and another worker counts the job of its queue."""
     one_at_a_time = {"keyed": {"customer": KeyedLimit(concurrency=1)}}
     for queue, backend in backends.items():
-        await backend.open_session(
+        await backend.consuming.open_session(
             Session(id=queue * 32, ttl=600.0, names=("plain", "keyed"), keyed_limits=one_at_a_time)
         )
-    await backends["a"].enqueue([NewJob("plain", "plain", "a", b"{}")])
+    await backends["a"].producing.enqueue([NewJob("plain", "plain", "a", b"{}")])
     (plain,) = (await exchange(backends, "a", 1)).deliveries
     counter, settler = connections
     await counter.execute(ADD_TRIGGERS)
@@ -88,7 +90,7 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
         exchanges.append(settling)
         await wait_until(lambda: list_awaited(clean_postgres) == [SETTLING], "a lease ends")
         options = JobOptions(limit_keys={"customer": "x"})
-        await backends["a"].enqueue(
+        await backends["a"].producing.enqueue(
             [NewJob(f"keyed-{queue}", "keyed", queue, b"{}", options=options) for queue in "ab"]
         )
         exchanges.append(asyncio.create_task(exchange(backends, "b", 1)))
@@ -106,7 +108,7 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
         await counter.execute(REMOVE_TRIGGERS)
     leased = [delivery.lease.job_id for reply in replies for delivery in reply.deliveries]
     assert leased == ["keyed-b"]
-    assert [use.in_use for use in await backends["a"].list_key_uses()] == [1]
+    assert [use.in_use for use in await backends["a"].reads.list_key_uses()] == [1]
     assert (await exchange(backends, "a", 3)).deliveries == []
 
 
@@ -123,11 +125,11 @@ async def test_nothing_is_reserved_while_another_transaction_holds_the_only_job(
     backends: dict[str, PostgresBackend], connections: list[asyncpg.Connection]
 ) -> None:
     limits = {"keyed": {"customer": KeyedLimit(concurrency=1)}}
-    await backends["a"].open_session(
+    await backends["a"].consuming.open_session(
         Session(id="a" * 32, ttl=600.0, names=("plain", "keyed"), keyed_limits=limits)
     )
     options = JobOptions(limit_keys={"customer": "x"})
-    await backends["a"].enqueue([NewJob("held", "keyed", "a", b"{}", options=options)])
+    await backends["a"].producing.enqueue([NewJob("held", "keyed", "a", b"{}", options=options)])
     holder, _ = connections
     await holder.execute("BEGIN")
     await holder.execute("SELECT FROM nimburion.ready FOR UPDATE")

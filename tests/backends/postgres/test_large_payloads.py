@@ -26,13 +26,13 @@ MAX_TIMEOUT = 3600.0
 async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
     made = PostgresBackend(postgres_server.url, timeout=MAX_TIMEOUT, clock=FakeClock())
     await made.open()
-    await made.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
+    await made.consuming.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
     yield made
     await made.close()
 
 
 async def take(backend: PostgresBackend, number: int, lanes: tuple[Lane, ...]) -> Reply:
-    return await backend.exchange(SESSION, number, [], ReserveRequest(500, lanes))
+    return await backend.consuming.exchange(SESSION, number, [], ReserveRequest(500, lanes))
 
 
 @pytest.mark.parametrize("names", ["n", "nm"])
@@ -43,7 +43,7 @@ async def test_a_reply_brings_sixteen_mebibytes_and_the_rest_waits(
         NewJob(str(n), names[n % len(names)], "q", bytes([65 + n]) * LARGE, at=n + 1.0)
         for n in range(36)
     ]
-    await backend.enqueue(jobs)
+    await backend.producing.enqueue(jobs)
     lanes = LANES[: len(names)]
     got: list[str] = []
     for number, count in ((1, 16), (2, 16), (3, 4)):
@@ -55,26 +55,30 @@ async def test_a_reply_brings_sixteen_mebibytes_and_the_rest_waits(
         got += [one.lease.job_id for one in reply.deliveries]
         assert all(len(one.payload) == LARGE for one in reply.deliveries)
     assert got == [str(n) for n in range(36)]
-    (queue,) = await backend.list_queues()
+    (queue,) = await backend.reads.list_queues()
     assert (queue.size, queue.processing) == (0, 36)
 
 
 async def test_what_is_larger_than_that_goes_alone(backend: PostgresBackend) -> None:
-    await backend.enqueue([NewJob(str(n), "n", "q", b"x" * 17 * MIB, at=n + 1.0) for n in range(2)])
+    await backend.producing.enqueue(
+        [NewJob(str(n), "n", "q", b"x" * 17 * MIB, at=n + 1.0) for n in range(2)]
+    )
     for number in (1, 2):
         reply = await take(backend, number, LANES[:1])
         assert [one.lease.job_id for one in reply.deliveries] == [str(number - 1)]
         lease = reply.deliveries[0].lease
-        await backend.exchange(SESSION, number, [], ReserveRequest(500, LANES[:1]))
+        await backend.consuming.exchange(SESSION, number, [], ReserveRequest(500, LANES[:1]))
         assert lease.token.fence == 1
 
 
 async def test_what_went_back_is_a_first_delivery_later(backend: PostgresBackend) -> None:
     """It counts nothing, and keeps its place before what came after it."""
-    await backend.enqueue([NewJob(str(n), "n", "q", b"x" * 9 * MIB, at=n + 1.0) for n in range(2)])
+    await backend.producing.enqueue(
+        [NewJob(str(n), "n", "q", b"x" * 9 * MIB, at=n + 1.0) for n in range(2)]
+    )
     (first,) = (await take(backend, 1, LANES[:1])).deliveries
-    await backend.enqueue([NewJob("2", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("2", "n", "q", b"{}")])
     want = ReserveRequest(500, LANES[:1])
-    reply = await backend.exchange(SESSION, 2, [Completed(first.lease)], want)
+    reply = await backend.consuming.exchange(SESSION, 2, [Completed(first.lease)], want)
     assert [one.lease.job_id for one in reply.deliveries] == ["1", "2"]
     assert [one.lease.token.fence for one in reply.deliveries] == [1, 1]

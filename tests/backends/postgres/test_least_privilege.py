@@ -62,44 +62,44 @@ async def test_it_runs_jobs(backend: Backend) -> None:
 async def test_it_looks_after_them(backend: Backend) -> None:
     harness = Harness(FakeClock(), [backend])
     await harness.add("a", "b", "c")
-    await backend.cancel("a")
+    await backend.producing.cancel("a")
     worker = await harness.worker()
     await worker.take_one()
-    await backend.heartbeat(worker.id)
-    assert await backend.rescue(10, max_lost=3) is not None
-    await backend.promote(10)
-    await backend.pause_queue("mail", paused=True)
-    await backend.pause_queue("mail", paused=False)
-    assert (await backend.count_jobs())[State.CANCELLED] == 1
-    assert len((await backend.list_jobs()).jobs) == 3
-    assert await backend.list_queues() != []
-    assert len(await backend.list_sessions()) == 1
-    assert await backend.send_command(worker.id, WorkerCommand.QUIET)
-    assert await backend.list_limits() == []
-    assert (await backend.explain_job("a")).job.id == "a"
-    assert (await backend.group_failures()).groups == []
-    await backend.prune(Retention(completed=0, failed=0, results=0), 100)
-    await backend.replay(FAILED, 10)
-    await backend.delete(FAILED, 10)
-    await backend.close_session(worker.id)
+    await backend.consuming.heartbeat(worker.id)
+    assert await backend.consuming.rescue(10, max_lost=3) is not None
+    await backend.consuming.promote(10)
+    await backend.maintenance.pause_queue("mail", paused=True)
+    await backend.maintenance.pause_queue("mail", paused=False)
+    assert (await backend.reads.count_jobs())[State.CANCELLED] == 1
+    assert len((await backend.reads.list_jobs()).jobs) == 3
+    assert await backend.reads.list_queues() != []
+    assert len(await backend.reads.list_sessions()) == 1
+    assert await backend.maintenance.send_command(worker.id, WorkerCommand.QUIET)
+    assert await backend.reads.list_limits() == []
+    assert (await backend.reads.explain_job("a")).job.id == "a"
+    assert (await backend.reads.group_failures()).groups == []
+    await backend.maintenance.prune(Retention(completed=0, failed=0, results=0), 100)
+    await backend.maintenance.replay(FAILED, 10)
+    await backend.maintenance.delete(FAILED, 10)
+    await backend.consuming.close_session(worker.id)
 
 
 async def test_it_keeps_statistics_and_audit_records(backend: Backend) -> None:
     row = Statistics(step=60, start=60, queue="q", name="n", counters=Counters(started=1))
-    await backend.put_statistics("source", [row])
-    assert await backend.list_statistics(0.0, 120.0, 60) == [row]
-    await backend.put_audit(AuditRecord(id="a", action="queue.pause"))
-    assert len((await backend.list_audit()).records) == 1
+    await backend.consuming.put_statistics("source", [row])
+    assert await backend.reads.list_statistics(0.0, 120.0, 60) == [row]
+    await backend.maintenance.put_audit(AuditRecord(id="a", action="queue.pause"))
+    assert len((await backend.reads.list_audit()).records) == 1
 
 
 async def test_it_keeps_schedules(backend: Backend) -> None:
     harness = Harness(FakeClock(), [backend])
-    await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
-    fired = await backend.fire("nightly", None, 1000.0, harness.job("tick"), "allow")
+    await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    fired = await backend.schedules.fire("nightly", None, 1000.0, harness.job("tick"), "allow")
     assert fired.outcome == "fired"
-    assert await backend.pause_schedule("nightly", paused=True)
-    assert [one.paused for one in await backend.list_schedules()] == [True]
-    assert await backend.delete_schedule("nightly")
+    assert await backend.schedules.pause_schedule("nightly", paused=True)
+    assert [one.paused for one in await backend.schedules.list_schedules()] == [True]
+    assert await backend.schedules.delete_schedule("nightly")
 
 
 async def test_health_checks_run(backend: Backend) -> None:

@@ -30,7 +30,7 @@ async def taker(backend: PostgresBackend) -> HandDrivenWorker:
     session = Session(id="5e" * 16, ttl=600.0, queues=("q",), names=("n",))
     made = HandDrivenWorker(backend, session)
     await made.open()
-    await backend.enqueue([NewJob("first", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("first", "n", "q", b"{}")])
     assert ids(await made.take(10)) == ["first"]
     assert [ids(await made.take(10)) for _ in range(3)] == [[], [], []]
     return made
@@ -48,11 +48,11 @@ async def test_a_job_whose_transaction_commits_late_is_found(
     late = await asyncpg.connect(postgres_server.url, statement_cache_size=0)
     transaction = late.transaction()
     await transaction.start()
-    await backend.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
+    await backend.producing.enqueue_in(CallerConnection(late), [NewJob("late", "n", "q", b"{}")])
     for n in range(looks):
         assert ids(await taker.take(10)) == []
         if others:
-            await backend.enqueue([NewJob(f"other {n}", "m", "q", b"{}")])
+            await backend.producing.enqueue([NewJob(f"other {n}", "m", "q", b"{}")])
     await transaction.commit()
     assert ids(await taker.take(10)) == ["late"]
     await late.close()
@@ -66,7 +66,9 @@ async def test_several_that_overlap_are_all_found(
     running: list[psycopg.Connection] = []
     for n in range(12):
         mine = psycopg.connect(postgres_server.url)
-        await backend.enqueue_in(CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")])
+        await backend.producing.enqueue_in(
+            CallerConnection(mine), [NewJob(str(n), "n", "q", b"{}")]
+        )
         running.append(mine)
         found += ids(await taker.take(10))
         if len(running) > 2:

@@ -59,14 +59,14 @@ async def test_an_enqueue_gives_up_soon_and_changes_nothing(
     options = JobOptions() if what == "id of a plain job" else KEY
     blocked = make("b" if what == "key" else "a", options)
     async with asyncio.timeout(DEADLINE), begin(connection):
-        await backend.enqueue_in(CallerConnection(connection), [make("a", options)])
+        await backend.producing.enqueue_in(CallerConnection(connection), [make("a", options)])
         with pytest.raises(EnqueueBlocked, match="still open") as refused:
-            await backend.enqueue([make("c", JobOptions(tenant="t")), blocked])
+            await backend.producing.enqueue([make("c", JobOptions(tenant="t")), blocked])
         with pytest.raises(EnqueueBlocked):
-            await backend.enqueue([blocked])
+            await backend.producing.enqueue([blocked])
     assert refused.value.outcome == "not applied"
-    assert (await backend.count_jobs())[State.PENDING] == 1
-    (found,) = await backend.enqueue([make("c", JobOptions(tenant="t"))])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1
+    (found,) = await backend.producing.enqueue([make("c", JobOptions(tenant="t"))])
     assert found == Enqueued("c", "created")
 
 
@@ -146,7 +146,7 @@ async def test_one_of_many_callers_may_give_up(
             await asyncio.wait(tasks, timeout=DEADLINE)
             assert all(task.cancelled() for task in tasks)
         await asyncio.wait_for(processor.enqueue_raw("n", b"{}"), DEADLINE)
-        assert (await backend.count_jobs())[State.PENDING] == 3
+        assert (await backend.reads.count_jobs())[State.PENDING] == 3
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -154,26 +154,26 @@ async def test_a_job_that_is_overdue_already_delays_no_exchange(
     backend: PostgresBackend, connection: asyncpg.Connection, level: Any
 ) -> None:
     """It waits in the late lane, to which released jobs return too."""
-    await backend.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
-    await backend.enqueue([make("a", JobOptions())])
+    await backend.consuming.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
+    await backend.producing.enqueue([make("a", JobOptions())])
     request = ReserveRequest(1, (Lane("q", "n"),))
-    (delivery,) = (await backend.exchange("5e" * 16, 1, [], request)).deliveries
+    (delivery,) = (await backend.consuming.exchange("5e" * 16, 1, [], request)).deliveries
     overdue = NewJob("b", "n", "q", b"{}", at=1.0)
     transaction = connection.transaction(isolation=level)
     await transaction.start()
     if level == "read_committed":
-        await backend.enqueue_in(CallerConnection(connection), [overdue])
+        await backend.producing.enqueue_in(CallerConnection(connection), [overdue])
     else:
         await connection.execute("SELECT FROM nimburion.lane")
         with pytest.raises(BackendUnavailable, match="run all of it again"):
-            await backend.enqueue_in(CallerConnection(connection), [overdue])
+            await backend.producing.enqueue_in(CallerConnection(connection), [overdue])
     async with asyncio.timeout(DEADLINE):
-        reply = await backend.exchange("5e" * 16, 2, [Released(delivery.lease)], request)
+        reply = await backend.consuming.exchange("5e" * 16, 2, [Released(delivery.lease)], request)
     assert [one.lease.job_id for one in reply.deliveries] == ["a"]
     await transaction.rollback()
     async with connection.transaction(isolation=level):
-        await backend.enqueue_in(CallerConnection(connection), [overdue])
-    assert (await backend.get_job("b")).state is State.PENDING
+        await backend.producing.enqueue_in(CallerConnection(connection), [overdue])
+    assert (await backend.reads.get_job("b")).state is State.PENDING
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -181,14 +181,14 @@ async def test_a_job_that_is_overdue_already_delays_no_exchange(
 async def test_any_isolation_delays_no_worker(
     backend: PostgresBackend, connection: asyncpg.Connection, level: Any, options: JobOptions
 ) -> None:
-    await backend.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
-    await backend.enqueue([make("a", options)])
+    await backend.consuming.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
+    await backend.producing.enqueue([make("a", options)])
     request = ReserveRequest(1, (Lane("q", "n"),))
-    (delivery,) = (await backend.exchange("5e" * 16, 1, [], request)).deliveries
+    (delivery,) = (await backend.consuming.exchange("5e" * 16, 1, [], request)).deliveries
     async with asyncio.timeout(DEADLINE), connection.transaction(isolation=level):
-        await backend.enqueue_in(CallerConnection(connection), [make("b", options)])
-        await backend.exchange("5e" * 16, 2, [Released(delivery.lease)], request)
-    assert (await backend.get_job("a")).state is State.PROCESSING
+        await backend.producing.enqueue_in(CallerConnection(connection), [make("b", options)])
+        await backend.consuming.exchange("5e" * 16, 2, [Released(delivery.lease)], request)
+    assert (await backend.reads.get_job("a")).state is State.PROCESSING
 
 
 async def test_a_worker_that_stops_before_its_commit_is_disconnected(
@@ -196,42 +196,42 @@ async def test_a_worker_that_stops_before_its_commit_is_disconnected(
 ) -> None:
     """Its job is completed, but not committed: others of the same limit wait for it."""
     limited = Session(id="5e" * 16, ttl=60.0, names=("n",), limits={"n": 2})
-    await backend.open_session(limited)
-    await backend.enqueue([make("a"), make("b", JobOptions())])
+    await backend.consuming.open_session(limited)
+    await backend.producing.enqueue([make("a"), make("b", JobOptions())])
     request = ReserveRequest(1, (Lane("q", "n"),))
-    (delivery,) = (await backend.exchange(limited.id, 1, [], request)).deliveries
-    transaction = backend.transaction(None)
+    (delivery,) = (await backend.consuming.exchange(limited.id, 1, [], request)).deliveries
+    transaction = backend.producing.transaction(None)
     connection: Any = await transaction.begin()
     await transaction.complete(limited.id, Completed(delivery.lease))
     assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
     await connection.execute("SET LOCAL idle_in_transaction_session_timeout TO '50ms'")
     async with asyncio.timeout(DEADLINE):
-        reply = await backend.exchange(limited.id, 2, [], request)
+        reply = await backend.consuming.exchange(limited.id, 2, [], request)
     assert [one.lease.job_id for one in reply.deliveries] == ["b"]
     with pytest.raises(BackendUnavailable):
         await transaction.commit()
-    assert (await backend.get_job("a")).state is State.PROCESSING
+    assert (await backend.reads.get_job("a")).state is State.PROCESSING
 
 
 async def test_prune_deletes_the_keys_that_could_not_be_released(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     """A key that the transaction has locked stays until then, and one that a new job holds."""
-    await backend.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
+    await backend.consuming.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
     keys = [JobOptions(unique_key=key, on_duplicate="existing") for key in "kl"]
-    await backend.enqueue([make("a", keys[0]), make("b", keys[1])])
-    reply = await backend.exchange("5e" * 16, 1, [], ReserveRequest(2, (Lane("q", "n"),)))
+    await backend.producing.enqueue([make("a", keys[0]), make("b", keys[1])])
+    reply = await backend.consuming.exchange("5e" * 16, 1, [], ReserveRequest(2, (Lane("q", "n"),)))
     async with asyncio.timeout(DEADLINE), begin(connection):
-        await backend.enqueue_in(
+        await backend.producing.enqueue_in(
             CallerConnection(connection), [make("c", keys[0]), make("d", keys[1])]
         )
         ended = [Completed(delivery.lease) for delivery in reply.deliveries]
-        await backend.exchange("5e" * 16, 2, ended, ReserveRequest(0, ()))
-        await backend.prune(Retention(), 9)
+        await backend.consuming.exchange("5e" * 16, 2, ended, ReserveRequest(0, ()))
+        await backend.maintenance.prune(Retention(), 9)
         kept = await connection.fetchval("SELECT count(*) FROM nimburion.unreleased_key")
         assert kept == 2
-        await backend.enqueue_in(CallerConnection(connection), [make("e", keys[1])])
-    await backend.prune(Retention(), 9)
+        await backend.producing.enqueue_in(CallerConnection(connection), [make("e", keys[1])])
+    await backend.maintenance.prune(Retention(), 9)
     rows = await connection.fetch("SELECT id FROM nimburion.unique_key")
     assert [bytes(row["id"]) for row in rows] == [b"e"]
     assert await connection.fetchval("SELECT count(*) FROM nimburion.unreleased_key") == 0
@@ -256,7 +256,7 @@ async def test_a_lock_that_an_enqueue_did_not_wait_for_is_not_called_blocked(
         async with begin(connection):
             await connection.execute("SELECT FROM public.guarded FOR UPDATE")
             with pytest.raises(BackendUnavailable, match="could not obtain lock") as refused:
-                await backend.enqueue([make("a", options)])
+                await backend.producing.enqueue([make("a", options)])
         assert not isinstance(refused.value, EnqueueBlocked)
         assert refused.value.outcome == "not applied"
     finally:
@@ -271,8 +271,8 @@ async def test_a_turn_that_was_added_is_kept_for_a_job_that_comes_meanwhile(
 ) -> None:
     """The exchange has found the lane of an added turn empty, and is about to delete the turn."""
     tenant = JobOptions(tenant="t")
-    await backend.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
-    await backend.enqueue([make("a", tenant)])
+    await backend.consuming.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",)))
+    await backend.producing.enqueue([make("a", tenant)])
     await connection.execute("DELETE FROM nimburion.ready")  # the added turn stays
     await connection.execute(
         "CREATE FUNCTION public.wait_for_test() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -284,10 +284,10 @@ async def test_a_turn_that_was_added_is_kept_for_a_job_that_comes_meanwhile(
         async with begin(connection):
             await connection.execute("SELECT pg_advisory_xact_lock(1)")
             taking = asyncio.create_task(
-                backend.exchange("5e" * 16, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
+                backend.consuming.exchange("5e" * 16, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
             )
             await wait_until(lambda: count_waiting(clean_postgres) == 1, "the exchange merges")
-            await backend.enqueue([make("b", tenant)])
+            await backend.producing.enqueue([make("b", tenant)])
     finally:
         await connection.execute(
             "DROP TRIGGER wait_for_test ON nimburion.tenant_turn;"
@@ -295,7 +295,7 @@ async def test_a_turn_that_was_added_is_kept_for_a_job_that_comes_meanwhile(
         )
     async with asyncio.timeout(DEADLINE):
         deliveries = (await taking).deliveries or (
-            await backend.exchange("5e" * 16, 2, [], ReserveRequest(1, (Lane("q", "n"),)))
+            await backend.consuming.exchange("5e" * 16, 2, [], ReserveRequest(1, (Lane("q", "n"),)))
         ).deliveries
     assert [one.lease.job_id for one in deliveries] == ["b"]
 
@@ -310,13 +310,15 @@ async def test_an_enqueue_that_waited_for_the_same_id_finds_it(
     backend: PostgresBackend, connection: asyncpg.Connection, clean_postgres: RunningPostgres
 ) -> None:
     function = "ALTER FUNCTION nimburion.enqueue_one_1 SET lock_timeout TO"
-    await backend.enqueue([make("other", JobOptions())])
+    await backend.producing.enqueue([make("other", JobOptions())])
     clean_postgres.ask(f"{function} '{DEADLINE}s'")
     try:
         async with asyncio.timeout(DEADLINE):
             async with begin(connection):
-                await backend.enqueue_in(CallerConnection(connection), [make("a", JobOptions())])
-                waiting = asyncio.create_task(backend.enqueue([make("a", JobOptions())]))
+                await backend.producing.enqueue_in(
+                    CallerConnection(connection), [make("a", JobOptions())]
+                )
+                waiting = asyncio.create_task(backend.producing.enqueue([make("a", JobOptions())]))
                 await wait_until(lambda: count_waiting(clean_postgres) == 1, "it waits")
             assert await waiting == [Enqueued("a", "exists")]
     finally:
@@ -327,18 +329,24 @@ async def test_a_bulk_operation_gives_up_soon(
     backend: PostgresBackend, connection: asyncpg.Connection
 ) -> None:
     """An exchange may wait for what the step has locked, so the step must not wait for long."""
-    await backend.enqueue([make("a")])
-    await backend.start_bulk_operation(NewBulkOperation(id="op", action=BulkAction.CANCEL))
-    claimed = (await backend.claim_bulk_operation(60.0)).operation
+    await backend.producing.enqueue([make("a")])
+    await backend.maintenance.start_bulk_operation(
+        NewBulkOperation(id="op", action=BulkAction.CANCEL)
+    )
+    claimed = (await backend.maintenance.claim_bulk_operation(60.0)).operation
     assert claimed is not None
     async with asyncio.timeout(DEADLINE):
         async with begin(connection):
             existing = JobOptions(unique_key="k", on_duplicate="existing")
-            await backend.enqueue_in(CallerConnection(connection), [make("b", existing)])
+            await backend.producing.enqueue_in(CallerConnection(connection), [make("b", existing)])
             with pytest.raises(BackendUnavailable) as refused:
-                await backend.advance_bulk_operation("op", claimed.fence, BulkStep(ids=("a",)))
+                await backend.maintenance.advance_bulk_operation(
+                    "op", claimed.fence, BulkStep(ids=("a",))
+                )
         assert refused.value.outcome == "not applied"
-        done = await backend.advance_bulk_operation("op", claimed.fence, BulkStep(ids=("a",)))
+        done = await backend.maintenance.advance_bulk_operation(
+            "op", claimed.fence, BulkStep(ids=("a",))
+        )
     assert done.done == 1
 
 
@@ -346,25 +354,27 @@ async def test_a_completion_that_is_not_committed_delays_no_other_call(
     backend: PostgresBackend,
 ) -> None:
     options = JobOptions(unique_key="k", tenant="t")
-    await backend.open_session(Session(id="5e" * 16, ttl=60.0, names=("n",), limits={"n": 2}))
-    await backend.enqueue([make("a", options), make("b", JobOptions(tenant="t"))])
+    await backend.consuming.open_session(
+        Session(id="5e" * 16, ttl=60.0, names=("n",), limits={"n": 2})
+    )
+    await backend.producing.enqueue([make("a", options), make("b", JobOptions(tenant="t"))])
     request = ReserveRequest(1, (Lane("q", "n"),))
-    (delivery,) = (await backend.exchange("5e" * 16, 1, [], request)).deliveries
-    transaction = backend.transaction(None)
+    (delivery,) = (await backend.consuming.exchange("5e" * 16, 1, [], request)).deliveries
+    transaction = backend.producing.transaction(None)
     await transaction.begin()
     await transaction.complete("5e" * 16, Completed(delivery.lease))
     async with asyncio.timeout(DEADLINE):
-        await backend.heartbeat("5e" * 16)
-        await backend.promote(9)
-        assert (await backend.get_job("a")).state is State.PROCESSING
-        assert (await backend.count_jobs())[State.PENDING] == 1
-        await backend.list_tenants()
-        await backend.enqueue([make("c", JobOptions(tenant="t"))])
+        await backend.consuming.heartbeat("5e" * 16)
+        await backend.consuming.promote(9)
+        assert (await backend.reads.get_job("a")).state is State.PROCESSING
+        assert (await backend.reads.count_jobs())[State.PENDING] == 1
+        await backend.reads.list_tenants()
+        await backend.producing.enqueue([make("c", JobOptions(tenant="t"))])
         for same in (make("a", options), make("d", options)):
             with pytest.raises(EnqueueBlocked):
-                await backend.enqueue([same])
+                await backend.producing.enqueue([same])
         await transaction.commit()
-    (found,) = await backend.enqueue([make("d", options)])
+    (found,) = await backend.producing.enqueue([make("d", options)])
     assert found == Enqueued("d", "created")
 
 
@@ -376,9 +386,9 @@ async def test_two_callers_with_one_key_make_one_job(
     other = await asyncpg.connect(clean_postgres.url, statement_cache_size=0)
     async with asyncio.timeout(DEADLINE), begin(other):
         async with begin(connection):
-            await backend.enqueue_in(CallerConnection(connection), [make("a", options)])
+            await backend.producing.enqueue_in(CallerConnection(connection), [make("a", options)])
             waiting = asyncio.create_task(
-                backend.enqueue_in(CallerConnection(other), [make("b", options)])
+                backend.producing.enqueue_in(CallerConnection(other), [make("b", options)])
             )
             await wait_until(lambda: count_waiting(clean_postgres) == 1, "the other waits")
         assert await waiting == [Enqueued("a", "exists")]
@@ -391,20 +401,24 @@ async def test_an_operator_waits_only_for_a_job_with_a_key(
     hasty = PostgresBackend(clean_postgres.url, timeout=0.5)
     await hasty.open()
     existing = JobOptions(unique_key="k", on_duplicate="existing")
-    await backend.enqueue([make("a", existing), make("b", JobOptions(tenant="t"))])
-    await backend.start_bulk_operation(NewBulkOperation(id="op", action=BulkAction.CANCEL))
+    await backend.producing.enqueue([make("a", existing), make("b", JobOptions(tenant="t"))])
+    await backend.maintenance.start_bulk_operation(
+        NewBulkOperation(id="op", action=BulkAction.CANCEL)
+    )
     async with asyncio.timeout(DEADLINE), begin(connection):
-        await backend.enqueue_in(
+        await backend.producing.enqueue_in(
             CallerConnection(connection), [make("d", existing), make("e", JobOptions(tenant="t"))]
         )
-        assert await hasty.cancel("b") is Cancellation.CANCELLED
+        assert await hasty.producing.cancel("b") is Cancellation.CANCELLED
         with pytest.raises(JobNotFound):
-            await hasty.cancel("e")
-        claimed = (await backend.claim_bulk_operation(60.0)).operation
+            await hasty.producing.cancel("e")
+        claimed = (await backend.maintenance.claim_bulk_operation(60.0)).operation
         assert claimed is not None
-        await backend.advance_bulk_operation("op", claimed.fence, BulkStep(ids=("e", "b")))
+        await backend.maintenance.advance_bulk_operation(
+            "op", claimed.fence, BulkStep(ids=("e", "b"))
+        )
         with pytest.raises(BackendUnavailable) as refused:
-            await hasty.cancel("a")
+            await hasty.producing.cancel("a")
         assert refused.value.outcome == "unknown"
     await hasty.close()
 
@@ -414,10 +428,10 @@ async def test_a_worker_goes_on_and_rescues_while_a_transaction_is_open(
 ) -> None:
     """The transaction has found the keys of its running jobs and of those of a dead worker."""
     dead = Session(id="5e" * 16, ttl=1.0, names=("n",))
-    await backend.open_session(dead)
+    await backend.consuming.open_session(dead)
     keys = [JobOptions(unique_key=key, on_duplicate="existing", tenant="t") for key in "kl"]
-    await backend.enqueue([make("lost", keys[0])])
-    await backend.exchange(dead.id, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
+    await backend.producing.enqueue([make("lost", keys[0])])
+    await backend.consuming.exchange(dead.id, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
     started, proceed = asyncio.Event(), asyncio.Event()
 
     async def handle(_: Context, __: bytes) -> None:
@@ -428,15 +442,15 @@ async def test_a_worker_goes_on_and_rescues_while_a_transaction_is_open(
     processor.register("n", handle, queue="q")
     async with processor, asyncio.timeout(DEADLINE):
         await processor.start()
-        await backend.enqueue([make("running", keys[1])])
+        await backend.producing.enqueue([make("running", keys[1])])
         await started.wait()
         async with begin(connection):
-            await backend.enqueue_in(
+            await backend.producing.enqueue_in(
                 CallerConnection(connection), [make("a", keys[0]), make("b", keys[1])]
             )
             proceed.set()
             for job_id in ("running", "lost"):
                 await processor.wait(job_id, timeout=DEADLINE)
         await processor.stop()
-    lost, running = [await backend.get_job(job_id) for job_id in ("lost", "running")]
+    lost, running = [await backend.reads.get_job(job_id) for job_id in ("lost", "running")]
     assert (lost.lost, running.lost, running.failures) == (1, 0, 0)

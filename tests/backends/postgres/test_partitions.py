@@ -94,7 +94,7 @@ async def test_a_day_that_is_missing_is_made_by_the_next_prune(
     gone = queries.list_days()[2]
     queries.fetch(f"DROP TABLE nimburion.finished_job_d{gone:%Y%m%d}")
     assert gone not in queries.list_days()
-    await backend.prune(FOREVER, 100)
+    await backend.maintenance.prune(FOREVER, 100)
     assert gone in queries.list_days()
 
 
@@ -108,7 +108,7 @@ async def test_days_that_are_forgotten_whole_are_dropped(
         queries.finish_job_on(f"of-{day}", day)
     morning = datetime(kept.year, kept.month, kept.day, 6, tzinfo=UTC)
     span = (datetime.now(UTC) - morning).total_seconds()
-    while await backend.prune(Retention(completed=span, failed=None, results=span), 2):
+    while await backend.maintenance.prune(Retention(completed=span, failed=None, results=span), 2):
         pass
     assert queries.list_days()[0] == queries.list_days("result")[0] == kept
     assert queries.fetch("SELECT convert_from(id, 'UTF8') FROM nimburion.finished_job") == [
@@ -124,10 +124,10 @@ async def test_who_reads_history_keeps_a_day_until_the_next_time(
     queries.fetch(f"UPDATE nimburion.horizon SET finished_at = {to_micros(today())}")
     with psycopg.connect(postgres_server.url) as reader:
         reader.execute("SELECT count(*) FROM nimburion.finished_job").fetchall()
-        await asyncio.wait_for(backend.prune(FOREVER, 100), DEADLINE)
+        await asyncio.wait_for(backend.maintenance.prune(FOREVER, 100), DEADLINE)
         assert old in queries.list_days()
         reader.rollback()
-    await backend.prune(FOREVER, 100)
+    await backend.maintenance.prune(FOREVER, 100)
     assert old not in queries.list_days()
 
 
@@ -140,15 +140,15 @@ async def test_rows_of_a_day_that_was_not_made_are_kept_and_forgotten_with_it(
     for day in (late, other):
         queries.fetch(f"DROP TABLE nimburion.finished_job_d{day:%Y%m%d}")
     queries.finish_job_on("late", late)
-    await backend.prune(FOREVER, 100)
+    await backend.maintenance.prune(FOREVER, 100)
     assert late not in queries.list_days()
     assert other in queries.list_days()
     assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(1,)]
-    assert (await backend.get_job("late")).id == "late"
+    assert (await backend.reads.get_job("late")).id == "late"
     queries.fetch(f"UPDATE nimburion.horizon SET finished_at = {to_micros(late) + 1}")
-    await backend.prune(FOREVER, 100)
+    await backend.maintenance.prune(FOREVER, 100)
     assert queries.fetch("SELECT count(*) FROM nimburion.finished_job_default") == [(0,)]
-    await backend.prune(FOREVER, 100)
+    await backend.maintenance.prune(FOREVER, 100)
     assert late in queries.list_days()
 
 

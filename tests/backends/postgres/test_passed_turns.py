@@ -53,7 +53,9 @@ async def park(
 
 async def count_parked(harness: Harness) -> dict[str, int]:
     """Return the number of parked jobs by limit."""
-    return {use.limit: use.parked for use in await harness.backend.list_key_uses() if use.parked}
+    return {
+        use.limit: use.parked for use in await harness.backend.reads.list_key_uses() if use.parked
+    }
 
 
 @pytest.mark.parametrize("tenant", [None, "t"])
@@ -169,7 +171,7 @@ async def test_a_job_that_a_caller_holds_while_its_key_gets_room_is_not_forgotte
         await caller.execute("ROLLBACK")
     finally:
         await caller.close()
-    for _ in range(3):  # the bound of `Backend.exchange` has not begun
+    for _ in range(3):  # the bound of `Consuming.exchange` has not begun
         harness.clock.advance(0.25)
         reply = await worker.exchange(want=worker.want(9))
         assert (reply.deliveries, reply.next_due) == ([], considered_at)

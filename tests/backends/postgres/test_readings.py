@@ -54,18 +54,18 @@ async def test_no_reading_is_worth_compiling(
     backend = PostgresBackend(clean_postgres.url)
     await backend.open()
     try:
-        await backend.enqueue([NewJob("a", "send", "mail", b"{}")])
+        await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
         monkeypatch.setattr(PostgresConnection, "_fetch", explain)
-        await backend.explain_job("a")
-        await backend.get_job("a")
-        await backend.list_jobs()
-        await backend.count_jobs()
-        await backend.list_queues()
-        await backend.group_failures()
-        await backend.list_limits()
-        await backend.list_keyed_limits()
-        await backend.list_tenants()
-        await backend.list_sessions()
+        await backend.reads.explain_job("a")
+        await backend.reads.get_job("a")
+        await backend.reads.list_jobs()
+        await backend.reads.count_jobs()
+        await backend.reads.list_queues()
+        await backend.reads.group_failures()
+        await backend.reads.list_limits()
+        await backend.reads.list_keyed_limits()
+        await backend.reads.list_tenants()
+        await backend.reads.list_sessions()
     finally:
         await backend.close()
     assert len(costs) >= 10
@@ -90,7 +90,7 @@ async def collect(harness: Harness, which: JobFilter, limit: int, budget: int) -
     found: list[str] = []
     after: str | None = None
     while True:
-        page = await harness.backend.list_jobs(which, limit=limit, after=after, budget=budget)
+        page = await harness.backend.reads.list_jobs(which, limit=limit, after=after, budget=budget)
         assert len(page.jobs) <= page.examined <= budget
         found += [job.id for job in page.jobs]
         if page.next is None:
@@ -140,7 +140,7 @@ async def test_a_search_finds_jobs_on_both_sides_of_a_gap(
 async def test_pruned_jobs_are_not_found(harness: Harness) -> None:
     expected = await fill(harness)
     harness.clock.advance(DAY)
-    assert await harness.backend.prune(Retention(completed=1.0), JOBS) == JOBS // 2
+    assert await harness.backend.maintenance.prune(Retention(completed=1.0), JOBS) == JOBS // 2
     assert await collect(harness, EVERY_TENTH, 100, 10_000) == expected[: JOBS // 20]
     assert await collect(harness, replace(EVERY_TENTH, states=FINISHED), 100, 10_000) == []
 
@@ -151,7 +151,7 @@ async def test_running_jobs_are_found_behind_many_waiting_ones(harness: Harness)
     await worker.take_one()
     await harness.add(*(f"waiting-{n}" for n in range(50)))
     which = JobFilter(states=frozenset({State.PROCESSING}))
-    page = await harness.backend.list_jobs(which, budget=5)
+    page = await harness.backend.reads.list_jobs(which, budget=5)
     assert ([job.id for job in page.jobs], page.next, page.examined) == (["running"], None, 1)
 
 
@@ -167,10 +167,10 @@ async def test_a_header_is_no_tenant_and_may_hold_a_nul(harness: Harness) -> Non
     await harness.put(harness.job("a", options=options))
     assert await collect(harness, JobFilter(tenant="x"), 10, 10) == ["a"]
     assert await collect(harness, JobFilter(tenant="y"), 10, 10) == []
-    assert (await harness.backend.explain_job("a")).key_holder is None
+    assert (await harness.backend.reads.explain_job("a")).key_holder is None
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-    assert (await harness.backend.replay(EVERY_JOB, 10)).ids == ["a"]
+    assert (await harness.backend.maintenance.replay(EVERY_JOB, 10)).ids == ["a"]
 
 
 async def test_a_fingerprint_is_read_beside_a_nul(harness: Harness) -> None:
@@ -179,7 +179,7 @@ async def test_a_fingerprint_is_read_beside_a_nul(harness: Harness) -> None:
     worker = await harness.worker()
     error = replace(OOPS, message="a \0 in it", fingerprint="00000000000000aa")
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
-    (group,) = (await harness.backend.group_failures()).groups
+    (group,) = (await harness.backend.reads.group_failures()).groups
     assert (group.fingerprint, group.message) == (error.fingerprint, error.message)
     assert await collect(harness, JobFilter(fingerprint=error.fingerprint), 10, 10) == ["a"]
 
@@ -193,12 +193,12 @@ async def test_a_session_is_kept_as_long_as_its_jobs(
     await worker.close()
     keep = Retention(completed=3 * DAY)
     harness.clock.advance(2 * DAY)
-    await harness.backend.prune(keep, 10)
-    record = await harness.backend.get_job("a")
+    await harness.backend.maintenance.prune(keep, 10)
+    record = await harness.backend.reads.get_job("a")
     assert (record.ended_by, record.host) == (worker.id, "here")
     harness.clock.advance(2 * DAY)
-    assert await harness.backend.prune(keep, 10) == 1
-    await harness.backend.prune(keep, 10)
+    assert await harness.backend.maintenance.prune(keep, 10) == 1
+    await harness.backend.maintenance.prune(keep, 10)
     sessions = "SELECT count(*) FROM nimburion.session"
     assert postgres_server.ask(sessions, database=postgres_server.database) == [(0,)]
 
@@ -215,18 +215,20 @@ async def test_a_reading_waits_for_no_lock_of_a_worker(
             "nimburion.lease, nimburion.job IN EXCLUSIVE MODE"
         )
         backend = harness.backend
-        assert (await soon(backend.explain_job("a"))).job.state is State.PROCESSING
-        assert len(await soon(backend.list_limits())) == 1
-        assert (await soon(backend.list_jobs(EVERY_JOB))).examined == 1
-        assert (await soon(backend.group_failures())).examined == 0
+        assert (await soon(backend.reads.explain_job("a"))).job.state is State.PROCESSING
+        assert len(await soon(backend.reads.list_limits())) == 1
+        assert (await soon(backend.reads.list_jobs(EVERY_JOB))).examined == 1
+        assert (await soon(backend.reads.group_failures())).examined == 0
 
 
 async def test_a_pause_ends_while_another_queue_is_paused(harness: Harness) -> None:
     """Then the exchange looks at each pause, not only at whether there is one."""
     await harness.add("a")
     worker = await harness.worker()
-    await harness.backend.pause_queue("other", paused=True)
-    await harness.backend.pause_queue("default", paused=True, until=harness.clock.now() + 10.0)
+    await harness.backend.maintenance.pause_queue("other", paused=True)
+    await harness.backend.maintenance.pause_queue(
+        "default", paused=True, until=harness.clock.now() + 10.0
+    )
     assert await worker.take(1) == []
     harness.clock.advance(10.0)
     assert ids(await worker.take(1)) == ["a"]

@@ -33,9 +33,9 @@ async def backend(
     """A backend with one session that has leased a job."""
     made = PostgresBackend(clean_postgres.url, clock=clock, timeout=60.0)
     await made.open()
-    await made.open_session(Session(id=SESSION, ttl=TTL, names=("n",)))
-    await made.enqueue([NewJob("a", "n", "q", b"{}")])
-    reply = await made.exchange(SESSION, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
+    await made.consuming.open_session(Session(id=SESSION, ttl=TTL, names=("n",)))
+    await made.producing.enqueue([NewJob("a", "n", "q", b"{}")])
+    reply = await made.consuming.exchange(SESSION, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
     assert len(reply.deliveries) == 1
     yield made
     await made.close()
@@ -62,15 +62,15 @@ async def test_a_rescue_passes_over_a_session_that_another_call_changes(
 ) -> None:
     """It rescues the others, and the next rescue ends the session if it was not renewed."""
     other = "07" * 16
-    await backend.open_session(Session(id=other, ttl=TTL, names=("n",)))
-    await backend.enqueue([NewJob("b", "n", "q", b"{}")])
-    await backend.exchange(other, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
+    await backend.consuming.open_session(Session(id=other, ttl=TTL, names=("n",)))
+    await backend.producing.enqueue([NewJob("b", "n", "q", b"{}")])
+    await backend.consuming.exchange(other, 1, [], ReserveRequest(1, (Lane("q", "n"),)))
     clock.advance(TTL)
-    rescued = await asyncio.wait_for(backend.rescue(10, max_lost=3), 10.0)
+    rescued = await asyncio.wait_for(backend.consuming.rescue(10, max_lost=3), 10.0)
     assert rescued.returned == ["b"]
-    assert (await backend.get_job("a")).state is State.PROCESSING
+    assert (await backend.reads.get_job("a")).state is State.PROCESSING
     await rival.execute("ROLLBACK")
-    assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
+    assert (await backend.consuming.rescue(10, max_lost=3)).returned == ["a"]
 
 
 async def test_a_session_that_is_renewed_while_a_rescue_ends_it_lives_on(
@@ -79,7 +79,7 @@ async def test_a_session_that_is_renewed_while_a_rescue_ends_it_lives_on(
     clock.advance(TTL)
     await connection.execute("BEGIN")
     await connection.execute("UPDATE nimburion.session SET expires_at = expires_at + ttl")
-    rescue = asyncio.ensure_future(backend.rescue(10, max_lost=3))
+    rescue = asyncio.ensure_future(backend.consuming.rescue(10, max_lost=3))
 
     async def waits() -> bool:
         cursor = await connection.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
@@ -88,8 +88,8 @@ async def test_a_session_that_is_renewed_while_a_rescue_ends_it_lives_on(
     await wait_until(waits, "the rescue waits for the heartbeat")
     await connection.execute("COMMIT")
     assert (await rescue).returned == []
-    assert (await backend.get_job("a")).state is State.PROCESSING
-    await backend.heartbeat(SESSION)
+    assert (await backend.reads.get_job("a")).state is State.PROCESSING
+    await backend.consuming.heartbeat(SESSION)
 
 
 async def test_a_dead_worker_is_noticed_after_the_clock_was_set_back(
@@ -97,11 +97,11 @@ async def test_a_dead_worker_is_noticed_after_the_clock_was_set_back(
 ) -> None:
     """Until then its session would live for as long as the clock was set back."""
     await connection.execute("UPDATE nimburion.session SET expires_at = expires_at + 3600000000")
-    assert (await backend.rescue(10, max_lost=3)).returned == []
+    assert (await backend.consuming.rescue(10, max_lost=3)).returned == []
     clock.advance(TTL - 0.001)
-    assert (await backend.rescue(10, max_lost=3)).returned == []
+    assert (await backend.consuming.rescue(10, max_lost=3)).returned == []
     clock.advance(0.001)
-    assert (await backend.rescue(10, max_lost=3)).returned == ["a"]
+    assert (await backend.consuming.rescue(10, max_lost=3)).returned == ["a"]
 
 
 async def test_a_rescue_locks_no_session_that_has_not_expired(

@@ -76,8 +76,10 @@ async def test_each_has_its_own_limits_and_pauses(harnesses: list[Harness]) -> N
         for name in ("a", "b"):
             await harness.put(harness.job(name, options=options))
     first, second, third = harnesses
-    await first.backend.pause_queue("default", paused=True)
-    await second.backend.change_limit(LimitChange(name="customer", key="acme", concurrency=2))
+    await first.backend.maintenance.pause_queue("default", paused=True)
+    await second.backend.maintenance.change_limit(
+        LimitChange(name="customer", key="acme", concurrency=2)
+    )
     taken = [
         ids(await (await harness.worker(limits={"mail": 5}, keyed=keyed)).take(5))
         for harness in (first, second, third)
@@ -97,16 +99,16 @@ async def test_maintenance_of_one_leaves_the_others(
     clock.advance(30 * DAY)
     first, *others = harnesses
     keep = Retention(completed=DAY, failed=DAY, results=DAY)
-    assert (await first.backend.rescue(10, max_lost=3)).returned == ["lost"]
-    assert (await first.backend.promote(10)).count == 1
-    assert await first.backend.prune(keep, 10) == 1
+    assert (await first.backend.consuming.rescue(10, max_lost=3)).returned == ["lost"]
+    assert (await first.backend.consuming.promote(10)).count == 1
+    assert await first.backend.maintenance.prune(keep, 10) == 1
     assert isinstance(first.backend, PostgresBackend)
-    await first.backend._fetch("SELECT {schema}.maintain_partitions_1()")
+    await first.backend._database.fetch("SELECT {schema}.maintain_partitions_1()")
     for harness in others:
         assert await harness.state("completed") is State.COMPLETED
         assert await harness.state("lost") is State.PROCESSING
-        assert len(await harness.backend.list_sessions()) == 1
-        assert await harness.backend.prune(keep, 10) == 1
+        assert len(await harness.backend.reads.list_sessions()) == 1
+        assert await harness.backend.maintenance.prune(keep, 10) == 1
 
 
 async def test_each_notifies_on_its_own_channel(
@@ -117,7 +119,9 @@ async def test_each_notifies_on_its_own_channel(
         await connection.execute(f'LISTEN "{schema}.notify"'.encode())
     for harness in (*harnesses, harnesses[0]):
         await harness.add()
-        await harness.backend.send_command((await harness.worker()).id, WorkerCommand.STOP)
+        await harness.backend.maintenance.send_command(
+            (await harness.worker()).id, WorkerCommand.STOP
+        )
         await harness.backend.close()  # sends the pending notifications
         await harness.backend.open()
     await connection.execute('LISTEN "end"; NOTIFY "end"')

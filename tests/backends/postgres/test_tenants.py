@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres.maintenance import PostgresMaintaining
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.fairness import FIRST_CHARGE, MIN_CHARGE
 from nimburion.core.job import JobOptions, NewJob, State
@@ -84,19 +85,19 @@ async def test_a_turn_without_a_job_delays_no_other_tenant(
     The row of its turn then stays when the added job was taken, or is rolled back."""
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make("x1"), make("y1")])
+    await backend.producing.enqueue([make("x1"), make("y1")])
     await connection.execute("BEGIN")
-    await backend.enqueue_in(CallerConnection(connection), [make("x2")])
+    await backend.producing.enqueue_in(CallerConnection(connection), [make("x2")])
     assert await taker.run(2) == ["x1", "y1"]
     await connection.execute("COMMIT")
     assert await taker.run(1) == ["x2"]
-    await backend.enqueue([make("y2")])
+    await backend.producing.enqueue([make("y2")])
     await connection.execute("BEGIN")
-    await backend.enqueue_in(CallerConnection(connection), [make("y3")])
+    await backend.producing.enqueue_in(CallerConnection(connection), [make("y3")])
     assert await taker.run(1) == ["y2"]
     await connection.execute("ROLLBACK")
     others = [f"z{n}" for n in range(6)]
-    await backend.enqueue([make(job_id) for job_id in others])
+    await backend.producing.enqueue([make(job_id) for job_id in others])
     assert await taker.run(6) == others
 
 
@@ -106,13 +107,13 @@ async def test_a_job_that_comes_while_a_turn_is_removed_keeps_it(
     """The exchange has found the lane empty, and is about to delete the row of its turn."""
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make("x1")])
+    await backend.producing.enqueue([make("x1")])
     await taker.run(0, total=2)  # merges the row that the enqueue added
     await hold_deletes(connection, "tenant_turn")
     try:
         taking = asyncio.create_task(taker.run(1, total=2))
         await wait_until(lambda: count_waiting(clean_postgres) == 1, "the exchange deletes the row")
-        adding = asyncio.create_task(backend.enqueue([make("x2")]))
+        adding = asyncio.create_task(backend.producing.enqueue([make("x2")]))
         await wait_until(
             lambda: adding.done() or count_waiting(clean_postgres) == 2,
             "the job is there, or its enqueue waits for the exchange",
@@ -156,12 +157,14 @@ async def test_an_exchange_does_not_wait_for_the_tenants_of_other_queues(
     await first.open()
     await other.open()
     jobs = ["x1", "y1", "y2", "y3", "y4"]
-    await backend.enqueue([make(job_id, "b") for job_id in jobs])
+    await backend.producing.enqueue([make(job_id, "b") for job_id in jobs])
     assert sorted(await other.run(5)) == jobs
     await connection.execute("BEGIN")
     await connection.execute("SELECT nimburion.lock_floors_1(ARRAY['b'], 0, '{}')")
     await connection.execute("UPDATE nimburion.tenant_share SET unmeasured = 1 WHERE queue = 'b'")
-    await backend.enqueue([make("x2", "b"), make("x1 of a")])  # below the floor of its queue
+    await backend.producing.enqueue(
+        [make("x2", "b"), make("x1 of a")]
+    )  # below the floor of its queue
     async with asyncio.timeout(DEADLINE / 3):
         assert await first.run(1) == ["x1 of a"]
     await connection.execute("ROLLBACK")
@@ -179,7 +182,7 @@ async def test_a_job_that_is_locked_is_charged_nothing(
     await connection.execute("TRUNCATE nimburion.job")
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make(f"x{n}") for n in range(3)])
+    await backend.producing.enqueue([make(f"x{n}") for n in range(3)])
     await connection.execute("BEGIN")
     await connection.execute("SELECT FROM nimburion.ready ORDER BY seq LIMIT 1 FOR UPDATE")
     assert await taker.run(1, total=3) == ["x1", "x2"]
@@ -194,17 +197,17 @@ async def test_tenants_are_forgotten_in_steps(
     """Each prune reads two tenants and goes on after those of the last one. Tenants with jobs and
     those ahead of the others are kept, wherever a step ends.
     """
-    monkeypatch.setattr(f"{PostgresBackend.__module__}._TENANTS_PER_PRUNE", 2)
+    monkeypatch.setattr(f"{PostgresMaintaining.__module__}._TENANTS_PER_PRUNE", 2)
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make(f"{tenant}1") for tenant in "stuvwxyz"])
+    await backend.producing.enqueue([make(f"{tenant}1") for tenant in "stuvwxyz"])
     assert await taker.run(1, total=8) == [f"{tenant}1" for tenant in "stuvwxyz"]
-    await backend.enqueue([make(job_id) for job_id in ("s2", "t2", "u2")])
+    await backend.producing.enqueue([make(job_id) for job_id in ("s2", "t2", "u2")])
     assert await taker.run(1, total=3) == ["s2", "t2", "u2"]
-    await backend.enqueue([make("w2")])
+    await backend.producing.enqueue([make("w2")])
     counts = []
     for _ in range(5):
-        await backend.prune(Retention(), 9)
+        await backend.maintenance.prune(Retention(), 9)
         counts.append(await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share"))
     assert all(before - after <= 2 for before, after in pairwise([8, *counts]))
     kept = await connection.fetch("SELECT tenant FROM nimburion.tenant_share ORDER BY tenant")
@@ -221,7 +224,7 @@ async def test_one_process_at_a_time_reads_the_tenants(
     """A prune does not wait for that process, and leaves the tenants to it."""
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make("x1")])
+    await backend.producing.enqueue([make("x1")])
     assert await taker.run(1) == ["x1"]
     clock.advance(1.0)
     await connection.execute("BEGIN")
@@ -229,10 +232,10 @@ async def test_one_process_at_a_time_reads_the_tenants(
         """SELECT pg_advisory_xact_lock(hashtextextended('"nimburion".forget_tenants_1', 7048))"""
     )
     async with asyncio.timeout(DEADLINE):
-        await backend.prune(KEEP_NOTHING, 9)
+        await backend.maintenance.prune(KEEP_NOTHING, 9)
     assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 1
     await connection.execute("COMMIT")
-    await backend.prune(KEEP_NOTHING, 9)
+    await backend.maintenance.prune(KEEP_NOTHING, 9)
     assert await connection.fetchval("SELECT count(*) FROM nimburion.tenant_share") == 0
     assert await count_lanes(connection) == 0
 
@@ -240,21 +243,21 @@ async def test_one_process_at_a_time_reads_the_tenants(
 async def prune_all(backend: PostgresBackend, keep: Retention) -> None:
     """Prune as often as it takes to read all tenants of a test twice, in steps of two or more."""
     for _ in range(16):
-        await backend.prune(keep, 99)
+        await backend.maintenance.prune(keep, 99)
 
 
 async def enqueue_together(backend: PostgresBackend, ids: tuple[str, str]) -> None:
-    await backend.enqueue([make(job_id) for job_id in ids])
+    await backend.producing.enqueue([make(job_id) for job_id in ids])
 
 
 async def enqueue_one_by_one(backend: PostgresBackend, ids: tuple[str, str]) -> None:
     """Enqueue jobs with unique keys."""
-    await backend.enqueue([make(job_id, unique_key=job_id) for job_id in ids])
+    await backend.producing.enqueue([make(job_id, unique_key=job_id) for job_id in ids])
 
 
 async def replay(backend: PostgresBackend, ids: tuple[str, str]) -> None:
     del ids
-    await backend.replay(JobFilter(queue="a", states=frozenset({State.FAILED})), 9)
+    await backend.maintenance.replay(JobFilter(queue="a", states=frozenset({State.FAILED})), 9)
 
 
 @pytest.mark.parametrize("add", [enqueue_together, enqueue_one_by_one, replay])
@@ -264,7 +267,7 @@ async def test_two_calls_do_not_wait_for_each_other(
     add: Callable[[PostgresBackend, tuple[str, str]], Awaitable[None]],
 ) -> None:
     """Each adds the first jobs of the same tenants, in another order of the jobs."""
-    await backend.enqueue([make("x1"), make("y1"), make("z1")])
+    await backend.producing.enqueue([make("x1"), make("y1"), make("z1")])
     rows = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE id < 0 ORDER BY id")
     first, *_, last = [row["tenant"] for row in rows]
     if add is replay:  # which begins with the newest
@@ -272,12 +275,12 @@ async def test_two_calls_do_not_wait_for_each_other(
     else:
         await take_jobs(backend, last, first, fail=False)
     await connection.execute("BEGIN; SET LOCAL lock_timeout = '0.5 s'")
-    await backend.enqueue_in(CallerConnection(connection), [make(f"{first}2")])
+    await backend.producing.enqueue_in(CallerConnection(connection), [make(f"{first}2")])
     async with asyncio.timeout(DEADLINE):
         await add(backend, (f"{last}3", f"{first}3"))
-    await backend.enqueue_in(CallerConnection(connection), [make(f"{last}2")])
+    await backend.producing.enqueue_in(CallerConnection(connection), [make(f"{last}2")])
     await connection.execute("COMMIT")
-    uses = (await backend.list_tenants()).tenants
+    uses = (await backend.reads.list_tenants()).tenants
     assert {use.tenant: use.waiting for use in uses} == {first: 2, last: 2}
 
 
@@ -285,17 +288,17 @@ async def take_jobs(backend: PostgresBackend, *tenants: str, fail: bool) -> None
     """Lease all jobs, and one more of each of these tenants, which come in this order. Complete the
     others. Those of the tenants keep their leases, or fail.
     """
-    await backend.open_session(Session(id="b" * 32, ttl=600.0, names=("n",)))
+    await backend.consuming.open_session(Session(id="b" * 32, ttl=600.0, names=("n",)))
     ids = [f"{tenant}0" for tenant in tenants]
-    await backend.enqueue([make(job_id) for job_id in ids])
-    reply = await backend.exchange("b" * 32, 1, [], ReserveRequest(9, (Lane("a", "n"),)))
+    await backend.producing.enqueue([make(job_id) for job_id in ids])
+    reply = await backend.consuming.exchange("b" * 32, 1, [], ReserveRequest(9, (Lane("a", "n"),)))
     leases = {delivery.lease.job_id: delivery.lease for delivery in reply.deliveries}
     ended: list[Settlement] = [
         Completed(lease) for job_id, lease in leases.items() if job_id not in ids
     ]
     if fail:
         ended += [Failed(leases[job_id], "broken", OOPS) for job_id in ids]
-    await backend.exchange("b" * 32, 2, ended, ReserveRequest(0, ()))
+    await backend.consuming.exchange("b" * 32, 2, ended, ReserveRequest(0, ()))
 
 
 async def count_lanes(connection: asyncpg.Connection) -> int:
@@ -313,19 +316,19 @@ async def test_tenants_that_come_and_go_leave_no_lanes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that are left have a job: waiting, scheduled, failed, or completed and kept."""
-    monkeypatch.setattr(f"{PostgresBackend.__module__}._TENANTS_PER_PRUNE", 3)
+    monkeypatch.setattr(f"{PostgresMaintaining.__module__}._TENANTS_PER_PRUNE", 3)
     await take_jobs(backend, "s", "t", fail=True)
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make(f"{tenant}1") for tenant in "efghijklmn"])
+    await backend.producing.enqueue([make(f"{tenant}1") for tenant in "efghijklmn"])
     assert len(await taker.run(1, total=10)) == 10
     clock.advance(1.0)
-    await backend.enqueue([make("u1")])
+    await backend.producing.enqueue([make("u1")])
     assert await taker.run(1) == ["u1"]
     await prune_all(backend, Retention(completed=0.5, results=0.0))
     clock.advance(0.1)
     later = NewJob("v1", "n", "a", b"{}", after=9.0, options=JobOptions(tenant="v"))
-    await backend.enqueue([make("w1"), later])
+    await backend.producing.enqueue([make("w1"), later])
     await prune_all(backend, Retention(completed=0.5, results=0.0))
     kept = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE tenant <> '' ORDER BY 1")
     assert [row["tenant"] for row in kept] == ["s", "t", "u", "v", "w"]
@@ -335,7 +338,7 @@ async def test_tenants_that_come_and_go_leave_no_lanes(
     clock.advance(1.0)
     await prune_all(backend, KEEP_NOTHING)
     assert await count_lanes(connection) == 0
-    await backend.enqueue([make("s2"), make("w2")])
+    await backend.producing.enqueue([make("s2"), make("w2")])
     assert await taker.run(2) == ["s2", "w2"]
 
 
@@ -364,14 +367,14 @@ async def test_a_lane_stays_while_a_caller_adds_a_job_to_it(
     """The prune does not wait for the caller's transaction, whether this adds a new name or not."""
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make("x1"), make("y1"), make("z1")])
+    await backend.producing.enqueue([make("x1"), make("y1"), make("z1")])
     await taker.run(3)
     clock.advance(1.0)
     await connection.execute("BEGIN")
     other = NewJob("y2", "m", "a", b"{}", options=JobOptions(tenant="y"))
-    await backend.enqueue_in(CallerConnection(connection), [make("x2"), other])
+    await backend.producing.enqueue_in(CallerConnection(connection), [make("x2"), other])
     async with asyncio.timeout(DEADLINE / 3):
-        await backend.prune(KEEP_NOTHING, 99)
+        await backend.maintenance.prune(KEEP_NOTHING, 99)
     await connection.execute("COMMIT")
     assert await count_lanes(connection) == 3
     assert await taker.run(2) == ["x2"]
@@ -382,14 +385,14 @@ async def test_the_first_lane_of_a_tenant_stays_while_another_one_is_created(
 ) -> None:
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make("x1")])
+    await backend.producing.enqueue([make("x1")])
     await taker.run(1)
     clock.advance(1.0)
     await connection.execute("BEGIN")
     await connection.execute(
         "SELECT nimburion.create_lanes_1(ARRAY[E'a\\nx'], ARRAY['m'], ARRAY[4::int2], false)"
     )
-    await backend.prune(KEEP_NOTHING, 99)
+    await backend.maintenance.prune(KEEP_NOTHING, 99)
     await connection.execute("COMMIT")
     shares = await connection.fetch("SELECT id, share FROM nimburion.lane WHERE tenant <> ''")
     assert len(shares) == 2
@@ -406,12 +409,12 @@ async def test_a_job_that_comes_while_its_lane_is_deleted_gets_a_new_one(
 ) -> None:
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([make("x1")])
+    await backend.producing.enqueue([make("x1")])
     await taker.run(1)
     clock.advance(1.0)
     await hold_deletes(connection, "lane")
     try:
-        pruning = asyncio.create_task(backend.prune(KEEP_NOTHING, 99))
+        pruning = asyncio.create_task(backend.maintenance.prune(KEEP_NOTHING, 99))
         await wait_until(lambda: count_waiting(clean_postgres) == 1, "the lane is deleted")
         adding = asyncio.create_task(add(backend, ("x2", "x3")))
         await wait_until(lambda: count_waiting(clean_postgres) == 2, "the enqueue waits for it")
@@ -443,13 +446,13 @@ async def test_no_job_is_lost_while_lanes_are_deleted(
     async def prune() -> int:
         pruned = 0
         while not is_done:
-            await pruner.prune(KEEP_NOTHING, 999)
+            await pruner.maintenance.prune(KEEP_NOTHING, 999)
             pruned += 1
         return pruned
 
     async def produce() -> None:
         for job_id in wanted:
-            await producer.enqueue([make(job_id)])
+            await producer.producing.enqueue([make(job_id)])
 
     ran: list[str] = []
     pruning = asyncio.create_task(prune())
@@ -473,11 +476,11 @@ async def test_numbers_of_lanes_begin_again_after_the_last_one(
     sequence = "pg_get_serial_sequence('nimburion.lane', 'id')"
     taker = Taker(backend, "a")
     await taker.open()
-    await backend.enqueue([NewJob("p", "n", "a", b"{}"), make("x1")])
+    await backend.producing.enqueue([NewJob("p", "n", "a", b"{}"), make("x1")])
     await connection.execute(f"SELECT setval({sequence}, 2147483646)")
     old = NewJob("late", "n", "a", b"{}", at=1.0)
     other = NewJob("other", "n", "b", b"{}")
-    await backend.enqueue([make("y1"), make("z1"), old, other])
+    await backend.producing.enqueue([make("y1"), make("z1"), old, other])
     rows = await connection.fetch("SELECT abs(id) AS number FROM nimburion.lane ORDER BY 1")
     *numbers, last = [row["number"] for row in rows]
     assert last == 2147483647

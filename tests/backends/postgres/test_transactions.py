@@ -83,15 +83,15 @@ async def test_statements_that_commit_each_are_refused(
     backend: PostgresBackend, server: RunningPostgres, connection: asyncpg.Connection
 ) -> None:
     with pytest.raises(UnusableConnection, match="no transaction is open"):
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
     with (
         closing(psycopg.connect(server.url, autocommit=True)) as blocking,
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await backend.enqueue_in(CallerConnection(blocking), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(blocking), [JOB])
     async with await psycopg.AsyncConnection.connect(server.url, autocommit=True) as other:
         with pytest.raises(UnusableConnection, match="no transaction is open"):
-            await backend.enqueue_in(CallerConnection(other), [JOB])
+            await backend.producing.enqueue_in(CallerConnection(other), [JOB])
     engine = sqlalchemy.create_engine(
         server.url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT"
     )
@@ -99,9 +99,9 @@ async def test_statements_that_commit_each_are_refused(
         engine.connect() as outer,
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await backend.enqueue_in(CallerConnection(outer), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(outer), [JOB])
     engine.dispose()
-    assert sum((await backend.count_jobs()).values()) == 0
+    assert sum((await backend.reads.count_jobs()).values()) == 0
 
 
 async def test_every_field_travels(
@@ -116,9 +116,9 @@ async def test_every_field_travels(
         NewJob("01a213ed-8d95-7d4e-a620-53f692792fd7", "m", "q", b"[]"),
     ]
     async with connection.transaction():
-        results = await backend.enqueue_in(CallerConnection(connection), jobs)
+        results = await backend.producing.enqueue_in(CallerConnection(connection), jobs)
     assert {one.outcome for one in results} == {"created"}
-    first, second, third = [await backend.get_job(job.id) for job in jobs]
+    first, second, third = [await backend.reads.get_job(job.id) for job in jobs]
     assert (first.payload, first.options, first.priority) == (jobs[0].payload, options, 9)
     assert first.due - first.created_at == pytest.approx(10.0, abs=1e-5)
     assert (second.payload, second.due, second.queue) == (b"", 1_000.5, "p")
@@ -132,17 +132,17 @@ async def test_the_first_job_of_a_lane_blocks_no_other_transaction(
     """What stands for queue and name is made beside the caller's transaction, not in it."""
     async with asyncio.timeout(DEADLINE):
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        await backend.enqueue_in(
+        await backend.producing.enqueue_in(
             CallerConnection(connection), [NewJob("a", "new", "q", b"{}", at=at)]
         )
-        await backend.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
-        other = await backend.enqueue_in(
+        await backend.producing.enqueue([NewJob("b", "new", "q", b"{}", at=at)])
+        other = await backend.producing.enqueue_in(
             CallerConnection(connection), [NewJob("c", "new", "q", b"{}")]
         )
         assert [one.outcome for one in other] == ["created"]
         await connection.execute("ROLLBACK")
-    assert (await backend.count_jobs())[State.PENDING] == 1
-    assert (await backend.get_job("b")).name == "new"
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.get_job("b")).name == "new"
 
 
 @pytest.mark.parametrize("level", ["repeatable_read", "serializable"])
@@ -151,7 +151,7 @@ async def test_a_name_that_came_after_its_snapshot_is_no_hindrance(
 ) -> None:
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
-        results = await backend.enqueue_in(
+        results = await backend.producing.enqueue_in(
             CallerConnection(connection), [NewJob("a", "new", "q", b"{}")]
         )
     assert [one.outcome for one in results] == ["created"]
@@ -200,12 +200,12 @@ async def test_a_worker_that_runs_until_empty_waits_for_no_transaction(
 async def test_any_isolation_will_do(
     backend: PostgresBackend, connection: asyncpg.Connection, level: Any
 ) -> None:
-    await backend.enqueue([NewJob("first", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("first", "n", "q", b"{}")])
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
-        await backend.enqueue([NewJob("other", "n", "q", b"{}")])
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.count_jobs())[State.PENDING] == 3
+        await backend.producing.enqueue([NewJob("other", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 3
 
 
 async def test_what_cannot_be_serialized_is_to_be_run_again(
@@ -215,14 +215,14 @@ async def test_what_cannot_be_serialized_is_to_be_run_again(
     transaction = connection.transaction(isolation="repeatable_read")
     await transaction.start()
     await connection.execute(ROW)
-    await backend.enqueue([NewJob("other", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("other", "n", "q", b"{}")])
     with pytest.raises(BackendUnavailable, match="run all of it again") as unavailable:
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
     await transaction.rollback()
     assert unavailable.value.outcome == "not applied"
     async with connection.transaction(isolation="repeatable_read"):
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.count_jobs())[State.PENDING] == 2
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 2
 
 
 async def test_unstorable_jobs_are_rejected_before_they_are_sent(
@@ -230,9 +230,11 @@ async def test_unstorable_jobs_are_rejected_before_they_are_sent(
 ) -> None:
     async with connection.transaction():
         with pytest.raises(Unstorable):
-            await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")])
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
-    assert (await backend.count_jobs())[State.PENDING] == 1
+            await backend.producing.enqueue_in(
+                CallerConnection(connection), [NewJob("a", "n\0", "q", b"{}")]
+            )
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1
 
 
 async def test_a_failed_transaction_is_rejected(
@@ -243,7 +245,7 @@ async def test_a_failed_transaction_is_rejected(
     with pytest.raises(asyncpg.UndefinedTableError):
         await connection.execute("SELECT * FROM nowhere")
     with pytest.raises(UnusableConnection, match="roll it back first"):
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
     await transaction.rollback()
 
 
@@ -252,7 +254,7 @@ async def test_a_read_only_transaction_is_rejected(
 ) -> None:
     with pytest.raises(BackendReadOnly):
         async with connection.transaction(readonly=True):
-            await backend.enqueue_in(CallerConnection(connection), [JOB])
+            await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
 
 
 async def test_a_database_without_our_schema_is_rejected(
@@ -262,7 +264,7 @@ async def test_a_database_without_our_schema_is_rejected(
         closing(psycopg.connect(server.url_for("postgres", database="postgres"))) as elsewhere,
         pytest.raises(UnusableConnection, match="one commit cannot cover both"),
     ):
-        await backend.enqueue_in(CallerConnection(elsewhere), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(elsewhere), [JOB])
 
 
 async def test_a_connection_to_another_schema_is_rejected(
@@ -272,7 +274,7 @@ async def test_a_connection_to_another_schema_is_rejected(
     await other.open()
     async with connection.transaction():
         with pytest.raises(UnusableConnection, match="no connection to this backend: SQLite"):
-            await other.enqueue_in(CallerConnection(connection), [JOB])
+            await other.producing.enqueue_in(CallerConnection(connection), [JOB])
     await other.close()
 
 
@@ -285,7 +287,7 @@ async def test_a_role_without_privileges_is_rejected(
         server.ask(f'GRANT "{role}" TO "{connection.info.user}"', database=server.database)
         connection.execute(f'SET ROLE "{role}"'.encode())
         with pytest.raises(UnusableConnection, match="nimburion migrate up --grant"):
-            await backend.enqueue_in(CallerConnection(connection), [JOB])
+            await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
 
 
 async def test_two_callers_with_one_id_make_one_job(
@@ -296,15 +298,15 @@ async def test_two_callers_with_one_id_make_one_job(
     first, second = (one.transaction(isolation="read_committed") for one in (connection, other))
     await first.start()
     await second.start()
-    await backend.enqueue_in(CallerConnection(connection), [JOB])
-    waiting = asyncio.create_task(backend.enqueue_in(CallerConnection(other), [JOB]))
+    await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
+    waiting = asyncio.create_task(backend.producing.enqueue_in(CallerConnection(other), [JOB]))
     await asyncio.sleep(0)
     await first.commit()
     ((result,),) = (await asyncio.wait_for(waiting, DEADLINE),)
     await second.commit()
     await other.close()
     assert result.outcome == "exists"
-    assert (await backend.count_jobs())[State.PENDING] == 1
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1
 
 
 async def test_a_killed_connection_means_that_nothing_was_applied(
@@ -315,9 +317,9 @@ async def test_a_killed_connection_means_that_nothing_was_applied(
     pid = await connection.fetchval("SELECT pg_backend_pid()")
     server.ask("SELECT pg_terminate_backend(%s)", [pid])
     with pytest.raises(BackendUnavailable) as gone:
-        await backend.enqueue_in(CallerConnection(connection), [JOB])
+        await backend.producing.enqueue_in(CallerConnection(connection), [JOB])
     assert gone.value.outcome == "not applied"
-    assert (rows(server), sum((await backend.count_jobs()).values())) == (0, 0)
+    assert (rows(server), sum((await backend.reads.count_jobs()).values())) == (0, 0)
 
 
 # Handlers
@@ -366,7 +368,7 @@ async def test_a_hook_for_a_failed_attempt_cannot_complete_the_job(
     processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
     job_id = await processor.enqueue_raw("pay", b"{}")
     assert await asyncio.wait_for(processor.drain(), DEADLINE) == 2
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures, rows(server)) == (State.FAILED, 2, 0)
     assert [each.type for each in record.history] == ["ValueError", "ValueError"]
     assert caplog.text.count("the outcome of this attempt is decided") == 2

@@ -39,9 +39,9 @@ async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBac
 
 async def count_scans(backend: PostgresBackend) -> int:
     """Return how often the tables of other features were read."""
-    await backend._get_connections().exchanges.fetch("SELECT pg_stat_force_next_flush()")
+    await backend._database.get_connections().exchanges.fetch("SELECT pg_stat_force_next_flush()")
     return int(
-        await backend._get_connections().exchanges.fetch_value(
+        await backend._database.get_connections().exchanges.fetch_value(
             """SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables
             WHERE schemaname = 'nimburion' AND relname = ANY ($1::text[])""",
             list(TABLES),
@@ -58,15 +58,15 @@ def read_used_features(postgres_server: RunningPostgres) -> list[str]:
 async def test_exchanges_of_plain_jobs_do_not_read_the_tables_of_other_features(
     backend: PostgresBackend, postgres_server: RunningPostgres
 ) -> None:
-    await backend.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
+    await backend.consuming.open_session(Session(id=SESSION, ttl=600.0, names=("n", "m")))
     request = ReserveRequest(10, (Lane("q", "n"), Lane("q", "m")))
-    await backend.exchange(SESSION, 1, [], request)
+    await backend.consuming.exchange(SESSION, 1, [], request)
     before = await count_scans(backend)
-    await backend.enqueue([JOB, NewJob("second", "m", "q", b"{}")])
-    reply = await backend.exchange(SESSION, 2, [], request)
+    await backend.producing.enqueue([JOB, NewJob("second", "m", "q", b"{}")])
+    reply = await backend.consuming.exchange(SESSION, 2, [], request)
     done = [Completed(delivery.lease) for delivery in reply.deliveries]
     assert len(done) == 2
-    await backend.exchange(SESSION, 3, done, request)
+    await backend.consuming.exchange(SESSION, 3, done, request)
     assert await count_scans(backend) == before
     assert read_used_features(postgres_server) == []
 
@@ -74,15 +74,17 @@ async def test_exchanges_of_plain_jobs_do_not_read_the_tables_of_other_features(
 async def test_the_first_pause_is_recorded(
     backend: PostgresBackend, postgres_server: RunningPostgres
 ) -> None:
-    await backend.pause_queue("q", paused=True)
-    await backend.pause_queue("q", paused=False)
+    await backend.maintenance.pause_queue("q", paused=True)
+    await backend.maintenance.pause_queue("q", paused=False)
     assert read_used_features(postgres_server) == ["pauses"]
 
 
 async def test_the_first_limit_is_recorded(
     backend: PostgresBackend, postgres_server: RunningPostgres
 ) -> None:
-    await backend.open_session(Session(id=SESSION, ttl=600.0, names=("n",), limits={"n": 1}))
+    await backend.consuming.open_session(
+        Session(id=SESSION, ttl=600.0, names=("n",), limits={"n": 1})
+    )
     assert read_used_features(postgres_server) == ["limits"]
 
 
@@ -90,5 +92,5 @@ async def test_the_first_job_of_a_tenant_is_recorded(
     backend: PostgresBackend, postgres_server: RunningPostgres
 ) -> None:
     options = JobOptions(tenant="t")
-    await backend.enqueue([NewJob("first", "n", "q", b"{}", options=options)])
+    await backend.producing.enqueue([NewJob("first", "n", "q", b"{}", options=options)])
     assert read_used_features(postgres_server) == ["tenants"]

@@ -107,8 +107,8 @@ async def check_limits(environment: Environment) -> None:
     worker = await harness.worker(names=("rated",), queues=("rated",), rates={"rated": hourly})
     (started,) = await worker.take(9)
     await worker.exchange(Completed(started.lease))
-    assert [rate.name for rate in await environment.backend.list_rates()] == ["rated"]
-    await environment.backend.close_session(worker.id)
+    assert [rate.name for rate in await environment.backend.reads.list_rates()] == ["rated"]
+    await environment.backend.consuming.close_session(worker.id)
     limits = {"customer": KeyedLimit(concurrency=1), "region": KeyedLimit(rate=hourly)}
     for key in ("customer", "region"):
         options = JobOptions(limit_keys={key: "a"})
@@ -117,21 +117,23 @@ async def check_limits(environment: Environment) -> None:
             await harness.enqueue(job)
     worker = await harness.worker(names=("keyed",), queues=("keyed",), keyed={"keyed": limits})
     assert len(await worker.take(9)) == len(limits)
-    assert {use.parked for use in await environment.backend.list_key_uses()} == {1}
-    await environment.backend.change_limit(LimitChange(name="customer", key="a", concurrency=0))
-    assert [one.key for one in await environment.backend.list_limit_changes()] == ["a"]
-    assert len(await environment.backend.list_keyed_limits()) == len(limits)
+    assert {use.parked for use in await environment.backend.reads.list_key_uses()} == {1}
+    await environment.backend.maintenance.change_limit(
+        LimitChange(name="customer", key="a", concurrency=0)
+    )
+    assert [one.key for one in await environment.backend.reads.list_limit_changes()] == ["a"]
+    assert len(await environment.backend.reads.list_keyed_limits()) == len(limits)
     await worker.take(9)
-    assert await environment.backend.reset_limit("customer", "a")
-    await environment.backend.close_session(worker.id)
+    assert await environment.backend.maintenance.reset_limit("customer", "a")
+    await environment.backend.consuming.close_session(worker.id)
 
 
 async def check_turns(environment: Environment) -> None:
     """Jobs of two tenants take turns: due ones, a later one, a cancelled one and a replayed one."""
     harness, backend = environment.harness, environment.backend
-    await backend.set_tenant_weight("a", 2.0)
-    await backend.set_tenant_weight("b", 3.0)
-    await backend.set_tenant_weight("b", None)
+    await backend.maintenance.set_tenant_weight("a", 2.0)
+    await backend.maintenance.set_tenant_weight("b", 3.0)
+    await backend.maintenance.set_tenant_weight("b", None)
     for tenant in ("a", "b"):
         for number, after in ((1, 0.0), (2, 0.0), (3, 3600.0)):
             options = JobOptions(tenant=tenant)
@@ -139,12 +141,12 @@ async def check_turns(environment: Environment) -> None:
                 f"{tenant}{number}", name="fair", queue="fair", after=after, options=options
             )
             await harness.enqueue(job)
-    await backend.cancel("a2")
-    assert (await backend.explain_job("b2")).turn is not None
+    await backend.producing.cancel("a2")
+    assert (await backend.reads.explain_job("b2")).turn is not None
     worker = await harness.worker(names=("fair",), queues=("fair",))
     assert len(await worker.take(1)) == 1
-    assert len((await backend.list_tenants()).tenants) == len({"a", "b"})
-    await backend.close_session(worker.id)
+    assert len((await backend.reads.list_tenants()).tenants) == len({"a", "b"})
+    await backend.consuming.close_session(worker.id)
 
 
 async def check_bulk(environment: Environment) -> None:
@@ -157,9 +159,14 @@ async def check_bulk(environment: Environment) -> None:
     more = await worker.exchange(*(Completed(one.lease) for one in taken), want=worker.want(500))
     await worker.exchange(*(Completed(one.lease) for one in more.deliveries))
     completed = frozenset({State.COMPLETED})
-    assert await environment.backend.delete(JobFilter(states=completed, name="nobody's"), 500) == []
+    assert (
+        await environment.backend.maintenance.delete(
+            JobFilter(states=completed, name="nobody's"), 500
+        )
+        == []
+    )
     assert len(
-        await environment.backend.delete(JobFilter(states=completed, name="many"), 1000)
+        await environment.backend.maintenance.delete(JobFilter(states=completed, name="many"), 1000)
     ) == len(ids)
 
 
@@ -169,16 +176,18 @@ async def check_bulk_operations(environment: Environment) -> None:
     await environment.harness.add("in-bulk", name="in-bulk", queue="in-bulk")
     for action in (BulkAction.CANCEL, BulkAction.REPLAY, BulkAction.DELETE):
         new = NewBulkOperation(id=f"bulk-{action}", action=action, rate=1000.0)
-        await backend.start_bulk_operation(new)
-        claimed = (await backend.claim_bulk_operation(TIMEOUT)).operation
+        await backend.maintenance.start_bulk_operation(new)
+        claimed = (await backend.maintenance.claim_bulk_operation(TIMEOUT)).operation
         assert claimed is not None
         step = BulkStep(ids=("in-bulk",), cursor="1", end=BulkState.DONE)
-        done = await backend.advance_bulk_operation(claimed.id, claimed.fence, step)
-        assert done == await backend.get_bulk_operation(claimed.id)
+        done = await backend.maintenance.advance_bulk_operation(claimed.id, claimed.fence, step)
+        assert done == await backend.reads.get_bulk_operation(claimed.id)
         assert done.done == (action is not BulkAction.REPLAY)
-    await backend.start_bulk_operation(NewBulkOperation(id="no", action=BulkAction.DELETE))
-    assert (await backend.list_bulk_operations(limit=2)).next is not None
-    assert (await backend.cancel_bulk_operation("no")).state is BulkState.CANCELLED
+    await backend.maintenance.start_bulk_operation(
+        NewBulkOperation(id="no", action=BulkAction.DELETE)
+    )
+    assert (await backend.reads.list_bulk_operations(limit=2)).next is not None
+    assert (await backend.maintenance.cancel_bulk_operation("no")).state is BulkState.CANCELLED
 
 
 async def check_settlements(environment: Environment) -> None:
@@ -189,7 +198,9 @@ async def check_settlements(environment: Environment) -> None:
     taken = await worker.take(10)
     assert [one.lease.job_id for one in taken] == ids
     leases = [one.lease for one in taken]
-    again = await environment.backend.exchange(worker.id, worker.number, [], worker.want(0))
+    again = await environment.backend.consuming.exchange(
+        worker.id, worker.number, [], worker.want(0)
+    )
     assert len(again.deliveries) == len(leases)
     await worker.exchange(
         Completed(leases[0], b"1"),
@@ -199,16 +210,16 @@ async def check_settlements(environment: Environment) -> None:
     )
     await wait_until(lambda: is_promoted(environment, "back"), "it is promoted", TIMEOUT)
     (lease,) = [one.lease for one in await worker.take(10)]
-    await environment.backend.cancel("back")
-    assert [one.job_id for one in (await environment.backend.heartbeat(worker.id)).cancel] == [
-        "back"
-    ]
-    await environment.backend.close_session(worker.id, [lease])
-    await environment.backend.close_session(worker.id)
+    await environment.backend.producing.cancel("back")
+    assert [
+        one.job_id for one in (await environment.backend.consuming.heartbeat(worker.id)).cancel
+    ] == ["back"]
+    await environment.backend.consuming.close_session(worker.id, [lease])
+    await environment.backend.consuming.close_session(worker.id)
 
 
 async def is_promoted(environment: Environment, job_id: str) -> bool:
-    await environment.backend.promote(500)
+    await environment.backend.consuming.promote(500)
     return await environment.harness.state(job_id) is State.PENDING
 
 
@@ -220,7 +231,7 @@ async def check_rescue(environment: Environment) -> None:
         await worker.take(1)
 
         async def rescued(max_lost: int = max_lost) -> bool:
-            found = await environment.backend.rescue(500, max_lost=max_lost)
+            found = await environment.backend.consuming.rescue(500, max_lost=max_lost)
             return bool(found.returned or found.failed)
 
         await wait_until(rescued, "it is rescued", TIMEOUT)
@@ -231,17 +242,17 @@ async def check_cancel_and_pause(environment: Environment) -> None:
     """Waiting jobs, a queue, and what counts and lists say."""
     backend = environment.backend
     await environment.harness.add("to-cancel", "to-wait", name="quiet", queue="quiet")
-    await backend.cancel("to-cancel")
+    await backend.producing.cancel("to-cancel")
     worker = await environment.harness.worker(names=("quiet",), queues=("quiet",))
-    await backend.pause_queue("quiet", paused=True)
+    await backend.maintenance.pause_queue("quiet", paused=True)
     assert await worker.take(1) == []
-    assert [queue.name for queue in await backend.list_queues() if queue.paused] == ["quiet"]
-    await backend.pause_queue("quiet", paused=False)
-    assert (await backend.count_jobs("quiet"))[State.CANCELLED] == 1
-    assert worker.id in {session.id for session in await backend.list_sessions()}
-    assert (await backend.list_jobs(limit=5)).jobs
+    assert [queue.name for queue in await backend.reads.list_queues() if queue.paused] == ["quiet"]
+    await backend.maintenance.pause_queue("quiet", paused=False)
+    assert (await backend.reads.count_jobs("quiet"))[State.CANCELLED] == 1
+    assert worker.id in {session.id for session in await backend.reads.list_sessions()}
+    assert (await backend.reads.list_jobs(limit=5)).jobs
     for states in ({State.CANCELLED}, {State.FAILED}, {State.PENDING}):
-        await backend.list_jobs(JobFilter(states=frozenset(states)), payloads=True)
+        await backend.reads.list_jobs(JobFilter(states=frozenset(states)), payloads=True)
 
 
 async def check_readings(environment: Environment) -> None:
@@ -250,63 +261,69 @@ async def check_readings(environment: Environment) -> None:
     await harness.add("explained", name="read", queue="read")
     worker = await harness.worker(names=("read",), queues=("read",), limits={"read": 1})
     await worker.take(1)
-    await backend.heartbeat(worker.id, Vitals(slots=1, busy=1))
-    assert await backend.send_command(worker.id, WorkerCommand.QUIET)
-    assert (await backend.heartbeat(worker.id)).command is WorkerCommand.QUIET
-    facts = await backend.explain_job("explained")
+    await backend.consuming.heartbeat(worker.id, Vitals(slots=1, busy=1))
+    assert await backend.maintenance.send_command(worker.id, WorkerCommand.QUIET)
+    assert (await backend.consuming.heartbeat(worker.id)).command is WorkerCommand.QUIET
+    facts = await backend.reads.explain_job("explained")
     assert find_causes(facts)[0].kind is CauseKind.RUNNING
-    (limit,) = [one for one in await backend.list_limits() if one.name == "read"]
+    (limit,) = [one for one in await backend.reads.list_limits() if one.name == "read"]
     assert [holder.job_id for holder in limit.holders] == ["explained"]
-    await backend.put_audit(AuditRecord(id="one", action="worker.quiet"))
-    await backend.put_audit(AuditRecord(id="one", action="worker.quiet", outcome="done"))
-    records = [record for record in (await backend.list_audit()).records if record.id == "one"]
+    await backend.maintenance.put_audit(AuditRecord(id="one", action="worker.quiet"))
+    await backend.maintenance.put_audit(
+        AuditRecord(id="one", action="worker.quiet", outcome="done")
+    )
+    records = [
+        record for record in (await backend.reads.list_audit()).records if record.id == "one"
+    ]
     assert [record.outcome for record in records] == ["done"]
     now = await backend.now()
     for step in INTERVALS:
         start = int(now) // step * step
         row = Statistics(step=step, start=start, queue="read", name="read", counters=Counters())
-        await backend.put_statistics(worker.id, [row])
-        assert await backend.list_statistics(start, start + 1, step, queue="read") == [row]
-    assert (await backend.list_jobs(JobFilter(min_failures=1, created_to=now))).examined
-    assert (await backend.group_failures()).groups
-    await backend.close_session(worker.id)
+        await backend.consuming.put_statistics(worker.id, [row])
+        assert await backend.reads.list_statistics(start, start + 1, step, queue="read") == [row]
+    assert (await backend.reads.list_jobs(JobFilter(min_failures=1, created_to=now))).examined
+    assert (await backend.reads.group_failures()).groups
+    await backend.consuming.close_session(worker.id)
 
 
 async def check_schedules(environment: Environment) -> None:
     """Schedules, with each rule for a tick whose forerunner still waits or runs."""
     backend = environment.backend
-    await backend.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
+    await backend.schedules.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
     last: float | None = None
     rules: tuple[Overlap, ...] = ("allow", "skip", "queue_one", "cancel_previous")
     for tick, rule in enumerate(rules):
         job = environment.harness.job(f"tick-{tick}", name="tick", queue="tick")
-        assert (await backend.fire("hourly", last, float(tick), job, rule)).outcome in {
+        assert (await backend.schedules.fire("hourly", last, float(tick), job, rule)).outcome in {
             "fired",
             "skipped",
         }
         last = float(tick)
-    assert await backend.pause_schedule("hourly", paused=True)
-    assert len(await backend.list_schedules()) == 1
-    assert await backend.delete_schedule("hourly")
+    assert await backend.schedules.pause_schedule("hourly", paused=True)
+    assert len(await backend.schedules.list_schedules()) == 1
+    assert await backend.schedules.delete_schedule("hourly")
 
 
 async def check_prune(environment: Environment) -> None:
     """Everything that is finished, with its results."""
-    await environment.backend.prune(Retention(completed=None, completed_max=1, results=0.0), 500)
+    await environment.backend.maintenance.prune(
+        Retention(completed=None, completed_max=1, results=0.0), 500
+    )
     keep = Retention(completed=0.0, failed=0.0, results=0.0)
     await wait_until(lambda: has_nothing_finished(environment, keep), "all is pruned", TIMEOUT)
-    await environment.backend.delete(JobFilter(ids=("to-wait",)), 1)
+    await environment.backend.maintenance.delete(JobFilter(ids=("to-wait",)), 1)
 
 
 async def has_nothing_finished(environment: Environment, keep: Retention) -> bool:
-    await environment.backend.prune(keep, 500)
-    counts = await environment.backend.count_jobs()
+    await environment.backend.maintenance.prune(keep, 500)
+    counts = await environment.backend.reads.count_jobs()
     return not counts[State.COMPLETED] + counts[State.FAILED] + counts[State.CANCELLED]
 
 
 async def check_notifications(environment: Environment) -> None:
     """A worker with nothing to do hears of a new job at once."""
-    notified = asyncio.create_task(environment.backend.wait(["notified"], 3 * TIMEOUT))
+    notified = asyncio.create_task(environment.backend.consuming.wait(["notified"], 3 * TIMEOUT))
     try:
         async with asyncio.timeout(environment.timeout):
             while not notified.done():

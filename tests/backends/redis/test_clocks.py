@@ -50,8 +50,8 @@ def server_time(server: RunningRedis) -> float:
 async def test_times_are_those_of_the_server(
     backend: RedisBackend, redis_server: RunningRedis
 ) -> None:
-    await backend.enqueue([NewJob("a", "mail", "default", b"{}")])
-    record = await backend.get_job("a")
+    await backend.producing.enqueue([NewJob("a", "mail", "default", b"{}")])
+    record = await backend.reads.get_job("a")
     assert abs(record.created_at - server_time(redis_server)) < MARGIN
     assert record.due == record.created_at
 
@@ -59,24 +59,26 @@ async def test_times_are_those_of_the_server(
 @pytest.mark.usefixtures("_wrong")
 async def test_a_delay_ends_on_the_clock_of_the_server(backend: RedisBackend) -> None:
     due = NewJob("due", "mail", "default", b"{}")
-    await backend.enqueue([due, NewJob("later", "mail", "default", b"{}", after=HOUR)])
-    assert (await backend.promote(10)).count == 0
+    await backend.producing.enqueue([due, NewJob("later", "mail", "default", b"{}", after=HOUR)])
+    assert (await backend.consuming.promote(10)).count == 0
     session = Session(id="0" * 32, names=("mail",))
-    await backend.open_session(session)
-    reply = await backend.exchange(session.id, 1, [], ReserveRequest(5, (Lane("default", "mail"),)))
+    await backend.consuming.open_session(session)
+    reply = await backend.consuming.exchange(
+        session.id, 1, [], ReserveRequest(5, (Lane("default", "mail"),))
+    )
     assert [delivery.lease.job_id for delivery in reply.deliveries] == ["due"]
-    assert (await backend.get_job("later")).state is State.SCHEDULED
+    assert (await backend.reads.get_job("later")).state is State.SCHEDULED
 
 
 async def test_no_session_expires_by_the_clock_of_another(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(id="0" * 32)
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     set_clocks(monkeypatch, 2 * HOUR)
-    await backend.rescue(10, max_lost=3)
-    await backend.heartbeat(session.id)
-    assert [one.id for one in await backend.list_sessions()] == [session.id]
+    await backend.consuming.rescue(10, max_lost=3)
+    await backend.consuming.heartbeat(session.id)
+    assert [one.id for one in await backend.reads.list_sessions()] == [session.id]
 
 
 async def test_a_dead_worker_is_noticed_after_the_clock_was_set_back(
@@ -84,16 +86,16 @@ async def test_a_dead_worker_is_noticed_after_the_clock_was_set_back(
 ) -> None:
     """Until then its session would live for as long as the clock was set back."""
     for number in range(3):
-        await backend.open_session(Session(id=f"{number}" * 32, ttl=1.0))
+        await backend.consuming.open_session(Session(id=f"{number}" * 32, ttl=1.0))
     key = "{nimburion}:session_expiry"
     for number in range(3):
         redis_server.ask("ZINCRBY", key, f"{HOUR * 1e6:.0f}", f"{number}" * 32)
-    await backend.rescue(10, max_lost=3)
-    await backend.heartbeat("0" * 32)  # the rescue has ended none that lives
-    assert len(await backend.list_sessions()) == 3
+    await backend.consuming.rescue(10, max_lost=3)
+    await backend.consuming.heartbeat("0" * 32)  # the rescue has ended none that lives
+    assert len(await backend.reads.list_sessions()) == 3
 
     async def has_ended() -> bool:
-        await backend.rescue(10, max_lost=3)
-        return not await backend.list_sessions()
+        await backend.consuming.rescue(10, max_lost=3)
+        return not await backend.reads.list_sessions()
 
     await wait_until(has_ended, "the sessions expire in their time")

@@ -90,7 +90,7 @@ async def test_an_outage_is_logged_and_running_jobs_stop_when_leases_expire(
             assert time.monotonic() - back < 5.0
             long.may_end.set()
             assert await processor.wait("long", timeout=10) is None
-            record = await processor.backend.get_job("long")
+            record = await processor.backend.reads.get_job("long")
         health()
     assert (record.state, record.failures, record.lost) == (State.COMPLETED, 0, 0)
     assert (states[0], states[1], states[-2]) == ("ready", "unreachable", "ready")
@@ -105,7 +105,7 @@ async def open_listening_backend(url: str) -> AsyncIterator[RedisBackend]:
     backend = RedisBackend(url, timeout=0.5)
     await backend.open()
     try:
-        await backend.wait(["default"], 0.01)
+        await backend.consuming.wait(["default"], 0.01)
         yield backend
     finally:
         await backend.close()
@@ -115,16 +115,16 @@ async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: st
     """Seconds from an enqueue until one who waits hears of it."""
     while True:  # what rang before is heard first
         began = time.monotonic()
-        await backend.wait(["default"], 0.05)
+        await backend.consuming.wait(["default"], 0.05)
         if time.monotonic() - began > 0.05:
             break
-    waiting = asyncio.create_task(backend.wait(["default"], 5.0))
-    listener = backend._get_connections().listener
+    waiting = asyncio.create_task(backend.consuming.wait(["default"], 5.0))
+    listener = backend._server.get_connections().listener
     await wait_until(
         lambda: "default" in listener._subscribed_queues and bool(listener._waiters), "it listens"
     )
     began = time.monotonic()
-    await other.enqueue([NewJob(job_id, "quick", "default", b"{}")])
+    await other.producing.enqueue([NewJob(job_id, "quick", "default", b"{}")])
     await waiting
     return time.monotonic() - began
 
@@ -147,7 +147,7 @@ async def test_a_silent_connection_is_replaced(
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
         async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
-            listener = backend._get_connections().listener
+            listener = backend._server.get_connections().listener
             proxy.hold_up()
             await wait_until(
                 lambda: not listener._is_connected.is_set(),
@@ -169,13 +169,13 @@ async def test_a_permission_error_does_not_stop_listening(
             open_listening_backend(url) as backend,
             open_listening_backend(server.url_for(*ADMIN_LOGIN)) as other,
         ):
-            listener = backend._get_connections().listener
+            listener = backend._server.get_connections().listener
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await wait_until(
                 lambda: "notifications are not received" in caplog.text, "it is logged"
             )
-            await backend.wait(["default"], 0.2)
+            await backend.consuming.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
             await wait_until(listener._is_connected.is_set, "it listens again")
             assert await measure_wake_up(backend, other, "a") < 1.0
@@ -200,7 +200,7 @@ async def test_a_password_that_is_changed_is_an_outage(redis_binary: Binary) -> 
             await wait_until(lambda: refused in (processor.health().error or ""), "it says so")
             assert processor.health().state == "unreachable"
             with pytest.raises(BackendUnavailable) as caught:
-                await processor.backend.enqueue([NewJob("b", "long", "default", b"{}")])
+                await processor.backend.producing.enqueue([NewJob("b", "long", "default", b"{}")])
             assert caught.value.outcome == "not applied"
             server.ask("CONFIG", "SET", "requirepass", "one")
             server.password = "one"

@@ -67,7 +67,7 @@ async def until_killed(backend: RedisBackend, disk: StuckDisk, seconds: float) -
         job_id = f"job-{len(acknowledged)}"
         try:
             async with asyncio.timeout(max(0.01, until_then - time.monotonic())):
-                await backend.enqueue([job(job_id)])
+                await backend.producing.enqueue([job(job_id)])
         except (TimeoutError, BackendUnavailable):
             continue
         acknowledged[job_id] = time.monotonic()
@@ -78,7 +78,7 @@ async def until_killed(backend: RedisBackend, disk: StuckDisk, seconds: float) -
 async def find_stored(backend: RedisBackend, ids: list[str]) -> set[str]:
     found: set[str] = set()
     for at in range(0, len(ids), 500):
-        page = await backend.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
+        page = await backend.reads.list_jobs(JobFilter(ids=tuple(ids[at : at + 500])), limit=500)
         found |= {record.id for record in page.jobs}
     return found
 
@@ -110,7 +110,7 @@ async def kill_while_the_disk_hangs(
         async with open_backend_on(server, durable_enqueue=durable_enqueue) as backend:
             acknowledged = {}
             for n in range(3):
-                await backend.enqueue([job(f"earlier-{n}")])
+                await backend.producing.enqueue([job(f"earlier-{n}")])
                 acknowledged[f"earlier-{n}"] = time.monotonic()
             with StuckDisk(server) as disk:
                 wait_for_a_sync_that_hangs(server)
@@ -127,15 +127,15 @@ async def test_a_repeat_over_another_connection_waits_as_well(binary: Binary) ->
     with make_append_only_server(binary) as server:
         async with open_backend_on(server, durable_enqueue=True, timeout=0.8) as backend:
             with suppress(BackendUnavailable):  # a sync takes a second
-                await backend.enqueue([job("first")])
+                await backend.producing.enqueue([job("first")])
             outcomes = []
             with StuckDisk(server):
                 wait_for_a_sync_that_hangs(server)
                 for _ in range(2):
                     with pytest.raises(BackendUnavailable) as caught:
-                        await backend.enqueue([job("a")])
+                        await backend.producing.enqueue([job("a")])
                     outcomes.append(caught.value.outcome)
-                    await backend._get_connections().enqueues.close()
+                    await backend._server.get_connections().enqueues.close()
             assert outcomes == ["applied", "applied"]
 
 
@@ -143,7 +143,7 @@ async def test_many_slices_share_one_wait(binary: Binary) -> None:
     with make_append_only_server(binary) as server:
         async with open_backend_on(server, durable_enqueue=True) as backend:
             began = time.monotonic()
-            results = await backend.enqueue([job(f"job-{n}") for n in range(5_000)])
+            results = await backend.producing.enqueue([job(f"job-{n}") for n in range(5_000)])
             took = time.monotonic() - began
             assert {one.outcome for one in results} == {"created"}
             assert took < 4.0, "ten syncs, one a second"

@@ -24,7 +24,7 @@ async def fill(harness: ProcessHarness, prefix: str) -> tuple[list[str], str]:
     while True:
         job_id = f"{prefix}-{len(taken)}"
         try:
-            await harness.backend.enqueue([NewJob(job_id, "quick", "default", PAYLOAD)])
+            await harness.backend.producing.enqueue([NewJob(job_id, "quick", "default", PAYLOAD)])
         except BackendFull:
             return taken, job_id
         taken.append(job_id)
@@ -40,8 +40,8 @@ async def test_it_is_drained_and_takes_jobs_again(
             server.ask("CONFIG", "SET", "maxmemory", used + FREE_MEMORY)
             taken, refused = await fill(harness, "quick")
             with pytest.raises(JobNotFound):
-                await harness.backend.get_job(refused)
-            assert sum((await harness.backend.count_jobs()).values()) == len(taken) > 300
+                await harness.backend.reads.get_job(refused)
+            assert sum((await harness.backend.reads.count_jobs()).values()) == len(taken) > 300
             harness.jobs = taken
             worker = harness.start_worker(session_ttl=10.0)
             await harness.check_all_completed(lost=0)
@@ -49,8 +49,8 @@ async def test_it_is_drained_and_takes_jobs_again(
             assert await harness.wait_for_exit(worker) == 0
             more, refused = await fill(harness, "more")
             with pytest.raises(JobNotFound):
-                await harness.backend.get_job(refused)
-            counts = await harness.backend.count_jobs()
+                await harness.backend.reads.get_job(refused)
+            counts = await harness.backend.reads.count_jobs()
             assert (counts[State.COMPLETED], counts[State.PENDING]) == (len(taken), len(more))
     name = redis_binary.name
     record_property(f"{name}: jobs until its memory was full, in total", len(taken))

@@ -56,12 +56,12 @@ async def count_keys(harness: Harness, *names: str) -> int:
     """Return how many of these keys exist."""
     backend = harness.backend
     assert isinstance(backend, RedisBackend)
-    connections = backend._get_connections()
+    connections = backend._server.get_connections()
     return int(await connections.commands.execute("EXISTS", *connections.keys.select(names)))
 
 
 async def count_parked(harness: Harness) -> int:
-    return sum(use.parked for use in await harness.backend.list_key_uses())
+    return sum(use.parked for use in await harness.backend.reads.list_key_uses())
 
 
 async def test_a_changed_limit_returns_parked_jobs_in_bounded_steps(harness: Harness) -> None:
@@ -103,7 +103,7 @@ async def test_a_change_of_several_names_returns_jobs_of_each_in_one_step(harnes
         options = [JobOptions(limit_keys={"smtp": f"{name}-{n % 2}"}) for n in range(702)]
         await harness.enqueue(*(harness.job(name=name, options=one) for one in options))
     assert await park(worker) == 6
-    await harness.backend.change_limit(LimitChange(name="smtp", concurrency=2))
+    await harness.backend.maintenance.change_limit(LimitChange(name="smtp", concurrency=2))
     taken = await worker.take(9)
     assert sorted(one.name for one in taken) == sorted(2 * names)
 

@@ -44,7 +44,7 @@ class PollingWorker(HandDrivenWorker):
 
     def interrupt(self) -> None:
         assert isinstance(self.backend, RedisBackend)
-        self.backend.interrupt_long_poll()
+        self.backend.consuming.interrupt_long_poll()
 
 
 @asynccontextmanager
@@ -99,7 +99,7 @@ async def test_a_job_ends_the_wait_whatever_its_queue_is_called(redis_server: Ru
                 for which in (["alone"], ["first", "second"]):  # each has a script of its own
                     exchange = await start_waiting(redis_server, worker.poll(name))
                     ids = [f"{one} of {name}" for one in which]
-                    await other.enqueue([make_job(one, name) for one in ids])
+                    await other.producing.enqueue([make_job(one, name) for one in ids])
                     assert await get_ids(exchange) == ids
                     await worker.prepare(name)
 
@@ -112,7 +112,9 @@ async def test_each_queue_of_several_ends_the_wait(redis_server: RunningRedis) -
     ):
         for n, queue in enumerate(queues):
             exchange = await start_waiting(redis_server, worker.poll(*queues))
-            await other.enqueue([make_job(f"one-{n}", queue), make_job(f"two-{n}", queue)])
+            await other.producing.enqueue(
+                [make_job(f"one-{n}", queue), make_job(f"two-{n}", queue)]
+            )
             assert await get_ids(exchange) == [f"one-{n}", f"two-{n}"]
             assert not (await worker.poll(*queues, long_poll=0.001)).deliveries
 
@@ -125,7 +127,7 @@ async def test_a_job_that_came_between_two_exchanges_is_not_waited_for(
         open_idle_worker(redis_server.url, "a") as worker,
     ):
         for n in range(5):
-            await other.enqueue([make_job(f"{n}", "a")])
+            await other.producing.enqueue([make_job(f"{n}", "a")])
             exchange = asyncio.create_task(worker.poll("a"))
             assert await get_ids(exchange) == [f"{n}"]
             await worker.prepare("a")
@@ -136,17 +138,17 @@ async def test_a_resumed_queue_ends_the_wait(redis_server: RunningRedis) -> None
         open_redis_backend(redis_server.url) as other,
         open_idle_worker(redis_server.url, "a") as worker,
     ):
-        await other.pause_queue("a", paused=True)
-        await other.enqueue([make_job("held up", "a")])
+        await other.maintenance.pause_queue("a", paused=True)
+        await other.producing.enqueue([make_job("held up", "a")])
         await worker.prepare("a")
         exchange = await start_waiting(redis_server, worker.poll("a"))
-        await other.pause_queue("a", paused=False)
+        await other.maintenance.pause_queue("a", paused=False)
         assert await get_ids(exchange) == ["held up"]
 
 
 async def test_what_is_settled_is_not_held_up(redis_server: RunningRedis) -> None:
     async with open_idle_worker(redis_server.url, "a") as worker:
-        await worker.backend.enqueue([make_job("1", "a")])
+        await worker.backend.producing.enqueue([make_job("1", "a")])
         (delivery,) = (await worker.poll("a")).deliveries
         async with asyncio.timeout(SOON):
             reply = await worker.poll("a", settling=(Completed(delivery.lease),))
@@ -161,7 +163,7 @@ async def test_an_exchange_answers_when_its_long_poll_ends(redis_server: Running
 async def test_a_notification_ends_one_wait(redis_server: RunningRedis) -> None:
     """Else an idle worker would ask as fast as it can."""
     async with open_idle_worker(redis_server.url, "a") as worker:
-        await worker.backend.enqueue([make_job("1", "a")])
+        await worker.backend.producing.enqueue([make_job("1", "a")])
         (delivery,) = (await worker.poll("a")).deliveries
         await worker.poll("a", settling=(Completed(delivery.lease),))
         await assert_waits_once(worker)
@@ -196,10 +198,10 @@ async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
         open_idle_worker(valkey.url, one) as worker,
     ):
         exchange = await start_waiting(valkey, worker.poll(one))
-        await other.enqueue([make_job("1", two)])
-        await other.count_jobs()
+        await other.producing.enqueue([make_job("1", two)])
+        await other.reads.count_jobs()
         assert not exchange.done()
-        await other.enqueue([make_job("2", one)])
+        await other.producing.enqueue([make_job("2", one)])
         assert await get_ids(exchange) == ["2"]
 
 
@@ -219,7 +221,7 @@ async def test_a_long_poll_that_is_cut_is_repeated(valkey: Server) -> None:
             for n in range(5):
                 await wait_until(lambda: count_blocked(valkey) == 1, "the exchange waits", SOON)
                 proxy.cut()
-                await other.enqueue([make_job(f"{n}", "a")])
+                await other.producing.enqueue([make_job(f"{n}", "a")])
                 await wait_until(lambda n=n: len(done) == n + 1, "the job runs", SOON)  # type: ignore[misc]
         assert done == [f"{n}" for n in range(5)]
 
@@ -270,7 +272,7 @@ async def test_a_job_set_for_later_begins_when_it_is_due(valkey: Server) -> None
         for _ in range(3):
             job_id = await processor.enqueue_raw("mail", {}, queue="a", after=0.3)
             await processor.wait(job_id, timeout=SOON)
-            record = await processor.backend.get_job(job_id)
+            record = await processor.backend.reads.get_job(job_id)
             assert record.started_at is not None
             assert 0.0 <= record.started_at - record.due < 1.0
 

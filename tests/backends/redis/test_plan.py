@@ -104,10 +104,12 @@ async def test_planning_refuses_a_server_that_will_not_do(redis_binary: Binary) 
 
 async def leased(backend: RedisBackend, jobs: Sequence[NewJob], session: str) -> None:
     """Jobs that a session holds."""
-    await backend.enqueue(jobs)
-    await backend.open_session(Session(id=session))
+    await backend.producing.enqueue(jobs)
+    await backend.consuming.open_session(Session(id=session))
     lanes = (Lane("default", "mail"),)
-    reply = await backend.exchange(session, 1, [], ReserveRequest(lanes=lanes, total=len(jobs)))
+    reply = await backend.consuming.exchange(
+        session, 1, [], ReserveRequest(lanes=lanes, total=len(jobs))
+    )
     assert len(reply.deliveries) == len(jobs)
 
 
@@ -131,7 +133,7 @@ async def test_a_rescue_that_fails_while_it_decides_writes_nothing(
         clock.advance(1000.0)
         before = dump(valkey)
         with pytest.raises(BackendError):
-            await backend.rescue(10, max_lost=max_lost)
+            await backend.consuming.rescue(10, max_lost=max_lost)
         assert dump(valkey) == before
     finally:
         await backend.close()

@@ -75,13 +75,13 @@ def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
             """On both, so that they go on answering alike."""
             self.clock.advance(1_000.0)
             for backend in (self.oracle, self.subject):
-                await backend.rescue(1_000, max_lost=3)
-                for job in (await backend.list_jobs(limit=1_000)).jobs:
-                    await backend.cancel(job.id)
-                await backend.delete(EVERY_JOB, 1_000)
+                await backend.consuming.rescue(1_000, max_lost=3)
+                for job in (await backend.reads.list_jobs(limit=1_000)).jobs:
+                    await backend.producing.cancel(job.id)
+                await backend.maintenance.delete(EVERY_JOB, 1_000)
             self.clock.advance(10 * 86_400.0)
             for backend in (self.oracle, self.subject):
-                await backend.prune(EVERYTHING, 1_000)
+                await backend.maintenance.prune(EVERYTHING, 1_000)
 
     valkey.empty()
     few = hypothesis.settings(max_examples=12, phases=[Phase.generate])

@@ -38,12 +38,14 @@ class CountingBackend(RedisBackend):
     def __init__(self, url: str, clock: FakeClock) -> None:
         super().__init__(url, clock=clock)
         self.ran: Counter[str] = Counter()
+        self._run_script = self._server.run_script
+        self._server.run_script = self._count_and_run  # type: ignore[method-assign]
 
-    async def _run_script(
+    async def _count_and_run(
         self, name: str, *arguments: CommandPart, more_keys: Sequence[bytes] = ()
     ) -> Any:
         self.ran[name] += 1
-        return await super()._run_script(name, *arguments, more_keys=more_keys)
+        return await self._run_script(name, *arguments, more_keys=more_keys)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ async def backend(redis_server: RunningRedis) -> AsyncIterator[CountingBackend]:
 
 @pytest.fixture
 def harness(backend: CountingBackend) -> Harness:
-    clock = backend._clock
+    clock = backend._server.clock
     assert isinstance(clock, FakeClock)
     return Harness(clock, [backend])
 
@@ -87,7 +89,7 @@ async def list_ids(
     ids: list[str] = []
     after = None
     while True:
-        page = await backend.list_jobs(which, limit=limit, after=after)
+        page = await backend.reads.list_jobs(which, limit=limit, after=after)
         ids += [job.id for job in page.jobs]
         after = page.next
         if after is None:
@@ -105,7 +107,7 @@ async def test_a_list_passes_over_what_was_forgotten(
     (last,) = await enqueue_many(harness, 1, queue="kept")
     await finish_many(harness, 12_000)
     harness.clock.advance(1.0)
-    assert await backend.prune(NOTHING_KEPT, 20_000) == 12_000
+    assert await backend.maintenance.prune(NOTHING_KEPT, 20_000) == 12_000
     backend.ran.clear()
     assert await list_ids(backend) == [last, middle, first]
     assert backend.ran["list_jobs"] <= 2
@@ -116,8 +118,8 @@ async def test_blocks_are_emptied_in_any_order(harness: Harness, backend: Counti
     await finish_many(harness, 2_500)
     for block in (3, 1, 0, 2):
         chosen = tuple(ids[block * 500 : (block + 1) * 500])
-        assert set(await backend.delete(JobFilter(ids=chosen), 500)) == set(chosen)
-        assert len(await list_ids(backend)) == (await backend.count_jobs())[State.COMPLETED]
+        assert set(await backend.maintenance.delete(JobFilter(ids=chosen), 500)) == set(chosen)
+        assert len(await list_ids(backend)) == (await backend.reads.count_jobs())[State.COMPLETED]
     backend.ran.clear()
     assert await list_ids(backend) == ids[:1999:-1]
     assert backend.ran["list_jobs"] <= 2
@@ -141,11 +143,13 @@ async def test_unfinished_jobs_are_found_without_looking_at_the_others(
     ids = [await JOB_STATES[name](harness) for name in order]
     backend.ran.clear()
     for state in (State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING):
-        found = await backend.list_jobs(JobFilter(states=frozenset({state})))
+        found = await backend.reads.list_jobs(JobFilter(states=frozenset({state})))
         assert {job.state for job in found.jobs} == {state}
     assert backend.ran == {"find_unfinished": 4, "list_jobs": 4}
     waiting = frozenset({State.PENDING, State.SCHEDULED, State.RETRYING, State.PROCESSING})
-    unfinished = [one for one in reversed(ids) if not (await backend.get_job(one)).state.finished]
+    unfinished = [
+        one for one in reversed(ids) if not (await backend.reads.get_job(one)).state.finished
+    ]
     assert await list_ids(backend, JobFilter(states=waiting), limit=2) == unfinished
 
 
@@ -154,7 +158,7 @@ async def test_of_many_unfinished_jobs_the_newest_are_found_first(
 ) -> None:
     ids = await enqueue_many(harness, MAX_SORTED + 1)
     backend.ran.clear()
-    page = await backend.list_jobs(JobFilter(states=frozenset({State.PENDING})))
+    page = await backend.reads.list_jobs(JobFilter(states=frozenset({State.PENDING})))
     assert [job.id for job in page.jobs] == ids[:-101:-1]
     assert backend.ran == {"find_unfinished": 1, "list_jobs": 1}
 
@@ -172,7 +176,7 @@ async def test_a_page_of_large_payloads_takes_several_answers(
     jobs = [harness.job(payload=b"%d" % n + b"x" * MIB) for n in range(40)]
     await harness.enqueue(*jobs)
     backend.ran.clear()
-    page = await backend.list_jobs(limit=40, payloads=True)
+    page = await backend.reads.list_jobs(limit=40, payloads=True)
     assert [job.payload for job in page.jobs] == [job.payload for job in reversed(jobs)]
     assert page.next is None
     assert backend.ran["list_jobs"] == 3
@@ -184,11 +188,11 @@ async def test_a_search_stops_at_its_budget_between_scripts(
 ) -> None:
     ids = await enqueue_many(harness, 1_300)
     nobodys = JobFilter(tenant="nobody")
-    page = await backend.list_jobs(nobodys, budget=budget)
+    page = await backend.reads.list_jobs(nobodys, budget=budget)
     assert (page.jobs, page.examined) == ([], examined)
     assert (page.next is None) == (budget == len(ids))
     if page.next is not None:
-        rest = await backend.list_jobs(nobodys, after=page.next)
+        rest = await backend.reads.list_jobs(nobodys, after=page.next)
         assert (rest.examined, rest.next) == (len(ids) - budget, None)
 
 
@@ -204,10 +208,10 @@ async def test_a_search_passes_a_bounded_number_of_deleted_jobs(
     while taken := await worker.take(500):
         await worker.settle(*(Completed(one.lease) for one in taken))
     harness.clock.advance(1.0)
-    await backend.prune(NOTHING_KEPT, 6_000)
+    await backend.maintenance.prune(NOTHING_KEPT, 6_000)
     found, after, pages = [], None, 0
     while True:
-        page = await backend.list_jobs(after=after, budget=100)
+        page = await backend.reads.list_jobs(after=after, budget=100)
         found += [job.id for job in page.jobs]
         pages += 1
         if (after := page.next) is None:
@@ -223,7 +227,7 @@ async def test_dead_letters_of_more_than_one_script_are_grouped(
     await enqueue_many(harness, 1_000)
     await finish_many(harness, 1_000, fails=True)
     for budget in (500, 1_000):
-        found = await backend.group_failures(budget=budget)
+        found = await backend.reads.group_failures(budget=budget)
         assert [group.count for group in found.groups] == [budget]
         assert (found.examined, found.complete) == (budget, budget == 1_000)
         assert (found.groups[0].type, found.groups[0].message) == (OOPS.type, OOPS.message)
@@ -239,11 +243,11 @@ async def test_the_session_of_an_old_job_is_forgotten_but_not_that_an_attempt_en
     await worker.settle(Completed(one.lease), Failed(other.lease, "permanent", error))
     await worker.close()
     harness.clock.advance(90_000.0)
-    await backend.prune(Retention(completed=None), 100)
-    record = await backend.get_job(completed)
+    await backend.maintenance.prune(Retention(completed=None), 100)
+    record = await backend.reads.get_job(completed)
     assert (record.ended_by, record.host) == ("", "")
     assert [attempt.outcome for attempt in record.attempts] == ["completed"]
-    record = await backend.get_job(failed)
+    record = await backend.reads.get_job(failed)
     assert record.ended_by == worker.id
     assert record.attempts[0].host == "here"
 
@@ -256,7 +260,9 @@ async def test_a_fingerprint_that_is_too_long_is_refused(
     lease = (await worker.take_one()).lease
     error = replace(OOPS, fingerprint="f" * 256)
     with pytest.raises(Unstorable, match="fingerprint"):
-        await backend.exchange(worker.id, 2, [Failed(lease, "permanent", error)], worker.want(0))
+        await backend.consuming.exchange(
+            worker.id, 2, [Failed(lease, "permanent", error)], worker.want(0)
+        )
     await worker.settle(Failed(lease, "permanent", replace(OOPS, fingerprint="f" * 255)))
     assert await list_ids(backend, JobFilter(fingerprint="f" * 255)) == [job_id]
 
@@ -264,13 +270,13 @@ async def test_a_fingerprint_that_is_too_long_is_refused(
 async def test_a_pause_that_ended_is_pruned(
     harness: Harness, backend: CountingBackend, redis_server: RunningRedis
 ) -> None:
-    await backend.pause_queue("red", paused=True, until=harness.clock.now() + 5.0)
-    await backend.pause_queue("blue", paused=True)
+    await backend.maintenance.pause_queue("red", paused=True, until=harness.clock.now() + 5.0)
+    await backend.maintenance.pause_queue("blue", paused=True)
     harness.clock.advance(5.0)
-    await backend.prune(NOTHING_KEPT, 1)
+    await backend.maintenance.prune(NOTHING_KEPT, 1)
     assert redis_server.ask("HKEYS", "{nimburion}:paused_queue") == [b"blue"]
     with pytest.raises(Unstorable):
-        await backend.pause_queue("red", paused=True, until=float("inf"))
+        await backend.maintenance.pause_queue("red", paused=True, until=float("inf"))
 
 
 async def test_many_statistics_take_several_scripts(
@@ -288,15 +294,15 @@ async def test_many_statistics_take_several_scripts(
         for n in range(1_020)
     ]
     for source in ("one", "two"):
-        await backend.put_statistics(source, rows)
+        await backend.consuming.put_statistics(source, rows)
     assert backend.ran["put_statistics"] == 6
-    found = await backend.list_statistics(start - 200 * 60, start + 1, 60)
+    found = await backend.reads.list_statistics(start - 200 * 60, start + 1, 60)
     assert backend.ran["list_statistics"] == 3
     assert [row.start for row in found] == sorted(row.start for row in rows)
     assert sum(row.counters.started for row in found) == 2 * sum(range(1, 1_021))
-    (one,) = await backend.list_statistics(start, start + 60, 60, name="name-3")
+    (one,) = await backend.reads.list_statistics(start, start + 60, 60, name="name-3")
     assert one.counters.started == 2 * (3 * 170 + 1)
-    assert await backend.list_statistics(start, start + 60, 60, queue="\ud800") == []
+    assert await backend.reads.list_statistics(start, start + 60, 60, queue="\ud800") == []
 
 
 async def test_statistics_of_large_replies_are_complete(
@@ -308,9 +314,9 @@ async def test_statistics_of_large_replies_are_complete(
         for n in range(100)
     ]
     for source in range(400):
-        await backend.put_statistics(f"{source:0100}", rows)
+        await backend.consuming.put_statistics(f"{source:0100}", rows)
     backend.ran.clear()
-    assert len(await backend.list_statistics(start - 6_000, start + 60, 60)) == 100
+    assert len(await backend.reads.list_statistics(start - 6_000, start + 60, 60)) == 100
     assert backend.ran["list_statistics"] > 1
 
 
@@ -320,19 +326,19 @@ async def test_the_sources_of_an_interval_are_merged_once(
     start = int(harness.clock.now()) // 60 * 60
     row = Statistics(step=60, start=start, queue="a", name="b", counters=Counters(started=1))
     for source in range(30):
-        await backend.put_statistics(str(source), [row])
+        await backend.consuming.put_statistics(str(source), [row])
     key = f"{{nimburion}}:statistics:60:{start}"
     harness.clock.advance(MERGE_AFTER)
-    await backend.prune(NOTHING_KEPT, 1)
+    await backend.maintenance.prune(NOTHING_KEPT, 1)
     assert redis_server.ask("HLEN", key) == 30
     harness.clock.advance(61.0)
-    await backend.prune(NOTHING_KEPT, 1)
+    await backend.maintenance.prune(NOTHING_KEPT, 1)
     assert redis_server.ask("HKEYS", key) == [b"a\0b\0"]
     assert redis_server.ask("TTL", key) > 0
     backend.ran.clear()
-    await backend.prune(NOTHING_KEPT, 1)
+    await backend.maintenance.prune(NOTHING_KEPT, 1)
     assert backend.ran == {"prune": 1}
-    (found,) = await backend.list_statistics(start, start + 60, 60)
+    (found,) = await backend.reads.list_statistics(start, start + 60, 60)
     assert found.counters.started == 30
 
 
@@ -344,7 +350,7 @@ async def test_statistics_expire(
         Statistics(step=60, start=at, queue="a", name="b", counters=Counters(started=1))
         for at in (start, start - 86_400)
     ]
-    await backend.put_statistics("one", rows)
+    await backend.consuming.put_statistics("one", rows)
     (key,) = [key for key in list_keys(redis_server) if key.startswith("statistics")]
     assert key == f"statistics:60:{start}"
     left = redis_server.ask("TTL", f"{{nimburion}}:{key}")
@@ -363,11 +369,11 @@ async def test_holders_are_found_among_more_leases_than_one_script_looks_at(
     while await other.take(500):
         harness.clock.advance(1.0)
     await (await harness.worker(queues=("red",), limits={"mail": 3_000})).take(25)
-    (limit,) = await backend.list_limits()
+    (limit,) = await backend.reads.list_limits()
     assert (limit.in_use, len(limit.holders)) == (2_230, 20)
     assert [holder.session for holder in limit.holders[:5]] == [limited.id] * 5
     assert backend.ran["list_limits"] == 2
-    assert (await backend.explain_job(limit.holders[0].job_id)).limit == limit
+    assert (await backend.reads.explain_job(limit.holders[0].job_id)).limit == limit
 
 
 async def test_a_delete_goes_on_past_what_it_leaves(
@@ -377,10 +383,10 @@ async def test_a_delete_goes_on_past_what_it_leaves(
         await enqueue_many(harness, 300)
         await enqueue_many(harness, 300, queue="red")
     await finish_many(harness, 1_800)
-    assert len(await backend.delete(JobFilter(queue="red"), 700)) == 700
-    assert len(await backend.delete(JobFilter(queue="red"), 700)) == 200
-    assert await backend.delete(JobFilter(queue="red"), 700) == []
-    assert (await backend.count_jobs())[State.COMPLETED] == 900
+    assert len(await backend.maintenance.delete(JobFilter(queue="red"), 700)) == 700
+    assert len(await backend.maintenance.delete(JobFilter(queue="red"), 700)) == 200
+    assert await backend.maintenance.delete(JobFilter(queue="red"), 700) == []
+    assert (await backend.reads.count_jobs())[State.COMPLETED] == 900
     assert len(await list_ids(backend)) == 900
 
 
@@ -389,11 +395,11 @@ async def test_a_replay_stops_at_its_limit_and_reports_more(
 ) -> None:
     ids = await enqueue_many(harness, 1_300)
     await finish_many(harness, 1_300, fails=True)
-    first = await backend.replay(EVERY_JOB, 700)
+    first = await backend.maintenance.replay(EVERY_JOB, 700)
     assert first.ids == ids[:599:-1]
-    second = await backend.replay(EVERY_JOB, 600, first.next)
+    second = await backend.maintenance.replay(EVERY_JOB, 600, first.next)
     assert (second.ids, second.next) == (ids[599::-1], None)
-    assert (await backend.count_jobs())[State.PENDING] == 1_300
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1_300
 
 
 async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
@@ -401,9 +407,9 @@ async def test_many_that_are_due_count_as_pending_before_they_are_promoted(
 ) -> None:
     await harness.enqueue(*(harness.job(after=5.0 + n % 2) for n in range(2_400)))
     harness.clock.advance(10.0)
-    counts = await backend.count_jobs()
+    counts = await backend.reads.count_jobs()
     assert (counts[State.PENDING], counts[State.SCHEDULED]) == (2_400, 0)
-    (queue,) = await backend.list_queues()
+    (queue,) = await backend.reads.list_queues()
     assert (queue.size, queue.scheduled, queue.oldest_age) == (2_400, 0, 5.0)
 
 
@@ -411,7 +417,7 @@ async def test_a_due_job_is_the_oldest_before_it_is_promoted(harness: Harness) -
     await harness.put(harness.job(after=5.0))
     harness.clock.advance(8.0)
     await harness.add()
-    (queue,) = await harness.backend.list_queues()
+    (queue,) = await harness.backend.reads.list_queues()
     assert (queue.size, queue.oldest_age) == (2, 3.0)
 
 
@@ -419,7 +425,10 @@ async def test_prune_stops_at_its_limit(harness: Harness, backend: CountingBacke
     await enqueue_many(harness, 1_800)
     await finish_many(harness, 1_800)
     keep = Retention(completed=None, completed_max=100, results=None)
-    assert [await backend.prune(keep, 1_200), await backend.prune(keep, 1_200)] == [1_200, 500]
+    assert [
+        await backend.maintenance.prune(keep, 1_200),
+        await backend.maintenance.prune(keep, 1_200),
+    ] == [1_200, 500]
 
 
 async def test_nothing_is_left_of_what_was_forgotten(
@@ -430,24 +439,24 @@ async def test_nothing_is_left_of_what_was_forgotten(
         await build(harness)
     large = harness.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
     await harness.put(large)
-    await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
-    await backend.fire(
+    await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await backend.schedules.fire(
         "nightly", None, 60.0, harness.job(options=JobOptions(unique_key="l")), "allow"
     )
     worker = await harness.worker()
     harness.clock.advance(7_200.0)
-    await backend.rescue(100, max_lost=1)
-    for job in (await backend.list_jobs(limit=1_000)).jobs:
+    await backend.consuming.rescue(100, max_lost=1)
+    for job in (await backend.reads.list_jobs(limit=1_000)).jobs:
         if not job.state.finished:
-            await backend.cancel(job.id)
-    await backend.pause_queue("default", paused=True)
-    await backend.pause_queue("default", paused=False)
-    await backend.delete_schedule("nightly")
+            await backend.producing.cancel(job.id)
+    await backend.maintenance.pause_queue("default", paused=True)
+    await backend.maintenance.pause_queue("default", paused=False)
+    await backend.schedules.delete_schedule("nightly")
     harness.clock.advance(90_000.0)
-    assert await backend.prune(NOTHING_KEPT, 1_000) > len(JOB_STATES)
+    assert await backend.maintenance.prune(NOTHING_KEPT, 1_000) > len(JOB_STATES)
     with pytest.raises(JobNotFound):
-        await backend.get_job(large.id)
-    assert worker.id not in {one.id for one in await backend.list_sessions()}
+        await backend.reads.get_job(large.id)
+    assert worker.id not in {one.id for one in await backend.reads.list_sessions()}
     left = {
         "meta",
         "counters",
@@ -459,7 +468,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
         "statistics_merged",
     }
     assert list_keys(redis_server) == left | {f"wakeup{n}" for n in range(WAKEUP_STREAMS)}
-    assert set((await backend.count_jobs()).values()) == {0}
+    assert set((await backend.reads.count_jobs()).values()) == {0}
 
 
 def list_keys(server: RunningRedis) -> set[str]:
@@ -471,15 +480,17 @@ async def test_a_reason_may_be_empty_long_or_none(
     harness: Harness, backend: CountingBackend
 ) -> None:
     (waits,) = await harness.add()
-    await backend.cancel(waits)
+    await backend.producing.cancel(waits)
     reasons = ["", "r" * 65_534]
     ids = await enqueue_many(harness, 3)
     worker = await harness.worker()
     leases = [one.lease for one in await worker.take(3)]
     with pytest.raises(Unstorable, match="reason"):
-        await backend.exchange(worker.id, 2, [Cancelled(leases[0], "r" * 65_535)], worker.want(0))
+        await backend.consuming.exchange(
+            worker.id, 2, [Cancelled(leases[0], "r" * 65_535)], worker.want(0)
+        )
     await worker.settle(*(Cancelled(*one) for one in zip(leases, reasons, strict=False)))
-    records = [await backend.get_job(job_id) for job_id in (waits, *ids[:2])]
+    records = [await backend.reads.get_job(job_id) for job_id in (waits, *ids[:2])]
     assert [record.reason for record in records] == [None, *reasons]
     assert await list_ids(backend, JobFilter(reason="")) == ids[:1]
 
@@ -490,22 +501,25 @@ async def test_names_that_cannot_be_stored_match_nothing(
     await harness.add()
     odd = "\ud800"
     assert await list_ids(backend, JobFilter(queue=odd)) == []
-    assert await backend.delete(JobFilter(name=odd), 10) == []
-    assert set((await backend.count_jobs(odd)).values()) == {0}
-    assert await backend.delete_schedule(odd) is False
+    assert await backend.maintenance.delete(JobFilter(name=odd), 10) == []
+    assert set((await backend.reads.count_jobs(odd)).values()) == {0}
+    assert await backend.schedules.delete_schedule(odd) is False
     with pytest.raises(JobNotFound):
-        await backend.get_job(odd)
+        await backend.reads.get_job(odd)
     with pytest.raises(JobNotFound):
-        await backend.cancel(odd)
+        await backend.producing.cancel(odd)
     with pytest.raises(Unstorable):
-        await backend.put_schedule(ScheduleRecord(name=odd, spec=b"{}"))
+        await backend.schedules.put_schedule(ScheduleRecord(name=odd, spec=b"{}"))
     with pytest.raises(Unstorable):
-        await backend.enqueue([NewJob("a", "mail", odd, b"{}")])
+        await backend.producing.enqueue([NewJob("a", "mail", odd, b"{}")])
 
 
 @pytest.mark.parametrize("after", ["", "-1", "1.0", "٣", "no cursor"])
 async def test_a_foreign_cursor_is_rejected(backend: CountingBackend, after: str) -> None:
-    for call in (backend.list_jobs(after=after), backend.replay(EVERY_JOB, 1, after)):
+    for call in (
+        backend.reads.list_jobs(after=after),
+        backend.maintenance.replay(EVERY_JOB, 1, after),
+    ):
         with pytest.raises(InvalidJob):
             await call
 
@@ -513,7 +527,7 @@ async def test_a_foreign_cursor_is_rejected(backend: CountingBackend, after: str
 @pytest.mark.parametrize("after", ["0", "1", "9" * 18])
 async def test_a_cursor_beyond_all_jobs_is_one(harness: Harness, after: str) -> None:
     (job_id,) = await harness.add()
-    page = await harness.backend.list_jobs(after=after)
+    page = await harness.backend.reads.list_jobs(after=after)
     assert [job.id for job in page.jobs] == ([job_id] if len(after) > 1 else [])
 
 

@@ -36,20 +36,20 @@ async def enqueue(backend: SQLiteBackend, prefix: str, many: str, size: str) -> 
     """Enqueue `many` jobs by `size`; say each once it is acknowledged."""
     for start in range(0, int(many), int(size)):
         ids = [f"{prefix}-{n}" for n in range(start, start + int(size))]
-        await backend.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
+        await backend.producing.enqueue([NewJob(one, "n", "q", b"x" * 300) for one in ids])
         print_line(*ids)
 
 
 async def work(backend: SQLiteBackend, total: str) -> None:
     """Complete jobs until none is left; say each once its completion is acknowledged."""
     session = make_session_id()
-    await backend.open_session(Session(id=session, ttl=30.0, names=("n",)))
+    await backend.consuming.open_session(Session(id=session, ttl=30.0, names=("n",)))
     number = 0
     settled: list[Completed] = []
     while True:
         number += 1
         request = ReserveRequest(int(total), LANES, nonce=os.urandom(16))
-        reply = await backend.exchange(session, number, settled, request)
+        reply = await backend.consuming.exchange(session, number, settled, request)
         for one, result in zip(settled, reply.results, strict=True):
             print_line(one.lease.job_id, result)
         settled = [Completed(one.lease, one.lease.job_id.encode()) for one in reply.deliveries]
@@ -59,7 +59,7 @@ async def work(backend: SQLiteBackend, total: str) -> None:
 
 async def wait(backend: SQLiteBackend, queue: str) -> None:
     """Wait for a notification; print that it waits, and that it was woken."""
-    waiting = asyncio.ensure_future(backend.wait([queue], 3600.0))
+    waiting = asyncio.ensure_future(backend.consuming.wait([queue], 3600.0))
     await asyncio.sleep(0)
     print_line("waiting")
     await waiting
@@ -73,13 +73,13 @@ async def fill(backend: SQLiteBackend, limit: str) -> None:
     stored = 0
     try:
         while stored < 100_000:
-            await backend.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
+            await backend.producing.enqueue([NewJob(f"f-{stored}", "n", "q", b"x" * 4000)])
             stored += 1
     except BackendError as error:
         print_line(type(error).__name__, stored)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    await backend.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
-    print_line("recovered", sum((await backend.count_jobs()).values()))
+    await backend.producing.enqueue([NewJob(f"f-{stored}", "n", "q", b"")])
+    print_line("recovered", sum((await backend.reads.count_jobs()).values()))
 
 
 async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
@@ -92,7 +92,7 @@ async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
     opened = False
     while loop.time() < end:
         try:
-            await backend.enqueue([NewJob(f"{prefix}-{stored}", "n", "q", b"x" * 3000)])
+            await backend.producing.enqueue([NewJob(f"{prefix}-{stored}", "n", "q", b"x" * 3000)])
             stored += 1
         except BackendError:
             refused += 1
@@ -100,16 +100,18 @@ async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
             refused += 1
             try:
                 if not opened:
-                    await backend.open_session(Session(id=session, ttl=300.0, names=("n",)))
+                    await backend.consuming.open_session(
+                        Session(id=session, ttl=300.0, names=("n",))
+                    )
                     opened = True
-                reply = await backend.exchange(session, number + 1, settled, request)
+                reply = await backend.consuming.exchange(session, number + 1, settled, request)
             except BackendError as error:
                 print_line("stuck", type(error).__name__, error)
                 continue
             number += 1
             completed += len(settled)
             settled = [Completed(one.lease, b"x" * 500) for one in reply.deliveries]
-            await backend.delete(COMPLETED, 1000)
+            await backend.maintenance.delete(COMPLETED, 1000)
     print_line("stored", stored, "completed", completed, "refused", refused)
 
 
@@ -141,28 +143,31 @@ def run_forked(path: str) -> None:
     backend = SQLiteBackend(Path(path))
     loop = asyncio.new_event_loop()
     loop.run_until_complete(backend.open())
-    loop.run_until_complete(backend.enqueue([NewJob("before", "n", "q", b"")]))
+    loop.run_until_complete(backend.producing.enqueue([NewJob("before", "n", "q", b"")]))
     child = os.fork()
     if child == 0:
         asyncio.run(run_in_child(backend))
         os._exit(0)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    loop.run_until_complete(backend.enqueue([NewJob("after", "n", "q", b"")]))
-    print_line("parent", status, sum(loop.run_until_complete(backend.count_jobs()).values()))
+    loop.run_until_complete(backend.producing.enqueue([NewJob("after", "n", "q", b"")]))
+    print_line("parent", status, sum(loop.run_until_complete(backend.reads.count_jobs()).values()))
     loop.run_until_complete(backend.close())
     loop.close()
 
 
 async def run_in_child(backend: SQLiteBackend) -> None:
     """What the child of a fork sees."""
-    for call in (backend.count_jobs(), backend.enqueue([NewJob("no", "n", "q", b"")])):
+    for call in (
+        backend.reads.count_jobs(),
+        backend.producing.enqueue([NewJob("no", "n", "q", b"")]),
+    ):
         try:
             await call
         except NimburionError as error:
             print_line(type(error).__name__, "fork" in str(error))
     await backend.open()
-    await backend.enqueue([NewJob("child", "n", "q", b"")])
-    print_line("child", sum((await backend.count_jobs()).values()))
+    await backend.producing.enqueue([NewJob("child", "n", "q", b"")])
+    print_line("child", sum((await backend.reads.count_jobs()).values()))
     await backend.close()
 
 
@@ -204,8 +209,8 @@ async def open_and_enqueue(path: str, whose: str) -> SQLiteBackend:
     backend = SQLiteBackend(Path(path))
     try:
         await backend.open()
-        await backend.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
-        print_line(whose, sum((await backend.count_jobs()).values()))
+        await backend.producing.enqueue([NewJob(os.urandom(8).hex(), "n", "q", b"")])
+        print_line(whose, sum((await backend.reads.count_jobs()).values()))
     except NimburionError as error:
         print_line(type(error).__name__, error)
     return backend

@@ -87,7 +87,7 @@ async def test_a_damaged_file(backend: SQLiteBackend) -> None:
     assert await find_check(backend, "integrity") == CheckResult(
         "integrity", "good", "the whole file was checked"
     )
-    await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
+    await backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
     await backend.close()
     damage_a_page(backend.path)
     await backend.open()
@@ -104,7 +104,7 @@ def damage_a_page(path: Path) -> None:
 
 
 async def test_a_check_is_bounded_in_time(backend: SQLiteBackend) -> None:
-    await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
+    await backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(2000)])
     with closing(open_reader(backend.path)) as connection:
         found = checks.check_integrity(connection, backend.path, seconds=-1.0)
     assert (found.verdict, found.text.split(";")[0]) == ("good", "no fault found in -1 s")
@@ -137,7 +137,7 @@ async def test_a_long_log(backend: SQLiteBackend) -> None:
 
 
 async def test_a_clock_that_was_set_back(backend: SQLiteBackend, clock: FakeClock) -> None:
-    await backend.enqueue([NewJob("a", "mail", "default", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "mail", "default", b"{}")])
     assert (await find_check(backend, "clock")).verdict == "good"
     clock.step_wall(-3600)
     found = await find_check(backend, "clock")
@@ -215,7 +215,7 @@ async def test_other_reads_do_not_wait_for_the_check_of_a_large_file(
     checking = asyncio.create_task(backend.check())
     async with asyncio.timeout(20.0):
         await started.wait()
-        assert await backend.list_queues() == []
+        assert await backend.reads.list_queues() == []
         assert not checking.done()
         may_end.set()
         assert "checked slowly" in {one.text for one in await checking}

@@ -59,7 +59,7 @@ async def make_file(path: Path) -> None:
     """A backend with one job, closed."""
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     await backend.close()
 
 
@@ -106,15 +106,15 @@ async def test_a_full_file_refuses_whole_calls_and_recovers(path: Path, clock: F
     free_bytes = 10 << 20
     backend = SQLiteBackend(path, clock=clock, measure=lambda _: free_bytes)
     await backend.open()
-    await backend.enqueue([NewJob("kept", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("kept", "n", "q", b"{}")])
     free_bytes = 0
     jobs = [NewJob(f"j-{n}", "n", "q", b"x" * 1000) for n in range(500)]
     with pytest.raises(BackendFull, match="workers then continue"):
-        await backend.enqueue(jobs)
-    assert sum((await backend.count_jobs()).values()) == 1
+        await backend.producing.enqueue(jobs)
+    assert sum((await backend.reads.count_jobs()).values()) == 1
     free_bytes = 10 << 20
-    await backend.enqueue(jobs)
-    assert sum((await backend.count_jobs()).values()) == 501
+    await backend.producing.enqueue(jobs)
+    assert sum((await backend.reads.count_jobs()).values()) == 501
     await backend.close()
 
 
@@ -148,7 +148,7 @@ def is_text(path: Path) -> bool:
 async def test_a_damaged_page_is_reported_and_nothing_is_deleted(path: Path) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
+    await backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 900) for n in range(500)])
     await backend.close()
     damaged = damage(path)
     backend = SQLiteBackend(path)
@@ -170,7 +170,7 @@ def damage(path: Path) -> int:
 
 async def use(backend: SQLiteBackend) -> None:
     await backend.open()
-    await backend.list_jobs(payloads=True, limit=500)
+    await backend.reads.list_jobs(payloads=True, limit=500)
 
 
 # Formats
@@ -259,7 +259,7 @@ async def test_a_local_one_is_not(path: Path, tmp_path: Path, table: str | None)
 
 async def test_a_handle_that_is_not_open_is_rejected(path: Path) -> None:
     backend = SQLiteBackend(path)
-    for call in (backend.count_jobs(), backend.ping(), backend.wait(["q"], 1.0)):
+    for call in (backend.reads.count_jobs(), backend.ping(), backend.consuming.wait(["q"], 1.0)):
         with pytest.raises(NotOpen, match=r"call open\(\) first"):
             await call
     await backend.open()
@@ -267,7 +267,7 @@ async def test_a_handle_that_is_not_open_is_rejected(path: Path) -> None:
     await backend.close()
     await backend.close()
     with pytest.raises(NotOpen):
-        await backend.enqueue([NewJob("a", "n", "q", b"")])
+        await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
 
 
 async def test_a_lock_held_too_long_is_unavailable_and_writes_nothing(
@@ -277,11 +277,11 @@ async def test_a_lock_held_too_long_is_unavailable_and_writes_nothing(
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(BackendUnavailable, match=r"kept .* locked") as caught:
-            await backend.enqueue([NewJob("a", "n", "q", b"")])
+            await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
         assert caught.value.outcome == "not applied"
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
         other.execute("ROLLBACK")
-    assert (await backend.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "created"
+    assert (await backend.producing.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "created"
 
 
 async def test_under_a_lock_each_call_has_a_time_of_its_own(
@@ -294,7 +294,7 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
     async def refused(number: int) -> float:
         began = loop.time()
         with pytest.raises(BackendUnavailable, match=r"kept .* locked"):
-            await backend.enqueue([NewJob(f"{number}", "n", "q", b"")])
+            await backend.producing.enqueue([NewJob(f"{number}", "n", "q", b"")])
         return loop.time() - began
 
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -303,7 +303,7 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
         other.execute("ROLLBACK")
     assert min(took) >= 0.4
     assert max(took) <= 0.5 * 1.5 + 2.0  # a busy machine; one after the other takes ten seconds
-    assert sum((await backend.count_jobs()).values()) == 0
+    assert sum((await backend.reads.count_jobs()).values()) == 0
 
 
 @pytest.mark.parametrize(
@@ -311,5 +311,5 @@ async def test_under_a_lock_each_call_has_a_time_of_its_own(
 )
 async def test_what_sqlite_cannot_hold_is_unstorable(backend: SQLiteBackend, job: NewJob) -> None:
     with pytest.raises(Unstorable):
-        await backend.enqueue([NewJob("good", "n", "q", b""), job])
-    assert sum((await backend.count_jobs()).values()) == 0
+        await backend.producing.enqueue([NewJob("good", "n", "q", b""), job])
+    assert sum((await backend.reads.count_jobs()).values()) == 0

@@ -38,7 +38,7 @@ async def other(backend: SQLiteBackend) -> AsyncIterator[SQLiteBackend]:
 
 def start_wait(backend: SQLiteBackend, *queues: str) -> asyncio.Task[None]:
     """Somebody who waits, without a timeout of note."""
-    return asyncio.create_task(backend.wait(queues, 1e9))
+    return asyncio.create_task(backend.consuming.wait(queues, 1e9))
 
 
 async def assert_wakes(task: asyncio.Task[None]) -> None:
@@ -57,33 +57,35 @@ async def test_an_enqueue_notifies(backend: SQLiteBackend, other: SQLiteBackend,
     task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
     sender = backend if own else other
-    await sender.enqueue([NewJob("a", "n", "elsewhere", b"")])
+    await sender.producing.enqueue([NewJob("a", "n", "elsewhere", b"")])
     await assert_keeps_waiting(task)
-    await sender.enqueue([NewJob("b", "n", "q", b"")])
+    await sender.producing.enqueue([NewJob("b", "n", "q", b"")])
     await assert_wakes(task)
 
 
 async def test_every_operation_that_makes_work_notifies(
     backend: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
 ) -> None:
-    await backend.enqueue([NewJob("a", "n", "q", b""), NewJob("b", "n", "q", b"", after=5.0)])
-    await backend.pause_queue("q", paused=True)
+    await backend.producing.enqueue(
+        [NewJob("a", "n", "q", b""), NewJob("b", "n", "q", b"", after=5.0)]
+    )
+    await backend.maintenance.pause_queue("q", paused=True)
     task = start_wait(other, "q")
     await assert_keeps_waiting(task)
-    await backend.pause_queue("q", paused=False)
+    await backend.maintenance.pause_queue("q", paused=False)
     await assert_wakes(task)
     task = start_wait(other, "q")
     clock.advance(5.0)
     await assert_keeps_waiting(task)
-    await backend.promote(10)
+    await backend.consuming.promote(10)
     await assert_wakes(task)
 
 
 async def test_a_notification_before_the_wait_ends_the_next_wait(
     backend: SQLiteBackend, other: SQLiteBackend
 ) -> None:
-    await backend.open_session(Session(id="s"))
-    await other.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.consuming.open_session(Session(id="s"))
+    await other.producing.enqueue([NewJob("a", "n", "q", b"")])
     await assert_wakes(start_wait(backend, "q"))
     task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
@@ -91,7 +93,7 @@ async def test_a_notification_before_the_wait_ends_the_next_wait(
 
 
 async def test_the_timeout_ends_a_wait(backend: SQLiteBackend, clock: FakeClock) -> None:
-    task = asyncio.create_task(backend.wait(["q"], 5.0))
+    task = asyncio.create_task(backend.consuming.wait(["q"], 5.0))
     await assert_keeps_waiting(task)
     clock.advance(5.0)
     await assert_wakes(task)
@@ -111,7 +113,7 @@ async def test_closing_ends_a_wait_and_removes_the_socket(path: Path, clock: Fak
 async def test_two_notifications_wake_all_waiters_of_a_handle(backend: SQLiteBackend) -> None:
     tasks = [start_wait(backend, "q"), start_wait(backend, "q", "p"), start_wait(backend, "p")]
     await assert_keeps_waiting(tasks[0])
-    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
     await assert_wakes(tasks[0])
     await assert_wakes(tasks[1])
     await assert_keeps_waiting(tasks[2])
@@ -121,9 +123,9 @@ async def test_two_notifications_wake_all_waiters_of_a_handle(backend: SQLiteBac
 async def test_full_sockets_and_many_notifications_are_tolerated(
     backend: SQLiteBackend, other: SQLiteBackend
 ) -> None:
-    await backend.open_session(Session(id="s"))
+    await backend.consuming.open_session(Session(id="s"))
     for n in range(600):  # more than a socket holds
-        await other.enqueue([NewJob(f"j-{n}", "n", f"q{n % 3}", b"")])
+        await other.producing.enqueue([NewJob(f"j-{n}", "n", f"q{n % 3}", b"")])
     await assert_wakes(start_wait(backend, "q1"))
 
 
@@ -133,7 +135,7 @@ async def test_without_sockets_own_notifications_still_arrive(
     find_socket_folder(path).write_text("in the way")
     task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
-    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
     await assert_wakes(task)
     find_socket_folder(path).unlink()
 
@@ -151,7 +153,7 @@ async def test_a_long_path_needs_no_folder_elsewhere(
         await each.open()
     task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
-    await other.enqueue([NewJob("a", "n", "q", b"")])
+    await other.producing.enqueue([NewJob("a", "n", "q", b"")])
     await assert_wakes(task)
     assert (folder / "jobs.db-sockets").is_dir()
     assert list(scratch.iterdir()) == []
@@ -203,11 +205,11 @@ def test_messages_carry_queue_names() -> None:
 
 
 async def test_a_freed_limit_notifies(backend: SQLiteBackend, other: SQLiteBackend) -> None:
-    await backend.enqueue([NewJob(one, "n", "q", b"") for one in "ab"])
-    await backend.open_session(Session(id="s", names=("n",), limits={"n": 1}))
-    reply = await backend.exchange("s", 1, [], ReserveRequest(5, (Lane("q", "n"),)))
+    await backend.producing.enqueue([NewJob(one, "n", "q", b"") for one in "ab"])
+    await backend.consuming.open_session(Session(id="s", names=("n",), limits={"n": 1}))
+    reply = await backend.consuming.exchange("s", 1, [], ReserveRequest(5, (Lane("q", "n"),)))
     (held,) = reply.deliveries
     task = start_wait(other, "q")
     await assert_keeps_waiting(task)
-    await backend.exchange("s", 2, [Released(held.lease, 60.0)], RESERVE_NOTHING)
+    await backend.consuming.exchange("s", 2, [Released(held.lease, 60.0)], RESERVE_NOTHING)
     await assert_wakes(task)

@@ -49,13 +49,13 @@ async def open_worker(
     """Open a session that serves these queues and names."""
     queues, names = (tuple(dict.fromkeys(column)) for column in zip(*lanes, strict=True))
     session = Session(
-        id=f"{len(await backend.list_sessions()) + 1:032x}",
+        id=f"{len(await backend.reads.list_sessions()) + 1:032x}",
         ttl=1e6,
         queues=queues,
         names=names,
         keyed_limits={names[0]: keyed} if keyed else {},
     )
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     return HandDrivenWorker(backend, session)
 
 
@@ -67,7 +67,7 @@ async def finish_all(worker: HandDrivenWorker) -> None:
 
 async def prune(backend: SQLiteBackend, clock: FakeClock) -> None:
     clock.advance(1.0)
-    await backend.prune(AT_ONCE, 1_000)
+    await backend.maintenance.prune(AT_ONCE, 1_000)
 
 
 def ask(path: Path, statement: str, *values: object) -> list[tuple[object, ...]]:
@@ -81,10 +81,10 @@ class TestBounds:
         self, backend: SQLiteBackend, path: Path
     ) -> None:
         """Numbers that nothing uses are used again, the lowest first."""
-        await backend.enqueue([make("first", "q1", "mail")])
+        await backend.producing.enqueue([make("first", "q1", "mail")])
         ask(path, "INSERT INTO lane (id, queue, name) VALUES (?, 'q', 'far')", LAST - 1)
         lanes = [(f"late{n}", "delete_user") for n in range(4)]
-        await backend.enqueue([make(f"{n}", *lane) for n, lane in enumerate(lanes)])
+        await backend.producing.enqueue([make(f"{n}", *lane) for n, lane in enumerate(lanes)])
         assert ask(path, "SELECT id FROM lane ORDER BY id") == [
             (1,), (2,), (3,), (4,), (LAST - 1,), (LAST,),
         ]  # fmt: skip
@@ -101,26 +101,26 @@ class TestBounds:
         self, backend: SQLiteBackend, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "MAX_LANE", 2)
-        await backend.enqueue([make("a", "q1"), make("b", "q2")])
+        await backend.producing.enqueue([make("a", "q1"), make("b", "q2")])
         with pytest.raises(BackendFull, match=r"all 2 numbers of lanes are used, and queue .q3. "):
-            await backend.enqueue([make("c", "q1"), make("d", "q3")])
+            await backend.producing.enqueue([make("c", "q1"), make("d", "q3")])
         worker = await open_worker(backend, ("q1", "n"))
         assert ids(await worker.take(9)) == ["a"]
-        await backend.enqueue([make("e", "q1")])
+        await backend.producing.enqueue([make("e", "q1")])
         leases = [delivery.lease for delivery in await worker.take(9)]
         await worker.settle(*(Completed(lease) for lease in leases))
         await finish_all(await open_worker(backend, ("q2", "n")))
         await prune(backend, clock)
-        await backend.enqueue([make("d", "q3")])
+        await backend.producing.enqueue([make("d", "q3")])
         assert ids(await (await open_worker(backend, ("q3", "n"))).take(9)) == ["d"]
 
     async def test_a_tenant_without_a_number_is_refused(
         self, backend: SQLiteBackend, path: Path
     ) -> None:
         ask(path, "INSERT INTO tenant (id, name) VALUES (?, 'last')", (1 << 43) - 1)
-        await backend.enqueue([make("a", tenant="last")])
+        await backend.producing.enqueue([make("a", tenant="last")])
         with pytest.raises(BackendFull, match="numbers of tenants are used"):
-            await backend.enqueue([make("b", tenant="new")])
+            await backend.producing.enqueue([make("b", tenant="new")])
         worker = await open_worker(backend, ("q", "n"))
         assert ids(await worker.take(9)) == ["a"]
 
@@ -129,8 +129,8 @@ class TestFreeing:
     async def test_lanes_and_tenants_without_jobs_are_deleted(
         self, backend: SQLiteBackend, path: Path, clock: FakeClock
     ) -> None:
-        await backend.enqueue([make(f"{n}", tenant=f"t{n}") for n in range(20)])
-        await backend.enqueue([make("plain", "q2")])
+        await backend.producing.enqueue([make(f"{n}", tenant=f"t{n}") for n in range(20)])
+        await backend.producing.enqueue([make("plain", "q2")])
         await finish_all(await open_worker(backend, ("q", "n"), ("q2", "n")))
         await prune(backend, clock)
         for table in ("tenant", "lane", "tenant_share", "finished_count"):
@@ -139,29 +139,31 @@ class TestFreeing:
     async def test_a_number_that_means_another_lane_now_is_not_remembered(
         self, backend: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
     ) -> None:
-        await backend.enqueue([make("a", "q1", "mail")])
+        await backend.producing.enqueue([make("a", "q1", "mail")])
         worker = await open_worker(backend, ("q1", "mail"), ("q2", "report"))
         await finish_all(worker)
         await prune(other, clock)
-        await other.enqueue([make("b", "q2", "report")])  # it gets the number of the other lane
-        await backend.enqueue([make("c", "q1", "mail")])
+        await other.producing.enqueue(
+            [make("b", "q2", "report")]
+        )  # it gets the number of the other lane
+        await backend.producing.enqueue([make("c", "q1", "mail")])
         deliveries = await worker.take(9)
         assert {(one.lease.job_id, one.queue, one.name) for one in deliveries} == {
             ("b", "q2", "report"),
             ("c", "q1", "mail"),
         }
-        assert (await backend.get_job("b")).name == "report"
+        assert (await backend.reads.get_job("b")).name == "report"
 
     async def test_a_number_that_means_another_tenant_now_is_not_remembered(
         self, backend: SQLiteBackend, other: SQLiteBackend, clock: FakeClock
     ) -> None:
-        await backend.enqueue([make("a", tenant="old")])
+        await backend.producing.enqueue([make("a", tenant="old")])
         worker = await open_worker(backend, ("q", "n"))
         await finish_all(worker)
         await prune(other, clock)
-        await other.enqueue([make("b", tenant="new")])
-        await backend.enqueue([make("c", tenant="old")])
-        uses = await backend.list_tenants()
+        await other.producing.enqueue([make("b", tenant="new")])
+        await backend.producing.enqueue([make("c", tenant="old")])
+        uses = await backend.reads.list_tenants()
         assert {(use.tenant, use.waiting) for use in uses.tenants} == {("new", 1), ("old", 1)}
 
     async def test_what_is_used_stays(
@@ -169,7 +171,7 @@ class TestFreeing:
     ) -> None:
         """Waiting, scheduled, parked, leased and kept jobs use the numbers of their lanes."""
         one = {"customer": KeyedLimit(concurrency=1)}
-        await backend.enqueue(
+        await backend.producing.enqueue(
             [
                 make("waiting", "waiting", tenant="waiting"),
                 NewJob(
@@ -202,16 +204,16 @@ class TestFreeing:
     async def test_a_replayed_job_waits_for_the_turn_of_its_own_tenant(
         self, backend: SQLiteBackend, clock: FakeClock
     ) -> None:
-        await backend.enqueue([make("dead", tenant="old")])
+        await backend.producing.enqueue([make("dead", tenant="old")])
         worker = await open_worker(backend, ("q", "n"))
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
         await prune(backend, clock)
-        await backend.enqueue([make("other", tenant="new")])
-        assert (await backend.replay(JobFilter(ids=("dead",)), 9)).ids == ["dead"]
-        uses = await backend.list_tenants()
+        await backend.producing.enqueue([make("other", tenant="new")])
+        assert (await backend.maintenance.replay(JobFilter(ids=("dead",)), 9)).ids == ["dead"]
+        uses = await backend.reads.list_tenants()
         assert {(use.tenant, use.waiting) for use in uses.tenants} == {("new", 1), ("old", 1)}
         assert sorted(ids(await worker.take(9))) == ["dead", "other"]
-        assert (await backend.get_job("dead")).state is State.PROCESSING
+        assert (await backend.reads.get_job("dead")).state is State.PROCESSING
 
     async def test_numbers_are_given_back_in_steps(
         self,
@@ -221,7 +223,7 @@ class TestFreeing:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr("nimburion.backends.sqlite.operations.MAX_CHECKED", 2)
-        await backend.enqueue([make(f"{n}", f"q{n}") for n in range(5)])
+        await backend.producing.enqueue([make(f"{n}", f"q{n}") for n in range(5)])
         await finish_all(await open_worker(backend, *((f"q{n}", "n") for n in range(1, 5))))
         counts = []
         for _ in range(4):

@@ -36,7 +36,7 @@ async def open_new(path: Path) -> SQLiteBackend:
     """A backend with a job."""
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     return backend
 
 

@@ -43,7 +43,7 @@ async def test_makers_and_workers_at_once_lose_nothing(path: Path, start: Start)
     ends = Counter(read_output(start("work", path, 500)))
     backend = SQLiteBackend(path)
     await backend.open()
-    counts = await backend.count_jobs()
+    counts = await backend.reads.count_jobs()
     await backend.close()
     assert counts[State.COMPLETED] == 1000 == sum(counts.values())
     assert set(ends.values()) <= {1}
@@ -63,7 +63,7 @@ async def test_kill_while_enqueueing_keeps_what_was_acknowledged(path: Path, sta
     kept = set[str]()
     after: str | None = None
     while True:
-        page = await backend.list_jobs(limit=1000, after=after)
+        page = await backend.reads.list_jobs(limit=1000, after=after)
         kept.update(job.id for job in page.jobs)
         if page.next is None:
             break
@@ -78,7 +78,7 @@ async def test_kill_while_exchanging_repeats_but_never_loses(path: Path, start: 
     backend = SQLiteBackend(path, clock=Later())
     await backend.open()
     ids = [f"j-{n}" for n in range(3000)]
-    await backend.enqueue([NewJob(one, "n", "q", b"{}") for one in ids])
+    await backend.producing.enqueue([NewJob(one, "n", "q", b"{}") for one in ids])
     ended: Counter[str] = Counter()
     for turn in range(4):
         worker = start("work", path, 20)
@@ -86,24 +86,24 @@ async def test_kill_while_exchanging_repeats_but_never_loses(path: Path, start: 
             ended[read_line(worker).split()[0]] += 1
         worker.send_signal(signal.SIGKILL)
         ended.update(line.split()[0] for line in read_output(worker)[:-1])
-        rescued = await backend.rescue(1000, max_lost=100)
+        rescued = await backend.consuming.rescue(1000, max_lost=100)
         assert len(rescued.returned) <= 20
     assert set(ended.values()) == {1}
-    completed = await backend.list_jobs(limit=3000)
+    completed = await backend.reads.list_jobs(limit=3000)
     assert ended.keys() <= {job.id for job in completed.jobs if job.state is State.COMPLETED}
     await drain(backend)
-    assert (await backend.count_jobs())[State.COMPLETED] == 3000
+    assert (await backend.reads.count_jobs())[State.COMPLETED] == 3000
     await backend.close()
     assert_sound(path)
 
 
 async def drain(backend: SQLiteBackend) -> None:
     """Complete what is left."""
-    await backend.open_session(Session(id="last", names=("n",)))
+    await backend.consuming.open_session(Session(id="last", names=("n",)))
     settled: list[Completed] = []
     for number in range(1, 1000):
         request = ReserveRequest(500, (Lane("q", "n"),), nonce=bytes(16))
-        reply = await backend.exchange("last", number, settled, request)
+        reply = await backend.consuming.exchange("last", number, settled, request)
         settled = [Completed(one.lease) for one in reply.deliveries]
         if not settled:
             return
@@ -114,8 +114,8 @@ async def test_an_enqueue_wakes_another_process(path: Path, start: Start) -> Non
     await backend.open()
     waiter = start("wait", path, "q")
     assert read_line(waiter) == "waiting"
-    await backend.enqueue([NewJob("other", "n", "elsewhere", b"")])
-    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob("other", "n", "elsewhere", b"")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
     assert read_line(waiter) == "woken"  # its own timeout is an hour
     await backend.close()
     assert read_output(waiter) == []
@@ -129,7 +129,7 @@ async def test_the_socket_of_a_killed_waiter_is_removed(path: Path, start: Start
     assert len(sockets(path)) == 1
     waiter.send_signal(signal.SIGKILL)
     waiter.wait()
-    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
     await backend.close()
     assert sockets(path) == []
 

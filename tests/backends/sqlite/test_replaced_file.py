@@ -68,22 +68,22 @@ EVERY_WAY = pytest.mark.parametrize(
 
 def let_time_pass(backend: SQLiteBackend) -> None:
     """As much as passes until all files are looked at again."""
-    assert backend.files is not None
-    backend.files._next_check = 0.0
+    assert backend._file.open_files is not None
+    backend._file.open_files._next_check = 0.0
 
 
 @EVERY_WAY
 async def test_every_call_is_refused(path: Path, replace_file: ReplaceFile, message: str) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue([NewJob("before", "n", "q", b"{}")])
-    await backend.open_session(Session(id="s", names=("n",)))
+    await backend.producing.enqueue([NewJob("before", "n", "q", b"{}")])
+    await backend.consuming.open_session(Session(id="s", names=("n",)))
     replace_file(path)
     let_time_pass(backend)
     for call in (
-        backend.enqueue([NewJob("after", "n", "q", b"{}")]),
-        backend.heartbeat("s"),
-        backend.count_jobs(),
+        backend.producing.enqueue([NewJob("after", "n", "q", b"{}")]),
+        backend.consuming.heartbeat("s"),
+        backend.reads.count_jobs(),
         backend.ping(),
     ):
         with pytest.raises(BackendReplaced, match=message) as caught:
@@ -98,7 +98,7 @@ async def ids_in(path: Path) -> set[str]:
     """The jobs of a file, as a process sees them that opens it now."""
     backend = SQLiteBackend(path)
     await backend.open()
-    found = {job.id for job in (await backend.list_jobs()).jobs}
+    found = {job.id for job in (await backend.reads.list_jobs()).jobs}
     await backend.close()
     return found
 
@@ -108,9 +108,9 @@ async def test_the_very_next_enqueue_is_refused(path: Path, replace_file: Replac
     """However short ago the last look was: no acknowledgement for what is lost."""
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue([NewJob("before", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("before", "n", "q", b"{}")])
     replace_file(path)
-    calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
+    calls = [backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"{}")]) for n in range(5)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(one) for one in results] == [BackendReplaced] * 5
     await backend.close()
@@ -127,7 +127,7 @@ async def test_an_error_of_the_driver_says_that_the_file_is_gone(path: Path, rea
         sqlite3.connect(f"file:{path}?mode=rw", uri=True).execute("SELECT 1")
 
     with pytest.raises(BackendReplaced, match=r"jobs\.db was deleted") as caught:
-        await (backend._read(fail) if reads else backend._write(fail))
+        await (backend._file.read(fail) if reads else backend._file.write(fail))
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
     await backend.close()
 
@@ -145,7 +145,7 @@ async def test_an_error_of_one_call_among_several_says_that_the_file_is_gone(pat
         moved.rename(path)
 
     results = await asyncio.gather(
-        backend._write(fail), backend._write(put_back), return_exceptions=True
+        backend._file.write(fail), backend._file.write(put_back), return_exceptions=True
     )
     assert [type(one) for one in results] == [BackendReplaced, type(None)]
     await backend.close()
@@ -156,23 +156,23 @@ async def test_it_goes_on_when_the_same_file_is_back(path: Path) -> None:
     await backend.open()
     moved = path.rename(path.with_name("aside.db"))  # noqa: ASYNC240
     with pytest.raises(BackendReplaced):
-        await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     moved.rename(path)
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
-    assert (await backend.count_jobs())[State.PENDING] == 1
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 1
     await backend.close()
 
 
 async def test_closed_and_opened_again_it_uses_the_new_file(path: Path) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     delete(path)
     with pytest.raises(BackendReplaced):
-        await backend.enqueue([NewJob("b", "n", "q", b"{}")])
+        await backend.producing.enqueue([NewJob("b", "n", "q", b"{}")])
     await backend.close()
     await backend.open()
-    await backend.enqueue([NewJob("b", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("b", "n", "q", b"{}")])
     await backend.close()
     assert await ids_in(path) == {"b"}
 
@@ -212,9 +212,11 @@ async def test_no_transaction_begins_on_another_file(path: Path) -> None:
     await backend.open()
     rename_over(path)
     with pytest.raises(BackendReplaced):
-        await backend.transaction(None).begin()
+        await backend.producing.transaction(None).begin()
     with closing(sqlite3.connect(path)) as connection, pytest.raises(BackendReplaced):
-        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+        )
     await backend.close()
 
 
@@ -227,10 +229,10 @@ async def test_another_working_directory_is_no_other_file(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     let_time_pass(backend)
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     handle = backend.new_handle()
     await handle.open()
-    assert (await handle.count_jobs())[State.PENDING] == 1
+    assert (await handle.reads.count_jobs())[State.PENDING] == 1
     await handle.close()
     await backend.close()
 
@@ -288,11 +290,11 @@ async def test_a_worker_reports_it_within_a_heartbeat_and_takes_no_job_of_the_ne
         delete(path)
         other = SQLiteBackend(path)
         await other.open()
-        await other.enqueue([NewJob("a", "note", "default", b"{}")])
+        await other.producing.enqueue([NewJob("a", "note", "default", b"{}")])
         await noticed.event.wait()
         await gave_up.event.wait()
         assert processor.health().state != "ready"
-        assert (await other.count_jobs())[State.PENDING] == 1
+        assert (await other.reads.count_jobs())[State.PENDING] == 1
         await other.close()
     for one in (noticed, gave_up):
         log.removeHandler(one)

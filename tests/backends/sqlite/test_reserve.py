@@ -66,14 +66,14 @@ async def test_the_backend_hands_out_in_the_specified_order(
     with tempfile.TemporaryDirectory() as folder:
         backend = SQLiteBackend(Path(folder) / "jobs.db", clock=clock)
         await backend.open()
-        await backend.enqueue(
+        await backend.producing.enqueue(
             [
                 NewJob(str(one.seq), one.lane.name, one.lane.queue, b"", one.priority, one.due)
                 for one in line
             ]
         )
-        await backend.open_session(Session(id="s", names=tuple("abcd"), limits=bounds))
-        reply = await backend.exchange("s", 1, [], request)
+        await backend.consuming.open_session(Session(id="s", names=tuple("abcd"), limits=bounds))
+        reply = await backend.consuming.exchange("s", 1, [], request)
         await backend.close()
     handed = [int(delivery.lease.job_id) for delivery in reply.deliveries]
     assert handed == choose_by_specification(line, request, bounds, clock.now())
@@ -119,15 +119,17 @@ def compute_rank(
 
 
 async def test_a_request_without_lanes_reports_none_waiting(backend: SQLiteBackend) -> None:
-    await backend.enqueue([NewJob("a", "a", "p", b"")])
-    await backend.open_session(Session(id="s", names=("a",)))
+    await backend.producing.enqueue([NewJob("a", "a", "p", b"")])
+    await backend.consuming.open_session(Session(id="s", names=("a",)))
     request = ReserveRequest(1, (Lane("p", "a"),))
-    assert len((await backend.exchange("s", 1, [], request)).deliveries) == 1
-    await backend.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
-    reply = await backend.exchange("s", 2, [], ReserveRequest(0))
+    assert len((await backend.consuming.exchange("s", 1, [], request)).deliveries) == 1
+    await backend.producing.enqueue([NewJob("b", "a", "p", b""), NewJob("c", "b", "p", b"")])
+    reply = await backend.consuming.exchange("s", 2, [], ReserveRequest(0))
     assert (reply.deliveries, reply.waiting) == ([], [])
-    assert (await backend.exchange("s", 3, [], request)).waiting == []
-    assert (await backend.exchange("s", 4, [], ReserveRequest(0, request.lanes))).waiting == []
+    assert (await backend.consuming.exchange("s", 3, [], request)).waiting == []
+    assert (
+        await backend.consuming.exchange("s", 4, [], ReserveRequest(0, request.lanes))
+    ).waiting == []
 
 
 @pytest.mark.parametrize("young", [7, 8], ids=["at the end of a reading", "inside one"])
@@ -137,9 +139,9 @@ async def test_old_jobs_stand_behind_the_urgent_ones_of_their_lane(
     now = clock.now()
     urgent = [NewJob(f"urgent-{n}", "a", "q", b"", 9, now - 1) for n in range(young)]
     old = [NewJob(f"old-{n}", "a", "q", b"", 3, now - 1000) for n in range(30)]
-    await backend.enqueue([*urgent, *old, NewJob("other", "b", "q", b"", 1, now)])
-    await backend.open_session(Session(id="s", names=("a", "b")))
+    await backend.producing.enqueue([*urgent, *old, NewJob("other", "b", "q", b"", 1, now)])
+    await backend.consuming.open_session(Session(id="s", names=("a", "b")))
     request = ReserveRequest(10, (Lane("q", "a"), Lane("q", "b")), ageing=60.0)
-    reply = await backend.exchange("s", 1, [], request)
+    reply = await backend.consuming.exchange("s", 1, [], request)
     handed = [delivery.lease.job_id for delivery in reply.deliveries]
     assert handed == [job.id for job in [*urgent, *old]][:10]

@@ -24,7 +24,9 @@ async def test_any_mix_is_ordered_as_in_the_memory_backend(seed: int, tmp_path: 
     backends = MemoryBackend(clock=clock), SQLiteBackend(tmp_path / "jobs.db", clock=clock)
     for backend in backends:
         await backend.open()
-        await backend.open_session(Session(id="s", names=tuple(lane.name for lane in lanes)))
+        await backend.consuming.open_session(
+            Session(id="s", names=tuple(lane.name for lane in lanes))
+        )
     crowded = random.random() < 0.5
     for _ in range(6):
         jobs = [
@@ -40,13 +42,15 @@ async def test_any_mix_is_ordered_as_in_the_memory_backend(seed: int, tmp_path: 
             for _ in range(random.randint(1, 60))
         ]
         for backend in backends:
-            await backend.enqueue(jobs)
+            await backend.producing.enqueue(jobs)
         clock.advance(random.choice([0.0, 1.0, 61.0, 200.0]))
     number = 0
     while True:
         number += 1
         request = ReserveRequest(random.randint(1, 50), lanes, queues, nonce=bytes(16))
-        replies = [await backend.exchange("s", number, [], request) for backend in backends]
+        replies = [
+            await backend.consuming.exchange("s", number, [], request) for backend in backends
+        ]
         handed_out = [[one.lease.job_id for one in reply.deliveries] for reply in replies]
         assert handed_out[0] == handed_out[1]
         if not handed_out[0]:

@@ -53,7 +53,9 @@ class Volume:
 
 async def check(backend: SQLiteBackend, volume: Volume) -> None:
     """Check the volume after a call."""
-    (pages,) = await backend._read(lambda db: db.connection.execute("PRAGMA page_count").fetchone())
+    (pages,) = await backend._file.read(
+        lambda db: db.connection.execute("PRAGMA page_count").fetchone()
+    )
     volume.check(pages)
 
 
@@ -70,7 +72,7 @@ async def test_a_checkpoint_always_fits(path: Path, size: int, batch: int) -> No
     for number in range(2):
         stored.append(await fill(backend, volume, batch, 2000 * size // MIB))
         await settle(backend, volume, f"s{number}")
-        while await backend.delete(COMPLETED, 500):
+        while await backend.maintenance.delete(COMPLETED, 500):
             await check(backend, volume)
     assert stored[1] >= stored[0] * 0.8 >= 10
     await backend.close()
@@ -82,7 +84,7 @@ async def fill(backend: SQLiteBackend, volume: Volume, batch: int, length: int) 
     for stored in range(0, 100_000, batch):
         jobs = [NewJob(os.urandom(8).hex(), "n", "q", b"x" * length) for _ in range(batch)]
         try:
-            await backend.enqueue(jobs)
+            await backend.producing.enqueue(jobs)
         except BackendFull:
             await check(backend, volume)
             return stored
@@ -92,24 +94,26 @@ async def fill(backend: SQLiteBackend, volume: Volume, batch: int, length: int) 
 
 async def settle(backend: SQLiteBackend, volume: Volume, session: str) -> None:
     """Complete all jobs, as many at once as a worker does."""
-    await backend.open_session(Session(id=session, names=("n",)))
+    await backend.consuming.open_session(Session(id=session, names=("n",)))
     settled: list[Completed] = []
     for number in range(1, 10_000):
         request = ReserveRequest(500, (Lane("q", "n"),), nonce=os.urandom(16))
-        reply = await backend.exchange(session, number, settled, request)
+        reply = await backend.consuming.exchange(session, number, settled, request)
         await check(backend, volume)
         settled = [Completed(one.lease, b"{}") for one in reply.deliveries]
         if not settled:
             break
-    await backend.heartbeat(session)
-    await backend.close_session(session)
+    await backend.consuming.heartbeat(session)
+    await backend.consuming.close_session(session)
 
 
 async def test_a_group_of_calls_gets_no_more_than_one(path: Path) -> None:
     volume = Volume(path, 8 * MIB)
     backend = SQLiteBackend(path, measure=volume.measure)
     await backend.open()
-    calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 50_000)]) for n in range(200)]
+    calls = [
+        backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 50_000)]) for n in range(200)
+    ]
     results = await asyncio.gather(*calls, return_exceptions=True)
     kinds = {type(one) for one in results}
     assert kinds == {list, BackendFull}
@@ -124,9 +128,11 @@ async def test_a_call_too_large_for_the_disk_leaves_nothing_in_the_log(path: Pat
     volume = Volume(path, 300 * MIB)
     backend = SQLiteBackend(path, measure=volume.measure)
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     with pytest.raises(BackendFull):
-        await backend.enqueue([NewJob(f"j-{n}", "n", "q", b"x" * 990_000) for n in range(160)])
+        await backend.producing.enqueue(
+            [NewJob(f"j-{n}", "n", "q", b"x" * 990_000) for n in range(160)]
+        )
     assert measure_size(path.with_name("jobs.db-wal")) < MIB
     await check(backend, volume)
     await settle(backend, volume, "s")
@@ -140,12 +146,16 @@ async def test_on_a_callers_connection_it_is_refused_too(path: Path) -> None:
     await fill(backend, volume, 1, 2000)
     with closing(sqlite3.connect(path)) as connection:
         with pytest.raises(BackendFull, match="workers then continue"):
-            await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+            await backend.producing.enqueue_in(
+                CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+            )
         connection.rollback()
         volume.size = 20 * MIB
-        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+        )
         connection.commit()
-    assert (await backend.get_job("a")).id == "a"
+    assert (await backend.reads.get_job("a")).id == "a"
     await backend.close()
 
 
@@ -154,7 +164,7 @@ async def test_a_reader_that_stays_makes_it_full_until_it_goes(path: Path) -> No
     volume = Volume(path, 4 * MIB)
     backend = SQLiteBackend(path, measure=volume.measure)
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM job").fetchone()
@@ -205,7 +215,7 @@ async def test_a_small_disk_is_used_again_and_again(small_disk: Path) -> None:
     for number in range(3):
         assert await fill(backend, volume, 1, 2000) > 30
         await settle(backend, volume, f"s{number}")
-        while await backend.delete(COMPLETED, 500):
+        while await backend.maintenance.delete(COMPLETED, 500):
             pass
     await backend.close()
     assert_sound(path)
@@ -215,13 +225,15 @@ async def test_what_others_take_of_the_disk_is_waited_for(small_disk: Path) -> N
     ballast = small_disk / "ballast"
     backend = SQLiteBackend(small_disk / "jobs.db")
     await backend.open()
-    await backend.enqueue([NewJob("a", "n", "q", b"x" * 2000)])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"x" * 2000)])
     take_all(ballast)
     with pytest.raises(BackendFull):
-        await backend.enqueue([NewJob(f"b-{n}", "n", "q", b"x" * 2000) for n in range(100)])
+        await backend.producing.enqueue(
+            [NewJob(f"b-{n}", "n", "q", b"x" * 2000) for n in range(100)]
+        )
     ballast.unlink()
-    await backend.enqueue([NewJob("more", "n", "q", b"{}")])
-    assert (await backend.count_jobs())[State.PENDING] == 2
+    await backend.producing.enqueue([NewJob("more", "n", "q", b"{}")])
+    assert (await backend.reads.count_jobs())[State.PENDING] == 2
     await backend.close()
     assert_sound(small_disk / "jobs.db")
 

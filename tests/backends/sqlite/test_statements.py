@@ -224,36 +224,42 @@ async def test_any_text_and_bytes_come_back_as_they_went_in(
 ) -> None:
     payload = text.encode() + b"\0\xff\xfe"
     options = JobOptions(headers={text: text}, tenant=text, correlation_id=text, unique_key=text)
-    await backend.enqueue([NewJob(text, text, text, payload, options=options)])
-    await backend.open_session(Session(id=text, host=text, names=(text,), queues=(text,)))
+    await backend.producing.enqueue([NewJob(text, text, text, payload, options=options)])
+    await backend.consuming.open_session(Session(id=text, host=text, names=(text,), queues=(text,)))
     request = ReserveRequest(1, (Lane(text, text),), nonce=bytes(16))
-    reply = await backend.exchange(text, 1, [], request)
+    reply = await backend.consuming.exchange(text, 1, [], request)
     (delivery,) = reply.deliveries
     assert (delivery.lease.job_id, delivery.name, delivery.queue) == (text, text, text)
     assert (delivery.payload, delivery.options) == (payload, options)
-    record = await backend.get_job(text)
+    record = await backend.reads.get_job(text)
     assert (record.payload, record.options, record.session) == (payload, options, text)
-    await backend.exchange(text, 2, [Completed(delivery.lease, payload)], ReserveRequest(0))
-    assert (await backend.get_job(text)).result == payload
+    await backend.consuming.exchange(
+        text, 2, [Completed(delivery.lease, payload)], ReserveRequest(0)
+    )
+    assert (await backend.reads.get_job(text)).result == payload
 
 
 async def test_payloads_too_large_for_one_value_come_in_parts(backend: SQLiteBackend) -> None:
     payloads = [bytes([n]) * (n * 100) for n in range(1, 40)]
     jobs = [NewJob(f"j-{n}", "n", "q", payload) for n, payload in enumerate(payloads)]
-    await backend.enqueue(jobs)
-    await backend.open_session(Session(id="s", names=("n",)))
-    await backend._write(lambda db: db.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000))
-    reply = await backend.exchange("s", 1, [], ReserveRequest(100, (Lane("q", "n"),)))
+    await backend.producing.enqueue(jobs)
+    await backend.consuming.open_session(Session(id="s", names=("n",)))
+    await backend._file.write(
+        lambda db: db.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+    )
+    reply = await backend.consuming.exchange("s", 1, [], ReserveRequest(100, (Lane("q", "n"),)))
     assert [delivery.payload for delivery in reply.deliveries] == payloads
 
 
 async def test_a_batch_of_ten_thousand_keeps_its_order(backend: SQLiteBackend) -> None:
     jobs = [NewJob(f"j-{n}", "n", "q", b"%d" % n) for n in range(10_000)]
-    results = await backend.enqueue(jobs)
+    results = await backend.producing.enqueue(jobs)
     assert [one.outcome for one in results] == ["created"] * 10_000
-    await backend.open_session(Session(id="s", names=("n",)))
-    reply = await backend.exchange("s", 1, [], ReserveRequest(10_000, (Lane("q", "n"),)))
+    await backend.consuming.open_session(Session(id="s", names=("n",)))
+    reply = await backend.consuming.exchange("s", 1, [], ReserveRequest(10_000, (Lane("q", "n"),)))
     assert [int(delivery.payload) for delivery in reply.deliveries] == list(range(10_000))
     settled = [Completed(d.lease, d.payload) for d in reply.deliveries]
-    assert set((await backend.exchange("s", 2, settled, ReserveRequest(0))).results) == {"done"}
-    assert (await backend.get_job("j-9999")).result == b"9999"
+    assert set((await backend.consuming.exchange("s", 2, settled, ReserveRequest(0))).results) == {
+        "done"
+    }
+    assert (await backend.reads.get_job("j-9999")).result == b"9999"

@@ -26,10 +26,12 @@ async def test_turns_of_a_name_at_its_limit_are_not_read(
     """The limit is reached within the exchange, which does not look for its other tenants."""
     backend = SQLiteBackend(tmp_path / "jobs.db")
     await backend.open()
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [NewJob(f"{n}", "n", "q", b"{}", options=JobOptions(tenant=f"{n}")) for n in range(200)]
     )
-    await backend.open_session(Session(id="5" * 32, ttl=60.0, names=("n",), limits={"n": 5}))
+    await backend.consuming.open_session(
+        Session(id="5" * 32, ttl=60.0, names=("n",), limits={"n": 5})
+    )
     turns: list[Turn] = []
     read_more = TurnReader.read_more
 
@@ -39,7 +41,7 @@ async def test_turns_of_a_name_at_its_limit_are_not_read(
         return found
 
     monkeypatch.setattr(TurnReader, "read_more", read_and_count)
-    reply = await backend.exchange("5" * 32, 1, [], ReserveRequest(10, (Lane("q", "n"),)))
+    reply = await backend.consuming.exchange("5" * 32, 1, [], ReserveRequest(10, (Lane("q", "n"),)))
     assert len(reply.deliveries) == 5
     assert len(turns) <= 20
     await backend.close()
@@ -49,17 +51,19 @@ async def test_idle_tenants_are_forgotten_in_steps(tmp_path: Path) -> None:
     path, tenants = tmp_path / "jobs.db", MAX_FORGOTTEN + 200
     backend = SQLiteBackend(path)
     await backend.open()
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [NewJob(f"{n}", "n", "q", b"{}", options=JobOptions(tenant=f"{n}")) for n in range(tenants)]
     )
-    await backend.open_session(Session(id="5" * 32, ttl=60.0, names=("n",)))
-    reply = await backend.exchange("5" * 32, 1, [], ReserveRequest(tenants, (Lane("q", "n"),)))
+    await backend.consuming.open_session(Session(id="5" * 32, ttl=60.0, names=("n",)))
+    reply = await backend.consuming.exchange(
+        "5" * 32, 1, [], ReserveRequest(tenants, (Lane("q", "n"),))
+    )
     completed = [Completed(delivery.lease) for delivery in reply.deliveries]
-    await backend.exchange("5" * 32, 2, completed, ReserveRequest(1, (Lane("q", "n"),)))
+    await backend.consuming.exchange("5" * 32, 2, completed, ReserveRequest(1, (Lane("q", "n"),)))
     left = []
     with closing(sqlite3.connect(path)) as connection:
         for _ in range(2):
-            await backend.prune(Retention(), 1_000)
+            await backend.maintenance.prune(Retention(), 1_000)
             left += connection.execute("SELECT count(*) FROM tenant_share").fetchone()
     await backend.close()
     assert left == [200, 0]

@@ -83,8 +83,10 @@ async def test_a_connection_that_commits_each_statement_is_refused(
         closing(sqlite3.connect(path, **options)) as connection,
         pytest.raises(UnusableConnection, match="no transaction is open"),
     ):
-        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
-    assert sum((await backend.count_jobs()).values()) == 0
+        await backend.producing.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+        )
+    assert sum((await backend.reads.count_jobs()).values()) == 0
 
 
 async def test_the_callers_own_settings_do_not_matter(backend: SQLiteBackend, path: Path) -> None:
@@ -92,11 +94,11 @@ async def test_the_callers_own_settings_do_not_matter(backend: SQLiteBackend, pa
         connection.row_factory = lambda cursor, row: {"a dict": row}
         connection.text_factory = bytes
         jobs = [NewJob("a", "n", "q", b"{}"), NewJob("a", "n", "q", b"{}")]
-        results = await backend.enqueue_in(CallerConnection(connection), jobs)
+        results = await backend.producing.enqueue_in(CallerConnection(connection), jobs)
         assert [one.outcome for one in results] == ["created", "exists"]
         assert connection.execute("SELECT 'x'").fetchone() == {"a dict": (b"x",)}
         connection.commit()
-    assert (await backend.get_job("a")).state is State.PENDING
+    assert (await backend.reads.get_job("a")).state is State.PENDING
 
 
 async def test_a_database_in_memory_is_refused(backend: SQLiteBackend) -> None:
@@ -104,14 +106,18 @@ async def test_a_database_in_memory_is_refused(backend: SQLiteBackend) -> None:
         closing(sqlite3.connect(":memory:")) as connection,
         pytest.raises(UnusableConnection, match="a database in memory"),
     ):
-        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+        )
 
 
 async def test_a_closed_connection_is_rejected(backend: SQLiteBackend, path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         pass
     with pytest.raises(UnusableConnection, match="closed database"):
-        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+        )
 
 
 async def test_a_connection_of_another_thread_is_rejected(
@@ -121,7 +127,9 @@ async def test_a_connection_of_another_thread_is_rejected(
     with ThreadPoolExecutor(1) as thread:
         connection = await loop.run_in_executor(thread, sqlite3.connect, path)
         with pytest.raises(UnusableConnection, match="same thread"):
-            await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+            await backend.producing.enqueue_in(
+                CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+            )
         await loop.run_in_executor(thread, connection.close)
 
 
@@ -131,9 +139,11 @@ async def test_a_transaction_that_read_too_early_names_begin_immediate(
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM job").fetchone()
-        await backend.enqueue([NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue([NewJob("a", "n", "q", b"{}")])
         with pytest.raises(BackendUnavailable, match="BEGIN IMMEDIATE") as unavailable:
-            await backend.enqueue_in(CallerConnection(connection), [NewJob("b", "n", "q", b"{}")])
+            await backend.producing.enqueue_in(
+                CallerConnection(connection), [NewJob("b", "n", "q", b"{}")]
+            )
     assert unavailable.value.outcome == "not applied"
 
 
@@ -142,15 +152,15 @@ async def test_an_open_transaction_delays_writes_only_after_it_has_written(
 ) -> None:
     monkeypatch.setattr("nimburion.backends.sqlite.connection.threads.BUSY_TIMEOUT", 0.05)
     session = Session(id="5e" * 16, ttl=60.0, names=("n",))
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     writes: list[Callable[[int], Awaitable[object]]] = [
-        lambda n: backend.exchange(session.id, n, [], RESERVE_NOTHING),
-        lambda _: backend.heartbeat(session.id),
-        lambda _: backend.rescue(9, max_lost=3),
-        lambda _: backend.promote(9),
-        lambda _: backend.prune(Retention(), 9),
-        lambda n: backend.enqueue([NewJob(f"{n}", "n", "q", b"{}")]),
-        lambda _: backend.pause_queue("q", paused=True),
+        lambda n: backend.consuming.exchange(session.id, n, [], RESERVE_NOTHING),
+        lambda _: backend.consuming.heartbeat(session.id),
+        lambda _: backend.consuming.rescue(9, max_lost=3),
+        lambda _: backend.consuming.promote(9),
+        lambda _: backend.maintenance.prune(Retention(), 9),
+        lambda n: backend.producing.enqueue([NewJob(f"{n}", "n", "q", b"{}")]),
+        lambda _: backend.maintenance.pause_queue("q", paused=True),
     ]
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN")
@@ -159,13 +169,15 @@ async def test_an_open_transaction_delays_writes_only_after_it_has_written(
             await write(1)
         connection.execute("COMMIT")
         connection.execute("BEGIN")
-        await backend.enqueue_in(CallerConnection(connection), [NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(
+            CallerConnection(connection), [NewJob("a", "n", "q", b"{}")]
+        )
         for write in writes:
             with pytest.raises(BackendUnavailable) as refused:
                 await write(2)
             assert refused.value.outcome == "not applied"
-        assert (await backend.get_job("1")).name == "n"
-        assert sum((await backend.count_jobs()).values()) == 1
+        assert (await backend.reads.get_job("1")).name == "n"
+        assert sum((await backend.reads.count_jobs()).values()) == 1
         connection.execute("COMMIT")
     for write in writes:
         await write(2)
@@ -174,11 +186,11 @@ async def test_an_open_transaction_delays_writes_only_after_it_has_written(
 async def test_callers_transactions_need_an_open_backend(path: Path) -> None:
     backend = SQLiteBackend(path)
     with pytest.raises(NotOpen):
-        backend.transaction(None)
+        backend.producing.transaction(None)
     await backend.open()
     await backend.close()
     with pytest.raises(NotOpen):
-        await backend.enqueue_in(CallerConnection(None), [NewJob("a", "n", "q", b"{}")])
+        await backend.producing.enqueue_in(CallerConnection(None), [NewJob("a", "n", "q", b"{}")])
 
 
 def test_a_plain_script_enqueues_in_a_transaction_on_its_own_thread(
@@ -213,8 +225,10 @@ async def test_a_connection_of_a_loop_is_not_used_from_a_thread(
 async def test_a_waiter_wakes_after_a_commit_on_a_callers_connection(
     backend: SQLiteBackend, path: Path, application: sqlite3.Connection
 ) -> None:
-    waiting = asyncio.create_task(backend.wait(["q"], 1_000.0))
-    await backend.enqueue_in(CallerConnection(application), [NewJob("a", "n", "q", b"{}")])
+    waiting = asyncio.create_task(backend.consuming.wait(["q"], 1_000.0))
+    await backend.producing.enqueue_in(
+        CallerConnection(application), [NewJob("a", "n", "q", b"{}")]
+    )
     await asyncio.sleep(0)
     assert not waiting.done()
     application.commit()
@@ -332,7 +346,7 @@ async def test_a_hook_for_a_failed_attempt_cannot_complete_the_job(
     processor.register("pay", pay, max_retries=1, retry_backoff=0.0)
     job_id = await processor.enqueue_raw("pay", b"{}")
     assert await processor.drain() == 2
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures, rows(path)) == (State.FAILED, 2, 0)
     assert [each.type for each in record.history] == ["ValueError", "ValueError"]
     assert called == [job_id, job_id]
@@ -391,7 +405,7 @@ async def test_a_handler_whose_job_was_rescued_keeps_nothing(
         fences.append(ctx.fence)
         if ctx.fence == 1:
             clock.advance(3_600.0)
-            await backend.rescue(10, max_lost=3)
+            await backend.consuming.rescue(10, max_lost=3)
         async with ctx.transaction() as connection:
             connection.execute(ROW)
 
@@ -486,7 +500,9 @@ async def test_an_async_handler_loses_the_lock_after_five_seconds(
             await wait_until(lambda: clock.sleepers > 0, "the transaction is timed")
             clock.advance(transactions.MAX_SECONDS)
             await wait_until(lambda: not connection.in_transaction, "it is rolled back")
-            await backend.enqueue([NewJob("other", "n", "q", b"{}")])  # others write again
+            await backend.producing.enqueue(
+                [NewJob("other", "n", "q", b"{}")]
+            )  # others write again
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
                 connection.execute(ROW)
 

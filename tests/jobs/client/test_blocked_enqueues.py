@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import EnqueueBlocked
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.jobs import Processor
 from nimburion.jobs.client.client import send_jobs
 from nimburion.scheduler import Schedules
+from tests.overridden import OverridableBackend
 
 
-class OnceBlockedBackend(MemoryBackend):
+class OnceBlockedBackend(OverridableBackend):
     """A backend in which a transaction blocks the first enqueue of each id."""
 
     def __init__(self) -> None:

@@ -33,6 +33,7 @@ from nimburion.jobs.errors import (
     WaitTimeout,
 )
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 NAIVE = datetime(2026, 1, 2, 12)  # noqa: DTZ001
@@ -70,7 +71,7 @@ async def processor(clock: FakeClock) -> AsyncIterator[Processor]:
 
 async def test_a_job_is_stored_as_its_declaration_says(processor: Processor) -> None:
     job_id = await processor.enqueue(SendEmail(to="a"))
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.name, record.queue, record.priority) == ("send_email", "mail", 6)
     assert record.payload == b'{"to":"a"}'
     assert record.state is State.PENDING
@@ -91,7 +92,7 @@ async def test_every_option_travels(processor: Processor, clock: FakeClock) -> N
         max_retries=1,
         timeout=timedelta(seconds=30),
     )
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.id, record.queue, record.priority) == ("own", "slow", 7)
     assert record.due == clock.now() + 60
     options = record.options
@@ -108,7 +109,7 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
     low = await processor.enqueue_with_priority(double.job(1), Priority.LOW)
     at = await processor.enqueue_at(double.job(1), noon)
     after = await processor.enqueue_after(double.job(1), 30, tenant="acme")
-    get = processor.backend.get_job
+    get = processor.backend.reads.get_job
     assert made != "own"
     assert (await get(low)).priority == 3
     assert (await get(at)).due == noon.timestamp()
@@ -209,7 +210,7 @@ async def test_a_wrong_argument_of_many_names_its_place(processor: Processor, pl
     jobs = [SendEmail(to="a@example.com") for _ in range(place)]
     with pytest.raises(InvalidJob, match=rf"jobs\[{place}\]: job 'send_email', field 'to'"):
         await processor.enqueue_many([*jobs, SendEmail(to=5)])  # type: ignore[arg-type]
-    assert sum((await processor.backend.count_jobs()).values()) == 0
+    assert sum((await processor.backend.reads.count_jobs()).values()) == 0
 
 
 async def test_the_same_id_with_another_body_is_a_conflict(processor: Processor) -> None:
@@ -232,7 +233,7 @@ async def test_many_are_stored_in_order_with_the_same_options(processor: Process
     ids = await processor.enqueue_many(
         (double.job(number) for number in range(3)), queue="bulk", priority=2
     )
-    records = [await processor.backend.get_job(one) for one in ids]
+    records = [await processor.backend.reads.get_job(one) for one in ids]
     assert [record.payload for record in records] == [b'{"number":%d}' % n for n in range(3)]
     assert {(record.queue, record.priority) for record in records} == {("bulk", 2)}
     assert ids == sorted(ids)
@@ -256,7 +257,7 @@ async def test_a_batch_over_the_limit_is_refused() -> None:
 
 
 async def test_a_raw_job_takes_bytes_as_they_are_and_a_dict_as_json(processor: Processor) -> None:
-    get = processor.backend.get_job
+    get = processor.backend.reads.get_job
     raw = await processor.enqueue_raw("hook", b"\xff\0", id="own", headers={"a": "b"})
     made = await processor.enqueue_raw("hook", {"at": datetime(2026, 1, 2, tzinfo=UTC)}, queue="q")
     assert (raw, (await get(raw)).payload) == ("own", b"\xff\0")
@@ -342,14 +343,14 @@ async def test_a_job_enqueued_inside_a_handler_inherits_tenant_and_correlation_i
     parents = [parent.job(), through_context.job(), in_a_thread.job()]
     await processor.enqueue_many(parents, tenant="acme", correlation_id="c1")
     await processor.drain()
-    options = [(await processor.backend.get_job(one)).options for one in enqueued]
+    options = [(await processor.backend.reads.get_job(one)).options for one in enqueued]
     assert [(one.tenant, one.correlation_id) for one in options] == [
         ("acme", "c1"),
         ("other", "c1"),
         ("acme", "c1"),
         ("acme", "c1"),
     ]
-    outside = await processor.backend.get_job(await processor.enqueue(double.job(5)))
+    outside = await processor.backend.reads.get_job(await processor.enqueue(double.job(5)))
     assert (outside.options.tenant, outside.options.correlation_id) == (None, None)
 
 
@@ -415,7 +416,7 @@ async def test_wait_gives_up_after_its_timeout_and_the_job_goes_on(
 
 
 async def test_wait_gives_up_in_time_when_the_backend_does_not_answer() -> None:
-    class Hole(MemoryBackend):
+    class Hole(OverridableBackend):
         async def get_job(self, job_id: str) -> JobRecord:
             await asyncio.Event().wait()
             raise AssertionError
@@ -490,7 +491,7 @@ async def test_what_a_program_cancels_or_makes_due_is_not_recorded(processor: Pr
     job_id = await processor.enqueue_after(double.job(4), 60)
     await processor.run_now(job_id)
     await processor.cancel(job_id)
-    assert (await processor.backend.list_audit()).records == []
+    assert (await processor.backend.reads.list_audit()).records == []
 
 
 async def test_counts(processor: Processor) -> None:
@@ -511,13 +512,13 @@ async def test_enqueue_middleware_sees_and_changes_what_is_stored(processor: Pro
         enqueueing.add_headers(stamped="yes")
         enqueueing.queue = "stamped"
         answer: str = await call_next(enqueueing)
-        seen.append((enqueueing.job, answer, (await processor.backend.get_job(answer)).state))
+        seen.append((enqueueing.job, answer, (await processor.backend.reads.get_job(answer)).state))
         return answer
 
     processor.use_enqueue(stamp)
     made = double.job(1)
     job_id = await processor.enqueue(made, headers={"own": "1"})
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.queue, record.options.headers) == ("stamped", {"own": "1", "stamped": "yes"})
     assert seen == [(made, job_id, State.PENDING)]
 
@@ -526,13 +527,13 @@ async def test_a_batch_goes_through_middleware_one_by_one_and_is_stored_in_one_s
     processor: Processor,
 ) -> None:
     calls: list[int] = []
-    backend = processor.backend.enqueue
+    enqueue = processor.backend.producing.enqueue
 
     async def counted(jobs: Any) -> Any:
         calls.append(len(jobs))
-        return await backend(jobs)
+        return await enqueue(jobs)
 
-    processor.backend.enqueue = counted  # type: ignore[method-assign]
+    processor.backend.producing.enqueue = counted  # type: ignore[method-assign]
 
     async def skip_odd(enqueueing: Enqueueing, call_next: Next[Enqueueing]) -> str:
         if enqueueing.payload in (b'{"number":1}', b'{"number":3}'):

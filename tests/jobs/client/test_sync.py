@@ -20,7 +20,7 @@ import pytest
 
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
-from nimburion.backends.sqlite import SQLiteBackend
+from nimburion.backends.sqlite.producing import SQLiteProducing
 from nimburion.core.events import Event, JobEnqueued
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.job_counters import JobCounters
@@ -38,6 +38,7 @@ from nimburion.jobs.errors import (
     WaitTimeout,
 )
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.waiting import DEADLINE
 
 LIVING = {"open", "close"}
@@ -232,13 +233,13 @@ def test_a_backend_that_cannot_be_opened_raises_and_leaves_no_thread(
 def direct_calls(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     """The threads that enqueue on SQLite without an event loop."""
     seen: list[threading.Thread] = []
-    original = SQLiteBackend.enqueue_blocking
+    original = SQLiteProducing.enqueue_blocking
 
-    def note(backend: SQLiteBackend, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
+    def note(producing: SQLiteProducing, jobs: Sequence[NewJob], timeout: float) -> list[Enqueued]:
         seen.append(threading.current_thread())
-        return original(backend, jobs, timeout)
+        return original(producing, jobs, timeout)
 
-    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", note)
+    monkeypatch.setattr(SQLiteProducing, "enqueue_blocking", note)
     return seen
 
 
@@ -325,7 +326,7 @@ def test_a_call_without_an_answer_is_repeated_on_the_loop(
     def fail(*_: object) -> list[Enqueued]:
         raise BackendUnavailable("locked", outcome="not applied")
 
-    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", fail)
+    monkeypatch.setattr(SQLiteProducing, "enqueue_blocking", fail)
     assert on_sqlite.sync.enqueue(double.job(1), id="own") == "own"
     assert on_sqlite.sync.pending_count() == 2
 
@@ -335,13 +336,13 @@ def test_a_client_that_is_closed_meanwhile_is_opened_again(
 ) -> None:
     sync = on_sqlite.sync
     sync.enqueue(double.job(0))
-    original = SQLiteBackend.enqueue_blocking
+    original = SQLiteProducing.enqueue_blocking
 
     def close_first(*arguments: Any) -> list[Enqueued]:
         sync.close()
         return original(*arguments)
 
-    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", close_first)
+    monkeypatch.setattr(SQLiteProducing, "enqueue_blocking", close_first)
     sync.enqueue(double.job(1))
     assert len(direct_calls) == 1
     assert sync.pending_count() == 2
@@ -353,14 +354,14 @@ def test_a_client_that_is_closed_before_a_repetition_enqueues_no_job_twice(
     """Another thread closes it after the job was stored, and before the call is repeated."""
     sync = on_sqlite.sync
     sync.enqueue(double.job(0))
-    original = SQLiteBackend.enqueue_blocking
+    original = SQLiteProducing.enqueue_blocking
 
     def lose_the_answer(*arguments: Any) -> list[Enqueued]:
         original(*arguments)
         sync.close()
         raise BackendUnavailable("no answer", outcome="unknown")
 
-    monkeypatch.setattr(SQLiteBackend, "enqueue_blocking", lose_the_answer)
+    monkeypatch.setattr(SQLiteProducing, "enqueue_blocking", lose_the_answer)
     with pytest.raises(BackendUnavailable, match="may have been stored") as caught:
         sync.enqueue(double.job(1))
     assert sync.pending_count() == 2
@@ -404,7 +405,7 @@ def test_threads_that_wait_for_the_opening_each_keep_their_time(
 
 
 def test_what_the_opening_took_counts_as_the_calls_own_time() -> None:
-    class Slow(MemoryBackend):
+    class Slow(OverridableBackend):
         def new_handle(self) -> Slow:
             return Slow()
 

@@ -135,17 +135,17 @@ async def test_the_options_of_a_key(
     processor: Processor, options: dict[str, Any], stored: JobOptions
 ) -> None:
     job_id = await processor.enqueue(Charge(order="a", amount=1), unique_key="k", **options)
-    assert (await processor.backend.get_job(job_id)).options == stored
+    assert (await processor.backend.reads.get_job(job_id)).options == stored
     declared = job(name="declared", unique=True, **options)(declared_handler)
     processor.register(declared)
     job_id = await processor.enqueue(declared.job(1))
-    found = (await processor.backend.get_job(job_id)).options
+    found = (await processor.backend.reads.get_job(job_id)).options
     assert found == msgspec.structs.replace(stored, unique_key="a=1")
 
 
 async def test_a_call_replaces_what_the_job_declares(processor: Processor) -> None:
     first = await processor.enqueue(sync_user.job(5), throttle=60)
-    options = (await processor.backend.get_job(first)).options
+    options = (await processor.backend.reads.get_job(first)).options
     assert (options.unique_key, options.unique_for) == ("user_id=5", 60.0)
     again = await processor.enqueue_or_get(sync_user.job(5, "late"), on_duplicate="replace")
     assert again == (first, "replaced")

@@ -81,7 +81,7 @@ async def test_a_job_that_ends_in_its_first_step_starts_the_next_one_beside_it(m
     async with asyncio.timeout(DEADLINE), processor:
         await enqueue_jobs(processor, 1_000)
         await processor.run(signals=False, until_empty=True)
-        assert (await processor.backend.count_jobs())[State.COMPLETED] == 1_000
+        assert (await processor.backend.reads.count_jobs())[State.COMPLETED] == 1_000
     assert max(depths) - min(depths) < 30
 
 
@@ -99,7 +99,7 @@ async def test_a_handler_can_stop_its_worker_in_its_first_step(make: Make) -> No
         await processor.start()
         await stopping.wait()
         await processor.stop()
-        records = [await processor.backend.get_job(job_id) for job_id in ids]
+        records = [await processor.backend.reads.get_job(job_id) for job_id in ids]
     assert {(each.state, each.failures, each.lost) for each in records} == {(State.PENDING, 0, 0)}
 
 
@@ -119,7 +119,7 @@ async def test_a_handler_that_cancels_all_tasks_and_returns_stops_the_worker(mak
         await processor.start()
         ids = await enqueue_jobs(processor, 6)
         await wait_until(lambda: processor.health().state == "stopped", "the worker has stopped")
-        records = [await processor.backend.get_job(job_id) for job_id in ids]
+        records = [await processor.backend.reads.get_job(job_id) for job_id in ids]
     completed = [each for each in records if each.state is State.COMPLETED]
     # A task that is cancelled before its first step has not started: its job is released. The
     # reserve loop learns that it is cancelled when it waits next.

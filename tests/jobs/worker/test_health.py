@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 import msgspec
 import pytest
 
-from nimburion.backends.memory import MemoryBackend
 from nimburion.core.bulk_operations import Claim
 from nimburion.core.errors import BackendFull, BackendUnavailable, EnqueueBlocked
 from nimburion.core.exchange import Reply, ReserveRequest
@@ -24,13 +23,14 @@ from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.health import STOPPED, Health
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 
 DEADLINE = 10.0
 TTL = 30.0
 OF_SERVICES = ("prune", "list_sessions", "claim_bulk_operation", "put_statistics", "list_schedules")
 
 
-class Unsteady(MemoryBackend):
+class Unsteady(OverridableBackend):
     """A backend whose operations fail while they are named in `refused`, with what stands there."""
 
     def __init__(self, clock: FakeClock, refused: dict[str, Exception] | None = None) -> None:
@@ -41,7 +41,7 @@ class Unsteady(MemoryBackend):
 
     def new_handle(self) -> Unsteady:
         handle = Unsteady(self.clock, self.refused)
-        handle._shared = self._shared
+        handle._data.shared = self._data.shared
         return handle
 
     def go_away(self) -> None:
@@ -226,7 +226,7 @@ async def test_a_worker_with_all_it_needs_is_ready(
     await processor.enqueue_raw("slow", b"{}")
     await until(clock, lambda: slow.begun == 1)
     health = processor.health()
-    [session] = await processor.backend.list_sessions()
+    [session] = await processor.backend.reads.list_sessions()
     assert (health.state, health.session, health.running, health.prefetched) == (
         "ready",
         session.id,
@@ -278,9 +278,9 @@ async def test_a_worker_treats_its_leases_as_expired_before_the_backend_does(
     backend.go_away()
     await until(backend.clock, lambda: slow.interrupted == 1)
     del backend.refused["list_sessions"]
-    [session] = await backend.list_sessions()
+    [session] = await backend.reads.list_sessions()
     assert session.expires_in > 0
-    assert (await backend.get_job(job_id)).session == session.id
+    assert (await backend.reads.get_job(job_id)).session == session.id
     health = processor.health()
     assert (health.state, health.session, health.running) == ("unreachable", None, 0)
     assert health.lease_seconds_left == 0.0
@@ -303,7 +303,7 @@ async def test_it_goes_on_by_itself_when_the_backend_is_back(
     assert health.session not in (before, None)
     assert (health.error, health.faults) == (None, {})
     await settle()
-    record = await backend.get_job(job_id)
+    record = await backend.reads.get_job(job_id)
     assert (record.state, record.lost) == (State.COMPLETED, 0)
 
 

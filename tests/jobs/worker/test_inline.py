@@ -17,6 +17,7 @@ from nimburion.core.settings import QueueSettings
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 
 ran: list[str] = []
 
@@ -54,7 +55,7 @@ async def test_process_one_runs_exactly_one(processor: Processor) -> None:
     assert ran == ["a", "b"]
 
 
-class Unanswered(MemoryBackend):
+class Unanswered(OverridableBackend):
     """Does not answer one exchange that settles; `applies`: it has applied it before."""
 
     def __init__(self, clock: FakeClock, *, applies: bool) -> None:
@@ -173,8 +174,10 @@ async def test_what_is_not_due_yet_is_no_error(processor: Processor) -> None:
 async def test_process_one_rescues(processor: Processor, clock: FakeClock) -> None:
     job_id = await processor.enqueue(note.job("again"))
     backend = processor.backend
-    await backend.open_session(Session(id="dead", ttl=30, names=("note",)))
-    reply = await backend.exchange("dead", 1, [], ReserveRequest(1, (Lane("default", "note"),)))
+    await backend.consuming.open_session(Session(id="dead", ttl=30, names=("note",)))
+    reply = await backend.consuming.exchange(
+        "dead", 1, [], ReserveRequest(1, (Lane("default", "note"),))
+    )
     assert len(reply.deliveries) == 1
     assert not await processor.process_one()
     clock.advance(31)

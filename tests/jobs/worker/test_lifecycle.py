@@ -32,12 +32,13 @@ from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 DEADLINE = 10.0
 
 
-class Unanswering(MemoryBackend):
+class Unanswering(OverridableBackend):
     """Opens no session."""
 
     async def open_session(self, session: Session) -> None:
@@ -47,7 +48,7 @@ class Unanswering(MemoryBackend):
     called = False
 
 
-class Forgetting(MemoryBackend):
+class Forgetting(OverridableBackend):
     """Answers one exchange with an error that ends the session."""
 
     def __init__(self, error: type[NimburionError]) -> None:
@@ -69,7 +70,7 @@ class Forgetting(MemoryBackend):
         return await super().exchange(session_id, number, settlements, request)
 
 
-class ReadOnly(MemoryBackend):
+class ReadOnly(OverridableBackend):
     """Refuses to open a session."""
 
     async def open_session(self, session: Session) -> None:
@@ -122,7 +123,7 @@ async def test_a_stop_that_was_given_up_goes_on_and_can_be_waited_for_again() ->
 
 
 async def has_session(processor: Processor) -> bool:
-    return bool(await processor.backend.list_sessions())
+    return bool(await processor.backend.reads.list_sessions())
 
 
 async def test_a_cancelled_run_releases_what_it_ran_and_starts_no_more() -> None:
@@ -138,13 +139,13 @@ async def test_a_cancelled_run_releases_what_it_ran_and_starts_no_more() -> None
             await running
         status = await processor.get_status(job_id)
         assert (status.state, status.failures, status.lost) == (State.PENDING, 0, 0)
-        assert await processor.backend.list_sessions() == []
+        assert await processor.backend.reads.list_sessions() == []
 
 
 async def test_a_stop_from_elsewhere_and_the_run_it_ends_close_the_session_once() -> None:
     closed: list[str] = []
 
-    class Counting(MemoryBackend):
+    class Counting(OverridableBackend):
         async def close_session(self, session_id: str, running: object = ()) -> None:
             closed.append(session_id)
             await super().close_session(session_id)

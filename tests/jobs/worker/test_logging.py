@@ -193,10 +193,10 @@ async def test_jobs_that_no_live_worker_would_take_are_warned_of_once(
             await watch.tick()
         return [record.getMessage().partition(". ")[0] for record in caplog.records]
 
-    await backend.open_session(Session(id="s1", queues=("default",), names=("send",)))
+    await backend.consuming.open_session(Session(id="s1", queues=("default",), names=("send",)))
     clock.advance(1.0)
-    await backend.open_session(Session(id="s2", queues=("other",), names=("post",)))
-    await backend.enqueue(
+    await backend.consuming.open_session(Session(id="s2", queues=("other",), names=("post",)))
+    await backend.producing.enqueue(
         [
             NewJob("a", "send", "default", b"{}"),
             NewJob("b", "snd", "default", b"{}"),
@@ -212,7 +212,7 @@ async def test_jobs_that_no_live_worker_would_take_are_warned_of_once(
         "1 job 'send' waits in queue 'mial': no live worker serves this queue",
     ]
     assert await lines() == []
-    await backend.enqueue([NewJob("f", "snd", "other", b"{}")])
+    await backend.producing.enqueue([NewJob("f", "snd", "other", b"{}")])
     assert await lines() == [
         "1 job 'snd' waits in queue 'other': no live worker has a handler of this name"
     ]
@@ -225,5 +225,5 @@ async def test_a_worker_logs_which_queues_it_serves() -> None:
     processor.register("send", raises, queue="default")
     async with processor:
         await processor.start()
-        (session,) = await backend.list_sessions()
+        (session,) = await backend.reads.list_sessions()
     assert (session.queues, session.names) == (("mail",), ("send",))

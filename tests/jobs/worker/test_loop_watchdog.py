@@ -17,11 +17,12 @@ from nimburion.core.settings import QueueSettings
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
+from tests.overridden import OverridableBackend
 
 DEADLINE = 20.0
 
 
-class SlowReply(MemoryBackend):
+class SlowReply(OverridableBackend):
     """Holds back the reply of the exchange that hands out the job `late`, the first time."""
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ def block_until(backend: MemoryBackend, holds: Callable[[dict[str, State]], bool
 
     def wait() -> None:
         while True:
-            page = asyncio.run(handle.list_jobs())
+            page = asyncio.run(handle.reads.list_jobs())
             if holds({job.id: job.state for job in page.jobs}):
                 return
             never.wait(0.01)
@@ -116,7 +117,7 @@ async def test_jobs_that_have_not_begun_are_released_and_counted_nowhere(
         await processor.start()
         for n in range(8):
             await processor.wait(f"quick-{n}")
-        counts = await processor.backend.count_jobs()
+        counts = await processor.backend.reads.count_jobs()
     assert counts[State.COMPLETED] == 9
     assert sorted(ran) == ["blocking", *(f"quick-{n}" for n in range(8))]
     assert states == ["degraded"]

@@ -43,7 +43,7 @@ async def wait_for_session(
     found: list[SessionInfo] = []
 
     async def is_found() -> bool:
-        found[:] = [one for one in await processor.backend.list_sessions() if condition(one)]
+        found[:] = [one for one in await processor.backend.reads.list_sessions() if condition(one)]
         return bool(found)
 
     await wait_until(is_found, "a session meets the condition")
@@ -67,12 +67,12 @@ async def test_a_quiet_worker_starts_nothing_until_it_is_resumed(
     running = processor._running
     assert running is not None
     slots = running._worker._slots
-    assert await processor.backend.send_command(session.id, WorkerCommand.QUIET)
+    assert await processor.backend.maintenance.send_command(session.id, WorkerCommand.QUIET)
     await wait_until(lambda: slots.quiet, "the worker is quiet")
     await processor.enqueue_raw("send", b'{"number":1}')
     assert await processor.queue_size() == 1
     assert numbers == []
-    assert await processor.backend.send_command(session.id, None)
+    assert await processor.backend.maintenance.send_command(session.id, None)
     await wait_until(lambda: numbers == [1], "the worker starts jobs again")
 
 
@@ -81,16 +81,16 @@ async def test_a_quiet_worker_stays_quiet_when_it_gets_a_new_session(
 ) -> None:
     """The new session has the command, so that it can be seen and taken back."""
     first = await wait_for_session(processor, lambda _: True)
-    assert await processor.backend.send_command(first.id, WorkerCommand.QUIET)
+    assert await processor.backend.maintenance.send_command(first.id, WorkerCommand.QUIET)
     running = processor._running
     assert running is not None
     await wait_until(lambda: running._worker._slots.quiet, "the worker is quiet")
-    await processor.backend.close_session(first.id)
+    await processor.backend.consuming.close_session(first.id)
     second = await wait_for_session(
         processor, lambda one: one.id != first.id and one.command is WorkerCommand.QUIET
     )
     await processor.enqueue_raw("send", b'{"number":1}')
-    assert await processor.backend.send_command(second.id, None)
+    assert await processor.backend.maintenance.send_command(second.id, None)
     await wait_until(lambda: numbers == [1], "the worker starts jobs again")
 
 
@@ -99,17 +99,17 @@ async def test_a_stopped_worker_ends_its_run() -> None:
     async with processor:
         running = asyncio.create_task(processor.run(signals=False))
         session = await wait_for_session(processor, lambda _: True)
-        assert await processor.backend.send_command(session.id, WorkerCommand.STOP)
+        assert await processor.backend.maintenance.send_command(session.id, WorkerCommand.STOP)
         await asyncio.wait_for(running, DEADLINE)
-        assert await processor.backend.list_sessions() == []
+        assert await processor.backend.reads.list_sessions() == []
 
 
 async def test_a_worker_started_in_the_background_stops_too(processor: Processor) -> None:
     session = await wait_for_session(processor, lambda _: True)
-    assert await processor.backend.send_command(session.id, WorkerCommand.STOP)
+    assert await processor.backend.maintenance.send_command(session.id, WorkerCommand.STOP)
 
     async def is_closed() -> bool:
-        return not await processor.backend.list_sessions()
+        return not await processor.backend.reads.list_sessions()
 
     await wait_until(is_closed, "the session is closed")
     assert processor.health().state in {"stopping", "stopped"}
@@ -119,7 +119,7 @@ async def test_a_worker_that_was_stopped_can_be_started_again(
     processor: Processor, numbers: list[int]
 ) -> None:
     session = await wait_for_session(processor, lambda _: True)
-    assert await processor.backend.send_command(session.id, WorkerCommand.STOP)
+    assert await processor.backend.maintenance.send_command(session.id, WorkerCommand.STOP)
     await wait_until(lambda: processor.health().state == "stopped", "the worker has stopped")
     await processor.start()
     await processor.enqueue_raw("send", b'{"number":1}')

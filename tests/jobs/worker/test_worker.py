@@ -24,10 +24,10 @@ async def wait_until_reached(
     """Return the record of a job once `holds` is true of it."""
 
     async def is_reached() -> bool:
-        return holds(await processor.backend.get_job(job_id))
+        return holds(await processor.backend.reads.get_job(job_id))
 
     await wait_until(is_reached, f"job {job_id} is as expected")
-    return await processor.backend.get_job(job_id)
+    return await processor.backend.reads.get_job(job_id)
 
 
 Make = Callable[..., Processor]
@@ -193,9 +193,9 @@ async def test_stop_lets_running_jobs_finish_and_hands_back_the_rest(make: Make)
     await asyncio.sleep(0)
     proceed.set()
     await stopping
-    records = [await processor.backend.get_job(job_id) for job_id in (first, second)]
+    records = [await processor.backend.reads.get_job(job_id) for job_id in (first, second)]
     assert [r.state for r in records] == [State.COMPLETED, State.PENDING]
-    assert await processor.backend.list_sessions() == []
+    assert await processor.backend.reads.list_sessions() == []
 
 
 async def test_stop_interrupts_after_the_grace_and_counts_nothing(make: Make) -> None:
@@ -211,7 +211,7 @@ async def test_stop_interrupts_after_the_grace_and_counts_nothing(make: Make) ->
     job_id = await processor.enqueue(endless.job())
     await asyncio.wait_for(started.wait(), DEADLINE)
     await processor.stop(grace=0.01)
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
 
@@ -229,8 +229,8 @@ async def test_a_thread_that_still_runs_at_stop_is_never_marked_done(make: Make)
     await asyncio.to_thread(started.wait, DEADLINE)
     await processor.stop(grace=0.01)
     proceed.set()
-    record = await processor.backend.get_job(job_id)
-    [session] = await processor.backend.list_sessions()
+    record = await processor.backend.reads.get_job(job_id)
+    [session] = await processor.backend.reads.list_sessions()
     assert (record.state, session.left, session.running) == (State.PROCESSING, True, 1)
 
 
@@ -295,7 +295,7 @@ async def test_unknown_names_wait_for_a_worker_that_knows_them(make: Make) -> No
     await first.start()
     unknown = await first.enqueue_raw("unknown", b"{}")
     await wait_until_finished(first, await first.enqueue(known.job()))
-    assert (await backend.get_job(unknown)).state is State.PENDING
+    assert (await backend.reads.get_job(unknown)).state is State.PENDING
     second = make(backend=backend)
     second.register("unknown", lambda ctx, data: None)
     await second.start()
@@ -332,7 +332,7 @@ async def test_a_suspect_runs_alone(make: Make) -> None:
     suspect = await processor.enqueue(count.job(suspect=True))
     for _ in range(2):
         await lose(backend, "count")
-    assert (await backend.get_job(suspect)).lost == 2
+    assert (await backend.reads.get_job(suspect)).lost == 2
     others = await processor.enqueue_many([count.job(suspect=False) for _ in range(40)])
     await processor.start()
     for job_id in (suspect, *others):
@@ -347,12 +347,12 @@ async def lose(backend: MemoryBackend, name: str) -> None:
     from nimburion.core.session import Session
 
     session = Session(id=make_session_id(), ttl=0.0, names=(name,))
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     want = ReserveRequest(1, (Lane("default", name),))
-    assert (await backend.exchange(session.id, 1, [], want)).deliveries
+    assert (await backend.consuming.exchange(session.id, 1, [], want)).deliveries
 
     async def is_rescued() -> bool:
-        return bool((await backend.rescue(10, max_lost=3)).returned)
+        return bool((await backend.consuming.rescue(10, max_lost=3)).returned)
 
     await wait_until(is_rescued, "its job is rescued")
 
@@ -368,7 +368,7 @@ async def test_start_and_stop_may_be_repeated(make: Make) -> None:
         await wait_until_finished(processor, await processor.enqueue(note.job()))
         await processor.stop()
         await processor.stop()
-    assert await processor.backend.list_sessions() == []
+    assert await processor.backend.reads.list_sessions() == []
 
 
 async def test_thousands_of_jobs_run_once_each(make: Make) -> None:
@@ -384,7 +384,7 @@ async def test_thousands_of_jobs_run_once_each(make: Make) -> None:
     await processor.start()
 
     async def is_done() -> bool:
-        return (await processor.backend.count_jobs())[State.COMPLETED] == 5_000
+        return (await processor.backend.reads.count_jobs())[State.COMPLETED] == 5_000
 
     await wait_until(is_done, "all jobs are completed", 30)
     assert sorted(ran) == list(range(5_000))

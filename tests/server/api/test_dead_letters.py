@@ -105,14 +105,14 @@ async def test_an_edited_job_that_an_open_transaction_blocks_is_repeated(
 ) -> None:
     await api.fail("a")
     backend = api.processor.backend
-    enqueue, blocked = backend.enqueue, [EnqueueBlocked("a transaction is still open")]
+    enqueue, blocked = backend.producing.enqueue, [EnqueueBlocked("a transaction is still open")]
 
     async def block_once(jobs: Sequence[NewJob]) -> list[Enqueued]:
         if blocked:
             raise blocked.pop()
         return await enqueue(jobs)
 
-    monkeypatch.setattr(backend, "enqueue", block_once)
+    monkeypatch.setattr(backend.producing, "enqueue", block_once)
     await api.post("/dead-letters/a/replay-edited", {"payload": {"to": "b"}})
     assert await api.processor.pending_count() == 1
 

@@ -61,12 +61,12 @@ async def test_a_search_stops_at_its_budget_and_continues(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await api.enqueue(*"abcd")
-    original = api.processor.backend.list_jobs
+    original = api.processor.backend.reads.list_jobs
 
     async def list_jobs(*args: Any, **options: Any) -> Page:
         return await original(*args, **options, budget=3)
 
-    monkeypatch.setattr(api.processor.backend, "list_jobs", list_jobs)
+    monkeypatch.setattr(api.processor.backend.reads, "list_jobs", list_jobs)
     first = await api.get("/jobs?tenant=acme")
     assert (first["jobs"], first["examined"]) == ([], 3)
     second = await api.get("/jobs", params={"tenant": "acme", "after": first["next"]})
@@ -113,11 +113,11 @@ async def test_the_payload_is_the_stored_text_itself(api: Api) -> None:
     )
     response = await api.client.get("/api/v1/jobs/a/contents")
     assert text in response.text
-    assert (await api.processor.backend.get_job("a")).payload == text.encode()
+    assert (await api.processor.backend.reads.get_job("a")).payload == text.encode()
 
 
 async def test_a_payload_that_is_no_json_is_shown_as_base64(api: Api) -> None:
-    await api.processor.backend.enqueue([NewJob("a", "send", "default", b"\xff{")])
+    await api.processor.backend.producing.enqueue([NewJob("a", "send", "default", b"\xff{")])
     contents = await api.get("/jobs/a/contents")
     assert (contents["payload"], contents["payload_base64"]) == (None, "/3s=")
 

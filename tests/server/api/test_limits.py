@@ -10,7 +10,7 @@ from tests.server.conftest import Api
 
 
 async def test_limits_are_listed_in_pages_with_their_holders(api: Api) -> None:
-    await api.processor.backend.open_session(
+    await api.processor.backend.consuming.open_session(
         Session(id="w", queues=("q",), names=("a", "b", "c"), limits={"a": 1, "b": 2, "c": 3})
     )
     first = await api.get("/limits?limit=2")
@@ -23,7 +23,7 @@ async def test_limits_are_listed_in_pages_with_their_holders(api: Api) -> None:
 async def test_a_limit_is_changed_and_reset(api: Api) -> None:
     backend = api.processor.backend
     keyed = {"a": {"a:customer": KeyedLimit(concurrency=1)}}
-    await backend.open_session(
+    await backend.consuming.open_session(
         Session(id="w", queues=("q",), names=("a",), limits={"a": 1}, keyed_limits=keyed)
     )
     changed = await api.post("/limits/a/change", {"concurrency": 4, "reason": "sale"})
@@ -42,8 +42,8 @@ async def test_a_limit_is_changed_and_reset(api: Api) -> None:
     assert keyed_names == ["a:customer", "queue=q"]
     assert (await api.post("/limits/queue=q/reset", {}))["changes"] == []
     assert (await api.post("/limits/a/reset", {}))["changes"] == []
-    assert (await backend.list_limits())[0].limit == 1
-    records = (await backend.list_audit()).records
+    assert (await backend.reads.list_limits())[0].limit == 1
+    records = (await backend.reads.list_audit()).records
     assert [record.action for record in records] == ["limit.reset"] * 2 + ["limit.change"] * 3
 
 
@@ -62,6 +62,6 @@ async def test_wrong_changes_are_refused(
     api: Api, path: str, body: dict[str, object], status: int, code: str
 ) -> None:
     session = Session(id="w", queues=("q",), names=("a",), limits={"a": 1})
-    await api.processor.backend.open_session(session)
+    await api.processor.backend.consuming.open_session(session)
     response = await api.client.post(f"/api/v1/limits/{path}", json=body)
     assert (response.status_code, response.json()["type"].rpartition(":")[2]) == (status, code)

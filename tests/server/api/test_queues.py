@@ -29,7 +29,7 @@ async def test_all_queues_are_paused_and_resumed(api: Api) -> None:
     await api.enqueue("a", queue="mail")
     await api.enqueue("b", queue="slow")
     worker = Session(id="w", queues=("idle", "mail"), names=("send",))
-    await api.processor.backend.open_session(worker)
+    await api.processor.backend.consuming.open_session(worker)
     await api.post("/queues/slow/pause", {"reason": "broken"})
     answer = await api.post("/queues/pause", {"reason": "deploy", "for": 60})
     assert answer["queues"] == ["idle", "mail"]

@@ -95,9 +95,9 @@ async def test_the_answer_counts_the_queues_that_were_asked_for(api: Api) -> Non
     backend = api.processor.backend
     await api.enqueue("a", "b", queue="mail")
     await api.enqueue("c", queue="other")
-    await backend.open_session(Session(id="w", queues=("mail",), names=("send",)))
+    await backend.consuming.open_session(Session(id="w", queues=("mail",), names=("send",)))
     request = ReserveRequest(total=1, lanes=(Lane("mail", "send"),))
-    await backend.exchange("w", 1, [], request)
+    await backend.consuming.exchange("w", 1, [], request)
     report = await api.get("/scale?queues=mail,none")
     assert (report["wanted"], report["processing"], report["ready"]) == (2, 1, 1)
     assert [queue["queue"] for queue in report["queues"]] == ["mail"]

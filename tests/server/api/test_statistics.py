@@ -24,7 +24,7 @@ async def put(api: Api, *lanes: tuple[str, str]) -> int:
         )
         for queue, name in lanes
     ]
-    await api.processor.backend.put_statistics("test", rows)
+    await api.processor.backend.consuming.put_statistics("test", rows)
     return start
 
 
@@ -82,7 +82,7 @@ async def test_a_range_begins_with_the_oldest_interval_that_is_kept(api: Api) ->
     backend = api.processor.backend
     start = int(await backend.now()) // _MINUTE * _MINUTE - _MINUTE
     row = Statistics(step=_MINUTE, start=start, queue="q", name="n", counters=Counters(started=1))
-    await backend.put_statistics("test", [row])
+    await backend.consuming.put_statistics("test", [row])
     page = await api.get("/statistics?since=0&until=253402300799&step=60")
     assert [found["start"] for found in page["intervals"]] == [start]
 
@@ -98,8 +98,8 @@ async def test_a_page_reads_only_the_intervals_that_it_returns(
         for start in starts
         for name in ("a", "b", "c")
     ]
-    await backend.put_statistics("test", rows)
-    read, list_statistics = 0, backend.list_statistics
+    await backend.consuming.put_statistics("test", rows)
+    read, list_statistics = 0, backend.reads.list_statistics
 
     async def count_rows(*place: float, **which: str | None) -> list[Statistics]:
         nonlocal read
@@ -108,7 +108,7 @@ async def test_a_page_reads_only_the_intervals_that_it_returns(
         read += len(found)
         return found
 
-    monkeypatch.setattr(backend, "list_statistics", count_rows)
+    monkeypatch.setattr(backend.reads, "list_statistics", count_rows)
     query = {"since": starts[0] - 30 * _MINUTE, "until": last, "limit": 40}
     page = await api.get("/statistics", params=query)
     seen = page["intervals"]

@@ -10,8 +10,8 @@ async def test_workers_are_listed_in_pages_oldest_first(api: Api) -> None:
     backend = api.processor.backend
     for name in ("b", "a", "c"):
         session = Session(id=name, host="h", pid=1, queues=("default",), names=("send",))
-        await backend.open_session(session)
-        await backend.heartbeat(name, Vitals(slots=10, busy=3))
+        await backend.consuming.open_session(session)
+        await backend.consuming.heartbeat(name, Vitals(slots=10, busy=3))
     first = await api.get("/workers?limit=2")
     second = await api.get("/workers", params={"limit": 2, "after": first["next"]})
     found = [worker for page in (first, second) for worker in page["workers"]]
@@ -24,7 +24,7 @@ async def test_workers_are_listed_in_pages_oldest_first(api: Api) -> None:
 
 async def test_a_worker_gets_its_command_with_the_next_heartbeat(api: Api) -> None:
     backend = api.processor.backend
-    await backend.open_session(Session(id="w", queues=("default",), names=("send",)))
+    await backend.consuming.open_session(Session(id="w", queues=("default",), names=("send",)))
     for word, command in (
         ("quiet", WorkerCommand.QUIET),
         ("stop", WorkerCommand.STOP),
@@ -32,7 +32,7 @@ async def test_a_worker_gets_its_command_with_the_next_heartbeat(api: Api) -> No
     ):
         sent = await api.post("/workers/w/command", {"command": word})
         assert sent == {"worker": "w", "command": word}
-        assert (await backend.heartbeat("w")).command == command
+        assert (await backend.consuming.heartbeat("w")).command == command
         (worker,) = (await api.get("/workers"))["workers"]
         assert worker["command"] == command
 

@@ -64,11 +64,17 @@ async def fill(api: Api) -> None:
     await api.enqueue("a", "b", queue="mail")
     await api.fail("c", queue="mail")
     worker = Session(id="a", host="host-1", pid=7, queues=("other",), names=("send",))
-    await backend.open_session(worker)
-    await backend.pause_queue("other", paused=True, by="ops", reason="deploy", until=None)
-    await backend.change_limit(LimitChange(name="send", concurrency=9, by="ops", reason="trial"))
+    await backend.consuming.open_session(worker)
+    await backend.maintenance.pause_queue(
+        "other", paused=True, by="ops", reason="deploy", until=None
+    )
+    await backend.maintenance.change_limit(
+        LimitChange(name="send", concurrency=9, by="ops", reason="trial")
+    )
     await api.services.schedules.add("daily", "@daily", "send")
-    await backend.start_bulk_operation(NewBulkOperation(id="a", action=BulkAction.REPLAY))
+    await backend.maintenance.start_bulk_operation(
+        NewBulkOperation(id="a", action=BulkAction.REPLAY)
+    )
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -25,15 +25,17 @@ PATH = f"{DASHBOARD_PATH}/dead-letters"
 async def fail_alike(api: Api, *ids: str) -> None:
     """Store dead letters that have the same error."""
     backend = api.processor.backend
-    await backend.enqueue([NewJob(job_id, "charge", "bank", b'{"to": "x"}') for job_id in ids])
+    await backend.producing.enqueue(
+        [NewJob(job_id, "charge", "bank", b'{"to": "x"}') for job_id in ids]
+    )
     session = Session(id="f" * 32, queues=("bank",), names=("charge",))
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     request = ReserveRequest(total=len(ids), lanes=(Lane("bank", "charge"),))
-    reply = await backend.exchange(session.id, 1, [], request)
+    reply = await backend.consuming.exchange(session.id, 1, [], request)
     error = AttemptError(1, "failure", "Declined", "no money", fingerprint=FINGERPRINT)
     settled = [Failed(one.lease, "exhausted", error) for one in reply.deliveries]
-    await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
-    await backend.close_session(session.id)
+    await backend.consuming.exchange(session.id, 2, settled, ReserveRequest(total=0))
+    await backend.consuming.close_session(session.id)
 
 
 async def test_groups_say_how_many_failed_lately(site: Api) -> None:
@@ -67,7 +69,7 @@ async def test_the_error_that_grew_comes_before_the_one_that_is_always_there(
         ]
         return FailureGroups(groups=groups, examined=9, complete=True)
 
-    monkeypatch.setattr(api.processor.backend, "group_failures", group_failures)
+    monkeypatch.setattr(api.processor.backend.reads, "group_failures", group_failures)
     for sort, keys in {"growth": "bca", "recent": "abc"}.items():
         twin = await api.client.get(PATH, params={"format": "json", "sort": sort})
         assert [row["key"][0] for row in twin.json()["groups"]] == list(keys)
@@ -150,4 +152,4 @@ async def test_a_check_without_scripts_keeps_what_was_written(
     assert message in response.text
     kind = "done" if status == 200 else "failed"
     assert f'<p class="message {kind}">' in response.text
-    assert (await site.processor.backend.get_job("a")).state is State.FAILED
+    assert (await site.processor.backend.reads.get_job("a")).state is State.FAILED

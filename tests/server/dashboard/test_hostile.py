@@ -39,39 +39,41 @@ async def fill_with_hostile_texts(client: Client, until: float | None = 1e300) -
     payload = b'{"to":"<script>alert(1)</script>\\u0000","big":"%s"}' % MEBIBYTE[:900_000].encode()
     jobs = [NewJob(job_id, "send", "mail", payload, options=options) for job_id in ("a", "c")]
     jobs[0] = NewJob("a", "send", "mail", b'{"to":"\xe2\x80\xae<script>"}', options=JobOptions())
-    await backend.enqueue(jobs)
+    await backend.producing.enqueue(jobs)
     session = Session(id="h" * 32, host=HOSTILE, owner=HOSTILE, queues=("mail",), names=("send",))
-    await backend.open_session(session)
-    reply = await backend.exchange(
+    await backend.consuming.open_session(session)
+    reply = await backend.consuming.exchange(
         session.id, 1, [], ReserveRequest(total=2, lanes=(Lane("mail", "send"),))
     )
     error = AttemptError(
         1, "permanent", "<b>Broken", HOSTILE, f"Traceback\n  {HOSTILE}\n{MEBIBYTE[:60_000]}"
     )
     settled = [Failed(one.lease, "permanent", error) for one in reply.deliveries]
-    await backend.exchange(session.id, 2, settled, ReserveRequest(total=0))
-    await backend.pause_queue("mail", paused=True, by=HOSTILE, reason=HOSTILE, until=until)
+    await backend.consuming.exchange(session.id, 2, settled, ReserveRequest(total=0))
+    await backend.maintenance.pause_queue(
+        "mail", paused=True, by=HOSTILE, reason=HOSTILE, until=until
+    )
     await Schedules(client).add("daily", "@daily", "send")
     await fill_other_pages(backend)
 
 
 async def fill_other_pages(backend: Backend) -> None:
     """Store hostile texts on the pages of workers, running jobs, metrics, operations and audit."""
-    await backend.enqueue([NewJob("runs", "send", "bank", b"{}")])
+    await backend.producing.enqueue([NewJob("runs", "send", "bank", b"{}")])
     session = Session(
         id="i" * 32, host="<b>", queues=("bank",), names=("send", HOSTILE), limits={HOSTILE: 1}
     )
-    await backend.open_session(session)
-    await backend.heartbeat(session.id, Vitals(version=HOSTILE, code_version=HOSTILE))
+    await backend.consuming.open_session(session)
+    await backend.consuming.heartbeat(session.id, Vitals(version=HOSTILE, code_version=HOSTILE))
     request = ReserveRequest(total=1, lanes=(Lane("bank", "send"),))
-    reply = await backend.exchange(session.id, 1, [], request)
+    reply = await backend.consuming.exchange(session.id, 1, [], request)
     progress = [Progressed(one.lease, 0.5, HOSTILE) for one in reply.deliveries]
-    await backend.exchange(session.id, 2, progress, ReserveRequest(total=0))
+    await backend.consuming.exchange(session.id, 2, progress, ReserveRequest(total=0))
     which = JobFilter(tenant=HOSTILE, correlation_id=HOSTILE)
-    await backend.start_bulk_operation(
+    await backend.maintenance.start_bulk_operation(
         NewBulkOperation(id="a", action=BulkAction.REPLAY, which=which, by=HOSTILE)
     )
-    await backend.put_audit(
+    await backend.maintenance.put_audit(
         AuditRecord(
             id="1", action=HOSTILE, target=HOSTILE, by=HOSTILE, origin=HOSTILE,
             details={HOSTILE: HOSTILE}, outcome="failed", error=HOSTILE,
@@ -80,7 +82,7 @@ async def fill_other_pages(backend: Backend) -> None:
     start = int(await backend.now()) // 60 * 60
     counters = Counters(enqueued=1, completed=1)
     rows = [Statistics(step=60, start=start, queue=HOSTILE, name=HOSTILE, counters=counters)]
-    await backend.put_statistics(HOSTILE, rows)
+    await backend.consuming.put_statistics(HOSTILE, rows)
 
 
 class ActiveMarkup(HTMLParser):

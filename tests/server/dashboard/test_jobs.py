@@ -93,13 +93,15 @@ async def test_a_selection_is_cancelled_in_one_step(api: Api) -> None:
         headers={**OWN_PAGE, "HX-Request": "true"},
     )
     assert "Jobs: 2 cancelled, 1 not found." in response.text
-    counts = await api.processor.backend.count_jobs()
+    counts = await api.processor.backend.reads.count_jobs()
     assert (counts[State.CANCELLED], counts[State.PENDING]) == (2, 1)
 
 
 async def test_a_job_begins_with_why_it_does_not_run(api: Api) -> None:
     await api.enqueue("a", queue="mail")
-    await api.processor.backend.pause_queue("mail", paused=True, by="ops", reason="deploy")
+    await api.processor.backend.maintenance.pause_queue(
+        "mail", paused=True, by="ops", reason="deploy"
+    )
     html = (await api.client.get(f"{JOBS}/a")).text
     assert "is paused by ops, reason: deploy" in html
     assert html.index("is paused by ops") < html.index("No worker is live")
@@ -107,7 +109,9 @@ async def test_a_job_begins_with_why_it_does_not_run(api: Api) -> None:
 
 async def test_a_job_links_to_those_of_its_tenant(api: Api) -> None:
     options = JobOptions(tenant='a "b" & c', correlation_id="req 1")
-    await api.processor.backend.enqueue([NewJob("a", "send", "mail", b"{}", options=options)])
+    await api.processor.backend.producing.enqueue(
+        [NewJob("a", "send", "mail", b"{}", options=options)]
+    )
     html = (await api.client.get(f"{JOBS}/a")).text
     link = re.search(r'href="([^"]+)">req 1<', html)
     assert link is not None
@@ -123,14 +127,14 @@ async def test_a_job_that_does_not_exist_is_not_found(api: Api) -> None:
 
 async def test_the_stored_text_of_the_arguments_is_shown(api: Api) -> None:
     payload = b'{"n": 12345678901234567890123,  "to":"\\u00e4"}'
-    await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
+    await api.processor.backend.producing.enqueue([NewJob("a", "send", "mail", payload)])
     html = (await api.client.get(f"{JOBS}/a/contents")).text
     assert "{&#34;n&#34;: 12345678901234567890123,  &#34;to&#34;:&#34;\\u00e4&#34;}" in html
 
 
 async def test_the_command_that_enqueues_a_job_again_is_quoted(api: Api) -> None:
     payload = b'{"to":"a\'b; rm -rf"}'
-    await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
+    await api.processor.backend.producing.enqueue([NewJob("a", "send", "mail", payload)])
     twin = (await api.client.get(f"{JOBS}/a/contents?format=json")).json()
     words = ["nimburion", "enqueue", "send", "--args", payload.decode(), "--queue", "mail"]
     assert shlex.split(twin["command"]) == words
@@ -139,7 +143,7 @@ async def test_the_command_that_enqueues_a_job_again_is_quoted(api: Api) -> None
 async def test_the_command_that_enqueues_a_job_again_has_all_of_its_text(api: Api) -> None:
     arguments = {"to": "one\u2028two\x85three"}
     payload = json.dumps(arguments, ensure_ascii=False, indent=1).encode()
-    await api.processor.backend.enqueue([NewJob("a", "send", "mail", payload)])
+    await api.processor.backend.producing.enqueue([NewJob("a", "send", "mail", payload)])
     html = (await api.client.get(f"{JOBS}/a/contents")).text
     (shown,) = re.findall("<pre[^>]*>(nimburion enqueue .*)</pre>", html)
     assert json.loads(shlex.split(unescape(shown))[4]) == arguments
@@ -149,7 +153,7 @@ async def test_a_dead_letter_is_replayed_from_its_page(api: Api) -> None:
     await api.fail("a")
     response = await api.client.post(f"{JOBS}/a/replay", headers=OWN_PAGE, content="")
     assert response.headers["Location"] == f"{JOBS}/a?notice=jobs.id.replay"
-    assert (await api.processor.backend.get_job("a")).state is State.PENDING
+    assert (await api.processor.backend.reads.get_job("a")).state is State.PENDING
 
 
 def test_repeated_errors_are_one_group() -> None:

@@ -332,7 +332,7 @@ async def test_a_pause_is_soon_on_an_open_page(
                 api.services.live.hasten()
             await advance(clock, 1 + 0.3 * (number % 7))
             browser.received, at, paused = "", clock.monotonic(), number % 2 == 0
-            await backend.pause_queue("mail", paused=paused)
+            await backend.maintenance.pause_queue("mail", paused=paused)
             while browser.count_fragments() == 0 or ("state paused" in browser.received) != paused:
                 browser.received = ""
                 await advance(clock, 0.1)

@@ -23,7 +23,7 @@ async def put_minute(api: Api, queue: str, name: str, *, ago: int, completed: in
         counters.run.observe(2.0)
     start = int(now) // 60 * 60 - 60 * ago
     row = Statistics(step=60, start=start, queue=queue, name=name, counters=counters)
-    await api.processor.backend.put_statistics(f"{queue}{name}{ago}", [row])
+    await api.processor.backend.consuming.put_statistics(f"{queue}{name}{ago}", [row])
 
 
 async def test_sums_are_those_of_the_statistics(site: Api) -> None:
@@ -82,7 +82,7 @@ async def put_hour_before(api: Api, *, weeks: int, completed: int) -> int:
     start = int(now) // 3600 * 3600 - weeks * 7 * 86_400
     counters = Counters(completed=completed, failed=completed // 3)
     row = Statistics(step=3600, start=start, queue="mail", name="send", counters=counters)
-    await api.processor.backend.put_statistics(f"week {weeks}", [row])
+    await api.processor.backend.consuming.put_statistics(f"week {weeks}", [row])
     return start
 
 
@@ -116,8 +116,8 @@ async def test_versions_that_started_are_marked(site: Api) -> None:
     backend = site.processor.backend
     for name, version in (("v", "1.0"), ("w", "<b>2"), ("x", "<b>2"), ("y", "")):
         session = Session(id=name.ljust(32, "0"), queues=("mail",), names=("send",))
-        await backend.open_session(session)
-        await backend.heartbeat(session.id, Vitals(code_version=version))
+        await backend.consuming.open_session(session)
+        await backend.consuming.heartbeat(session.id, Vitals(code_version=version))
     twin = (await site.client.get(f"{PATH}?format=json")).json()
     assert sorted(one["version"] for one in twin["deployments"]) == ["1.0", "<b>2"]
     html = (await site.client.get(PATH)).text

@@ -19,12 +19,12 @@ PATH = f"{DASHBOARD_PATH}/operations"
 
 async def test_a_preview_counts_and_changes_nothing(site: Api) -> None:
     await fail_alike(site, *(f"x{number}" for number in range(12)))
-    before = (await site.processor.backend.list_jobs()).jobs
+    before = (await site.processor.backend.reads.list_jobs()).jobs
     query = {"action": "replay", "q": f"fingerprint:{FINGERPRINT}", "format": "json"}
     twin = (await site.client.get(f"{PATH}/new", params=query)).json()
     assert (twin["count"], twin["complete"], len(twin["first"])) == (12, True, 10)
     assert twin["fields"] == [["fingerprint", FINGERPRINT]]
-    assert (await site.processor.backend.list_jobs()).jobs == before
+    assert (await site.processor.backend.reads.list_jobs()).jobs == before
 
 
 async def test_the_form_of_a_preview_starts_what_it_shows(site: Api) -> None:
@@ -38,7 +38,7 @@ async def test_the_form_of_a_preview_starts_what_it_shows(site: Api) -> None:
         f"{PATH}/replay", data={**form, "rate": "10"}, headers=OWN_PAGE
     )
     assert response.status_code == 303, response.text
-    (started, _) = (await site.processor.backend.list_bulk_operations()).operations
+    (started, _) = (await site.processor.backend.reads.list_bulk_operations()).operations
     assert (started.action, started.rate, started.origin) == (BulkAction.REPLAY, 10, "dashboard")
     assert (started.which.fingerprint, started.which.min_failures) == (FINGERPRINT, 1)
     await site.services.bulk_operations.tick()
@@ -51,7 +51,7 @@ async def test_the_form_of_a_preview_starts_what_it_shows(site: Api) -> None:
 async def test_a_running_operation_can_be_cancelled_once(site: Api) -> None:
     assert f'action="{PATH}/a/cancel"' in (await site.client.get(PATH)).text
     await site.client.post(f"{PATH}/a/cancel", headers=OWN_PAGE)
-    assert (await site.processor.backend.get_bulk_operation("a")).state is BulkState.CANCELLED
+    assert (await site.processor.backend.reads.get_bulk_operation("a")).state is BulkState.CANCELLED
     assert f'action="{PATH}/a/cancel"' not in (await site.client.get(PATH)).text
 
 

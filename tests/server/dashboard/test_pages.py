@@ -125,7 +125,7 @@ async def test_without_the_backend_the_last_values_stay(
     async def fail(**_: object) -> object:
         raise BackendUnavailable("connection <refused>")
 
-    monkeypatch.setattr(site.processor.backend, "list_queues", fail)
+    monkeypatch.setattr(site.processor.backend.reads, "list_queues", fail)
     site.services.readings.expire()
     after = await site.client.get(path)
     assert after.status_code == 200
@@ -144,7 +144,7 @@ async def test_a_first_page_without_the_backend_is_a_problem(
     async def fail(**_: object) -> object:
         raise BackendUnavailable("connection refused")
 
-    monkeypatch.setattr(site.processor.backend, "list_queues", fail)
+    monkeypatch.setattr(site.processor.backend.reads, "list_queues", fail)
     response = await site.client.get(f"{DASHBOARD_PATH}/queues")
     assert response.status_code == 503
     assert "connection refused" in response.text

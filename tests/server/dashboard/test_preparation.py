@@ -25,7 +25,7 @@ async def test_templates_are_compiled_and_statistics_read_ahead(
     monkeypatch.setattr(preparation, "make_environment", lambda: environment)
     gc.unfreeze()
     if not backend_answers:
-        monkeypatch.setattr(api.processor.backend, "list_statistics", fail)
+        monkeypatch.setattr(api.processor.backend.reads, "list_statistics", fail)
     readings = api.services.readings
     prepared = PagePreparation(api.processor.clock, readings, reads_ahead=True)
     await prepared.start()

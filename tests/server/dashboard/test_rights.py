@@ -94,7 +94,7 @@ async def test_a_form_without_a_script_leads_back_to_a_page(
     right = action.operation.right
     response = await send_form(guarded, action, sign_in(right))
     assert response.status_code == 303, response.text
-    record = (await guarded.processor.backend.list_audit()).records[0]
+    record = (await guarded.processor.backend.reads.list_audit()).records[0]
     assert (record.by, record.origin, record.outcome) == (right, "dashboard", "done")
     assert action.operation.action is not None
     page = await guarded.client.get(response.headers["Location"], headers=sign_in("read"))
@@ -171,7 +171,7 @@ async def test_a_form_that_does_not_fit_changes_nothing(
     path = f"{DASHBOARD_PATH}/queues/mail/pause"
     response = await site.client.post(path, content=content, headers=headers)
     assert response.status_code == status, response.text
-    queues = await site.processor.backend.list_queues()
+    queues = await site.processor.backend.reads.list_queues()
     assert [queue.paused for queue in queues if queue.name == "mail"] == [False]
 
 

@@ -23,7 +23,7 @@ async def run_jobs(api: Api) -> None:
     """Let a worker hold two jobs of a name with the limit 2; one has a short timeout."""
     backend = api.processor.backend
     options = JobOptions(timeout=0.000_001)
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [
             NewJob("fast", "charge", "bank", b"{}", options=options),
             NewJob("slow", "charge", "bank", b"{}"),
@@ -34,12 +34,12 @@ async def run_jobs(api: Api) -> None:
         id="r" * 32, host="host-9", pid=99, queues=("bank",), names=("charge",),
         limits={"charge": 2},
     )  # fmt: skip
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     request = ReserveRequest(total=2, lanes=(Lane("bank", "charge"),))
-    reply = await backend.exchange(session.id, 1, [], request)
+    reply = await backend.consuming.exchange(session.id, 1, [], request)
     slow = next(one.lease for one in reply.deliveries if one.lease.job_id == "slow")
     progress = [Progressed(slow, 0.5, "<half>")]
-    await backend.exchange(session.id, 2, progress, ReserveRequest(total=0))
+    await backend.consuming.exchange(session.id, 2, progress, ReserveRequest(total=0))
 
 
 async def test_late_jobs_are_marked(site: Api) -> None:
@@ -78,12 +78,14 @@ async def test_a_full_limit_with_waiting_jobs_is_marked(site: Api) -> None:
 
 async def test_a_rate_limit_says_when_the_next_job_may_start(site: Api) -> None:
     backend = site.processor.backend
-    await backend.enqueue([NewJob(job_id, "call", "bank", b"{}") for job_id in ("one", "two")])
+    await backend.producing.enqueue(
+        [NewJob(job_id, "call", "bank", b"{}") for job_id in ("one", "two")]
+    )
     rate = RateLimit("1/min", interval=60_000_000, burst=1)
     session = Session(id="l" * 32, queues=("bank",), names=("call",), rates={"call": rate})
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     request = ReserveRequest(total=2, lanes=(Lane("bank", "call"),))
-    await backend.exchange(session.id, 1, [], request)
+    await backend.consuming.exchange(session.id, 1, [], request)
     path = f"{DASHBOARD_PATH}/limits"
     (row,) = (await site.client.get(path, params={"format": "json"})).json()["rates"]
     assert (row["rate"]["room"], row["waiting"]) == (0, 1)
@@ -96,7 +98,7 @@ async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
         id="l" * 32, queues=("bank",), names=("call",), limits={"call": 1},
         keyed_limits={"call": {"call:customer": limit}},
     )  # fmt: skip
-    await site.processor.backend.open_session(session)
+    await site.processor.backend.consuming.open_session(session)
     path, headers = f"{DASHBOARD_PATH}/limits", {**OWN_PAGE, "HX-Request": "true"}
     for target, form in (
         ("call", "concurrency=3&reason=<sale>"),
@@ -115,7 +117,7 @@ async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
     for target, form in (("call", ""), ("call:customer", "key=acme")):
         response = await site.client.post(f"{path}/{target}/reset", content=form, headers=headers)
         assert f"declare for {target} applies again" in response.text
-    changes = await site.processor.backend.list_limit_changes()
+    changes = await site.processor.backend.reads.list_limit_changes()
     assert [change.name for change in changes] == ["send"]
 
 
@@ -125,7 +127,7 @@ async def test_a_limit_with_two_rates_is_changed_to_one_that_is_written(site: Ap
         for name, rate in (("call", "5/s"), ("fetch", "10/s"))
     }
     session = Session(id="l" * 32, queues=("bank",), names=("call", "fetch"), keyed_limits=rates)
-    await site.processor.backend.open_session(session)
+    await site.processor.backend.consuming.open_session(session)
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
     assert ">10/s or 5/s<" in html
     assert 'value="10/s or 5/s"' not in html
@@ -138,7 +140,7 @@ async def test_a_form_of_a_limit_sends_only_what_is_written(site: Api) -> None:
         id="l" * 32, queues=("bank",), names=("call",), limits={"call": 4},
         keyed_limits={"call": {"call:customer": limit}},
     )  # fmt: skip
-    await site.processor.backend.open_session(session)
+    await site.processor.backend.consuming.open_session(session)
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
     fields = re.findall('<input name="(?:concurrency|rate|burst)"[^>]*>', html)
     assert [field for field in fields if "value=" in field] == []
@@ -149,8 +151,8 @@ async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: A
     backend = site.processor.backend
     limit = {"call": {"call:customer": KeyedLimit(concurrency=1)}}
     session = Session(id="l" * 32, queues=("bank",), names=("call",), keyed_limits=limit)
-    await backend.open_session(session)
-    await backend.change_limit(LimitChange(name="call:customer", key="", concurrency=2))
+    await backend.consuming.open_session(session)
+    await backend.maintenance.change_limit(LimitChange(name="call:customer", key="", concurrency=2))
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
     assert "jobs without a key: 2 at once" in html
     assert f'action="{DASHBOARD_PATH}/limits/call:customer/reset"' not in html
@@ -159,7 +161,7 @@ async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: A
 async def test_the_page_of_a_queue_limits_it_and_shows_whose_turn_is_next(site: Api) -> None:
     await run_jobs(site)
     backend = site.processor.backend
-    await backend.enqueue(
+    await backend.producing.enqueue(
         [
             NewJob(f"{tenant}{n}", "charge", "bank", b"{}", options=JobOptions(tenant=tenant))
             for tenant in ("<acme>", "bolt")

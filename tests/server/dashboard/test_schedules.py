@@ -16,7 +16,7 @@ async def fire(api: Api, name: str, ticks: list[int]) -> None:
     last = None
     for tick in ticks:
         job = NewJob(make_job_id(name, tick), "send", "mail", b"{}")
-        await api.processor.backend.fire(name, last, tick, job, "allow")
+        await api.processor.backend.schedules.fire(name, last, tick, job, "allow")
         last = tick
 
 
@@ -24,7 +24,7 @@ async def test_the_last_ticks_have_their_outcomes(site: Api) -> None:
     await site.services.schedules.add("often", "@every 1m", "send")
     now = int(await site.processor.backend.now()) // 60 * 60
     await fire(site, "often", [now - 240, now - 180, now - 60])
-    await site.processor.backend.cancel(make_job_id("often", now - 180))
+    await site.processor.backend.producing.cancel(make_job_id("often", now - 180))
     twin = (await site.client.get(PATH, params={"format": "json"})).json()
     row = next(row for row in twin["schedules"] if row["history"]["schedule"]["name"] == "often")
     outcomes = [(one["tick"], one["state"]) for one in row["history"]["outcomes"]]
@@ -42,7 +42,7 @@ async def test_the_last_ticks_have_their_outcomes(site: Api) -> None:
 
 async def test_the_reason_of_a_pause_is_recorded_and_shown(site: Api) -> None:
     await site.client.post(f"{PATH}/daily/pause", content="reason=holiday", headers=OWN_PAGE)
-    record = (await site.processor.backend.list_audit()).records[0]
+    record = (await site.processor.backend.reads.list_audit()).records[0]
     assert (record.action, record.target) == ("schedule.pause", "daily")
     assert record.details == {"reason": "holiday"}
     html = (await site.client.get(PATH)).text
@@ -61,7 +61,7 @@ async def test_the_reason_of_a_pause_is_recorded_and_shown(site: Api) -> None:
 async def test_a_run_by_hand_names_its_job(site: Api) -> None:
     headers = {**OWN_PAGE, "HX-Request": "true"}
     response = await site.client.post(f"{PATH}/daily/run", headers=headers)
-    jobs = (await site.processor.backend.list_jobs()).jobs
+    jobs = (await site.processor.backend.reads.list_jobs()).jobs
     assert f"Job {jobs[0].id} is enqueued." in response.text
 
 

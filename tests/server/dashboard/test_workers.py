@@ -16,8 +16,8 @@ async def open_worker(api: Api, pid: int, names: tuple[str, ...], vitals: Vitals
     session = Session(
         id=f"{pid:032}", host="host-2", pid=pid, owner="shop", queues=("mail",), names=names
     )
-    await backend.open_session(session)
-    await backend.heartbeat(session.id, vitals)
+    await backend.consuming.open_session(session)
+    await backend.consuming.heartbeat(session.id, vitals)
 
 
 async def test_versions_that_know_different_jobs_are_a_warning(site: Api) -> None:

@@ -29,7 +29,7 @@ from nimburion.core.queries import JobFilter
 
 
 def start(step: AtomicStep, new: NewBulkOperation, keep: int) -> BulkOperation:
-    """See `Backend.start_bulk_operation`."""
+    """See `Maintaining.start_bulk_operation`."""
     kept = step.state.bulk_operations
     if new.id in kept:
         return kept[new.id]
@@ -45,7 +45,7 @@ def start(step: AtomicStep, new: NewBulkOperation, keep: int) -> BulkOperation:
 
 
 def claim(step: AtomicStep, ttl: float) -> Claim:
-    """See `Backend.claim_bulk_operation`."""
+    """See `Maintaining.claim_bulk_operation`."""
     running = [
         (_find_claimable_time(operation), operation)
         for operation in step.state.bulk_operations.values()
@@ -70,7 +70,7 @@ def _find_claimable_time(operation: BulkOperation) -> int:
 
 
 def advance(atomic: AtomicStep, operation_id: str, fence: int, step: BulkStep) -> BulkOperation:
-    """See `Backend.advance_bulk_operation`."""
+    """See `Maintaining.advance_bulk_operation`."""
     operation = get(atomic, operation_id)
     if operation.fence != fence:
         raise StepLost(f"bulk operation {operation_id!r}: step {fence} was claimed again, or ended")
@@ -116,7 +116,7 @@ def _cancel(step: AtomicStep, job_id: str) -> bool:
 
 
 def cancel(step: AtomicStep, operation_id: str) -> BulkOperation:
-    """See `Backend.cancel_bulk_operation`."""
+    """See `Maintaining.cancel_bulk_operation`."""
     operation = get(step, operation_id)
     if operation.state is BulkState.RUNNING:
         operation = msgspec.structs.replace(
@@ -131,7 +131,7 @@ def cancel(step: AtomicStep, operation_id: str) -> BulkOperation:
 
 
 def get(step: AtomicStep, operation_id: str) -> BulkOperation:
-    """See `Backend.get_bulk_operation`."""
+    """See `Inspecting.get_bulk_operation`."""
     operation = step.state.bulk_operations.get(operation_id)
     if operation is None:
         raise BulkOperationNotFound(operation_id)
@@ -139,7 +139,7 @@ def get(step: AtomicStep, operation_id: str) -> BulkOperation:
 
 
 def list_page(step: AtomicStep, limit: int, after: str | None) -> BulkOperationPage:
-    """See `Backend.list_bulk_operations`. The cursor is the id of the last one of the page."""
+    """See `Inspecting.list_bulk_operations`. The cursor is the id of the last one of the page."""
     kept = list(reversed(step.state.bulk_operations.values()))
     start_at = 0
     if after is not None:

@@ -100,7 +100,7 @@ def get_live_session(state: MemoryState, session_id: str) -> SessionEntry:
 
 
 def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
-    """See `Backend.open_session`."""
+    """See `Consuming.open_session`."""
     if session.id in step.state.sessions:
         heartbeat(step, session.id, monotonic)
         return
@@ -182,7 +182,7 @@ def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit])
 
 
 def change_limit(step: AtomicStep, change: LimitChange) -> None:
-    """See `Backend.change_limit`."""
+    """See `Maintaining.change_limit`."""
     state = step.state
     change = msgspec.structs.replace(change, at=step.now / MICRO)
     if change.key is None:
@@ -196,7 +196,7 @@ def change_limit(step: AtomicStep, change: LimitChange) -> None:
 
 
 def reset_limit(step: AtomicStep, name: str, key: str | None) -> bool:
-    """See `Backend.reset_limit`."""
+    """See `Maintaining.reset_limit`."""
     if key is not None:
         existed = (name, key) in step.state.key_changes
         _change_key(step, (name, key), None)
@@ -239,7 +239,7 @@ def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> 
 
 
 def list_limit_changes(step: AtomicStep) -> list[LimitChange]:
-    """See `Backend.list_limit_changes`."""
+    """See `Inspecting.list_limit_changes`."""
     changes = [*step.state.limit_changes.values(), *step.state.key_changes.values()]
     return sorted(changes, key=get_order)
 
@@ -247,7 +247,7 @@ def list_limit_changes(step: AtomicStep) -> list[LimitChange]:
 def heartbeat(
     step: AtomicStep, session_id: str, monotonic: float, vitals: Vitals | None = None
 ) -> HeartbeatReply:
-    """See `Backend.heartbeat`."""
+    """See `Consuming.heartbeat`."""
     state = step.state
     session = get_live_session(state, session_id)
     session.expires_at = monotonic + session.session.ttl
@@ -269,7 +269,7 @@ def heartbeat(
 
 
 def send_command(step: AtomicStep, session_id: str, command: WorkerCommand | None) -> bool:
-    """See `Backend.send_command`."""
+    """See `Maintaining.send_command`."""
     session = step.state.sessions.get(session_id)
     if session is None or session.is_ended:
         return False
@@ -281,7 +281,7 @@ def send_command(step: AtomicStep, session_id: str, command: WorkerCommand | Non
 def release(
     step: AtomicStep, session_id: str, leases: Sequence[Lease], nonce: bytes | None
 ) -> None:
-    """See `Backend.release`."""
+    """See `Consuming.release`."""
     try:
         session = get_live_session(step.state, session_id)
     except SessionLost:
@@ -297,7 +297,7 @@ def release(
 
 
 def close_session(step: AtomicStep, session_id: str, running: Sequence[Lease]) -> None:
-    """See `Backend.close_session`."""
+    """See `Consuming.close_session`."""
     session = step.state.sessions.get(session_id)
     if session is None or session.is_ended:
         return
@@ -313,7 +313,7 @@ def close_session(step: AtomicStep, session_id: str, running: Sequence[Lease]) -
 
 
 def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Rescued:
-    """See `Backend.rescue`."""
+    """See `Consuming.rescue`."""
     for session in step.state.sessions.values():
         if not session.is_ended and session.expires_at <= monotonic:
             session.ended_at = step.now
@@ -379,7 +379,7 @@ def run_exchange(
     settlements: Sequence[Settlement],
     request: ReserveRequest,
 ) -> Reply:
-    """See `Backend.exchange`."""
+    """See `Consuming.exchange`."""
     session = get_live_session(step.state, session_id)
     if number == session.last_exchange_number and number > 0:
         return repeat_reply(step, session, request)
@@ -449,7 +449,7 @@ def find_next_due(state: MemoryState) -> float | None:
 
 
 def cancel(step: AtomicStep, job_id: str) -> Cancellation:
-    """See `Backend.cancel`."""
+    """See `Producing.cancel`."""
     entry = step.state.jobs.get(job_id)
     if entry is None:
         raise JobNotFound(job_id)
@@ -513,7 +513,7 @@ def list_jobs(
     payloads: bool,
     budget: int,
 ) -> Page:
-    """See `Backend.list_jobs`."""
+    """See `Inspecting.list_jobs`."""
     last = parse_cursor(after)
     page: list[JobRecord] = []
     examined = 0
@@ -541,7 +541,7 @@ def _may_match(entry: JobEntry, states: frozenset[State] | None) -> bool:
 def group_failures(
     step: AtomicStep, which: JobFilter, limit: int, budget: int, since: Sequence[float]
 ) -> FailureGroups:
-    """See `Backend.group_failures`."""
+    """See `Inspecting.group_failures`."""
     dead = [
         entry
         for entry in reversed(step.state.jobs_by_seq.values())
@@ -567,7 +567,7 @@ def group_failures(
 
 
 def list_limits(step: AtomicStep) -> list[LimitInfo]:
-    """See `Backend.list_limits`."""
+    """See `Inspecting.list_limits`."""
     return [make_limit_info(step.state, name) for name in sorted(step.state.limits)]
 
 
@@ -592,7 +592,7 @@ def make_limit_info(state: MemoryState, name: str) -> LimitInfo:
 
 
 def list_rates(step: AtomicStep) -> list[RateInfo]:
-    """See `Backend.list_rates`."""
+    """See `Inspecting.list_rates`."""
     return [
         make_rate_info(name, rate.limit, rate.spent_until, step.now)
         for name, rate in sorted(step.state.rates.items())
@@ -600,13 +600,13 @@ def list_rates(step: AtomicStep) -> list[RateInfo]:
 
 
 def list_key_uses(step: AtomicStep, limit: int) -> list[KeyUse]:
-    """See `Backend.list_key_uses`."""
+    """See `Inspecting.list_key_uses`."""
     used = [make_key_use(step.state, key) for key in sorted(step.state.limit_keys)]
     return [use for use in used if use.in_use or use.parked][:limit]
 
 
 def list_keyed_limits(step: AtomicStep, name: str | None, most: int) -> list[KeyedLimitInfo]:
-    """See `Backend.list_keyed_limits`."""
+    """See `Inspecting.list_keyed_limits`."""
     uses = [make_key_use(step.state, key) for key in list(step.state.limit_keys)]
     found = summarize_uses(step.state.keyed_limits, uses, most)
     return [limit for limit in found if name in {None, limit.name}]
@@ -621,7 +621,7 @@ def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:
 
 
 def set_tenant_weight(step: AtomicStep, tenant: str, weight: float | None) -> None:
-    """See `Backend.set_tenant_weight`."""
+    """See `Maintaining.set_tenant_weight`."""
     _put_weight(step, tenant, WEIGHT_UNITS if weight is None else to_weight_units(weight))
 
 
@@ -635,7 +635,7 @@ def _put_weight(step: AtomicStep, tenant: str, units: int) -> None:
 
 
 def list_tenants(step: AtomicStep, limit: int) -> TenantUses:
-    """See `Backend.list_tenants`."""
+    """See `Inspecting.list_tenants`."""
     turns = step.state.turns
     waiting = Counter(
         (entry.queue, entry.priority, tenant) for tenant, entry in _iter_turns(step.state)
@@ -699,7 +699,7 @@ def find_turn(state: MemoryState, entry: JobEntry) -> TenantTurn | None:
 
 
 def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
-    """See `Backend.explain_job`."""
+    """See `Inspecting.explain_job`."""
     state = step.state
     entry = state.jobs.get(job_id)
     if entry is None:
@@ -725,7 +725,7 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
 
 
 def replay(step: AtomicStep, which: JobFilter, limit: int, after: str | None) -> Replayed:
-    """See `Backend.replay`."""
+    """See `Maintaining.replay`."""
     which.check_selects()
     failed = (e for e in iter_matching(step, which, after) if e.final_state is State.FAILED)
     page, following = take_page(failed, limit)
@@ -754,7 +754,7 @@ def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
 
 
 def make_due(step: AtomicStep, job_ids: Sequence[str]) -> list[str]:
-    """See `Backend.make_due`."""
+    """See `Maintaining.make_due`."""
     changed = []
     for job_id in dict.fromkeys(job_ids):
         entry = step.state.jobs.get(job_id)
@@ -768,7 +768,7 @@ def make_due(step: AtomicStep, job_ids: Sequence[str]) -> list[str]:
 
 
 def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
-    """See `Backend.delete`."""
+    """See `Maintaining.delete`."""
     which.check_selects()
     finished = (e for e in iter_matching(step, which, None) if e.final_state in FINISHED)
     page, _ = take_page(finished, limit)
@@ -778,7 +778,7 @@ def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
 
 
 def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
-    """See `Backend.prune`."""
+    """See `Maintaining.prune`."""
     state, left = step.state, limit
     prune_sessions_and_keys(state, step.now)
     prune_statistics(state, step.now)
@@ -850,7 +850,7 @@ def prune_statistics(state: MemoryState, now: int) -> None:
 
 
 def put_statistics(step: AtomicStep, source: str, rows: Sequence[Statistics]) -> None:
-    """See `Backend.put_statistics`. The rows are copied: the caller keeps counting in its own."""
+    """See `Consuming.put_statistics`. The rows are copied: the caller keeps counting in its own."""
     for row in rows:
         key = (row.step, row.start, row.queue, row.name, source)
         step.state.statistics[key] = copy.deepcopy(row)
@@ -862,7 +862,7 @@ def read_statistics(
     queue: str | None,
     name: str | None,
 ) -> list[Statistics]:
-    """See `Backend.list_statistics`. `interval` is its `since`, `until` and `step`."""
+    """See `Inspecting.list_statistics`. `interval` is its `since`, `until` and `step`."""
     since, until, length = interval
     check_interval(since, until, length)
     rows = [
@@ -877,7 +877,7 @@ def read_statistics(
 
 
 def put_audit(step: AtomicStep, record: AuditRecord, keep: int) -> None:
-    """See `Backend.put_audit`."""
+    """See `Maintaining.put_audit`."""
     records = step.state.audit
     existing = records.get(record.id)
     at = step.now / MICRO if existing is None else existing.at
@@ -887,7 +887,7 @@ def put_audit(step: AtomicStep, record: AuditRecord, keep: int) -> None:
 
 
 def list_audit(step: AtomicStep, limit: int, after: str | None) -> AuditPage:
-    """See `Backend.list_audit`. The cursor is the id of the last record of the page."""
+    """See `Inspecting.list_audit`. The cursor is the id of the last record of the page."""
     records = list(reversed(step.state.audit.values()))
     start = 0
     if after is not None:
@@ -924,7 +924,7 @@ def fire(  # noqa: PLR0917 - as the contract has it
     job: NewJob,
     overlap: Overlap,
 ) -> Fired:
-    """See `Backend.fire`."""
+    """See `Scheduling.fire`."""
     check_job_times([job])
     schedule = step.state.schedules.get(name)
     if schedule is None:

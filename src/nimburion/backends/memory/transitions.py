@@ -64,7 +64,7 @@ class AtomicStep:
     # Enqueue
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `Backend.enqueue`. Decide the outcome of every job first, then store the new ones."""
+        """Store jobs: decide the outcome of every job first, then store the new ones."""
         check_job_times(jobs)
         fresh: dict[str, NewJob] = {}
         keys: dict[tuple[str, str], str] = {}

@@ -33,7 +33,7 @@ _decode_new = msgspec.json.Decoder(NewBulkOperation).decode
 
 
 def start(db: Database, new: NewBulkOperation, keep: int) -> BulkOperation:
-    """See `Backend.start_bulk_operation`."""
+    """See `Maintaining.start_bulk_operation`."""
     row = db.fetch_one("get_bulk_operation", new.id)
     if row is not None:
         return _make_operation(row)
@@ -56,7 +56,7 @@ def find_wait(db: Database) -> Claim | None:
 
 
 def claim(db: Database, ttl: float) -> Claim:
-    """See `Backend.claim_bulk_operation`."""
+    """See `Maintaining.claim_bulk_operation`."""
     row = db.fetch_one("find_next_bulk_operation")
     if row is None:
         return Claim(None)
@@ -68,7 +68,7 @@ def claim(db: Database, ttl: float) -> Claim:
 
 
 def advance(db: Database, operation_id: str, fence: int, step: BulkStep) -> BulkOperation:
-    """See `Backend.advance_bulk_operation`."""
+    """See `Maintaining.advance_bulk_operation`."""
     operation = get(db, operation_id)
     if operation.fence != fence:
         raise StepLost(f"bulk operation {operation_id!r}: step {fence} was claimed again, or ended")
@@ -114,13 +114,13 @@ def _cancel(db: Database, job_id: str) -> bool:
 
 
 def cancel(db: Database, operation_id: str) -> BulkOperation:
-    """See `Backend.cancel_bulk_operation`."""
+    """See `Maintaining.cancel_bulk_operation`."""
     db.run("cancel_bulk_operation", operation_id, db.now)
     return get(db, operation_id)
 
 
 def get(db: Database, operation_id: str) -> BulkOperation:
-    """See `Backend.get_bulk_operation`."""
+    """See `Inspecting.get_bulk_operation`."""
     row = db.fetch_one("get_bulk_operation", operation_id)
     if row is None:
         raise BulkOperationNotFound(operation_id)
@@ -128,7 +128,7 @@ def get(db: Database, operation_id: str) -> BulkOperation:
 
 
 def list_page(db: Database, limit: int, after: str | None) -> BulkOperationPage:
-    """See `Backend.list_bulk_operations`."""
+    """See `Inspecting.list_bulk_operations`."""
     rows = db.run("list_bulk_operations", parse_position(after), limit + 1).fetchall()
     has_more = len(rows) > limit > 0
     found = [_make_operation(row) for row in rows[:limit]]

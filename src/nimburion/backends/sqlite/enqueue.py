@@ -33,7 +33,7 @@ Columns = list[object]
 
 
 def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """Store jobs atomically; see `Backend.enqueue`."""
+    """Store jobs atomically; see `Producing.enqueue`."""
     first = jobs[0]
     try:
         if len(jobs) == 1 and first.options is NO_JOB_OPTIONS and db.has_cached_lane(first):

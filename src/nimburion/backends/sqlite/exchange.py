@@ -105,7 +105,7 @@ def run_exchange(
     settlements: Sequence[Settlement],
     request: ReserveRequest,
 ) -> ExchangeResult:
-    """See `Backend.exchange`."""
+    """See `Consuming.exchange`."""
     head = read_session_head(db, session_id)
     if number == head.last_exchange_number and number > 0:
         return repeat_result(db, head, request)

@@ -372,12 +372,12 @@ def pass_turns(db: Database, lane: int, seq: int) -> None:
 
 
 def list_key_uses(db: Database, limit: int) -> list[KeyUse]:
-    """See `Backend.list_key_uses`."""
+    """See `Inspecting.list_key_uses`."""
     return [_make_use(*row) for row in db.run("list_key_uses", None, None, limit)]
 
 
 def list_keyed_limits(db: Database, name: str | None, fullest: int) -> list[KeyedLimitInfo]:
-    """See `Backend.list_keyed_limits`."""
+    """See `Inspecting.list_keyed_limits`."""
     rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
     sums = {row[0]: tuple(row[5:]) for row in rows}
     uses = [_make_use(*row[:5]) for row in rows]

@@ -48,7 +48,7 @@ def apply_limits(db: Database, name: str) -> None:
 
 
 def change_limit(db: Database, change: LimitChange) -> None:
-    """See `Backend.change_limit`."""
+    """See `Maintaining.change_limit`."""
     place = (change.name, int(change.key is not None), change.key or "")
     row = db.fetch_one("get_limit_change", *place)
     change = msgspec.structs.replace(change, at=db.now / MICRO)
@@ -60,7 +60,7 @@ def change_limit(db: Database, change: LimitChange) -> None:
 
 
 def reset_limit(db: Database, name: str, key: str | None) -> bool:
-    """See `Backend.reset_limit`."""
+    """See `Maintaining.reset_limit`."""
     before = read_key_changes(db)
     deleted = db.run("delete_limit_change", name, int(key is not None), key or "").rowcount
     _apply_change(db, name, key, before)
@@ -68,7 +68,7 @@ def reset_limit(db: Database, name: str, key: str | None) -> bool:
 
 
 def list_limit_changes(db: Database) -> list[LimitChange]:
-    """See `Backend.list_limit_changes`."""
+    """See `Inspecting.list_limit_changes`."""
     return _list_changes(db, for_key=None)
 
 

@@ -257,6 +257,20 @@ def bind_socket(path: Path) -> socket.socket | None:
     return bound
 
 
+def make_notify_from_thread(
+    sender: SocketNotifier, listener: SocketListener, loop: asyncio.AbstractEventLoop
+) -> Callable[[frozenset[str]], None]:
+    """Return a function that notifies all processes, for the writer's thread."""
+
+    def notify(names: frozenset[str]) -> None:
+        sender.notify(names)
+        if listener.is_listening:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(listener.wake, names)
+
+    return notify
+
+
 class SQLiteNotifier:
     """Notifies all processes, including this one. Use it on the event loop's thread."""
 

@@ -34,7 +34,7 @@ _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
 
 def cancel(db: Database, job_id: str) -> Cancellation:
-    """See `Backend.cancel`."""
+    """See `Producing.cancel`."""
     row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
@@ -60,13 +60,13 @@ def pause_queue(db: Database, queue: str, new: Pause | None) -> None:
 
 
 def put_audit(db: Database, record: AuditRecord, keep: int) -> None:
-    """See `Backend.put_audit`."""
+    """See `Maintaining.put_audit`."""
     db.run("put_audit_record", record.id, db.now, _encode(record).decode())
     db.run("delete_old_audit_records", keep)
 
 
 def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Replayed:
-    """See `Backend.replay`."""
+    """See `Maintaining.replay`."""
     which.check_selects()
     if which.states is not None and State.FAILED not in which.states:
         return Replayed([], [])
@@ -108,7 +108,7 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
 
 
 def make_due(db: Database, job_ids: Sequence[str]) -> list[str]:
-    """See `Backend.make_due`."""
+    """See `Maintaining.make_due`."""
     changed = []
     for job_id in dict.fromkeys(job_ids):
         row = db.fetch_one("find_later_job", job_id, db.now)
@@ -123,7 +123,7 @@ def make_due(db: Database, job_ids: Sequence[str]) -> list[str]:
 
 
 def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
-    """See `Backend.delete`."""
+    """See `Maintaining.delete`."""
     which.check_selects()
     finished = which.finished_states
     if not finished:
@@ -144,7 +144,7 @@ def delete_jobs(db: Database, listed: str) -> None:
 
 
 def prune(db: Database, keep: Retention, limit: int) -> int:
-    """See `Backend.prune`."""
+    """See `Maintaining.prune`."""
     db.run("delete_ended_sessions", db.now - ENDED_SESSION_RETENTION)
     db.run("delete_expired_keys", db.now)
     db.run("delete_expired_replacements", db.now)
@@ -201,7 +201,7 @@ def delete_listed(db: Database, listed: str) -> int:
 
 
 def put_schedule(db: Database, schedule: ScheduleRecord) -> None:
-    """See `Backend.put_schedule`."""
+    """See `Scheduling.put_schedule`."""
     db.run(
         "put_schedule", schedule.name, schedule.spec, schedule.owner, schedule.paused,
         schedule.last_tick, schedule.last_job,
@@ -209,7 +209,7 @@ def put_schedule(db: Database, schedule: ScheduleRecord) -> None:
 
 
 def list_schedules(db: Database) -> list[ScheduleRecord]:
-    """See `Backend.list_schedules`."""
+    """See `Scheduling.list_schedules`."""
     return [
         ScheduleRecord(
             name=name, spec=spec, owner=owner, paused=bool(paused), last_tick=tick, last_job=job
@@ -219,19 +219,19 @@ def list_schedules(db: Database) -> list[ScheduleRecord]:
 
 
 def pause_schedule(db: Database, name: str, *, paused: bool) -> bool:
-    """See `Backend.pause_schedule`."""
+    """See `Scheduling.pause_schedule`."""
     return db.run("pause_schedule", name, paused).rowcount > 0
 
 
 def delete_schedule(db: Database, name: str) -> bool:
-    """See `Backend.delete_schedule`."""
+    """See `Scheduling.delete_schedule`."""
     return db.run("delete_schedule", name).rowcount > 0
 
 
 def fire(
     db: Database, name: str, ticks: tuple[float | None, float], job: NewJob, overlap: Overlap
 ) -> Fired:
-    """See `Backend.fire`. `ticks` holds the expected last tick and the new one."""
+    """See `Scheduling.fire`. `ticks` holds the expected last tick and the new one."""
     expected_last, tick = ticks
     row = db.fetch_one("get_schedule", name)
     if row is None:

@@ -190,7 +190,7 @@ _COUNT_COLUMNS = (
 
 
 def get_job(db: Database, job_id: str) -> JobRecord:
-    """See `Backend.get_job`."""
+    """See `Inspecting.get_job`."""
     row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
@@ -206,7 +206,7 @@ def list_jobs(
     payloads: bool,
     budget: int,
 ) -> Page:
-    """See `Backend.list_jobs`."""
+    """See `Inspecting.list_jobs`."""
     found = find_matching(db, which, limit, after, budget)
     return Page(read_records(db, found.seqs, payloads=payloads), found.next, found.examined)
 
@@ -214,7 +214,7 @@ def list_jobs(
 def group_failures(
     db: Database, which: JobFilter, limit: int, budget: int, since: Sequence[float]
 ) -> FailureGroups:
-    """See `Backend.group_failures`.
+    """See `Inspecting.group_failures`.
 
     Only the latest error of each group is decoded: a history may be large.
     """
@@ -238,7 +238,7 @@ def group_failures(
 
 
 def explain_job(db: Database, job_id: str) -> Facts:
-    """See `Backend.explain_job`."""
+    """See `Inspecting.explain_job`."""
     row = db.fetch_one("find_job", job_id)
     if row is None:
         raise JobNotFound(job_id)
@@ -262,7 +262,7 @@ def explain_job(db: Database, job_id: str) -> Facts:
 
 
 def list_limits(db: Database, name: str | None = None) -> list[LimitInfo]:
-    """See `Backend.list_limits`. With a name, return only the limit of this name."""
+    """See `Inspecting.list_limits`. With a name, return only the limit of this name."""
     holders: dict[str, list[LimitHolder]] = {}
     for limited, job_id, session, host, leased_at in db.run(
         "list_limit_holders", name, MAX_HOLDERS
@@ -276,7 +276,7 @@ def list_limits(db: Database, name: str | None = None) -> list[LimitInfo]:
 
 
 def list_audit(db: Database, limit: int, after: str | None) -> AuditPage:
-    """See `Backend.list_audit`."""
+    """See `Inspecting.list_audit`."""
     before = parse_position(after)
     rows = db.run("list_audit_records", before, limit + 1).fetchall()
     records = [
@@ -337,13 +337,13 @@ def to_micros_or_none(seconds: float | None) -> int | None:
 
 
 def count_by_state(db: Database, queue: str | None) -> dict[State, int]:
-    """See `Backend.count_jobs`."""
+    """See `Inspecting.count_jobs`."""
     row: Row = db.run("count_by_state", queue, db.now).fetchone()
     return dict(zip(_COUNT_COLUMNS, row, strict=True))
 
 
 def list_queues(db: Database, budget: int | None = None) -> list[QueueInfo]:
-    """See `Backend.list_queues`."""
+    """See `Inspecting.list_queues`."""
     return combine_rows(
         LaneRow(
             queue=queue,
@@ -369,7 +369,7 @@ def make_pause(by: str, reason: str, since: int, until: int | None) -> Pause:
 
 
 def list_sessions(db: Database) -> list[SessionInfo]:
-    """See `Backend.list_sessions`."""
+    """See `Inspecting.list_sessions`."""
     return [make_session_info(db, *row) for row in db.run("list_sessions")]
 
 

@@ -117,7 +117,7 @@ def block_rates(db: Database, lane: int, seq: int, seconds: float) -> float | No
 
 
 def list_rates(db: Database) -> list[RateInfo]:
-    """See `Backend.list_rates`."""
+    """See `Inspecting.list_rates`."""
     return [
         make_rate_info(name, rate.limit, rate.spent_until, db.now)
         for name, rate in sorted(read_rates(db).items())

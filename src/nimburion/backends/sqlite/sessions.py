@@ -59,7 +59,7 @@ class SessionRow(NamedTuple):
 
 
 def open_session(db: Database, session: Session) -> None:
-    """See `Backend.open_session`."""
+    """See `Consuming.open_session`."""
     if find_session(db, session.id) is not None:
         heartbeat(db, session.id)
         return
@@ -88,7 +88,7 @@ def find_session(db: Database, session_id: str) -> SessionRow | None:
 
 
 def heartbeat(db: Database, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
-    """See `Backend.heartbeat`."""
+    """See `Consuming.heartbeat`."""
     session = find_session(db, session_id)
     if session is None or not session.is_alive:
         raise SessionLost(session_id)
@@ -108,14 +108,14 @@ def heartbeat(db: Database, session_id: str, vitals: Vitals | None = None) -> He
 
 
 def send_command(db: Database, session_id: str, command: WorkerCommand | None) -> bool:
-    """See `Backend.send_command`."""
+    """See `Maintaining.send_command`."""
     text = None if command is None else command.value
     db.notify([make_session_name(session_id)])
     return db.run("send_command", session_id, text).rowcount > 0
 
 
 def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes | None) -> None:
-    """See `Backend.release`."""
+    """See `Consuming.release`."""
     session = find_session(db, session_id)
     if session is None or not session.is_alive:
         return
@@ -130,7 +130,7 @@ def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes
 
 
 def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> None:
-    """See `Backend.close_session`."""
+    """See `Consuming.close_session`."""
     session = find_session(db, session_id)
     if session is None or session.ended_at is not None:
         return
@@ -152,7 +152,7 @@ def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
 
 
 def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
-    """See `Backend.rescue`."""
+    """See `Consuming.rescue`."""
     expired = db.run("expire_sessions", db.now, db.boot_time, db.boot_id).fetchall()
     # A worker that lives learns that its session has ended; the socket of a dead one is removed.
     db.notify(make_session_name(session_id) for (session_id,) in expired)

@@ -54,7 +54,7 @@ def settle_batch(
     has_keys: bool,
     has_charges: bool,
 ) -> list[Settled]:
-    """Apply settlements and return their results in the same order; see `Backend.exchange`.
+    """Apply settlements and return their results in the same order; see `Consuming.exchange`.
 
     `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. `has_keys`: a
     lease may count for a limit by key. `has_charges`: a lease was charged to a tenant. If a job

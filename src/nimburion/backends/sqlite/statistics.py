@@ -62,7 +62,7 @@ def take_enqueue_counts(db: Database, min_age: float) -> list[EnqueueCount]:
 def read_statistics(
     db: Database, interval: tuple[float, float, int], queue: str | None, name: str | None
 ) -> list[Statistics]:
-    """See `Backend.list_statistics`. `interval` is its `since`, `until` and `step`."""
+    """See `Inspecting.list_statistics`. `interval` is its `since`, `until` and `step`."""
     since, until, step = interval
     rows = db.run("list_statistics", step, since, until, queue, name).fetchall()
     return add_statistics(

@@ -122,7 +122,7 @@ def settle_charge(db: Database, session: int, seq: int, *, ran: bool) -> None:
 
 
 def set_tenant_weight(db: Database, tenant: str, weight: float | None) -> None:
-    """See `Backend.set_tenant_weight`."""
+    """See `Maintaining.set_tenant_weight`."""
     units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
     if units == WEIGHT_UNITS:
         db.run("delete_tenant_weight", tenant)
@@ -139,7 +139,7 @@ def forget_tenants(db: Database) -> None:
 
 
 def list_tenants(db: Database, limit: int) -> TenantUses:
-    """See `Backend.list_tenants`."""
+    """See `Inspecting.list_tenants`."""
     return TenantUses(
         [
             TenantUse(

@@ -17,7 +17,9 @@ from nimburion.core.text.escaping import escape_controls
 @add_shared_options
 def audit(limit: int, after: str | None) -> None:
     """List the changes that operators made, newest first: who, what, when, with which result."""
-    page = current_invocation().run(lambda backend: backend.list_audit(limit=limit, after=after))
+    page = current_invocation().run(
+        lambda backend: backend.reads.list_audit(limit=limit, after=after)
+    )
     print_result(msgspec.to_builtins(page), lambda: print_audit(page))
 
 

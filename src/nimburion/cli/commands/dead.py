@@ -64,7 +64,7 @@ def list_dead(
 
     which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
     page = current_invocation().run(
-        lambda backend: backend.list_jobs(which, limit=limit, after=after)
+        lambda backend: backend.reads.list_jobs(which, limit=limit, after=after)
     )
     data = {"jobs": [record_to_data(record) for record in page.jobs], "next": page.next}
     print_result(data, lambda: print_page(page))
@@ -81,7 +81,9 @@ def list_groups(queue: str | None, name: str | None, reason: str | None, limit: 
     `jobs list --fingerprint` lists the jobs of one group.
     """
     which = make_filter(FAILED_ONLY, queue=queue, name=name, reason=reason)
-    found = current_invocation().run(lambda backend: backend.group_failures(which, limit=limit))
+    found = current_invocation().run(
+        lambda backend: backend.reads.group_failures(which, limit=limit)
+    )
     print_result(msgspec.to_builtins(found), lambda: print_groups(found))
 
 

@@ -64,11 +64,11 @@ def show_all() -> None:
 async def read_limits(backend: Backend) -> Readings:
     """Return all limits, the keys in use, the changes, and the backend's time."""
     return Readings(
-        await backend.list_limits(),
-        await backend.list_rates(),
-        await backend.list_keyed_limits(),
-        await backend.list_key_uses(),
-        await backend.list_limit_changes(),
+        await backend.reads.list_limits(),
+        await backend.reads.list_rates(),
+        await backend.reads.list_keyed_limits(),
+        await backend.reads.list_key_uses(),
+        await backend.reads.list_limit_changes(),
         await backend.now(),
     )
 
@@ -188,7 +188,7 @@ def show(name: str) -> None:
 
 async def read_keyed_limit(backend: Backend, name: str) -> tuple[KeyedLimitInfo, float]:
     """Return a limit by key and the backend's time. Raises `LimitNotFound`."""
-    found = await backend.list_keyed_limits(name=name, fullest=_SHOWN_KEYS)
+    found = await backend.reads.list_keyed_limits(name=name, fullest=_SHOWN_KEYS)
     if not found:
         raise LimitNotFound(
             name,

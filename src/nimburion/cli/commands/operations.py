@@ -29,7 +29,7 @@ def operations() -> None:
 def list_operations(limit: int, after: str | None) -> None:
     """List bulk operations, newest first."""
     page = current_invocation().run(
-        lambda backend: backend.list_bulk_operations(limit=limit, after=after)
+        lambda backend: backend.reads.list_bulk_operations(limit=limit, after=after)
     )
     print_result(msgspec.to_builtins(page), lambda: print_operations(page))
 
@@ -69,7 +69,9 @@ def describe_selection(operation: BulkOperation) -> str:
 @add_shared_options
 def show_operation(operation_id: str) -> None:
     """Show a bulk operation: what it changes, its progress, its last error."""
-    operation = current_invocation().run(lambda backend: backend.get_bulk_operation(operation_id))
+    operation = current_invocation().run(
+        lambda backend: backend.reads.get_bulk_operation(operation_id)
+    )
     print_result(msgspec.to_builtins(operation), lambda: print_operation(operation))
 
 

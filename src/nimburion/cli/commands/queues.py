@@ -48,7 +48,7 @@ def list_queues() -> None:
 
 async def read_queues(backend: Backend) -> list[QueueSummary]:
     """Return all queues, with the waiting jobs that no live worker serves."""
-    return summarize_queues(await backend.list_queues(), await backend.list_sessions())
+    return summarize_queues(await backend.reads.list_queues(), await backend.reads.list_sessions())
 
 
 def print_queues(found: list[QueueSummary]) -> None:

@@ -75,7 +75,7 @@ async def read_statistics(
 ) -> list[Statistics]:
     """Return the statistics of the last `seconds`, whole intervals."""
     now = await backend.now()
-    return await backend.list_statistics(now - seconds, now, step, queue=queue, name=name)
+    return await backend.reads.list_statistics(now - seconds, now, step, queue=queue, name=name)
 
 
 def make_data(rows: list[Statistics], step: int) -> dict[str, object]:

@@ -39,7 +39,7 @@ def list_tenants(limit: int) -> None:
 
     The tenant with the least virtual time ahead is next, inside one queue and priority.
     """
-    found = current_invocation().run(lambda backend: backend.list_tenants(limit))
+    found = current_invocation().run(lambda backend: backend.reads.list_tenants(limit))
     print_result(msgspec.to_builtins(found), lambda: print_tenants(found))
 
 

@@ -114,9 +114,9 @@ async def read_overview(backend: Backend) -> Overview:
     return Overview(
         backend=backend.describe(),
         now=now,
-        queues=await backend.list_queues(),
-        workers=await backend.list_sessions(),
-        statistics=await backend.list_statistics(find_window_start(now), now, 60),
+        queues=await backend.reads.list_queues(),
+        workers=await backend.reads.list_sessions(),
+        statistics=await backend.reads.list_statistics(find_window_start(now), now, 60),
     )
 
 

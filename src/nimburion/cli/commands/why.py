@@ -32,7 +32,7 @@ def why(job_id: str) -> None:
 
 async def read_facts(backend: Backend, job_id: str) -> Facts:
     """Return the facts about the job that `job_id` names."""
-    return await backend.explain_job(await resolve_job_id(backend, job_id))
+    return await backend.reads.explain_job(await resolve_job_id(backend, job_id))
 
 
 def to_data(facts: Facts, causes: list[Cause]) -> dict[str, object]:

@@ -33,7 +33,7 @@ def list_workers() -> None:
     LEASE is the time until the session expires, if no heartbeat comes. LAG is how late the event
     loop of the worker was, at worst, since its last heartbeat.
     """
-    sessions = current_invocation().run(lambda backend: backend.list_sessions())
+    sessions = current_invocation().run(lambda backend: backend.reads.list_sessions())
     print_result(
         [msgspec.to_builtins(session) for session in sessions], lambda: print_sessions(sessions)
     )
@@ -120,7 +120,7 @@ async def find_and_send(backend: Backend, text: str, command: Command) -> str:
 
     Raises `WorkerNotFound` if no session has this id, prefix or suffix, `BadInput` if several have.
     """
-    sessions = await backend.list_sessions()
+    sessions = await backend.reads.list_sessions()
     found = [s.id for s in sessions if text == s.id or s.id.startswith(text) or s.id.endswith(text)]
     if len(found) > 1 and text not in found:
         raise BadInput(f"{text!r} matches {len(found)} workers: give more characters")

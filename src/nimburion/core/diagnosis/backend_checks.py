@@ -19,7 +19,9 @@ async def run_backend_checks(backend: Backend, timeout: float) -> list[CheckResu
         async with asyncio.timeout(timeout):
             await backend.open()
             found = await backend.check()
-            workers = check_workers(await backend.list_queues(), await backend.list_sessions())
+            workers = check_workers(
+                await backend.reads.list_queues(), await backend.reads.list_sessions()
+            )
     except TimeoutError:
         return [make_timeout_check(timeout)]
     except NimburionError as error:

@@ -9,7 +9,7 @@ from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Stat
 
 _MAX_DELAY = MERGE_AFTER / 2
 """Seconds after the end of an interval within which its row may still be stored. Later, backends
-may have merged the rows of the interval (`Backend.prune`), and a repeat would count twice.
+may have merged the rows of the interval (`Maintaining.prune`), and a repeat would count twice.
 """
 
 _Key = tuple[int, int, str, str]

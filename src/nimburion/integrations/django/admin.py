@@ -156,11 +156,11 @@ class JobAdmin(JobAdminBase):
 
 
 async def _list_jobs(client: Client, which: JobFilter, after: str | None) -> Page:
-    return await client.backend.list_jobs(which, limit=_PAGE_SIZE, after=after)
+    return await client.backend.reads.list_jobs(which, limit=_PAGE_SIZE, after=after)
 
 
 async def _get_job(client: Client, job_id: str) -> JobRecord:
-    return await client.backend.get_job(job_id)
+    return await client.backend.reads.get_job(job_id)
 
 
 def _make_filter(chosen: Mapping[str, str]) -> JobFilter:

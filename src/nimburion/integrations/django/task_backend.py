@@ -287,7 +287,7 @@ class _PreparedTask:
 
 async def read_record(client: Client, job_id: str) -> JobRecord:
     """Return the record of a job. Raises `JobNotFound`, and `InvalidJob` for a malformed id."""
-    return await client.backend.get_job(read_job_id(job_id))
+    return await client.backend.reads.get_job(read_job_id(job_id))
 
 
 def make_result(task: AnyTask, record: JobRecord) -> TaskResult[..., Any]:

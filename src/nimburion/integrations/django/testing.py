@@ -94,12 +94,12 @@ async def _delete_all_jobs(client: Client) -> None:
     backend = client.backend
     unfinished = [job.id async for job in iterate_jobs(backend, JobFilter(states=UNFINISHED))]
     for job_id in unfinished:
-        await backend.cancel(job_id)
-    while await backend.delete(EVERY_JOB, _BATCH_SIZE):
+        await backend.producing.cancel(job_id)
+    while await backend.maintenance.delete(EVERY_JOB, _BATCH_SIZE):
         pass
-    for queue in await backend.list_queues():
+    for queue in await backend.reads.list_queues():
         if queue.paused:
-            await backend.pause_queue(queue.name, paused=False)
+            await backend.maintenance.pause_queue(queue.name, paused=False)
 
 
 def _raise_first(failures: Sequence[FailedAttempt]) -> None:

@@ -110,13 +110,13 @@ class EnqueueBatcher:
 
     def __init__(
         self,
-        backend: Producing,
+        producing: Producing,
         clock: Clock,
         timeout: float,
         calls: CallCounters | None = None,
         state: EnqueueState | None = None,
     ) -> None:
-        self._backend = backend
+        self._producing = producing
         self._state = state or EnqueueState(clock)
         self._calls = (calls or CallCounters()).get_operation("enqueue")
         self._clock = clock
@@ -169,7 +169,9 @@ class EnqueueBatcher:
         """
         since = self._monotonic()
         try:
-            results = cast("BlockingProducing", self._backend).enqueue_blocking([job], self._limit)
+            results = cast("BlockingProducing", self._producing).enqueue_blocking(
+                [job], self._limit
+            )
         except BackendUnavailable as error:
             self._note_unanswered(error)
             try:
@@ -239,7 +241,7 @@ class EnqueueBatcher:
         sent = self._monotonic()
         try:
             with self._shared_timer.timeout(seconds):
-                results = await self._backend.enqueue(jobs)
+                results = await self._producing.enqueue(jobs)
             now = self._monotonic()
             self._calls.note_answer(now - sent)
             self._state.note_answer(now)

@@ -561,7 +561,7 @@ class Client:
         `JobNotFound` is raised for an unknown id.
         """
         self._check_open()
-        return await self.backend.cancel(read_job_id(job_id))
+        return await self.backend.producing.cancel(read_job_id(job_id))
 
     async def run_now(self, job_id: str | UUID) -> bool:
         """Make a job due now that waits for a later time, and return whether it waited for one.
@@ -578,9 +578,9 @@ class Client:
         """
         self._check_open()
         job_id = read_job_id(job_id)
-        if await self.backend.make_due((job_id,)):
+        if await self.backend.maintenance.make_due((job_id,)):
             return True
-        await self.backend.get_job(job_id)  # raises JobNotFound
+        await self.backend.reads.get_job(job_id)  # raises JobNotFound
         return False
 
     async def queue_size(self, queue: str | None = None) -> int:
@@ -626,11 +626,11 @@ class Client:
     async def _list_queues(self) -> list[QueueInfo]:
         self._check_open()
         async with self._limit_reading():
-            return await self.backend.list_queues()
+            return await self.backend.reads.list_queues()
 
     async def _get_record(self, job_id: str | UUID) -> JobRecord:
         self._check_open()
-        return await self.backend.get_job(read_job_id(job_id))
+        return await self.backend.reads.get_job(read_job_id(job_id))
 
     async def _get_record_before(
         self, deadline: float | None, job_id: str, seconds: float | None
@@ -661,7 +661,7 @@ class Client:
         self._check_open()
         if self._batcher is None or self._batcher_loop is not self._loop:
             self._batcher = EnqueueBatcher(
-                self.backend,
+                self.backend.producing,
                 self.clock,
                 self.settings.enqueue_timeout,
                 self._statistics.calls,
@@ -868,7 +868,7 @@ class Client:
                 "after the commit, without `connection`, and return from the handler to complete "
                 "its job"
             )
-        return cast("Transactional", self.backend)
+        return cast("Transactional", self.backend.producing)
 
     def _emit_enqueued(self, jobs: Sequence[NewJob], results: list[Enqueued]) -> None:
         for job, result in zip(jobs, results, strict=True):

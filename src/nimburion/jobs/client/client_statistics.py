@@ -99,7 +99,7 @@ class ClientStatistics:
         self._recorder.begin()
         source = make_session_id(self._entropy)
         self.writer = StatisticsWriter(
-            backend,
+            backend.consuming,
             self._clock,
             self._random,
             self._recorder,
@@ -111,7 +111,7 @@ class ClientStatistics:
 
     async def _count_committed(self, backend: Backend) -> None:
         if self.enqueues_in_transactions:
-            await count_committed(cast("Transactional", backend), self.jobs, min_age=0.0)
+            await count_committed(cast("Transactional", backend.producing), self.jobs, min_age=0.0)
 
     def abandon(self) -> None:
         """Forget the writer of an event loop that has ended."""

@@ -93,8 +93,8 @@ class InlineRunner:
         await self._ensure_session()
         if self._unsettled:
             await self._settle()
-        await self._backend.promote(_MAX_ROWS)
-        rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
+        await self._backend.consuming.promote(_MAX_ROWS)
+        rescued = await self._backend.consuming.rescue(_MAX_ROWS, max_lost=self._settings.max_lost)
         await self._report_dead(rescued.failed)
         reply = await self._request_job()
         if not reply.deliveries:
@@ -150,7 +150,7 @@ class InlineRunner:
         lifespan, self._open_lifespan = self._open_lifespan, None
         try:
             if session_id is not None:
-                await self._backend.close_session(session_id)
+                await self._backend.consuming.close_session(session_id)
         finally:
             if lifespan is not None:
                 await lifespan.close()
@@ -165,20 +165,20 @@ class InlineRunner:
     async def _ensure_session(self) -> None:
         if self._session_id is not None:
             try:
-                await self._backend.heartbeat(self._session_id)
+                await self._backend.consuming.heartbeat(self._session_id)
                 return
             except SessionLost:
                 self._session_id = None
                 self._unsettled = []
         session = make_session(self._registry, self._settings, self._entropy)
-        await self._backend.open_session(session)
+        await self._backend.consuming.open_session(session)
         self._session_id, self._number = session.id, 0
 
     async def _exchange(self, settlements: list[Settlement], want: ReserveRequest) -> Reply:
         if self._session_id is None:
             raise SessionLost("(closed)")
         number = self._number + 1
-        reply = await self._backend.exchange(self._session_id, number, settlements, want)
+        reply = await self._backend.consuming.exchange(self._session_id, number, settlements, want)
         self._number = number
         return reply
 
@@ -197,7 +197,7 @@ class InlineRunner:
             attempts = self._make_attempt_runner(threads, self._note_report, self._state)
             for job_id in job_ids:
                 with suppress(JobNotFound):  # deleted since
-                    await attempts.report_dead(await self._backend.get_job(job_id))
+                    await attempts.report_dead(await self._backend.reads.get_job(job_id))
 
     def _make_request(self) -> ReserveRequest:
         selector = LaneSelector(self._registry, self._settings, self._entropy)
@@ -265,7 +265,7 @@ class InlineRunner:
     async def _check_names(self, reply: Reply) -> None:
         """Raise `NothingRegistered` if due jobs wait for a handler that is not registered here."""
         waiting = JobFilter(states=frozenset({State.PENDING, State.RETRYING}))
-        page = await self._backend.list_jobs(waiting, limit=_MAX_ROWS)
+        page = await self._backend.reads.list_jobs(waiting, limit=_MAX_ROWS)
         known = set(self._registry.names)
         unknown = {j.name for j in page.jobs if j.due <= reply.now and j.name not in known}
         if unknown:
@@ -277,7 +277,7 @@ class InlineRunner:
 
     async def _advance(self) -> bool:
         """Advance the clock until the next job is due or allowed. Return False if there is none."""
-        promoted = await self._backend.promote(_MAX_ROWS)
+        promoted = await self._backend.consuming.promote(_MAX_ROWS)
         if promoted.count:
             return True
         times = [time for time in (promoted.next_due, self._next_due) if time is not None]

@@ -71,7 +71,7 @@ class Rescuer(Periodic):
             return
         more = True
         while more and not self.stopping.is_set():
-            rescued = await self._backend.rescue(_MAX_ROWS, max_lost=self._max_lost)
+            rescued = await self._backend.consuming.rescue(_MAX_ROWS, max_lost=self._max_lost)
             more = rescued.more
             counts = len(rescued.returned), len(rescued.failed), len(rescued.cancelled)
             if any(counts):
@@ -98,7 +98,7 @@ class Rescuer(Periodic):
         """Count the rescued jobs by queue and name; read both from the backend."""
         ids = [*rescued.returned, *rescued.failed, *rescued.cancelled]
         failed = set(rescued.failed)
-        page = await self._backend.list_jobs(JobFilter(ids=tuple(ids)), limit=len(ids))
+        page = await self._backend.reads.list_jobs(JobFilter(ids=tuple(ids)), limit=len(ids))
         for job in page.jobs:
             lane = self._counters.get_lane(job.queue, job.name)
             lane.rescued += 1
@@ -145,8 +145,8 @@ class Pruner(Periodic):
     async def tick(self) -> None:
         """Prune in bounded steps until nothing is left to prune, then count."""
         while not self.stopping.is_set():
-            if await self._backend.prune(self._keep, _MAX_ROWS) < _MAX_ROWS:
+            if await self._backend.maintenance.prune(self._keep, _MAX_ROWS) < _MAX_ROWS:
                 break
         if self._backend.capabilities.supports_transactions:
-            backend = cast("Transactional", self._backend)
-            await count_committed(backend, self._counters, min_age=_UNCOUNTED_SECONDS)
+            producing = cast("Transactional", self._backend.producing)
+            await count_committed(producing, self._counters, min_age=_UNCOUNTED_SECONDS)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from random import Random
 
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.service import Periodic
 from nimburion.core.timing.clock import Clock
@@ -28,7 +28,7 @@ class UnservedWatch(Periodic):
     """
 
     def __init__(
-        self, backend: Inspecting, clock: Clock, random: Random, own_session: Callable[[], str]
+        self, backend: Backend, clock: Clock, random: Random, own_session: Callable[[], str]
     ) -> None:
         super().__init__(clock, _CHECK_INTERVAL, random, jitter=0.5)
         self._backend = backend
@@ -38,10 +38,10 @@ class UnservedWatch(Periodic):
     async def tick(self) -> None:
         """Check once, and adapt the interval."""
         began = self.clock.monotonic()
-        sessions = await self._backend.list_sessions()
+        sessions = await self._backend.reads.list_sessions()
         oldest = next(filter(is_live, sessions), None)
         if oldest is not None and oldest.id == self._own_session():
-            found = find_unserved(await self._backend.list_queues(), sessions)
+            found = find_unserved(await self._backend.reads.list_queues(), sessions)
             new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
             self._reported = {(jobs.queue, jobs.name) for jobs in found}
             for jobs in new[:_MAX_WARNINGS]:

@@ -291,7 +291,7 @@ class Worker:
 
         Raises `JobNotFound` if it was deleted since.
         """
-        await self._attempt_runner.report_dead(await self._backend.get_job(job_id))
+        await self._attempt_runner.report_dead(await self._backend.reads.get_job(job_id))
 
     def report(self, report: Progressed | Spent) -> None:
         """Send what a running job reports with the next exchange. Safe from any thread."""

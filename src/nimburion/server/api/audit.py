@@ -10,7 +10,7 @@ from nimburion.server.api.operation import ApiRequest, NoBody, Operation
 async def list_audit_records(request: ApiRequest[PageQuery, NoBody]) -> AuditPage:
     """List the changes that operators made, newest first: who, what, when, with which result."""
     query = request.query
-    return await request.services.backend.list_audit(limit=query.limit, after=query.after)
+    return await request.services.backend.reads.list_audit(limit=query.limit, after=query.after)
 
 
 OPERATIONS = (

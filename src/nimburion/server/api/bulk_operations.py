@@ -105,7 +105,9 @@ class BulkOperationList(msgspec.Struct, frozen=True):
 async def list_operations(request: ApiRequest[PageQuery, NoBody]) -> BulkOperationList:
     """List bulk operations, newest first."""
     query = request.query
-    page = await request.services.backend.list_bulk_operations(limit=query.limit, after=query.after)
+    page = await request.services.backend.reads.list_bulk_operations(
+        limit=query.limit, after=query.after
+    )
     return BulkOperationList([make_view(operation) for operation in page.operations], page.next)
 
 
@@ -123,7 +125,7 @@ async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPr
 
 async def get_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
     """Show one bulk operation."""
-    return make_view(await request.services.backend.get_bulk_operation(request.path["id"]))
+    return make_view(await request.services.backend.reads.get_bulk_operation(request.path["id"]))
 
 
 async def start_replay(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:

@@ -94,7 +94,9 @@ async def list_dead_letters(request: ApiRequest[SearchQuery, NoBody]) -> JobPage
     """List dead letters, most recently enqueued first."""
     query = request.query
     which = query.make_filter(FAILED_ONLY)
-    page = await request.services.backend.list_jobs(which, limit=query.limit, after=query.after)
+    page = await request.services.backend.reads.list_jobs(
+        which, limit=query.limit, after=query.after
+    )
     return summarize_page(page)
 
 
@@ -102,7 +104,7 @@ async def list_failure_groups(request: ApiRequest[GroupQuery, NoBody]) -> Failur
     """Group the newest 10,000 dead letters by their error, the largest group first."""
     query = request.query
     which = JobFilter(states=FAILED_ONLY, queue=query.queue, name=query.name, reason=query.reason)
-    return await request.services.backend.group_failures(which, limit=query.limit)
+    return await request.services.backend.reads.group_failures(which, limit=query.limit)
 
 
 async def replay_dead_letters(request: ApiRequest[NoQuery, ReplayBody]) -> ReplayReport:

@@ -301,13 +301,15 @@ async def list_jobs(request: ApiRequest[JobQuery, NoBody]) -> JobPage:
     """List jobs, most recently enqueued first."""
     query = request.query
     which = query.make_filter(frozenset(query.state) or None)
-    page = await request.services.backend.list_jobs(which, limit=query.limit, after=query.after)
+    page = await request.services.backend.reads.list_jobs(
+        which, limit=query.limit, after=query.after
+    )
     return summarize_page(page)
 
 
 async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobDetail:
     """Show a job without its data."""
-    record = await request.services.backend.get_job(request.path["id"])
+    record = await request.services.backend.reads.get_job(request.path["id"])
     return JobDetail(
         **msgspec.structs.asdict(summarize_job(record)),
         attempts=record.attempts,
@@ -317,7 +319,7 @@ async def get_job(request: ApiRequest[NoQuery, NoBody]) -> JobDetail:
 
 async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
     """Say why a job is not running, the decisive cause first."""
-    facts = await request.services.backend.explain_job(request.path["id"])
+    facts = await request.services.backend.reads.explain_job(request.path["id"])
     return JobExplanation(
         causes=find_causes(facts),
         now=facts.now,
@@ -333,7 +335,7 @@ async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
 
 async def get_job_contents(request: ApiRequest[NoQuery, NoBody]) -> JobContents:
     """Show the data of a job: payload, result, headers and tracebacks."""
-    record = await request.services.backend.get_job(request.path["id"])
+    record = await request.services.backend.reads.get_job(request.path["id"])
     payload, payload_base64 = _split_content(record.payload)
     result_error = decode_result_error(record.result)
     result, result_base64 = _split_content(None if result_error else record.result)

@@ -69,9 +69,9 @@ async def list_limits(request: ApiRequest[PageQuery, NoBody]) -> LimitPage:
     """List limits: concurrency with the jobs that hold it longest, rates, limits by key."""
     after, size = request.query.after, request.query.limit
     backend = request.services.backend
-    limits = await backend.list_limits()
-    rates = await backend.list_rates()
-    keyed = await backend.list_keyed_limits()
+    limits = await backend.reads.list_limits()
+    rates = await backend.reads.list_rates()
+    keyed = await backend.reads.list_keyed_limits()
     names = {limit.name for limit in limits} | {rate.name for rate in rates}
     names |= {limit.name for limit in keyed}
     rest = sorted(name for name in names if after is None or name > after)
@@ -80,8 +80,8 @@ async def list_limits(request: ApiRequest[PageQuery, NoBody]) -> LimitPage:
         [limit for limit in limits if limit.name in page],
         [rate for rate in rates if rate.name in page],
         [limit for limit in keyed if limit.name in page],
-        await backend.list_key_uses(100),
-        await backend.list_limit_changes(),
+        await backend.reads.list_key_uses(100),
+        await backend.reads.list_limit_changes(),
         rest[size - 1] if len(rest) > size else None,
     )
 
@@ -103,7 +103,7 @@ async def reset_limit(request: ApiRequest[NoQuery, ResetLimitBody]) -> LimitStat
 async def _read_state(
     request: ApiRequest[NoQuery, ChangeLimitBody] | ApiRequest[NoQuery, ResetLimitBody], name: str
 ) -> LimitState:
-    changes = await request.services.backend.list_limit_changes()
+    changes = await request.services.backend.reads.list_limit_changes()
     return LimitState(name, [change for change in changes if change.name == name])
 
 

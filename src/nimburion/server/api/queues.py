@@ -67,7 +67,7 @@ class CountsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 async def list_queues(request: ApiRequest[PageQuery, NoBody]) -> QueuePage:
     """List the queues that hold an unfinished job or are paused."""
     backend = request.services.backend
-    found = summarize_queues(await backend.list_queues(), await backend.list_sessions())
+    found = summarize_queues(await backend.reads.list_queues(), await backend.reads.list_sessions())
     after, limit = request.query.after, request.query.limit
     rest = [queue for queue in found if after is None or queue.name > after]
     page = rest[:limit]
@@ -78,14 +78,14 @@ async def get_queue(request: ApiRequest[NoQuery, NoBody]) -> QueueSummary:
     """Show one queue. A queue without unfinished jobs is empty; it is never unknown."""
     name = request.path["queue"]
     backend = request.services.backend
-    found = summarize_queues(await backend.list_queues(), await backend.list_sessions())
+    found = summarize_queues(await backend.reads.list_queues(), await backend.reads.list_sessions())
     return next((queue for queue in found if queue.name == name), make_empty_queue(name))
 
 
 async def count_jobs(request: ApiRequest[CountsQuery, NoBody]) -> QueueCounts:
     """Count the jobs in each state, of one queue or of all."""
     queue = request.query.queue
-    counts = await request.services.backend.count_jobs(queue)
+    counts = await request.services.backend.reads.count_jobs(queue)
     return QueueCounts(queue, {state.value: counts[state] for state in State})
 
 

@@ -66,14 +66,16 @@ async def get_scale(request: ApiRequest[ScaleQuery, NoBody]) -> ScaleReport:
     """Say how many slots the jobs of some queues want: those processing, and those for the due
     work."""
     query, backend = request.query, request.services.backend
-    found = await backend.list_queues()
+    found = await backend.reads.list_queues()
     if query.queues is not None:
         known = {queue.name: queue for queue in found}
         asked = dict.fromkeys(query.queues.split(","))
         found = [known[name] for name in asked if name in known]
     now = await backend.now()
-    rows = await backend.list_statistics(now - _WINDOW, now, _STEP)
-    return compute_scale(found, await backend.list_limits(), average_runs(rows), query.target_wait)
+    rows = await backend.reads.list_statistics(now - _WINDOW, now, _STEP)
+    return compute_scale(
+        found, await backend.reads.list_limits(), average_runs(rows), query.target_wait
+    )
 
 
 def average_runs(rows: Iterable[Statistics]) -> dict[str, float]:

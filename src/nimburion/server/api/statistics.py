@@ -71,7 +71,9 @@ async def list_statistics(request: ApiRequest[StatisticsQuery, NoBody]) -> Stati
     count = 1
     while start < until and len(rows) <= query.limit:
         end = min((start // step + count) * step, until)
-        found = await backend.list_statistics(start, end, step, queue=query.queue, name=query.name)
+        found = await backend.reads.list_statistics(
+            start, end, step, queue=query.queue, name=query.name
+        )
         rows += [row for row in found if after is None or (row.start, row.queue, row.name) > after]
         start, count = end, min(2 * count, MAX_INTERVALS_AT_ONCE)
     page = rows[: query.limit]

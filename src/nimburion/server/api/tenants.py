@@ -58,7 +58,7 @@ class TenantWeight(msgspec.Struct, frozen=True):
 
 async def list_tenants(request: ApiRequest[TenantQuery, NoBody]) -> TenantList:
     """List the tenants that have waiting or running jobs, with their shares, and all weights."""
-    found = await request.services.backend.list_tenants(request.query.limit)
+    found = await request.services.backend.reads.list_tenants(request.query.limit)
     shares = compute_shares(found.tenants)
     return TenantList(
         [

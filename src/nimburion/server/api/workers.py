@@ -63,7 +63,7 @@ class SentCommand(msgspec.Struct, frozen=True):
 async def list_workers(request: ApiRequest[PageQuery, NoBody]) -> WorkerPage:
     """List the workers whose sessions have not ended."""
     after, limit = request.query.after, request.query.limit
-    found = sorted(await request.services.backend.list_sessions(), key=_make_cursor)
+    found = sorted(await request.services.backend.reads.list_sessions(), key=_make_cursor)
     rest = [session for session in found if after is None or _make_cursor(session) > after]
     page = [
         WorkerSummary(**msgspec.structs.asdict(session), live=is_live(session))

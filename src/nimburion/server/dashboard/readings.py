@@ -456,11 +456,11 @@ class PageReadings:
         full count, or at least as many as were counted.
         """
         counted = await self.read(
-            "queues", lambda: self.backend.list_queues(budget=COUNT_BUDGET), max_age
+            "queues", lambda: self.backend.reads.list_queues(budget=COUNT_BUDGET), max_age
         )
         if is_complete(counted):
             return counted
-        last = self.peek("queues counted to the end", self.backend.list_queues, EXACT_AGE)
+        last = self.peek("queues counted to the end", self.backend.reads.list_queues, EXACT_AGE)
         if last is None:
             return counted
         self.precision = "about"
@@ -468,11 +468,11 @@ class PageReadings:
 
     async def list_sessions(self, max_age: float = SIDE_AGE) -> list[SessionInfo]:
         """Return the sessions of all workers."""
-        return await self.read("sessions", self.backend.list_sessions, max_age)
+        return await self.read("sessions", self.backend.reads.list_sessions, max_age)
 
     async def list_limits(self, max_age: float = SIDE_AGE) -> list[LimitInfo]:
         """Return all concurrency limits."""
-        return await self.read("limits", self.backend.list_limits, max_age)
+        return await self.read("limits", self.backend.reads.list_limits, max_age)
 
     async def read_hour(self, max_age: float = 10.0) -> RecentHour:
         """Return the statistics of the last hour by queue, minute by minute."""

@@ -71,7 +71,7 @@ class StatisticsWindow:
         read: dict[int, dict[str, Counters]] = {}
         for first in range(start, until, READ_AT_ONCE * step):
             last = min(first + READ_AT_ONCE * step, until)
-            rows = await self._backend.list_statistics(
+            rows = await self._backend.reads.list_statistics(
                 first, last, self._stored_step, queue=self._queue, name=self._name
             )
             await self._add_rows(read, rows)

@@ -18,8 +18,8 @@ from nimburion.testing.contract.inspecting.explaining import SITUATIONS, Situati
 _HEAD = """\
 # Why a job is not running
 
-`nimburion why ID`, the HTTP API and `backend.explain_job` name these causes. The table is made
-from the cases that every backend passes. Generated file. To regenerate it, run
+`nimburion why ID`, the HTTP API and `backend.reads.explain_job` name these causes. The table is
+made from the cases that every backend passes. Generated file. To regenerate it, run
 
     python -m nimburion.testing.contract.causes docs/reference/why.md
 
@@ -44,7 +44,7 @@ async def say(situation: Situation) -> str:
     """Return the sentence of the first cause in a situation."""
     clock = FakeClock()
     harness = Harness(clock, [MemoryBackend(clock=clock)])
-    facts = await harness.backend.explain_job(await situation(harness))
+    facts = await harness.backend.reads.explain_job(await situation(harness))
     return find_causes(facts)[0].text
 
 

@@ -39,7 +39,7 @@ class Load:
         """Run the jobs until those of the `light` tenants have started. Return the mean waits."""
         jobs = self.make_jobs(harness)
         for first in range(0, len(jobs), 500):
-            await harness.backend.enqueue(jobs[first : first + 500])
+            await harness.backend.producing.enqueue(jobs[first : first + 500])
         worker = await harness.worker()
         start = harness.clock.now()
         waits: dict[str, list[float]] = {tenant: [] for tenant in self.jobs}

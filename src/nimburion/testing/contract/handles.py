@@ -34,18 +34,21 @@ class Handles:
             harness.clock.advance(passed)
             assert abs(await harness.backend.now() - harness.clock.now()) < 0.000_01
         await harness.put(harness.job("a"))
-        assert (await harness.backend.get_job("a")).created_at == await harness.backend.now()
+        assert (await harness.backend.reads.get_job("a")).created_at == await harness.backend.now()
 
     async def test_reading_the_time_changes_nothing(self, harness: Harness) -> None:
         """An overdue session stays overdue, and due jobs are not promoted."""
         await harness.put(harness.job("later", after=5.0))
         worker = await harness.worker()
         harness.clock.advance(worker.session.ttl + 1.0)
-        before = await harness.backend.list_sessions(), (await harness.backend.list_jobs()).jobs
+        before = (
+            await harness.backend.reads.list_sessions(),
+            (await harness.backend.reads.list_jobs()).jobs,
+        )
         await harness.backend.now()
         assert (
-            await harness.backend.list_sessions(),
-            (await harness.backend.list_jobs()).jobs,
+            await harness.backend.reads.list_sessions(),
+            (await harness.backend.reads.list_jobs()).jobs,
         ) == before
 
     async def test_a_backend_that_was_opened_exists(self, harness: Harness) -> None:
@@ -82,23 +85,23 @@ class Handles:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("b")
-        await harness.backend.pause_queue("other", paused=True)
+        await harness.backend.producing.cancel("b")
+        await harness.backend.maintenance.pause_queue("other", paused=True)
 
         async def everything() -> tuple[object, ...]:
             backend = harness.backend
-            jobs = (await backend.list_jobs(payloads=True)).jobs
+            jobs = (await backend.reads.list_jobs(payloads=True)).jobs
             return (
                 jobs,
-                await backend.count_jobs(),
-                await backend.list_queues(),
-                await backend.list_sessions(),
+                await backend.reads.count_jobs(),
+                await backend.reads.list_queues(),
+                await backend.reads.list_sessions(),
             )
 
         before = await everything()
         await harness.backend.check()
         assert await everything() == before
-        again = await harness.backend.exchange(worker.id, 1, [], worker.want(1))
+        again = await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(1))
         assert [delivery.lease for delivery in again.deliveries] == [lease]
         assert ids(await worker.take()) == ["c"]
 
@@ -115,11 +118,11 @@ class Handles:
 
     async def test_migrating_an_up_to_date_backend_changes_nothing(self, harness: Harness) -> None:
         await harness.add("a")
-        before = (await harness.backend.list_jobs(payloads=True)).jobs
+        before = (await harness.backend.reads.list_jobs(payloads=True)).jobs
         assert await harness.backend.plan_migration() == []
         for line in await harness.backend.migrate():
             assert isinstance(line, str)
-        assert (await harness.backend.list_jobs(payloads=True)).jobs == before
+        assert (await harness.backend.reads.list_jobs(payloads=True)).jobs == before
 
     async def test_a_handle_may_be_closed_twice_and_opened_again(self, harness: Harness) -> None:
         await harness.add("a")
@@ -128,16 +131,16 @@ class Handles:
         await harness.backend.close()
         await harness.backend.close()
         await harness.backend.open()
-        assert (await harness.backend.get_job("a")).session == worker.id
-        assert [info.id for info in await harness.backend.list_sessions()] == [worker.id]
-        again = await harness.backend.exchange(worker.id, 1, [], worker.want(1))
+        assert (await harness.backend.reads.get_job("a")).session == worker.id
+        assert [info.id for info in await harness.backend.reads.list_sessions()] == [worker.id]
+        again = await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(1))
         assert [delivery.lease for delivery in again.deliveries] == [lease]
 
     async def test_handles_see_the_same_data(self, fleet: Harness) -> None:
         await fleet.add("a")
         for handle in fleet.handles:
-            assert (await handle.get_job("a")).state is State.PENDING
-            assert await handle.enqueue([fleet.job("a")]) == [Enqueued("a", "exists")]
+            assert (await handle.reads.get_job("a")).state is State.PENDING
+            assert await handle.producing.enqueue([fleet.job("a")]) == [Enqueued("a", "exists")]
 
     async def test_closing_one_handle_leaves_the_others(self, fleet: Harness) -> None:
         await fleet.handles[1].close()
@@ -149,8 +152,8 @@ class Handles:
         await fleet.add("a")
         worker = await fleet.worker()
         await worker.take_one()
-        await fleet.backend.cancel("a")
-        reply = await fleet.handles[1].heartbeat(worker.id)
+        await fleet.backend.producing.cancel("a")
+        reply = await fleet.handles[1].consuming.heartbeat(worker.id)
         assert [lease.job_id for lease in reply.cancel] == ["a"]
 
     async def test_a_new_handle_opens_the_same_data(self, harness: Harness) -> None:
@@ -158,8 +161,8 @@ class Handles:
         handle = harness.backend.new_handle()
         await handle.open()
         try:
-            assert [job.id for job in (await handle.list_jobs()).jobs] == ["a"]
-            await handle.enqueue([harness.job("b")])
+            assert [job.id for job in (await handle.reads.list_jobs()).jobs] == ["a"]
+            await handle.producing.enqueue([harness.job("b")])
         finally:
             await handle.close()
         assert await harness.state("b") is State.PENDING
@@ -173,13 +176,13 @@ class Handles:
         async def heartbeat(handle: Backend) -> None:
             await handle.open()
             try:
-                await handle.heartbeat(worker.id)
+                await handle.consuming.heartbeat(worker.id)
             finally:
                 await handle.close()
 
         handle = harness.backend.new_handle()
         await asyncio.to_thread(lambda: asyncio.run(heartbeat(handle)))
-        assert (await harness.backend.rescue(10, max_lost=3)).returned == []
+        assert (await harness.backend.consuming.rescue(10, max_lost=3)).returned == []
         await worker.heartbeat()
 
     async def test_a_handle_that_was_never_opened_can_be_closed(self, harness: Harness) -> None:

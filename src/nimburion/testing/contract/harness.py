@@ -64,19 +64,21 @@ class Harness:
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
         """Enqueue the jobs in one call."""
-        return await self.backend.enqueue(jobs)
+        return await self.backend.producing.enqueue(jobs)
 
     async def add(self, *ids: str, name: str = "mail", queue: str = "default") -> list[str]:
         """Enqueue jobs with default options in one call; one job if no ids are given. Return the
         ids."""
         jobs = [self.job(i, name=name, queue=queue) for i in ids]
         jobs = jobs or [self.job(name=name, queue=queue)]
-        assert {result.outcome for result in await self.backend.enqueue(jobs)} == {"created"}
+        assert {result.outcome for result in await self.backend.producing.enqueue(jobs)} == {
+            "created"
+        }
         return [job.id for job in jobs]
 
     async def put(self, job: NewJob) -> str:
         """Enqueue one new job and return its id."""
-        assert await self.backend.enqueue([job]) == [Enqueued(job.id, "created")]
+        assert await self.backend.producing.enqueue([job]) == [Enqueued(job.id, "created")]
         return job.id
 
     async def worker(
@@ -111,12 +113,12 @@ class Harness:
 
     async def state(self, job_id: str) -> State:
         """Return the state of a job."""
-        return (await self.backend.get_job(job_id)).state
+        return (await self.backend.reads.get_job(job_id)).state
 
     async def lose(self, worker: HandDrivenWorker, *, max_lost: int = 3) -> Rescued:
         """Let the session of the worker expire, and rescue its jobs."""
         self.clock.advance(worker.session.ttl)
-        return await self.backend.rescue(1_000, max_lost=max_lost)
+        return await self.backend.consuming.rescue(1_000, max_lost=max_lost)
 
 
 class HandDrivenWorker:
@@ -129,7 +131,7 @@ class HandDrivenWorker:
 
     async def open(self) -> None:
         """Open the session."""
-        await self.backend.open_session(self.session)
+        await self.backend.consuming.open_session(self.session)
 
     @property
     def id(self) -> str:
@@ -161,7 +163,7 @@ class HandDrivenWorker:
         self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING
     ) -> Reply:
         """Perform the next exchange and return the reply."""
-        reply = await self.backend.exchange(self.id, self.number + 1, settlements, want)
+        reply = await self.backend.consuming.exchange(self.id, self.number + 1, settlements, want)
         self.number += 1
         return reply
 
@@ -180,11 +182,11 @@ class HandDrivenWorker:
 
     async def heartbeat(self) -> HeartbeatReply:
         """Send a heartbeat and return the reply."""
-        return await self.backend.heartbeat(self.id)
+        return await self.backend.consuming.heartbeat(self.id)
 
     async def close(self, *running: Lease) -> None:
         """Close the session."""
-        await self.backend.close_session(self.id, running)
+        await self.backend.consuming.close_session(self.id, running)
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:

@@ -29,7 +29,7 @@ async def _processing(harness: Harness) -> str:
 
 async def _cancel_requested(harness: Harness) -> str:
     job_id, _ = await _taken(harness)
-    await harness.backend.cancel(job_id)
+    await harness.backend.producing.cancel(job_id)
     return job_id
 
 
@@ -97,7 +97,7 @@ async def _cancelled(harness: Harness) -> str:
 
 async def _cancelled_waiting(harness: Harness) -> str:
     (job_id,) = await harness.add()
-    await harness.backend.cancel(job_id)
+    await harness.backend.producing.cancel(job_id)
     return job_id
 
 

@@ -77,7 +77,7 @@ class Fleet:
                 await member.heartbeat()
         for lease in held:
             del self.running[lease.job_id]
-        rescued = await self.harness.backend.rescue(100, max_lost=3)
+        rescued = await self.harness.backend.consuming.rescue(100, max_lost=3)
         assert sorted(rescued.returned) == sorted(lease.job_id for lease in held)
 
 
@@ -89,7 +89,7 @@ class LimitsScenario:
         self, fleet: Harness, jobs: int
     ) -> None:
         """8 workers, limit 3, two lost: never above 3, all completed, 0 at rest."""
-        await fleet.backend.enqueue([fleet.job(f"{n}") for n in range(jobs)])
+        await fleet.backend.producing.enqueue([fleet.job(f"{n}") for n in range(jobs)])
         scenario = Fleet(
             fleet,
             [
@@ -106,7 +106,7 @@ class LimitsScenario:
         assert (await scenario.workers[0].heartbeat()).limits == {
             "mail": ConcurrencyLimit(LIMIT, 0)
         }
-        assert (await fleet.backend.count_jobs())[State.COMPLETED] == jobs
+        assert (await fleet.backend.reads.count_jobs())[State.COMPLETED] == jobs
 
     async def test_three_limits_hold_for_a_fleet_that_loses_workers(self, fleet: Harness) -> None:
         """8 workers, 400 jobs: a concurrency limit, a limit by key and a rate by key; three
@@ -120,7 +120,7 @@ class LimitsScenario:
         }
         luck = Random(7)  # noqa: S311 - the scenario is the same each time
         count = 400
-        await fleet.backend.enqueue(
+        await fleet.backend.producing.enqueue(
             [
                 fleet.job(
                     f"{n}",
@@ -161,9 +161,9 @@ class LimitsScenario:
                 for each in workers:
                     await each.heartbeat()
                 fleet.clock.advance(TTL / 2)
-                await fleet.backend.rescue(100, max_lost=9)
+                await fleet.backend.consuming.rescue(100, max_lost=9)
         assert completed == count
-        assert await fleet.backend.list_key_uses() == []
+        assert await fleet.backend.reads.list_key_uses() == []
         assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(6, 0)}
 
 

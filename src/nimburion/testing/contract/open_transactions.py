@@ -157,8 +157,12 @@ class OpenTransactions:
         await soon(worker.settle(settle_as(outcome, delivery.lease)))
         await transaction.rollback()
         if outcome == "failed":
-            await harness.backend.replay(JobFilter(ids=("holder",)), 1)
-        await soon(harness.backend.prune(Retention(completed=60.0, failed=60.0, results=60.0), 100))
+            await harness.backend.maintenance.replay(JobFilter(ids=("holder",)), 1)
+        await soon(
+            harness.backend.maintenance.prune(
+                Retention(completed=60.0, failed=60.0, results=60.0), 100
+            )
+        )
         (result,) = await harness.enqueue(harness.job("next", options=KEY))
         assert result.outcome == ("taken" if outcome == "failed" else "created")
 
@@ -173,9 +177,9 @@ class OpenTransactions:
         await harness.put(harness.job("holder", options=KEY))
         delivery = await worker.take_one()
         await transaction.enqueue(repeat_key(harness, "existing"))
-        assert (await harness.backend.explain_job("old")).key_holder == "holder"
+        assert (await harness.backend.reads.explain_job("old")).key_holder == "holder"
         await soon(worker.settle(Completed(delivery.lease)))
-        assert (await harness.backend.explain_job("old")).key_holder is None
+        assert (await harness.backend.reads.explain_job("old")).key_holder is None
         await transaction.rollback()
 
     @pytest.mark.parametrize("how", ["scheduled", "retried", "released", "rescued"])
@@ -213,7 +217,7 @@ class OpenTransactions:
         assert set(ids(taken)) == {"b", "d"}
         await worker.settle(*(Completed(one.lease) for one in taken))
         assert await soon(worker.take(5)) == []
-        await soon(harness.backend.prune(KEEP_NOTHING, 100))
+        await soon(harness.backend.maintenance.prune(KEEP_NOTHING, 100))
         await second.commit()
         assert ids(await soon(worker.take(5))) == ["c"]
         await first.commit()
@@ -284,19 +288,19 @@ class OpenTransactions:
             harness.job(options=TENANT),
         )
         assert [one.outcome for one in results] == ["replaced", "created", "created"]
-        assert (await soon(backend.promote(100))).count == 1
-        await soon(backend.prune(KEEP_NOTHING, 100))
-        await soon(backend.heartbeat(worker.id))
-        await soon(backend.get_job("holder"))
-        await soon(backend.explain_job("holder"))
-        await soon(backend.explain_job("later"))
-        assert len((await soon(backend.list_jobs())).jobs) == 3
-        assert (await soon(backend.count_jobs()))[State.PENDING] == 3
-        await soon(backend.list_queues())
-        await soon(backend.list_sessions())
-        assert [one.waiting for one in (await soon(backend.list_tenants())).tenants] == [1]
+        assert (await soon(backend.consuming.promote(100))).count == 1
+        await soon(backend.maintenance.prune(KEEP_NOTHING, 100))
+        await soon(backend.consuming.heartbeat(worker.id))
+        await soon(backend.reads.get_job("holder"))
+        await soon(backend.reads.explain_job("holder"))
+        await soon(backend.reads.explain_job("later"))
+        assert len((await soon(backend.reads.list_jobs())).jobs) == 3
+        assert (await soon(backend.reads.count_jobs()))[State.PENDING] == 3
+        await soon(backend.reads.list_queues())
+        await soon(backend.reads.list_sessions())
+        assert [one.waiting for one in (await soon(backend.reads.list_tenants())).tenants] == [1]
         await soon(harness.add("unrelated"))
         await soon(harness.put(harness.job(options=JobOptions(unique_key="unrelated"))))
-        assert (await soon(backend.cancel("later"))) == "cancelled"
+        assert (await soon(backend.producing.cancel("later"))) == "cancelled"
         await soon(worker.close())
         await transaction.rollback()

@@ -53,7 +53,7 @@ class Racing:
         """Enqueue jobs with handle `n`. Repeat a blocked call, as a client does."""
         while True:
             try:
-                return await self._handle(fleet, n).enqueue(jobs)
+                return await self._handle(fleet, n).producing.enqueue(jobs)
             except EnqueueBlocked:
                 continue
 
@@ -68,7 +68,7 @@ class Racing:
         results = await race(RACERS, lambda n: self._enqueue(fleet, n, [fleet.job("a")]))
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "exists": RACERS - 1}
-        assert sum((await fleet.backend.count_jobs()).values()) == 1
+        assert sum((await fleet.backend.reads.count_jobs()).values()) == 1
 
     async def test_one_id_with_many_bodies_is_created_once(self, fleet: Harness) -> None:
         results = await race(
@@ -78,7 +78,7 @@ class Racing:
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "conflict": RACERS - 1}
         (winner,) = [n for n, (result,) in enumerate(results) if result.outcome == "created"]
-        assert (await fleet.backend.get_job("a")).payload == b"%d" % winner
+        assert (await fleet.backend.reads.get_job("a")).payload == b"%d" % winner
 
     async def test_one_unique_key_is_taken_once(self, fleet: Harness) -> None:
         options = JobOptions(unique_key="k")
@@ -89,7 +89,7 @@ class Racing:
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "taken": RACERS - 1}
         (holder,) = {result.id for (result,) in results}
-        assert [job.id for job in (await fleet.backend.list_jobs()).jobs] == [holder]
+        assert [job.id for job in (await fleet.backend.reads.list_jobs()).jobs] == [holder]
 
     async def test_one_waiting_job_is_replaced_by_every_other_caller(self, fleet: Harness) -> None:
         options = JobOptions(unique_key="k", on_duplicate="replace")
@@ -104,7 +104,7 @@ class Racing:
         outcomes = Counter(result.outcome for (result,) in results)
         assert outcomes == {"created": 1, "replaced": RACERS - 1}
         (holder,) = {result.id for (result,) in results}
-        job = await fleet.backend.get_job(holder)
+        job = await fleet.backend.reads.get_job(holder)
         assert job.payload is not None
         assert job.priority == int(job.payload) % 10
         worker = await fleet.worker()
@@ -120,7 +120,9 @@ class Racing:
             await fleet.put(fleet.job(f"old{n}", payload=b"1", options=options))
             new = fleet.job(f"new{n}", payload=b"2", options=options)
             worker, other = workers[n % 8], self._handle(fleet, n + 1)
-            taken, (result,) = await soon(asyncio.gather(worker.take(1), other.enqueue([new])))
+            taken, (result,) = await soon(
+                asyncio.gather(worker.take(1), other.producing.enqueue([new]))
+            )
             rest = await worker.take(2)
             payloads = [delivery.payload for delivery in (*taken, *rest)]
             assert payloads == ([b"2"] if result.outcome == "replaced" else [b"1", b"2"])
@@ -139,7 +141,7 @@ class Racing:
         results = await race(len(turned), lambda n: self._enqueue(fleet, n, turned[n]))
         outcomes = Counter(result.outcome for call in results for result in call)
         assert outcomes == {"created": 60, "exists": 60 * (len(turned) - 1)}
-        assert (await fleet.backend.count_jobs())[State.PENDING] == 60
+        assert (await fleet.backend.reads.count_jobs())[State.PENDING] == 60
 
     async def test_no_job_is_reserved_twice(self, fleet: Harness) -> None:
         """Promise 4. Every job is reserved once."""
@@ -189,7 +191,7 @@ class Racing:
         taken = sum(await race(RACERS, run))
         assert taken <= 8
         assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(8, taken)}
-        counts = await fleet.backend.count_jobs()
+        counts = await fleet.backend.reads.count_jobs()
         assert (counts[State.PROCESSING], counts[State.COMPLETED]) == (taken, 8)
 
     async def test_a_lost_job_is_rescued_once(self, fleet: Harness) -> None:
@@ -198,12 +200,14 @@ class Racing:
         for worker in await self._workers(fleet, 4):
             await worker.take(10)
         fleet.clock.advance(60.0)
-        replies = await race(RACERS, lambda n: self._handle(fleet, n).rescue(7, max_lost=3))
-        while (reply := await fleet.backend.rescue(7, max_lost=3)).returned:
+        replies = await race(
+            RACERS, lambda n: self._handle(fleet, n).consuming.rescue(7, max_lost=3)
+        )
+        while (reply := await fleet.backend.consuming.rescue(7, max_lost=3)).returned:
             replies.append(reply)
         returned = [job_id for reply in replies for job_id in reply.returned]
         assert len(returned) == len(set(returned)) == 40
-        assert {job.lost for job in (await fleet.backend.list_jobs()).jobs} == {1}
+        assert {job.lost for job in (await fleet.backend.reads.list_jobs()).jobs} == {1}
 
     @pytest.mark.parametrize("round_", range(4))
     async def test_a_heartbeat_against_a_rescue_has_one_winner(
@@ -217,10 +221,10 @@ class Racing:
 
         async def run(n: int) -> bool:
             if n % 2 == round_ % 2:
-                await self._handle(fleet, n + 1).rescue(10, max_lost=3)
+                await self._handle(fleet, n + 1).consuming.rescue(10, max_lost=3)
                 return True
             try:
-                await self._handle(fleet, n).heartbeat(worker.id)
+                await self._handle(fleet, n).consuming.heartbeat(worker.id)
             except SessionLost:
                 return False
             return True
@@ -229,7 +233,7 @@ class Racing:
         if await fleet.state("a") is State.PROCESSING:
             assert await worker.settle(Completed(lease)) == [Settled.DONE]
         else:
-            assert (await fleet.backend.get_job("a")).lost == 1
+            assert (await fleet.backend.reads.get_job("a")).lost == 1
             with pytest.raises(SessionLost):
                 await worker.settle(Completed(lease))
 
@@ -241,7 +245,7 @@ class Racing:
 
         async def run(n: int) -> list[Settled]:
             if n % 2:
-                await self._handle(fleet, n).rescue(100, max_lost=3)
+                await self._handle(fleet, n).consuming.rescue(100, max_lost=3)
                 return []
             try:
                 return await workers[n // 2].settle(Completed(leases[n // 2]))
@@ -262,41 +266,46 @@ class Racing:
         worker = await fleet.worker()
         want = worker.want(3)
         replies = await race(
-            RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 1, [], want)
+            RACERS, lambda n: self._handle(fleet, n).consuming.exchange(worker.id, 1, [], want)
         )
         assert [reply.deliveries for reply in replies] == [replies[0].deliveries] * RACERS
-        assert (await fleet.backend.count_jobs())[State.PROCESSING] == 3
+        assert (await fleet.backend.reads.count_jobs())[State.PROCESSING] == 3
 
     async def test_a_repeated_settlement_is_applied_once(self, fleet: Harness) -> None:
         await fleet.add("a")
         worker = await fleet.worker()
         batch = [Failed((await worker.take_one()).lease, "permanent", OOPS)]
         replies = await race(
-            RACERS, lambda n: self._handle(fleet, n).exchange(worker.id, 2, batch, RESERVE_NOTHING)
+            RACERS,
+            lambda n: self._handle(fleet, n).consuming.exchange(
+                worker.id, 2, batch, RESERVE_NOTHING
+            ),
         )
         assert [reply.results for reply in replies] == [[Settled.DONE]] * RACERS
-        record = await fleet.backend.get_job("a")
+        record = await fleet.backend.reads.get_job("a")
         assert (record.failures, len(record.history)) == (1, 1)
 
     async def test_one_tick_fires_once(self, fleet: Harness) -> None:
         """Promise 8: the number of schedulers does not matter."""
-        await fleet.backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        await fleet.backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
 
         async def run(n: int) -> str:
-            fired = await self._handle(fleet, n).fire(
+            fired = await self._handle(fleet, n).schedules.fire(
                 "nightly", None, 100.0, fleet.job(f"{n}"), "allow"
             )
             return fired.outcome
 
         assert Counter(await race(RACERS, run)) == {"fired": 1, "moved": RACERS - 1}
-        assert sum((await fleet.backend.count_jobs()).values()) == 1
+        assert sum((await fleet.backend.reads.count_jobs()).values()) == 1
 
     async def test_a_dead_letter_is_replayed_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
         worker = await fleet.worker()
         taken = await worker.take(20)
         await worker.settle(*(Failed(delivery.lease, "permanent", OOPS) for delivery in taken))
-        replies = await race(RACERS, lambda n: self._handle(fleet, n).replay(EVERY_JOB, 100))
+        replies = await race(
+            RACERS, lambda n: self._handle(fleet, n).maintenance.replay(EVERY_JOB, 100)
+        )
         replayed = [job_id for reply in replies for job_id in reply.ids]
         assert len(replayed) == len(set(replayed)) == 20
 
@@ -309,13 +318,13 @@ class Racing:
         async def run(n: int) -> list[str]:
             which = JobFilter(ids=(f"{n // 2}",))
             if n % 2:
-                return (await self._handle(fleet, n).replay(which, 1)).ids
-            return await self._handle(fleet, n // 2 + 1).delete(which, 1)
+                return (await self._handle(fleet, n).maintenance.replay(which, 1)).ids
+            return await self._handle(fleet, n // 2 + 1).maintenance.delete(which, 1)
 
         results = await race(RACERS, run)
         for n in range(16):
             assert len(results[2 * n] + results[2 * n + 1]) == 1
-        counts = await fleet.backend.count_jobs()
+        counts = await fleet.backend.reads.count_jobs()
         assert counts[State.PENDING] == sum(len(moved) for moved in results[1::2])
         assert counts[State.FAILED] == 0
 
@@ -325,13 +334,13 @@ class Racing:
 
         async def run(n: int) -> Cancellation | list[str]:
             if n % 2:
-                return await self._handle(fleet, n).cancel(f"{n // 2}")
+                return await self._handle(fleet, n).producing.cancel(f"{n // 2}")
             return ids(await workers[n // 2].take(1))
 
         results = await race(RACERS, run)
         taken = {job_id for ids in results[0::2] for job_id in ids}
         for n, answer in enumerate(results[1::2]):
-            record = await fleet.backend.get_job(f"{n}")
+            record = await fleet.backend.reads.get_job(f"{n}")
             if answer is Cancellation.CANCELLED:
                 assert (record.state, record.id in taken) == (State.CANCELLED, False)
             else:
@@ -345,18 +354,18 @@ class Racing:
 
         async def run(n: int) -> object:
             if n % 2:
-                return await self._handle(fleet, n).cancel(leases[n // 2].job_id)
+                return await self._handle(fleet, n).producing.cancel(leases[n // 2].job_id)
             return await workers[n // 2].settle(Completed(leases[n // 2]))
 
         results = await race(RACERS, run)
         assert results[0::2] == [[Settled.DONE]] * 16
         assert set(results[1::2]) <= {Cancellation.REQUESTED, Cancellation.FINISHED}
-        assert (await fleet.backend.count_jobs())[State.COMPLETED] == 16
+        assert (await fleet.backend.reads.count_jobs())[State.COMPLETED] == 16
 
     async def test_promotions_at_once_move_each_job_once(self, fleet: Harness) -> None:
         await fleet.enqueue(*(fleet.job(f"{n}", after=5.0) for n in range(100)))
         fleet.clock.advance(5.0)
-        replies = await race(RACERS, lambda n: self._handle(fleet, n).promote(9))
+        replies = await race(RACERS, lambda n: self._handle(fleet, n).consuming.promote(9))
         assert sum(reply.count for reply in replies) == 100
         assert len(await (await fleet.worker()).take(500)) == 100
 
@@ -365,12 +374,12 @@ class Racing:
 
         async def run(n: int) -> list[str]:
             if n % 2:
-                await self._handle(fleet, n).enqueue([fleet.job(f"new-{n}")])
+                await self._handle(fleet, n).producing.enqueue([fleet.job(f"new-{n}")])
                 return []
             seen: list[str] = []
             after: str | None = None
             while after is not None or not seen:
-                page = await self._handle(fleet, n).list_jobs(limit=7, after=after)
+                page = await self._handle(fleet, n).reads.list_jobs(limit=7, after=after)
                 seen += [job.id for job in page.jobs]
                 after = page.next
             return seen
@@ -402,4 +411,4 @@ class Racing:
         )
         taken = [job_id for ids in drained for job_id in ids]
         assert len(taken) == len(set(taken)) == 300
-        assert (await harness.backend.count_jobs())[State.COMPLETED] == 300
+        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 300

@@ -47,12 +47,14 @@ async def fire(
     harness: Harness, expected: float | None, tick: float, job_id: str, overlap: Overlap = "allow"
 ) -> Fired:
     """Decide a tick of the nightly schedule."""
-    return await harness.backend.fire("nightly", expected, tick, harness.job(job_id), overlap)
+    return await harness.backend.schedules.fire(
+        "nightly", expected, tick, harness.job(job_id), overlap
+    )
 
 
 async def the_schedule(harness: Harness) -> ScheduleRecord:
     """Return the only schedule."""
-    (schedule,) = await harness.backend.list_schedules()
+    (schedule,) = await harness.backend.schedules.list_schedules()
     return schedule
 
 
@@ -61,9 +63,9 @@ async def move_previous(harness: Harness, to: str) -> None:
     if to in {"pending", "scheduled"}:
         return
     if to in {"cancelled", "forgotten"}:
-        await harness.backend.cancel("previous")
+        await harness.backend.producing.cancel("previous")
         if to == "forgotten":
-            await harness.backend.delete(EVERY_JOB, 10)
+            await harness.backend.maintenance.delete(EVERY_JOB, 10)
         return
     worker = await harness.worker()
     lease = (await worker.take_one()).lease
@@ -83,13 +85,13 @@ class ScheduleStorage:
     async def test_a_schedule_is_kept_as_it_is(self, harness: Harness) -> None:
         spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4"} }'
         record = ScheduleRecord(name="a", spec=spec, owner="me", paused=True, last_tick=7.25)
-        await harness.backend.put_schedule(record)
-        assert await harness.backend.list_schedules() == [record]
+        await harness.backend.schedules.put_schedule(record)
+        assert await harness.backend.schedules.list_schedules() == [record]
 
     async def test_schedules_are_listed_by_name(self, harness: Harness) -> None:
         for name in ("b", "c", "a"):
-            await harness.backend.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
-        assert [schedule.name for schedule in await harness.backend.list_schedules()] == [
+            await harness.backend.schedules.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
+        assert [schedule.name for schedule in await harness.backend.schedules.list_schedules()] == [
             "a",
             "b",
             "c",
@@ -99,10 +101,10 @@ class ScheduleStorage:
         self, harness: Harness
     ) -> None:
         """A deployment stores all its schedules again; none fires again, and none is resumed."""
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
-        await harness.backend.pause_schedule("nightly", paused=True)
-        await harness.backend.put_schedule(
+        await harness.backend.schedules.pause_schedule("nightly", paused=True)
+        await harness.backend.schedules.put_schedule(
             ScheduleRecord(name="nightly", spec=b"{}", owner="other", last_tick=5.0)
         )
         assert await the_schedule(harness) == ScheduleRecord(
@@ -110,29 +112,29 @@ class ScheduleStorage:
         )
 
     async def test_pausing_and_resuming(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
-        assert await harness.backend.pause_schedule("nightly", paused=True) is True
+        await harness.backend.schedules.put_schedule(NIGHTLY)
+        assert await harness.backend.schedules.pause_schedule("nightly", paused=True) is True
         assert (await the_schedule(harness)).paused is True
-        assert await harness.backend.pause_schedule("nightly", paused=False) is True
+        assert await harness.backend.schedules.pause_schedule("nightly", paused=False) is True
         assert (await the_schedule(harness)).paused is False
 
     async def test_what_is_not_there_cannot_be_paused_or_deleted(self, harness: Harness) -> None:
-        assert await harness.backend.pause_schedule("unknown", paused=True) is False
-        assert await harness.backend.delete_schedule("unknown") is False
+        assert await harness.backend.schedules.pause_schedule("unknown", paused=True) is False
+        assert await harness.backend.schedules.delete_schedule("unknown") is False
 
     async def test_deleting(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
-        assert await harness.backend.delete_schedule("nightly") is True
-        assert await harness.backend.delete_schedule("nightly") is False
-        assert await harness.backend.list_schedules() == []
+        await harness.backend.schedules.put_schedule(NIGHTLY)
+        assert await harness.backend.schedules.delete_schedule("nightly") is True
+        assert await harness.backend.schedules.delete_schedule("nightly") is False
+        assert await harness.backend.schedules.list_schedules() == []
 
     async def test_a_schedule_that_is_put_again_after_deleting_has_no_history(
         self, harness: Harness
     ) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
-        await harness.backend.delete_schedule("nightly")
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.delete_schedule("nightly")
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         assert await the_schedule(harness) == NIGHTLY
 
 
@@ -140,14 +142,14 @@ class Fire:
     """`fire`."""
 
     async def test_a_tick_enqueues_its_job_and_moves_the_last_tick(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
         assert await harness.state("one") is State.PENDING
         schedule = await the_schedule(harness)
         assert (schedule.last_tick, schedule.last_job) == (100.0, "one")
 
     async def test_ticks_follow_each_other(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
         assert await fire(harness, 100.0, 200.0, "two") == Fired("fired", "two")
         assert (await the_schedule(harness)).last_tick == 200.0
@@ -156,37 +158,37 @@ class Fire:
     async def test_a_tick_that_another_scheduler_fired_enqueues_nothing(
         self, harness: Harness, expected: float | None
     ) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
         before = await the_schedule(harness)
         assert await fire(harness, expected, 200.0, "two") == Fired("moved")
         assert await the_schedule(harness) == before
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_the_same_tick_fires_once(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         outcomes = [(await fire(harness, None, 100.0, f"{n}")).outcome for n in range(4)]
         assert outcomes == ["fired", "moved", "moved", "moved"]
 
     async def test_ticks_are_compared_exactly(self, harness: Harness) -> None:
         tick = 1_750_000_000.1234567
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, tick, "one")
         assert (await the_schedule(harness)).last_tick == tick
         assert (await fire(harness, tick, tick + 60.0, "two")).outcome == "fired"
 
     async def test_a_missing_schedule_fires_nothing(self, harness: Harness) -> None:
         assert await fire(harness, None, 100.0, "one") == Fired("missing")
-        assert sum((await harness.backend.count_jobs()).values()) == 0
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 0
 
     async def test_a_paused_schedule_fires_nothing_and_does_not_move(
         self, harness: Harness
     ) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
-        await harness.backend.pause_schedule("nightly", paused=True)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await harness.backend.schedules.pause_schedule("nightly", paused=True)
         assert await fire(harness, None, 100.0, "one") == Fired("paused")
         assert (await the_schedule(harness)).last_tick is None
-        assert sum((await harness.backend.count_jobs()).values()) == 0
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 0
 
     @pytest.mark.parametrize("previous", PREVIOUS)
     @pytest.mark.parametrize("overlap", ["allow", "skip", "queue_one", "cancel_previous"])
@@ -194,10 +196,10 @@ class Fire:
         self, harness: Harness, overlap: Overlap, previous: str
     ) -> None:
         """The last tick always moves; `last_job` changes only with a new job."""
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         after = 60.0 if previous == "scheduled" else 0.0
         first = harness.job("previous", after=after)
-        await harness.backend.fire("nightly", None, 100.0, first, "allow")
+        await harness.backend.schedules.fire("nightly", None, 100.0, first, "allow")
         await move_previous(harness, previous)
         expected = OVERLAPS[overlap, PREVIOUS[previous]]
         fired = await fire(harness, 100.0, 200.0, "next", overlap)
@@ -207,75 +209,81 @@ class Fire:
         assert schedule.last_job == ("next" if expected == "fired" else "previous")
 
     async def test_cancel_previous_ends_what_waits(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
         await fire(harness, 100.0, 200.0, "two", "cancel_previous")
         assert await harness.state("one") is State.CANCELLED
         assert await harness.state("two") is State.PENDING
 
     async def test_cancel_previous_requests_the_cancel_of_a_job(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await fire(harness, None, 100.0, "one")
         worker = await harness.worker()
         await worker.take_one()
         await fire(harness, 100.0, 200.0, "two", "cancel_previous")
-        assert (await harness.backend.get_job("one")).cancel_requested is True
+        assert (await harness.backend.reads.get_job("one")).cancel_requested is True
 
     async def test_a_unique_key_that_is_taken_skips_the_tick(self, harness: Harness) -> None:
         options = JobOptions(unique_key="k")
         await harness.put(harness.job("holder", options=options))
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         job = harness.job("one", options=options)
-        assert await harness.backend.fire("nightly", None, 100.0, job, "allow") == Fired("skipped")
+        assert await harness.backend.schedules.fire("nightly", None, 100.0, job, "allow") == Fired(
+            "skipped"
+        )
         schedule = await the_schedule(harness)
         assert (schedule.last_tick, schedule.last_job) == (100.0, None)
 
     async def test_a_job_that_is_there_already_counts_as_fired(self, harness: Harness) -> None:
         """Same id and body: a scheduler that derives ids from ticks may repeat the call."""
         await harness.add("one")
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_schedules_do_not_mix(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
-        await harness.backend.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
+        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
         await fire(harness, None, 100.0, "one")
-        other, nightly = await harness.backend.list_schedules()
+        other, nightly = await harness.backend.schedules.list_schedules()
         assert (other.last_tick, nightly.last_tick) == (None, 100.0)
 
     async def test_a_skipped_tick_is_measured_by_the_last_job_that_was_stored(
         self, harness: Harness
     ) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
-        await harness.backend.fire("nightly", None, 60.0, harness.job("first"), "skip")
-        await harness.backend.fire("nightly", 60.0, 120.0, harness.job("second"), "skip")
-        await harness.backend.cancel("first")
-        fired = await harness.backend.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
+        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await harness.backend.schedules.fire("nightly", None, 60.0, harness.job("first"), "skip")
+        await harness.backend.schedules.fire("nightly", 60.0, 120.0, harness.job("second"), "skip")
+        await harness.backend.producing.cancel("first")
+        fired = await harness.backend.schedules.fire(
+            "nightly", 120.0, 180.0, harness.job("third"), "skip"
+        )
         assert fired == Fired("fired", "third")
 
     async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(
         self, harness: Harness
     ) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await harness.put(harness.job("holder", options=JobOptions(unique_key="k")))
         lenient = JobOptions(unique_key="k", on_duplicate="existing")
         job = harness.job("a", options=lenient)
-        fired = await harness.backend.fire("nightly", None, 60.0, job, "allow")
+        fired = await harness.backend.schedules.fire("nightly", None, 60.0, job, "allow")
         assert fired == Fired("fired", "holder")
         assert (await the_schedule(harness)).last_job == "holder"
 
     async def test_a_tick_whose_id_has_another_body_passes(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
+        await harness.backend.schedules.put_schedule(NIGHTLY)
         await harness.put(harness.job("a", payload=b"[]"))
-        fired = await harness.backend.fire("nightly", None, 60.0, harness.job("a"), "allow")
+        fired = await harness.backend.schedules.fire(
+            "nightly", None, 60.0, harness.job("a"), "allow"
+        )
         assert fired == Fired("skipped")
         assert (await the_schedule(harness)).last_tick == 60.0
-        assert (await harness.backend.get_job("a")).payload == b"[]"
+        assert (await harness.backend.reads.get_job("a")).payload == b"[]"
 
     async def test_the_other_rules_cancel_nothing(self, harness: Harness) -> None:
-        await harness.backend.put_schedule(NIGHTLY)
-        await harness.backend.fire("nightly", None, 60.0, harness.job("first"), "allow")
-        await harness.backend.fire("nightly", 60.0, 120.0, harness.job("second"), "allow")
-        await harness.backend.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
+        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await harness.backend.schedules.fire("nightly", None, 60.0, harness.job("first"), "allow")
+        await harness.backend.schedules.fire("nightly", 60.0, 120.0, harness.job("second"), "allow")
+        await harness.backend.schedules.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")
         assert await harness.state("first") is State.PENDING

@@ -21,7 +21,7 @@ class Traffic:
         async def run(n: int) -> None:
             if n % 2:
                 for _ in range(25):
-                    await fleet.handles[n // 2].enqueue([fleet.job()])
+                    await fleet.handles[n // 2].producing.enqueue([fleet.job()])
                     await asyncio.sleep(0)
                 return
             while len(taken) < 200:
@@ -33,38 +33,38 @@ class Traffic:
 
     async def test_one_cancel_wins(self, fleet: Harness) -> None:
         await fleet.add("a")
-        answers = await race(RACERS, lambda n: fleet.handles[n % 8].cancel("a"))
+        answers = await race(RACERS, lambda n: fleet.handles[n % 8].producing.cancel("a"))
         assert Counter(answers) == {Cancellation.CANCELLED: 1, Cancellation.FINISHED: RACERS - 1}
 
     async def test_every_record_is_deleted_or_pruned_once(self, fleet: Harness) -> None:
         jobs = [fleet.job() for _ in range(60)]
-        await fleet.backend.enqueue(jobs)
+        await fleet.backend.producing.enqueue(jobs)
         for job in jobs:
-            await fleet.backend.cancel(job.id)
+            await fleet.backend.producing.cancel(job.id)
         fleet.clock.advance(1.0)
         keep = Retention(completed=0.0)
 
         async def run(n: int) -> int:
             if n % 2:
-                return await fleet.handles[n % 8].prune(keep, 3)
-            return len(await fleet.handles[n % 8].delete(EVERY_JOB, 3))
+                return await fleet.handles[n % 8].maintenance.prune(keep, 3)
+            return len(await fleet.handles[n % 8].maintenance.delete(EVERY_JOB, 3))
 
         gone = 0
         while found := sum(await race(16, run)):
             gone += found
         assert gone == 60
-        assert sum((await fleet.backend.count_jobs()).values()) == 0
+        assert sum((await fleet.backend.reads.count_jobs()).values()) == 0
 
     async def test_nothing_is_reserved_after_a_pause(self, fleet: Harness) -> None:
         """This holds from the moment that `pause_queue` returns, for all callers."""
-        await fleet.backend.enqueue([fleet.job() for _ in range(100)])
+        await fleet.backend.producing.enqueue([fleet.job() for _ in range(100)])
         workers = [await fleet.worker(backend=handle) for handle in fleet.handles]
         paused = asyncio.Event()
         late: list[str] = []
 
         async def run(n: int) -> None:
             if n == len(workers):
-                await fleet.backend.pause_queue("default", paused=True)
+                await fleet.backend.maintenance.pause_queue("default", paused=True)
                 paused.set()
                 return
             for _ in range(10):

@@ -22,11 +22,10 @@ FAR = 1_000.0
 
 
 def get_transactional(harness: Harness) -> Transactional:
-    """Return the backend with its transaction methods; skip the case if it does not support
-    them."""
+    """Return the operations inside callers' transactions; skip the case if there are none."""
     if not harness.backend.capabilities.supports_transactions:
         pytest.skip("this backend joins no transaction, and says so")
-    return cast("Transactional", harness.backend)
+    return cast("Transactional", harness.backend.producing)
 
 
 class OpenTransaction:
@@ -34,8 +33,8 @@ class OpenTransaction:
     transaction."""
 
     def __init__(self, harness: Harness) -> None:
-        self.backend: Transactional = get_transactional(harness)
-        self.transaction: Transaction = self.backend.transaction(None)
+        self.producing: Transactional = get_transactional(harness)
+        self.transaction: Transaction = self.producing.transaction(None)
         self.connection: CallerConnection = CallerConnection(None)
 
     async def begin(self) -> OpenTransaction:
@@ -45,7 +44,7 @@ class OpenTransaction:
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
         """Enqueue jobs in one call inside the transaction."""
-        return await soon(self.backend.enqueue_in(self.connection, jobs))
+        return await soon(self.producing.enqueue_in(self.connection, jobs))
 
     async def complete(
         self, worker: HandDrivenWorker, delivery: Delivery, result: bytes | None = None
@@ -100,7 +99,7 @@ class TransactionalEnqueues:
         transaction = await opened(harness)
         assert await transaction.enqueue(harness.job("b")) == [Enqueued("b", "created")]
         with pytest.raises(JobNotFound):
-            await harness.backend.get_job("b")
+            await harness.backend.reads.get_job("b")
         await transaction.complete(worker, delivery)
         await transaction.commit()
         assert await harness.state("b") is State.PENDING
@@ -109,19 +108,19 @@ class TransactionalEnqueues:
         transaction = await opened(harness)
         await transaction.enqueue(harness.job("a"), harness.job("b", after=60.0))
         await transaction.rollback()
-        assert sum((await harness.backend.count_jobs()).values()) == 0
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 0
 
     async def test_a_replaced_job_is_as_before_after_the_rollback(self, harness: Harness) -> None:
         options = JobOptions(unique_key="k", on_duplicate="replace")
         await harness.put(harness.job("a", payload=b"1", options=options))
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         transaction = await opened(harness)
         new = harness.job("b", payload=b"2", priority=9, after=60.0, options=options)
         assert await transaction.enqueue(new) == [Enqueued("a", "replaced")]
         await transaction.rollback()
-        assert await harness.backend.get_job("a") == before
+        assert await harness.backend.reads.get_job("a") == before
         assert await harness.enqueue(new) == [Enqueued("a", "replaced")]
-        assert (await harness.backend.get_job("a")).payload == b"2"
+        assert (await harness.backend.reads.get_job("a")).payload == b"2"
 
     async def test_an_id_that_was_rolled_back_is_free(self, harness: Harness) -> None:
         transaction = await opened(harness)
@@ -138,7 +137,10 @@ class TransactionalEnqueues:
             "b", priority=7, after=5.0, options=JobOptions(tenant="acme", unique_key="l")
         )
         assert await committed(harness, twin) == [Enqueued("b", "created")]
-        one, other = await harness.backend.get_job("a"), await harness.backend.get_job("b")
+        one, other = (
+            await harness.backend.reads.get_job("a"),
+            await harness.backend.reads.get_job("b"),
+        )
         assert (one.due, one.priority, one.payload, one.options.tenant) == (
             (other.due, other.priority, other.payload, other.options.tenant)
         )
@@ -195,59 +197,59 @@ class TransactionalEnqueues:
         await transaction.commit()
         assert await harness.state("d") is State.PENDING
         with pytest.raises(JobNotFound):
-            await harness.backend.get_job("c")
+            await harness.backend.reads.get_job("c")
 
     async def test_a_committed_enqueue_is_counted_once(self, harness: Harness) -> None:
-        backend = get_transactional(harness)
+        producing = get_transactional(harness)
         jobs = [harness.job("a"), harness.job("b", after=60.0), harness.job("c", name="sms")]
         tenants = [harness.job("d", queue="x", options=JobOptions(tenant="t"))]
         await committed(harness, *jobs, *tenants, harness.job("a"))
-        counts = sorted(await backend.take_enqueue_counts(0.0))
+        counts = sorted(await producing.take_enqueue_counts(0.0))
         assert counts == [("default", "mail", 2), ("default", "sms", 1), ("x", "mail", 1)]
-        assert await backend.take_enqueue_counts(0.0) == []
+        assert await producing.take_enqueue_counts(0.0) == []
 
     async def test_an_enqueue_that_is_rolled_back_is_not_counted(self, harness: Harness) -> None:
-        backend = get_transactional(harness)
+        producing = get_transactional(harness)
         transaction = await opened(harness)
         await transaction.enqueue(harness.job("a"))
         await transaction.rollback()
         await harness.put(harness.job("b"))  # a plain enqueue is counted by its process
-        assert await backend.take_enqueue_counts(0.0) == []
+        assert await producing.take_enqueue_counts(0.0) == []
 
     async def test_a_transactional_enqueue_that_creates_no_job_is_not_counted(
         self, harness: Harness
     ) -> None:
-        backend = get_transactional(harness)
+        producing = get_transactional(harness)
         key = JobOptions(unique_key="k", on_duplicate="replace")
         for stored in (harness.job("a"), harness.job("b", options=key)):
             await harness.put(stored)
         await committed(harness, harness.job("a"), harness.job("c", options=key))
-        assert await backend.take_enqueue_counts(0.0) == []
+        assert await producing.take_enqueue_counts(0.0) == []
 
     async def test_enqueue_counts_may_be_left_to_the_process_that_enqueued(
         self, harness: Harness
     ) -> None:
-        backend = get_transactional(harness)
+        producing = get_transactional(harness)
         await committed(harness, harness.job("a"))
-        assert await backend.take_enqueue_counts(60.0) == []
+        assert await producing.take_enqueue_counts(60.0) == []
         harness.clock.advance(61.0)
-        assert await backend.take_enqueue_counts(60.0) == [("default", "mail", 1)]
+        assert await producing.take_enqueue_counts(60.0) == [("default", "mail", 1)]
 
     async def test_enqueue_counts_are_no_statistics_yet(self, harness: Harness) -> None:
-        backend = get_transactional(harness)
+        producing = get_transactional(harness)
         await committed(harness, harness.job("a"))
         now = harness.clock.now()
         for step in STEPS:
-            assert await harness.backend.list_statistics(now - step, now + step, step) == []
+            assert await harness.backend.reads.list_statistics(now - step, now + step, step) == []
         harness.clock.advance(2 * max(STEPS))
-        await harness.backend.prune(Retention(), 10)
-        assert await backend.take_enqueue_counts(0.0) == [("default", "mail", 1)]
+        await harness.backend.maintenance.prune(Retention(), 10)
+        assert await producing.take_enqueue_counts(0.0) == [("default", "mail", 1)]
 
     async def test_waiters_are_woken_after_the_commit(self, harness: Harness) -> None:
         if not harness.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         _, worker, delivery = await processing(harness, "carrier", queue="carriers")
-        waiting = asyncio.create_task(harness.backend.wait(["default"], FAR))
+        waiting = asyncio.create_task(harness.backend.consuming.wait(["default"], FAR))
         transaction = await opened(harness)
         await transaction.enqueue(harness.job("b"))
         await transaction.complete(worker, delivery)
@@ -256,10 +258,10 @@ class TransactionalEnqueues:
         assert await harness.state("b") is State.PENDING
 
     async def test_what_is_no_connection_is_refused(self, harness: Harness) -> None:
-        backend = get_transactional(harness)
+        producing = get_transactional(harness)
         with pytest.raises(UnusableConnection):
-            await backend.enqueue_in(CallerConnection(object()), [harness.job("a")])
-        assert sum((await harness.backend.count_jobs()).values()) == 0
+            await producing.enqueue_in(CallerConnection(object()), [harness.job("a")])
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 0
 
 
 class TransactionalCompletions:
@@ -272,7 +274,7 @@ class TransactionalCompletions:
         await transaction.complete(worker, delivery, b"7")
         assert await harness.state(job_id) is State.PROCESSING
         await transaction.commit()
-        record = await harness.backend.get_job(job_id)
+        record = await harness.backend.reads.get_job(job_id)
         assert (record.state, record.result, record.payload) == (State.COMPLETED, b"7", None)
         assert record.finished_at == harness.clock.now()
 
@@ -337,7 +339,7 @@ class TransactionalCompletions:
         await transaction.rollback()
         assert await harness.state(job_id) is State.PENDING
         with pytest.raises(JobNotFound):
-            await harness.backend.get_job("effect")
+            await harness.backend.reads.get_job("effect")
 
     async def test_an_overdue_session_that_was_not_rescued_may_still_complete(
         self, harness: Harness
@@ -355,7 +357,7 @@ class TransactionalCompletions:
     ) -> None:
         get_transactional(harness)
         job_id, worker, delivery = await processing(harness)
-        assert await harness.backend.cancel(job_id) == "requested"
+        assert await harness.backend.producing.cancel(job_id) == "requested"
         transaction = await opened(harness)
         await transaction.complete(worker, delivery)
         await transaction.commit()
@@ -401,5 +403,5 @@ class TransactionalCompletions:
             transaction = await opened(harness)
             await transaction.complete(worker, delivery)
             await transaction.commit()
-        assert (await harness.backend.count_jobs())[State.COMPLETED] == 2
+        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 2
         assert await worker.take() == []

@@ -213,26 +213,26 @@ async def test_the_types_of_our_statements_are_never_looked_up(postgres_binary: 
 
 async def each_operation(backend: PostgresBackend) -> None:
     jobs = [NewJob(f"job-{n}", "n", "q", b"{}", after=0.0 if n else 5.0) for n in range(3)]
-    await backend.enqueue(jobs)
-    await backend.enqueue([NewJob("one", "n", "q", b"{}")])
+    await backend.producing.enqueue(jobs)
+    await backend.producing.enqueue([NewJob("one", "n", "q", b"{}")])
     session = Session(id="ab" * 16, names=("n",))
-    await backend.open_session(session)
+    await backend.consuming.open_session(session)
     want = ReserveRequest(3, (Lane("q", "n"),), nonce=b"n" * 16)
-    reply = await backend.exchange(session.id, 1, [], want)
+    reply = await backend.consuming.exchange(session.id, 1, [], want)
     settled: list[Settlement] = [Completed(one.lease, b"1") for one in reply.deliveries]
     assert len(settled) == 3
-    await backend.exchange(session.id, 2, settled, RESERVE_NOTHING)
-    await backend.heartbeat(session.id)
-    await backend.rescue(10, max_lost=3)
-    await backend.promote(10)
-    await backend.close_session(session.id)
-    await backend.get_job("one")
-    await backend.list_jobs()
-    await backend.count_jobs()
-    await backend.list_queues()
-    await backend.list_sessions()
-    await backend.cancel("job-0")
-    await backend.prune(Retention(), 10)
+    await backend.consuming.exchange(session.id, 2, settled, RESERVE_NOTHING)
+    await backend.consuming.heartbeat(session.id)
+    await backend.consuming.rescue(10, max_lost=3)
+    await backend.consuming.promote(10)
+    await backend.consuming.close_session(session.id)
+    await backend.reads.get_job("one")
+    await backend.reads.list_jobs()
+    await backend.reads.count_jobs()
+    await backend.reads.list_queues()
+    await backend.reads.list_sessions()
+    await backend.producing.cancel("job-0")
+    await backend.maintenance.prune(Retention(), 10)
 
 
 async def test_a_connection_that_fell_out_of_step_is_given_up(
@@ -267,9 +267,9 @@ async def test_a_worker_listens_again_after_the_server_refused_it_once(
     backend, other = PostgresBackend(postgres_server.url), PostgresBackend(postgres_server.url)
     await backend.open()
     await other.open()
-    waiting = asyncio.create_task(backend.wait(["q"], 60))
+    waiting = asyncio.create_task(backend.consuming.wait(["q"], 60))
     await wait_until(lambda: count_listeners(postgres_server) == 1, "it listens")
-    await other.enqueue([NewJob("a", "n", "q", b"{}")])
+    await other.producing.enqueue([NewJob("a", "n", "q", b"{}")])
     async with asyncio.timeout(20):
         await waiting
     assert refusals == []

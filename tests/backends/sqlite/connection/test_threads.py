@@ -40,7 +40,7 @@ class WriterBlocker:
             entered.set()
             return self._go.wait(30)
 
-        self._task = asyncio.ensure_future(self._backend._write(block))
+        self._task = asyncio.ensure_future(self._backend._file.write(block))
         await asyncio.to_thread(entered.wait, 30)
 
     async def __aexit__(self, *_: object) -> None:
@@ -57,34 +57,36 @@ async def record_statements(backend: SQLiteBackend) -> list[str]:
         if text.startswith("BEGIN"):
             seen.append(text)
 
-    await backend._write(lambda db: db.connection.set_trace_callback(note))
+    await backend._file.write(lambda db: db.connection.set_trace_callback(note))
     return seen
 
 
 async def test_a_hundred_enqueues_share_a_transaction(backend: SQLiteBackend) -> None:
     seen = await record_statements(backend)
     async with WriterBlocker(backend):
-        calls = [backend.enqueue([NewJob(f"j-{n}", "n", "q", b"")]) for n in range(100)]
+        calls = [backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"")]) for n in range(100)]
         tasks = [asyncio.create_task(call) for call in calls]
         await asyncio.sleep(0)
     results = await asyncio.gather(*tasks)
     assert [result[0].outcome for result in results] == ["created"] * 100
     assert seen == ["BEGIN IMMEDIATE"] * 2  # the blocker, then all of them
-    assert sum((await backend.count_jobs()).values()) == 100
+    assert sum((await backend.reads.count_jobs()).values()) == 100
 
 
 async def test_calls_of_threads_share_that_transaction(backend: SQLiteBackend) -> None:
-    writer = backend._writer
+    writer = backend._file._writer
     assert writer is not None
     seen = await record_statements(backend)
     async with WriterBlocker(backend):
         on_threads = [
             asyncio.create_task(
-                asyncio.to_thread(backend.enqueue_blocking, [NewJob(f"t-{n}", "n", "q", b"")], 20.0)
+                asyncio.to_thread(
+                    backend.producing.enqueue_blocking, [NewJob(f"t-{n}", "n", "q", b"")], 20.0
+                )
             )
             for n in range(3)
         ]
-        on_loop = asyncio.create_task(backend.enqueue([NewJob("l", "n", "q", b"")]))
+        on_loop = asyncio.create_task(backend.producing.enqueue([NewJob("l", "n", "q", b"")]))
         await wait_until(lambda: writer._calls.qsize() == 4, "all calls wait")
     results = await asyncio.gather(*on_threads, on_loop)
     assert [result[0].outcome for result in results] == ["created"] * 4
@@ -95,25 +97,25 @@ async def test_a_thread_waits_no_longer_than_its_timeout(backend: SQLiteBackend)
     job = NewJob("a", "n", "q", b"")
     async with WriterBlocker(backend):
         with pytest.raises(BackendUnavailable, match=r"no answer within 0\.01 s") as raised:
-            await asyncio.to_thread(backend.enqueue_blocking, [job], 0.01)
+            await asyncio.to_thread(backend.producing.enqueue_blocking, [job], 0.01)
     assert raised.value.outcome == "unknown"
-    assert (await backend.enqueue([job]))[0].outcome == "exists"
+    assert (await backend.producing.enqueue([job]))[0].outcome == "exists"
 
 
 async def test_a_failing_call_leaves_its_neighbours_alone(backend: SQLiteBackend) -> None:
-    await backend.open_session(Session(id="s", names=("n",)))
+    await backend.consuming.open_session(Session(id="s", names=("n",)))
     async with WriterBlocker(backend):
-        before = asyncio.create_task(backend.enqueue([NewJob("before", "n", "q", b"")]))
-        failing = asyncio.ensure_future(backend._write(insert_then_fail))
-        wrong = asyncio.create_task(backend.exchange("s", 7, [], RESERVE_NOTHING))
-        after = asyncio.create_task(backend.enqueue([NewJob("after", "m", "q2", b"")]))
+        before = asyncio.create_task(backend.producing.enqueue([NewJob("before", "n", "q", b"")]))
+        failing = asyncio.ensure_future(backend._file.write(insert_then_fail))
+        wrong = asyncio.create_task(backend.consuming.exchange("s", 7, [], RESERVE_NOTHING))
+        after = asyncio.create_task(backend.producing.enqueue([NewJob("after", "m", "q2", b"")]))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         await failing
     with pytest.raises(OutOfOrder):
         await wrong
     await asyncio.gather(before, after)
-    page = await backend.list_jobs()
+    page = await backend.reads.list_jobs()
     assert [(job.id, job.name, job.queue) for job in page.jobs] == [
         ("after", "m", "q2"),
         ("before", "n", "q"),
@@ -129,28 +131,28 @@ def insert_then_fail(db: Database) -> None:
 
 async def test_what_a_failed_call_wrote_is_gone(backend: SQLiteBackend) -> None:
     async with WriterBlocker(backend):
-        failing = asyncio.ensure_future(backend._write(insert_then_fail))
-        other = asyncio.create_task(backend.pause_queue("other", paused=True))
+        failing = asyncio.ensure_future(backend._file.write(insert_then_fail))
+        other = asyncio.create_task(backend.maintenance.pause_queue("other", paused=True))
         await asyncio.sleep(0)
     with pytest.raises(ZeroDivisionError):
         await failing
     await other
-    assert [queue.name for queue in await backend.list_queues()] == ["other"]
+    assert [queue.name for queue in await backend.reads.list_queues()] == ["other"]
 
 
 async def test_a_conflict_in_a_new_queue_leaves_no_queue(backend: SQLiteBackend) -> None:
-    await backend.enqueue([NewJob("a", "n", "q", b"")])
-    (result,) = await backend.enqueue([NewJob("a", "n", "q2", b"another")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
+    (result,) = await backend.producing.enqueue([NewJob("a", "n", "q2", b"another")])
     assert result.outcome == "conflict"
-    assert [queue.name for queue in await backend.list_queues()] == ["q"]
+    assert [queue.name for queue in await backend.reads.list_queues()] == ["q"]
 
 
 async def test_one_enqueue_takes_five_statements(backend: SQLiteBackend) -> None:
-    await backend.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
     seen: list[str] = []
-    await backend._write(lambda db: db.connection.set_trace_callback(seen.append))
+    await backend._file.write(lambda db: db.connection.set_trace_callback(seen.append))
     del seen[:]
-    await backend.enqueue([NewJob("b", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob("b", "n", "q", b"")])
     verbs = [text.split()[0] for text in seen if not text.startswith("PRAGMA")]
     assert verbs == ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"], seen
 
@@ -160,32 +162,33 @@ async def test_a_group_that_fails_as_a_whole_is_done_one_by_one(path: Path) -> N
     await backend.open()
     big = [NewJob(f"big-{n}", "n", "q", b"x" * 1000) for n in range(1000)]
     async with WriterBlocker(backend):
-        first = asyncio.create_task(backend.enqueue([NewJob("first", "n", "q", b"")]))
-        full = asyncio.create_task(backend.enqueue(big))
-        last = asyncio.create_task(backend.enqueue([NewJob("last", "n", "q", b"")]))
+        first = asyncio.create_task(backend.producing.enqueue([NewJob("first", "n", "q", b"")]))
+        full = asyncio.create_task(backend.producing.enqueue(big))
+        last = asyncio.create_task(backend.producing.enqueue([NewJob("last", "n", "q", b"")]))
         await asyncio.sleep(0)
     with pytest.raises(BackendFull):
         await full
     assert (await first)[0].outcome == "created"
     assert (await last)[0].outcome == "created"
-    assert sum((await backend.count_jobs()).values()) == 2
+    assert sum((await backend.reads.count_jobs()).values()) == 2
     await backend.close()
 
 
 async def test_a_cancelled_wait_does_not_disturb_the_writer(backend: SQLiteBackend) -> None:
     async with WriterBlocker(backend):
-        task = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
+        task = asyncio.create_task(backend.producing.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    assert (await backend.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "exists"
+    assert (await backend.producing.enqueue([NewJob("a", "n", "q", b"")]))[0].outcome == "exists"
 
 
 async def test_close_answers_pending_calls(path: Path) -> None:
     backend = SQLiteBackend(path)
     await backend.open()
     tasks = [
-        asyncio.create_task(backend.enqueue([NewJob(f"j-{n}", "n", "q", b"")])) for n in range(50)
+        asyncio.create_task(backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"")]))
+        for n in range(50)
     ]
     await asyncio.sleep(0)
     await backend.close()
@@ -197,7 +200,7 @@ async def test_two_hundred_openings_leave_no_thread_and_no_file(path: Path) -> N
     for n in range(200):
         backend = SQLiteBackend(path)
         await backend.open()
-        call = asyncio.create_task(backend.enqueue([NewJob(f"j-{n}", "n", "q", b"")]))
+        call = asyncio.create_task(backend.producing.enqueue([NewJob(f"j-{n}", "n", "q", b"")]))
         await asyncio.sleep(0)
         await backend.close()
         await call
@@ -208,29 +211,38 @@ async def test_two_hundred_openings_leave_no_thread_and_no_file(path: Path) -> N
 async def test_callers_writes_are_synced_and_workers_writes_are_not(
     backend: SQLiteBackend,
 ) -> None:
-    assert backend._writer is not None
-    assert await backend._write(synchronous) == 2
-    assert await backend._write(synchronous, durable=False) == 1
-    await backend.open_session(Session(id="s", names=("n",)))
+    assert backend._file._writer is not None
+    assert await backend._file.write(synchronous) == 2
+    assert await backend._file.write(synchronous, durable=False) == 1
+    await backend.consuming.open_session(Session(id="s", names=("n",)))
     assert (
-        await read_synchronous_after(backend, backend.exchange("s", 1, [], RESERVE_NOTHING))
+        await read_synchronous_after(
+            backend, backend.consuming.exchange("s", 1, [], RESERVE_NOTHING)
+        )
         == "NORMAL"
     )
     assert (
-        await read_synchronous_after(backend, backend.enqueue([NewJob("a", "n", "q", b"")]))
+        await read_synchronous_after(
+            backend, backend.producing.enqueue([NewJob("a", "n", "q", b"")])
+        )
         == "FULL"
     )
-    assert await read_synchronous_after(backend, backend.heartbeat("s")) == "NORMAL"
-    assert await read_synchronous_after(backend, backend.cancel("a")) == "FULL"
-    assert await read_synchronous_after(backend, backend.rescue(1, max_lost=3)) == "NORMAL"
-    assert await read_synchronous_after(backend, backend.pause_queue("q", paused=True)) == "FULL"
+    assert await read_synchronous_after(backend, backend.consuming.heartbeat("s")) == "NORMAL"
+    assert await read_synchronous_after(backend, backend.producing.cancel("a")) == "FULL"
+    assert (
+        await read_synchronous_after(backend, backend.consuming.rescue(1, max_lost=3)) == "NORMAL"
+    )
+    assert (
+        await read_synchronous_after(backend, backend.maintenance.pause_queue("q", paused=True))
+        == "FULL"
+    )
 
 
 async def read_synchronous_after(backend: SQLiteBackend, call: Awaitable[object]) -> str:
     """How the transaction of a call was committed."""
     await call
-    assert backend._writer is not None
-    return backend._writer._synchronous
+    assert backend._file._writer is not None
+    return backend._file._writer._synchronous
 
 
 def synchronous(db: Database) -> int:
@@ -240,10 +252,10 @@ def synchronous(db: Database) -> int:
 
 
 async def test_one_durable_call_syncs_the_whole_group(backend: SQLiteBackend) -> None:
-    await backend.open_session(Session(id="s", names=("n",)))
+    await backend.consuming.open_session(Session(id="s", names=("n",)))
     async with WriterBlocker(backend):
-        noted = asyncio.ensure_future(backend._write(synchronous, durable=False))
-        pending = asyncio.create_task(backend.enqueue([NewJob("a", "n", "q", b"")]))
+        noted = asyncio.ensure_future(backend._file.write(synchronous, durable=False))
+        pending = asyncio.create_task(backend.producing.enqueue([NewJob("a", "n", "q", b"")]))
         await asyncio.sleep(0)
     assert await noted == 2
     await pending
@@ -257,24 +269,24 @@ async def test_the_log_of_synced_commits_stays_short(
     sizes = []
     for part in range(3):
         for n in range(20):
-            await backend.enqueue([NewJob(f"j-{part}-{n}", "n", "q", b"")])
+            await backend.producing.enqueue([NewJob(f"j-{part}-{n}", "n", "q", b"")])
         sizes.append(log.stat().st_size)
     assert sizes == sizes[:1] * 3
 
 
 async def test_the_reader_cannot_write(backend: SQLiteBackend) -> None:
     with pytest.raises(BackendReadOnly):
-        await backend._read(lambda db: db.run("pause_queue", "q", "", "", 0, None))
+        await backend._file.read(lambda db: db.run("pause_queue", "q", "", "", 0, None))
 
 
 async def test_a_slow_read_holds_up_no_other(backend: SQLiteBackend) -> None:
     may_end = threading.Event()
-    slow = asyncio.create_task(backend._read_slowly(lambda _: may_end.wait(20.0)))
+    slow = asyncio.create_task(backend._file.read_slowly(lambda _: may_end.wait(20.0)))
     async with asyncio.timeout(20.0):
-        assert await backend.list_sessions() == []
+        assert await backend.reads.list_sessions() == []
         assert not slow.done()
         may_end.set()
         assert await slow
         await backend.close()
         with pytest.raises(NotOpen):
-            await backend.count_jobs()
+            await backend.reads.count_jobs()

@@ -41,7 +41,7 @@ async def delete_jobs(client: Client, ids: tuple[str, ...]) -> None:
     """Cancel and delete jobs."""
     for job_id in ids:
         await client.cancel(job_id)
-    await client.backend.delete(JobFilter(ids=ids), len(ids) + 1)
+    await client.backend.maintenance.delete(JobFilter(ids=ids), len(ids) + 1)
 
 
 class ImmediateBackend(NimburionBackend):

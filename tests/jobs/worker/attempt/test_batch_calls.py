@@ -36,7 +36,7 @@ async def test_a_call_takes_more_jobs_than_there_are_slots(
     async with asyncio.timeout(DEADLINE), processor:
         await processor.enqueue_many([add.job(n) for n in range(120)])
         await processor.run(signals=False, until_empty=True)
-        assert (await processor.backend.count_jobs())[State.COMPLETED] == 120
+        assert (await processor.backend.reads.count_jobs())[State.COMPLETED] == 120
     assert sorted(sizes) == [20, 50, 50]
 
 
@@ -76,7 +76,7 @@ async def test_a_worker_makes_as_many_calls_as_it_has_slots(is_async: bool) -> N
         await wait_until(lambda: calls == [3, 3], "both slots have a call")
         await other.enqueue()
         # The worker holds no third call: it has no slot for it.
-        assert (await processor.backend.count_jobs())[State.PROCESSING] == 6
+        assert (await processor.backend.reads.count_jobs())[State.PROCESSING] == 6
         may_end.set()
         await wait_until(lambda: len(calls) == 5, "the other calls")
         await processor.stop()
@@ -122,7 +122,7 @@ async def test_a_batch_is_filled_while_all_slots_are_taken() -> None:
         await may_end.wait()
 
     async def have_joined() -> bool:
-        return (await processor.backend.count_jobs())[State.PROCESSING] == 4
+        return (await processor.backend.reads.count_jobs())[State.PROCESSING] == 4
 
     async with asyncio.timeout(DEADLINE), processor:
         await add.enqueue(0)
@@ -174,7 +174,7 @@ async def test_a_stop_releases_the_jobs_that_wait_for_their_call() -> None:
     async def add(numbers: list[int]) -> None: ...
 
     async def wait_for_their_call() -> bool:
-        return (await processor.backend.count_jobs())[State.PROCESSING] == 6
+        return (await processor.backend.reads.count_jobs())[State.PROCESSING] == 6
 
     async with asyncio.timeout(DEADLINE), processor:
         ids = await processor.enqueue_many([add.job(n) for n in range(6)])
@@ -197,7 +197,7 @@ async def test_a_worker_that_may_start_few_jobs_does_not_wait_for_more() -> None
     async with asyncio.timeout(DEADLINE), processor:
         await processor.enqueue_many([add.job(n) for n in range(12)])
         await processor.run(signals=False, max_jobs=7)
-        assert (await processor.backend.count_jobs())[State.PENDING] == 5
+        assert (await processor.backend.reads.count_jobs())[State.PENDING] == 5
     assert sizes == [7]
 
 

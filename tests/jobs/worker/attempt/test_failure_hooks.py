@@ -18,6 +18,7 @@ from nimburion.core.session import Session
 from nimburion.jobs import Context, DefinitionError, Job, PermanentError, Processor, Snooze, job
 from nimburion.jobs.worker.attempt.attempt import Interruption
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until, wait_until_finished
 
 
@@ -257,8 +258,12 @@ async def test_a_job_whose_workers_were_lost_is_reported_by_the_worker_that_resc
         calls = Calls(processor)
         processor.register("raw", fail)
         job_id = await processor.enqueue_raw("raw", b"{}")
-        await backend.open_session(Session(id="0" * 32, queues=("default",), names=("raw",)))
-        await backend.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("default", "raw"),)))
+        await backend.consuming.open_session(
+            Session(id="0" * 32, queues=("default",), names=("raw",))
+        )
+        await backend.consuming.exchange(
+            "0" * 32, 1, [], ReserveRequest(1, (Lane("default", "raw"),))
+        )
         clock.advance(31.0)
         if drained:
             await processor.drain()
@@ -288,14 +293,18 @@ async def test_the_hook_for_a_lost_job_cannot_begin_a_transaction(
 
         processor.register("raw", fail)
         await processor.enqueue_raw("raw", b"{}")
-        await backend.open_session(Session(id="0" * 32, queues=("default",), names=("raw",)))
-        await backend.exchange("0" * 32, 1, [], ReserveRequest(1, (Lane("default", "raw"),)))
+        await backend.consuming.open_session(
+            Session(id="0" * 32, queues=("default",), names=("raw",))
+        )
+        await backend.consuming.exchange(
+            "0" * 32, 1, [], ReserveRequest(1, (Lane("default", "raw"),))
+        )
         clock.advance(31.0)
         await processor.drain()
     assert "the outcome of this attempt is decided" in caplog.text
 
 
-class Unreadable(MemoryBackend):
+class Unreadable(OverridableBackend):
     """Answers the reads of single jobs with these errors, in this order, and then as usual."""
 
     def __init__(self, clock: FakeClock) -> None:
@@ -317,8 +326,12 @@ async def test_each_job_that_lost_its_workers_is_reported_whatever_becomes_of_th
         processor.register("raw", fail)
         for _ in range(3):
             await processor.enqueue_raw("raw", b"{}")
-        await backend.open_session(Session(id="0" * 32, queues=("default",), names=("raw",)))
-        await backend.exchange("0" * 32, 1, [], ReserveRequest(3, (Lane("default", "raw"),)))
+        await backend.consuming.open_session(
+            Session(id="0" * 32, queues=("default",), names=("raw",))
+        )
+        await backend.consuming.exchange(
+            "0" * 32, 1, [], ReserveRequest(3, (Lane("default", "raw"),))
+        )
         backend.errors = [JobNotFound("deleted"), BackendUnavailable("no answer")]
         clock.advance(31.0)
         await processor.start()

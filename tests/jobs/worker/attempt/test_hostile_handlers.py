@@ -206,7 +206,7 @@ async def test_each_run_in_drain_counts_as_a_failure(register: Register, how: st
     async with processor:
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
-        record = await processor.backend.get_job(job_id)
+        record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures, record.lost) == (State.FAILED, 2, 0)
 
 
@@ -236,7 +236,7 @@ async def test_an_error_in_a_log_filter_changes_nothing_about_an_attempt() -> No
         processor.register("odd", fail_here, max_retries=1)
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
-        record = await processor.backend.get_job(job_id)
+        record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures) == (State.FAILED, 2)
     assert [(error.kind, error.type) for error in record.history] == [
         ("failure", "ValueError"),
@@ -281,7 +281,7 @@ async def test_an_error_around_a_handler_that_has_begun_counts_as_an_internal_fa
         processor.register("odd", fail_armed, max_retries=1)
         job_id = await processor.enqueue_raw("odd", b"{}")
         assert await processor.drain(advance=True) == 2
-        record = await processor.backend.get_job(job_id)
+        record = await processor.backend.reads.get_job(job_id)
         (lane,) = processor._statistics.jobs.list_lanes()
     assert (record.state, record.failures) == (State.FAILED, 2)
     assert [(error.kind, error.type) for error in record.history] == [
@@ -339,7 +339,7 @@ async def test_a_handler_that_cancels_its_caller_counts_a_failure() -> None:
         job_id = await processor.enqueue_raw("odd", b"{}")
         with pytest.raises(asyncio.CancelledError):
             await asyncio.create_task(processor.process_one())
-        record = await processor.backend.get_job(job_id)
+        record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
 
 
@@ -408,8 +408,8 @@ async def test_what_runs_while_a_handler_cancels_all_tasks_counts_a_loss(
         await processor.start()
         await wait_until(lambda: processor.health().state == "stopped", "it has stopped")
         clock.advance(60)
-        await processor.backend.rescue(10, max_lost=3)
-        records = [await processor.backend.get_job(name) for name in names]
+        await processor.backend.consuming.rescue(10, max_lost=3)
+        records = [await processor.backend.reads.get_job(name) for name in names]
     ends = {each.id: (each.state, each.failures, each.lost) for each in records}
     assert ends == {"culprit": end, "waits": LOST, "breaks": LOST, "returns": COMPLETED}
     assert "job waits (waits) was interrupted by the end of its worker" in caplog.text
@@ -441,7 +441,7 @@ def test_a_ctrl_c_inside_a_handler_stops_the_loop_once_it_is_counted(drained: bo
         main.cancel()
         loop.run_until_complete(asyncio.gather(main, return_exceptions=True))
         loop.run_until_complete(processor.close())
-        record = loop.run_until_complete(backend.get_job("a"))
+        record = loop.run_until_complete(backend.reads.get_job("a"))
     finally:
         loop.close()
     assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)

@@ -35,5 +35,5 @@ async def test_the_setting_of_the_queue_comes_first(
     async with processor:
         job_id = await processor.enqueue(send.job(7))
         await processor.drain()
-        record = await processor.backend.get_job(job_id)
+        record = await processor.backend.reads.get_job(job_id)
     assert record.payload == (b'{"number":7}' if kept else None)

@@ -46,7 +46,7 @@ async def read_frames(processor: Processor, which: Any) -> list[str]:
     async with processor:
         job_id = await processor.enqueue(which)
         await processor.drain()
-        record = await processor.backend.get_job(job_id)
+        record = await processor.backend.reads.get_job(job_id)
     assert record.error is not None
     return re.findall(r"File .*, line \d+, in (\w+)", record.error.traceback)
 

@@ -91,7 +91,7 @@ async def test_a_snooze_and_a_retry_keep_their_delays(make: Make) -> None:
         return states == [State.SCHEDULED, State.RETRYING]
 
     await wait_until(both_wait, "both jobs wait")
-    record = await processor.backend.get_job(retried)
+    record = await processor.backend.reads.get_job(retried)
     assert record.due - record.created_at > 3500
 
 
@@ -139,7 +139,7 @@ async def test_progress_and_a_set_result_are_kept(make: Make) -> None:
     await processor.start()
     job_id = await processor.enqueue(app.report.job(1000))
     assert await processor.wait(job_id, DEADLINE) == "set"
-    progress = (await processor.backend.get_job(job_id)).progress
+    progress = (await processor.backend.reads.get_job(job_id)).progress
     assert progress is not None
     assert (progress.fraction, progress.message) == (1.0, "end")
 
@@ -151,7 +151,7 @@ async def test_jobs_are_enqueued_through_the_worker(make: Make) -> None:
     ids = await processor.wait(job_id, DEADLINE)
     results = [await processor.wait(each, DEADLINE) for each in ids]
     assert (ids[1], results) == ("own", [3, 7, 11, 15])
-    record = await processor.backend.get_job(ids[0])
+    record = await processor.backend.reads.get_job(ids[0])
     assert record.options.tenant == "acme", "inherited from the job that enqueued"
     assert processor._statistics.jobs.list_lanes(), "counted in the parent"
 

@@ -92,7 +92,7 @@ async def test_a_stop_kills_the_process_and_releases_the_job(make: Make, tmp_pat
     job_id = await processor.enqueue(app.block.job(str(path)))
     process = await wait_for_start(path)
     await processor.stop(0.0)
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
     await wait_for_end(process)
 
@@ -117,10 +117,10 @@ async def test_os_exit_counts_in_the_budget_of_failures(make: Make) -> None:
     job_id = await processor.enqueue(app.end_process.job(7), max_retries=2)
 
     async def has_failed() -> bool:
-        return (await processor.backend.get_job(job_id)).failures == 1
+        return (await processor.backend.reads.get_job(job_id)).failures == 1
 
     await wait_until(has_failed, "the attempt fails")
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.state, record.lost) == (State.RETRYING, 0)
 
 

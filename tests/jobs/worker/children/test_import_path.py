@@ -100,7 +100,7 @@ async def test_a_job_waits_while_no_child_can_start(
         return (await processor.get_status(job_id)).state is State.SCHEDULED
 
     await wait_until(is_released, "the job is released")
-    record = await processor.backend.get_job(job_id)
+    record = await processor.backend.reads.get_job(job_id)
     assert (record.failures, record.lost) == (0, 0)
     assert any("a child process could not start" in r.getMessage() for r in caplog.records)
     await processor.close()

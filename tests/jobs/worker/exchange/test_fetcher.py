@@ -33,7 +33,11 @@ class State:
         self.slots = Slots(10, Prefetch(10, remote=False))
         clock = SystemClock()
         self.completer = Completer(
-            MemoryBackend(), "session", clock, Events(), BackendConnectivity(clock, "memory")
+            MemoryBackend().consuming,
+            "session",
+            clock,
+            Events(),
+            BackendConnectivity(clock, "memory"),
         )
         settings = Settings(queues=(QueueSettings("default"),))
         registry = Registry(settings)

@@ -18,10 +18,11 @@ from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 
-class Counting(MemoryBackend):
+class Counting(OverridableBackend):
     """Counts the exchanges."""
 
     exchanges = 0
@@ -66,17 +67,17 @@ async def test_what_is_held_goes_back_as_soon_as_jobs_turn_out_to_be_long() -> N
         before = backend.exchanges
         for _ in range(100):  # well under the quarter of a second after which a stall is noticed
             await asyncio.sleep(0)
-        assert (await backend.count_jobs())[State.PROCESSING] == 2
+        assert (await backend.reads.count_jobs())[State.PROCESSING] == 2
         assert backend.exchanges - before <= 2
 
 
 async def has_completed(backend: MemoryBackend, count: int) -> bool:
-    return (await backend.count_jobs())[State.COMPLETED] >= count
+    return (await backend.reads.count_jobs())[State.COMPLETED] >= count
 
 
 async def holds_more_than(backend: MemoryBackend, count: int) -> bool:
     """Whether more jobs than these are leased."""
-    return (await backend.count_jobs())[State.PROCESSING] > count
+    return (await backend.reads.count_jobs())[State.PROCESSING] > count
 
 
 class Elsewhere(MemoryBackend):

@@ -7,15 +7,15 @@ from collections.abc import Collection
 import msgspec
 import pytest
 
-from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Capabilities
 from nimburion.core.exchange import Reply
 from nimburion.jobs.worker.exchange.wakeups import WakeupListener
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
 
 
-class Timed(MemoryBackend):
+class Timed(OverridableBackend):
     """Notes how long it is asked to wait; whether it notifies is known when it is open."""
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.jobs.worker.session.vitals import VitalsReader
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 
 
 async def test_a_session_that_is_gone_is_not_reported_as_rescued(
@@ -42,7 +43,7 @@ async def test_a_session_that_is_gone_is_not_reported_as_rescued(
 async def test_a_heartbeat_that_fails_keeps_the_worst_lag_for_the_next() -> None:
     clock = FakeClock()
     backend = MemoryBackend(clock=clock)
-    await backend.open_session(Session(id="s1", ttl=30.0))
+    await backend.consuming.open_session(Session(id="s1", ttl=30.0))
     vitals = VitalsReader(1, lambda: 0, "")
     heartbeat = Heartbeat(
         backend,
@@ -56,17 +57,17 @@ async def test_a_heartbeat_that_fails_keeps_the_worst_lag_for_the_next() -> None
     )
     vitals.note_loop_lag(2.5)
 
-    class Down(MemoryBackend):
+    class Down(OverridableBackend):
         async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
             raise BackendUnavailable("it is down")
 
     await heartbeat._send(Down(clock=clock))
     await heartbeat._send(backend)
-    (session,) = await backend.list_sessions()
+    (session,) = await backend.reads.list_sessions()
     assert session.vitals is not None
     assert session.vitals.loop_lag == 2.5
     await heartbeat._send(backend)
-    (session,) = await backend.list_sessions()
+    (session,) = await backend.reads.list_sessions()
     assert session.vitals is not None
     assert session.vitals.loop_lag == 0.0
 

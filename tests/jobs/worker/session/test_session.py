@@ -40,5 +40,5 @@ async def test_a_session_that_expires_sends_no_more_heartbeats(is_lost: bool) ->
     await session.let_expire()
     assert ended == [SessionEnded("worker", "lost")]
     assert session.completer.closed
-    assert [each.id for each in await backend.list_sessions()] == ["worker"]
+    assert [each.id for each in await backend.reads.list_sessions()] == ["worker"]
     await backend.close()

@@ -16,6 +16,7 @@ from nimburion.core.session import Session, WorkerCommand
 from nimburion.jobs import Context, Processor
 from nimburion.jobs.worker.session.session_listener import SessionListener
 from nimburion.testing import FakeClock
+from tests.overridden import OverridableBackend
 from tests.servers.server_kinds import RunningPostgres, RunningRedis
 from tests.waiting import DEADLINE, wait_until
 
@@ -44,7 +45,7 @@ async def cancel_running_job(backend: Backend, operator: Backend) -> str:
         await asyncio.wait_for(started.wait(), DEADLINE)
 
         async def is_cancelled() -> bool:
-            return await operator.cancel(job_id) == "finished"
+            return await operator.producing.cancel(job_id) == "finished"
 
         await wait_until(is_cancelled, "the running job is cancelled")
         state = (await processor.get_status(job_id)).state
@@ -82,8 +83,8 @@ async def test_a_command_arrives_at_once() -> None:
         slots = running._worker._slots
 
         async def is_quiet() -> bool:
-            (session,) = await processor.backend.list_sessions()
-            await processor.backend.send_command(session.id, WorkerCommand.QUIET)
+            (session,) = await processor.backend.reads.list_sessions()
+            await processor.backend.maintenance.send_command(session.id, WorkerCommand.QUIET)
             return slots.quiet
 
         await wait_until(is_quiet, "the worker is quiet")
@@ -93,7 +94,7 @@ async def test_it_listens_again_after_the_backend_did_not_answer() -> None:
     clock, calls = FakeClock(), 0
     notified = asyncio.Event()
 
-    class Unsteady(MemoryBackend):
+    class Unsteady(OverridableBackend):
         async def wait_for_session(self, session_id: str) -> None:
             nonlocal calls
             calls += 1
@@ -102,14 +103,14 @@ async def test_it_listens_again_after_the_backend_did_not_answer() -> None:
             await super().wait_for_session(session_id)
 
     backend = Unsteady(clock=clock)
-    await backend.open_session(Session(id="s1"))
+    await backend.consuming.open_session(Session(id="s1"))
     listener = SessionListener(backend, "s1", clock, notified.set)
     await listener.start()
     await wait_until(lambda: clock.sleepers == 1, "the listener pauses")
     assert isinstance(listener.failure, BackendUnavailable)
     clock.advance(1.0)
     await wait_until(lambda: calls == 2, "the listener calls again")
-    await backend.send_command("s1", WorkerCommand.QUIET)
+    await backend.maintenance.send_command("s1", WorkerCommand.QUIET)
     await asyncio.wait_for(notified.wait(), DEADLINE)
     await listener.stop()
     assert not listener.running
@@ -120,9 +121,9 @@ async def test_the_socket_of_a_dead_worker_is_removed(tmp_path: Path) -> None:
     clock, path = FakeClock(), tmp_path / "jobs.db"
     backend = SQLiteBackend(path, clock=clock)
     await backend.open()
-    await backend.open_session(Session(id="s1", ttl=30.0))
+    await backend.consuming.open_session(Session(id="s1", ttl=30.0))
     socket_path = find_session_socket(find_socket_folder(path), make_session_name("s1"))
-    waiting = asyncio.create_task(backend.wait_for_session("s1"))
+    waiting = asyncio.create_task(backend.consuming.wait_for_session("s1"))
     await wait_until(socket_path.exists, "the socket is bound")
     left_over = socket_path.with_name("copy")
     left_over.hardlink_to(socket_path)
@@ -130,7 +131,7 @@ async def test_the_socket_of_a_dead_worker_is_removed(tmp_path: Path) -> None:
     await asyncio.wait({waiting})
     left_over.rename(socket_path)
     clock.advance(31.0)
-    await backend.rescue(10, max_lost=3)
+    await backend.consuming.rescue(10, max_lost=3)
     await wait_until(lambda: not socket_path.exists(), "the socket is removed")
     await backend.close()
     assert not find_socket_folder(path).exists()

@@ -9,6 +9,7 @@ event loop (`WriterThread.run`).
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 import time
@@ -55,6 +56,11 @@ class DatabaseCall(msgspec.Struct, Generic[T], eq=False):
     a fifth of the time of an enqueue."""
 
 
+def make_forked_error(path: Path) -> NotOpen:
+    """Return the error for a file that the parent process opened."""
+    return NotOpen(f"SQLite {path} was opened before a fork; call open() again in this process")
+
+
 class DatabaseThread:
     """A thread that owns a database: it opens it, runs calls in order, and closes it."""
 
@@ -66,6 +72,7 @@ class DatabaseThread:
         self._open_database = open_database
         self._calls: SimpleQueue[DatabaseCall[object] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -95,17 +102,19 @@ class DatabaseThread:
                 self._closing = True
                 self._calls.put(None)
 
-    def submit(self, work: Callable[[Database], T], *, durable: bool = False) -> asyncio.Future[T]:
+    def submit(self, work: Callable[[Database], T], *, durable: bool = True) -> asyncio.Future[T]:
         """Run `work` on this thread; return the future of its result. Cancelling the future does
-        not undo the work.
+        not undo the work. A durable write is on the disk when the future is done.
 
-        Raises `NotOpen` if the thread is stopping.
+        Raises `NotOpen` if the thread is stopping, or belongs to the process before a fork.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         self._accept(DatabaseCall(work, future, durable, time.monotonic() + BUSY_TIMEOUT))
         return future
 
     def _accept(self, call: DatabaseCall[T]) -> None:
+        if self._pid != os.getpid():
+            raise make_forked_error(self._path)
         with self._lock:
             if self._closing:
                 raise NotOpen(f"{self._path} is closed; open it again")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.job import AttemptError, JobRecord, Reason, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.session import SessionInfo
@@ -32,11 +32,11 @@ class Snapshot(msgspec.Struct, frozen=True):
 EMPTY = Snapshot({}, [])
 
 
-async def take_snapshot(backend: Inspecting) -> Snapshot:
+async def take_snapshot(backend: Backend) -> Snapshot:
     """Read all jobs and sessions."""
     jobs = {record.id: record async for record in iterate_jobs(backend, step=500)}
     oldest_first = dict(reversed(jobs.items()))
-    return Snapshot(oldest_first, await backend.list_sessions())
+    return Snapshot(oldest_first, await backend.reads.list_sessions())
 
 
 def describe_changes(before: Snapshot, now: Snapshot) -> Iterator[str]:

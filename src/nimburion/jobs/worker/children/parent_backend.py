@@ -16,7 +16,37 @@ from nimburion.core.metrics.statistics import Statistics
 from nimburion.jobs.worker.children.channel import ParentChannel
 
 
-class ParentBackend:
+class _Refusing:
+    """A protocol of the backend, none of whose operations work in a child process."""
+
+    def __getattr__(self, operation: str) -> Any:  # noqa: ANN401 (all operations)
+        if operation.startswith("_"):
+            raise AttributeError(operation)
+
+        async def refuse(*_: object, **__: object) -> NoReturn:
+            raise NotSupported(
+                f"{operation}: a handler in a child process can only enqueue; read or change jobs "
+                'in a handler with execution="auto", or through the management server'
+            )
+
+        return refuse
+
+
+class _ParentProducing(_Refusing):
+    def __init__(self, channel: ParentChannel) -> None:
+        self._channel = channel
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        """Store jobs through the parent."""
+        return await self._channel.enqueue(jobs)
+
+
+class _ParentConsuming(_Refusing):
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        """Do nothing: the parent counts the jobs that it stores."""
+
+
+class ParentBackend(_Refusing):
     """A `Backend` whose only operation is `enqueue`, by way of the parent."""
 
     capabilities: Capabilities = Capabilities(
@@ -24,7 +54,11 @@ class ParentBackend:
     )
 
     def __init__(self, channel: ParentChannel) -> None:
-        self._channel = channel
+        self.producing: _ParentProducing = _ParentProducing(channel)
+        self.consuming: _ParentConsuming = _ParentConsuming()
+        self.maintenance: _Refusing = _Refusing()
+        self.reads: _Refusing = _Refusing()
+        self.schedules: _Refusing = _Refusing()
 
     def describe(self) -> str:
         """Return the name of this backend for messages."""
@@ -39,22 +73,3 @@ class ParentBackend:
 
     async def close(self) -> None:
         """Do nothing: the parent closes its backend."""
-
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """Store jobs through the parent."""
-        return await self._channel.enqueue(jobs)
-
-    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
-        """Do nothing: the parent counts the jobs that it stores."""
-
-    def __getattr__(self, operation: str) -> Any:  # noqa: ANN401 (all other operations)
-        if operation.startswith("_"):
-            raise AttributeError(operation)
-
-        async def refuse(*_: object, **__: object) -> NoReturn:
-            raise NotSupported(
-                f"{operation}: a handler in a child process can only enqueue; read or change jobs "
-                'in a handler with execution="auto", or through the management server'
-            )
-
-        return refuse

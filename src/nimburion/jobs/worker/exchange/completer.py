@@ -73,7 +73,7 @@ class Completer:
 
     def __init__(
         self,
-        backend: Consuming,
+        consuming: Consuming,
         session_id: str,
         clock: Clock,
         events: Events,
@@ -83,7 +83,7 @@ class Completer:
         max_unsettled: int = SizeLimits().unsettled,
         give_up_after: float = math.inf,
     ) -> None:
-        self._backend = backend
+        self._consuming = consuming
         self.session_id = session_id
         self._clock = clock
         self._events = events
@@ -211,7 +211,7 @@ class Completer:
             )
             try:
                 async with asyncio.timeout(self._compute_timeout(sent - began)):
-                    reply = await self._backend.exchange(
+                    reply = await self._consuming.exchange(
                         self.session_id, self._number + 1, part, part_request
                     )
             except _FINAL_ERRORS:

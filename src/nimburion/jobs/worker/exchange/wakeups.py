@@ -93,8 +93,10 @@ class _NotificationListener(Service):
         if not backend.capabilities.supports_long_poll:
             self.resumed.set()
         self.is_idle = False
+        self._notifies = False
 
     async def run(self) -> None:
+        self._notifies = self._backend.capabilities.notifies  # known when the backend is open
         while not self.stopping.is_set():
             if not self.resumed.is_set():
                 await wait_for_first(self.resumed.wait(), self.stopping.wait())
@@ -110,10 +112,9 @@ class _NotificationListener(Service):
         self._on_wakeup()
 
     async def _wait(self) -> None:
-        notifies = self._backend.capabilities.notifies
-        timeout = _IDLE_POLL_INTERVAL if self.is_idle and notifies else _POLL_INTERVAL
+        timeout = _IDLE_POLL_INTERVAL if self.is_idle and self._notifies else _POLL_INTERVAL
         try:
-            await self._backend.wait(self._queues, timeout)
+            await self._backend.consuming.wait(self._queues, timeout)
         except BackendError as error:
             self._note(error)
             await self.clock.sleep(_PAUSE_AFTER_ERROR)
@@ -174,12 +175,12 @@ class LongPoll:
     So a job arrives in the reply itself.
     """
 
-    __slots__ = ("_backend", "is_supported")
+    __slots__ = ("_consuming", "is_supported")
 
     def __init__(self, backend: Backend, queues: Collection[str]) -> None:
         self.is_supported: bool = backend.capabilities.supports_long_poll and bool(queues)
         """Whether the backend supports long polls and the worker serves at least one queue."""
-        self._backend = cast("LongPolling", backend)
+        self._consuming = cast("LongPolling", backend.consuming)
 
     def choose_timeout(self, due_in: float) -> float:
         """Return the long poll timeout of the next exchange in seconds; a job is due in `due_in`.
@@ -191,4 +192,4 @@ class LongPoll:
     def interrupt(self) -> None:
         """Make a waiting exchange return immediately."""
         if self.is_supported:
-            self._backend.interrupt_long_poll()
+            self._consuming.interrupt_long_poll()

@@ -112,7 +112,7 @@ class Heartbeat:
                 await handle.open()
                 self._vitals.note_lease_margin(self.lease_valid_until - sent)
                 vitals = self._vitals.read()
-                reply = await handle.heartbeat(self._session_id, vitals)
+                reply = await handle.consuming.heartbeat(self._session_id, vitals)
                 self._vitals.forget_lag(vitals)
         except SessionLost:
             self._connectivity.note_answer("heartbeat")
@@ -150,7 +150,7 @@ class Heartbeat:
         while not self.ended and self._handle is not None:
             try:
                 async with asyncio.timeout(self.interval):
-                    await self._handle.release(self._session_id, leases, nonce)
+                    await self._handle.consuming.release(self._session_id, leases, nonce)
                 return
             except (BackendError, TimeoutError) as error:
                 _log.debug("leases were not released (%s); retrying", error)
@@ -159,7 +159,7 @@ class Heartbeat:
     async def close_session(self) -> None:
         """Close the session in the backend, which releases its leases."""
         if self._handle is not None:
-            await self._handle.close_session(self._session_id)
+            await self._handle.consuming.close_session(self._session_id)
 
     def give_up(self) -> None:
         """End the session after the heartbeat itself failed, because nothing renews it any more."""

@@ -72,7 +72,7 @@ class WorkerSession:
         self._on_heartbeat_reply = on_heartbeat_reply
         self._on_end = on_end
         self.completer: Completer = Completer(
-            backend,
+            backend.consuming,
             session.id,
             clock,
             events,
@@ -127,9 +127,9 @@ class WorkerSession:
         while True:
             sent = self._clock.monotonic()
             try:
-                await self._backend.open_session(self._session)
+                await self._backend.consuming.open_session(self._session)
                 if command is not None:
-                    await self._backend.send_command(self.id, command)
+                    await self._backend.maintenance.send_command(self.id, command)
                 break
             except (BackendUnavailable, BackendReplaced, BackendFull) as error:
                 self._connectivity.note_failure("exchange", error)
@@ -155,7 +155,7 @@ class WorkerSession:
         until = self._clock.monotonic() + _CLOSE_TIMEOUT
         while True:
             try:
-                await self._backend.close_session(self.id, running)
+                await self._backend.consuming.close_session(self.id, running)
                 break
             except BackendError as error:
                 self._connectivity.note_failure("exchange", error)

@@ -38,7 +38,7 @@ class SessionListener(Service):
     async def _wait_and_send(self) -> None:
         try:
             while True:
-                await self._backend.wait_for_session(self._session_id)
+                await self._backend.consuming.wait_for_session(self._session_id)
                 self._send_heartbeat()
         except BackendError as error:
             self._note(error)

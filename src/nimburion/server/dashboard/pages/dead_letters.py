@@ -81,7 +81,7 @@ async def read_groups(request: PageRequest[GroupListQuery]) -> GroupListData:
     backend, since = request.readings.backend, (now - HOUR, now - 2 * HOUR)
 
     async def read() -> GroupListData:
-        found = await backend.group_failures(which, limit=MAX_SORTED_GROUPS, since=since)
+        found = await backend.reads.group_failures(which, limit=MAX_SORTED_GROUPS, since=since)
         rows = [_make_group_row(group, since[0]) for group in found.groups]
         return GroupListData(groups=rows, examined=found.examined, complete=found.complete)
 
@@ -137,7 +137,7 @@ async def read_group(request: PageRequest[GroupPageQuery]) -> GroupData:
 
     async def read() -> GroupData:
         page = summarize_page(
-            await backend.list_jobs(which, limit=PAGE_SIZE, after=after, budget=SEARCH_BUDGET)
+            await backend.reads.list_jobs(which, limit=PAGE_SIZE, after=after, budget=SEARCH_BUDGET)
         )
         return GroupData(
             fingerprint=fingerprint, jobs=page.jobs, next=page.next, examined=page.examined
@@ -169,7 +169,7 @@ async def read_arguments(request: PageRequest[NoQuery]) -> ArgumentsData:
     processor = request.services.processor
 
     async def read() -> ArgumentsData:
-        return _make_arguments(await backend.get_job(job_id), processor)
+        return _make_arguments(await backend.reads.get_job(job_id), processor)
 
     return await request.readings.read(f"arguments {job_id}", read)
 

@@ -70,9 +70,11 @@ async def read_limits(request: PageRequest[NoQuery]) -> LimitsData:
     """Read all limits with their holders, and the waiting jobs of their names."""
     readings = request.readings
     limits = await readings.list_limits(UPDATE_AGE)
-    rates = await readings.read("rates", readings.backend.list_rates, SIDE_AGE)
-    keyed = await readings.read("keyed-limits", readings.backend.list_keyed_limits, 5.0)
-    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, SIDE_AGE)
+    rates = await readings.read("rates", readings.backend.reads.list_rates, SIDE_AGE)
+    keyed = await readings.read("keyed-limits", readings.backend.reads.list_keyed_limits, 5.0)
+    changes = await readings.read(
+        "limit-changes", readings.backend.reads.list_limit_changes, SIDE_AGE
+    )
     changed = {change.name: change for change in changes if change.key is None}
     waiting: dict[str, int] = {}
     for queue in await readings.list_queues(SIDE_AGE):

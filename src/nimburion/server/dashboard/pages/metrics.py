@@ -213,7 +213,7 @@ async def _read_week_before(
     first, end = find_past_hours(shown.since, shown.until)
 
     async def read() -> dict[int, Counters]:
-        rows = await readings.backend.list_statistics(
+        rows = await readings.backend.reads.list_statistics(
             first, end, HOUR, queue=query.queue, name=query.name
         )
         hours: dict[int, Counters] = {}

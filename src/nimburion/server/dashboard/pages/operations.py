@@ -53,7 +53,7 @@ async def read_operations(request: PageRequest[OperationListQuery]) -> Operation
     backend, after = request.readings.backend, request.query.after
 
     async def read() -> BulkOperationPage:
-        return await backend.list_bulk_operations(limit=PAGE_SIZE, after=after)
+        return await backend.reads.list_bulk_operations(limit=PAGE_SIZE, after=after)
 
     page = await request.readings.read(f"operations {after}", read, 1.0)
     rows = [_make_row(make_view(operation)) for operation in page.operations]

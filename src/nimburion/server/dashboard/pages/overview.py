@@ -114,7 +114,9 @@ async def _group_failures(request: PageRequest[NoQuery]) -> FailureGroups:
     which, since = JobFilter(states=FAILED_ONLY), (request.readings.now - 3600.0,)
     return await request.readings.read(
         "overview groups",
-        lambda: backend.group_failures(which, limit=MAX_GROUPS, budget=GROUP_BUDGET, since=since),
+        lambda: backend.reads.group_failures(
+            which, limit=MAX_GROUPS, budget=GROUP_BUDGET, since=since
+        ),
         30.0,
     )
 

@@ -96,7 +96,7 @@ async def _read_pauses(readings: PageReadings) -> dict[str, SchedulePause]:
     """Return the latest pause of each schedule, as far back as the records are read."""
 
     async def read() -> dict[str, SchedulePause]:
-        page = await readings.backend.list_audit(limit=MAX_RECORDS)
+        page = await readings.backend.reads.list_audit(limit=MAX_RECORDS)
         pauses: dict[str, SchedulePause] = {}
         for record in reversed(page.records):
             if record.outcome == "done" and record.action == "schedule.pause":

@@ -102,23 +102,25 @@ class BoundedExchanges:
         """No loss is counted, and each job keeps its place."""
         await _put(harness, "a", "b", "c", "d")
         worker, other = await harness.worker(), await harness.worker()
-        first = await harness.backend.exchange(worker.id, 1, [], worker.want(4))
-        again = await harness.backend.exchange(worker.id, 1, [], _within(worker, 4, _FITS_TWO))
+        first = await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(4))
+        again = await harness.backend.consuming.exchange(
+            worker.id, 1, [], _within(worker, 4, _FITS_TWO)
+        )
         assert again.deliveries == first.deliveries[:2]
         assert again.waiting == [worker.lanes[0]]
-        counts = await harness.backend.count_jobs()
+        counts = await harness.backend.reads.count_jobs()
         assert (counts[State.PROCESSING], counts[State.PENDING]) == (2, 2)
         await _put(harness, "e")
         taken = await other.take(5)
         assert ids(taken) == ["c", "d", "e"]
         assert [(delivery.failures, delivery.lost) for delivery in taken] == [(0, 0)] * 3
-        assert (await harness.backend.get_job("c")).history == []
+        assert (await harness.backend.reads.get_job("c")).history == []
 
     async def test_a_smaller_repeat_keeps_the_first_job(self, harness: Harness) -> None:
         await _put(harness, "a", "b")
         worker = await harness.worker()
-        first = await harness.backend.exchange(worker.id, 1, [], worker.want(2))
-        again = await harness.backend.exchange(worker.id, 1, [], _within(worker, 2, 0))
+        first = await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(2))
+        again = await harness.backend.consuming.exchange(worker.id, 1, [], _within(worker, 2, 0))
         assert again.deliveries == first.deliveries[:1]
 
     async def test_a_larger_repeat_that_comes_late_brings_nothing_more(
@@ -127,19 +129,21 @@ class BoundedExchanges:
         await _put(harness, "a", "b", "c")
         worker = await harness.worker()
         want = worker.want(3)
-        await harness.backend.exchange(worker.id, 1, [], want)
-        again = await harness.backend.exchange(worker.id, 1, [], replace(want, max_bytes=_FITS_TWO))
-        late = await harness.backend.exchange(worker.id, 1, [], want)
+        await harness.backend.consuming.exchange(worker.id, 1, [], want)
+        again = await harness.backend.consuming.exchange(
+            worker.id, 1, [], replace(want, max_bytes=_FITS_TWO)
+        )
+        late = await harness.backend.consuming.exchange(worker.id, 1, [], want)
         assert late.deliveries == again.deliveries
         assert ids(late.deliveries) == ["a", "b"]
 
     async def test_the_token_of_a_released_job_is_stale(self, harness: Harness) -> None:
         await _put(harness, "a", "b")
         worker, other = await harness.worker(), await harness.worker()
-        first = await harness.backend.exchange(worker.id, 1, [], worker.want(2))
-        await harness.backend.exchange(worker.id, 1, [], _within(worker, 2, 0))
+        first = await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(2))
+        await harness.backend.consuming.exchange(worker.id, 1, [], _within(worker, 2, 0))
         one, gone = [delivery.lease for delivery in first.deliveries]
-        reply = await harness.backend.exchange(
+        reply = await harness.backend.consuming.exchange(
             worker.id, 2, [Completed(one), Completed(gone)], RESERVE_NOTHING
         )
         assert reply.results == [Settled.DONE, Settled.STALE]
@@ -150,8 +154,8 @@ class BoundedExchanges:
     async def test_a_smaller_repeat_frees_places_under_a_limit(self, harness: Harness) -> None:
         await _put(harness, "a", "b", "c")
         worker = await harness.worker(limits={"mail": 3})
-        await harness.backend.exchange(worker.id, 1, [], worker.want(3))
-        again = await harness.backend.exchange(worker.id, 1, [], _within(worker, 3, 0))
+        await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(3))
+        again = await harness.backend.consuming.exchange(worker.id, 1, [], _within(worker, 3, 0))
         assert ids(again.deliveries) == ["a"]
         assert again.waiting == [worker.lanes[0]]
         assert (await worker.heartbeat()).limits["mail"].in_use == 1
@@ -161,9 +165,9 @@ class BoundedExchanges:
     ) -> None:
         await _put(harness, "a", "b")
         worker = await harness.worker()
-        await harness.backend.exchange(worker.id, 1, [], worker.want(2))
-        await harness.backend.cancel("b")
-        await harness.backend.exchange(worker.id, 1, [], _within(worker, 2, 0))
+        await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(2))
+        await harness.backend.producing.cancel("b")
+        await harness.backend.consuming.exchange(worker.id, 1, [], _within(worker, 2, 0))
         assert await harness.state("b") is State.CANCELLED
 
     async def test_a_retry_keeps_its_counts_when_it_is_released(self, harness: Harness) -> None:
@@ -172,10 +176,10 @@ class BoundedExchanges:
         await worker.take(2)
         await harness.lose(worker)
         other = await harness.worker()
-        first = await harness.backend.exchange(other.id, 1, [], other.want(2))
-        await harness.backend.exchange(other.id, 1, [], _within(other, 2, 0))
+        first = await harness.backend.consuming.exchange(other.id, 1, [], other.want(2))
+        await harness.backend.consuming.exchange(other.id, 1, [], _within(other, 2, 0))
         assert [delivery.lost for delivery in first.deliveries] == [1, 1]
-        record = await harness.backend.get_job("b")
+        record = await harness.backend.reads.get_job("b")
         assert (record.state, record.lost, len(record.history)) == (State.PENDING, 1, 1)
 
     async def test_a_repeat_with_fewer_settlements_says_how_many_were_applied(
@@ -185,8 +189,8 @@ class BoundedExchanges:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         batch = [Completed(delivery.lease, b"1") for delivery in await worker.take(3)]
-        await harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING)
-        again = await harness.backend.exchange(worker.id, 2, batch[:1], RESERVE_NOTHING)
+        await harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING)
+        again = await harness.backend.consuming.exchange(worker.id, 2, batch[:1], RESERVE_NOTHING)
         assert again.results == [Settled.DONE] * 3
 
     async def test_a_part_that_is_applied_first_is_all_that_is_applied(
@@ -196,11 +200,11 @@ class BoundedExchanges:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         batch = [Released(delivery.lease, 50.0) for delivery in await worker.take(3)]
-        part = await harness.backend.exchange(worker.id, 2, batch[:1], RESERVE_NOTHING)
-        late = await harness.backend.exchange(worker.id, 2, batch, RESERVE_NOTHING)
+        part = await harness.backend.consuming.exchange(worker.id, 2, batch[:1], RESERVE_NOTHING)
+        late = await harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         assert part.results == late.results == [Settled.DONE]
         assert await harness.state("b") is State.PROCESSING
-        rest = await harness.backend.exchange(worker.id, 3, batch[1:], RESERVE_NOTHING)
+        rest = await harness.backend.consuming.exchange(worker.id, 3, batch[1:], RESERVE_NOTHING)
         assert rest.results == [Settled.DONE] * 2
 
     async def test_a_repeat_that_comes_after_the_next_number_gives_nothing_back(
@@ -208,9 +212,9 @@ class BoundedExchanges:
     ) -> None:
         await _put(harness, "a", "b")
         worker = await harness.worker()
-        await harness.backend.exchange(worker.id, 1, [], worker.want(2))
-        await harness.backend.exchange(worker.id, 2, [], RESERVE_NOTHING)
+        await harness.backend.consuming.exchange(worker.id, 1, [], worker.want(2))
+        await harness.backend.consuming.exchange(worker.id, 2, [], RESERVE_NOTHING)
         with pytest.raises(OutOfOrder):
-            await harness.backend.exchange(worker.id, 1, [], _within(worker, 2, 0))
-        counts = await harness.backend.count_jobs()
+            await harness.backend.consuming.exchange(worker.id, 1, [], _within(worker, 2, 0))
+        counts = await harness.backend.reads.count_jobs()
         assert counts[State.PROCESSING] == 2

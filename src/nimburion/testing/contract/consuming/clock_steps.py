@@ -100,7 +100,7 @@ class ClockSteps:
         first, second, third = [delivery.lease for delivery in await worker.take(9)]
         harness.clock.step_wall(-HOUR)
         await worker.settle(RateLimited(first, 5.0), Spent(second, 2), Released(third))
-        (rate,) = await harness.backend.list_rates()
+        (rate,) = await harness.backend.reads.list_rates()
         assert rate.opens_at == pytest.approx(harness.clock.now() + 7.0, abs=1e-3)
 
     async def test_a_job_that_costs_more_than_a_burst_keeps_its_place(

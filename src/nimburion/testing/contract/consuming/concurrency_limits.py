@@ -70,7 +70,7 @@ class ConcurrencyLimits:
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         await worker.take(9)
-        record = await harness.backend.get_job("b")
+        record = await harness.backend.reads.get_job("b")
         assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
     async def test_a_lane_at_its_limit_is_not_among_the_lanes_that_wait(
@@ -134,7 +134,7 @@ class ConcurrencyLimits:
         harness.clock.advance(TTL)
         other = await harness.worker(limits={"mail": 1})
         assert await other.take(9) == []
-        await harness.backend.rescue(9, max_lost=3)
+        await harness.backend.consuming.rescue(9, max_lost=3)
         assert len(await other.take(9)) == 1
 
     async def test_losing_a_job_for_good_frees_its_place(self, harness: Harness) -> None:
@@ -162,14 +162,14 @@ class ConcurrencyLimits:
         assert await read_limit(other) == ConcurrencyLimit(2, 1)
         harness.clock.advance(TTL)
         await other.heartbeat()
-        await harness.backend.rescue(9, max_lost=3)
+        await harness.backend.consuming.rescue(9, max_lost=3)
         assert await read_limit(other) == ConcurrencyLimit(2, 0)
 
     async def test_a_requested_cancel_frees_no_limit_yet(self, harness: Harness) -> None:
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         assert await worker.take(9) == []
         await worker.settle(Cancelled(lease))
         assert await read_limit(worker) == ConcurrencyLimit(1, 0)
@@ -178,7 +178,7 @@ class ConcurrencyLimits:
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         await worker.take_one()
-        await harness.backend.cancel("b")
+        await harness.backend.producing.cancel("b")
         assert await read_limit(worker) == ConcurrencyLimit(1, 1)
 
     async def test_a_repeated_exchange_takes_places_once(self, harness: Harness) -> None:
@@ -186,7 +186,7 @@ class ConcurrencyLimits:
         worker = await harness.worker(limits={"mail": 2})
         want = worker.want(1)
         for _ in range(3):
-            reply = await harness.backend.exchange(worker.id, 1, [], want)
+            reply = await harness.backend.consuming.exchange(worker.id, 1, [], want)
             assert ids(reply.deliveries) == ["a"]
         assert await read_limit(worker) == ConcurrencyLimit(2, 1)
 
@@ -195,7 +195,9 @@ class ConcurrencyLimits:
         worker = await harness.worker(limits={"mail": 2})
         first, _ = await worker.take(2)
         for _ in range(3):
-            await harness.backend.exchange(worker.id, 2, [Completed(first.lease)], worker.want(0))
+            await harness.backend.consuming.exchange(
+                worker.id, 2, [Completed(first.lease)], worker.want(0)
+            )
         assert await read_limit(worker) == ConcurrencyLimit(2, 1)
 
     async def test_a_bounded_rescue_frees_the_places_it_took(self, harness: Harness) -> None:
@@ -204,7 +206,7 @@ class ConcurrencyLimits:
         worker = await harness.worker(limits={"mail": 3})
         await worker.take(3)
         harness.clock.advance(30.0)
-        await harness.backend.rescue(1, max_lost=3)
+        await harness.backend.consuming.rescue(1, max_lost=3)
         assert await read_limit(watcher) == ConcurrencyLimit(3, 2)
 
     async def test_a_retry_without_delay_takes_its_own_place_again(self, harness: Harness) -> None:
@@ -219,7 +221,7 @@ class ConcurrencyLimits:
 
     async def test_many_jobs_pass_a_concurrency_limit_in_order(self, harness: Harness) -> None:
         jobs = [harness.job() for _ in range(50)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker(limits={"mail": 3})
         held: list[Lease] = []
         ran: list[str] = []
@@ -232,7 +234,7 @@ class ConcurrencyLimits:
             ran += ids(reply.deliveries)
         assert ran == [job.id for job in jobs]
         assert await read_limit(worker) == ConcurrencyLimit(3, 0)
-        assert (await harness.backend.count_jobs())[State.COMPLETED] == 50
+        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 50
 
 
 class DeclaringLimits:
@@ -307,7 +309,7 @@ class DeclaringLimits:
     async def test_opening_a_session_again_declares_no_limit_again(self, harness: Harness) -> None:
         first = await harness.worker(limits={"mail": 1})
         await harness.worker(limits={"mail": 5})
-        await harness.backend.open_session(first.session)
+        await harness.backend.consuming.open_session(first.session)
         assert await read_limit(first) == ConcurrencyLimit(5, 0)
 
     async def test_a_limit_outlives_the_session_that_set_it(self, harness: Harness) -> None:

@@ -51,7 +51,7 @@ async def add(harness: Harness, *job_ids: str, **fields: object) -> None:
 
 async def read_uses(harness: Harness) -> dict[str, tuple[int, int, float]]:
     """Return by tenant: jobs that wait, jobs that run, seconds ahead of the floor."""
-    uses = (await harness.backend.list_tenants()).tenants
+    uses = (await harness.backend.reads.list_tenants()).tenants
     return {use.tenant: (use.waiting, use.running, use.ahead) for use in uses}
 
 
@@ -135,28 +135,28 @@ class Turns:
     async def test_a_weight_multiplies_the_share(self, harness: Harness) -> None:
         worker = await harness.worker()
         await measure(harness, worker, "ab")
-        await harness.backend.set_tenant_weight("a", 2.0)
+        await harness.backend.maintenance.set_tenant_weight("a", 2.0)
         await add(harness, *(f"a{n}" for n in range(9)), *(f"b{n}" for n in range(9)))
         assert [job_id[0] for job_id in ids(await worker.take(6))] == list("abaaba")
-        await harness.backend.set_tenant_weight("a", 0.5)
+        await harness.backend.maintenance.set_tenant_weight("a", 0.5)
         assert [job_id[0] for job_id in ids(await worker.take(5))] == list("abbab")
-        await harness.backend.set_tenant_weight("a", None)
-        assert (await harness.backend.list_tenants()).weights == {}
+        await harness.backend.maintenance.set_tenant_weight("a", None)
+        assert (await harness.backend.reads.list_tenants()).weights == {}
 
     async def test_a_session_brings_weights(self, harness: Harness) -> None:
-        await harness.backend.set_tenant_weight("b", 3.0)
-        await harness.backend.set_tenant_weight("c", 4.004)
+        await harness.backend.maintenance.set_tenant_weight("b", 3.0)
+        await harness.backend.maintenance.set_tenant_weight("c", 4.004)
         await harness.worker(weights={"a": 0.25, "b": 1.0})
-        assert (await harness.backend.list_tenants()).weights == {"a": 0.25, "c": 4.0}
-        assert (await harness.backend.list_tenants(1)).weights == {"a": 0.25}
+        assert (await harness.backend.reads.list_tenants()).weights == {"a": 0.25, "c": 4.0}
+        assert (await harness.backend.reads.list_tenants(1)).weights == {"a": 0.25}
 
     async def test_a_weight_that_is_no_number_is_refused(self, harness: Harness) -> None:
-        await harness.backend.set_tenant_weight("a", 3.0)
+        await harness.backend.maintenance.set_tenant_weight("a", 3.0)
         with pytest.raises(InvalidJob, match="the weight of a tenant is NaN"):
-            await harness.backend.set_tenant_weight("a", math.nan)
+            await harness.backend.maintenance.set_tenant_weight("a", math.nan)
         with pytest.raises(InvalidJob, match="the weight of a tenant is NaN"):
             await harness.worker(weights={"a": 5.0, "b": math.nan})
-        assert (await harness.backend.list_tenants()).weights == {"a": 3.0}
+        assert (await harness.backend.reads.list_tenants()).weights == {"a": 3.0}
 
     async def test_priorities_come_before_turns(self, harness: Harness) -> None:
         """Each priority has turns of its own: urgent jobs do not cost a tenant its other turns."""
@@ -186,7 +186,7 @@ class Turns:
     async def test_a_tenant_far_behind_gets_several_turns_before_many_others(
         self, harness: Harness
     ) -> None:
-        await harness.backend.set_tenant_weight("a", 100.0)
+        await harness.backend.maintenance.set_tenant_weight("a", 100.0)
         await add(harness, "a0", "b0", "c0", "d0")
         worker = await harness.worker()
         await worker.take(4)
@@ -284,12 +284,12 @@ class Turns:
         lease = (await worker.take_one()).lease
         await worker.settle(Failed(lease, "permanent", OOPS))
         harness.clock.advance(1.0)
-        await harness.backend.replay(JobFilter(ids=("a1",)), 9)
+        await harness.backend.maintenance.replay(JobFilter(ids=("a1",)), 9)
         assert ids(await worker.take(9)) == ["b1", "a2", "a1"]
 
     async def test_a_cancelled_first_job_is_followed_by_the_next(self, harness: Harness) -> None:
         await add(harness, "a1", "a2", "b1")
-        await harness.backend.cancel("a1")
+        await harness.backend.producing.cancel("a1")
         worker = await harness.worker()
         assert ids(await worker.take(9)) == ["a2", "b1"]
 
@@ -340,7 +340,7 @@ class TenantsThatJoin:
         harness.clock.advance(0.5)
         await worker.settle(Completed(delivery.lease))
         await add(harness, "a1", "a2", "a3", "a4", "a5", "b1")
-        await harness.backend.set_tenant_weight("c", 2.0)
+        await harness.backend.maintenance.set_tenant_weight("c", 2.0)
         assert ids(await worker.take(5)) == ["a1", "b1", "a2", "a3", "a4"]
         assert (await read_uses(harness))["a"] == (1, 4, 0.8)
         await add(harness, "c2")
@@ -370,7 +370,7 @@ class TenantsThatJoin:
         """
         keyed = {"mail": {"smtp": KeyedLimit(concurrency=1)}}
         worker = await harness.worker(names=("mail", "post"), keyed=keyed)
-        await harness.backend.set_tenant_weight("a", 0.1)
+        await harness.backend.maintenance.set_tenant_weight("a", 0.1)
 
         async def add_with_key(job_id: str) -> None:
             options = JobOptions(tenant=job_id[0], limit_keys={"smtp": ""})
@@ -432,7 +432,7 @@ class TurnsAndLimits:
         await add(harness, "a1", "b1", queue="red")
         await add(harness, "a2", "b2", queue="blue")
         worker = await harness.worker(queues=("red", "blue"))
-        await harness.backend.pause_queue("red", paused=True)
+        await harness.backend.maintenance.pause_queue("red", paused=True)
         reply = await worker.exchange(want=worker.want(9))
         assert ids(reply.deliveries) == ["a2", "b2"]
         assert reply.waiting == []
@@ -498,7 +498,9 @@ class TurnsAndLimits:
             await harness.enqueue(harness.job(job_id, options=options))
         worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=1)}})
         assert ids(await worker.take(9)) == ["a1", "b1"]
-        await harness.backend.change_limit(LimitChange(name="customer", key="a", concurrency=2))
+        await harness.backend.maintenance.change_limit(
+            LimitChange(name="customer", key="a", concurrency=2)
+        )
         assert ids(await worker.take(9)) == ["a2"]
         uses = await read_uses(harness)
         assert {tenant: use[:2] for tenant, use in uses.items()} == {"a": (0, 2), "b": (0, 1)}
@@ -540,7 +542,7 @@ class Charges:
             assert await read_uses(harness) == {"a": (2, 0, 0.0), "b": (1, 0, 0.0)}
             lease = (await worker.take_one()).lease
             harness.clock.advance(7.0)
-            await harness.backend.release(worker.id, [lease])
+            await harness.backend.consuming.release(worker.id, [lease])
             assert await read_uses(harness) == {"a": (2, 0, 0.0), "b": (1, 0, 0.0)}
 
     async def test_a_closed_session_and_a_rescue_charge_nothing(self, harness: Harness) -> None:
@@ -587,7 +589,7 @@ class Charges:
         worker = await harness.worker()
         want = worker.want(9)
         for _ in range(3):
-            reply = await harness.backend.exchange(worker.id, 1, [], want)
+            reply = await harness.backend.consuming.exchange(worker.id, 1, [], want)
             assert ids(reply.deliveries) == ["a1", "b1", "a2"]
             assert await read_uses(harness) == {"a": (0, 2, 0.2), "b": (0, 1, 0.0)}
 
@@ -596,7 +598,9 @@ class Charges:
         worker = await harness.worker()
         await worker.take(9)
         small = worker.want(9, max_bytes=1)
-        assert ids((await harness.backend.exchange(worker.id, 1, [], small)).deliveries) == ["a1"]
+        assert ids(
+            (await harness.backend.consuming.exchange(worker.id, 1, [], small)).deliveries
+        ) == ["a1"]
         uses = await read_uses(harness)
         assert {tenant: use[:2] for tenant, use in uses.items()} == {"a": (0, 1), "b": (2, 0)}
         assert ids(await worker.take(9)) == ["b1", "b2"]
@@ -633,14 +637,14 @@ class Charges:
         a, b = await worker.take(2)
         harness.clock.advance(5.0)
         await worker.settle(Completed(a.lease))
-        await harness.backend.prune(keep, 100)
+        await harness.backend.maintenance.prune(keep, 100)
         await add(harness, "a2")
         (a,) = await worker.take(1)
         assert await read_uses(harness) == {"a": (0, 1, 5.0), "b": (0, 1, 0.0)}
         await worker.settle(Released(a.lease, unstarted=True), Completed(b.lease))
-        await harness.backend.cancel("a2")
+        await harness.backend.producing.cancel("a2")
         assert await read_uses(harness) == {}
-        await harness.backend.prune(keep, 100)
+        await harness.backend.maintenance.prune(keep, 100)
         await add(harness, "a3")
         await worker.take(1)
         assert await read_uses(harness) == {"a": (0, 1, 0.1)}
@@ -648,7 +652,9 @@ class Charges:
     async def test_many_tenants_are_at_rest_in_the_end(self, harness: Harness) -> None:
         """Each job runs once, in the order of its tenant, and no tenant is far ahead."""
         luck = Random(5)  # noqa: S311 - the scenario is the same each time
-        await harness.backend.enqueue([make(harness, f"{'abcdefg'[n % 7]}{n}") for n in range(140)])
+        await harness.backend.producing.enqueue(
+            [make(harness, f"{'abcdefg'[n % 7]}{n}") for n in range(140)]
+        )
         workers = [await harness.worker() for _ in range(3)]
         held: list[list[Delivery]] = [[], [], []]
         ran: dict[str, list[int]] = {}
@@ -670,7 +676,7 @@ class Charges:
                 assert max((ahead for *_, ahead in uses), default=0.0) < 2.0
         assert {len(set(numbers)) for numbers in ran.values()} == {20}
         assert await read_uses(harness) == {}
-        assert (await harness.backend.count_jobs())[State.COMPLETED] == 140
+        assert (await harness.backend.reads.count_jobs())[State.COMPLETED] == 140
 
 
 def _end(luck: Random, delivery: Delivery) -> Completed | Released:
@@ -689,28 +695,30 @@ class ReadingTurns:
         worker = await harness.worker()
         await worker.take(2)
         assert await harness.state("a2") is State.PENDING
-        counts = await harness.backend.count_jobs()
+        counts = await harness.backend.reads.count_jobs()
         assert (counts[State.PENDING], counts[State.PROCESSING]) == (2, 2)
-        (queue,) = await harness.backend.list_queues()
+        (queue,) = await harness.backend.reads.list_queues()
         assert (queue.size, queue.processing, queue.names) == (2, 2, {"mail": 2})
-        found = (await harness.backend.list_jobs(JobFilter(states=frozenset({State.PENDING})))).jobs
+        found = (
+            await harness.backend.reads.list_jobs(JobFilter(states=frozenset({State.PENDING})))
+        ).jobs
         assert [record.id for record in found] == ["x1", "a2"]
 
     async def test_the_age_of_a_queue_is_that_of_its_oldest_job(self, harness: Harness) -> None:
         await add(harness, "a1", "a2")
         harness.clock.advance(9.0)
         await add(harness, "b1")
-        (queue,) = await harness.backend.list_queues()
+        (queue,) = await harness.backend.reads.list_queues()
         assert queue.oldest_age == 9.0
 
     async def test_tenants_are_listed_in_their_order(self, harness: Harness) -> None:
-        await harness.backend.set_tenant_weight("b", 2.0)
+        await harness.backend.maintenance.set_tenant_weight("b", 2.0)
         await add(harness, "a1", "a2", "b1", "b2", "b3")
         await add(harness, "a3", priority=7)
         await add(harness, "c1", queue="aside")
         worker = await harness.worker()
         await worker.take(4)
-        listed = (await harness.backend.list_tenants()).tenants
+        listed = (await harness.backend.reads.list_tenants()).tenants
         expected = [
             ("c", "aside", 5, 1.0, 1, 0, 0.1),
             ("a", "default", 7, 1.0, 0, 1, 0.1),
@@ -729,23 +737,23 @@ class ReadingTurns:
             )
             for tenant, queue, priority, weight, waiting, running, ahead in expected
         ]
-        assert (await harness.backend.list_tenants(2)).tenants == listed[:2]
+        assert (await harness.backend.reads.list_tenants(2)).tenants == listed[:2]
 
     async def test_why_a_job_waits_for_its_turn(self, harness: Harness) -> None:
         await add(harness, "a1", "a2", "a3", "b1", "c1", "c2")
         await add(harness, "d1", priority=7)
         worker = await harness.worker()
         await worker.take(2)
-        facts = await harness.backend.explain_job("a3")
+        facts = await harness.backend.reads.explain_job("a3")
         assert facts.turn == TenantTurn(tenant="a", ahead=0.1, tenants_before=2, jobs_before=1)
         assert [cause.kind for cause in find_causes(facts)] == [CauseKind.TENANT_TURN]
-        facts = await harness.backend.explain_job("b1")
+        facts = await harness.backend.reads.explain_job("b1")
         assert facts.turn == TenantTurn(tenant="b", ahead=0.0, tenants_before=0, jobs_before=0)
         assert [cause.kind for cause in find_causes(facts)] == [CauseKind.READY]
-        assert (await harness.backend.explain_job("a1")).turn is None
+        assert (await harness.backend.reads.explain_job("a1")).turn is None
 
     async def test_a_job_without_a_turn(self, harness: Harness) -> None:
         await harness.add("x1")
         await add(harness, "a1", after=9.0)
         for job_id in ("x1", "a1"):
-            assert (await harness.backend.explain_job(job_id)).turn is None
+            assert (await harness.backend.reads.explain_job(job_id)).turn is None

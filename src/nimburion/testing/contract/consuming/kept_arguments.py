@@ -38,21 +38,21 @@ class KeptArguments:
     ) -> None:
         await harness.put(harness.job("a", payload=body))
         await complete(harness, "a", keep=True)
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.payload, record.result) == (
             State.COMPLETED,
             body,
             b'"result"',
         )
-        assert (await harness.backend.list_jobs(payloads=True)).jobs == [record]
-        (listed,) = (await harness.backend.list_jobs()).jobs
+        assert (await harness.backend.reads.list_jobs(payloads=True)).jobs == [record]
+        (listed,) = (await harness.backend.reads.list_jobs()).jobs
         assert listed == msgspec.structs.replace(record, payload=None)
 
     @pytest.mark.parametrize("body", BODIES, ids=["empty", "least", "unicode", "large"])
     async def test_without_it_the_payload_goes(self, harness: Harness, body: bytes) -> None:
         await harness.put(harness.job("a", payload=body))
         await complete(harness, "a", keep=False)
-        assert (await harness.backend.get_job("a")).payload is None
+        assert (await harness.backend.reads.get_job("a")).payload is None
 
     async def test_one_exchange_keeps_some_and_drops_others(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -63,7 +63,7 @@ class KeptArguments:
             Completed(second.lease),
             Completed(third.lease, b"1", keep_payload=True),
         )
-        kept = [(await harness.backend.get_job(job_id)).payload for job_id in ("a", "b", "c")]
+        kept = [(await harness.backend.reads.get_job(job_id)).payload for job_id in ("a", "b", "c")]
         assert kept == [b"{}", None, b"{}"]
 
     @pytest.mark.parametrize("keep", [True, False])
@@ -81,17 +81,17 @@ class KeptArguments:
         harness.clock.advance(10.0)
         await complete(harness, "b", keep=True)
         harness.clock.advance(5.0)
-        await harness.backend.prune(Retention(completed=10.0), 10)
+        await harness.backend.maintenance.prune(Retention(completed=10.0), 10)
         with pytest.raises(JobNotFound):
-            await harness.backend.get_job("a")
-        assert (await harness.backend.get_job("b")).payload == b"{}"
+            await harness.backend.reads.get_job("a")
+        assert (await harness.backend.reads.get_job("b")).payload == b"{}"
 
     async def test_a_kept_payload_outlives_the_result(self, harness: Harness) -> None:
         await harness.add("a")
         await complete(harness, "a", keep=True)
         harness.clock.advance(10.0)
-        await harness.backend.prune(Retention(results=5.0), 10)
-        record = await harness.backend.get_job("a")
+        await harness.backend.maintenance.prune(Retention(results=5.0), 10)
+        record = await harness.backend.reads.get_job("a")
         assert (record.payload, record.result) == (b"{}", None)
 
     async def test_a_repeated_exchange_keeps_the_payload_once(self, harness: Harness) -> None:
@@ -99,6 +99,8 @@ class KeptArguments:
         worker = await harness.worker()
         completed = Completed((await worker.take_one()).lease, keep_payload=True)
         for _ in range(2):
-            reply = await harness.backend.exchange(worker.id, 2, [completed], worker.want(0))
+            reply = await harness.backend.consuming.exchange(
+                worker.id, 2, [completed], worker.want(0)
+            )
             assert reply.results == [Settled.DONE]
-        assert (await harness.backend.get_job("a")).payload == b"{}"
+        assert (await harness.backend.reads.get_job("a")).payload == b"{}"

@@ -46,7 +46,9 @@ async def add(harness: Harness, *job_ids: str) -> None:
 
 async def read_uses(harness: Harness) -> dict[str, tuple[int, int]]:
     """Return by key how many jobs run, and how many are parked."""
-    return {use.key: (use.in_use, use.parked) for use in await harness.backend.list_key_uses()}
+    return {
+        use.key: (use.in_use, use.parked) for use in await harness.backend.reads.list_key_uses()
+    }
 
 
 async def end(worker: HandDrivenWorker, *settlements: Settlement) -> list[str]:
@@ -127,7 +129,7 @@ class KeyedLimits:
         await add(harness, "a1", "a2")
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         lease = (await worker.take(9))[0].lease
-        await harness.backend.release(worker.id, [lease])
+        await harness.backend.consuming.release(worker.id, [lease])
         assert await read_uses(harness) == {}
         await worker.take(9)
         await worker.close()
@@ -139,7 +141,7 @@ class KeyedLimits:
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         want = worker.want(9)
         for _ in range(3):
-            reply = await harness.backend.exchange(worker.id, 1, [], want)
+            reply = await harness.backend.consuming.exchange(worker.id, 1, [], want)
             assert ids(reply.deliveries) == ["a1", "b1"]
         assert await read_uses(harness) == {"a": (1, 1), "b": (1, 0)}
 
@@ -148,7 +150,9 @@ class KeyedLimits:
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         await worker.take(9)
         small = worker.want(9, max_bytes=1)
-        assert ids((await harness.backend.exchange(worker.id, 1, [], small)).deliveries) == ["a1"]
+        assert ids(
+            (await harness.backend.consuming.exchange(worker.id, 1, [], small)).deliveries
+        ) == ["a1"]
         assert (await read_uses(harness))["a"] == (1, 0)
         assert ids(await worker.take(9)) == ["b1"]
 
@@ -157,10 +161,10 @@ class KeyedLimits:
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         await worker.take(9)
         assert await harness.state("a2") is State.PENDING
-        assert (await harness.backend.count_jobs())[State.PENDING] == 1
-        (queue,) = await harness.backend.list_queues()
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 1
+        (queue,) = await harness.backend.reads.list_queues()
         assert (queue.size, queue.processing) == (1, 1)
-        facts = await harness.backend.explain_job("a2")
+        facts = await harness.backend.reads.explain_job("a2")
         assert facts.keys == [KeyUse(limit="customer", key="a", in_use=1, parked=1)]
         assert find_causes(facts)[0].kind is CauseKind.KEY_FULL
 
@@ -168,7 +172,7 @@ class KeyedLimits:
         await add(harness, "a1", "a2", "a3")
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         lease = (await worker.take(9))[0].lease
-        await harness.backend.cancel("a2")
+        await harness.backend.producing.cancel("a2")
         assert await harness.state("a2") is State.CANCELLED
         assert await end(worker, Completed(lease)) == ["a3"]
 
@@ -178,7 +182,7 @@ class KeyedLimits:
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         lease = (await worker.take(9))[0].lease
         await worker.settle(Completed(lease))
-        await harness.backend.cancel("a2")
+        await harness.backend.producing.cancel("a2")
         assert ids(await worker.take(9)) == ["a3"]
 
     async def test_a_parked_job_can_be_replaced(self, harness: Harness) -> None:
@@ -286,7 +290,7 @@ class KeyedLimits:
         assert ids(await worker.take(9)) == ["1"]
         await harness.enqueue(harness.job("2", options=options))
         assert await worker.take(9) == []
-        (other,) = await harness.backend.enqueue([harness.job("3", options=options)])
+        (other,) = await harness.backend.producing.enqueue([harness.job("3", options=options)])
         assert (other.id, other.outcome) == ("2", "taken")
 
     async def test_several_limits_of_one_job(self, harness: Harness) -> None:
@@ -330,7 +334,7 @@ class KeyedLimits:
             await harness.enqueue(harness.job(job_id, queue=queue, options=options))
         worker = await harness.worker(queues=("red", "blue"), keyed=ONE_AT_A_TIME)
         lease = (await worker.take(9))[0].lease
-        await harness.backend.pause_queue("red", paused=True)
+        await harness.backend.maintenance.pause_queue("red", paused=True)
         assert await end(worker, Completed(lease)) == ["3"]
 
     async def test_changed_limits_are_considered_at_once(self, harness: Harness) -> None:
@@ -365,7 +369,7 @@ class KeyedLimits:
         worker = await harness.worker(keyed=ONE_AT_A_TIME)
         a, b = [delivery.lease for delivery in await worker.take(9)]
         await worker.settle(Completed(b))
-        await harness.backend.prune(Retention(), 10)
+        await harness.backend.maintenance.prune(Retention(), 10)
         await add(harness, "a2")
         assert await worker.take(9) == []
         assert await end(worker, Completed(a)) == ["a2"]
@@ -373,7 +377,7 @@ class KeyedLimits:
 
     async def test_many_keys_are_at_rest_in_the_end(self, harness: Harness) -> None:
         jobs = [make(harness, f"{'abcdefg'[n % 7]}{n}") for n in range(100)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         workers = [await harness.worker(keyed=ONE_AT_A_TIME) for _ in range(3)]
         held: list[list[Lease]] = [[], [], []]
         ran: dict[str, list[int]] = {}
@@ -410,7 +414,7 @@ class KeyedRates:
         reply = await worker.exchange(want=worker.want(9))
         assert ids(reply.deliveries) == ["a1"]
         assert reply.next_due == reply.now + 1.0
-        await harness.backend.cancel("a2")
+        await harness.backend.producing.cancel("a2")
         assert (await worker.exchange(want=worker.want(9))).next_due is None
 
     async def test_costs_of_single_jobs(self, harness: Harness) -> None:

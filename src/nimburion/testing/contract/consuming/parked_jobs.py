@@ -25,7 +25,7 @@ def make(harness: Harness, job_id: str, tenant: str | None = None, **keys: str) 
 
 async def read_parked(harness: Harness) -> dict[tuple[str, str], int]:
     """Return how many jobs are parked, by limit and key."""
-    uses = await harness.backend.list_key_uses()
+    uses = await harness.backend.reads.list_key_uses()
     return {(use.limit, use.key): use.parked for use in uses if use.parked}
 
 

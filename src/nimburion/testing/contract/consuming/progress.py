@@ -17,9 +17,9 @@ class Reporting:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        assert (await harness.backend.get_job("a")).progress is None
+        assert (await harness.backend.reads.get_job("a")).progress is None
         assert await worker.settle(Progressed(lease, 0.25, "a quärter")) == [Settled.DONE]
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert record.progress == Progress(0.25, "a quärter")
         assert (record.state, record.failures) == (State.PROCESSING, 0)
 
@@ -29,7 +29,7 @@ class Reporting:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Progressed(lease, 0.9, "nearly"), Progressed(lease, 0.1))
-        assert (await harness.backend.get_job("a")).progress == Progress(0.1, "")
+        assert (await harness.backend.reads.get_job("a")).progress == Progress(0.1, "")
 
     async def test_progress_and_completion_may_go_together(self, harness: Harness) -> None:
         await harness.add("a")
@@ -37,7 +37,7 @@ class Reporting:
         lease = (await worker.take_one()).lease
         results = await worker.settle(Progressed(lease, 1.0, "all"), Completed(lease))
         assert results == [Settled.DONE, Settled.DONE]
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.progress) == (State.COMPLETED, Progress(1.0, "all"))
 
     async def test_progress_after_the_completion_writes_nothing(self, harness: Harness) -> None:
@@ -46,7 +46,7 @@ class Reporting:
         lease = (await worker.take_one()).lease
         results = await worker.settle(Completed(lease), Progressed(lease, 0.5))
         assert results == [Settled.DONE, Settled.ALREADY]
-        assert (await harness.backend.get_job("a")).progress is None
+        assert (await harness.backend.reads.get_job("a")).progress is None
 
     async def test_progress_of_a_lost_attempt_writes_nothing(self, harness: Harness) -> None:
         """The progress that the new holder reported stays."""
@@ -58,7 +58,7 @@ class Reporting:
         await second.settle(Progressed((await second.take_one()).lease, 0.1, "second"))
         third = await harness.worker()
         assert await third.settle(Progressed(old, 0.9, "first")) == [Settled.STALE]
-        assert (await harness.backend.get_job("a")).progress == Progress(0.1, "second")
+        assert (await harness.backend.reads.get_job("a")).progress == Progress(0.1, "second")
 
     async def test_progress_is_no_settlement_of_the_lease(self, harness: Harness) -> None:
         await harness.add("a")
@@ -72,11 +72,11 @@ class Reporting:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Progressed(lease, 0.5))
-        again = await harness.backend.exchange(
+        again = await harness.backend.consuming.exchange(
             worker.id, worker.number, [Progressed(lease, 0.7)], worker.want(0)
         )
         assert again.results == [Settled.DONE]
-        assert (await harness.backend.get_job("a")).progress == Progress(0.5, "")
+        assert (await harness.backend.reads.get_job("a")).progress == Progress(0.5, "")
 
     @pytest.mark.parametrize("how", ENDING)
     async def test_the_last_report_outlives_the_attempt(self, harness: Harness, how: str) -> None:
@@ -85,23 +85,23 @@ class Reporting:
         lease = (await worker.take_one()).lease
         await worker.settle(Progressed(lease, 0.4, "so far"))
         await worker.settle(ENDING[how](lease))
-        assert (await harness.backend.get_job("a")).progress == Progress(0.4, "so far")
+        assert (await harness.backend.reads.get_job("a")).progress == Progress(0.4, "so far")
 
     async def test_the_last_report_outlives_the_worker(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Progressed((await worker.take_one()).lease, 0.4))
         await harness.lose(worker)
-        assert (await harness.backend.get_job("a")).progress == Progress(0.4)
+        assert (await harness.backend.reads.get_job("a")).progress == Progress(0.4)
 
     async def test_a_report_changes_nothing_else(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         harness.clock.advance(1.0)
         await worker.settle(Progressed(lease, 0.5))
-        after = await harness.backend.get_job("a")
+        after = await harness.backend.reads.get_job("a")
         assert after.progress == Progress(0.5, "")
         assert {f for f in after.__struct_fields__ if getattr(after, f) != getattr(before, f)} == {
             "progress"

@@ -15,21 +15,21 @@ class Promoting:
 
     async def test_nothing_scheduled_promotes_nothing(self, harness: Harness) -> None:
         await harness.add("a")
-        assert await harness.backend.promote(10) == Promoted(0, None)
+        assert await harness.backend.consuming.promote(10) == Promoted(0, None)
 
     async def test_what_is_not_due_stays(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=10.0))
         due = harness.clock.now() + 10.0
         harness.clock.advance(9.999)
-        assert await harness.backend.promote(10) == Promoted(0, due)
+        assert await harness.backend.consuming.promote(10) == Promoted(0, due)
         assert await harness.state("a") is State.SCHEDULED
         assert await (await harness.worker()).take() == []
 
     async def test_what_is_due_becomes_reservable(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=10.0))
         harness.clock.advance(10.0)
-        assert await harness.backend.promote(10) == Promoted(1, None)
-        assert await harness.backend.promote(10) == Promoted(0, None)
+        assert await harness.backend.consuming.promote(10) == Promoted(1, None)
+        assert await harness.backend.consuming.promote(10) == Promoted(0, None)
         assert ids(await (await harness.worker()).take()) == ["a"]
 
     async def test_a_due_job_reads_as_pending_before_it_is_promoted(self, harness: Harness) -> None:
@@ -37,8 +37,8 @@ class Promoting:
         await harness.put(harness.job("a", after=10.0))
         harness.clock.advance(10.0)
         assert await harness.state("a") is State.PENDING
-        assert (await harness.backend.count_jobs())[State.PENDING] == 1
-        (queue,) = await harness.backend.list_queues()
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 1
+        (queue,) = await harness.backend.reads.list_queues()
         assert (queue.size, queue.scheduled) == (1, 0)
 
     async def test_the_limit_holds_and_the_earliest_go_first(self, harness: Harness) -> None:
@@ -46,15 +46,15 @@ class Promoting:
             await harness.put(harness.job(f"after-{after:.0f}", after=after))
         start = harness.clock.now()
         harness.clock.advance(5.0)
-        assert await harness.backend.promote(2) == Promoted(2, start + 3.0)
-        assert await harness.backend.promote(2) == Promoted(2, start + 5.0)
-        assert await harness.backend.promote(2) == Promoted(1, None)
+        assert await harness.backend.consuming.promote(2) == Promoted(2, start + 3.0)
+        assert await harness.backend.consuming.promote(2) == Promoted(2, start + 5.0)
+        assert await harness.backend.consuming.promote(2) == Promoted(1, None)
 
     async def test_next_due_is_the_earliest_of_all_queues(self, harness: Harness) -> None:
         start = harness.clock.now()
         await harness.put(harness.job(after=30.0, queue="red"))
         await harness.put(harness.job(after=20.0, queue="blue", name="post"))
-        assert await harness.backend.promote(10) == Promoted(0, start + 20.0)
+        assert await harness.backend.consuming.promote(10) == Promoted(0, start + 20.0)
 
     @pytest.mark.parametrize("how", ["retried", "snoozed"])
     async def test_what_a_settlement_delays_is_never_early(
@@ -66,10 +66,10 @@ class Promoting:
         late = Retried(lease, 7.0, OOPS) if how == "retried" else Released(lease, 7.0)
         await worker.settle(late)
         harness.clock.advance(6.999)
-        await harness.backend.promote(10)
+        await harness.backend.consuming.promote(10)
         assert await worker.take() == []
         harness.clock.advance(0.001)
-        assert await harness.backend.promote(10) == Promoted(1, None)
+        assert await harness.backend.consuming.promote(10) == Promoted(1, None)
         assert ids(await worker.take()) == ["a"]
 
     async def test_a_retry_that_is_due_is_still_retrying(self, harness: Harness) -> None:
@@ -78,22 +78,22 @@ class Promoting:
         await worker.settle(Retried((await worker.take_one()).lease, 5.0, OOPS))
         harness.clock.advance(5.0)
         assert await harness.state("a") is State.RETRYING
-        await harness.backend.promote(10)
+        await harness.backend.consuming.promote(10)
         assert await harness.state("a") is State.RETRYING
 
     async def test_a_cancelled_job_is_not_promoted(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=5.0))
-        await harness.backend.cancel("a")
-        assert await harness.backend.promote(10) == Promoted(0, None)
+        await harness.backend.producing.cancel("a")
+        assert await harness.backend.consuming.promote(10) == Promoted(0, None)
         harness.clock.advance(5.0)
-        assert await harness.backend.promote(10) == Promoted(0, None)
+        assert await harness.backend.consuming.promote(10) == Promoted(0, None)
         assert await (await harness.worker()).take() == []
 
     async def test_a_wall_clock_that_goes_back_makes_nothing_due(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=10.0))
         harness.clock.step_wall(-3_600.0)
         harness.clock.advance(10.0)
-        assert (await harness.backend.promote(10)).count == 0
+        assert (await harness.backend.consuming.promote(10)).count == 0
         assert await (await harness.worker()).take() == []
         harness.clock.step_wall(3_600.0)
         assert ids(await (await harness.worker()).take()) == ["a"]
@@ -103,21 +103,23 @@ class Promoting:
         century = 100 * 365.25 * 86_400.0
         await harness.put(harness.job("a", after=century))
         due = harness.clock.now() + century
-        assert (await harness.backend.get_job("a")).due == pytest.approx(due, abs=1e-3)
-        assert (await harness.backend.promote(10)).next_due == pytest.approx(due, abs=1e-3)
+        assert (await harness.backend.reads.get_job("a")).due == pytest.approx(due, abs=1e-3)
+        assert (await harness.backend.consuming.promote(10)).next_due == pytest.approx(
+            due, abs=1e-3
+        )
 
     async def test_promoting_changes_nothing_that_can_be_read(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=5.0))
         harness.clock.advance(5.0)
-        before = await harness.backend.get_job("a")
-        await harness.backend.promote(10)
-        assert await harness.backend.get_job("a") == before
+        before = await harness.backend.reads.get_job("a")
+        await harness.backend.consuming.promote(10)
+        assert await harness.backend.reads.get_job("a") == before
 
     async def test_a_job_that_was_promoted_twice_is_there_once(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=5.0))
         harness.clock.advance(5.0)
-        await harness.backend.promote(10)
-        await harness.backend.promote(10)
+        await harness.backend.consuming.promote(10)
+        await harness.backend.consuming.promote(10)
         assert ids(await (await harness.worker()).take(10)) == ["a"]
 
     async def test_a_snooze_can_be_repeated(self, harness: Harness) -> None:
@@ -142,13 +144,13 @@ class Promoting:
         self, harness: Harness, at: float
     ) -> None:
         await harness.put(harness.job("a", at=at))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert record.due == pytest.approx(at, abs=1e-3)
         assert record.state is (State.PENDING if at < harness.clock.now() else State.SCHEDULED)
 
     async def test_a_thousand_jobs_due_at_once_come_in_order(self, harness: Harness) -> None:
         jobs = [harness.job(after=1.0 + n / 1000) for n in range(1000)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         harness.clock.advance(5.0)
         worker = await harness.worker()
         taken = ids(await worker.take(500)) + ids(await worker.take(500))

@@ -27,14 +27,14 @@ async def open_worker(harness: Harness, limit: KeyedLimit | None) -> HandDrivenW
 
 async def read_use(harness: Harness) -> tuple[int, int]:
     """Return how many jobs of the queue run, and how many are parked."""
-    uses = await harness.backend.list_key_uses()
+    uses = await harness.backend.reads.list_key_uses()
     assert {(use.limit, use.key) for use in uses} <= {(RED, "")}
     return (uses[0].in_use, uses[0].parked) if uses else (0, 0)
 
 
 async def change(harness: Harness, concurrency: int) -> None:
     """Change the limit of the queue `red`."""
-    await harness.backend.change_limit(LimitChange(name=RED, concurrency=concurrency))
+    await harness.backend.maintenance.change_limit(LimitChange(name=RED, concurrency=concurrency))
 
 
 class QueueLimits:
@@ -109,7 +109,7 @@ class QueueLimits:
         await harness.add("1", "2", queue="red")
         worker = await open_worker(harness, KeyedLimit(concurrency=1))
         await worker.take(9)
-        facts = await harness.backend.explain_job("2")
+        facts = await harness.backend.reads.explain_job("2")
         assert facts.keys == [KeyUse(limit=RED, key="", in_use=1, parked=1)]
         assert find_causes(facts)[0].kind is CauseKind.KEY_FULL
 
@@ -120,7 +120,7 @@ class QueueLimits:
         assert ids(await worker.take(9)) == ["1"]
         await change(harness, 3)
         assert ids(await worker.take(9)) == ["2", "3"]
-        assert await harness.backend.reset_limit(RED)
+        assert await harness.backend.maintenance.reset_limit(RED)
         assert await worker.take(9) == []
 
     async def test_a_change_makes_a_queue_limit_that_no_worker_declares(
@@ -131,14 +131,14 @@ class QueueLimits:
         await harness.add("3", name="post", queue="red")
         first = await open_worker(harness, None)
         await change(harness, 1)
-        (limit,) = await harness.backend.list_keyed_limits()
+        (limit,) = await harness.backend.reads.list_keyed_limits()
         assert limit.jobs == {name: KeyedLimit(concurrency=1) for name in ("mail", "post")}
         second = await open_worker(harness, None)
         (only,) = await first.take(9)
         assert await second.take(9) == []
-        assert await harness.backend.list_limits() == []
-        await harness.backend.reset_limit(RED)
-        assert await harness.backend.list_keyed_limits(name="unknown") == []
+        assert await harness.backend.reads.list_limits() == []
+        await harness.backend.maintenance.reset_limit(RED)
+        assert await harness.backend.reads.list_keyed_limits(name="unknown") == []
         assert ids(await second.take(9)) == ["2", "3"]
         await first.settle(Completed(only.lease))
-        assert await harness.backend.list_keyed_limits() == []
+        assert await harness.backend.reads.list_keyed_limits() == []

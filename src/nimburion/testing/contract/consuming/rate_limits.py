@@ -44,7 +44,7 @@ KEEPING: dict[str, Callable[[Lease], Settlement]] = {
 
 async def read_rate(harness: Harness) -> RateInfo:
     """Return the only rate limit."""
-    (rate,) = await harness.backend.list_rates()
+    (rate,) = await harness.backend.reads.list_rates()
     return rate
 
 
@@ -108,11 +108,11 @@ class RateLimits:
         worker = await harness.worker(rates={"mail": ONE})
         reply = await worker.exchange(want=worker.want(9))
         assert reply.waiting == []
-        record = await harness.backend.get_job("b")
+        record = await harness.backend.reads.get_job("b")
         assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
-        assert [cause.kind for cause in find_causes(await harness.backend.explain_job("b"))] == [
-            CauseKind.OVER_RATE
-        ]
+        assert [
+            cause.kind for cause in find_causes(await harness.backend.reads.explain_job("b"))
+        ] == [CauseKind.OVER_RATE]
 
     async def test_jobs_that_cost_several_units(self, harness: Harness) -> None:
         await harness.add(*"abcde")
@@ -184,12 +184,12 @@ class RateLimits:
         reply = await worker.exchange(*unstarted, want=worker.want(9))
         assert ids(reply.deliveries) == ["b", "c"]
         token = reply.deliveries[0].lease.token
-        await harness.backend.release(worker.id, nonce=token.nonce)
+        await harness.backend.consuming.release(worker.id, nonce=token.nonce)
         assert (await read_rate(harness)).room == 2
         snoozed = Released(reply.deliveries[0].lease, 60.0, unstarted=True)
         assert await worker.settle(snoozed) == [Settled.ALREADY]
-        await harness.backend.release(worker.id, leases[:1])
-        await harness.backend.release(worker.id, leases)
+        await harness.backend.consuming.release(worker.id, leases[:1])
+        await harness.backend.consuming.release(worker.id, leases)
         assert (await read_rate(harness)).room == 3
         lease = (await worker.take_one()).lease
         await worker.settle(Released(lease, 60.0, unstarted=True))
@@ -218,11 +218,17 @@ class RateLimits:
         await harness.enqueue(*(harness.job(i, payload=b"x" * 500) for i in "abcd"))
         worker = await harness.worker(rates={"mail": THREE})
         want = worker.want(9)
-        assert len((await harness.backend.exchange(worker.id, 1, [], want)).deliveries) == 3
-        assert len((await harness.backend.exchange(worker.id, 1, [], want)).deliveries) == 3
+        assert (
+            len((await harness.backend.consuming.exchange(worker.id, 1, [], want)).deliveries) == 3
+        )
+        assert (
+            len((await harness.backend.consuming.exchange(worker.id, 1, [], want)).deliveries) == 3
+        )
         assert (await read_rate(harness)).room == 0
         small = worker.want(9, max_bytes=1000)
-        assert ids((await harness.backend.exchange(worker.id, 1, [], small)).deliveries) == ["a"]
+        assert ids(
+            (await harness.backend.consuming.exchange(worker.id, 1, [], small)).deliveries
+        ) == ["a"]
         assert (await read_rate(harness)).room == 2
 
     async def test_what_does_not_fit_the_reply_takes_no_units(self, harness: Harness) -> None:
@@ -237,7 +243,7 @@ class RateLimits:
         await harness.add("a", "b")
         worker = await harness.worker(rates={"mail": ONE})
         await worker.take_one()
-        await harness.backend.pause_queue("default", paused=True)
+        await harness.backend.maintenance.pause_queue("default", paused=True)
         assert (await worker.exchange(want=worker.want(9))).next_due is None
 
     async def test_the_earliest_time_is_brought(self, harness: Harness) -> None:
@@ -272,7 +278,7 @@ class RefusedCalls:
         assert await other.take(9) == []
         harness.clock.advance(0.001)
         assert ids(await other.take(9)) == ["a"]  # no burst follows
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.failures, record.lost, record.history) == (0, 0, [])
 
     async def test_a_refusal_never_shortens_a_pause(self, harness: Harness) -> None:
@@ -297,7 +303,7 @@ class RefusedCalls:
         await harness.add("a")
         worker = await harness.worker(rates={"mail": ONE})
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         await worker.settle(RateLimited(lease, 30.0))
         assert await harness.state("a") is State.CANCELLED
 
@@ -326,7 +332,9 @@ class RefusedCalls:
         worker = await harness.worker(rates={"mail": ONE})
         lease = (await worker.take_one()).lease
         for _ in range(3):
-            await harness.backend.exchange(worker.id, 2, [Spent(lease, 4)], worker.want(0))
+            await harness.backend.consuming.exchange(
+                worker.id, 2, [Spent(lease, 4)], worker.want(0)
+            )
         assert (await read_rate(harness)).opens_at == pytest.approx(
             harness.clock.now() + 5.0, abs=1e-6
         )
@@ -355,14 +363,14 @@ class DeclaringRates:
         worker = await harness.worker(names=("mail", "post"), rates={"mail": limit, "post": ONE})
         await worker.take_one()
         now = harness.clock.now()
-        assert await harness.backend.list_rates() == [
+        assert await harness.backend.reads.list_rates() == [
             RateInfo(name="mail", rate="90/min", interval=0.666667, burst=5, cost=2, room=1),
             RateInfo(name="post", rate="1/s", interval=1.0, burst=1, cost=1, room=1),
         ]
-        assert [(await harness.backend.explain_job("a")).rate] == (
-            await harness.backend.list_rates()
+        assert [(await harness.backend.reads.explain_job("a")).rate] == (
+            await harness.backend.reads.list_rates()
         )[:1]
-        assert await harness.backend.list_limits() == []
+        assert await harness.backend.reads.list_limits() == []
         assert now == harness.clock.now()
 
     async def test_a_new_session_changes_the_rate_and_keeps_what_is_spent(
@@ -382,4 +390,4 @@ class DeclaringRates:
         assert await first.take(9) == []
         await harness.worker(names=("mail",))
         assert ids(await first.take(9)) == ["b", "c"]
-        assert await harness.backend.list_rates() == []
+        assert await harness.backend.reads.list_rates() == []

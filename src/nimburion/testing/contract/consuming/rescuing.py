@@ -23,7 +23,7 @@ class Rescuing:
         worker = await harness.worker()
         await worker.take_one()
         harness.clock.advance(TTL - 0.001)
-        rescued = await harness.backend.rescue(10, max_lost=3)
+        rescued = await harness.backend.consuming.rescue(10, max_lost=3)
         assert (rescued.returned, rescued.failed, rescued.cancelled) == ([], [], [])
         assert await harness.state("a") is State.PROCESSING
         await worker.heartbeat()
@@ -45,7 +45,7 @@ class Rescuing:
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         await worker.take_one()
         await harness.lose(worker)
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.failures, record.lost, record.attempt) == (1, 1, 3)
         assert [(error.kind, error.attempt) for error in record.history] == [
             ("failure", 1),
@@ -71,7 +71,7 @@ class Rescuing:
             rescued = await harness.lose(worker, max_lost=3)
             outcomes.append((rescued.returned, rescued.failed))
         assert outcomes == [(["a"], []), (["a"], []), ([], ["a"])]
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.reason, record.lost) == (State.FAILED, "lost", 3)
         assert (record.failures, record.payload) == (0, b'{"kills": true}')
         assert record.finished_at == harness.clock.now()
@@ -104,7 +104,7 @@ class Rescuing:
         rescued = await harness.lose(worker, max_lost=3)
         assert (sorted(rescued.returned), rescued.failed) == (["a", "b", "innocent"], [])
         records = {
-            job_id: await harness.backend.get_job(job_id) for job_id in ("a", "b", "innocent")
+            job_id: await harness.backend.reads.get_job(job_id) for job_id in ("a", "b", "innocent")
         }
         assert {job_id: record.lost for job_id, record in records.items()} == {
             "a": 2,
@@ -129,12 +129,12 @@ class Rescuing:
         returned: list[str] = []
         more = True
         while more:
-            rescued = await harness.backend.rescue(limit, max_lost=3)
+            rescued = await harness.backend.consuming.rescue(limit, max_lost=3)
             assert rescued.failed == []
             returned += rescued.returned
             more = rescued.more
         assert sorted(returned) == ["a", "b", "c", "d"]
-        assert {(await harness.backend.get_job(job_id)).lost for job_id in returned} == {2}
+        assert {(await harness.backend.reads.get_job(job_id)).lost for job_id in returned} == {2}
 
     async def test_a_suspect_that_was_held_alone_counts_its_loss(self, harness: Harness) -> None:
         """Also where its session held others before: they were settled or released."""
@@ -153,7 +153,7 @@ class Rescuing:
         await harness.add("a")
         worker = await harness.worker()
         await worker.take_one()
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         rescued = await harness.lose(worker, max_lost=1)
         assert (rescued.cancelled, rescued.returned, rescued.failed) == (["a"], [], [])
         assert await harness.state("a") is State.CANCELLED
@@ -164,11 +164,11 @@ class Rescuing:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.lose(worker)
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         for settlement in (Completed(lease), Failed(lease, "permanent", OOPS)):
             with pytest.raises(SessionLost):
                 await worker.settle(settlement)
-        assert await harness.backend.get_job("a") == record
+        assert await harness.backend.reads.get_job("a") == record
 
     async def test_the_new_holder_can_settle(self, harness: Harness) -> None:
         await harness.add("a")
@@ -185,7 +185,7 @@ class Rescuing:
         harness.clock.advance(TTL)
         seen: list[str] = []
         for more in (True, True, False):
-            rescued = await harness.backend.rescue(2, max_lost=3)
+            rescued = await harness.backend.consuming.rescue(2, max_lost=3)
             assert (len(rescued.returned) <= 2, rescued.more) == (True, more)
             seen += rescued.returned
         assert sorted(seen) == ["a", "b", "c", "d", "e"]
@@ -198,22 +198,22 @@ class Rescuing:
         worker = await harness.worker()
         leases = [delivery.lease for delivery in await worker.take(2)]
         harness.clock.advance(TTL)
-        (returned,) = (await harness.backend.rescue(1, max_lost=3)).returned
+        (returned,) = (await harness.backend.consuming.rescue(1, max_lost=3)).returned
         with pytest.raises(SessionLost):
             await worker.heartbeat()
         with pytest.raises(SessionLost):
             await worker.settle(*(Completed(lease) for lease in leases))
         (other,) = {"a", "b"} - {returned}
         assert await harness.state(other) is State.PROCESSING
-        assert (await harness.backend.rescue(1, max_lost=3)).returned == [other]
+        assert (await harness.backend.consuming.rescue(1, max_lost=3)).returned == [other]
 
     async def test_rescuing_twice_counts_one_loss(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.take_one()
         await harness.lose(worker)
-        assert (await harness.backend.rescue(10, max_lost=3)).returned == []
-        assert (await harness.backend.get_job("a")).lost == 1
+        assert (await harness.backend.consuming.rescue(10, max_lost=3)).returned == []
+        assert (await harness.backend.reads.get_job("a")).lost == 1
 
     async def test_only_expired_sessions_lose_their_jobs(self, harness: Harness) -> None:
         await harness.add("a", "b")
@@ -223,7 +223,7 @@ class Rescuing:
         second = await harness.worker()
         await second.take_one()
         harness.clock.advance(TTL / 2)
-        assert (await harness.backend.rescue(10, max_lost=3)).returned == ["a"]
+        assert (await harness.backend.consuming.rescue(10, max_lost=3)).returned == ["a"]
         assert await harness.state("b") is State.PROCESSING
         await second.heartbeat()
 
@@ -233,19 +233,19 @@ class Rescuing:
         await short.take_one()
         await long.take_one()
         harness.clock.advance(5.0)
-        assert (await harness.backend.rescue(10, max_lost=3)).returned == ["a"]
+        assert (await harness.backend.consuming.rescue(10, max_lost=3)).returned == ["a"]
         harness.clock.advance(495.0)
-        assert (await harness.backend.rescue(10, max_lost=3)).returned == ["b"]
+        assert (await harness.backend.consuming.rescue(10, max_lost=3)).returned == ["b"]
 
     async def test_a_rescued_job_keeps_its_due_time(self, harness: Harness) -> None:
         await harness.add("a")
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         worker = await harness.worker()
         harness.clock.advance(3.0)
         reserved = harness.clock.now()
         await worker.take_one()
         await harness.lose(worker)
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         lost = AttemptError(1, "lost", record.history[0].type, record.history[0].message)
         assert record == replace(
             before,
@@ -269,14 +269,14 @@ class Rescuing:
         await worker.settle(Completed((await worker.take_one()).lease))
         rescued = await harness.lose(worker)
         assert (rescued.returned, rescued.failed) == ([], [])
-        assert (await harness.backend.get_job("a")).state is State.COMPLETED
+        assert (await harness.backend.reads.get_job("a")).state is State.COMPLETED
 
     async def test_a_limit_that_is_just_enough_leaves_no_more(self, harness: Harness) -> None:
         await harness.add("a", "b")
         worker = await harness.worker()
         await worker.take(2)
         harness.clock.advance(30.0)
-        assert (await harness.backend.rescue(2, max_lost=3)).more is False
+        assert (await harness.backend.consuming.rescue(2, max_lost=3)).more is False
 
     async def test_a_lease_left_by_a_limited_rescue_still_reads_as_processing(
         self, harness: Harness
@@ -286,27 +286,27 @@ class Rescuing:
         worker = await harness.worker()
         await worker.take(2)
         harness.clock.advance(30.0)
-        (returned,) = (await harness.backend.rescue(1, max_lost=3)).returned
+        (returned,) = (await harness.backend.consuming.rescue(1, max_lost=3)).returned
         (left,) = {"a", "b"} - {returned}
         assert await harness.state(left) is State.PROCESSING
-        assert await harness.backend.cancel(left) == "requested"
-        assert (await harness.backend.rescue(10, max_lost=3)).cancelled == [left]
+        assert await harness.backend.producing.cancel(left) == "requested"
+        assert (await harness.backend.consuming.rescue(10, max_lost=3)).cancelled == [left]
 
     async def test_losses_begin_anew_after_a_replay(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.take_one()
         await harness.lose(worker, max_lost=1)
-        await harness.backend.replay(JobFilter(ids=("a",)), 10)
+        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
         worker = await harness.worker()
         await worker.take_one()
         assert (await harness.lose(worker, max_lost=2)).returned == ["a"]
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.lost, len(record.history)) == (1, 2)
 
     async def test_a_hundred_jobs_of_one_worker_come_back(self, harness: Harness) -> None:
         jobs = [harness.job() for _ in range(100)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker()
         await worker.take(100)
         assert len((await harness.lose(worker)).returned) == 100
@@ -327,4 +327,4 @@ class Rescuing:
         for worker in workers:
             await worker.take_one()
         assert sorted((await harness.lose(workers[0])).returned) == ["a", "b", "c"]
-        assert await harness.backend.list_sessions() == []
+        assert await harness.backend.reads.list_sessions() == []

@@ -54,7 +54,7 @@ class Reserving:
         harness.clock.advance(2.0)
         worker = await harness.worker()
         await worker.take_one()
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.session) == (State.PROCESSING, worker.id)
         assert record.started_at == harness.clock.now()
 
@@ -98,7 +98,7 @@ class Reserving:
         await harness.add("b")
         worker = await harness.worker()
         assert ids(await worker.take(5)) == ["b"]
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures, record.lost) == (State.PENDING, 0, 0)
 
     async def test_a_lane_requested_twice_is_served_once(self, harness: Harness) -> None:
@@ -226,7 +226,7 @@ class Reserving:
     @pytest.mark.parametrize("total", [1, 7, 500])
     async def test_every_waiting_job_is_reserved_once(self, harness: Harness, total: int) -> None:
         jobs = [harness.job() for _ in range(60)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker()
         taken: list[str] = []
         while deliveries := await worker.take(total):

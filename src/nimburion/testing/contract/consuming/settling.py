@@ -32,7 +32,7 @@ class Settling:
         reserved = harness.clock.now()
         harness.clock.advance(2.0)
         assert await worker.settle(Completed(lease, b'"done"')) == [Settled.DONE]
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.result, record.payload) == (
             State.COMPLETED,
             b'"done"',
@@ -45,15 +45,15 @@ class Settling:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert (await harness.backend.get_job("a")).result is None
+        assert (await harness.backend.reads.get_job("a")).result is None
 
     async def test_a_completed_job_never_runs_again(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
         harness.clock.advance(1_000.0)
-        await harness.backend.rescue(10, max_lost=3)
-        await harness.backend.promote(10)
+        await harness.backend.consuming.rescue(10, max_lost=3)
+        await harness.backend.consuming.promote(10)
         assert await (await harness.worker()).take(5) == []
 
     async def test_retried_counts_a_failure_and_waits_for_its_delay(self, harness: Harness) -> None:
@@ -62,7 +62,7 @@ class Settling:
         lease = (await worker.take_one()).lease
         harness.clock.advance(1.0)
         await worker.settle(Retried(lease, 10.0, OOPS))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
         assert (record.due, record.finished_at) == (harness.clock.now() + 10.0, None)
         assert record.attempt == 2
@@ -75,14 +75,14 @@ class Settling:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
-        assert (await harness.backend.get_job("a")).due == harness.clock.now()
+        assert (await harness.backend.reads.get_job("a")).due == harness.clock.now()
         assert await harness.state("a") is State.RETRYING
 
     async def test_a_negative_delay_counts_as_none(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, -7.0, OOPS))
-        assert (await harness.backend.get_job("a")).due == harness.clock.now()
+        assert (await harness.backend.reads.get_job("a")).due == harness.clock.now()
 
     async def test_the_delay_is_counted_on_the_clock_of_the_backend(self, harness: Harness) -> None:
         """The delay begins at the settlement, not at the reservation."""
@@ -91,7 +91,7 @@ class Settling:
         lease = (await worker.take_one()).lease
         harness.clock.advance(100.0)
         await worker.settle(Retried(lease, 5.0, OOPS))
-        assert (await harness.backend.get_job("a")).due == harness.clock.now() + 5.0
+        assert (await harness.backend.reads.get_job("a")).due == harness.clock.now() + 5.0
 
     async def test_an_error_is_added_to_the_history_with_the_time_of_the_backend(
         self, harness: Harness
@@ -101,7 +101,7 @@ class Settling:
         lease = (await worker.take_one()).lease
         error = AttemptError(1, "timeout", "TimeoutError", "too löng", "line 1\nline 2", at=5.0)
         await worker.settle(Retried(lease, 0.0, error))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert record.history == [replace(error, at=harness.clock.now())]
         assert record.error == record.history[0]
 
@@ -112,7 +112,7 @@ class Settling:
             lease = (await worker.take_one()).lease
             harness.clock.advance(1.0)
             await worker.settle(Retried(lease, 0.0, replace(OOPS, attempt=n)))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert [error.attempt for error in record.history] == [1, 2, 3, 4, 5]
         assert record.failures == 5
 
@@ -123,7 +123,7 @@ class Settling:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Failed(lease, "permanent", OOPS))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.reason, record.failures) == (State.FAILED, "permanent", 1)
         assert record.payload == b'{ "kept" : "as it came" }'
         assert record.history == [replace(OOPS, at=harness.clock.now())]
@@ -137,7 +137,7 @@ class Settling:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, reason, OOPS))
-        assert (await harness.backend.get_job("a")).reason == reason
+        assert (await harness.backend.reads.get_job("a")).reason == reason
 
     async def test_a_failed_job_never_runs_again_by_itself(self, harness: Harness) -> None:
         await harness.add("a")
@@ -148,20 +148,20 @@ class Settling:
 
     async def test_released_counts_nothing(self, harness: Harness) -> None:
         await harness.add("a")
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         reserved = harness.clock.now()
         harness.clock.advance(1.0)
         await worker.settle(Released(lease))
-        assert await harness.backend.get_job("a") == replace(before, started_at=reserved)
+        assert await harness.backend.reads.get_job("a") == replace(before, started_at=reserved)
 
     async def test_snoozed_waits_and_counts_nothing(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Released(lease, 10.0))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.due) == (State.SCHEDULED, harness.clock.now() + 10.0)
         assert (record.failures, record.lost, record.history) == (0, 0, [])
         assert await worker.take() == []
@@ -182,14 +182,14 @@ class Settling:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
         await worker.settle(Released((await worker.take_one()).lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures) == (State.RETRYING, 1)
 
     async def test_cancelled_keeps_its_reason_and_drops_the_payload(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Cancelled((await worker.take_one()).lease, "no longer wanted"))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.reason) == (State.CANCELLED, "no longer wanted")
         assert (record.payload, record.finished_at) == (None, harness.clock.now())
         assert (record.failures, record.history) == (0, [])
@@ -211,21 +211,21 @@ class Settling:
         lease = (await worker.take_one()).lease
         results = await worker.settle(Completed(lease, b"1"), Failed(lease, "permanent", OOPS))
         assert results == [Settled.DONE, Settled.ALREADY]
-        assert (await harness.backend.get_job("a")).state is State.COMPLETED
-        assert (await harness.backend.get_job("a")).history == []
+        assert (await harness.backend.reads.get_job("a")).state is State.COMPLETED
+        assert (await harness.backend.reads.get_job("a")).history == []
 
     async def test_a_stale_settlement_does_not_hinder_the_others(self, harness: Harness) -> None:
         await harness.add("a", "b")
         worker = await harness.worker()
         a, b = [delivery.lease for delivery in await worker.take(2)]
         await worker.settle(Completed(a))
-        await harness.backend.delete(JobFilter(ids=("a",)), 10)
+        await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10)
         assert await worker.settle(Completed(a), Completed(b)) == [Settled.STALE, Settled.DONE]
         assert await harness.state("b") is State.COMPLETED
 
     async def test_many_settlements_of_every_kind_go_together(self, harness: Harness) -> None:
         jobs = [harness.job() for _ in range(500)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker()
         kinds: list[Callable[[Lease], Settlement]] = [
             Completed,
@@ -237,7 +237,7 @@ class Settling:
         taken = await worker.take(500)
         batch = [kinds[n % 5](delivery.lease) for n, delivery in enumerate(taken)]
         assert await worker.settle(*batch) == [Settled.DONE] * 500
-        counts = await harness.backend.count_jobs()
+        counts = await harness.backend.reads.count_jobs()
         assert {state: n for state, n in counts.items() if n} == {
             State.COMPLETED: 100,
             State.RETRYING: 100,

@@ -54,7 +54,7 @@ async def _held(harness: Harness) -> Settler:
 
 async def _wanted_cancelled(harness: Harness) -> Settler:
     settler = await _held(harness)
-    await harness.backend.cancel(JOB)
+    await harness.backend.producing.cancel(JOB)
     return settler
 
 
@@ -196,7 +196,7 @@ async def _failed_other_count(harness: Harness) -> Settler:
 
 async def _replayed_and_held(harness: Harness) -> Settler:
     settler = await _failed(harness)
-    await harness.backend.replay(JobFilter(ids=(JOB,)), 10)
+    await harness.backend.maintenance.replay(JobFilter(ids=(JOB,)), 10)
     await settler.worker.take_one()
     await settler.worker.settle()
     return settler
@@ -210,13 +210,13 @@ async def _cancelled(harness: Harness) -> Settler:
 
 async def _cancelled_waiting(harness: Harness) -> Settler:
     settler = await _released(harness)
-    await harness.backend.cancel(JOB)
+    await harness.backend.producing.cancel(JOB)
     return settler
 
 
 async def _forgotten(harness: Harness) -> Settler:
     settler = await _completed(harness)
-    await harness.backend.delete(JobFilter(ids=(JOB,)), 10)
+    await harness.backend.maintenance.delete(JobFilter(ids=(JOB,)), 10)
     return settler
 
 

@@ -85,6 +85,6 @@ class Tokens:
 async def read(harness: Harness) -> JobRecord | None:
     """Return the job of the token case; None if it does not exist."""
     try:
-        return await harness.backend.get_job(JOB)
+        return await harness.backend.reads.get_job(JOB)
     except JobNotFound:
         return None

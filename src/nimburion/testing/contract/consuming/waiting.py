@@ -31,12 +31,12 @@ async def _replay(harness: Harness) -> Operation:
     await harness.add("a")
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-    return lambda: harness.backend.replay(EVERY_JOB, 10)
+    return lambda: harness.backend.maintenance.replay(EVERY_JOB, 10)
 
 
 async def _make_due(harness: Harness) -> Operation:
     await harness.enqueue(harness.job("a", after=60.0))
-    return lambda: harness.backend.make_due(["a"])
+    return lambda: harness.backend.maintenance.make_due(["a"])
 
 
 async def _make_due_in_bulk(harness: Harness) -> Operation:
@@ -46,8 +46,8 @@ async def _make_due_in_bulk(harness: Harness) -> Operation:
 
 async def _resume(harness: Harness) -> Operation:
     await harness.add("a")
-    await harness.backend.pause_queue("default", paused=True)
-    return lambda: harness.backend.pause_queue("default", paused=False)
+    await harness.backend.maintenance.pause_queue("default", paused=True)
+    return lambda: harness.backend.maintenance.pause_queue("default", paused=False)
 
 
 async def _retry(harness: Harness) -> Operation:
@@ -76,13 +76,13 @@ async def _rescue(harness: Harness) -> Operation:
     worker = await harness.worker()
     await worker.take_one()
     harness.clock.advance(worker.session.ttl)
-    return lambda: harness.backend.rescue(10, max_lost=3)
+    return lambda: harness.backend.consuming.rescue(10, max_lost=3)
 
 
 async def _promote(harness: Harness) -> Operation:
     await harness.put(harness.job("a", after=5.0))
     harness.clock.advance(5.0)
-    return lambda: harness.backend.promote(10)
+    return lambda: harness.backend.consuming.promote(10)
 
 
 async def _free_limit(harness: Harness) -> Operation:
@@ -107,11 +107,13 @@ async def _free_key(harness: Harness) -> Operation:
 
 async def _run_step(harness: Harness, operation_id: str, action: BulkAction) -> None:
     """Start a bulk operation, and run one step of it, which changes the job `a`."""
-    await harness.backend.start_bulk_operation(NewBulkOperation(id=operation_id, action=action))
-    claimed = (await harness.backend.claim_bulk_operation(TTL)).operation
+    await harness.backend.maintenance.start_bulk_operation(
+        NewBulkOperation(id=operation_id, action=action)
+    )
+    claimed = (await harness.backend.maintenance.claim_bulk_operation(TTL)).operation
     assert claimed is not None
     step = BulkStep(ids=("a",), end=BulkState.DONE)
-    await harness.backend.advance_bulk_operation(operation_id, claimed.fence, step)
+    await harness.backend.maintenance.advance_bulk_operation(operation_id, claimed.fence, step)
 
 
 async def _replay_in_bulk(harness: Harness) -> Operation:
@@ -143,7 +145,7 @@ async def _cancel(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
     await harness.add("a")
     worker = await harness.worker()
     await worker.take_one()
-    return worker, lambda: harness.backend.cancel("a")
+    return worker, lambda: harness.backend.producing.cancel("a")
 
 
 async def _cancel_in_bulk(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
@@ -154,7 +156,7 @@ async def _cancel_in_bulk(harness: Harness) -> tuple[HandDrivenWorker, Operation
 
 async def _command(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
     worker = await harness.worker()
-    return worker, lambda: harness.backend.send_command(worker.id, WorkerCommand.QUIET)
+    return worker, lambda: harness.backend.maintenance.send_command(worker.id, WorkerCommand.QUIET)
 
 
 async def _cancel_previous(harness: Harness) -> tuple[HandDrivenWorker, Operation]:
@@ -164,9 +166,11 @@ async def _cancel_previous(harness: Harness) -> tuple[HandDrivenWorker, Operatio
     async def fire(tick: float) -> None:
         last = tick - 1 if tick else None
         job = harness.job("a")
-        assert (await backend.fire("nightly", last, tick, job, "cancel_previous")).job_id == "a"
+        assert (
+            await backend.schedules.fire("nightly", last, tick, job, "cancel_previous")
+        ).job_id == "a"
 
-    await backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
     await fire(float(next(ticks)))
     worker = await harness.worker()
     await worker.take_one()
@@ -193,7 +197,7 @@ class Waiting:
 
     async def test_a_timeout_of_zero_returns_at_once(self, harness: Harness) -> None:
         before = harness.clock.now()
-        await soon(harness.backend.wait(("default",), 0.0))
+        await soon(harness.backend.consuming.wait(("default",), 0.0))
         assert harness.clock.now() == before
 
     async def test_wait_can_be_cancelled(self, harness: Harness) -> None:
@@ -237,7 +241,7 @@ class Waiting:
         if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         worker, operation = await NOTIFYING_SESSIONS[what](fleet)
-        waiting = asyncio.create_task(fleet.handles[1].wait_for_session(worker.id))
+        waiting = asyncio.create_task(fleet.handles[1].consuming.wait_for_session(worker.id))
         await repeat_until_done(operation, waiting)
         reply = await worker.heartbeat()
         assert reply.cancel or reply.command
@@ -247,10 +251,14 @@ class Waiting:
             pytest.skip("this backend does not notify")
         backend, other = fleet.handles[1], await fleet.worker()
         worker, cancel = await _cancel(fleet)
-        command = lambda: fleet.backend.send_command(other.id, None)  # noqa: E731
-        await repeat_until_done(command, asyncio.create_task(backend.wait_for_session(other.id)))
-        waiting = asyncio.create_task(backend.wait_for_session(other.id))
-        await repeat_until_done(cancel, asyncio.create_task(backend.wait_for_session(worker.id)))
+        command = lambda: fleet.backend.maintenance.send_command(other.id, None)  # noqa: E731
+        await repeat_until_done(
+            command, asyncio.create_task(backend.consuming.wait_for_session(other.id))
+        )
+        waiting = asyncio.create_task(backend.consuming.wait_for_session(other.id))
+        await repeat_until_done(
+            cancel, asyncio.create_task(backend.consuming.wait_for_session(worker.id))
+        )
         assert not waiting.done()
         waiting.cancel()
         await asyncio.wait({waiting})
@@ -289,4 +297,4 @@ async def listening(
 
 
 async def _wait(harness: Harness, handle: int, queues: tuple[str, ...], timeout: float) -> None:
-    await harness.handles[handle].wait(queues, timeout)
+    await harness.handles[handle].consuming.wait(queues, timeout)

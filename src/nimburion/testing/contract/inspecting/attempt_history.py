@@ -16,7 +16,7 @@ class AttemptHistory:
 
     async def test_a_waiting_job_has_no_attempts(self, harness: Harness) -> None:
         await harness.add("a")
-        assert (await harness.backend.get_job("a")).attempts == []
+        assert (await harness.backend.reads.get_job("a")).attempts == []
 
     async def test_a_running_attempt_names_its_session_and_host(self, harness: Harness) -> None:
         await harness.add("a")
@@ -24,7 +24,7 @@ class AttemptHistory:
         started = harness.clock.now()
         await worker.take_one()
         harness.clock.advance(2.0)
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert record.attempts == [
             AttemptInfo(
                 number=1,
@@ -44,7 +44,7 @@ class AttemptHistory:
         started = harness.clock.now()
         harness.clock.advance(2.0)
         await worker.settle(Completed(lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.ended_by, record.host) == (worker.id, "here")
         assert record.attempts == [
             AttemptInfo(
@@ -56,7 +56,7 @@ class AttemptHistory:
                 outcome="completed",
             )
         ]
-        (listed,) = (await harness.backend.list_jobs()).jobs
+        (listed,) = (await harness.backend.reads.list_jobs()).jobs
         assert listed.ended_by == worker.id
 
     async def test_a_completed_attempt_is_known_after_its_session_closed(
@@ -66,7 +66,7 @@ class AttemptHistory:
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
         await worker.close()
-        (attempt,) = (await harness.backend.get_job("a")).attempts
+        (attempt,) = (await harness.backend.reads.get_job("a")).attempts
         assert (attempt.session, attempt.host) == (worker.id, "here")
 
     async def test_every_failed_attempt_is_kept(self, harness: Harness) -> None:
@@ -87,7 +87,7 @@ class AttemptHistory:
                 await worker.settle(Retried(lease, 0.0, error))
             else:
                 await worker.settle(Failed(lease, "exhausted", error))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert record.ended_by == workers[2].id
         assert record.attempts == [
             AttemptInfo(
@@ -110,7 +110,7 @@ class AttemptHistory:
         ended = harness.clock.now()
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert record.history[0].fingerprint == LOST_FINGERPRINT
         first, second = record.attempts
         assert first == AttemptInfo(
@@ -130,7 +130,7 @@ class AttemptHistory:
         worker = await harness.worker()
         await worker.take_one()
         await harness.lose(worker, max_lost=1)
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.ended_by) == (State.FAILED, worker.id)
         assert [attempt.outcome for attempt in record.attempts] == ["lost"]
 
@@ -138,29 +138,29 @@ class AttemptHistory:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         first, second, third = await worker.take(3)
-        await harness.backend.cancel("b")
-        await harness.backend.cancel("c")
+        await harness.backend.producing.cancel("b")
+        await harness.backend.producing.cancel("c")
         await worker.settle(
             Cancelled(first.lease, "enough"),
             Released(second.lease),
             Retried(third.lease, 0.0, OOPS),
         )
         for job_id in ("a", "b", "c"):
-            record = await harness.backend.get_job(job_id)
+            record = await harness.backend.reads.get_job(job_id)
             assert (record.state, record.ended_by) == (State.CANCELLED, worker.id)
             assert record.attempts[-1].outcome == "cancelled"
 
     async def test_a_job_cancelled_while_it_waits_has_no_attempt(self, harness: Harness) -> None:
         await harness.add("a")
-        await harness.backend.cancel("a")
-        record = await harness.backend.get_job("a")
+        await harness.backend.producing.cancel("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.ended_by, record.attempts) == (None, [])
 
     async def test_a_released_job_has_no_attempt(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Released((await worker.take_one()).lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.ended_by, record.attempts) == (None, [])
 
     async def test_a_replay_keeps_the_attempts_and_clears_the_end(self, harness: Harness) -> None:
@@ -168,10 +168,12 @@ class AttemptHistory:
         worker = await harness.worker()
         error = msgspec.structs.replace(OOPS, session=worker.id, host="here")
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
-        await harness.backend.replay(JobFilter(ids=("a",)), 1)
-        record = await harness.backend.get_job("a")
+        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 1)
+        record = await harness.backend.reads.get_job("a")
         assert record.ended_by is None
         assert [attempt.outcome for attempt in record.attempts] == ["failure"]
         await worker.settle(Completed((await worker.take_one()).lease))
-        outcomes = [attempt.outcome for attempt in (await harness.backend.get_job("a")).attempts]
+        outcomes = [
+            attempt.outcome for attempt in (await harness.backend.reads.get_job("a")).attempts
+        ]
         assert outcomes == ["failure", "completed"]

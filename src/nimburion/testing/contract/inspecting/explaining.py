@@ -86,7 +86,9 @@ async def _pause(harness: Harness) -> str:
     """Its queue is paused."""
     await harness.add("a")
     await harness.worker()
-    await harness.backend.pause_queue("default", paused=True, by="ops", reason="maintenance")
+    await harness.backend.maintenance.pause_queue(
+        "default", paused=True, by="ops", reason="maintenance"
+    )
     return "a"
 
 
@@ -139,7 +141,7 @@ async def _have_quiet_workers(harness: Harness) -> str:
     """Its only worker was told to start no further job."""
     await harness.add("a")
     worker = await harness.worker()
-    assert await harness.backend.send_command(worker.id, WorkerCommand.QUIET)
+    assert await harness.backend.maintenance.send_command(worker.id, WorkerCommand.QUIET)
     return "a"
 
 
@@ -147,7 +149,7 @@ async def _have_busy_workers(harness: Harness) -> str:
     """Every slot of its only worker is taken."""
     await harness.add("a")
     worker = await harness.worker()
-    await harness.backend.heartbeat(worker.id, Vitals(slots=2, busy=2))
+    await harness.backend.consuming.heartbeat(worker.id, Vitals(slots=2, busy=2))
     return "a"
 
 
@@ -167,7 +169,7 @@ async def _be_ready(harness: Harness) -> str:
     """It is due, and a worker with free slots can run it."""
     await harness.add("a")
     worker = await harness.worker()
-    await harness.backend.heartbeat(worker.id, Vitals(slots=2, busy=1))
+    await harness.backend.consuming.heartbeat(worker.id, Vitals(slots=2, busy=1))
     return "a"
 
 
@@ -206,26 +208,28 @@ class Explaining:
         self, harness: Harness, kind: CauseKind, situation: Situation
     ) -> None:
         job_id = await situation(harness)
-        facts = await harness.backend.explain_job(job_id)
-        assert facts.job == (await harness.backend.list_jobs(_only(job_id))).jobs[0]
+        facts = await harness.backend.reads.explain_job(job_id)
+        assert facts.job == (await harness.backend.reads.list_jobs(_only(job_id))).jobs[0]
         assert facts.now == await harness.backend.now()
         assert find_causes(facts)[0].kind is kind
 
     async def test_a_dead_letter_names_the_holder_of_its_key(self, harness: Harness) -> None:
-        facts = await harness.backend.explain_job(await _fail_and_lose_key(harness))
+        facts = await harness.backend.reads.explain_job(await _fail_and_lose_key(harness))
         assert facts.key_holder == "b"
         assert [cause.kind for cause in find_causes(facts)] == [CauseKind.DEAD, CauseKind.KEY_HELD]
 
     async def test_a_job_does_not_hold_its_own_key_against_itself(self, harness: Harness) -> None:
         await harness.put(harness.job("a", options=JobOptions(unique_key="k")))
-        assert (await harness.backend.explain_job("a")).key_holder is None
+        assert (await harness.backend.reads.explain_job("a")).key_holder is None
 
     async def test_several_causes_are_named(self, harness: Harness) -> None:
         job_id = await _pause(harness)
-        await harness.backend.pause_queue("default", paused=True, by="ops", reason="a ✓ reason")
-        for session in await harness.backend.list_sessions():
-            await harness.backend.close_session(session.id)
-        facts = await harness.backend.explain_job(job_id)
+        await harness.backend.maintenance.pause_queue(
+            "default", paused=True, by="ops", reason="a ✓ reason"
+        )
+        for session in await harness.backend.reads.list_sessions():
+            await harness.backend.consuming.close_session(session.id)
+        facts = await harness.backend.reads.explain_job(job_id)
         causes = find_causes(facts)
         assert [cause.kind for cause in causes] == [CauseKind.PAUSED, CauseKind.NO_WORKER]
         assert "by ops" in causes[0].text
@@ -233,13 +237,13 @@ class Explaining:
 
     async def test_the_facts_have_limit_and_sessions(self, harness: Harness) -> None:
         job_id = await _fill_limit(harness)
-        facts = await harness.backend.explain_job(job_id)
-        assert [facts.limit] == await harness.backend.list_limits()
-        assert facts.sessions == await harness.backend.list_sessions()
+        facts = await harness.backend.reads.explain_job(job_id)
+        assert [facts.limit] == await harness.backend.reads.list_limits()
+        assert facts.sessions == await harness.backend.reads.list_sessions()
 
     async def test_an_unknown_job_is_not_explained(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound):
-            await harness.backend.explain_job("unknown")
+            await harness.backend.reads.explain_job("unknown")
 
 
 class LimitReading:
@@ -251,7 +255,7 @@ class LimitReading:
         first = await harness.worker(names=("mail", "post"), limits={"mail": 2, "post": 5})
         second = await harness.worker(names=("mail", "post"), limits={"mail": 2, "post": 5})
         started = [await _take_mail(harness, first), await _take_mail(harness, second)]
-        mail, post = await harness.backend.list_limits()
+        mail, post = await harness.backend.reads.list_limits()
         assert (mail.name, mail.limit, mail.in_use) == ("mail", 2, 2)
         assert [holder.job_id for holder in mail.holders] == ["a", "b"]
         assert [holder.session for holder in mail.holders] == [first.id, second.id]
@@ -263,13 +267,13 @@ class LimitReading:
         await harness.add(*(f"job-{n:02}" for n in range(25)))
         worker = await harness.worker(limits={"mail": 25})
         await worker.take(25)
-        (mail,) = await harness.backend.list_limits()
+        (mail,) = await harness.backend.reads.list_limits()
         assert (mail.in_use, len(mail.holders)) == (25, 20)
 
     async def test_without_limits_there_is_nothing_to_list(self, harness: Harness) -> None:
         await harness.add("a")
         await (await harness.worker()).take_one()
-        assert await harness.backend.list_limits() == []
+        assert await harness.backend.reads.list_limits() == []
 
 
 class VitalsAndCommands:
@@ -277,7 +281,7 @@ class VitalsAndCommands:
 
     async def test_vitals_are_listed_with_the_session(self, harness: Harness) -> None:
         worker = await harness.worker()
-        (before,) = await harness.backend.list_sessions()
+        (before,) = await harness.backend.reads.list_sessions()
         assert before.vitals is None
         vitals = Vitals(
             slots=10,
@@ -289,38 +293,38 @@ class VitalsAndCommands:
             python="3.14.0",
             code_version="deploy ✓ 7",
         )
-        await harness.backend.heartbeat(worker.id, vitals)
-        (after,) = await harness.backend.list_sessions()
+        await harness.backend.consuming.heartbeat(worker.id, vitals)
+        (after,) = await harness.backend.reads.list_sessions()
         assert after.vitals == vitals
-        await harness.backend.heartbeat(worker.id)
-        assert (await harness.backend.list_sessions())[0].vitals == vitals
-        await harness.backend.heartbeat(worker.id, Vitals(busy=1))
-        assert (await harness.backend.list_sessions())[0].vitals == Vitals(busy=1)
+        await harness.backend.consuming.heartbeat(worker.id)
+        assert (await harness.backend.reads.list_sessions())[0].vitals == vitals
+        await harness.backend.consuming.heartbeat(worker.id, Vitals(busy=1))
+        assert (await harness.backend.reads.list_sessions())[0].vitals == Vitals(busy=1)
 
     async def test_a_command_comes_with_every_heartbeat(self, harness: Harness) -> None:
         worker = await harness.worker()
         other = await harness.worker()
         assert (await worker.heartbeat()).command is None
-        assert await harness.backend.send_command(worker.id, WorkerCommand.QUIET)
+        assert await harness.backend.maintenance.send_command(worker.id, WorkerCommand.QUIET)
         for _ in range(2):
             assert (await worker.heartbeat()).command is WorkerCommand.QUIET
         assert (await other.heartbeat()).command is None
-        commands = [session.command for session in await harness.backend.list_sessions()]
+        commands = [session.command for session in await harness.backend.reads.list_sessions()]
         assert commands == [WorkerCommand.QUIET, None]
 
     async def test_a_later_command_replaces_the_first(self, harness: Harness) -> None:
         worker = await harness.worker()
-        await harness.backend.send_command(worker.id, WorkerCommand.QUIET)
-        await harness.backend.send_command(worker.id, WorkerCommand.STOP)
+        await harness.backend.maintenance.send_command(worker.id, WorkerCommand.QUIET)
+        await harness.backend.maintenance.send_command(worker.id, WorkerCommand.STOP)
         assert (await worker.heartbeat()).command is WorkerCommand.STOP
-        await harness.backend.send_command(worker.id, None)
+        await harness.backend.maintenance.send_command(worker.id, None)
         assert (await worker.heartbeat()).command is None
 
     async def test_a_session_that_ended_takes_no_command(self, harness: Harness) -> None:
         worker = await harness.worker()
         await worker.close()
-        assert not await harness.backend.send_command(worker.id, WorkerCommand.STOP)
-        assert not await harness.backend.send_command("0" * 32, WorkerCommand.STOP)
+        assert not await harness.backend.maintenance.send_command(worker.id, WorkerCommand.STOP)
+        assert not await harness.backend.maintenance.send_command("0" * 32, WorkerCommand.STOP)
 
 
 def _only(job_id: str) -> JobFilter:

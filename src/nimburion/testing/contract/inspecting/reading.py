@@ -17,7 +17,7 @@ _FINISHED = (State.COMPLETED, State.FAILED, State.CANCELLED)
 
 async def list_ids(harness: Harness, which: JobFilter) -> list[str]:
     """Return the ids that a filter matches, in list order."""
-    return [job.id for job in (await harness.backend.list_jobs(which)).jobs]
+    return [job.id for job in (await harness.backend.reads.list_jobs(which)).jobs]
 
 
 async def list_pages(harness: Harness, which: JobFilter, limit: int) -> list[list[str]]:
@@ -25,7 +25,7 @@ async def list_pages(harness: Harness, which: JobFilter, limit: int) -> list[lis
     pages: list[list[str]] = []
     after: str | None = None
     while True:
-        page = await harness.backend.list_jobs(which, limit=limit, after=after)
+        page = await harness.backend.reads.list_jobs(which, limit=limit, after=after)
         pages.append([job.id for job in page.jobs])
         after = page.next
         if after is None:
@@ -55,7 +55,7 @@ class Reading:
 
     async def test_an_unknown_id_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.get_job("unknown")
+            await harness.backend.reads.get_job("unknown")
         assert caught.value.job_id == "unknown"
 
     @pytest.mark.parametrize("state", JOB_STATES)
@@ -63,20 +63,20 @@ class Reading:
         """`get_job`, `list_jobs`, `count_jobs` and the filter by state agree."""
         job_id = await JOB_STATES[state](harness)
         expected = State(state.replace(",", "").split(maxsplit=1)[0])
-        record = await harness.backend.get_job(job_id)
+        record = await harness.backend.reads.get_job(job_id)
         assert record.state is expected
-        assert (await harness.backend.list_jobs(payloads=True)).jobs == [record]
-        assert (await harness.backend.count_jobs())[expected] == 1
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert (await harness.backend.reads.list_jobs(payloads=True)).jobs == [record]
+        assert (await harness.backend.reads.count_jobs())[expected] == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
         for other in State:
-            page = await harness.backend.list_jobs(JobFilter(states=frozenset({other})))
+            page = await harness.backend.reads.list_jobs(JobFilter(states=frozenset({other})))
             assert [job.id for job in page.jobs] == ([job_id] if other is expected else [])
 
     @pytest.mark.parametrize("state", JOB_STATES)
     async def test_what_belongs_to_a_state_is_there_and_nothing_else(
         self, harness: Harness, state: str
     ) -> None:
-        record = await harness.backend.get_job(await JOB_STATES[state](harness))
+        record = await harness.backend.reads.get_job(await JOB_STATES[state](harness))
         finished = record.state.finished
         assert (record.finished_at is not None) is finished
         assert (record.session is not None) is (record.state is State.PROCESSING)
@@ -91,29 +91,29 @@ class Reading:
         await harness.add("a")
         await harness.put(harness.job("b", after=5.0))
         harness.clock.advance(5.0)
-        before = (await harness.backend.list_jobs(payloads=True)).jobs
+        before = (await harness.backend.reads.list_jobs(payloads=True)).jobs
         for _ in range(2):
-            await harness.backend.get_job("a")
-            await harness.backend.count_jobs()
-            await harness.backend.list_queues()
-            await harness.backend.list_sessions()
-        assert (await harness.backend.list_jobs(payloads=True)).jobs == before
-        assert (await harness.backend.promote(10)).count == 1
+            await harness.backend.reads.get_job("a")
+            await harness.backend.reads.count_jobs()
+            await harness.backend.reads.list_queues()
+            await harness.backend.reads.list_sessions()
+        assert (await harness.backend.reads.list_jobs(payloads=True)).jobs == before
+        assert (await harness.backend.consuming.promote(10)).count == 1
 
     async def test_the_newest_enqueue_comes_first(self, harness: Harness) -> None:
         """Due times and priorities do not matter."""
         await harness.put(harness.job("a", after=9.0))
         await harness.put(harness.job("c", priority=9))
         await harness.put(harness.job("b", at=1.0))
-        assert [job.id for job in (await harness.backend.list_jobs()).jobs] == ["b", "c", "a"]
+        assert [job.id for job in (await harness.backend.reads.list_jobs()).jobs] == ["b", "c", "a"]
 
     async def test_payloads_come_only_when_asked_for(self, harness: Harness) -> None:
         await harness.add("a")
-        assert (await harness.backend.list_jobs()).jobs[0].payload is None
-        assert (await harness.backend.list_jobs(payloads=True)).jobs[0].payload == b"{}"
+        assert (await harness.backend.reads.list_jobs()).jobs[0].payload is None
+        assert (await harness.backend.reads.list_jobs(payloads=True)).jobs[0].payload == b"{}"
 
     async def test_an_empty_backend_has_one_empty_page(self, harness: Harness) -> None:
-        page = await harness.backend.list_jobs()
+        page = await harness.backend.reads.list_jobs()
         assert (page.jobs, page.next) == ([], None)
 
     @pytest.mark.parametrize("limit", [1, 3, 10, 11])
@@ -122,7 +122,7 @@ class Reading:
         seen: list[str] = []
         after: str | None = None
         while True:
-            page = await harness.backend.list_jobs(limit=limit, after=after)
+            page = await harness.backend.reads.list_jobs(limit=limit, after=after)
             assert len(page.jobs) <= limit
             seen += [job.id for job in page.jobs]
             after = page.next
@@ -132,36 +132,38 @@ class Reading:
 
     async def test_a_page_that_is_just_full_is_the_last(self, harness: Harness) -> None:
         await harness.add("a", "b")
-        assert (await harness.backend.list_jobs(limit=2)).next is None
+        assert (await harness.backend.reads.list_jobs(limit=2)).next is None
 
     async def test_pages_are_stable_while_others_enqueue(self, harness: Harness) -> None:
         await harness.add("a", "b", "c", "d")
-        first = await harness.backend.list_jobs(limit=2)
+        first = await harness.backend.reads.list_jobs(limit=2)
         await harness.add("e", "f")
-        second = await harness.backend.list_jobs(limit=2, after=first.next)
+        second = await harness.backend.reads.list_jobs(limit=2, after=first.next)
         assert [job.id for job in first.jobs + second.jobs] == ["d", "c", "b", "a"]
 
     async def test_pages_are_stable_while_jobs_move(self, harness: Harness) -> None:
         await harness.add("a", "b", "c", "d")
-        first = await harness.backend.list_jobs(limit=2)
+        first = await harness.backend.reads.list_jobs(limit=2)
         worker = await harness.worker()
         for delivery in await worker.take(4):
             await worker.settle(Completed(delivery.lease))
-        second = await harness.backend.list_jobs(limit=2, after=first.next)
+        second = await harness.backend.reads.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 
     async def test_pages_of_a_filter(self, harness: Harness) -> None:
         for n in range(9):
             await harness.put(harness.job(f"{n}", queue=("red", "blue", "red")[n % 3]))
-        first = await harness.backend.list_jobs(JobFilter(queue="red"), limit=4)
-        second = await harness.backend.list_jobs(JobFilter(queue="red"), limit=4, after=first.next)
+        first = await harness.backend.reads.list_jobs(JobFilter(queue="red"), limit=4)
+        second = await harness.backend.reads.list_jobs(
+            JobFilter(queue="red"), limit=4, after=first.next
+        )
         assert [job.id for job in first.jobs + second.jobs] == ["8", "6", "5", "3", "2", "0"]
         assert second.next is None
 
     async def test_a_cursor_of_another_backend_is_refused(self, harness: Harness) -> None:
         await harness.add("a")
         with pytest.raises(InvalidJob):
-            await harness.backend.list_jobs(after="no cursor")
+            await harness.backend.reads.list_jobs(after="no cursor")
 
     async def test_all_conditions_of_a_filter_must_hold(self, harness: Harness) -> None:
         await harness.put(harness.job("a", name="scan"))
@@ -176,25 +178,25 @@ class Reading:
             Failed(dies, "permanent", OOPS),
         )
         for which, expected in FILTERS:
-            page = await harness.backend.list_jobs(which)
+            page = await harness.backend.reads.list_jobs(which)
             assert [job.id for job in page.jobs] == expected, which
 
     async def test_every_state_has_a_count(self, harness: Harness) -> None:
-        assert await harness.backend.count_jobs() == dict.fromkeys(State, 0)
+        assert await harness.backend.reads.count_jobs() == dict.fromkeys(State, 0)
 
     async def test_counts_equal_what_the_list_shows(self, harness: Harness) -> None:
         for build in JOB_STATES.values():
             await build(harness)
-        jobs = (await harness.backend.list_jobs(limit=1_000)).jobs
+        jobs = (await harness.backend.reads.list_jobs(limit=1_000)).jobs
         walked = {state: sum(job.state is state for job in jobs) for state in State}
-        assert await harness.backend.count_jobs() == walked
+        assert await harness.backend.reads.count_jobs() == walked
 
     async def test_counts_follow_what_operators_do(self, harness: Harness) -> None:
         """Also where finished jobs are counted as they end, not when they are read."""
         await harness.add("completed", "failed", queue="red")
         await harness.add("replayed", "deleted", "pruned", queue="blue")
         await harness.add("cancelled", queue="blue")
-        await harness.backend.cancel("cancelled")
+        await harness.backend.producing.cancel("cancelled")
         worker = await harness.worker(queues=("red", "blue"))
         by_id = {one.lease.job_id: one.lease for one in await worker.take(10)}
         await worker.settle(
@@ -205,29 +207,29 @@ class Reading:
         harness.clock.advance(100.0)
         await worker.heartbeat()
         await worker.settle(Completed(by_id["completed"]))
-        counts = await harness.backend.count_jobs()
+        counts = await harness.backend.reads.count_jobs()
         assert [counts[state] for state in _FINISHED] == [3, 2, 1]
-        await harness.backend.replay(JobFilter(ids=("replayed",)), 10)
-        await harness.backend.replay(JobFilter(ids=("replayed",)), 10)
-        await harness.backend.delete(JobFilter(ids=("deleted", "replayed")), 10)
-        counts = await harness.backend.count_jobs()
+        await harness.backend.maintenance.replay(JobFilter(ids=("replayed",)), 10)
+        await harness.backend.maintenance.replay(JobFilter(ids=("replayed",)), 10)
+        await harness.backend.maintenance.delete(JobFilter(ids=("deleted", "replayed")), 10)
+        counts = await harness.backend.reads.count_jobs()
         assert [counts[state] for state in _FINISHED] == [2, 1, 1]
-        await harness.backend.prune(Retention(completed=50.0), 10)
-        counts = await harness.backend.count_jobs()
+        await harness.backend.maintenance.prune(Retention(completed=50.0), 10)
+        counts = await harness.backend.reads.count_jobs()
         assert [counts[state] for state in _FINISHED] == [1, 1, 0]
-        assert (await harness.backend.count_jobs("red"))[State.COMPLETED] == 1
-        assert (await harness.backend.count_jobs("blue"))[State.PENDING] == 1
-        await harness.backend.prune(Retention(completed_max=0), 10)
-        assert sum((await harness.backend.count_jobs()).values()) == 2
+        assert (await harness.backend.reads.count_jobs("red"))[State.COMPLETED] == 1
+        assert (await harness.backend.reads.count_jobs("blue"))[State.PENDING] == 1
+        await harness.backend.maintenance.prune(Retention(completed_max=0), 10)
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 2
 
     async def test_counts_of_one_queue(self, harness: Harness) -> None:
         await harness.add("a", "b", queue="red")
         await harness.add("c", queue="blue")
         worker = await harness.worker(queues=("red",))
         await worker.settle(Completed((await worker.take_one()).lease))
-        counts = await harness.backend.count_jobs("red")
+        counts = await harness.backend.reads.count_jobs("red")
         assert (counts[State.PENDING], counts[State.COMPLETED], len(counts)) == (1, 1, len(State))
-        assert sum((await harness.backend.count_jobs("nowhere")).values()) == 0
+        assert sum((await harness.backend.reads.count_jobs("nowhere")).values()) == 0
 
     async def test_queues_show_what_waits_and_what_runs(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
@@ -237,7 +239,7 @@ class Reading:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
         await worker.take_one()
-        assert await harness.backend.list_queues() == [
+        assert await harness.backend.reads.list_queues() == [
             QueueInfo(
                 name="another",
                 size=1,
@@ -270,10 +272,10 @@ class Reading:
         worker = await harness.worker(queues=("few",))
         await worker.take_one()
         await harness.put(harness.job(queue="few"))
-        exact = {info.name: info for info in await harness.backend.list_queues()}
+        exact = {info.name: info for info in await harness.backend.reads.list_queues()}
         assert all(info.size_complete and info.scheduled_complete for info in exact.values())
-        assert list(exact.values()) == await harness.backend.list_queues(budget=1_000)
-        bounded = {info.name: info for info in await harness.backend.list_queues(budget=4)}
+        assert list(exact.values()) == await harness.backend.reads.list_queues(budget=1_000)
+        bounded = {info.name: info for info in await harness.backend.reads.list_queues(budget=4)}
         for name, info in bounded.items():
             true = exact[name]
             assert info.size == true.size if info.size_complete else 0 < info.size <= true.size
@@ -291,7 +293,7 @@ class Reading:
         await harness.put(harness.job("e", name="runs", queue="other"))
         worker = await harness.worker(names=("runs",), queues=("other",))
         await worker.take_one()
-        default, other = await harness.backend.list_queues()
+        default, other = await harness.backend.reads.list_queues()
         assert default.names == {"mail": 3, "post": 1}
         assert (other.name, other.names, other.processing) == ("other", {}, 1)
 
@@ -299,7 +301,7 @@ class Reading:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert await harness.backend.list_queues() == []
+        assert await harness.backend.reads.list_queues() == []
 
     async def test_the_oldest_is_the_one_that_has_been_due_for_longest(
         self, harness: Harness
@@ -309,7 +311,7 @@ class Reading:
         await harness.put(harness.job(at=now - 5.0, priority=9))
         await harness.put(harness.job(at=now - 50.0, priority=1, name="post"))
         await harness.put(harness.job(at=now + 50.0))
-        (queue,) = await harness.backend.list_queues()
+        (queue,) = await harness.backend.reads.list_queues()
         assert (queue.oldest_age, queue.size, queue.scheduled) == (50.0, 2, 1)
 
     async def test_a_queue_where_all_runs_has_no_age(self, harness: Harness) -> None:
@@ -317,15 +319,15 @@ class Reading:
         worker = await harness.worker()
         harness.clock.advance(10.0)
         await worker.take_one()
-        (queue,) = await harness.backend.list_queues()
+        (queue,) = await harness.backend.reads.list_queues()
         assert (queue.size, queue.processing, queue.oldest_age) == (0, 1, 0.0)
 
     async def test_paging_continues_when_the_last_seen_job_is_gone(self, harness: Harness) -> None:
         await harness.add(*"abcd")
-        first = await harness.backend.list_jobs(limit=2)
-        await harness.backend.cancel("c")
-        await harness.backend.delete(JobFilter(ids=("c",)), 10)
-        second = await harness.backend.list_jobs(limit=2, after=first.next)
+        first = await harness.backend.reads.list_jobs(limit=2)
+        await harness.backend.producing.cancel("c")
+        await harness.backend.maintenance.delete(JobFilter(ids=("c",)), 10)
+        second = await harness.backend.reads.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 
     async def test_a_filter_by_state_sees_that_time_has_passed(self, harness: Harness) -> None:
@@ -343,13 +345,13 @@ class Reading:
     async def test_queues_are_sorted_by_name(self, harness: Harness) -> None:
         for queue in ("red", "blue", "Green", "a.b"):
             await harness.add(queue=queue)
-        names = [info.name for info in await harness.backend.list_queues()]
+        names = [info.name for info in await harness.backend.reads.list_queues()]
         assert names == sorted(["red", "blue", "Green", "a.b"])
 
     async def test_what_others_did_is_seen_through_every_handle(self, fleet: Harness) -> None:
-        await fleet.handles[1].enqueue([fleet.job("a")])
+        await fleet.handles[1].producing.enqueue([fleet.job("a")])
         for handle in fleet.handles:
-            assert (await handle.get_job("a")).state is State.PENDING
-        await fleet.handles[2].cancel("a")
+            assert (await handle.reads.get_job("a")).state is State.PENDING
+        await fleet.handles[2].producing.cancel("a")
         for handle in fleet.handles:
-            assert (await handle.get_job("a")).state is State.CANCELLED
+            assert (await handle.reads.get_job("a")).state is State.CANCELLED

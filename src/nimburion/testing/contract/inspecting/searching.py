@@ -21,7 +21,7 @@ async def list_ids(harness: Harness, which: JobFilter) -> list[str]:
     found: list[str] = []
     after: str | None = None
     while True:
-        page = await harness.backend.list_jobs(which, limit=2, after=after)
+        page = await harness.backend.reads.list_jobs(which, limit=2, after=after)
         found += [job.id for job in page.jobs]
         if page.next is None:
             return sorted(found)
@@ -84,7 +84,7 @@ class Searching:
         await fail(harness, "b", SECOND)
         await harness.add("c")
         assert await list_ids(harness, JobFilter(fingerprint=FIRST)) == ["a"]
-        assert (await harness.backend.get_job("b")).fingerprint == SECOND
+        assert (await harness.backend.reads.get_job("b")).fingerprint == SECOND
 
     async def test_a_search_joins_with_the_other_fields(self, harness: Harness) -> None:
         tenant = JobOptions(tenant="x")
@@ -105,7 +105,7 @@ class Searching:
         after: str | None = None
         pages = 0
         while True:
-            page = await harness.backend.list_jobs(
+            page = await harness.backend.reads.list_jobs(
                 JobFilter(tenant="x"), limit=10, after=after, budget=budget
             )
             assert len(page.jobs) <= page.examined <= budget
@@ -127,7 +127,9 @@ class Searching:
         await worker.take_one()
         await harness.add(*(f"{n}" for n in range(9)))
         for state, job_id in ((State.PROCESSING, "running"), (State.FAILED, "failed")):
-            page = await harness.backend.list_jobs(JobFilter(states=frozenset({state})), budget=2)
+            page = await harness.backend.reads.list_jobs(
+                JobFilter(states=frozenset({state})), budget=2
+            )
             assert ([job.id for job in page.jobs], page.examined) == ([job_id], 1)
             assert page.next is None
 
@@ -135,9 +137,9 @@ class Searching:
         await fail(harness, "a", FIRST)
         which = JobFilter(fingerprint=FIRST)
         with pytest.raises(InvalidJob, match="ids"):
-            await harness.backend.replay(which, 10)
+            await harness.backend.maintenance.replay(which, 10)
         with pytest.raises(InvalidJob, match="ids"):
-            await harness.backend.delete(which, 10)
+            await harness.backend.maintenance.delete(which, 10)
         assert await harness.state("a") is State.FAILED
 
 
@@ -152,7 +154,7 @@ class FailureGroupCases:
         harness.clock.advance(5.0)
         await fail(harness, "c", FIRST, name="post")
         await harness.add("waiting")
-        found = await harness.backend.group_failures()
+        found = await harness.backend.reads.group_failures()
         assert (found.examined, found.complete) == (3, True)
         first, second = found.groups
         assert (first.fingerprint, first.count, first.names) == (FIRST, 2, ("mail", "post"))
@@ -166,19 +168,19 @@ class FailureGroupCases:
             await fail(harness, job_id, fingerprint)
             harness.clock.advance(10.0)
         since = (start + 20.0, start + 10.0, start + 31.0)
-        found = await harness.backend.group_failures(since=since)
+        found = await harness.backend.reads.group_failures(since=since)
         counts = {group.fingerprint: group.counts_since for group in found.groups}
         assert counts == {FIRST: (1, 2, 0), SECOND: (1, 1, 0)}
-        unasked = await harness.backend.group_failures()
+        unasked = await harness.backend.reads.group_failures()
         assert [group.counts_since for group in unasked.groups] == [(), ()]
 
     async def test_groups_are_limited_and_filtered(self, harness: Harness) -> None:
         await fail(harness, "a", FIRST)
         await fail(harness, "b", SECOND)
         await fail(harness, "c", SECOND, name="post")
-        limited = await harness.backend.group_failures(limit=1)
+        limited = await harness.backend.reads.group_failures(limit=1)
         assert [group.fingerprint for group in limited.groups] == [SECOND]
-        filtered = await harness.backend.group_failures(JobFilter(name="mail"))
+        filtered = await harness.backend.reads.group_failures(JobFilter(name="mail"))
         assert sorted((group.fingerprint, group.count) for group in filtered.groups) == [
             (FIRST, 1),
             (SECOND, 1),
@@ -187,10 +189,10 @@ class FailureGroupCases:
     async def test_grouping_stops_at_its_budget(self, harness: Harness) -> None:
         for job_id in ("a", "b", "c"):
             await fail(harness, job_id, FIRST)
-        found = await harness.backend.group_failures(budget=2)
+        found = await harness.backend.reads.group_failures(budget=2)
         assert (found.examined, found.complete) == (2, False)
         assert [group.count for group in found.groups] == [2]
-        whole = await harness.backend.group_failures(budget=3)
+        whole = await harness.backend.reads.group_failures(budget=3)
         assert (whole.examined, whole.complete) == (3, True)
 
     async def test_lost_jobs_are_one_group(self, harness: Harness) -> None:
@@ -199,18 +201,18 @@ class FailureGroupCases:
             worker = await harness.worker()
             await worker.take_one()
             await harness.lose(worker, max_lost=1)
-        (group,) = (await harness.backend.group_failures()).groups
+        (group,) = (await harness.backend.reads.group_failures()).groups
         assert (group.fingerprint, group.count) == (LOST_FINGERPRINT, 2)
 
     async def test_replayed_and_deleted_jobs_leave_their_group(self, harness: Harness) -> None:
         for job_id in ("a", "b", "c"):
             await fail(harness, job_id, FIRST)
-        await harness.backend.replay(JobFilter(ids=("a",)), 1)
-        await harness.backend.delete(JobFilter(ids=("b",)), 1)
-        (group,) = (await harness.backend.group_failures()).groups
+        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 1)
+        await harness.backend.maintenance.delete(JobFilter(ids=("b",)), 1)
+        (group,) = (await harness.backend.reads.group_failures()).groups
         assert (group.count, group.job_id) == (1, "c")
 
     async def test_without_dead_letters_there_is_no_group(self, harness: Harness) -> None:
         await harness.add("a")
-        found = await harness.backend.group_failures(EVERY_JOB)
+        found = await harness.backend.reads.group_failures(EVERY_JOB)
         assert (found.groups, found.examined, found.complete) == ([], 0, True)

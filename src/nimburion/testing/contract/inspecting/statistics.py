@@ -37,7 +37,7 @@ def make_row(
 async def read_all(harness: Harness, step: int = 60) -> list[Statistics]:
     """Return all statistics around the current time."""
     now = harness.clock.now()
-    return await harness.backend.list_statistics(now - 100 * step, now + 100 * step, step)
+    return await harness.backend.reads.list_statistics(now - 100 * step, now + 100 * step, step)
 
 
 class StatisticsCases:
@@ -49,19 +49,21 @@ class StatisticsCases:
             row.counters.wait.observe(seconds)
         row.counters.wait.observe(99_999.0)
         row.counters.run.observe(5.0)
-        await harness.backend.put_statistics("one", [row])
+        await harness.backend.consuming.put_statistics("one", [row])
         assert await read_all(harness) == [row]
 
     async def test_a_repeated_put_of_statistics_changes_nothing(self, harness: Harness) -> None:
         rows = [make_row(harness.clock.now(), Counters(completed=2))]
-        await harness.backend.put_statistics("one", rows)
-        await harness.backend.put_statistics("one", rows)
+        await harness.backend.consuming.put_statistics("one", rows)
+        await harness.backend.consuming.put_statistics("one", rows)
         assert await read_all(harness) == rows
 
     async def test_a_later_put_of_a_source_replaces_its_counters(self, harness: Harness) -> None:
         now = harness.clock.now()
-        await harness.backend.put_statistics("one", [make_row(now, Counters(started=5, failed=1))])
-        await harness.backend.put_statistics("one", [make_row(now, Counters(started=7))])
+        await harness.backend.consuming.put_statistics(
+            "one", [make_row(now, Counters(started=5, failed=1))]
+        )
+        await harness.backend.consuming.put_statistics("one", [make_row(now, Counters(started=7))])
         assert await read_all(harness) == [make_row(now, Counters(started=7))]
 
     async def test_the_counters_of_all_sources_are_added_up(self, harness: Harness) -> None:
@@ -69,7 +71,7 @@ class StatisticsCases:
         for source, seconds in (("one", 0.002), ("two", 40.0)):
             row = make_row(now, Counters(completed=2, cancelled=1, rescued=3))
             row.counters.run.observe(seconds)
-            await harness.backend.put_statistics(source, [row])
+            await harness.backend.consuming.put_statistics(source, [row])
         expected = make_row(now, Counters(completed=4, cancelled=2, rescued=6))
         expected.counters.run.observe(0.002)
         expected.counters.run.observe(40.0)
@@ -83,7 +85,7 @@ class StatisticsCases:
             make_row(now, Counters(started=3), queue="b", name="a"),
             make_row(now, Counters(started=4), queue="b", name="b"),
         ]
-        await harness.backend.put_statistics("one", [rows[3], rows[0], rows[2], rows[1]])
+        await harness.backend.consuming.put_statistics("one", [rows[3], rows[0], rows[2], rows[1]])
         assert await read_all(harness) == rows
 
     async def test_statistics_are_read_by_start_step_queue_and_name(self, harness: Harness) -> None:
@@ -96,8 +98,8 @@ class StatisticsCases:
             for queue in ("red", "blue")
             for name in ("a", "b")
         }
-        await harness.backend.put_statistics("one", list(rows.values()))
-        read = harness.backend.list_statistics
+        await harness.backend.consuming.put_statistics("one", list(rows.values()))
+        read = harness.backend.reads.list_statistics
         assert await read(start, start + 1, 600, queue="red", name="b") == [rows[600, "red", "b"]]
         assert len(await read(start, start + 1, 3600, queue="blue")) == 2
         assert len(await read(start, start + 1, 60, name="a")) == 2
@@ -106,24 +108,26 @@ class StatisticsCases:
 
     async def test_prune_deletes_statistics_by_their_step(self, harness: Harness) -> None:
         now = harness.clock.now()
-        await harness.backend.put_statistics("one", [make_row(now, step=s) for s in STEPS])
+        await harness.backend.consuming.put_statistics(
+            "one", [make_row(now, step=s) for s in STEPS]
+        )
         for step, seconds in STEPS.items():
             harness.clock.advance(now + seconds - harness.clock.now() - step)
-            await harness.backend.prune(Retention(), 10)
-            assert len(await harness.backend.list_statistics(now - step, now + 1, step)) == 1
+            await harness.backend.maintenance.prune(Retention(), 10)
+            assert len(await harness.backend.reads.list_statistics(now - step, now + 1, step)) == 1
             harness.clock.advance(2.0 * step + 1.0)
-            await harness.backend.prune(Retention(), 10)
-            assert await harness.backend.list_statistics(now - step, now + 1, step) == []
+            await harness.backend.maintenance.prune(Retention(), 10)
+            assert await harness.backend.reads.list_statistics(now - step, now + 1, step) == []
 
     async def test_a_step_or_range_that_is_not_kept_is_refused(self, harness: Harness) -> None:
         now = harness.clock.now()
         with pytest.raises(InvalidJob, match="step"):
-            await harness.backend.list_statistics(now - 60, now, 61)
+            await harness.backend.reads.list_statistics(now - 60, now, 61)
         with pytest.raises(InvalidJob, match="shorter range"):
-            await harness.backend.list_statistics(0.0, now, 60)
+            await harness.backend.reads.list_statistics(0.0, now, 60)
 
     async def test_no_statistics_change_nothing(self, harness: Harness) -> None:
-        await harness.backend.put_statistics("one", [])
+        await harness.backend.consuming.put_statistics("one", [])
         assert await read_all(harness) == []
 
     async def test_prune_keeps_the_sums_of_all_sources(self, harness: Harness) -> None:
@@ -136,23 +140,23 @@ class StatisticsCases:
             ]
             for row in rows:
                 row.counters.wait.observe_sorted([0.5] * number + [128.0 * number])
-            await harness.backend.put_statistics(f"source-{number}", rows)
+            await harness.backend.consuming.put_statistics(f"source-{number}", rows)
         harness.clock.advance(3600.0 + MERGE_AFTER + 1.0)
         waits = Histogram()
         waits.observe_sorted([0.5] * 10 + [128.0, 256.0, 384.0, 512.0])
         for _ in range(2):
-            await harness.backend.prune(Retention(), 10)
+            await harness.backend.maintenance.prune(Retention(), 10)
             for step in STEPS:
-                found = await harness.backend.list_statistics(now - step, now + 1, step)
+                found = await harness.backend.reads.list_statistics(now - step, now + 1, step)
                 assert [(row.name, row.counters.started) for row in found] == [("a", 10), ("b", 10)]
                 assert [row.counters.wait for row in found] == [waits, waits]
 
     async def test_prune_leaves_young_statistics_to_their_sources(self, harness: Harness) -> None:
         now = harness.clock.now()
-        await harness.backend.put_statistics("one", [make_row(now, Counters(started=1))])
-        await harness.backend.put_statistics("two", [make_row(now, Counters(started=2))])
+        await harness.backend.consuming.put_statistics("one", [make_row(now, Counters(started=1))])
+        await harness.backend.consuming.put_statistics("two", [make_row(now, Counters(started=2))])
         harness.clock.advance(60.0 + MERGE_AFTER / 2)
-        await harness.backend.prune(Retention(), 10)
-        await harness.backend.put_statistics("one", [make_row(now, Counters(started=5))])
-        (row,) = await harness.backend.list_statistics(now - 60, now + 1, 60)
+        await harness.backend.maintenance.prune(Retention(), 10)
+        await harness.backend.consuming.put_statistics("one", [make_row(now, Counters(started=5))])
+        (row,) = await harness.backend.reads.list_statistics(now - 60, now + 1, 60)
         assert row.counters.started == 7

@@ -34,7 +34,7 @@ async def change(
     key: str | None = None,
 ) -> None:
     """Change a limit."""
-    await harness.backend.change_limit(
+    await harness.backend.maintenance.change_limit(
         LimitChange(
             name=name, key=key, concurrency=concurrency, rate=rate, by="ops", reason="trial"
         )
@@ -67,7 +67,7 @@ class LimitChanges:
         worker = await harness.worker()
         await change(harness, concurrency=0)
         assert await worker.take(9) == []
-        await harness.backend.reset_limit("mail")
+        await harness.backend.maintenance.reset_limit("mail")
         assert ids(await worker.take(9)) == ["a"]
 
     async def test_a_change_wins_over_newer_sessions(self, harness: Harness) -> None:
@@ -84,10 +84,10 @@ class LimitChanges:
         worker = await harness.worker(limits={"mail": 1})
         await change(harness, concurrency=2)
         await harness.worker(limits={"mail": 5})
-        assert await harness.backend.reset_limit("mail")
+        assert await harness.backend.maintenance.reset_limit("mail")
         assert await read_limit(worker) == ConcurrencyLimit(5, 0)
-        assert not await harness.backend.reset_limit("mail")
-        assert await harness.backend.list_limit_changes() == []
+        assert not await harness.backend.maintenance.reset_limit("mail")
+        assert await harness.backend.reads.list_limit_changes() == []
 
     async def test_a_change_makes_a_limit_that_no_worker_declares(self, harness: Harness) -> None:
         await harness.add(*"abc")
@@ -96,7 +96,7 @@ class LimitChanges:
         await change(harness, concurrency=2)
         assert await read_limit(worker) == ConcurrencyLimit(2, 1)
         assert ids(await worker.take(9)) == ["b"]
-        await harness.backend.reset_limit("mail")
+        await harness.backend.maintenance.reset_limit("mail")
         assert await read_limit(worker) is None
         await worker.settle(Completed(lease))
         assert ids(await worker.take(9)) == ["c"]
@@ -107,7 +107,7 @@ class LimitChanges:
         worker = await harness.worker(rates={"mail": SLOW})
         assert ids(await worker.take(9)) == ["a"]
         await change(harness, rate=FAST)
-        (rate,) = await harness.backend.list_rates()
+        (rate,) = await harness.backend.reads.list_rates()
         assert (rate.rate, rate.interval, rate.burst, rate.cost) == ("10/s", 0.1, 2, 1)
         assert rate.opens_at == pytest.approx(harness.clock.now() + 0.1, abs=0.001)
         assert await worker.take(9) == []
@@ -142,15 +142,15 @@ class LimitChanges:
     async def test_a_changed_rate_keeps_the_declared_cost(self, harness: Harness) -> None:
         await harness.worker(rates={"mail": RateLimit("1/s", 1_000_000, burst=3, cost=3)})
         await change(harness, rate=FAST)
-        assert [rate.cost for rate in await harness.backend.list_rates()] == [3]
-        await harness.backend.reset_limit("mail")
-        assert [rate.rate for rate in await harness.backend.list_rates()] == ["1/s"]
+        assert [rate.cost for rate in await harness.backend.reads.list_rates()] == [3]
+        await harness.backend.maintenance.reset_limit("mail")
+        assert [rate.rate for rate in await harness.backend.reads.list_rates()] == ["1/s"]
 
     async def test_changes_of_one_limit_add_up(self, harness: Harness) -> None:
         worker = await harness.worker()
         await change(harness, concurrency=2)
         await change(harness, rate=FAST)
-        (found,) = await harness.backend.list_limit_changes()
+        (found,) = await harness.backend.reads.list_limit_changes()
         assert (found.name, found.key, found.concurrency) == ("mail", None, 2)
         assert found.rate is not None
         assert (found.rate.rate, found.rate.interval, found.rate.burst) == ("10/s", 100_000, 2)
@@ -165,7 +165,7 @@ class LimitChanges:
         await change(harness, "customer", 3)
         await harness.worker(keyed=ONE_AT_A_TIME)
         assert ids(await worker.take(9)) == ["a2", "a3"]
-        await harness.backend.reset_limit("customer")
+        await harness.backend.maintenance.reset_limit("customer")
         assert await worker.take(9) == []
         assert await read_uses(harness) == {"a": (3, 1), "b": (1, 0)}
 
@@ -197,7 +197,7 @@ class LimitChanges:
         assert ids(await worker.take(9)) == ["a1", "b1"]
         await change(harness, "customer", 2, key="a")
         assert ids(await worker.take(9)) == ["a2"]
-        assert await harness.backend.reset_limit("customer", "a")
+        assert await harness.backend.maintenance.reset_limit("customer", "a")
         assert await worker.take(9) == []
         assert await read_uses(harness) == {"a": (2, 1), "b": (1, 1)}
 
@@ -208,7 +208,7 @@ class LimitChanges:
         await change(harness, "customer", 3, key="a")
         await change(harness, "customer", 2)
         assert [job_id[0] for job_id in ids(await worker.take(9))] == ["a"] * 3 + ["b"] * 2
-        found = await harness.backend.list_limit_changes()
+        found = await harness.backend.reads.list_limit_changes()
         assert [(one.key, one.concurrency) for one in found] == [(None, 2), ("a", 3)]
 
     async def test_the_rate_of_one_key_is_changed(self, harness: Harness) -> None:
@@ -263,7 +263,7 @@ class LimitChanges:
         while (await read_uses(harness))["a"][1] < count - 1:
             assert await worker.take(9) == []
         if how == "reset":
-            await harness.backend.reset_limit("customer")
+            await harness.backend.maintenance.reset_limit("customer")
         else:
             await change(harness, "customer", 3, key="a" if how == "raised for a key" else None)
         await harness.add("post-0", name="post")
@@ -294,7 +294,7 @@ class LimitChanges:
         if not harness.backend.capabilities.notifies:
             pytest.skip("this backend sends no notifications")
         await harness.worker(limits={"mail": 0})
-        waiting = asyncio.ensure_future(harness.backend.wait(["default"], 60.0))
+        waiting = asyncio.ensure_future(harness.backend.consuming.wait(["default"], 60.0))
         for _ in range(40):
             await change(harness, concurrency=1)
             await asyncio.wait({waiting}, timeout=0.5)
@@ -309,8 +309,8 @@ class LimitChanges:
             LimitChange(name="mail", rate=RateLimit("1/s", 1_000_000, burst=0)),
         ):
             with pytest.raises(InvalidJob):
-                await harness.backend.change_limit(wrong)
-        assert await harness.backend.list_limit_changes() == []
+                await harness.backend.maintenance.change_limit(wrong)
+        assert await harness.backend.reads.list_limit_changes() == []
 
     async def test_limits_by_key_are_listed_with_their_fullest_keys(self, harness: Harness) -> None:
         await add(harness, *(f"a{n}" for n in range(5)), "b1", "b2", "c1", "d1", "d2", "d3")
@@ -320,7 +320,7 @@ class LimitChanges:
         )
         await change(harness, "customer", 0, key="d")
         await worker.take(9)
-        customer, smtp = await harness.backend.list_keyed_limits(fullest=2)
+        customer, smtp = await harness.backend.reads.list_keyed_limits(fullest=2)
         assert customer == KeyedLimitInfo(
             name="customer",
             jobs={"mail": KeyedLimit(concurrency=1)},
@@ -333,5 +333,5 @@ class LimitChanges:
             ],
         )
         assert smtp == KeyedLimitInfo(name="smtp", jobs={"post": limit["smtp"]})
-        assert await harness.backend.list_keyed_limits(name="smtp") == [smtp]
-        assert await harness.backend.list_keyed_limits(name="other") == []
+        assert await harness.backend.reads.list_keyed_limits(name="smtp") == [smtp]
+        assert await harness.backend.reads.list_keyed_limits(name="other") == []

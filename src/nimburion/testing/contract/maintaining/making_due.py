@@ -16,10 +16,10 @@ class MakingDue:
         await harness.enqueue(harness.job("a", after=3600.0), harness.job("b", after=3600.0))
         worker = await harness.worker()
         harness.clock.advance(1.0)
-        assert await harness.backend.make_due(["a"]) == ["a"]
-        record = await harness.backend.get_job("a")
+        assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.due) == (State.PENDING, harness.clock.now())
-        counts = await harness.backend.count_jobs()
+        counts = await harness.backend.reads.count_jobs()
         assert (counts[State.PENDING], counts[State.SCHEDULED]) == (1, 1)
         reply = await worker.exchange(want=worker.want(9))
         assert ids(reply.deliveries) == ["a"]
@@ -33,8 +33,8 @@ class MakingDue:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 600.0, OOPS))
         harness.clock.advance(1.0)
-        assert await harness.backend.make_due(["a"]) == ["a"]
-        record = await harness.backend.get_job("a")
+        assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures, len(record.history)) == (State.RETRYING, 1, 1)
         delivery = await worker.take_one()
         assert (delivery.failures, delivery.due) == (1, harness.clock.now())
@@ -46,7 +46,7 @@ class MakingDue:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Released((await worker.take_one()).lease, 600.0))
-        assert await harness.backend.make_due(["a"]) == ["a"]
+        assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
         assert ids(await worker.take(9)) == ["a"]
 
     async def test_other_jobs_stay_as_they_are(self, harness: Harness) -> None:
@@ -56,11 +56,13 @@ class MakingDue:
         done, runs = await worker.take(2)
         await worker.settle(Completed(done.lease))
         await harness.enqueue(harness.job("later", after=60.0))
-        before = [await harness.backend.get_job(one) for one in ("done", "runs", "due")]
+        before = [await harness.backend.reads.get_job(one) for one in ("done", "runs", "due")]
         every = ["done", "runs", "due", "later", "unknown", "later"]
-        assert await harness.backend.make_due(every) == ["later"]
-        assert await harness.backend.make_due(every) == []
-        assert [await harness.backend.get_job(one) for one in ("done", "runs", "due")] == before
+        assert await harness.backend.maintenance.make_due(every) == ["later"]
+        assert await harness.backend.maintenance.make_due(every) == []
+        assert [
+            await harness.backend.reads.get_job(one) for one in ("done", "runs", "due")
+        ] == before
         await worker.settle(Completed(runs.lease))
         assert sorted(ids(await worker.take(9))) == ["due", "later"]
 
@@ -68,10 +70,10 @@ class MakingDue:
         self, harness: Harness
     ) -> None:
         await harness.enqueue(harness.job("a", after=5.0))
-        due = (await harness.backend.get_job("a")).due
+        due = (await harness.backend.reads.get_job("a")).due
         harness.clock.advance(10.0)
-        assert await harness.backend.make_due(["a"]) == []
-        assert (await harness.backend.get_job("a")).due == due
+        assert await harness.backend.maintenance.make_due(["a"]) == []
+        assert (await harness.backend.reads.get_job("a")).due == due
         assert ids(await (await harness.worker()).take(9)) == ["a"]
 
     async def test_a_job_that_was_made_due_can_be_cancelled_and_replaced(
@@ -82,8 +84,8 @@ class MakingDue:
             harness.job("a", after=60.0), harness.job("b", after=60.0, options=options)
         )
         harness.clock.advance(1.0)
-        assert await harness.backend.make_due(["a", "b"]) == ["a", "b"]
-        await harness.backend.cancel("a")
+        assert await harness.backend.maintenance.make_due(["a", "b"]) == ["a", "b"]
+        await harness.backend.producing.cancel("a")
         await harness.enqueue(harness.job("c", after=30.0, options=options))
         worker = await harness.worker()
         assert await worker.take(9) == []
@@ -99,9 +101,9 @@ class MakingDue:
             options = JobOptions(tenant="acme", limit_keys={"customer": "a"})
             await harness.enqueue(harness.job(job_id, after=60.0, options=options))
         harness.clock.advance(1.0)
-        assert await harness.backend.make_due(["a1"]) == ["a1"]
+        assert await harness.backend.maintenance.make_due(["a1"]) == ["a1"]
         harness.clock.advance(1.0)
-        assert await harness.backend.make_due(["a2"]) == ["a2"]
+        assert await harness.backend.maintenance.make_due(["a2"]) == ["a2"]
         (first,) = await worker.take(9)
         assert first.lease.job_id == "a1"
         assert await worker.take(9) == []
@@ -111,20 +113,20 @@ class MakingDue:
     async def test_many_jobs_are_made_due_in_one_call(self, harness: Harness) -> None:
         every = [f"{n}" for n in range(1_200)]
         await harness.enqueue(*(harness.job(one, after=60.0) for one in every))
-        assert await harness.backend.make_due(every) == every
-        counts = await harness.backend.count_jobs()
+        assert await harness.backend.maintenance.make_due(every) == every
+        counts = await harness.backend.reads.count_jobs()
         assert (counts[State.PENDING], counts[State.SCHEDULED]) == (1_200, 0)
-        assert await harness.backend.make_due([]) == []
+        assert await harness.backend.maintenance.make_due([]) == []
 
     async def test_a_bulk_operation_makes_jobs_due(self, harness: Harness) -> None:
         await harness.enqueue(harness.job("a", after=60.0), harness.job("b"))
-        await harness.backend.start_bulk_operation(
+        await harness.backend.maintenance.start_bulk_operation(
             NewBulkOperation(id="op", action=BulkAction.RUN_NOW)
         )
-        claimed = (await harness.backend.claim_bulk_operation(30.0)).operation
+        claimed = (await harness.backend.maintenance.claim_bulk_operation(30.0)).operation
         assert claimed is not None
         assert claimed.step_filter.states == BulkAction.RUN_NOW.states
-        advanced = await harness.backend.advance_bulk_operation(
+        advanced = await harness.backend.maintenance.advance_bulk_operation(
             "op", claimed.fence, BulkStep(ids=("a", "b", "unknown"))
         )
         assert (advanced.done, advanced.skipped, advanced.failed) == (1, 2, 0)

@@ -25,13 +25,13 @@ async def _reserve(harness: Harness, job_id: str) -> str:
 
 
 async def _cancel(harness: Harness, job_id: str) -> str:
-    return await harness.backend.cancel(job_id)
+    return await harness.backend.producing.cancel(job_id)
 
 
 async def _rescue(harness: Harness, job_id: str) -> str:
     """Rescue after the session of the job, if any, has expired."""
     harness.clock.advance(TTL)
-    rescued = await harness.backend.rescue(10, max_lost=3)
+    rescued = await harness.backend.consuming.rescue(10, max_lost=3)
     for answer in ("returned", "cancelled", "failed"):
         if job_id in getattr(rescued, answer):
             return answer
@@ -39,18 +39,18 @@ async def _rescue(harness: Harness, job_id: str) -> str:
 
 
 async def _replay(harness: Harness, job_id: str) -> str:
-    replayed = await harness.backend.replay(JobFilter(ids=(job_id,)), 10)
+    replayed = await harness.backend.maintenance.replay(JobFilter(ids=(job_id,)), 10)
     return "replayed" if replayed.ids == [job_id] else "nothing"
 
 
 async def _delete(harness: Harness, job_id: str) -> str:
-    deleted = await harness.backend.delete(JobFilter(ids=(job_id,)), 10)
+    deleted = await harness.backend.maintenance.delete(JobFilter(ids=(job_id,)), 10)
     return "deleted" if deleted == [job_id] else "nothing"
 
 
 async def _prune(harness: Harness, _job_id: str) -> str:
     harness.clock.advance(1.0)
-    return "pruned" if await harness.backend.prune(KEEP_NOTHING, 10) else "nothing"
+    return "pruned" if await harness.backend.maintenance.prune(KEEP_NOTHING, 10) else "nothing"
 
 
 def _make_job(job_id: str) -> NewJob:
@@ -146,11 +146,11 @@ class Operators:
     ) -> None:
         """If it does not apply to the state, the whole record stays unchanged."""
         job_id = await JOB_STATES[state](harness)
-        before = await harness.backend.get_job(job_id)
+        before = await harness.backend.reads.get_job(job_id)
         for operation in operations:
             answer = await OPERATIONS[operation](harness, job_id)
             try:
-                after = await harness.backend.get_job(job_id)
+                after = await harness.backend.reads.get_job(job_id)
             except JobNotFound:
                 assert (operation, answer, "forgotten") == (operation, *expected(operation, state))
                 return

@@ -22,8 +22,8 @@ def check_supported(harness: Harness) -> None:
 
 async def enqueue_on_thread(harness: Harness, *jobs: NewJob) -> list[Enqueued]:
     """Store jobs in one call on another thread."""
-    backend = cast("BlockingProducing", harness.backend)
-    return await soon(asyncio.to_thread(backend.enqueue_blocking, jobs, DEADLINE))
+    producing = cast("BlockingProducing", harness.backend.producing)
+    return await soon(asyncio.to_thread(producing.enqueue_blocking, jobs, DEADLINE))
 
 
 class BlockingEnqueues:
@@ -56,11 +56,11 @@ class BlockingEnqueues:
         loop_calls = [harness.enqueue(harness.job(f"l-{n}")) for n in range(20)]
         results = await soon(asyncio.gather(*calls, *loop_calls))
         assert {result.outcome for (result,) in results} == {"created"}
-        assert (await harness.backend.count_jobs())[State.PENDING] == 40
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 40
 
     async def test_a_blocking_call_notifies_waiting_workers(self, harness: Harness) -> None:
         check_supported(harness)
-        wait = asyncio.create_task(harness.backend.wait(["default"], 1_000.0))
+        wait = asyncio.create_task(harness.backend.consuming.wait(["default"], 1_000.0))
         await asyncio.sleep(0)
         await enqueue_on_thread(harness, harness.job("a"))
         await soon(wait)

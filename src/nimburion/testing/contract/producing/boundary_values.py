@@ -59,8 +59,8 @@ class Payloads:
         delivery = await worker.take_one()
         assert delivery.payload == payload
         await worker.settle(Failed(delivery.lease, "unreadable", OOPS))
-        assert (await harness.backend.get_job("a")).payload == payload
-        assert (await harness.backend.list_jobs(payloads=True)).jobs[0].payload == payload
+        assert (await harness.backend.reads.get_job("a")).payload == payload
+        assert (await harness.backend.reads.list_jobs(payloads=True)).jobs[0].payload == payload
 
     @pytest.mark.parametrize(
         "result",
@@ -71,7 +71,7 @@ class Payloads:
         worker = await harness.worker()
         one, two, three = [delivery.lease for delivery in await worker.take(3)]
         await worker.settle(Completed(one, b"1"), Completed(two, result), Completed(three))
-        found = [(await harness.backend.get_job(job_id)).result for job_id in ("a", "b", "c")]
+        found = [(await harness.backend.reads.get_job(job_id)).result for job_id in ("a", "b", "c")]
         assert found == [b"1", result, None]
 
     async def test_the_longest_error_text_is_kept(self, harness: Harness) -> None:
@@ -79,14 +79,16 @@ class Payloads:
         worker = await harness.worker()
         error = AttemptError(1, "failure", "E" * 200, "m" * 1_000, "t" * LIMITS.error)
         await worker.settle(Retried((await worker.take_one()).lease, 0.0, error))
-        (kept,) = (await harness.backend.get_job("a")).history
+        (kept,) = (await harness.backend.reads.get_job("a")).history
         assert kept == replace(error, at=harness.clock.now())
 
     async def test_all_large_jobs_are_reserved_in_the_end(self, harness: Harness) -> None:
         """A backend may return fewer jobs than requested, but at least one, and lists the lanes
         that still have jobs."""
         large = b"x" * LIMITS.payload
-        await harness.backend.enqueue([harness.job(f"{n}", payload=large) for n in range(20)])
+        await harness.backend.producing.enqueue(
+            [harness.job(f"{n}", payload=large) for n in range(20)]
+        )
         worker = await harness.worker()
         taken: list[str] = []
         while len(taken) < 20:
@@ -117,8 +119,8 @@ class Names:
         )
         worker = await harness.worker(names=(name,), queues=(name,))
         assert (await worker.take_one()).lease.job_id == name
-        await harness.backend.pause_queue(name, paused=True)
-        assert [queue.name for queue in await harness.backend.list_queues()] == [name]
+        await harness.backend.maintenance.pause_queue(name, paused=True)
+        assert [queue.name for queue in await harness.backend.reads.list_queues()] == [name]
 
     async def test_upper_and_lower_case_are_two(self, harness: Harness) -> None:
         await harness.put(
@@ -132,7 +134,7 @@ class Names:
         )
         worker = await harness.worker(names=("Mail",), queues=("q",))
         assert ids(await worker.take(5)) == ["b"]
-        assert [queue.name for queue in await harness.backend.list_queues()] == ["Q", "q"]
+        assert [queue.name for queue in await harness.backend.reads.list_queues()] == ["Q", "q"]
 
     async def test_a_queue_and_a_name_do_not_run_into_each_other(self, harness: Harness) -> None:
         """Names may contain the character with which a backend joins them."""
@@ -148,19 +150,19 @@ class Names:
         await harness.put(harness.job(name="a:b", options=JobOptions(unique_key="c")))
         await harness.put(harness.job(name="a", options=JobOptions(unique_key="b:c")))
         await harness.put(harness.job(name="a.b", options=JobOptions(unique_key="c")))
-        assert (await harness.backend.count_jobs())[State.PENDING] == 3
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 3
 
     async def test_every_priority_is_kept(self, harness: Harness) -> None:
         worker = await harness.worker()
         for priority in (-127, -1, *range(10), 127):
             job_id = await harness.put(harness.job(priority=priority))
-            assert (await harness.backend.get_job(job_id)).priority == priority
+            assert (await harness.backend.reads.get_job(job_id)).priority == priority
             assert (await worker.take_one()).priority == priority
 
     async def test_epoch_zero_is_a_time(self, harness: Harness) -> None:
         await harness.put(harness.job("a", at=0.0))
         await harness.add("b")
-        assert (await harness.backend.get_job("a")).due == 0.0
+        assert (await harness.backend.reads.get_job("a")).due == 0.0
         taken = await (await harness.worker()).take(5, ageing=60.0)
         assert [(delivery.lease.job_id, delivery.due) for delivery in taken] == [
             ("a", 0.0),
@@ -182,7 +184,7 @@ class Names:
             unique_for=0.5,
         )
         await harness.put(harness.job("a", options=options))
-        assert (await harness.backend.get_job("a")).options == options
+        assert (await harness.backend.reads.get_job("a")).options == options
         assert (await (await harness.worker()).take_one()).options == options
 
 
@@ -191,11 +193,13 @@ class Sizes:
 
     async def test_ten_thousand_jobs_in_one_call(self, harness: Harness) -> None:
         jobs = [harness.job(f"{n}", name=("mail", "post")[n % 2]) for n in range(LIMITS.batch)]
-        results = await harness.backend.enqueue(jobs)
+        results = await harness.backend.producing.enqueue(jobs)
         assert [result.id for result in results] == [job.id for job in jobs]
         assert {result.outcome for result in results} == {"created"}
-        assert (await harness.backend.count_jobs())[State.PENDING] == LIMITS.batch
-        assert {result.outcome for result in await harness.backend.enqueue(jobs)} == {"exists"}
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == LIMITS.batch
+        assert {result.outcome for result in await harness.backend.producing.enqueue(jobs)} == {
+            "exists"
+        }
 
     async def test_one_bad_job_among_ten_thousand_refuses_them_all(self, harness: Harness) -> None:
         """A call is stored as a whole or not at all; with `atomic_batch`, this holds for each batch
@@ -203,29 +207,31 @@ class Sizes:
         count = harness.backend.capabilities.atomic_batch or LIMITS.batch
         await harness.add("bad")
         jobs = [harness.job(f"{n}") for n in range(count - 1)]
-        results = await harness.backend.enqueue([*jobs, harness.job("bad", payload=b"[]")])
+        results = await harness.backend.producing.enqueue(
+            [*jobs, harness.job("bad", payload=b"[]")]
+        )
         assert {result.outcome for result in results[:-1]} == {"refused"}
         assert results[-1].outcome == "conflict"
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_two_hundred_lanes_in_one_request(self, harness: Harness) -> None:
         names = tuple(f"name-{n}" for n in range(40))
         queues = tuple(f"queue-{n}" for n in range(5))
         jobs = [harness.job(name=name, queue=queue) for name in names for queue in queues]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker(names=names, queues=queues)
         assert ids(await worker.take(500)) == [job.id for job in jobs]
 
     async def test_five_hundred_jobs_in_one_reply(self, harness: Harness) -> None:
         jobs = [harness.job() for _ in range(700)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker()
         assert ids(await worker.take(500)) == [job.id for job in jobs[:500]]
         assert len(await worker.take(500)) == 200
 
     async def test_ten_thousand_jobs_in_one_reply(self, harness: Harness) -> None:
         jobs = [harness.job() for _ in range(10_000)]
-        await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs)
         worker = await harness.worker()
         for settlement in (Released, Completed):
             taken = await worker.take(10_000)
@@ -242,7 +248,7 @@ class Sizes:
             reply = await worker.exchange(
                 Retried(reply.deliveries[0].lease, 0.0, error), want=worker.want(1)
             )
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert [error.message for error in record.history] == [f"try {n}" for n in range(1, 101)]
 
 
@@ -264,7 +270,7 @@ class Unstorables:
         }
         if await self._refused(harness, worker, Completed(good), settlements[where]):
             return
-        record = await harness.backend.get_job("b")
+        record = await harness.backend.reads.get_job("b")
         errors = [(error.message, error.traceback) for error in record.history]
         stored = {
             "message": errors == [(text, OOPS.traceback)],
@@ -291,12 +297,14 @@ class Unstorables:
     ) -> bool:
         """Return whether the backend rejects the call. A rejected call applies nothing and does
         not use its exchange number."""
-        before = (await harness.backend.list_jobs(payloads=True)).jobs
+        before = (await harness.backend.reads.list_jobs(payloads=True)).jobs
         number = worker.number + 1
         try:
-            reply = await harness.backend.exchange(worker.id, number, batch, worker.want(0))
+            reply = await harness.backend.consuming.exchange(
+                worker.id, number, batch, worker.want(0)
+            )
         except Unstorable:
-            assert (await harness.backend.list_jobs(payloads=True)).jobs == before
+            assert (await harness.backend.reads.list_jobs(payloads=True)).jobs == before
             assert await worker.settle(batch[0]) == [Settled.DONE]
             return True
         assert reply.results == [Settled.DONE] * len(batch)
@@ -306,16 +314,16 @@ class Unstorables:
     async def test_a_job_is_kept_or_refused(self, harness: Harness, text: str) -> None:
         job = harness.job("odd", options=JobOptions(headers={"a": text}))
         try:
-            await harness.backend.enqueue([harness.job("good"), job])
+            await harness.backend.producing.enqueue([harness.job("good"), job])
         except Unstorable:
-            assert sum((await harness.backend.count_jobs()).values()) == 0
+            assert sum((await harness.backend.reads.count_jobs()).values()) == 0
             return
-        assert (await harness.backend.get_job("odd")).options == job.options
+        assert (await harness.backend.reads.get_job("odd")).options == job.options
         assert await harness.state("good") is State.PENDING
 
     @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300], ids=repr)
     async def test_a_due_time_that_is_no_time_is_refused(self, harness: Harness, at: float) -> None:
         for job in (harness.job("odd", at=at), harness.job("odd", after=at)):
             with pytest.raises(Unstorable):
-                await harness.backend.enqueue([harness.job("good"), job])
-            assert sum((await harness.backend.count_jobs()).values()) == 0
+                await harness.backend.producing.enqueue([harness.job("good"), job])
+            assert sum((await harness.backend.reads.count_jobs()).values()) == 0

@@ -39,7 +39,7 @@ async def wanted(harness: Harness) -> tuple[HandDrivenWorker, Lease]:
     await harness.add("a")
     worker = await harness.worker()
     lease = (await worker.take_one()).lease
-    assert await harness.backend.cancel("a") == "requested"
+    assert await harness.backend.producing.cancel("a") == "requested"
     return worker, lease
 
 
@@ -48,21 +48,21 @@ class Cancelling:
 
     async def test_an_unknown_job_is_not_found(self, harness: Harness) -> None:
         with pytest.raises(JobNotFound) as caught:
-            await harness.backend.cancel("unknown")
+            await harness.backend.producing.cancel("unknown")
         assert caught.value.job_id == "unknown"
 
     async def test_a_waiting_job_ends_at_once(self, harness: Harness) -> None:
         await harness.add("a")
         harness.clock.advance(1.0)
-        assert await harness.backend.cancel("a") is Cancellation.CANCELLED
-        record = await harness.backend.get_job("a")
+        assert await harness.backend.producing.cancel("a") is Cancellation.CANCELLED
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.payload) == (State.CANCELLED, None)
         assert (record.finished_at, record.started_at) == (harness.clock.now(), None)
         assert await (await harness.worker()).take() == []
 
     async def test_cancelling_one_leaves_its_neighbours(self, harness: Harness) -> None:
         await harness.add("a", "b", "c")
-        await harness.backend.cancel("b")
+        await harness.backend.producing.cancel("b")
         taken = await (await harness.worker()).take(5)
         assert [delivery.lease.job_id for delivery in taken] == ["a", "c"]
 
@@ -70,8 +70,8 @@ class Cancelling:
         await harness.add("a", "b")
         worker = await harness.worker()
         first, _ = await worker.take(2)
-        assert await harness.backend.cancel("a") is Cancellation.REQUESTED
-        record = await harness.backend.get_job("a")
+        assert await harness.backend.producing.cancel("a") is Cancellation.REQUESTED
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.cancel_requested) == (State.PROCESSING, True)
         assert (await worker.heartbeat()).cancel == [first.lease]
 
@@ -79,8 +79,8 @@ class Cancelling:
         await harness.add("a")
         worker = await harness.worker()
         await worker.take_one()
-        assert await harness.backend.cancel("a") is Cancellation.REQUESTED
-        assert await harness.backend.cancel("a") is Cancellation.REQUESTED
+        assert await harness.backend.producing.cancel("a") is Cancellation.REQUESTED
+        assert await harness.backend.producing.cancel("a") is Cancellation.REQUESTED
         assert len((await worker.heartbeat()).cancel) == 1
 
     async def test_every_heartbeat_lists_the_cancel_until_the_lease_ends(
@@ -90,7 +90,7 @@ class Cancelling:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         assert (await worker.heartbeat()).cancel == (await worker.heartbeat()).cancel == [lease]
         await worker.settle(Cancelled(lease))
         assert (await worker.heartbeat()).cancel == []
@@ -99,7 +99,7 @@ class Cancelling:
         await harness.add("a")
         worker, other = await harness.worker(), await harness.worker()
         await worker.take_one()
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         assert (await other.heartbeat()).cancel == []
 
     @pytest.mark.parametrize("how", AFTER_A_REQUEST)
@@ -111,18 +111,18 @@ class Cancelling:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         await worker.settle(settlement(lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.cancel_requested) == (state, state is State.PROCESSING)
 
     async def test_a_retry_after_a_request_keeps_its_error(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         await worker.settle(Retried(lease, 5.0, OOPS))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.failures, len(record.history), record.payload) == (1, 1, None)
 
     async def test_a_request_ends_with_the_lease(self, harness: Harness) -> None:
@@ -130,11 +130,11 @@ class Cancelling:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         await worker.settle(Failed(lease, "permanent", OOPS))
-        await harness.backend.replay(JobFilter(ids=("a",)), 10)
+        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
         await worker.settle(Released((await worker.take_one()).lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.cancel_requested) == (State.PENDING, False)
 
     async def test_a_waiting_retry_ends_at_once_and_keeps_its_history(
@@ -144,8 +144,8 @@ class Cancelling:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
         failed_at = harness.clock.now()
-        assert await harness.backend.cancel("a") == "cancelled"
-        record = await harness.backend.get_job("a")
+        assert await harness.backend.producing.cancel("a") == "cancelled"
+        record = await harness.backend.reads.get_job("a")
         assert (record.failures, record.history) == (1, [replace(OOPS, at=failed_at)])
         harness.clock.advance(60.0)
         assert await worker.take() == []
@@ -153,17 +153,17 @@ class Cancelling:
     async def test_a_release_that_ends_as_cancelled_counts_nothing(self, harness: Harness) -> None:
         worker, lease = await wanted(harness)
         await worker.settle(Released(lease))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.failures, record.lost, record.history) == (0, 0, [])
 
     async def test_what_would_have_waited_and_is_cancelled_keeps_its_due_time(
         self, harness: Harness
     ) -> None:
         worker, lease = await wanted(harness)
-        due = (await harness.backend.get_job("a")).due
+        due = (await harness.backend.reads.get_job("a")).due
         harness.clock.advance(5.0)
         await worker.settle(Released(lease, 60.0))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.due) == (State.CANCELLED, due)
 
     async def test_the_token_of_a_cancelled_retry_is_remembered(self, harness: Harness) -> None:
@@ -180,7 +180,7 @@ class Cancelling:
         await harness.add("a", "b")
         worker = await harness.worker()
         _, b = [delivery.lease for delivery in await worker.take(2)]
-        await harness.backend.cancel("a")
-        assert (await harness.backend.get_job("b")).cancel_requested is False
+        await harness.backend.producing.cancel("a")
+        assert (await harness.backend.reads.get_job("b")).cancel_requested is False
         await worker.settle(Released(b))
         assert await harness.state("b") is State.PENDING

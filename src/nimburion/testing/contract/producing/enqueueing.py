@@ -31,7 +31,7 @@ class EnqueueCases:
         job = harness.job("a", payload=b'{"n":1}', priority=9, after=10.0, options=options)
         await harness.put(job)
         now = harness.clock.now()
-        assert await harness.backend.get_job("a") == JobRecord(
+        assert await harness.backend.reads.get_job("a") == JobRecord(
             id="a",
             name="mail",
             queue="default",
@@ -57,20 +57,20 @@ class EnqueueCases:
 
     async def test_the_same_id_and_body_exists(self, harness: Harness) -> None:
         await harness.add("a")
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "exists")]
-        assert await harness.backend.get_job("a") == before
+        assert await harness.backend.reads.get_job("a") == before
 
     async def test_only_name_and_payload_make_the_body(self, harness: Harness) -> None:
         """Another queue, priority, time or option under a kept id still returns `exists` and
         changes nothing."""
         await harness.add("a")
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         other = harness.job(
             "a", queue="other", priority=9, after=60.0, options=JobOptions(tenant="acme")
         )
         assert await harness.enqueue(other) == [Enqueued("a", "exists")]
-        assert await harness.backend.get_job("a") == before
+        assert await harness.backend.reads.get_job("a") == before
 
     @pytest.mark.parametrize(
         "other",
@@ -81,9 +81,9 @@ class EnqueueCases:
         self, harness: Harness, other: NewJob
     ) -> None:
         await harness.add("a")
-        before = await harness.backend.get_job("a")
+        before = await harness.backend.reads.get_job("a")
         assert await harness.enqueue(other) == [Enqueued("a", "conflict")]
-        assert await harness.backend.get_job("a") == before
+        assert await harness.backend.reads.get_job("a") == before
 
     @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
     async def test_the_id_of_a_finished_job_still_exists_and_does_not_run_again(
@@ -107,14 +107,14 @@ class EnqueueCases:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Completed((await worker.take_one()).lease))
-        assert (await harness.backend.get_job("a")).payload is None
+        assert (await harness.backend.reads.get_job("a")).payload is None
         assert await harness.enqueue(harness.job("a", payload=b"[]")) == [Enqueued("a", "conflict")]
         assert await harness.enqueue(harness.job("a")) == [Enqueued("a", "exists")]
 
     async def test_an_id_twice_in_one_call_is_stored_once(self, harness: Harness) -> None:
         results = await harness.enqueue(harness.job("a"), harness.job("a"))
         assert results == [Enqueued("a", "created"), Enqueued("a", "exists")]
-        assert (await harness.backend.count_jobs())[State.PENDING] == 1
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 1
 
     async def test_an_id_twice_in_one_call_with_two_bodies_is_a_conflict(
         self, harness: Harness
@@ -122,7 +122,7 @@ class EnqueueCases:
         results = await harness.enqueue(harness.job("a"), harness.job("a", payload=b"[]"))
         assert results == [Enqueued("a", "refused"), Enqueued("a", "conflict")]
         with pytest.raises(JobNotFound):
-            await harness.backend.get_job("a")
+            await harness.backend.reads.get_job("a")
 
     async def test_one_conflict_refuses_the_whole_call(self, harness: Harness) -> None:
         await harness.add("b")
@@ -138,7 +138,7 @@ class EnqueueCases:
             Enqueued("c", "refused"),
             Enqueued("b", "refused"),
         ]
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_a_refused_call_can_be_made_again_without_the_bad_job(
         self, harness: Harness
@@ -151,38 +151,38 @@ class EnqueueCases:
         self, harness: Harness
     ) -> None:
         jobs = [harness.job() for _ in range(5)]
-        await harness.backend.enqueue(jobs[:3])
-        again = await harness.backend.enqueue(jobs)
+        await harness.backend.producing.enqueue(jobs[:3])
+        again = await harness.backend.producing.enqueue(jobs)
         assert [result.outcome for result in again] == ["exists"] * 3 + ["created"] * 2
-        assert (await harness.backend.count_jobs())[State.PENDING] == 5
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 5
 
     async def test_after_is_counted_from_now_on_the_clock_of_the_backend(
         self, harness: Harness
     ) -> None:
         await harness.put(harness.job("a", after=2.5))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.due) == (State.SCHEDULED, harness.clock.now() + 2.5)
 
     async def test_at_wins_over_after(self, harness: Harness) -> None:
         at = harness.clock.now() + 7.0
         await harness.put(harness.job("a", at=at, after=100.0))
-        assert (await harness.backend.get_job("a")).due == at
+        assert (await harness.backend.reads.get_job("a")).due == at
 
     async def test_at_in_the_past_is_due_at_once_and_keeps_its_time(self, harness: Harness) -> None:
         at = harness.clock.now() - 3600.0
         await harness.put(harness.job("a", at=at))
-        record = await harness.backend.get_job("a")
+        record = await harness.backend.reads.get_job("a")
         assert (record.state, record.due) == (State.PENDING, at)
         assert ids(await (await harness.worker()).take()) == ["a"]
 
     async def test_a_negative_delay_is_none(self, harness: Harness) -> None:
         await harness.put(harness.job("a", after=-5.0))
-        assert (await harness.backend.get_job("a")).due == harness.clock.now()
+        assert (await harness.backend.reads.get_job("a")).due == harness.clock.now()
 
     async def test_due_times_are_kept_to_the_microsecond(self, harness: Harness) -> None:
         at = harness.clock.now() + 0.123456
         await harness.put(harness.job("a", at=at))
-        assert (await harness.backend.get_job("a")).due == pytest.approx(at, abs=1e-6)
+        assert (await harness.backend.reads.get_job("a")).due == pytest.approx(at, abs=1e-6)
 
     async def test_a_call_may_hold_many_names_queues_and_times(self, harness: Harness) -> None:
         jobs = [
@@ -191,6 +191,8 @@ class EnqueueCases:
             for queue in ("red", "blue")
             for after in (0.0, 9.0)
         ]
-        assert {result.outcome for result in await harness.backend.enqueue(jobs)} == {"created"}
-        counts = await harness.backend.count_jobs()
+        assert {result.outcome for result in await harness.backend.producing.enqueue(jobs)} == {
+            "created"
+        }
+        counts = await harness.backend.reads.count_jobs()
         assert (counts[State.PENDING], counts[State.SCHEDULED]) == (4, 4)

@@ -43,7 +43,7 @@ def make_job(job_id: str, key: str, **options: float) -> NewJob:
 
 async def list_ids(harness: Harness, which: JobFilter) -> list[str]:
     """Return the sorted ids of the jobs that match."""
-    return sorted(job.id for job in (await harness.backend.list_jobs(which)).jobs)
+    return sorted(job.id for job in (await harness.backend.reads.list_jobs(which)).jobs)
 
 
 class Texts:
@@ -62,7 +62,7 @@ class Texts:
             assert (second.options, second.payload) == (other.options, b"{}")
             assert await worker.settle(Completed(first.lease)) == [Settled.DONE]
             await harness.put(make_job(f"c{n}", text))
-            await harness.backend.cancel(f"c{n}")
+            await harness.backend.producing.cancel(f"c{n}")
 
     async def test_any_key_is_taken_again_at_a_replay(self, harness: Harness) -> None:
         worker = await harness.worker()
@@ -70,12 +70,16 @@ class Texts:
             await harness.put(make_job(f"a{n}", text))
             await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
             await harness.put(make_job(f"b{n}", text))
-            assert (await harness.backend.explain_job(f"a{n}")).key_holder == f"b{n}"
-            assert (await harness.backend.replay(JobFilter(ids=(f"a{n}",)), 10)).ids == []
-            await harness.backend.cancel(f"b{n}")
-            assert (await harness.backend.replay(JobFilter(ids=(f"a{n}",)), 10)).ids == [f"a{n}"]
+            assert (await harness.backend.reads.explain_job(f"a{n}")).key_holder == f"b{n}"
+            assert (
+                await harness.backend.maintenance.replay(JobFilter(ids=(f"a{n}",)), 10)
+            ).ids == []
+            await harness.backend.producing.cancel(f"b{n}")
+            assert (
+                await harness.backend.maintenance.replay(JobFilter(ids=(f"a{n}",)), 10)
+            ).ids == [f"a{n}"]
             assert await harness.enqueue(make_job(f"c{n}", text)) == [Enqueued(f"a{n}", "taken")]
-            await harness.backend.cancel(f"a{n}")
+            await harness.backend.producing.cancel(f"a{n}")
 
     async def test_any_key_may_be_held_for_a_time(self, harness: Harness) -> None:
         for n, text in enumerate(TEXTS.values()):
@@ -89,10 +93,10 @@ class Texts:
 
     async def test_many_odd_keys_in_one_call(self, harness: Harness) -> None:
         jobs = [make_job(f"{n}", text) for n, text in enumerate(TEXTS.values())]
-        results = await harness.backend.enqueue(jobs)
+        results = await harness.backend.producing.enqueue(jobs)
         assert {result.outcome for result in results} == {"created"}
         again = [make_job(f"again-{job.id}", job.options.unique_key or "") for job in jobs]
-        results = await harness.backend.enqueue(again)
+        results = await harness.backend.producing.enqueue(again)
         assert results == [Enqueued(job.id, "taken") for job in jobs]
 
     async def test_a_job_is_found_by_any_tenant_and_correlation_id(self, harness: Harness) -> None:
@@ -108,8 +112,8 @@ class Texts:
             assert await list_ids(harness, JobFilter(tenant=text)) == [f"a{n}"]
             assert await list_ids(harness, JobFilter(correlation_id=text)) == [f"b{n}"]
             assert await list_ids(harness, JobFilter(tenant=add_character(text))) == [f"d{n}"]
-            assert (await harness.backend.get_job(f"a{n}")).options == tenant
-            assert (await harness.backend.get_job(f"b{n}")).options == correlation
+            assert (await harness.backend.reads.get_job(f"a{n}")).options == tenant
+            assert (await harness.backend.reads.get_job(f"b{n}")).options == correlation
 
     @pytest.mark.parametrize("text", UNKNOWN, ids=["a lone surrogate", "a NUL", "empty", "long"])
     async def test_a_text_that_no_job_can_have_finds_no_job(
@@ -119,7 +123,7 @@ class Texts:
         await harness.add("b")
         assert await list_ids(harness, JobFilter(tenant=text)) == []
         assert await list_ids(harness, JobFilter(correlation_id=text)) == []
-        assert (await harness.backend.group_failures(JobFilter(tenant=text))).groups == []
+        assert (await harness.backend.reads.group_failures(JobFilter(tenant=text))).groups == []
 
     async def test_a_lone_surrogate_is_refused_or_kept(self, harness: Harness) -> None:
         """The client refuses it; a backend that cannot store it stores no job of the call."""
@@ -130,12 +134,12 @@ class Texts:
         ):
             job = harness.job("odd", options=options)
             try:
-                await harness.backend.enqueue([harness.job("good"), job])
+                await harness.backend.producing.enqueue([harness.job("good"), job])
             except Unstorable:
-                assert sum((await harness.backend.count_jobs()).values()) == 0
+                assert sum((await harness.backend.reads.count_jobs()).values()) == 0
                 continue
-            assert (await harness.backend.get_job("odd")).options == options
+            assert (await harness.backend.reads.get_job("odd")).options == options
             assert await harness.state("good") is State.PENDING
-            await harness.backend.cancel("odd")
-            await harness.backend.cancel("good")
-            await harness.backend.delete(JobFilter(ids=("odd", "good")), 10)
+            await harness.backend.producing.cancel("odd")
+            await harness.backend.producing.cancel("good")
+            await harness.backend.maintenance.delete(JobFilter(ids=("odd", "good")), 10)

@@ -63,7 +63,7 @@ async def move_to(harness: Harness, job_id: str, state: State) -> None:
 
 async def read(harness: Harness, job_id: str) -> JobRecord:
     """Return a job with its payload."""
-    return await harness.backend.get_job(job_id)
+    return await harness.backend.reads.get_job(job_id)
 
 
 class UniqueKeyModes:
@@ -125,7 +125,7 @@ class UniqueKeyModes:
             assert await harness.state(outcome) is state
             (result,) = await harness.enqueue(keyed(f"{outcome}-2", options))
             assert result.outcome == outcome
-            await harness.backend.cancel(outcome)
+            await harness.backend.producing.cancel(outcome)
 
     async def test_a_refused_call_leaves_the_key_of_a_job_that_runs(self, harness: Harness) -> None:
         """The job waits again, so it holds its key again."""
@@ -154,9 +154,9 @@ class UniqueKeyModes:
     async def test_deleting_the_job_frees_a_key_of_chosen_states(self, harness: Harness) -> None:
         options = JobOptions(unique_key="k", unique_for=60.0, unique_while=sort_states(FINISHED))
         await harness.put(keyed("a", options))
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("a", "taken")]
-        assert await harness.backend.delete(JobFilter(ids=("a",)), 10) == ["a"]
+        assert await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10) == ["a"]
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("b", "created")]
 
     async def test_replay_takes_a_key_while_waiting_that_no_waiting_job_holds(
@@ -165,18 +165,18 @@ class UniqueKeyModes:
         await harness.put(keyed("a", WAITING_KEY))
         await move_to(harness, "a", State.FAILED)
         await harness.put(keyed("b", WAITING_KEY))
-        replayed = await harness.backend.replay(JobFilter(ids=("a",)), 10)
+        replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
         assert (replayed.ids, replayed.held) == ([], ["a"])
         worker = await harness.worker()
         await worker.take_one()
-        assert (await harness.backend.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
+        assert (await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
         assert await harness.enqueue(keyed("c", WAITING_KEY)) == [Enqueued("a", "taken")]
 
     async def test_one_call_replays_one_job_of_a_key_while_waiting(self, harness: Harness) -> None:
         for job_id in ("a", "b"):
             await harness.put(keyed(job_id, WAITING_KEY))
             await move_to(harness, job_id, State.FAILED)
-        replayed = await harness.backend.replay(JobFilter(ids=("a", "b")), 10)
+        replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a", "b")), 10)
         assert (replayed.ids, replayed.held) == (["b"], ["a"])
 
     async def test_the_explanation_names_only_a_job_that_holds_the_key_now(
@@ -185,10 +185,10 @@ class UniqueKeyModes:
         await harness.put(keyed("a", WAITING_KEY))
         await move_to(harness, "a", State.FAILED)
         await harness.put(keyed("b", WAITING_KEY))
-        assert (await harness.backend.explain_job("a")).key_holder == "b"
+        assert (await harness.backend.reads.explain_job("a")).key_holder == "b"
         worker = await harness.worker()
         await worker.take_one()
-        assert (await harness.backend.explain_job("a")).key_holder is None
+        assert (await harness.backend.reads.explain_job("a")).key_holder is None
 
     # Replacing
 
@@ -202,8 +202,8 @@ class UniqueKeyModes:
         assert (job.payload, job.queue, job.priority, job.options) == (b"2", "fast", 7, options)
         assert job.state is State.SCHEDULED
         assert (job.due - job.created_at, job.failures) == (35.0, 0)
-        assert (await harness.backend.count_jobs())[State.SCHEDULED] == 1
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert (await harness.backend.reads.count_jobs())[State.SCHEDULED] == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
         worker = await harness.worker(queues=("default", "fast"))
         assert await worker.take() == []
         harness.clock.advance(30.0)
@@ -219,7 +219,7 @@ class UniqueKeyModes:
         await harness.put(keyed("a", after=600.0))
         await harness.put(harness.job("x"))
         assert await harness.enqueue(keyed("b", payload=b"2")) == [Enqueued("a", "replaced")]
-        assert (await harness.backend.count_jobs())[State.PENDING] == 2
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 2
         early = keyed("c", payload=b"3", at=harness.clock.now() - 100.0)
         assert await harness.enqueue(early) == [Enqueued("a", "replaced")]
         worker = await harness.worker()
@@ -234,7 +234,7 @@ class UniqueKeyModes:
         worker = await harness.worker()
         assert [delivery.payload for delivery in await worker.take(5)] == [b"2"]
         assert await worker.take(5) == []
-        assert (await harness.backend.count_jobs())[State.PENDING] == 0
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 0
 
     async def test_a_large_payload_and_a_small_one_replace_each_other(
         self, harness: Harness
@@ -261,7 +261,7 @@ class UniqueKeyModes:
         await harness.put(keyed("a", options))
         await move_to(harness, "a", State.FAILED)
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("a", "taken")]
-        await harness.backend.delete(JobFilter(ids=("a",)), 10)
+        await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10)
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("a", "taken")]
 
     async def test_a_retry_takes_the_payload_and_keeps_its_backoff(self, harness: Harness) -> None:
@@ -322,7 +322,7 @@ class UniqueKeyModes:
         assert await harness.enqueue(lost) == [Enqueued("a", "replaced")]
         await worker.settle(Completed(delivery.lease))
         assert await harness.enqueue(lost, lost) == [Enqueued("a", "replaced")] * 2
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_a_repeat_with_another_body_conflicts(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
@@ -356,7 +356,7 @@ class UniqueKeyModes:
         await harness.enqueue(keyed("b", payload=b"2", after=3_600.0))
         await harness.enqueue(keyed("c", payload=b"3", after=3_600.0))
         harness.clock.advance(REPEAT_WINDOW - 1.0)
-        await harness.backend.prune(Retention(), 100)
+        await harness.backend.maintenance.prune(Retention(), 100)
         assert await harness.enqueue(keyed("b", payload=b"2")) == [Enqueued("a", "replaced")]
         assert (await read(harness, "a")).payload == b"3"
         harness.clock.advance(1.0)
@@ -374,7 +374,7 @@ class UniqueKeyModes:
             Enqueued("x", "created"),
         ]
         assert (await read(harness, "0")).payload == b"2"
-        assert (await harness.backend.count_jobs())[State.PENDING] == 2
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 2
         assert await harness.enqueue(*jobs) == [
             Enqueued("0", "exists"),
             Enqueued("0", "replaced"),
@@ -402,8 +402,8 @@ class UniqueKeyModes:
 
     async def test_a_tick_may_replace_the_waiting_job(self, harness: Harness) -> None:
         await harness.put(keyed("a", payload=b"1"))
-        await harness.backend.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
-        fired = await harness.backend.fire(
+        await harness.backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        fired = await harness.backend.schedules.fire(
             "nightly", None, 100.0, keyed("b", payload=b"2"), "allow"
         )
         assert fired == Fired("fired", "a")

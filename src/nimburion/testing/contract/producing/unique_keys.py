@@ -50,14 +50,14 @@ class UniqueKeys:
         """The answer names the holder; nothing is stored."""
         await harness.put(keyed("a"))
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_a_held_key_answers_the_existing_job_when_asked_to(
         self, harness: Harness
     ) -> None:
         await harness.put(keyed("a"))
         assert await harness.enqueue(keyed("b", LENIENT)) == [Enqueued("a", "exists")]
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_in_a_refused_call_a_job_that_would_exist_is_named_itself(
         self, harness: Harness
@@ -84,7 +84,7 @@ class UniqueKeys:
         await harness.put(keyed("a"))
         await harness.put(keyed("b", JobOptions(unique_key="other")))
         await harness.add("c", "d")
-        assert (await harness.backend.count_jobs())[State.PENDING] == 4
+        assert (await harness.backend.reads.count_jobs())[State.PENDING] == 4
 
     async def test_the_same_id_again_exists_though_it_holds_the_key(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
@@ -93,12 +93,12 @@ class UniqueKeys:
     async def test_a_key_twice_in_one_call_is_taken_by_the_first(self, harness: Harness) -> None:
         results = await harness.enqueue(keyed("a"), keyed("b"))
         assert results == [Enqueued("a", "refused"), Enqueued("a", "taken")]
-        assert sum((await harness.backend.count_jobs()).values()) == 0
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 0
 
     async def test_a_key_twice_in_one_call_may_answer_the_first(self, harness: Harness) -> None:
         results = await harness.enqueue(keyed("a"), keyed("b", LENIENT))
         assert results == [Enqueued("a", "created"), Enqueued("a", "exists")]
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_one_taken_key_refuses_the_whole_call(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
@@ -108,7 +108,7 @@ class UniqueKeys:
             Enqueued("a", "taken"),
             Enqueued("y", "refused"),
         ]
-        assert sum((await harness.backend.count_jobs()).values()) == 1
+        assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_a_refused_call_takes_no_key(self, harness: Harness) -> None:
         await harness.add("x")
@@ -133,14 +133,14 @@ class UniqueKeys:
 
     async def test_cancelling_a_waiting_job_frees_its_key(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
 
     async def test_a_requested_cancel_frees_no_key_yet(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await harness.backend.cancel("a")
+        await harness.backend.producing.cancel("a")
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
         await worker.settle(Released(lease))
         assert await harness.enqueue(keyed("b")) == [Enqueued("b", "created")]
@@ -182,14 +182,14 @@ class UniqueKeys:
         await harness.put(keyed("a", FOR_A_MINUTE))
         harness.clock.advance(60.0)
         await harness.put(keyed("b"))
-        assert await harness.backend.cancel("a") == "cancelled"
+        assert await harness.backend.producing.cancel("a") == "cancelled"
         assert await harness.enqueue(keyed("c")) == [Enqueued("b", "taken")]
 
     async def test_replay_takes_the_key_again(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
-        assert (await harness.backend.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
+        assert (await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
     async def test_replay_is_held_while_another_has_the_key(self, harness: Harness) -> None:
@@ -197,13 +197,13 @@ class UniqueKeys:
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
         await harness.put(keyed("b"))
-        replayed = await harness.backend.replay(JobFilter(ids=("a",)), 10)
+        replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
         assert (replayed.ids, replayed.held) == ([], ["a"])
         assert await harness.state("a") is State.FAILED
 
     async def test_deleting_the_job_leaves_a_key_for_a_time(self, harness: Harness) -> None:
         """A key with a fixed validity is held until then, even if its job was deleted."""
         await harness.put(keyed("a", FOR_A_MINUTE))
-        await harness.backend.cancel("a")
-        assert await harness.backend.delete(JobFilter(ids=("a",)), 10) == ["a"]
+        await harness.backend.producing.cancel("a")
+        assert await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10) == ["a"]
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]

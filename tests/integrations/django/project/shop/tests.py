@@ -213,7 +213,7 @@ class ClearJobsInTransactionCases(JobsTestMixin, TestCase):
 
 
 async def pause_queue(client: Client, queue: str) -> None:
-    await client.backend.pause_queue(queue, paused=True)
+    await client.backend.maintenance.pause_queue(queue, paused=True)
 
 
 class ClearJobsElsewhereCases(TransactionTestCase):

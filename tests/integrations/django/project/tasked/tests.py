@@ -31,13 +31,13 @@ from tests.integrations.django.project.tasked.tasks import (
 
 
 async def delete_all(client: Client) -> None:
-    for record in (await client.backend.list_jobs(limit=1_000)).jobs:
+    for record in (await client.backend.reads.list_jobs(limit=1_000)).jobs:
         await client.cancel(record.id)
-    await client.backend.delete(JobFilter(), 1_000)
+    await client.backend.maintenance.delete(JobFilter(), 1_000)
 
 
 async def delete_job(client: Client, job_id: str) -> None:
-    await client.backend.delete(JobFilter(ids=(job_id,)), 1)
+    await client.backend.maintenance.delete(JobFilter(ids=(job_id,)), 1)
 
 
 class TaskCases(TransactionTestCase):

@@ -81,7 +81,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
     """Read a job, what decides whether it runs, and the latest runs of its name."""
     readings, job_id = request.readings, request.path["id"]
     facts: Facts = await readings.read(
-        f"job {job_id}", lambda: readings.backend.explain_job(job_id)
+        f"job {job_id}", lambda: readings.backend.reads.explain_job(job_id)
     )
     job = facts.job
     return JobData(
@@ -101,7 +101,7 @@ async def _read_runs(request: PageRequest[NoQuery], name: str) -> list[PastRun]:
     readings = request.readings
 
     async def read() -> list[PastRun]:
-        page = await readings.backend.list_jobs(
+        page = await readings.backend.reads.list_jobs(
             JobFilter(name=name, states=FINISHED), limit=MAX_RUNS, budget=RUNS_BUDGET
         )
         return [

@@ -59,7 +59,7 @@ async def read_job_contents(request: PageRequest[NoQuery]) -> JobContentsData:
     )
     job_id = request.path["id"]
     job = await request.readings.read(
-        f"job record {job_id}", lambda: request.readings.backend.get_job(job_id)
+        f"job record {job_id}", lambda: request.readings.backend.reads.get_job(job_id)
     )
     errors = [make_shown_error(error) for error in contents.errors[: -MAX_ERRORS - 1 : -1]]
     return JobContentsData(

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from nimburion.actions.dead_letters import PurgeReport, ReplayReport
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import Backend
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import Reason, State
 from nimburion.core.queries import JobFilter, Page
@@ -197,7 +197,7 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
         return JobListData(jobs=[], next=None, examined=0, invalid=str(error), now=readings.now)
 
     async def read() -> JobListData:
-        page = await readings.backend.list_jobs(
+        page = await readings.backend.reads.list_jobs(
             which, limit=PAGE_SIZE, after=query.after, budget=SEARCH_BUDGET
         )
         if not page.jobs and which == JobFilter(ids=which.ids) and len(which.ids or ()) == 1:
@@ -214,10 +214,10 @@ async def read_jobs(request: PageRequest[JobListQuery]) -> JobListData:
     return await readings.read(f"jobs {which} {query.after}", read)
 
 
-async def _find_similar_ids(backend: Inspecting, text: str) -> Page:
+async def _find_similar_ids(backend: Backend, text: str) -> Page:
     """Return the newest jobs whose id begins or ends with a text, as pages shorten it."""
     part = text.removeprefix("id:")
-    newest = await backend.list_jobs(limit=ID_BUDGET)
+    newest = await backend.reads.list_jobs(limit=ID_BUDGET)
     found = [
         job
         for job in newest.jobs

@@ -61,7 +61,7 @@ async def read_running(request: PageRequest[NoQuery]) -> RunningData:
     """Read the jobs that are processing, their workers, and the usual times of their names."""
     readings, backend = request.readings, request.readings.backend
     which = JobFilter(states=frozenset({State.PROCESSING}))
-    page = await readings.read("running", lambda: backend.list_jobs(which, limit=MAX_RUNNING))
+    page = await readings.read("running", lambda: backend.reads.list_jobs(which, limit=MAX_RUNNING))
     sessions = {session.id: session for session in await readings.list_sessions()}
     usual = await _read_usual_times(readings)
     processor = request.services.processor
@@ -84,7 +84,7 @@ async def _read_usual_times(readings: PageReadings) -> dict[str, float | None]:
 
     async def read() -> dict[str, float | None]:
         until = readings.now + 1
-        rows = await readings.backend.list_statistics(until - 2 * _HOUR, until, _HOUR)
+        rows = await readings.backend.reads.list_statistics(until - 2 * _HOUR, until, _HOUR)
         by_name: dict[str, Counters] = {}
         for row in rows:
             by_name.setdefault(row.name, Counters()).add(row.counters)

@@ -165,10 +165,12 @@ async def read_limit(readings: PageReadings, queue: str) -> QueueLimit:
     name = make_queue_limit_name(queue)
 
     async def read() -> list[KeyedLimitInfo]:
-        return await readings.backend.list_keyed_limits(name=name, fullest=1)
+        return await readings.backend.reads.list_keyed_limits(name=name, fullest=1)
 
     found = await readings.read(f"limit {name}", read, LIMIT_AGE)
-    changes = await readings.read("limit-changes", readings.backend.list_limit_changes, LIMIT_AGE)
+    changes = await readings.read(
+        "limit-changes", readings.backend.reads.list_limit_changes, LIMIT_AGE
+    )
     limits = found[0].jobs.values() if found else ()
     maxima = [limit.concurrency for limit in limits if limit.concurrency is not None]
     return QueueLimit(
@@ -190,7 +192,7 @@ async def read_turns(readings: PageReadings, queue: str) -> TenantOrder:
     """
 
     async def read() -> TenantUses:
-        return await readings.backend.list_tenants(MAX_TENANTS_READ)
+        return await readings.backend.reads.list_tenants(MAX_TENANTS_READ)
 
     read_uses = await readings.read_slowly("tenants", read, LIMIT_AGE)
     if read_uses is None:
@@ -229,7 +231,7 @@ async def _read_history(readings: PageReadings, queue: str, name: str) -> QueueH
 
     async def read() -> QueueHistory:
         until = (readings.now // step + 1) * step
-        rows = await readings.backend.list_statistics(
+        rows = await readings.backend.reads.list_statistics(
             until - seconds, until, stored_step, queue=queue
         )
         names: dict[str, Counters] = {}

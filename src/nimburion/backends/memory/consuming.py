@@ -1,0 +1,95 @@
+"""`MemoryConsuming`: the sessions of workers, their exchanges, and the rescue of lost jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from nimburion.backends.memory import operations
+from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.transitions import AtomicStep
+from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
+from nimburion.core.backend import Consuming
+from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.operations import Promoted, Rescued
+from nimburion.core.session import HeartbeatReply, Session, Vitals
+from nimburion.core.settlement import Settlement
+
+
+class MemoryConsuming(Consuming):
+    """The operations of `Consuming` for the memory backend."""
+
+    def __init__(self, data: MemoryData) -> None:
+        self._data = data
+        self._seen: int | None = None
+        """The number of notifications when this handle reserved jobs last; None: it never did."""
+
+    async def open_session(self, session: Session) -> None:
+        monotonic = self._data.clock.monotonic()
+        self._data.run_atomically(lambda step: operations.open_session(step, session, monotonic))
+
+    async def exchange(
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+    ) -> Reply:
+        with self._data.shared.lock:
+            reply = self._data.run_atomically(
+                lambda step: operations.run_exchange(step, session_id, number, settlements, request)
+            )
+            if request.total > 0:
+                self._seen = self._data.shared.notifications
+            return reply
+
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
+        monotonic = self._data.clock.monotonic()
+        return self._data.run_atomically(
+            lambda step: operations.heartbeat(step, session_id, monotonic, vitals)
+        )
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        self._data.run_atomically(lambda step: operations.put_statistics(step, source, rows))
+
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        self._data.run_atomically(lambda step: operations.release(step, session_id, leases, nonce))
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        self._data.run_atomically(lambda step: operations.close_session(step, session_id, running))
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        monotonic = self._data.clock.monotonic()
+        return self._data.run_atomically(
+            lambda step: operations.rescue(step, limit, max_lost, monotonic)
+        )
+
+    async def promote(self, limit: int) -> Promoted:
+
+        def promote(step: AtomicStep) -> Promoted:
+            moved = step.state.promote(step.now, limit)
+            step.names_to_notify.update(entry.queue for entry in moved)
+            return Promoted(len(moved), operations.find_next_due(step.state))
+
+        return self._data.run_atomically(promote)
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        names = (*queues, EVERY_QUEUE)
+        waiter = self._data.shared.add_waiter(names, self._seen)
+        sleep = asyncio.ensure_future(self._data.clock.sleep(timeout))
+        try:
+            await asyncio.wait({waiter, sleep}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+            self._data.shared.remove_waiter(waiter)
+
+    async def wait_for_session(self, session_id: str) -> None:
+        waiter = self._data.shared.add_waiter((make_session_name(session_id),))
+        try:
+            await waiter
+        finally:
+            self._data.shared.remove_waiter(waiter)

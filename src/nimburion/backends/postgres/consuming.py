@@ -1,0 +1,123 @@
+"""`PostgresConsuming`: the sessions of workers, their exchanges, and the rescue of lost jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from nimburion.backends.postgres import exchange as exchanging
+from nimburion.backends.postgres import operations, sessions
+from nimburion.backends.postgres.database import PostgresDatabase, make_call
+from nimburion.backends.postgres.encoding import to_optional_seconds
+from nimburion.backends.postgres.errors import get_error_code
+from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.core.backend import Consuming
+from nimburion.core.errors import BackendError
+from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.lease import Lease
+from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.operations import Promoted, Rescued
+from nimburion.core.session import HeartbeatReply, Session, Vitals
+from nimburion.core.settlement import Settlement
+
+_OPEN_SESSION = make_call("open_session_1", 15)
+_CLOSE_SESSION = make_call("close_session_1", 5)
+_RELEASE = make_call("release_leases_1", 6)
+_RESCUE = make_call("rescue_jobs_1", 6)
+_HEARTBEAT = make_call("heartbeat_1", 4)
+_PUT_STATISTICS = make_call("put_statistics_1", 6)
+
+
+class PostgresConsuming(Consuming):
+    """The operations of `Consuming` for the PostgreSQL backend."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    async def open_session(self, session: Session) -> None:
+        arguments = sessions.encode_open_session(session)
+        ((alive,),) = await self._database.fetch(
+            _OPEN_SESSION, self._database.now(), self._database.monotonic(), *arguments
+        )
+        sessions.check_alive(alive, session.id)
+        self._database.notify([EVERY_QUEUE])
+
+    async def exchange(
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+    ) -> Reply:
+        opened = self._database.get_connections()
+        await opened.exchanges.connect()
+        try:
+            rows = await opened.exchange(
+                self._database.now(), session_id, number, settlements, request
+            )
+        except BackendError as error:
+            if (
+                error.__cause__ is None
+                or get_error_code(error.__cause__) != exchanging.NOT_ALL_LEASED
+            ):
+                raise
+            rows = await opened.exchange(
+                self._database.now(), session_id, number, settlements, request, one_by_one=True
+            )
+        status = rows[-1]
+        reply = exchanging.decode_reply(rows, session_id, number, request)
+        opened.low_water_marks.learn(status)
+        opened.notifier.notify(exchanging.get_queues_to_notify(status))
+        return reply
+
+    async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
+        encoded = sessions.encode_vitals(vitals)
+        rows = await self._database.fetch(
+            _HEARTBEAT, self._database.now(), self._database.monotonic(), session_id, encoded
+        )
+        return sessions.decode_heartbeat(rows, session_id)
+
+    async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
+        if rows:
+            await self._database.fetch(_PUT_STATISTICS, *operations.encode_statistics(source, rows))
+
+    async def release(
+        self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
+    ) -> None:
+        arguments = sessions.encode_release(session_id, leases, nonce)
+        ((notified,),) = await self._database.fetch(_RELEASE, self._database.now(), *arguments)
+        self._database.notify(notified)
+
+    async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
+        arguments = sessions.encode_close_session(session_id, running)
+        ((notified,),) = await self._database.fetch(
+            _CLOSE_SESSION, self._database.now(), *arguments
+        )
+        self._database.notify(notified)
+
+    async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
+        arguments = sessions.encode_rescue(limit, max_lost)
+        rows = await self._database.fetch(
+            _RESCUE, self._database.now(), self._database.monotonic(), *arguments
+        )
+        self._database.notify(rows[-1][2])
+        return sessions.decode_rescued(rows)
+
+    async def promote(self, limit: int) -> Promoted:
+        statement = """SELECT p.moved, p.next_due, ARRAY(
+            SELECT DISTINCT queue FROM {schema}.lane WHERE id = ANY (p.lanes)
+        ) FROM {schema}.promote_due_1(
+            {schema}.get_write_time_1($1), $2, {schema}.get_lowest_time_1()
+        ) p"""
+        ((moved, next_due, notified),) = await self._database.fetch(
+            statement, self._database.now(), limit
+        )
+        self._database.notify(notified)
+        return Promoted(moved, to_optional_seconds(next_due))
+
+    async def wait(self, queues: Collection[str], timeout: float) -> None:
+        await self._database.get_connections().notifier.wait(
+            queues, timeout, self._database.clock.sleep
+        )
+
+    async def wait_for_session(self, session_id: str) -> None:
+        await self._database.get_connections().notifier.wait_for_session(session_id)

@@ -1,0 +1,169 @@
+"""`PostgresDatabase`: runs statements on the connections of one handle of a backend."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from nimburion.backends.postgres import exchange as exchanging
+from nimburion.backends.postgres import migrations
+from nimburion.backends.postgres import transactions as caller_transactions
+from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
+from nimburion.backends.postgres.low_water_marks import LowWaterMarks
+from nimburion.backends.postgres.notifications import PostgresNotifier
+from nimburion.backends.postgres.schema import insert_schema
+from nimburion.backends.postgres.url import PostgresSettings
+from nimburion.backends.server.encoding import to_micros
+from nimburion.backends.server.handle import OpenHandle
+from nimburion.core.exchange import ReserveRequest
+from nimburion.core.settlement import Settlement
+from nimburion.core.timing.clock import Clock, SystemClock
+
+
+def make_call(function: str, count: int) -> str:
+    """Return the statement that calls a database function with `count` arguments."""
+    places = ", ".join(f"${n}" for n in range(1, count + 1))
+    return f"SELECT * FROM {{schema}}.{function}({places})"  # noqa: S608 - names of ours
+
+
+JOBS_PER_SECOND = 1000
+"""The number of jobs for which a busy server may take one second beyond the timeout."""
+LARGE_READ_TIMEOUT = 60.0
+"""Seconds beyond the timeout that reading a long history may take."""
+_EXCHANGE = make_call("exchange_1", 23)
+_EXCHANGE_POOLED = make_call("exchange_pooled_1", 23)
+_PLANNER_SETTINGS = (
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "enable_material = off",
+    "enable_memoize = off",
+    "jit = off",
+    "plan_cache_mode = force_generic_plan",
+)
+"""Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
+
+
+class PostgresDatabase:
+    """Runs statements on the connections that are open, and notifies.
+
+    Args:
+        settings: the settings of the backend.
+        test_clock: the clock of a test; None: the server's own time counts.
+    """
+
+    def __init__(self, settings: PostgresSettings, test_clock: Clock | None) -> None:
+        self.settings: PostgresSettings = settings
+        self.test_clock: Clock | None = test_clock
+        self.clock: Clock = test_clock or SystemClock()
+        self.handle: OpenHandle[PostgresConnections] = OpenHandle(
+            settings.describe(), lambda: PostgresConnections(settings)
+        )
+        self.get_connections: Callable[[], PostgresConnections] = self.handle.get
+        """Returns the open connections. Raises `NotOpen`."""
+
+    def now(self) -> int | None:
+        """Return the time of the test clock; without one, the function reads the server's time."""
+        return None if self.test_clock is None else to_micros(self.test_clock.now())
+
+    def monotonic(self) -> int | None:
+        """Return the monotonic time of the test clock; without one, as `now` does."""
+        return None if self.test_clock is None else to_micros(self.test_clock.monotonic())
+
+    async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> list[Any]:
+        """Run a statement on a connection of the pool, and return its rows."""
+        opened = self.get_connections()
+        return await opened.pool.fetch(
+            opened.insert_schema(statement), *arguments, extra_time=extra_time
+        )
+
+    def notify(self, names: Collection[str]) -> None:
+        """Notify queues, and sessions under the names of `make_session_name`."""
+        self.get_connections().notifier.notify(names)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[PostgresConnection]:
+        """Yield a connection beside those of the handle, which need not be open."""
+        connection = PostgresConnection(self.settings, asyncio.sleep)
+        try:
+            await connection.connect()
+            yield connection
+        finally:
+            await connection.close()
+
+
+class PostgresConnections:
+    """The open connections of a backend on one event loop."""
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        self.settings: PostgresSettings = settings
+        self.pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep)
+        """The connections for all operations other than exchange."""
+        self.handler_pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep)
+        """The connections for handlers' own transactions. They are separate, so a handler that
+        waits for a connection cannot block other operations.
+        """
+        self.caller_context: caller_transactions.CallerContext = caller_transactions.CallerContext(
+            settings, "", self.handler_pool, self.pool
+        )
+        self.exchanges: PostgresConnection = PostgresConnection(
+            settings, asyncio.sleep, _PLANNER_SETTINGS
+        )
+        self.notifier: PostgresNotifier = PostgresNotifier(
+            PostgresConnection(settings, asyncio.sleep), self.pool
+        )
+        self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
+        self.pooled: bool = False
+        self._statements: dict[str, str] = {}
+
+    def insert_schema(self, statement: str) -> str:
+        """Return a statement with the name of this backend's schema."""
+        found = self._statements.get(statement)
+        if found is None:
+            found = self._statements[statement] = insert_schema(statement, self.settings.schema)
+        return found
+
+    async def exchange(
+        self,
+        now: int | None,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+        *,
+        one_by_one: bool = False,
+    ) -> list[Any]:
+        """Return the rows of `exchange_1`."""
+        connection = self.exchanges
+        arguments = exchanging.encode_arguments(
+            session_id, number, settlements, request, one_by_one=one_by_one
+        )
+        statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
+        marks = self.low_water_marks.make_arguments(connection.driver)
+        extra = (len(settlements) + request.total) / JOBS_PER_SECOND
+        return await connection.fetch(
+            self.insert_schema(statement), now, *arguments, *marks, extra_time=extra
+        )
+
+    async def start(self) -> None:
+        """Check the server and the format."""
+        async with self.pool.acquire() as connection:
+            installed = await migrations.ensure_format(
+                connection, self.settings, migrations.load_current_format()
+            )
+            self.pooled = connection.server.pooled
+            await connection.fetch(self.insert_schema("SELECT {schema}.maintain_partitions_1()"))
+        self.caller_context = caller_transactions.CallerContext(
+            self.settings, installed.identity, self.handler_pool, self.pool
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.notifier.close()
+        await self.exchanges.close()
+        await self.pool.close()
+        await self.handler_pool.close()

@@ -1,0 +1,220 @@
+"""`PostgresInspecting`: read jobs, queues, sessions, limits and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nimburion.backends.postgres import bulk_operations, operations, queries
+from nimburion.backends.postgres.bulk_operations import COLUMNS
+from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
+from nimburion.backends.postgres.encoding import encode_lookup_text
+from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
+from nimburion.core.audit import AuditPage
+from nimburion.core.backend import Inspecting
+from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
+from nimburion.core.errors import BulkOperationNotFound
+from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
+from nimburion.core.job import JobRecord, State
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
+from nimburion.core.limit_changes import LimitChange
+from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.rate_limits import RateInfo
+from nimburion.core.session import MAX_HOLDERS, LimitInfo, SessionInfo
+
+_LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
+    changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
+_GROUP_FAILURES = make_call("group_failures_1", 18)
+_FIND_JOBS = """SELECT seq, id, examined FROM {schema}.find_jobs_1({schema}.get_read_time_1($1),
+    $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"""
+_LIST_RATES = """SELECT t.now, r.* FROM {schema}.get_read_time_1($1) AS t (now),
+    {schema}.list_rates_1(NULL) r"""
+_LIST_KEYED_LIMITS = """SELECT job_name, limit_name, concurrency, interval, burst, cost
+    FROM {schema}.keyed_limit"""
+_EXPLAIN = """SELECT g.*, e.*, t.now, (
+        SELECT CAST(ROW(r.*) AS {schema}.rate_limit) FROM {schema}.list_rates_1(g.name) r
+    ) AS rate, (
+        SELECT json_agg(json_build_array(k.limit_name, k.key, k.in_use, k.parked, k.opens_at))
+        FROM {schema}.list_key_uses_1(g.name, g.seq, 100) k
+    ) AS key_uses, (
+        SELECT p.limit_name FROM {schema}.parked p WHERE p.seq = g.seq
+    ) AS parked_for, (
+        SELECT json_build_array(u.tenant, u.ahead, u.tenants_before, u.jobs_before)
+        FROM {schema}.find_turn_1(g.id, 10000) u
+    ) AS turn FROM {schema}.get_read_time_1($1) AS t (now),
+    {schema}.get_jobs_1(t.now, ARRAY[$3]::bytea[], false) g,
+    {schema}.explain_job_1(t.now, coalesce($2, t.now), g.id, g.queue, g.name, g.options, $4) e"""
+"""One statement, so that everything is read in one snapshot."""
+_STATISTICS = """SELECT step, start, queue, name, counters FROM {schema}.statistics
+    WHERE step = $1 AND start >= $2 AND start < $3
+        AND ($4::text IS NULL OR queue = $4) AND ($5::text IS NULL OR name = $5)"""
+_GET_BULK_OPERATION = f"SELECT {COLUMNS} FROM {{schema}}.bulk_operation WHERE id = $1"  # noqa: S608
+_LIST_BULK_OPERATIONS = f"""SELECT {COLUMNS} FROM {{schema}}.bulk_operation
+    WHERE position < $1 ORDER BY position DESC LIMIT $2"""  # noqa: S608 - names of ours
+
+
+class PostgresInspecting(Inspecting):
+    """The operations of `Inspecting` for the PostgreSQL backend."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    async def get_job(self, job_id: str) -> JobRecord:
+        rows = await self._database.fetch(
+            """SELECT *
+            FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), ARRAY[$2]::bytea[], true)""",
+            self._database.now(),
+            encode_id_or_empty(job_id),
+        )
+        return queries.decode_record(rows, job_id)
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+        budget: int = SCAN_BUDGET,
+    ) -> Page:
+        now = self._database.now()
+        *found, status = await self._database.fetch(
+            _FIND_JOBS,
+            now,
+            *queries.encode_filter(which, which.states),
+            *queries.encode_search(which),
+            queries.encode_cursor(after),
+            limit,
+            budget,
+            extra_time=LARGE_READ_TIMEOUT,
+        )
+        rows = await self._database.fetch(
+            "SELECT * FROM {schema}.get_jobs_1({schema}.get_read_time_1($1), $2, $3)",
+            now,
+            [packed for _, packed, _ in found],
+            payloads,
+        )
+        return queries.decode_page(rows, status)
+
+    async def group_failures(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
+    ) -> FailureGroups:
+        rows = await self._database.fetch(
+            _GROUP_FAILURES,
+            self._database.now(),
+            *queries.encode_filter(which, which.failed_states),
+            *queries.encode_search(which),
+            limit,
+            budget,
+            GROUP_NAMES,
+            [to_micros(time) for time in since],
+            extra_time=LARGE_READ_TIMEOUT,
+        )
+        return queries.decode_failure_groups(rows)
+
+    async def explain_job(self, job_id: str) -> Facts:
+        rows = await self._database.fetch(
+            _EXPLAIN,
+            self._database.now(),
+            self._database.monotonic(),
+            encode_id_or_empty(job_id),
+            MAX_HOLDERS,
+        )
+        return queries.decode_facts(rows, job_id)
+
+    async def list_limits(self) -> list[LimitInfo]:
+        statement = "SELECT * FROM {schema}.list_limits_1(NULL, $1)"
+        return queries.decode_limits(await self._database.fetch(statement, MAX_HOLDERS))
+
+    async def list_rates(self) -> list[RateInfo]:
+        return queries.decode_rates(await self._database.fetch(_LIST_RATES, self._database.now()))
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        limits = await self._database.fetch(_LIST_KEYED_LIMITS)
+        statement = "SELECT * FROM {schema}.list_fullest_keys_1($1, $2)"
+        wanted = None if name is None else encode_lookup_text(name)
+        rows = await self._database.fetch(statement, wanted, max(1, fullest))
+        return queries.decode_keyed_limits(limits, rows, name, fullest)
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        return queries.decode_limit_changes(await self._database.fetch(_LIST_LIMIT_CHANGES))
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        statement = "SELECT * FROM {schema}.list_key_uses_1(NULL, NULL, $1)"
+        return queries.decode_key_uses(await self._database.fetch(statement, limit))
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        uses = "SELECT * FROM {schema}.list_tenants_1($1, $2)"
+        weights = "SELECT tenant, units FROM {schema}.tenant_weight ORDER BY tenant LIMIT $1"
+        return queries.decode_tenants(
+            await self._database.fetch(uses, MAX_WAITING_COUNTED, limit),
+            await self._database.fetch(weights, limit),
+        )
+
+    async def list_statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        interval = queries.encode_interval(since, until, step)
+        if interval is None:
+            return []
+        filters = (None if one is None else encode_lookup_text(one) for one in (queue, name))
+        rows = await self._database.fetch(
+            _STATISTICS, *interval, *filters, extra_time=LARGE_READ_TIMEOUT
+        )
+        return queries.decode_statistics(rows)
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        statement = """SELECT position, at, body FROM {schema}.audit_record
+            WHERE position < $1 ORDER BY position DESC LIMIT $2"""
+        rows = await self._database.fetch(statement, queries.encode_cursor(after), limit + 1)
+        return operations.decode_audit_page(rows, limit)
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        rows = await self._database.fetch(_GET_BULK_OPERATION, encode_lookup_text(operation_id))
+        if not rows:
+            raise BulkOperationNotFound(operation_id)
+        return bulk_operations.decode_operation(rows[0], operation_id)
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        rows = await self._database.fetch(
+            _LIST_BULK_OPERATIONS, queries.encode_cursor(after), limit + 1
+        )
+        return bulk_operations.decode_page(rows, limit)
+
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        arguments = None if queue is None else encode_lookup_text(queue)
+        statement = "SELECT * FROM {schema}.count_by_state_1({schema}.get_read_time_1($1), $2)"
+        return queries.decode_counts(
+            await self._database.fetch(
+                statement, self._database.now(), arguments, extra_time=LARGE_READ_TIMEOUT
+            )
+        )
+
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:
+        statement = "SELECT * FROM {schema}.list_queues_1({schema}.get_read_time_1($1), $2)"
+        return queries.decode_queues(
+            await self._database.fetch(statement, self._database.now(), budget)
+        )
+
+    async def list_sessions(self) -> list[SessionInfo]:
+        statement = "SELECT * FROM {schema}.list_sessions_1({schema}.get_read_time_1($1))"
+        return queries.decode_sessions(
+            await self._database.fetch(statement, self._database.monotonic())
+        )

@@ -1,0 +1,72 @@
+"""`RedisProducing`: enqueue and cancel jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from nimburion.backends.redis import enqueue as enqueueing
+from nimburion.backends.redis import operations
+from nimburion.backends.redis.record_format import UNKNOWN_LANE
+from nimburion.backends.redis.server import RedisServer
+from nimburion.backends.server.encoding import encode_id_or_empty
+from nimburion.core.backend import Producing
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.operations import Cancellation
+
+
+class RedisProducing(Producing):
+    """The operations of `Producing` for the Redis backend."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        # Each batch of 500 jobs is stored atomically. For a call of several batches, all jobs
+        # are checked before the first batch is stored.
+        if not jobs:
+            return []
+        connections = self._server.get_connections()
+        if len(jobs) == 1 and (plain := enqueueing.encode_single(jobs[0])) is not None:
+            stream = connections.long_poll.get_stream(jobs[0].queue)
+            reply = await self._server.run_enqueue_script(
+                connections, "enqueue_one", plain, more_keys=[stream]
+            )
+            if reply != UNKNOWN_LANE:
+                return enqueueing.make_single_result(jobs[0], reply)
+        slices = enqueueing.encode_batches(jobs)
+        if len(slices) > 1:
+            reply = await self._server.run_script("check_enqueue", *enqueueing.encode_lookups(jobs))
+            refused = enqueueing.predict_refusal(jobs, reply)
+            if refused is not None:
+                return refused
+        results: list[Enqueued] = []
+        trips: set[int] = set()
+        for at, batch in enumerate(slices):
+            start = at * enqueueing.BATCH_SIZE
+            part = jobs[start : start + enqueueing.BATCH_SIZE]
+            is_last = at == len(slices) - 1
+            reply = await self._server.run_enqueue_script(
+                connections, "enqueue", batch.make_arguments(), flush=is_last
+            )
+            trips.add(connections.enqueues.connection_count)
+            found = enqueueing.make_results(part, reply)
+            results += found
+            if any(result.outcome in {"conflict", "taken"} for result in found):
+                break
+        else:
+            self._check_one_server(trips)
+        return results + [Enqueued(job.id, "refused") for job in jobs[len(results) :]]
+
+    def _check_one_server(self, connections: Collection[int]) -> None:
+        """Raise `BackendUnavailable` if the batches of a durable call used several connections. The
+        flush after the last batch covers all batches only on one connection. After a reconnect, the
+        server may have lost the first batches.
+        """
+        if self._server.settings.durable_enqueue and len(connections) > 1:
+            problem = "the connection was lost between slices; the first may not be on the disk"
+            raise BackendUnavailable(f"{self._server.settings.describe()}: {problem}")
+
+    async def cancel(self, job_id: str) -> Cancellation:
+        reply = await self._server.run_script("cancel", encode_id_or_empty(job_id))
+        return operations.decode_cancellation(reply, job_id)

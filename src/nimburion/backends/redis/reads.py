@@ -1,0 +1,213 @@
+"""`RedisInspecting`: read jobs, queues, sessions, limits and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from nimburion.backends.redis import bulk_operations, queries, statistics
+from nimburion.backends.redis.connection.command_connection import CommandPart
+from nimburion.backends.redis.encoding import encode_lookup_text
+from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, PageScan, split_fields
+from nimburion.backends.redis.record_format import STATE_CODES
+from nimburion.backends.redis.server import RedisServer
+from nimburion.backends.redis.statistics import StatisticsRead
+from nimburion.backends.server.encoding import encode_id_or_empty
+from nimburion.core.audit import AuditPage
+from nimburion.core.backend import Inspecting
+from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
+from nimburion.core.diagnosis.explanations import Facts
+from nimburion.core.diagnosis.failure_groups import FailureGrouper, FailureGroups
+from nimburion.core.fairness import TenantUses
+from nimburion.core.job import FINISHED, JobRecord, State
+from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
+from nimburion.core.limit_changes import LimitChange
+from nimburion.core.metrics.statistics import Statistics, add_statistics
+from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.rate_limits import RateInfo
+from nimburion.core.session import LimitInfo, SessionInfo
+
+
+class RedisInspecting(Inspecting):
+    """The operations of `Inspecting` for the Redis backend."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+
+    async def get_job(self, job_id: str) -> JobRecord:
+        reply = await self._server.run_script("get_job", encode_id_or_empty(job_id))
+        return queries.decode_record(reply, job_id)
+
+    async def list_jobs(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        payloads: bool = False,
+        budget: int = SCAN_BUDGET,
+    ) -> Page:
+        # Each script checks about 500 jobs. The call also stops when it has passed 16 times
+        # `budget` deleted jobs.
+        scan = await open_scan(self._server, which, which.states, after)
+        page = PageScan(scan, limit, budget, payloads=payloads)
+        while not page.is_finished:
+            page.add_reply(await self._server.run_script("list_jobs", *page.make_arguments()))
+        return page.make_page()
+
+    async def group_failures(
+        self,
+        which: JobFilter = EVERY_JOB,
+        *,
+        limit: int = 100,
+        budget: int = SCAN_BUDGET,
+        since: Sequence[float] = (),
+    ) -> FailureGroups:
+        # Each script checks 500 dead letters, which are grouped before the next one: to decode
+        # all at once would hold up other tasks. Another call reads the errors of the groups
+        # that it returns.
+        scan = await open_scan(self._server, which, which.failed_states)
+        grouper = FailureGrouper(since)
+        checked, stopped = 0, 0
+        while not scan.is_finished and not stopped:
+            arguments = scan.make_arguments(0, max(0, budget - checked))
+            after, last, stopped, count, found = await self._server.run_script(
+                "list_dead_letters", *arguments
+            )
+            scan.advance(after, last)
+            checked += count
+            grouper.add(queries.decode_dead_letters(found))
+        groups = grouper.list_largest(limit)
+        latest = JobFilter(ids=tuple(group.job_id for group in groups))
+        jobs = (await self.list_jobs(latest, limit=len(groups))).jobs if groups else []
+        return FailureGroups(
+            groups=queries.add_errors(groups, jobs),
+            examined=checked,
+            complete=scan.is_finished,
+        )
+
+    async def explain_job(self, job_id: str) -> Facts:
+        # One script reads everything.
+        reply = await self._server.run_script("explain_job", encode_id_or_empty(job_id))
+        return queries.decode_facts(reply, job_id)
+
+    async def list_limits(self) -> list[LimitInfo]:
+        # Each script looks for holders among 2,000 leases.
+        replies: list[list[Any]] = []
+        following: int | None = 0
+        while following is not None:
+            following, rows = await self._server.run_script("list_limits", following)
+            replies.append(rows)
+        return queries.decode_limits(replies)
+
+    async def list_rates(self) -> list[RateInfo]:
+        # One script reads everything.
+        return queries.decode_rates(*await self._server.run_script("list_rates"))
+
+    async def list_keyed_limits(
+        self, *, name: str | None = None, fullest: int = 5
+    ) -> list[KeyedLimitInfo]:
+        # Each script reads some 500 keys.
+        reading = queries.KeyedLimitsReading()
+        while not reading.is_finished:
+            reading.add_reply(await self._server.run_script("list_keyed_limits", reading.cursor))
+        return reading.summarize(name, fullest)
+
+    async def list_limit_changes(self) -> list[LimitChange]:
+        return queries.decode_limit_changes(await self._server.run_script("list_limit_changes"))
+
+    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
+        # One script reads everything.
+        return queries.decode_key_uses(await self._server.run_script("list_key_uses", limit))
+
+    async def list_tenants(self, limit: int = 100) -> TenantUses:
+        return queries.decode_tenants(await self._server.run_script("list_tenants", limit), limit)
+
+    async def list_statistics(
+        self,
+        since: float,
+        until: float,
+        step: int,
+        *,
+        queue: str | None = None,
+        name: str | None = None,
+    ) -> list[Statistics]:
+        # Each script reads up to 100 intervals.
+        read = StatisticsRead(since, until, step, queue, name)
+        await finish_read(self._server, read)
+        return add_statistics(read.rows)
+
+    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
+        arguments = statistics.encode_numbered_page(limit, after)
+        return statistics.decode_audit_page(await self._server.run_script("list_audit", *arguments))
+
+    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
+        reply = await self._server.run_script(
+            "get_bulk_operation", encode_lookup_text(operation_id)
+        )
+        return bulk_operations.decode_operation(reply, operation_id)
+
+    async def list_bulk_operations(
+        self, *, limit: int = 100, after: str | None = None
+    ) -> BulkOperationPage:
+        arguments = statistics.encode_numbered_page(limit, after)
+        return bulk_operations.decode_page(
+            await self._server.run_script("list_bulk_operations", *arguments)
+        )
+
+    async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
+        arguments = [] if queue is None else [encode_lookup_text(queue)]
+        return queries.decode_counts(await self._run_counting_script("count_jobs", *arguments))
+
+    async def list_queues(self, *, budget: int | None = None) -> list[QueueInfo]:  # noqa: ARG002
+        # Reads counters.
+        return queries.decode_queues(await self._run_counting_script("list_queues"))
+
+    async def list_sessions(self) -> list[SessionInfo]:
+        return queries.decode_sessions(await self._server.run_script("list_sessions"))
+
+    async def _run_counting_script(self, name: str, *arguments: CommandPart) -> list[Any]:
+        """Run a script that counts jobs, and return its reply. The script counts up to 500 due jobs
+        as ready before they are promoted. If there are more, they are promoted first.
+        """
+        while not (reply := await self._server.run_script(name, *arguments)):
+            await self._server.run_script("promote", SCAN_STEP)
+        return reply  # type: ignore[no-any-return]
+
+
+async def open_scan(
+    server: RedisServer,
+    which: JobFilter,
+    states: frozenset[State] | None,
+    after: str | None = None,
+    *,
+    deletes: bool = False,
+) -> JobScan:
+    """Start a scan over the jobs of a filter. It covers the listed ids if the filter has ids.
+    It covers only the unfinished jobs if the filter allows no others and there are few.
+    Otherwise it covers all jobs.
+    """
+    fields: Iterable[bytes] | None = None
+    if which.ids is not None:
+        fields = await _find_fields(server, which.ids)
+    elif states and states.isdisjoint(FINISHED):
+        codes = "".join(STATE_CODES[state] for state in states)
+        fields = split_fields(await server.run_script("find_unfinished", codes, MAX_SORTED))
+    return JobScan(which, states, after, fields=fields, deletes=deletes)
+
+
+async def _find_fields(server: RedisServer, ids: Collection[str]) -> list[bytes]:
+    """Return the fields (encoded seqs) of the jobs with these ids; unknown ids are skipped."""
+    arguments, found = sorted({encode_id_or_empty(job_id) for job_id in ids}), []
+    for at in range(0, len(arguments), SCAN_STEP):
+        found += await server.run_script("find_jobs", *arguments[at : at + SCAN_STEP])
+    return [field for field in found if field is not None]
+
+
+async def finish_read(server: RedisServer, read: StatisticsRead) -> None:
+    """Read the intervals of statistics that are left. Each script reads up to 100."""
+    keys = server.get_connections().keys
+    while not read.is_finished:
+        call = read.make_call(keys)
+        reply = await server.run_script("list_statistics", *call.arguments, more_keys=call.keys)
+        read.add_reply(reply)
