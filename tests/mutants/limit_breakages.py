@@ -358,8 +358,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a job that moves to another key stays parked for the first one",
         "backends/redis/*.lua",
-        "  collect_unparked($name, $waiting)\n  collect_parked($other, $waiting)\n",
-        "  collect_parked($other, $waiting)\n",
+        "  collect_unparked($name, $waiting)\n  note_opening($other)\n",
+        "  note_opening($other)\n",
         (f"{REDIS}test_many_jobs_move_in_few_exchanges",),
     ),
     Mutant(
@@ -372,8 +372,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a turn at a rate without units is lost",
         "backends/redis/*.lua",
-        "    local $own = find_key($keys, $name)\n    if $own and is_full($own) then\n      return\n",
-        "    local $own = find_key($keys, $name)\n    if $own and count_room($own[KEY_RATE]) == 0 then\n      return\n",
+        "    local $own = find_key($keys, $name)\n    if $own and is_full($own) then\n",
+        "    local $own = find_key($keys, $name)\n    if $own and count_room($own[KEY_RATE]) == 0 then\n",
         (f"{REDIS}test_a_turn_at_a_rate_without_units_waits_for_the_next_one",),
     ),
     Mutant(

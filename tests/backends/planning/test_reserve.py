@@ -339,6 +339,21 @@ def test_no_turn_passes_at_a_full_key() -> None:
     assert not plan.has_more
 
 
+def test_no_job_overtakes_one_of_its_key_that_was_parked_before_it() -> None:
+    """The first job needs two units. The turn that passes on is its turn, though one is left."""
+    cheap = JobLimit(("region", ""), None, RATE)
+    costly = JobLimit(("region", ""), None, msgspec.structs.replace(RATE, cost=2))
+    model = open_model()
+    model.uses = {SMTP.key: LimitUse(1), cheap.key: LimitUse(0, model.now + 500_000)}
+    model.parked = {5: (make_job(5, cheap), cheap.key)}
+    model.put(make_job(1, costly))
+    model.put(make_job(2, cheap, SMTP))
+    plan = model.plan(4)
+    assert plan.leases == []
+    assert plan.park == {1: cheap.key, 2: SMTP.key}
+    assert plan.unpark == []
+
+
 def test_a_job_that_returns_is_leased_whether_it_has_a_tenant_or_not() -> None:
     for waiting, parked in ((None, "t"), ("t", None), (None, None), ("t", "t"), ("t", "u")):
         model = open_model()

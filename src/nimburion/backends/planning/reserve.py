@@ -170,7 +170,7 @@ class _Planner:
                     break  # before more jobs of the lane are read
             elif self._parks_left:
                 queue.pop()
-                self._park_job(lane, seq, full, limits)
+                self._park_job(lane, ParkedJob(*ranked[1:], None), full, limits)
             else:
                 self._leave(lane)
             head = self._listed[n] = queue.find_head()
@@ -260,10 +260,10 @@ class _Planner:
         self._has_more = True
 
     def _park_job(
-        self, lane: PlanLane, seq: int, full: JobLimit, limits: Sequence[JobLimit]
+        self, lane: PlanLane, job: ParkedJob, full: JobLimit, limits: Sequence[JobLimit]
     ) -> None:
         """Park a job, which left its lane, and pass its turn at its other keys on."""
-        self._wait_for(seq, full)
+        self._wait_for(lane, job, full)
         for limit in limits:
             if limit.key != full.key:
                 self._pass_turn(lane, limit.key)
@@ -288,10 +288,15 @@ class _Planner:
                 if full is not None:
                     self._leave(lane)
                 return
-            self._wait_for(job.seq, full)
+            self._wait_for(lane, job, full)
 
-    def _wait_for(self, seq: int, full: JobLimit) -> None:
-        self._park[seq] = full.key
+    def _wait_for(self, lane: PlanLane, job: ParkedJob, full: JobLimit) -> None:
+        """Park a job for a limit. No later job of the lane that is parked for it overtakes the job.
+
+        The limit has no room for the job until the plan ends, so the job never returns.
+        """
+        self._park[job.seq] = full.key
+        self._open_parked(lane, full.key).add_returned(job)
         self._admission.wait_for(full)
         self._parks_left -= 1
 

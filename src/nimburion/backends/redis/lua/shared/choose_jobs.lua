@@ -144,7 +144,7 @@ end
 
 -- Leave a lane to the next exchange, because this one parked as many jobs as it may.
 local function leave_lane(lane)
-  lane.is_closed, lane.has_more = true, true
+  lane.is_closed, lane.has_more, choice.is_stale = true, true, true
 end
 
 local function find_key(keys, name)
@@ -165,7 +165,7 @@ local function pass_turn(lane, name, has_turn)
     local keys = known_keys[sub(waiting, READY_SEQ, READY_END)]
     local own = find_key(keys, name)
     if own and is_full(own) then
-      return
+      return note_opening(own)
     end
     next_jobs.at = next_jobs.at + 1
     local full = find_full_key(keys)
@@ -175,7 +175,7 @@ local function pass_turn(lane, name, has_turn)
     if not full or lane.is_closed then
       return return_parked(lane, name, waiting, has_turn)
     end
-    collect_moved(name, full[KEY_NAME], waiting)
+    collect_moved(name, full, waiting)
     note_parked(lane, full)
   end
 end
@@ -301,36 +301,30 @@ local function make_heap(lanes, turn_lanes, total, missing, ageing, capacities)
   return heap, count
 end
 
--- Add the best heads to `chosen`, until there are `total` of them, no head, or the heap is stale (see return_parked).
-local function take_heads(heap, count, chosen, total, ageing, caps, capacities)
-  local taken = 0 -- jobs of names with a limit: the turns must be ranked again after each
+-- Add the best heads to `chosen`, until there are `total` of them, no head, or the heap is stale: a job of another kind returned (see
+-- return_parked), a lane was left, or a name has no capacity left and the turns of tenants pass over its jobs.
+local function take_heads(heap, count, chosen, total, ageing, caps, capacities, has_turns)
   while count > 0 and #chosen < total and not choice.is_stale do
     local lane = heap[1]
     local cap, capacity = caps[lane.queue], capacities[lane.name]
     local more = false
     if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
-      local seq, missing = lane.seq, total - #chosen
-      if lane.lanes and lane.ranked_at ~= taken
-        and not (rank_turns(lane, ageing, capacities, missing) and lane.seq == seq) then
-        more = lane.group ~= nil -- the name of the job has reached its limit meanwhile
+      local name = lane.lanes and lane.source.name or lane.name
+      local member = take_head(lane, total - #chosen)
+      if member then
+        chosen[#chosen + 1] = member
+        if cap then
+          caps[lane.queue] = cap - 1
+        end
+        if capacities[name] then
+          capacities[name] = capacities[name] - 1
+          choice.is_stale = choice.is_stale or has_turns and capacities[name] <= 0
+        end
+      end
+      if lane.lanes then
+        more = #chosen < total and rank_turns(lane, ageing, capacities, total - #chosen)
       else
-        local name = lane.lanes and lane.source.name or lane.name
-        local member = take_head(lane, missing)
-        if member then
-          chosen[#chosen + 1] = member
-          if cap then
-            caps[lane.queue] = cap - 1
-          end
-          if capacities[name] then
-            capacities[name], taken = capacities[name] - 1, taken + 1
-          end
-        end
-        if lane.lanes then
-          more = #chosen < total and rank_turns(lane, ageing, capacities, total - #chosen)
-          lane.ranked_at = taken
-        else
-          more = not lane.is_closed and #chosen < total and rank_head(lane, ageing)
-        end
+        more = not lane.is_closed and #chosen < total and rank_head(lane, ageing)
       end
     end
     if not more then
@@ -352,7 +346,7 @@ local function merge_lanes(lanes, has_turns, total, ageing, caps, capacities)
       choice.is_stale, turn_lanes = false, make_turn_lanes(lanes)
     end
     local heap, count = make_heap(lanes, turn_lanes, total, total - #chosen, ageing, capacities)
-    take_heads(heap, count, chosen, total, ageing, caps, capacities)
+    take_heads(heap, count, chosen, total, ageing, caps, capacities, #turn_lanes > 0)
   until not choice.is_stale
   write_parked()
   return chosen

@@ -1,8 +1,8 @@
 -- Shared part: limits by key. Counts leased jobs for their keys, parks jobs whose key has no room, and returns them to their lanes.
 -- Keys: keyed_limit limit_change limit_key key_opening parked parked_lane changed_lane ready job rate_limit meta
 -- Provides: for reserve: has_keyed_limits(), get_keyed_limits(queue, job name), list_job_keys(lane, body), find_full_key(keys),
---   is_at_maximum(key), is_full(key), has_parked(name, use), park(member, key, group of a tenant or nil), count_keys(keys), take_back(keys), pack_names(keys)
---   get_parked_range(name, lane4), collect_parked(name, waiting), collect_returned(name, waiting) -> group or nil, collect_moved(name, other name, waiting), write_returned(), write_parked()
+--   is_at_maximum(key), is_full(key), note_opening(key), has_parked(name, use), park(member, key, group of a tenant or nil), count_keys(keys), take_back(keys), pack_names(keys)
+--   get_parked_range(name, lane4), collect_parked(name, waiting), collect_returned(name, waiting) -> group or nil, collect_moved(name, other key, waiting), write_returned(), write_parked()
 --   for ends of leases: release_keys(parts of leases), refund_keys(field, lane, lease), block_keys(keys, delay), spend_key_units(keys, units)
 --   read_uses(names of keys) reads many with one command
 --   for the exchange: follow_clock(), before it reads or changes a rate
@@ -208,22 +208,27 @@ local function is_at_maximum(key)
   return key[KEY_MAXIMUM] and get_use(key[KEY_NAME])[IN_USE] >= key[KEY_MAXIMUM]
 end
 
--- Return whether a key has no room for the job. If its rate allows none, note when it does.
+-- Return whether a key has no room for the job.
 local function is_full(key)
-  local use, rate = get_use(key[KEY_NAME]), key[KEY_RATE]
-  if key[KEY_MAXIMUM] and use[IN_USE] >= key[KEY_MAXIMUM] then
+  if is_at_maximum(key) then
     return true
   end
+  local rate = key[KEY_RATE]
   if not rate then
     return false
   end
-  rate.spent_until = use[SPENT_UNTIL]
-  if count_room(rate) > 0 then
-    return false
+  rate.spent_until = get_use(key[KEY_NAME])[SPENT_UNTIL]
+  return count_room(rate) == 0
+end
+
+-- Note when a key that has no room allows a job that is parked for it. The end of a lease makes room below its maximum.
+local function note_opening(key)
+  local use, rate = get_use(key[KEY_NAME]), key[KEY_RATE]
+  if rate and not is_at_maximum(key) then
+    rate.spent_until = use[SPENT_UNTIL]
+    local opening = find_opening(rate)
+    use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT] or opening, opening), true
   end
-  local opening = find_opening(rate)
-  use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT] or opening, opening), true
-  return true
 end
 
 -- Return the first of these keys that has no room for the job, or nil.
@@ -287,10 +292,11 @@ local function collect_returned(name, waiting)
   return add_turn(lane, rank, due8, field, sub(suffix, 2), true)
 end
 
--- Park a job that is parked for a key for another one; write_parked writes it.
+-- Park a job that is parked for the key `name` for another key; write_parked writes it.
 local function collect_moved(name, other, waiting)
   collect_unparked(name, waiting)
-  collect_parked(other, waiting)
+  note_opening(other)
+  collect_parked(other[KEY_NAME], waiting)
 end
 
 -- Split the end of a member of `parked_lane` into the name of the key, and what the tenant adds.
@@ -449,6 +455,7 @@ local function park(member, key, group)
   else
     push(to_park.ready, member)
   end
+  note_opening(key)
   collect_parked(key[KEY_NAME], member .. suffix)
 end
 
