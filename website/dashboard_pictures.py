@@ -66,7 +66,7 @@ async def serve_sample() -> AsyncIterator[tuple[str, Sample, FakeClock]]:
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             address = f"http://127.0.0.1:{listening.getsockname()[1]}/dashboard"
             yield address, sample, clock
-            await services.stop_streams()
+            await services.stop_reads()
             server.should_exit = True
             await serving
 

@@ -21,7 +21,8 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -89,7 +90,7 @@ async def serve_dashboard(url: str) -> AsyncIterator[tuple[str, ManagementServic
         await fill_statistics(services.backend)  # the backend may have been filled hours ago
         await services.preparation.run()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/dashboard", services
-        await services.stop_streams()
+        await services.stop_reads()
         server.should_exit = True
         await serving
     await client.close()
@@ -162,38 +163,51 @@ async def load_page(client: httpx.AsyncClient, url: str) -> None:
         (await client.get(url, params={"format": "fragment"})).raise_for_status()
 
 
+async def poll(client: httpx.AsyncClient, url: str) -> AsyncIterator[str]:
+    """Yield the live part of a page as often as its script asks for it; empty if it is the same."""
+    etag = ""
+    while True:
+        headers = {"If-None-Match": etag} if etag else {}
+        separator = "&" if "?" in url else "?"
+        answer = await client.get(f"{url}{separator}format=fragment", headers=headers)
+        if answer.status_code != HTTPStatus.NOT_MODIFIED:
+            answer.raise_for_status()
+        etag = answer.headers["ETag"]
+        yield answer.text
+        await asyncio.sleep(float(answer.headers["Poll-After"]))
+
+
 async def watch(client: httpx.AsyncClient, url: str) -> None:
-    """Read the stream of a page for a while."""
-    try:
-        async with (
-            asyncio.timeout(WATCHED),
-            client.stream("GET", url, params={"format": "stream"}) as response,
-        ):
-            async for _ in response.aiter_bytes():
+    """Keep a page open for a while."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(WATCHED):
+            async for _ in poll(client, url):
                 pass
-    except TimeoutError:
-        return
 
 
 async def time_updates(
     client: httpx.AsyncClient, address: str, services: ManagementServices
 ) -> list[float]:
-    """Return the seconds from each enqueue until the job is in the stream of an open page."""
+    """Return the seconds from each enqueue until the job is on an open page."""
     random, taken = Random(1), []
     queue = f"watched_{time.time_ns()}"
-    params = {"format": "stream", "q": f"queue:{queue}"}
-    async with client.stream("GET", f"{address}/jobs", params=params, timeout=60.0) as response:
-        chunks = response.aiter_text()
-        await anext(chunks)
-        for number in range(EVENTS):
-            job_id = f"{queue}-{number}"
-            await asyncio.sleep(random.uniform(0.5, 2.5))
-            await services.backend.producing.enqueue([NewJob(job_id, "send", queue, b"{}")])
-            started = time.perf_counter()
-            async for chunk in chunks:
-                if f'"job-{job_id}"' in chunk:
-                    break
-            taken.append(time.perf_counter() - started)
+    shown: dict[str, float] = {}
+
+    async def note_times() -> None:
+        async for html in poll(client, f"{address}/jobs?q=queue:{queue}"):
+            for job_id in re.findall(r'"job-([^"]+)"', html):
+                shown.setdefault(job_id, time.perf_counter())
+
+    viewer = asyncio.create_task(note_times())
+    for number in range(EVENTS):
+        job_id = f"{queue}-{number}"
+        await asyncio.sleep(random.uniform(0.5, 2.5))
+        await services.backend.producing.enqueue([NewJob(job_id, "send", queue, b"{}")])
+        started = time.perf_counter()
+        while job_id not in shown:
+            await asyncio.sleep(0.005)
+        taken.append(shown[job_id] - started)
+    viewer.cancel()
     return taken
 
 
@@ -235,15 +249,10 @@ async def time_pauses(
 async def watch_pause(
     client: httpx.AsyncClient, url: str, shown: asyncio.Queue[bool] | None
 ) -> None:
-    """Read the stream of a page, and put whether each of its fragments shows a pause."""
-    params = {"format": "stream"}
-    async with client.stream("GET", url, params=params, timeout=None) as response:
-        text = ""
-        async for chunk in response.aiter_text():
-            *events, text = (text + chunk).split("\n\n")
-            for event in events:
-                if shown is not None and event.startswith("data:"):
-                    shown.put_nowait('class="state paused"' in event)
+    """Keep a page open, and put whether each of its live parts shows a pause."""
+    async for html in poll(client, url):
+        if shown is not None and html:
+            shown.put_nowait('class="state paused"' in html)
 
 
 class FilledBackend(msgspec.Struct):

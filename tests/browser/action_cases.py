@@ -256,7 +256,7 @@ async def test_a_form_whose_page_came_before_its_values_keeps_what_is_written(
         answer = await route.fetch()
         html = re.sub(
             r'(<div id="live"[^>]*)>.*?<p class="data-links',
-            rf'\1 data-pending="yes" data-live="{url}?format="></div><p class="data-links',
+            rf'\1 data-pending="yes" data-live="{url}?format=fragment"></div><p class="data-links',
             await answer.text(),
             flags=re.DOTALL,
         )

@@ -19,6 +19,10 @@ from tests.servers.server import Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 NOT_REACHED = "console: (Failed to load resource|.*Failed to fetch|.*network error|.*net::ERR)"
+SET_HIDDEN = """hidden => {
+    Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
 
 
 async def test_what_happens_appears_and_the_pause_holds_it(
@@ -40,26 +44,46 @@ async def test_what_happens_appears_and_the_pause_holds_it(
     await expect(page.locator("#job-live-2")).to_be_visible()
 
 
-async def test_a_page_that_comes_without_values_gets_them_and_then_a_stream(
+async def test_a_page_that_comes_without_values_gets_them_at_once(
     subject: Subject, page: Page
 ) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url.rpartition("format=")[2]))
-
     async def leave_out_values(route: Route) -> None:
         answer = await route.fetch()
         html = await answer.text()
         await route.fulfill(
-            response=answer, body=html.replace('id="live"', 'id="live" data-pending="yes"')
+            response=answer,
+            body=html.replace('id="live"', 'id="live" data-pending="yes"').replace(
+                'data-poll="1.0"', 'data-poll="1000"'
+            ),
         )
 
     await page.route("**/jobs?q=queue:later", leave_out_values)
-    async with page.expect_response(lambda response: response.url.endswith("format=stream")):
-        await page.goto(f"{subject.dashboard.address}/jobs?q=queue:later")
+    await page.goto(f"{subject.dashboard.address}/jobs?q=queue:later")
     await expect(page.locator("#live[data-pending]")).to_have_count(0)
     await subject.backend.producing.enqueue([NewJob("later-1", "send", "later", b"{}")])
     await expect(page.locator("#job-later-1")).to_be_visible()
-    assert (asked.count("fragment"), asked.count("stream")) == (1, 1)
+
+
+async def test_a_hidden_page_does_not_poll_and_one_without_news_gets_no_copy(
+    subject: Subject, page: Page
+) -> None:
+    answers: list[int] = []
+    page.on("response", lambda one: answers.append(one.status) if "=fragment" in one.url else None)
+    await subject.backend.producing.enqueue([NewJob("hidden-1", "send", "hidden", b"{}")])
+    await page.goto(f"{subject.dashboard.address}/jobs?q=id:hidden-2")
+    async with page.expect_response(lambda answer: answer.status == 304):
+        pass
+    await page.evaluate(SET_HIDDEN, True)
+    count = len(answers)
+    other = await page.context.new_page()
+    await other.goto(f"{subject.dashboard.address}/jobs?q=id:hidden-2")
+    for _ in range(2):
+        async with other.expect_response(lambda answer: "=fragment" in answer.url):
+            pass
+    await other.close()
+    assert len(answers) <= count + 1, "one may have been under way"
+    async with page.expect_response(lambda answer: "=fragment" in answer.url):
+        await page.evaluate(SET_HIDDEN, False)
 
 
 async def test_a_page_that_came_without_values_says_that_its_job_does_not_exist(
@@ -83,21 +107,6 @@ async def test_a_page_that_came_without_values_says_that_its_job_does_not_exist(
     await page.goto(f"{subject.dashboard.address}/jobs/unknown")
     await expect(page.get_by_role("alert")).to_contain_text("This does not exist")
     await expect(page.locator("#live")).to_have_text("")
-
-
-async def test_a_page_has_a_stream_although_the_script_for_streams_arrives_last(
-    subject: Subject, page: Page
-) -> None:
-    """Scripts arrive one by one where they are not cached and the network is slow."""
-
-    async def hold(route: Route) -> None:
-        await page.wait_for_function("typeof htmx !== 'undefined'")
-        await page.evaluate("new Promise(resolve => setTimeout(resolve, 50))")  # htmx starts
-        await route.continue_()
-
-    await page.route("**/hx-sse.min.js*", hold)
-    async with page.expect_response(lambda response: response.url.endswith("format=stream")):
-        await page.goto(f"{subject.dashboard.address}/queues")
 
 
 async def test_a_selection_of_text_and_a_focused_link_survive(subject: Subject, page: Page) -> None:
@@ -149,8 +158,7 @@ async def test_a_frozen_server_is_reported(
     own_dashboard: ServedDashboard, page: Page, expected_problems: list[str]
 ) -> None:
     expected_problems.append(NOT_REACHED)
-    async with page.expect_response(lambda response: response.url.endswith("format=stream")):
-        await page.goto(f"{own_dashboard.address}/queues")
+    await page.goto(f"{own_dashboard.address}/queues")
     own_dashboard.freeze()
     banner = page.get_by_role("alert")
     await expect(banner).to_contain_text("The server does not answer")

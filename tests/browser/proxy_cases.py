@@ -84,7 +84,7 @@ def address(
     process.wait()
 
 
-async def test_pages_actions_and_streams_pass_the_proxy(
+async def test_pages_actions_and_updates_pass_the_proxy(
     served: ServedDashboard, address: str, page: Page
 ) -> None:
     name = address.rpartition(":")[2].partition("/")[0]  # the port: each test has its own queues
@@ -93,7 +93,7 @@ async def test_pages_actions_and_streams_pass_the_proxy(
             [NewJob(f"a{name}", "send", f"mail{name}", b"{}")]
         )
         await page.goto(address)
-        async with page.expect_response(lambda answer: "=stream" in answer.url):
+        async with page.expect_response(lambda answer: "=fragment" in answer.url):
             await page.locator("nav").get_by_text("Queues").click()
         await expect(page.locator(f"#queue-mail{name}")).to_be_visible()
         await processor.backend.producing.enqueue(

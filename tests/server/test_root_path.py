@@ -30,7 +30,7 @@ async def test_links_begin_with_the_path(api: Api, client: httpx.AsyncClient, pr
     links = [part.partition('"')[0] for part in shown.text.split('href="')[1:]]
     outside = [link for link in links if not link.startswith(("/ops/jobs/dashboard", "#", "?"))]
     assert outside == []
-    assert 'data-live="/ops/jobs/dashboard/queues?format="' in shown.text
+    assert 'data-live="/ops/jobs/dashboard/queues?format=fragment"' in shown.text
     paused = await client.post(f"{prefix}/dashboard/queues/mail/pause", headers=FORM)
     assert paused.headers["Location"].startswith("/ops/jobs/dashboard/queues/mail?")
     index = await client.get(f"{prefix}/")

@@ -221,7 +221,7 @@ class Application:
         await management.start()
         self._management = management
         parts.push_async_callback(self._stop_management)
-        parts.push_async_callback(services.stop_streams)
+        parts.push_async_callback(services.stop_reads)
 
     async def _stop_management(self) -> None:
         management, self._management = self._management, None

@@ -57,8 +57,7 @@ class MountedManagement:
         for service in self._services.background:
             await service.start()
             self._parts.push_async_callback(service.stop)
-        await self._services.live.start()
-        self._parts.push_async_callback(self._services.stop_streams)
+        self._parts.push_async_callback(self._services.stop_reads)
         self._phase = "started"
         return self
 

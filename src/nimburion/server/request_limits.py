@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nimburion.server.problems import Problem
 
 MAX_REQUESTS = 200
-"""Requests, event streams among them, that are answered at once; further ones get status 503."""
+"""Requests that are answered at once; further ones get status 503."""
 ARRIVAL_TIMEOUT = 10.0
 """Seconds that a connection has to send the head of its first request, and of each further one."""
 

@@ -13,7 +13,7 @@ from nimburion.jobs.client.client import Client
 from nimburion.jobs.processor import Processor
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.checks import BackendChecks
-from nimburion.server.dashboard.live import MAX_STREAMS, LivePages
+from nimburion.server.dashboard.fragments import SharedFragments
 from nimburion.server.dashboard.preparation import PagePreparation
 from nimburion.server.dashboard.readings import FOR_PAGES, ReadPolicy, SharedReadings
 from nimburion.server.health import HealthChecks
@@ -30,8 +30,6 @@ class ManagementServices:
         client: Client,
         health: HealthChecks,
         workers: WorkerGroup | None = None,
-        *,
-        max_streams: int = MAX_STREAMS,
     ) -> None:
         self.config: Config = config
         self.client: Client = client
@@ -42,7 +40,7 @@ class ManagementServices:
         self.readings: SharedReadings = SharedReadings(client.backend, client.clock)
         self.page_policy: ReadPolicy = FOR_PAGES
         """How long somebody who opens a page waits for its values."""
-        self.live: LivePages = LivePages(client.clock, max_streams)
+        self.fragments: SharedFragments = SharedFragments(self.readings)
         self.preparation: PagePreparation = PagePreparation(
             client.clock, self.readings, reads_ahead=not isinstance(client, Processor)
         )
@@ -66,9 +64,9 @@ class ManagementServices:
             self.preparation,
         )
 
-    async def stop_streams(self) -> None:
-        """End the live updates of all pages, so that the server can stop."""
-        await self.live.stop()
+    async def stop_reads(self) -> None:
+        """End the reads of all pages, so that the server can stop."""
+        await self.fragments.stop()
         await self.readings.stop()
 
     @property

@@ -1,8 +1,7 @@
 """The dashboard inside a web application that is not async, such as one of Django or Flask.
 
 The application passes each request on as a `BufferedRequest`, with the caller whom it has signed
-in. The pages are made on the event loop of `processor.sync`, in a thread of its own. They poll:
-streams would each hold a thread of the web server.
+in. The pages are made on the event loop of `processor.sync`, in a thread of its own.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ class SyncDashboard:
         Raises `DefinitionError` if the caller has a right that does not exist, or a name that is no
         text. Control characters in the name are escaped: it is written into logs.
         """
-        if request.caller is None:  # the backend is not opened for strangers
+        if request.caller is None:  # answered without opening the backend
             return _report(request, make_sign_in_problem())
         caller = _check_caller(request.caller)
         request = msgspec.structs.replace(request, caller=caller)
@@ -133,7 +132,7 @@ class SyncDashboard:
 
     def _make_app(self, client: Client) -> Starlette:
         health = HealthChecks(client.backend, client.clock, lambda: "started", None)
-        services = ManagementServices(self._config, client, health, max_streams=0)
+        services = ManagementServices(self._config, client, health)
         app = Starlette(
             routes=make_dashboard_routes(services, SignedInAccess()),
             exception_handlers={HTTPException: answer_http_error},

@@ -19,7 +19,6 @@ from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS, PAGES, SECTIONS
 from tests.server.conftest import OWN, Api
 from tests.server.dashboard.conftest import every_page, make_path
-from tests.waiting import wait_until
 
 NOT_READ = 'data-pending="yes"'
 """In a page that came without its values."""
@@ -53,7 +52,7 @@ async def test_a_page_is_html_under_a_strict_policy(site: Api, page: AnyPage) ->
 async def test_the_forms_of_a_page_show_the_same(site: Api, page: AnyPage) -> None:
     path = make_path(page)
     checks, readings = site.services.checks, site.services.readings
-    await wait_until(lambda: readings.peek("checks", checks.run, 60.0) is not None, "the checks")
+    await readings.peek("checks", checks.run, 60.0, first_wait=30.0)
     html = (await site.client.get(path)).text
     fragment = await site.client.get(path, params={"format": "fragment"})
     twin = await site.client.get(path, params={"format": "json"})

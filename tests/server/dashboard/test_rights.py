@@ -22,7 +22,7 @@ from tests.server.dashboard.conftest import (
 )
 from tests.server.test_access import BROKEN_ORIGIN, read_everything
 
-FORMS_OF_A_PAGE = ("", "?format=json", "?format=fragment", "?format=stream")
+FORMS_OF_A_PAGE = ("", "?format=json", "?format=fragment")
 OTHER_SITES: tuple[dict[str, str], ...] = (
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},

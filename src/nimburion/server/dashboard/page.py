@@ -46,7 +46,7 @@ class DashboardPage(msgspec.Struct, Generic[QueryT], frozen=True, kw_only=True):
     query: type[QueryT] = cast("type[QueryT]", NoQuery)
     """Parameters must be enumerations, bounded numbers, names or checked texts."""
     interval: float | None = UPDATE_INTERVAL
-    """Seconds between two live updates, at least; None: the page is not live."""
+    """Seconds between two live updates, at most; None: the page is not live."""
 
     tables: tuple[str, ...] = ()
     """The tables that the page has as CSV, the most important one first: fields of what `read`

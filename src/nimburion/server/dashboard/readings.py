@@ -26,13 +26,13 @@ from nimburion.server.dashboard.statistics_window import StatisticsWindows
 
 T = TypeVar("T")
 
-UPDATE_AGE = 0.9
-"""The usual maximum age of a value: a bit less than the interval of live updates, so that each
-update reads.
-"""
+UPDATE_AGE = 1.0
+"""The usual maximum age of a value in seconds. An open page asks again when it is over."""
 SIDE_AGE = 4.0
-"""The maximum age of values that many pages show beside others: so the first reads stay within the
-budget of live updates.
+"""The maximum age of values that many pages show beside others, in seconds."""
+READS_PER_SECOND = 2.0
+"""The reads of the backend in a second for the live updates of all pages together, on average. If
+the open pages need more, their values are read less often.
 """
 READ_TIMEOUT = 2.0
 """Seconds after which a read counts as failed. The page then shows the last values."""
@@ -54,10 +54,8 @@ MAX_STALENESS = 600.0
 """Seconds for which values are shown while the backend does not answer, or while nobody asks."""
 MAX_LIVE_AGE = 5.0
 """Values with a longer maximum age do not count for the time of a page."""
-UNUSED_SECONDS = 120.0
-"""A value that nobody has asked for in this time is dropped when another one is added."""
 MAX_ENTRIES = 200
-"""The maximum number of values that are kept."""
+"""The maximum number of values that are kept. The one that was not read for longest is dropped."""
 
 
 class ReadPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,39 +73,39 @@ class ReadPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """
     first_wait: float = 0.1
     """Seconds that the reader waits for the first value of a slow read, which it can do without."""
-    max_side_reads: float = math.inf
-    """The most reads of values with a longer maximum age than `UPDATE_AGE`. Of further ones, the
-    reader gets the last value; they are read the next times.
-    """
+    is_update: bool = False
+    """Whether the reader is an open page, whose reads are bounded by `READS_PER_SECOND`."""
 
 
 FOR_DATA = ReadPolicy(slow_seconds=0.05, pause_factor=5.0, first_wait=FIRST_READ_TIMEOUT)
 """For programs: they get all values. The backend is busy for a sixth of the time."""
 FOR_PAGES = ReadPolicy(slow_seconds=0.05, pause_factor=5.0, wait=0.06)
 """For people who open a page: they see it at once, if need be without its values."""
-FOR_UPDATES = ReadPolicy(slow_seconds=0.5, pause_factor=1.0, max_side_reads=1)
-"""For live updates: they show a new value soon. What they read together is bounded by `LivePages`:
-if they read all values of a page at the same time, the next update would come seconds later.
-"""
-
-FOR_RARE_UPDATES = msgspec.structs.replace(FOR_UPDATES, max_side_reads=math.inf)
-"""For live updates of pages that are updated more rarely than each second."""
+FOR_UPDATES = ReadPolicy(slow_seconds=0.5, pause_factor=1.0, is_update=True)
+"""For live updates: they show a new value soon."""
 
 
 class NotReadYet(Exception):
     """A value is being read, and there is none to show meanwhile."""
 
 
-class ReadTrace:
-    """What one reader has caused."""
+class UpdateLoad:
+    """The reads in a second that the open pages need."""
 
     def __init__(self) -> None:
-        self.started: int = 0
-        """The reads that it has started."""
-        self.pending: set[asyncio.Task[None]] = set()
-        """The reads that will replace the values that it got."""
-        self.due_at: float = math.inf
-        """When the first of its values may be replaced, on the monotonic clock."""
+        self._asked_at: dict[tuple[str, float], float] = {}
+
+    def stretch_age(self, key: str, max_age: float, now: float) -> float:
+        """Note that an open page shows a value. Return the maximum age of this value: it is longer
+        than `max_age` while the open pages need more than `READS_PER_SECOND`.
+        """
+        self._asked_at[key, max_age] = now
+        # A value that was not asked for in three times its age is on no open page any more.
+        closed = [value for value, at in self._asked_at.items() if now - at > 3 * value[1]]
+        for value in closed:
+            del self._asked_at[value]
+        load = sum(1 / age for _, age in self._asked_at)
+        return max_age * max(1.0, load / READS_PER_SECOND)
 
 
 class _Entry:
@@ -175,10 +173,11 @@ class SharedReadings:
         """The statistics of the last hour; call `PageReadings.read_hour` instead."""
         self.windows: StatisticsWindows = StatisticsWindows(backend)
         """The statistics of longer times. Read a window in `read` only: reads must not overlap."""
+        self.load: UpdateLoad = UpdateLoad()
+        self.version: int = 0
+        """Increases by one each time that all values expire."""
         self._entries: dict[str, _Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._expired_at: int = 0
-        """How often all values were expired."""
 
     @property
     def entry_count(self) -> int:
@@ -196,39 +195,29 @@ class SharedReadings:
         read: Callable[[], Awaitable[object]],
         max_age: float,
         policy: ReadPolicy = FOR_DATA,
-        trace: ReadTrace | None = None,
-        *,
-        is_deferred: bool = False,
     ) -> _Entry:
         """Return the entry of a key, with a value that is at most `max_age` seconds old, or the
-        last one, as the policy says. With `is_deferred`, a usable value is not replaced now.
+        last one, as the policy says.
 
         Raises:
             NotReadYet: the policy says not to wait longer, and no value is left.
             BackendError: the read failed, and no value is left.
             TimeoutError: as `BackendError`.
         """
-        trace = trace or ReadTrace()
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = self._add_entry(key)
+        entry = self._entries.get(key) or self._add_entry(key)
         factor, is_new = policy.pause_factor, False
         # A read that somebody had started may be from before a change; one of our own is not.
         while not is_new and entry.find_due(max_age, factor) <= self.clock.monotonic():
             is_usable = entry.is_usable(self.clock.monotonic(), max_age)
-            if is_usable and is_deferred:
-                break
             is_new = not entry.is_running
-            task = self._start(entry, read, entry.timeout, trace)
+            task = self._start(entry, read, entry.timeout)
             if is_usable and entry.seconds >= policy.slow_seconds:
-                trace.pending.add(task)
                 return entry
             timeout = None if policy.wait == math.inf else policy.wait
             done, _ = await asyncio.wait({task}, timeout=timeout)
             if done and not task.cancelled():
                 task.result()
             elif is_usable:
-                trace.pending.add(task)
                 return entry
             elif entry.problem is None:
                 raise NotReadYet
@@ -237,51 +226,31 @@ class SharedReadings:
         is_stale = self.clock.monotonic() - entry.read_at > MAX_STALENESS
         if entry.problem is not None and is_stale:
             raise entry.problem.with_traceback(None)
-        trace.due_at = min(trace.due_at, entry.find_due(max_age, factor))
         return entry
 
-    def peek(
+    async def peek(
         self,
         key: str,
         read: Callable[[], Awaitable[object]],
         max_age: float,
-        trace: ReadTrace | None = None,
-        *,
-        is_deferred: bool = False,
+        first_wait: float = 0.0,
     ) -> object | None:
         """Return the last value of a slow read; None before the first, and if it is older than
         `MAX_STALENESS`. If it is older than `max_age` seconds, it is read again in the background,
-        and a failure is ignored. A read that takes very long is repeated less often. With
-        `is_deferred`, a usable value is not replaced now.
+        and a failure is ignored. A read that takes very long is repeated less often. `first_wait`
+        is how long to wait if there is no value, in seconds.
         """
-        trace = trace or ReadTrace()
         entry = self._entries.get(key) or self._add_entry(key)
         pause = max(max_age, BACKGROUND_PAUSE_FACTOR * entry.seconds)
-        now = self.clock.monotonic()
-        is_due = now - entry.tried_at >= pause
-        if is_due and not (is_deferred and entry.is_usable(now, max_age)):
-            trace.pending.add(self._start(entry, read, SLOW_READ_TIMEOUT, trace))
-        value: object | None = entry.value
-        return value if now - entry.read_at <= MAX_STALENESS else None
-
-    async def wait_for_value(
-        self,
-        key: str,
-        read: Callable[[], Awaitable[object]],
-        max_age: float,
-        wait: float,
-        trace: ReadTrace | None = None,
-        *,
-        is_deferred: bool = False,
-    ) -> object | None:
-        """Return what `peek` does, but wait for the first value for `wait` seconds."""
-        trace = trace or ReadTrace()
         task = None
-        if self.peek(key, read, max_age, trace, is_deferred=is_deferred) is None:
-            task = self._entries[key].task
-        if task is not None:
-            await asyncio.wait({task}, timeout=wait)
-        return self.peek(key, read, max_age, trace, is_deferred=is_deferred)
+        if self.clock.monotonic() - entry.tried_at >= pause:
+            task = self._start(entry, read, SLOW_READ_TIMEOUT)
+        has_value = self.clock.monotonic() - entry.read_at <= MAX_STALENESS
+        if task is not None and not has_value and first_wait > 0:
+            await asyncio.wait({task}, timeout=first_wait)
+            has_value = self.clock.monotonic() - entry.read_at <= MAX_STALENESS
+        value: object | None = entry.value
+        return value if has_value else None
 
     async def stop(self) -> None:
         """End the reads that run."""
@@ -292,7 +261,7 @@ class SharedReadings:
 
     def expire(self) -> None:
         """Read every value again when it is needed next: something was changed."""
-        self._expired_at += 1
+        self.version += 1
         for entry in self._entries.values():
             entry.tried_at = -math.inf
 
@@ -307,11 +276,9 @@ class SharedReadings:
         entry: _Entry,
         read: Callable[[], Awaitable[object]],
         timeout: float,
-        trace: ReadTrace,
     ) -> asyncio.Task[None]:
         """Return the task that replaces a value; start it unless it runs already."""
         if entry.task is None or not entry.is_running:
-            trace.started += 1
             entry.task = task = asyncio.create_task(self._refresh(entry, read, timeout))
             self._tasks.add(task)
             task.add_done_callback(self._forget)
@@ -326,7 +293,7 @@ class SharedReadings:
         self, entry: _Entry, read: Callable[[], Awaitable[object]], timeout: float
     ) -> None:
         self.count += 1
-        expired_at = self._expired_at
+        version = self.version
         started = self.clock.monotonic()
         try:
             async with asyncio.timeout(timeout):
@@ -344,14 +311,10 @@ class SharedReadings:
             entry.usual_seconds = entry.read_at - started
         entry.seconds = self.clock.monotonic() - started
         # A value that was read while something was changed may be the old one.
-        entry.tried_at = started if expired_at == self._expired_at else -math.inf
+        entry.tried_at = started if version == self.version else -math.inf
 
     def _add_entry(self, key: str) -> _Entry:
-        """Add an entry. Those that nobody has asked for lately make room for it."""
-        limit = self.clock.monotonic() - UNUSED_SECONDS
         known = self._entries
-        for old in [old for old, entry in known.items() if -math.inf < entry.tried_at < limit]:
-            del known[old]
         if len(known) >= MAX_ENTRIES:
             del known[min(known, key=lambda old: known[old].tried_at)]
         entry = known[key] = _Entry()
@@ -361,8 +324,7 @@ class SharedReadings:
 class PageReadings:
     """The readings of one page: what it reads, how old that is, and what went wrong.
 
-    Each method takes the maximum age of its value in seconds. The defaults keep ten viewers of one
-    page below two reads a second.
+    Each method takes the maximum age of its value in seconds.
     """
 
     def __init__(self, shared: SharedReadings, policy: ReadPolicy = FOR_DATA) -> None:
@@ -370,8 +332,8 @@ class PageReadings:
         self._policy = policy
         self._at = math.inf
         self._wait_until = shared.clock.monotonic() + policy.wait
-        self._side_reads = 0
-        self.trace: ReadTrace = ReadTrace()
+        self.due_at: float = math.inf
+        """When the first of its values may be read again, on the monotonic clock."""
         self.problem: str = ""
         """Why some values are old; empty if all are fresh."""
         self.precision: str = "at least"
@@ -407,47 +369,39 @@ class PageReadings:
         The key must hold every argument of the read. Raises what `SharedReadings.read` does.
         """
         policy = msgspec.structs.replace(self._policy, wait=self._find_wait())
-        is_side, started = max_age > UPDATE_AGE, self.trace.started
-        entry = await self._shared.read(
-            key, read, max_age, policy, self.trace, is_deferred=is_side and self._defers
-        )
-        if is_side:
-            self._side_reads += self.trace.started - started
+        age = self._choose_age(key, max_age)
+        entry = await self._shared.read(key, read, age, policy)
+        self.due_at = min(self.due_at, entry.find_due(age, policy.pause_factor))
         if max_age <= MAX_LIVE_AGE:
             self._at = min(self._at, entry.at)
         if entry.problem is not None:
             self.problem = describe_problem(entry.problem)
         return cast("T", entry.value)
 
-    @property
-    def _defers(self) -> bool:
-        """Whether the page has read enough values beside those that change most."""
-        return self._side_reads >= self._policy.max_side_reads
+    def _choose_age(self, key: str, max_age: float) -> float:
+        """Return the maximum age of a value for this reader."""
+        if not self._policy.is_update:
+            return max_age
+        return self._shared.load.stretch_age(key, max_age, self._shared.clock.monotonic())
 
     def _find_wait(self) -> float:
         """Return how long the page still waits for its values, in seconds."""
         return max(0.0, self._wait_until - self._shared.clock.monotonic())
 
-    def peek(self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0) -> T | None:
-        """Return the last value of a slow read, which happens in the background; None before the
-        first, and if it is very old.
-        """
-        started = self.trace.started
-        found = self._shared.peek(key, read, max_age, self.trace, is_deferred=self._defers)
-        self._side_reads += self.trace.started - started
-        return cast("T | None", found)
-
-    async def read_slowly(
-        self, key: str, read: Callable[[], Awaitable[T]], max_age: float = 30.0
+    async def peek(
+        self,
+        key: str,
+        read: Callable[[], Awaitable[T]],
+        max_age: float = 30.0,
+        *,
+        waits: bool = False,
     ) -> T | None:
-        """Return what `peek` does, but wait for the first value as the policy says."""
-        wait = min(self._policy.first_wait, self._find_wait())
-        started = self.trace.started
-        found = await self._shared.wait_for_value(
-            key, read, max_age, wait, self.trace, is_deferred=self._defers
-        )
-        self._side_reads += self.trace.started - started
-        return cast("T | None", found)
+        """Return the last value of a slow read, which happens in the background; None before the
+        first, and if it is very old. With `waits`, wait for the first one as the policy says.
+        """
+        age = self._choose_age(key, max_age)
+        first_wait = min(self._policy.first_wait, self._find_wait()) if waits else 0.0
+        return cast("T | None", await self._shared.peek(key, read, age, first_wait))
 
     async def list_queues(self, max_age: float = UPDATE_AGE) -> list[QueueInfo]:
         """Return all queues with unfinished jobs, and the paused ones.
@@ -460,7 +414,9 @@ class PageReadings:
         )
         if is_complete(counted):
             return counted
-        last = self.peek("queues counted to the end", self.backend.reads.list_queues, EXACT_AGE)
+        last = await self.peek(
+            "queues counted to the end", self.backend.reads.list_queues, EXACT_AGE
+        )
         if last is None:
             return counted
         self.precision = "about"

@@ -1,4 +1,4 @@
-"""Answers of the dashboard: pages as HTML, JSON, CSV, fragments and streams; actions; problems."""
+"""Answers of the dashboard: pages as HTML, JSON, CSV and fragments; actions; problems."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from nimburion.server.api.operation import (
 )
 from nimburion.server.dashboard.assets import load_assets
 from nimburion.server.dashboard.csv_tables import make_csv
-from nimburion.server.dashboard.live import Fragment, LiveStream
+from nimburion.server.dashboard.fragments import Fragment
 from nimburion.server.dashboard.page import (
     UPDATE_INTERVAL,
     AnyPage,
@@ -36,7 +36,6 @@ from nimburion.server.dashboard.page import (
 )
 from nimburion.server.dashboard.readings import (
     FOR_DATA,
-    FOR_RARE_UPDATES,
     FOR_UPDATES,
     NotReadYet,
     PageReadings,
@@ -48,10 +47,7 @@ from nimburion.server.problems import Problem, make_problem
 from nimburion.server.services import ManagementServices
 
 DASHBOARD_PATH = "/dashboard"
-Form = Literal["html", "json", "csv", "fragment", "stream"]
-
-POLL_SECONDS = 2.0
-"""The least seconds between two polls of a page whose server has no streams."""
+Form = Literal["html", "json", "csv", "fragment"]
 
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _ACTIONS = {action.name: action for action in ACTIONS}
@@ -71,9 +67,7 @@ async def answer_page(
     if form == "csv":
         return await visit.answer_csv(request.query_params.get("table"))
     if form == "fragment":
-        return await visit.answer_fragment()
-    if form == "stream":
-        return visit.answer_stream()
+        return await visit.answer_fragment(request.headers.get("if-none-match"))
     return await visit.answer_html(notice)
 
 
@@ -96,7 +90,6 @@ class PageVisit:
         self._path = path
         self._query = query
         self._base = find_base(request)
-        self._may_stream = page.interval is not None and request.method == "GET"
         self._own_query = urlencode(
             [pair for pair in request.query_params.multi_items() if pair[0] not in _OWN_PARAMETERS]
         )
@@ -125,25 +118,24 @@ class PageVisit:
         }
         return Response(make_csv(self._page.list_rows(shown, chosen)), 200, headers, "text/csv")
 
-    async def answer_fragment(self) -> Response:
-        """Return the live part of the page."""
-        fragment = await self._render_fragment()
-        headers = {"As-Of": f"{fragment.at:.3f}", "Problem": quote(fragment.problem)}
+    async def answer_fragment(self, known: str | None) -> Response:
+        """Return the live part of the page, and when to ask for it again. A client that has it is
+        told so: `known` is its entity tag.
+        """
+        fragments = self._services.fragments
+        key = (self._page.name, *self._path.values(), self._own_query, self._base, self._caller)
+        fragment = await fragments.get(key, self._render_fragment)
+        wait = fragments.compute_wait(fragment, self._page.interval or UPDATE_INTERVAL)
+        etag = fragment.compute_etag()
+        headers = {
+            "As-Of": f"{fragment.at:.3f}",
+            "Problem": quote(fragment.problem),
+            "Poll-After": f"{wait:.3f}",
+            "ETag": etag,
+        }
+        if known == etag:
+            return Response(None, HTTPStatus.NOT_MODIFIED, headers)
         return Response(fragment.html, 200, headers, "text/html")
-
-    def answer_stream(self) -> Response:
-        """Return a stream of live parts of the page."""
-        if not self._may_stream or self._services.live.is_full:
-            raise Problem(503, "stopping", "there is no live stream now; poll the page instead")
-        key = (
-            self._page.name,
-            *self._path.values(),
-            self._own_query,
-            self._base,
-            self._caller,
-        )
-        interval = self._page.interval or UPDATE_INTERVAL
-        return LiveStream(self._services.live, key, self._render_fragment, interval)
 
     async def answer_html(
         self,
@@ -166,7 +158,7 @@ class PageVisit:
             shown = None
         if refill is not None:
             shown = refill(shown)
-        nonce, is_live = make_nonce(), self._page.interval is not None
+        nonce = make_nonce()
         values = {
             **self._make_values(shown, readings),
             "pending": shown is None,
@@ -175,10 +167,8 @@ class PageVisit:
             "notice_kind": kind,
             "section": self._page.section,
             "sections": SECTIONS,
-            "live_url": self._make_live_url() if is_live or shown is None else None,
-            "is_live": is_live,
-            "poll_seconds": self._choose_poll_seconds(),
-            "data_url": self._make_live_url(),
+            "poll_seconds": self._page.interval,
+            "data_url": self._make_data_url(),
             "tables": self._page.tables,
             "caller": self._caller,
             "backend": self._services.backend.describe(),
@@ -186,19 +176,10 @@ class PageVisit:
         return make_html(render_page(self._page.template, values), nonce, status)
 
     async def _render_fragment(self) -> Fragment:
-        is_rare = self._page.interval is None or self._page.interval > UPDATE_INTERVAL
-        readings = self._make_readings(FOR_RARE_UPDATES if is_rare else FOR_UPDATES)
+        readings = self._make_readings(FOR_UPDATES)
         values = self._make_values(await self._read(readings), readings)
         html = render_block(self._page.template, "live", values)
-        trace = readings.trace
-        return Fragment(
-            html,
-            readings.at,
-            readings.problem,
-            reads=trace.started,
-            pending=frozenset(trace.pending),
-            due_at=trace.due_at,
-        )
+        return Fragment(html=html, at=readings.at, problem=readings.problem, due_at=readings.due_at)
 
     def _make_readings(self, policy: ReadPolicy = FOR_DATA) -> PageReadings:
         return PageReadings(self._services.readings, policy)
@@ -227,13 +208,7 @@ class PageVisit:
             },
         }
 
-    def _choose_poll_seconds(self) -> float | None:
-        """Return after how many seconds the page polls; None: it opens a stream."""
-        if self._services.live.max_streams > 0:
-            return None
-        return max(self._page.interval or 0.0, POLL_SECONDS)
-
-    def _make_live_url(self) -> str:
+    def _make_data_url(self) -> str:
         path = self._page.path.format_map(self._path)
         own = f"{self._own_query}&" if self._own_query else ""
         return f"{self._base}{path}?{own}format="
@@ -290,7 +265,6 @@ async def _run_action(
         ApiRequest(services, caller, own, query, body, origin="dashboard")
     )
     services.readings.expire()
-    services.live.hasten()
     return answer, not getattr(body, "dry_run", False)
 
 

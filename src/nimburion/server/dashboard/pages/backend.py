@@ -24,7 +24,9 @@ class BackendData(msgspec.Struct, frozen=True, kw_only=True):
 async def read_backend(request: PageRequest[NoQuery]) -> BackendData:
     """Run the checks if the last ones are old. Slow ones continue in the background."""
     backend = request.readings.backend
-    report = await request.readings.read_slowly("checks", request.services.checks.run, CHECKS_AGE)
+    report = await request.readings.peek(
+        "checks", request.services.checks.run, CHECKS_AGE, waits=True
+    )
     return BackendData(
         description=backend.describe(), capabilities=backend.capabilities, report=report
     )

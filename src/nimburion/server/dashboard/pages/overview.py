@@ -78,7 +78,7 @@ async def read_overview(request: PageRequest[NoQuery]) -> OverviewData:
     hour = await readings.read_hour()
     rows = make_rows(await readings.list_queues(), sessions, hour)
     found = await _group_failures(request)
-    report = readings.peek("checks", request.services.checks.run)
+    report = await readings.peek("checks", request.services.checks.run)
     counters = hour.total.counters
     oldest = max(rows, key=lambda row: row.oldest_age, default=None)
     due = sum(row.size for row in rows)

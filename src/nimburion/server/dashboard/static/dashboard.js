@@ -1,16 +1,14 @@
-// The script of the dashboard: live updates, times in the viewer's zone, themes and shortcuts.
+// The script of the dashboard: live updates by polling, times in the viewer's zone, themes and shortcuts.
 // Pages work without it; they are then as old as their load.
 (() => {
   "use strict";
-  const POLL = 3000;
-  const RETRY = 12000; // between two attempts to open a stream
+  const RETRY = 3000; // milliseconds until the next attempt after a failure
+  const TIMEOUT = 9000;
   const live = document.getElementById("live");
   const banner = document.getElementById("banner");
   const notice = document.getElementById("notice");
   const liveUrl = live?.dataset.live;
-  const polls = Boolean(live?.dataset.poll); // the server has no streams
-  const isLive = polls || Boolean(live?.hasAttribute("hx-sse:connect")); // else only its values may be missing
-  const SILENCE = polls ? 1000 * live.dataset.poll : 5000; // milliseconds without a message after which the page polls
+  const interval = 1000 * (live?.dataset.poll || 0); // 0: only its values may be missing
   const store = {
     get: (key) => localStorage.getItem(`nimburion.${key}`),
     set: (key, value) => localStorage.setItem(`nimburion.${key}`, value),
@@ -34,9 +32,11 @@
 
   // Live updates
 
-  let heardAt = 0;
+  let timer = 0;
   let polling = false;
+  let again = false; // somebody has asked for a poll during a poll
   let behind = false; // a fragment was held back
+  let etag = ""; // of the fragment that is shown
   const isPaused = () => store.get("paused") === "yes";
   const isPending = () => "pending" in live.dataset; // the page came before its values
 
@@ -52,13 +52,12 @@
     );
   }
 
-  function hold() {
-    behind = true;
-    document.body.classList.add("held");
+  function setBehind(isBehind) {
+    behind = isBehind;
+    document.body.classList.toggle("held", isBehind);
   }
 
   function showStatus(at, problem) {
-    heardAt = Date.now();
     const shown = document.getElementById("as-of");
     const moment = new Date(1000 * at);
     if (at > 0) {
@@ -82,50 +81,59 @@
     return "The backend does not answer. The page shows the last values and retries.";
   }
 
+  function pollAfter(milliseconds) {
+    clearTimeout(timer);
+    timer = setTimeout(pollIfWatched, milliseconds);
+  }
+
+  // Nobody sees a hidden tab, and a paused page stays as it is. Both poll at once when that ends.
+  function pollIfWatched() {
+    if (!document.hidden && !(isPaused() && !isPending())) poll();
+  }
+
   async function poll() {
-    if (!liveUrl || polling || !(isLive || isPending())) return;
+    if (!liveUrl || !(interval || isPending())) return;
+    if (polling) {
+      again = true; // the one that runs may show what was before a change
+      return;
+    }
     polling = true;
+    clearTimeout(timer);
+    const started = performance.now();
+    let wait = RETRY;
     try {
       // A redirect leads to a page that signs in: it is no fragment.
-      const answer = await fetch(`${liveUrl}fragment`, { headers: { Accept: "text/html" }, redirect: "manual", signal: AbortSignal.timeout(POLL * 3) });
-      if (!answer.ok) {
-        heardAt = Date.now() - SILENCE + POLL;
+      const answer = await fetch(liveUrl, {
+        headers: { Accept: "text/html", ...(etag && { "If-None-Match": etag }) }, redirect: "manual", signal: AbortSignal.timeout(TIMEOUT),
+      });
+      if (answer.ok || answer.status === 304) {
+        await showAnswer(answer);
+        // A slow server is asked less often. What was held back is shown soon after it may be.
+        wait = Math.max(behind ? 1000 : 1000 * Number(answer.headers.get("Poll-After")), 2 * (performance.now() - started));
+      } else {
         showBanner(explainStatus(answer.status));
         if (answer.status === 404 && isPending()) live.replaceChildren();
-        return;
       }
-      const text = await answer.text();
-      showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
-      if (isInUse()) hold();
-      else await replaceLive(text);
-      if (isLive && !isPaused()) openStream();
     } catch {
-      heardAt = Date.now() - SILENCE + POLL;
       showBanner("The server does not answer. The page shows the last values and retries.");
     } finally {
       polling = false;
+      if (again) poll();
+      else pollAfter(wait);
+      again = false;
     }
   }
 
-  // A stream that could not be opened is tried again, while the page polls.
-  let openedAt = 0;
-  function openStream() {
-    if (polls || live._htmx?.sse || Date.now() - openedAt < RETRY) return;
-    openedAt = Date.now();
-    htmx.trigger(live, "live-start");
-  }
-
-  async function replaceLive(text) {
+  async function showAnswer(answer) {
+    const text = await answer.text();
+    showStatus(Number(answer.headers.get("As-Of")), decodeURIComponent(answer.headers.get("Problem") || ""));
+    const isNew = answer.status !== 304;
+    setBehind(isNew && isInUse());
+    if (!isNew || behind) return;
     await htmx.swap({ sourceElement: live, target: live, text, swap: "innerMorph" });
+    showTimes(live);
     delete live.dataset.pending;
-    behind = false;
-    document.body.classList.remove("held");
-  }
-
-  function watch() {
-    if (document.hidden || (isPaused() && !isPending())) return;
-    if (behind && !isInUse()) poll();
-    else if (Date.now() - heardAt >= SILENCE) poll();
+    etag = answer.headers.get("ETag");
   }
 
   function showPaused() {
@@ -139,41 +147,7 @@
   function setPaused(paused) {
     store.set("paused", paused ? "yes" : "no");
     showPaused();
-    if (!liveUrl) return;
-    if (paused) live._htmx?.sse?.reader?.cancel();
-    else {
-      openedAt = 0;
-      poll();
-    }
-  }
-
-  function startLive() {
-    live.addEventListener("htmx:sse:before:connection", (event) => {
-      if (isPaused()) event.detail.connection.cancelled = true;
-    });
-    live.addEventListener("htmx:sse:before:message", (event) => {
-      heardAt = Date.now();
-      if (isPaused()) event.preventDefault();
-      else if (!event.detail.message.event && isInUse()) {
-        hold();
-        event.preventDefault();
-      }
-    });
-    live.addEventListener("status", (event) => {
-      const { at, problem } = JSON.parse(event.detail.data);
-      showStatus(at, problem);
-    });
-    live.addEventListener("htmx:sse:error", () => {
-      if (!isPaused() && !document.hidden) poll();
-    });
-    live.addEventListener("htmx:after:swap", () => showTimes(live));
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) watch(); });
-    // htmx may have looked at the page before its extension for streams had arrived.
-    if (!live._htmx) htmx.process(live);
-    heardAt = Date.now();
-    setInterval(watch, 1000);
-    if (isPending()) poll(); // also if it is paused
-    else if (isLive && !isPaused()) openStream();
+    pollIfWatched();
   }
 
   // What a fragment leaves alone: texts of times that are already shown, and what somebody unfolded.
@@ -203,7 +177,7 @@
       document.activeElement?.blur?.();
       for (const box of document.querySelectorAll("#live input[type=checkbox]:checked")) box.checked = false;
       countSelected();
-      setTimeout(poll, 150);
+      poll();
     }
   });
   document.addEventListener("htmx:error", (event) => {
@@ -277,6 +251,9 @@
     document.addEventListener("keydown", onKey);
     document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
     showPaused();
-    if (live && liveUrl) setTimeout(startLive, 50);
+    if (liveUrl) {
+      document.addEventListener("visibilitychange", pollIfWatched);
+      pollAfter(isPending() ? 0 : interval);
+    }
   });
 })();

@@ -194,7 +194,7 @@ async def read_turns(readings: PageReadings, queue: str) -> TenantOrder:
     async def read() -> TenantUses:
         return await readings.backend.reads.list_tenants(MAX_TENANTS_READ)
 
-    read_uses = await readings.read_slowly("tenants", read, LIMIT_AGE)
+    read_uses = await readings.peek("tenants", read, LIMIT_AGE, waits=True)
     if read_uses is None:
         return TenantOrder(tenants=[], complete=False)
     uses = read_uses.tenants
