@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, cast, get_overloads, is_typeddict
 from nimburion import integrations
 
 _MODULES = (
-    "nimburion.jobs",
-    "nimburion.jobs.errors",
+    "nimburion",
     "nimburion.scheduler",
     "nimburion.backends",
     "nimburion.backends.memory",
@@ -32,10 +31,10 @@ _MODULES = (
 INTEGRATIONS = Path(integrations.__file__).parent
 MADE_BY_US = frozenset({"Context", "DeadLetters", "RegisteredJob", "SyncProcessor"})
 """Classes that users receive and never make, so that their constructors are not shown."""
-ERRORS = "nimburion.jobs.errors"
+ROOT = "nimburion"
 ALSO_SHOWN = MappingProxyType(
     {
-        "nimburion.jobs": (
+        ROOT: (
             "nimburion.jobs.declaration.options:EnqueueOptions",
             "nimburion.jobs.declaration.policy:PolicyOptions",
             "nimburion.jobs.client.registered_job:RegisteredJob",
@@ -74,13 +73,14 @@ def make_page(name: str) -> str:
     module = import_module(name)
     others = [find_object(path) for path in ALSO_SHOWN.get(name, ())]
     # What a module makes when it is first asked for, as Django's processor, is in its docstring.
-    objects = [(one, vars(module)[one]) for one in module.__all__ if one in vars(module)]
-    errors = [title for title, value in objects if name != ERRORS and is_error(value)]
+    names = [one for one in module.__all__ if name == ROOT or one in vars(module)]
+    objects = [(one, getattr(module, one)) for one in names]
+    errors = [title for title, value in objects if name != ROOT and is_error(value)]
     shown = [pair for pair in objects if pair[0] not in errors and not is_plain(pair[1])]
     parts = [f"# `{name}`", format_docstring(inspect.getdoc(module) or "")]
     parts += [describe(title, value) for title, value in shown]
     if errors:
-        links = [f"[`{title}`](nimburion.jobs.errors.md#{title})" for title in errors]
+        links = [f"[`{title}`](nimburion.md#{title})" for title in errors]
         parts += [
             "## Errors",
             "You can import these errors from here too: " + ", ".join(links) + ".",
@@ -107,7 +107,7 @@ def is_plain(value: object) -> bool:
 
 
 def is_error(value: object) -> bool:
-    """Tell whether it is an exception, which the page of the errors describes."""
+    """Tell whether it is an exception, which the page of `nimburion` describes."""
     return issubclass(type(value), type) and issubclass(cast("type", value), BaseException)
 
 

@@ -29,10 +29,10 @@ from benchmarks.chaos.event_log import (
 from nimburion import config
 from nimburion.core import events, settlement
 from nimburion.core.backend import Backend
-from nimburion.core.errors import SessionLost
+from nimburion.core.errors import PermanentError, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.settlement import Settlement
-from nimburion.jobs import Context, PermanentError, Processor
+from nimburion.jobs import Context, Processor
 from nimburion.jobs.declaration.context import get_record
 
 SHARES = {"brief": 895, "threaded": 50, "lengthy": 30, "flaky": 18, "broken": 2, "unwanted": 5}

@@ -17,8 +17,8 @@ from random import Random
 from benchmarks.chaos.application import UNWANTED, choose_name
 from benchmarks.chaos.event_log import Acknowledged, EventWriter, now
 from nimburion import config
+from nimburion.core.errors import BackendUnavailable
 from nimburion.jobs import Processor
-from nimburion.jobs.errors import BackendUnavailable
 
 GROUP = 50
 """How many callers enqueue at the same time."""

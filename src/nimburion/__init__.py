@@ -25,19 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nimburion import config, server
     from nimburion.backends import open_backend
-    from nimburion.core.version import __version__ as __version__
-    from nimburion.jobs import (
-        Context,
-        Health,
-        Job,
-        Limit,
-        Priority,
-        Processor,
-        State,
-        Status,
-        job,
-    )
-    from nimburion.jobs.errors import (
+    from nimburion.core.errors import (
         BackendCorrupt,
         BackendError,
         BackendFull,
@@ -79,6 +67,20 @@ if TYPE_CHECKING:
         UseAwait,
         WaitTimeout,
     )
+    from nimburion.core.job import AttemptError, State
+    from nimburion.core.version import __version__ as __version__
+    from nimburion.jobs import (
+        BatchContext,
+        Context,
+        Health,
+        Job,
+        Limit,
+        Priority,
+        Processor,
+        Status,
+        get_current_context,
+        job,
+    )
     from nimburion.scheduler import Scheduler
 
 __all__ = [
@@ -86,10 +88,13 @@ __all__ = [
     "job",
     "Processor",
     "Context",
+    "BatchContext",
+    "get_current_context",
     "Limit",
     "Priority",
     "State",
     "Status",
+    "AttemptError",
     "Health",
     "Scheduler",
     "config",
@@ -143,23 +148,26 @@ _HOMES = MappingProxyType(
         "server": "nimburion.server",
         "open_backend": "nimburion.backends",
         "Scheduler": "nimburion.scheduler",
+        "State": "nimburion.core.job",
+        "AttemptError": "nimburion.core.job",
         **dict.fromkeys(
             (
-                "Job",
-                "job",
-                "Processor",
+                "BatchContext",
                 "Context",
+                "Health",
+                "Job",
                 "Limit",
                 "Priority",
-                "State",
+                "Processor",
                 "Status",
-                "Health",
+                "get_current_context",
+                "job",
             ),
             "nimburion.jobs",
         ),
     }
 )
-"""Where the names of `__all__` are defined; all others are errors, in `nimburion.jobs.errors`."""
+"""Where the names of `__all__` are defined; all others are errors, in `nimburion.core.errors`."""
 
 
 def __getattr__(name: str) -> object:
@@ -167,7 +175,7 @@ def __getattr__(name: str) -> object:
         return import_module("nimburion.core.version").__version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_HOMES.get(name, "nimburion.jobs.errors"))
+    module = import_module(_HOMES.get(name, "nimburion.core.errors"))
     return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
 
 

@@ -7,7 +7,8 @@ import logging
 import pytest
 
 from nimburion.cli.burst import log_end_of_burst
-from nimburion.jobs import Context, Job, Retry
+from nimburion.core.errors import Retry
+from nimburion.jobs import Context, Job
 from nimburion.testing.plugin import MakeProcessor
 
 

@@ -10,10 +10,9 @@ from functools import partial
 import pytest
 
 from nimburion.backends import open_backend
-from nimburion.core.errors import BackendUnavailable
+from nimburion.core.errors import BackendUnavailable, WaitTimeout
 from nimburion.core.settings import Settings
 from nimburion.jobs import Processor
-from nimburion.jobs.errors import WaitTimeout
 from tests.servers import Server
 from tests.servers.proxy import Proxy
 from tests.servers.server_kinds import RunningPostgres

@@ -9,7 +9,6 @@ import pytest
 PUBLIC = (
     "nimburion",
     "nimburion.jobs",
-    "nimburion.jobs.errors",
     "nimburion.backends",
     "nimburion.backends.memory",
     "nimburion.backends.sqlite",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 
 import nimburion
-from nimburion.jobs import errors
+from nimburion.core import errors
+
+RAISED_BY_ACTIONS = {errors.MissingRight, errors.BulkOperationConflict, errors.WorkerNotFound}
+"""Errors of what operators do through the API, the dashboard and the commands."""
 
 
 @pytest.mark.parametrize("name", nimburion.__all__)
@@ -17,8 +21,16 @@ def test_each_name_can_be_imported(name: str) -> None:
     assert name in dir(nimburion)
 
 
-def test_every_error_is_there() -> None:
-    assert set(errors.__all__) <= set(nimburion.__all__)
+def test_every_error_is_there_itself_or_by_a_more_general_one() -> None:
+    public = {getattr(nimburion, name) for name in nimburion.__all__} - {errors.NimburionError}
+    defined = [
+        one
+        for one in vars(errors).values()
+        if inspect.isclass(one) and one.__module__ == errors.__name__
+    ]
+    assert len(defined) > 40
+    hidden = {one for one in defined if not public & set(one.__mro__)}
+    assert hidden == {errors.NimburionError, *RAISED_BY_ACTIONS}
 
 
 def test_the_names_of_the_specification_are_there() -> None:

@@ -11,11 +11,12 @@ from fastapi import FastAPI, Request
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from nimburion.core.errors import ConfigurationError, NotOpen
+from nimburion.core.job import State
 from nimburion.core.settings import Config, ServerSettings, TokenSettings
 from nimburion.integrations.fastapi import ProcessorDependency, get_processor, router
 from nimburion.integrations.starlette import lifespan
-from nimburion.jobs import Processor, State, job
-from nimburion.jobs.errors import ConfigurationError, NotOpen
+from nimburion.jobs import Processor, job
 from nimburion.server import MountedManagement
 
 

@@ -14,10 +14,11 @@ import pytest
 from flask import Flask, current_app, has_app_context
 
 from nimburion.cli.flask import flask_group, load_processor
+from nimburion.core.errors import ConfigurationError, DefinitionError, NotOpen
+from nimburion.core.job import State
 from nimburion.integrations.flask import FlaskJobs, find_processor, load_configuration
-from nimburion.jobs import Job, Processor, State, job
+from nimburion.jobs import Job, Processor, job
 from nimburion.jobs.client.client import Client
-from nimburion.jobs.errors import ConfigurationError, DefinitionError, NotOpen
 from nimburion.scheduler import ScheduleInfo, Schedules
 from tests.waiting import DEADLINE
 

@@ -12,8 +12,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from nimburion.core.access_rights import RIGHTS
+from nimburion.core.errors import DefinitionError
 from nimburion.integrations.flask import FlaskJobs, find_processor, make_dashboard
-from nimburion.jobs.errors import DefinitionError
 from nimburion.server import Caller
 from nimburion.server.dashboard.site import ACTIONS, PAGES
 

@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import BackendUnavailable, InvalidJob
 from nimburion.core.job import NewJob
 from nimburion.core.queries import JobFilter
 from nimburion.integrations.sqlalchemy import Outbox, OutboxRelay, enqueue_after_commit
 from nimburion.jobs import Processor, job
 from nimburion.jobs.client.client import Client, enqueue_prepared
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
-from nimburion.jobs.errors import BackendUnavailable, InvalidJob
 from nimburion.testing import FakeClock, assert_enqueued, assert_not_enqueued
 from tests.house.tree import ROOT
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends import open_backend
-from nimburion.jobs import InvalidJob, Limit, Processor
+from nimburion.core.errors import InvalidJob
+from nimburion.jobs import Limit, Processor
 from tests.servers import RunningPostgres, RunningRedis
 
 pytestmark = pytest.mark.regression

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import ConfigurationError, DefinitionError
+from nimburion.core.errors import ConfigurationError, DefinitionError, InvalidJob
 from nimburion.core.settings import QueueSettings
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs import InvalidJob, Processor, job
+from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 

@@ -8,8 +8,10 @@ from datetime import timedelta
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import RateLimitExceeded
 from nimburion.core.events import AttemptEnded
-from nimburion.jobs import Processor, RateLimitExceeded, State
+from nimburion.core.job import State
+from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.testing.clock import FakeClock
 from tests.waiting import wait_until

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import NothingRegistered, UseAwait
 from nimburion.jobs import Processor, job
-from nimburion.jobs.errors import NothingRegistered, UseAwait
 from nimburion.testing import FakeClock
 
 

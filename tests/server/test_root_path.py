@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from nimburion import config
-from nimburion.jobs.errors import ConfigurationError
+from nimburion.core.errors import ConfigurationError
 from nimburion.server.root_path import RootPath
 from tests.server.conftest import OWN, Api
 

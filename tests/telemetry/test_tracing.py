@@ -19,18 +19,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
-from nimburion.core.errors import ConfigurationError
-from nimburion.core.events import AttemptEnded, AttemptStarted
-from nimburion.jobs import (
+from nimburion.core.errors import (
     Cancel,
-    Context,
+    ConfigurationError,
     DuplicateJob,
     PermanentError,
-    Processor,
     Retry,
     Snooze,
-    job,
 )
+from nimburion.core.events import AttemptEnded, AttemptStarted
+from nimburion.jobs import Context, Processor, job
 from nimburion.telemetry import tracing as names
 from nimburion.telemetry.tracing import Tracing, instrument
 from nimburion.testing import FakeClock

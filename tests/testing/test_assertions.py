@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.job import NewJob
-from nimburion.jobs import Job, Processor, State, job
+from nimburion.core.job import NewJob, State
+from nimburion.jobs import Job, Processor, job
 from nimburion.testing import assert_enqueued, assert_not_enqueued
 from nimburion.testing.plugin import MakeProcessor
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nimburion.core.errors import Cancel, NotOpen
 from nimburion.jobs import Context, Job, Processor, job
-from nimburion.jobs.errors import Cancel, NotOpen
 from nimburion.testing import make_context
 
 

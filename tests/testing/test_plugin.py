@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nimburion.jobs import Job, State
+from nimburion.core.job import State
+from nimburion.jobs import Job
 from nimburion.testing import FakeClock, assert_enqueued
 from nimburion.testing.contract import harness
 from nimburion.testing.plugin import MakeProcessor

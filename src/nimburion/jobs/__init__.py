@@ -1,26 +1,8 @@
-"""The public API for applications: job declarations, the processor that enqueues and runs jobs, and
-their errors."""
+"""Job declarations, the processor that enqueues and runs jobs, and the worker.
 
-from nimburion.core.errors import (
-    BackendUnavailable,
-    Cancel,
-    DefinitionError,
-    DuplicateJob,
-    InvalidJob,
-    JobConflict,
-    JobNotCompleted,
-    JobNotFound,
-    LeaseLost,
-    NimburionError,
-    NothingRegistered,
-    PermanentError,
-    RateLimitExceeded,
-    ResultNotKept,
-    Retry,
-    Snooze,
-    WaitTimeout,
-)
-from nimburion.core.job import AttemptError, State
+Applications import these names, and all errors, from `nimburion`.
+"""
+
 from nimburion.jobs.client.client import Priority
 from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.batches import BatchContext
@@ -31,33 +13,14 @@ from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.health import Health
 
 __all__ = [
-    "AttemptError",
-    "BackendUnavailable",
     "BatchContext",
-    "Cancel",
     "Context",
-    "DefinitionError",
-    "DuplicateJob",
     "Health",
-    "InvalidJob",
     "Job",
-    "JobConflict",
-    "JobNotCompleted",
-    "JobNotFound",
-    "LeaseLost",
     "Limit",
-    "NimburionError",
-    "NothingRegistered",
-    "PermanentError",
     "Priority",
     "Processor",
-    "ResultNotKept",
-    "RateLimitExceeded",
-    "Retry",
-    "Snooze",
-    "State",
     "Status",
-    "WaitTimeout",
     "get_current_context",
     "job",
 ]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from nimburion.jobs import Context, Job, JobConflict, Processor, State
-from nimburion.jobs.errors import LeaseLost, UnusableConnection
+from nimburion.core.errors import JobConflict, LeaseLost, UnusableConnection
+from nimburion.core.job import State
+from nimburion.jobs import Context, Job, Processor
 from tests.backends.caller_connections.applications import Application
 
 Count = Callable[[], int]

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.errors import Unstorable
+from nimburion.core.errors import InvalidJob, Unstorable
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import NewJob, State
 from nimburion.core.lease import Delivery
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
-from nimburion.jobs import InvalidJob, Processor, job
+from nimburion.jobs import Processor, job
 from tests.servers.server_kinds import RunningPostgres
 
 MANY = 1_200

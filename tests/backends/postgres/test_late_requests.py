@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.jobs import Processor, State
+from nimburion.core.job import State
+from nimburion.jobs import Processor
 from tests.servers.binaries import Binary
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy

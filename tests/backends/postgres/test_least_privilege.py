@@ -9,14 +9,14 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
-from nimburion.core.errors import ConfigurationError
+from nimburion.core.errors import ConfigurationError, PermanentError
 from nimburion.core.job import State
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import WorkerCommand
-from nimburion.jobs import Context, PermanentError, Processor, job
+from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import Harness
 from tests.backends.postgres.roles import WORKER, open_as_worker_role

@@ -15,6 +15,7 @@ from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewBulkOperation
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
+from nimburion.core.errors import PermanentError
 from nimburion.core.job import JobOptions, State
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.limit_changes import LimitChange
@@ -26,7 +27,7 @@ from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import Overlap, ScheduleRecord
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
-from nimburion.jobs import Context, PermanentError, Processor, job
+from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import OOPS, Harness
 from tests.servers import Server

@@ -26,11 +26,11 @@ from nimburion.core.errors import (
     UnusableConnection,
 )
 from nimburion.core.exchange import RESERVE_NOTHING
-from nimburion.core.job import AttemptError, NewJob
+from nimburion.core.job import AttemptError, NewJob, State
 from nimburion.core.operations import Retention
 from nimburion.core.session import Session
 from nimburion.core.transactions import CallerConnection
-from nimburion.jobs import Context, Processor, State
+from nimburion.jobs import Context, Processor
 from nimburion.testing.clock import FakeClock
 from tests.waiting import wait_until, wait_until_finished
 

@@ -12,16 +12,7 @@ import pytest
 
 from nimburion.actions import Operator
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.events import Event, JobEnqueued
-from nimburion.core.job import JobRecord
-from nimburion.core.operations import Cancellation
-from nimburion.core.settings import Settings
-from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs import Context, Job, PermanentError, Priority, Processor, State, job
-from nimburion.jobs.client.client import Client
-from nimburion.jobs.client.registered_job import RegisteredJob
-from nimburion.jobs.declaration.middleware import Enqueueing, Next
-from nimburion.jobs.errors import (
+from nimburion.core.errors import (
     DuplicateJob,
     InvalidJob,
     JobConflict,
@@ -29,9 +20,19 @@ from nimburion.jobs.errors import (
     JobNotFound,
     NotOpen,
     NotSupported,
+    PermanentError,
     ResultNotKept,
     WaitTimeout,
 )
+from nimburion.core.events import Event, JobEnqueued
+from nimburion.core.job import JobRecord, State
+from nimburion.core.operations import Cancellation
+from nimburion.core.settings import Settings
+from nimburion.core.size_limits import SizeLimits
+from nimburion.jobs import Context, Job, Priority, Processor, job
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.registered_job import RegisteredJob
+from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until

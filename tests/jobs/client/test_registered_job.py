@@ -10,10 +10,11 @@ from uuid import UUID
 
 import pytest
 
+from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
+from nimburion.core.job import State
 from nimburion.core.operations import Cancellation
-from nimburion.jobs import Context, Job, Processor, State, job
+from nimburion.jobs import Context, Job, Processor, job
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
-from nimburion.jobs.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.testing import FakeClock
 
 

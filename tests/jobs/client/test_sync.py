@@ -21,14 +21,7 @@ import pytest
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.sqlite.producing import SQLiteProducing
-from nimburion.core.events import Event, JobEnqueued
-from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.metrics.job_counters import JobCounters
-from nimburion.core.settings import Settings
-from nimburion.jobs import Priority, Processor, job
-from nimburion.jobs.client.client import Client
-from nimburion.jobs.client.sync import SyncClient, SyncMethod
-from nimburion.jobs.errors import (
+from nimburion.core.errors import (
     BackendUnavailable,
     InvalidJob,
     JobConflict,
@@ -37,6 +30,13 @@ from nimburion.jobs.errors import (
     UseAwait,
     WaitTimeout,
 )
+from nimburion.core.events import Event, JobEnqueued
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.metrics.job_counters import JobCounters
+from nimburion.core.settings import Settings
+from nimburion.jobs import Priority, Processor, job
+from nimburion.jobs.client.client import Client
+from nimburion.jobs.client.sync import SyncClient, SyncMethod
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import DEADLINE

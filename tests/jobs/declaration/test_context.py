@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import Cancel, NotOpen
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settlement import Progressed, Spent
-from nimburion.jobs import Cancel, Context, Processor, job
+from nimburion.jobs import Context, Processor, job
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.context import get_record
 from nimburion.jobs.declaration.middleware import Middleware, Next, compose
-from nimburion.jobs.errors import NotOpen
 
 LEASE = Lease("j1", Token(7, bytes(16)))
 DELIVERY = Delivery(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import DefinitionError
+from nimburion.core.errors import Cancel, DefinitionError
 from nimburion.core.job import State
-from nimburion.jobs import Cancel, Context, Job, Processor, job
+from nimburion.jobs import Context, Job, Processor, job
 from tests.waiting import wait_until_finished
 
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")

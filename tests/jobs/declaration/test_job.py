@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
@@ -18,7 +19,6 @@ from nimburion.jobs.declaration.codec import UnreadablePayload, UnstorableResult
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, job, require_declaration
 from nimburion.jobs.declaration.registry import Handler, Registry
-from nimburion.jobs.errors import DefinitionError, InvalidJob
 from nimburion.jobs.processor import Processor
 
 if TYPE_CHECKING:

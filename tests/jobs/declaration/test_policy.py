@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
 from nimburion.jobs.declaration.policy import (
     Policy,
@@ -19,7 +20,6 @@ from nimburion.jobs.declaration.policy import (
     parse_policy,
     read_policy,
 )
-from nimburion.jobs.errors import DefinitionError
 
 
 class NoJitter(Random):

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.core.job import JobOptions, State
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs import Job, Processor, job
 from nimburion.jobs.declaration.registry import Registry
-from nimburion.jobs.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.testing import FakeClock
 
 WAITING_STATES = (State.PENDING, State.SCHEDULED, State.RETRYING)

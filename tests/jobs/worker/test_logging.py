@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import Cancel, Retry, Snooze
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settings import QueueSettings
-from nimburion.jobs import Cancel, Context, Processor, Retry, Snooze
+from nimburion.jobs import Context, Processor
 from nimburion.jobs.worker.unserved_watch import UnservedWatch
 from nimburion.testing import FakeClock
 

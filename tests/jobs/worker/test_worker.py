@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
 from nimburion.core.job import JobRecord, State
-from nimburion.jobs import Cancel, PermanentError, Processor, Retry, Snooze, job
+from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
 from tests.waiting import wait_until, wait_until_finished
 

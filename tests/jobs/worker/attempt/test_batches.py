@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import Cancel, DefinitionError, PermanentError, Retry, Snooze
 from nimburion.core.job import State
 from nimburion.jobs import Context, Job, Processor, job
 from nimburion.jobs.declaration.batches import BatchContext
-from nimburion.jobs.errors import Cancel, DefinitionError, PermanentError, Retry, Snooze
 from nimburion.testing import FakeClock
 from tests.waiting import wait_until, wait_until_finished
 

@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import BackendUnavailable, JobNotFound
+from nimburion.core.errors import (
+    BackendUnavailable,
+    DefinitionError,
+    JobNotFound,
+    PermanentError,
+    Snooze,
+)
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobRecord, State
 from nimburion.core.session import Session
-from nimburion.jobs import Context, DefinitionError, Job, PermanentError, Processor, Snooze, job
+from nimburion.jobs import Context, Job, Processor, job
 from nimburion.jobs.worker.attempt.attempt import Interruption
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend

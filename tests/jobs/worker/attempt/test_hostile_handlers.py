@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.errors import LeaseLost
+from nimburion.core.errors import Cancel, LeaseLost, Retry, Snooze
 from nimburion.core.events import AttemptEnded, Event
 from nimburion.core.job import State
-from nimburion.jobs import Cancel, Context, Processor, Retry, Snooze
+from nimburion.jobs import Context, Processor
 from nimburion.testing import FakeClock
 from tests.waiting import wait_until, wait_until_finished
 

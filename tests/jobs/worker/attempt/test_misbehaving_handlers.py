@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import Cancel
 from nimburion.core.job import JobRecord, State
-from nimburion.jobs import Cancel, Processor
+from nimburion.jobs import Processor
 from nimburion.jobs.declaration.context import Context
 from tests.waiting import wait_until_finished
 

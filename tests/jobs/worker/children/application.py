@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from nimburion.backends.memory import MemoryBackend
-from nimburion.jobs import Cancel, Context, PermanentError, Processor, Retry, Snooze, job
+from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
+from nimburion.jobs import Context, Processor, job
 
 
 class Odd(Exception):

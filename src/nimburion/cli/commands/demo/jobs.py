@@ -11,7 +11,8 @@ from email.message import EmailMessage
 from pathlib import Path
 
 from nimburion import config
-from nimburion.jobs import Context, Job, PermanentError, Processor
+from nimburion.core.errors import PermanentError
+from nimburion.jobs import Context, Job, Processor
 
 
 class CallPartner(Job, name="call_partner", queue="web", max_retries=5, retry_backoff=0.3):

@@ -25,11 +25,11 @@ from nimburion.core.errors import (
     NotSupported,
     UnusableConnection,
 )
+from nimburion.core.job import State
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.checks import check_project
 from nimburion.integrations.django.management.commands.nimburion import Command
 from nimburion.integrations.django.testing import JobsTestMixin, clear_jobs, run_jobs
-from nimburion.jobs import State
 from nimburion.jobs.client.client import Client
 from tests.integrations.django.project.shop.jobs import (
     USED,
