@@ -90,15 +90,15 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "fairness: a lease that a rescue ends stays charged",
         "backends/memory/*.py",
-        "self.state.turns.settle($entry, $lease.charge, None)",
-        "pass",
+        "self.state.turns.settle($entry, $lease.charge, $run_time)",
+        "_ = $run_time is None or self.state.turns.settle($entry, $lease.charge, $run_time)",
         (f"{MEMORY}test_a_closed_session_and_a_rescue_charge_nothing",),
     ),
     Mutant(
         "fairness: an unstarted job is charged",
-        "backends/memory/*.py",
-        "if not (isinstance($settlement, Released) and $settlement.unstarted):",
-        "if True:",
+        "backends/planning/settle.py",
+        "has_run=not $settlement.unstarted",
+        "has_run=True",
         (f"{MEMORY}test_what_did_not_run_is_charged_nothing",),
     ),
     Mutant(
@@ -197,15 +197,15 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "SQLite: a rescue charges the time of the lost worker",
         "backends/sqlite/transitions.py",
-        "settle_charges($db, $lease.session, [$lease.seq], ran=False)",
+        "settle_charges($db, $lease.session, [$lease.seq], ran=$effect.has_run)",
         "settle_charges($db, $lease.session, [$lease.seq], ran=True)",
         (f"{SQLITE}test_a_closed_session_and_a_rescue_charge_nothing",),
     ),
     Mutant(
-        "SQLite: a settled charge is charged again",
-        "backends/sqlite/tenants.py",
-        '    db.run("clear_charge", $session, $seq)\n',
-        "",
+        "SQLite: an attempt that ran is charged nothing",
+        "backends/sqlite/transitions.py",
+        "settle_charges($db, $lease.session, [$lease.seq], ran=$effect.has_run)",
+        "settle_charges($db, $lease.session, [$lease.seq], ran=False)",
         (f"{SQLITE}test_an_attempt_that_ran_is_charged_its_time",),
     ),
     Mutant(

@@ -254,14 +254,6 @@ def sort_states(states: Iterable[State]) -> tuple[State, ...]:
     return tuple(state for state in State if state in wanted)
 
 
-def limit_replaced_due(due: int, *, now: int, first: int, max_wait: int | None) -> int:
-    """Return the due time of a job that is replaced, in the unit of its arguments.
-
-    `due` is what the new job asks for, and `first` the time when the job was first enqueued.
-    """
-    return due if max_wait is None else min(due, max(now, first + max_wait))
-
-
 def compute_digest(name: str, payload: bytes) -> bytes:
     """Return the digest of a body: BLAKE2b, 16 bytes, over name, NUL, payload."""
     body = _start_digest(name)

@@ -49,7 +49,6 @@ HOT = {
     "insert_leases",
     "insert_charged_leases",
     "list_charges",
-    "clear_charge",
     "list_turns",
     "list_turn_jobs",
     "list_shares",

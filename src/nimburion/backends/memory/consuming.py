@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from nimburion.backends.memory import operations
 from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.rescue import rescue
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.backend import Consuming
@@ -64,9 +65,7 @@ class MemoryConsuming(Consuming):
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         monotonic = self._data.clock.monotonic()
-        return self._data.run_atomically(
-            lambda step: operations.rescue(step, limit, max_lost, monotonic)
-        )
+        return self._data.run_atomically(lambda step: rescue(step, limit, max_lost, monotonic))
 
     async def promote(self, limit: int) -> Promoted:
 

@@ -12,7 +12,6 @@ from nimburion.backends.memory.reserve import Reservation, make_delivery, measur
 from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
-    LeaseEntry,
     LimitEntry,
     MemoryState,
     RateEntry,
@@ -24,6 +23,7 @@ from nimburion.backends.memory.transitions import (
     check_job_times,
     check_settlement_delays,
 )
+from nimburion.backends.planning.settle import CANCELLED
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.diagnosis import failure_groups
@@ -43,10 +43,8 @@ from nimburion.core.job import (
     FAILED_ONLY,
     FINISHED,
     PROCESSING_ONLY,
-    AttemptError,
     JobRecord,
     NewJob,
-    Reason,
     State,
 )
 from nimburion.core.keyed_limits import (
@@ -57,7 +55,7 @@ from nimburion.core.keyed_limits import (
     get_limited_queue,
     summarize_uses,
 )
-from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease
+from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change, get_order
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
@@ -67,7 +65,7 @@ from nimburion.core.metrics.statistics import (
     add_statistics,
     check_interval,
 )
-from nimburion.core.operations import Cancellation, Replayed, Rescued, Retention
+from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.queries import JobFilter, Page, Pause, parse_cursor
 from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 from nimburion.core.schedules import Fired, Overlap
@@ -82,7 +80,6 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.settlement import Settled, Settlement
-from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
 _MAX_PROMOTED = 10_000
 _ENDED_SESSION_RETENTION = to_micros(86_400)
@@ -292,8 +289,7 @@ def release(
         if held is not None and (
             (entry.id, held.token) in wanted or (nonce is not None and held.token.nonce == nonce)
         ):
-            step.give_units_back(entry, held)
-            step.requeue_or_cancel(entry, held, settled=held.token)
+            step.release(entry, settles=True, unstarted=True)
 
 
 def close_session(step: AtomicStep, session_id: str, running: Sequence[Lease]) -> None:
@@ -305,68 +301,11 @@ def close_session(step: AtomicStep, session_id: str, running: Sequence[Lease]) -
     for entry in list(session.leased_jobs.values()):
         held = entry.leased
         if held is not None and (entry.id, held.token) not in existing:
-            step.requeue_or_cancel(entry, held)
+            step.release(entry, settles=False, unstarted=False)
     if session.leased_jobs:
         session.left = True
     else:
         session.ended_at = step.now
-
-
-def rescue(step: AtomicStep, limit: int, max_lost: int, monotonic: float) -> Rescued:
-    """See `Consuming.rescue`."""
-    for session in step.state.sessions.values():
-        if not session.is_ended and session.expires_at <= monotonic:
-            session.ended_at = step.now
-            session.held_several = len(session.leased_jobs) > 1
-    orphans = list(_iter_orphaned_jobs(step.state))
-    rescued = Rescued([], [], [], more=len(orphans) > limit)
-    for entry in orphans[:limit]:
-        rescue_job(step, entry, rescued, max_lost)
-    return rescued
-
-
-def _iter_orphaned_jobs(state: MemoryState) -> Iterator[JobEntry]:
-    """Yield the jobs of ended sessions."""
-    for session in state.sessions.values():
-        if session.is_ended:
-            yield from session.leased_jobs.values()
-
-
-def rescue_job(step: AtomicStep, entry: JobEntry, rescued: Rescued, max_lost: int) -> None:
-    """Rescue one job and record it in `rescued`.
-
-    The job does not count a lost attempt in two cases: its session was closed and left it running,
-    or it is a suspect that was held beside other jobs and had therefore not started.
-    """
-    lease = entry.leased
-    if lease is None:
-        return
-    not_begun = lease.session.held_several and entry.lost >= SUSPECT_AFTER
-    if not (lease.session.left or not_begun):
-        attempt = entry.failures + entry.lost + 1
-        step.add_error(entry, make_lost_error(attempt, lease))
-        entry.lost += 1
-        if entry.lost >= max_lost and not lease.cancel_requested:
-            step.end_lease(entry)
-            step.finish(entry, State.FAILED, session=lease.session, reason=Reason.LOST)
-            rescued.failed.append(entry.id)
-            return
-    job_ids = rescued.returned if step.requeue_or_cancel(entry, lease) else rescued.cancelled
-    job_ids.append(entry.id)
-
-
-def make_lost_error(attempt: int, lease: LeaseEntry) -> AttemptError:
-    """Return the error of an attempt whose worker was lost."""
-    return AttemptError(
-        attempt,
-        "lost",
-        "WorkerLost",
-        "its worker's session expired",
-        started_at=lease.started_at / MICRO,
-        session=lease.session.session.id,
-        host=lease.session.session.host,
-        fingerprint=LOST_FINGERPRINT,
-    )
 
 
 # The exchange
@@ -415,8 +354,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
             continue
         bytes_left -= measure_size(entry)
         if bytes_left < 0 and deliveries:
-            step.give_units_back(entry, lease)
-            step.requeue_or_cancel(entry, lease)
+            step.release(entry, settles=False, unstarted=True)
         else:
             deliveries.append(make_delivery(entry, lease.token))
     lanes = Reservation(step.state, request, step.now)
@@ -459,7 +397,7 @@ def cancel(step: AtomicStep, job_id: str) -> Cancellation:
         entry.leased.cancel_requested = True
         step.names_to_notify.add(make_session_name(entry.leased.session.session.id))
         return Cancellation.REQUESTED
-    step.finish(entry, State.CANCELLED)
+    step.apply_effect(entry, CANCELLED)
     return Cancellation.CANCELLED
 
 

@@ -17,7 +17,6 @@ from nimburion.core.job import (
     AttemptError,
     JobOptions,
     JobRecord,
-    NewJob,
     Progress,
     State,
     compute_digest,
@@ -43,11 +42,6 @@ _MAX_SECONDS = 2**63 / MICRO / 2
 def to_micros(seconds: float) -> int:
     """Convert seconds to whole microseconds, rounded."""
     return round(seconds * MICRO)
-
-
-def compute_due(job: NewJob, now: int) -> int:
-    """Return the due time of a new job, in microseconds since 1970."""
-    return to_micros(job.at) if job.at is not None else now + max(0, to_micros(job.after))
 
 
 def check_time(seconds: float) -> None:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
 from nimburion.backends.memory.state import (
-    MICRO,
     JobEntry,
     LeaseEntry,
     MemoryState,
@@ -18,26 +15,28 @@ from nimburion.backends.memory.state import (
     SessionEntry,
     UniqueKeyEntry,
     check_time,
-    compute_due,
     make_job_rate,
     to_micros,
 )
-from nimburion.core.job import (
-    REPEAT_WINDOW,
-    WAITING,
-    AttemptError,
-    Enqueued,
-    NewJob,
-    Progress,
-    State,
-    limit_replaced_due,
+from nimburion.backends.planning.enqueue import (
+    KeyHolder,
+    KnownJobs,
+    Replacement,
+    compute_due,
+    compute_key_end,
+    compute_replaced_due,
+    holds_key,
+    plan_enqueue,
 )
+from nimburion.backends.planning.settle import (
+    Effect,
+    decide_effect,
+    decide_release,
+    decide_unmatched,
+)
+from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.keyed_limits import LimitKey
-from nimburion.core.lease import Token
 from nimburion.core.settlement import (
-    Cancelled,
-    Completed,
-    Failed,
     Progressed,
     RateLimited,
     Released,
@@ -46,9 +45,6 @@ from nimburion.core.settlement import (
     Settlement,
     Spent,
 )
-
-_REFUSED = frozenset({"conflict", "taken"})
-"""The outcomes for which an enqueue stores none of its jobs."""
 
 
 class AtomicStep:
@@ -64,77 +60,35 @@ class AtomicStep:
     # Enqueue
 
     def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """Store jobs: decide the outcome of every job first, then store the new ones."""
+        """Store jobs: decide the outcome of each before any is stored."""
         check_job_times(jobs)
-        fresh: dict[str, NewJob] = {}
-        keys: dict[tuple[str, str], str] = {}
-        replacements: dict[str, tuple[str, bytes]] = {}
-        results = [self._decide_outcome(job, fresh, keys, replacements) for job in jobs]
-        if not _REFUSED.isdisjoint([result.outcome for result in results]):
-            return [_mark_refused(job, result) for job, result in zip(jobs, results, strict=True)]
-        for job, result in zip(jobs, results, strict=True):
-            if result.outcome == "created":
+        new_ids = {job.id for job in jobs if job.options.unique_key is None}
+        if len(new_ids) == len(jobs) and self.state.jobs.keys().isdisjoint(new_ids):
+            for job in jobs:
                 self._insert(job)
-            elif result.outcome == "replaced" and self._find_replacement(job.id) is None:
-                self._replace(self.state.jobs[result.id], job)
-        return results
+            return [Enqueued(job.id, "created") for job in jobs]
+        plan = plan_enqueue(jobs, self._read_known_jobs(jobs))
+        for job in plan.new:
+            self._insert(job)
+        for replaced_id, job in plan.replacing:
+            self._replace(self.state.jobs[replaced_id], job)
+        return plan.results
 
-    def _decide_outcome(
-        self,
-        job: NewJob,
-        fresh: dict[str, NewJob],
-        keys: dict[tuple[str, str], str],
-        replacements: dict[str, tuple[str, bytes]],
-    ) -> Enqueued:
-        existing = self.state.jobs.get(job.id)
-        if existing is not None or job.id in fresh:
-            known = (
-                fresh[job.id].compute_digest() if existing is None else existing.get_body_digest()
-            )
-            return Enqueued(job.id, "exists" if known == job.compute_digest() else "conflict")
-        key = job.options.unique_key
-        if key is not None:
-            repeated = None
-            if job.options.on_duplicate == "replace":
-                repeated = replacements.get(job.id) or self._find_replacement(job.id)
-            if repeated is not None:
-                replaced, known = repeated
-                if known != job.compute_digest():
-                    return Enqueued(job.id, "conflict")
-                return Enqueued(replaced, "replaced")
-            holder = keys.get((job.name, key)) or self.find_key_holder(job.name, key)
-            if holder is not None:
-                return self._decide_duplicate(job, holder, fresh, replacements)
-            keys[job.name, key] = job.id
-        fresh[job.id] = job
-        return Enqueued(job.id, "created")
-
-    def _decide_duplicate(
-        self,
-        job: NewJob,
-        holder: str,
-        fresh: dict[str, NewJob],
-        replacements: dict[str, tuple[str, bytes]],
-    ) -> Enqueued:
-        if job.options.on_duplicate == "existing":
-            return Enqueued(holder, "exists")
-        if job.options.on_duplicate == "reject":
-            return Enqueued(holder, "taken")
-        if holder not in fresh:
-            entry = self.state.jobs.get(holder)
-            if entry is None or entry.get_state(self.now) not in WAITING:
-                return Enqueued(holder, "taken")
-        replacements[job.id] = (holder, job.compute_digest())
-        return Enqueued(holder, "replaced")
-
-    def _find_replacement(self, job_id: str) -> tuple[str, bytes] | None:
-        """Return the id of the job that an earlier enqueue of `job_id` replaced, and the digest of
-        its body, or None.
-        """
-        entry = self.state.replacements.get(job_id)
-        if entry is None or entry.valid_until <= self.now:
-            return None
-        return entry.job_id, entry.digest
+    def _read_known_jobs(self, jobs: Sequence[NewJob]) -> KnownJobs:
+        """Return what is known about the ids and the unique keys of these jobs."""
+        stored = self.state.jobs
+        digests, holders, replacements = {}, {}, {}
+        for job in jobs:
+            if job.id in stored:
+                digests[job.id] = stored[job.id].get_body_digest()
+            key, replacement = job.options.unique_key, self.state.replacements.get(job.id)
+            if key is not None and (holder := self.find_key_holder(job.name, key)) is not None:
+                entry = stored.get(holder)
+                is_waiting = entry is not None and entry.get_state(self.now) in WAITING
+                holders[job.name, key] = KeyHolder(holder, is_waiting)
+            if replacement is not None and replacement.valid_until > self.now:
+                replacements[job.id] = Replacement(replacement.job_id, replacement.digest)
+        return KnownJobs(digests, holders, replacements)
 
     def _insert(self, job: NewJob) -> None:
         state = self.state
@@ -158,16 +112,15 @@ class AtomicStep:
 
     def _replace(self, entry: JobEntry, job: NewJob) -> None:
         """Give a waiting job the payload, options, queue, priority and due time of a new one."""
-        max_wait = job.options.max_wait
-        due = limit_replaced_due(
-            compute_due(job, self.now),
-            now=self.now,
-            first=entry.created_at,
-            max_wait=None if max_wait is None else to_micros(max_wait),
-        )
         self.pass_turns(entry)
         entry.digest = entry.get_body_digest()
-        entry.due = max(due, entry.due) if entry.failures else due
+        entry.due = compute_replaced_due(
+            job,
+            self.now,
+            created_at=entry.created_at,
+            old_due=entry.due,
+            failures=entry.failures,
+        )
         entry.payload, entry.options = job.payload, job.options
         entry.queue, entry.priority = job.queue, job.priority
         self.take_key(entry)
@@ -182,22 +135,19 @@ class AtomicStep:
     def find_key_holder(self, name: str, key: str) -> str | None:
         """Return the id of the job that holds a unique key now, or None."""
         lease = self.state.unique_keys.get((name, key))
-        if lease is None or (lease.valid_until is not None and lease.valid_until <= self.now):
+        if lease is None:
             return None
-        if lease.states is not None:
-            entry = self.state.jobs.get(lease.job_id)
-            if entry is None or entry.get_state(self.now) not in lease.states:
-                return None
-        return lease.job_id
+        entry = self.state.jobs.get(lease.job_id)
+        state = None if entry is None else entry.get_state(self.now)
+        holds = holds_key(self.now, lease.valid_until, lease.states, state)
+        return lease.job_id if holds else None
 
     def take_key(self, entry: JobEntry) -> None:
         """Assign its unique key to a job; do nothing for a job without a key."""
         options = entry.options
         if options.unique_key is not None:
-            span = options.unique_for
-            until = None if span is None else self.now + to_micros(span)
             self.state.unique_keys[entry.name, options.unique_key] = UniqueKeyEntry(
-                entry.id, until, options.unique_while
+                entry.id, compute_key_end(options, self.now), options.unique_while
             )
 
     def release_key(self, entry: JobEntry, key: str) -> None:
@@ -209,51 +159,24 @@ class AtomicStep:
 
     # Settle
 
-    def settle(self, session: SessionEntry, settlement: Settlement) -> Settled:  # noqa: C901
-        """Apply one settlement if its token matches the lease.
-
-        Otherwise return `ALREADY` if this token settled the job last, else `STALE`.
-        """
+    def settle(self, session: SessionEntry, settlement: Settlement) -> Settled:
+        """Apply one settlement if its token matches the lease; else see `decide_unmatched`."""
         entry = self.state.jobs.get(settlement.lease.job_id)
         if entry is None:
             return Settled.STALE
         lease = entry.leased
         if lease is None or lease.session is not session or lease.token != settlement.lease.token:
-            same = entry.last_settled_token == settlement.lease.token
-            return Settled.ALREADY if same else Settled.STALE
-        if lease.charge is not None and not isinstance(settlement, Progressed | Spent):
-            self.charge_run_time(entry, lease, lease.charge, settlement)
-        match settlement:
-            case Completed():
-                self.end_lease(entry, settled=lease.token)
-                self.finish(
-                    entry,
-                    State.COMPLETED,
-                    session=session,
-                    result=settlement.result,
-                    keep_payload=settlement.keep_payload,
-                )
-            case Retried():
-                self.add_error(entry, settlement.error)
-                entry.failures += 1
-                self.requeue_or_cancel(entry, lease, delay=settlement.delay, settled=lease.token)
-            case Failed():
-                self.add_error(entry, settlement.error)
-                entry.failures += 1
-                self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.FAILED, session=session, reason=settlement.reason)
-            case Released():
-                if settlement.unstarted:
-                    self.give_units_back(entry, lease)
-                self.requeue_or_cancel(entry, lease, delay=settlement.delay, settled=lease.token)
-            case RateLimited():
-                delay = self.block_rates(entry, settlement.retry_after)
-                self.requeue_or_cancel(entry, lease, delay=delay, settled=lease.token)
-            case Cancelled():
-                self.end_lease(entry, settled=lease.token)
-                self.finish(entry, State.CANCELLED, session=session, reason=settlement.reason)
-            case Progressed() | Spent():
-                self.note_report(entry, settlement)
+            return decide_unmatched(settlement.lease.token, entry.last_settled_token)
+        if isinstance(settlement, Progressed | Spent):
+            self.note_report(entry, settlement)
+            return Settled.DONE
+        blocked = isinstance(settlement, RateLimited) and self.block_rates(
+            entry, settlement.retry_after
+        )
+        effect = decide_effect(
+            settlement, self.now, cancel_requested=lease.cancel_requested, is_rate_blocked=blocked
+        )
+        self.apply_effect(entry, effect)
         return Settled.DONE
 
     def note_report(self, entry: JobEntry, report: Progressed | Spent) -> None:
@@ -268,33 +191,68 @@ class AtomicStep:
                 use = self.state.limit_keys[key]
                 use.spent_until = limit.rate.spend(use.spent_until, self.now, report.units)
 
-    def requeue_or_cancel(
-        self,
-        entry: JobEntry,
-        lease: LeaseEntry,
-        *,
-        delay: float | None = None,
-        settled: Token | None = None,
-    ) -> bool:
-        """End the lease and make the job wait again, or cancel it if a cancel was requested.
+    def apply_effect(  # noqa: C901 - one call for each job
+        self, entry: JobEntry, effect: Effect
+    ) -> None:
+        """End the lease of a job, or the wait of a job without one."""
+        lease = entry.leased
+        if lease is not None:
+            if effect.refunds_units:
+                self.give_units_back(entry, lease)
+            entry.leased = None
+            entry.started_at = lease.started_at
+            if effect.settles:
+                entry.last_settled_token = lease.token
+            lease.session.leased_jobs.pop(entry.seq, None)
+            if lease.counts_in_limit:
+                self.state.limits[entry.name].in_use -= 1
+                self.names_to_notify.add(entry.queue)
+            if lease.charge is not None:
+                run_time = self.now - lease.started_at if effect.has_run else None
+                self.state.turns.settle(entry, lease.charge, run_time)
+            for key in lease.counted_keys:
+                self.release_limit_key(key)
+        if effect.error is not None:
+            entry.history = (*entry.history, effect.error)
+        entry.failures += effect.failures
+        entry.lost += effect.lost
+        if effect.state is None:
+            self._requeue(entry, effect.due)
+            return
+        entry.final_state = effect.state
+        entry.ended_by = None if lease is None else lease.session
+        entry.finished_at = self.now
+        entry.reason = effect.reason
+        entry.result = effect.result
+        entry.position = None
+        if lease is None:
+            self.pass_turns(entry)
+        if not effect.keeps_payload:
+            entry.digest = entry.get_body_digest()
+            entry.payload = None
+        if entry.options.unique_key is not None:
+            self.release_key(entry, entry.options.unique_key)
 
-        It is due in `delay` seconds; without a delay it keeps its position. Returns False if it
-        was cancelled.
-        """
-        self.end_lease(entry, settled=settled)
-        if lease.cancel_requested:
-            self.finish(entry, State.CANCELLED, session=lease.session)
-            return False
-        if delay is not None:
-            entry.due = self.now + max(0, to_micros(delay))
+    def _requeue(self, entry: JobEntry, due: int | None) -> None:
+        """Make a job wait again: at a due time, or at its old place."""
+        if due is not None:
+            entry.due = due
         self.state.add_waiting(entry, self.now)
         self.names_to_notify.add(entry.queue)
-        return True
 
-    def block_rates(self, entry: JobEntry, seconds: float) -> float | None:
+    def release(self, entry: JobEntry, *, settles: bool, unstarted: bool) -> None:
+        """Let a leased job wait again, for a reason other than a settlement."""
+        lease = entry.leased
+        if lease is not None:
+            effect = decide_release(
+                cancel_requested=lease.cancel_requested, settles=settles, unstarted=unstarted
+            )
+            self.apply_effect(entry, effect)
+
+    def block_rates(self, entry: JobEntry, seconds: float) -> bool:
         """Let the rates of a job's keys, or that of its name, allow no job for some seconds.
 
-        Returns the delay of the job itself: None, its old place, if there is a rate.
+        Returns whether there is a rate.
         """
         delay = max(0, to_micros(seconds))
         keyed = False
@@ -304,11 +262,9 @@ class AtomicStep:
                 use.spent_until = limit.rate.block(use.spent_until, self.now, delay)
                 keyed = True
         rate = self.state.rates.get(entry.name)
-        if rate is None:
-            return None if keyed else seconds
-        if not keyed:
+        if rate is not None and not keyed:
             rate.spent_until = rate.limit.block(rate.spent_until, self.now, delay)
-        return None
+        return keyed or rate is not None
 
     def give_units_back(self, entry: JobEntry, lease: LeaseEntry) -> None:
         """Give back what a job that has not started took from the rate limit of its name."""
@@ -321,32 +277,6 @@ class AtomicStep:
                 use = self.state.limit_keys[key]
                 use.spent_until = keyed_rate.refund(use.spent_until, self.now, lease.started_at)
 
-    def charge_run_time(
-        self, entry: JobEntry, lease: LeaseEntry, charge: int, settlement: Settlement
-    ) -> None:
-        """Charge the tenant of a job the time since it was reserved, if its handler was called."""
-        if not (isinstance(settlement, Released) and settlement.unstarted):
-            self.state.turns.settle(entry, charge, self.now - lease.started_at)
-            lease.charge = None
-
-    def end_lease(self, entry: JobEntry, *, settled: Token | None = None) -> None:
-        """Remove the lease of a job and decrement the count of its concurrency limit."""
-        lease = entry.leased
-        if lease is None:
-            return
-        entry.leased = None
-        entry.started_at = lease.started_at
-        if settled is not None:
-            entry.last_settled_token = settled
-        lease.session.leased_jobs.pop(entry.seq, None)
-        if lease.counts_in_limit:
-            self.state.limits[entry.name].in_use -= 1
-            self.names_to_notify.add(entry.queue)
-        if lease.charge is not None:
-            self.state.turns.settle(entry, lease.charge, None)
-        for key in lease.counted_keys:
-            self.release_limit_key(key)
-
     def release_limit_key(self, key: LimitKey) -> None:
         """Count one job less for a key of a limit, and let the next parked jobs have their turn."""
         use = self.state.limit_keys[key]
@@ -354,35 +284,6 @@ class AtomicStep:
         for lane in list(use.parked):
             if self.state.unpark(key, lane):
                 self.names_to_notify.add(lane[0])
-
-    def finish(
-        self,
-        entry: JobEntry,
-        state: State,
-        *,
-        session: SessionEntry | None = None,
-        reason: str | None = None,
-        result: bytes | None = None,
-        keep_payload: bool = False,
-    ) -> None:
-        """Put the job into a finished state and release its key.
-
-        `session` is the one whose attempt ended the job; None if it was waiting.
-        A failed job keeps its payload.
-        """
-        entry.final_state = state
-        entry.ended_by = session
-        entry.finished_at = self.now
-        entry.reason = reason
-        entry.result = result
-        entry.position = None
-        if entry.leased is None and session is None:
-            self.pass_turns(entry)
-        if state is not State.FAILED and not keep_payload:
-            entry.digest = entry.get_body_digest()
-            entry.payload = None
-        if entry.options.unique_key is not None:
-            self.release_key(entry, entry.options.unique_key)
 
     def pass_turns(self, entry: JobEntry) -> None:
         """Let jobs that are parked for the keys of a cancelled or replaced job have its turn.
@@ -395,10 +296,6 @@ class AtomicStep:
                 if self.state.unpark(key, lane):
                     self.names_to_notify.add(entry.queue)
         entry.parked_for = None
-
-    def add_error(self, entry: JobEntry, error: AttemptError) -> None:
-        """Append an error to the history, with the time of this step."""
-        entry.history = (*entry.history, msgspec.structs.replace(error, at=self.now / MICRO))
 
 
 def check_job_times(jobs: Sequence[NewJob]) -> None:
@@ -418,7 +315,3 @@ def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
             check_time(settlement.delay)
         elif isinstance(settlement, RateLimited):
             check_time(settlement.retry_after)
-
-
-def _mark_refused(job: NewJob, result: Enqueued) -> Enqueued:
-    return result if result.outcome in _REFUSED else Enqueued(job.id, "refused")

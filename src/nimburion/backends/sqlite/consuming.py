@@ -10,6 +10,7 @@ from nimburion.backends.sqlite import sessions, statistics
 from nimburion.backends.sqlite.connection.database import MICRO
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.notifications import SocketListener
+from nimburion.backends.sqlite.rescue import rescue
 from nimburion.core.backend import Consuming
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
@@ -65,9 +66,7 @@ class SQLiteConsuming(Consuming):
         )
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
-        return await self._file.write(
-            lambda db: sessions.rescue(db, limit, max_lost), durable=False
-        )
+        return await self._file.write(lambda db: rescue(db, limit, max_lost), durable=False)
 
     async def promote(self, limit: int) -> Promoted:
         count, due = await self._file.write(

@@ -11,6 +11,17 @@ from collections.abc import Sequence
 
 import msgspec
 
+from nimburion.backends.planning.enqueue import (
+    KeyHolder,
+    KnownJobs,
+    Replacement,
+    UniqueKey,
+    compute_due,
+    compute_key_end,
+    compute_replaced_due,
+    holds_key,
+    plan_enqueue,
+)
 from nimburion.backends.sqlite.connection.database import Database, to_micros
 from nimburion.backends.sqlite.keyed_limits import pass_turns
 from nimburion.backends.sqlite.transitions import put_in_lane
@@ -20,7 +31,7 @@ from nimburion.core.job import (
     Enqueued,
     JobOptions,
     NewJob,
-    limit_replaced_due,
+    State,
 )
 
 _JOBS_PER_STATEMENT = 50
@@ -28,6 +39,7 @@ _JOBS_PER_STATEMENT = 50
 _COLUMNS_PER_JOB = 8
 _MORE_ROW = ",\n(" + ", ".join("?" * _COLUMNS_PER_JOB) + ")"
 _encode = msgspec.json.Encoder().encode
+_decode_states = msgspec.json.Decoder(frozenset[State]).decode
 
 Columns = list[object]
 
@@ -107,87 +119,42 @@ def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:
     return values
 
 
-def compute_due(job: NewJob, now: int) -> int:
-    """Return the due time of a job, in microseconds since 1970."""
-    if job.at is not None:
-        return to_micros(job.at)
-    return now + max(0, to_micros(job.after)) if job.after else now
-
-
 def enqueue_with_checks(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """Decide the outcome of each job from the stored jobs and the jobs before it in the call.
+    """Decide the outcome of each job before any job is stored."""
+    plan = plan_enqueue(jobs, read_known_jobs(db, jobs))
+    if plan.new:
+        insert_jobs(db, plan.new)
+    for job in plan.new:
+        take_key(db, job.name, job.id, job.options)
+    for replaced_id, job in plan.replacing:
+        replace_job(db, replaced_id, job)
+    return plan.results
 
-    If any job conflicts or its unique key is taken, no job is stored and the rest are refused.
-    """
-    known: dict[str, bytes] = dict(
+
+def read_known_jobs(db: Database, jobs: Sequence[NewJob]) -> KnownJobs:
+    """Read what is known about the ids and the unique keys of these jobs."""
+    digests: dict[str, bytes] = dict(
         db.run("find_known_ids", _encode([job.id for job in jobs]).decode())
     )
-    decisions = _Decisions(db, known)
-    results = [decisions.decide(job) for job in jobs]
-    if any(result.outcome in {"conflict", "taken"} for result in results):
-        return [
-            result if result.outcome in {"conflict", "taken"} else Enqueued(job.id, "refused")
-            for job, result in zip(jobs, results, strict=True)
-        ]
-    new = [job for job, result in zip(jobs, results, strict=True) if result.outcome == "created"]
-    if new:
-        insert_jobs(db, new)
-    for job in new:
-        take_key(db, job.name, job.id, job.options)
-    for replaced_id, job in decisions.replacing:
-        replace_job(db, replaced_id, job)
-    return results
-
-
-class _Decisions:
-    """Decides the outcomes of the jobs of one call, in their order."""
-
-    __slots__ = ("_db", "_keys", "_known", "_replacements", "replacing")
-
-    def __init__(self, db: Database, known: dict[str, bytes]) -> None:
-        self._db = db
-        self._known = known
-        """Digests by id, of the stored jobs and of the new jobs before."""
-        self._keys: dict[tuple[str, str], str] = {}
-        """The new jobs that take unique keys, by name and key."""
-        self._replacements: dict[str, tuple[str, bytes]] = {}
-        self.replacing: list[tuple[str, NewJob]] = []
-        """The jobs that replace another one, each with the id of that one."""
-
-    def decide(self, job: NewJob) -> Enqueued:
-        """Return the outcome of one job; record it for the jobs after it."""
-        digest = job.compute_digest()
-        if job.id in self._known:
-            return Enqueued(job.id, "exists" if self._known[job.id] == digest else "conflict")
+    holders: dict[UniqueKey, KeyHolder] = {}
+    replacements: dict[str, Replacement] = {}
+    for job in jobs:
         key = job.options.unique_key
-        if key is not None:
-            repeated = None
-            if job.options.on_duplicate == "replace":
-                repeated = self._replacements.get(job.id) or self._db.fetch_one(
-                    "find_replacement", job.id, self._db.now
-                )
-            if repeated is not None:
-                if repeated[1] != digest:
-                    return Enqueued(job.id, "conflict")
-                return Enqueued(repeated[0], "replaced")
-            holder = self._keys.get((job.name, key)) or find_key_holder(self._db, job.name, key)
-            if holder is not None:
-                return self._decide_duplicate(job, holder, digest)
-            self._keys[job.name, key] = job.id
-        self._known[job.id] = digest
-        return Enqueued(job.id, "created")
-
-    def _decide_duplicate(self, job: NewJob, holder: str, digest: bytes) -> Enqueued:
-        if job.options.on_duplicate == "existing":
-            return Enqueued(holder, "exists")
-        if job.options.on_duplicate == "reject" or not (
-            self._keys.get((job.name, job.options.unique_key or "")) == holder
-            or self._db.fetch_one("find_waiting_job", holder)
-        ):
-            return Enqueued(holder, "taken")
-        self._replacements[job.id] = holder, digest
-        self.replacing.append((holder, job))
-        return Enqueued(holder, "replaced")
+        if key is None or job.id in digests:
+            continue
+        replaces = job.options.on_duplicate == "replace"
+        if replaces:
+            row = db.fetch_one("find_replacement", job.id, db.now)
+            if row is not None:
+                replacements[job.id] = Replacement(*row)
+                continue
+        if (job.name, key) in holders and not replaces:
+            continue
+        holder = find_key_holder(db, job.name, key)
+        if holder is not None:
+            is_waiting = replaces and db.fetch_one("find_waiting_job", holder) is not None
+            holders[job.name, key] = KeyHolder(holder, is_waiting)
+    return KnownJobs(digests, holders, replacements)
 
 
 def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
@@ -195,14 +162,9 @@ def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
     seq, created_at, old_due, failures = db.fetch_one(  # type: ignore[misc]
         "find_waiting_job", replaced_id
     )
-    max_wait = job.options.max_wait
-    due = limit_replaced_due(
-        compute_due(job, db.now),
-        now=db.now,
-        first=created_at,
-        max_wait=None if max_wait is None else to_micros(max_wait),
+    due = compute_replaced_due(
+        job, db.now, created_at=created_at, old_due=old_due, failures=failures
     )
-    due = max(due, old_due) if failures else due
     db.update_cache()
     lane = db.find_or_add_tenant_lane(job.queue, job.name, job.options.fair_tenant)
     db.run("delete_ready", seq)
@@ -218,15 +180,21 @@ def replace_job(db: Database, replaced_id: str, job: NewJob) -> None:
 
 def find_key_holder(db: Database, name: str, key: str) -> str | None:
     """Return the id of the job that holds a unique key now, or None."""
-    row = db.fetch_one("find_key_holder", name, key, db.now)
-    return None if row is None else row[0]
+    row = db.fetch_one("find_unique_key", name, key)
+    if row is None:
+        return None
+    job_id, valid_until, listed = row
+    states = state = None
+    if listed is not None:
+        states, found = _decode_states(listed), db.fetch_one("get_job_state", job_id, db.now)
+        state = None if found is None else State(found[0])
+    return job_id if holds_key(db.now, valid_until, states, state) else None
 
 
 def take_key(db: Database, name: str, job_id: str, options: JobOptions) -> None:
     """Assign its unique key to a stored job; do nothing for a job without a key."""
     if options.unique_key is None:
         return
-    span, states = options.unique_for, options.unique_while
-    until = None if span is None else db.now + to_micros(span)
+    states, until = options.unique_while, compute_key_end(options, db.now)
     listed = None if states is None else _encode(states).decode()
     db.run("take_unique_key", name, options.unique_key, job_id, until, listed)

@@ -16,7 +16,7 @@ from nimburion.backends.sqlite.keyed_limits import (
     unpark_changed,
     unpark_open,
 )
-from nimburion.backends.sqlite.rate_limits import decode_rates, follow_clock, give_units_back
+from nimburion.backends.sqlite.rate_limits import decode_rates, follow_clock
 from nimburion.backends.sqlite.reserve import (
     Lanes,
     LeaseBatch,
@@ -28,7 +28,7 @@ from nimburion.backends.sqlite.reserve import (
     measure_sizes,
     read_all_limits,
 )
-from nimburion.backends.sqlite.settle import requeue_or_cancel, settle_batch
+from nimburion.backends.sqlite.settle import release_lease, settle_batch
 from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import OutOfOrder, SessionLost
@@ -224,9 +224,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
     for seq in seqs[count:]:
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"
-        lease = LeaseRow(*lease_row)
-        give_units_back(db, lease.lane, lease.seq, lease.started_at)
-        requeue_or_cancel(db, lease, settles=False)
+        release_lease(db, LeaseRow(*lease_row), settles=False, unstarted=True)
     limits = read_all_limits(db)
     lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
     return ExchangeResult(

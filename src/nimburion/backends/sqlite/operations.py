@@ -45,7 +45,7 @@ def cancel(db: Database, job_id: str) -> Cancellation:
     if sessions:
         db.notify(make_session_name(session_id) for (session_id,) in sessions)
         return Cancellation.REQUESTED
-    transitions.finish_waiting(db, seq, lane, CANCELLED, None)
+    transitions.cancel_waiting(db, seq, lane)
     return Cancellation.CANCELLED
 
 

@@ -100,20 +100,20 @@ def spend_units(db: Database, lane: int, seq: int, units: int) -> None:
         db.run("set_spent_until", name, spent_until)
 
 
-def block_rates(db: Database, lane: int, seq: int, seconds: float) -> float | None:
+def block_rates(db: Database, lane: int, seq: int, seconds: float) -> bool:
     """Let the rates of a job's keys, or that of its name, allow no job for some seconds.
 
-    Returns the delay of the job itself: None, its old place, if there is a rate.
+    Returns whether there is a rate.
     """
     if block_keys(db, lane, seq, seconds):
-        return None
+        return True
     name = db.get_lane(lane).name
     rate = read_rates(db).get(name)
     if rate is None:
-        return seconds
+        return False
     delay = max(0, to_micros(seconds))
     db.run("set_spent_until", name, rate.limit.block(rate.spent_until, db.now, delay))
-    return None
+    return True
 
 
 def list_rates(db: Database) -> list[RateInfo]:

@@ -1,4 +1,4 @@
-"""Sessions of workers: open, heartbeat, release, close; and the rescue of their jobs."""
+"""Sessions of workers: open, heartbeat, release, close."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite import transitions
-from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.limit_changes import declare_limits
-from nimburion.backends.sqlite.rate_limits import give_units_back
 from nimburion.backends.sqlite.reserve import read_limits
+from nimburion.backends.sqlite.settle import release_lease
 from nimburion.backends.sqlite.tenants import set_tenant_weight
-from nimburion.backends.sqlite.transitions import CANCELLED, FAILED, Increments, LeaseRow
+from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
-from nimburion.core.job import AttemptError, Reason
-from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
+from nimburion.core.lease import Lease, Token
 from nimburion.core.limit_changes import DeclaredLimits
-from nimburion.core.operations import Rescued
 from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
-from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 
-_LOST_INCREMENT = Increments(lost=1)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -122,11 +117,7 @@ def release(db: Database, session_id: str, leases: Sequence[Lease], nonce: bytes
     wanted = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in leases}
     for held in read_leases(db.run("list_leases", session.session)):
         if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
-            give_units_back(db, held.lane, held.seq, held.started_at)
-            if held.cancel_requested:
-                transitions.finish_leased(db, held, CANCELLED, nonce=held.nonce)
-            else:
-                transitions.requeue(db, held, nonce=held.nonce)
+            release_lease(db, held, settles=True, unstarted=True)
 
 
 def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> None:
@@ -139,68 +130,11 @@ def close_session(db: Database, session_id: str, running: Sequence[Lease]) -> No
     for held in read_leases(db.run("list_leases", session.session)):
         if (held.seq, held.fence, held.nonce) in still_running:
             left = True
-        elif held.cancel_requested:
-            transitions.finish_leased(db, held, CANCELLED)
         else:
-            transitions.requeue(db, held)
+            release_lease(db, held, settles=False, unstarted=False)
     db.run("mark_session_left" if left else "end_session", session.session, db.now)
 
 
 def read_leases(rows: Iterable[tuple[object, ...]]) -> list[LeaseRow]:
     """Read all rows of a statement that lists leases, before transitions change that table."""
     return [LeaseRow(*row) for row in rows]  # type: ignore[arg-type]
-
-
-def rescue(db: Database, limit: int, max_lost: int) -> Rescued:
-    """See `Consuming.rescue`."""
-    expired = db.run("expire_sessions", db.now, db.boot_time, db.boot_id).fetchall()
-    # A worker that lives learns that its session has ended; the socket of a dead one is removed.
-    db.notify(make_session_name(session_id) for (session_id,) in expired)
-    rows = db.run("list_orphaned_leases", limit + 1, SUSPECT_AFTER).fetchall()
-    rescued = Rescued([], [], [], more=len(rows) > limit)
-    for *fields, spared, job_id, lost, failures, session_id, host in rows[:limit]:
-        lease = LeaseRow(*fields)
-        loss = make_loss(lease, failures + lost + 1, session_id, host)
-        if spared:
-            return_or_cancel(db, lease, job_id, rescued, transitions.NO_INCREMENTS)
-        elif lost + 1 >= max_lost and not lease.cancel_requested:
-            transitions.add_error(db, lease.seq, loss)
-            transitions.finish_leased(
-                db,
-                lease,
-                FAILED,
-                reason=Reason.LOST,
-                increments=_LOST_INCREMENT,
-                fingerprint=loss.fingerprint,
-            )
-            rescued.failed.append(job_id)
-        else:
-            transitions.add_error(db, lease.seq, loss)
-            return_or_cancel(db, lease, job_id, rescued, _LOST_INCREMENT)
-    return rescued
-
-
-def return_or_cancel(
-    db: Database, lease: LeaseRow, job_id: str, rescued: Rescued, increments: Increments
-) -> None:
-    """Requeue a job at its old position, or cancel it if a cancel was requested."""
-    if lease.cancel_requested:
-        transitions.finish_leased(db, lease, CANCELLED, increments=increments)
-        rescued.cancelled.append(job_id)
-    else:
-        transitions.requeue(db, lease, increments=increments)
-        rescued.returned.append(job_id)
-
-
-def make_loss(lease: LeaseRow, attempt: int, session_id: str, host: str) -> AttemptError:
-    """Return the error of an attempt whose worker was lost."""
-    return AttemptError(
-        attempt,
-        "lost",
-        "WorkerLost",
-        "its worker's session expired",
-        started_at=lease.started_at / MICRO,
-        session=session_id,
-        host=host,
-        fingerprint=LOST_FINGERPRINT,
-    )

@@ -6,26 +6,22 @@ from collections.abc import Sequence
 
 import msgspec
 
-from nimburion.backends.sqlite import rate_limits, transitions
+from nimburion.backends.planning.settle import decide_effect, decide_release, decide_unmatched
+from nimburion.backends.sqlite import rate_limits
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.keyed_limits import release_lease_keys
-from nimburion.backends.sqlite.tenants import settle_charge, settle_charges
-from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED, Increments, LeaseRow
-from nimburion.core.lease import Lease
+from nimburion.backends.sqlite.tenants import settle_charges
+from nimburion.backends.sqlite.transitions import LeaseRow, apply_effect
+from nimburion.core.lease import Lease, Token
 from nimburion.core.settlement import (
-    Cancelled,
     Completed,
-    Failed,
     Progressed,
     RateLimited,
-    Released,
-    Retried,
     Settled,
     Settlement,
     Spent,
 )
 
-_FAILURE_INCREMENT = Increments(failures=1)
 _encode = msgspec.json.Encoder().encode
 _decode_seqs = msgspec.json.Decoder(list[int]).decode
 
@@ -176,73 +172,36 @@ def store_results(db: Database, results: dict[int, bytes]) -> None:
     db.run("store_results", _encode(offsets).decode(), b"".join(results.values()))
 
 
-def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:  # noqa: C901
-    """Apply one settlement if its token matches the lease; else see `classify_unmatched`."""
+def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
+    """Apply one settlement if its token matches the lease; else see `decide_unmatched`."""
     lease = find_lease(db, session, settlement.lease)
     if lease is None:
-        return classify_unmatched(db, settlement.lease)
-    if not isinstance(settlement, Progressed | Spent):
-        ran = not (isinstance(settlement, Released) and settlement.unstarted)
-        settle_charge(db, session, lease.seq, ran=ran)
-    match settlement:
-        case Completed():
-            transitions.finish_leased(
-                db,
-                lease,
-                COMPLETED,
-                result=settlement.result,
-                nonce=lease.nonce,
-                keep_payload=settlement.keep_payload,
-            )
-        case Retried():
-            transitions.add_error(db, lease.seq, settlement.error)
-            requeue_or_cancel(db, lease, delay=settlement.delay, increments=_FAILURE_INCREMENT)
-        case Failed():
-            transitions.add_error(db, lease.seq, settlement.error)
-            transitions.finish_leased(
-                db,
-                lease,
-                FAILED,
-                reason=settlement.reason,
-                increments=_FAILURE_INCREMENT,
-                nonce=lease.nonce,
-                fingerprint=settlement.error.fingerprint,
-            )
-        case Released():
-            if settlement.unstarted:
-                rate_limits.give_units_back(db, lease.lane, lease.seq, lease.started_at)
-            requeue_or_cancel(db, lease, delay=settlement.delay)
-        case RateLimited():
-            delay = rate_limits.block_rates(db, lease.lane, lease.seq, settlement.retry_after)
-            requeue_or_cancel(db, lease, delay=delay)
-        case Cancelled():
-            transitions.finish_leased(
-                db, lease, CANCELLED, reason=settlement.reason, nonce=lease.nonce
-            )
-        case Progressed():
-            db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
-        case Spent():
-            rate_limits.spend_units(db, lease.lane, lease.seq, settlement.units)
+        row = db.fetch_one("get_settled_token", settlement.lease.ref, settlement.lease.job_id)
+        return decide_unmatched(
+            settlement.lease.token, None if row is None or row[1] is None else Token(*row)
+        )
+    if isinstance(settlement, Progressed):
+        db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
+    elif isinstance(settlement, Spent):
+        rate_limits.spend_units(db, lease.lane, lease.seq, settlement.units)
+    else:
+        blocked = isinstance(settlement, RateLimited) and rate_limits.block_rates(
+            db, lease.lane, lease.seq, settlement.retry_after
+        )
+        requested = bool(lease.cancel_requested)
+        effect = decide_effect(
+            settlement, db.now, cancel_requested=requested, is_rate_blocked=blocked
+        )
+        apply_effect(db, lease, effect)
     return Settled.DONE
 
 
-def requeue_or_cancel(
-    db: Database,
-    lease: LeaseRow,
-    *,
-    delay: float | None = None,
-    increments: Increments = transitions.NO_INCREMENTS,
-    settles: bool = True,
-) -> None:
-    """Requeue the job, or cancel it if a cancel was requested.
-
-    `settles`: the token of the lease settles the job. False if the backend requeues it by itself.
-    """
-    nonce = lease.nonce if settles else None
-    if lease.cancel_requested:
-        transitions.finish_leased(db, lease, CANCELLED, increments=increments, nonce=nonce)
-    else:
-        transitions.requeue(db, lease, delay=delay, increments=increments, nonce=nonce)
+def release_lease(db: Database, lease: LeaseRow, *, settles: bool, unstarted: bool) -> None:
+    """Let a leased job wait again, for a reason other than a settlement."""
+    effect = decide_release(
+        cancel_requested=bool(lease.cancel_requested), settles=settles, unstarted=unstarted
+    )
+    apply_effect(db, lease, effect)
 
 
 def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
@@ -251,10 +210,3 @@ def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
     if row is None or (row[3], row[4]) != (lease.token.fence, lease.token.nonce):
         return None
     return LeaseRow(*row)
-
-
-def classify_unmatched(db: Database, lease: Lease) -> Settled:
-    """Return `ALREADY` if this token was the last to settle the job, else `STALE`."""
-    token = db.fetch_one("get_settled_token", lease.ref, lease.job_id)
-    same = token == (lease.token.fence, lease.token.nonce)
-    return Settled.ALREADY if same else Settled.STALE

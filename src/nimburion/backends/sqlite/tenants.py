@@ -115,12 +115,6 @@ def settle_charges(
         db.run("rank_turns", *class_, write_shares(db, class_, shares))
 
 
-def settle_charge(db: Database, session: int, seq: int, *, ran: bool) -> None:
-    """Replace the charge of a lease that ends by what the job used, once."""
-    settle_charges(db, session, [seq], ran=ran)
-    db.run("clear_charge", session, seq)
-
-
 def set_tenant_weight(db: Database, tenant: str, weight: float | None) -> None:
     """See `Maintaining.set_tenant_weight`."""
     units = WEIGHT_UNITS if weight is None else to_weight_units(weight)

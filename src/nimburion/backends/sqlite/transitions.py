@@ -5,17 +5,23 @@ Each also updates lanes, concurrency limits, unique keys and notifications.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.planning.settle import Effect
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.keyed_limits import pass_turns, release_lease_keys
+from nimburion.backends.sqlite.rate_limits import give_units_back
 from nimburion.backends.sqlite.tenants import settle_charges
-from nimburion.core.job import AttemptError
+from nimburion.core.job import State
 
 COMPLETED, FAILED, CANCELLED = 1, 2, 3
 """The values of `job.state` for finished jobs."""
+STATE_NUMBERS = MappingProxyType(
+    {State.COMPLETED: COMPLETED, State.FAILED: FAILED, State.CANCELLED: CANCELLED}
+)
 
 
 class LeaseRow(NamedTuple):
@@ -30,99 +36,70 @@ class LeaseRow(NamedTuple):
     cancel_requested: int
 
 
-class Increments(NamedTuple):
-    """The amounts that an attempt adds to the counts of failures and of lost attempts."""
-
-    failures: int = 0
-    lost: int = 0
-
-
-NO_INCREMENTS = Increments()
-
-
-def end_lease(db: Database, lease: LeaseRow) -> None:
-    """Remove the lease of a job and decrement the count of its concurrency limit.
-
-    Its tenant is charged nothing, unless `settle_charge` was called before.
-    """
-    settle_charges(db, lease.session, [lease.seq], ran=False)
+def apply_effect(db: Database, lease: LeaseRow, effect: Effect) -> None:
+    """End the lease of a job as decided."""
+    if effect.refunds_units:
+        give_units_back(db, lease.lane, lease.seq, lease.started_at)
+    if effect.error is not None:
+        error = msgspec.json.encode(effect.error).decode()
+        db.run("insert_attempt_error", lease.seq, error)
+    settle_charges(db, lease.session, [lease.seq], ran=effect.has_run)
     db.run("delete_lease", lease.session, lease.seq)
     if db.run("release_limit", lease.lane).rowcount:
         db.notify([db.get_lane(lease.lane).queue])
     release_lease_keys(db, [lease.seq])
+    if effect.state is None:
+        requeue(db, lease, effect)
+    else:
+        finish(db, lease, effect, STATE_NUMBERS[effect.state])
 
 
-def finish_leased(
-    db: Database,
-    lease: LeaseRow,
-    state: int,
-    *,
-    reason: str | None = None,
-    increments: Increments = NO_INCREMENTS,
-    result: bytes | None = None,
-    nonce: bytes | None = None,
-    fingerprint: str | None = None,
-    keep_payload: bool = False,
-) -> None:
-    """Put a leased job into a finished state.
-
-    `nonce`: the nonce of the token that settles the job; None if no token does. `fingerprint`: of
-    the error that makes the job a dead letter. A dead letter keeps its payload in any case.
-    """
-    end_lease(db, lease)
+def finish(db: Database, lease: LeaseRow, effect: Effect, state: int) -> None:
+    """Put a job whose lease has ended into a finished state."""
     db.run(
         "finish_job",
         lease.seq,
         state,
         db.now,
-        reason,
-        increments.failures,
-        increments.lost,
-        result,
+        effect.reason,
+        effect.failures,
+        effect.lost,
+        effect.result,
         lease.fence,
-        nonce,
+        lease.nonce if effect.settles else None,
         lease.started_at,
         lease.session,
-        fingerprint,
-        keep_payload,
+        effect.error.fingerprint if state == FAILED and effect.error is not None else None,
+        effect.keeps_payload,
     )
     db.run("count_finished", lease.lane, state, 1)
     release_unique_key(db, lease.seq, lease.lane)
 
 
-def finish_waiting(db: Database, seq: int, lane: int, state: int, reason: str | None) -> None:
-    """Put a job without a lease into a finished state."""
+def requeue(db: Database, lease: LeaseRow, effect: Effect) -> None:
+    """Make a job whose lease has ended wait: until its due time, or at its old place."""
+    priority, due, failures = db.fetch_one(  # type: ignore[misc]
+        "requeue_job",
+        lease.seq,
+        effect.due,
+        effect.failures,
+        effect.lost,
+        lease.fence,
+        lease.nonce if effect.settles else None,
+        lease.started_at,
+    )
+    put_in_lane(db, lease.lane, priority, due, lease.seq, retry=failures > 0)
+
+
+def cancel_waiting(db: Database, seq: int, lane: int) -> None:
+    """Cancel a job without a lease."""
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
     if not db.run("delete_parked", seq).rowcount:
         pass_turns(db, lane, seq)
-    db.run("finish_job", seq, state, db.now, reason, 0, 0, *(7 * [None]))
-    db.run("count_finished", lane, state, 1)
+    db.run("finish_job", seq, CANCELLED, db.now, None, 0, 0, *(6 * [None]), 0)
+    db.run("count_finished", lane, CANCELLED, 1)
     release_unique_key(db, seq, lane)
-
-
-def requeue(
-    db: Database,
-    lease: LeaseRow,
-    *,
-    delay: float | None = None,
-    increments: Increments = NO_INCREMENTS,
-    nonce: bytes | None = None,
-) -> None:
-    """End the lease of a job and make it wait: for `delay` seconds, or at its old position."""
-    end_lease(db, lease)
-    due = None if delay is None else db.now + max(0, to_micros(delay))
-    priority, due, failures = db.fetch_one(  # type: ignore[misc]
-        "requeue_job",
-        lease.seq,
-        due,
-        increments.failures,
-        increments.lost,
-        lease.fence,
-        nonce,
-        lease.started_at,
-    )
-    put_in_lane(db, lease.lane, priority, due, lease.seq, retry=failures > 0)
 
 
 def put_in_lane(db: Database, lane: int, priority: int, due: int, seq: int, *, retry: bool) -> None:
@@ -136,9 +113,3 @@ def release_unique_key(db: Database, seq: int, lane: int) -> None:
     """Release a unique key that the job holds only while it is unfinished."""
     if db.run("free_unique_keys", f"[{seq}]").rowcount:
         db.notify([db.get_lane(lane).queue])
-
-
-def add_error(db: Database, seq: int, error: AttemptError) -> None:
-    """Append an error to the history, with the backend's time."""
-    dated = msgspec.structs.replace(error, at=db.now / MICRO)
-    db.run("insert_attempt_error", seq, msgspec.json.encode(dated).decode())

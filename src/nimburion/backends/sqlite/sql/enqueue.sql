@@ -3,8 +3,8 @@
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call that shares it has its own savepoint. In a caller's transaction, `take_write_lock` takes that
 -- lock first. The fast path is `insert_jobs` for many jobs at a time, followed by one `insert_new_ready`. If an id exists
--- already, what the call wrote is rolled back. Then, and for jobs with unique keys, `find_known_ids` and `find_key_holder`
--- decide about each job before anything is stored.
+-- already, what the call wrote is rolled back. Then, and for jobs with unique keys, `read_known_jobs`
+-- reads what decides about each job before anything is stored.
 
 -- name: get_numbering
 -- Return the number of the newest lane, and how often numbers of lanes and tenants were freed or used again.
@@ -80,25 +80,12 @@ SELECT due, seq, lane, -priority, 0 FROM job WHERE seq > ?1 AND due > ?2;
 -- Result: id, digest
 SELECT id, digest FROM job WHERE id IN (SELECT value FROM json_each(?1));
 
--- name: find_key_holder
--- Find the job that holds a unique key now.
--- Inputs: ?1 job name, ?2 key, ?3 now
--- Result: id, or no row
-SELECT u.id FROM unique_key AS u
-WHERE u.name = ?1 AND u.key = ?2 AND (u.valid_until IS NULL OR u.valid_until > ?3)
-    AND (u.states IS NULL OR EXISTS (
-        SELECT 1 FROM job AS j, json_each(u.states) AS s WHERE j.id = u.id AND s.value = CASE j.state
-            WHEN 1 THEN 'completed' WHEN 2 THEN 'failed' WHEN 3 THEN 'cancelled' ELSE CASE
-                WHEN NOT EXISTS (
-                    SELECT 1 FROM ready AS r
-                    WHERE r.lane = j.lane AND r.rank = -j.priority AND r.due = j.due AND r.seq = j.seq
-                ) AND NOT EXISTS (SELECT 1 FROM scheduled AS d WHERE d.due = j.due AND d.seq = j.seq)
-                    AND NOT EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = j.seq)
-                THEN 'processing'
-                WHEN j.failures > 0 THEN 'retrying' WHEN j.due > ?3 THEN 'scheduled' ELSE 'pending'
-            END
-        END
-    ));
+-- name: find_unique_key
+-- Find the job that has taken a unique key.
+-- Inputs: ?1 job name, ?2 key
+-- Result: id; the end of the validity (NULL: no fixed time); JSON array of the states in which the job holds the key (NULL:
+--   each); or no row
+SELECT id, valid_until, states FROM unique_key WHERE name = ?1 AND key = ?2;
 
 -- name: take_unique_key
 -- Assign a unique key to the job with this id.

@@ -1,9 +1,8 @@
--- Sessions: open, heartbeat, close, and the rescue of jobs whose session expired.
+-- Sessions: open, heartbeat, close.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
--- of the file. The statement that ends a session also tests whether it has expired, so a heartbeat comes before or after
--- that statement. `expires_at` counts seconds since the host booted, and `boot_id` identifies that boot. Therefore a
--- step of the wall clock does not end a session.
+-- of the file. `expires_at` counts seconds since the host booted, and `boot_id` identifies that boot. Therefore a step of the
+-- wall clock does not end a session.
 
 -- name: get_session
 -- Read a session, including one that has ended.
@@ -76,29 +75,3 @@ UPDATE session SET left_at = ?2 WHERE number = ?1;
 -- End a session.
 -- Inputs: ?1 session number, ?2 now
 UPDATE session SET ended_at = ?2 WHERE number = ?1;
-
--- name: expire_sessions
--- End the sessions that have expired. A session has expired if its time is over, if the host booted since its last
--- heartbeat, or if `expires_at` is more than its ttl ahead because the clock was reset.
--- Inputs: ?1 now, ?2 seconds since boot, ?3 boot id
--- Result: their ids
-UPDATE session SET ended_at = ?1, held_several = EXISTS (
-    SELECT 1 FROM lease AS l WHERE l.session = session.number LIMIT 1 OFFSET 1
-)
-WHERE ended_at IS NULL AND (boot_id <> ?3 OR expires_at <= ?2 OR expires_at > ?2 + ttl + 1)
-RETURNING id;
-
--- name: list_orphaned_leases
--- List leases of sessions that have ended.
--- Inputs: ?1 the maximum number of leases, ?2 the number of losses from which a job is a suspect
--- Result: session, seq, lane, fence, nonce, leased_at, cancel_requested; whether no loss is counted; job id, lost,
---   failures; id and host of the session. No loss is counted if the session was closed before it expired, or if a suspect was held with other jobs
---   and so had not started.
-SELECT
-    l.session, l.seq, l.lane, l.fence, l.nonce, l.leased_at, l.cancel_requested,
-    s.left_at IS NOT NULL OR s.held_several AND j.lost >= ?2,
-    j.id, j.lost, j.failures, s.id, coalesce(json_extract(s.description, '$.host'), '')
-FROM session AS s
-CROSS JOIN lease AS l ON l.session = s.number
-CROSS JOIN job AS j ON j.seq = l.seq
-WHERE s.ended_at IS NOT NULL LIMIT ?1;

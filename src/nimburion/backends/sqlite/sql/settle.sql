@@ -106,7 +106,7 @@ DELETE FROM lease WHERE session = ?1 AND seq = ?2;
 UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT name FROM lane WHERE id = ?1 & 1048575);
 
 -- name: finish_job
--- Finish a job. A failed job keeps its payload.
+-- Finish a job.
 -- Inputs:
 --   ?1 seq
 --   ?2 state: 1 completed, 2 failed, 3 cancelled
@@ -120,10 +120,10 @@ UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT na
 --   ?10 started_at of the delivery that ended; NULL: no delivery ended
 --   ?11 number of the session whose delivery ended; NULL: no delivery ended
 --   ?12 fingerprint of the error that made the job a dead letter; NULL: it is none
---   ?13 whether the payload is kept in any case
+--   ?13 whether the payload is kept
 UPDATE job
 SET state = ?2, finished_at = ?3, reason = ?4, failures = failures + ?5, lost = lost + ?6, result = ?7,
-    payload = iif(?2 = 2 OR ?13, payload, NULL), fence = coalesce(?8, fence),
+    payload = iif(?13, payload, NULL), fence = coalesce(?8, fence),
     settled_fence = iif(?9 IS NULL, settled_fence, ?8), settled_nonce = coalesce(?9, settled_nonce),
     started_at = coalesce(?10, started_at), ended_by = (SELECT id FROM session WHERE number = ?11), fingerprint = ?12
 WHERE seq = ?1;

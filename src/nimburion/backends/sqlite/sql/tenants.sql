@@ -66,11 +66,6 @@ FROM json_each(?5) AS s CROSS JOIN job AS j ON j.seq = CAST(s.key AS INTEGER);
 SELECT json_group_array(json_array(l.seq, l.fence, hex(l.nonce), l.lane, l.rank, l.charge, l.leased_at))
 FROM json_each(?2) AS e CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = e.value WHERE l.charge IS NOT NULL;
 
--- name: clear_charge
--- Forget what a leased job was charged, because it was settled.
--- Inputs: ?1 session number, ?2 seq
-UPDATE lease SET charge = NULL WHERE session = ?1 AND seq = ?2;
-
 -- name: put_shares
 -- Store shares of tenants. Reading the numbers from JSON would take most of the time of this statement.
 -- Inputs: ?1 queue, ?2 rank, ?3 JSON array of tenants, ?4 virtual time, mean run time and unmeasured of each as 20 characters
