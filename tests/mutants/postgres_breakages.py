@@ -104,10 +104,21 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: what a bounded rescue left is forgotten",
-        f"{SQL}sessions.sql",
+        f"{SQL}rescue.sql",
         "AND NOT EXISTS (SELECT FROM {schema}.$lease $l WHERE $l.$session = $s.$n);",
         ";",
         (f"{POSTGRES}test_the_limit_holds_and_more_is_reported",),
+    ),
+    Mutant(
+        "PostgreSQL: a suspect that had not started counts a loss",
+        f"{SQL}rescue.sql",
+        "AND NOT ($l.lost >= 2 AND $s.held_several) AS is_loss",
+        "AS is_loss",
+        (
+            "tests/backends/planning/test_backends.py::test_postgres_decides_the_same",
+            "-k",
+            "rescues",
+        ),
     ),
     Mutant(
         "PostgreSQL: `lost` not counted",
@@ -125,9 +136,9 @@ POSTGRES_MUTANTS = (
     ),
     Mutant(
         "PostgreSQL: the expiry of a session that left counts as a loss",
-        "backends/postgres/*.sql",
-        "$loss := CASE WHEN $one.$left_at IS NULL AND NOT $one.$not_begun THEN",
-        "$loss := CASE WHEN NOT $one.$not_begun THEN",
+        f"{SQL}rescue.sql",
+        "$s.left_at IS NULL AND NOT ($l.lost >= 2",
+        "NOT ($l.lost >= 2",
         (f"{POSTGRES}test_the_expiry_of_a_session_that_left_counts_no_loss",),
     ),
     Mutant(

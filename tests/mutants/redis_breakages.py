@@ -12,6 +12,13 @@ LUA = "backends/redis/lua/"
 REDIS_MUTANTS = (
     # Tokens
     Mutant(
+        "Redis: a job that runs is replaced",
+        "backends/redis/lua/shared/enqueue_jobs.lua",
+        "elseif $replaces and ($index or is_waiting($holder)) then",
+        "elseif $replaces then",
+        ("tests/backends/planning/test_backends.py::test_redis_decides_the_same", "-k", "enqueues"),
+    ),
+    Mutant(
         "Redis: token compare dropped (settle)",
         "backends/redis/*.lua",
         "$lease.session4 ~= $session4 or get_token($lease) ~= $token",

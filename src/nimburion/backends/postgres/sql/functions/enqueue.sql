@@ -1,4 +1,5 @@
--- Enqueue: store jobs. The call is idempotent by job id, and it decides about unique keys.
+-- Enqueue: store jobs. The call is idempotent by job id, and it decides about unique keys. backends/planning/enqueue.py
+-- decides the same in Python.
 --
 -- `enqueue_one` and `enqueue_plain` are fast paths. If they do not apply, they store nothing and return false, and the
 -- caller calls `enqueue`. `enqueue` stores all jobs at once. If an id or a unique key exists, it stores them job by job

@@ -1,4 +1,4 @@
--- Settle: store the outcomes of attempts.
+-- Settle: store the outcomes of attempts. backends/planning/settle.py decides the same in Python.
 --
 -- Atomic: part of the caller's transaction. A lease is deleted by session, seq, fence and nonce, so a token settles once.
 -- Locks: the rows of the job and its unique key.
@@ -169,7 +169,7 @@ BEGIN
         RETURNING * INTO held;
     END IF;
     IF held.seq IS NULL THEN
-        code := {schema}.classify_unmatched_1(p_seq, p_id, p_fence, p_nonce);
+        code := {schema}.decide_unmatched_1(p_seq, p_id, p_fence, p_nonce);
         RETURN;
     END IF;
     ended := held.lane;
@@ -201,12 +201,12 @@ BEGIN
     END IF;
 END $$;
 
--- name: classify_unmatched
--- Classify a settlement whose lease the session does not hold.
+-- name: decide_unmatched
+-- Decide the result of a settlement whose lease the session does not hold.
 -- Inputs: seq, id, fence and nonce of the lease
 -- Result: a: this token settled the job last; s: stale
 -- Atomic: one read of each table that can hold the token
-CREATE OR REPLACE FUNCTION {schema}.classify_unmatched_1(p_seq int8, p_id bytea, p_fence int4, p_nonce bytea) RETURNS text
+CREATE OR REPLACE FUNCTION {schema}.decide_unmatched_1(p_seq int8, p_id bytea, p_fence int4, p_nonce bytea) RETURNS text
 LANGUAGE plpgsql AS $$
 DECLARE
     token bytea := int4send(p_fence) || p_nonce;

@@ -8,6 +8,7 @@
 --   codes: one per job: CREATED, EXISTS, REPLACED, CONFLICT, TAKEN (the unique key), or REFUSED because of another job of the call
 --   holders: {index of the job: id of the job that holds its unique key, or that was replaced}
 -- Atomic: all outcomes are decided before anything is written. One CONFLICT or TAKEN refuses all jobs of the call.
+--   backends/planning/enqueue.py decides the same in Python.
 -- Cost: O(log n) per job, for n waiting jobs.
 local POSITION_SIZE = 12
 

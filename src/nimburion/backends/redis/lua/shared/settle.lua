@@ -6,7 +6,7 @@
 --   Kinds: c completed, C completed with a result (result), k and K the same but the job keeps its payload, r retried (delay 8, error), f failed (reason, error, fingerprint),
 --     l released, u the same unstarted, s released with a delay (delay 8), v the same unstarted, q rate limited (delay 8), x cancelled (reason),
 --     p progressed (fraction and message), e spent (units, decimal)
--- Atomic: all settlements are decided before anything is written.
+-- Atomic: all settlements are decided before anything is written. backends/planning/settle.py decides the same in Python.
 -- Cost: O(log n) per settlement, for n waiting jobs.
 local KIND_COMPLETED, KIND_COMPLETED_WITH_RESULT, KIND_RETRIED, KIND_FAILED = 'c', 'C', 'r', 'f'
 local KIND_KEPT, KIND_KEPT_WITH_RESULT = 'k', 'K'
@@ -30,6 +30,13 @@ local function find_settled_token(field, lease, body)
     return read_attempt_state(state).settled
   end
   return body and has_flag(body, FLAG_FINISHED) and read_job_end(body).settled or ''
+end
+
+-- Return the code of a settlement whose lease the session does not hold. `ended_by`: the token that has ended the lease in this call,
+-- or nil.
+local function decide_unmatched(field, token, ended_by, lease, body)
+  local settled = ended_by or find_settled_token(field, lease, body)
+  return settled == token and token ~= NO_TOKEN and SETTLED_ALREADY or SETTLED_STALE
 end
 
 local function add_failure(counts)
@@ -118,8 +125,7 @@ local function settle_all(session4, records, next_extra)
         end
       end
       if ended[field] or not lease or lease.session4 ~= session4 or get_token(lease) ~= token then
-        local settled = ended[field] or find_settled_token(field, lease, body)
-        codes[i] = settled == token and token ~= NO_TOKEN and SETTLED_ALREADY or SETTLED_STALE
+        codes[i] = decide_unmatched(field, token, ended[field], lease, body)
       elseif kind == KIND_PROGRESSED then
         codes[i] = SETTLED_DONE
         push_pair(progressed, field, first)

@@ -1,4 +1,4 @@
--- rescue: ends expired sessions and takes back their leases.
+-- rescue: ends expired sessions and takes back their leases. backends/planning/rescue.py decides the same in Python.
 -- Keys: session_state session_expiry ended_session expired_session session_leases lease job history
 -- Arguments:
 --   ARGV[3] the maximum number of leases
