@@ -15,8 +15,8 @@ from typing import Any
 
 from nimburion.core.errors import BackendError, BackendUnavailable, EnqueueBlocked
 from nimburion.core.outage_log import OutageLog
-from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.pauses import iterate_pauses
 
 _FIRST_PAUSE = 0.1
 """Seconds until `run` is called again after its first exception."""

@@ -11,12 +11,10 @@ import pytest
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
+from nimburion.jobs.declaration.backoff import compute_delay, exponential, linear, listed
 from nimburion.jobs.declaration.policy import (
     Policy,
     PolicyOptions,
-    exponential,
-    linear,
-    listed,
     parse_policy,
     read_policy,
 )
@@ -34,7 +32,12 @@ class MostJitter(Random):
 
 def delays(backoff: Any, count: int = 4, **more: Any) -> list[float]:
     policy = parse_policy(retry_backoff=backoff, **more).with_defaults(Settings())
-    return [policy.compute_delay(n, NoJitter()) for n in range(1, count + 1)]
+    return [delay(policy, n) for n in range(1, count + 1)]
+
+
+def delay(policy: Policy, failures: int, random: Random | None = None) -> float:
+    """Return the delay after a failure; without jitter unless `random` adds some."""
+    return compute_delay(policy.backoff, policy.backoff_max, failures, random or NoJitter())
 
 
 @pytest.mark.parametrize(
@@ -57,7 +60,7 @@ def test_each_backoff_grows_as_it_says(backoff: Any, expected: list[float]) -> N
 
 def test_the_cap_holds_however_many_failures_there_were() -> None:
     policy = parse_policy(retry_backoff=1.0, retry_backoff_max=30).with_defaults(Settings())
-    assert [policy.compute_delay(n, MostJitter()) for n in (5, 6, 5_000)] == [
+    assert [delay(policy, n, MostJitter()) for n in (5, 6, 5_000)] == [
         pytest.approx(19.2, abs=0.01),
         30.0,
         30.0,
@@ -66,7 +69,7 @@ def test_the_cap_holds_however_many_failures_there_were() -> None:
 
 def test_jitter_only_adds_and_at_most_a_fifth() -> None:
     policy = parse_policy(retry_backoff=10.0).with_defaults(Settings())
-    seen = [policy.compute_delay(1, Random(seed)) for seed in range(200)]
+    seen = [delay(policy, 1, Random(seed)) for seed in range(200)]
     assert min(seen) >= 10.0
     assert max(seen) <= 12.0
     assert len(set(seen)) > 100
@@ -76,7 +79,7 @@ def test_what_is_not_declared_is_taken_from_the_settings() -> None:
     settings = Settings(max_retries=7, retry_backoff=3.0, retry_backoff_max=5.0, timeout=9.0)
     policy = Policy().with_defaults(settings)
     assert (policy.max_retries, policy.timeout, policy.backoff_max) == (7, 9.0, 5.0)
-    assert [policy.compute_delay(n, NoJitter()) for n in (1, 2)] == [3.0, 5.0]
+    assert [delay(policy, n) for n in (1, 2)] == [3.0, 5.0]
 
 
 def test_what_is_declared_wins_over_the_settings() -> None:

@@ -18,8 +18,8 @@ from nimburion.cli.supervisor.reaper import Reaper
 from nimburion.cli.supervisor.worker_process import WorkerProcess
 from nimburion.cli.systemd import SystemdNotifier, read_watchdog_timeout
 from nimburion.core.service import wait_for_first
-from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import SystemClock
+from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.jobs import Health
 from nimburion.jobs.worker.recycling import RecycleLimits
 from nimburion.telemetry.families import Family

@@ -22,8 +22,8 @@ from nimburion.core.backend import BlockingProducing, Producing
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, NotOpen, Outcome, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.call_counters import CallCounters
-from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.timing.timers import SharedTimer
 from nimburion.jobs.client.enqueue_state import EnqueueState
 

@@ -45,9 +45,9 @@ from nimburion.core.result_errors import decode_result_error
 from nimburion.core.service import Service
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
-from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.core.timing.durations import to_seconds
+from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop, choose_limit
 from nimburion.jobs.client.client_statistics import ClientStatistics

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import enum
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from random import Random
 from typing import Any, Literal, TypeVar, Unpack, cast, get_args
 
 import msgspec
@@ -18,7 +16,7 @@ from nimburion.core.rates import parse_rate
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
 from nimburion.core.text.suggestions import describe_unknown
-from nimburion.core.timing.durations import read_seconds
+from nimburion.jobs.declaration.backoff import Backoff, exponential, parse_backoff, parse_seconds
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.limits import Cost, Key, Limit
 from nimburion.jobs.declaration.uniqueness import (
@@ -32,27 +30,14 @@ from nimburion.jobs.declaration.uniqueness import (
 _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
 
-Backoff = Callable[[int], float]
-"""Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
-
 Execution = Literal["auto", "thread", "process"]
 """Where a handler runs. `auto`: an `async def` on the event loop, a `def` in a thread."""
-
-JITTER = 0.2
-"""The largest fraction of a delay that is added at random.
-
-Jitter only lengthens a delay, so retries spread out and none comes early.
-"""
 
 MAX_BATCH = 10_000
 """The most jobs that one call of a batch handler may take."""
 
 _MIN_MEMORY_LIMIT = 32 * 1024**2
 """Bytes. A child process needs most of it before it runs a handler."""
-_MAX_DOUBLINGS = 60
-"""More would overflow a float after some hundreds of failures; the maximum delay is reached
-earlier.
-"""
 
 
 class Priority(enum.IntEnum):
@@ -111,31 +96,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             timeout=_value_or_default(self.timeout, settings.timeout),
         )
 
-    def compute_delay(self, failures: int, random: Random) -> float:
-        """Return the seconds from failure number `failures` to the next attempt.
-
-        The backoff is lengthened by jitter, then capped at `backoff_max`.
-        """
-        cap = _value_or_default(self.backoff_max, Settings().retry_backoff_max)
-        return min(self._compute_backoff(failures) * (1.0 + JITTER * random.random()), cap)
-
-    def _compute_backoff(self, failures: int) -> float:
-        """Return the delay of the backoff, in seconds, before jitter and cap.
-
-        A user's function may raise, or return a value that is no delay. Both are logged, and
-        exponential backoff is used instead, so that the job is not lost.
-        """
-        default = exponential(Settings().retry_backoff)
-        try:
-            seconds = float(_value_or_default(self.backoff, default)(failures))
-        except Exception:  # noqa: BLE001 (a user's function may raise anything)
-            _log.exception("the backoff function failed; exponential backoff is used instead")
-            seconds = math.nan
-        else:
-            if not seconds >= 0.0:
-                _log.error("the backoff function returned %r, which is not a delay", seconds)
-        return seconds if seconds >= 0.0 else default(failures)
-
 
 class PolicyOptions(UniqueKeyOptions, total=False):
     """The policy options of `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
@@ -170,56 +130,6 @@ class PolicyOptions(UniqueKeyOptions, total=False):
 
 BATCH_OPTIONS = frozenset({"batch", "batch_wait"})
 """The options of a batch handler, in addition to `PolicyOptions`."""
-
-
-class _Exponential(msgspec.Struct, frozen=True):
-    base: float
-
-    def __call__(self, failures: int) -> float:
-        return self.base * 2.0 ** min(failures - 1, _MAX_DOUBLINGS)
-
-
-class _Linear(msgspec.Struct, frozen=True):
-    step: float
-
-    def __call__(self, failures: int) -> float:
-        return self.step * failures
-
-
-class _Listed(msgspec.Struct, frozen=True):
-    seconds: tuple[float, ...]
-
-    def __call__(self, failures: int) -> float:
-        return self.seconds[min(failures, len(self.seconds)) - 1]
-
-
-def exponential(base: float | timedelta) -> Backoff:
-    """Return a backoff of `base` seconds that doubles with each failure.
-
-    >>> [exponential(1.5)(failures) for failures in (1, 2, 3)]
-    [1.5, 3.0, 6.0]
-    """
-    return _Exponential(_parse_seconds("retry_backoff", base))
-
-
-def linear(step: float | timedelta) -> Backoff:
-    """Return a backoff that grows by `step` seconds with each failure.
-
-    >>> [linear(10)(failures) for failures in (1, 2, 3)]
-    [10.0, 20.0, 30.0]
-    """
-    return _Linear(_parse_seconds("retry_backoff", step))
-
-
-def listed(*seconds: float | timedelta) -> Backoff:
-    """Return a backoff with exactly these delays, in seconds; the last one repeats.
-
-    >>> [listed(1, 60)(failures) for failures in (1, 2, 3)]
-    [1.0, 60.0, 60.0]
-    """
-    if not seconds:
-        raise DefinitionError("retry_backoff: list at least one delay")
-    return _Listed(tuple(_parse_seconds("retry_backoff", delay) for delay in seconds))
 
 
 def read_policy(options: Mapping[str, Any]) -> Policy:
@@ -268,7 +178,7 @@ def parse_policy(
         burst, cost = None, 1
     return Policy(
         max_retries=None if max_retries is None else _parse_int("max_retries", max_retries, 0),
-        backoff=None if retry_backoff is None else _parse_backoff(retry_backoff),
+        backoff=None if retry_backoff is None else parse_backoff(retry_backoff),
         backoff_max=_parse_optional_seconds("retry_backoff_max", retry_backoff_max),
         permanent=_parse_exceptions(permanent),
         timeout=_parse_optional_seconds("timeout", timeout),
@@ -284,7 +194,7 @@ def parse_policy(
         memory_limit=_parse_memory_limit(memory_limit, execution, retry=retry_over_memory_limit),
         retry_over_memory_limit=bool(retry_over_memory_limit),
         batch=_parse_batch(batch, batch_wait, execution),
-        batch_wait=0.0 if batch_wait is None else _parse_seconds("batch_wait", batch_wait),
+        batch_wait=0.0 if batch_wait is None else parse_seconds("batch_wait", batch_wait),
     )
 
 
@@ -374,19 +284,6 @@ def _parse_memory_limit(
     return size
 
 
-def _parse_backoff(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:
-    if callable(value):
-        return value
-    if isinstance(value, list | tuple):
-        return listed(*value)
-    if isinstance(value, int | float | timedelta):
-        return exponential(value)
-    raise DefinitionError(
-        "retry_backoff must be seconds, a list of seconds or a function of the number of the "
-        f"failure, not {value!r}"
-    )
-
-
 def _parse_exceptions(
     value: type[BaseException] | tuple[type[BaseException], ...],
 ) -> tuple[type[BaseException], ...]:
@@ -400,17 +297,10 @@ def _parse_exceptions(
 def _parse_optional_seconds(what: str, value: object) -> float | None:
     if value is None:
         return None
-    seconds = _parse_seconds(what, value)
+    seconds = parse_seconds(what, value)
     if seconds == 0.0:
         raise DefinitionError(f"{what} must be more than 0 seconds")
     return seconds
-
-
-def _parse_seconds(what: str, value: object) -> float:
-    seconds = read_seconds(value)
-    if seconds is not None and seconds >= 0:
-        return seconds
-    raise DefinitionError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
 
 
 def _parse_int(what: str, value: object, low: int, high: int | None = None) -> int:

@@ -59,7 +59,7 @@ from nimburion.jobs.worker.attempt.reporter import (
     log_safely,
     make_extra,
 )
-from nimburion.jobs.worker.attempt.retry import decide_settlement
+from nimburion.jobs.worker.attempt.retry_or_dead_letter import decide_settlement
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
 _log = logging.getLogger("nimburion.worker")

@@ -1,7 +1,7 @@
 """Decides what follows an attempt: maps its outcome to a settlement. Pure functions.
 
-Only this module applies the retry policy. `Policy.compute_delay` computes the seconds until the
-next attempt.
+A failed attempt is retried, or the job becomes a dead letter. Only this module decides which.
+`jobs/declaration/backoff.py` computes the delay until the next attempt.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
+from nimburion.jobs.declaration.backoff import compute_delay
 from nimburion.jobs.declaration.policy import Policy
 from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
@@ -63,8 +64,9 @@ def _settle_failure(
     if reason is not None:
         return Failed(delivery.lease, reason, outcome.error)
     after = outcome.after
-    delay = after if after is not None else policy.compute_delay(failures, random)
-    return Retried(delivery.lease, delay, outcome.error)
+    if after is None:
+        after = compute_delay(policy.backoff, policy.backoff_max, failures, random)
+    return Retried(delivery.lease, after, outcome.error)
 
 
 def _find_final_reason(error: AttemptError, failures: int, max_retries: int) -> Reason | None:

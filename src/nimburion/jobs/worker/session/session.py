@@ -15,8 +15,8 @@ from nimburion.core.ids import Entropy, make_session_id
 from nimburion.core.lease import Lease
 from nimburion.core.session import HeartbeatReply, Session, WorkerCommand
 from nimburion.core.settings import Settings
-from nimburion.core.timing.backoff import iterate_pauses
 from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.completer import Completer

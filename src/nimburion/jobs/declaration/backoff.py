@@ -1,0 +1,133 @@
+"""Backoffs: the delay until the next attempt of a job that has failed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from random import Random
+
+import msgspec
+
+from nimburion.core.errors import DefinitionError
+from nimburion.core.settings import Settings
+from nimburion.core.timing.durations import read_seconds
+
+_log = logging.getLogger("nimburion.jobs")
+
+Backoff = Callable[[int], float]
+"""Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
+
+JITTER = 0.2
+"""The largest fraction of a delay that is added at random.
+
+Jitter only lengthens a delay, so retries spread out and none comes early.
+"""
+
+_MAX_DOUBLINGS = 60
+"""More would overflow a float after some hundreds of failures; the maximum delay is reached
+earlier.
+"""
+
+
+def compute_delay(
+    backoff: Backoff | None, longest: float | None, failures: int, random: Random
+) -> float:
+    """Return the seconds from failure number `failures` to the next attempt.
+
+    The backoff is lengthened by jitter, then capped at `longest`. None: as the settings say.
+    """
+    if longest is None:
+        longest = Settings().retry_backoff_max
+    return min(_call_backoff(backoff, failures) * (1.0 + JITTER * random.random()), longest)
+
+
+def _call_backoff(backoff: Backoff | None, failures: int) -> float:
+    """Return the delay of a backoff, in seconds, before jitter and cap.
+
+    A user's function may raise, or return a value that is no delay. Both are logged, and
+    exponential backoff is used instead, so that the job is not lost.
+    """
+    default = exponential(Settings().retry_backoff)
+    try:
+        seconds = float((backoff or default)(failures))
+    except Exception:  # noqa: BLE001 (a user's function may raise anything)
+        _log.exception("the backoff function failed; exponential backoff is used instead")
+        seconds = math.nan
+    else:
+        if not seconds >= 0.0:
+            _log.error("the backoff function returned %r, which is not a delay", seconds)
+    return seconds if seconds >= 0.0 else default(failures)
+
+
+class _Exponential(msgspec.Struct, frozen=True):
+    base: float
+
+    def __call__(self, failures: int) -> float:
+        return self.base * 2.0 ** min(failures - 1, _MAX_DOUBLINGS)
+
+
+class _Linear(msgspec.Struct, frozen=True):
+    step: float
+
+    def __call__(self, failures: int) -> float:
+        return self.step * failures
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    seconds: tuple[float, ...]
+
+    def __call__(self, failures: int) -> float:
+        return self.seconds[min(failures, len(self.seconds)) - 1]
+
+
+def exponential(base: float | timedelta) -> Backoff:
+    """Return a backoff of `base` seconds that doubles with each failure.
+
+    >>> [exponential(1.5)(failures) for failures in (1, 2, 3)]
+    [1.5, 3.0, 6.0]
+    """
+    return _Exponential(parse_seconds("retry_backoff", base))
+
+
+def linear(step: float | timedelta) -> Backoff:
+    """Return a backoff that grows by `step` seconds with each failure.
+
+    >>> [linear(10)(failures) for failures in (1, 2, 3)]
+    [10.0, 20.0, 30.0]
+    """
+    return _Linear(parse_seconds("retry_backoff", step))
+
+
+def listed(*seconds: float | timedelta) -> Backoff:
+    """Return a backoff with exactly these delays, in seconds; the last one repeats.
+
+    >>> [listed(1, 60)(failures) for failures in (1, 2, 3)]
+    [1.0, 60.0, 60.0]
+    """
+    if not seconds:
+        raise DefinitionError("retry_backoff: list at least one delay")
+    return _Listed(tuple(parse_seconds("retry_backoff", delay) for delay in seconds))
+
+
+def parse_backoff(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:
+    """Return the backoff of the option `retry_backoff`."""
+    if callable(value):
+        return value
+    if isinstance(value, list | tuple):
+        return listed(*value)
+    if isinstance(value, int | float | timedelta):
+        return exponential(value)
+    raise DefinitionError(
+        "retry_backoff must be seconds, a list of seconds or a function of the number of the "
+        f"failure, not {value!r}"
+    )
+
+
+def parse_seconds(what: str, value: object) -> float:
+    """Return the seconds of an option; `DefinitionError` names it if the value is no duration."""
+    seconds = read_seconds(value)
+    if seconds is not None and seconds >= 0:
+        return seconds
+    raise DefinitionError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
