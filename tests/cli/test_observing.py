@@ -18,7 +18,7 @@ from tests.cli.conftest import CommandLine
 
 WORKER = "feed" * 8
 """The id of a session."""
-OOPS = AttemptError(1, "failure", "ValueError", "no route", fingerprint="00000000000000aa")
+FAILURE = AttemptError(1, "failure", "ValueError", "no route", fingerprint="00000000000000aa")
 
 
 async def open_worker(backend: Backend, **fields: object) -> None:
@@ -308,7 +308,11 @@ def test_dead_letters_are_grouped_by_error(nimburion: CommandLine) -> None:
         await open_worker(backend)
         request = ReserveRequest(3, (Lane("mail", "send"),), nonce=bytes(16))
         deliveries = (await backend.consuming.exchange(WORKER, 1, [], request)).deliveries
-        errors = [OOPS, replace(OOPS, message="other", fingerprint="00000000000000bb"), OOPS]
+        errors = [
+            FAILURE,
+            replace(FAILURE, message="other", fingerprint="00000000000000bb"),
+            FAILURE,
+        ]
         failed = [Failed(d.lease, "permanent", e) for d, e in zip(deliveries, errors, strict=True)]
         await backend.consuming.exchange(WORKER, 2, failed, ReserveRequest(0))
 

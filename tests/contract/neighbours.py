@@ -22,7 +22,7 @@ from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 SCHEMAS = ("user", "jobs")
 """The first is a keyword of SQL."""
@@ -73,7 +73,9 @@ class Neighbour:
         )
         await harness.add("failed", "completed", "running")
         failed, completed, _ = await worker.take(3)
-        await worker.settle(Failed(failed.lease, "fatal", OOPS), Completed(completed.lease, b"1"))
+        await worker.settle(
+            Failed(failed.lease, "fatal", FAILURE), Completed(completed.lease, b"1")
+        )
         for number in range(2):
             await harness.put(harness.job(f"paused-{number}", queue="bulk"))
             await harness.put(harness.job(f"later-{number}", after=5.0 * number + 1.0))

@@ -24,7 +24,7 @@ from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Failed
 from nimburion.jobs.bulk_operations import BulkOperationRunner
 from nimburion.testing.clock import FakeClock
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 from tests.overridden import BackendWrapper, get_operation
 from tests.waiting import wait_until
 
@@ -47,7 +47,7 @@ async def make_dead_letters(
     await harness.enqueue(*(harness.job(options=options) for _ in range(count)))
     worker = await harness.worker()
     leases = [delivery.lease for delivery in await worker.take(count)]
-    await worker.settle(*(Failed(lease, "permanent", OOPS) for lease in leases))
+    await worker.settle(*(Failed(lease, "permanent", FAILURE) for lease in leases))
     await worker.close()
 
 
@@ -142,7 +142,7 @@ async def test_jobs_that_fail_after_the_start_are_not_included(harness: Harness)
     await harness.backend.maintenance.start_bulk_operation(REPLAY)
     harness.clock.advance(1.0)
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
     await make_dead_letters(harness, 2)
     await make_runner(harness).tick()
     operation = await read(harness)

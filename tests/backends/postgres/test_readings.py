@@ -18,7 +18,7 @@ from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, Harness, ids, soon
+from nimburion.testing.contract.harness import FAILURE, Harness, ids, wait_in_time
 from tests.servers.server_kinds import RunningPostgres
 
 DAY = 86_400.0
@@ -169,7 +169,7 @@ async def test_a_header_is_no_tenant_and_may_hold_a_nul(harness: Harness) -> Non
     assert await collect(harness, JobFilter(tenant="y"), 10, 10) == []
     assert (await harness.backend.reads.explain_job("a")).key_holder is None
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
     assert (await harness.backend.maintenance.replay(EVERY_JOB, 10)).ids == ["a"]
 
 
@@ -177,7 +177,7 @@ async def test_a_fingerprint_is_read_beside_a_nul(harness: Harness) -> None:
     """JSON of PostgreSQL cannot turn a NUL into text."""
     await harness.add("a")
     worker = await harness.worker()
-    error = replace(OOPS, message="a \0 in it", fingerprint="00000000000000aa")
+    error = replace(FAILURE, message="a \0 in it", fingerprint="00000000000000aa")
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
     (group,) = (await harness.backend.reads.group_failures()).groups
     assert (group.fingerprint, group.message) == (error.fingerprint, error.message)
@@ -215,10 +215,10 @@ async def test_a_reading_waits_for_no_lock_of_a_worker(
             "nimburion.lease, nimburion.job IN EXCLUSIVE MODE"
         )
         backend = harness.backend
-        assert (await soon(backend.reads.explain_job("a"))).job.state is State.PROCESSING
-        assert len(await soon(backend.reads.list_limits())) == 1
-        assert (await soon(backend.reads.list_jobs(EVERY_JOB))).examined == 1
-        assert (await soon(backend.reads.group_failures())).examined == 0
+        assert (await wait_in_time(backend.reads.explain_job("a"))).job.state is State.PROCESSING
+        assert len(await wait_in_time(backend.reads.list_limits())) == 1
+        assert (await wait_in_time(backend.reads.list_jobs(EVERY_JOB))).examined == 1
+        assert (await wait_in_time(backend.reads.group_failures())).examined == 0
 
 
 async def test_a_pause_ends_while_another_queue_is_paused(harness: Harness) -> None:

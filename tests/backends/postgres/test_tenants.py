@@ -20,7 +20,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
 from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
@@ -297,7 +297,7 @@ async def take_jobs(backend: PostgresBackend, *tenants: str, fail: bool) -> None
         Completed(lease) for job_id, lease in leases.items() if job_id not in ids
     ]
     if fail:
-        ended += [Failed(leases[job_id], "broken", OOPS) for job_id in ids]
+        ended += [Failed(leases[job_id], "broken", FAILURE) for job_id in ids]
     await backend.consuming.exchange("b" * 32, 2, ended, ReserveRequest(0, ()))
 
 

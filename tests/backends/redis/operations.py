@@ -29,7 +29,7 @@ from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -205,7 +205,7 @@ async def check_settlements(environment: Environment) -> None:
     assert len(again.deliveries) == len(leases)
     await worker.exchange(
         Completed(leases[0], b"1"),
-        Failed(leases[1], "permanent", OOPS),
+        Failed(leases[1], "permanent", FAILURE),
         Released(leases[2], 0.001),
         Cancelled(leases[3], "no more"),
     )

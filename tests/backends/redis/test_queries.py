@@ -22,7 +22,7 @@ from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
 from tests.servers.server_kinds import BINARIES, RunningRedis
 
@@ -76,7 +76,7 @@ async def finish_many(harness: Harness, count: int, *, fails: bool = False) -> N
     while count:
         taken = await worker.take(min(count, 500))
         leases = [one.lease for one in taken]
-        made = [Failed(one, "permanent", OOPS) if fails else Completed(one) for one in leases]
+        made = [Failed(one, "permanent", FAILURE) if fails else Completed(one) for one in leases]
         await worker.settle(*made)
         count -= len(taken)
     await worker.close()
@@ -230,7 +230,7 @@ async def test_dead_letters_of_more_than_one_script_are_grouped(
         found = await backend.reads.group_failures(budget=budget)
         assert [group.count for group in found.groups] == [budget]
         assert (found.examined, found.complete) == (budget, budget == 1_000)
-        assert (found.groups[0].type, found.groups[0].message) == (OOPS.type, OOPS.message)
+        assert (found.groups[0].type, found.groups[0].message) == (FAILURE.type, FAILURE.message)
 
 
 async def test_the_session_of_an_old_job_is_forgotten_but_not_that_an_attempt_ended_it(
@@ -239,7 +239,7 @@ async def test_the_session_of_an_old_job_is_forgotten_but_not_that_an_attempt_en
     completed, failed = await harness.add("completed", "failed")
     worker = await harness.worker()
     one, other = await worker.take(2)
-    error = replace(OOPS, session=worker.id, host="here")
+    error = replace(FAILURE, session=worker.id, host="here")
     await worker.settle(Completed(one.lease), Failed(other.lease, "permanent", error))
     await worker.close()
     harness.clock.advance(90_000.0)
@@ -258,12 +258,12 @@ async def test_a_fingerprint_that_is_too_long_is_refused(
     (job_id,) = await harness.add()
     worker = await harness.worker()
     lease = (await worker.take_one()).lease
-    error = replace(OOPS, fingerprint="f" * 256)
+    error = replace(FAILURE, fingerprint="f" * 256)
     with pytest.raises(Unstorable, match="fingerprint"):
         await backend.consuming.exchange(
             worker.id, 2, [Failed(lease, "permanent", error)], worker.want(0)
         )
-    await worker.settle(Failed(lease, "permanent", replace(OOPS, fingerprint="f" * 255)))
+    await worker.settle(Failed(lease, "permanent", replace(FAILURE, fingerprint="f" * 255)))
     assert await list_ids(backend, JobFilter(fingerprint="f" * 255)) == [job_id]
 
 

@@ -19,7 +19,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, ids
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, ids
 
 LAST = (1 << 20) - 1
 """The last number of a lane."""
@@ -193,7 +193,7 @@ class TestFreeing:
         worker = await open_worker(backend, ("keyed", "n"), keyed=one)
         assert ids(await worker.take(9)) == ["leased"]
         killer = await open_worker(backend, ("dead", "n"), keyed=one)
-        await killer.settle(Failed((await killer.take_one()).lease, "permanent", OOPS))
+        await killer.settle(Failed((await killer.take_one()).lease, "permanent", FAILURE))
         for _ in range(3):
             await prune(backend, clock)
         kept = {queue for (queue,) in ask(path, "SELECT queue FROM lane")}
@@ -206,7 +206,7 @@ class TestFreeing:
     ) -> None:
         await backend.producing.enqueue([make("dead", tenant="old")])
         worker = await open_worker(backend, ("q", "n"))
-        await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         await prune(backend, clock)
         await backend.producing.enqueue([make("other", tenant="new")])
         assert (await backend.maintenance.replay(JobFilter(ids=("dead",)), 9)).ids == ["dead"]

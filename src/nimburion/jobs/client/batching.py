@@ -224,12 +224,12 @@ class EnqueueBatcher:
     async def _repeat_blocked(
         self, jobs: Sequence[NewJob], since: float, error: EnqueueBlocked
     ) -> list[Enqueued]:
-        """Repeat a blocked call once, when its turn comes. Raise `error` if that is too late."""
+        """Repeat a blocked call once, after those before it. Raise `error` if that is too late."""
         left = self._timeout - (self._monotonic() - since)
-        turn = asyncio.timeout(left)
+        waiting = asyncio.timeout(left)
         try:
-            async with turn, self._blocked_retry, self._blocked_call:
-                turn.reschedule(None)
+            async with waiting, self._blocked_retry, self._blocked_call:
+                waiting.reschedule(None)
                 left = self._limit - (self._monotonic() - since)
                 return await self._enqueue_once(jobs, left)
         except TimeoutError:

@@ -541,10 +541,10 @@ class Worker:
 
     def _note_end_in_first_step(self) -> None:
         if not self._ended_in_first_step:
-            self._loop.call_soon(self._begin_turn)
+            self._loop.call_soon(self._start_further_jobs)
         self._ended_in_first_step += 1
 
-    def _begin_turn(self) -> None:
+    def _start_further_jobs(self) -> None:
         """Start further jobs, now that the event loop has run its other callbacks."""
         self._ended_in_first_step = 0
         self._start_jobs()

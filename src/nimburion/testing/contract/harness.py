@@ -32,7 +32,7 @@ TTL = 30.0
 """Lifetime in seconds of the sessions in the cases."""
 DEADLINE = 20.0
 """Real-time deadline in seconds for an expected event."""
-OOPS = AttemptError(1, "failure", "ValueError", "no luck", "Traceback: …")
+FAILURE = AttemptError(1, "failure", "ValueError", "no luck", "Traceback: …")
 """The error of a failed attempt."""
 
 
@@ -194,6 +194,6 @@ def ids(deliveries: Sequence[Delivery]) -> list[str]:
     return [delivery.lease.job_id for delivery in deliveries]
 
 
-async def soon(what: Awaitable[T]) -> T:
+async def wait_in_time(what: Awaitable[T]) -> T:
     """Return the result of `what`. Raises `TimeoutError` after `DEADLINE` seconds of real time."""
     return await asyncio.wait_for(what, DEADLINE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from nimburion.core.settlement import Cancelled, Completed, Failed, Progressed, Released, Retried
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 
 async def _pending(harness: Harness) -> str:
@@ -43,7 +43,7 @@ async def _reporting(harness: Harness) -> str:
 async def _retrying(harness: Harness, delay: float = 3_600.0) -> str:
     (job_id,) = await harness.add()
     worker = await harness.worker()
-    await worker.settle(Retried((await worker.take_one()).lease, delay, OOPS))
+    await worker.settle(Retried((await worker.take_one()).lease, delay, FAILURE))
     return job_id
 
 
@@ -78,7 +78,7 @@ async def _completed(harness: Harness) -> str:
 async def _failed(harness: Harness) -> str:
     (job_id,) = await harness.add()
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
     return job_id
 
 

@@ -22,7 +22,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids, soon
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids, wait_in_time
 from nimburion.testing.contract.transactions import OpenTransaction
 
 KEY = JobOptions(unique_key="k")
@@ -33,9 +33,9 @@ TENANT = JobOptions(tenant="acme")
 KEEP_NOTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 OUTCOMES: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
     "completed": (Completed, State.COMPLETED),
-    "failed": (lambda lease: Failed(lease, "failure", OOPS), State.FAILED),
+    "failed": (lambda lease: Failed(lease, "failure", FAILURE), State.FAILED),
     "cancelled": (lambda lease: Cancelled(lease, "enough"), State.CANCELLED),
-    "retried": (lambda lease: Retried(lease, 0.0, OOPS), State.RETRYING),
+    "retried": (lambda lease: Retried(lease, 0.0, FAILURE), State.RETRYING),
     "released": (Released, State.PENDING),
 }
 """Each way in which a run ends, and the state that follows."""
@@ -82,7 +82,9 @@ class OpenTransactions:
         assert (found.id, found.outcome) == (
             ("holder", {"existing": "exists", "refused": "taken"}[how])
         )
-        assert await soon(worker.settle(settle_as(outcome, delivery.lease))) == [Settled.DONE]
+        assert await wait_in_time(worker.settle(settle_as(outcome, delivery.lease))) == [
+            Settled.DONE
+        ]
         assert await harness.state("holder") is OUTCOMES[outcome][1]
         await transaction.rollback()
         after = "taken" if outcome in {"retried", "released"} else "created"
@@ -97,8 +99,8 @@ class OpenTransactions:
         await harness.put(harness.job("holder", options=KEY))
         await transaction.enqueue(repeat_key(harness, how))
         worker = await harness.worker()
-        (delivery,) = await soon(worker.take())
-        assert await soon(worker.settle(Completed(delivery.lease))) == [Settled.DONE]
+        (delivery,) = await wait_in_time(worker.take())
+        assert await wait_in_time(worker.settle(Completed(delivery.lease))) == [Settled.DONE]
         await transaction.rollback()
         await harness.put(harness.job("next", options=KEY))
 
@@ -110,11 +112,11 @@ class OpenTransactions:
         assert [one.outcome for one in await transaction.enqueue(refused, other)] == (
             ["taken", "refused"]
         )
-        (found,) = await soon(harness.enqueue(repeat_key(harness, "existing", WAITING_KEY)))
+        (found,) = await wait_in_time(harness.enqueue(repeat_key(harness, "existing", WAITING_KEY)))
         assert found == Enqueued("holder", "exists")
-        await soon(harness.put(other))
+        await wait_in_time(harness.put(other))
         worker = await harness.worker()
-        assert ids(await soon(worker.take(2))) == ["holder", "other"]
+        assert ids(await wait_in_time(worker.take(2))) == ["holder", "other"]
         await transaction.rollback()
 
     async def test_a_key_is_free_in_the_transaction_that_found_its_holder(
@@ -124,7 +126,7 @@ class OpenTransactions:
         transaction = await open_transaction(harness)
         worker, delivery = await hold_key(harness)
         await transaction.enqueue(repeat_key(harness, "existing"))
-        await soon(worker.settle(Completed(delivery.lease)))
+        await wait_in_time(worker.settle(Completed(delivery.lease)))
         assert await transaction.enqueue(harness.job("next", options=KEY)) == (
             [Enqueued("next", "created")]
         )
@@ -140,7 +142,9 @@ class OpenTransactions:
         assert await transaction.enqueue(harness.job("next", options=WAITING_KEY)) == (
             [Enqueued("next", "created")]
         )
-        assert await soon(worker.settle(settle_as(outcome, delivery.lease))) == [Settled.DONE]
+        assert await wait_in_time(worker.settle(settle_as(outcome, delivery.lease))) == [
+            Settled.DONE
+        ]
         assert await harness.state("holder") is OUTCOMES[outcome][1]
         await transaction.rollback()
         (result,) = await harness.enqueue(harness.job("last", options=WAITING_KEY))
@@ -154,11 +158,11 @@ class OpenTransactions:
         transaction = await open_transaction(harness)
         worker, delivery = await hold_key(harness)
         await transaction.enqueue(repeat_key(harness, "existing"))
-        await soon(worker.settle(settle_as(outcome, delivery.lease)))
+        await wait_in_time(worker.settle(settle_as(outcome, delivery.lease)))
         await transaction.rollback()
         if outcome == "failed":
             await harness.backend.maintenance.replay(JobFilter(ids=("holder",)), 1)
-        await soon(
+        await wait_in_time(
             harness.backend.maintenance.prune(
                 Retention(completed=60.0, failed=60.0, results=60.0), 100
             )
@@ -178,7 +182,7 @@ class OpenTransactions:
         delivery = await worker.take_one()
         await transaction.enqueue(repeat_key(harness, "existing"))
         assert (await harness.backend.reads.explain_job("old")).key_holder == "holder"
-        await soon(worker.settle(Completed(delivery.lease)))
+        await wait_in_time(worker.settle(Completed(delivery.lease)))
         assert (await harness.backend.reads.explain_job("old")).key_holder is None
         await transaction.rollback()
 
@@ -197,11 +201,11 @@ class OpenTransactions:
         if how == "scheduled":
             harness.clock.advance(5.0)
         elif how == "rescued":
-            assert (await soon(harness.lose(worker))).returned == ["a"]
+            assert (await wait_in_time(harness.lose(worker))).returned == ["a"]
             worker = await harness.worker()
         else:
-            await soon(worker.settle(settle_as(how, deliveries[0].lease)))
-        assert ids(await soon(worker.take(5))) == ["a"]
+            await wait_in_time(worker.settle(settle_as(how, deliveries[0].lease)))
+        assert ids(await wait_in_time(worker.take(5))) == ["a"]
         await transaction.rollback()
         assert await worker.take(5) == []
 
@@ -210,18 +214,18 @@ class OpenTransactions:
         first, second = await open_transaction(harness), await open_transaction(harness)
         worker = await harness.worker()
         await first.enqueue(harness.job("a", options=TENANT))
-        await soon(harness.put(harness.job("b", options=TENANT)))
-        await soon(second.enqueue(harness.job("c", options=TENANT)))
+        await wait_in_time(harness.put(harness.job("b", options=TENANT)))
+        await wait_in_time(second.enqueue(harness.job("c", options=TENANT)))
         await harness.put(harness.job("d", options=JobOptions(tenant="z")))
-        taken = await soon(worker.take(5))
+        taken = await wait_in_time(worker.take(5))
         assert set(ids(taken)) == {"b", "d"}
         await worker.settle(*(Completed(one.lease) for one in taken))
-        assert await soon(worker.take(5)) == []
-        await soon(harness.backend.maintenance.prune(KEEP_NOTHING, 100))
+        assert await wait_in_time(worker.take(5)) == []
+        await wait_in_time(harness.backend.maintenance.prune(KEEP_NOTHING, 100))
         await second.commit()
-        assert ids(await soon(worker.take(5))) == ["c"]
+        assert ids(await wait_in_time(worker.take(5))) == ["c"]
         await first.commit()
-        assert ids(await soon(worker.take(5))) == ["a"]
+        assert ids(await wait_in_time(worker.take(5))) == ["a"]
 
     @pytest.mark.parametrize("lane", ["of one tenant", "of a limit", "of a limit by key", "plain"])
     async def test_a_waiting_job_that_is_replaced_delays_no_other(
@@ -244,10 +248,10 @@ class OpenTransactions:
             keyed=by_key if lane == "of a limit by key" else None,
         )
         for expected in ("b", "c"):
-            (delivery,) = await soon(worker.take())
+            (delivery,) = await wait_in_time(worker.take())
             assert delivery.lease.job_id == expected
-            assert await soon(worker.settle(Completed(delivery.lease))) == [Settled.DONE]
-        assert await soon(worker.take(5)) == []
+            assert await wait_in_time(worker.settle(Completed(delivery.lease))) == [Settled.DONE]
+        assert await wait_in_time(worker.take(5)) == []
         await transaction.rollback()
         assert ids(await worker.take(5)) == ["a"]
 
@@ -267,7 +271,7 @@ class OpenTransactions:
             harness.job(options=msgspec.structs.replace(WAITING_KEY, unique_key="old")),
             harness.job(options=TENANT),
         )
-        lost = await soon(harness.lose(worker, max_lost=1))
+        lost = await wait_in_time(harness.lose(worker, max_lost=1))
         assert {*lost.failed} == {"holder", "old", "tenant", "other"}
         await transaction.rollback()
         await harness.put(harness.job("next", options=KEY))
@@ -288,19 +292,21 @@ class OpenTransactions:
             harness.job(options=TENANT),
         )
         assert [one.outcome for one in results] == ["replaced", "created", "created"]
-        assert (await soon(backend.consuming.promote(100))).count == 1
-        await soon(backend.maintenance.prune(KEEP_NOTHING, 100))
-        await soon(backend.consuming.heartbeat(worker.id))
-        await soon(backend.reads.get_job("holder"))
-        await soon(backend.reads.explain_job("holder"))
-        await soon(backend.reads.explain_job("later"))
-        assert len((await soon(backend.reads.list_jobs())).jobs) == 3
-        assert (await soon(backend.reads.count_jobs()))[State.PENDING] == 3
-        await soon(backend.reads.list_queues())
-        await soon(backend.reads.list_sessions())
-        assert [one.waiting for one in (await soon(backend.reads.list_tenants())).tenants] == [1]
-        await soon(harness.add("unrelated"))
-        await soon(harness.put(harness.job(options=JobOptions(unique_key="unrelated"))))
-        assert (await soon(backend.producing.cancel("later"))) == "cancelled"
-        await soon(worker.close())
+        assert (await wait_in_time(backend.consuming.promote(100))).count == 1
+        await wait_in_time(backend.maintenance.prune(KEEP_NOTHING, 100))
+        await wait_in_time(backend.consuming.heartbeat(worker.id))
+        await wait_in_time(backend.reads.get_job("holder"))
+        await wait_in_time(backend.reads.explain_job("holder"))
+        await wait_in_time(backend.reads.explain_job("later"))
+        assert len((await wait_in_time(backend.reads.list_jobs())).jobs) == 3
+        assert (await wait_in_time(backend.reads.count_jobs()))[State.PENDING] == 3
+        await wait_in_time(backend.reads.list_queues())
+        await wait_in_time(backend.reads.list_sessions())
+        assert [
+            one.waiting for one in (await wait_in_time(backend.reads.list_tenants())).tenants
+        ] == [1]
+        await wait_in_time(harness.add("unrelated"))
+        await wait_in_time(harness.put(harness.job(options=JobOptions(unique_key="unrelated"))))
+        assert (await wait_in_time(backend.producing.cancel("later"))) == "cancelled"
+        await wait_in_time(worker.close())
         await transaction.rollback()

@@ -18,7 +18,7 @@ from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, Failed, Settled
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids, soon
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids, wait_in_time
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ async def race(count: int, run: Callable[[int], Awaitable[T]]) -> list[T]:
         await barrier.wait()
         return await run(n)
 
-    return await soon(asyncio.gather(*(one(n) for n in range(count))))
+    return await wait_in_time(asyncio.gather(*(one(n) for n in range(count))))
 
 
 def run_on_own_loop(
@@ -120,7 +120,7 @@ class Racing:
             await fleet.put(fleet.job(f"old{n}", payload=b"1", options=options))
             new = fleet.job(f"new{n}", payload=b"2", options=options)
             worker, other = workers[n % 8], self._handle(fleet, n + 1)
-            taken, (result,) = await soon(
+            taken, (result,) = await wait_in_time(
                 asyncio.gather(worker.take(1), other.producing.enqueue([new]))
             )
             rest = await worker.take(2)
@@ -274,7 +274,7 @@ class Racing:
     async def test_a_repeated_settlement_is_applied_once(self, fleet: Harness) -> None:
         await fleet.add("a")
         worker = await fleet.worker()
-        batch = [Failed((await worker.take_one()).lease, "permanent", OOPS)]
+        batch = [Failed((await worker.take_one()).lease, "permanent", FAILURE)]
         replies = await race(
             RACERS,
             lambda n: self._handle(fleet, n).consuming.exchange(
@@ -302,7 +302,7 @@ class Racing:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(20)))
         worker = await fleet.worker()
         taken = await worker.take(20)
-        await worker.settle(*(Failed(delivery.lease, "permanent", OOPS) for delivery in taken))
+        await worker.settle(*(Failed(delivery.lease, "permanent", FAILURE) for delivery in taken))
         replies = await race(
             RACERS, lambda n: self._handle(fleet, n).maintenance.replay(EVERY_JOB, 100)
         )
@@ -313,7 +313,7 @@ class Racing:
         await fleet.enqueue(*(fleet.job(f"{n}") for n in range(16)))
         worker = await fleet.worker()
         taken = await worker.take(16)
-        await worker.settle(*(Failed(delivery.lease, "permanent", OOPS) for delivery in taken))
+        await worker.settle(*(Failed(delivery.lease, "permanent", FAILURE) for delivery in taken))
 
         async def run(n: int) -> list[str]:
             which = JobFilter(ids=(f"{n // 2}",))
@@ -404,7 +404,7 @@ class Racing:
             finally:
                 await worker.backend.close()
 
-        drained = await soon(
+        drained = await wait_in_time(
             asyncio.gather(
                 *(asyncio.to_thread(run_on_own_loop, drain, worker) for worker in workers)
             )

@@ -10,7 +10,7 @@ from nimburion.core.job import JobOptions, State
 from nimburion.core.queries import EVERY_JOB
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settlement
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 NIGHTLY = ScheduleRecord(name="nightly", spec=b'{"cron": "0 2 * * *"}', owner="app")
 
@@ -71,9 +71,9 @@ async def move_previous(harness: Harness, to: str) -> None:
     lease = (await worker.take_one()).lease
     settlements: dict[str, Settlement] = {
         "released": Released(lease),
-        "retrying": Retried(lease, 60.0, OOPS),
+        "retrying": Retried(lease, 60.0, FAILURE),
         "completed": Completed(lease),
-        "failed": Failed(lease, "permanent", OOPS),
+        "failed": Failed(lease, "permanent", FAILURE),
     }
     if to in settlements:
         await worker.settle(settlements[to])

@@ -16,7 +16,14 @@ from nimburion.core.metrics.statistics import STEPS
 from nimburion.core.operations import Retention
 from nimburion.core.settlement import Completed, Retried, Settled
 from nimburion.core.transactions import CallerConnection, Transaction
-from nimburion.testing.contract.harness import DEADLINE, OOPS, HandDrivenWorker, Harness, ids, soon
+from nimburion.testing.contract.harness import (
+    DEADLINE,
+    FAILURE,
+    HandDrivenWorker,
+    Harness,
+    ids,
+    wait_in_time,
+)
 
 FAR = 1_000.0
 
@@ -39,27 +46,27 @@ class OpenTransaction:
 
     async def begin(self) -> OpenTransaction:
         """Begin the transaction and return this object."""
-        self.connection = CallerConnection(await soon(self.transaction.begin()))
+        self.connection = CallerConnection(await wait_in_time(self.transaction.begin()))
         return self
 
     async def enqueue(self, *jobs: NewJob) -> list[Enqueued]:
         """Enqueue jobs in one call inside the transaction."""
-        return await soon(self.producing.enqueue_in(self.connection, jobs))
+        return await wait_in_time(self.producing.enqueue_in(self.connection, jobs))
 
     async def complete(
         self, worker: HandDrivenWorker, delivery: Delivery, result: bytes | None = None
     ) -> None:
         """Complete a job inside the transaction."""
-        await soon(self.transaction.complete(worker.id, Completed(delivery.lease, result)))
+        await wait_in_time(self.transaction.complete(worker.id, Completed(delivery.lease, result)))
 
     async def commit(self) -> None:
         """Commit the transaction. In production, a caller of `enqueue_in` commits its own
         transaction."""
-        await soon(self.transaction.commit())
+        await wait_in_time(self.transaction.commit())
 
     async def rollback(self) -> None:
         """Roll the transaction back."""
-        await soon(self.transaction.rollback())
+        await wait_in_time(self.transaction.rollback())
 
 
 async def opened(harness: Harness) -> OpenTransaction:
@@ -296,7 +303,7 @@ class TransactionalCompletions:
         await transaction.complete(worker, delivery)
         await transaction.commit()
         lease = delivery.lease
-        again = Completed(lease) if how == "completed" else Retried(lease, 0.0, OOPS)
+        again = Completed(lease) if how == "completed" else Retried(lease, 0.0, FAILURE)
         assert await worker.settle(again) == [Settled.ALREADY]
         assert await harness.state(job_id) is State.COMPLETED
 
@@ -323,7 +330,7 @@ class TransactionalCompletions:
         lease = Lease(job_id, other, delivery.lease.ref)
         transaction = await opened(harness)
         with pytest.raises(LeaseLost) as lost:
-            await soon(transaction.transaction.complete(holder.id, Completed(lease)))
+            await wait_in_time(transaction.transaction.complete(holder.id, Completed(lease)))
         await transaction.rollback()
         assert lost.value.job_id == job_id
         assert await harness.state(job_id) is State.PROCESSING

@@ -1,7 +1,7 @@
 """Threads for `def` handlers. They start on demand and notify the event loop in batches.
 
 A waking thread wakes the next one if more calls wait. So calls that wait for others run
-concurrently, and short calls of one turn of the loop run in few threads: a change of threads costs
+concurrently, and calls of one iteration of the loop run in few threads: a change of threads costs
 as much as a short call.
 
 A thread cannot be stopped from outside. After a timeout or a stop, its call continues.

@@ -188,7 +188,7 @@ class ChildRuntime:
     def _run_on_loop(self, value: Awaitable[Any]) -> object:
         """Run an `async def` handler to its end. Tasks that it leaves wait for the next one.
 
-        `run_until_complete` would stop the loop one turn later, which costs a tenth of a call. A
+        `run_until_complete` stops the loop one iteration later, which costs a tenth of a call. A
         handler that stops the loop itself runs on.
         """
         task = self._loop.create_task(self._await_and_stop_loop(value))

@@ -20,12 +20,12 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, TTL, HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, TTL, HandDrivenWorker, Harness, ids
 
 ENDING: dict[str, Callable[[Lease], Settlement]] = {
     "completed": Completed,
-    "retried": lambda lease: Retried(lease, 60.0, OOPS),
-    "failed": lambda lease: Failed(lease, "permanent", OOPS),
+    "retried": lambda lease: Retried(lease, 60.0, FAILURE),
+    "failed": lambda lease: Failed(lease, "permanent", FAILURE),
     "released": Released,
     "snoozed": lambda lease: Released(lease, 60.0),
     "cancelled": Cancelled,
@@ -104,7 +104,7 @@ class ConcurrencyLimits:
         await harness.add("a", "b")
         worker = await harness.worker(limits={"mail": 1})
         lease = (await worker.take_one()).lease
-        await worker.settle(Retried(lease, 60.0, OOPS))
+        await worker.settle(Retried(lease, 60.0, FAILURE))
         await worker.take_one()
         assert await worker.settle(Completed(lease), Completed(lease)) == [Settled.ALREADY] * 2
         assert await read_limit(worker) == ConcurrencyLimit(1, 1)
@@ -214,7 +214,7 @@ class ConcurrencyLimits:
         worker = await harness.worker(limits={"mail": 1})
         lease = (await worker.take_one()).lease
         for _ in range(3):
-            reply = await worker.exchange(Retried(lease, 0.0, OOPS), want=worker.want(1))
+            reply = await worker.exchange(Retried(lease, 0.0, FAILURE), want=worker.want(1))
             assert ids(reply.deliveries) == ["a"]
             lease = reply.deliveries[0].lease
         assert await read_limit(worker) == ConcurrencyLimit(1, 1)

@@ -11,7 +11,7 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import State
 from nimburion.core.settlement import Completed, Failed, Retried, Settled, Settlement
-from nimburion.testing.contract.harness import OOPS, Harness, ids, soon
+from nimburion.testing.contract.harness import FAILURE, Harness, ids, wait_in_time
 
 
 class NumberedExchanges:
@@ -58,7 +58,7 @@ class NumberedExchanges:
         await harness.add("a", "b")
         worker = await harness.worker()
         one, other = [delivery.lease for delivery in await worker.take(2)]
-        batch: list[Settlement] = [Completed(one), Completed(one), Retried(other, 9.0, OOPS)]
+        batch: list[Settlement] = [Completed(one), Completed(one), Retried(other, 9.0, FAILURE)]
         first = await harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         again = await harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         assert first.results == again.results == [Settled.DONE, Settled.ALREADY, Settled.DONE]
@@ -79,7 +79,7 @@ class NumberedExchanges:
         worker = await harness.worker()
         delivery = await worker.take_one()
         again = await harness.backend.consuming.exchange(
-            worker.id, 1, [Failed(delivery.lease, "permanent", OOPS)], worker.want(5)
+            worker.id, 1, [Failed(delivery.lease, "permanent", FAILURE)], worker.want(5)
         )
         assert again.results == []
         assert again.deliveries == [delivery]
@@ -178,8 +178,8 @@ class NumberedExchanges:
         await asyncio.sleep(0)
         call.cancel()
         with suppress(asyncio.CancelledError):
-            await soon(call)
-        reply = await soon(harness.backend.consuming.exchange(worker.id, 1, [], want))
+            await wait_in_time(call)
+        reply = await wait_in_time(harness.backend.consuming.exchange(worker.id, 1, [], want))
         assert ids(reply.deliveries) == ["a"]
         counts = await harness.backend.reads.count_jobs()
         assert (counts[State.PROCESSING], counts[State.PENDING]) == (1, 1)
@@ -189,15 +189,17 @@ class NumberedExchanges:
     ) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        batch = [Retried((await worker.take_one()).lease, 5.0, OOPS)]
+        batch = [Retried((await worker.take_one()).lease, 5.0, FAILURE)]
         call = asyncio.ensure_future(
             harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING)
         )
         await asyncio.sleep(0)
         call.cancel()
         with suppress(asyncio.CancelledError):
-            await soon(call)
-        reply = await soon(harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING))
+            await wait_in_time(call)
+        reply = await wait_in_time(
+            harness.backend.consuming.exchange(worker.id, 2, batch, RESERVE_NOTHING)
+        )
         assert reply.results == [Settled.DONE]
         assert (await harness.backend.reads.get_job("a")).failures == 1
 

@@ -30,7 +30,7 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
 
 ENDS: dict[str, Callable[[Lease], Settlement]] = {
     **ENDING,
@@ -274,7 +274,7 @@ class Turns:
         worker = await harness.worker()
         b1, b2 = await worker.take(2)
         harness.clock.advance(0.1)
-        await worker.settle(Retried(b1.lease, 5.0, OOPS), Released(b2.lease, 4.0))
+        await worker.settle(Retried(b1.lease, 5.0, FAILURE), Released(b2.lease, 4.0))
         harness.clock.advance(5.0)
         assert ids(await worker.take(9)) == ["b3", "a1", "b2", "b1"]
 
@@ -282,7 +282,7 @@ class Turns:
         await add(harness, "a1", "a2", "b1")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await worker.settle(Failed(lease, "permanent", OOPS))
+        await worker.settle(Failed(lease, "permanent", FAILURE))
         harness.clock.advance(1.0)
         await harness.backend.maintenance.replay(JobFilter(ids=("a1",)), 9)
         assert ids(await worker.take(9)) == ["b1", "a2", "a1"]

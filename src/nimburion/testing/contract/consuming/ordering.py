@@ -10,7 +10,7 @@ import pytest
 from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.job import NewJob
 from nimburion.core.settlement import Released, Retried
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
 
 QUEUES = ("red", "blue", "green")
 NAMES = ("mail", "post", "scan")
@@ -187,7 +187,7 @@ class Ordering:
         harness.clock.advance(1.0)
         await harness.add("b")
         harness.clock.advance(1.0)
-        await worker.settle(Retried(lease, 0.0, OOPS))
+        await worker.settle(Retried(lease, 0.0, FAILURE))
         assert ids(await worker.take(9)) == ["b", "a"]
 
     async def test_a_rescued_job_keeps_its_old_place(self, harness: Harness) -> None:

@@ -7,7 +7,7 @@ import pytest
 from nimburion.core.job import Progress, State
 from nimburion.core.settlement import Completed, Progressed, Retried, Settled
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 
 class Reporting:
@@ -65,7 +65,7 @@ class Reporting:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await worker.settle(Progressed(lease, 0.5))
-        assert await worker.settle(Retried(lease, 5.0, OOPS)) == [Settled.DONE]
+        assert await worker.settle(Retried(lease, 5.0, FAILURE)) == [Settled.DONE]
 
     async def test_a_repeated_exchange_reports_once(self, harness: Harness) -> None:
         await harness.add("a")

@@ -7,7 +7,7 @@ import pytest
 from nimburion.core.job import State
 from nimburion.core.operations import Promoted
 from nimburion.core.settlement import Released, Retried
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
 class Promoting:
@@ -63,7 +63,7 @@ class Promoting:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        late = Retried(lease, 7.0, OOPS) if how == "retried" else Released(lease, 7.0)
+        late = Retried(lease, 7.0, FAILURE) if how == "retried" else Released(lease, 7.0)
         await worker.settle(late)
         harness.clock.advance(6.999)
         await harness.backend.consuming.promote(10)
@@ -75,7 +75,7 @@ class Promoting:
     async def test_a_retry_that_is_due_is_still_retrying(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 5.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 5.0, FAILURE))
         harness.clock.advance(5.0)
         assert await harness.state("a") is State.RETRYING
         await harness.backend.consuming.promote(10)

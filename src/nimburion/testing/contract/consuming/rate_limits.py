@@ -24,7 +24,7 @@ from nimburion.core.settlement import (
     Settlement,
     Spent,
 )
-from nimburion.testing.contract.harness import OOPS, TTL, HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, TTL, HandDrivenWorker, Harness, ids
 
 ONE = RateLimit("1/s", interval=1_000_000, burst=1)
 """One job each second."""
@@ -33,8 +33,8 @@ THREE = RateLimit("1/s", interval=1_000_000, burst=3)
 
 KEEPING: dict[str, Callable[[Lease], Settlement]] = {
     "completed": Completed,
-    "retried": lambda lease: Retried(lease, 0.0, OOPS),
-    "failed": lambda lease: Failed(lease, "permanent", OOPS),
+    "retried": lambda lease: Retried(lease, 0.0, FAILURE),
+    "failed": lambda lease: Failed(lease, "permanent", FAILURE),
     "released": Released,
     "snoozed": lambda lease: Released(lease, 0.0),
     "cancelled": Cancelled,

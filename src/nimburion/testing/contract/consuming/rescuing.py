@@ -11,7 +11,7 @@ from nimburion.core.job import AttemptError, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settled
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
-from nimburion.testing.contract.harness import OOPS, TTL, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, TTL, Harness, ids
 
 
 class Rescuing:
@@ -42,7 +42,7 @@ class Rescuing:
     ) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
         await worker.take_one()
         await harness.lose(worker)
         record = await harness.backend.reads.get_job("a")
@@ -165,7 +165,7 @@ class Rescuing:
         lease = (await worker.take_one()).lease
         await harness.lose(worker)
         record = await harness.backend.reads.get_job("a")
-        for settlement in (Completed(lease), Failed(lease, "permanent", OOPS)):
+        for settlement in (Completed(lease), Failed(lease, "permanent", FAILURE)):
             with pytest.raises(SessionLost):
                 await worker.settle(settlement)
         assert await harness.backend.reads.get_job("a") == record
@@ -317,7 +317,7 @@ class Rescuing:
         await harness.add("a")
         worker = await harness.worker()
         for _ in range(4):
-            await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+            await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
         await worker.take_one()
         assert (await harness.lose(worker, max_lost=2)).returned == ["a"]
 

@@ -8,7 +8,7 @@ from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions
 from nimburion.core.job import JobOptions, State
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Completed, Released, Retried
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
 class Reserving:
@@ -202,7 +202,7 @@ class Reserving:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        reply = await worker.exchange(Retried(lease, 0.0, OOPS), want=worker.want(1))
+        reply = await worker.exchange(Retried(lease, 0.0, FAILURE), want=worker.want(1))
         (delivery,) = reply.deliveries
         assert (delivery.lease.job_id, delivery.failures, delivery.attempt) == ("a", 1, 2)
         assert delivery.lease.token.fence > lease.token.fence
@@ -217,7 +217,7 @@ class Reserving:
     async def test_attempt_counts_failures_and_losses(self, harness: Harness) -> None:
         await harness.add("a")
         first = await harness.worker()
-        await first.settle(Retried((await first.take_one()).lease, 0.0, OOPS))
+        await first.settle(Retried((await first.take_one()).lease, 0.0, FAILURE))
         await first.take_one()
         await harness.lose(first)
         delivery = await (await harness.worker()).take_one()

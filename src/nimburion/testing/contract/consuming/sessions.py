@@ -10,7 +10,7 @@ from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import State
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply
 from nimburion.core.settlement import Completed, Released, Retried, Settled
-from nimburion.testing.contract.harness import OOPS, TTL, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, TTL, Harness, ids
 
 
 class Sessions:
@@ -212,7 +212,7 @@ class Closing:
     async def test_a_retry_that_was_held_waits_as_a_retry(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
         await worker.take_one()
         await worker.close()
         record = await harness.backend.reads.get_job("a")

@@ -19,7 +19,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
 class Settling:
@@ -61,7 +61,7 @@ class Settling:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         harness.clock.advance(1.0)
-        await worker.settle(Retried(lease, 10.0, OOPS))
+        await worker.settle(Retried(lease, 10.0, FAILURE))
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures, record.lost) == (State.RETRYING, 1, 0)
         assert (record.due, record.finished_at) == (harness.clock.now() + 10.0, None)
@@ -74,14 +74,14 @@ class Settling:
     async def test_retried_without_delay_is_due_at_once(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
         assert (await harness.backend.reads.get_job("a")).due == harness.clock.now()
         assert await harness.state("a") is State.RETRYING
 
     async def test_a_negative_delay_counts_as_none(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, -7.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, -7.0, FAILURE))
         assert (await harness.backend.reads.get_job("a")).due == harness.clock.now()
 
     async def test_the_delay_is_counted_on_the_clock_of_the_backend(self, harness: Harness) -> None:
@@ -90,7 +90,7 @@ class Settling:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         harness.clock.advance(100.0)
-        await worker.settle(Retried(lease, 5.0, OOPS))
+        await worker.settle(Retried(lease, 5.0, FAILURE))
         assert (await harness.backend.reads.get_job("a")).due == harness.clock.now() + 5.0
 
     async def test_an_error_is_added_to_the_history_with_the_time_of_the_backend(
@@ -111,7 +111,7 @@ class Settling:
         for n in range(1, 6):
             lease = (await worker.take_one()).lease
             harness.clock.advance(1.0)
-            await worker.settle(Retried(lease, 0.0, replace(OOPS, attempt=n)))
+            await worker.settle(Retried(lease, 0.0, replace(FAILURE, attempt=n)))
         record = await harness.backend.reads.get_job("a")
         assert [error.attempt for error in record.history] == [1, 2, 3, 4, 5]
         assert record.failures == 5
@@ -122,11 +122,11 @@ class Settling:
         await harness.put(harness.job("a", payload=b'{ "kept" : "as it came" }'))
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        await worker.settle(Failed(lease, "permanent", OOPS))
+        await worker.settle(Failed(lease, "permanent", FAILURE))
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.reason, record.failures) == (State.FAILED, "permanent", 1)
         assert record.payload == b'{ "kept" : "as it came" }'
-        assert record.history == [replace(OOPS, at=harness.clock.now())]
+        assert record.history == [replace(FAILURE, at=harness.clock.now())]
         assert record.finished_at == harness.clock.now()
         assert record.attempt == 1
 
@@ -136,13 +136,13 @@ class Settling:
     async def test_the_reason_is_kept_as_given(self, harness: Harness, reason: str) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, reason, OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, reason, FAILURE))
         assert (await harness.backend.reads.get_job("a")).reason == reason
 
     async def test_a_failed_job_never_runs_again_by_itself(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         harness.clock.advance(1_000.0)
         assert await worker.take(5) == []
 
@@ -180,7 +180,7 @@ class Settling:
     async def test_a_released_retry_stays_retrying(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
         await worker.settle(Released((await worker.take_one()).lease))
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures) == (State.RETRYING, 1)
@@ -200,7 +200,10 @@ class Settling:
         a, b, c = [delivery.lease for delivery in await worker.take(3)]
         forged = replace(b, token=replace(b.token, nonce=bytes(16)))
         results = await worker.settle(
-            Retried(c, 1.0, OOPS), Completed(forged), Completed(a), Failed(a, "permanent", OOPS)
+            Retried(c, 1.0, FAILURE),
+            Completed(forged),
+            Completed(a),
+            Failed(a, "permanent", FAILURE),
         )
         assert results == [Settled.DONE, Settled.STALE, Settled.DONE, Settled.ALREADY]
         assert await harness.state("b") is State.PROCESSING
@@ -209,7 +212,7 @@ class Settling:
         await harness.add("a")
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
-        results = await worker.settle(Completed(lease, b"1"), Failed(lease, "permanent", OOPS))
+        results = await worker.settle(Completed(lease, b"1"), Failed(lease, "permanent", FAILURE))
         assert results == [Settled.DONE, Settled.ALREADY]
         assert (await harness.backend.reads.get_job("a")).state is State.COMPLETED
         assert (await harness.backend.reads.get_job("a")).history == []
@@ -229,8 +232,8 @@ class Settling:
         worker = await harness.worker()
         kinds: list[Callable[[Lease], Settlement]] = [
             Completed,
-            lambda lease: Retried(lease, 60.0, OOPS),
-            lambda lease: Failed(lease, "permanent", OOPS),
+            lambda lease: Retried(lease, 60.0, FAILURE),
+            lambda lease: Failed(lease, "permanent", FAILURE),
             lambda lease: Released(lease, 60.0),
             Cancelled,
         ]

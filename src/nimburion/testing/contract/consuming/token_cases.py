@@ -15,7 +15,7 @@ from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 Answer = Literal["done", "already", "stale", "SessionLost"]
 
@@ -150,14 +150,14 @@ async def _snoozed(harness: Harness) -> Settler:
 
 async def _retried(harness: Harness, delay: float = 60.0) -> Settler:
     settler = await _held(harness)
-    await settler.worker.settle(Retried(settler.lease, delay, OOPS))
+    await settler.worker.settle(Retried(settler.lease, delay, FAILURE))
     return settler
 
 
 async def _held_again_settled(harness: Harness) -> Settler:
     """Two deliveries, both settled; the worker uses the first lease."""
     settler = await _retried(harness, delay=0.0)
-    await settler.worker.settle(Retried((await settler.worker.take_one()).lease, 0.0, OOPS))
+    await settler.worker.settle(Retried((await settler.worker.take_one()).lease, 0.0, FAILURE))
     return settler
 
 
@@ -185,7 +185,7 @@ async def _completed_older(harness: Harness) -> Settler:
 
 async def _failed(harness: Harness) -> Settler:
     settler = await _held(harness)
-    await settler.worker.settle(Failed(settler.lease, "permanent", OOPS))
+    await settler.worker.settle(Failed(settler.lease, "permanent", FAILURE))
     return settler
 
 

@@ -25,14 +25,14 @@ from nimburion.testing.contract.consuming.token_cases import (
     TOKEN_CASES,
     TokenCase,
 )
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 SETTLEMENTS: dict[str, Callable[[Lease], Settlement]] = {
     "Completed": lambda lease: Completed(lease, b'"late"'),
     "Completed without result": Completed,
     "Completed with payload": lambda lease: Completed(lease, keep_payload=True),
-    "Retried": lambda lease: Retried(lease, 0.0, OOPS),
-    "Failed": lambda lease: Failed(lease, "permanent", OOPS),
+    "Retried": lambda lease: Retried(lease, 0.0, FAILURE),
+    "Failed": lambda lease: Failed(lease, "permanent", FAILURE),
     "Released": Released,
     "Cancelled": lambda lease: Cancelled(lease, "late"),
     "Progressed": lambda lease: Progressed(lease, 0.9, "late"),

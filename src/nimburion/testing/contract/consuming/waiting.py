@@ -14,7 +14,14 @@ from nimburion.core.queries import EVERY_JOB
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed, Failed, Released, Retried
-from nimburion.testing.contract.harness import DEADLINE, OOPS, TTL, HandDrivenWorker, Harness, soon
+from nimburion.testing.contract.harness import (
+    DEADLINE,
+    FAILURE,
+    TTL,
+    HandDrivenWorker,
+    Harness,
+    wait_in_time,
+)
 
 Operation = Callable[[], Awaitable[object]]
 Prepare = Callable[[Harness], Awaitable[Operation]]
@@ -30,7 +37,7 @@ async def _enqueue(harness: Harness) -> Operation:
 async def _replay(harness: Harness) -> Operation:
     await harness.add("a")
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
     return lambda: harness.backend.maintenance.replay(EVERY_JOB, 10)
 
 
@@ -54,7 +61,7 @@ async def _retry(harness: Harness) -> Operation:
     await harness.add("a")
     worker = await harness.worker()
     lease = (await worker.take_one()).lease
-    return lambda: worker.settle(Retried(lease, 0.0, OOPS))
+    return lambda: worker.settle(Retried(lease, 0.0, FAILURE))
 
 
 async def _release(harness: Harness) -> Operation:
@@ -119,7 +126,7 @@ async def _run_step(harness: Harness, operation_id: str, action: BulkAction) -> 
 async def _replay_in_bulk(harness: Harness) -> Operation:
     await harness.add("a")
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
     return lambda: _run_step(harness, "op", BulkAction.REPLAY)
 
 
@@ -192,18 +199,18 @@ class Waiting:
     async def test_wait_returns_after_its_timeout(self, harness: Harness) -> None:
         task = await listening(harness, 0, ("default",), 5.0)
         harness.clock.advance(5.0)
-        await soon(task)
+        await wait_in_time(task)
         assert task.done()
 
     async def test_a_timeout_of_zero_returns_at_once(self, harness: Harness) -> None:
         before = harness.clock.now()
-        await soon(harness.backend.consuming.wait(("default",), 0.0))
+        await wait_in_time(harness.backend.consuming.wait(("default",), 0.0))
         assert harness.clock.now() == before
 
     async def test_wait_can_be_cancelled(self, harness: Harness) -> None:
         task = await listening(harness, 0, ("default",), FAR)
         task.cancel()
-        await soon(asyncio.wait({task}))
+        await wait_in_time(asyncio.wait({task}))
         assert task.cancelled()
         await harness.add()
 
@@ -215,7 +222,7 @@ class Waiting:
         operation = await NOTIFYING[what](fleet)
         task = await listening(fleet, 1, ("other", "default"), FAR)
         await operation()
-        await soon(task)
+        await wait_in_time(task)
         assert task.done()
 
     async def test_every_waiter_is_woken(self, fleet: Harness) -> None:
@@ -223,7 +230,7 @@ class Waiting:
             pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, n, ("default",), FAR) for n in range(8)]
         await fleet.add()
-        await soon(asyncio.wait(tasks))
+        await wait_in_time(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
     async def test_two_may_wait_on_one_handle(self, fleet: Harness) -> None:
@@ -232,7 +239,7 @@ class Waiting:
         tasks = [await listening(fleet, 1, (queue,), FAR) for queue in ("red", "blue")]
         await fleet.add(queue="red")
         await fleet.add(queue="blue")
-        await soon(asyncio.wait(tasks))
+        await wait_in_time(asyncio.wait(tasks))
         assert all(task.done() for task in tasks)
 
     @pytest.mark.parametrize("what", NOTIFYING_SESSIONS)

@@ -8,7 +8,7 @@ from nimburion.core.job import AttemptInfo, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 
 class AttemptHistory:
@@ -76,7 +76,7 @@ class AttemptHistory:
         for number, worker in enumerate(workers, 1):
             lease = (await worker.take_one()).lease
             error = msgspec.structs.replace(
-                OOPS,
+                FAILURE,
                 attempt=number,
                 session=worker.id,
                 host=f"host-{number}",
@@ -143,7 +143,7 @@ class AttemptHistory:
         await worker.settle(
             Cancelled(first.lease, "enough"),
             Released(second.lease),
-            Retried(third.lease, 0.0, OOPS),
+            Retried(third.lease, 0.0, FAILURE),
         )
         for job_id in ("a", "b", "c"):
             record = await harness.backend.reads.get_job(job_id)
@@ -166,7 +166,7 @@ class AttemptHistory:
     async def test_a_replay_keeps_the_attempts_and_clears_the_end(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        error = msgspec.structs.replace(OOPS, session=worker.id, host="here")
+        error = msgspec.structs.replace(FAILURE, session=worker.id, host="here")
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
         await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 1)
         record = await harness.backend.reads.get_job("a")

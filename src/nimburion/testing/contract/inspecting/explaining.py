@@ -15,7 +15,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Retried
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 
 async def _complete(harness: Harness) -> str:
@@ -38,7 +38,7 @@ async def _fail(harness: Harness) -> str:
     """It failed for good."""
     await harness.add("a")
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "exhausted", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "exhausted", FAILURE))
     return "a"
 
 
@@ -47,7 +47,7 @@ async def _fail_and_lose_key(harness: Harness) -> str:
     key = JobOptions(unique_key="k")
     await harness.put(harness.job("a", options=key))
     worker = await harness.worker()
-    await worker.settle(Failed((await worker.take_one()).lease, "exhausted", OOPS))
+    await worker.settle(Failed((await worker.take_one()).lease, "exhausted", FAILURE))
     await harness.put(harness.job("b", options=key))
     return "a"
 
@@ -78,7 +78,7 @@ async def _retry(harness: Harness) -> str:
     """It failed and waits for its next attempt."""
     await harness.add("a")
     worker = await harness.worker()
-    await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
+    await worker.settle(Retried((await worker.take_one()).lease, 60.0, FAILURE))
     return "a"
 
 

@@ -9,7 +9,7 @@ from nimburion.core.job import State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
 
 _FINISHED = (State.COMPLETED, State.FAILED, State.CANCELLED)
@@ -174,8 +174,8 @@ class Reading:
         worker = await harness.worker(names=("scan", "dies"))
         scan, dies = [delivery.lease for delivery in await worker.take(2)]
         await worker.settle(
-            Retried(scan, 60.0, OOPS),
-            Failed(dies, "permanent", OOPS),
+            Retried(scan, 60.0, FAILURE),
+            Failed(dies, "permanent", FAILURE),
         )
         for which, expected in FILTERS:
             page = await harness.backend.reads.list_jobs(which)
@@ -201,7 +201,7 @@ class Reading:
         by_id = {one.lease.job_id: one.lease for one in await worker.take(10)}
         await worker.settle(
             Completed(by_id["pruned"]),
-            *(Failed(by_id[job_id], "exhausted", OOPS) for job_id in ("failed", "replayed")),
+            *(Failed(by_id[job_id], "exhausted", FAILURE) for job_id in ("failed", "replayed")),
         )
         await worker.settle(Completed(by_id["deleted"]))
         harness.clock.advance(100.0)
@@ -237,7 +237,7 @@ class Reading:
         await harness.put(harness.job("d", after=60.0))
         await harness.add("e", queue="another")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 60.0, FAILURE))
         await worker.take_one()
         assert await harness.backend.reads.list_queues() == [
             QueueInfo(

@@ -10,7 +10,7 @@ from nimburion.core.job import JobOptions, State
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 FIRST, SECOND = "00000000000000aa", "00000000000000bb"
 """Two fingerprints."""
@@ -32,7 +32,7 @@ async def fail(harness: Harness, job_id: str, fingerprint: str, *, name: str = "
     """Enqueue a job and let it become a dead letter with this fingerprint."""
     await harness.put(harness.job(job_id, name=name))
     worker = await harness.worker(names=(name,))
-    error = msgspec.structs.replace(OOPS, fingerprint=fingerprint, message=f"of {job_id}")
+    error = msgspec.structs.replace(FAILURE, fingerprint=fingerprint, message=f"of {job_id}")
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
     await worker.close()
 
@@ -74,7 +74,7 @@ class Searching:
     async def test_jobs_are_found_by_their_failures(self, harness: Harness) -> None:
         await harness.add("a", "b")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 99.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 99.0, FAILURE))
         assert await list_ids(harness, JobFilter(min_failures=1)) == ["a"]
         assert await list_ids(harness, JobFilter(min_failures=0)) == ["a", "b"]
         assert await list_ids(harness, JobFilter(min_failures=2)) == []

@@ -26,7 +26,7 @@ from nimburion.core.errors import (
 from nimburion.core.job import JobOptions, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Failed
-from nimburion.testing.contract.harness import OOPS, TTL, Harness, soon
+from nimburion.testing.contract.harness import FAILURE, TTL, Harness, wait_in_time
 from nimburion.testing.contract.job_states import JOB_STATES
 from nimburion.testing.contract.maintaining.dead_letters import make_dead_letters
 
@@ -193,7 +193,7 @@ class BulkStepCases:
 
     async def test_many_processes_claim_a_step_once(self, fleet: Harness) -> None:
         await fleet.backend.maintenance.start_bulk_operation(REPLAY)
-        claims = await soon(
+        claims = await wait_in_time(
             asyncio.gather(
                 *(handle.maintenance.claim_bulk_operation(TTL) for handle in fleet.handles * 4)
             )
@@ -278,7 +278,7 @@ class BulkStepCases:
         step = BulkStep(ids=("a",), cursor="7")
         done = await harness.backend.maintenance.advance_bulk_operation("op", fence, step)
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         assert await harness.backend.maintenance.advance_bulk_operation("op", fence, step) == done
         assert await harness.state("a") is State.FAILED
 
@@ -359,7 +359,7 @@ class BulkStepCases:
         if State.FAILED in action.states:
             worker = await harness.worker()
             leases = [delivery.lease for delivery in await worker.take(MAX_STEP)]
-            await worker.settle(*(Failed(lease, "permanent", OOPS) for lease in leases))
+            await worker.settle(*(Failed(lease, "permanent", FAILURE) for lease in leases))
         await harness.backend.maintenance.start_bulk_operation(
             NewBulkOperation(id="op", action=action)
         )

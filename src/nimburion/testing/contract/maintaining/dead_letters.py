@@ -9,7 +9,7 @@ from nimburion.core.job import AttemptError, JobOptions, State
 from nimburion.core.operations import Replayed
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried, Settled
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 from nimburion.testing.contract.job_states import JOB_STATES
 
 KEY = JobOptions(unique_key="k")
@@ -30,7 +30,7 @@ async def make_dead_letters(
         delivery.lease for delivery in await worker.take(100) if delivery.lease.job_id in job_ids
     ]
     assert len(taken) == len(job_ids)
-    await worker.settle(*(Failed(lease, reason, OOPS) for lease in taken))
+    await worker.settle(*(Failed(lease, reason, FAILURE) for lease in taken))
     await worker.close()
 
 
@@ -53,8 +53,8 @@ class Replaying:
         await lost.take_one()
         await harness.lose(lost)
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
-        await worker.settle(Failed((await worker.take_one()).lease, "exhausted", OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
+        await worker.settle(Failed((await worker.take_one()).lease, "exhausted", FAILURE))
         before = await harness.backend.reads.get_job("a")
         assert (before.failures, before.lost, len(before.history)) == (2, 1, 3)
         await harness.backend.maintenance.replay(EVERY_JOB, 10)
@@ -68,7 +68,7 @@ class Replaying:
     ) -> None:
         await harness.put(harness.job("a", payload=payload))
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, "unreadable", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "unreadable", FAILURE))
         assert (await harness.backend.reads.get_job("a")).payload == payload
         await harness.backend.maintenance.replay(EVERY_JOB, 10)
         assert (await worker.take_one()).payload == payload
@@ -134,7 +134,7 @@ class Replaying:
         await harness.add("a")
         worker = await harness.worker()
         old = (await worker.take_one()).lease
-        await worker.settle(Failed(old, "permanent", OOPS))
+        await worker.settle(Failed(old, "permanent", FAILURE))
         await harness.backend.maintenance.replay(EVERY_JOB, 10)
         new = (await worker.take_one()).lease
         assert new.token.fence > old.token.fence

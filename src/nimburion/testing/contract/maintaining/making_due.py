@@ -6,7 +6,7 @@ from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperatio
 from nimburion.core.job import JobOptions, State
 from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.settlement import Completed, Released, Retried
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
 class MakingDue:
@@ -31,7 +31,7 @@ class MakingDue:
     async def test_a_retry_is_due_at_once_and_counts_its_failures(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 600.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 600.0, FAILURE))
         harness.clock.advance(1.0)
         assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
         record = await harness.backend.reads.get_job("a")

@@ -6,7 +6,7 @@ from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.job import State
 from nimburion.core.queries import Pause
 from nimburion.core.settlement import Completed, Retried, Settled
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
 class Pausing:
@@ -45,7 +45,7 @@ class Pausing:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.backend.maintenance.pause_queue("default", paused=True)
-        reply = await worker.exchange(Retried(lease, 0.0, OOPS), want=worker.want(5))
+        reply = await worker.exchange(Retried(lease, 0.0, FAILURE), want=worker.want(5))
         assert reply.deliveries == []
         assert await harness.state("a") is State.RETRYING
 

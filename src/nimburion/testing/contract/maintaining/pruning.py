@@ -8,7 +8,7 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.job import Enqueued, JobOptions, State
 from nimburion.core.operations import Retention
 from nimburion.core.settlement import Cancelled, Completed, Failed
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
 
 FOREVER = Retention(completed=None, failed=None, results=None)
@@ -57,7 +57,7 @@ class Pruning:
         await harness.add("a", "b", "c")
         worker = await harness.worker()
         a, b, c = [delivery.lease for delivery in await worker.take(3)]
-        await worker.settle(Completed(a), Failed(b, "permanent", OOPS), Cancelled(c))
+        await worker.settle(Completed(a), Failed(b, "permanent", FAILURE), Cancelled(c))
         harness.clock.advance(100.0)
         assert (
             await harness.backend.maintenance.prune(Retention(completed=50.0, failed=500.0), 100)
@@ -82,7 +82,7 @@ class Pruning:
         await complete(harness, "a", "b", "c", "d")
         await harness.add("e")
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         keep = Retention(completed=None, completed_max=2, failed=None, results=None)
         assert await harness.backend.maintenance.prune(keep, 100) == 2
         assert await kept(harness) == {"c", "d", "e"}

@@ -11,7 +11,7 @@ import pytest
 from nimburion.core.backend import BlockingProducing
 from nimburion.core.errors import NotOpen
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
-from nimburion.testing.contract.harness import DEADLINE, Harness, soon
+from nimburion.testing.contract.harness import DEADLINE, Harness, wait_in_time
 
 
 def check_supported(harness: Harness) -> None:
@@ -23,7 +23,7 @@ def check_supported(harness: Harness) -> None:
 async def enqueue_on_thread(harness: Harness, *jobs: NewJob) -> list[Enqueued]:
     """Store jobs in one call on another thread."""
     producing = cast("BlockingProducing", harness.backend.producing)
-    return await soon(asyncio.to_thread(producing.enqueue_blocking, jobs, DEADLINE))
+    return await wait_in_time(asyncio.to_thread(producing.enqueue_blocking, jobs, DEADLINE))
 
 
 class BlockingEnqueues:
@@ -54,7 +54,7 @@ class BlockingEnqueues:
         check_supported(harness)
         calls = [enqueue_on_thread(harness, harness.job(f"t-{n}")) for n in range(20)]
         loop_calls = [harness.enqueue(harness.job(f"l-{n}")) for n in range(20)]
-        results = await soon(asyncio.gather(*calls, *loop_calls))
+        results = await wait_in_time(asyncio.gather(*calls, *loop_calls))
         assert {result.outcome for (result,) in results} == {"created"}
         assert (await harness.backend.reads.count_jobs())[State.PENDING] == 40
 
@@ -63,7 +63,7 @@ class BlockingEnqueues:
         wait = asyncio.create_task(harness.backend.consuming.wait(["default"], 1_000.0))
         await asyncio.sleep(0)
         await enqueue_on_thread(harness, harness.job("a"))
-        await soon(wait)
+        await wait_in_time(wait)
 
     async def test_a_closed_backend_refuses_a_blocking_call(self, harness: Harness) -> None:
         check_supported(harness)

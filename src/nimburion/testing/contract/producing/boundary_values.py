@@ -22,7 +22,7 @@ from nimburion.core.settlement import (
     Settlement,
 )
 from nimburion.core.size_limits import SizeLimits
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
 
 LIMITS = SizeLimits()
 LONGEST = "n" * 128
@@ -58,7 +58,7 @@ class Payloads:
         worker = await harness.worker()
         delivery = await worker.take_one()
         assert delivery.payload == payload
-        await worker.settle(Failed(delivery.lease, "unreadable", OOPS))
+        await worker.settle(Failed(delivery.lease, "unreadable", FAILURE))
         assert (await harness.backend.reads.get_job("a")).payload == payload
         assert (await harness.backend.reads.list_jobs(payloads=True)).jobs[0].payload == payload
 
@@ -262,9 +262,9 @@ class Unstorables:
         worker = await harness.worker()
         good, odd = [delivery.lease for delivery in await worker.take(2)]
         settlements: dict[str, Settlement] = {
-            "message": Retried(odd, 0.0, replace(OOPS, message=text)),
-            "traceback": Failed(odd, "permanent", replace(OOPS, traceback=text)),
-            "reason": Failed(odd, text, OOPS),
+            "message": Retried(odd, 0.0, replace(FAILURE, message=text)),
+            "traceback": Failed(odd, "permanent", replace(FAILURE, traceback=text)),
+            "reason": Failed(odd, text, FAILURE),
             "progress": Progressed(odd, 0.5, text),
             "cancelled": Cancelled(odd, text),
         }
@@ -273,8 +273,8 @@ class Unstorables:
         record = await harness.backend.reads.get_job("b")
         errors = [(error.message, error.traceback) for error in record.history]
         stored = {
-            "message": errors == [(text, OOPS.traceback)],
-            "traceback": errors == [(OOPS.message, text)],
+            "message": errors == [(text, FAILURE.traceback)],
+            "traceback": errors == [(FAILURE.message, text)],
             "reason": record.reason == text,
             "progress": record.progress is not None and record.progress.message == text,
             "cancelled": record.reason == text,
@@ -289,7 +289,7 @@ class Unstorables:
         await harness.add("a", "b")
         worker = await harness.worker()
         good, odd = [delivery.lease for delivery in await worker.take(2)]
-        late = Retried(odd, delay, OOPS) if how == "retried" else Released(odd, delay)
+        late = Retried(odd, delay, FAILURE) if how == "retried" else Released(odd, delay)
         assert await self._refused(harness, worker, Completed(good), late)
 
     async def _refused(

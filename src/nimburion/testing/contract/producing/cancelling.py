@@ -21,13 +21,13 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
     "completed": (Completed, State.COMPLETED),
-    "failed": (lambda lease: Failed(lease, "permanent", OOPS), State.FAILED),
+    "failed": (lambda lease: Failed(lease, "permanent", FAILURE), State.FAILED),
     "cancelled": (lambda lease: Cancelled(lease, "as you wish"), State.CANCELLED),
-    "retried": (lambda lease: Retried(lease, 5.0, OOPS), State.CANCELLED),
+    "retried": (lambda lease: Retried(lease, 5.0, FAILURE), State.CANCELLED),
     "released": (Released, State.CANCELLED),
     "snoozed": (lambda lease: Released(lease, 5.0), State.CANCELLED),
     "progressed": (lambda lease: Progressed(lease, 0.5), State.PROCESSING),
@@ -121,7 +121,7 @@ class Cancelling:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.backend.producing.cancel("a")
-        await worker.settle(Retried(lease, 5.0, OOPS))
+        await worker.settle(Retried(lease, 5.0, FAILURE))
         record = await harness.backend.reads.get_job("a")
         assert (record.failures, len(record.history), record.payload) == (1, 1, None)
 
@@ -131,7 +131,7 @@ class Cancelling:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.backend.producing.cancel("a")
-        await worker.settle(Failed(lease, "permanent", OOPS))
+        await worker.settle(Failed(lease, "permanent", FAILURE))
         await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
         await worker.settle(Released((await worker.take_one()).lease))
         record = await harness.backend.reads.get_job("a")
@@ -142,11 +142,11 @@ class Cancelling:
     ) -> None:
         await harness.add("a")
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 60.0, FAILURE))
         failed_at = harness.clock.now()
         assert await harness.backend.producing.cancel("a") == "cancelled"
         record = await harness.backend.reads.get_job("a")
-        assert (record.failures, record.history) == (1, [replace(OOPS, at=failed_at)])
+        assert (record.failures, record.history) == (1, [replace(FAILURE, at=failed_at)])
         harness.clock.advance(60.0)
         assert await worker.take() == []
 
@@ -168,8 +168,8 @@ class Cancelling:
 
     async def test_the_token_of_a_cancelled_retry_is_remembered(self, harness: Harness) -> None:
         worker, lease = await wanted(harness)
-        await worker.settle(Retried(lease, 60.0, OOPS))
-        assert await worker.settle(Retried(lease, 60.0, OOPS)) == ["already"]
+        await worker.settle(Retried(lease, 60.0, FAILURE))
+        assert await worker.settle(Retried(lease, 60.0, FAILURE)) == ["already"]
 
     async def test_a_report_of_progress_leaves_the_request(self, harness: Harness) -> None:
         worker, lease = await wanted(harness)

@@ -7,7 +7,7 @@ import pytest
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import Enqueued, JobOptions, JobRecord, NewJob, State
 from nimburion.core.settlement import Cancelled, Completed, Failed, Settlement
-from nimburion.testing.contract.harness import OOPS, Harness, ids
+from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
 class EnqueueCases:
@@ -94,7 +94,7 @@ class EnqueueCases:
         lease = (await worker.take_one()).lease
         settlements: dict[str, Settlement] = {
             "completed": Completed(lease),
-            "failed": Failed(lease, "permanent", OOPS),
+            "failed": Failed(lease, "permanent", FAILURE),
             "cancelled": Cancelled(lease),
         }
         await worker.settle(settlements[end])

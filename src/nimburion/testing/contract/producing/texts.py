@@ -10,7 +10,7 @@ from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Settled
 from nimburion.core.size_limits import MAX_TEXT, check_text
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 TEXTS = {
     "spaces": "  a  b ",
@@ -68,7 +68,7 @@ class Texts:
         worker = await harness.worker()
         for n, text in enumerate(TEXTS.values()):
             await harness.put(make_job(f"a{n}", text))
-            await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+            await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
             await harness.put(make_job(f"b{n}", text))
             assert (await harness.backend.reads.explain_job(f"a{n}")).key_holder == f"b{n}"
             assert (

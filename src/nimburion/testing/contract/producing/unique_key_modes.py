@@ -26,7 +26,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 WHILE_WAITING = sort_states(WAITING)
 WAITING_KEY = JobOptions(unique_key="k", unique_while=WHILE_WAITING)
@@ -52,9 +52,9 @@ async def move_to(harness: Harness, job_id: str, state: State) -> None:
     lease = (await worker.take_one()).lease
     assert lease.job_id == job_id
     settlements: dict[State, Settlement] = {
-        State.RETRYING: Retried(lease, 600.0, OOPS),
+        State.RETRYING: Retried(lease, 600.0, FAILURE),
         State.COMPLETED: Completed(lease),
-        State.FAILED: Failed(lease, "permanent", OOPS),
+        State.FAILED: Failed(lease, "permanent", FAILURE),
         State.CANCELLED: Cancelled(lease),
     }
     if state in settlements:
@@ -84,7 +84,7 @@ class UniqueKeyModes:
         worker = await harness.worker()
         await worker.settle(Released((await worker.take_one()).lease))
         assert await harness.enqueue(keyed("b", WAITING_KEY)) == [Enqueued("a", "taken")]
-        await worker.settle(Retried((await worker.take_one()).lease, 0.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 0.0, FAILURE))
         assert await harness.enqueue(keyed("b", WAITING_KEY)) == [Enqueued("a", "taken")]
         await worker.take_one()
         await harness.lose(worker)
@@ -95,7 +95,7 @@ class UniqueKeyModes:
         worker = await harness.worker()
         lease = (await worker.take_one()).lease
         await harness.put(keyed("b", WAITING_KEY))
-        await worker.settle(Retried(lease, 0.0, OOPS))
+        await worker.settle(Retried(lease, 0.0, FAILURE))
         assert await harness.enqueue(keyed("c", WAITING_KEY)) == [Enqueued("b", "taken")]
         retried, second = await worker.take(2)
         assert {retried.lease.job_id, second.lease.job_id} == {"a", "b"}
@@ -267,7 +267,7 @@ class UniqueKeyModes:
     async def test_a_retry_takes_the_payload_and_keeps_its_backoff(self, harness: Harness) -> None:
         await harness.put(keyed("a", payload=b"1"))
         worker = await harness.worker()
-        await worker.settle(Retried((await worker.take_one()).lease, 60.0, OOPS))
+        await worker.settle(Retried((await worker.take_one()).lease, 60.0, FAILURE))
         retry_at = (await read(harness, "a")).due
         assert await harness.enqueue(keyed("b", payload=b"2")) == [Enqueued("a", "replaced")]
         job = await read(harness, "a")

@@ -18,7 +18,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
-from nimburion.testing.contract.harness import OOPS, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness
 
 KEY = JobOptions(unique_key="k")
 LENIENT = JobOptions(unique_key="k", on_duplicate="existing")
@@ -26,11 +26,11 @@ FOR_A_MINUTE = JobOptions(unique_key="k", unique_for=60.0)
 
 FREEING: dict[str, Callable[[Lease], Settlement]] = {
     "completed": Completed,
-    "failed": lambda lease: Failed(lease, "permanent", OOPS),
+    "failed": lambda lease: Failed(lease, "permanent", FAILURE),
     "cancelled": Cancelled,
 }
 KEEPING: dict[str, Callable[[Lease], Settlement]] = {
-    "retried": lambda lease: Retried(lease, 5.0, OOPS),
+    "retried": lambda lease: Retried(lease, 5.0, FAILURE),
     "released": Released,
     "snoozed": lambda lease: Released(lease, 5.0),
     "progressed": lambda lease: Progressed(lease, 0.5),
@@ -188,14 +188,14 @@ class UniqueKeys:
     async def test_replay_takes_the_key_again(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         assert (await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
     async def test_replay_is_held_while_another_has_the_key(self, harness: Harness) -> None:
         await harness.put(keyed("a"))
         worker = await harness.worker()
-        await worker.settle(Failed((await worker.take_one()).lease, "permanent", OOPS))
+        await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         await harness.put(keyed("b"))
         replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
         assert (replayed.ids, replayed.held) == ([], ["a"])
