@@ -40,7 +40,7 @@ from benchmarks.report import Rows, at, ratio, spread, table
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import make_session_id
 from nimburion.core.job import State
-from nimburion.core.rates import parse_rate
+from nimburion.core.rate_limits import parse_rate
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.jobs import Limit, Processor, job
@@ -162,7 +162,7 @@ async def measure_exchanges(
         await fill(processor, scene, noop, jobs)
     options = scene.options
     rate = parse_rate(options.get("rate"), options.get("burst"))
-    limits = JobLimits(NAME, [options["concurrency"]]) if "concurrency" in options else None
+    limits = JobLimits(NAME, [options["concurrency"]] if "concurrency" in options else [])
     took: list[float] = []
     done = 0
     async with Processor(url) as processor:
@@ -172,8 +172,7 @@ async def measure_exchanges(
             Session(
                 id=session,
                 names=(NAME,),
-                rates={} if rate is None else {NAME: rate},
-                keyed_limits={} if limits is None else {NAME: limits.make_keyed_limits()},
+                limits={NAME: limits.make_rules(rate=rate)},
             )
         )
         served, cpu = read_cpu(server), time.process_time()

@@ -9,8 +9,7 @@ from __future__ import annotations
 from nimburion.core.backend import Backend
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.job import State
-from nimburion.core.keyed_limits import KeyedLimit, find_limit_key
-from nimburion.core.limit_changes import LimitChange, apply_change
+from nimburion.core.limits import LimitChange, LimitRule, closes_lane, find_limit_key
 from nimburion.core.queries import JobFilter
 
 EXCHANGES = 3
@@ -28,10 +27,9 @@ async def find_idle_jobs(backend: Backend) -> list[Facts]:
     page = await backend.reads.list_jobs(JobFilter(states=_WAITING), limit=1_000)
     if not page.jobs:
         return []
-    limits = {limit.name: limit.jobs for limit in await backend.reads.list_keyed_limits()}
-    changes = {
-        (change.name, change.key): change for change in await backend.reads.list_limit_changes()
-    }
+    known = await backend.reads.list_limits(fullest=0, holders=0)
+    limits = {limit.name: limit.rules for limit in known}
+    changes = {(one.name, one.key): one for limit in known for one in limit.changes}
     found = []
     for job in page.jobs:
         facts = await backend.reads.explain_job(job.id)
@@ -42,34 +40,35 @@ async def find_idle_jobs(backend: Backend) -> list[Facts]:
 
 def _may_run(
     facts: Facts,
-    limits: dict[str, dict[str, KeyedLimit]],
+    limits: dict[str, dict[str, LimitRule]],
     changes: dict[tuple[str, str | None], LimitChange],
 ) -> bool:
-    job, limit, rate = facts.job, facts.limit, facts.rate
+    job = facts.job
     if job.due > facts.now or facts.pause is not None:
         return False
-    if limit is not None and limit.in_use >= limit.limit:
-        return False
-    if rate is not None and rate.room == 0:
-        return False
+    for limit in facts.limits:
+        if limit.concurrency is not None and limit.in_use >= limit.concurrency:
+            return False
+        if limit.opens_at is not None:
+            return False
     return all(
         _has_room(facts, name, by_job[job.name], changes)
         for name, by_job in limits.items()
-        if job.name in by_job
+        if job.name in by_job and not closes_lane(name)
     )
 
 
 def _has_room(
     facts: Facts,
     name: str,
-    limit: KeyedLimit,
+    limit: LimitRule,
     changes: dict[tuple[str, str | None], LimitChange],
 ) -> bool:
-    """Return whether a limit by key allows the job now."""
+    """Return whether a limit for which jobs are parked allows the job now."""
     key = find_limit_key(name, facts.job.queue, facts.job.options.limit_keys)
     if key is None:
         return True
-    limit = apply_change(limit, changes.get((name, key)))
+    limit = limit.apply(changes.get((name, key)))
     use = next((use for use in facts.keys if (use.limit, use.key) == (name, key)), None)
     if use is None:
         return limit.concurrency != 0

@@ -29,6 +29,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session, Vitals
 from nimburion.core.settlement import Completed, Failed, Progressed, Retried, Settlement
 from nimburion.core.text.fingerprints import compute_fingerprint
+from nimburion.testing.contract.harness import make_limits
 
 MINUTE = 60.0
 HOUR = 3600.0
@@ -286,7 +287,7 @@ async def open_workers(backend: Backend, advance: Callable[[float], None]) -> li
             owner="shop",
             queues=("videos",),
             names=("encode_video",),
-            limits={"encode_video": 2},
+            limits=make_limits({"encode_video": 2}),
         ),
     ]
     workers = [SampleWorker(backend, one, number) for number, one in enumerate(sessions, 1)]

@@ -34,6 +34,7 @@ from nimburion.core.operations import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
 from nimburion.core.timing.clock import SystemClock
+from nimburion.testing.contract.harness import make_limits
 
 Kind = Literal["sqlite", "postgres", "redis"]
 
@@ -108,7 +109,7 @@ class Worker:
                 host="bench",
                 queues=tuple(f"queue_{n}" for n in range(10)),
                 names=(*NAMES, RARE_NAME),
-                limits={LIMITED_NAME: 1_000},
+                limits=make_limits({LIMITED_NAME: 1_000}),
             )
         )
 

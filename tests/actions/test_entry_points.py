@@ -17,11 +17,12 @@ from nimburion.core.audit import AuditRecord
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 from nimburion.core.errors import MissingRight
 from nimburion.core.job import FAILED_ONLY, UNFINISHED
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.jobs import Processor
 from nimburion.scheduler import Schedules
+from nimburion.testing.contract.harness import make_limits
 from tests.cli.conftest import CommandLine, nimburion  # noqa: F401 (a fixture)
 from tests.server.conftest import Api
 
@@ -143,21 +144,21 @@ CASES = {
     ),
     "change a limit": Case(
         "limit.change",
-        lambda p: p.limits.change("send", 3, rate="10/min", reason="sale"),
-        ("limits", "set", "send", "3", "--rate", "10/min", "--reason", "sale"),
-        "/limits/send/change",
+        lambda p: p.limits.change("job:send", 3, rate="10/min", reason="sale"),
+        ("limits", "set", "job:send", "3", "--rate", "10/min", "--reason", "sale"),
+        "/limits/job:send/change",
         {"concurrency": 3, "rate": "10/min", "reason": "sale"},
-        ("/limits/send/change", {"concurrency": "3", "rate": "10/min", "reason": "sale"}),
-        lambda p: p.sync.limits.change("send", 3, rate="10/min", reason="sale"),
+        ("/limits/job:send/change", {"concurrency": "3", "rate": "10/min", "reason": "sale"}),
+        lambda p: p.sync.limits.change("job:send", 3, rate="10/min", reason="sale"),
     ),
     "reset a limit": Case(
         "limit.reset",
-        lambda p: p.limits.reset("send", reason="over"),
-        ("limits", "reset", "send", "--reason", "over"),
-        "/limits/send/reset",
+        lambda p: p.limits.reset("job:send", reason="over"),
+        ("limits", "reset", "job:send", "--reason", "over"),
+        "/limits/job:send/reset",
         {"reason": "over"},
-        ("/limits/send/reset", {"reason": "over"}),
-        lambda p: p.sync.limits.reset("send", reason="over"),
+        ("/limits/job:send/reset", {"reason": "over"}),
+        lambda p: p.sync.limits.reset("job:send", reason="over"),
     ),
     "weight": Case(
         "tenant.weight",
@@ -236,9 +237,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await api.enqueue("a", "b", queue="mail")
             await api.enqueue("later", after=3600.0)
             await backend.maintenance.pause_queue("paused", paused=True)
-            await backend.maintenance.change_limit(LimitChange(name="send", concurrency=9))
+            await backend.maintenance.change_limit(LimitChange(name="job:send", concurrency=9))
             await backend.consuming.open_session(
-                Session(id="worker-1", queues=("mail",), names=("send",), limits={"send": 5})
+                Session(
+                    id="worker-1",
+                    queues=("mail",),
+                    names=("send",),
+                    limits=make_limits({"send": 5}),
+                )
             )
             await backend.maintenance.start_bulk_operation(
                 NewBulkOperation(id="op", action=BulkAction.DELETE)
@@ -295,10 +301,11 @@ async def read_effect(api: Api) -> object:
             (one.name, one.paused, one.pause and (one.pause.reason, one.pause.until is None))
             for one in await backend.reads.list_queues()
         ),
-        sorted(
+        [
             (one.name, one.concurrency, one.rate)
-            for one in await backend.reads.list_limit_changes()
-        ),
+            for limit in await backend.reads.list_limits()
+            for one in limit.changes
+        ],
         [(one.id, one.command) for one in await backend.reads.list_sessions()],
         (await backend.reads.list_tenants(10)).weights,
         [(one.name, one.paused) for one in await backend.schedules.list_schedules()],

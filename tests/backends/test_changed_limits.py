@@ -9,11 +9,11 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.core.backend import Backend
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
+from nimburion.core.limits import MAX_RETURNED, LimitRule
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import HandDrivenWorker
+from nimburion.testing.contract.harness import HandDrivenWorker, list_uses
 from tests.servers.server_kinds import RunningPostgres
 
 PARKED = 2 * MAX_RETURNED + 100
@@ -22,9 +22,9 @@ QUEUES, NAMES = ("default",), ("mail", "post")
 
 async def open_worker(backend: Backend, **limits: int) -> HandDrivenWorker:
     """Open a session with a limit by customer for each of these names; the others have none."""
-    keyed = {name: {"customer": KeyedLimit(concurrency=most)} for name, most in limits.items()}
+    keyed = {name: {"customer": LimitRule(concurrency=most)} for name, most in limits.items()}
     session_id = os.urandom(16).hex()
-    session = Session(id=session_id, queues=QUEUES, names=NAMES, keyed_limits=keyed)
+    session = Session(id=session_id, queues=QUEUES, names=NAMES, limits=keyed)
     worker = HandDrivenWorker(backend, session)
     await worker.open()
     return worker
@@ -32,7 +32,7 @@ async def open_worker(backend: Backend, **limits: int) -> HandDrivenWorker:
 
 async def count_parked(backend: Backend) -> int:
     """Count the parked jobs of all keys."""
-    return sum(use.parked for use in await backend.reads.list_key_uses())
+    return sum(use.parked for use in await list_uses(backend))
 
 
 async def check_steps(backend: Backend) -> None:

@@ -15,9 +15,8 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.reserve import Reservation
 from nimburion.core.exchange import Lane, QueueOptions, Reply, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, JobOptions, NewJob
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule, make_job_limit_name
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Released, Retried, Settlement
@@ -59,7 +58,7 @@ class Pair:
         case."""
 
     async def run(self) -> None:
-        session = Session(id=SESSION, names=NAMES, keyed_limits=self.choose_keyed_limits())
+        session = Session(id=SESSION, names=NAMES, limits=self.choose_keyed_limits())
         for backend in self.backends:
             await backend.consuming.open_session(session)
         for number in range(1, STEPS + 1):
@@ -71,8 +70,8 @@ class Pair:
         one, other = [(await backend.reads.list_jobs(limit=1000)).jobs for backend in self.backends]
         assert one == other
 
-    def choose_keyed_limits(self) -> dict[str, dict[str, KeyedLimit]]:
-        return {"scan": {"k": KeyedLimit(1)}} if self.random.random() < self.exceptions else {}
+    def choose_keyed_limits(self) -> dict[str, dict[str, LimitRule]]:
+        return {"scan": {"k": LimitRule(1)}} if self.random.random() < self.exceptions else {}
 
     async def enqueue(self) -> None:
         jobs = [self.make_job() for _ in range(self.random.randint(0, 6))]
@@ -102,7 +101,8 @@ class Pair:
         queue, paused = random.choice(QUEUES), random.random() < 0.5
         concurrency = random.choice((None, 0, 2))
         rate = RateLimit("2/s", 500_000, burst=2) if concurrency is None else None
-        change = LimitChange(name=random.choice(NAMES), concurrency=concurrency, rate=rate)
+        name = make_job_limit_name(random.choice(NAMES))
+        change = LimitChange(name=name, concurrency=concurrency, rate=rate)
         what = random.choice(("pause", "change", "reset"))
         for backend in self.backends:
             if what == "pause":

@@ -11,11 +11,12 @@ from playwright.async_api import Browser, Page, Route, expect
 from nimburion.core.bulk_operations import BulkAction, BulkState, NewBulkOperation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob, State
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session, WorkerCommand
 from nimburion.core.settlement import Failed
 from nimburion.scheduler.schedules import Schedules
+from nimburion.testing.contract.harness import make_limits
 from tests.browser.conftest import Subject
 from tests.waiting import wait_until
 
@@ -82,24 +83,30 @@ async def test_pause_a_queue_with_keys_only(subject: Subject, page: Page) -> Non
     await expect(page.locator("#notice")).to_contain_text(f"Queue {queue} is resumed")
 
 
+async def list_changes(subject: Subject, name: str) -> list[tuple[str | None, int | None]]:
+    """Return key and maximum of the changes of limits with this name in theirs."""
+    limits = [one for one in await subject.backend.reads.list_limits() if name in one.name]
+    return [(change.key, change.concurrency) for limit in limits for change in limit.changes]
+
+
 async def test_change_and_reset_limits(subject: Subject, page: Page) -> None:
     name = make_name()
     session = Session(
         id=name.ljust(32, "0"),
         ttl=600.0,
         names=(name,),
-        limits={name: 2},
-        keyed_limits={name: {f"{name}:customer": KeyedLimit(concurrency=1)}},
+        limits=make_limits({name: 2}, keyed={name: {f"{name}:customer": LimitRule(concurrency=1)}}),
     )
     await subject.backend.consuming.open_session(session)
     await page.goto(f"{subject.dashboard.address}/limits")
-    row, keyed = page.locator(f"#limit-{name}"), page.locator(f'[id="keyed-{name}:customer"]')
+    row = page.locator(f'[id="limit-job:{name}"]')
+    keyed = page.locator(f'[id="limit-{name}:customer"]')
     notice = page.locator("#notice")
     await row.locator("summary", has_text="Change").click()
     await row.get_by_label("Maximum").fill("5")
     await row.get_by_label("Reason").fill("a sale")
-    await row.get_by_role("button", name=f"Change {name}").click()
-    await expect(notice).to_contain_text(f"The limit {name} is changed")
+    await row.get_by_role("button", name=f"Change job:{name}").click()
+    await expect(notice).to_contain_text(f"The limit job:{name} is changed")
     await expect(row).to_contain_text("a sale")
     await expect(row).to_contain_text("0 of 5")
     await keyed.locator("summary", has_text="Change").click()
@@ -108,14 +115,12 @@ async def test_change_and_reset_limits(subject: Subject, page: Page) -> None:
     await keyed.get_by_label("Reason").fill("paid for more")
     await keyed.get_by_role("button", name=f"Change {name}:customer").click()
     await expect(keyed).to_contain_text("paid for more")
-    changes = [one for one in await subject.backend.reads.list_limit_changes() if name in one.name]
-    assert [(one.key, one.concurrency) for one in changes] == [(None, 5), ("acme", 3)]
+    assert await list_changes(subject, name) == [("acme", 3), (None, 5)]
     await row.get_by_role("button", name="Reset", exact=True).click()
     await keyed.get_by_role("button", name="Reset acme").click()
     await expect(notice).to_contain_text(f"declare for {name}:customer applies again")
     await expect(row).to_contain_text("0 of 2")
-    changes = [one for one in await subject.backend.reads.list_limit_changes() if name in one.name]
-    assert changes == []
+    assert await list_changes(subject, name) == []
 
 
 async def test_an_open_form_survives_live_updates(subject: Subject, page: Page) -> None:

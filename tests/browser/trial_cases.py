@@ -8,6 +8,7 @@ from playwright.async_api import Page, expect
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
+from nimburion.testing.contract.harness import make_limits
 from tests.browser.action_cases import fail, make_name, wait_for_state
 from tests.browser.conftest import Subject
 
@@ -30,7 +31,11 @@ async def open_worker(subject: Subject, name: str, queue: str, limit: int | None
     """Open the session of a worker that knows one name and serves one queue."""
     limits = {} if limit is None else {name: limit}
     session = Session(
-        id=name.ljust(32, "0"), ttl=600.0, queues=(queue,), names=(name,), limits=limits
+        id=name.ljust(32, "0"),
+        ttl=600.0,
+        queues=(queue,),
+        names=(name,),
+        limits=make_limits(limits),
     )
     await subject.backend.consuming.open_session(session)
     return session

@@ -9,11 +9,12 @@ from nimburion.cli.output import format_table
 from nimburion.core.backend import Backend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobOptions, NewJob
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session, Vitals, WorkerCommand
 from nimburion.core.settlement import Failed
+from nimburion.testing.contract.harness import make_limits
 from tests.cli.conftest import CommandLine
 
 WORKER = "feed" * 8
@@ -141,19 +142,21 @@ def test_limits_show_who_holds_them(nimburion: CommandLine) -> None:
     nimburion.enqueue("a", "b", queue="mail")
 
     async def run(backend: Backend) -> None:
-        await open_worker(backend, limits={"send": 1})
+        await open_worker(backend, limits=make_limits({"send": 1}))
         await reserve(backend, 2)
 
     nimburion.call_backend(run)
-    assert nimburion("limits").out.splitlines()[1].split() == ["send", "1", "1", "a"]
+    assert nimburion("limits").out.splitlines()[1].split() == [
+        *("job:send", "1", "-", "send", "-", "1", "-", "-", "a")
+    ]
     assert "limit of 'send' is reached: 1 of 1 in use, by a" in nimburion("why", "b").out
 
 
 def test_limits_by_key_show_their_fullest_keys(nimburion: CommandLine) -> None:
-    limits = {"send": {"send:customer": KeyedLimit(1, RateLimit("5/s", 200_000, burst=1))}}
+    limits = {"send": {"send:customer": LimitRule(1, RateLimit("5/s", 200_000, burst=1))}}
 
     async def run(backend: Backend) -> None:
-        await open_worker(backend, keyed_limits=limits)
+        await open_worker(backend, limits=limits)
         for number, customer in enumerate("aab"):
             options = JobOptions(limit_keys={"send:customer": customer})
             await backend.producing.enqueue(
@@ -164,7 +167,7 @@ def test_limits_by_key_show_their_fullest_keys(nimburion: CommandLine) -> None:
     nimburion.call_backend(run)
     shown = nimburion("limits", "list").out.splitlines()[1].split("  ")
     assert [part.strip() for part in shown if part] == [
-        *("send:customer", "1", "5/s", "send", "2", "2", "1", "a 1+1, b 1+0")
+        *("send:customer", "1", "5/s burst 1", "send", "2", "2", "1", "-", "a 1+1, b 1+0")
     ]
     keys = nimburion("limits", "show", "send:customer").out.splitlines()[3:]
     assert [line.split()[:3] for line in keys] == [["a", "1", "1"], ["b", "1", "0"]]
@@ -172,31 +175,31 @@ def test_limits_by_key_show_their_fullest_keys(nimburion: CommandLine) -> None:
 
 
 def test_limits_are_changed_and_reset(nimburion: CommandLine) -> None:
-    nimburion.call_backend(lambda backend: open_worker(backend, limits={"send": 1}))
-    changed = nimburion("limits", "set", "send", "3", "--rate", "5/s", "--reason", "sale")
+    nimburion.call_backend(lambda backend: open_worker(backend, limits=make_limits({"send": 1})))
+    changed = nimburion("limits", "set", "job:send", "3", "--rate", "5/s", "--reason", "sale")
     assert changed.out == (
-        "send: at most 3 at once, 5/s with a burst of 1; "
-        "`nimburion limits reset send` ends the change\n"
+        "job:send: at most 3 at once, 5/s with a burst of 1; "
+        "`nimburion limits reset job:send` ends the change\n"
     )
     out = nimburion("limits").out
-    assert out.splitlines()[-1].split()[:5] == ["send", "-", "3", "5/s", "1"]
-    assert nimburion("limits", "--json").data["limits"][0]["limit"] == 3
-    assert nimburion("limits", "reset", "send").code == 0
-    assert nimburion("limits", "--json").data["limits"][0]["limit"] == 1
-    again = nimburion("limits", "reset", "send")
+    assert out.splitlines()[-1].split()[:5] == ["job:send", "-", "3", "5/s", "1"]
+    assert nimburion("limits", "--json").data[0]["rules"]["send"]["concurrency"] == 3
+    assert nimburion("limits", "reset", "job:send").code == 0
+    assert nimburion("limits", "--json").data[0]["rules"]["send"]["concurrency"] == 1
+    again = nimburion("limits", "reset", "job:send")
     assert again.code == 4
-    assert "the limit 'send' was not changed at run time; `nimburion limits` lists" in again.err
+    assert "the limit 'job:send' was not changed at run time; `nimburion limits` lists" in again.err
     records = nimburion("audit", "--json").data["records"]
     assert [record["action"] for record in records] == ["limit.reset"] * 2 + ["limit.change"]
     assert records[-1]["details"]["reason"] == "sale"
 
 
 def test_one_key_of_a_limit_is_changed_and_reset(nimburion: CommandLine) -> None:
-    limits = {"send": {"send:customer": KeyedLimit(1)}}
-    nimburion.call_backend(lambda backend: open_worker(backend, keyed_limits=limits))
+    limits = {"send": {"send:customer": LimitRule(1)}}
+    nimburion.call_backend(lambda backend: open_worker(backend, limits=limits))
     five = ("5", "--key", "a b", "--reason", "sale")
-    by_job = nimburion("limits", "set", "send", *five)
-    assert (by_job.code, "name its limit by key: send:customer" in by_job.err) == (2, True)
+    by_job = nimburion("limits", "set", "job:send", *five)
+    assert (by_job.code, "name its limit: send:customer" in by_job.err) == (2, True)
     changed = nimburion("limits", "set", "send:customer", *five)
     assert "`nimburion limits reset send:customer --key 'a b'` ends the change" in changed.out
     whole = nimburion("limits", "reset", "send:customer")
@@ -205,54 +208,64 @@ def test_one_key_of_a_limit_is_changed_and_reset(nimburion: CommandLine) -> None
 
 
 def test_the_limit_of_a_queue_is_set_and_reset(nimburion: CommandLine) -> None:
-    """No worker declares one. It is listed as a limit by key of the names that a worker knows."""
+    """No worker declares one. It applies to the names that a worker knows."""
     nimburion.call_backend(open_worker)
-    changed = nimburion("limits", "set", "queue=mail", "1", "--reason", "sale")
+    changed = nimburion("limits", "set", "queue:mail", "1", "--reason", "sale")
     assert changed.out == (
-        "queue=mail: at most 1 at once; `nimburion limits reset queue=mail` ends the change\n"
+        "queue:mail: at most 1 at once; `nimburion limits reset queue:mail` ends the change\n"
     )
     nimburion.enqueue("a", "b", queue="mail")
     assert len(nimburion.call_backend(lambda backend: reserve(backend, 2))) == 1
-    shown = nimburion("limits", "show", "queue=mail", "--json").data
+    shown = nimburion("limits", "show", "queue:mail", "--json").data
     assert (shown["in_use"], shown["parked"]) == (1, 1)
     assert "The limit of queue 'mail' is reached: 1 in use." in nimburion("why", "b").out
-    assert nimburion("limits", "reset", "queue=mail").code == 0
-    assert nimburion("limits", "--json").data["keyed"][0]["jobs"] == {}
+    assert nimburion("limits", "reset", "queue:mail").code == 0
+    assert nimburion("limits", "--json").data[0]["rules"] == {}
 
 
-def test_a_name_of_a_job_and_of_a_limit_is_refused(nimburion: CommandLine) -> None:
+def test_a_job_and_a_limit_may_have_one_name(nimburion: CommandLine) -> None:
     async def run(backend: Backend) -> None:
-        await open_worker(backend, keyed_limits={"send": {"export": KeyedLimit(2)}})
+        await open_worker(backend, limits={"send": {"export": LimitRule(2)}})
         await backend.producing.enqueue([NewJob("1", "export", "mail", b"{}")])
 
     nimburion.call_backend(run)
-    refused = nimburion("limits", "set", "export", "3", "--reason", "x")
-    assert (
-        refused.code,
-        "'export' is a job, and also a limit by key (of send)" in refused.err,
-    ) == (
-        2,
-        True,
-    ), refused.err
+    for name, most in (("export", "3"), ("job:export", "4")):
+        assert nimburion("limits", "set", name, most, "--reason", "x").code == 0
+    listed = nimburion("limits", "--json").data
+    assert [(one["name"], one["rules"]) for one in listed] == [
+        ("export", {"send": {"concurrency": 3, "rate": None}}),
+        ("job:export", {"export": {"concurrency": 4, "rate": None}}),
+    ]
 
 
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
-        (["sned", "3", "--reason", "x"], 4, "did you mean 'send'?"),
-        (["send", "--reason", "x"], 2, "give a MAXIMUM or --rate"),
-        (["send", "3", "--key", "a", "--reason", "x"], 2, "have no keys"),
-        (["send", "--rate", "fast", "--reason", "x"], 2, "like '100/min'"),
-        (["send", "3", "--burst", "2", "--reason", "x"], 2, "--burst needs --rate"),
-        (["queue=mial", "3", "--reason", "x"], 4, "no queue 'mial'; did you mean 'mail'?"),
-        (["queue=mail", "3", "--key", "a", "--reason", "x"], 2, "has no keys"),
-        (["send", "3"], 2, "--reason"),
+        (
+            ["send", "3", "--reason", "x"],
+            4,
+            "'send' is a job, not a limit; did you mean 'job:send'?",
+        ),
+        (
+            ["mail", "3", "--reason", "x"],
+            4,
+            "'mail' is a queue, not a limit; did you mean 'queue:mail'",
+        ),
+        (["job:sned", "3", "--reason", "x"], 4, "did you mean 'send'?"),
+        (["job:sen:", "3", "--reason", "x"], 4, "did you mean 'send'?"),
+        (["job:send", "--reason", "x"], 2, "give a MAXIMUM or --rate"),
+        (["job:send", "3", "--key", "a", "--reason", "x"], 2, "have no keys"),
+        (["job:send", "--rate", "fast", "--reason", "x"], 2, "like '100/min'"),
+        (["job:send", "3", "--burst", "2", "--reason", "x"], 2, "--burst needs --rate"),
+        (["queue:mial", "3", "--reason", "x"], 4, "no queue 'mial'; did you mean 'mail'?"),
+        (["queue:mail", "3", "--key", "a", "--reason", "x"], 2, "has no keys"),
+        (["job:send", "3"], 2, "--reason"),
     ],
 )
 def test_wrong_changes_of_limits_are_refused(
     nimburion: CommandLine, words: list[str], code: int, error: str
 ) -> None:
-    nimburion.call_backend(lambda backend: open_worker(backend, limits={"send": 1}))
+    nimburion.call_backend(lambda backend: open_worker(backend, limits=make_limits({"send": 1})))
     refused = nimburion("limits", "set", *words)
     assert (refused.code, error in refused.err) == (code, True), refused.err
 

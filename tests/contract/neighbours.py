@@ -15,9 +15,8 @@ from nimburion.core.audit import AuditRecord
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Delivery
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import ScheduleRecord
 from nimburion.core.settlement import Completed, Failed
@@ -66,7 +65,7 @@ class Neighbour:
         become due and old."""
         await self._backend.open()
         harness, backend = self._harness, self._backend
-        keyed = {"mail": {"customer": KeyedLimit(1)}}
+        keyed = {"mail": {"customer": LimitRule(1)}}
         rates = {"slow": RateLimit("2/min", interval=30_000_000, burst=2)}
         self._worker = worker = await harness.worker(
             names=_NAMES, limits={"mail": 9}, rates=rates, keyed=keyed

@@ -19,7 +19,7 @@ from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
@@ -149,25 +149,31 @@ class PromotesEarly(OpenMemoryBackend):
 
 class LimitOffByOne(OpenMemoryBackend):
     async def open_session(self, session: Session) -> None:
-        limits = {name: limit + 1 for name, limit in session.limits.items()}
+        limits = {
+            name: {
+                limit: LimitRule(None if rule.concurrency is None else rule.concurrency + 1)
+                for limit, rule in rules.items()
+            }
+            for name, rules in session.limits.items()
+        }
         await super().open_session(replace(session, limits=limits))
 
 
 class LimitNotFreedByRescue(OpenMemoryBackend):
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
-        held = {name: entry.in_use for name, entry in self.state.limits.items()}
+        held = {key: use.in_use for key, use in self.state.limit_uses.items()}
         rescued = await super().rescue(limit, max_lost=max_lost)
-        for name, count in held.items():
-            self.state.limits[name].in_use = count
+        for key, count in held.items():
+            self.state.limit_uses[key].in_use = count
         return rescued
 
 
 class LimitCountsFromZero(OpenMemoryBackend):
     async def open_session(self, session: Session) -> None:
-        known = set(self.state.limits)
+        known = set(self.state.limit_uses)
         await super().open_session(session)
-        for name in self.state.limits.keys() - known:
-            self.state.limits[name].in_use = 0
+        for key in self.state.limit_uses.keys() - known:
+            self.state.limit_uses[key].in_use = 0
 
 
 class KeyFreedByReserving(OpenMemoryBackend):

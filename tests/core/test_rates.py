@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.rate_limits import RateLimit
-from nimburion.core.rates import parse_rate
+from nimburion.core.rate_limits import RateLimit, parse_rate
 from nimburion.jobs import job
 
 

@@ -18,6 +18,7 @@ from nimburion.backends import open_backend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, JobRecord, NewJob, State
 from nimburion.core.session import Session
+from nimburion.testing.contract.harness import make_limits
 from tests.crash.actor import DIARY
 from tests.crash.fork_server import ForkedProcess, ForkServer
 
@@ -268,7 +269,7 @@ class ProcessHarness:
         name = self.jobs[0].partition("-")[0]
 
         async def is_free() -> bool:
-            session = Session(id=os.urandom(16).hex(), names=(name,), limits={name: 1})
+            session = Session(id=os.urandom(16).hex(), names=(name,), limits=make_limits({name: 1}))
             await self.backend.consuming.open_session(session)
             limits = (await self.backend.consuming.heartbeat(session.id)).limits
             await self.backend.consuming.close_session(session.id)

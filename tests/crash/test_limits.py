@@ -15,6 +15,7 @@ import pytest
 from benchmarks.rates import find_excess
 from nimburion.core.job import State
 from nimburion.jobs import Processor
+from nimburion.testing.contract.harness import list_uses
 from tests.crash.limited_worker import (
     AT_ONCE,
     BURST,
@@ -48,7 +49,7 @@ async def test_three_limits_hold_while_workers_are_killed(tmp_path: Path) -> Non
         with run_workers(url, log) as workers:
             await wait_until(is_done, "all jobs are completed", seconds=120)
             assert sum(worker.poll() is not None for worker in workers) == len(DEADLY)
-        assert await client.backend.reads.list_key_uses() == []
+        assert await list_uses(client.backend) == []
         starts = await read_starts(client)
     in_total, of_a_customer = count_overlaps(log)
     assert 1 < in_total <= AT_ONCE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.testing.contract.harness import list_uses
 from tests.crash.harness import ProcessHarness
 
 pytestmark = pytest.mark.slow
@@ -204,7 +205,7 @@ async def check_dead_worker_with_keys(harness: ProcessHarness, point: str) -> No
     await harness.wait_until_killed(harness.start_worker(point, concurrency=5))
     harness.start_worker()
     await harness.wait_until_finished()
-    assert await harness.backend.reads.list_key_uses() == []
+    assert await list_uses(harness.backend) == []
     await harness.check_all_completed(lost=2)
 
 

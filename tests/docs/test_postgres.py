@@ -17,6 +17,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.errors import ConfigurationError, FormatMismatch
 from nimburion.core.job import NewJob, State
 from nimburion.core.session import Session
+from nimburion.testing.contract.harness import make_limits
 from tests.docs.pages import Page, every_page, read, rows_below
 from tests.house.tree import PACKAGE, ROOT
 from tests.servers.binaries import Binary
@@ -44,7 +45,7 @@ async def test_a_server_takes_the_statements_of_the_pages(postgres_binary: Binar
         await backend.open()
         await backend.producing.enqueue([NewJob("my-own-id", "greet", "mail", b"{}")])
         await backend.consuming.open_session(
-            Session(id="5e" * 16, names=("greet",), limits={"greet": 1})
+            Session(id="5e" * 16, names=("greet",), limits=make_limits({"greet": 1}))
         )
         for statement in statements:
             server.ask(statement)  # it raises what the server refuses

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import pytest
 
 from nimburion.backends.server.encoding import to_micros
-from nimburion.core import bulk_operations, exchange, fairness, job, keyed_limits, lease, session
+from nimburion.core import backend, bulk_operations, exchange, fairness, job, lease, limits
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, MAX_AHEAD
 from tests.house.tree import PACKAGE
 
@@ -23,10 +23,10 @@ CORE = MappingProxyType(
         "MAX_CATCH_UP": to_micros(bulk_operations.MAX_CATCH_UP),
         "MAX_CHARGE": fairness.MAX_CHARGE,
         "MAX_DOUBLINGS": fairness.MAX_DOUBLINGS,
-        "MAX_HOLDERS": session.MAX_HOLDERS,
-        "MAX_PARKED": keyed_limits.MAX_PARKED,
+        "MAX_HOLDERS": backend.MAX_HOLDERS,
+        "MAX_PARKED": limits.MAX_PARKED,
         "MAX_PRIORITY": job.MAX_PRIORITY,
-        "MAX_RETURNED": keyed_limits.MAX_RETURNED,
+        "MAX_RETURNED": limits.MAX_RETURNED,
         "MAX_WAITING_COUNTED": fairness.MAX_WAITING_COUNTED,
         "MAX_WAITING_LANES": exchange.MAX_WAITING_LANES,
         "MIN_CHARGE": fairness.MIN_CHARGE,

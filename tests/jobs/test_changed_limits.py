@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nimburion.backends import open_backend
-from nimburion.core.errors import InvalidJob
 from nimburion.jobs import Limit, Processor
 from tests.servers import RunningPostgres, RunningRedis
 
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.regression
 
 
 async def check_a_limit_is_changed_twice(url: str) -> None:
-    """Change a limit by key as a whole, and a limit that has the name of a job too."""
+    """Change a shared limit as a whole, and one of its keys; later a job has its name."""
     async with Processor(open_backend(url)) as processor:
 
         @processor.job(concurrency=Limit(1, key="customer", name="shared"))
@@ -26,11 +25,11 @@ async def check_a_limit_is_changed_twice(url: str) -> None:
             await processor.limits.change("shared", concurrency=most)
         await processor.limits.change("shared", rate="5/s")
         await processor.limits.change("shared", concurrency=5, key="acme")
-        changes = {one.key: one for one in await processor.backend.reads.list_limit_changes()}
+        (shared,) = await processor.backend.reads.list_limits(name="shared")
+        changes = {one.key: one for one in shared.changes}
         assert (changes[None].concurrency, changes["acme"].concurrency) == (4, 5)
         await processor.enqueue_raw("shared", b"{}")  # now a job has the name too
-        with pytest.raises(InvalidJob, match="is a job, and also a limit by key"):
-            await processor.limits.change("shared", concurrency=2)
+        assert (await processor.limits.change("shared", concurrency=2)).name == "shared"
 
 
 async def test_a_whole_limit_by_key_is_changed_twice_in_memory() -> None:

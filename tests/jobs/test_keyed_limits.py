@@ -10,11 +10,12 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.jobs import Context, Job, Limit, Processor
 from nimburion.jobs.client.registered_job import RegisteredJob
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.harness import list_uses
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -44,7 +45,7 @@ async def test_one_job_per_customer_runs_at_a_time_in_order() -> None:
         await processor.enqueue_many(sync.job("abc"[n % 3], n) for n in range(60))
         await processor.start()
         await wait_until(lambda: len(ran) == 60, "all jobs run")
-        assert await processor.backend.reads.list_key_uses() == []
+        assert await list_uses(processor.backend) == []
     assert most > 1
     for customer in "abc":
         numbers = [n for name, n in ran if name == customer]
@@ -80,12 +81,12 @@ async def test_keys_come_from_arguments_tenants_and_functions() -> None:
         plain = await processor.enqueue(Charge(order=8, city="x" * 600))
         keys = (await options_of(processor, plain)).limit_keys
         assert keys["charge:tenant"] == ""
-    assert processor.registry.keyed_limits == {
+    assert processor.registry.limits == {
         "charge": {
-            "charge:tenant": KeyedLimit(5),
-            "charge:order": KeyedLimit(2),
-            "city": KeyedLimit(3),
-            "gateway": KeyedLimit(1),
+            "charge:tenant": LimitRule(5),
+            "charge:order": LimitRule(2),
+            "city": LimitRule(3),
+            "gateway": LimitRule(1),
         }
     }
 
@@ -99,8 +100,8 @@ async def test_a_rate_by_key_with_the_cost_of_each_job() -> None:
     async def ask(model: str, tokens: int) -> None:
         starts.append((model, tokens, round(clock.now() - began, 3)))
 
-    assert processor.registry.keyed_limits == {
-        "ask": {"ask:model": KeyedLimit(rate=RateLimit("10/s", 100_000, burst=10))}
+    assert processor.registry.limits == {
+        "ask": {"ask:model": LimitRule(rate=RateLimit("10/s", 100_000, burst=10))}
     }
     async with processor:
         for model, tokens in (("a", 10), ("a", 5), ("b", 10), ("a", 5)):

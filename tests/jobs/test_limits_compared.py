@@ -10,6 +10,7 @@ from benchmarks.rates import find_excess
 from nimburion.backends.memory import MemoryBackend
 from nimburion.jobs import Limit, Processor
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.harness import list_uses
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -84,5 +85,5 @@ async def test_a_thousand_keys_leave_nothing_behind() -> None:
         await processor.start()
         await wait_until(lambda: len(ran) == 2_000, "all jobs run")
         await wait_until(is_idle, "the last jobs are settled")
-        assert await processor.backend.reads.list_key_uses() == []
+        assert await list_uses(processor.backend) == []
     assert len(set(ran)) == 1_000

@@ -180,5 +180,5 @@ async def test_a_prefetched_job_that_is_released_gives_its_units_back() -> None:
         await processor.enqueue_many(call.job(n) for n in (1, 2, 3, 4))
         await wait_until(is_prefetched, "one job runs, and three are prefetched")
         await processor.stop()
-        (rate,) = await backend.reads.list_rates()
+        (rate,) = await backend.reads.list_limits()
     assert rate.room == 8 - 2

@@ -32,9 +32,13 @@ from nimburion.core.job import (
     State,
     sort_states,
 )
-from nimburion.core.keyed_limits import KeyedLimit, make_queue_limit_name
 from nimburion.core.lease import Lease, Token
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import (
+    LimitChange,
+    LimitRule,
+    make_job_limit_name,
+    make_queue_limit_name,
+)
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
@@ -53,6 +57,7 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.harness import list_uses, make_limits
 from tests.progress import EXCHANGES, find_idle_jobs
 
 Answer = Any
@@ -61,6 +66,7 @@ Answer = Any
 QUEUES = ("red", "blue")
 QUEUE_LIMITS = tuple(make_queue_limit_name(queue) for queue in QUEUES)
 NAMES = ("mail", "report", "scan")
+JOB_LIMITS = tuple(make_job_limit_name(name) for name in NAMES)
 LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 PAYLOADS = (b"{}", b"{}", b"{}", b'{"\xc3\xa9": "\\u0000"}', b'"' + 5_000 * b"x" + b'"')
 """The last is so large that backends may keep it apart from the rest."""
@@ -212,16 +218,14 @@ class Twins(RuleBasedStateMachine):
         names: Iterable[str],
         limits: dict[str, int],
         rates: dict[str, RateLimit],
-        keyed: dict[str, dict[str, KeyedLimit]],
+        keyed: dict[str, dict[str, LimitRule]],
     ) -> None:
         about = Session(
             id=session,
             ttl=TTL,
             queues=QUEUES,
             names=tuple(sorted(names)),
-            limits=limits,
-            rates=rates,
-            keyed_limits=keyed,
+            limits=make_limits(limits, rates=rates, keyed=keyed),
             weights={"t": 1.5} if session < "8" else {},
         )
         answer, _ = self._agree(lambda backend: backend.consuming.open_session(about))
@@ -315,7 +319,7 @@ class Twins(RuleBasedStateMachine):
         return True
 
     def _has_parked_jobs(self) -> bool:
-        uses = self.loop.run_until_complete(self.subject.reads.list_key_uses())
+        uses = self.loop.run_until_complete(list_uses(self.subject))
         return any(use.parked for use in uses)
 
     def _note(
@@ -404,8 +408,8 @@ class Twins(RuleBasedStateMachine):
         )(luck)
 
     def _change_limit(self, luck: Random) -> None:
-        """Change or reset the limit of a name, a limit by key or one key of it."""
-        name = luck.choice((*NAMES, "k", "k", "r", "r", *QUEUE_LIMITS))
+        """Change or reset a limit or one key of it."""
+        name = luck.choice((*JOB_LIMITS, "k", "k", "r", "r", *QUEUE_LIMITS))
         key = luck.choice((None, "a")) if name in {"k", "r"} else None
         if luck.random() < 0.4:
             self._agree(lambda backend: backend.maintenance.reset_limit(name, key))
@@ -574,11 +578,14 @@ class Twins(RuleBasedStateMachine):
                 queues,
                 await backend.reads.list_sessions(),
                 await backend.schedules.list_schedules(),
-                await backend.reads.list_rates(),
-                await backend.reads.list_limit_changes(),
+                [
+                    (limit.name, limit.changes, limit.room, limit.opens_at)
+                    for limit in await backend.reads.list_limits(holders=0)
+                    if limit.rules or limit.changes
+                ],
                 [
                     (use.limit, use.key, use.in_use)
-                    for use in await backend.reads.list_key_uses()
+                    for use in await list_uses(backend)
                     if use.in_use
                 ],
                 tenants.weights,
@@ -668,12 +675,12 @@ def _settlement(luck: Random) -> Make:
     return luck.choices(makes, weights=(2, 1, 2, 2, 1, 1, 1, 2, 1, 1, 1, 1))[0]
 
 
-def _keyed_limits(luck: Random, names: Iterable[str]) -> dict[str, dict[str, KeyedLimit]]:
+def _keyed_limits(luck: Random, names: Iterable[str]) -> dict[str, dict[str, LimitRule]]:
     """Limits by key of some names, often the same ones, and shared by names."""
     rate = RateLimit("often", interval=500_000, burst=luck.choice((1, 1, 2)))
-    limits = {"k": KeyedLimit(luck.choice((1, 1, 2))), "r": KeyedLimit(rate=rate)}
+    limits = {"k": LimitRule(luck.choice((1, 1, 2))), "r": LimitRule(rate=rate)}
     if luck.random() < 0.3:
-        limits[luck.choice(QUEUE_LIMITS)] = KeyedLimit(luck.choice((1, 3)))
+        limits[luck.choice(QUEUE_LIMITS)] = LimitRule(luck.choice((1, 3)))
     some = {name: limit for name, limit in limits.items() if luck.random() < 0.8}
     return {name: some for name in names if some and luck.random() < 0.6}
 

@@ -228,15 +228,15 @@ MUTANTS = (
     Mutant(
         "limit off by one over the fleet",
         "backends/memory/*.py",
-        "return max(0, self.$limit - self.$held)",
-        "return max(0, self.$limit - self.$held + 1)",
+        "max(0, $concurrency - self.use.in_use)",
+        "max(0, $concurrency - self.use.in_use + 1)",
         (f"{SIMULATION}test_faults_break_no_promise[0]",),
     ),
     Mutant(
         "rescue frees no place",
         "backends/memory/*.py",
-        "if $held.counts_in_limit:",
-        "if $held.counts_in_limit and effect.settles:",
+        "for $key in $held.counted_keys:\n",
+        "for $key in $held.counted_keys if effect.settles else ():\n",
         (f"{SIMULATION}test_faults_break_no_promise[0]",),
     ),
     # Numbers

@@ -101,8 +101,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "memory: a name with a rate limit is leased as if it had none",
         "backends/memory/*.py",
-        "or $name in $state.rates for",
-        "or False for",
+        "or any($name in $state.limits for",
+        "or any(False for",
         ("tests/backends/test_memory_reserve.py",),
     ),
     # Limits by key
@@ -208,7 +208,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "a limit of a queue counts the jobs of all queues",
         "core/*.py",
-        'return "" if $limited == $queue else None',
+        'return "" if $limit == QUEUE_LIMIT + $queue else None',
         'return ""',
         (f"{MEMORY}test_a_queue_limit_counts_all_names_of_its_queue",),
     ),
@@ -251,8 +251,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "changes: a new session undoes a change",
         "core/*.py",
-        "$changed = $own if $job in $keyed else apply_change($own, $changes.get($job))",
-        "$changed = $own",
+        "return {$name: $rules[$name].apply($changes.get($name)) for $name in sorted($rules)}",
+        "return {$name: $rules[$name] for $name in sorted($rules)}",
         (f"{MEMORY}test_a_change_wins_over_newer_sessions",),
     ),
     Mutant(

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
 from nimburion.server.api.operation import Operation
@@ -47,8 +47,8 @@ RECORDS: dict[str, tuple[str, str, int | None]] = {
     "resume_queue": ("queue.resume", "default", None),
     "pause_all_queues": ("queue.pause_all", "", 1),
     "resume_all_queues": ("queue.resume_all", "", 1),
-    "change_limit": ("limit.change", "send", None),
-    "reset_limit": ("limit.reset", "send", None),
+    "change_limit": ("limit.change", "job:send", None),
+    "reset_limit": ("limit.reset", "job:send", None),
     "set_tenant_weight": ("tenant.weight", "acme", None),
     "enqueue_job": ("jobs.enqueue", "new", 1),
     "cancel_jobs": ("jobs.cancel", "", 2),
@@ -88,7 +88,9 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
     await made.fail("c", queue="other")
     await made.services.schedules.add("daily", "@daily", "send")
     await made.processor.backend.maintenance.pause_queue("paused", paused=True)
-    await made.processor.backend.maintenance.change_limit(LimitChange(name="send", concurrency=9))
+    await made.processor.backend.maintenance.change_limit(
+        LimitChange(name="job:send", concurrency=9)
+    )
     running = NewBulkOperation(id="a", action=BulkAction.REPLAY)
     await made.processor.backend.maintenance.start_bulk_operation(running)
     worker = Session(id="a", queues=("default",), names=("send",))
@@ -103,7 +105,7 @@ def bearer(right: str) -> dict[str, str]:
 def make_url(path: str) -> str:
     """Return a path of the API with its parameters filled in."""
     job_id = "c" if path.startswith("/dead-letters") else "a"
-    values = {"queue": "default", "id": job_id, "name": "daily", "limit": "send"}
+    values = {"queue": "default", "id": job_id, "name": "daily", "limit": "job:send"}
     return API_PATH + re.sub(r"\{(\w+)\}", lambda found: values[found[1]], path)
 
 

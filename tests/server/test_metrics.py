@@ -23,10 +23,10 @@ def reads(api: Api, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def count(owner: object, name: str) -> None:
         original = getattr(owner, name)
 
-        async def read() -> object:
+        async def read(**options: object) -> object:
             made.append(name)
             await asyncio.sleep(0)
-            return await original()
+            return await original(**options)
 
         monkeypatch.setattr(owner, name, read)
 

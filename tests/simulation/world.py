@@ -33,6 +33,7 @@ from nimburion.core.timing.clock import Clock
 from nimburion.jobs import Limit, Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
+from nimburion.testing.contract.harness import list_uses, make_limits
 from tests.progress import EXCHANGES, find_idle_jobs
 from tests.simulation.ledger import CallerTransaction, Ledger
 from tests.simulation.loop import SimulatedLoop, elapse
@@ -636,13 +637,13 @@ class World:
 
     async def _check_limits(self) -> None:
         session = Session(
-            id=self.random.randbytes(16).hex(), names=NAMES, limits=LIMITS, rates=RATES
+            id=self.random.randbytes(16).hex(), names=NAMES, limits=make_limits(LIMITS, rates=RATES)
         )
         left = [info for info in await self.backend.reads.list_sessions() if info.running]
         assert left == []
         await self.backend.consuming.open_session(session)
         limits = (await self.backend.consuming.heartbeat(session.id)).limits
-        assert await self.backend.reads.list_key_uses() == [], "a key is in use, or jobs are parked"
+        assert await list_uses(self.backend) == [], "a key is in use, or jobs are parked"
         assert {name: limit.in_use for name, limit in limits.items()} == dict.fromkeys(LIMITS, 0)
 
     def totals(self) -> Counter[str]:

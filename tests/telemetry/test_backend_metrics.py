@@ -8,14 +8,14 @@ import pytest
 
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
 from nimburion.core.session import Session, SessionInfo
 from nimburion.telemetry.backend_metrics import MAX_NAMES, MAX_QUEUES, BackendMetrics
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import make_limits
 from tests.overridden import OverridableBackend
 
 
@@ -78,11 +78,10 @@ async def test_queues_sessions_and_limits(clock: FakeClock, backend: CountingBac
             id="0" * 32,
             queues=("mail",),
             names=("send",),
-            limits={"send": 2},
-            keyed_limits={"send": {"customer": KeyedLimit(concurrency=1)}},
+            limits=make_limits({"send": 2}, keyed={"send": {"customer": LimitRule(concurrency=1)}}),
         )
     )
-    await backend.maintenance.change_limit(LimitChange(name="send", concurrency=3))
+    await backend.maintenance.change_limit(LimitChange(name="job:send", concurrency=3))
     await backend.maintenance.pause_queue("nowhere", paused=True)
     clock.advance(5.0)
     metrics = BackendMetrics(backend)

@@ -15,6 +15,7 @@ from nimburion.core.session import Session, Vitals
 from nimburion.jobs import Processor
 from nimburion.telemetry.backend_metrics import BackendMetrics
 from nimburion.telemetry.worker_metrics import WorkerMetrics
+from nimburion.testing.contract.harness import make_limits
 
 FILES = Path(nimburion.telemetry.__file__).parent / "files"
 _SUFFIX = re.compile("_(total|bucket|sum|count|info)$")
@@ -24,7 +25,9 @@ async def list_metric_names() -> set[str]:
     """Return the names of all families, without their suffixes."""
     backend = MemoryBackend()
     await backend.producing.enqueue([NewJob("a", "send", "mail", b"{}")])
-    await backend.consuming.open_session(Session(id="0" * 32, names=("send",), limits={"send": 1}))
+    await backend.consuming.open_session(
+        Session(id="0" * 32, names=("send",), limits=make_limits({"send": 1}))
+    )
     backend_metrics = BackendMetrics(backend)
     await backend_metrics.refresh()
     await backend_metrics.refresh_slow_readings()

@@ -16,8 +16,7 @@ from opentelemetry.sdk.metrics.export import (
 
 from nimburion.core.events import AttemptEnded, AttemptStarted, Events
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.job_counters import JobCounters
 from nimburion.core.metrics.statistics import RUN_BOUNDS
 from nimburion.core.rate_limits import RateLimit
@@ -36,6 +35,7 @@ from nimburion.telemetry.opentelemetry_metrics import (
 )
 from nimburion.telemetry.registry import MetricsRegistry
 from nimburion.telemetry.worker_metrics import WorkerMetrics
+from nimburion.testing.contract.harness import make_limits
 
 
 class Exported:
@@ -195,13 +195,17 @@ async def test_every_family_has_its_instrument(counters: JobCounters) -> None:
         id="0" * 32,
         queues=("mail",),
         names=("send",),
-        limits={"send": 1},
-        rates={"send": RateLimit("1/s", interval=1_000_000, burst=1)},
-        keyed_limits={"send": {"customer": KeyedLimit(concurrency=1)}},
+        limits=make_limits(
+            {"send": 1},
+            rates={"send": RateLimit("1/s", interval=1_000_000, burst=1)},
+            keyed={"send": {"customer": LimitRule(concurrency=1)}},
+        ),
     )
     async with Processor("memory://") as processor:
         await processor.backend.consuming.open_session(limited)
-        await processor.backend.maintenance.change_limit(LimitChange(name="send", concurrency=2))
+        await processor.backend.maintenance.change_limit(
+            LimitChange(name="job:send", concurrency=2)
+        )
         options = JobOptions(tenant="acme")
         await processor.backend.producing.enqueue(
             [NewJob("a", "send", "mail", b"{}", options=options)]

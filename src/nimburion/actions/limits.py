@@ -7,9 +7,15 @@ from collections.abc import Container, Iterable, Mapping
 from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError, InvalidJob, LimitNotFound
-from nimburion.core.keyed_limits import get_limited_queue
-from nimburion.core.limit_changes import LimitChange
-from nimburion.core.rates import parse_rate
+from nimburion.core.limits import (
+    LimitChange,
+    LimitRule,
+    get_limited_job,
+    get_limited_queue,
+    make_job_limit_name,
+    make_queue_limit_name,
+)
+from nimburion.core.rate_limits import parse_rate
 from nimburion.core.text.suggestions import find_nearest
 
 _MAX_REASON = 500
@@ -36,18 +42,18 @@ class LimitActions:
         """Change a limit, or one key of it, until `reset`.
 
         ```python
-        await processor.limits.change("send_mail", rate="10/min", reason="the provider is slow")
+        await processor.limits.change("job:send_mail", rate="10/min", reason="the provider is slow")
         await processor.limits.change("sync:customer", 5, key="acme", reason="paid for more")
         ```
 
-        `name` is a job, a limit by key, or `queue=QUEUE`; `key` changes only one key of it. The
+        `name` is `job:NAME`, `queue:NAME` or a shared limit; `key` changes only one key of it. The
         change wins over what workers declare, also after they restart. The next exchange of each
         worker follows it. With `concurrency=0` no more jobs start. Running jobs continue.
 
         Errors:
 
         - `InvalidJob`: a value is wrong, nothing is changed, or the limit has no keys.
-        - `LimitNotFound`: no limit and no job has this name.
+        - `LimitNotFound`: the backend knows no such limit, job or queue.
         """
         async with self._operator.record(
             self._backend,
@@ -74,7 +80,8 @@ class LimitActions:
             self._backend, "limit.reset", name, key=key, reason=reason
         ):
             if not await self._backend.maintenance.reset_limit(name, key):
-                changes = await self._backend.reads.list_limit_changes()
+                known = await self._backend.reads.list_limits(name=name, fullest=0, holders=0)
+                changes = known[0].changes if known else []
                 raise LimitNotFound(name, _explain_reset(name, key, changes))
 
     def _make_change(  # noqa: PLR0917 - the options of a change
@@ -106,23 +113,42 @@ class LimitActions:
 
 async def _check_limit(backend: Backend, change: LimitChange) -> None:
     """Raise `LimitNotFound` or `InvalidJob` unless the limit exists and can be changed so."""
-    keyed = {limit.name: limit.jobs for limit in await backend.reads.list_keyed_limits(fullest=0)}
-    queue = get_limited_queue(change.name)
+    limits = {
+        limit.name: limit.rules for limit in await backend.reads.list_limits(fullest=0, holders=0)
+    }
+    job, queue = get_limited_job(change.name), get_limited_queue(change.name)
     if queue is not None:
-        await _check_queue(backend, queue, change, keyed)
-        return
-    names = await _list_job_names(backend)
-    if change.name in keyed:
-        if change.name in names - keyed[change.name].keys() - await _list_changed_names(backend):
-            raise InvalidJob(_explain_shared_name(change.name, keyed[change.name]))
-        return
-    if change.key is not None:
-        if change.name in names:
-            raise InvalidJob(_explain_key(change.name, keyed))
-        raise LimitNotFound(change.name, _explain_name("limit by key", change.name, keyed))
-    if change.name not in names:
-        known = names | keyed.keys()
-        raise LimitNotFound(change.name, _explain_name("limit and no job", change.name, known))
+        known = await _list_queues(backend)
+        known |= {get_limited_queue(limit) or "" for limit in limits} - {""}
+        if change.key is not None:
+            raise InvalidJob(f"the limit of the queue {queue!r} has no keys; leave out the key")
+        if queue not in known:
+            raise LimitNotFound(change.name, _explain_name("queue", queue, known))
+    elif job is not None:
+        known = await _list_jobs(backend)
+        known.update(*limits.values())
+        if job not in known:
+            raise LimitNotFound(change.name, _explain_name("job", job, known))
+        if change.key is not None:
+            raise InvalidJob(_explain_key(job, limits))
+    elif change.name not in limits:
+        raise LimitNotFound(change.name, await _explain_limit(backend, change.name, limits))
+
+
+async def _explain_limit(
+    backend: Backend, name: str, limits: Mapping[str, Mapping[str, LimitRule]]
+) -> str:
+    """Say that the backend knows no limit of a name, and which one may be meant."""
+    jobs, queues = await _list_jobs(backend), await _list_queues(backend)
+    jobs.update(*limits.values())
+    for what, known, full_name in (
+        ("job", jobs, make_job_limit_name(name)),
+        ("queue", queues, make_queue_limit_name(name)),
+    ):
+        if name in known:
+            return f"{name!r} is a {what}, not a limit; did you mean {full_name!r}?"
+    known = {*limits, *map(make_job_limit_name, jobs), *map(make_queue_limit_name, queues)}
+    return _explain_name("limit", name, known)
 
 
 def _explain_reset(name: str, key: str | None, changes: Iterable[LimitChange]) -> str:
@@ -138,35 +164,7 @@ def _explain_reset(name: str, key: str | None, changes: Iterable[LimitChange]) -
     return f"{what} was not changed at run time; {advice}"
 
 
-async def _check_queue(
-    backend: Backend, queue: str, change: LimitChange, keyed: Iterable[str]
-) -> None:
-    """Raise an error unless the queue exists and the change is for all of it."""
-    if change.key is not None:
-        raise InvalidJob(f"the limit of the queue {queue!r} has no keys; leave out the key")
-    known = {one.name for one in await backend.reads.list_queues()}
-    known.update(*(session.queues for session in await backend.reads.list_sessions()))
-    known |= {get_limited_queue(limit) or "" for limit in keyed} - {""}
-    if queue not in known:
-        raise LimitNotFound(change.name, _explain_name("queue", queue, known))
-
-
-def _explain_shared_name(name: str, jobs: Iterable[str]) -> str:
-    """Say that a name is that of a job and of a limit, and what to do."""
-    return (
-        f"{name!r} is a job, and also a limit by key (of {', '.join(sorted(jobs))}); a change "
-        "would apply to both. Give the Limit another `name` in the code, and deploy it"
-    )
-
-
-async def _list_job_names(backend: Backend) -> set[str]:
-    """Return the names of jobs that have limits, wait, or are served by a worker."""
-    names = {limit.name for limit in await backend.reads.list_limits()}
-    names |= {rate.name for rate in await backend.reads.list_rates()}
-    return names | await _list_live_names(backend)
-
-
-async def _list_live_names(backend: Backend) -> set[str]:
+async def _list_jobs(backend: Backend) -> set[str]:
     """Return the names of jobs that wait, or are served by a worker."""
     names: set[str] = set()
     names.update(*(queue.names for queue in await backend.reads.list_queues()))
@@ -174,21 +172,19 @@ async def _list_live_names(backend: Backend) -> set[str]:
     return names
 
 
-async def _list_changed_names(backend: Backend) -> set[str]:
-    """Return the names that have a limit only because it was changed at run time.
-
-    The backend keeps such a change as a limit of a job name, even if the name is a limit by key.
-    """
-    changes = await backend.reads.list_limit_changes()
-    changed = {change.name for change in changes if change.key is None}
-    return changed - await _list_live_names(backend)
+async def _list_queues(backend: Backend) -> set[str]:
+    """Return the queues that have jobs, or are served by a worker."""
+    names = {queue.name for queue in await backend.reads.list_queues()}
+    names.update(*(session.queues for session in await backend.reads.list_sessions()))
+    return names
 
 
-def _explain_key(job: str, keyed: Mapping[str, Container[str]]) -> str:
-    """Say what to do instead of changing a key of a job that is no limit by key."""
-    own = sorted(name for name, jobs in keyed.items() if job in jobs)
-    if own:
-        return f"{job!r} is a job; to change one key, name its limit by key: {', '.join(own)}"
+def _explain_key(job: str, limits: Mapping[str, Container[str]]) -> str:
+    """Say what to do instead of changing a key of the limit of a job name."""
+    own = make_job_limit_name(job)
+    shared = sorted(name for name, jobs in limits.items() if job in jobs and name != own)
+    if shared:
+        return f"{own!r} has no keys; to change one key, name its limit: {', '.join(shared)}"
     return f"the limits of the job {job!r} have no keys; leave out the key"
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from nimburion.config.tree import Path, Written, describe_type, make_refusal
 from nimburion.core.errors import DefinitionError
-from nimburion.core.rates import parse_rate
+from nimburion.core.rate_limits import parse_rate
 from nimburion.core.size_limits import NAME_PATTERN
 from nimburion.core.text.redaction import redact_value
 from nimburion.core.text.shortening import shorten

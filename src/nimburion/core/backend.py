@@ -57,16 +57,13 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.exchange import Reply, ReserveRequest
     from nimburion.core.fairness import TenantUses
     from nimburion.core.job import Enqueued, JobRecord, NewJob, State
-    from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
     from nimburion.core.lease import Lease
-    from nimburion.core.limit_changes import LimitChange
+    from nimburion.core.limits import LimitChange, LimitInfo
     from nimburion.core.metrics.statistics import Statistics
     from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-    from nimburion.core.rate_limits import RateInfo
     from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
     from nimburion.core.session import (
         HeartbeatReply,
-        LimitInfo,
         Session,
         SessionInfo,
         Vitals,
@@ -79,6 +76,8 @@ MAX_AUDIT_RECORDS = 10_000
 """The number of audit records that a backend keeps, the newest ones."""
 MAX_BULK_OPERATIONS = 1_000
 """The number of bulk operations that a backend keeps, the newest ones."""
+MAX_HOLDERS = 20
+"""The most holders of each limit that `list_limits` returns."""
 
 
 class Capabilities(msgspec.Struct, frozen=True):
@@ -166,18 +165,14 @@ class Consuming(Protocol):
     async def open_session(self, session: Session) -> None:
         """Open a session, which expires `session.ttl` seconds after its last heartbeat.
 
-        For each name in `session.names`, the concurrency limit becomes the value in
-        `session.limits`. A name without a value there has no limit any more. A new limit counts the
-        jobs of that name that are processing now. Opening a session with the same id again is a
-        heartbeat.
+        For each name in `session.names`, the limits become those of `session.limits`; a name
+        without any there has no limit any more. A new limit of a job name (`job:NAME`) counts the
+        jobs of that name that are processing now. A limit that existed before keeps the units that
+        its jobs have taken (`RateLimit.carry_over`). If limits change for which jobs of the name
+        are parked, these jobs are considered again. `change_limit` wins over what a session
+        declares.
 
-        The rate limits of the names become those of `session.rates` in the same way. A rate limit
-        that existed before keeps the units that its jobs have taken (`RateLimit.carry_over`).
-
-        So do the limits by key (`session.keyed_limits`). If those of a name change, parked jobs of
-        that name are considered again.
-
-        `change_limit` wins over all three.
+        Opening a session with the same id again is a heartbeat.
 
         The weights of `session.weights` are stored as `set_tenant_weight` does.
         """
@@ -195,15 +190,17 @@ class Consuming(Protocol):
         The backend applies the settlements in order, promotes the jobs that are due, and then
         serves `request`. The same call can therefore reserve what a settlement made available: a
         slot of a concurrency limit, or a retry without delay. It never reserves a job that is not
-        due, is in a paused queue, or would exceed its concurrency limit or its rate limit.
+        due, is in a paused queue, or would exceed one of its limits.
 
-        A reserved job takes the units of its rate limit. `Released` with `unstarted`, `release`
-        and a delivery that a repeat returns to its queue give them back. Every other end of a lease
-        keeps them, because the handler may have started.
+        A job counts in each limit that its name has: in that of the job name and that of its queue
+        without a key, in the others if it carries a key of theirs (`find_limit_key`). A reserved
+        job takes the units of the rates of its keys. `Released` with `unstarted`, `release` and a
+        delivery that a repeat returns to its queue give them back. Every other end of a lease keeps
+        them, because the handler may have started.
 
-        A job counts for each of its `limit_keys` whose limit its name declares, and for the limit
-        of its queue, which needs no key (`find_limit_key`). If one of these keys has no room, the
-        exchange parks the job and reserves the next one of the lane. A parked job waits as a
+        If the limit of the job name has no room, the lane is closed: none of its jobs is read. If
+        another one has no room (`closes_lane`), the exchange parks the job and reserves the next
+        one of the lane. A parked job waits as a
         pending job; it returns to its place in the lane in the step that gives its key room. Jobs
         of one key and lane are reserved in the order of the lane.
 
@@ -414,12 +411,11 @@ class Maintaining(Protocol):
     async def change_limit(self, change: LimitChange) -> None:
         """Change a limit until it is reset. What workers declare does not apply meanwhile.
 
-        A change whose name is that of a limit by key changes this limit for every job name, or one
-        key of it. A change of the limit of a queue (`queue=mail`) applies to every job name that
-        has limits or a session, and to those of later sessions, also if no worker declares the
-        limit. Any other changes the concurrency limit and the rate limit of the job name, also if
-        no worker declares them. What an earlier change of the same limit set stays, unless this one
-        sets it too.
+        The change applies to every job name that has the limit, or to one key of it. A change of
+        the limit of a job name (`job:mail`) makes this limit, also if no worker declares it. A
+        change of the limit of a queue (`queue:mail`) makes it for every job name that has limits or
+        a session, and for those of later sessions. What an earlier change of the same limit set
+        stays, unless this one sets it too.
 
         The next exchange follows the change, also for parked jobs. A step returns at most 1,000 of
         them to their lanes; if more are parked, exchanges reserve nothing from these lanes until
@@ -589,31 +585,22 @@ class Inspecting(Protocol):
         """
         ...
 
-    async def list_limits(self) -> list[LimitInfo]:
-        """Return every concurrency limit with its holders, ordered by name."""
-        ...
+    async def list_limits(
+        self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
+    ) -> list[LimitInfo]:
+        """Return every limit, or only the one of this name, ordered by name.
 
-    async def list_rates(self) -> list[RateInfo]:
-        """Return every rate limit and what it allows now, ordered by name."""
-        ...
+        These are the limits that a job name has, the changed ones, and those whose keys are in use.
 
-    async def list_keyed_limits(
-        self, *, name: str | None = None, fullest: int = 5
-    ) -> list[KeyedLimitInfo]:
-        """Return every limit by key, or only the one of this name, ordered by name.
+        Args:
+            name: the only limit to return.
+            fullest: the most keys of each limit to return.
+            holders: the most holders of each limit to return; at most `MAX_HOLDERS`. With 0, no
+                lease is read.
 
-        Each has up to `fullest` keys. The call reads all keys in use: its cost grows with them.
-        """
-        ...
-
-    async def list_limit_changes(self) -> list[LimitChange]:
-        """Return the changes of limits that are in force, ordered by name, then by key."""
-        ...
-
-    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
-        """Return up to `limit` keys of limits that are in use or for which jobs wait.
-
-        They are ordered by the name of the limit, then by the key.
+        The answer is bounded by the number of limits. The cost also grows with the keys that are in
+        use or for which jobs are parked; keys without jobs are not read, and parked jobs are
+        counted, not read. Call it at intervals, not once for each job.
         """
         ...
 

@@ -6,9 +6,8 @@ import enum
 
 import msgspec
 
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease
-from nimburion.core.rate_limits import RateLimit
+from nimburion.core.limits import LimitRule
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,17 +24,10 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """The names of the jobs that the worker can run."""
-    limits: dict[str, int] = msgspec.field(default_factory=dict)
-    """The fleet-wide concurrency limits by job name.
+    limits: dict[str, dict[str, LimitRule]] = msgspec.field(default_factory=dict)
+    """The fleet-wide limits, by job name and then by the name of the limit.
 
-    For every name in `names`, the newest session decides: a value here sets the limit, and no value
-    removes it.
-    """
-    rates: dict[str, RateLimit] = msgspec.field(default_factory=dict)
-    """The fleet-wide rate limits by job name. The newest session decides, as for `limits`."""
-    keyed_limits: dict[str, dict[str, KeyedLimit]] = msgspec.field(default_factory=dict)
-    """The limits by key, by job name and then by the name of the limit. The newest session decides,
-    as for `limits`.
+    For every name in `names`, the newest session decides: its limits here are all that it has.
     """
     weights: dict[str, float] = msgspec.field(default_factory=dict)
     """The weights of tenants (`set_tenant_weight`). Opening the session stores them; a tenant that
@@ -142,29 +134,3 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The latest report of the worker; None before the first."""
     command: WorkerCommand | None = None
     """The latest command that was sent to the worker."""
-
-
-class LimitHolder(msgspec.Struct, frozen=True):
-    """A job that counts against a concurrency limit."""
-
-    job_id: str
-    session: str
-    """The id of the session that runs the job."""
-    host: str
-    started_at: float
-    """Epoch seconds on the backend's clock."""
-
-
-MAX_HOLDERS = 20
-"""The maximum number of holders that `list_limits` returns for each limit."""
-
-
-class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A concurrency limit when it was read, and the jobs that count against it."""
-
-    name: str
-    """The name of the jobs that it limits."""
-    limit: int
-    in_use: int
-    holders: list[LimitHolder] = msgspec.field(default_factory=list)
-    """The jobs that have counted longest, at most `MAX_HOLDERS`, longest first."""

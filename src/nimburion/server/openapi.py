@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from nimburion.core.keyed_limits import LIMIT_PATTERN
+from nimburion.core.limits import LIMIT_PATTERN
 from nimburion.server.api.body_rules import Schema
 from nimburion.server.api.names import NAME_SCHEMA
 from nimburion.server.api.operation import AnyOperation, NoBody

@@ -1,8 +1,8 @@
 """Metrics of the backend: queues, sessions, limits. The same for every process of the fleet.
 
 Export them from few processes (the management server), because each asks the backend. A scrape
-makes two reads, `list_queues` and `list_sessions`. Concurrency limits and the number of dead
-letters, which change slowly, are read apart from the scrapes.
+makes two reads, `list_queues` and `list_sessions`. Limits and the number of dead letters, which
+change slowly, are read apart from the scrapes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from nimburion.core.diagnosis.unserved import find_unserved, is_live
 from nimburion.core.errors import BackendError
 from nimburion.core.fairness import TenantUse
 from nimburion.core.job import State
-from nimburion.core.keyed_limits import KeyedLimitInfo
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.job_counters import OTHER
 from nimburion.core.queries import QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 from nimburion.telemetry.families import NO_LABELS, Family, Labels, Sample
 
 _log = logging.getLogger("nimburion.telemetry")
@@ -43,10 +41,7 @@ class BackendMetrics:
         self._backend = backend
         self._families: list[Family] = []
         self._limits: list[LimitInfo] = []
-        self._rates: list[RateInfo] = []
         self._tenants: list[TenantUse] = []
-        self._keyed: list[KeyedLimitInfo] = []
-        self._changes: list[LimitChange] = []
         self._dead: int | None = None
         self._slow_readings_work = True
         self._labels: dict[tuple[str, str], Labels] = {}
@@ -64,8 +59,7 @@ class BackendMetrics:
         except (BackendError, TimeoutError) as error:
             _log.debug("the metrics of the backend could not be read: %r", error)
             self._families = [_make_up(0)]
-            self._limits, self._rates, self._dead = [], [], None
-            self._keyed, self._changes, self._tenants = [], [], []
+            self._limits, self._tenants, self._dead = [], [], None
             return
         self._families = [_make_up(1), *self._describe(queues, sessions)]
 
@@ -77,11 +71,8 @@ class BackendMetrics:
         dead = None
         try:
             async with asyncio.timeout(READ_TIMEOUT):
-                self._limits = await self._backend.reads.list_limits()
-                self._rates = await self._backend.reads.list_rates()
+                self._limits = await self._backend.reads.list_limits(fullest=1, holders=0)
                 self._tenants = (await self._backend.reads.list_tenants(MAX_TENANTS)).tenants
-                self._keyed = await self._backend.reads.list_keyed_limits(fullest=1)
-                self._changes = await self._backend.reads.list_limit_changes()
                 dead = (await self._backend.reads.count_jobs())[State.FAILED]
         except (BackendError, TimeoutError) as error:
             _log.log(
@@ -180,37 +171,48 @@ class BackendMetrics:
         )
 
     def _describe_limits(self) -> Iterable[Family]:
-        if self._rates:
+        of_jobs = {
+            job: limit for limit in self._limits if (job := get_limited_job(limit.name)) is not None
+        }
+        others = [limit for limit in self._limits if get_limited_job(limit.name) is None]
+        rooms = {job: limit.room for job, limit in of_jobs.items() if limit.room is not None}
+        if rooms:
             yield self._gauge(
                 "rate_room",
-                "Jobs that a rate limit allows to start now.",
-                {rate.name: rate.room for rate in self._rates[:MAX_NAMES]},
+                "Jobs that the rate of a job name allows to start now.",
+                dict(list(rooms.items())[:MAX_NAMES]),
                 "name",
             )
-        if self._changes:
+        changes = sum(len(limit.changes) for limit in self._limits)
+        if changes:
             yield Family(
                 name="limit_changes",
                 kind="gauge",
                 help="Limits and keys that operators changed at run time.",
-                samples=[Sample(NO_LABELS, len(self._changes))],
+                samples=[Sample(NO_LABELS, changes)],
             )
-        if self._keyed:
-            for name, text, read in _KEYED_GAUGES:
-                values = {limit.name: read(limit) for limit in self._keyed[:MAX_NAMES]}
+        if others:
+            for name, text, read in _KEY_GAUGES:
+                values = {limit.name: read(limit) for limit in others[:MAX_NAMES]}
                 yield self._gauge(name, text, values, "name")
-        if not self._limits:
+        maxima = {
+            job: (limit.in_use, limit.concurrency)
+            for job, limit in of_jobs.items()
+            if limit.concurrency is not None
+        }
+        if not maxima:
             return
-        shown = self._limits[:MAX_NAMES]
+        shown = dict(list(maxima.items())[:MAX_NAMES])
         yield self._gauge(
             "limit_in_use",
-            "Jobs that count against a concurrency limit.",
-            {limit.name: limit.in_use for limit in shown},
+            "Jobs that count against the maximum of a job name.",
+            {job: in_use for job, (in_use, _) in shown.items()},
             "name",
         )
         yield self._gauge(
             "limit_max",
-            "The value of a concurrency limit.",
-            {limit.name: limit.limit for limit in shown},
+            "The maximum of a job name.",
+            {job: maximum for job, (_, maximum) in shown.items()},
             "name",
         )
 
@@ -244,7 +246,7 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[QueueInfo], float]], ...] = (
 """The gauges that a queue alone decides: name, help, and how to read them."""
 
 
-_KEYED_GAUGES: tuple[tuple[str, str, Callable[[KeyedLimitInfo], float]], ...] = (
+_KEY_GAUGES: tuple[tuple[str, str, Callable[[LimitInfo], float]], ...] = (
     ("limit_keys", "Keys of a limit that are in use or for which jobs wait.", lambda one: one.keys),
     ("limit_keys_in_use", "Running jobs of all keys of a limit.", lambda one: one.in_use),
     ("limit_keys_parked", "Jobs that wait for their key to have room.", lambda one: one.parked),
@@ -254,7 +256,9 @@ _KEYED_GAUGES: tuple[tuple[str, str, Callable[[KeyedLimitInfo], float]], ...] = 
         lambda one: max((use.in_use + use.parked for use in one.fullest), default=0),
     ),
 )
-"""The gauges of limits by key. They have no series for a single key: keys are not bounded."""
+"""The gauges of all limits but those of job names. They have no series for a single key: keys are
+not bounded.
+"""
 
 
 def _bound_names(counts: dict[str, int]) -> dict[str, int]:

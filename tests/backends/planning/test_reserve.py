@@ -19,7 +19,7 @@ from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
-from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.rate_limits import RateLimit
 
 LANES = tuple(Lane(queue, name) for queue in ("red", "blue") for name in ("mail", "scan"))

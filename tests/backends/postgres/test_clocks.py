@@ -10,7 +10,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.job import NewJob
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
 from nimburion.core.session import Session
-from nimburion.testing.contract.harness import HandDrivenWorker
+from nimburion.testing.contract.harness import HandDrivenWorker, make_limits
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
@@ -25,7 +25,9 @@ async def test_an_exchange_that_waited_for_a_limit_does_not_take_this_for_a_cloc
     """Another exchange read the clock later, and had the limit first."""
     backend = PostgresBackend(clean_postgres.url, timeout=30.0)
     await backend.open()
-    session = Session(id="a" * 32, ttl=600.0, queues=("q",), names=("n",), rates={"n": SLOW})
+    session = Session(
+        id="a" * 32, ttl=600.0, queues=("q",), names=("n",), limits=make_limits(rates={"n": SLOW})
+    )
     worker = HandDrivenWorker(backend, session)
     await worker.open()
     await backend.producing.enqueue([NewJob(job_id, "n", "q", b"{}") for job_id in "ab"])

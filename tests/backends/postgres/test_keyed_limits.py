@@ -11,9 +11,10 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Settlement
+from nimburion.testing.contract.harness import list_uses
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
@@ -72,10 +73,10 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
 ) -> None:
     """One exchange settles a job, and there is no job with a key. Then one comes to each of two
     queues, both with the same key, and another worker counts the job of its queue."""
-    one_at_a_time = {"keyed": {"customer": KeyedLimit(concurrency=1)}}
+    one_at_a_time = {"keyed": {"customer": LimitRule(concurrency=1)}}
     for queue, backend in backends.items():
         await backend.consuming.open_session(
-            Session(id=queue * 32, ttl=600.0, names=("plain", "keyed"), keyed_limits=one_at_a_time)
+            Session(id=queue * 32, ttl=600.0, names=("plain", "keyed"), limits=one_at_a_time)
         )
     await backends["a"].producing.enqueue([NewJob("plain", "plain", "a", b"{}")])
     (plain,) = (await exchange(backends, "a", 1)).deliveries
@@ -108,7 +109,7 @@ async def test_an_exchange_leases_no_job_whose_limit_it_has_not_locked(
         await counter.execute(REMOVE_TRIGGERS)
     leased = [delivery.lease.job_id for reply in replies for delivery in reply.deliveries]
     assert leased == ["keyed-b"]
-    assert [use.in_use for use in await backends["a"].reads.list_key_uses()] == [1]
+    assert [use.in_use for use in await list_uses(backends["a"])] == [1]
     assert (await exchange(backends, "a", 3)).deliveries == []
 
 
@@ -124,9 +125,9 @@ def list_awaited(server: RunningPostgres) -> list[int]:
 async def test_nothing_is_reserved_while_another_transaction_holds_the_only_job(
     backends: dict[str, PostgresBackend], connections: list[asyncpg.Connection]
 ) -> None:
-    limits = {"keyed": {"customer": KeyedLimit(concurrency=1)}}
+    limits = {"keyed": {"customer": LimitRule(concurrency=1)}}
     await backends["a"].consuming.open_session(
-        Session(id="a" * 32, ttl=600.0, names=("plain", "keyed"), keyed_limits=limits)
+        Session(id="a" * 32, ttl=600.0, names=("plain", "keyed"), limits=limits)
     )
     options = JobOptions(limit_keys={"customer": "x"})
     await backends["a"].producing.enqueue([NewJob("held", "keyed", "a", b"{}", options=options)])

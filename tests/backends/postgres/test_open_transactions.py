@@ -19,6 +19,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Released
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor
+from nimburion.testing.contract.harness import make_limits
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
@@ -195,7 +196,7 @@ async def test_a_worker_that_stops_before_its_commit_is_disconnected(
     backend: PostgresBackend,
 ) -> None:
     """Its job is completed, but not committed: others of the same limit wait for it."""
-    limited = Session(id="5e" * 16, ttl=60.0, names=("n",), limits={"n": 2})
+    limited = Session(id="5e" * 16, ttl=60.0, names=("n",), limits=make_limits({"n": 2}))
     await backend.consuming.open_session(limited)
     await backend.producing.enqueue([make("a"), make("b", JobOptions())])
     request = ReserveRequest(1, (Lane("q", "n"),))
@@ -355,7 +356,7 @@ async def test_a_completion_that_is_not_committed_delays_no_other_call(
 ) -> None:
     options = JobOptions(unique_key="k", tenant="t")
     await backend.consuming.open_session(
-        Session(id="5e" * 16, ttl=60.0, names=("n",), limits={"n": 2})
+        Session(id="5e" * 16, ttl=60.0, names=("n",), limits=make_limits({"n": 2}))
     )
     await backend.producing.enqueue([make("a", options), make("b", JobOptions(tenant="t"))])
     request = ReserveRequest(1, (Lane("q", "n"),))

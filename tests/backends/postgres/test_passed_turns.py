@@ -10,16 +10,16 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.exchange import Lane, Reply
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import MAX_PARKED, KeyedLimit
 from nimburion.core.lease import Lease
+from nimburion.core.limits import MAX_PARKED, LimitRule
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids, list_uses
 from nimburion.testing.contract.transactions import get_transactional
 from tests.servers.server_kinds import RunningPostgres
 
-LIMITS = {"mail": {"customer": KeyedLimit(concurrency=1), "smtp": KeyedLimit(concurrency=1)}}
+LIMITS = {"mail": {"customer": LimitRule(concurrency=1), "smtp": LimitRule(concurrency=1)}}
 
 
 @pytest.fixture
@@ -53,9 +53,7 @@ async def park(
 
 async def count_parked(harness: Harness) -> dict[str, int]:
     """Return the number of parked jobs by limit."""
-    return {
-        use.limit: use.parked for use in await harness.backend.reads.list_key_uses() if use.parked
-    }
+    return {use.limit: use.parked for use in await list_uses(harness.backend) if use.parked}
 
 
 @pytest.mark.parametrize("tenant", [None, "t"])
@@ -183,7 +181,7 @@ async def test_all_jobs_that_a_caller_held_start_if_their_key_has_room(
     harness: Harness, clean_postgres: RunningPostgres
 ) -> None:
     """Two places of the key became free while the caller held both parked jobs."""
-    worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=2)}})
+    worker = await harness.worker(keyed={"mail": {"customer": LimitRule(concurrency=2)}})
     keys = {"customer": "c"}
     held = {n: JobOptions(limit_keys=keys, unique_key=n, on_duplicate="replace") for n in "uv"}
     await harness.enqueue(*(harness.job(n, options=JobOptions(limit_keys=keys)) for n in "ab"))

@@ -63,7 +63,6 @@ async def test_no_reading_is_worth_compiling(
         await backend.reads.list_queues()
         await backend.reads.group_failures()
         await backend.reads.list_limits()
-        await backend.reads.list_keyed_limits()
         await backend.reads.list_tenants()
         await backend.reads.list_sessions()
     finally:

@@ -13,8 +13,7 @@ import pytest
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.schema import MIGRATION_LOCK, NOTIFICATION_LOCK
 from nimburion.core.job import JobOptions, State
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.operations import Retention
 from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed
@@ -70,7 +69,7 @@ async def test_each_runs_its_own_jobs(harnesses: list[Harness]) -> None:
 
 
 async def test_each_has_its_own_limits_and_pauses(harnesses: list[Harness]) -> None:
-    keyed = {"mail": {"customer": KeyedLimit(1)}}
+    keyed = {"mail": {"customer": LimitRule(1)}}
     options = JobOptions(limit_keys={"customer": "acme"}, tenant="t")
     for harness in harnesses:
         for name in ("a", "b"):

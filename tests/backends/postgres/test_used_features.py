@@ -12,6 +12,7 @@ from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.testing.contract.harness import make_limits
 from tests.servers.server_kinds import RunningPostgres
 
 SESSION = "5e" * 16
@@ -83,7 +84,7 @@ async def test_the_first_limit_is_recorded(
     backend: PostgresBackend, postgres_server: RunningPostgres
 ) -> None:
     await backend.consuming.open_session(
-        Session(id=SESSION, ttl=600.0, names=("n",), limits={"n": 1})
+        Session(id=SESSION, ttl=600.0, names=("n",), limits=make_limits({"n": 1}))
     )
     assert read_used_features(postgres_server) == ["limits"]
 

@@ -17,8 +17,7 @@ from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewB
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import PermanentError
 from nimburion.core.job import JobOptions, State
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.statistics import STEPS as INTERVALS
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
@@ -29,7 +28,7 @@ from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import FAILURE, Harness
+from nimburion.testing.contract.harness import FAILURE, Harness, list_uses
 from tests.servers import Server
 from tests.waiting import wait_until
 
@@ -108,9 +107,9 @@ async def check_limits(environment: Environment) -> None:
     worker = await harness.worker(names=("rated",), queues=("rated",), rates={"rated": hourly})
     (started,) = await worker.take(9)
     await worker.exchange(Completed(started.lease))
-    assert [rate.name for rate in await environment.backend.reads.list_rates()] == ["rated"]
+    assert [limit.name for limit in await environment.backend.reads.list_limits()] == ["job:rated"]
     await environment.backend.consuming.close_session(worker.id)
-    limits = {"customer": KeyedLimit(concurrency=1), "region": KeyedLimit(rate=hourly)}
+    limits = {"customer": LimitRule(concurrency=1), "region": LimitRule(rate=hourly)}
     for key in ("customer", "region"):
         options = JobOptions(limit_keys={key: "a"})
         for number in (1, 2):
@@ -118,12 +117,12 @@ async def check_limits(environment: Environment) -> None:
             await harness.enqueue(job)
     worker = await harness.worker(names=("keyed",), queues=("keyed",), keyed={"keyed": limits})
     assert len(await worker.take(9)) == len(limits)
-    assert {use.parked for use in await environment.backend.reads.list_key_uses()} == {1}
+    assert {use.parked for use in await list_uses(environment.backend)} == {1}
     await environment.backend.maintenance.change_limit(
         LimitChange(name="customer", key="a", concurrency=0)
     )
-    assert [one.key for one in await environment.backend.reads.list_limit_changes()] == ["a"]
-    assert len(await environment.backend.reads.list_keyed_limits()) == len(limits)
+    changed, region = await environment.backend.reads.list_limits(name=None)
+    assert ([one.key for one in changed.changes], region.changes) == (["a"], [])
     await worker.take(9)
     assert await environment.backend.maintenance.reset_limit("customer", "a")
     await environment.backend.consuming.close_session(worker.id)
@@ -267,7 +266,7 @@ async def check_readings(environment: Environment) -> None:
     assert (await backend.consuming.heartbeat(worker.id)).command is WorkerCommand.QUIET
     facts = await backend.reads.explain_job("explained")
     assert find_causes(facts)[0].kind is CauseKind.RUNNING
-    (limit,) = [one for one in await backend.reads.list_limits() if one.name == "read"]
+    (limit,) = [one for one in await backend.reads.list_limits() if one.name == "job:read"]
     assert [holder.job_id for holder in limit.holders] == ["explained"]
     await backend.maintenance.put_audit(AuditRecord(id="one", action="worker.quiet"))
     await backend.maintenance.put_audit(

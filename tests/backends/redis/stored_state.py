@@ -12,10 +12,11 @@ from nimburion.backends.planning.admission import make_job_limit
 from nimburion.backends.planning.reserve import ReservePlan
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.backends.redis.backend import RedisBackend
+from nimburion.backends.separate_limits import decode_limit_name
 from nimburion.core.exchange import Lane
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 from nimburion.core.job import MAX_PRIORITY
-from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse
 
 T = TypeVar("T")
 
@@ -42,21 +43,19 @@ class StoredState(msgspec.Struct):
     waiting: dict[int, StoredJob]
     parked: dict[int, tuple[StoredJob, LimitKey]]
     uses: dict[LimitKey, LimitUse]
-    """The uses of limits by key, and of the limits of job names with the key of `job=NAME`."""
+    """The uses of the keys of limits. The server counts the jobs of all names."""
     shares: dict[ShareClass, dict[Tenant, TenantShare]]
     floors: dict[ShareClass, int]
 
-    def apply(self, plan: ReservePlan, own: Mapping[str, JobLimit], now: int) -> None:
+    def apply(self, plan: ReservePlan, own: Mapping[str, JobLimit]) -> None:
         """Do what a plan says. `own`: the limits of job names."""
         jobs = self.waiting | {seq: job for seq, (job, _) in self.parked.items()}
         for lease in plan.leases:
             self.waiting.pop(lease.seq, None)
             self.parked.pop(lease.seq, None)
-            limit = own[lease.lane.lane.name]
-            use = self.uses.setdefault(limit.key, LimitUse())
-            use.in_use += 1
-            if limit.rate is not None:
-                use.spent_until = limit.rate.spend(use.spent_until, now, limit.rate.cost)
+            key = own[lease.lane.lane.name].key
+            if key not in plan.uses:
+                self.uses.setdefault(key, LimitUse()).in_use += 1
         for seq, key in (plan.park | plan.move).items():
             self.waiting.pop(seq, None)
             self.parked[seq] = (jobs[seq], key)
@@ -219,13 +218,16 @@ def read_parked(member: bytes, lanes: Mapping[bytes, Lane]) -> tuple[StoredJob, 
     """Read a member of `parked`."""
     limit, key, rest = member.split(b"\0", 2)
     tenant = rest[_READY.size + 1 :].decode() or None
-    return read_ready(rest[: _READY.size], lanes, tenant), (limit.decode(), key.decode())
+    return read_ready(rest[: _READY.size], lanes, tenant), (
+        decode_limit_name(limit.decode()),
+        key.decode(),
+    )
 
 
 def read_key(name: bytes) -> LimitKey:
     """Read the name of a key."""
     limit, key = name.decode().split("\0")
-    return limit, key
+    return decode_limit_name(limit), key
 
 
 def read_use(record: bytes) -> LimitUse:

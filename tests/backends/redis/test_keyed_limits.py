@@ -9,24 +9,21 @@ import pytest
 
 from nimburion.backends.redis.backend import RedisBackend
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit
 from nimburion.core.lease import Lease
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import MAX_RETURNED, LimitChange, LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock
-from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids, list_uses
 from tests.servers.server_kinds import RunningRedis
 
 pytestmark = pytest.mark.regression
 
 OPENED = 500
 """The most keys whose parked jobs one exchange returns because their rates allow one."""
-ONE_AT_A_TIME = {"mail": {"customer": KeyedLimit(concurrency=1)}}
-TWO_AT_A_TIME = {"mail": {"customer": KeyedLimit(concurrency=2)}}
-ONE_A_SECOND = {
-    "mail": {"customer": KeyedLimit(rate=RateLimit("1/s", interval=1_000_000, burst=1))}
-}
+ONE_AT_A_TIME = {"mail": {"customer": LimitRule(concurrency=1)}}
+TWO_AT_A_TIME = {"mail": {"customer": LimitRule(concurrency=2)}}
+ONE_A_SECOND = {"mail": {"customer": LimitRule(rate=RateLimit("1/s", interval=1_000_000, burst=1))}}
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ async def count_keys(harness: Harness, *names: str) -> int:
 
 
 async def count_parked(harness: Harness) -> int:
-    return sum(use.parked for use in await harness.backend.reads.list_key_uses())
+    return sum(use.parked for use in await list_uses(harness.backend))
 
 
 async def test_a_changed_limit_returns_parked_jobs_in_bounded_steps(harness: Harness) -> None:
@@ -97,7 +94,7 @@ async def test_jobs_of_a_tenant_return_in_their_order(harness: Harness) -> None:
 
 async def test_a_change_of_several_names_returns_jobs_of_each_in_one_step(harness: Harness) -> None:
     names = ("mail", "post", "page")
-    limits = {name: {"smtp": KeyedLimit(concurrency=1)} for name in names}
+    limits = {name: {"smtp": LimitRule(concurrency=1)} for name in names}
     worker = await harness.worker(names=names, keyed=limits)
     for name in names:
         options = [JobOptions(limit_keys={"smtp": f"{name}-{n % 2}"}) for n in range(702)]
@@ -131,9 +128,9 @@ async def test_nothing_is_left_of_jobs_that_were_parked_and_returned_at_random(
     luck = Random(seed)
     names = ("mail", "post")
     limits = {
-        "customer": KeyedLimit(concurrency=2),
-        "region": KeyedLimit(concurrency=luck.choice((1, 2))),
-        "smtp": KeyedLimit(rate=RateLimit("2/s", interval=500_000, burst=2)),
+        "customer": LimitRule(concurrency=2),
+        "region": LimitRule(concurrency=luck.choice((1, 2))),
+        "smtp": LimitRule(rate=RateLimit("2/s", interval=500_000, burst=2)),
     }
     worker = await harness.worker(names=names, keyed=dict.fromkeys(names, limits))
     missing = {f"job-{n}" for n in range(120)}

@@ -26,8 +26,8 @@ from nimburion.backends.server.encoding import to_micros
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, Lane, QueueOptions, ReserveRequest
 from nimburion.core.fairness import ShareClass, to_weight_units
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.keyed_limits import JobLimit, KeyedLimit, LimitKey, LimitUse, find_limit_key
 from nimburion.core.lease import Lease
+from nimburion.core.limits import JobLimit, LimitKey, LimitRule, LimitUse, find_limit_key
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed, Released
 from nimburion.testing import FakeClock
@@ -91,7 +91,7 @@ class Example:
         self.tenants = choose(((None,), ("t", "u"), (None, "t", "u")))
         self.has_own_limits = choose((False, True))
         self.own: dict[str, JobLimit] = {}
-        self.keyed: dict[str, dict[str, KeyedLimit]] = {}
+        self.keyed: dict[str, dict[str, LimitRule]] = {}
 
     async def run(self) -> None:
         """Run all steps."""
@@ -112,10 +112,10 @@ class Example:
             rates = {name: RATE for name in NAMES if choose((False, False, True))}
         self.own = {name: make_job_limit(name, limits.get(name), rates.get(name)) for name in NAMES}
         shared = {
-            "customer": KeyedLimit(concurrency=choose((1, 2))),
-            "region": KeyedLimit(choose((None, 1)), RATE),
-            "smtp": KeyedLimit(concurrency=choose((1, 2))),
-            "queue=red": KeyedLimit(concurrency=choose((2, 4))),
+            "customer": LimitRule(concurrency=choose((1, 2))),
+            "region": LimitRule(choose((None, 1)), RATE),
+            "smtp": LimitRule(concurrency=choose((1, 2))),
+            "queue:red": LimitRule(concurrency=choose((2, 4))),
         }
         self.keyed = {
             name: {limit: shared[limit] for limit in shared if self.random.random() < 0.7}
@@ -182,7 +182,7 @@ class Example:
         plan = self.plan(state, want)
         reply = await worker.exchange(want=want)
         assert [one.lease.ref for one in reply.deliveries] == [one.seq for one in plan.leases]
-        state.apply(plan, self.own, self.now)
+        state.apply(plan, self.own)
         stored = await read_state(backend)
         assert stored.waiting == state.waiting
         assert stored.parked == state.parked

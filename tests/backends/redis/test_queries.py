@@ -373,7 +373,7 @@ async def test_holders_are_found_among_more_leases_than_one_script_looks_at(
     assert (limit.in_use, len(limit.holders)) == (2_230, 20)
     assert [holder.session for holder in limit.holders[:5]] == [limited.id] * 5
     assert backend.ran["list_limits"] == 2
-    assert (await backend.reads.explain_job(limit.holders[0].job_id)).limit == limit
+    assert (await backend.reads.explain_job(limit.holders[0].job_id)).limits == [limit]
 
 
 async def test_a_delete_goes_on_past_what_it_leaves(

@@ -23,6 +23,7 @@ from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.core.settlement import Released
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.harness import make_limits
 
 DEADLINE = 20.0
 
@@ -206,7 +207,9 @@ def test_messages_carry_queue_names() -> None:
 
 async def test_a_freed_limit_notifies(backend: SQLiteBackend, other: SQLiteBackend) -> None:
     await backend.producing.enqueue([NewJob(one, "n", "q", b"") for one in "ab"])
-    await backend.consuming.open_session(Session(id="s", names=("n",), limits={"n": 1}))
+    await backend.consuming.open_session(
+        Session(id="s", names=("n",), limits=make_limits({"n": 1}))
+    )
     reply = await backend.consuming.exchange("s", 1, [], ReserveRequest(5, (Lane("q", "n"),)))
     (held,) = reply.deliveries
     task = start_wait(other, "q")

@@ -13,7 +13,7 @@ from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.connection import database
 from nimburion.core.errors import BackendFull
 from nimburion.core.job import JobOptions, NewJob, State
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
@@ -44,7 +44,7 @@ def make(job_id: str, queue: str = "q", name: str = "n", tenant: str | None = No
 
 
 async def open_worker(
-    backend: SQLiteBackend, *lanes: tuple[str, str], keyed: dict[str, KeyedLimit] | None = None
+    backend: SQLiteBackend, *lanes: tuple[str, str], keyed: dict[str, LimitRule] | None = None
 ) -> HandDrivenWorker:
     """Open a session that serves these queues and names."""
     queues, names = (tuple(dict.fromkeys(column)) for column in zip(*lanes, strict=True))
@@ -53,7 +53,7 @@ async def open_worker(
         ttl=1e6,
         queues=queues,
         names=names,
-        keyed_limits={names[0]: keyed} if keyed else {},
+        limits={names[0]: keyed} if keyed else {},
     )
     await backend.consuming.open_session(session)
     return HandDrivenWorker(backend, session)
@@ -170,7 +170,7 @@ class TestFreeing:
         self, backend: SQLiteBackend, path: Path, clock: FakeClock
     ) -> None:
         """Waiting, scheduled, parked, leased and kept jobs use the numbers of their lanes."""
-        one = {"customer": KeyedLimit(concurrency=1)}
+        one = {"customer": LimitRule(concurrency=1)}
         await backend.producing.enqueue(
             [
                 make("waiting", "waiting", tenant="waiting"),

@@ -15,6 +15,7 @@ from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.harness import make_limits
 
 LANES = [Lane(queue, name) for queue in "pqr" for name in "abcd"]
 
@@ -72,7 +73,9 @@ async def test_the_backend_hands_out_in_the_specified_order(
                 for one in line
             ]
         )
-        await backend.consuming.open_session(Session(id="s", names=tuple("abcd"), limits=bounds))
+        await backend.consuming.open_session(
+            Session(id="s", names=tuple("abcd"), limits=make_limits(bounds))
+        )
         reply = await backend.consuming.exchange("s", 1, [], request)
         await backend.close()
     handed = [int(delivery.lease.job_id) for delivery in reply.deliveries]

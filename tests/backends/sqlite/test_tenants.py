@@ -18,6 +18,7 @@ from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.operations import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.testing.contract.harness import make_limits
 
 
 async def test_turns_of_a_name_at_its_limit_are_not_read(
@@ -30,7 +31,7 @@ async def test_turns_of_a_name_at_its_limit_are_not_read(
         [NewJob(f"{n}", "n", "q", b"{}", options=JobOptions(tenant=f"{n}")) for n in range(200)]
     )
     await backend.consuming.open_session(
-        Session(id="5" * 32, ttl=60.0, names=("n",), limits={"n": 5})
+        Session(id="5" * 32, ttl=60.0, names=("n",), limits=make_limits({"n": 5}))
     )
     turns: list[Turn] = []
     read_more = TurnReader.read_more

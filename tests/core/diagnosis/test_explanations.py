@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from nimburion.core.diagnosis.explanations import Facts, find_causes
 from nimburion.core.job import AttemptError, JobRecord, State
-from nimburion.core.keyed_limits import KeyUse
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.limits import KeyUse, LimitInfo, LimitRule
+from nimburion.core.session import SessionInfo
 
 FAILURE = AttemptError(1, "failure", "ValueError")
 LOSS = AttemptError(2, "lost", "WorkerLost")
@@ -31,7 +31,7 @@ def make_record(**fields: object) -> JobRecord:
 
 def test_the_attempt_that_failed_is_named_though_another_was_lost_since() -> None:
     job = make_record(failures=1, lost=1, history=[FAILURE, LOSS])
-    facts = Facts(now=0.0, job=job, pause=None, limit=None, key_holder=None, sessions=[])
+    facts = Facts(now=0.0, job=job, pause=None, key_holder=None, sessions=[])
     assert find_causes(facts)[0].text == "Attempt 1 failed. The next one is due in 60.0 s."
 
 
@@ -52,13 +52,13 @@ def test_the_attempt_of_a_finished_job_is_its_last(fields: dict[str, object], at
 
 def test_a_maximum_of_zero_says_where_its_change_is_shown() -> None:
     job = make_record(state=State.PENDING, due=0.0)
-    limit = LimitInfo(name="send", limit=0, in_use=0)
+    limit = LimitInfo(name="job:send", rules={"send": LimitRule(0)})
     key = KeyUse(limit="send:customer", key="acme", in_use=0, parked=1)
     session = SessionInfo(
         id="s", host="", pid=1, owner="", queues=("mail",), names=("send",), opened_at=0.0,
         expires_in=10.0, left=False, running=0,
     )  # fmt: skip
-    facts = Facts(now=0.0, job=job, pause=None, limit=limit, key_holder=None, sessions=[session])
+    facts = Facts(now=0.0, job=job, pause=None, limits=[limit], key_holder=None, sessions=[session])
     assert "`nimburion limits` says who changed it" in find_causes(facts)[0].text
-    parked = replace(facts, limit=None, keys=[key], parked_for="send:customer")
+    parked = replace(facts, limits=[], keys=[key], parked_for="send:customer")
     assert "if its maximum is 0" in find_causes(parked)[0].text

@@ -6,8 +6,8 @@ import pytest
 
 from nimburion.backends import open_backend
 from nimburion.core.errors import ConfigurationError, DefinitionError
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.rates import parse_rate
+from nimburion.core.limits import LimitRule
+from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import (
     JobSettings,
     KeyedLimitSettings,
@@ -45,14 +45,13 @@ def test_the_settings_win_over_the_declaration() -> None:
             KeyedLimitSettings(name="smtp", rate="5/s", burst=4),
         ),
     ).registry
-    assert registry.limits == {"send": 5}
-    assert registry.rates == {"send": parse_rate("100/min", None, cost=2)}
     assert registry.batch_sizes == {"digest": 50}
-    assert registry.keyed_limits == {
+    assert registry.limits == {
+        "send": {"job:send": LimitRule(5, parse_rate("100/min", None, cost=2))},
         "sync": {
-            "sync:customer": KeyedLimit(concurrency=3),
-            "smtp": KeyedLimit(concurrency=2, rate=parse_rate("5/s", 4)),
-        }
+            "sync:customer": LimitRule(concurrency=3),
+            "smtp": LimitRule(concurrency=2, rate=parse_rate("5/s", 4)),
+        },
     }
     handler = registry.get("digest")
     assert handler is not None
@@ -61,7 +60,7 @@ def test_the_settings_win_over_the_declaration() -> None:
 
 def test_a_burst_alone_changes_the_declared_rate() -> None:
     registry = make_processor(JobSettings(name="send", burst=7)).registry
-    assert registry.rates == {"send": parse_rate("10/s", 7, cost=2)}
+    assert registry.limits["send"] == {"job:send": LimitRule(1, parse_rate("10/s", 7, cost=2))}
 
 
 @pytest.mark.parametrize(
@@ -88,14 +87,16 @@ def test_limits_of_queues_are_among_those_of_each_job() -> None:
     )
     processor = Processor("memory://", queue_limits=limits)
     processor.register(send, sync)
-    mail, slow = KeyedLimit(10, parse_rate("100/min")), KeyedLimit(1)
-    of_queues = {"queue=mail": mail, "queue=slow": slow}
-    assert processor.registry.keyed_limits["send"] == of_queues
-    assert processor.registry.keyed_limits["sync"] == of_queues | {
-        "sync:customer": KeyedLimit(1),
-        "smtp": KeyedLimit(2),
+    mail, slow = LimitRule(10, parse_rate("100/min")), LimitRule(1)
+    of_queues = {"queue:mail": mail, "queue:slow": slow}
+    assert processor.registry.limits["send"] == of_queues | {
+        "job:send": LimitRule(1, parse_rate("10/s", 3, cost=2))
     }
-    assert processor.registry.describe_limits()["queue=mail"] == "10 100/min"
+    assert processor.registry.limits["sync"] == of_queues | {
+        "sync:customer": LimitRule(1),
+        "smtp": LimitRule(2),
+    }
+    assert processor.registry.describe_limits()["queue:mail"] == "10 100/min"
 
 
 @pytest.mark.parametrize(
@@ -113,11 +114,31 @@ def test_wrong_limits_of_queues_are_refused(own: QueueLimitSettings, error: str)
         Processor("memory://", queue_limits=(own,))
 
 
-def test_a_limit_cannot_have_the_name_of_another_job() -> None:
-    """A change at run time names a job or a limit, so it would change both."""
+def test_a_limit_may_have_the_name_of_a_job() -> None:
     processor = make_processor()
-    with pytest.raises(DefinitionError, match="its Limit has the name of the job 'smtp'"):
-        processor.register("smtp", lambda ctx, data: None)
+    processor.register("smtp", lambda ctx, data: None, concurrency=3)
+    assert processor.registry.limits["smtp"] == {"job:smtp": LimitRule(3)}
+    assert processor.registry.limits["sync"]["smtp"] == LimitRule(2)
+
+
+@pytest.mark.parametrize("name", ["job:send", "queue:mail"])
+def test_a_limit_cannot_have_the_name_of_the_limit_of_a_job_or_a_queue(name: str) -> None:
+    with pytest.raises(DefinitionError, match="does not begin with `job:` or `queue:`"):
+        Limit(1, name=name)
+    processor = Processor("memory://")
+    with pytest.raises(DefinitionError, match="job 'queue': give its Limit a `name`"):
+        processor.register("queue", lambda ctx, data: None, concurrency=Limit(1, key="tenant"))
+
+
+def test_a_limit_without_a_key_and_a_name_is_that_of_the_job() -> None:
+    processor = Processor("memory://")
+    processor.register("hook", lambda ctx, data: None, concurrency=Limit(5), rate="10/s")
+    rule = LimitRule(5, parse_rate("10/s"))
+    assert processor.registry.limits == {"hook": {"job:hook": rule}}
+    with pytest.raises(DefinitionError, match="two limits have one name"):
+        processor.register(
+            "call", lambda ctx, data: None, concurrency=Limit(5, rate="1/s"), rate="10/s"
+        )
 
 
 async def test_names_of_no_job_are_logged(caplog: pytest.LogCaptureFixture) -> None:

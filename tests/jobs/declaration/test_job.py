@@ -12,6 +12,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
@@ -400,7 +401,10 @@ def test_the_registry_lists_names_queues_and_limits() -> None:
     registry.add_raw("hook", lambda _, data: data, queue="hooks", concurrency=1)
     assert registry.names == ("generate_report", "hook", "send_email")
     assert registry.queues == ("hooks", "mail", "reports")
-    assert registry.limits == {"generate_report": 2, "hook": 1}
+    assert registry.limits == {
+        "generate_report": {"job:generate_report": LimitRule(2)},
+        "hook": {"job:hook": LimitRule(1)},
+    }
     assert registry.get("unknown") is None
     hook = registry.get("hook")
     assert hook is not None

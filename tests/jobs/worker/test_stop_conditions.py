@@ -9,7 +9,7 @@ import pytest
 
 from nimburion.core.errors import ConfigurationError, DefinitionError, Retry
 from nimburion.core.job import State
-from nimburion.core.keyed_limits import MAX_PARKED
+from nimburion.core.limits import MAX_PARKED
 from nimburion.core.settings import QueueLimitSettings
 from nimburion.jobs import Limit, Processor
 from tests.waiting import DEADLINE, wait_until

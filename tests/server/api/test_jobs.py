@@ -86,7 +86,7 @@ async def test_why_a_job_is_not_running(api: Api) -> None:
     why = await api.get("/jobs/a/why")
     assert [cause["kind"] for cause in why["causes"]] == ["paused", "no_worker"]
     assert why["causes"][0]["text"] == "Queue 'default' is paused by local, reason: deploy."
-    assert (why["job"]["id"], why["pause"]["reason"], why["limit"]) == ("a", "deploy", None)
+    assert (why["job"]["id"], why["pause"]["reason"], why["limits"]) == ("a", "deploy", [])
     response = await api.client.get("/api/v1/jobs/b/why")
     assert [cause["kind"] for cause in response.json()["causes"]] == ["dead"]
     assert "hush" not in response.text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.exchange import Lane, ReserveRequest
+from nimburion.core.limits import LimitInfo, LimitRule
 from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.queries import QueueInfo
-from nimburion.core.session import LimitInfo, Session
+from nimburion.core.session import Session
 from nimburion.server.api.scale import average_runs, compute_scale
 from tests.server.conftest import Api
 
@@ -73,9 +74,9 @@ def test_the_wanted_slots(queue: QueueInfo, mean_runs: dict[str, float], wanted:
 
 def test_a_name_wants_no_more_slots_than_its_limit_leaves() -> None:
     queues = [make_queue("a", size=600, processing=2), make_queue("b", size=600)]
-    limit = LimitInfo(name="send", limit=5, in_use=2)
+    limit = LimitInfo(name="job:send", rules={"send": LimitRule(5)}, in_use=2)
     assert compute_scale(queues, [limit], {"send": 60.0}, 60.0).wanted == 2 + 3
-    full = LimitInfo(name="send", limit=2, in_use=2)
+    full = LimitInfo(name="job:send", rules={"send": LimitRule(2)}, in_use=2)
     assert compute_scale(queues, [full], {"send": 60.0}, 60.0).wanted == 2
 
 

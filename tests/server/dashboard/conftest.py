@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.core.access_rights import RIGHTS
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.session import Session
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -69,7 +69,7 @@ async def fill(api: Api) -> None:
         "other", paused=True, by="ops", reason="deploy", until=None
     )
     await backend.maintenance.change_limit(
-        LimitChange(name="send", concurrency=9, by="ops", reason="trial")
+        LimitChange(name="job:send", concurrency=9, by="ops", reason="trial")
     )
     await api.services.schedules.add("daily", "@daily", "send")
     await backend.maintenance.start_bulk_operation(

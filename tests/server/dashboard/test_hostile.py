@@ -19,6 +19,7 @@ from nimburion.jobs.client.client import Client
 from nimburion.scheduler.schedules import Schedules
 from nimburion.server.dashboard.page import AnyPage
 from nimburion.server.dashboard.rendering import finalize_value, format_lines, format_state
+from nimburion.testing.contract.harness import make_limits
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import every_page, make_path
 
@@ -61,7 +62,11 @@ async def fill_other_pages(backend: Backend) -> None:
     """Store hostile texts on the pages of workers, running jobs, metrics, operations and audit."""
     await backend.producing.enqueue([NewJob("runs", "send", "bank", b"{}")])
     session = Session(
-        id="i" * 32, host="<b>", queues=("bank",), names=("send", HOSTILE), limits={HOSTILE: 1}
+        id="i" * 32,
+        host="<b>",
+        queues=("bank",),
+        names=("send", HOSTILE),
+        limits=make_limits({HOSTILE: 1}),
     )
     await backend.consuming.open_session(session)
     await backend.consuming.heartbeat(session.id, Vitals(version=HOSTILE, code_version=HOSTILE))

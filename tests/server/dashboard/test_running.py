@@ -8,13 +8,13 @@ from msgspec.structs import replace
 
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.core.settlement import Progressed
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
+from nimburion.testing.contract.harness import make_limits
 from tests.server.conftest import Api, MakeApi
 from tests.server.dashboard.conftest import OWN_PAGE
 
@@ -32,7 +32,7 @@ async def run_jobs(api: Api) -> None:
     )
     session = Session(
         id="r" * 32, host="host-9", pid=99, queues=("bank",), names=("charge",),
-        limits={"charge": 2},
+        limits=make_limits({"charge": 2}),
     )  # fmt: skip
     await backend.consuming.open_session(session)
     request = ReserveRequest(total=2, lanes=(Lane("bank", "charge"),))
@@ -67,7 +67,7 @@ async def test_a_full_limit_with_waiting_jobs_is_marked(site: Api) -> None:
     await run_jobs(site)
     path = f"{DASHBOARD_PATH}/limits"
     twin = (await site.client.get(path, params={"format": "json"})).json()
-    row = next(row for row in twin["limits"] if row["limit"]["name"] == "charge")
+    row = next(row for row in twin["limits"] if row["limit"]["name"] == "job:charge")
     assert (row["is_full"], row["waiting"], row["limit"]["in_use"]) == (True, 1, 2)
     assert sorted(holder["job_id"] for holder in row["limit"]["holders"]) == ["fast", "slow"]
     assert "full, jobs wait" in (await site.client.get(path)).text
@@ -82,64 +82,72 @@ async def test_a_rate_limit_says_when_the_next_job_may_start(site: Api) -> None:
         [NewJob(job_id, "call", "bank", b"{}") for job_id in ("one", "two")]
     )
     rate = RateLimit("1/min", interval=60_000_000, burst=1)
-    session = Session(id="l" * 32, queues=("bank",), names=("call",), rates={"call": rate})
+    session = Session(
+        id="l" * 32, queues=("bank",), names=("call",), limits=make_limits(rates={"call": rate})
+    )
     await backend.consuming.open_session(session)
     request = ReserveRequest(total=2, lanes=(Lane("bank", "call"),))
     await backend.consuming.exchange(session.id, 1, [], request)
     path = f"{DASHBOARD_PATH}/limits"
-    (row,) = (await site.client.get(path, params={"format": "json"})).json()["rates"]
-    assert (row["rate"]["room"], row["waiting"]) == (0, 1)
-    assert "used up, jobs wait" in (await site.client.get(path)).text
+    rows = (await site.client.get(path, params={"format": "json"})).json()["limits"]
+    row = next(row for row in rows if row["limit"]["name"] == "job:call")
+    assert (row["limit"]["room"], row["waiting"], row["is_full"]) == (0, 1, True)
+    assert "full, jobs wait" in (await site.client.get(path)).text
 
 
 async def test_limits_are_changed_and_reset_with_their_forms(site: Api) -> None:
-    limit = KeyedLimit(concurrency=1, rate=RateLimit("5/s", interval=200_000, burst=1))
+    limit = LimitRule(concurrency=1, rate=RateLimit("5/s", interval=200_000, burst=1))
     session = Session(
-        id="l" * 32, queues=("bank",), names=("call",), limits={"call": 1},
-        keyed_limits={"call": {"call:customer": limit}},
-    )  # fmt: skip
+        id="l" * 32,
+        queues=("bank",),
+        names=("call",),
+        limits=make_limits({"call": 1}, keyed={"call": {"call:customer": limit}}),
+    )
     await site.processor.backend.consuming.open_session(session)
     path, headers = f"{DASHBOARD_PATH}/limits", {**OWN_PAGE, "HX-Request": "true"}
     for target, form in (
-        ("call", "concurrency=3&reason=<sale>"),
+        ("job:call", "concurrency=3&reason=<sale>"),
         ("call:customer", "concurrency=2&rate=5%2Fs&burst=&key=acme&reason=paid"),
     ):
         response = await site.client.post(f"{path}/{target}/change", content=form, headers=headers)
         assert f"The limit {target} is changed." in response.text
     twin = (await site.client.get(path, params={"format": "json"})).json()
-    row = next(row for row in twin["limits"] if row["limit"]["name"] == "call")
-    assert (row["limit"]["limit"], row["change"]["by"]) == (3, "local")
-    assert twin["keyed"][0]["changes"][0]["key"] == "acme"
+    row = next(row for row in twin["limits"] if row["limit"]["name"] == "job:call")
+    assert (row["maximum"], row["limit"]["changes"][0]["by"]) == (3, "local")
+    row = next(row for row in twin["limits"] if row["limit"]["name"] == "call:customer")
+    assert row["limit"]["changes"][0]["key"] == "acme"
     html = (await site.client.get(path)).text
     assert "&lt;sale&gt;" in html
     assert 'name="key" value="acme"' in html
     assert html.count(f'action="{path}/call:customer/reset"') == 1
-    for target, form in (("call", ""), ("call:customer", "key=acme")):
+    for target, form in (("job:call", ""), ("call:customer", "key=acme")):
         response = await site.client.post(f"{path}/{target}/reset", content=form, headers=headers)
         assert f"declare for {target} applies again" in response.text
-    changes = await site.processor.backend.reads.list_limit_changes()
-    assert [change.name for change in changes] == ["send"]
+    limits = await site.processor.backend.reads.list_limits()
+    assert [limit.name for limit in limits if limit.changes] == ["job:send"]
 
 
 async def test_a_limit_with_two_rates_is_changed_to_one_that_is_written(site: Api) -> None:
     rates = {
-        name: {"api:host": KeyedLimit(rate=RateLimit(rate, interval=100_000, burst=1))}
+        name: {"api:host": LimitRule(rate=RateLimit(rate, interval=100_000, burst=1))}
         for name, rate in (("call", "5/s"), ("fetch", "10/s"))
     }
-    session = Session(id="l" * 32, queues=("bank",), names=("call", "fetch"), keyed_limits=rates)
+    session = Session(id="l" * 32, queues=("bank",), names=("call", "fetch"), limits=rates)
     await site.processor.backend.consuming.open_session(session)
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
-    assert ">10/s or 5/s<" in html
+    assert ">10/s or 5/s, burst 1<" in html
     assert 'value="10/s or 5/s"' not in html
     assert "10/s or 5/s" not in re.findall('placeholder="([^"]*)"', html)
 
 
 async def test_a_form_of_a_limit_sends_only_what_is_written(site: Api) -> None:
-    limit = KeyedLimit(concurrency=7, rate=RateLimit("5/s", interval=200_000, burst=3))
+    limit = LimitRule(concurrency=7, rate=RateLimit("5/s", interval=200_000, burst=3))
     session = Session(
-        id="l" * 32, queues=("bank",), names=("call",), limits={"call": 4},
-        keyed_limits={"call": {"call:customer": limit}},
-    )  # fmt: skip
+        id="l" * 32,
+        queues=("bank",),
+        names=("call",),
+        limits=make_limits({"call": 4}, keyed={"call": {"call:customer": limit}}),
+    )
     await site.processor.backend.consuming.open_session(session)
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
     fields = re.findall('<input name="(?:concurrency|rate|burst)"[^>]*>', html)
@@ -149,8 +157,8 @@ async def test_a_form_of_a_limit_sends_only_what_is_written(site: Api) -> None:
 
 async def test_a_form_without_a_key_does_not_reset_the_key_that_is_empty(site: Api) -> None:
     backend = site.processor.backend
-    limit = {"call": {"call:customer": KeyedLimit(concurrency=1)}}
-    session = Session(id="l" * 32, queues=("bank",), names=("call",), keyed_limits=limit)
+    limit = {"call": {"call:customer": LimitRule(concurrency=1)}}
+    session = Session(id="l" * 32, queues=("bank",), names=("call",), limits=limit)
     await backend.consuming.open_session(session)
     await backend.maintenance.change_limit(LimitChange(name="call:customer", key="", concurrency=2))
     html = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
@@ -171,9 +179,9 @@ async def test_the_page_of_a_queue_limits_it_and_shows_whose_turn_is_next(site: 
     path = f"{DASHBOARD_PATH}/queues/bank"
     form = "concurrency=3&rate=&burst=&reason=sale"
     headers = {**OWN_PAGE, "HX-Request": "true"}
-    change = f"{DASHBOARD_PATH}/limits/queue=bank/change"
+    change = f"{DASHBOARD_PATH}/limits/queue:bank/change"
     response = await site.client.post(change, content=form, headers=headers)
-    assert "The limit queue=bank is changed." in response.text
+    assert "The limit queue:bank is changed." in response.text
     twin = (await site.client.get(path, params={"format": "json"})).json()
     assert (twin["limit"]["maximum"], twin["limit"]["change"]["by"]) == (3, "local")
     assert [one["tenant"] for one in twin["turns"]["tenants"]] == ["<acme>", "bolt"]
@@ -182,9 +190,9 @@ async def test_the_page_of_a_queue_limits_it_and_shows_whose_turn_is_next(site: 
     assert "&lt;acme&gt;</a>" in html
     assert "0 of 3" in html
     assert f'action="{change}"' in html
-    assert f'action="{DASHBOARD_PATH}/limits/queue=bank/reset"' in html
+    assert f'action="{DASHBOARD_PATH}/limits/queue:bank/reset"' in html
     limits = (await site.client.get(f"{DASHBOARD_PATH}/limits")).text
-    assert f'<a href="{DASHBOARD_PATH}/queues/bank">queue=bank</a>' in limits
+    assert f'<a href="{DASHBOARD_PATH}/queues/bank">queue:bank</a>' in limits
 
 
 async def test_the_audit_log_says_who_did_what(site: Api) -> None:

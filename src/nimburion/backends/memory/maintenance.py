@@ -9,7 +9,7 @@ from nimburion.backends.memory.data import MemoryData
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maintaining
 from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.operations import Replayed, Retention
 from nimburion.core.queries import JobFilter, Pause
 from nimburion.core.session import WorkerCommand

@@ -12,9 +12,7 @@ from nimburion.backends.memory.reserve import Reservation, make_delivery, measur
 from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
-    LimitEntry,
     MemoryState,
-    RateEntry,
     SessionEntry,
     to_micros,
 )
@@ -26,6 +24,7 @@ from nimburion.backends.memory.transitions import (
 from nimburion.backends.planning.settle import CANCELLED
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.audit import AuditPage, AuditRecord
+from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
@@ -47,16 +46,21 @@ from nimburion.core.job import (
     NewJob,
     State,
 )
-from nimburion.core.keyed_limits import (
-    KeyedLimit,
-    KeyedLimitInfo,
-    KeyUse,
-    LimitKey,
-    get_limited_queue,
-    summarize_uses,
-)
 from nimburion.core.lease import Delivery, Lease
-from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change, get_order
+from nimburion.core.limits import (
+    KeyUse,
+    LimitChange,
+    LimitHolder,
+    LimitInfo,
+    LimitKey,
+    LimitRule,
+    apply_changes,
+    closes_lane,
+    get_limited_job,
+    get_limited_queue,
+    make_job_limit_name,
+    summarize_limits,
+)
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
@@ -67,14 +71,10 @@ from nimburion.core.metrics.statistics import (
 )
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.queries import JobFilter, Page, Pause, parse_cursor
-from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info
 from nimburion.core.schedules import Fired, Overlap
 from nimburion.core.session import (
-    MAX_HOLDERS,
     ConcurrencyLimit,
     HeartbeatReply,
-    LimitHolder,
-    LimitInfo,
     Session,
     Vitals,
     WorkerCommand,
@@ -104,9 +104,7 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
     weights = {tenant: to_weight_units(weight) for tenant, weight in session.weights.items()}
     step.state.sessions[session.id] = SessionEntry(session, step.now, monotonic + session.ttl)
     for name in session.names:
-        step.state.declared_limits[name] = DeclaredLimits(
-            session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
-        )
+        step.state.declared_limits[name] = session.limits.get(name, {})
         apply_limits(step, name)
     for tenant, units in weights.items():
         _put_weight(step, tenant, units)
@@ -114,61 +112,28 @@ def open_session(step: AtomicStep, session: Session, monotonic: float) -> None:
 
 def apply_limits(step: AtomicStep, name: str) -> None:
     """Let what is declared for a job name apply, with the changes of operators."""
-    declared = step.state.declared_limits.get(name, DeclaredLimits())
-    limits = declared.apply(name, step.state.limit_changes)
-    set_limit(step, name, limits.concurrency)
-    set_rate(step, name, limits.rate)
-    set_keyed_limits(step, name, limits.keyed)
+    declared = step.state.declared_limits.get(name, {})
+    set_limits(step, name, apply_changes(name, declared, step.state.limit_changes))
 
 
-def set_limit(step: AtomicStep, name: str, limit: int | None) -> None:
-    """Set or remove the concurrency limit of a job name.
-
-    A new limit starts with the count of jobs of that name that are processing now.
-    """
-    limits = step.state.limits
-    running = [
-        entry.leased
-        for session in step.state.sessions.values()
-        for entry in session.leased_jobs.values()
-        if entry.name == name and entry.leased is not None
-    ]
-    if limit is None:
-        limits.pop(name, None)
-    elif name in limits:
-        limits[name].limit = limit
-    else:
-        limits[name] = LimitEntry(limit, len(running))
-    for lease in running:
-        lease.counts_in_limit = limit is not None
-    step.names_to_notify.add(EVERY_QUEUE)
-
-
-_NO_LIMITS = DeclaredLimits()
-
-
-def set_rate(step: AtomicStep, name: str, limit: RateLimit | None) -> None:
-    """Set or remove the rate limit of a job name. What its jobs have taken stays."""
-    rates = step.state.rates
-    if limit is None:
-        rates.pop(name, None)
-    elif name in rates:
-        rates[name].replace(limit, step.now)
-    else:
-        rates[name] = RateEntry(limit, 0)
-
-
-def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit]) -> None:
-    """Set the limits by key of a job name. If they change, its parked jobs are considered again."""
+def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None:
+    """Set the limits of a job name. If they change, its parked jobs are considered again."""
     state = step.state
-    old_limits = state.keyed_limits.get(name, {})
-    if old_limits == limits:
+    step.names_to_notify.add(EVERY_QUEUE)
+    old_rules = state.limits.get(name, {})
+    if old_rules == rules:
         return
-    state.keyed_limits[name] = limits
-    if not limits:
-        del state.keyed_limits[name]
-    for key, use in list(state.limit_keys.items()):
-        old, new = old_limits.get(key[0]), limits.get(key[0])
+    state.limits[name] = rules
+    if not rules:
+        del state.limits[name]
+    state.names_with_keys.discard(name)
+    if not all(closes_lane(limit) for limit in rules):
+        state.names_with_keys.add(name)
+    for limit in rules.keys() - old_rules.keys():
+        if closes_lane(limit):
+            count_running_jobs(state, name, (limit, ""))
+    for key, use in list(state.limit_uses.items()):
+        old, new = old_rules.get(key[0]), rules.get(key[0])
         own = state.key_changes.get(key)
         if old is not None and new is not None and (own is None or own.rate is None):
             use.carry_over(old.rate, new.rate, step.now)
@@ -176,6 +141,16 @@ def set_keyed_limits(step: AtomicStep, name: str, limits: dict[str, KeyedLimit])
             count = len(use.parked[lane]) if new is None else new.count_at_once()
             state.let_return(key, lane, count)
     state.unpark_changed()
+
+
+def count_running_jobs(state: MemoryState, name: str, key: LimitKey) -> None:
+    """Count the jobs of a name that are processing now in a new limit."""
+    for session in state.sessions.values():
+        for entry in session.leased_jobs.values():
+            lease = entry.leased
+            if entry.name == name and lease is not None and key not in lease.counted_keys:
+                lease.counted_keys = (*lease.counted_keys, key)
+                state.limit_uses[key].in_use += 1
 
 
 def change_limit(step: AtomicStep, change: LimitChange) -> None:
@@ -204,14 +179,15 @@ def reset_limit(step: AtomicStep, name: str, key: str | None) -> bool:
 
 
 def _apply_by_limit(step: AtomicStep, limit: str) -> None:
-    """Apply the limits of the job name that a limit belongs to, and of those that share it."""
+    """Apply the limits of all job names that have a limit."""
     state = step.state
-    if get_limited_queue(limit) is None:
-        declared = state.declared_limits.items()
-        names = {limit, *(name for name, limits in declared if limit in limits.keyed)}
-    else:
-        names = {name for name, limits in state.declared_limits.items() if limits != _NO_LIMITS}
-        names |= state.keyed_limits.keys()
+    names = {name for name, rules in state.declared_limits.items() if limit in rules}
+    job = get_limited_job(limit)
+    if job is not None:
+        names.add(job)
+    if get_limited_queue(limit) is not None:
+        names |= {name for name, rules in state.declared_limits.items() if rules}
+        names |= state.limits.keys()
         names.update(*(one.session.names for one in state.sessions.values() if not one.is_ended))
     for name in sorted(names):
         apply_limits(step, name)
@@ -219,26 +195,20 @@ def _apply_by_limit(step: AtomicStep, limit: str) -> None:
 
 def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> None:
     """Change one key of a limit, and consider its parked jobs again."""
-    state, use = step.state, step.state.limit_keys[key]
+    state, use = step.state, step.state.limit_uses[key]
     old = state.key_changes.pop(key, None)
     if change is not None:
         state.key_changes[key] = change
     count = 1
-    for limits in state.keyed_limits.values():
-        if key[0] in limits:
-            old_limit, limit = (apply_change(limits[key[0]], one) for one in (old, change))
-            use.carry_over(old_limit.rate, limit.rate, step.now)
-            count = max(count, limit.count_at_once())
+    for rules in state.limits.values():
+        if key[0] in rules:
+            before, after = (rules[key[0]].apply(one) for one in (old, change))
+            use.carry_over(before.rate, after.rate, step.now)
+            count = max(count, after.count_at_once())
     for lane in list(use.parked):
         state.let_return(key, lane, count)
     state.unpark_changed()
     step.names_to_notify.add(EVERY_QUEUE)
-
-
-def list_limit_changes(step: AtomicStep) -> list[LimitChange]:
-    """See `Inspecting.list_limit_changes`."""
-    changes = [*step.state.limit_changes.values(), *step.state.key_changes.values()]
-    return sorted(changes, key=get_order)
 
 
 def heartbeat(
@@ -257,9 +227,10 @@ def heartbeat(
         ],
         paused=state.list_paused(step.now),
         limits={
-            name: ConcurrencyLimit(state.limits[name].limit, state.limits[name].in_use)
+            name: ConcurrencyLimit(limit.concurrency, use.in_use)
             for name in session.session.names
-            if name in state.limits
+            for limit, use in state.list_lane_limits(name)
+            if limit.concurrency is not None and limit.key[0] == make_job_limit_name(name)
         },
         command=session.command,
     )
@@ -504,13 +475,32 @@ def group_failures(
     )
 
 
-def list_limits(step: AtomicStep) -> list[LimitInfo]:
+def list_limits(step: AtomicStep, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
     """See `Inspecting.list_limits`."""
-    return [make_limit_info(step.state, name) for name in sorted(step.state.limits)]
+    state = step.state
+    changes = [*state.limit_changes.values(), *state.key_changes.values()]
+    uses = [make_key_use(step, key) for key in list(state.limit_uses) if name in {None, key[0]}]
+    found = summarize_limits(state.limits, changes, uses, name=name, fullest=fullest)
+    return [describe_job_limit(step, limit, holders) for limit in found]
 
 
-def make_limit_info(state: MemoryState, name: str) -> LimitInfo:
-    """Return the concurrency limit of a job name with its holders."""
+def describe_job_limit(step: AtomicStep, limit: LimitInfo, holders: int) -> LimitInfo:
+    """Add what is known of the limit of a job name only: its room and its holders."""
+    job = get_limited_job(limit.name)
+    if job is None or job not in limit.rules:
+        return limit
+    rule, use = limit.rules[job], step.state.limit_uses[limit.name, ""]
+    return msgspec.structs.replace(
+        limit,
+        room=None if rule.rate is None else rule.rate.count_room(use.spent_until, step.now),
+        holders=[]
+        if rule.concurrency is None
+        else list_holders(step.state, (limit.name, ""))[: min(holders, MAX_HOLDERS)],
+    )
+
+
+def list_holders(state: MemoryState, key: LimitKey) -> list[LimitHolder]:
+    """Return the jobs that count for a key of a limit, first the one that has counted longest."""
     holders = [
         LimitHolder(
             entry.id,
@@ -520,42 +510,35 @@ def make_limit_info(state: MemoryState, name: str) -> LimitInfo:
         )
         for session in state.sessions.values()
         for entry in session.leased_jobs.values()
-        if entry.name == name and entry.leased is not None and entry.leased.counts_in_limit
+        if entry.leased is not None and key in entry.leased.counted_keys
     ]
-    holders.sort(key=lambda holder: (holder.started_at, holder.job_id))
-    limit = state.limits[name]
-    return LimitInfo(
-        name=name, limit=limit.limit, in_use=limit.in_use, holders=holders[:MAX_HOLDERS]
+    return sorted(holders, key=lambda holder: (holder.started_at, holder.job_id))
+
+
+def make_key_use(step: AtomicStep, key: LimitKey) -> KeyUse:
+    """Return the use of a key of a limit."""
+    use = step.state.limit_uses[key]
+    parked = sum(entry.position is place for heap in use.parked.values() for place, entry in heap)
+    opens_at = use.opens_at if parked else None
+    if closes_lane(key[0]):
+        opens_at = find_lane_opening(step, key)
+    return KeyUse(
+        limit=key[0],
+        key=key[1],
+        in_use=use.in_use,
+        parked=parked,
+        opens_at=None if opens_at is None else opens_at / MICRO,
     )
 
 
-def list_rates(step: AtomicStep) -> list[RateInfo]:
-    """See `Inspecting.list_rates`."""
-    return [
-        make_rate_info(name, rate.limit, rate.spent_until, step.now)
-        for name, rate in sorted(step.state.rates.items())
-    ]
-
-
-def list_key_uses(step: AtomicStep, limit: int) -> list[KeyUse]:
-    """See `Inspecting.list_key_uses`."""
-    used = [make_key_use(step.state, key) for key in sorted(step.state.limit_keys)]
-    return [use for use in used if use.in_use or use.parked][:limit]
-
-
-def list_keyed_limits(step: AtomicStep, name: str | None, most: int) -> list[KeyedLimitInfo]:
-    """See `Inspecting.list_keyed_limits`."""
-    uses = [make_key_use(step.state, key) for key in list(step.state.limit_keys)]
-    found = summarize_uses(step.state.keyed_limits, uses, most)
-    return [limit for limit in found if name in {None, limit.name}]
-
-
-def make_key_use(state: MemoryState, key: LimitKey) -> KeyUse:
-    """Return the use of a key of a limit."""
-    use = state.limit_keys[key]
-    parked = sum(entry.position is place for heap in use.parked.values() for place, entry in heap)
-    opens_at = None if use.opens_at is None or not parked else use.opens_at / MICRO
-    return KeyUse(limit=key[0], key=key[1], in_use=use.in_use, parked=parked, opens_at=opens_at)
+def find_lane_opening(step: AtomicStep, key: LimitKey) -> int | None:
+    """Return when the rate of the limit of a job name allows the next job; None: now."""
+    rule = step.state.limits.get(get_limited_job(key[0]) or "", {}).get(key[0])
+    rate = None if rule is None else rule.rate
+    spent_until = step.state.limit_uses[key].spent_until
+    if rate is None or rate.count_room(spent_until, step.now) > 0:
+        return None
+    return rate.find_opening(spent_until)
 
 
 def set_tenant_weight(step: AtomicStep, tenant: str, weight: float | None) -> None:
@@ -648,12 +631,16 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
         now=step.now / MICRO,
         job=entry.make_record(step.now, payloads=False),
         pause=state.find_pause(entry.queue, step.now),
-        limit=make_limit_info(state, entry.name) if entry.name in state.limits else None,
-        rate=next((rate for rate in list_rates(step) if rate.name == entry.name), None),
+        limits=[
+            limit
+            for name in state.limits.get(entry.name, {})
+            if closes_lane(name)
+            for limit in list_limits(step, name, 1, MAX_HOLDERS)
+        ],
         keys=[
             use
-            for key, _ in state.iter_keys(entry)
-            if (use := make_key_use(state, key)).in_use or use.parked
+            for key, _, _ in state.list_limits(entry)
+            if not closes_lane(key[0]) and ((use := make_key_use(step, key)).in_use or use.parked)
         ],
         parked_for=None if entry.parked_for is None else entry.parked_for[0],
         turn=find_turn(state, entry),
@@ -754,9 +741,9 @@ def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
             and session.ended_at < now - _ENDED_SESSION_RETENTION
         ):
             del state.sessions[session_id]
-    for key, use in list(state.limit_keys.items()):
+    for key, use in list(state.limit_uses.items()):
         if not (use.in_use or use.opens_at or use.has_parked()) and use.spent_until < now:
-            del state.limit_keys[key]
+            del state.limit_uses[key]
     for key, lease in list(state.unique_keys.items()):
         if lease.valid_until is not None and lease.valid_until <= now:
             del state.unique_keys[key]

@@ -10,19 +10,17 @@ from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.state import JobEntry
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.audit import AuditPage
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import TenantUses
 from nimburion.core.job import JobRecord, State
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 
 
 def _make_queue_info(
@@ -91,24 +89,12 @@ class MemoryInspecting(Inspecting):
             lambda step: operations.explain_job(step, job_id, monotonic)
         )
 
-    async def list_limits(self) -> list[LimitInfo]:
-        return self._data.run_atomically(operations.list_limits)
-
-    async def list_rates(self) -> list[RateInfo]:
-        return self._data.run_atomically(operations.list_rates)
-
-    async def list_keyed_limits(
-        self, *, name: str | None = None, fullest: int = 5
-    ) -> list[KeyedLimitInfo]:
+    async def list_limits(
+        self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
+    ) -> list[LimitInfo]:
         return self._data.run_atomically(
-            lambda step: operations.list_keyed_limits(step, name, fullest)
+            lambda step: operations.list_limits(step, name, fullest, holders)
         )
-
-    async def list_limit_changes(self) -> list[LimitChange]:
-        return self._data.run_atomically(operations.list_limit_changes)
-
-    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
-        return self._data.run_atomically(lambda step: operations.list_key_uses(step, limit))
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         return self._data.run_atomically(lambda step: operations.list_tenants(step, limit))

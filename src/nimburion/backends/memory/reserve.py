@@ -10,12 +10,13 @@ from nimburion.backends.memory.source import MemorySource
 from nimburion.backends.memory.state import (
     MICRO,
     JobEntry,
+    LaneLimit,
     LeaseEntry,
     MemoryState,
     SessionEntry,
     to_micros,
 )
-from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
+from nimburion.backends.planning.admission import REPLY_LIMIT, make_reply_limit
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import PlanLane
 from nimburion.backends.server.encoding import encode_json
@@ -27,8 +28,8 @@ from nimburion.core.exchange import (
     ReserveRequest,
 )
 from nimburion.core.job import NO_JOB_OPTIONS
-from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.lease import Delivery, Token
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse
 
 RankedHead = tuple[int, int, int, int, int, int]
 """Sort key of the first job of a lane; the lowest is leased first.
@@ -56,12 +57,12 @@ class Reservation:
         """
         state = self._state
         if state.turns or any(
-            queue in state.pauses or name in state.keyed_limits for queue, name in self._lanes
+            queue in state.pauses or name in state.names_with_keys for queue, name in self._lanes
         ):
             return False
         return len(self._lanes) == 1 or not (
             any(options.limit is not None for options in self._request.queues.values())
-            or any(name in state.limits or name in state.rates for _, name in self._lanes)
+            or any(name in state.limits for _, name in self._lanes)
         )
 
     def lease_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
@@ -79,11 +80,12 @@ class Reservation:
         A test compares the two on random exchanges.
         """
         state, lanes, total = self._state, self._lanes, self._request.total
-        limit = rate = None
+        limits: list[LaneLimit] = []
         if len(lanes) == 1:
             ((queue, name),) = lanes
-            total = min(total, self._count_room(queue, name))
-            limit, rate = state.limits.get(name), state.rates.get(name)
+            limits = state.list_lane_limits(name)
+            total = self._count_room(queue, limits)
+        counted = tuple(limit.key for limit, _ in limits)
         chosen: list[Delivery] = []
         bytes_left = self._request.max_bytes
         firsts = [state.peek_lane(lane) for lane in lanes]
@@ -96,27 +98,30 @@ class Reservation:
                 break
             entry = state.pop_lane(lanes[n])
             lease = self._lease(entry, session, number)
-            lease.counts_in_limit = limit is not None
+            lease.counted_keys = counted
             chosen.append(make_delivery(entry, lease.token))
             following = state.peek_lane(lanes[n])
             if following is None:
                 heappop(heads)
             else:
                 heapreplace(heads, self._rank(following, n))
-        if limit is not None:
-            limit.in_use += len(chosen)
-        if rate is not None and chosen:
-            rate.spend(self._now, len(chosen) * rate.limit.cost)
+        if chosen:
+            for (_, _, rate), use in limits:
+                use.in_use += len(chosen)
+                if rate is not None:
+                    units = len(chosen) * rate.cost
+                    use.spent_until = rate.spend(use.spent_until, self._now, units)
         return chosen
 
-    def _count_room(self, queue: str, name: str) -> int:
+    def _count_room(self, queue: str, limits: list[LaneLimit]) -> int:
         """Return how many jobs of a lane may start; at most the total."""
-        room = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).limit
-        room = self._request.total if room is None else room
-        limit, rate = self._state.limits.get(name), self._state.rates.get(name)
-        if limit is not None:
-            room = min(room, limit.available)
-        return room if rate is None else min(room, rate.count_room(self._now))
+        room = self._request.total
+        most = self._request.queues.get(queue, DEFAULT_QUEUE_OPTIONS).limit
+        if most is not None:
+            room = min(room, most)
+        for limit in limits:
+            room = limit.count_room(self._now, room)
+        return room
 
     def _lease_planned_jobs(self, session: SessionEntry, number: int) -> list[Delivery]:
         plan = self._plan(self._request.total)
@@ -137,7 +142,7 @@ class Reservation:
                 n,
                 Lane(*lane),
                 limits=self._list_limits(*lane, uses),
-                has_keys=lane[1] in state.keyed_limits,
+                has_keys=lane[1] in state.names_with_keys,
             )
             for n, lane in enumerate(self._lanes)
             if state.find_pause(lane[0], self._now) is None
@@ -152,12 +157,9 @@ class Reservation:
         if most is not None:
             limits.append(make_reply_limit(queue, most))
             uses[limits[-1].key] = LimitUse()
-        limit, rate = self._state.limits.get(name), self._state.rates.get(name)
-        if limit is not None or rate is not None:
-            concurrency, in_use = (None, 0) if limit is None else (limit.limit, limit.in_use)
-            each, spent_until = (None, 0) if rate is None else (rate.limit, rate.spent_until)
-            limits.append(make_job_limit(name, concurrency, each))
-            uses[limits[-1].key] = LimitUse(in_use, spent_until)
+        for limit, use in self._state.list_lane_limits(name):
+            limits.append(limit)
+            uses[limit.key] = LimitUse(use.in_use, use.spent_until)
         return limits
 
     def _apply(self, plan: ReservePlan, session: SessionEntry, number: int) -> list[Delivery]:
@@ -172,16 +174,14 @@ class Reservation:
             entry.position = None
             entry.parked_for = None
             lease = self._lease(entry, session, number)
-            if entry.name in state.limits:
-                state.limits[entry.name].in_use += 1
-                lease.counts_in_limit = True
-            if entry.name in state.rates:
-                rate = state.rates[entry.name]
-                rate.spend(self._now, rate.limit.cost)
             if planned.charge is not None:
                 lease.charge = planned.charge
                 state.turns.count_lease(entry)
-            lease.counted_keys = tuple(limit.key for limit in planned.limits)
+            lease.counted_keys = tuple(
+                limit.key
+                for limit in (*planned.lane.limits, *planned.limits)
+                if limit.key[0] != REPLY_LIMIT
+            )
             chosen.append(make_delivery(entry, lease.token))
         for seq, key in (plan.park | plan.move).items():
             state.park(state.jobs_by_seq[seq], key)
@@ -199,21 +199,23 @@ class Reservation:
         for lane in self._request.lanes:
             if len(found) == MAX_WAITING_LANES:
                 break
-            open_ = self._state.find_pause(lane.queue, self._now) is None and self._allows(
-                lane.name
-            )
-            if open_ and lane not in found and self._state.has_waiting((lane.queue, lane.name)):
+            if (
+                lane not in found
+                and self._is_open(lane.queue, lane.name)
+                and self._state.has_waiting((lane.queue, lane.name))
+            ):
                 found.append(lane)
         return found
 
     def find_next_opening(self) -> int | None:
         """Return when the first rate limit that delays a job of these lanes allows one, or None."""
         openings = [
-            rate.find_opening()
+            rate.find_opening(use.spent_until)
             for queue, name in self._lanes
-            if (rate := self._state.rates.get(name)) is not None
-            and rate.count_room(self._now) == 0
-            and self._state.find_pause(queue, self._now) is None
+            if name in self._state.limits and self._state.find_pause(queue, self._now) is None
+            for (_, _, rate), use in self._state.list_lane_limits(name)
+            if rate is not None
+            and rate.count_room(use.spent_until, self._now) == 0
             and self._state.has_waiting((queue, name))
         ]
         return min(openings, default=None)
@@ -231,13 +233,14 @@ class Reservation:
             size = measure_size(entry)
         return (-level, -entry.priority, entry.due, entry.seq, n, size)
 
-    def _allows(self, name: str) -> bool:
-        """Return whether the concurrency limit and the rate limit of a name allow another job."""
-        limit = self._state.limits.get(name)
-        if limit is not None and limit.available <= 0:
+    def _is_open(self, queue: str, name: str) -> bool:
+        """Return whether a lane is not paused, and its limits allow another job."""
+        state = self._state
+        if state.find_pause(queue, self._now) is not None:
             return False
-        rate = self._state.rates.get(name)
-        return rate is None or rate.count_room(self._now) > 0
+        return name not in state.limits or all(
+            limit.count_room(self._now, 1) for limit in state.list_lane_limits(name)
+        )
 
     def _lease(self, entry: JobEntry, session: SessionEntry, number: int) -> LeaseEntry:
         """Lease a job that was removed from its lane."""

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from nimburion.backends.memory.state import MemoryState, make_job_rate
+from nimburion.backends.memory.state import MemoryState
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.core.fairness import PlannedShare, ShareClass
-from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse, closes_lane
 
 _CHUNK = 8
 """The number of jobs that are read at a time."""
@@ -62,14 +62,14 @@ class MemorySource:
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
         """See `Source`."""
-        return {seq: self._list_limits(seq) for seq in jobs}
-
-    def _list_limits(self, seq: int) -> list[JobLimit]:
-        entry = self._state.jobs_by_seq[seq]
-        return [
-            JobLimit(key, limit.concurrency, make_job_rate(entry, limit))
-            for key, limit in self._state.iter_keys(entry)
-        ]
+        return {
+            seq: [
+                limit
+                for limit in self._state.list_limits(self._state.jobs_by_seq[seq])
+                if not closes_lane(limit.key[0])
+            ]
+            for seq in jobs
+        }
 
     def read_uses(self, keys: Collection[LimitKey]) -> dict[LimitKey, LimitUse]:
         """See `Source`."""

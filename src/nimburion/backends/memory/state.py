@@ -1,10 +1,12 @@
-"""The data of the memory backend: jobs, lanes, sessions, concurrency limits, unique keys."""
+"""The data of the memory backend: jobs, lanes, sessions, limits, unique keys."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
+from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,9 +23,17 @@ from nimburion.core.job import (
     State,
     compute_digest,
 )
-from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit, LimitKey, LimitUse, find_limit_key
 from nimburion.core.lease import Lease, Token
-from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
+from nimburion.core.limits import (
+    MAX_RETURNED,
+    JobLimit,
+    LimitChange,
+    LimitKey,
+    LimitRule,
+    LimitUse,
+    closes_lane,
+    find_limit_key,
+)
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit, follow_clock
@@ -57,7 +67,6 @@ class LeaseEntry(msgspec.Struct, eq=False):
     exchange_number: int
     token: Token
     started_at: int
-    counts_in_limit: bool = False
     counted_keys: tuple[LimitKey, ...] = ()
     """The keys of limits for which the lease counts."""
     charge: int | None = None
@@ -214,48 +223,6 @@ class SessionEntry:
         return self.ended_at is not None
 
 
-class LimitEntry:
-    """A concurrency limit and the number of jobs that count against it."""
-
-    __slots__ = ("in_use", "limit")
-
-    def __init__(self, limit: int, in_use: int) -> None:
-        self.limit: int = limit
-        self.in_use: int = in_use
-
-    @property
-    def available(self) -> int:
-        """The number of further jobs that the limit allows; never negative."""
-        return max(0, self.limit - self.in_use)
-
-
-class RateEntry:
-    """A rate limit, and the time until which its units are spent."""
-
-    __slots__ = ("limit", "spent_until")
-
-    def __init__(self, limit: RateLimit, spent_until: int) -> None:
-        self.limit: RateLimit = limit
-        self.spent_until: int = spent_until
-
-    def count_room(self, now: int) -> int:
-        """Return how many jobs may start now."""
-        return self.limit.count_room(self.spent_until, now)
-
-    def spend(self, now: int, units: int) -> None:
-        """Take units, or give them back if the number is negative."""
-        self.spent_until = self.limit.spend(self.spent_until, now, units)
-
-    def find_opening(self) -> int:
-        """Return the time from which the next job may start."""
-        return self.limit.find_opening(self.spent_until)
-
-    def replace(self, limit: RateLimit, now: int) -> None:
-        """Replace the limit; see `RateLimit.carry_over`."""
-        self.spent_until = limit.carry_over(self.limit, self.spent_until, now)
-        self.limit = limit
-
-
 class KeyEntry:
     """The use of one key of a limit, and the jobs that wait for it."""
 
@@ -304,12 +271,21 @@ class ReplacementEntry(msgspec.Struct):
 
 LaneHeap = list[tuple[LanePosition, JobEntry]]
 
+_NO_LIMITS: Mapping[str, LimitRule] = MappingProxyType({})
 
-def make_job_rate(entry: JobEntry, limit: KeyedLimit) -> RateLimit | None:
-    """Return the rate of a limit with the cost of this job; None: the limit has no rate."""
-    if limit.rate is None or entry.options.cost is None:
-        return limit.rate
-    return msgspec.structs.replace(limit.rate, cost=entry.options.cost)
+
+class LaneLimit(NamedTuple):
+    """A limit in which all jobs of a lane count, and its use."""
+
+    limit: JobLimit
+    use: KeyEntry
+
+    def count_room(self, now: int, most: int) -> int:
+        """Return how many jobs may start now; at most `most`."""
+        _, concurrency, rate = self.limit
+        if concurrency is not None:
+            most = min(most, max(0, concurrency - self.use.in_use))
+        return most if rate is None else min(most, rate.count_room(self.use.spent_until, now))
 
 
 class MemoryState:
@@ -326,18 +302,18 @@ class MemoryState:
         self.scheduled: list[tuple[int, int, LanePosition, JobEntry]] = []
         """A heap by due time and seq. Outdated entries are skipped as in `lanes`."""
         self.sessions: dict[str, SessionEntry] = {}
-        self.limits: dict[str, LimitEntry] = {}
-        self.rates: dict[str, RateEntry] = {}
-        self.keyed_limits: dict[str, dict[str, KeyedLimit]] = {}
-        """By job name, then by the name of the limit."""
-        self.declared_limits: dict[str, DeclaredLimits] = {}
-        """What the newest session of each job name declared."""
+        self.declared_limits: dict[str, dict[str, LimitRule]] = {}
+        """What the newest session of each job name declared, by the name of the limit."""
         self.limit_changes: dict[str, LimitChange] = {}
-        """Changes of whole limits, by name. They are applied in the three dictionaries above."""
+        """Changes of whole limits, by name. They are applied in `limits`."""
         self.key_changes: dict[LimitKey, LimitChange] = {}
+        self.limits: dict[str, dict[str, LimitRule]] = {}
+        """What is in force, by job name and then by the name of the limit, sorted."""
+        self.names_with_keys: set[str] = set()
+        """The job names that have a limit for which jobs may be parked."""
         self.limits_used_at: int = 0
-        """When the latest exchange considered rate limits or limits by key."""
-        self.limit_keys: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
+        """When the latest exchange considered limits."""
+        self.limit_uses: defaultdict[LimitKey, KeyEntry] = defaultdict(lambda: KeyEntry(0))
         self.returning: dict[tuple[LimitKey, tuple[str, str]], int] = {}
         """How many of the jobs that are parked for a key still return to a lane, after a change of
         the limit.
@@ -396,16 +372,37 @@ class MemoryState:
         """Return whether a lane holds jobs, with or without a tenant."""
         return self.peek_lane(lane) is not None or self.turns.peek(lane) is not None
 
-    def iter_keys(self, entry: JobEntry) -> Iterator[tuple[LimitKey, KeyedLimit]]:
-        """Yield the keys of a job whose limits its name declares, by the name of the limit."""
-        for name, limit in sorted(self.keyed_limits.get(entry.name, {}).items()):
+    def list_limits(self, entry: JobEntry, *, uses_own_cost: bool = True) -> list[JobLimit]:
+        """Return the limits in which a job counts, by name, with the changes of its keys.
+
+        `uses_own_cost`: the rates of the limits for which it may be parked have the cost of the
+        job, if it has one.
+        """
+        found = []
+        cost = entry.options.cost if uses_own_cost else None
+        for name, rule in self.limits.get(entry.name, _NO_LIMITS).items():
             key = find_limit_key(name, entry.queue, entry.options.limit_keys)
             if key is not None:
-                yield (name, key), apply_change(limit, self.key_changes.get((name, key)))
+                rule = rule.apply(self.key_changes.get((name, key)))  # noqa: PLW2901
+                rate = rule.rate
+                if rate is not None and cost is not None and not closes_lane(name):
+                    rate = msgspec.structs.replace(rate, cost=cost)
+                found.append(JobLimit((name, key), rule.concurrency, rate))
+        return found
+
+    def list_lane_limits(self, name: str) -> list[LaneLimit]:
+        """Return the limits in which all jobs of a lane count, and their uses."""
+        found = []
+        for limit, rule in self.limits.get(name, _NO_LIMITS).items():
+            if closes_lane(limit):
+                key = (limit, "")
+                own = JobLimit(key, rule.concurrency, rule.rate)
+                found.append(LaneLimit(own, self.limit_uses[key]))
+        return found
 
     def read_use(self, key: LimitKey) -> LimitUse:
         """Return the use of a key of a limit."""
-        use = self.limit_keys.get(key)
+        use = self.limit_uses.get(key)
         if use is None:
             return LimitUse()
         return LimitUse(use.in_use, use.spent_until, use.opens_at, use.has_parked())
@@ -413,7 +410,7 @@ class MemoryState:
     def save_uses(self, uses: Mapping[LimitKey, LimitUse]) -> None:
         """Store the uses of keys of limits."""
         for key, new in uses.items():
-            use = self.limit_keys[key]
+            use = self.limit_uses[key]
             use.in_use, use.spent_until, use.opens_at = new.in_use, new.spent_until, new.opens_at
 
     def iter_lane(self, lane: tuple[str, str]) -> Iterator[JobEntry]:
@@ -422,7 +419,7 @@ class MemoryState:
 
     def iter_parked(self, key: LimitKey, lane: tuple[str, str]) -> Iterator[JobEntry]:
         """Yield the jobs of a lane that are parked for a key, in their order."""
-        use = self.limit_keys.get(key)
+        use = self.limit_uses.get(key)
         heap = [] if use is None else use.parked.get(lane, [])
         return (entry for place, entry in iter_heap(heap) if entry.position is place)
 
@@ -430,7 +427,7 @@ class MemoryState:
         """Park a job, which leaves its lane or the key for which it was parked before."""
         entry.position = place = entry.get_place()
         entry.parked_for = key
-        parked = self.limit_keys[key].parked
+        parked = self.limit_uses[key].parked
         heappush(parked.setdefault((entry.queue, entry.name), []), (place, entry))
 
     def unpark_job(self, entry: JobEntry) -> None:
@@ -440,7 +437,7 @@ class MemoryState:
 
     def unpark(self, key: LimitKey, lane: tuple[str, str], count: int = 1) -> int:
         """Return jobs that are parked for a key to their lane, the first ones; return how many."""
-        heap = self.limit_keys[key].parked.get(lane)
+        heap = self.limit_uses[key].parked.get(lane)
         moved = 0
         while heap and moved < count:
             place, entry = heappop(heap)
@@ -448,12 +445,12 @@ class MemoryState:
                 self.unpark_job(entry)
                 moved += 1
         if not heap:
-            self.limit_keys[key].parked.pop(lane, None)
+            self.limit_uses[key].parked.pop(lane, None)
         return moved
 
     def let_return(self, key: LimitKey, lane: tuple[str, str], count: int) -> None:
         """Let up to `count` jobs that are parked for a key return to their lane, in steps."""
-        parked = len(self.limit_keys[key].parked[lane])
+        parked = len(self.limit_uses[key].parked[lane])
         self.returning[key, lane] = max(self.returning.get((key, lane), 0), min(count, parked))
 
     def unpark_changed(self) -> None:
@@ -480,7 +477,7 @@ class MemoryState:
         """Let the rates follow the clock if it was set back; see `follow_clock` in
         core/rate_limits.py. Of several rates of a limit, the one with the longest burst counts.
         """
-        if not (self.rates or self.keyed_limits):
+        if not self.limits:
             return
         before = self.limits_used_at
         if abs(now - before) <= CLOCK_TOLERANCE:
@@ -488,15 +485,12 @@ class MemoryState:
         self.limits_used_at = now
         if now > before:
             return
-        for entry in self.rates.values():
-            burst = entry.limit.full_burst
-            entry.spent_until = follow_clock(entry.spent_until, now, before, burst)
         bursts: defaultdict[str, int] = defaultdict(int)
-        for limits in self.keyed_limits.values():
-            for name, limit in limits.items():
-                if limit.rate is not None:
-                    bursts[name] = max(bursts[name], limit.rate.full_burst)
-        for (name, _), use in self.limit_keys.items():
+        for rules in self.limits.values():
+            for name, rule in rules.items():
+                if rule.rate is not None:
+                    bursts[name] = max(bursts[name], rule.rate.full_burst)
+        for (name, _), use in self.limit_uses.items():
             use.spent_until = follow_clock(use.spent_until, now, before, bursts[name])
             if use.opens_at is not None:
                 use.opens_at = now
@@ -504,7 +498,7 @@ class MemoryState:
     def unpark_open(self, now: int) -> list[str]:
         """Return jobs whose rate allows one now to their lanes; return the queues."""
         queues = []
-        for key, use in list(self.limit_keys.items()):
+        for key, use in list(self.limit_uses.items()):
             if use.opens_at is not None and use.opens_at <= now:
                 use.opens_at = None
                 queues += [lane[0] for lane in list(use.parked) if self.unpark(key, lane)]
@@ -515,7 +509,7 @@ class MemoryState:
 
         An opening stays when the last job that waited for it was cancelled or moved.
         """
-        uses = self.limit_keys.values()
+        uses = self.limit_uses.values()
         times = [use.opens_at for use in uses if use.opens_at is not None and use.has_parked()]
         return min(times, default=None)
 

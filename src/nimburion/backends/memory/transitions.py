@@ -1,6 +1,6 @@
 """State transitions of a single job.
 
-Each also updates lanes, concurrency limits, unique keys and notifications.
+Each also updates lanes, limits, unique keys and notifications.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from nimburion.backends.memory.state import (
     SessionEntry,
     UniqueKeyEntry,
     check_time,
-    make_job_rate,
     to_micros,
 )
 from nimburion.backends.planning.enqueue import (
@@ -35,7 +34,7 @@ from nimburion.backends.planning.settle import (
     decide_unmatched,
 )
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
-from nimburion.core.keyed_limits import LimitKey
+from nimburion.core.limits import LimitKey, closes_lane
 from nimburion.core.settlement import (
     Progressed,
     RateLimited,
@@ -184,12 +183,10 @@ class AtomicStep:
         if isinstance(report, Progressed):
             entry.progress = Progress(report.fraction, report.message)
             return
-        if entry.name in self.state.rates:
-            self.state.rates[entry.name].spend(self.now, report.units)
-        for key, limit in self.state.iter_keys(entry):
-            if limit.rate is not None:
-                use = self.state.limit_keys[key]
-                use.spent_until = limit.rate.spend(use.spent_until, self.now, report.units)
+        for key, _, rate in self.state.list_limits(entry):
+            if rate is not None:
+                use = self.state.limit_uses[key]
+                use.spent_until = rate.spend(use.spent_until, self.now, report.units)
 
     def apply_effect(  # noqa: C901 - one call for each job
         self, entry: JobEntry, effect: Effect
@@ -204,13 +201,11 @@ class AtomicStep:
             if effect.settles:
                 entry.last_settled_token = lease.token
             lease.session.leased_jobs.pop(entry.seq, None)
-            if lease.counts_in_limit:
-                self.state.limits[entry.name].in_use -= 1
-                self.names_to_notify.add(entry.queue)
             if lease.charge is not None:
                 run_time = self.now - lease.started_at if effect.has_run else None
                 self.state.turns.settle(entry, lease.charge, run_time)
             for key in lease.counted_keys:
+                self.names_to_notify.add(entry.queue)
                 self.release_limit_key(key)
         if effect.error is not None:
             entry.history = (*entry.history, effect.error)
@@ -250,36 +245,29 @@ class AtomicStep:
             self.apply_effect(entry, effect)
 
     def block_rates(self, entry: JobEntry, seconds: float) -> bool:
-        """Let the rates of a job's keys, or that of its name, allow no job for some seconds.
+        """Let the rates of the keys that a job carries, or that of its name, allow no job for some
+        seconds.
 
         Returns whether there is a rate.
         """
-        delay = max(0, to_micros(seconds))
-        keyed = False
-        for key, limit in self.state.iter_keys(entry):
-            if limit.rate is not None:
-                use = self.state.limit_keys[key]
-                use.spent_until = limit.rate.block(use.spent_until, self.now, delay)
-                keyed = True
-        rate = self.state.rates.get(entry.name)
-        if rate is not None and not keyed:
-            rate.spent_until = rate.limit.block(rate.spent_until, self.now, delay)
-        return keyed or rate is not None
+        limits = self.state.list_limits(entry, uses_own_cost=False)
+        rates = [(key, rate) for key, _, rate in limits if rate is not None]
+        carried = [(key, rate) for key, rate in rates if not closes_lane(key[0])]
+        for key, rate in carried or rates:
+            use = self.state.limit_uses[key]
+            use.spent_until = rate.block(use.spent_until, self.now, max(0, to_micros(seconds)))
+        return bool(rates)
 
     def give_units_back(self, entry: JobEntry, lease: LeaseEntry) -> None:
-        """Give back what a job that has not started took from the rate limit of its name."""
-        rate = self.state.rates.get(entry.name)
-        if rate is not None:
-            rate.spent_until = rate.limit.refund(rate.spent_until, self.now, lease.started_at)
-        for key, limit in self.state.iter_keys(entry):
-            keyed_rate = make_job_rate(entry, limit)
-            if keyed_rate is not None and key in lease.counted_keys:
-                use = self.state.limit_keys[key]
-                use.spent_until = keyed_rate.refund(use.spent_until, self.now, lease.started_at)
+        """Give back what a job that has not started took from the rates of its keys."""
+        for key, _, rate in self.state.list_limits(entry):
+            if rate is not None and key in lease.counted_keys:
+                use = self.state.limit_uses[key]
+                use.spent_until = rate.refund(use.spent_until, self.now, lease.started_at)
 
     def release_limit_key(self, key: LimitKey) -> None:
         """Count one job less for a key of a limit, and let the next parked jobs have their turn."""
-        use = self.state.limit_keys[key]
+        use = self.state.limit_uses[key]
         use.in_use -= 1
         for lane in list(use.parked):
             if self.state.unpark(key, lane):
@@ -292,7 +280,7 @@ class AtomicStep:
         """
         lane = (entry.queue, entry.name)
         if entry.parked_for is None:
-            for key, _ in self.state.iter_keys(entry):
+            for key, _, _ in self.state.list_limits(entry):
                 if self.state.unpark(key, lane):
                     self.names_to_notify.add(entry.queue)
         entry.parked_for = None

@@ -7,21 +7,24 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from nimburion.backends.planning.source import PlanLane, Source
-from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse, make_job_limit_name
 from nimburion.core.rate_limits import RateLimit
 
+REPLY_LIMIT = "reply"
+"""The name of the limit of one reply: see `make_reply_limit`."""
 
-def make_job_limit(name: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:
-    """Return the own limits of a job name. No limit by key can have their name."""
-    return JobLimit((f"job={name}", ""), concurrency, rate)
+
+def make_job_limit(job: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:
+    """Return the limit of a job name."""
+    return JobLimit((make_job_limit_name(job), ""), concurrency, rate)
 
 
 def make_reply_limit(queue: str, most: int) -> JobLimit:
     """Return the limit of the jobs of a queue in one reply (`QueueOptions.limit`).
 
-    Its use is new in each exchange.
+    Its use is new in each exchange, and is not stored.
     """
-    return JobLimit((f"reply={queue}", ""), most, None)
+    return JobLimit((REPLY_LIMIT, queue), most, None)
 
 
 class Admission:
@@ -32,13 +35,13 @@ class Admission:
         self._source = source
         self._now = now
         self.limits: dict[int, list[JobLimit]] = {}
-        """The limits by key of each job that was read, by seq."""
+        """The limits of each job that was read for which it may be parked, by seq."""
         self.uses: dict[LimitKey, LimitUse] = dict(uses)
         self.changed: set[LimitKey] = set()
-        """The keys of the limits by key whose uses changed."""
+        """The keys whose uses changed."""
 
     def read(self, jobs: Mapping[int, PlanLane]) -> None:
-        """Read the limits by key of jobs (lanes by seq), and their uses."""
+        """Read the limits for which jobs may be parked (lanes by seq), and their uses."""
         limits = self._source.read_limits(jobs)
         self.limits |= limits
         unknown = {key for some in limits.values() for key, _, _ in some} - self.uses.keys()
@@ -61,7 +64,7 @@ class Admission:
         return None
 
     def take(self, limits: Collection[JobLimit]) -> None:
-        """Count a job that is leased in its limits by key."""
+        """Count a job that is leased in some of its limits."""
         for key, _, rate in limits:
             use = self.uses[key]
             use.in_use += 1
@@ -70,14 +73,6 @@ class Admission:
                 use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
                 if use.has_parked:
                     use.opens_at = max(self._now, find_unit(rate, use.spent_until))
-
-    def take_in_lane(self, limits: Collection[JobLimit]) -> None:
-        """Count a job that is leased in the limits of its lane."""
-        for key, _, rate in limits:
-            use = self.uses[key]
-            use.in_use += 1
-            if rate is not None:
-                use.spent_until = rate.spend(use.spent_until, self._now, rate.cost)
 
     def wait_for(self, limit: JobLimit) -> None:
         """Note that a job is parked for a limit that has no room."""

@@ -19,13 +19,13 @@ from typing import TypeVar
 
 import msgspec
 
-from nimburion.backends.planning.admission import Admission
+from nimburion.backends.planning.admission import REPLY_LIMIT, Admission
 from nimburion.backends.planning.fairness import Shares, TurnQueue
 from nimburion.backends.planning.lanes import JobReader, LaneQueue, QueueRank, RankedPlace
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass
-from nimburion.core.keyed_limits import MAX_PARKED, JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import MAX_PARKED, JobLimit, LimitKey, LimitUse
 
 P = TypeVar("P", Place, ParkedJob)
 
@@ -36,7 +36,7 @@ class PlannedLease(msgspec.Struct, gc=False):
     seq: int
     lane: PlanLane
     limits: Sequence[JobLimit]
-    """Its limits by key. It counts in those of its lane too."""
+    """The limits for which it could have been parked. It counts in those of its lane too."""
     charge: int | None
     """What its tenant is charged; None: it did not wait for a turn."""
     was_parked: bool
@@ -55,7 +55,7 @@ class ReservePlan(msgspec.Struct):
     unpark: list[int]
     """The parked jobs that return to their lane, and are not leased yet."""
     uses: dict[LimitKey, LimitUse]
-    """The uses of limits by key that changed."""
+    """The uses that changed, except those of limits of the reply."""
     shares: dict[ShareClass, dict[Tenant, PlannedShare]]
     """The shares of the tenants that were charged."""
     floors: dict[ShareClass, int]
@@ -192,7 +192,11 @@ class _Planner:
                 seq: key for seq, key in self._park.items() if seq in before and before[seq] != key
             },
             unpark=[seq for seq in before if seq not in self._park and seq not in leased],
-            uses={key: self._admission.uses[key] for key in self._admission.changed},
+            uses={
+                key: self._admission.uses[key]
+                for key in self._admission.changed
+                if key[0] != REPLY_LIMIT
+            },
             shares=self._shares.charged,
             floors={class_: self._shares.floors[class_] for class_ in self._shares.charged},
             has_more=self._has_more,
@@ -242,7 +246,7 @@ class _Planner:
         if limits:
             self._admission.take(limits)
         if lane.limits:
-            self._admission.take_in_lane(lane.limits)
+            self._admission.take(lane.limits)
             for limit in lane.limits:
                 if not self._admission.has_room(limit):
                     for other in self._lanes_by_limit[limit.key]:

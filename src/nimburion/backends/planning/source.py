@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from nimburion.core.exchange import Lane
     from nimburion.core.fairness import PlannedShare, ShareClass
-    from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
+    from nimburion.core.limits import JobLimit, LimitKey, LimitUse
 
 Place = tuple[int, int, int]
 """The place of a job in its lane: minus its priority (its rank), due time in microseconds, seq."""
@@ -31,8 +31,7 @@ class PlanLane:
         the lane is closed.
         """
         self.has_keys: bool = has_keys
-        """Whether its jobs may have keys of their own. If one of these is full, the job is parked.
-        """
+        """Whether its jobs may count in other limits. If one of them is full, the job is parked."""
         self.is_closed: bool = False
         """Whether the plan takes no more jobs of the lane."""
 
@@ -90,7 +89,7 @@ class Source(Protocol):
         ...
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
-        """Return the limits by key in which jobs count, by seq, in the order of their names."""
+        """Return the limits for which jobs may be parked, by seq, in the order of their names."""
         ...
 
     def read_uses(self, keys: Collection[LimitKey]) -> dict[LimitKey, LimitUse]:

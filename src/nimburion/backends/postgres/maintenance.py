@@ -25,7 +25,7 @@ from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maint
 from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
 from nimburion.core.errors import TooManyBulkOperations
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS
 from nimburion.core.operations import Replayed, Retention
 from nimburion.core.queries import JobFilter

@@ -13,10 +13,11 @@ from nimburion.backends.postgres.encoding import (
     reject_unstorable_text,
     to_seconds,
 )
+from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
 from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.errors import JobNotFound
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics, add_statistics
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, ScheduleRecord
@@ -69,7 +70,7 @@ def encode_limit_change(change: LimitChange) -> list[Any]:
     """Return the arguments of `change_limit_1` after the time."""
     rate = change.rate
     return [
-        encode_text(change.name),
+        encode_text(encode_limit_name(change.name)),
         change.key is not None,
         encode_text(change.key or ""),
         change.concurrency,
@@ -81,7 +82,8 @@ def encode_limit_change(change: LimitChange) -> list[Any]:
 
 def encode_limit_reset(name: str, key: str | None) -> list[Any]:
     """Return the arguments of `reset_limit_1` after the time."""
-    return [encode_lookup_text(name), key is not None, encode_lookup_text(key or "")]
+    stored = encode_lookup_text(encode_limit_name(name))
+    return [stored, key is not None, encode_lookup_text(key or "")]
 
 
 @reject_unstorable_text

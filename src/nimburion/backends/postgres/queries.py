@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import ceil
 from typing import Any
 
@@ -16,6 +16,16 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.queue_rows import LaneRow, combine_rows
+from nimburion.backends.separate_limits import (
+    OwnLimit,
+    OwnRate,
+    add_sums,
+    combine_limits,
+    decode_changed_name,
+    decode_limit_name,
+    decode_rules,
+    describe_own_limit,
+)
 from nimburion.backends.server.encoding import (
     MICRO,
     decode_id,
@@ -23,25 +33,17 @@ from nimburion.backends.server.encoding import (
     encode_json,
     to_micros,
 )
+from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import WEIGHT_UNITS, TenantTurn, TenantUse, TenantUses
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
-from nimburion.core.keyed_limits import (
-    KeyedLimit,
-    KeyedLimitInfo,
-    KeyUse,
-    add_sums,
-    summarize_uses,
-)
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import KeyUse, LimitChange, LimitHolder, LimitInfo, LimitRule
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info, make_rate_limit
+from nimburion.core.rate_limits import RateLimit, make_rate_limit
 from nimburion.core.session import (
-    LimitHolder,
-    LimitInfo,
     Session,
     SessionInfo,
     Vitals,
@@ -217,35 +219,63 @@ def _decode_pause(since: int, ends_at: int | None, paused_by: str, reason: str) 
     )
 
 
-def decode_limits(rows: list[Any]) -> list[LimitInfo]:
-    """Decode the rows of `list_limits_1`."""
-    return [_make_limit_info(row) for row in rows]
+def decode_limits(
+    limits: list[Any],
+    rates: list[Any],
+    keyed: list[Any],
+    fullest_keys: list[Any],
+    changes: list[Any],
+    *,
+    name: str | None,
+    fullest: int,
+    holders: int,
+) -> list[LimitInfo]:
+    """Decode the rows of `list_limits_1`, `list_rates_1` after the time, `keyed_limit`,
+    `list_fullest_keys_1` and `limit_change`.
+    """
+    rules: dict[str, dict[str, LimitRule]] = {}
+    for job, limit, concurrency, interval, burst, cost in keyed:
+        rate = None if interval is None else make_rate_limit(interval, burst, cost)
+        rules.setdefault(job, {})[limit] = LimitRule(concurrency, rate)
+    found = combine_limits(
+        [_make_own_limit(row) for row in limits],
+        [_make_own_rate(*tuple(row)[1:]) for row in rates],
+        decode_rules(rules),
+        decode_key_uses([tuple(row)[:5] for row in fullest_keys]),
+        _decode_limit_changes(changes, {limit for named in rules.values() for limit in named}),
+        now=rates[0][0] if rates else 0,
+        name=name,
+        fullest=fullest,
+        holders=holders,
+    )
+    return add_sums(found, {decode_limit_name(row[0]): tuple(row)[5:] for row in fullest_keys})
 
 
-def _make_limit_info(columns: Iterable[Any]) -> LimitInfo:
+def _make_own_limit(columns: Iterable[Any]) -> OwnLimit:
     name, maximum, in_use, ids, sessions, hosts, started_at = columns
     holders = [] if ids is None else zip(ids, sessions, hosts, started_at, strict=True)
-    return LimitInfo(
-        name=name,
-        limit=maximum,
-        in_use=in_use,
-        holders=[
+    return OwnLimit(
+        name,
+        maximum,
+        in_use,
+        [
             LimitHolder(decode_id(job_id), session, host, to_seconds(started))
             for job_id, session, host, started in holders
         ],
     )
 
 
-def decode_rates(rows: list[Any]) -> list[RateInfo]:
-    """Decode the rows of `list_rates_1`, each after the time."""
-    return [_make_rate(*row) for row in rows]
+def _make_own_rate(  # noqa: PLR0917 - the columns of a row
+    name: str, interval: int, burst: int, cost: int, spent_until: int, rate: str, _used_at: int
+) -> OwnRate:
+    return OwnRate(name, RateLimit(rate, interval, burst, cost), spent_until)
 
 
-def decode_limit_changes(rows: list[Any]) -> list[LimitChange]:
-    """Decode the rows of `limit_change`."""
+def _decode_limit_changes(rows: list[Any], keyed: Collection[str]) -> list[LimitChange]:
+    """Decode the rows of `limit_change`. `keyed`: the names of the limits that park jobs."""
     return [
         LimitChange(
-            name=name,
+            name=decode_changed_name(name, key if for_key else None, keyed),
             key=key if for_key else None,
             concurrency=concurrency,
             rate=None if rate is None else RateLimit(rate, interval, burst),
@@ -261,7 +291,7 @@ def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
     """Decode the rows of `list_key_uses_1`."""
     return [
         KeyUse(
-            limit=limit,
+            limit=decode_limit_name(limit),
             key=key,
             in_use=in_use,
             parked=parked,
@@ -269,19 +299,6 @@ def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
         )
         for limit, key, in_use, parked, opens_at in rows
     ]
-
-
-def decode_keyed_limits(
-    limits: list[Any], rows: list[Any], name: str | None, fullest: int
-) -> list[KeyedLimitInfo]:
-    """Decode the rows of `keyed_limit`, and those of `list_fullest_keys_1`."""
-    by_job: dict[str, dict[str, KeyedLimit]] = {}
-    for job, limit, concurrency, interval, burst, cost in limits:
-        rate = None if interval is None else make_rate_limit(interval, burst, cost)
-        by_job.setdefault(job, {})[limit] = KeyedLimit(concurrency, rate)
-    sums = {row[0]: tuple(row)[5:] for row in rows}
-    uses = decode_key_uses([tuple(row)[:5] for row in rows])
-    return add_sums(summarize_uses(by_job, uses, fullest), sums, name)
 
 
 def decode_tenants(rows: list[Any], weights: list[Any]) -> TenantUses:
@@ -314,19 +331,6 @@ def decode_turn(body: str) -> TenantTurn:
     )
 
 
-def _make_rate(  # noqa: PLR0917 - the columns of a row
-    now: int,
-    name: str,
-    interval: int,
-    burst: int,
-    cost: int,
-    spent_until: int,
-    rate: str,
-    _used_at: int,
-) -> RateInfo:
-    return make_rate_info(name, RateLimit(rate, interval, burst, cost), spent_until, now)
-
-
 def decode_facts(rows: list[Any], job_id: str) -> Facts:
     """Decode the row of a job with the columns of `explain_job_1`.
 
@@ -337,9 +341,10 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         raise JobNotFound(job_id)
     (row,) = rows
     job = _decode_job(row)
-    limit = pause = None
+    own = pause = None
     if row["maximum"] is not None:
-        limit = _make_limit_info((job.name, *(row[column] for column in _LIMIT_COLUMNS)))
+        own = _make_own_limit((job.name, *(row[column] for column in _LIMIT_COLUMNS)))
+    rate = None if row["rate"] is None else _make_own_rate(*row["rate"])
     if row["since"] is not None:
         pause = _decode_pause(*(row[column] for column in _PAUSE_COLUMNS))
     opened = [row[f"open_{column}"] or () for column in _SESSION_COLUMNS]
@@ -347,11 +352,10 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         now=to_seconds(row["now"]),
         job=job,
         pause=pause,
-        limit=limit,
+        limits=[describe_own_limit(own, rate, row["now"], MAX_HOLDERS)] if own or rate else [],
         keys=decode_key_uses(_decode_rows(row["key_uses"] or "[]")),
-        parked_for=row["parked_for"],
+        parked_for=None if row["parked_for"] is None else decode_limit_name(row["parked_for"]),
         turn=None if row["turn"] is None else decode_turn(row["turn"]),
-        rate=None if row["rate"] is None else _make_rate(row["now"], *row["rate"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),
     )

@@ -8,21 +8,20 @@ from nimburion.backends.postgres import bulk_operations, operations, queries
 from nimburion.backends.postgres.bulk_operations import COLUMNS
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
+from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
 from nimburion.core.audit import AuditPage
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.errors import BulkOperationNotFound
 from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
 from nimburion.core.job import JobRecord, State
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import MAX_HOLDERS, LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 
 _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
     changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""
@@ -129,28 +128,24 @@ class PostgresInspecting(Inspecting):
         )
         return queries.decode_facts(rows, job_id)
 
-    async def list_limits(self) -> list[LimitInfo]:
-        statement = "SELECT * FROM {schema}.list_limits_1(NULL, $1)"
-        return queries.decode_limits(await self._database.fetch(statement, MAX_HOLDERS))
-
-    async def list_rates(self) -> list[RateInfo]:
-        return queries.decode_rates(await self._database.fetch(_LIST_RATES, self._database.now()))
-
-    async def list_keyed_limits(
-        self, *, name: str | None = None, fullest: int = 5
-    ) -> list[KeyedLimitInfo]:
-        limits = await self._database.fetch(_LIST_KEYED_LIMITS)
-        statement = "SELECT * FROM {schema}.list_fullest_keys_1($1, $2)"
-        wanted = None if name is None else encode_lookup_text(name)
-        rows = await self._database.fetch(statement, wanted, max(1, fullest))
-        return queries.decode_keyed_limits(limits, rows, name, fullest)
-
-    async def list_limit_changes(self) -> list[LimitChange]:
-        return queries.decode_limit_changes(await self._database.fetch(_LIST_LIMIT_CHANGES))
-
-    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
-        statement = "SELECT * FROM {schema}.list_key_uses_1(NULL, NULL, $1)"
-        return queries.decode_key_uses(await self._database.fetch(statement, limit))
+    async def list_limits(
+        self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
+    ) -> list[LimitInfo]:
+        holders = max(0, min(holders, MAX_HOLDERS))
+        stored = None if name is None else encode_lookup_text(encode_limit_name(name))
+        fetch = self._database.fetch
+        return queries.decode_limits(
+            await fetch("SELECT * FROM {schema}.list_limits_1($1, $2)", stored, holders),
+            await fetch(_LIST_RATES, self._database.now()),
+            await fetch(_LIST_KEYED_LIMITS),
+            await fetch(
+                "SELECT * FROM {schema}.list_fullest_keys_1($1, $2)", stored, max(1, fullest)
+            ),
+            await fetch(_LIST_LIMIT_CHANGES),
+            name=name,
+            fullest=fullest,
+            holders=holders,
+        )
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         uses = "SELECT * FROM {schema}.list_tenants_1($1, $2)"

@@ -11,12 +11,13 @@ from nimburion.backends.postgres.encoding import (
     encode_text,
     reject_unstorable_text,
 )
+from nimburion.backends.separate_limits import split_rules
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import to_weight_units
 from nimburion.core.job import AttemptError
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Lease, Token
+from nimburion.core.limits import LimitRule
 from nimburion.core.operations import Rescued
 from nimburion.core.session import (
     ConcurrencyLimit,
@@ -36,25 +37,24 @@ _LOST_ERROR = AttemptError(
 def encode_open_session(session: Session) -> list[Any]:
     """Return the arguments of `open_session_1` after the times."""
     names = [encode_text(name) for name in dict.fromkeys(session.names)]
-    rates = [session.rates.get(name) for name in names]
+    declared = [split_rules(name, session.limits.get(name, {})) for name in names]
+    rates = [limits.rate for limits in declared]
     return [
         session.id,
         to_micros(session.ttl),
         encode_text(session.host),
         encode_json(session).decode(),
         names,
-        [session.limits.get(name) for name in names],
+        [limits.concurrency for limits in declared],
         [None if rate is None else encode_text(rate.rate) for rate in rates],
         [None if rate is None else rate.interval for rate in rates],
         [None if rate is None else rate.burst for rate in rates],
         [None if rate is None else rate.cost for rate in rates],
         encode_json(
             {
-                encode_text(name): [
-                    _encode_keyed_limit(limit, limits[limit]) for limit in sorted(limits)
-                ]
-                for name, limits in session.keyed_limits.items()
-                if limits and name in session.names
+                name: [_encode_keyed_limit(limit, rule) for limit, rule in limits.keyed.items()]
+                for name, limits in zip(names, declared, strict=True)
+                if limits.keyed
             }
         ).decode(),
         [encode_text(tenant) for tenant in session.weights],
@@ -62,7 +62,7 @@ def encode_open_session(session: Session) -> list[Any]:
     ]
 
 
-def _encode_keyed_limit(name: str, limit: KeyedLimit) -> tuple[object, ...]:
+def _encode_keyed_limit(name: str, limit: LimitRule) -> tuple[object, ...]:
     rate = limit.rate
     parts = (None,) * 3 if rate is None else (rate.interval, rate.burst, rate.cost)
     return (encode_text(name), limit.concurrency, *parts)

@@ -14,7 +14,7 @@ from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
 from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maintaining
 from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.operations import Replayed, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import WorkerCommand

@@ -19,10 +19,11 @@ from nimburion.backends.redis.record_format import (
     SCHEDULE_PAUSED,
     TICK,
 )
+from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange
 from nimburion.core.operations import Cancellation, Replayed, Retention
 from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
 
@@ -81,7 +82,7 @@ def encode_limit_reset(name: str, key: str | None) -> list[bytes]:
 
 def _encode_limit(name: str, key: str | None) -> list[bytes]:
     return [
-        encode_lookup_text(name),
+        encode_lookup_text(encode_limit_name(name)),
         b"0" if key is None else b"1",
         encode_lookup_text(key or ""),
     ]

@@ -32,7 +32,15 @@ from nimburion.backends.redis.record_format import (
     STATES,
 )
 from nimburion.backends.redis.sessions import decode_command
+from nimburion.backends.separate_limits import (
+    OwnLimit,
+    OwnRate,
+    decode_limit_name,
+    decode_rules,
+    describe_own_limit,
+)
 from nimburion.backends.server.encoding import MICRO, decode_id
+from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import (
     FailedJob,
@@ -49,14 +57,10 @@ from nimburion.core.job import (
     Progress,
     State,
 )
-from nimburion.core.keyed_limits import KeyedLimit, KeyedLimitInfo, KeyUse, summarize_uses
-from nimburion.core.limit_changes import LimitChange, get_order
+from nimburion.core.limits import KeyUse, LimitChange, LimitHolder, LimitRule
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.rate_limits import RateInfo, RateLimit, make_rate_info, make_rate_limit
+from nimburion.core.rate_limits import RateLimit, make_rate_limit
 from nimburion.core.session import (
-    MAX_HOLDERS,
-    LimitHolder,
-    LimitInfo,
     Session,
     SessionInfo,
     Vitals,
@@ -459,7 +463,7 @@ def decode_pause(packed: bytes) -> Pause:
     return Pause(by=by, reason=reason, since=decode_time(since), until=end)
 
 
-def decode_limits(replies: Sequence[list[Any]]) -> list[LimitInfo]:
+def decode_limits(replies: Sequence[list[Any]]) -> list[OwnLimit]:
     """Combine the rows of several runs of `list_limits.lua`, sorted by name."""
     limits: dict[str, tuple[int, int]] = {}
     holders: dict[str, dict[str, LimitHolder]] = {}
@@ -470,20 +474,17 @@ def decode_limits(replies: Sequence[list[Any]]) -> list[LimitInfo]:
             holder = _decode_holder(*row)
             by_id[holder.job_id] = holder
     return [
-        LimitInfo(
-            name=name,
-            limit=limits[name][0],
-            in_use=limits[name][1],
-            holders=sorted(
-                holders[name].values(), key=lambda holder: (holder.started_at, holder.job_id)
-            )[:MAX_HOLDERS],
+        OwnLimit(
+            name,
+            *limits[name],
+            sorted(holders[name].values(), key=lambda holder: (holder.started_at, holder.job_id)),
         )
         for name in sorted(limits)
     ]
 
 
 def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
-    """Decode the keys of `list_key_uses.lua`."""
+    """Decode the use of keys."""
     return [_decode_key_use(*row) for row in _split_rows(rows, 3)]
 
 
@@ -492,7 +493,7 @@ def _decode_key_use(name: bytes, use: bytes, parked: int) -> KeyUse:
     in_use, *times = use.split()
     opens_at = times[1] if times and parked else b"-"
     return KeyUse(
-        limit=limit,
+        limit=decode_limit_name(limit),
         key=key,
         in_use=int(in_use),
         parked=parked,
@@ -533,12 +534,14 @@ def _decode_turn(tenant: bytes, ahead: int, tenants_before: int, jobs_before: in
 
 
 class KeyedLimitsReading:
-    """Limits by key and the use of their keys, read by several runs of `list_keyed_limits.lua`."""
+    """The limits that park jobs and the use of their keys, read by several runs of
+    `list_keyed_limits.lua`.
+    """
 
     def __init__(self) -> None:
         self.cursor: bytes = b""
         self.is_finished: bool = False
-        self._limits: dict[str, dict[str, KeyedLimit]] = {}
+        self._limits: dict[str, dict[str, LimitRule]] = {}
         self._uses: dict[tuple[str, str], KeyUse] = {}
 
     def add_reply(self, reply: list[Any]) -> None:
@@ -547,7 +550,7 @@ class KeyedLimitsReading:
         self.is_finished = self.cursor == b""
         for job, packed in zip(limits[::2], limits[1::2], strict=True):
             self._limits[job.decode()] = {
-                name: KeyedLimit(
+                name: LimitRule(
                     None if maximum is False else maximum,
                     None if interval is False else make_rate_limit(interval, burst, cost),
                 )
@@ -555,35 +558,37 @@ class KeyedLimitsReading:
             }
         self._uses |= {(use.limit, use.key): use for use in decode_key_uses(rows)}
 
-    def summarize(self, name: str | None, fullest: int) -> list[KeyedLimitInfo]:
-        """Return the limits, or only the one of this name."""
-        found = summarize_uses(self._limits, self._uses.values(), fullest)
-        return [limit for limit in found if name in {None, limit.name}]
+    @property
+    def limits(self) -> dict[str, dict[str, LimitRule]]:
+        """The limits, by job name and limit name."""
+        return decode_rules(self._limits)
+
+    @property
+    def uses(self) -> list[KeyUse]:
+        """The keys that are in use or for which jobs wait."""
+        return list(self._uses.values())
 
 
 def decode_limit_changes(records: list[bytes]) -> list[LimitChange]:
-    """Decode the changes of `list_limit_changes.lua`, in their order."""
-    changes = [
+    """Decode the changes of `list_limit_changes.lua`. Their JSON has the names of `core`."""
+    return [
         msgspec.structs.replace(
             _decode_change(record[8:]), at=decode_time(int.from_bytes(record[:8], "big"))
         )
         for record in records
     ]
-    return sorted(changes, key=get_order)
 
 
-def decode_rates(now8: bytes, rows: list[Any]) -> list[RateInfo]:
-    """Decode the rate limits of `list_rates.lua`, sorted by name."""
+def decode_rates(now8: bytes, rows: list[Any]) -> tuple[int, list[OwnRate]]:
+    """Decode the time and the rate limits of `list_rates.lua`."""
     now = decode_micros(int.from_bytes(now8, "big"))
-    return sorted(
-        (_decode_rate(now, *row) for row in _split_rows(rows, 3)), key=lambda rate: rate.name
-    )
+    return now, [_decode_rate(*row) for row in _split_rows(rows, 3)]
 
 
-def _decode_rate(now: int, name: bytes, packed: bytes, spent_until: bytes) -> RateInfo:
+def _decode_rate(name: bytes, packed: bytes, spent_until: bytes) -> OwnRate:
     interval, burst, cost = RATE_LIMIT.unpack_from(packed)
     limit = RateLimit(packed[RATE_LIMIT.size :].decode(), interval, burst, cost)
-    return make_rate_info(name.decode(), limit, int(spent_until), now)
+    return OwnRate(name.decode(), limit, int(spent_until))
 
 
 def _decode_holder(started: bytes, job_id: bytes, session: bytes | None) -> LimitHolder:
@@ -601,16 +606,20 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     if not reply:
         raise JobNotFound(job_id)
     now, names, details, pause, limit, holder, sessions, rate, uses, parked_for, turn = reply
-    rates = decode_rates(now, rate)
+    own = next(iter(decode_limits([limit])), None)
+    now_micros, rates = decode_rates(now, rate)
     key_holder = None if holder is None else decode_id(holder)
     return Facts(
         now=decode_time(int.from_bytes(now, "big")),
         job=_decode_job(details, decode_lane_names(names)),
         pause=None if pause is None else decode_pause(pause),
-        limit=next(iter(decode_limits([limit])), None),
-        rate=rates[0] if rates else None,
+        limits=[describe_own_limit(own, rates[0] if rates else None, now_micros, MAX_HOLDERS)]
+        if own is not None or rates
+        else [],
         keys=decode_key_uses(uses),
-        parked_for=None if parked_for is None else parked_for.decode().partition("\0")[0],
+        parked_for=None
+        if parked_for is None
+        else decode_limit_name(parked_for.decode().partition("\0")[0]),
         turn=_decode_turn(*turn) if turn else None,
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),

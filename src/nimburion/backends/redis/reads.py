@@ -12,20 +12,19 @@ from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, Pag
 from nimburion.backends.redis.record_format import STATE_CODES
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.statistics import StatisticsRead
+from nimburion.backends.separate_limits import combine_limits
 from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.audit import AuditPage
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGrouper, FailureGroups
 from nimburion.core.fairness import TenantUses
 from nimburion.core.job import FINISHED, JobRecord, State
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics, add_statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 
 
 class RedisInspecting(Inspecting):
@@ -91,34 +90,31 @@ class RedisInspecting(Inspecting):
         reply = await self._server.run_script("explain_job", encode_id_or_empty(job_id))
         return queries.decode_facts(reply, job_id)
 
-    async def list_limits(self) -> list[LimitInfo]:
-        # Each script looks for holders among 2,000 leases.
-        replies: list[list[Any]] = []
+    async def list_limits(
+        self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
+    ) -> list[LimitInfo]:
+        # Some scripts look for holders among 2,000 leases each, others read some 500 keys each.
+        limits: list[list[Any]] = []
         following: int | None = 0
         while following is not None:
             following, rows = await self._server.run_script("list_limits", following)
-            replies.append(rows)
-        return queries.decode_limits(replies)
-
-    async def list_rates(self) -> list[RateInfo]:
-        # One script reads everything.
-        return queries.decode_rates(*await self._server.run_script("list_rates"))
-
-    async def list_keyed_limits(
-        self, *, name: str | None = None, fullest: int = 5
-    ) -> list[KeyedLimitInfo]:
-        # Each script reads some 500 keys.
-        reading = queries.KeyedLimitsReading()
-        while not reading.is_finished:
-            reading.add_reply(await self._server.run_script("list_keyed_limits", reading.cursor))
-        return reading.summarize(name, fullest)
-
-    async def list_limit_changes(self) -> list[LimitChange]:
-        return queries.decode_limit_changes(await self._server.run_script("list_limit_changes"))
-
-    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
-        # One script reads everything.
-        return queries.decode_key_uses(await self._server.run_script("list_key_uses", limit))
+            limits.append(rows)
+        now, rates = queries.decode_rates(*await self._server.run_script("list_rates"))
+        keyed = queries.KeyedLimitsReading()
+        while not keyed.is_finished:
+            keyed.add_reply(await self._server.run_script("list_keyed_limits", keyed.cursor))
+        changes = queries.decode_limit_changes(await self._server.run_script("list_limit_changes"))
+        return combine_limits(
+            queries.decode_limits(limits),
+            rates,
+            keyed.limits,
+            keyed.uses,
+            changes,
+            now=now,
+            name=name,
+            fullest=fullest,
+            holders=min(holders, MAX_HOLDERS),
+        )
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         return queries.decode_tenants(await self._server.run_script("list_tenants", limit), limit)

@@ -161,7 +161,6 @@ SCRIPT_SPECS = MappingProxyType(
         ),
         "list_keyed_limits": ScriptSpec(("times", "batching"), "no-writes"),
         "list_limit_changes": ScriptSpec(flags="no-writes"),
-        "list_key_uses": ScriptSpec(("times", "batching"), "no-writes"),
         "list_tenants": ScriptSpec((*_RECORD_PARTS, "tenant_turns", "heap"), "no-writes"),
         "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),

@@ -13,12 +13,13 @@ from nimburion.backends.redis.encoding import (
     encode_token,
     reject_unstorable_text,
 )
+from nimburion.backends.separate_limits import split_rules
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import AttemptError
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
+from nimburion.core.limits import LimitRule
 from nimburion.core.operations import Rescued
 from nimburion.core.session import (
     ConcurrencyLimit,
@@ -68,15 +69,15 @@ def encode_tenant_weight(tenant: str, weight: float | None) -> list[bytes]:
 
 def _encode_declared_limits(session: Session, name: str) -> object:
     """Return the limits of a job name, or False if it has none."""
-    limit, rate = session.limits.get(name), session.rates.get(name)
-    keyed = session.keyed_limits.get(name, {})
-    if limit is None and rate is None and not keyed:
+    rules = session.limits.get(name)
+    if not rules:
         return False
+    limit, rate, keyed = split_rules(name, rules)
     parts = (False, 0, 0, "") if rate is None else (rate.interval, rate.burst, rate.cost, rate.rate)
     return (False if limit is None else limit, *parts, _encode_keyed_limits(keyed))
 
 
-def _encode_keyed_limits(limits: dict[str, KeyedLimit]) -> list[tuple[object, ...]]:
+def _encode_keyed_limits(limits: dict[str, LimitRule]) -> list[tuple[object, ...]]:
     encoded: list[tuple[object, ...]] = []
     for name, limit in sorted(limits.items()):
         maximum = False if limit.concurrency is None else limit.concurrency

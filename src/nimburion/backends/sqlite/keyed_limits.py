@@ -9,21 +9,19 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.core.exchange import Lane
-from nimburion.core.keyed_limits import (
+from nimburion.core.limits import (
     MAX_RETURNED,
     JobLimit,
-    KeyedLimit,
-    KeyedLimitInfo,
     KeyUse,
+    LimitChange,
     LimitKey,
+    LimitRule,
     LimitUse,
-    add_sums,
+    closes_lane,
     find_limit_key,
     get_limited_queue,
     make_queue_limit_name,
-    summarize_uses,
 )
-from nimburion.core.limit_changes import LimitChange, apply_change
 from nimburion.core.rate_limits import RateLimit
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ class LimitKeyOptions(msgspec.Struct, gc=False):
 
 _NO_KEYS = LimitKeyOptions()
 
-KeyedLimits = dict[str, dict[str, KeyedLimit]]
+KeyedLimits = dict[str, dict[str, LimitRule]]
 """Limits by key, by job name and limit name."""
 
 
@@ -85,6 +83,8 @@ def write_uses(db: Database, uses: Mapping[LimitKey, LimitUse]) -> None:
     """Store the uses of these keys."""
     by_limit: dict[str, dict[str, tuple[int, int, int | None]]] = {}
     for (limit, key), use in uses.items():
+        if closes_lane(limit):
+            continue  # counted in `concurrency_limit` and `rate_limit`
         by_limit.setdefault(limit, {})[key] = (use.in_use, use.spent_until, use.opens_at)
     for limit, rows in by_limit.items():
         db.run("put_key_uses", limit, _encode(rows).decode())
@@ -101,7 +101,7 @@ def read_keyed_limits(
     for job_name, limit_name, concurrency, rate, interval, burst, cost in _decode_limits(
         db.fetch_value("list_keyed_limits", name, listed)
     ):
-        limit = KeyedLimit(
+        limit = LimitRule(
             concurrency,
             None if rate is None else RateLimit(rate, interval or 1, burst or 1, cost or 1),
         )
@@ -125,7 +125,7 @@ def change_key_rate(
         write_uses(db, {key: use})
 
 
-def set_keyed_limits(db: Database, name: str, limits: dict[str, KeyedLimit]) -> None:
+def set_keyed_limits(db: Database, name: str, limits: dict[str, LimitRule]) -> None:
     """Set the limits by key of a job name.
 
     If they change, exchanges consider its parked jobs again: see `unpark_changed`.
@@ -158,7 +158,7 @@ def covers(limits: KeyedLimits, lane: Lane) -> bool:
 
 
 def list_limits_of_job(
-    limits: Mapping[str, KeyedLimit],
+    limits: Mapping[str, LimitRule],
     queue: str,
     options: LimitKeyOptions | None,
     changes: KeyChanges,
@@ -171,7 +171,7 @@ def list_limits_of_job(
         if key is None:
             continue
         if (name, key) in changes:
-            limit = apply_change(limit, changes[name, key])  # noqa: PLW2901
+            limit = limit.apply(changes[name, key])  # noqa: PLW2901
         rate = limit.rate
         if rate is not None and options.cost is not None:
             rate = msgspec.structs.replace(rate, cost=options.cost)
@@ -371,17 +371,12 @@ def pass_turns(db: Database, lane: int, seq: int) -> None:
         unpark(db, key, lane)
 
 
-def list_key_uses(db: Database, limit: int) -> list[KeyUse]:
-    """See `Inspecting.list_key_uses`."""
-    return [_make_use(*row) for row in db.run("list_key_uses", None, None, limit)]
-
-
-def list_keyed_limits(db: Database, name: str | None, fullest: int) -> list[KeyedLimitInfo]:
-    """See `Inspecting.list_keyed_limits`."""
-    rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
-    sums = {row[0]: tuple(row[5:]) for row in rows}
-    uses = [_make_use(*row[:5]) for row in rows]
-    return add_sums(summarize_uses(read_keyed_limits(db), uses, fullest), sums, name)
+def read_fullest_keys(
+    db: Database, name: str | None, most: int
+) -> tuple[list[KeyUse], dict[str, tuple[int, int, int]]]:
+    """Return the fullest keys of each limit, and by limit the sums of all: keys, in use, parked."""
+    rows = db.run("list_fullest_keys", name, max(1, most)).fetchall()
+    return [_make_use(*row[:5]) for row in rows], {row[0]: tuple(row[5:]) for row in rows}
 
 
 def find_key_uses(db: Database, lane: int, seq: int) -> list[KeyUse]:

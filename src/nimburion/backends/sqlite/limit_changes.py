@@ -15,36 +15,43 @@ from nimburion.backends.sqlite.keyed_limits import (
 )
 from nimburion.backends.sqlite.rate_limits import set_rate
 from nimburion.backends.waiters import EVERY_QUEUE
-from nimburion.core.keyed_limits import LimitKey, get_limited_queue
-from nimburion.core.limit_changes import DeclaredLimits, LimitChange, apply_change
+from nimburion.core.limits import (
+    LimitChange,
+    LimitKey,
+    LimitRule,
+    apply_changes,
+    get_limited_job,
+    get_limited_queue,
+    make_job_limit_name,
+)
 
-_NOTHING_DECLARED = DeclaredLimits()
 _encode = msgspec.json.Encoder().encode
-_decode_declared = msgspec.json.Decoder(DeclaredLimits).decode
+_decode_declared = msgspec.json.Decoder(dict[str, LimitRule]).decode
 _decode_change = msgspec.json.Decoder(LimitChange).decode
 
 
-def declare_limits(db: Database, name: str, declared: DeclaredLimits) -> None:
+def declare_limits(db: Database, name: str, declared: dict[str, LimitRule]) -> None:
     """Store what a session declares for a job name, and let it apply."""
-    if declared == _NOTHING_DECLARED:
-        db.run("delete_declared_limits", name)
-    else:
+    if declared:
         db.run("put_declared_limits", name, _encode(declared).decode())
+    else:
+        db.run("delete_declared_limits", name)
     apply_limits(db, name)
 
 
 def apply_limits(db: Database, name: str) -> None:
     """Let what is declared for a job name apply, with the changes of operators."""
     row = db.fetch_one("get_declared_limits", name)
-    declared = _NOTHING_DECLARED if row is None else _decode_declared(row[0])
+    declared = {} if row is None else _decode_declared(row[0])
     changes = {change.name: change for change in _list_changes(db, for_key=0)}
-    limits = declared.apply(name, changes)
-    if limits.concurrency is None:
+    keyed = apply_changes(name, declared, changes)
+    own = keyed.pop(make_job_limit_name(name), LimitRule())
+    if own.concurrency is None:
         db.run("delete_limit", name)
     else:
-        db.run("set_limit", name, limits.concurrency)
-    set_rate(db, name, limits.rate)
-    set_keyed_limits(db, name, limits.keyed)
+        db.run("set_limit", name, own.concurrency)
+    set_rate(db, name, own.rate)
+    set_keyed_limits(db, name, keyed)
 
 
 def change_limit(db: Database, change: LimitChange) -> None:
@@ -68,7 +75,7 @@ def reset_limit(db: Database, name: str, key: str | None) -> bool:
 
 
 def list_limit_changes(db: Database) -> list[LimitChange]:
-    """See `Inspecting.list_limit_changes`."""
+    """Return the changes in force."""
     return _list_changes(db, for_key=None)
 
 
@@ -80,7 +87,9 @@ def _apply_change(db: Database, name: str, key: str | None, before: KeyChanges) 
     if key is None:
         of_queue = get_limited_queue(name) is not None
         listed = db.run("list_known_names") if of_queue else db.run("list_job_names_of_limit", name)
-        for job in {job for (job,) in listed} | (set() if of_queue else {name}):
+        jobs: set[str] = {job for (job,) in listed}
+        own = get_limited_job(name)
+        for job in jobs if own is None else jobs | {own}:
             apply_limits(db, job)
     else:
         _apply_key_change(db, (name, key), before)
@@ -93,8 +102,8 @@ def _apply_key_change(db: Database, key: LimitKey, before: KeyChanges) -> None:
     count = 1
     for limits in read_keyed_limits(db).values():
         if key[0] in limits:
-            old = apply_change(limits[key[0]], before.get(key))
-            new = apply_change(limits[key[0]], change)
+            old = limits[key[0]].apply(before.get(key))
+            new = limits[key[0]].apply(change)
             change_key_rate(db, key, old.rate, new.rate)
             count = max(count, new.count_at_once())
     let_return(db, key, count)

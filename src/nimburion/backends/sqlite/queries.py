@@ -12,13 +12,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
+from nimburion.backends.separate_limits import OwnLimit, OwnRate, add_sums, combine_limits
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
 from nimburion.backends.sqlite.enqueue import find_key_holder
-from nimburion.backends.sqlite.keyed_limits import find_key_uses
-from nimburion.backends.sqlite.rate_limits import list_rates
+from nimburion.backends.sqlite.keyed_limits import (
+    find_key_uses,
+    read_fullest_keys,
+    read_keyed_limits,
+)
+from nimburion.backends.sqlite.limit_changes import list_limit_changes
+from nimburion.backends.sqlite.rate_limits import read_rates
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.backends.sqlite.tenants import find_turn
 from nimburion.core.audit import AuditPage, AuditRecord
+from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
@@ -34,11 +41,9 @@ from nimburion.core.job import (
     Progress,
     State,
 )
+from nimburion.core.limits import LimitHolder, LimitInfo, get_limited_job, make_job_limit_name
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.session import (
-    MAX_HOLDERS,
-    LimitHolder,
-    LimitInfo,
     SessionInfo,
     Vitals,
     WorkerCommand,
@@ -251,8 +256,7 @@ def explain_job(db: Database, job_id: str) -> Facts:
         now=db.now / MICRO,
         job=job,
         pause=None if pause is None else make_pause(*pause),
-        limit=next(iter(list_limits(db, job.name)), None),
-        rate=next((rate for rate in list_rates(db) if rate.name == job.name), None),
+        limits=list_limits(db, make_job_limit_name(job.name), 1, MAX_HOLDERS),
         keys=find_key_uses(db, row[2], row[0]),
         parked_for=None if parked is None else parked[0],
         turn=find_turn(db, row[0]),
@@ -261,18 +265,31 @@ def explain_job(db: Database, job_id: str) -> Facts:
     )
 
 
-def list_limits(db: Database, name: str | None = None) -> list[LimitInfo]:
-    """See `Inspecting.list_limits`. With a name, return only the limit of this name."""
-    holders: dict[str, list[LimitHolder]] = {}
-    for limited, job_id, session, host, leased_at in db.run(
-        "list_limit_holders", name, MAX_HOLDERS
-    ):
+def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
+    """See `Inspecting.list_limits`."""
+    job = None if name is None else get_limited_job(name) or ""
+    held: dict[str, list[LimitHolder]] = {}
+    for limited, job_id, session, host, leased_at in db.run("list_limit_holders", job, holders):
         holder = LimitHolder(job_id, session, host, leased_at / MICRO)
-        holders.setdefault(limited, []).append(holder)
-    return [
-        LimitInfo(name=limited, limit=maximum, in_use=in_use, holders=holders.get(limited, []))
-        for limited, maximum, in_use in db.run("list_limits_by_name", name)
+        held.setdefault(limited, []).append(holder)
+    own = [
+        OwnLimit(limited, maximum, in_use, held.get(limited, []))
+        for limited, maximum, in_use in db.run("list_limits_by_name", job)
     ]
+    rates = [OwnRate(job, *rate) for job, rate in read_rates(db).items()]
+    uses, sums = read_fullest_keys(db, name, fullest)
+    found = combine_limits(
+        own,
+        rates,
+        read_keyed_limits(db),
+        uses,
+        list_limit_changes(db),
+        now=db.now,
+        name=name,
+        fullest=fullest,
+        holders=holders,
+    )
+    return add_sums(found, sums)
 
 
 def list_audit(db: Database, limit: int, after: str | None) -> AuditPage:

@@ -8,7 +8,7 @@ import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
 from nimburion.backends.sqlite.keyed_limits import block_keys, refund_keys, spend_key_units
-from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateInfo, RateLimit, make_rate_info
+from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int, int]]).decode
 
@@ -114,11 +114,3 @@ def block_rates(db: Database, lane: int, seq: int, seconds: float) -> bool:
     delay = max(0, to_micros(seconds))
     db.run("set_spent_until", name, rate.limit.block(rate.spent_until, db.now, delay))
     return True
-
-
-def list_rates(db: Database) -> list[RateInfo]:
-    """See `Inspecting.list_rates`."""
-    return [
-        make_rate_info(name, rate.limit, rate.spent_until, db.now)
-        for name, rate in sorted(read_rates(db).items())
-    ]

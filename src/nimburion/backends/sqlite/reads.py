@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.sqlite import bulk_operations, limit_changes, queries, statistics, tenants
+from nimburion.backends.sqlite import bulk_operations, queries, statistics, tenants
 from nimburion.backends.sqlite.file import SQLiteFile
-from nimburion.backends.sqlite.keyed_limits import list_key_uses, list_keyed_limits
-from nimburion.backends.sqlite.rate_limits import list_rates
 from nimburion.core.audit import AuditPage
-from nimburion.core.backend import Inspecting
+from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.fairness import TenantUses
 from nimburion.core.job import JobRecord, State
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics, check_interval
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 
 _FEW_INTERVALS = 10
 """More intervals of statistics than these take long to read."""
@@ -74,22 +70,11 @@ class SQLiteInspecting(Inspecting):
     async def list_sessions(self) -> list[SessionInfo]:
         return await self._file.read(queries.list_sessions)
 
-    async def list_limits(self) -> list[LimitInfo]:
-        return await self._file.read(queries.list_limits)
-
-    async def list_rates(self) -> list[RateInfo]:
-        return await self._file.read(list_rates)
-
-    async def list_keyed_limits(
-        self, *, name: str | None = None, fullest: int = 5
-    ) -> list[KeyedLimitInfo]:
-        return await self._file.read(lambda db: list_keyed_limits(db, name, fullest))
-
-    async def list_limit_changes(self) -> list[LimitChange]:
-        return await self._file.read(limit_changes.list_limit_changes)
-
-    async def list_key_uses(self, limit: int = 100) -> list[KeyUse]:
-        return await self._file.read(lambda db: list_key_uses(db, limit))
+    async def list_limits(
+        self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
+    ) -> list[LimitInfo]:
+        most = max(0, min(holders, MAX_HOLDERS))
+        return await self._file.read(lambda db: queries.list_limits(db, name, fullest, most))
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         return await self._file.read_slowly(lambda db: tenants.list_tenants(db, limit))

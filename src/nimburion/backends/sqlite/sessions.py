@@ -16,7 +16,6 @@ from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
 from nimburion.core.lease import Lease, Token
-from nimburion.core.limit_changes import DeclaredLimits
 from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
 
 _encode = msgspec.json.Encoder().encode
@@ -66,10 +65,7 @@ def open_session(db: Database, session: Session) -> None:
         db.boot_time + session.ttl, db.boot_id, db.now,
     )  # fmt: skip
     for name in session.names:
-        declared = DeclaredLimits(
-            session.limits.get(name), session.rates.get(name), session.keyed_limits.get(name, {})
-        )
-        declare_limits(db, name, declared)
+        declare_limits(db, name, session.limits.get(name, {}))
     for tenant, weight in session.weights.items():
         set_tenant_weight(db, tenant, weight)
     if session.names:

@@ -21,7 +21,11 @@ from nimburion.backends.sqlite.reserve import READ_AHEAD, Lanes, Limits
 from nimburion.backends.sqlite.tenants import read_shares
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass
-from nimburion.core.keyed_limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import (
+    JobLimit,
+    LimitKey,
+    LimitUse,
+)
 
 _FIRST_JOBS = 2
 """Further jobs that the first read of a group, or of the jobs parked for a key, returns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -12,10 +12,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.errors import LimitNotFound
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import LimitChange
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import LimitInfo
+from nimburion.core.limits import LimitChange, LimitInfo, get_limited_job, get_limited_queue
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -37,124 +34,82 @@ def limits(ctx: click.Context) -> None:
 @limits.command("list")
 @add_shared_options
 def list_limits() -> None:
-    """List concurrency limits and what holds them, rates, limits by key, and their changes."""
+    """List limits: what they allow, what is in use and waits, and who changed them."""
     show_all()
-
-
-class Readings(NamedTuple):
-    """All limits of a backend."""
-
-    limits: list[LimitInfo]
-    rates: list[RateInfo]
-    keyed: list[KeyedLimitInfo]
-    keys: list[KeyUse]
-    changes: list[LimitChange]
-    now: float
 
 
 def show_all() -> None:
     """Read all limits and print them."""
-    found = current_invocation().run(read_limits)
-    data = {
-        name: msgspec.to_builtins(value) for name, value in found._asdict().items() if name != "now"
-    }
-    print_result(data, lambda: print_limits(found))
+    found, now = current_invocation().run(read_limits)
+    print_result(msgspec.to_builtins(found), lambda: print_limits(found, now))
 
 
-async def read_limits(backend: Backend) -> Readings:
-    """Return all limits, the keys in use, the changes, and the backend's time."""
-    return Readings(
-        await backend.reads.list_limits(),
-        await backend.reads.list_rates(),
-        await backend.reads.list_keyed_limits(),
-        await backend.reads.list_key_uses(),
-        await backend.reads.list_limit_changes(),
-        await backend.now(),
-    )
+async def read_limits(backend: Backend) -> tuple[list[LimitInfo], float]:
+    """Return all limits, and the backend's time."""
+    return await backend.reads.list_limits(), await backend.now()
 
 
-def print_limits(found: Readings) -> None:
+def print_limits(limits: list[LimitInfo], now: float) -> None:
     """Print one line per limit, then one per change."""
-    if found.keyed:
-        print_keyed_limits(found.keyed)
-    if found.rates:
-        print_rates(found.rates, found.now)
-    if found.limits or not (found.rates or found.keyed):
-        print_table(
-            ("name", "in use", "limit", "held by"),
-            [
-                (
-                    limit.name,
-                    limit.in_use,
-                    limit.limit,
-                    ", ".join(holder.job_id for holder in limit.holders) or None,
-                )
-                for limit in found.limits
-            ],
-            NO_LIMIT,
-        )
-    if found.changes:
-        print_changes(found.changes)
-
-
-def print_keyed_limits(keyed: list[KeyedLimitInfo]) -> None:
-    """Print one line per limit by key."""
     print_table(
         (
-            *("limit by key", "maximum", "rate", "jobs", "keys", "in use", "waiting"),
-            "fullest keys (in use+waiting)",
+            *("limit", "maximum", "rate", "jobs", "keys", "in use", "waiting", "next in"),
+            "held by, or fullest keys (in use+waiting)",
         ),
         [
             (
                 limit.name,
                 describe_maximum(limit),
                 describe_rate(limit),
-                ",".join(limit.jobs) or None,
-                limit.keys,
+                ",".join(limit.rules) or None,
+                limit.keys if has_keys(limit) else None,
                 limit.in_use,
-                limit.parked,
-                ", ".join(describe_use(use) for use in limit.fullest[:3]) or None,
+                None if get_limited_job(limit.name) is not None else limit.parked,
+                None if has_keys(limit) else describe_wait(limit.opens_at, now),
+                describe_use(limit),
             )
-            for limit in keyed
+            for limit in limits
         ],
-        "",
+        NO_LIMIT,
     )
+    changes = [change for limit in limits for change in limit.changes]
+    if changes:
+        print_changes(changes)
 
 
-def describe_maximum(limit: KeyedLimitInfo) -> str | None:
+def has_keys(limit: LimitInfo) -> bool:
+    """Return whether a limit counts by key: it is not that of a job name or of a queue."""
+    return get_limited_job(limit.name) is None and get_limited_queue(limit.name) is None
+
+
+def describe_maximum(limit: LimitInfo) -> str | None:
     """Return how many jobs of one key may run, of each job name if they differ."""
     return (
-        "/".join(sorted({str(one.concurrency) for one in limit.jobs.values()} - {"None"})) or None
+        "/".join(sorted({str(one.concurrency) for one in limit.rules.values()} - {"None"})) or None
     )
 
 
-def describe_rate(limit: KeyedLimitInfo) -> str | None:
-    """Return the rate of one key, of each job name if they differ."""
-    return "/".join(sorted({one.rate.rate for one in limit.jobs.values() if one.rate})) or None
+def describe_rate(limit: LimitInfo) -> str | None:
+    """Return the rate of one key with its burst and cost, of each job name if they differ."""
+    rates = {one.rate for one in limit.rules.values() if one.rate is not None}
+    texts = {
+        f"{rate.rate} burst {rate.burst}" + ("" if rate.cost == 1 else f" cost {rate.cost}")
+        for rate in rates
+    }
+    return "/".join(sorted(texts)) or None
 
 
-def describe_use(use: KeyUse) -> str:
-    """Return a key with its running and its waiting jobs."""
-    return f"{use.key or '(none)'} {use.in_use}+{use.parked}"
+def describe_wait(opens_at: float | None, now: float) -> str | None:
+    """Return the time until a rate allows the next job; None: it allows one now."""
+    return None if opens_at is None else f"{max(0.0, opens_at - now):.1f} s"
 
 
-def print_rates(rates: list[RateInfo], now: float) -> None:
-    """Print one line per rate limit."""
-    print_table(
-        ("name", "rate", "burst", "cost", "may start now", "next in"),
-        [
-            (
-                rate.name,
-                rate.rate,
-                rate.burst,
-                rate.cost,
-                rate.room,
-                None if rate.opens_at is None else f"{max(0.0, rate.opens_at - now):.1f} s",
-            )
-            for rate in rates
-        ],
-        "",
-    )
+def describe_use(limit: LimitInfo) -> str | None:
+    """Return the jobs that hold a limit, or its fullest keys with running and waiting jobs."""
+    if not has_keys(limit):
+        return ", ".join(holder.job_id for holder in limit.holders) or None
+    keys = [f"{use.key or '(none)'} {use.in_use}+{use.parked}" for use in limit.fullest[:3]]
+    return ", ".join(keys) or None
 
 
 def print_changes(changes: list[LimitChange]) -> None:
@@ -181,25 +136,24 @@ def print_changes(changes: list[LimitChange]) -> None:
 @click.argument("name", metavar="NAME")
 @add_shared_options
 def show(name: str) -> None:
-    """Show the fullest keys of a limit by key: running and waiting jobs, and the next start."""
-    limit, now = current_invocation().run(lambda backend: read_keyed_limit(backend, name))
-    print_result(msgspec.to_builtins(limit), lambda: print_keyed_limit(limit, now))
+    """Show a limit with its fullest keys: running and waiting jobs, and the next start."""
+    limit, now = current_invocation().run(lambda backend: read_limit(backend, name))
+    print_result(msgspec.to_builtins(limit), lambda: print_limit(limit, now))
 
 
-async def read_keyed_limit(backend: Backend, name: str) -> tuple[KeyedLimitInfo, float]:
-    """Return a limit by key and the backend's time. Raises `LimitNotFound`."""
-    found = await backend.reads.list_keyed_limits(name=name, fullest=_SHOWN_KEYS)
+async def read_limit(backend: Backend, name: str) -> tuple[LimitInfo, float]:
+    """Return a limit and the backend's time. Raises `LimitNotFound`."""
+    found = await backend.reads.list_limits(name=name, fullest=_SHOWN_KEYS)
     if not found:
         raise LimitNotFound(
-            name,
-            f"this backend knows no limit by key {name!r}; `nimburion limits` lists all limits",
+            name, f"this backend knows no limit {name!r}; `nimburion limits` lists all limits"
         )
     return found[0], await backend.now()
 
 
-def print_keyed_limit(limit: KeyedLimitInfo, now: float) -> None:
-    """Print a limit by key, then one line per key."""
-    print_keyed_limits([msgspec.structs.replace(limit, fullest=[])])
+def print_limit(limit: LimitInfo, now: float) -> None:
+    """Print a limit, then one line per key."""
+    print_limits([msgspec.structs.replace(limit, fullest=[])], now)
     print_table(
         ("key", "in use", "waiting", "next in"),
         [
@@ -207,7 +161,7 @@ def print_keyed_limit(limit: KeyedLimitInfo, now: float) -> None:
                 use.key or None,
                 use.in_use,
                 use.parked,
-                None if use.opens_at is None else f"{max(0.0, use.opens_at - now):.1f} s",
+                describe_wait(use.opens_at, now),
             )
             for use in limit.fullest
         ],
@@ -224,7 +178,7 @@ def print_keyed_limit(limit: KeyedLimitInfo, now: float) -> None:
 @click.option(
     "--burst", metavar="N", type=click.IntRange(1), help="With --rate: how many may start at once."
 )
-@click.option("--key", metavar="KEY", help="Change only this key of a limit by key.")
+@click.option("--key", metavar="KEY", help="Change only this key of a shared limit.")
 @click.option("--reason", metavar="TEXT", required=True, help="Why; shown wherever the limit is.")
 @add_shared_options
 def set_limit(  # noqa: PLR0917 - the parameters of the command
@@ -237,9 +191,9 @@ def set_limit(  # noqa: PLR0917 - the parameters of the command
 ) -> None:
     """Change a limit at run time, until `limits reset`. MAXIMUM 0 starts no more jobs.
 
-    NAME is a job, a limit by key as `limits list` shows it, or queue=QUEUE for a whole queue. The
-    change wins over what workers declare, also after they restart. The next exchange of each worker
-    follows it. Running jobs continue.
+    NAME is job:NAME, queue:NAME for a whole queue, or the name of a shared limit, as `limits list`
+    shows it. The change wins over what workers declare, also after they restart. The next exchange
+    of each worker follows it. Running jobs continue.
     """
     if burst is not None and rate is None:
         raise click.UsageError("--burst needs --rate, like --rate 100/min")
@@ -272,7 +226,7 @@ def make_reset_command(change: LimitChange) -> str:
 
 @limits.command("reset")
 @click.argument("name", metavar="NAME")
-@click.option("--key", metavar="KEY", help="Reset only this key of a limit by key.")
+@click.option("--key", metavar="KEY", help="Reset only this key of a shared limit.")
 @click.option("--reason", metavar="TEXT", default="", help="Why; kept in the audit record.")
 @add_shared_options
 def reset(name: str, key: str | None, reason: str) -> None:

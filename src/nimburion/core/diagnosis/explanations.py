@@ -10,10 +10,9 @@ import msgspec
 from nimburion.core.diagnosis.unserved import Unserved, find_unserved, is_live
 from nimburion.core.fairness import TenantTurn
 from nimburion.core.job import JobRecord, State
-from nimburion.core.keyed_limits import KeyUse, get_limited_queue
+from nimburion.core.limits import KeyUse, LimitInfo, get_limited_job, get_limited_queue
 from nimburion.core.queries import Pause, QueueInfo
-from nimburion.core.rate_limits import RateInfo
-from nimburion.core.session import LimitInfo, SessionInfo, WorkerCommand
+from nimburion.core.session import SessionInfo, WorkerCommand
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,12 +24,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Without its payload."""
     pause: Pause | None
     """The pause of its queue."""
-    limit: LimitInfo | None
-    """The concurrency limit of its name."""
-    rate: RateInfo | None = None
-    """The rate limit of its name."""
+    limits: list[LimitInfo] = msgspec.field(default_factory=list)
+    """The limits that close its lane if they have no room, each with the rule of its name."""
     keys: list[KeyUse] = msgspec.field(default_factory=list)
-    """The keys of its limits by key that are in use."""
+    """The keys of its other limits that are in use."""
     parked_for: str | None = None
     """The name of the limit whose key has no room for the job; None: it is not parked."""
     turn: TenantTurn | None = None
@@ -142,10 +139,11 @@ def _explain_waiting(facts: Facts) -> Iterable[Cause]:
             yield Cause(CauseKind.NOT_DUE, f"It is due in {wait}.")
     if facts.pause is not None:
         yield Cause(CauseKind.PAUSED, _describe_pause(job.queue, facts.pause, facts.now))
-    if facts.limit is not None and facts.limit.in_use >= facts.limit.limit:
-        yield Cause(CauseKind.AT_LIMIT, _describe_limit(facts.limit))
-    if facts.rate is not None and facts.rate.opens_at is not None:
-        yield Cause(CauseKind.OVER_RATE, _describe_rate(facts.rate, facts.now))
+    for limit in facts.limits:
+        if limit.concurrency is not None and limit.in_use >= limit.concurrency:
+            yield Cause(CauseKind.AT_LIMIT, _describe_limit(limit, limit.concurrency))
+        if limit.opens_at is not None:
+            yield Cause(CauseKind.OVER_RATE, _describe_rate(limit, limit.opens_at - facts.now))
     if facts.parked_for is not None:
         yield Cause(CauseKind.KEY_FULL, _describe_parked(facts))
     yield from _explain_workers(facts)
@@ -160,23 +158,30 @@ def _describe_pause(queue: str, pause: Pause, now: float) -> str:
     return f"Queue {queue!r} is paused{by}{why}.{end}"
 
 
-def list_named_holders(limit: LimitInfo | None) -> list[str]:
-    """Return the jobs that the cause of a limit names: those that hold it longest."""
-    return [] if limit is None else [holder.job_id for holder in limit.holders[:3]]
+def list_named_holders(limits: Iterable[LimitInfo]) -> list[str]:
+    """Return the jobs that the causes of limits name: those that hold each longest."""
+    return [holder.job_id for limit in limits for holder in limit.holders[:3]]
 
 
-def _describe_limit(limit: LimitInfo) -> str:
-    if limit.limit == 0:
+def _name_limit(limit: str) -> str:
+    """Return the name of a job or a queue with a limit of its own, or that of a shared limit."""
+    job, queue = get_limited_job(limit), get_limited_queue(limit)
+    return repr(job) if job is not None else limit if queue is None else f"queue {queue!r}"
+
+
+def _describe_limit(limit: LimitInfo, maximum: int) -> str:
+    name = _name_limit(limit.name)
+    if maximum == 0:
         return (
-            f"The concurrency limit of {limit.name!r} is 0, so none of these jobs starts; "
+            f"The concurrency limit of {name} is 0, so none of these jobs starts; "
             "`nimburion limits` says who changed it."
         )
-    holders = ", ".join(list_named_holders(limit))
+    holders = ", ".join(list_named_holders([limit]))
     held = f", by {holders}" if holders else ""
     more = " and others" if limit.in_use > 3 else ""
     return (
-        f"The concurrency limit of {limit.name!r} is reached: {limit.in_use} of {limit.limit} in "
-        f"use{held}{more}."
+        f"The concurrency limit of {name} is reached: {limit.in_use} of {maximum} in use"
+        f"{held}{more}."
     )
 
 
@@ -205,11 +210,12 @@ def _describe_turn(turn: TenantTurn) -> str:
     )
 
 
-def _describe_rate(rate: RateInfo, now: float) -> str:
-    wait = _format_seconds((rate.opens_at or now) - now)
+def _describe_rate(limit: LimitInfo, wait: float) -> str:
+    rate = limit.rate
+    what = "" if rate is None else f" ({rate.rate}, burst {rate.burst})"
     return (
-        f"The rate limit of {rate.name!r} ({rate.rate}, burst {rate.burst}) allows the next job in "
-        f"{wait}."
+        f"The rate limit of {_name_limit(limit.name)}{what} allows the next job in "
+        f"{_format_seconds(wait)}."
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from nimburion.core.errors import ConfigurationError, DefinitionError
-from nimburion.core.keyed_limits import KeyedLimit, make_queue_limit_name
-from nimburion.core.rates import parse_rate
+from nimburion.core.limits import LimitRule, make_queue_limit_name
+from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import JobSettings, KeyedLimitSettings, Settings
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
 from nimburion.jobs.declaration.job import check_declared_name
@@ -76,7 +76,7 @@ def _configure_limit(job: str, limit: Limit, keyed: dict[str, KeyedLimitSettings
         raise ConfigurationError(f"jobs.keyed_limits, {own.name!r}: {error}") from None
 
 
-def make_queue_limits(settings: Settings) -> dict[str, KeyedLimit]:
+def make_queue_limits(settings: Settings) -> dict[str, LimitRule]:
     """Return the limits of whole queues in the settings, by the name of the limit.
 
     Raises:
@@ -91,19 +91,13 @@ def make_queue_limits(settings: Settings) -> dict[str, KeyedLimit]:
             raise ConfigurationError(f"{where}: give the queue a `concurrency` or a `rate`")
         try:
             check_declared_name("the name of a queue", own.name)
-            limit = KeyedLimit(own.concurrency, parse_rate(own.rate, own.burst))
+            limit = LimitRule(own.concurrency, parse_rate(own.rate, own.burst))
         except DefinitionError as error:
             raise ConfigurationError(f"{where}: {error}") from None
         limits[make_queue_limit_name(own.name)] = limit
     if len(limits) < len(settings.queue_limits):
         raise ConfigurationError("jobs.queue_limits: a queue occurs twice")
     return limits
-
-
-def describe_limit(limit: KeyedLimit) -> str:
-    """Return the maximum and the rate of a limit for people."""
-    maximum = None if limit.concurrency is None else str(limit.concurrency)
-    return " ".join(part for part in (maximum, limit.rate and limit.rate.rate) if part)
 
 
 def find_misspelt_queues(settings: Settings, queues: Collection[str]) -> list[str]:

@@ -1,19 +1,18 @@
-"""Limits by key as declarations write them: `concurrency=Limit(1, key="customer")`."""
+"""Limits as declarations write them: `concurrency=Limit(1, key="customer")`."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.rate_limits import MAX_UNITS
-from nimburion.core.rates import parse_rate
+from nimburion.core.limits import LimitRule, closes_lane, is_reserved, make_job_limit_name
+from nimburion.core.rate_limits import MAX_UNITS, RateLimit, parse_rate
 from nimburion.core.size_limits import MAX_TEXT
 
 Key = str | Callable[[Any], object]
@@ -77,27 +76,41 @@ class Limit:
                 f"the name of a Limit has 1 to 256 of the characters A-Z a-z 0-9 _ . : -, not "
                 f"{name!r}"
             )
+        if name is not None and is_reserved(name):
+            raise DefinitionError(
+                f"the name of a Limit does not begin with `job:` or `queue:`, like {name!r}: these "
+                "are the limits of job names and of queues"
+            )
         self.concurrency: int | None = concurrency
         self.key: Key | None = key
         self.name: str | None = name
         self.cost: Cost = cost
         self.rate: str | None = rate
         self.burst: int | None = burst
-        self.make_keyed_limit()  # raises for a wrong rate
+        self.make_rule()  # raises for a wrong rate
 
-    def make_keyed_limit(self) -> KeyedLimit:
+    def make_rule(self) -> LimitRule:
         """Return the limit as a worker declares it to the backend."""
         fixed = self.cost if isinstance(self.cost, int) else 1
-        return KeyedLimit(self.concurrency, parse_rate(self.rate, self.burst, fixed))
+        return LimitRule(self.concurrency, parse_rate(self.rate, self.burst, fixed))
 
     def choose_name(self, job: str) -> str:
-        """Return the name of the limit for a job name."""
+        """Return the name of the limit for a job name.
+
+        A limit without a key and a name is that of the job name, unless each job has its own cost.
+        """
         if self.name is not None:
             return self.name
+        if self.key is None and isinstance(self.cost, int):
+            return make_job_limit_name(job)
         if self.key is None:
-            return job
-        key = self.key if isinstance(self.key, str) else getattr(self.key, "__name__", "key")
-        return f"{job}:{re.sub('[^A-Za-z0-9_.-]', '-', key)}"
+            key = "cost"
+        else:
+            key = self.key if isinstance(self.key, str) else getattr(self.key, "__name__", "key")
+        name = f"{job}:{re.sub('[^A-Za-z0-9_.-]', '-', key)}"
+        if is_reserved(name):
+            raise DefinitionError(f"job {job!r}: give its Limit a `name`, like {job + '-' + key!r}")
+        return name
 
     def __repr__(self) -> str:
         parts = [repr(self.concurrency)] if self.concurrency is not None else []
@@ -109,23 +122,32 @@ class Limit:
 
 
 class JobLimits:
-    """The limits by key of one job name."""
+    """The `Limit`s of one job name."""
 
     def __init__(self, job: str, limits: Sequence[Limit]) -> None:
-        self._limits = {limit.choose_name(job): limit for limit in limits}
-        if len(self._limits) < len(limits):
+        named = {limit.choose_name(job): limit for limit in limits}
+        if len(named) < len(limits):
             raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
+        self._job = job
+        self._own = named.pop(make_job_limit_name(job), None)
+        """The one that limits all jobs of the name."""
+        self._keyed = named
+        """Those of which a job carries a key, by name."""
 
-    def make_keyed_limits(self) -> dict[str, KeyedLimit]:
-        """Return the limits as a worker declares them to the backend, by name."""
-        return {name: limit.make_keyed_limit() for name, limit in self._limits.items()}
+    def make_rules(
+        self, concurrency: int | None = None, rate: RateLimit | None = None
+    ) -> dict[str, LimitRule]:
+        """Return the limits as a worker declares them to the backend, by name.
 
-    def describe(self) -> str:
-        """Return the limits for people."""
-        return " ".join(
-            f"{limit.rate or limit.concurrency}" + ("" if limit.key is None else f" by {name}")
-            for name, limit in self._limits.items()
-        )
+        `concurrency` and `rate`: the options of the job itself.
+        """
+        rules = {name: limit.make_rule() for name, limit in self._keyed.items()}
+        own = LimitRule(concurrency, rate)
+        if self._own is not None:
+            own = _merge(self._job, own, self._own.make_rule())
+        if own != LimitRule():
+            rules[make_job_limit_name(self._job)] = own
+        return rules
 
     def apply(self, options: JobOptions, payload: bytes, job: object) -> JobOptions:
         """Return the options of a job with its keys and its cost.
@@ -133,14 +155,39 @@ class JobLimits:
         Raises:
             InvalidJob: a key or a cost cannot be computed.
         """
+        if not self._keyed:
+            return options
         members = _decode_members(payload) if payload.startswith(b"{") else {}
         keys = {
             name: _compute_key(limit.key, options, members, job)
-            for name, limit in self._limits.items()
+            for name, limit in self._keyed.items()
         }
-        costs = [limit.cost for limit in self._limits.values() if not isinstance(limit.cost, int)]
+        costs = [limit.cost for limit in self._keyed.values() if not isinstance(limit.cost, int)]
         cost = _compute_cost(costs[0], members, job) if costs else options.cost
         return msgspec.structs.replace(options, limit_keys=keys, cost=cost)
+
+
+def describe_rules(rules: Mapping[str, LimitRule]) -> str:
+    """Return the limits of a job name for people."""
+    return " ".join(
+        describe_rule(rule) if closes_lane(name) else f"{describe_rule(rule)} by {name}"
+        for name, rule in rules.items()
+    )
+
+
+def describe_rule(rule: LimitRule) -> str:
+    """Return the maximum and the rate of a limit for people."""
+    maximum = None if rule.concurrency is None else str(rule.concurrency)
+    return " ".join(part for part in (maximum, rule.rate and rule.rate.rate) if part)
+
+
+def _merge(job: str, one: LimitRule, other: LimitRule) -> LimitRule:
+    """Return the rule of two options that limit a job name: one has the maximum, one the rate."""
+    if None not in {one.concurrency, other.concurrency} or None not in {one.rate, other.rate}:
+        raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
+    return LimitRule(
+        other.concurrency if one.concurrency is None else one.concurrency, one.rate or other.rate
+    )
 
 
 def check_limits(job: str, limits: Iterable[Limit], known: Iterable[str]) -> None:

@@ -11,8 +11,7 @@ from typing import Any, Literal, TypeVar, Unpack, cast, get_args
 import msgspec
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.rate_limits import RateLimit
-from nimburion.core.rates import parse_rate
+from nimburion.core.rate_limits import RateLimit, parse_rate
 from nimburion.core.settings import Settings
 from nimburion.core.text.sizes import read_byte_count
 from nimburion.core.text.suggestions import describe_unknown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from typing import Any, Unpack
@@ -10,15 +10,13 @@ from typing import Any, Unpack
 import msgspec
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.keyed_limits import KeyedLimit
-from nimburion.core.rate_limits import RateLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs.declaration.batches import BatchContext, read_outcomes
 from nimburion.jobs.declaration.codec import ResultCodec, UnreadablePayload
 from nimburion.jobs.declaration.configured_policy import (
     configure_policy,
-    describe_limit,
     find_misspelt_queues,
     find_unknown_names,
     make_queue_limits,
@@ -33,7 +31,7 @@ from nimburion.jobs.declaration.job import (
     find_declaration,
     get_constructor,
 )
-from nimburion.jobs.declaration.limits import JobLimits
+from nimburion.jobs.declaration.limits import JobLimits, describe_rule, describe_rules
 from nimburion.jobs.declaration.policy import BATCH_OPTIONS, Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     is_async,
@@ -206,54 +204,29 @@ class Registry:
         }
 
     @property
-    def limits(self) -> dict[str, int]:
-        """The fleet-wide concurrency limits by job name, for the names that have a limit."""
-        return {
-            handler.name: handler.policy.concurrency
-            for handler in self._handlers.values()
-            if handler.policy.concurrency is not None
-        }
-
-    @property
-    def rates(self) -> dict[str, RateLimit]:
-        """The fleet-wide rate limits by job name, for the names that have one."""
-        return {
-            handler.name: handler.policy.rate
-            for handler in self._handlers.values()
-            if handler.policy.rate is not None
-        }
-
-    @property
-    def keyed_limits(self) -> dict[str, dict[str, KeyedLimit]]:
-        """The limits by key, by job name and then by the name of the limit.
+    def limits(self) -> dict[str, dict[str, LimitRule]]:
+        """The fleet-wide limits, by job name and then by the name of the limit.
 
         The limits of whole queues are among those of each job name: a job may be in any queue.
         """
-        return {
-            handler.name: self._queue_limits
-            | JobLimits(handler.name, handler.policy.limits).make_keyed_limits()
+        limits = {
+            handler.name: self._queue_limits | _make_rules(handler)
             for handler in self._handlers.values()
-            if handler.policy.limits or self._queue_limits
         }
+        return {name: rules for name, rules in limits.items() if rules}
 
     def describe_limits(self) -> dict[str, str]:
-        """Return the concurrency limit and the rate of each job and queue that has one, for
-        people.
-        """
-        described = {name: str(limit) for name, limit in self.limits.items()}
-        for name, rate in self.rates.items():
-            described[name] = f"{described[name]} {rate.rate}" if name in described else rate.rate
-        for handler in self._handlers.values():
-            if handler.policy.limits:
-                text = JobLimits(handler.name, handler.policy.limits).describe()
-                before = described.get(handler.name)
-                described[handler.name] = text if before is None else f"{before} {text}"
-        described |= {name: describe_limit(limit) for name, limit in self._queue_limits.items()}
-        return dict(sorted(described.items()))
+        """Return the limits of each job and queue that has some, for people."""
+        described = {
+            handler.name: describe_rules(_make_rules(handler))
+            for handler in self._handlers.values()
+        }
+        described |= {name: describe_rule(rule) for name, rule in self._queue_limits.items()}
+        return {name: text for name, text in sorted(described.items()) if text}
 
     def find_unknown_names(self) -> list[str]:
         """Return a message for each job or limit that the settings name and that is not here."""
-        limits = [name for limits in self.keyed_limits.values() for name in limits]
+        limits = [name for rules in self.limits.values() for name in rules]
         queues = {*self.queues, *(queue.name for queue in self._settings.queues)}
         return [
             *find_unknown_names(self._settings, self.names, limits),
@@ -264,7 +237,7 @@ class Registry:
         return configure_policy(name, policy.with_defaults(self._settings), self._settings)
 
     def _add(self, handler: Handler) -> None:
-        _check_limit_names([*self._handlers.values(), handler])
+        _make_rules(handler)  # raises if two of its limits have one name
         known = self._handlers.setdefault(handler.name, handler)
         if known is not handler and known.target is not handler.target:
             raise DefinitionError(
@@ -306,19 +279,10 @@ class Registry:
         )
 
 
-def _check_limit_names(handlers: Collection[Handler]) -> None:
-    """Raise `DefinitionError` if a job has the name of a limit by key that it does not have itself.
-
-    A change at run time names a job or a limit, so it would change both.
-    """
-    names = {handler.name for handler in handlers}
-    for handler in handlers:
-        for limit in handler.policy.limits:
-            if limit.name in names - {handler.name}:
-                raise DefinitionError(
-                    f"job {handler.name!r}: its Limit has the name of the job {limit.name!r}; give "
-                    f"the Limit another name, like {limit.name + '-limit'!r}"
-                )
+def _make_rules(handler: Handler) -> dict[str, LimitRule]:
+    """Return the limits of a handler by name, without those of queues."""
+    policy = handler.policy
+    return JobLimits(handler.name, policy.limits).make_rules(policy.concurrency, policy.rate)
 
 
 def _read_policy(name: str, options: PolicyOptions) -> Policy:

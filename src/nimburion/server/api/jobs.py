@@ -21,11 +21,9 @@ from nimburion.core.job import (
     Reason,
     State,
 )
-from nimburion.core.keyed_limits import KeyUse
+from nimburion.core.limits import KeyUse, LimitInfo
 from nimburion.core.queries import JobFilter, Page, Pause
-from nimburion.core.rate_limits import RateInfo
 from nimburion.core.result_errors import decode_result_error
-from nimburion.core.session import LimitInfo
 from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.server.api.body_rules import exclude, need, require_one, select_jobs
@@ -143,12 +141,10 @@ class JobExplanation(msgspec.Struct, frozen=True, kw_only=True):
     job: JobSummary
     pause: Pause | None
     """The pause of its queue."""
-    limit: LimitInfo | None
-    """The concurrency limit of its name."""
-    rate: RateInfo | None
-    """The rate limit of its name."""
+    limits: list[LimitInfo]
+    """The limits that close its lane if they have no room: that of its name."""
     keys: list[KeyUse]
-    """The keys of its limits by key that are in use."""
+    """The keys of its other limits that are in use."""
     parked_for: str | None
     """The name of the limit whose key has no room for the job."""
     key_holder: str | None
@@ -325,8 +321,7 @@ async def explain_job(request: ApiRequest[NoQuery, NoBody]) -> JobExplanation:
         now=facts.now,
         job=summarize_job(facts.job),
         pause=facts.pause,
-        limit=facts.limit,
-        rate=facts.rate,
+        limits=facts.limits,
         keys=facts.keys,
         parked_for=facts.parked_for,
         key_holder=facts.key_holder,

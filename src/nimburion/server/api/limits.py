@@ -1,4 +1,4 @@
-"""Limits: concurrency, rates and limits by key; change them at run time."""
+"""Limits: list them, and change them at run time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.keyed_limits import KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import MAX_CONCURRENCY, LimitChange
-from nimburion.core.rate_limits import MAX_UNITS, RateInfo
-from nimburion.core.session import LimitInfo
+from nimburion.core.limits import MAX_CONCURRENCY, LimitChange, LimitInfo
+from nimburion.core.rate_limits import MAX_UNITS
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.server.api.body_rules import need, require_one
 from nimburion.server.api.names import END, PageQuery
@@ -21,16 +19,10 @@ Reason = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,500}" + END)]
 
 
 class LimitPage(msgspec.Struct, frozen=True):
-    """The limits of a page of names. The changes are on each page."""
+    """A page of limits, ordered by name."""
 
     limits: list[LimitInfo]
-    rates: list[RateInfo]
-    keyed: list[KeyedLimitInfo]
-    """The limits by key, with their fullest keys."""
-    keys: list[KeyUse]
-    """The first 100 keys of limits by key that are in use or for which jobs wait, on each page."""
-    changes: list[LimitChange]
-    """What operators changed at run time. It wins over what workers declare."""
+    """With their fullest keys, the jobs that hold them longest, and what operators changed."""
     next: str | None
 
 
@@ -44,7 +36,7 @@ class ChangeLimitBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     burst: Annotated[int, Meta(ge=1, le=MAX_UNITS)] | None = None
     """How many units may start at once; only with `rate`."""
     key: Key | None = None
-    """Change only this key of a limit by key."""
+    """Change only this key of a shared limit."""
     reason: Reason = ""
     """Shown wherever the limit is."""
 
@@ -66,24 +58,11 @@ class LimitState(msgspec.Struct, frozen=True):
 
 
 async def list_limits(request: ApiRequest[PageQuery, NoBody]) -> LimitPage:
-    """List limits: concurrency with the jobs that hold it longest, rates, limits by key."""
+    """List limits: what they allow, who changed them, and what is in use."""
     after, size = request.query.after, request.query.limit
-    backend = request.services.backend
-    limits = await backend.reads.list_limits()
-    rates = await backend.reads.list_rates()
-    keyed = await backend.reads.list_keyed_limits()
-    names = {limit.name for limit in limits} | {rate.name for rate in rates}
-    names |= {limit.name for limit in keyed}
-    rest = sorted(name for name in names if after is None or name > after)
-    page = set(rest[:size])
-    return LimitPage(
-        [limit for limit in limits if limit.name in page],
-        [rate for rate in rates if rate.name in page],
-        [limit for limit in keyed if limit.name in page],
-        await backend.reads.list_key_uses(100),
-        await backend.reads.list_limit_changes(),
-        rest[size - 1] if len(rest) > size else None,
-    )
+    limits = await request.services.backend.reads.list_limits()
+    rest = [limit for limit in limits if after is None or limit.name > after]
+    return LimitPage(rest[:size], rest[size - 1].name if len(rest) > size else None)
 
 
 async def change_limit(request: ApiRequest[NoQuery, ChangeLimitBody]) -> LimitState:
@@ -103,8 +82,8 @@ async def reset_limit(request: ApiRequest[NoQuery, ResetLimitBody]) -> LimitStat
 async def _read_state(
     request: ApiRequest[NoQuery, ChangeLimitBody] | ApiRequest[NoQuery, ResetLimitBody], name: str
 ) -> LimitState:
-    changes = await request.services.backend.reads.list_limit_changes()
-    return LimitState(name, [change for change in changes if change.name == name])
+    found = await request.services.backend.reads.list_limits(name=name, fullest=0, holders=0)
+    return LimitState(name, found[0].changes if found else [])
 
 
 OPERATIONS = (

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from nimburion.actions import Actions, Operator
 from nimburion.actions.operator import RIGHT_BY_ACTION
 from nimburion.core.errors import InvalidJob
-from nimburion.core.keyed_limits import LIMIT_PATTERN
+from nimburion.core.limits import LIMIT_PATTERN
 from nimburion.core.size_limits import check_name
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.jobs.client.client import make_actions
@@ -137,7 +137,7 @@ def check_path_name(parameter: str, text: str) -> str:
     if parameter == "limit":
         if re.fullmatch(LIMIT_PATTERN, text):
             return text
-        advice = "limit must be the name of a job or of a limit by key, or queue=QUEUE"
+        advice = "limit must be the name of a limit: job:NAME, queue:NAME, or that of a shared one"
         raise make_parameter_problem(parameter, advice)
     try:
         return check_name(parameter, text)

@@ -13,10 +13,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import QueueInfo
-from nimburion.core.session import LimitInfo
 from nimburion.server.api.names import END
 from nimburion.server.api.operation import ApiRequest, NoBody, Operation
 
@@ -73,9 +73,8 @@ async def get_scale(request: ApiRequest[ScaleQuery, NoBody]) -> ScaleReport:
         found = [known[name] for name in asked if name in known]
     now = await backend.now()
     rows = await backend.reads.list_statistics(now - _WINDOW, now, _STEP)
-    return compute_scale(
-        found, await backend.reads.list_limits(), average_runs(rows), query.target_wait
-    )
+    limits = await backend.reads.list_limits(fullest=0, holders=0)
+    return compute_scale(found, limits, average_runs(rows), query.target_wait)
 
 
 def average_runs(rows: Iterable[Statistics]) -> dict[str, float]:
@@ -113,7 +112,11 @@ def compute_scale(
         demands.append(
             QueueDemand(queue=queue.name, processing=queue.processing, ready=ready, work=work)
         )
-    room = {limit.name: max(0, limit.limit - limit.in_use) for limit in limits}
+    room = {
+        get_limited_job(limit.name): max(0, limit.concurrency - limit.in_use)
+        for limit in limits
+        if limit.concurrency is not None
+    }
     slots = sum(
         min(seconds / target_wait, due_by_name[name], room.get(name, math.inf))
         for name, seconds in work_by_name.items()

@@ -11,8 +11,9 @@ import msgspec
 
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError, NimburionError
+from nimburion.core.limits import LimitInfo
 from nimburion.core.queries import QueueInfo
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 from nimburion.core.text.escaping import escape_controls
 from nimburion.core.timing.clock import Clock
 from nimburion.server.dashboard.queue_counts import (
@@ -427,7 +428,7 @@ class PageReadings:
         return await self.read("sessions", self.backend.reads.list_sessions, max_age)
 
     async def list_limits(self, max_age: float = SIDE_AGE) -> list[LimitInfo]:
-        """Return all concurrency limits."""
+        """Return all limits with their fullest keys and their holders."""
         return await self.read("limits", self.backend.reads.list_limits, max_age)
 
     async def read_hour(self, max_age: float = 10.0) -> RecentHour:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 from typing import TypeVar
 
 from nimburion.core.backend import Backend
@@ -18,8 +19,13 @@ from nimburion.core.exchange import (
     ReserveRequest,
 )
 from nimburion.core.job import NO_JOB_OPTIONS, AttemptError, Enqueued, JobOptions, NewJob, State
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Delivery, Lease
+from nimburion.core.limits import (
+    KeyUse,
+    LimitRule,
+    closes_lane,
+    make_job_limit_name,
+)
 from nimburion.core.operations import Rescued
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import HeartbeatReply, Session
@@ -88,12 +94,15 @@ class Harness:
         queues: tuple[str, ...] = ("default",),
         limits: dict[str, int] | None = None,
         rates: dict[str, RateLimit] | None = None,
-        keyed: dict[str, dict[str, KeyedLimit]] | None = None,
+        keyed: dict[str, dict[str, LimitRule]] | None = None,
         weights: dict[str, float] | None = None,
         ttl: float = TTL,
         backend: Backend | None = None,
     ) -> HandDrivenWorker:
-        """Open a session and return a worker for it."""
+        """Open a session and return a worker for it.
+
+        `limits` and `rates`: the maxima and the rates of job names. `keyed`: their other limits.
+        """
         session = Session(
             id=f"{next(self._sessions):032x}",
             ttl=ttl,
@@ -102,9 +111,7 @@ class Harness:
             owner="cases",
             queues=queues,
             names=names,
-            limits=limits or {},
-            rates=rates or {},
-            keyed_limits=keyed or {},
+            limits=make_limits(limits or {}, rates=rates or {}, keyed=keyed or {}),
             weights=weights or {},
         )
         worker = HandDrivenWorker(backend or self.backend, session)
@@ -119,6 +126,32 @@ class Harness:
         """Let the session of the worker expire, and rescue its jobs."""
         self.clock.advance(worker.session.ttl)
         return await self.backend.consuming.rescue(1_000, max_lost=max_lost)
+
+
+def make_limits(
+    limits: Mapping[str, int] = MappingProxyType({}),
+    *,
+    rates: Mapping[str, RateLimit] = MappingProxyType({}),
+    keyed: Mapping[str, Mapping[str, LimitRule]] = MappingProxyType({}),
+) -> dict[str, dict[str, LimitRule]]:
+    """Return the limits of a session: the maxima and rates of job names, and the other limits."""
+    rules = {name: dict(named) for name, named in keyed.items()}
+    for name in limits.keys() | rates.keys():
+        own = LimitRule(limits.get(name), rates.get(name))
+        rules.setdefault(name, {})[make_job_limit_name(name)] = own
+    return rules
+
+
+async def list_uses(backend: Backend) -> list[KeyUse]:
+    """Return the keys of limits that are in use or for which jobs wait, by limit and key. Those of
+    the limits of job names are left out.
+    """
+    uses = [
+        use for limit in await backend.reads.list_limits(fullest=10_000) for use in limit.fullest
+    ]
+    return sorted(
+        (use for use in uses if not closes_lane(use.limit)), key=lambda use: (use.limit, use.key)
+    )
 
 
 class HandDrivenWorker:

@@ -10,12 +10,12 @@ import pytest
 
 from nimburion.core.exchange import Reply
 from nimburion.core.job import JobOptions, State
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Delivery, Lease
+from nimburion.core.limits import LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, Settled
-from nimburion.testing.contract.harness import TTL, HandDrivenWorker, Harness
+from nimburion.testing.contract.harness import TTL, HandDrivenWorker, Harness, list_uses
 
 LIMIT, WORKERS = 3, 8
 
@@ -115,7 +115,7 @@ class LimitsScenario:
         options = {
             "limits": {"mail": 6},
             "keyed": {
-                "mail": {"customer": KeyedLimit(concurrency=1), "region": KeyedLimit(rate=rate)}
+                "mail": {"customer": LimitRule(concurrency=1), "region": LimitRule(rate=rate)}
             },
         }
         luck = Random(7)  # noqa: S311 - the scenario is the same each time
@@ -163,7 +163,7 @@ class LimitsScenario:
                 fleet.clock.advance(TTL / 2)
                 await fleet.backend.consuming.rescue(100, max_lost=9)
         assert completed == count
-        assert await fleet.backend.reads.list_key_uses() == []
+        assert await list_uses(fleet.backend) == []
         assert (await workers[0].heartbeat()).limits == {"mail": ConcurrencyLimit(6, 0)}
 
 

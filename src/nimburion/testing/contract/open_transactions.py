@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Delivery, Lease
+from nimburion.core.limits import LimitRule
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import (
@@ -241,7 +241,7 @@ class OpenTransactions:
         await harness.put(harness.job("c", name="other", options=plain))
         (result,) = await transaction.enqueue(harness.job(after=60.0, options=options))
         assert result == Enqueued("a", "replaced")
-        by_key = {name: {"customer": KeyedLimit(concurrency=5)} for name in ("mail", "other")}
+        by_key = {name: {"customer": LimitRule(concurrency=5)} for name in ("mail", "other")}
         worker = await harness.worker(
             names=("mail", "other"),
             limits={"mail": 5} if lane == "of a limit" else None,

@@ -12,7 +12,7 @@
 -- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost], ordered by both names
 SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (
     SELECT * FROM keyed_limit WHERE (?1 IS NULL OR job_name = ?1)
-        AND (?2 IS NULL OR substr(limit_name, 1, 6) <> 'queue=' OR limit_name IN (SELECT value FROM json_each(?2)))
+        AND (?2 IS NULL OR substr(limit_name, 1, 6) <> 'queue:' OR limit_name IN (SELECT value FROM json_each(?2)))
     ORDER BY job_name, limit_name
 );
 

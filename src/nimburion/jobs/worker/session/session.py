@@ -228,8 +228,6 @@ def make_session(registry: Registry, settings: Settings, entropy: Entropy) -> Se
         owner=settings.owner,
         queues=tuple(queue.name for queue in settings.queues) or tuple(registry.queues),
         names=tuple(registry.names),
-        limits=dict(registry.limits),
-        rates=registry.rates,
-        keyed_limits=registry.keyed_limits,
+        limits=registry.limits,
         weights={tenant.name: tenant.weight for tenant in settings.tenants},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import RateLimited, Released, Spent
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
@@ -13,7 +13,7 @@ from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
 HOUR = 3_600.0
 THREE = RateLimit("1/s", interval=1_000_000, burst=3)
 """One job each second, and up to three at once."""
-BY_CUSTOMER = {"mail": {"customer": KeyedLimit(rate=THREE)}}
+BY_CUSTOMER = {"mail": {"customer": LimitRule(rate=THREE)}}
 
 
 async def measure_waits(harness: Harness, worker: HandDrivenWorker, count: int) -> list[float]:
@@ -100,7 +100,7 @@ class ClockSteps:
         first, second, third = [delivery.lease for delivery in await worker.take(9)]
         harness.clock.step_wall(-HOUR)
         await worker.settle(RateLimited(first, 5.0), Spent(second, 2), Released(third))
-        (rate,) = await harness.backend.reads.list_rates()
+        (rate,) = await harness.backend.reads.list_limits()
         assert rate.opens_at == pytest.approx(harness.clock.now() + 7.0, abs=1e-3)
 
     async def test_a_job_that_costs_more_than_a_burst_keeps_its_place(
@@ -135,7 +135,7 @@ class ClockSteps:
         """Each key waits for a burst of its own limit."""
         slow = RateLimit("1/min", interval=60_000_000, burst=2)
         worker = await harness.worker(
-            keyed={"mail": {"customer": KeyedLimit(rate=THREE), "region": KeyedLimit(rate=slow)}}
+            keyed={"mail": {"customer": LimitRule(rate=THREE), "region": LimitRule(rate=slow)}}
         )
         region = JobOptions(limit_keys={"region": "eu"})
         await harness.enqueue(*(harness.job(job_id, options=region) for job_id in "abc"))
@@ -151,8 +151,8 @@ class ClockSteps:
         worker = await harness.worker(
             names=("mail", "post"),
             keyed={
-                "mail": {"smtp": KeyedLimit(rate=THREE)},
-                "post": {"smtp": KeyedLimit(rate=slow)},
+                "mail": {"smtp": LimitRule(rate=THREE)},
+                "post": {"smtp": LimitRule(rate=slow)},
             },
         )
         smtp = JobOptions(limit_keys={"smtp": ""})

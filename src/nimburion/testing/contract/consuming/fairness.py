@@ -14,9 +14,8 @@ from nimburion.core.errors import InvalidJob
 from nimburion.core.exchange import Lane, QueueOptions
 from nimburion.core.fairness import TenantTurn, TenantUse
 from nimburion.core.job import JobOptions, NewJob, State
-from nimburion.core.keyed_limits import KeyedLimit
 from nimburion.core.lease import Delivery, Lease
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
@@ -368,7 +367,7 @@ class TenantsThatJoin:
         """Otherwise a job that waits for a shared key could be behind a new tenant each time when
         the key has room.
         """
-        keyed = {"mail": {"smtp": KeyedLimit(concurrency=1)}}
+        keyed = {"mail": {"smtp": LimitRule(concurrency=1)}}
         worker = await harness.worker(names=("mail", "post"), keyed=keyed)
         await harness.backend.maintenance.set_tenant_weight("a", 0.1)
 
@@ -478,7 +477,7 @@ class TurnsAndLimits:
         for job_id in ("a1", "a2", "a3", "b1", "b2", "c1"):
             options = JobOptions(tenant=job_id[0], limit_keys={"customer": job_id[0]})
             await harness.enqueue(harness.job(job_id, options=options))
-        worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=1)}})
+        worker = await harness.worker(keyed={"mail": {"customer": LimitRule(concurrency=1)}})
         held = await worker.take(9)
         assert ids(held) == ["a1", "b1", "c1"]
         assert {use[:2] for use in (await read_uses(harness)).values()} == {(0, 1)}
@@ -496,7 +495,7 @@ class TurnsAndLimits:
         for job_id in ("a1", "a2", "a3", "b1", "b2"):
             options = JobOptions(tenant=job_id[0], limit_keys={"customer": job_id[0]})
             await harness.enqueue(harness.job(job_id, options=options))
-        worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=1)}})
+        worker = await harness.worker(keyed={"mail": {"customer": LimitRule(concurrency=1)}})
         assert ids(await worker.take(9)) == ["a1", "b1"]
         await harness.backend.maintenance.change_limit(
             LimitChange(name="customer", key="a", concurrency=2)
@@ -509,7 +508,7 @@ class TurnsAndLimits:
         for job_id in ("a1", "a2", "a3", "b1"):
             options = JobOptions(tenant=job_id[0], limit_keys={"service": ""})
             await harness.enqueue(harness.job(job_id, options=options))
-        worker = await harness.worker(keyed={"mail": {"service": KeyedLimit(concurrency=2)}})
+        worker = await harness.worker(keyed={"mail": {"service": LimitRule(concurrency=2)}})
         a1, b1 = await worker.take(9)
         assert (a1.lease.job_id, b1.lease.job_id) == ("a1", "b1")
         reply = await worker.exchange(Completed(a1.lease), Completed(b1.lease), want=worker.want(9))

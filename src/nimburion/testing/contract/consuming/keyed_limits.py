@@ -6,8 +6,8 @@ import pytest
 
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import WAITING, JobOptions, NewJob, State, sort_states
-from nimburion.core.keyed_limits import KeyedLimit, KeyUse
 from nimburion.core.lease import Lease
+from nimburion.core.limits import KeyUse, LimitRule
 from nimburion.core.operations import Retention
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (
@@ -18,17 +18,15 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
-from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids, list_uses
 
-ONE_AT_A_TIME = {"mail": {"customer": KeyedLimit(concurrency=1)}}
-TWO_AT_A_TIME = {"mail": {"customer": KeyedLimit(concurrency=2)}}
-ONE_A_SECOND = {
-    "mail": {"customer": KeyedLimit(rate=RateLimit("1/s", interval=1_000_000, burst=1))}
-}
+ONE_AT_A_TIME = {"mail": {"customer": LimitRule(concurrency=1)}}
+TWO_AT_A_TIME = {"mail": {"customer": LimitRule(concurrency=2)}}
+ONE_A_SECOND = {"mail": {"customer": LimitRule(rate=RateLimit("1/s", interval=1_000_000, burst=1))}}
 FULL_AND_SLOW = {
     "mail": {
-        "customer": KeyedLimit(concurrency=1),
-        "region": KeyedLimit(rate=RateLimit("1/s", interval=1_000_000, burst=1)),
+        "customer": LimitRule(concurrency=1),
+        "region": LimitRule(rate=RateLimit("1/s", interval=1_000_000, burst=1)),
     }
 }
 
@@ -46,9 +44,7 @@ async def add(harness: Harness, *job_ids: str) -> None:
 
 async def read_uses(harness: Harness) -> dict[str, tuple[int, int]]:
     """Return by key how many jobs run, and how many are parked."""
-    return {
-        use.key: (use.in_use, use.parked) for use in await harness.backend.reads.list_key_uses()
-    }
+    return {use.key: (use.in_use, use.parked) for use in await list_uses(harness.backend)}
 
 
 async def end(worker: HandDrivenWorker, *settlements: Settlement) -> list[str]:
@@ -217,7 +213,7 @@ class KeyedLimits:
 
     async def test_a_shared_limit_counts_several_names(self, harness: Harness) -> None:
         keys = {"smtp": ""}
-        limit = {"smtp": KeyedLimit(concurrency=2)}
+        limit = {"smtp": LimitRule(concurrency=2)}
         for job_id, name in (("a", "mail"), ("b", "post"), ("c", "mail"), ("d", "post")):
             options = JobOptions(limit_keys=keys)
             await harness.enqueue(harness.job(job_id, name=name, options=options))
@@ -232,8 +228,8 @@ class KeyedLimits:
     ) -> None:
         """The exchange that settles the last job of a key reserves the parked job of another name,
         though no job of this name waited in its lane before."""
-        smtp = {"smtp": KeyedLimit(concurrency=1)}
-        post = smtp | ({"region": KeyedLimit(concurrency=1)} if own == "another key" else {})
+        smtp = {"smtp": LimitRule(concurrency=1)}
+        post = smtp | ({"region": LimitRule(concurrency=1)} if own == "another key" else {})
         worker = await harness.worker(
             names=("mail", "post"),
             keyed={"mail": smtp, "post": post},
@@ -258,7 +254,7 @@ class KeyedLimits:
         self, harness: Harness, tenant: str | None
     ) -> None:
         """If the job whose turn it is now does not fit in the same exchange, its lane waits."""
-        both = {"a": KeyedLimit(concurrency=1), "b": KeyedLimit(concurrency=1)}
+        both = {"a": LimitRule(concurrency=1), "b": LimitRule(concurrency=1)}
         worker = await harness.worker(keyed={"mail": both})
 
         async def enqueue(job_id: str, tenant: str | None = None, **keys: str) -> None:
@@ -279,7 +275,7 @@ class KeyedLimits:
 
     async def test_a_parked_job_holds_its_unique_key(self, harness: Harness) -> None:
         """Parked jobs wait, so they hold a key that counts while jobs wait."""
-        limits = {"mail": {"customer": KeyedLimit(1)}}
+        limits = {"mail": {"customer": LimitRule(1)}}
         worker = await harness.worker(keyed=limits)
         options = JobOptions(
             limit_keys={"customer": "a"},
@@ -295,7 +291,7 @@ class KeyedLimits:
 
     async def test_several_limits_of_one_job(self, harness: Harness) -> None:
         """A job starts when each of its keys has room. Its turn at the others passes on."""
-        limits = {"mail": {"customer": KeyedLimit(1), "region": KeyedLimit(2)}}
+        limits = {"mail": {"customer": LimitRule(1), "region": LimitRule(2)}}
         await harness.enqueue(
             make(harness, "1", customer="a", region="eu"),
             make(harness, "2", customer="a", region="us"),
@@ -315,7 +311,7 @@ class KeyedLimits:
         self, harness: Harness
     ) -> None:
         """A region has room again. The first job that waits for it has a customer that is full."""
-        limits = {"mail": {"customer": KeyedLimit(1), "region": KeyedLimit(1)}}
+        limits = {"mail": {"customer": LimitRule(1), "region": LimitRule(1)}}
         await harness.enqueue(
             make(harness, "1", customer="a", region="eu"),
             make(harness, "2", customer="b", region="eu"),
@@ -418,7 +414,7 @@ class KeyedRates:
         assert (await worker.exchange(want=worker.want(9))).next_due is None
 
     async def test_costs_of_single_jobs(self, harness: Harness) -> None:
-        limits = {"mail": {"budget": KeyedLimit(rate=RateLimit("1/s", 1_000_000, burst=3))}}
+        limits = {"mail": {"budget": LimitRule(rate=RateLimit("1/s", 1_000_000, burst=3))}}
         for n, cost in enumerate((3, 2, 1, None)):
             await harness.enqueue(make(harness, f"{n}", cost, budget=""))
         worker = await harness.worker(keyed=limits)

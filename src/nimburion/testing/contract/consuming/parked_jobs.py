@@ -6,16 +6,16 @@ import pytest
 
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.keyed_limits import MAX_PARKED, KeyedLimit
 from nimburion.core.lease import Delivery
+from nimburion.core.limits import MAX_PARKED, LimitRule
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
-from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids, list_uses
 
 MAIL = Lane("default", "mail")
-ONE_OF_EACH = {"mail": {"customer": KeyedLimit(1), "smtp": KeyedLimit(1)}}
+ONE_OF_EACH = {"mail": {"customer": LimitRule(1), "smtp": LimitRule(1)}}
 ONE_A_SECOND = RateLimit("1/s", interval=1_000_000, burst=1)
-SLOW_CUSTOMERS = {"mail": {"customer": KeyedLimit(rate=ONE_A_SECOND), "smtp": KeyedLimit(1)}}
+SLOW_CUSTOMERS = {"mail": {"customer": LimitRule(rate=ONE_A_SECOND), "smtp": LimitRule(1)}}
 
 
 def make(harness: Harness, job_id: str, tenant: str | None = None, **keys: str) -> NewJob:
@@ -25,7 +25,7 @@ def make(harness: Harness, job_id: str, tenant: str | None = None, **keys: str) 
 
 async def read_parked(harness: Harness) -> dict[tuple[str, str], int]:
     """Return how many jobs are parked, by limit and key."""
-    uses = await harness.backend.reads.list_key_uses()
+    uses = await list_uses(harness.backend)
     return {(use.limit, use.key): use.parked for use in uses if use.parked}
 
 

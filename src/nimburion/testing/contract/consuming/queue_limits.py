@@ -6,20 +6,19 @@ import pytest
 
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit, KeyUse, make_queue_limit_name
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import KeyUse, LimitChange, LimitRule, make_queue_limit_name
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
 from nimburion.testing.contract.consuming.keyed_limits import take_when_due
-from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids
+from nimburion.testing.contract.harness import HandDrivenWorker, Harness, ids, list_uses
 
 RED = make_queue_limit_name("red")
-TWO = KeyedLimit(concurrency=2)
-ONE_A_SECOND = KeyedLimit(rate=RateLimit("1/s", interval=1_000_000, burst=1))
+TWO = LimitRule(concurrency=2)
+ONE_A_SECOND = LimitRule(rate=RateLimit("1/s", interval=1_000_000, burst=1))
 
 
-async def open_worker(harness: Harness, limit: KeyedLimit | None) -> HandDrivenWorker:
+async def open_worker(harness: Harness, limit: LimitRule | None) -> HandDrivenWorker:
     """Open a session of two names and two queues, which limits the queue `red`."""
     keyed = {} if limit is None else {name: {RED: limit} for name in ("mail", "post")}
     return await harness.worker(names=("mail", "post"), queues=("red", "blue"), keyed=keyed)
@@ -27,7 +26,7 @@ async def open_worker(harness: Harness, limit: KeyedLimit | None) -> HandDrivenW
 
 async def read_use(harness: Harness) -> tuple[int, int]:
     """Return how many jobs of the queue run, and how many are parked."""
-    uses = await harness.backend.reads.list_key_uses()
+    uses = await list_uses(harness.backend)
     assert {(use.limit, use.key) for use in uses} <= {(RED, "")}
     return (uses[0].in_use, uses[0].parked) if uses else (0, 0)
 
@@ -56,7 +55,7 @@ class QueueLimits:
     async def test_a_queue_limit_keeps_the_order_of_the_queue(self, harness: Harness) -> None:
         """A job of higher priority and another name comes first, also when it came last."""
         await harness.add("1", "2", "3", queue="red")
-        worker = await open_worker(harness, KeyedLimit(concurrency=1))
+        worker = await open_worker(harness, LimitRule(concurrency=1))
         lease = (await worker.take(9))[0].lease
         await harness.enqueue(harness.job("9", name="post", queue="red", priority=9))
         for expected in ("9", "2", "3"):
@@ -67,7 +66,7 @@ class QueueLimits:
             lease = reply.deliveries[0].lease
 
     async def test_a_queue_limit_beside_a_limit_by_key(self, harness: Harness) -> None:
-        keyed = {"mail": {RED: TWO, "customer": KeyedLimit(concurrency=1)}}
+        keyed = {"mail": {RED: TWO, "customer": LimitRule(concurrency=1)}}
         worker = await harness.worker(queues=("red",), keyed=keyed)
         for job_id in ("a1", "a2", "b1", "c1"):
             options = JobOptions(limit_keys={"customer": job_id[0]})
@@ -84,7 +83,7 @@ class QueueLimits:
         self, harness: Harness, how: str
     ) -> None:
         await harness.add("1", "2", queue="red")
-        worker = await open_worker(harness, KeyedLimit(concurrency=1))
+        worker = await open_worker(harness, LimitRule(concurrency=1))
         lease = (await worker.take(9))[0].lease
         await worker.settle(ENDING[how](lease))
         assert len(await worker.take(9)) == 1
@@ -107,7 +106,7 @@ class QueueLimits:
 
     async def test_a_job_that_its_queue_holds_back_says_why(self, harness: Harness) -> None:
         await harness.add("1", "2", queue="red")
-        worker = await open_worker(harness, KeyedLimit(concurrency=1))
+        worker = await open_worker(harness, LimitRule(concurrency=1))
         await worker.take(9)
         facts = await harness.backend.reads.explain_job("2")
         assert facts.keys == [KeyUse(limit=RED, key="", in_use=1, parked=1)]
@@ -116,7 +115,7 @@ class QueueLimits:
     async def test_a_change_of_a_queue_limit_applies_to_all_names(self, harness: Harness) -> None:
         await harness.add("1", "2", queue="red")
         await harness.add("3", "4", name="post", queue="red")
-        worker = await open_worker(harness, KeyedLimit(concurrency=1))
+        worker = await open_worker(harness, LimitRule(concurrency=1))
         assert ids(await worker.take(9)) == ["1"]
         await change(harness, 3)
         assert ids(await worker.take(9)) == ["2", "3"]
@@ -131,14 +130,13 @@ class QueueLimits:
         await harness.add("3", name="post", queue="red")
         first = await open_worker(harness, None)
         await change(harness, 1)
-        (limit,) = await harness.backend.reads.list_keyed_limits()
-        assert limit.jobs == {name: KeyedLimit(concurrency=1) for name in ("mail", "post")}
+        (limit,) = await harness.backend.reads.list_limits()
+        assert limit.rules == {name: LimitRule(concurrency=1) for name in ("mail", "post")}
         second = await open_worker(harness, None)
         (only,) = await first.take(9)
         assert await second.take(9) == []
-        assert await harness.backend.reads.list_limits() == []
         await harness.backend.maintenance.reset_limit(RED)
-        assert await harness.backend.reads.list_keyed_limits(name="unknown") == []
+        assert await harness.backend.reads.list_limits(name="unknown") == []
         assert ids(await second.take(9)) == ["2", "3"]
         await first.settle(Completed(only.lease))
-        assert await harness.backend.reads.list_keyed_limits() == []
+        assert await harness.backend.reads.list_limits() == []

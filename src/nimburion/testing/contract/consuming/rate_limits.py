@@ -10,7 +10,8 @@ from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.exchange import QueueOptions
 from nimburion.core.job import State
 from nimburion.core.lease import Lease
-from nimburion.core.rate_limits import MAX_UNITS, RateInfo, RateLimit
+from nimburion.core.limits import LimitInfo, LimitRule
+from nimburion.core.rate_limits import MAX_UNITS, RateLimit
 from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import (
     Cancelled,
@@ -42,9 +43,9 @@ KEEPING: dict[str, Callable[[Lease], Settlement]] = {
 }
 
 
-async def read_rate(harness: Harness) -> RateInfo:
-    """Return the only rate limit."""
-    (rate,) = await harness.backend.reads.list_rates()
+async def read_rate(harness: Harness) -> LimitInfo:
+    """Return the only limit."""
+    (rate,) = await harness.backend.reads.list_limits()
     return rate
 
 
@@ -363,14 +364,13 @@ class DeclaringRates:
         worker = await harness.worker(names=("mail", "post"), rates={"mail": limit, "post": ONE})
         await worker.take_one()
         now = harness.clock.now()
-        assert await harness.backend.reads.list_rates() == [
-            RateInfo(name="mail", rate="90/min", interval=0.666667, burst=5, cost=2, room=1),
-            RateInfo(name="post", rate="1/s", interval=1.0, burst=1, cost=1, room=1),
-        ]
-        assert [(await harness.backend.reads.explain_job("a")).rate] == (
-            await harness.backend.reads.list_rates()
-        )[:1]
-        assert await harness.backend.reads.list_limits() == []
+        mail, post = await harness.backend.reads.list_limits()
+        assert (mail.name, mail.rules) == ("job:mail", {"mail": LimitRule(rate=limit)})
+        assert (post.name, post.rules) == ("job:post", {"post": LimitRule(rate=ONE)})
+        assert [(one.room, one.opens_at, one.holders) for one in (mail, post)] == [
+            (1, None, [])
+        ] * 2
+        assert (await harness.backend.reads.explain_job("a")).limits == [mail]
         assert now == harness.clock.now()
 
     async def test_a_new_session_changes_the_rate_and_keeps_what_is_spent(
@@ -390,4 +390,4 @@ class DeclaringRates:
         assert await first.take(9) == []
         await harness.worker(names=("mail",))
         assert ids(await first.take(9)) == ["b", "c"]
-        assert await harness.backend.reads.list_rates() == []
+        assert [limit.rules for limit in await harness.backend.reads.list_limits()] in ([], [{}])

@@ -10,7 +10,7 @@ from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import Vitals, WorkerCommand
@@ -112,7 +112,7 @@ async def _fill_key(harness: Harness) -> str:
     """Another job of its key runs, and a limit by key allows no more."""
     options = JobOptions(limit_keys={"customer": "acme"})
     await harness.enqueue(harness.job("first", options=options), harness.job("a", options=options))
-    worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(concurrency=1)}})
+    worker = await harness.worker(keyed={"mail": {"customer": LimitRule(concurrency=1)}})
     await worker.take(2)
     return "a"
 
@@ -238,7 +238,7 @@ class Explaining:
     async def test_the_facts_have_limit_and_sessions(self, harness: Harness) -> None:
         job_id = await _fill_limit(harness)
         facts = await harness.backend.reads.explain_job(job_id)
-        assert [facts.limit] == await harness.backend.reads.list_limits()
+        assert facts.limits == await harness.backend.reads.list_limits()
         assert facts.sessions == await harness.backend.reads.list_sessions()
 
     async def test_an_unknown_job_is_not_explained(self, harness: Harness) -> None:
@@ -256,12 +256,12 @@ class LimitReading:
         second = await harness.worker(names=("mail", "post"), limits={"mail": 2, "post": 5})
         started = [await _take_mail(harness, first), await _take_mail(harness, second)]
         mail, post = await harness.backend.reads.list_limits()
-        assert (mail.name, mail.limit, mail.in_use) == ("mail", 2, 2)
+        assert (mail.name, mail.concurrency, mail.in_use) == ("job:mail", 2, 2)
         assert [holder.job_id for holder in mail.holders] == ["a", "b"]
         assert [holder.session for holder in mail.holders] == [first.id, second.id]
         assert [holder.host for holder in mail.holders] == ["here", "here"]
         assert [holder.started_at for holder in mail.holders] == started
-        assert (post.name, post.limit, post.in_use, post.holders) == ("post", 5, 0, [])
+        assert (post.name, post.concurrency, post.in_use, post.holders) == ("job:post", 5, 0, [])
 
     async def test_at_most_20_holders_are_named(self, harness: Harness) -> None:
         await harness.add(*(f"job-{n:02}" for n in range(25)))
@@ -269,6 +269,8 @@ class LimitReading:
         await worker.take(25)
         (mail,) = await harness.backend.reads.list_limits()
         assert (mail.in_use, len(mail.holders)) == (25, 20)
+        (mail,) = await harness.backend.reads.list_limits(holders=3)
+        assert [holder.job_id for holder in mail.holders] == ["job-00", "job-01", "job-02"]
 
     async def test_without_limits_there_is_nothing_to_list(self, harness: Harness) -> None:
         await harness.add("a")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import JobOptions
-from nimburion.core.keyed_limits import MAX_RETURNED, KeyedLimit, KeyedLimitInfo, KeyUse
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import (
+    MAX_RETURNED,
+    KeyUse,
+    LimitChange,
+    LimitInfo,
+    LimitRule,
+)
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, RateLimited
@@ -28,7 +34,7 @@ FAST = RateLimit("10/s", interval=100_000, burst=2)
 
 async def change(
     harness: Harness,
-    name: str = "mail",
+    name: str = "job:mail",
     concurrency: int | None = None,
     rate: RateLimit | None = None,
     key: str | None = None,
@@ -39,6 +45,13 @@ async def change(
             name=name, key=key, concurrency=concurrency, rate=rate, by="ops", reason="trial"
         )
     )
+
+
+async def list_changes(harness: Harness) -> list[LimitChange]:
+    """Return the changes of limits that are in force, by the name of the limit, then by key."""
+    return [
+        change for limit in await harness.backend.reads.list_limits() for change in limit.changes
+    ]
 
 
 class LimitChanges:
@@ -67,7 +80,7 @@ class LimitChanges:
         worker = await harness.worker()
         await change(harness, concurrency=0)
         assert await worker.take(9) == []
-        await harness.backend.maintenance.reset_limit("mail")
+        await harness.backend.maintenance.reset_limit("job:mail")
         assert ids(await worker.take(9)) == ["a"]
 
     async def test_a_change_wins_over_newer_sessions(self, harness: Harness) -> None:
@@ -84,10 +97,10 @@ class LimitChanges:
         worker = await harness.worker(limits={"mail": 1})
         await change(harness, concurrency=2)
         await harness.worker(limits={"mail": 5})
-        assert await harness.backend.maintenance.reset_limit("mail")
+        assert await harness.backend.maintenance.reset_limit("job:mail")
         assert await read_limit(worker) == ConcurrencyLimit(5, 0)
-        assert not await harness.backend.maintenance.reset_limit("mail")
-        assert await harness.backend.reads.list_limit_changes() == []
+        assert not await harness.backend.maintenance.reset_limit("job:mail")
+        assert await list_changes(harness) == []
 
     async def test_a_change_makes_a_limit_that_no_worker_declares(self, harness: Harness) -> None:
         await harness.add(*"abc")
@@ -96,7 +109,7 @@ class LimitChanges:
         await change(harness, concurrency=2)
         assert await read_limit(worker) == ConcurrencyLimit(2, 1)
         assert ids(await worker.take(9)) == ["b"]
-        await harness.backend.maintenance.reset_limit("mail")
+        await harness.backend.maintenance.reset_limit("job:mail")
         assert await read_limit(worker) is None
         await worker.settle(Completed(lease))
         assert ids(await worker.take(9)) == ["c"]
@@ -107,9 +120,10 @@ class LimitChanges:
         worker = await harness.worker(rates={"mail": SLOW})
         assert ids(await worker.take(9)) == ["a"]
         await change(harness, rate=FAST)
-        (rate,) = await harness.backend.reads.list_rates()
-        assert (rate.rate, rate.interval, rate.burst, rate.cost) == ("10/s", 0.1, 2, 1)
-        assert rate.opens_at == pytest.approx(harness.clock.now() + 0.1, abs=0.001)
+        (limit,) = await harness.backend.reads.list_limits()
+        assert limit.rules == {"mail": LimitRule(rate=FAST)}
+        assert limit.room == 0
+        assert limit.opens_at == pytest.approx(harness.clock.now() + 0.1, abs=0.001)
         assert await worker.take(9) == []
         harness.clock.advance(0.1)
         assert ids(await worker.take(9)) == ["b"]
@@ -142,16 +156,19 @@ class LimitChanges:
     async def test_a_changed_rate_keeps_the_declared_cost(self, harness: Harness) -> None:
         await harness.worker(rates={"mail": RateLimit("1/s", 1_000_000, burst=3, cost=3)})
         await change(harness, rate=FAST)
-        assert [rate.cost for rate in await harness.backend.reads.list_rates()] == [3]
-        await harness.backend.maintenance.reset_limit("mail")
-        assert [rate.rate for rate in await harness.backend.reads.list_rates()] == ["1/s"]
+        (limit,) = await harness.backend.reads.list_limits()
+        assert limit.rules == {"mail": LimitRule(rate=msgspec.structs.replace(FAST, cost=3))}
+        await harness.backend.maintenance.reset_limit("job:mail")
+        (limit,) = await harness.backend.reads.list_limits()
+        assert limit.rate is not None
+        assert (limit.rate.rate, limit.changes) == ("1/s", [])
 
     async def test_changes_of_one_limit_add_up(self, harness: Harness) -> None:
         worker = await harness.worker()
         await change(harness, concurrency=2)
         await change(harness, rate=FAST)
-        (found,) = await harness.backend.reads.list_limit_changes()
-        assert (found.name, found.key, found.concurrency) == ("mail", None, 2)
+        (found,) = await list_changes(harness)
+        assert (found.name, found.key, found.concurrency) == ("job:mail", None, 2)
         assert found.rate is not None
         assert (found.rate.rate, found.rate.interval, found.rate.burst) == ("10/s", 100_000, 2)
         assert (found.by, found.reason) == ("ops", "trial")
@@ -171,7 +188,7 @@ class LimitChanges:
 
     async def test_a_rate_by_key_is_changed_for_parked_jobs_too(self, harness: Harness) -> None:
         await add(harness, "a1", "a2", "a3")
-        worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(rate=SLOW)}})
+        worker = await harness.worker(keyed={"mail": {"customer": LimitRule(rate=SLOW)}})
         assert ids(await worker.take(9)) == ["a1"]
         await change(harness, "customer", rate=FAST)
         harness.clock.advance(0.1)
@@ -184,7 +201,7 @@ class LimitChanges:
     ) -> None:
         """The change of the key leaves the rate to its limit."""
         await add(harness, "a1", "a2")
-        worker = await harness.worker(keyed={"mail": {"customer": KeyedLimit(rate=SLOW)}})
+        worker = await harness.worker(keyed={"mail": {"customer": LimitRule(rate=SLOW)}})
         assert ids(await worker.take(9)) == ["a1"]
         await change(harness, "customer", 5, key="a")
         await change(harness, "customer", rate=FAST)
@@ -208,7 +225,7 @@ class LimitChanges:
         await change(harness, "customer", 3, key="a")
         await change(harness, "customer", 2)
         assert [job_id[0] for job_id in ids(await worker.take(9))] == ["a"] * 3 + ["b"] * 2
-        found = await harness.backend.reads.list_limit_changes()
+        found = await list_changes(harness)
         assert [(one.key, one.concurrency) for one in found] == [(None, 2), ("a", 3)]
 
     async def test_the_rate_of_one_key_is_changed(self, harness: Harness) -> None:
@@ -254,7 +271,7 @@ class LimitChanges:
         and none of these delays jobs of another name. There are as many steps as it takes to
         return half of `MAX_RETURNED` jobs in each."""
         count = 2 * MAX_RETURNED + 1
-        keyed = {"mail": {"customer": KeyedLimit(concurrency=3 if how == "reset" else 1)}}
+        keyed = {"mail": {"customer": LimitRule(concurrency=3 if how == "reset" else 1)}}
         if how == "reset":
             await change(harness, "customer", 1)
         await add(harness, *(f"a{n}" for n in range(count)))
@@ -281,7 +298,7 @@ class LimitChanges:
         assert ids(reply.deliveries) == ["a3"]
 
     async def test_a_shared_limit_is_changed_for_every_name(self, harness: Harness) -> None:
-        limit = {"smtp": KeyedLimit(concurrency=1)}
+        limit = {"smtp": LimitRule(concurrency=1)}
         worker = await harness.worker(names=("mail", "post"), keyed={"mail": limit, "post": limit})
         options = JobOptions(limit_keys={"smtp": ""})
         for job_id, name in (("a", "mail"), ("b", "post"), ("c", "mail")):
@@ -304,26 +321,29 @@ class LimitChanges:
 
     async def test_a_change_that_sets_nothing_is_refused(self, harness: Harness) -> None:
         for wrong in (
-            LimitChange(name="mail"),
-            LimitChange(name="mail", concurrency=-1),
-            LimitChange(name="mail", rate=RateLimit("1/s", 1_000_000, burst=0)),
+            LimitChange(name="job:mail"),
+            LimitChange(name="job:mail", concurrency=-1),
+            LimitChange(name="job:mail", rate=RateLimit("1/s", 1_000_000, burst=0)),
         ):
             with pytest.raises(InvalidJob):
                 await harness.backend.maintenance.change_limit(wrong)
-        assert await harness.backend.reads.list_limit_changes() == []
+        assert await harness.backend.reads.list_limits() == []
 
     async def test_limits_by_key_are_listed_with_their_fullest_keys(self, harness: Harness) -> None:
         await add(harness, *(f"a{n}" for n in range(5)), "b1", "b2", "c1", "d1", "d2", "d3")
-        limit = {"smtp": KeyedLimit(rate=RateLimit("3/s", interval=333_334, burst=1))}
+        limit = {"smtp": LimitRule(rate=RateLimit("3/s", interval=333_334, burst=1))}
         worker = await harness.worker(
             names=("mail", "post"), keyed={**ONE_AT_A_TIME, "post": limit}
         )
         await change(harness, "customer", 0, key="d")
         await worker.take(9)
-        customer, smtp = await harness.backend.reads.list_keyed_limits(fullest=2)
-        assert customer == KeyedLimitInfo(
+        customer, smtp = await harness.backend.reads.list_limits(fullest=2)
+        (changed,) = customer.changes
+        assert (changed.key, changed.concurrency) == ("d", 0)
+        assert customer == LimitInfo(
             name="customer",
-            jobs={"mail": KeyedLimit(concurrency=1)},
+            rules={"mail": LimitRule(concurrency=1)},
+            changes=[changed],
             keys=4,
             in_use=3,
             parked=8,
@@ -332,6 +352,6 @@ class LimitChanges:
                 KeyUse(limit="customer", key="d", in_use=0, parked=3),
             ],
         )
-        assert smtp == KeyedLimitInfo(name="smtp", jobs={"post": limit["smtp"]})
-        assert await harness.backend.reads.list_keyed_limits(name="smtp") == [smtp]
-        assert await harness.backend.reads.list_keyed_limits(name="other") == []
+        assert smtp == LimitInfo(name="smtp", rules={"post": limit["smtp"]})
+        assert await harness.backend.reads.list_limits(name="smtp") == [smtp]
+        assert await harness.backend.reads.list_limits(name="other") == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperation
 from nimburion.core.job import JobOptions, State
-from nimburion.core.keyed_limits import KeyedLimit
+from nimburion.core.limits import LimitRule
 from nimburion.core.settlement import Completed, Released, Retried
 from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
@@ -95,7 +95,7 @@ class MakingDue:
     async def test_jobs_of_tenants_and_of_limits_by_key_are_made_due(
         self, harness: Harness
     ) -> None:
-        keyed = {"mail": {"customer": KeyedLimit(concurrency=1)}}
+        keyed = {"mail": {"customer": LimitRule(concurrency=1)}}
         worker = await harness.worker(keyed=keyed)
         for job_id in ("a1", "a2"):
             options = JobOptions(tenant="acme", limit_keys={"customer": "a"})

@@ -74,7 +74,7 @@ class JobData(msgspec.Struct, frozen=True, kw_only=True):
     key_holder: str | None
     """The id of another job that holds its unique key."""
     limit_holders: list[str]
-    """The jobs that hold the concurrency limit of its name, as far as a cause names them."""
+    """The jobs that hold its limits, as far as a cause names them."""
 
 
 async def read_job(request: PageRequest[NoQuery]) -> JobData:
@@ -93,7 +93,7 @@ async def read_job(request: PageRequest[NoQuery]) -> JobData:
         errors=group_errors(job.history),
         runs=await _read_runs(request, job.name),
         key_holder=facts.key_holder,
-        limit_holders=list_named_holders(facts.limit),
+        limit_holders=list_named_holders(facts.limits),
     )
 
 

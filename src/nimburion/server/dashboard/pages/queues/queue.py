@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -14,10 +15,14 @@ from nimburion.core.diagnosis.unserved import (
     summarize_queues,
 )
 from nimburion.core.fairness import TenantUse, TenantUses
-from nimburion.core.keyed_limits import KeyedLimitInfo, make_queue_limit_name
-from nimburion.core.limit_changes import LimitChange
+from nimburion.core.limits import (
+    LimitChange,
+    LimitInfo,
+    make_job_limit_name,
+    make_queue_limit_name,
+)
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics
-from nimburion.core.session import LimitInfo, SessionInfo
+from nimburion.core.session import SessionInfo
 from nimburion.server.dashboard.charts import Series, fill_intervals
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
 from nimburion.server.dashboard.pages.jobs.job_list import format_qualifier
@@ -94,7 +99,7 @@ class QueueLimit(msgspec.Struct, frozen=True, kw_only=True):
     """The limit of the whole queue over all workers."""
 
     name: str
-    """Its name for changes: `queue=mail`."""
+    """Its name: `queue:mail`."""
     maximum: int | None
     rate: str | None
     in_use: int
@@ -145,7 +150,7 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
     history = await _read_history(readings, name, request.query.range)
     limits = {limit.name: limit for limit in await readings.list_limits(LIMIT_AGE)}
     names = [
-        make_name_row(one, queue, history.names.get(one, Counters()), limits.get(one))
+        make_name_row(one, queue, history.names.get(one, Counters()), limits)
         for one in {*history.names, *queue.names}
     ]
     names.sort(key=lambda one: (-one.waiting, -one.completed, one.name))
@@ -155,32 +160,24 @@ async def read_queue(request: PageRequest[QueueQuery]) -> QueueData:
         workers=serving[:MAX_WORKERS],
         worker_count=len(serving),
         chart=history.chart,
-        limit=await read_limit(readings, name),
+        limit=make_limit(name, limits),
         turns=await read_turns(readings, name),
     )
 
 
-async def read_limit(readings: PageReadings, queue: str) -> QueueLimit:
-    """Read the limit of a whole queue, and what is in use of it."""
+def make_limit(queue: str, limits: Mapping[str, LimitInfo]) -> QueueLimit:
+    """Return the limit of a whole queue, and what is in use of it."""
     name = make_queue_limit_name(queue)
-
-    async def read() -> list[KeyedLimitInfo]:
-        return await readings.backend.reads.list_keyed_limits(name=name, fullest=1)
-
-    found = await readings.read(f"limit {name}", read, LIMIT_AGE)
-    changes = await readings.read(
-        "limit-changes", readings.backend.reads.list_limit_changes, LIMIT_AGE
-    )
-    limits = found[0].jobs.values() if found else ()
-    maxima = [limit.concurrency for limit in limits if limit.concurrency is not None]
+    limit = limits.get(name, LimitInfo(name=name))
+    rates = sorted({rule.rate.rate for rule in limit.rules.values() if rule.rate})
     return QueueLimit(
         name=name,
-        maximum=max(maxima, default=None),
-        rate=" or ".join(sorted({limit.rate.rate for limit in limits if limit.rate})) or None,
-        in_use=found[0].in_use if found else 0,
-        parked=found[0].parked if found else 0,
-        opens_at=found[0].fullest[0].opens_at if found and found[0].fullest else None,
-        change=next((change for change in changes if change.name == name), None),
+        maximum=limit.concurrency,
+        rate=" or ".join(rates) or None,
+        in_use=limit.in_use,
+        parked=limit.parked,
+        opens_at=limit.opens_at,
+        change=limit.change,
     )
 
 
@@ -207,9 +204,11 @@ def make_name_row(
     name: str,
     queue: QueueSummary,
     counters: Counters,
-    limit: LimitInfo | None,
+    limits: Mapping[str, LimitInfo],
 ) -> QueueName:
     """Return the row of one name of a queue."""
+    limit = limits.get(make_job_limit_name(name))
+    maximum = None if limit is None else limit.concurrency
     return QueueName(
         name=name,
         waiting=queue.names.get(name, 0),
@@ -218,8 +217,8 @@ def make_name_row(
         failed_share=compute_failed_share(counters),
         wait_p95=counters.wait.estimate_quantile(0.95),
         run_p95=counters.run.estimate_quantile(0.95),
-        limit=None if limit is None else limit.limit,
-        in_use=None if limit is None else limit.in_use,
+        limit=maximum,
+        in_use=None if limit is None or maximum is None else limit.in_use,
         unserved=queue.unserved.get(name),
     )
 

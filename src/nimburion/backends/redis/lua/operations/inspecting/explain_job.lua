@@ -5,7 +5,7 @@
 --   pause of its queue or nil, limit of its name with the holders among the first
 --   2,000 leases (see limit_holders.lua), id of the job that holds its unique key or nil, sessions
 --   (see read_sessions.lua), {name, rate limit, spent until} as in list_rates.lua, or {},
---   uses of its keys as in list_key_uses.lua, limit NUL key for which it is parked or nil,
+--   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
 --   {tenant, microseconds ahead of the floor, tenants before it, jobs before it} or {}: it waits for no turn}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.

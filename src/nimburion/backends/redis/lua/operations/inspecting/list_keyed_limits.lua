@@ -34,7 +34,7 @@ for _ = 1, STEP do
   if not first then
     return { '', limits, rows }
   end
-  local name = string.sub(first, 1, #first - 22)
+  local name = string.match(first, '^%Z*%z%Z*')
   if redis.call('HEXISTS', limit_key_key, name) == 0 then
     push_pair(rows, name, '0 0 -')
     push(rows, count_parked(name))
