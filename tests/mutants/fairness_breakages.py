@@ -125,15 +125,15 @@ FAIRNESS_MUTANTS = (
     Mutant(
         "Redis: a tenant joins before those that wait",
         "backends/redis/*.lua",
-        "= $was_parked and $floor or $floor + compute_next_charge($share)",
+        "= $was_parked and $floor or $floor + expect_charge($share)",
         "= $floor",
         (f"{REDIS}test_a_stream_of_new_tenants_starves_no_old_one",),
     ),
     Mutant(
         "Redis: a tenant joins again when a parked job of it returns",
         "backends/redis/*.lua",
-        "= $was_parked and $floor or $floor + compute_next_charge($share)",
-        "= $floor + compute_next_charge($share)",
+        "= $was_parked and $floor or $floor + expect_charge($share)",
+        "= $floor + expect_charge($share)",
         (f"{REDIS}test_a_job_that_was_parked_does_not_join_again",),
     ),
     Mutant(

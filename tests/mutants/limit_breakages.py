@@ -80,7 +80,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a repeat keeps the units of what it returns",
         "backends/redis/*.lua",
-        "    give_units_back($lane.name, $lease.started8)\n    refund_keys($field, $lane, $lease)\n    end_lease",
+        "    give_units_back($lane.name, $lease.started8)\n    refund_limits($field, $lane, $lease)\n    end_lease",
         "    end_lease",
         (f"{REDIS}test_a_delivery_that_a_repeat_returns_gives_its_units_back",),
     ),
@@ -351,15 +351,15 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: an exchange parks as many jobs as it finds",
         "backends/redis/*.lua",
-        "  if $full and $parked >= MAX_PARKED then\n    leave_lane($lane)\n    return false\n",
-        "  if false then\n    return false\n",
+        "  if $parked >= MAX_PARKED then\n    leave_lane($lane)\n  else\n",
+        "  if false then\n    leave_lane($lane)\n  else\n",
         (f"{REDIS}test_new_jobs_of_a_full_key_delay_no_other_name",),
     ),
     Mutant(
         "Redis: a job that moves to another key stays parked for the first one",
         "backends/redis/*.lua",
-        "  collect_unparked($name, $waiting)\n  note_opening($other)\n",
-        "  note_opening($other)\n",
+        "  collect_unparked($name, $waiting)\n  wait_for($other)\n",
+        "  wait_for($other)\n",
         (f"{REDIS}test_many_jobs_move_in_few_exchanges",),
     ),
     Mutant(
@@ -372,8 +372,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a turn at a rate without units is lost",
         "backends/redis/*.lua",
-        "    local $own = find_key($keys, $name)\n    if $own and is_full($own) then\n",
-        "    local $own = find_key($keys, $name)\n    if $own and count_room($own[KEY_RATE]) == 0 then\n",
+        "    local $own = find_limit($limits, $name)\n    if $own and not has_room($own) then\n",
+        "    local $own = find_limit($limits, $name)\n    if $own and count_room($own[LIMIT_RATE]) == 0 then\n",
         (f"{REDIS}test_a_turn_at_a_rate_without_units_waits_for_the_next_one",),
     ),
     Mutant(

@@ -47,28 +47,26 @@ def test_only_keys_that_are_used_often_have_a_local() -> None:
     assert text == f"{often}use(KEYS[1], other_key)\n"
 
 
-RATES = """\
-local known = {}
-local function get_rate(name)
-  return known[name]
+PARKED = """\
+local parked = {}
+local function park(member)
+  parked[member] = true
 end
-local function write_rates()
-  known = {}
+local function write_parked()
+  parked = {}
 end
 """
 
 
 def test_the_functions_of_a_deferred_part_are_created_when_one_is_called() -> None:
-    operation = "local rate = get_rate('mail')\nwrite_rates()\n"
-    texts = {"rate_limits": RATES, "operation": operation}
-    first, part, rest = defer_parts(texts, (("rate_limits",),), LuaFiles(PACKAGE, *FOLDERS))
+    operation = "park('job')\nwrite_parked()\n"
+    texts = {"parked_jobs": PARKED, "operation": operation}
+    first, part, rest = defer_parts(texts, (("parked_jobs",),), LuaFiles(PACKAGE, *FOLDERS))
     assert "local deferred = {" in first
-    assert "  local function get_rate(name)\n" in part
-    assert "return { get_rate = get_rate, write_rates = write_rates }" in part
-    assert "write_rates = do_nothing }, deferred)" in part  # as its header says
-    assert rest == (
-        "local rate = rate_limits_part.get_rate('mail')\nrate_limits_part.write_rates()\n"
-    )
+    assert "  local function park(member)\n" in part
+    assert "return { park = park, write_parked = write_parked }" in part
+    assert "write_parked = do_nothing }, deferred)" in part  # as its header says
+    assert rest == "parked_jobs_part.park('job')\nparked_jobs_part.write_parked()\n"
 
 
 def test_groups_of_deferred_parts_are_neighbours() -> None:

@@ -1,5 +1,5 @@
 """The layout of binary records, and the codes in them: the Python half of the Lua files
-`record_format`, `constants`, `new_job_format` and `settle`.
+`record_format`, `constants` and `settle`.
 
 The header of `record_format.lua` describes each record. A test compares it with the formats and
 codes on both sides.

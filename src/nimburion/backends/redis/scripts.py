@@ -4,6 +4,8 @@ uses.
 - `lua/operations`: one file per operation, in folders that are named after the protocols of
   `core/backend.py`.
 - `lua/formats`: parts that read and write records, names and numbers.
+- `lua/planning`: parts that decide what an exchange leases and parks, laid out as
+  `nimburion.backends.planning`. A test compares the two.
 - `lua/shared`: parts that do one step of an operation.
 
 The header of a file has these labels:
@@ -40,6 +42,7 @@ from nimburion.backends.sql_files import LuaFiles
 PACKAGE = "nimburion.backends.redis"
 FOLDERS = (
     "lua/formats",
+    "lua/planning",
     "lua/shared",
     "lua/operations/producing",
     "lua/operations/consuming",
@@ -68,35 +71,36 @@ class ScriptSpec(NamedTuple):
 
 
 _RECORD_PARTS = ("times", "constants", "strings", "record_format", "session_format", "batching")
-_ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lanes", "unique_keys")
-_KEY_PARTS = ("rate_limits", "tenant_turns", "keyed_limits")
-_LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lanes", *_KEY_PARTS, "limit_changes")
+_ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lane_counts", "unique_keys")
+_USE_PARTS = ("admission", "fairness", "parked_jobs")
+_KEY_PARTS = ("heap", *_USE_PARTS)
+_LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lane_counts", *_KEY_PARTS, "limit_changes")
 _WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
-_SCAN_PARTS = (*_RECORD_PARTS, "lanes", "scan_jobs")
+_SCAN_PARTS = (*_RECORD_PARTS, "lane_counts", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
-_CANCEL_PARTS = ("session_names", "cancel_job")
+_CHANGE_PARTS = ("session_names", "change_jobs")
 _KEY_HOLDER_PARTS = ("ids", "key_holders")
-_NEW_JOB_PARTS = ("new_job_format", *_KEY_HOLDER_PARTS, "replace_job", "enqueue_jobs")
+_NEW_JOB_PARTS = (*_KEY_HOLDER_PARTS, "enqueue_jobs")
 
 SCRIPT_SPECS = MappingProxyType(
     {
         "open": ScriptSpec(flags="allow-oom"),
         "enqueue": ScriptSpec((*_ENQUEUE_PARTS, *_KEY_PARTS, *_NEW_JOB_PARTS)),
-        "enqueue_one": ScriptSpec(("times", "constants", "new_job_format")),
+        "enqueue_one": ScriptSpec(("times", "constants")),
         "flush": ScriptSpec(flags="allow-oom"),
         "check_enqueue": ScriptSpec(
-            (*_RECORD_PARTS, "unique_keys", "new_job_format", *_KEY_HOLDER_PARTS), "no-writes"
+            (*_RECORD_PARTS, "unique_keys", *_KEY_HOLDER_PARTS), "no-writes"
         ),
         "exchange": ScriptSpec(
             (
                 *_WRITE_PARTS,
-                *("settle", "promote_due", "restrictions", "read_lanes", "pauses", "heap"),
-                *("next_turns", "choose_jobs", "lease_jobs", "repeat_leases", "reserve"),
+                *("settle", "promote_due", "read_lanes", "pauses", "lanes", "source", "reserve"),
+                *("lease_jobs", "repeat_leases", "reserve_jobs"),
             ),
             "allow-oom",
             (
-                *(("record_format",), ("notify",), ("unique_keys",), _KEY_PARTS),
-                *(("write_buffer", "settle"), ("pauses", "heap", "next_turns", "choose_jobs")),
+                *(("record_format",), ("notify",), ("unique_keys",), _USE_PARTS),
+                *(("write_buffer", "settle"), ("pauses", "lanes", "source", "reserve")),
                 *(("lease_jobs",), ("repeat_leases",)),
             ),
         ),
@@ -108,17 +112,18 @@ SCRIPT_SPECS = MappingProxyType(
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec(
-            (*_RECORD_PARTS, "notify", "lanes", "tenant_turns", "promote_due"), "allow-oom"
+            (*_RECORD_PARTS, "notify", "lane_counts", "heap", "fairness", "promote_due"),
+            "allow-oom",
         ),
-        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CANCEL_PARTS), "allow-oom"),
+        "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CHANGE_PARTS), "allow-oom"),
         "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
         "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
         "put_audit": ScriptSpec(("times",), "allow-oom"),
         "replay": ScriptSpec(
-            (*_WRITE_PARTS, "scan_jobs", *_KEY_HOLDER_PARTS, "replay_jobs"), "allow-oom"
+            (*_WRITE_PARTS, "scan_jobs", *_KEY_HOLDER_PARTS, *_CHANGE_PARTS), "allow-oom"
         ),
-        "make_due": ScriptSpec((*_WRITE_PARTS, "ids", "make_job_due"), "allow-oom"),
+        "make_due": ScriptSpec((*_WRITE_PARTS, "ids", *_CHANGE_PARTS), "allow-oom"),
         "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
         "start_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
         "claim_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
@@ -127,13 +132,14 @@ SCRIPT_SPECS = MappingProxyType(
             (
                 *_WRITE_PARTS,
                 *_KEY_HOLDER_PARTS,
-                *_CANCEL_PARTS,
-                *("replay_jobs", "make_job_due", "delete_jobs", "bulk_operation_format"),
+                *_CHANGE_PARTS,
+                *("delete_jobs", "bulk_operation_format"),
             ),
             "allow-oom",
         ),
         "prune": ScriptSpec(
-            (*_RECORD_PARTS, "lanes", "delete_jobs", "pauses", "tenant_turns"), "allow-oom"
+            (*_RECORD_PARTS, "lane_counts", "delete_jobs", "pauses", "heap", "fairness"),
+            "allow-oom",
         ),
         "set_tenant_weight": ScriptSpec(("times",), "allow-oom"),
         "find_jobs": ScriptSpec(("ids",), "no-writes"),
@@ -151,17 +157,17 @@ SCRIPT_SPECS = MappingProxyType(
             ),
             "no-writes",
         ),
-        "count_jobs": ScriptSpec((*_RECORD_PARTS, "lanes", "count_by_lane"), "no-writes"),
+        "count_jobs": ScriptSpec((*_RECORD_PARTS, "lane_counts", "count_by_lane"), "no-writes"),
         "list_queues": ScriptSpec(
-            (*_RECORD_PARTS, "lanes", "count_by_lane", "pauses"), "no-writes"
+            (*_RECORD_PARTS, "lane_counts", "count_by_lane", "pauses"), "no-writes"
         ),
         "list_sessions": ScriptSpec((*_RECORD_PARTS, "read_sessions"), "no-writes"),
         "list_limits": ScriptSpec(
-            (*_RECORD_PARTS, "lanes", "session_names", "limit_holders"), "no-writes"
+            (*_RECORD_PARTS, "lane_counts", "session_names", "limit_holders"), "no-writes"
         ),
         "list_keyed_limits": ScriptSpec(("times", "batching"), "no-writes"),
         "list_limit_changes": ScriptSpec(flags="no-writes"),
-        "list_tenants": ScriptSpec((*_RECORD_PARTS, "tenant_turns", "heap"), "no-writes"),
+        "list_tenants": ScriptSpec((*_RECORD_PARTS, "heap", "fairness"), "no-writes"),
         "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
         "list_audit": ScriptSpec(("batching", "numbered_pages"), "no-writes"),
@@ -171,7 +177,7 @@ SCRIPT_SPECS = MappingProxyType(
         "pause_schedule": ScriptSpec(("schedule_format",), "allow-oom"),
         "delete_schedule": ScriptSpec(flags="allow-oom"),
         "list_schedules": ScriptSpec(flags="no-writes"),
-        "fire": ScriptSpec((*_WRITE_PARTS, *_CANCEL_PARTS, *_NEW_JOB_PARTS, "schedule_format")),
+        "fire": ScriptSpec((*_WRITE_PARTS, *_CHANGE_PARTS, *_NEW_JOB_PARTS, "schedule_format")),
     }
 )
 """The script of each operation, by name."""

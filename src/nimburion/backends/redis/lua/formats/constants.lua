@@ -1,4 +1,4 @@
--- Shared part: the flags and codes of jobs and sessions, and the offsets in a job.
+-- Shared part: the flags and codes of jobs and sessions, the offsets in a job, and the outcomes of an enqueue.
 -- Provides: constants. record_format.py has the same flags and codes under the same names.
 
 -- Flags of a job
@@ -16,3 +16,20 @@ local SESSION_ALIVE, SESSION_LEFT, SESSION_ENDED, SESSION_SEVERAL = 'a', 'l', 'e
 -- Offsets in a job
 local JOB_LANE_END, JOB_CREATED_END, JOB_DUE, JOB_DUE_END, JOB_FLAGS, JOB_PRIORITY = 4, 12, 13, 20, 21, 22
 local JOB_DIGEST, JOB_DIGEST_END, JOB_ID_LENGTH, JOB_ID = 23, 38, 39, 40
+
+-- Offsets in a new job, as the client sends it: a job without its first 20 bytes (lane 4 | created 8 | due 8), which the server adds.
+-- It begins: flags 1 | priority 1 | digest 16 | id 1 + n.
+local NEW_JOB_FLAGS, NEW_JOB_DIGEST, NEW_JOB_DIGEST_END, NEW_JOB_ID_LENGTH, NEW_JOB_ID = 1, 3, 18, 19, 20
+
+-- Stands for lane, created and due of a new job.
+local NO_FRONT = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+
+-- Modes of the due time of a new job: at a time, or after a span.
+local DUE_AT, DUE_AFTER = 'a', 'd'
+
+-- Outcomes of an enqueue
+local CREATED, EXISTS, CONFLICT, TAKEN, REFUSED, REPLACED = 'c', 'e', 'x', 't', 'r', 'p'
+-- The lane of the job is new. Nothing was stored.
+local UNKNOWN_LANE = 'u'
+-- The unique key is taken, and the job that holds it waits.
+local REPLACEABLE = 'w'

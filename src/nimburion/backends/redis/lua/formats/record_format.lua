@@ -287,6 +287,26 @@ local function read_scheduled(member)
   return due8, field, lane4, rank, code, #member > SCHEDULED_END and sub(member, SCHEDULED_END + 2) or nil
 end
 
+-- Return due time and seq of a place as numbers.
+local function read_place(place)
+  return decode_time(place, 1), (unpack_struct('>I8', place, 9))
+end
+
+local function is_earlier(place, other)
+  local due, seq = read_place(place)
+  local other_due, other_seq = read_place(other)
+  return due < other_due or due == other_due and seq < other_seq
+end
+
+-- Return whether a member of `ready` comes before another one of its lane.
+local function is_member_before(one, other)
+  local rank, other_rank = byte(one, READY_RANK), byte(other, READY_RANK)
+  if rank ~= other_rank then
+    return rank < other_rank
+  end
+  return is_earlier(sub(one, READY_DUE, READY_END), sub(other, READY_DUE, READY_END))
+end
+
 -- --- history ---
 
 local function make_history_entry(json)

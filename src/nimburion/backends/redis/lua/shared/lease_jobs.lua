@@ -69,9 +69,9 @@ local function cut_reply(count, chosen, bodies, lanes)
         end
       end
     end
-    local keys = choice.keys[sub(chosen[i], READY_SEQ)]
-    if keys then
-      take_back(keys)
+    local limits = choice.limits[sub(chosen[i], READY_SEQ)]
+    if limits then
+      take_back(limits)
     end
     local turn = choice.turns[sub(chosen[i], READY_SEQ)]
     if turn then
@@ -114,20 +114,20 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
   local details, leases, members, dropped_states, ready = {}, {}, {}, {}, {}
   local is_rated = #lanes.rated > 0
-  if not (is_rated or next(choice.keys) or next(choice.turns) or next(states)) then
+  if not (is_rated or next(choice.limits) or next(choice.turns) or next(states)) then
     leases, details = lease_plain_jobs(chosen, fields, count, first_lease, first_counts)
     ready = chosen
   else
     for i = 1, count do
       local member, field = chosen[i], fields[i]
       local lane, index2, code = get_lane(sub(member, 1, READY_LANE_END)), pack_struct('>I2', i), PENDING
-      local due8_and_seq8, keys, turn, extras = sub(member, READY_DUE), choice.keys[field], choice.turns[field], ''
+      local due8_and_seq8, limits, turn, extras = sub(member, READY_DUE), choice.limits[field], choice.turns[field], ''
       if turn then
         local tenant, charge = turn[1][GROUP_SHARE][SHARE_TENANT], turn[3]
-        extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (keys and pack_names(keys) or '')
+        extras = pack_struct('>I8I2c0', charge, #tenant, tenant) .. (limits and pack_names(limits) or '')
       else
         push(ready, member)
-        extras = keys and NEVER .. pack_names(keys) or ''
+        extras = limits and NEVER .. pack_names(limits) or ''
       end
       if states[i] then
         local attempts = read_attempt_state(states[i])

@@ -1,9 +1,9 @@
 -- Shared part: lets what workers declare apply, with the changes of operators.
 -- Keys: declared_limit limit_change concurrency_limit rate_limit spent_until keyed_limit limit_key lane_name parked_lane changed_lane
 -- Provides: apply_limits(job name), carry_use_over(use, old interval, old burst, new interval, new burst)
---   The caller runs write_key_uses() afterwards.
+--   The caller runs write_uses() afterwards.
 -- Atomic: no write can fail.
--- Cost: O(1) per job name. If a rate by key changes: O(keys in use) more. Exchanges return parked jobs: see changed_lane in keyed_limits.lua.
+-- Cost: O(1) per job name. If a rate by key changes: O(keys in use) more. Exchanges return parked jobs: see changed_lane in parked_jobs.lua.
 
 -- Return until when units are spent after a rate replaced another (RateLimit.carry_over in core/rate_limits.py).
 local function carry_over(spent, old_interval, old_burst, interval, burst)

@@ -10,7 +10,7 @@ local function requeue_rest(found, first)
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
     give_units_back(lane.name, lease.started8)
-    refund_keys(field, lane, lease)
+    refund_limits(field, lane, lease)
     end_lease(field, lease, lane)
     if lease.is_cancel_requested then
       finish_job(field, redis.call('HGET', job_key, field), lane, CANCELLED, lease)

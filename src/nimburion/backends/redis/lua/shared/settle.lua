@@ -100,7 +100,7 @@ local function settle_all(session4, records, next_extra)
   -- Release a job whose service refused it. Its rate limit, if there is one, keeps it in its place.
   local function release_refused(field, lease, body, lane, delay8)
     local rate, delay = get_rate(lane.name), decode_time(delay8, 1)
-    if block_keys(list_job_keys(lane, body), delay) then
+    if block_limits(list_limits(lane, body), delay) then
       delay8 = nil
     elseif rate then
       block_rate(rate, delay)
@@ -135,7 +135,7 @@ local function settle_all(session4, records, next_extra)
         if rate then
           spend_units(rate, tonumber(first))
         end
-        spend_key_units(list_job_keys(get_lane(lease.lane4), body), tonumber(first))
+        spend_limits(list_limits(get_lane(lease.lane4), body), tonumber(first))
       else
         codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
         local lane = get_lane(lease.lane4)
@@ -169,7 +169,7 @@ local function settle_all(session4, records, next_extra)
         else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
           if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
             give_units_back(lane.name, lease.started8)
-            refund_keys(field, lane, lease)
+            refund_limits(field, lane, lease)
           end
           requeue_or_cancel(field, lease, body, lane, first)
         end

@@ -86,7 +86,7 @@ local function write_buffer(defers_uses)
     add_turn(unpack(turn))
   end
   if not defers_uses then
-    write_key_uses()
+    write_uses()
   end
   write_turns()
   call_in_batches('HDEL', lease_key, writes.drop_lease)

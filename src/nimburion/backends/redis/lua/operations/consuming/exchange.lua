@@ -5,7 +5,7 @@
 --   ARGV[4] the number of this exchange, in 8 bytes
 --   ARGV[5] the nonce, in 16 bytes. The worker draws it at random for each exchange. The fence and the nonce of a lease form its
 --     token.
---   ARGV[6] the request (see reserve.lua)
+--   ARGV[6] the request (see reserve_jobs.lua)
 --   ARGV[7] the settlements (see settle.lua), and ARGV[8...] their other values
 -- Reply: {'lost'}: the session is not alive
 --   {'order', last number 8}: the number is neither the last one nor the next one
@@ -65,7 +65,7 @@ if #waiting == 0 and request.total > 0 and not is_repeat then
   end
 end
 write_rates()
-write_key_uses()
+write_uses()
 local delivered_lanes, next_due = {}, get_next_due()
 local opening = #lanes.rated > 0 and find_next_opening(lanes.rated) or nil
 local key_opening = is_restricted and get_next_key_opening() or nil

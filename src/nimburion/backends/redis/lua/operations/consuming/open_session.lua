@@ -5,7 +5,7 @@
 --   [8] MessagePack: {tenant, weight in hundredths, or false for the default, ...}
 -- Reply: 'opened', 'renewed' (the session was open; its expiry moves as with a heartbeat) or 'lost' (it was closed)
 -- Atomic: one script. Running jobs are counted for names without a limit, too, so a new limit applies to them at once.
--- Cost: O(job names of the session). A change of limits by key costs no time per parked job here: see changed_lane in keyed_limits.lua.
+-- Cost: O(job names of the session). A change of limits by key costs no time per parked job here: see changed_lane in parked_jobs.lua.
 local id, ttl, info, packed_limits, host = ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
 local record = redis.call('HGET', session_state_key, id)
 if record then
@@ -41,7 +41,7 @@ for i = 1, #weights, 2 do
     redis.call('HDEL', tenant_weight_key, weights[i])
   end
 end
-write_key_uses()
+write_uses()
 mark_every_queue()
 notify_marked()
 return 'opened'

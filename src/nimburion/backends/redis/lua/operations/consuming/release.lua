@@ -22,7 +22,7 @@ for _, field in ipairs(list_session_leases(session.session4)) do
     end
     released = released + 1
     give_units_back(get_lane(lease.lane4).name, lease.started8)
-    refund_keys(field, get_lane(lease.lane4), lease)
+    refund_limits(field, get_lane(lease.lane4), lease)
     release_job(field, lease, lease.counts, token)
   end
 end

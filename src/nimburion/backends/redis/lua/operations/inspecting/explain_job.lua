@@ -36,10 +36,10 @@ local rate = redis.call('HGET', rate_limit_key, lane.name)
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
 local limits = limit and describe_limits({ [lane.name] = limit }, 0) or {}
 local uses = {}
-for _, key in ipairs(list_job_keys(lane, body)) do
-  local use, count = redis.call('HGET', limit_key_key, key[KEY_NAME]), redis.call('ZLEXCOUNT', parked_key, get_parked_range(key[KEY_NAME]))
+for _, key in ipairs(list_limits(lane, body)) do
+  local use, count = redis.call('HGET', limit_key_key, key[LIMIT_NAME]), redis.call('ZLEXCOUNT', parked_key, get_parked_range(key[LIMIT_NAME]))
   if use and (count > 0 or string.sub(use, 1, 2) ~= '0 ') then
-    push_pair(uses, key[KEY_NAME], use)
+    push_pair(uses, key[LIMIT_NAME], use)
     push(uses, count)
   end
 end

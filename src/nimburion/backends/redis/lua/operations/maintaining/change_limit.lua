@@ -70,7 +70,7 @@ else
     apply_limits(job)
   end
 end
-write_key_uses()
+write_uses()
 write_turns()
 mark_every_queue()
 notify_marked()

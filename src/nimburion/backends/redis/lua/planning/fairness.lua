@@ -1,4 +1,5 @@
--- Shared part: the turns of tenants (docs/decisions/0031; core/fairness.py has the arithmetic in Python).
+-- Part of planning: the turns of tenants: who is next in a queue, and what a tenant is charged (backends/planning/fairness.py;
+-- core/fairness.py explains the arithmetic).
 -- Keys: tenant_job tenant_turn tenant_share tenant_floor tenant_weight
 -- Provides: add_turn(lane, rank, due8, field, tenant, was_parked) -> its group: a job of a tenant is due
 --   drop_turn(lane, rank, due8, field, tenant) -> whether the job waited for a turn; it does so no more
@@ -6,21 +7,25 @@
 --   settle_charge(lease, lane, ran): ends the charge of a lease. `ran`: whether its handler may have run
 --   charge_tenant(group) -> {group, place, charge, ...}, which undo_charge needs: a list, as the tables below
 --   undo_charge(undo), move_group(group): the first job of a group does not wait any more
---   has_turns(lane4), write_turns(); for next_turns.lua: read_shares, get_class, get_share, list_shares
+--   find_turn(lane, missing) -> the group of a lane whose turn is next, or nil. lane.turns is a heap of groups; only the first turns of
+--     a lane are read, at least as many as jobs are missing
+--   push_group(lane, group): the first job of a group is another one; is_turn_before(group, other)
 --   stop_waiting(group, place): a job of a group does not wait any more; any_shares(): whether shares were read
---   is_earlier(place, other)
+--   has_turns(lane4), write_turns()
 -- Idle: write_turns any_shares
 -- A share is what a tenant has used in a class: a queue and a rank. A group has the waiting jobs of a tenant, rank and lane; its place
 -- is due 8 | seq 8 of the first one.
 -- Atomic: a due job of a tenant is in `tenant_job` and not in `ready`. `tenant_turn` has the first job of each group. Changes are
 --   collected in shares; write_turns writes them, and cannot fail.
--- Cost: a few commands per tenant and script, and one per job that is reserved; nothing for other jobs.
+-- Cost: a few commands per tenant and script, and one per job that is reserved; O(log n) per job, for n turns that were read. Nothing
+--   for other jobs.
+local MIN_TURNS, MAX_TURNS = 16, 500
 local NEVER_JOINED = -1
 local FIRST_CHARGE, MAX_DOUBLINGS, MIN_CHARGE, MAX_CHARGE, WEIGHT_UNITS = 100000, 9, 1000, 86400000000, 100
 -- The size of the fixed part of a share, and of a group in it
 local SHARE_HEAD_SIZE, SHARE_GROUP_SIZE = 21, 20
 -- Positions in a share and in a group: an exchange makes hundreds of them, and tables with names take twice as long. GROUP_KEY_PLACE
--- and those after it are what next_turns.lua compares.
+-- and those after it are what the heaps of turns compare.
 local SHARE_CLASS, SHARE_TENANT, SHARE_TIME, SHARE_MEAN, SHARE_UNMEASURED, SHARE_LEASED, SHARE_GROUPS = 1, 2, 3, 4, 5, 6, 7
 local SHARE_IS_STORED, SHARE_WAS_BUSY, SHARE_IS_CHANGED, SHARE_FIELD = 8, 9, 10, 11
 -- The groups as they are stored, until get_groups reads them, and the virtual time in the stored turns
@@ -29,6 +34,8 @@ local GROUP_SHARE, GROUP_LANE4, GROUP_PLACE, GROUP_STORED, GROUP_BEFORE_PLACE, G
 local GROUP_IS_LISTED, GROUP_KEY_PLACE, GROUP_KEY_RANK, GROUP_KEY_TIME, GROUP_KEY_DUE, GROUP_KEY_SEQ = 9, 10, 11, 12, 13, 14
 -- `shares` are those that were read; a class knows its own by tenant.
 local turns = { classes = {}, by_queue = {}, shares = {}, weights = {}, put = {}, dropped = {}, dropped_turns = {} }
+
+-- --- shares ---
 
 local function get_class(queue, rank)
   local by_rank = turns.by_queue[queue]
@@ -53,16 +60,6 @@ local function make_turn(share, time, lane4, place)
   return lane4 .. share[SHARE_CLASS].rank .. pack_struct('>I8', time) .. place .. share[SHARE_TENANT]
 end
 
-local function make_group(share, lane4, place, stored)
-  local before_place = lane4 .. share[SHARE_CLASS].rank .. share[SHARE_TENANT] .. '\0'
-  return { share, lane4, place, stored or false, before_place, false, 0, 1, false, false, 0, 0, 0, 0 }
-end
-
--- Return the range of the members of `tenant_job` of a group that come after a place.
-local function get_range_after(group, place)
-  return '(' .. group[GROUP_BEFORE_PLACE] .. place, '(' .. sub(group[GROUP_BEFORE_PLACE], 1, -2) .. '\1'
-end
-
 -- Return the share of a tenant; `record` is its field in `tenant_share`, or false. A tenant that never joined is below every floor.
 local function read_share(class, tenant, record, field)
   local share = { class, tenant, NEVER_JOINED, 0, 0, 0, false, record and true or false, false, false, field or false, '', 0 }
@@ -72,21 +69,6 @@ local function read_share(class, tenant, record, field)
   end
   share[SHARE_WAS_BUSY] = share[SHARE_LEASED] > 0 or share[SHARE_UNREAD] ~= ''
   return share
-end
-
--- Return the groups of a share by lane. Most shares of leases that end do not need them. `turn` is its member of `tenant_turn` in the
--- lane `lane4`, if it is known.
-local function get_groups(share, lane4, turn)
-  local groups, unread = share[SHARE_GROUPS], share[SHARE_UNREAD]
-  if not groups then
-    groups = {}
-    share[SHARE_GROUPS] = groups
-    for at = 1, #unread, SHARE_GROUP_SIZE do
-      local number, place = sub(unread, at, at + 3), sub(unread, at + 4, at + 19)
-      groups[number] = make_group(share, number, place, number == lane4 and turn or make_turn(share, share[SHARE_STORED_TIME], number, place))
-    end
-  end
-  return groups
 end
 
 -- Read the shares of tenants that are not known yet, with one command. `classes` and `tenants` are lists of the same length.
@@ -138,15 +120,48 @@ local function compute_charge(run_time, tenant)
   return math.floor(math.min(math.max(run_time, MIN_CHARGE), MAX_CHARGE) * WEIGHT_UNITS / get_weight(tenant))
 end
 
--- Return due time and seq of a place as numbers.
-local function read_place(place)
-  return decode_time(place, 1), (unpack_struct('>I8', place, 9))
+-- Return what the next job of a tenant is charged when it is reserved.
+local function expect_charge(share)
+  local expected = share[SHARE_MEAN]
+  if expected == 0 then
+    expected = FIRST_CHARGE * 2 ^ math.min(share[SHARE_UNMEASURED], MAX_DOUBLINGS)
+  end
+  return compute_charge(expected, share[SHARE_TENANT])
 end
 
-local function is_earlier(place, other)
-  local due, seq = read_place(place)
-  local other_due, other_seq = read_place(other)
-  return due < other_due or due == other_due and seq < other_seq
+-- Let a tenant join those that wait: behind them, or at the floor if its job was parked (see core/fairness.py).
+local function join_turns(share, was_parked)
+  local floor = share[SHARE_CLASS].floor
+  if share[SHARE_TIME] < floor then
+    share[SHARE_TIME] = was_parked and floor or floor + expect_charge(share)
+  end
+end
+
+-- --- groups ---
+
+local function make_group(share, lane4, place, stored)
+  local before_place = lane4 .. share[SHARE_CLASS].rank .. share[SHARE_TENANT] .. '\0'
+  return { share, lane4, place, stored or false, before_place, false, 0, 1, false, false, 0, 0, 0, 0 }
+end
+
+-- Return the range of the members of `tenant_job` of a group that come after a place.
+local function get_range_after(group, place)
+  return '(' .. group[GROUP_BEFORE_PLACE] .. place, '(' .. sub(group[GROUP_BEFORE_PLACE], 1, -2) .. '\1'
+end
+
+-- Return the groups of a share by lane. Most shares of leases that end do not need them. `turn` is its member of `tenant_turn` in the
+-- lane `lane4`, if it is known.
+local function get_groups(share, lane4, turn)
+  local groups, unread = share[SHARE_GROUPS], share[SHARE_UNREAD]
+  if not groups then
+    groups = {}
+    share[SHARE_GROUPS] = groups
+    for at = 1, #unread, SHARE_GROUP_SIZE do
+      local number, place = sub(unread, at, at + 3), sub(unread, at + 4, at + 19)
+      groups[number] = make_group(share, number, place, number == lane4 and turn or make_turn(share, share[SHARE_STORED_TIME], number, place))
+    end
+  end
+  return groups
 end
 
 -- Write the jobs that began or ceased to wait. Called before `tenant_job` is read.
@@ -161,11 +176,6 @@ local function write_tenant_jobs()
   end
 end
 
--- Return the shares that this script has read.
-local function list_shares()
-  return turns.shares
-end
-
 local function any_shares()
   return #turns.shares > 0
 end
@@ -175,23 +185,6 @@ local function stop_waiting(group, place)
     write_tenant_jobs() -- the job may be among those that began to wait in this script
   end
   push(turns.dropped, group[GROUP_BEFORE_PLACE] .. place)
-end
-
--- Return what the next job of a tenant is charged when it is reserved.
-local function compute_next_charge(share)
-  local expected = share[SHARE_MEAN]
-  if expected == 0 then
-    expected = FIRST_CHARGE * 2 ^ math.min(share[SHARE_UNMEASURED], MAX_DOUBLINGS)
-  end
-  return compute_charge(expected, share[SHARE_TENANT])
-end
-
--- Let a tenant join those that wait: behind them, or at the floor if its job was parked (see core/fairness.py).
-local function join_turns(share, was_parked)
-  local floor = share[SHARE_CLASS].floor
-  if share[SHARE_TIME] < floor then
-    share[SHARE_TIME] = was_parked and floor or floor + compute_next_charge(share)
-  end
 end
 
 local function add_turn(lane, rank, due8, field, tenant, was_parked)
@@ -254,6 +247,8 @@ local function drop_turn(lane, rank, due8, field, tenant)
   return true
 end
 
+-- --- charges ---
+
 -- Read the shares of leases that end; `records` of `lease`, or false.
 local function read_charged(records)
   local classes, tenants, count = {}, {}, 0
@@ -286,7 +281,7 @@ local function charge_tenant(group)
   local share = group[GROUP_SHARE]
   local class = share[SHARE_CLASS]
   local place, time, unmeasured, floor = group[GROUP_PLACE], share[SHARE_TIME], share[SHARE_UNMEASURED], class.floor
-  local charge = compute_next_charge(share)
+  local charge = expect_charge(share)
   if share[SHARE_MEAN] == 0 then
     share[SHARE_UNMEASURED] = math.min(unmeasured + 1, 255)
   end
@@ -311,6 +306,126 @@ local function undo_charge(undo)
   end
   group[GROUP_PLACE], group[GROUP_MEMBERS], groups[lane4] = place, false, group
 end
+
+-- --- the group of a lane whose turn is next ---
+
+-- Compare two groups by what was known of them when they were placed in the heap.
+local function is_turn_before(group, other)
+  if group[GROUP_KEY_RANK] ~= other[GROUP_KEY_RANK] then
+    return group[GROUP_KEY_RANK] < other[GROUP_KEY_RANK]
+  end
+  if group[GROUP_KEY_TIME] ~= other[GROUP_KEY_TIME] then
+    return group[GROUP_KEY_TIME] < other[GROUP_KEY_TIME]
+  end
+  if group[GROUP_KEY_DUE] ~= other[GROUP_KEY_DUE] then
+    return group[GROUP_KEY_DUE] < other[GROUP_KEY_DUE]
+  end
+  return group[GROUP_KEY_SEQ] < other[GROUP_KEY_SEQ]
+end
+
+local function set_turn_key(group)
+  local share, place = group[GROUP_SHARE], group[GROUP_PLACE]
+  group[GROUP_KEY_PLACE], group[GROUP_KEY_RANK], group[GROUP_KEY_TIME] = place, byte(share[SHARE_CLASS].rank), share[SHARE_TIME]
+  group[GROUP_KEY_DUE], group[GROUP_KEY_SEQ] = read_place(place)
+end
+
+-- Add the groups of a lane that are not in its heap yet, and make it a heap again.
+local function add_to_heap(lane, groups)
+  for i = 1, #groups do
+    local group = groups[i]
+    if not group[GROUP_IS_LISTED] then
+      group[GROUP_IS_LISTED] = true
+      set_turn_key(group)
+      push(lane.turns, group)
+    end
+  end
+  for at = math.floor(#lane.turns / 2), 1, -1 do
+    sift_down(lane.turns, at, #lane.turns, is_turn_before)
+  end
+end
+
+-- Read the next turns of a lane. Shares that changed in this script are not as `tenant_turn` says, so theirs are listed first.
+local function read_turns(lane, missing)
+  local groups, most = {}, math.min(math.max(missing, MIN_TURNS), MAX_TURNS)
+  if not lane.turns then
+    lane.turns, lane.turns_low = {}, '[' .. lane.number
+    for _, share in ipairs(turns.shares) do
+      if share[SHARE_IS_CHANGED] then
+        push(groups, get_groups(share)[lane.number])
+      end
+    end
+  end
+  local members = redis.call('ZRANGEBYLEX', tenant_turn_key, lane.turns_low, range_end(lane.number), 'LIMIT', 0, most)
+  local classes, tenants = {}, {}
+  for i = 1, #members do
+    classes[i], tenants[i] = get_class(lane.queue, sub(members[i], TURN_RANK, TURN_RANK)), sub(members[i], TURN_TENANT)
+  end
+  read_shares(classes, tenants)
+  for i = 1, #members do
+    push(groups, get_groups(get_share(classes[i], tenants[i]), lane.number, members[i])[lane.number])
+  end
+  add_to_heap(lane, groups)
+  local last, last_turn = members[most], {}
+  if last then
+    lane.turns_low = '(' .. last
+    last_turn[GROUP_KEY_RANK], last_turn[GROUP_KEY_TIME] = byte(last, TURN_RANK), (unpack_struct('>I8', last, TURN_TIME))
+    last_turn[GROUP_KEY_DUE], last_turn[GROUP_KEY_SEQ] = read_place(sub(last, TURN_PLACE, TURN_PLACE_END))
+  end
+  lane.last_turn = last and last_turn
+end
+
+-- Place a group in the heap of its lane again: a parked job returned to it, so its key is lower, or it is new.
+local function push_group(lane, group)
+  if lane.turns then
+    set_turn_key(group)
+    add_to_heap(lane, { group })
+  end
+end
+
+local function drop_first(heap)
+  heap[1][GROUP_IS_LISTED] = false
+  heap[1] = heap[#heap]
+  heap[#heap] = nil
+  if heap[1] then
+    sift_down(heap, 1, #heap, is_turn_before)
+  end
+end
+
+-- Return whether the first job of a group comes after one that still returns to the lane.
+local function follows_returning(lane, group)
+  return lane.following and not is_member_before(lane.number .. group[GROUP_SHARE][SHARE_CLASS].rank .. group[GROUP_PLACE], lane.following)
+end
+
+-- Return the group of a lane whose turn is next, or nil. The keys of groups only grow while jobs are reserved, so a group with an old
+-- key is placed again when it comes to the top. While parked jobs return to the lane, turns that must wait for these are left out; if
+-- there are many, only the first ones of the lane are read.
+local function find_turn(lane, missing)
+  if not lane.turns then
+    read_turns(lane, missing)
+  end
+  local heap, left_out = lane.turns, 0
+  while true do
+    local group = heap[1]
+    if group and not group[GROUP_PLACE] then
+      drop_first(heap)
+    elseif group and follows_returning(lane, group) then
+      drop_first(heap)
+      left_out = left_out + 1
+      if left_out >= MAX_TURNS then
+        lane.last_turn = nil
+      end
+    elseif group and (group[GROUP_KEY_TIME] ~= group[GROUP_SHARE][SHARE_TIME] or group[GROUP_KEY_PLACE] ~= group[GROUP_PLACE]) then
+      set_turn_key(group)
+      sift_down(heap, 1, #heap, is_turn_before)
+    elseif lane.last_turn and (not group or is_turn_before(lane.last_turn, group)) then
+      read_turns(lane, missing)
+    else
+      return group
+    end
+  end
+end
+
+-- --- writing ---
 
 -- Return whether jobs of tenants wait in a lane, as write_turns wrote them.
 local function has_turns(lane4)

@@ -1,4 +1,5 @@
--- Shared part of exchange: chooses jobs, in the exact order that the contract prescribes (docs/decisions/0001).
+-- Shared part of exchange: chooses jobs, in the order of the contract. If nothing but the own limits of one lane restricts them, it takes the first
+-- ones; otherwise planning decides (docs/decisions/0044).
 -- Keys: concurrency_limit
 -- Provides: read_request(packed)
 --   find_open_lanes(request, numbers, following) -> the lanes of the request that can be reserved from
@@ -95,7 +96,7 @@ local function choose_jobs(lanes, request)
     end
     return {}
   end
-  return merge_lanes(lanes, has_turns, total, request.ageing, caps, lanes.capacities)
+  return plan_reserve(lanes, has_turns, total, request.ageing, caps, lanes.capacities)
 end
 
 -- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
