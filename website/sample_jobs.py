@@ -13,9 +13,9 @@ from random import Random
 
 import msgspec
 
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, put_audit
 from nimburion.core.backend import Backend
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import AttemptError, JobOptions, NewJob
@@ -149,7 +149,8 @@ async def fill_sample(
     waiting = await enqueue("send_newsletter", 42, b'{"issue":88,"to":"user@example.org"}')
     await enqueue("send_email", 5, b'{"to":"user@example.org","template":"reminder"}', after=5_400)
     await put_audit_records(backend)
-    operation = await backend.maintenance.start_bulk_operation(
+    operation = await start_bulk_operation(
+        backend,
         NewBulkOperation(
             id=ids.make(),
             action=BulkAction.REPLAY,
@@ -158,7 +159,7 @@ async def fill_sample(
             origin="dashboard",
             rate=10.0,
             limit=1,
-        )
+        ),
     )
     for worker, vitals in zip(workers[:3], VITALS, strict=True):
         await backend.consuming.heartbeat(worker.session.id, vitals)
@@ -421,4 +422,4 @@ async def put_audit_records(backend: Backend) -> None:
         ),
     ]
     for record in records:
-        await backend.maintenance.put_audit(record)
+        await put_audit(backend, record)

@@ -22,7 +22,7 @@ import msgspec
 from benchmarks.payload import PAYLOAD
 from nimburion.backends import open_backend
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, put_audit
 from nimburion.core.backend import Backend
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
@@ -225,7 +225,9 @@ async def fill_audit(backend: Backend) -> None:
         for n in range(AUDIT_RECORDS)
     ]
     for start in range(0, AUDIT_RECORDS, 100):
-        await asyncio.gather(*map(backend.maintenance.put_audit, records[start : start + 100]))
+        await asyncio.gather(
+            *(put_audit(backend, record) for record in records[start : start + 100])
+        )
 
 
 async def fill_statistics(backend: Backend) -> None:

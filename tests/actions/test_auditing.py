@@ -8,7 +8,7 @@ import pytest
 
 from nimburion.actions.auditing import record_change
 from nimburion.backends.memory import MemoryBackend
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, list_audit
 from nimburion.core.errors import BackendUnavailable
 
 
@@ -21,7 +21,7 @@ async def backend() -> AsyncIterator[MemoryBackend]:
 
 
 async def read_records(backend: MemoryBackend) -> list[AuditRecord]:
-    return (await backend.reads.list_audit()).records
+    return (await list_audit(backend)).records
 
 
 async def test_the_record_is_stored_before_the_change_and_completed_after_it(
@@ -56,10 +56,10 @@ async def test_a_change_that_fails_is_recorded_with_its_error(backend: MemoryBac
 async def test_without_a_record_there_is_no_change(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(_: AuditRecord) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise BackendUnavailable("it is down")
 
-    monkeypatch.setattr(backend.maintenance, "put_audit", fail)
+    monkeypatch.setattr(backend.maintenance, "put_record", fail)
     with pytest.raises(BackendUnavailable):
         async with record_change(backend, "queue.pause", by="ann", origin="python"):
             pytest.fail("the change was made")
@@ -68,10 +68,10 @@ async def test_without_a_record_there_is_no_change(
 async def test_a_record_that_cannot_be_completed_stays_started(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(_: AuditRecord) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise BackendUnavailable("it is down")
 
     async with record_change(backend, "queue.pause", by="ann", origin="python"):
-        monkeypatch.setattr(backend.maintenance, "put_audit", fail)
+        monkeypatch.setattr(backend.maintenance, "put_record", fail)
     assert [record.outcome for record in await read_records(backend)] == ["started"]
     assert "could not be completed" in caplog.text

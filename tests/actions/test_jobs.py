@@ -6,6 +6,7 @@ import sys
 
 from nimburion.actions import Actions, Operator
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.audit import list_audit
 from nimburion.core.job import NewJob, State
 from nimburion.core.queries import JobFilter
 
@@ -26,7 +27,7 @@ async def count_calls(jobs: int) -> int:
     done = await actions.jobs.cancel(JobFilter(queue="q"))
     sys.setprofile(None)
     assert len(done.outcomes) == jobs
-    (record,) = (await backend.reads.list_audit(limit=9)).records
+    (record,) = (await list_audit(backend, limit=9)).records
     assert (record.outcome, record.changed) == ("done", jobs)
     await backend.close()
     return calls
@@ -46,7 +47,7 @@ async def test_a_job_is_cancelled_if_it_has_the_id_and_matches_the_other_fields(
     done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c"), queue="q"))
     assert done.outcomes == {"a": "cancelled"}
     assert (await backend.reads.get_job("b")).state is State.PENDING
-    (record,) = (await backend.reads.list_audit(limit=9)).records
+    (record,) = (await list_audit(backend, limit=9)).records
     assert record.details == {"ids": "a b c", "queue": "q"}
     done = await actions.jobs.cancel(JobFilter(ids=("a", "b", "c")))
     assert done.outcomes == {"a": "finished", "b": "cancelled", "c": "not found"}

@@ -8,7 +8,13 @@ import re
 import pytest
 from playwright.async_api import Browser, Page, Route, expect
 
-from nimburion.core.bulk_operations import BulkAction, BulkState, NewBulkOperation
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkState,
+    NewBulkOperation,
+    get_bulk_operation,
+    start_bulk_operation,
+)
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, NewJob, State
 from nimburion.core.limits import LimitRule
@@ -220,14 +226,14 @@ async def test_cancel_an_operation(subject: Subject, page: Page) -> None:
     await fail(subject, queue, 3)
     which = JobFilter(queue=queue)
     slow = NewBulkOperation(id=queue, action=BulkAction.REPLAY, which=which, rate=0.001)
-    await subject.backend.maintenance.start_bulk_operation(slow)
+    await start_bulk_operation(subject.backend, slow)
     await page.goto(f"{subject.dashboard.address}/operations")
     row = page.locator(f"#operation-{queue}")
     await row.locator("summary").click()
     await row.get_by_role("button", name="Cancel the operation").click()
     await expect(page.locator("#notice")).to_contain_text("is cancelled")
     await expect(row).to_contain_text("cancelled")
-    found = await subject.backend.reads.get_bulk_operation(queue)
+    found = await get_bulk_operation(subject.backend, queue)
     assert found.state is BulkState.CANCELLED
 
 

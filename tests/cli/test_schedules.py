@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.scheduler.spec import ScheduleSpec
 from tests.cli.conftest import CommandLine
 
@@ -15,7 +15,7 @@ def declare(nimburion: CommandLine) -> None:
     """A schedule as running code has declared it."""
     spec = ScheduleSpec(trigger="0 2 * * *", job="report", declared_until=FAR)
     record = ScheduleRecord(name="coded", spec=spec.encode(), owner="shop")
-    nimburion.call_backend(lambda backend: backend.schedules.put_schedule(record))
+    nimburion.call_backend(lambda backend: put_schedule(backend, record))
 
 
 def test_next_explains_and_lists(nimburion: CommandLine) -> None:

@@ -11,14 +11,14 @@ from itertools import cycle
 import psycopg
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.audit import AuditRecord
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.audit import AuditRecord, put_audit
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
 from nimburion.core.lease import Delivery
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.rate_limits import RateLimit
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
@@ -87,13 +87,9 @@ class Neighbour:
         await backend.maintenance.change_limit(
             LimitChange(name="customer", key="acme", concurrency=1)
         )
-        await backend.maintenance.put_audit(
-            AuditRecord(id="a", action="queue.pause", target="bulk")
-        )
-        await backend.maintenance.start_bulk_operation(
-            NewBulkOperation(id="o", action=BulkAction.REPLAY)
-        )
-        await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        await put_audit(backend, AuditRecord(id="a", action="queue.pause", target="bulk"))
+        await start_bulk_operation(backend, NewBulkOperation(id="o", action=BulkAction.REPLAY))
+        await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))
 
     async def work(self) -> None:
         """Enqueue a job, end the job before it, and reserve it."""

@@ -12,18 +12,18 @@ from msgspec.structs import replace
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.state import JobEntry, MemoryState
-from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import MAX_AUDIT_RECORDS, Backend
-from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim
+from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import LimitChange, LimitRule
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
+from nimburion.core.operations import Cancellation, JobChanges, Promoted, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
-from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.records import NewRecord, RecordChange, RecordPut
+from nimburion.core.schedules import Fired, Overlap, decode_schedule
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Completed, Progressed, Released, Retried, Settled, Settlement
 from nimburion.testing import FakeClock
@@ -369,19 +369,25 @@ class CancelsWhatRuns(OpenMemoryBackend):
 
 
 class ReplayForgetsHistory(OpenMemoryBackend):
-    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        replayed = await super().replay(which, limit, after)
-        for job_id in replayed.ids:
-            self.state.jobs[job_id].history = ()
-        return replayed
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        changes = await super().change_jobs(action, job_ids, record)
+        for job_id in changes.ids:
+            if action is BulkAction.REPLAY:
+                self.state.jobs[job_id].history = ()
+        return changes
 
 
 class MakesDueAndForgetsFailures(OpenMemoryBackend):
-    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
-        changed = await super().make_due(job_ids)
-        for job_id in changed:
-            self.state.jobs[job_id].failures = 0
-        return changed
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        changes = await super().change_jobs(action, job_ids, record)
+        for job_id in changes.ids:
+            if action is BulkAction.RUN_NOW:
+                self.state.jobs[job_id].failures = 0
+        return changes
 
 
 class DeadLetterOverwritten(OpenMemoryBackend):
@@ -457,35 +463,51 @@ class KeepsOneSourceOfStatistics(OpenMemoryBackend):
         await super().put_statistics("", rows)
 
 
-class AuditForgetsTheFirstTime(OpenMemoryBackend):
-    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
-        self.state.audit.pop(record.id, None)
-        await super().put_audit(record, keep=keep)
+class ReplacedRecordForgetsTheFirstTime(OpenMemoryBackend):
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        if version is None:
+            await self.delete_record(record.kind, record.id)
+        return await super().put_record(record, version=version, keep=keep)
 
 
-class BulkFenceIgnored(OpenMemoryBackend):
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        operation = self.state.bulk_operations.get(operation_id)
-        latest = fence if operation is None else operation.fence
-        return await super().advance_bulk_operation(operation_id, latest, step)
+class RecordVersionIgnored(OpenMemoryBackend):
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        return await super().put_record(record, version=None if version else version, keep=keep)
 
 
-class RepeatsBulkSteps(OpenMemoryBackend):
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        operation = self.state.bulk_operations.get(operation_id)
-        if operation is not None and operation.fence == fence:
-            claimed = replace(operation, leased_until=self._data.clock.now())
-            self.state.bulk_operations[operation_id] = claimed
-        return await super().advance_bulk_operation(operation_id, fence, step)
+class StepVersionIgnored(OpenMemoryBackend):
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        kept = record and await self.get_record(record.kind, record.id)
+        if record and kept:
+            record = replace(record, version=kept.version)
+        return await super().change_jobs(action, job_ids, record)
 
 
-class ClaimsBulkStepsTwice(OpenMemoryBackend):
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        return await super().claim_bulk_operation(0.0)
+class ChangesJobsUnderAStaleRecord(OpenMemoryBackend):
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        changes = await super().change_jobs(action, job_ids, record)
+        if record and changes.record is None:
+            await super().change_jobs(action, job_ids)
+        return changes
+
+
+class DeletesRecordsThatAreDue(OpenMemoryBackend):
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        put = await super().put_record(record, version=version, keep=keep)
+        if put.outcome == "full" and put.record:
+            await self.delete_record(put.record.kind, put.record.id)
+            put = await super().put_record(record, version=version, keep=keep)
+        return put
 
 
 class SearchesWithoutBudget(OpenMemoryBackend):
@@ -540,14 +562,9 @@ class FiresWithoutComparing(OpenMemoryBackend):
     async def fire(
         self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
     ) -> Fired:
-        kept = self.state.schedules.get(name)
-        last = None if kept is None else kept.last_tick
+        kept = await self.get_record("schedule", name)
+        last = None if kept is None else decode_schedule(kept).last_tick
         return await super().fire(name, last, tick, job, overlap)
-
-
-class PutForgetsTheTick(OpenMemoryBackend):
-    async def put_schedule(self, schedule: ScheduleRecord) -> None:
-        self.state.schedules[schedule.name] = schedule
 
 
 class PagesOverlap(OpenMemoryBackend):
@@ -651,11 +668,15 @@ BREAKAGES = [
     Breakage(ResetsNothing, "a_reset_returns_to_what_the_newest_session_declares"),
     Breakage(AddsRepeatedStatistics, "a_repeated_put_of_statistics_changes_nothing"),
     Breakage(KeepsOneSourceOfStatistics, "the_counters_of_all_sources_are_added_up"),
-    Breakage(AuditForgetsTheFirstTime, "an_audit_record_is_replaced_and_keeps_its_time"),
-    Breakage(BulkFenceIgnored, "a_stale_step_writes_nothing"),
-    Breakage(RepeatsBulkSteps, "a_repeated_step_changes_nothing"),
-    Breakage(ClaimsBulkStepsTwice, "a_step_is_claimed_by_one_process"),
-    Breakage(ClaimsBulkStepsTwice, "many_processes_claim_a_step_once", (), 8),
+    Breakage(
+        ReplacedRecordForgetsTheFirstTime, "a_record_that_is_replaced_keeps_its_place_and_time"
+    ),
+    Breakage(RecordVersionIgnored, "only_the_given_version_is_replaced"),
+    Breakage(RecordVersionIgnored, "of_many_that_replace_a_version_one_does", (), 8),
+    Breakage(DeletesRecordsThatAreDue, "a_record_with_a_due_time_is_not_deleted_as_the_oldest"),
+    Breakage(StepVersionIgnored, "a_step_of_another_version_changes_nothing"),
+    Breakage(StepVersionIgnored, "a_repeated_step_changes_nothing"),
+    Breakage(ChangesJobsUnderAStaleRecord, "a_repeated_step_changes_nothing"),
     Breakage(SearchesWithoutBudget, "a_search_stops_at_its_budget_and_continues", (3,)),
     Breakage(SearchEndsAtItsBudget, "a_search_stops_at_its_budget_and_continues", (3,)),
     Breakage(ForgetsWhoEndedAJob, "a_completed_attempt_names_its_session_and_host"),
@@ -664,7 +685,6 @@ BREAKAGES = [
     Breakage(PausesNothing, "a_paused_queue_returns_no_jobs"),
     Breakage(FiresWithoutComparing, "the_same_tick_fires_once"),
     Breakage(FiresWithoutComparing, "one_tick_fires_once", (), 8),
-    Breakage(PutForgetsTheTick, "putting_again_replaces_the_spec_and_keeps_what_happened"),
     Breakage(PagesOverlap, "pages_have_no_gaps_and_no_doubles", (3,)),
     Breakage(ForgetsThePayload, "failed_is_a_dead_letter_with_all_that_belongs_to_it"),
     Breakage(NeverWakes, "every_waiter_is_woken", (), 8),

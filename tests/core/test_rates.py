@@ -56,5 +56,5 @@ def test_a_wrong_rate_says_what_is_allowed(
 def test_a_declaration_names_the_job_whose_rate_is_wrong() -> None:
     with pytest.raises(DefinitionError, match=r"'send'.*rate must be"):
 
-        @job(name="send", rate="soon")
+        @job(name="send", rate="wait_in_time")
         def send() -> None: ...

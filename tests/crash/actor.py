@@ -39,6 +39,7 @@ from nimburion.jobs import Context, Limit, Processor
 from nimburion.jobs.worker.attempt.attempt_runner import AttemptRunner
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
+from nimburion.testing.contract.changing import make_due
 from tests.crash import blocking, children
 
 if TYPE_CHECKING:
@@ -330,7 +331,7 @@ async def run_operator(_: Path, url: str, events: EventLog, options: dict[str, A
     """Make jobs due by id."""
     backend = open_backend(url)
     await backend.open()
-    await backend.maintenance.make_due(options["ids"])
+    await make_due(backend, options["ids"])
     events.note("made due")
     await backend.close()
 

@@ -11,15 +11,22 @@ import pytest
 
 from nimburion.actions.bulk import MAX_COUNT, preview_jobs
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.audit import list_audit
 from nimburion.core.bulk_operations import (
     BulkAction,
     BulkOperation,
     BulkState,
     BulkStep,
     NewBulkOperation,
+    cancel_bulk_operation,
+    claim_bulk_operation,
+    get_bulk_operation,
+    run_bulk_step,
+    start_bulk_operation,
 )
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, State
+from nimburion.core.operations import JobChanges
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Failed
 from nimburion.jobs.bulk_operations import BulkOperationRunner
@@ -57,7 +64,7 @@ def make_runner(harness: Harness, backend: Any = None) -> BulkOperationRunner:
 
 
 async def read(harness: Harness) -> BulkOperation:
-    return await harness.backend.reads.get_bulk_operation("op")
+    return await get_bulk_operation(harness.backend, "op")
 
 
 async def count_failed(harness: Harness) -> int:
@@ -91,13 +98,13 @@ class DyingBackend(BackendWrapper):
 
 async def test_an_operation_changes_all_that_matches_in_bounded_steps(harness: Harness) -> None:
     await make_dead_letters(harness, 1_100)
-    await harness.backend.maintenance.start_bulk_operation(REPLAY)
+    await start_bulk_operation(harness.backend, REPLAY)
     await make_runner(harness).tick()
     operation = await read(harness)
     assert (operation.state, operation.done) == (BulkState.DONE, 1_100)
-    assert operation.fence == 4  # three steps, and the end
+    assert operation.version == 9  # three steps and the end, each with its claim
     assert await count_failed(harness) == 0
-    (record,) = (await harness.backend.reads.list_audit()).records
+    (record,) = (await list_audit(harness.backend)).records
     assert (record.action, record.target, record.by) == ("operations.end", "op", "ann")
     assert (record.origin, record.outcome, record.changed) == ("cli", "done", 1_100)
 
@@ -111,7 +118,7 @@ async def test_jobs_are_cancelled_or_deleted(
     await make_dead_letters(harness, 2)
     await harness.add("a", "b")
     new = NewBulkOperation(id="op", action=action)
-    await harness.backend.maintenance.start_bulk_operation(new)
+    await start_bulk_operation(harness.backend, new)
     await make_runner(harness).tick()
     assert (await read(harness)).done == 2
     counts = await harness.backend.reads.count_jobs()
@@ -123,8 +130,9 @@ async def test_jobs_are_cancelled_or_deleted(
 async def test_a_filter_without_an_index_and_a_limit_choose(harness: Harness) -> None:
     await make_dead_letters(harness, 3, JobOptions(tenant="red"))
     await make_dead_letters(harness, 3)
-    await harness.backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="op", action=BulkAction.REPLAY, which=JobFilter(tenant="red"), limit=2)
+    await start_bulk_operation(
+        harness.backend,
+        NewBulkOperation(id="op", action=BulkAction.REPLAY, which=JobFilter(tenant="red"), limit=2),
     )
     await make_runner(harness).tick()
     assert (await read(harness)).done == 2
@@ -139,7 +147,7 @@ async def test_jobs_that_fail_after_the_start_are_not_included(harness: Harness)
     await make_dead_letters(harness, 2)
     await harness.add("fails later")
     harness.clock.advance(1.0)
-    await harness.backend.maintenance.start_bulk_operation(REPLAY)
+    await start_bulk_operation(harness.backend, REPLAY)
     harness.clock.advance(1.0)
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
@@ -154,12 +162,12 @@ async def test_jobs_that_fail_after_the_start_are_not_included(harness: Harness)
 @pytest.mark.parametrize(
     ("call", "after"),
     [
-        ("claim_bulk_operation", 1),
+        ("put_record", 1),  # the claim of the second step
         ("list_jobs", 1),
-        ("advance_bulk_operation", 0),
-        ("advance_bulk_operation", 1),
-        ("put_audit", 0),
-        ("advance_bulk_operation", 2),
+        ("change_jobs", 0),
+        ("change_jobs", 1),
+        ("put_record", 3),  # the audit record of the end
+        ("put_record", 4),  # the end
     ],
 )
 async def test_another_process_continues_after_a_death_at_any_point(
@@ -167,7 +175,7 @@ async def test_another_process_continues_after_a_death_at_any_point(
 ) -> None:
     """Every job is replayed once, and the end is recorded once."""
     await make_dead_letters(harness, 700)
-    await harness.backend.maintenance.start_bulk_operation(REPLAY)
+    await start_bulk_operation(harness.backend, REPLAY)
     dying = DyingBackend(harness.backend.new_handle(), call, after, applied=applied)
     with pytest.raises(BackendUnavailable):
         await make_runner(harness, dying).tick()
@@ -177,22 +185,22 @@ async def test_another_process_continues_after_a_death_at_any_point(
     operation = await read(harness)
     assert (operation.state, operation.done, operation.skipped) == (BulkState.DONE, 700, 0)
     assert await count_failed(harness) == 0
-    (record,) = (await harness.backend.reads.list_audit()).records
+    (record,) = (await list_audit(harness.backend)).records
     assert record.changed == 700
 
 
 async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -> None:
     """It stops before it writes its step, and continues after the others have ended all."""
     await make_dead_letters(harness, 700)
-    await harness.backend.maintenance.start_bulk_operation(REPLAY)
+    await start_bulk_operation(harness.backend, REPLAY)
     handle = harness.backend.new_handle()
     reached, resumed = asyncio.Event(), asyncio.Event()
 
     class Pausing(DyingBackend):
-        async def advance_bulk_operation(self, *arguments: Any) -> BulkOperation:
+        async def change_jobs(self, *arguments: Any) -> JobChanges:
             reached.set()
             await resumed.wait()
-            return await handle.maintenance.advance_bulk_operation(*arguments)
+            return await handle.maintenance.change_jobs(*arguments)
 
     late = asyncio.create_task(make_runner(harness, Pausing(handle, "none", -1)).tick())
     await reached.wait()
@@ -207,7 +215,7 @@ async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -
 
 async def test_several_processes_share_the_steps(harness: Harness) -> None:
     await make_dead_letters(harness, 1_600)
-    await harness.backend.maintenance.start_bulk_operation(REPLAY)
+    await start_bulk_operation(harness.backend, REPLAY)
     await asyncio.gather(*(make_runner(harness).tick() for _ in range(4)))
     await make_runner(harness).tick()
     operation = await read(harness)
@@ -218,8 +226,8 @@ async def test_the_rate_holds_across_processes(harness: Harness) -> None:
     """Ten a second, by two processes that ask at odd times, and after a pause of both."""
     await make_dead_letters(harness, 100)
     started = harness.clock.now()
-    await harness.backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=10.0)
+    await start_bulk_operation(
+        harness.backend, NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=10.0)
     )
     runners, random = [make_runner(harness), make_runner(harness)], Random(3)
     done = [(started, 0)]
@@ -243,8 +251,8 @@ async def test_a_runner_waits_for_the_next_step_of_its_operation(harness: Harnes
     runner = make_runner(harness)
     await runner.start()
     await wait_until(lambda: harness.clock.sleepers == 1, "the runner waits")
-    await harness.backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=1.0)
+    await start_bulk_operation(
+        harness.backend, NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=1.0)
     )
     runner.wake()
     for expected in (2, 1, 0):
@@ -261,27 +269,25 @@ async def test_a_runner_waits_for_the_next_step_of_its_operation(harness: Harnes
 async def test_an_operation_that_cannot_continue_has_failed(harness: Harness) -> None:
     """It says why, in the audit log too."""
     await make_dead_letters(harness, 1)
-    await harness.backend.maintenance.start_bulk_operation(REPLAY)
-    claimed = (await harness.backend.maintenance.claim_bulk_operation(30.0)).operation
-    assert claimed is not None
-    step = BulkStep(cursor="no cursor!")
-    await harness.backend.maintenance.advance_bulk_operation("op", claimed.fence, step)
+    await start_bulk_operation(harness.backend, REPLAY)
+    claimed = await claim_bulk_operation(harness.backend, 30.0)
+    await run_bulk_step(harness.backend, claimed, BulkStep(cursor="no cursor!"))
     await make_runner(harness).tick()
     operation = await read(harness)
     assert operation.state is BulkState.FAILED
     assert "no cursor!" in operation.error
-    (record,) = (await harness.backend.reads.list_audit()).records
+    (record,) = (await list_audit(harness.backend)).records
     assert (record.outcome, record.error) == ("failed", operation.error)
 
 
 async def test_a_cancelled_operation_stops_between_two_steps(harness: Harness) -> None:
     await make_dead_letters(harness, 30)
-    await harness.backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=10.0)
+    await start_bulk_operation(
+        harness.backend, NewBulkOperation(id="op", action=BulkAction.REPLAY, rate=10.0)
     )
     runner = make_runner(harness)
     await runner.tick()
-    await harness.backend.maintenance.cancel_bulk_operation("op")
+    await cancel_bulk_operation(harness.backend, "op")
     harness.clock.advance(60.0)
     await runner.tick()
     operation = await read(harness)

@@ -20,7 +20,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Backend
-from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperation
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkStep,
+    Claim,
+    NewBulkOperation,
+    cancel_bulk_operation,
+    claim_bulk_operation,
+    list_bulk_operations,
+    run_bulk_step,
+    start_bulk_operation,
+)
 from nimburion.core.errors import NimburionError
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions, Reply, ReserveRequest
 from nimburion.core.job import (
@@ -42,7 +52,14 @@ from nimburion.core.limits import (
 from nimburion.core.operations import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
-from nimburion.core.schedules import Overlap, ScheduleRecord
+from nimburion.core.schedules import (
+    Overlap,
+    ScheduleRecord,
+    delete_schedule,
+    list_schedules,
+    pause_schedule,
+    put_schedule,
+)
 from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import (
     Cancelled,
@@ -57,6 +74,7 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.changing import delete, make_due, replay
 from nimburion.testing.contract.harness import list_uses, make_limits
 from tests.progress import EXCHANGES, find_idle_jobs
 
@@ -430,21 +448,20 @@ class Twins(RuleBasedStateMachine):
             self._touch([job_id])
 
     def _make_due(self, luck: Random) -> None:
-        job_ids = luck.choices(sorted(self.known | {"never"}), k=luck.randint(1, 4))
-        self._agree(lambda backend: backend.maintenance.make_due(job_ids))
+        job_ids = sorted(set(luck.choices(sorted(self.known | {"never"}), k=luck.randint(1, 4))))
+        self._agree(lambda backend: make_due(backend, job_ids))
         self._touch(set(job_ids) - {"never"})
 
     def _replay(self, luck: Random) -> None:
         which = self._filter(luck, State.FAILED)
         self._agree(
-            lambda backend: backend.maintenance.replay(which, 1000),
-            lambda r: (sorted(r.ids), sorted(r.held)),
+            lambda backend: replay(backend, which, 1000), lambda r: (sorted(r.ids), sorted(r.held))
         )
         self._touch(self.known)
 
     def _delete(self, luck: Random) -> None:
         which = self._filter(luck, State.COMPLETED)
-        self._agree(lambda backend: backend.maintenance.delete(which, 1000), sorted)
+        self._agree(lambda backend: delete(backend, which, 1000), sorted)
 
     def _change_in_bulk(self, luck: Random) -> None:
         """Start a bulk operation, run a step or two, some under a wrong fence, and cancel it."""
@@ -455,7 +472,7 @@ class Twins(RuleBasedStateMachine):
             which=msgspec.structs.replace(which, states=None),
             rate=luck.choice((None, None, 0.7, 3.0)),
         )
-        self._agree(lambda backend: backend.maintenance.start_bulk_operation(new))
+        self._agree(lambda backend: start_bulk_operation(backend, new))
         for _ in range(luck.randint(1, 2)):
             self.clock.advance(luck.choice((0.0, 0.25, 5.0)))
             page, _ = self._both(lambda backend: backend.reads.list_jobs(new.which, limit=20))
@@ -463,23 +480,20 @@ class Twins(RuleBasedStateMachine):
                 ids=tuple(job.id for job in page.jobs),
                 cursor=luck.choice((None, "7")),
                 exhausted=luck.random() < 0.3,
-                error=luck.choice(("", "slow")),
             )
-            claim, _ = self._agree(lambda backend: backend.maintenance.claim_bulk_operation(TTL))
+            claim, _ = self._agree(lambda backend: claim_bulk_operation(backend, TTL))
             if claim.operation is not None:
-                fence = claim.operation.fence + luck.choice((0, 0, 0, 1, -1))
+                version = claim.operation.version + luck.choice((0, 0, 0, 1, -1))
+                claimed = msgspec.structs.replace(claim.operation, version=version)
+                claim = msgspec.structs.replace(claim, operation=claimed)
                 for _ in range(luck.choice((1, 1, 2))):
-                    self._advance(new.id, fence, step)
-        self._agree(lambda backend: backend.maintenance.cancel_bulk_operation(new.id))
-        self._agree(
-            lambda backend: backend.reads.list_bulk_operations(), lambda page: page.operations
-        )
+                    self._run_step(claim, step)
+        self._agree(lambda backend: cancel_bulk_operation(backend, new.id))
+        self._agree(list_bulk_operations, lambda page: page.operations)
         self._touch(self.known)
 
-    def _advance(self, operation_id: str, fence: int, step: BulkStep) -> None:
-        self._agree(
-            lambda backend: backend.maintenance.advance_bulk_operation(operation_id, fence, step)
-        )
+    def _run_step(self, claim: Claim, step: BulkStep) -> None:
+        self._agree(lambda backend: run_bulk_step(backend, claim, step))
 
     def _prune(self, luck: Random) -> None:
         keep = Retention(
@@ -534,15 +548,13 @@ class Twins(RuleBasedStateMachine):
             case 0 | 1 | 2:
                 spec = luck.choice((b"{}", b'{"cron": "* * * * *"}'))
                 self._agree(
-                    lambda backend: backend.schedules.put_schedule(
-                        ScheduleRecord(name=name, spec=spec)
-                    )
+                    lambda backend: put_schedule(backend, ScheduleRecord(name=name, spec=spec))
                 )
             case 3:
                 paused = luck.random() < 0.3
-                self._agree(lambda backend: backend.schedules.pause_schedule(name, paused=paused))
+                self._agree(lambda backend: pause_schedule(backend, name, paused=paused))
             case 4:
-                self._agree(lambda backend: backend.schedules.delete_schedule(name))
+                self._agree(lambda backend: delete_schedule(backend, name))
             case _:
                 self._fire(luck, name)
 
@@ -552,7 +564,7 @@ class Twins(RuleBasedStateMachine):
         behind, tick = luck.random() < 0.2, 60.0 * luck.randint(1, 5)
 
         async def decide(backend: Backend) -> Answer:
-            last = {s.name: s.last_tick for s in await backend.schedules.list_schedules()}.get(name)
+            last = {s.name: s.last_tick for s in await list_schedules(backend)}.get(name)
             return await backend.schedules.fire(name, 59.0 if behind else last, tick, job, overlap)
 
         self._agree(decide)
@@ -577,7 +589,7 @@ class Twins(RuleBasedStateMachine):
                 counts,
                 queues,
                 await backend.reads.list_sessions(),
-                await backend.schedules.list_schedules(),
+                await list_schedules(backend),
                 [
                     (limit.name, limit.changes, limit.room, limit.opens_at)
                     for limit in await backend.reads.list_limits(holders=0)

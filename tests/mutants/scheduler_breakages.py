@@ -158,8 +158,8 @@ SCHEDULER_MUTANTS = (
     Mutant(
         "an old process undoes the newest declaration",
         "scheduler/*.py",
-        "$own.$name not in self.$_said and $spec.$get_declaration() != $own.$spec",
-        "$spec.$get_declaration() != $own.$spec",
+        "return $own.$name not in self.$_said and $kept.$get_declaration() != $own.$spec",
+        "return $kept.$get_declaration() != $own.$spec",
         (f"{SCHEDULER}test_the_newest_declaration_counts", *ON_MEMORY),
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,14 @@ from nimburion.core.errors import (
 )
 from nimburion.core.events import Event, JobEnqueued, TickDecided
 from nimburion.core.job import State
-from nimburion.core.schedules import Fired, ScheduleRecord
+from nimburion.core.records import NewRecord, RecordPut
+from nimburion.core.schedules import (
+    Fired,
+    ScheduleRecord,
+    delete_schedule,
+    list_schedules,
+    put_schedule,
+)
 from nimburion.core.session import Session
 from nimburion.core.settings import SchedulerSettings, TaskSettings
 from nimburion.jobs import Limit, Processor, job
@@ -623,13 +631,13 @@ async def test_many_schedules_are_registered_a_few_at_a_time(
 
     scheduler = await place.scheduler(declare)
     backend = scheduler.processor.backend
-    real, put = backend.schedules.put_schedule, list[str]()
+    real, put = backend.maintenance.put_record, list[str]()
 
-    async def put_schedule(record: ScheduleRecord) -> None:
-        put.append(record.name)
-        await real(record)
+    async def put_record(record: NewRecord, **options: Any) -> RecordPut:
+        put.append(record.id)
+        return await real(record, **options)
 
-    monkeypatch.setattr(backend.schedules, "put_schedule", put_schedule)
+    monkeypatch.setattr(backend.maintenance, "put_record", put_record)
     counts = []
     for seconds in (0, 30, 61, 66, 71, 76):
         place.at(seconds)
@@ -643,7 +651,7 @@ async def test_many_schedules_are_registered_a_few_at_a_time(
 async def test_schedules_are_registered_again_in_a_backend_that_lost_its_data(place: Place) -> None:
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()
-    await place.backend.schedules.delete_schedule("report")
+    await delete_schedule(place.backend, "report")
     place.at(30)
     await scheduler.fire_due()
     place.at(60)
@@ -739,7 +747,7 @@ async def test_run_now_of_a_computed_job_is_done_by_who_declares_it(place: Place
     assert made.options.headers["nimburion-schedule"] == "report"
     assert [one.id for one in await by_hand.history("report")] == [extra]
     assert [info.name for info in await by_hand.list()] == ["report"]
-    assert len(await other.processor.backend.schedules.list_schedules()) == 1
+    assert len(await list_schedules(other.processor.backend)) == 1
 
 
 async def test_run_now_of_a_computed_job_with_an_id_makes_one_job(place: Place) -> None:
@@ -774,7 +782,7 @@ async def test_a_job_that_cannot_be_computed_is_requested_once(
         place.at(seconds)
         assert await scheduler.fire_due() == 0
     assert caplog.text.count("the job could not be built") == 1
-    assert len(await scheduler.processor.backend.schedules.list_schedules()) == 1
+    assert len(await list_schedules(scheduler.processor.backend)) == 1
 
 
 async def test_run_now_with_an_id_makes_one_job(place: Place) -> None:
@@ -828,11 +836,9 @@ async def test_what_would_never_tick_is_not_added(place: Place) -> None:
 async def test_what_this_version_cannot_read_is_left_alone(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await place.backend.schedules.put_schedule(
-        ScheduleRecord(name="future", spec=b'{"trigger": 7}')
-    )
-    await place.backend.schedules.put_schedule(
-        ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
+    await put_schedule(place.backend, ScheduleRecord(name="future", spec=b'{"trigger": 7}'))
+    await put_schedule(
+        place.backend, ScheduleRecord(name="odd", spec=b'{"trigger": "0 0 W * *", "job": "x"}')
     )
     scheduler = await place.scheduler(each_minute())
     await scheduler.fire_due()

@@ -10,8 +10,15 @@ import pytest
 from starlette.routing import Route
 
 from nimburion.core.access_rights import RIGHTS
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.audit import list_audit
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    NewBulkOperation,
+    list_bulk_operations,
+    start_bulk_operation,
+)
 from nimburion.core.limits import LimitChange
+from nimburion.core.schedules import list_schedules
 from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
 from nimburion.server.api.operation import Operation
@@ -92,7 +99,7 @@ async def guarded(make_api: MakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
         LimitChange(name="job:send", concurrency=9)
     )
     running = NewBulkOperation(id="a", action=BulkAction.REPLAY)
-    await made.processor.backend.maintenance.start_bulk_operation(running)
+    await start_bulk_operation(made.processor.backend, running)
     worker = Session(id="a", queues=("default",), names=("send",))
     await made.processor.backend.consuming.open_session(worker)
     return made
@@ -115,10 +122,10 @@ async def read_everything(api: Api) -> object:
     return (
         (await backend.reads.list_jobs(payloads=True)).jobs,
         [(queue.name, queue.paused) for queue in await backend.reads.list_queues()],
-        await backend.schedules.list_schedules(),
+        await list_schedules(backend),
         [(session.id, session.command) for session in await backend.reads.list_sessions()],
-        (await backend.reads.list_bulk_operations()).operations,
-        (await backend.reads.list_audit()).records,
+        (await list_bulk_operations(backend)).operations,
+        (await list_audit(backend)).records,
     )
 
 
@@ -149,19 +156,19 @@ async def test_each_change_is_recorded_with_the_name_of_the_token(
         found.method, make_url(found.path), json=body, headers=headers
     )
     assert response.status_code in {200, 201}, response.text
-    record = (await guarded.processor.backend.reads.list_audit()).records[0]
+    record = (await list_audit(guarded.processor.backend)).records[0]
     assert (record.action, record.target, record.changed) == RECORDS[found.name]
     assert (record.by, record.origin, record.outcome) == (found.right, "api", "done")
     assert SECRET not in str(record)
 
 
 async def test_a_request_that_only_reads_is_not_recorded(guarded: Api) -> None:
-    before = await guarded.processor.backend.reads.list_audit()
+    before = await list_audit(guarded.processor.backend)
     for operation in OPERATIONS:
         if operation.method in SAFE_METHODS:
             await guarded.client.get(make_url(operation.path), headers=bearer(operation.right))
             assert operation.action is None, operation.path
-    assert await guarded.processor.backend.reads.list_audit() == before
+    assert await list_audit(guarded.processor.backend) == before
 
 
 async def test_a_change_that_fails_is_recorded_too(guarded: Api) -> None:
@@ -169,7 +176,7 @@ async def test_a_change_that_fails_is_recorded_too(guarded: Api) -> None:
         "/api/v1/workers/none/command", json={"command": "stop"}, headers=bearer("operate")
     )
     assert response.status_code == 404
-    record = (await guarded.processor.backend.reads.list_audit()).records[0]
+    record = (await list_audit(guarded.processor.backend)).records[0]
     assert (record.action, record.target, record.outcome) == ("worker.stop", "none", "failed")
 
 
@@ -177,7 +184,7 @@ async def test_a_record_holds_no_control_characters(guarded: Api) -> None:
     body = {"name": "s", "when": "@daily\0\n", "job": "send"}
     response = await guarded.client.post("/api/v1/schedules", json=body, headers=bearer("admin"))
     assert response.status_code == 422
-    record = (await guarded.processor.backend.reads.list_audit()).records[0]
+    record = (await list_audit(guarded.processor.backend)).records[0]
     assert record.details["when"] == r"@daily\x00\n"
 
 

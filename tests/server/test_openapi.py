@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.session import Session
 from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.management import ManagementServer
@@ -58,9 +58,7 @@ async def add_records(api: Api) -> None:
     backend = api.processor.backend
     await api.fail("job")
     await backend.consuming.open_session(Session(id="job", queues=("default",), names=("send",)))
-    await backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="job", action=BulkAction.DELETE)
-    )
+    await start_bulk_operation(backend, NewBulkOperation(id="job", action=BulkAction.DELETE))
     await api.services.schedules.add("nightly", "0 2 * * *", "send", '{"to":"a"}')
 
 

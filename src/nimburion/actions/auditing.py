@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, put_audit
 from nimburion.core.backend import Backend
 from nimburion.core.errors import BackendError
 from nimburion.core.ids import Entropy
@@ -59,7 +59,7 @@ async def record_change(
         origin=origin,
         details=dict(details or {}),
     )
-    await backend.maintenance.put_audit(record)
+    await put_audit(backend, record)
     change = Change(target)
     try:
         yield change
@@ -76,6 +76,6 @@ async def _complete(
     record = msgspec.structs.replace(record, target=change.target, changed=change.count, **fields)
     _log.info("%s %s %s by %s", record.action, record.target, record.outcome, record.by)
     try:
-        await backend.maintenance.put_audit(record)
+        await put_audit(backend, record)
     except BackendError as error:
         _log.warning("the audit record %s could not be completed: %s", record.id, error)

@@ -10,7 +10,9 @@ from nimburion.core.bulk_operations import (
     BulkAction,
     BulkOperation,
     NewBulkOperation,
+    cancel_bulk_operation,
     narrow_to_action,
+    start_bulk_operation,
 )
 from nimburion.core.errors import BulkOperationConflict
 from nimburion.core.ids import make_bulk_operation_id
@@ -96,7 +98,7 @@ class BulkActions:
             rate=None if rate is None else f"{rate:g}/s",
             limit=limit,
         ):
-            started = await self._backend.maintenance.start_bulk_operation(new)
+            started = await start_bulk_operation(self._backend, new)
             if any(getattr(started, field) != getattr(new, field) for field in _WHAT_IT_DOES):
                 raise BulkOperationConflict(new.id)
         return started
@@ -104,7 +106,7 @@ class BulkActions:
     async def cancel(self, operation_id: str) -> BulkOperation:
         """End a bulk operation. What it has changed stays changed."""
         async with self._operator.record(self._backend, "operations.cancel", operation_id):
-            return await self._backend.maintenance.cancel_bulk_operation(operation_id)
+            return await cancel_bulk_operation(self._backend, operation_id)
 
 
 _WHAT_IT_DOES = ("action", "which", "rate", "limit")

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 
-from nimburion.actions.jobs import STEP, ReportProgress, find_target
+from nimburion.actions.jobs import STEP, ReportProgress, batch_ids, find_target
 from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import NotDeadLetter
 from nimburion.core.ids import make_repeatable_id
 from nimburion.core.job import (
@@ -19,7 +20,7 @@ from nimburion.core.job import (
     State,
     require_stored,
 )
-from nimburion.core.paging import iterate_jobs
+from nimburion.core.paging import change_matching, iterate_jobs
 from nimburion.core.queries import JobFilter, describe_filter
 
 REPLAY_OF_HEADER = "nimburion-replay-of"
@@ -148,7 +149,9 @@ class DeadLetters:
             self._backend, "dead.replay", find_target(which), **describe_filter(which)
         ) as change:
             while True:
-                step = await self._backend.maintenance.replay(which, limit or STEP, after)
+                step = await change_matching(
+                    self._backend, BulkAction.REPLAY, which, limit or STEP, after
+                )
                 done.replayed.extend(step.ids)
                 done.held.extend(step.held)
                 change.count = len(done.replayed)
@@ -172,15 +175,17 @@ class DeadLetters:
         async with self._operator.record(
             self._backend, "dead.purge", find_target(which), **describe_filter(which)
         ) as change:
+            after: str | None = None
             while True:
-                ids = await self._backend.maintenance.delete(which, limit or STEP)
-                done.purged.extend(ids)
+                step = await change_matching(
+                    self._backend, BulkAction.DELETE, which, limit or STEP, after
+                )
+                done.purged.extend(step.ids)
                 change.count = len(done.purged)
-                report(len(ids))
-                if limit is not None:
-                    return msgspec.structs.replace(done, more=len(ids) >= limit)
-                if not ids:
-                    return done
+                report(len(step.ids))
+                after = step.next
+                if after is None or limit is not None:
+                    return msgspec.structs.replace(done, more=after is not None)
 
     async def replay_edited(
         self, job_id: str, payload: bytes, *, delete: bool = False
@@ -199,16 +204,16 @@ class DeadLetters:
             (stored,) = await self._enqueue([job])
             new_id = require_stored(job, stored)
             which = JobFilter(states=FAILED_ONLY, ids=(job_id,))
-            deleted: Ids = await self._backend.maintenance.delete(which, 1) if delete else []
+            deleted: Ids = []
+            if delete:
+                deleted = (await change_matching(self._backend, BulkAction.DELETE, which, 1)).ids
             change.count = 1
         return new_id, bool(deleted)
 
     async def _explain_misses(self, which: JobFilter) -> dict[str, str]:
         """Return the reason for each given id that is no dead letter."""
         misses: dict[str, str] = {}
-        ids = tuple(dict.fromkeys(which.ids or ()))
-        for start in range(0, len(ids), STEP):
-            some = ids[start : start + STEP]
+        for some in batch_ids(which.ids or ()):
             page = await self._backend.reads.list_jobs(JobFilter(ids=some), limit=STEP)
             states = {record.id: record.state for record in page.jobs}
             misses |= {

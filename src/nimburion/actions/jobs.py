@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import msgspec
 
 from nimburion.actions.operator import Operator
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import MAX_STEP, BulkAction
 from nimburion.core.errors import JobNotFound
 from nimburion.core.queries import JobFilter, describe_filter
 
-STEP = 500
+STEP = MAX_STEP
 """The most jobs that one step of an action reads or changes."""
 
 CancelOutcome = Literal["cancelled", "requested", "finished", "not found"]
@@ -87,7 +88,9 @@ class JobActions:
             self._backend, "jobs.run_now", find_target(which), **describe_filter(which)
         ) as change:
             outcomes: dict[str, DueOutcome] = dict.fromkeys(ids, "unchanged")
-            outcomes |= dict.fromkeys(await self._backend.maintenance.make_due(ids), "due")
+            for some in batch_ids(ids):
+                changes = await self._backend.maintenance.change_jobs(BulkAction.RUN_NOW, some)
+                outcomes |= dict.fromkeys(changes.ids, "due")
             change.count = list(outcomes.values()).count("due")
             others = tuple(job_id for job_id, outcome in outcomes.items() if outcome != "due")
             known = await _list_known(self._backend, others)
@@ -99,6 +102,13 @@ class JobActions:
             return (await self._backend.producing.cancel(job_id)).value
         except JobNotFound:
             return "not found"
+
+
+def batch_ids(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the ids in batches of one step, each id once."""
+    once = tuple(dict.fromkeys(ids))
+    for start in range(0, len(once), STEP):
+        yield once[start : start + STEP]
 
 
 async def _list_known(backend: Backend, ids: tuple[str, ...]) -> set[str]:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
+
+from nimburion.core.records import NewRecord, Record, encode_body
+
+if TYPE_CHECKING:
+    from nimburion.core.backend import Backend
+
+
+MAX_AUDIT_RECORDS = 10_000
+"""The number of audit records that a backend keeps, the newest ones."""
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,3 +45,31 @@ class AuditPage(msgspec.Struct, frozen=True):
 
     records: list[AuditRecord]
     next: str | None = None
+
+
+_decode = msgspec.json.Decoder(AuditRecord).decode
+
+
+async def put_audit(
+    backend: Backend, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS
+) -> None:
+    """Add an audit record, or replace the record with the same id, which keeps its place and `at`.
+
+    The backend keeps the newest `keep` records.
+    """
+    await backend.maintenance.put_record(
+        NewRecord(kind="audit", id=record.id, body=encode_body(record)), keep=keep
+    )
+
+
+async def list_audit(backend: Backend, *, limit: int = 100, after: str | None = None) -> AuditPage:
+    """Return a page of audit records, most recently added first.
+
+    `after` is the `next` of the previous page. Raises `InvalidJob` if it is not.
+    """
+    page = await backend.reads.list_records("audit", limit=limit, after=after)
+    return AuditPage([_make_audit_record(record) for record in page.records], page.next)
+
+
+def _make_audit_record(record: Record) -> AuditRecord:
+    return msgspec.structs.replace(_decode(record.body), at=record.created_at)

@@ -6,10 +6,9 @@ protocols has the other operations:
 - `backend.producing` (`Producing`): enqueue and cancel jobs.
 - `backend.consuming` (`Consuming`): open a session, reserve and settle jobs, rescue the jobs of
   dead workers.
-- `backend.maintenance` (`Maintaining`): replay, delete, pause and prune; start and run bulk
-  operations.
-- `backend.reads` (`Inspecting`): read jobs, counts, queues and sessions.
-- `backend.schedules` (`Scheduling`): store schedules and fire their ticks.
+- `backend.maintenance` (`Maintaining`): change jobs, pause and prune; store records.
+- `backend.reads` (`Inspecting`): read jobs, counts, queues, sessions and records.
+- `backend.schedules` (`Scheduling`): fire the ticks of schedules.
 
 The capabilities say whether `producing` is also `BlockingProducing` and `Transactional`, and
 whether `consuming` is also `LongPolling`.
@@ -43,14 +42,7 @@ import msgspec
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 
 if TYPE_CHECKING:  # a protocol needs no values: each command and each client would load all
-    from nimburion.core.audit import AuditPage, AuditRecord
-    from nimburion.core.bulk_operations import (
-        BulkOperation,
-        BulkOperationPage,
-        BulkStep,
-        Claim,
-        NewBulkOperation,
-    )
+    from nimburion.core.bulk_operations import BulkAction
     from nimburion.core.diagnosis.checks import CheckResult
     from nimburion.core.diagnosis.explanations import Facts
     from nimburion.core.diagnosis.failure_groups import FailureGroups
@@ -60,8 +52,16 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.lease import Lease
     from nimburion.core.limits import LimitChange, LimitInfo
     from nimburion.core.metrics.statistics import Statistics
-    from nimburion.core.operations import Cancellation, Promoted, Replayed, Rescued, Retention
-    from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+    from nimburion.core.operations import Cancellation, JobChanges, Promoted, Rescued, Retention
+    from nimburion.core.records import (
+        NewRecord,
+        Record,
+        RecordChange,
+        RecordKind,
+        RecordPage,
+        RecordPut,
+    )
+    from nimburion.core.schedules import Fired, Overlap
     from nimburion.core.session import (
         HeartbeatReply,
         Session,
@@ -72,10 +72,6 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.settlement import Settlement
     from nimburion.core.transactions import CallerConnection, EnqueueCount, Transaction
 
-MAX_AUDIT_RECORDS = 10_000
-"""The number of audit records that a backend keeps, the newest ones."""
-MAX_BULK_OPERATIONS = 1_000
-"""The number of bulk operations that a backend keeps, the newest ones."""
 MAX_HOLDERS = 20
 """The most holders of each limit that `list_limits` returns."""
 
@@ -335,37 +331,30 @@ class LongPolling(Protocol):
 class Maintaining(Protocol):
     """Operations of operators."""
 
-    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        """Make up to `limit` failed jobs pending again.
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        """Replay, make due, cancel or delete up to `MAX_STEP` jobs, in one atomic step.
 
-        Jobs that are not failed are skipped, so the call is idempotent. `after` is the `next` of
-        the previous call.
+        Jobs that the action cannot change are skipped, and unknown ids too. So the call is
+        idempotent. The actions:
 
-        Raises:
-            InvalidJob: `which` has a field without an index (`JobFilter.check_selects`).
-        """
-        ...
+        - `replay`: a failed job becomes pending again. Its failures and losses start at zero; its
+          id, payload and history stay. A job whose unique key another job holds stays failed.
+        - `run_now`: a scheduled job, or one that waits for its next attempt, becomes due. Its due
+          time is the time of the call, so it comes after the jobs of its priority that are due
+          already. Everything else stays, also failures and losses.
+        - `cancel`: as `cancel` does. A job that gets a cancel request counts as changed.
+        - `delete`: a finished job is deleted permanently.
 
-    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
-        """Make jobs due now that wait for a later time, and return the ids of those that were.
+        The call notifies the workers that wait for the queues of these jobs.
 
-        These are scheduled jobs, and jobs that wait for their next attempt. Their due time becomes
-        the time of the call, so they come after the jobs of their priority that are due already.
-        Everything else stays as it is, also failures and losses. Jobs that are due, that run or
-        have ended, and unknown ids are skipped, so the call is idempotent.
-
-        The call notifies the workers that wait for the queues of these jobs. It is atomic for each
-        job; `Capabilities.atomic_batch` applies.
-        """
-        ...
-
-    async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        """Delete up to `limit` finished jobs permanently and return their ids.
-
-        Unfinished jobs are skipped.
+        With `record`, the step also writes this record, and adds the numbers of jobs to its
+        `changed` and `held`. If the record does not have the version `record.version`, nothing is
+        changed, and `JobChanges.record` is None.
 
         Raises:
-            InvalidJob: `which` has a field without an index (`JobFilter.check_selects`).
+            InvalidJob: there are more than `MAX_STEP` ids, or one of them twice.
         """
         ...
 
@@ -435,63 +424,19 @@ class Maintaining(Protocol):
         """
         ...
 
-    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
-        """Add an audit record, or replace the record with the same id.
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        """Add a record or replace it, if it has this version. 0: there is none; None: any.
 
-        The time of the first call stays in `at`. The backend keeps the newest `keep` records.
+        A record that is replaced keeps its place among the others, `created_at`, `changed` and
+        `held`. If a new record makes more than `keep` of its kind, the oldest are deleted; but
+        nothing is stored while one of these has a due time.
         """
         ...
 
-    async def start_bulk_operation(
-        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
-    ) -> BulkOperation:
-        """Store a bulk operation, and return it as it is kept.
-
-        Some process then claims and runs its steps. If an operation with this id is kept, the call
-        changes nothing and returns that one. The backend keeps the newest `keep` operations.
-
-        Raises:
-            InvalidJob: `operation.check` rejects a value.
-            TooManyBulkOperations: the oldest operation, which would be deleted, still runs.
-        """
-        ...
-
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        """Claim the next step of the running operation that has been due for the longest time.
-
-        No other call claims this step for `ttl` seconds. After that, the claim stays valid until
-        another process claims the step. Each claim increments `fence`.
-        """
-        ...
-
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        """Run a claimed step: change its jobs and record the progress, in one atomic step.
-
-        Each job of `step.ids` is replayed, made due, cancelled or deleted as by `replay`,
-        `make_due`, `cancel` and `delete`. Jobs that the action cannot change any more count as
-        skipped. The step ends the claim. With a rate, the next step becomes due `done / rate`
-        seconds after this one was due, but is at most `MAX_CATCH_UP` seconds early.
-
-        Repeating the last step under the same fence changes nothing and returns the operation.
-
-        Raises:
-            BulkOperationNotFound: there is no operation with this id.
-            InvalidJob: `step.check` rejects the ids.
-            StepLost: `fence` is not that of the last claim, or the operation was cancelled. Nothing
-                was written.
-        """
-        ...
-
-    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
-        """End a running operation as cancelled, and return it. A step that was claimed is lost.
-
-        An operation that has ended stays as it is.
-
-        Raises:
-            BulkOperationNotFound: there is no operation with this id.
-        """
+    async def delete_record(self, kind: RecordKind, record_id: str) -> bool:
+        """Delete a record. Return False if there is none."""
         ...
 
     async def prune(self, keep: Retention, limit: int) -> int:
@@ -628,30 +573,22 @@ class Inspecting(Protocol):
         """
         ...
 
-    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
-        """Return a page of audit records, most recently added first.
-
-        `after` is the `next` of the previous page.
-
-        Raises:
-            InvalidJob: `after` is not the `next` of a page.
-        """
+    async def get_record(self, kind: RecordKind, record_id: str) -> Record | None:
+        """Return a record; None: there is none."""
         ...
 
-    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
-        """Return a bulk operation.
+    async def list_records(
+        self,
+        kind: RecordKind,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        by_due: bool = False,
+    ) -> RecordPage:
+        """Return a page of records of one kind, most recently added first.
 
-        Raises:
-            BulkOperationNotFound: there is no operation with this id.
-        """
-        ...
-
-    async def list_bulk_operations(
-        self, *, limit: int = 100, after: str | None = None
-    ) -> BulkOperationPage:
-        """Return a page of bulk operations, most recently started first.
-
-        `after` is the `next` of the previous page.
+        `after` is the `next` of the previous page. With `by_due`, only records with a due time are
+        returned, the earliest first, on one page.
 
         Raises:
             InvalidJob: `after` is not the `next` of a page.
@@ -660,34 +597,16 @@ class Inspecting(Protocol):
 
 
 class Scheduling(Protocol):
-    """Storage operations of the scheduler."""
-
-    async def put_schedule(self, schedule: ScheduleRecord) -> None:
-        """Add or replace a schedule.
-
-        An existing schedule keeps its `last_tick`, `last_job` and `paused`.
-        """
-        ...
-
-    async def list_schedules(self) -> list[ScheduleRecord]:
-        """Return all schedules, ordered by name."""
-        ...
-
-    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
-        """Pause or resume a schedule. Return False if there is no schedule of this name."""
-        ...
-
-    async def delete_schedule(self, name: str) -> bool:
-        """Delete a schedule. Return False if there is no schedule of this name."""
-        ...
+    """The operation of the scheduler. Its schedules are records of the kind `schedule`."""
 
     async def fire(
         self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
     ) -> Fired:
         """Decide one tick of a schedule, in one atomic step.
 
-        The call moves the last tick from `expected_last` to `tick` by compare-and-swap, and
-        enqueues `job`. `overlap` applies when the previous job of the schedule is not finished:
+        The body of its record is what `encode_schedule` makes. The call moves the last tick from
+        `expected_last` to `tick` by compare-and-swap, and enqueues `job`. `overlap` applies when
+        the previous job of the schedule is not finished:
 
         - `allow`: enqueue the job as well.
         - `skip`: do not enqueue it.

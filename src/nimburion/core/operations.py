@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 import msgspec
 
+if TYPE_CHECKING:
+    from nimburion.core.records import Record
 
-class Replayed(msgspec.Struct, frozen=True):
-    """The result of one bounded replay."""
+
+class JobChanges(msgspec.Struct, frozen=True):
+    """The result of `change_jobs`, as job ids."""
 
     ids: list[str]
-    """Jobs that became pending again, with the same id, payload and history; counts restart at
-    zero.
-    """
-    held: list[str]
+    """Jobs that were changed, in the order of the call."""
+    held: list[str] = msgspec.field(default_factory=list)
     """Jobs that stayed failed, because another job holds their unique key."""
-    next: str | None = None
-    """Pass it as `after` to continue; None: every matching job was examined."""
+    record: Record | None = None
+    """The record as it was written; None: none was given, or it has another version."""
 
 
 class Rescued(msgspec.Struct, frozen=True):

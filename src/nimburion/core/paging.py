@@ -1,10 +1,13 @@
-"""Iterate over all jobs that a backend lists, page by page."""
+"""Iterate over all jobs that a backend lists, and change those that match, page by page."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
+
 from nimburion.core.backend import Backend
+from nimburion.core.bulk_operations import MAX_STEP, BulkAction, narrow_to_action
 from nimburion.core.job import JobRecord
 from nimburion.core.queries import EVERY_JOB, JobFilter
 
@@ -26,3 +29,38 @@ async def iterate_jobs(
         after = page.next
         if after is None:
             return
+
+
+class ChangedJobs(msgspec.Struct, frozen=True):
+    """The jobs that match a filter and were changed."""
+
+    ids: list[str]
+    held: list[str]
+    """Jobs that stayed failed, because another job holds their unique key."""
+    next: str | None = None
+    """Pass it as `after` to continue; None: every matching job was examined."""
+
+
+async def change_matching(
+    backend: Backend, action: BulkAction, which: JobFilter, limit: int, after: str | None = None
+) -> ChangedJobs:
+    """Change up to `limit` jobs that match, most recently enqueued first, in atomic steps.
+
+    Jobs whose state the action cannot change do not match. Raises the errors of `list_jobs` and
+    `change_jobs`.
+    """
+    which = narrow_to_action(which, action)
+    ids: list[str] = []
+    held: list[str] = []
+    while True:
+        page = await backend.reads.list_jobs(which, limit=min(limit, MAX_STEP), after=after)
+        if page.jobs:
+            changes = await backend.maintenance.change_jobs(
+                action, [record.id for record in page.jobs]
+            )
+            ids += changes.ids
+            held += changes.held
+        limit -= len(page.jobs)
+        after = page.next
+        if after is None or limit <= 0:
+            return ChangedJobs(ids, held, after)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import msgspec
 
 from nimburion.core.errors import InvalidJob
-from nimburion.core.job import FAILED_ONLY, FINISHED, JobRecord, State
+from nimburion.core.job import FAILED_ONLY, JobRecord, State
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A filter of jobs. A job must match every field that is set; `ids` lists the allowed ids.
 
     Backends have no index for the fields from `created_from` on. `list_jobs` examines records to
-    find them, within its budget. `replay` and `delete` do not accept these fields: list the jobs
-    and pass their ids.
+    find them, within its budget.
     """
 
     states: frozenset[State] | None = None
@@ -38,13 +37,8 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed_states(self) -> frozenset[State]:
-        """The states of the jobs that `replay` may select."""
+        """The states of the dead letters that may match."""
         return FAILED_ONLY if self.states is None else self.states & FAILED_ONLY
-
-    @property
-    def finished_states(self) -> frozenset[State]:
-        """The states of the jobs that `delete` may select."""
-        return FINISHED if self.states is None else self.states & FINISHED
 
     @property
     def needs_search(self) -> bool:
@@ -61,19 +55,6 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
             and self.fingerprint in (None, record.fingerprint)
             and (self.min_failures is None or record.failures >= self.min_failures)
         )
-
-    def check_selects(self) -> None:
-        """Check that `replay` and `delete` accept this filter.
-
-        Raises:
-            InvalidJob: a field without an index is set.
-        """
-        for field in _SEARCHED_FIELDS:
-            if getattr(self, field) is not None:
-                raise InvalidJob(
-                    f"jobs cannot be replayed or deleted by `{field}`: list the jobs with this "
-                    "filter and pass their `ids`"
-                )
 
 
 _SEARCHED_FIELDS = (

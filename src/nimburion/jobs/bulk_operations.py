@@ -6,12 +6,15 @@ import asyncio
 import logging
 from random import Random
 
-from nimburion.core.audit import AuditRecord
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
     BulkOperation,
     BulkState,
     BulkStep,
+    Claim,
+    claim_bulk_operation,
+    end_bulk_operation,
+    run_bulk_step,
 )
 from nimburion.core.errors import InvalidJob, NotSupported, StepLost, Unstorable
 from nimburion.core.service import Periodic, wait_for_first
@@ -67,10 +70,10 @@ class BulkOperationRunner(Periodic):
         """Run steps until none is due."""
         has_run = False
         while not self.stopping.is_set():
-            claim = await self._backend.maintenance.claim_bulk_operation(_CLAIM_TTL)
+            claim = await claim_bulk_operation(self._backend, _CLAIM_TTL)
             if claim.operation is not None:
                 has_run = True
-                await self._run_step(claim.operation)
+                await self._run_step(claim, claim.operation)
                 continue
             wait = claim.wait
             self._follows = wait is not None and (has_run or (self._follows and wait <= _EARLY))
@@ -81,34 +84,36 @@ class BulkOperationRunner(Periodic):
     def _draw_interval(self) -> float:
         return self.interval * (1 + self._jitter * (2 * self._random.random() - 1))
 
-    async def _run_step(self, operation: BulkOperation) -> None:
+    async def _run_step(self, claim: Claim, operation: BulkOperation) -> None:
         try:
             if operation.has_finished_work:
-                await self._end(operation, BulkState.DONE)
+                await self._end(claim, operation, BulkState.DONE)
             else:
-                await self._change_jobs(operation)
+                await self._change_jobs(claim, operation)
         except StepLost as lost:
             _log.info("a step was not written: %s", lost)
         except (InvalidJob, NotSupported, Unstorable) as error:
             text = f"{type(error).__name__}: {error}".partition("\n")[0][:_MAX_ERROR_CHARACTERS]
-            await self._end(operation, BulkState.FAILED, text)
+            await self._end(claim, operation, BulkState.FAILED, text)
 
-    async def _change_jobs(self, operation: BulkOperation) -> None:
+    async def _change_jobs(self, claim: Claim, operation: BulkOperation) -> None:
         page = await self._backend.reads.list_jobs(
             operation.step_filter, limit=operation.next_step_size, after=operation.cursor
         )
-        await self._backend.maintenance.advance_bulk_operation(
-            operation.id,
-            operation.fence,
-            BulkStep(
-                ids=tuple(record.id for record in page.jobs),
-                cursor=page.next,
-                exhausted=page.next is None,
-            ),
+        step = BulkStep(
+            ids=tuple(record.id for record in page.jobs),
+            cursor=page.next,
+            exhausted=page.next is None,
         )
+        await run_bulk_step(self._backend, claim, step)
 
-    async def _end(self, operation: BulkOperation, state: BulkState, error: str = "") -> None:
+    async def _end(
+        self, claim: Claim, operation: BulkOperation, state: BulkState, error: str = ""
+    ) -> None:
         """End an operation. Its audit record is stored first, so there is no end without one."""
+        # Imported for an end only.
+        from nimburion.core.audit import AuditRecord, put_audit
+
         record = AuditRecord(
             id=f"{operation.id}:end",
             action="operations.end",
@@ -124,11 +129,8 @@ class BulkOperationRunner(Periodic):
             changed=operation.done,
             error=error,
         )
-        await self._backend.maintenance.put_audit(record)
-        step = BulkStep(
-            cursor=operation.cursor, exhausted=operation.exhausted, end=state, error=error
-        )
-        await self._backend.maintenance.advance_bulk_operation(operation.id, operation.fence, step)
+        await put_audit(self._backend, record)
+        await end_bulk_operation(self._backend, claim, state, error)
         _log.info(
             "bulk operation %s (%s by %s) is %s: %d done, %d skipped, %d failed",
             operation.id,

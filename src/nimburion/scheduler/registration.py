@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import TypeVar
 
 import msgspec
 
-from nimburion.core.backend import Scheduling
+from nimburion.core.backend import Backend
 from nimburion.core.errors import DefinitionError
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, delete_schedule, put_schedule
 from nimburion.scheduler.declarations import DeclaredSchedule
 from nimburion.scheduler.spec import ScheduleSpec, parse_spec
 
@@ -44,9 +45,9 @@ class ScheduleRegistration:
     """Writes and renews the schedule records of one application."""
 
     def __init__(
-        self, storage: Scheduling, owner: str, declared: Mapping[str, DeclaredSchedule]
+        self, backend: Backend, owner: str, declared: Mapping[str, DeclaredSchedule]
     ) -> None:
-        self._storage = storage
+        self._backend = backend
         self._owner = owner
         self._declared = declared
         self._registered: set[str] = set()
@@ -64,8 +65,8 @@ class ScheduleRegistration:
         kept = {record.name: record for record in records}
         to_put = self._find_changed(kept, now)
         over = [record.name for record in records if self._is_over(record, now)]
-        await run_in_groups(self._storage.put_schedule, to_put)
-        await run_in_groups(self._storage.delete_schedule, over)
+        await run_in_groups(partial(put_schedule, self._backend), to_put)
+        await run_in_groups(partial(delete_schedule, self._backend), over)
         self._registered.update(self._declared)
         for name in over:
             _log.info("schedule %r is deleted: it is no longer declared", name)
@@ -87,16 +88,18 @@ class ScheduleRegistration:
                 and self._belongs_to_another(record, spec, now)
             ):
                 continue
-            if spec is None or (
-                declared.name not in self._registered and spec.get_declaration() != declared.spec
-            ):
-                changes.append(self._make_record(declared.name, declared.spec, now, until))
+            if record is None or spec is None or self._is_new_declaration(declared, spec):
+                kept_record = record or ScheduleRecord(name=declared.name, spec=b"")
+                changes.append(self._replace_spec(kept_record, declared.spec, now, until))
             elif (declared_until := spec.declared_until or 0.0) < until - interval:
                 renewals.append(
-                    (declared_until, self._make_record(declared.name, spec, spec.since, until))
+                    (declared_until, self._replace_spec(record, spec, spec.since, until))
                 )
         renewals.sort(key=itemgetter(0))
         return changes + [record for _, record in renewals[:_MAX_RENEWALS]]
+
+    def _is_new_declaration(self, declared: DeclaredSchedule, kept: ScheduleSpec) -> bool:
+        return declared.name not in self._registered and kept.get_declaration() != declared.spec
 
     def _belongs_to_another(self, kept: ScheduleRecord, spec: ScheduleSpec, now: float) -> bool:
         """Return whether another application declares this name now. Logs an error once per
@@ -128,11 +131,11 @@ class ScheduleRegistration:
             self._read[record.name] = record.spec, spec
         return spec
 
-    def _make_record(
-        self, name: str, spec: ScheduleSpec, since: float, until: float
+    def _replace_spec(
+        self, record: ScheduleRecord, spec: ScheduleSpec, since: float, until: float
     ) -> ScheduleRecord:
         spec = msgspec.structs.replace(spec, since=since, declared_until=until)
-        return ScheduleRecord(name=name, spec=spec.encode(), owner=self._owner)
+        return msgspec.structs.replace(record, spec=spec.encode(), owner=self._owner)
 
 
 async def run_in_groups(action: Callable[[T], Awaitable[object]], subjects: Sequence[T]) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar, Unpack, cast, overload
 
 from nimburion.core.errors import BackendError, DefinitionError
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, list_schedules
 from nimburion.core.service import Service, wait_for_first
 from nimburion.core.settings import Config, SchedulerSettings
 from nimburion.core.timing.timezones import find_zone
@@ -70,7 +70,7 @@ class Scheduler(Service):
         self._backend_clock = BackendClock(processor.clock, processor.backend)
         self._ticker = Ticker(processor, self._declared, self._backend_clock)
         self._registration = ScheduleRegistration(
-            processor.backend.schedules, processor.settings.owner, self._declared
+            processor.backend, processor.settings.owner, self._declared
         )
         self._entries = ScheduleEntries()
         self._refreshed_at: float | None = None
@@ -200,9 +200,9 @@ class Scheduler(Service):
             return
         await self._backend_clock.synchronize()
         backend = self.processor.backend
-        records = await backend.schedules.list_schedules()
+        records = await list_schedules(backend)
         if await self._registration.write_changes(records, self._backend_clock.now()):
-            records = await backend.schedules.list_schedules()
+            records = await list_schedules(backend)
         self._entries.update([record for record in records if self._is_ours(record)])
         self._refreshed_at, self._ticker.behind = now, False
 

@@ -15,7 +15,13 @@ from nimburion.core.errors import DefinitionError, JobNotFound, ScheduleNotFound
 from nimburion.core.job import JobRecord, NewJob, State
 from nimburion.core.paging import iterate_jobs
 from nimburion.core.queries import JobFilter
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import (
+    ScheduleRecord,
+    delete_schedule,
+    list_schedules,
+    pause_schedule,
+    put_schedule,
+)
 from nimburion.jobs.client.client import Client, add_limit_keys, enqueue_prepared
 from nimburion.scheduler.backend_clock import BackendClock
 from nimburion.scheduler.declarations import check_schedule_name, make_raw_job, make_spec
@@ -105,7 +111,7 @@ class Schedules:
 
         `after` leaves out the schedules up to this name; `limit` is the maximum number returned.
         """
-        records = await self._client.backend.schedules.list_schedules()
+        records = await list_schedules(self._client.backend)
         chosen = _choose_records(records, after)
         return [await self._describe(record, ticks) for record in chosen[:limit]]
 
@@ -117,7 +123,7 @@ class Schedules:
         `after` and `limit` are those of `list`.
         """
         backend, now = self._client.backend, self._read_now()
-        chosen = _choose_records(await backend.schedules.list_schedules(), after)[:limit]
+        chosen = _choose_records(await list_schedules(backend), after)[:limit]
         last_ticks = [_list_last_ticks(record, outcomes) for record in chosen]
         ids = {record.last_job for record in chosen if record.last_job is not None}
         for record, found in zip(chosen, last_ticks, strict=True):
@@ -171,13 +177,13 @@ class Schedules:
             put = ScheduleRecord(name=name, spec=await self._start_now(spec))
             if not list_next_ticks(spec, self._read_now(), 1):
                 raise DefinitionError(f"schedule {name!r} would never tick: {spec.trigger} is past")
-            await self._client.backend.schedules.put_schedule(put)
+            await put_schedule(self._client.backend, put)
         return await self.get(name)
 
     async def pause(self, name: str, *, reason: str = "") -> None:
         """Fire no tick until `resume`. Raises `ScheduleNotFound`."""
         async with self._record("pause", name, reason=reason):
-            if not await self._client.backend.schedules.pause_schedule(name, paused=True):
+            if not await pause_schedule(self._client.backend, name, paused=True):
                 raise ScheduleNotFound(name)
 
     async def resume(self, name: str) -> None:
@@ -189,8 +195,8 @@ class Schedules:
                 put = msgspec.structs.replace(
                     record, spec=await self._start_now(parse_spec(record.spec))
                 )
-                await self._client.backend.schedules.put_schedule(put)
-                await self._client.backend.schedules.pause_schedule(name, paused=False)
+                await put_schedule(self._client.backend, put)
+                await pause_schedule(self._client.backend, name, paused=False)
 
     async def remove(self, name: str) -> None:
         """Delete a schedule. Raises `ScheduleNotFound`, and `DefinitionError` while running code
@@ -205,7 +211,7 @@ class Schedules:
                     f"schedule {name!r} is declared by the code of {record.owner!r}, which "
                     "is running: pause the schedule, or remove it from the code"
                 )
-            await self._client.backend.schedules.delete_schedule(name)
+            await delete_schedule(self._client.backend, name)
 
     async def run_now(self, name: str, *, job_id: str | None = None) -> str:
         """Enqueue the job of a schedule now, in addition to its ticks; return the id of the job.
@@ -264,8 +270,9 @@ class Schedules:
             run_of=record.name,
             run_id=job_id or request,
         )
-        await self._client.backend.schedules.put_schedule(
-            ScheduleRecord(name=request, spec=wanted.encode(), owner=record.owner)
+        await put_schedule(
+            self._client.backend,
+            ScheduleRecord(name=request, spec=wanted.encode(), owner=record.owner),
         )
         return wanted.run_id
 
@@ -273,7 +280,7 @@ class Schedules:
         return self._clock.now()
 
     async def _find_record(self, name: str) -> ScheduleRecord | None:
-        records = await self._client.backend.schedules.list_schedules()
+        records = await list_schedules(self._client.backend)
         return next((record for record in records if record.name == name), None)
 
     async def _get_record(self, name: str) -> ScheduleRecord:

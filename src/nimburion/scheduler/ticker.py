@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from nimburion.core.errors import BackendError, InvalidJob, Unstorable
 from nimburion.core.events import JobEnqueued, TickDecided
 from nimburion.core.job import NewJob
-from nimburion.core.schedules import Fired
+from nimburion.core.schedules import Fired, delete_schedule
 from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import (
     add_limit_keys,
@@ -51,7 +51,7 @@ class Ticker:
             return False
         fired = await self._fire(entry, tick)
         if entry.spec.run_of:
-            await self._processor.backend.schedules.delete_schedule(entry.name)
+            await delete_schedule(self._processor.backend, entry.name)
             entry.decide(tick)
             return fired is not None and fired.outcome == "fired"
         if fired is None:

@@ -12,6 +12,7 @@ from nimburion.core.job import NewJob, State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import delete
 from tests.servers.server_kinds import RunningPostgres
 
 QUEUES = ("one", "two")
@@ -107,9 +108,7 @@ async def test_what_is_forgotten_or_deleted_is_taken_out(history: FinishedJobs) 
     for kept in (9, 7, 6):  # the horizon goes through what was counted
         await history.backend.maintenance.prune(Retention(completed=0), count_left(history, kept))
         assert await history.count_unpruned() == kept
-    assert await history.backend.maintenance.delete(
-        JobFilter(ids=("9",), states=CANCELLED.states), 5
-    ) == ["9"]
+    assert await delete(history.backend, JobFilter(ids=("9",), states=CANCELLED.states), 5) == ["9"]
     assert await history.count_unpruned() == 5
     await history.finish(4)
     assert await history.backend.maintenance.prune(Retention(completed_max=6), 100) == 3

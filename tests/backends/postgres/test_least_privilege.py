@@ -7,17 +7,24 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, list_audit, put_audit
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError, PermanentError
 from nimburion.core.job import State
 from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import (
+    ScheduleRecord,
+    delete_schedule,
+    list_schedules,
+    pause_schedule,
+    put_schedule,
+)
 from nimburion.core.session import WorkerCommand
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import Harness
 from tests.backends.postgres.roles import WORKER, open_as_worker_role
 from tests.servers.server_kinds import RunningPostgres
@@ -79,8 +86,8 @@ async def test_it_looks_after_them(backend: Backend) -> None:
     assert (await backend.reads.explain_job("a")).job.id == "a"
     assert (await backend.reads.group_failures()).groups == []
     await backend.maintenance.prune(Retention(completed=0, failed=0, results=0), 100)
-    await backend.maintenance.replay(FAILED, 10)
-    await backend.maintenance.delete(FAILED, 10)
+    await replay(backend, FAILED, 10)
+    await delete(backend, FAILED, 10)
     await backend.consuming.close_session(worker.id)
 
 
@@ -88,18 +95,18 @@ async def test_it_keeps_statistics_and_audit_records(backend: Backend) -> None:
     row = Statistics(step=60, start=60, queue="q", name="n", counters=Counters(started=1))
     await backend.consuming.put_statistics("source", [row])
     assert await backend.reads.list_statistics(0.0, 120.0, 60) == [row]
-    await backend.maintenance.put_audit(AuditRecord(id="a", action="queue.pause"))
-    assert len((await backend.reads.list_audit()).records) == 1
+    await put_audit(backend, AuditRecord(id="a", action="queue.pause"))
+    assert len((await list_audit(backend)).records) == 1
 
 
 async def test_it_keeps_schedules(backend: Backend) -> None:
     harness = Harness(FakeClock(), [backend])
-    await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))
     fired = await backend.schedules.fire("nightly", None, 1000.0, harness.job("tick"), "allow")
     assert fired.outcome == "fired"
-    assert await backend.schedules.pause_schedule("nightly", paused=True)
-    assert [one.paused for one in await backend.schedules.list_schedules()] == [True]
-    assert await backend.schedules.delete_schedule("nightly")
+    assert await pause_schedule(backend, "nightly", paused=True)
+    assert [one.paused for one in await list_schedules(backend)] == [True]
+    assert await delete_schedule(backend, "nightly")
 
 
 async def test_health_checks_run(backend: Backend) -> None:

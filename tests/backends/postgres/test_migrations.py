@@ -173,12 +173,12 @@ async def test_the_functions_of_this_version_are_recognised(
     await backend.open()
     assert await backend.plan_migration() == []
     postgres_server.ask(
-        'DROP FUNCTION "user".get_state_1; DROP FUNCTION "user".put_audit_1',
+        'DROP FUNCTION "user".get_state_1; DROP FUNCTION "user".put_record_1',
         database=postgres_server.database,
     )
     steps = [
         "function get_state_1, which is missing",
-        "function put_audit_1, which is missing",
+        "function put_record_1, which is missing",
     ]
     assert await backend.plan_migration() == steps
     (found,) = [one for one in await backend.check() if one.subject == "format"]

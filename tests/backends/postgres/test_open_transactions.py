@@ -10,7 +10,14 @@ import asyncpg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperation
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkStep,
+    NewBulkOperation,
+    claim_bulk_operation,
+    run_bulk_step,
+    start_bulk_operation,
+)
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
@@ -331,23 +338,16 @@ async def test_a_bulk_operation_gives_up_soon(
 ) -> None:
     """An exchange may wait for what the step has locked, so the step must not wait for long."""
     await backend.producing.enqueue([make("a")])
-    await backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="op", action=BulkAction.CANCEL)
-    )
-    claimed = (await backend.maintenance.claim_bulk_operation(60.0)).operation
-    assert claimed is not None
+    await start_bulk_operation(backend, NewBulkOperation(id="op", action=BulkAction.CANCEL))
+    claimed = await claim_bulk_operation(backend, 60.0)
     async with asyncio.timeout(DEADLINE):
         async with begin(connection):
             existing = JobOptions(unique_key="k", on_duplicate="existing")
             await backend.producing.enqueue_in(CallerConnection(connection), [make("b", existing)])
             with pytest.raises(BackendUnavailable) as refused:
-                await backend.maintenance.advance_bulk_operation(
-                    "op", claimed.fence, BulkStep(ids=("a",))
-                )
+                await run_bulk_step(backend, claimed, BulkStep(ids=("a",)))
         assert refused.value.outcome == "not applied"
-        done = await backend.maintenance.advance_bulk_operation(
-            "op", claimed.fence, BulkStep(ids=("a",))
-        )
+        done = await run_bulk_step(backend, claimed, BulkStep(ids=("a",)))
     assert done.done == 1
 
 
@@ -403,9 +403,7 @@ async def test_an_operator_waits_only_for_a_job_with_a_key(
     await hasty.open()
     existing = JobOptions(unique_key="k", on_duplicate="existing")
     await backend.producing.enqueue([make("a", existing), make("b", JobOptions(tenant="t"))])
-    await backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="op", action=BulkAction.CANCEL)
-    )
+    await start_bulk_operation(backend, NewBulkOperation(id="op", action=BulkAction.CANCEL))
     async with asyncio.timeout(DEADLINE), begin(connection):
         await backend.producing.enqueue_in(
             CallerConnection(connection), [make("d", existing), make("e", JobOptions(tenant="t"))]
@@ -413,11 +411,8 @@ async def test_an_operator_waits_only_for_a_job_with_a_key(
         assert await hasty.producing.cancel("b") is Cancellation.CANCELLED
         with pytest.raises(JobNotFound):
             await hasty.producing.cancel("e")
-        claimed = (await backend.maintenance.claim_bulk_operation(60.0)).operation
-        assert claimed is not None
-        await backend.maintenance.advance_bulk_operation(
-            "op", claimed.fence, BulkStep(ids=("e", "b"))
-        )
+        claimed = await claim_bulk_operation(backend, 60.0)
+        await run_bulk_step(backend, claimed, BulkStep(ids=("e", "b")))
         with pytest.raises(BackendUnavailable) as refused:
             await hasty.producing.cancel("a")
         assert refused.value.outcome == "unknown"

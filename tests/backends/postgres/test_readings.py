@@ -18,6 +18,7 @@ from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, Harness, ids, wait_in_time
 from tests.servers.server_kinds import RunningPostgres
 
@@ -169,7 +170,7 @@ async def test_a_header_is_no_tenant_and_may_hold_a_nul(harness: Harness) -> Non
     assert (await harness.backend.reads.explain_job("a")).key_holder is None
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
-    assert (await harness.backend.maintenance.replay(EVERY_JOB, 10)).ids == ["a"]
+    assert (await replay(harness.backend, EVERY_JOB, 10)).ids == ["a"]
 
 
 async def test_a_fingerprint_is_read_beside_a_nul(harness: Harness) -> None:

@@ -20,6 +20,7 @@ from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
 from nimburion.core.transactions import CallerConnection
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
@@ -255,12 +256,12 @@ async def enqueue_one_by_one(backend: PostgresBackend, ids: tuple[str, str]) -> 
     await backend.producing.enqueue([make(job_id, unique_key=job_id) for job_id in ids])
 
 
-async def replay(backend: PostgresBackend, ids: tuple[str, str]) -> None:
+async def replay_all(backend: PostgresBackend, ids: tuple[str, str]) -> None:
     del ids
-    await backend.maintenance.replay(JobFilter(queue="a", states=frozenset({State.FAILED})), 9)
+    await replay(backend, JobFilter(queue="a", states=frozenset({State.FAILED})), 9)
 
 
-@pytest.mark.parametrize("add", [enqueue_together, enqueue_one_by_one, replay])
+@pytest.mark.parametrize("add", [enqueue_together, enqueue_one_by_one, replay_all])
 async def test_two_calls_do_not_wait_for_each_other(
     backend: PostgresBackend,
     connection: asyncpg.Connection,
@@ -270,7 +271,7 @@ async def test_two_calls_do_not_wait_for_each_other(
     await backend.producing.enqueue([make("x1"), make("y1"), make("z1")])
     rows = await connection.fetch("SELECT tenant FROM nimburion.lane WHERE id < 0 ORDER BY id")
     first, *_, last = [row["tenant"] for row in rows]
-    if add is replay:  # which begins with the newest
+    if add is replay_all:  # which begins with the newest
         await take_jobs(backend, first, last, fail=True)
     else:
         await take_jobs(backend, last, first, fail=False)

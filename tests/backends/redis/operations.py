@@ -11,9 +11,21 @@ import redis
 from nimburion.backends import open_backend
 from nimburion.backends.redis.connection.connect import connect
 from nimburion.backends.redis.url import parse_url
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, list_audit, put_audit
 from nimburion.core.backend import Backend
-from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewBulkOperation
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkState,
+    BulkStep,
+    NewBulkOperation,
+    cancel_bulk_operation,
+    claim_bulk_operation,
+    end_bulk_operation,
+    get_bulk_operation,
+    list_bulk_operations,
+    run_bulk_step,
+    start_bulk_operation,
+)
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import PermanentError
 from nimburion.core.job import JobOptions, State
@@ -23,11 +35,19 @@ from nimburion.core.metrics.statistics import Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
-from nimburion.core.schedules import Overlap, ScheduleRecord
+from nimburion.core.schedules import (
+    Overlap,
+    ScheduleRecord,
+    delete_schedule,
+    list_schedules,
+    pause_schedule,
+    put_schedule,
+)
 from nimburion.core.session import Vitals, WorkerCommand
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released
 from nimburion.jobs import Context, Processor, job
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import delete
 from nimburion.testing.contract.harness import FAILURE, Harness, list_uses
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -158,16 +178,10 @@ async def check_bulk(environment: Environment) -> None:
     taken = await worker.take(500)
     more = await worker.exchange(*(Completed(one.lease) for one in taken), want=worker.want(500))
     await worker.exchange(*(Completed(one.lease) for one in more.deliveries))
-    completed = frozenset({State.COMPLETED})
-    assert (
-        await environment.backend.maintenance.delete(
-            JobFilter(states=completed, name="nobody's"), 500
-        )
-        == []
-    )
-    assert len(
-        await environment.backend.maintenance.delete(JobFilter(states=completed, name="many"), 1000)
-    ) == len(ids)
+    completed, backend = frozenset({State.COMPLETED}), environment.backend
+    assert await delete(backend, JobFilter(states=completed, name="nobody's"), 500) == []
+    deleted = await delete(backend, JobFilter(states=completed, name="many"), 1000)
+    assert len(deleted) == len(ids)
 
 
 async def check_bulk_operations(environment: Environment) -> None:
@@ -176,18 +190,18 @@ async def check_bulk_operations(environment: Environment) -> None:
     await environment.harness.add("in-bulk", name="in-bulk", queue="in-bulk")
     for action in (BulkAction.CANCEL, BulkAction.REPLAY, BulkAction.DELETE):
         new = NewBulkOperation(id=f"bulk-{action}", action=action, rate=1000.0)
-        await backend.maintenance.start_bulk_operation(new)
-        claimed = (await backend.maintenance.claim_bulk_operation(TIMEOUT)).operation
-        assert claimed is not None
-        step = BulkStep(ids=("in-bulk",), cursor="1", end=BulkState.DONE)
-        done = await backend.maintenance.advance_bulk_operation(claimed.id, claimed.fence, step)
-        assert done == await backend.reads.get_bulk_operation(claimed.id)
+        await start_bulk_operation(backend, new)
+        claimed = await claim_bulk_operation(backend, TIMEOUT)
+        step = BulkStep(ids=("in-bulk",), cursor="1", exhausted=True)
+        await run_bulk_step(backend, claimed, step)
+        environment.harness.clock.advance(1.0)
+        claimed = await claim_bulk_operation(backend, TIMEOUT)
+        done = await end_bulk_operation(backend, claimed, BulkState.DONE)
+        assert done == await get_bulk_operation(backend, done.id)
         assert done.done == (action is not BulkAction.REPLAY)
-    await backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="no", action=BulkAction.DELETE)
-    )
-    assert (await backend.reads.list_bulk_operations(limit=2)).next is not None
-    assert (await backend.maintenance.cancel_bulk_operation("no")).state is BulkState.CANCELLED
+    await start_bulk_operation(backend, NewBulkOperation(id="no", action=BulkAction.DELETE))
+    assert (await list_bulk_operations(backend, limit=2)).next is not None
+    assert (await cancel_bulk_operation(backend, "no")).state is BulkState.CANCELLED
 
 
 async def check_settlements(environment: Environment) -> None:
@@ -268,13 +282,9 @@ async def check_readings(environment: Environment) -> None:
     assert find_causes(facts)[0].kind is CauseKind.RUNNING
     (limit,) = [one for one in await backend.reads.list_limits() if one.name == "job:read"]
     assert [holder.job_id for holder in limit.holders] == ["explained"]
-    await backend.maintenance.put_audit(AuditRecord(id="one", action="worker.quiet"))
-    await backend.maintenance.put_audit(
-        AuditRecord(id="one", action="worker.quiet", outcome="done")
-    )
-    records = [
-        record for record in (await backend.reads.list_audit()).records if record.id == "one"
-    ]
+    await put_audit(backend, AuditRecord(id="one", action="worker.quiet"))
+    await put_audit(backend, AuditRecord(id="one", action="worker.quiet", outcome="done"))
+    records = [record for record in (await list_audit(backend)).records if record.id == "one"]
     assert [record.outcome for record in records] == ["done"]
     now = await backend.now()
     for step in INTERVALS:
@@ -290,7 +300,7 @@ async def check_readings(environment: Environment) -> None:
 async def check_schedules(environment: Environment) -> None:
     """Schedules, with each rule for a tick whose forerunner still waits or runs."""
     backend = environment.backend
-    await backend.schedules.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
+    await put_schedule(backend, ScheduleRecord(name="hourly", spec=b"{}"))
     last: float | None = None
     rules: tuple[Overlap, ...] = ("allow", "skip", "queue_one", "cancel_previous")
     for tick, rule in enumerate(rules):
@@ -300,9 +310,9 @@ async def check_schedules(environment: Environment) -> None:
             "skipped",
         }
         last = float(tick)
-    assert await backend.schedules.pause_schedule("hourly", paused=True)
-    assert len(await backend.schedules.list_schedules()) == 1
-    assert await backend.schedules.delete_schedule("hourly")
+    assert await pause_schedule(backend, "hourly", paused=True)
+    assert len(await list_schedules(backend)) == 1
+    assert await delete_schedule(backend, "hourly")
 
 
 async def check_prune(environment: Environment) -> None:
@@ -312,7 +322,7 @@ async def check_prune(environment: Environment) -> None:
     )
     keep = Retention(completed=0.0, failed=0.0, results=0.0)
     await wait_until(lambda: has_nothing_finished(environment, keep), "all is pruned", TIMEOUT)
-    await environment.backend.maintenance.delete(JobFilter(ids=("to-wait",)), 1)
+    await delete(environment.backend, JobFilter(ids=("to-wait",)), 1)
 
 
 async def has_nothing_finished(environment: Environment, keep: Retention) -> bool:

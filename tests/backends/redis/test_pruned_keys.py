@@ -12,6 +12,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.changing import delete
 from tests.model.machine import Twins
 from tests.servers import Server
 
@@ -33,20 +34,19 @@ OF_NO_JOB = {
     "tenant_weight",
     "declared_limit",
     "limit_change",
-    "bulk_operation",
-    "bulk_operation_number",
+    "record",
+    "record_order",
     "spent_until",
 }
 OF_NO_JOB |= {
     "statistics_merged",
-    "schedule",
     "pruned_blocks",
     "wakeup0",
     "wakeup1",
     "wakeup2",
     "wakeup3",
 }
-"""Keys that grow with lanes, names, queues and schedules; `pruned_blocks` with runs of forgotten
+"""Keys that grow with lanes, names, queues and records; `pruned_blocks` with runs of forgotten
 jobs."""
 EVERYTHING = Retention(completed=0.0, failed=0.0, results=0.0)
 
@@ -78,7 +78,7 @@ def test_nothing_is_left_of_what_is_forgotten(valkey: Server) -> None:
                 await backend.consuming.rescue(1_000, max_lost=3)
                 for job in (await backend.reads.list_jobs(limit=1_000)).jobs:
                     await backend.producing.cancel(job.id)
-                await backend.maintenance.delete(EVERY_JOB, 1_000)
+                await delete(backend, EVERY_JOB, 1_000)
             self.clock.advance(10 * 86_400.0)
             for backend in (self.oracle, self.subject):
                 await backend.maintenance.prune(EVERYTHING, 1_000)

@@ -19,9 +19,10 @@ from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Statistics
 from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, delete_schedule, put_schedule
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
 from tests.servers.server_kinds import BINARIES, RunningRedis
@@ -118,7 +119,7 @@ async def test_blocks_are_emptied_in_any_order(harness: Harness, backend: Counti
     await finish_many(harness, 2_500)
     for block in (3, 1, 0, 2):
         chosen = tuple(ids[block * 500 : (block + 1) * 500])
-        assert set(await backend.maintenance.delete(JobFilter(ids=chosen), 500)) == set(chosen)
+        assert set(await delete(backend, JobFilter(ids=chosen), 500)) == set(chosen)
         assert len(await list_ids(backend)) == (await backend.reads.count_jobs())[State.COMPLETED]
     backend.ran.clear()
     assert await list_ids(backend) == ids[:1999:-1]
@@ -383,9 +384,9 @@ async def test_a_delete_goes_on_past_what_it_leaves(
         await enqueue_many(harness, 300)
         await enqueue_many(harness, 300, queue="red")
     await finish_many(harness, 1_800)
-    assert len(await backend.maintenance.delete(JobFilter(queue="red"), 700)) == 700
-    assert len(await backend.maintenance.delete(JobFilter(queue="red"), 700)) == 200
-    assert await backend.maintenance.delete(JobFilter(queue="red"), 700) == []
+    assert len(await delete(backend, JobFilter(queue="red"), 700)) == 700
+    assert len(await delete(backend, JobFilter(queue="red"), 700)) == 200
+    assert await delete(backend, JobFilter(queue="red"), 700) == []
     assert (await backend.reads.count_jobs())[State.COMPLETED] == 900
     assert len(await list_ids(backend)) == 900
 
@@ -395,9 +396,9 @@ async def test_a_replay_stops_at_its_limit_and_reports_more(
 ) -> None:
     ids = await enqueue_many(harness, 1_300)
     await finish_many(harness, 1_300, fails=True)
-    first = await backend.maintenance.replay(EVERY_JOB, 700)
+    first = await replay(backend, EVERY_JOB, 700)
     assert first.ids == ids[:599:-1]
-    second = await backend.maintenance.replay(EVERY_JOB, 600, first.next)
+    second = await replay(backend, EVERY_JOB, 600, first.next)
     assert (second.ids, second.next) == (ids[599::-1], None)
     assert (await backend.reads.count_jobs())[State.PENDING] == 1_300
 
@@ -439,7 +440,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
         await build(harness)
     large = harness.job(payload=b"x" * 10_000, options=JobOptions(unique_key="k", unique_for=5.0))
     await harness.put(large)
-    await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))
     await backend.schedules.fire(
         "nightly", None, 60.0, harness.job(options=JobOptions(unique_key="l")), "allow"
     )
@@ -451,7 +452,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
             await backend.producing.cancel(job.id)
     await backend.maintenance.pause_queue("default", paused=True)
     await backend.maintenance.pause_queue("default", paused=False)
-    await backend.schedules.delete_schedule("nightly")
+    await delete_schedule(backend, "nightly")
     harness.clock.advance(90_000.0)
     assert await backend.maintenance.prune(NOTHING_KEPT, 1_000) > len(JOB_STATES)
     with pytest.raises(JobNotFound):
@@ -501,25 +502,22 @@ async def test_names_that_cannot_be_stored_match_nothing(
     await harness.add()
     odd = "\ud800"
     assert await list_ids(backend, JobFilter(queue=odd)) == []
-    assert await backend.maintenance.delete(JobFilter(name=odd), 10) == []
+    assert await delete(backend, JobFilter(name=odd), 10) == []
     assert set((await backend.reads.count_jobs(odd)).values()) == {0}
-    assert await backend.schedules.delete_schedule(odd) is False
+    assert await delete_schedule(backend, odd) is False
     with pytest.raises(JobNotFound):
         await backend.reads.get_job(odd)
     with pytest.raises(JobNotFound):
         await backend.producing.cancel(odd)
     with pytest.raises(Unstorable):
-        await backend.schedules.put_schedule(ScheduleRecord(name=odd, spec=b"{}"))
+        await put_schedule(backend, ScheduleRecord(name=odd, spec=b"{}"))
     with pytest.raises(Unstorable):
         await backend.producing.enqueue([NewJob("a", "mail", odd, b"{}")])
 
 
 @pytest.mark.parametrize("after", ["", "-1", "1.0", "٣", "no cursor"])
 async def test_a_foreign_cursor_is_rejected(backend: CountingBackend, after: str) -> None:
-    for call in (
-        backend.reads.list_jobs(after=after),
-        backend.maintenance.replay(EVERY_JOB, 1, after),
-    ):
+    for call in (backend.reads.list_jobs(after=after), replay(backend, EVERY_JOB, 1, after)):
         with pytest.raises(InvalidJob):
             await call
 

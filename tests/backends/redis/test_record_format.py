@@ -111,7 +111,6 @@ def test_a_record_has_the_layout_of_the_header(record: str, function: str, size:
     [
         ("read_job_end", record_format.JOB_END),
         ("read_position", record_format.POSITION),
-        ("read_schedule", record_format.SCHEDULE),
     ],
 )
 def test_lua_reads_what_python_writes(function: str, layout: struct.Struct) -> None:

@@ -22,6 +22,7 @@ from nimburion.core.job import NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
+from nimburion.testing.contract.changing import delete
 
 LANES = (Lane("q", "n"),)
 
@@ -111,7 +112,7 @@ async def crowd(backend: SQLiteBackend, prefix: str, seconds: str) -> None:
             number += 1
             completed += len(settled)
             settled = [Completed(one.lease, b"x" * 500) for one in reply.deliveries]
-            await backend.maintenance.delete(COMPLETED, 1000)
+            await delete(backend, COMPLETED, 1000)
     print_line("stored", stored, "completed", completed, "refused", refused)
 
 

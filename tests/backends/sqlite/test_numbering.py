@@ -19,6 +19,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, ids
 
 LAST = (1 << 20) - 1
@@ -209,7 +210,7 @@ class TestFreeing:
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         await prune(backend, clock)
         await backend.producing.enqueue([make("other", tenant="new")])
-        assert (await backend.maintenance.replay(JobFilter(ids=("dead",)), 9)).ids == ["dead"]
+        assert (await replay(backend, JobFilter(ids=("dead",)), 9)).ids == ["dead"]
         uses = await backend.reads.list_tenants()
         assert {(use.tenant, use.waiting) for use in uses.tenants} == {("new", 1), ("old", 1)}
         assert sorted(ids(await worker.take(9))) == ["dead", "other"]

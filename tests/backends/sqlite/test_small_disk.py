@@ -21,6 +21,7 @@ from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection
+from nimburion.testing.contract.changing import delete
 from tests.backends.sqlite.conftest import Start, assert_sound, read_output
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -72,7 +73,7 @@ async def test_a_checkpoint_always_fits(path: Path, size: int, batch: int) -> No
     for number in range(2):
         stored.append(await fill(backend, volume, batch, 2000 * size // MIB))
         await settle(backend, volume, f"s{number}")
-        while await backend.maintenance.delete(COMPLETED, 500):
+        while await delete(backend, COMPLETED, 500):
             await check(backend, volume)
     assert stored[1] >= stored[0] * 0.8 >= 10
     await backend.close()
@@ -215,7 +216,7 @@ async def test_a_small_disk_is_used_again_and_again(small_disk: Path) -> None:
     for number in range(3):
         assert await fill(backend, volume, 1, 2000) > 30
         await settle(backend, volume, f"s{number}")
-        while await backend.maintenance.delete(COMPLETED, 500):
+        while await delete(backend, COMPLETED, 500):
             pass
     await backend.close()
     assert_sound(path)

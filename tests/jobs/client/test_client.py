@@ -12,6 +12,7 @@ import pytest
 
 from nimburion.actions import Operator
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.audit import list_audit
 from nimburion.core.errors import (
     DuplicateJob,
     InvalidJob,
@@ -492,7 +493,7 @@ async def test_what_a_program_cancels_or_makes_due_is_not_recorded(processor: Pr
     job_id = await processor.enqueue_after(double.job(4), 60)
     await processor.run_now(job_id)
     await processor.cancel(job_id)
-    assert (await processor.backend.reads.list_audit()).records == []
+    assert (await list_audit(processor.backend)).records == []
 
 
 async def test_counts(processor: Processor) -> None:

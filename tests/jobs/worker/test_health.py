@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 import msgspec
 import pytest
 
-from nimburion.core.bulk_operations import Claim
 from nimburion.core.errors import BackendFull, BackendUnavailable, EnqueueBlocked
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Rescued, Retention
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.records import RecordKind, RecordPage
 from nimburion.core.session import HeartbeatReply, Session, SessionInfo, Vitals
 from nimburion.core.settlement import Settlement
 from nimburion.jobs import Processor, job
@@ -27,7 +26,7 @@ from tests.overridden import OverridableBackend
 
 DEADLINE = 10.0
 TTL = 30.0
-OF_SERVICES = ("prune", "list_sessions", "claim_bulk_operation", "put_statistics", "list_schedules")
+OF_SERVICES = ("prune", "list_sessions", "list_records", "put_statistics")
 
 
 class Unsteady(OverridableBackend):
@@ -87,17 +86,20 @@ class Unsteady(OverridableBackend):
         self._check("list_sessions")
         return await super().list_sessions()
 
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        self._check("claim_bulk_operation")
-        return await super().claim_bulk_operation(ttl)
+    async def list_records(
+        self,
+        kind: RecordKind,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        by_due: bool = False,
+    ) -> RecordPage:
+        self._check("list_records")
+        return await super().list_records(kind, limit=limit, after=after, by_due=by_due)
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
         self._check("put_statistics")
         await super().put_statistics(source, rows)
-
-    async def list_schedules(self) -> list[ScheduleRecord]:
-        self._check("list_schedules")
-        return await super().list_schedules()
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
         self._check("enqueue")

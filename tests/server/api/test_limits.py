@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nimburion.core.audit import list_audit
 from nimburion.core.limits import LimitRule
 from nimburion.core.session import Session
 from nimburion.testing.contract.harness import make_limits
@@ -51,7 +52,7 @@ async def test_a_limit_is_changed_and_reset(api: Api) -> None:
     assert (await api.post("/limits/job:a/reset", {}))["changes"] == []
     (own,) = await backend.reads.list_limits(name="job:a")
     assert own.concurrency == 1
-    records = (await backend.reads.list_audit()).records
+    records = (await list_audit(backend)).records
     assert [record.action for record in records] == ["limit.reset"] * 2 + ["limit.change"] * 3
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from nimburion.core.access_rights import RIGHTS
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.limits import LimitChange
 from nimburion.core.session import Session
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
@@ -72,9 +72,7 @@ async def fill(api: Api) -> None:
         LimitChange(name="job:send", concurrency=9, by="ops", reason="trial")
     )
     await api.services.schedules.add("daily", "@daily", "send")
-    await backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="a", action=BulkAction.REPLAY)
-    )
+    await start_bulk_operation(backend, NewBulkOperation(id="a", action=BulkAction.REPLAY))
 
 
 @pytest.fixture(params=["memory", "sqlite"])

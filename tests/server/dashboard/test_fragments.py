@@ -17,6 +17,7 @@ from nimburion.server.dashboard.readings import FOR_UPDATES, PageReadings, Share
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import PAGES
 from nimburion.testing.clock import FakeClock
+from nimburion.testing.contract.changing import delete
 from tests.server.conftest import Api, MakeApi
 from tests.waiting import wait_until
 
@@ -263,7 +264,7 @@ async def test_a_poll_of_a_job_that_was_deleted_answers_404(mail: Api) -> None:
     assert (await pages.poll()).status_code == 200
     backend = mail.processor.backend
     await backend.producing.cancel("b")
-    assert await backend.maintenance.delete(JobFilter(ids=("b",)), 1) == ["b"]
+    assert await delete(backend, JobFilter(ids=("b",)), 1) == ["b"]
     pages.readings.expire()
     answer = await mail.client.get(f"{DASHBOARD_PATH}/jobs/b?format=fragment")
     assert answer.status_code == 404

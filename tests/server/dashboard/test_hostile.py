@@ -6,9 +6,9 @@ import html
 import re
 from html.parser import HTMLParser
 
-from nimburion.core.audit import AuditRecord
+from nimburion.core.audit import AuditRecord, put_audit
 from nimburion.core.backend import Backend
-from nimburion.core.bulk_operations import BulkAction, NewBulkOperation
+from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.metrics.statistics import Counters, Statistics
@@ -75,10 +75,10 @@ async def fill_other_pages(backend: Backend) -> None:
     progress = [Progressed(one.lease, 0.5, HOSTILE) for one in reply.deliveries]
     await backend.consuming.exchange(session.id, 2, progress, ReserveRequest(total=0))
     which = JobFilter(tenant=HOSTILE, correlation_id=HOSTILE)
-    await backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id="a", action=BulkAction.REPLAY, which=which, by=HOSTILE)
+    await start_bulk_operation(
+        backend, NewBulkOperation(id="a", action=BulkAction.REPLAY, which=which, by=HOSTILE)
     )
-    await backend.maintenance.put_audit(
+    await put_audit(backend,
         AuditRecord(
             id="1", action=HOSTILE, target=HOSTILE, by=HOSTILE, origin=HOSTILE,
             details={HOSTILE: HOSTILE}, outcome="failed", error=HOSTILE,

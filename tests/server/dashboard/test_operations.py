@@ -6,7 +6,12 @@ import re
 
 import pytest
 
-from nimburion.core.bulk_operations import BulkAction, BulkState
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkState,
+    get_bulk_operation,
+    list_bulk_operations,
+)
 from nimburion.core.queries import JobFilter
 from nimburion.server.dashboard.pages.operations import describe_filter
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -38,7 +43,7 @@ async def test_the_form_of_a_preview_starts_what_it_shows(site: Api) -> None:
         f"{PATH}/replay", data={**form, "rate": "10"}, headers=OWN_PAGE
     )
     assert response.status_code == 303, response.text
-    (started, _) = (await site.processor.backend.reads.list_bulk_operations()).operations
+    (started, _) = (await list_bulk_operations(site.processor.backend)).operations
     assert (started.action, started.rate, started.origin) == (BulkAction.REPLAY, 10, "dashboard")
     assert (started.which.fingerprint, started.which.min_failures) == (FINGERPRINT, 1)
     await site.services.bulk_operations.tick()
@@ -51,7 +56,7 @@ async def test_the_form_of_a_preview_starts_what_it_shows(site: Api) -> None:
 async def test_a_running_operation_can_be_cancelled_once(site: Api) -> None:
     assert f'action="{PATH}/a/cancel"' in (await site.client.get(PATH)).text
     await site.client.post(f"{PATH}/a/cancel", headers=OWN_PAGE)
-    assert (await site.processor.backend.reads.get_bulk_operation("a")).state is BulkState.CANCELLED
+    assert (await get_bulk_operation(site.processor.backend, "a")).state is BulkState.CANCELLED
     assert f'action="{PATH}/a/cancel"' not in (await site.client.get(PATH)).text
 
 

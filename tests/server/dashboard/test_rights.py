@@ -7,6 +7,7 @@ import re
 import pytest
 
 from nimburion.core.access_rights import RIGHTS
+from nimburion.core.audit import list_audit
 from nimburion.server.dashboard.page import AnyPage, DashboardAction
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from nimburion.server.dashboard.site import ACTIONS
@@ -94,7 +95,7 @@ async def test_a_form_without_a_script_leads_back_to_a_page(
     right = action.operation.right
     response = await send_form(guarded, action, sign_in(right))
     assert response.status_code == 303, response.text
-    record = (await guarded.processor.backend.reads.list_audit()).records[0]
+    record = (await list_audit(guarded.processor.backend)).records[0]
     assert (record.by, record.origin, record.outcome) == (right, "dashboard", "done")
     assert action.operation.action is not None
     page = await guarded.client.get(response.headers["Location"], headers=sign_in("read"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nimburion.core.audit import list_audit
 from nimburion.core.job import NewJob
 from nimburion.scheduler.spec import make_job_id
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
@@ -42,7 +43,7 @@ async def test_the_last_ticks_have_their_outcomes(site: Api) -> None:
 
 async def test_the_reason_of_a_pause_is_recorded_and_shown(site: Api) -> None:
     await site.client.post(f"{PATH}/daily/pause", content="reason=holiday", headers=OWN_PAGE)
-    record = (await site.processor.backend.reads.list_audit()).records[0]
+    record = (await list_audit(site.processor.backend)).records[0]
     assert (record.action, record.target) == ("schedule.pause", "daily")
     assert record.details == {"reason": "holiday"}
     html = (await site.client.get(PATH)).text

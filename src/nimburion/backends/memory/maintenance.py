@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.memory import bulk_operations, operations
+from nimburion.backends.memory import operations, records
 from nimburion.backends.memory.data import MemoryData
-from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maintaining
-from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
+from nimburion.core.backend import Maintaining
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.limits import LimitChange
-from nimburion.core.operations import Replayed, Retention
-from nimburion.core.queries import JobFilter, Pause
+from nimburion.core.operations import JobChanges, Retention
+from nimburion.core.queries import Pause
+from nimburion.core.records import (
+    NewRecord,
+    RecordChange,
+    RecordKind,
+    RecordPut,
+)
 from nimburion.core.session import WorkerCommand
 
 
@@ -21,14 +26,12 @@ class MemoryMaintaining(Maintaining):
     def __init__(self, data: MemoryData) -> None:
         self._data = data
 
-    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        return self._data.run_atomically(lambda step: operations.replay(step, which, limit, after))
-
-    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
-        return self._data.run_atomically(lambda step: operations.make_due(step, job_ids))
-
-    async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        return self._data.run_atomically(lambda step: operations.delete(step, which, limit))
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        return self._data.run_atomically(
+            lambda step: operations.change_jobs(step, action, job_ids, record)
+        )
 
     async def pause_queue(
         self,
@@ -57,28 +60,15 @@ class MemoryMaintaining(Maintaining):
     async def reset_limit(self, name: str, key: str | None = None) -> bool:
         return self._data.run_atomically(lambda step: operations.reset_limit(step, name, key))
 
-    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
-        self._data.run_atomically(lambda step: operations.put_audit(step, record, keep))
-
-    async def start_bulk_operation(
-        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
-    ) -> BulkOperation:
-        operation.check()
-        return self._data.run_atomically(lambda step: bulk_operations.start(step, operation, keep))
-
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        return self._data.run_atomically(lambda step: bulk_operations.claim(step, ttl))
-
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        step.check()
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
         return self._data.run_atomically(
-            lambda atomic: bulk_operations.advance(atomic, operation_id, fence, step)
+            lambda step: records.put_record(step, record, version, keep)
         )
 
-    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
-        return self._data.run_atomically(lambda step: bulk_operations.cancel(step, operation_id))
+    async def delete_record(self, kind: RecordKind, record_id: str) -> bool:
+        return self._data.run_atomically(lambda step: records.delete_record(step, kind, record_id))
 
     async def prune(self, keep: Retention, limit: int) -> int:
         return self._data.run_atomically(lambda step: operations.prune(step, keep, limit))

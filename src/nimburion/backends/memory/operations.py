@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
+from nimburion.backends.memory import records
 from nimburion.backends.memory.reserve import Reservation, make_delivery, measure_size
 from nimburion.backends.memory.state import (
     MICRO,
@@ -23,12 +25,12 @@ from nimburion.backends.memory.transitions import (
 )
 from nimburion.backends.planning.settle import CANCELLED
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
-from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import MAX_HOLDERS
+from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailedJob, FailureGroups
-from nimburion.core.errors import InvalidJob, JobNotFound, OutOfOrder, SessionLost
+from nimburion.core.errors import JobNotFound, OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.fairness import (
     MAX_WAITING_COUNTED,
@@ -40,7 +42,6 @@ from nimburion.core.fairness import (
 )
 from nimburion.core.job import (
     FAILED_ONLY,
-    FINISHED,
     PROCESSING_ONLY,
     JobRecord,
     NewJob,
@@ -69,9 +70,10 @@ from nimburion.core.metrics.statistics import (
     add_statistics,
     check_interval,
 )
-from nimburion.core.operations import Cancellation, Replayed, Retention
+from nimburion.core.operations import Cancellation, JobChanges, Retention
 from nimburion.core.queries import JobFilter, Page, Pause, parse_cursor
-from nimburion.core.schedules import Fired, Overlap
+from nimburion.core.records import NewRecord, RecordChange
+from nimburion.core.schedules import Fired, Overlap, decode_schedule, encode_schedule
 from nimburion.core.session import (
     ConcurrencyLimit,
     HeartbeatReply,
@@ -384,14 +386,6 @@ def pause_queue(step: AtomicStep, queue: str, new: Pause | None) -> None:
     state.pauses[queue] = msgspec.structs.replace(new, since=since)
 
 
-def iter_matching(step: AtomicStep, which: JobFilter, after: str | None) -> Iterator[JobEntry]:
-    """Yield the jobs that match the filter, newest enqueue first, after the cursor `after`."""
-    last = parse_cursor(after)
-    for seq, entry in reversed(step.state.jobs_by_seq.items()):
-        if (last is None or seq < last) and _matches(entry, which, step.now):
-            yield entry
-
-
 def _matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
     return (
         (which.ids is None or entry.id in which.ids)
@@ -649,57 +643,68 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
     )
 
 
-def replay(step: AtomicStep, which: JobFilter, limit: int, after: str | None) -> Replayed:
-    """See `Maintaining.replay`."""
-    which.check_selects()
-    failed = (e for e in iter_matching(step, which, after) if e.final_state is State.FAILED)
-    page, following = take_page(failed, limit)
-    replayed = Replayed([], [], following)
-    for entry in page:
-        key = entry.options.unique_key
-        holder = None if key is None else step.find_key_holder(entry.name, key)
-        if holder not in (None, entry.id):
-            replayed.held.append(entry.id)
-            continue
-        if holder is None:
-            step.take_key(entry)
-        reset_dead_letter(step, entry)
-        replayed.ids.append(entry.id)
-    return replayed
+def change_jobs(
+    step: AtomicStep, action: BulkAction, job_ids: Sequence[str], change: RecordChange | None
+) -> JobChanges:
+    """See `Maintaining.change_jobs`."""
+    check_job_ids(job_ids)
+    kept = None
+    if change is not None:
+        kept = records.find_version(step, change)
+        if kept is None:
+            return JobChanges([])
+    known = (entry for job_id in job_ids if (entry := step.state.jobs.get(job_id)) is not None)
+    matching = [entry for entry in known if entry.get_state(step.now) in action.states]
+    changed = [entry.id for entry in matching if _CHANGES[action](step, entry)]
+    held = [entry.id for entry in matching if entry.id not in set(changed)]
+    record = None
+    if change is not None and kept is not None:
+        record = records.write_change(step, kept, change, len(changed), len(held))
+    return JobChanges(changed, held, record)
 
 
-def reset_dead_letter(step: AtomicStep, entry: JobEntry) -> None:
-    """Make a dead letter due now. Reset its failure and loss counts; keep its history."""
+def _replay(step: AtomicStep, entry: JobEntry) -> bool:
+    """Make a dead letter due now. Reset its failure and loss counts; keep its history.
+
+    Return False if another job holds its unique key.
+    """
+    key = entry.options.unique_key
+    holder = None if key is None else step.find_key_holder(entry.name, key)
+    if holder not in (None, entry.id):
+        return False
+    if holder is None:
+        step.take_key(entry)
     entry.final_state, entry.finished_at, entry.reason = None, None, None
     entry.ended_by = None
     entry.failures = entry.lost = 0
+    return _make_due(step, entry)
+
+
+def _make_due(step: AtomicStep, entry: JobEntry) -> bool:
     entry.due = step.now
     step.state.add_waiting(entry, step.now)
     step.names_to_notify.add(entry.queue)
+    return True
 
 
-def make_due(step: AtomicStep, job_ids: Sequence[str]) -> list[str]:
-    """See `Maintaining.make_due`."""
-    changed = []
-    for job_id in dict.fromkeys(job_ids):
-        entry = step.state.jobs.get(job_id)
-        if entry is None or entry.final_state or entry.leased or entry.due <= step.now:
-            continue
-        entry.due = step.now
-        step.state.add_waiting(entry, step.now)
-        step.names_to_notify.add(entry.queue)
-        changed.append(job_id)
-    return changed
+def _cancel(step: AtomicStep, entry: JobEntry) -> bool:
+    cancel(step, entry.id)
+    return True
 
 
-def delete(step: AtomicStep, which: JobFilter, limit: int) -> list[str]:
-    """See `Maintaining.delete`."""
-    which.check_selects()
-    finished = (e for e in iter_matching(step, which, None) if e.final_state in FINISHED)
-    page, _ = take_page(finished, limit)
-    for entry in page:
-        step.state.remove_job(entry)
-    return [entry.id for entry in page]
+def _delete(step: AtomicStep, entry: JobEntry) -> bool:
+    step.state.remove_job(entry)
+    return True
+
+
+_CHANGES: Mapping[BulkAction, Callable[[AtomicStep, JobEntry], bool]] = MappingProxyType(
+    {
+        BulkAction.REPLAY: _replay,
+        BulkAction.RUN_NOW: _make_due,
+        BulkAction.CANCEL: _cancel,
+        BulkAction.DELETE: _delete,
+    }
+)
 
 
 def prune(step: AtomicStep, keep: Retention, limit: int) -> int:
@@ -771,7 +776,7 @@ def prune_statistics(state: MemoryState, now: int) -> None:
         state.statistics[row.step, row.start, row.queue, row.name, MERGED_SOURCE] = row
 
 
-# Statistics and audit
+# Statistics
 
 
 def put_statistics(step: AtomicStep, source: str, rows: Sequence[Statistics]) -> None:
@@ -801,29 +806,6 @@ def read_statistics(
     return copy.deepcopy(add_statistics(rows))
 
 
-def put_audit(step: AtomicStep, record: AuditRecord, keep: int) -> None:
-    """See `Maintaining.put_audit`."""
-    records = step.state.audit
-    existing = records.get(record.id)
-    at = step.now / MICRO if existing is None else existing.at
-    records[record.id] = msgspec.structs.replace(record, at=at)
-    if len(records) > keep:
-        del records[next(iter(records))]
-
-
-def list_audit(step: AtomicStep, limit: int, after: str | None) -> AuditPage:
-    """See `Inspecting.list_audit`. The cursor is the id of the last record of the page."""
-    records = list(reversed(step.state.audit.values()))
-    start = 0
-    if after is not None:
-        if after not in step.state.audit:
-            raise InvalidJob(f"{after!r} is not the `next` of a page of this backend")
-        start = next(n for n, record in enumerate(records) if record.id == after) + 1
-    page = records[start : start + limit]
-    has_more = start + limit < len(records)
-    return AuditPage(page, page[-1].id if has_more and page else None)
-
-
 def _is_past_retention(entry: JobEntry, keep: Retention, now: int) -> bool:
     if entry.final_state is None:
         return False
@@ -851,9 +833,10 @@ def fire(  # noqa: PLR0917 - as the contract has it
 ) -> Fired:
     """See `Scheduling.fire`."""
     check_job_times([job])
-    schedule = step.state.schedules.get(name)
-    if schedule is None:
+    record = records.get_record(step, "schedule", name)
+    if record is None:
         return Fired("missing")
+    schedule = decode_schedule(record)
     if schedule.paused:
         return Fired("paused")
     if schedule.last_tick != expected_last:
@@ -862,9 +845,11 @@ def fire(  # noqa: PLR0917 - as the contract has it
     if schedule.last_job is None or allows_next_job(step, schedule.last_job, overlap):
         (result,) = step.enqueue([job])
         stored = result.id if result.outcome in {"created", "exists", "replaced"} else None
-    step.state.schedules[name] = msgspec.structs.replace(
+    schedule = msgspec.structs.replace(
         schedule, last_tick=tick, last_job=stored or schedule.last_job
     )
+    new = NewRecord(kind="schedule", id=name, body=encode_schedule(schedule))
+    records.put_record(step, new, None, None)
     return Fired("skipped") if stored is None else Fired("fired", stored)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from nimburion.backends.memory import bulk_operations, operations
+from nimburion.backends.memory import operations, records
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.state import JobEntry
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.core.audit import AuditPage
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
-from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.errors import JobNotFound
@@ -20,6 +18,11 @@ from nimburion.core.job import JobRecord, State
 from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, Pause, QueueInfo
+from nimburion.core.records import (
+    Record,
+    RecordKind,
+    RecordPage,
+)
 from nimburion.core.session import SessionInfo
 
 
@@ -112,16 +115,20 @@ class MemoryInspecting(Inspecting):
             lambda atomic: operations.read_statistics(atomic, (since, until, step), queue, name)
         )
 
-    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
-        return self._data.run_atomically(lambda step: operations.list_audit(step, limit, after))
+    async def get_record(self, kind: RecordKind, record_id: str) -> Record | None:
+        return self._data.run_atomically(lambda step: records.get_record(step, kind, record_id))
 
-    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
-        return self._data.run_atomically(lambda step: bulk_operations.get(step, operation_id))
-
-    async def list_bulk_operations(
-        self, *, limit: int = 100, after: str | None = None
-    ) -> BulkOperationPage:
-        return self._data.run_atomically(lambda step: bulk_operations.list_page(step, limit, after))
+    async def list_records(
+        self,
+        kind: RecordKind,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        by_due: bool = False,
+    ) -> RecordPage:
+        return self._data.run_atomically(
+            lambda step: records.list_records(step, kind, limit, after, by_due=by_due)
+        )
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
 

@@ -12,8 +12,6 @@ import msgspec
 
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
-from nimburion.core.audit import AuditRecord
-from nimburion.core.bulk_operations import BulkOperation
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import (
     AttemptError,
@@ -37,7 +35,7 @@ from nimburion.core.limits import (
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import Pause
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit, follow_clock
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.records import Record, RecordKind
 from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
 
@@ -323,13 +321,13 @@ class MemoryState:
         """By the id of the job that was enqueued."""
         self.pauses: dict[str, Pause] = {}
         """By queue. A pause stays here after its end until the queue is paused or resumed."""
-        self.schedules: dict[str, ScheduleRecord] = {}
         self.statistics: dict[tuple[int, int, str, str, str], Statistics] = {}
         """By step, start, queue, name and source."""
-        self.audit: dict[str, AuditRecord] = {}
-        """By id, in the order in which the records were added."""
-        self.bulk_operations: dict[str, BulkOperation] = {}
-        """By id, in the order in which they were started."""
+        self.records: defaultdict[RecordKind, dict[str, tuple[int, Record]]] = defaultdict(dict)
+        """By kind, then by id, in the order in which the records were added, with their positions.
+        """
+        self.record_positions: int = 0
+        """The number of records that were added."""
 
     def find_pause(self, queue: str, now: int) -> Pause | None:
         """Return the pause of a queue that is in force at the time `now`, or None."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.postgres import bulk_operations, operations, queries
-from nimburion.backends.postgres.bulk_operations import COLUMNS
+from nimburion.backends.postgres import operations, records
 from nimburion.backends.postgres.database import (
     JOBS_PER_SECOND,
     LARGE_READ_TIMEOUT,
@@ -15,20 +14,20 @@ from nimburion.backends.postgres.database import (
 from nimburion.backends.postgres.encoding import (
     encode_lookup_text,
     encode_text,
-    to_optional_seconds,
 )
-from nimburion.backends.postgres.reads import PostgresInspecting
-from nimburion.backends.server.encoding import decode_id, encode_id_or_empty, to_micros
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
-from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maintaining
-from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
-from nimburion.core.errors import TooManyBulkOperations
+from nimburion.core.backend import Maintaining
+from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.limits import LimitChange
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS
-from nimburion.core.operations import Replayed, Retention
-from nimburion.core.queries import JobFilter
+from nimburion.core.operations import JobChanges, Retention
+from nimburion.core.records import (
+    NewRecord,
+    RecordChange,
+    RecordKind,
+    RecordPut,
+)
 from nimburion.core.session import WorkerCommand
 
 _CHANGE_LIMIT = make_call("change_limit_1", 10)
@@ -45,14 +44,12 @@ read faster than jobs leave them.
 """
 _MERGED_AT_ONCE = 1_000
 """The largest number of rows of statistics that one call merges into."""
-_BULK_COLUMNS = ", ".join(f"(f.operation).{name.strip()}" for name in COLUMNS.split(","))
-_START_BULK_OPERATION = make_call("start_bulk_operation_1", 4)
-_CLAIM_BULK_OPERATION = f"""SELECT f.wait, {_BULK_COLUMNS}
-    FROM {{schema}}.claim_bulk_operation_1($1, $2) f"""  # noqa: S608 - names of ours
-_ADVANCE_BULK_OPERATION = f"""SELECT f.outcome, f.to_notify, {_BULK_COLUMNS}
-    FROM {{schema}}.advance_bulk_operation_1($1, $2, $3, $4, $5, $6, $7, $8) f"""  # noqa: S608
-_CANCEL_BULK_OPERATION = f"""SELECT {COLUMNS}
-    FROM {{schema}}.cancel_bulk_operation_1($1, $2) f"""  # noqa: S608 - names of ours
+_KEPT_RECORD = ", ".join(f"(f.kept).{column}" for column in records.COLUMNS)
+_PUT_RECORD = f"""SELECT f.outcome, {_KEPT_RECORD}
+    FROM {{schema}}.put_record_1($1, $2, $3, $4, $5, $6, $7) f"""  # noqa: S608 - names of ours
+_CHANGE_JOBS = make_call("change_jobs_1", 3)
+_CHANGE_JOBS_AND_RECORD = f"""SELECT f.changed, f.held, f.to_notify, {_KEPT_RECORD}
+    FROM {{schema}}.change_jobs_and_record_1($1, $2, $3, $4, $5, $6, $7, $8, $9) f"""  # noqa: S608
 
 
 class PostgresMaintaining(Maintaining):
@@ -61,35 +58,27 @@ class PostgresMaintaining(Maintaining):
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
 
-    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        which.check_selects()
-        rows = await self._database.fetch(
-            "SELECT * FROM {schema}.replay_jobs_1($1, $2, $3, $4, $5, $6, $7, $8)",
-            self._database.now(),
-            *queries.encode_filter(which, which.failed_states),
-            queries.encode_cursor(after),
-            limit,
-        )
-        self._database.notify({queue for _, job_id, replayed, queue in rows if job_id and replayed})
-        return operations.decode_replayed(rows)
-
-    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
-        ids = [encode_id_or_empty(job_id) for job_id in job_ids]
-        statement = "SELECT * FROM {schema}.make_due_1($1, $2)"
-        rows = await self._database.fetch(statement, self._database.now(), ids)
-        self._database.notify({queue for _, queue in rows})
-        changed = {decode_id(job_id) for job_id, _ in rows}
-        return [job_id for job_id in dict.fromkeys(job_ids) if job_id in changed]
-
-    async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        which.check_selects()
-        rows = await self._database.fetch(
-            "SELECT * FROM {schema}.delete_jobs_1($1, $2, $3, $4, $5, $6, $7)",
-            self._database.now(),
-            *queries.encode_filter(which, which.finished_states),
-            limit,
-        )
-        return [decode_id(row[0]) for row in rows]
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        check_job_ids(job_ids)
+        arguments = [self._database.now(), action, records.encode_ids(job_ids)]
+        extra = len(job_ids) / JOBS_PER_SECOND
+        if record is None:
+            ((changed, held, notified),) = await self._database.fetch(
+                _CHANGE_JOBS, *arguments, extra_time=extra
+            )
+            kept = None
+        else:
+            ((changed, held, notified, *columns),) = await self._database.fetch(
+                _CHANGE_JOBS_AND_RECORD,
+                *arguments,
+                *records.encode_change(record),
+                extra_time=extra,
+            )
+            kept = records.decode_record(columns)
+        self._database.notify(notified)
+        return records.decode_changes(job_ids, changed, held, kept)
 
     async def pause_queue(
         self,
@@ -130,51 +119,18 @@ class PostgresMaintaining(Maintaining):
         self._database.notify([EVERY_QUEUE])
         return bool(existed)
 
-    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
-        arguments = operations.encode_audit(record, keep)
-        await self._database.fetch(
-            "SELECT {schema}.put_audit_1($1, $2, $3, $4)", self._database.now(), *arguments
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        arguments = records.encode_put(record, version, keep)
+        ((outcome, *columns),) = await self._database.fetch(
+            _PUT_RECORD, self._database.now(), *arguments
         )
+        return records.decode_put(outcome, columns)
 
-    async def start_bulk_operation(
-        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
-    ) -> BulkOperation:
-        operation.check()
-        arguments = bulk_operations.encode_new(operation, keep)
-        ((oldest,),) = await self._database.fetch(
-            _START_BULK_OPERATION, self._database.now(), *arguments
-        )
-        if oldest is not None:
-            raise TooManyBulkOperations(oldest)
-        return await PostgresInspecting(self._database).get_bulk_operation(operation.id)
-
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        ((wait, *columns),) = await self._database.fetch(
-            _CLAIM_BULK_OPERATION, self._database.now(), to_micros(ttl)
-        )
-        if columns[0] is None:
-            return Claim(None, to_optional_seconds(wait))
-        return Claim(bulk_operations.decode_operation(columns, ""))
-
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        step.check()
-        arguments = bulk_operations.encode_step(operation_id, fence, step)
-        ((outcome, notified, *columns),) = await self._database.fetch(
-            _ADVANCE_BULK_OPERATION,
-            self._database.now(),
-            *arguments,
-            extra_time=len(step.ids) / JOBS_PER_SECOND,
-        )
-        self._database.notify(notified)
-        return bulk_operations.decode_advanced(outcome, columns, operation_id)
-
-    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
-        (columns,) = await self._database.fetch(
-            _CANCEL_BULK_OPERATION, self._database.now(), encode_lookup_text(operation_id)
-        )
-        return bulk_operations.decode_operation(columns, operation_id)
+    async def delete_record(self, kind: RecordKind, record_id: str) -> bool:
+        statement = "DELETE FROM {schema}.record WHERE kind = $1 AND id = $2 RETURNING 1"
+        return bool(await self._database.fetch(statement, *records.encode_lookup(kind, record_id)))
 
     async def prune(self, keep: Retention, limit: int) -> int:
         arguments = operations.encode_retention(keep)

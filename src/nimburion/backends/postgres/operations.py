@@ -11,19 +11,16 @@ from nimburion.backends.postgres.encoding import (
     encode_lookup_text,
     encode_text,
     reject_unstorable_text,
-    to_seconds,
 )
 from nimburion.backends.separate_limits import encode_limit_name
-from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
-from nimburion.core.audit import AuditPage, AuditRecord
+from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.limits import LimitChange
 from nimburion.core.metrics.statistics import STEPS, Counters, Statistics, add_statistics
-from nimburion.core.operations import Cancellation, Replayed, Retention
-from nimburion.core.schedules import Fired, ScheduleRecord
+from nimburion.core.operations import Cancellation, Retention
+from nimburion.core.schedules import Fired
 
 _decode_counters = msgspec.json.Decoder(Counters).decode
-_decode_audit_record = msgspec.json.Decoder(AuditRecord).decode
 
 
 def decode_cancellation(reply: str, job_id: str) -> Cancellation:
@@ -35,14 +32,6 @@ def decode_cancellation(reply: str, job_id: str) -> Cancellation:
     if reply == "missing":
         raise JobNotFound(job_id)
     return Cancellation(reply)
-
-
-def decode_replayed(rows: list[Any]) -> Replayed:
-    """Decode the rows of `replay_jobs_1`. The last row says whether more jobs match."""
-    ids = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and replayed]
-    still_held = [decode_id(job_id) for _, job_id, replayed, _ in rows if job_id and not replayed]
-    more = len(rows) > 1 and rows[-1][1] is None
-    return Replayed(ids, still_held, str(rows[-2][0]) if more else None)
 
 
 def encode_retention(keep: Retention) -> list[Any]:
@@ -87,23 +76,6 @@ def encode_limit_reset(name: str, key: str | None) -> list[Any]:
 
 
 @reject_unstorable_text
-def encode_audit(record: AuditRecord, keep: int) -> list[Any]:
-    """Return the arguments of `put_audit_1` after the time."""
-    return [encode_text(record.id), encode_json(record).decode(), keep]
-
-
-def decode_audit_page(rows: list[Any], limit: int) -> AuditPage:
-    """Decode positions, times and records, newest first; a row beyond `limit` says that there are
-    more.
-    """
-    records = [
-        msgspec.structs.replace(_decode_audit_record(body), at=to_seconds(at))
-        for _, at, body in rows[:limit]
-    ]
-    return AuditPage(records, str(rows[limit - 1][0]) if len(rows) > limit > 0 else None)
-
-
-@reject_unstorable_text
 def encode_statistics(source: str, rows: Sequence[Statistics]) -> list[Any]:
     """Return the arguments of `put_statistics_1`. Of several rows with one key, the last counts."""
     latest = {(row.step, row.start, row.queue, row.name): row.counters for row in rows}
@@ -139,35 +111,6 @@ def merge_statistics(rows: list[Any]) -> list[Any]:
         [row.name for row in merged],
         [encode_json(row.counters).decode() for row in merged],
     ]
-
-
-@reject_unstorable_text
-def encode_schedule(schedule: ScheduleRecord) -> list[Any]:
-    """Return the arguments of `put_schedule_1`."""
-    return [
-        encode_text(schedule.name),
-        schedule.spec,
-        encode_text(schedule.owner),
-        schedule.paused,
-        schedule.last_tick,
-        None if schedule.last_job is None else encode_id(schedule.last_job),
-    ]
-
-
-def decode_schedules(rows: list[Any]) -> list[ScheduleRecord]:
-    """Decode the rows of all schedules, sorted by name."""
-    records = [
-        ScheduleRecord(
-            name=name,
-            spec=spec,
-            owner=owner,
-            paused=paused,
-            last_tick=last_tick,
-            last_job=None if last_job is None else decode_id(last_job),
-        )
-        for name, spec, owner, paused, last_tick, last_job in rows
-    ]
-    return sorted(records, key=lambda record: record.name)
 
 
 def decode_fired(row: Any) -> Fired:  # noqa: ANN401 - a row

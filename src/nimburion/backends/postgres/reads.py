@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.postgres import bulk_operations, operations, queries
-from nimburion.backends.postgres.bulk_operations import COLUMNS
+from nimburion.backends.postgres import queries, records
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
 from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
-from nimburion.core.audit import AuditPage
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
-from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
-from nimburion.core.errors import BulkOperationNotFound
 from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
 from nimburion.core.job import JobRecord, State
 from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.records import (
+    Record,
+    RecordKind,
+    RecordPage,
+)
 from nimburion.core.session import SessionInfo
 
 _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
@@ -49,9 +50,17 @@ _EXPLAIN = """SELECT g.*, e.*, t.now, (
 _STATISTICS = """SELECT step, start, queue, name, counters FROM {schema}.statistics
     WHERE step = $1 AND start >= $2 AND start < $3
         AND ($4::text IS NULL OR queue = $4) AND ($5::text IS NULL OR name = $5)"""
-_GET_BULK_OPERATION = f"SELECT {COLUMNS} FROM {{schema}}.bulk_operation WHERE id = $1"  # noqa: S608
-_LIST_BULK_OPERATIONS = f"""SELECT {COLUMNS} FROM {{schema}}.bulk_operation
-    WHERE position < $1 ORDER BY position DESC LIMIT $2"""  # noqa: S608 - names of ours
+_RECORD = ", ".join(records.COLUMNS)
+_GET_RECORD = f"SELECT {_RECORD} FROM {{schema}}.record WHERE kind = $1 AND id = $2"  # noqa: S608
+_LIST_RECORDS = f"""SELECT t.now, r.* FROM {{schema}}.get_read_time_1($1) AS t (now) LEFT JOIN (
+        SELECT {_RECORD} FROM {{schema}}.record WHERE kind = $2 AND position < $4
+        ORDER BY position DESC LIMIT $3
+    ) r ON true ORDER BY r.position DESC"""  # noqa: S608 - names of ours
+_LIST_DUE_RECORDS = f"""SELECT t.now, r.* FROM {{schema}}.get_read_time_1($1) AS t (now) LEFT JOIN (
+        SELECT {_RECORD} FROM {{schema}}.record WHERE kind = $2 AND due IS NOT NULL
+        ORDER BY due, position LIMIT $3
+    ) r ON true ORDER BY r.due, r.position"""  # noqa: S608 - names of ours
+"""Their rows hold the time of the page, also if there are no records."""
 
 
 class PostgresInspecting(Inspecting):
@@ -173,25 +182,25 @@ class PostgresInspecting(Inspecting):
         )
         return queries.decode_statistics(rows)
 
-    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
-        statement = """SELECT position, at, body FROM {schema}.audit_record
-            WHERE position < $1 ORDER BY position DESC LIMIT $2"""
-        rows = await self._database.fetch(statement, queries.encode_cursor(after), limit + 1)
-        return operations.decode_audit_page(rows, limit)
+    async def get_record(self, kind: RecordKind, record_id: str) -> Record | None:
+        rows = await self._database.fetch(_GET_RECORD, *records.encode_lookup(kind, record_id))
+        return records.decode_record(rows[0]) if rows else None
 
-    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
-        rows = await self._database.fetch(_GET_BULK_OPERATION, encode_lookup_text(operation_id))
-        if not rows:
-            raise BulkOperationNotFound(operation_id)
-        return bulk_operations.decode_operation(rows[0], operation_id)
-
-    async def list_bulk_operations(
-        self, *, limit: int = 100, after: str | None = None
-    ) -> BulkOperationPage:
-        rows = await self._database.fetch(
-            _LIST_BULK_OPERATIONS, queries.encode_cursor(after), limit + 1
-        )
-        return bulk_operations.decode_page(rows, limit)
+    async def list_records(
+        self,
+        kind: RecordKind,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        by_due: bool = False,
+    ) -> RecordPage:
+        now = self._database.now()
+        if by_due:
+            rows = await self._database.fetch(_LIST_DUE_RECORDS, now, kind, limit)
+        else:
+            before = queries.encode_cursor(after)
+            rows = await self._database.fetch(_LIST_RECORDS, now, kind, limit + 1, before)
+        return records.decode_page(rows, limit)
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         arguments = None if queue is None else encode_lookup_text(queue)

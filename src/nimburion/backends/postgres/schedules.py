@@ -1,4 +1,4 @@
-"""`PostgresScheduling`: store schedules and fire their ticks."""
+"""`PostgresScheduling`: fire the ticks of schedules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nimburion.backends.postgres.database import PostgresDatabase
 from nimburion.backends.postgres.encoding import encode_lookup_text
 from nimburion.core.backend import Scheduling
 from nimburion.core.job import NewJob
-from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.schedules import Fired, Overlap, encode_tick
 
 
 class PostgresScheduling(Scheduling):
@@ -16,25 +16,6 @@ class PostgresScheduling(Scheduling):
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
-
-    async def put_schedule(self, schedule: ScheduleRecord) -> None:
-        arguments = operations.encode_schedule(schedule)
-        await self._database.fetch(
-            "SELECT {schema}.put_schedule_1($1, $2, $3, $4, $5, $6)", *arguments
-        )
-
-    async def list_schedules(self) -> list[ScheduleRecord]:
-        columns = "name, spec, owner, paused, last_tick, last_job"
-        statement = f"SELECT {columns} FROM {{schema}}.schedule"  # noqa: S608
-        return operations.decode_schedules(await self._database.fetch(statement))
-
-    async def pause_schedule(self, name: str, *, paused: bool) -> bool:
-        statement = "UPDATE {schema}.schedule SET paused = $2 WHERE name = $1 RETURNING 1"
-        return bool(await self._database.fetch(statement, encode_lookup_text(name), paused))
-
-    async def delete_schedule(self, name: str) -> bool:
-        statement = "DELETE FROM {schema}.schedule WHERE name = $1 RETURNING 1"
-        return bool(await self._database.fetch(statement, encode_lookup_text(name)))
 
     async def fire(
         self, name: str, expected_last: float | None, tick: float, job: NewJob, overlap: Overlap
@@ -45,8 +26,8 @@ class PostgresScheduling(Scheduling):
             f"SELECT * FROM {{schema}}.fire_schedule_1({places})",  # noqa: S608
             self._database.now(),
             encode_lookup_text(name),
-            expected_last,
-            tick,
+            None if expected_last is None else encode_tick(expected_last),
+            encode_tick(tick),
             overlap,
             *arguments,
         )

@@ -11,8 +11,7 @@ WAKEUP_STREAMS = 4
 KEYS = MappingProxyType(
     {
         "meta": "hash: format, and when an exchange last considered rate limits or limits by key",
-        "counters": "hash: the last seq, and the last number of lane, session, audit record and "
-        "bulk operation",
+        "counters": "hash: the last seq, and the last number of lane, session and record",
         "lane_number": "hash: queue NUL job name -> lane number",
         "lane_name": "hash: lane number -> queue NUL job name",
         "job": "hash: seq -> the job, with its payload or, when it is finished, its end",
@@ -64,13 +63,9 @@ KEYS = MappingProxyType(
         "replacement": "hash: id of a job that replaced another -> expiry, digest, id of the other",
         "replacement_expiry": "sorted set: ids in `replacement`, by expiry",
         "paused_queue": "hash: queue -> until when, since when, by whom and why it is paused",
-        "schedule": "hash: name -> schedule",
-        "audit": "hash: audit number -> time, audit record (JSON)",
-        "audit_number": "hash: id of an audit record -> audit number",
-        "bulk_operation": "hash: number -> bulk operation (MessagePack)",
-        "bulk_operation_number": "hash: id of a bulk operation -> number",
-        "bulk_operation_due": "sorted set: numbers of the running bulk operations, by when their "
-        "next step can be claimed",
+        "record": "hash: kind NUL id -> audit record, bulk operation or schedule (MessagePack)",
+        "record_order": "sorted set: the records of each kind, oldest first",
+        "record_due": "sorted set: records with a due time, by it",
         "statistics": "prefix of the keys of statistics (see below)",
         "statistics_merged": "hash: step -> start of the last interval whose sources are merged",
         "notify": "hash: queues with idle workers; also the name of the notification channel",

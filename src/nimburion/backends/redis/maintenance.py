@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from nimburion.backends.redis import bulk_operations, operations, queries, sessions, statistics
-from nimburion.backends.redis.encoding import encode_lookup_text
+from nimburion.backends.redis import operations, records, sessions, statistics
 from nimburion.backends.redis.queries import SCAN_STEP
-from nimburion.backends.redis.reads import finish_read, open_scan
+from nimburion.backends.redis.reads import finish_read
 from nimburion.backends.redis.server import RedisServer
-from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
-from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maintaining
-from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
+from nimburion.core.backend import Maintaining
+from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.limits import LimitChange
-from nimburion.core.operations import Replayed, Retention
-from nimburion.core.queries import JobFilter
+from nimburion.core.operations import JobChanges, Retention
+from nimburion.core.records import (
+    NewRecord,
+    RecordChange,
+    RecordKind,
+    RecordPut,
+)
 from nimburion.core.session import WorkerCommand
 
 
@@ -26,42 +27,14 @@ class RedisMaintaining(Maintaining):
     def __init__(self, server: RedisServer) -> None:
         self._server = server
 
-    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        # Each script checks 500 dead letters. The scan ends when `limit` jobs are found and it
-        # is known whether more match.
-        which.check_selects()
-        scan = await open_scan(self._server, which, which.failed_states, after)
-        replies: list[list[Any]] = []
-        while not scan.is_finished:
-            reply = await self._server.run_script("replay", *scan.make_arguments(limit))
-            replies.append(reply)
-            scan.advance(*reply[:2])
-            limit -= len(reply[2]) + len(reply[3])
-            if reply[5]:
-                break
-        return operations.decode_replayed(replies)
-
-    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
-        # Each script changes up to 500 jobs.
-        changed: list[str] = []
-        ids = [encode_id_or_empty(job_id) for job_id in dict.fromkeys(job_ids)]
-        for first in range(0, len(ids), SCAN_STEP):
-            found = await self._server.run_script("make_due", *ids[first : first + SCAN_STEP])
-            changed += queries.decode_ids(found)
-        return changed
-
-    async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        # Each script checks 500 finished jobs.
-        which.check_selects()
-        scan = await open_scan(self._server, which, which.finished_states, deletes=True)
-        ids: list[str] = []
-        while len(ids) < limit and not scan.is_finished:
-            after, last, found = await self._server.run_script(
-                "delete", *scan.make_arguments(limit - len(ids))
-            )
-            scan.advance(after, last)
-            ids += queries.decode_ids(found)
-        return ids
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        # One script runs the whole step.
+        check_job_ids(job_ids)
+        arguments = records.encode_changes(action, job_ids, record)
+        reply = await self._server.run_script("change_jobs", *arguments)
+        return records.decode_changes(job_ids, reply)
 
     async def pause_queue(
         self,
@@ -94,36 +67,15 @@ class RedisMaintaining(Maintaining):
         arguments = operations.encode_limit_reset(name, key)
         return bool(await self._server.run_script("change_limit", *arguments))
 
-    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
-        await self._server.run_script("put_audit", *statistics.encode_audit(record, keep))
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        arguments = records.encode_put(record, version, keep)
+        return records.decode_put(await self._server.run_script("put_record", *arguments))
 
-    async def start_bulk_operation(
-        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
-    ) -> BulkOperation:
-        operation.check()
-        arguments = bulk_operations.encode_new(operation, keep)
-        return bulk_operations.decode_started(
-            await self._server.run_script("start_bulk_operation", *arguments)
-        )
-
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        reply = await self._server.run_script("claim_bulk_operation", to_micros(ttl))
-        return bulk_operations.decode_claim(reply)
-
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        # One script runs the whole step.
-        step.check()
-        arguments = bulk_operations.encode_step(operation_id, fence, step)
-        reply = await self._server.run_script("advance_bulk_operation", *arguments)
-        return bulk_operations.decode_advanced(reply, operation_id)
-
-    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
-        reply = await self._server.run_script(
-            "cancel_bulk_operation", encode_lookup_text(operation_id)
-        )
-        return bulk_operations.decode_operation(reply, operation_id)
+    async def delete_record(self, kind: RecordKind, record_id: str) -> bool:
+        arguments = records.encode_lookup(kind, record_id)
+        return bool(await self._server.run_script("delete_record", *arguments))
 
     async def prune(self, keep: Retention, limit: int) -> int:
         # Each script deletes up to 500 entries. Statistics expire by themselves, and the

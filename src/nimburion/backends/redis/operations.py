@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from nimburion.backends.redis.encoding import (
@@ -11,21 +10,14 @@ from nimburion.backends.redis.encoding import (
     reject_unstorable_text,
 )
 from nimburion.backends.redis.enqueue import encode_batch
-from nimburion.backends.redis.queries import format_cursor
-from nimburion.backends.redis.record_format import (
-    NEVER,
-    SCHEDULE,
-    SCHEDULE_ACTIVE,
-    SCHEDULE_PAUSED,
-    TICK,
-)
+from nimburion.backends.redis.record_format import NEVER
 from nimburion.backends.separate_limits import encode_limit_name
-from nimburion.backends.server.encoding import decode_id, encode_id, encode_json, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
 from nimburion.core.limits import LimitChange
-from nimburion.core.operations import Cancellation, Replayed, Retention
-from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.operations import Cancellation, Retention
+from nimburion.core.schedules import Fired, Overlap, encode_tick
 
 _ENDED_SESSION_RETENTION = 86_400.0
 """Seconds for which the id of an ended session is kept."""
@@ -40,17 +32,6 @@ def decode_cancellation(reply: bytes, job_id: str) -> Cancellation:
     if reply == b"missing":
         raise JobNotFound(job_id)
     return Cancellation(reply.decode())
-
-
-def decode_replayed(replies: Sequence[list[Any]]) -> Replayed:
-    """Combine the replies of several `replay.lua` runs. The last reply says whether more jobs
-    match.
-    """
-    ids = [decode_id(packed) for reply in replies for packed in reply[2]]
-    still_held = [decode_id(packed) for reply in replies for packed in reply[3]]
-    last = next((reply[4] for reply in reversed(replies) if reply[4]), b"")
-    more = bool(replies) and replies[-1][5] and last
-    return Replayed(ids, still_held, format_cursor(last) if more else None)
 
 
 @reject_unstorable_text
@@ -99,47 +80,6 @@ def _encode_span(seconds: float | None) -> bytes:
     return b"" if seconds is None else b"%d" % to_micros(seconds)
 
 
-_FLAGS = (b"0", b"1")
-
-
-@reject_unstorable_text
-def encode_schedule(schedule: ScheduleRecord) -> list[bytes]:
-    """Return the arguments of `put_schedule.lua`."""
-    job = b"" if schedule.last_job is None else encode_id(schedule.last_job)
-    ticked, owner = schedule.last_tick is not None, schedule.owner.encode()
-    state = SCHEDULE.pack(
-        SCHEDULE_PAUSED if schedule.paused else SCHEDULE_ACTIVE,
-        _FLAGS[ticked],
-        schedule.last_tick or 0.0,
-        len(job),
-    )
-    declaration = len(owner).to_bytes(2, "big") + owner + schedule.spec
-    return [schedule.name.encode(), state + job, declaration]
-
-
-def decode_schedules(reply: list[bytes]) -> list[ScheduleRecord]:
-    """Decode the reply of `list_schedules.lua`, sorted by name."""
-    records = [
-        _decode_schedule(name.decode(), packed)
-        for name, packed in zip(reply[::2], reply[1::2], strict=True)
-    ]
-    return sorted(records, key=lambda record: record.name)
-
-
-def _decode_schedule(name: str, packed: bytes) -> ScheduleRecord:
-    paused, ticked, tick, length = SCHEDULE.unpack_from(packed)
-    behind_job = SCHEDULE.size + length
-    behind_owner = behind_job + 2 + int.from_bytes(packed[behind_job : behind_job + 2], "big")
-    return ScheduleRecord(
-        name=name,
-        spec=packed[behind_owner:],
-        owner=packed[behind_job + 2 : behind_owner].decode(),
-        paused=paused == SCHEDULE_PAUSED,
-        last_tick=tick if ticked == b"1" else None,
-        last_job=decode_id(packed[SCHEDULE.size : behind_job]) if length else None,
-    )
-
-
 def encode_fire(
     name: str, ticks: tuple[float | None, float], job: NewJob, overlap: Overlap
 ) -> list[bytes]:
@@ -153,19 +93,14 @@ def encode_fire(
     one = encode_batch([job])
     return [
         encode_lookup_text(name),
-        b"" if expected is None else _encode_tick(expected),
-        _encode_tick(tick),
+        b"" if expected is None else encode_tick(expected).encode(),
+        encode_tick(tick).encode(),
         overlap.encode(),
         one.positions,
         *one.lanes,
         *one.bodies,
         *one.large_payloads,
     ]
-
-
-def _encode_tick(tick: float) -> bytes:
-    """Encode a tick. Ticks are compared as bytes, so negative zero becomes zero."""
-    return TICK.pack(tick + 0.0)
 
 
 def decode_fired(reply: list[Any]) -> Fired:

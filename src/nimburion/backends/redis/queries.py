@@ -92,7 +92,6 @@ class JobScan:
         states: the states of the filter that this operation accepts; None: any.
         after: the cursor after which the scan begins.
         fields: the fields of all jobs that may match; None if they are not known.
-        deletes: whether matching jobs are deleted, so that only finished jobs are scanned.
 
     Raises:
         InvalidJob: the cursor does not come from this backend.
@@ -107,7 +106,6 @@ class JobScan:
         after: str | None = None,
         *,
         fields: Iterable[bytes] | None = None,
-        deletes: bool = False,
     ) -> None:
         self._after = self._position = encode_cursor(after)
         self._filter = encode_filter(which, states)
@@ -115,7 +113,8 @@ class JobScan:
         if self._filter is not None and fields is not None:
             self._segments = split_segments(fields, self._after)
         elif self._filter is not None:
-            self._segments = [(source, b"") for source in choose_sources(states, deletes=deletes)]
+            only_failed = states is not None and states <= FAILED_ONLY
+            self._segments = [(b"dead" if only_failed else b"all", b"")]
 
     @property
     def is_finished(self) -> bool:
@@ -204,15 +203,6 @@ def _find_first_micros(seconds: float) -> int:
     while (micros - 1) / MICRO >= seconds:
         micros -= 1
     return micros
-
-
-def choose_sources(states: frozenset[State] | None, *, deletes: bool) -> list[bytes]:
-    """Return the names of the collections to scan, in order."""
-    if states is not None and states <= FAILED_ONLY:
-        return [b"dead"]
-    if not deletes:
-        return [b"all"]
-    return [b"dead", b"done"] if states is None or State.FAILED in states else [b"done"]
 
 
 def split_segments(job_fields: Iterable[bytes], after: bytes) -> list[tuple[bytes, bytes]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from nimburion.backends.redis import bulk_operations, queries, statistics
+from nimburion.backends.redis import queries, records
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import encode_lookup_text
 from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, PageScan, split_fields
@@ -14,9 +14,7 @@ from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.statistics import StatisticsRead
 from nimburion.backends.separate_limits import combine_limits
 from nimburion.backends.server.encoding import encode_id_or_empty
-from nimburion.core.audit import AuditPage
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
-from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGrouper, FailureGroups
 from nimburion.core.fairness import TenantUses
@@ -24,6 +22,11 @@ from nimburion.core.job import FINISHED, JobRecord, State
 from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics, add_statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.records import (
+    Record,
+    RecordKind,
+    RecordPage,
+)
 from nimburion.core.session import SessionInfo
 
 
@@ -133,23 +136,21 @@ class RedisInspecting(Inspecting):
         await finish_read(self._server, read)
         return add_statistics(read.rows)
 
-    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
-        arguments = statistics.encode_numbered_page(limit, after)
-        return statistics.decode_audit_page(await self._server.run_script("list_audit", *arguments))
+    async def get_record(self, kind: RecordKind, record_id: str) -> Record | None:
+        arguments = records.encode_lookup(kind, record_id)
+        return records.decode_record(await self._server.run_script("get_record", *arguments))
 
-    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
-        reply = await self._server.run_script(
-            "get_bulk_operation", encode_lookup_text(operation_id)
-        )
-        return bulk_operations.decode_operation(reply, operation_id)
-
-    async def list_bulk_operations(
-        self, *, limit: int = 100, after: str | None = None
-    ) -> BulkOperationPage:
-        arguments = statistics.encode_numbered_page(limit, after)
-        return bulk_operations.decode_page(
-            await self._server.run_script("list_bulk_operations", *arguments)
-        )
+    async def list_records(
+        self,
+        kind: RecordKind,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        by_due: bool = False,
+    ) -> RecordPage:
+        arguments = records.encode_page(kind, limit, after, by_due=by_due)
+        reply = await self._server.run_script("list_records", *arguments)
+        return records.decode_page(reply, limit)
 
     async def count_jobs(self, queue: str | None = None) -> dict[State, int]:
         arguments = [] if queue is None else [encode_lookup_text(queue)]
@@ -176,8 +177,6 @@ async def open_scan(
     which: JobFilter,
     states: frozenset[State] | None,
     after: str | None = None,
-    *,
-    deletes: bool = False,
 ) -> JobScan:
     """Start a scan over the jobs of a filter. It covers the listed ids if the filter has ids.
     It covers only the unfinished jobs if the filter allows no others and there are few.
@@ -189,7 +188,7 @@ async def open_scan(
     elif states and states.isdisjoint(FINISHED):
         codes = "".join(STATE_CODES[state] for state in states)
         fields = split_fields(await server.run_script("find_unfinished", codes, MAX_SORTED))
-    return JobScan(which, states, after, fields=fields, deletes=deletes)
+    return JobScan(which, states, after, fields=fields)
 
 
 async def _find_fields(server: RedisServer, ids: Collection[str]) -> list[bytes]:

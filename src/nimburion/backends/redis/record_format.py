@@ -79,8 +79,6 @@ SETTLED_DONE, SETTLED_ALREADY, SETTLED_STALE = b"d", b"a", b"s"
 
 CANCEL_REQUESTED = b"1"
 """The cancel flag of a lease whose job is to be cancelled."""
-SCHEDULE_PAUSED, SCHEDULE_ACTIVE = b"1", b"0"
-"""The first byte of a schedule."""
 
 # --- records --------------------------------------------------------------------------------------
 
@@ -122,7 +120,3 @@ RATE_LIMIT = struct.Struct(">QII")
 """interval, burst, cost; the rate for people follows."""
 PAUSE = struct.Struct(">QQ")
 """until, since; a JSON array of by and reason follows."""
-SCHEDULE = struct.Struct(">ccdB")
-"""paused, whether it has a last tick, last tick, length of the last job's id that follows."""
-TICK = struct.Struct(">d")
-"""A tick: seconds since 1970."""

@@ -78,7 +78,7 @@ _LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lane_counts", *_KEY_PARTS, "limit_cha
 _WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lane_counts", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
-_CHANGE_PARTS = ("session_names", "change_jobs")
+_CHANGE_PARTS = ("session_names", "job_changes")
 _KEY_HOLDER_PARTS = ("ids", "key_holders")
 _NEW_JOB_PARTS = (*_KEY_HOLDER_PARTS, "enqueue_jobs")
 
@@ -119,24 +119,17 @@ SCRIPT_SPECS = MappingProxyType(
         "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
         "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
-        "put_audit": ScriptSpec(("times",), "allow-oom"),
-        "replay": ScriptSpec(
-            (*_WRITE_PARTS, "scan_jobs", *_KEY_HOLDER_PARTS, *_CHANGE_PARTS), "allow-oom"
-        ),
-        "make_due": ScriptSpec((*_WRITE_PARTS, "ids", *_CHANGE_PARTS), "allow-oom"),
-        "delete": ScriptSpec((*_SCAN_PARTS, "delete_jobs"), "allow-oom"),
-        "start_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
-        "claim_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
-        "cancel_bulk_operation": ScriptSpec(("times", "bulk_operation_format"), "allow-oom"),
-        "advance_bulk_operation": ScriptSpec(
+        "change_jobs": ScriptSpec(
             (
                 *_WRITE_PARTS,
                 *_KEY_HOLDER_PARTS,
                 *_CHANGE_PARTS,
-                *("delete_jobs", "bulk_operation_format"),
+                *("delete_jobs", "versioned_records"),
             ),
             "allow-oom",
         ),
+        "put_record": ScriptSpec(("times", "batching", "versioned_records"), "allow-oom"),
+        "delete_record": ScriptSpec(("versioned_records",), "allow-oom"),
         "prune": ScriptSpec(
             (*_RECORD_PARTS, "lane_counts", "delete_jobs", "pauses", "heap", "fairness"),
             "allow-oom",
@@ -170,14 +163,16 @@ SCRIPT_SPECS = MappingProxyType(
         "list_tenants": ScriptSpec((*_RECORD_PARTS, "heap", "fairness"), "no-writes"),
         "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
-        "list_audit": ScriptSpec(("batching", "numbered_pages"), "no-writes"),
-        "get_bulk_operation": ScriptSpec(flags="no-writes"),
-        "list_bulk_operations": ScriptSpec(("batching", "numbered_pages"), "no-writes"),
-        "put_schedule": ScriptSpec(("schedule_format",)),
-        "pause_schedule": ScriptSpec(("schedule_format",), "allow-oom"),
-        "delete_schedule": ScriptSpec(flags="allow-oom"),
-        "list_schedules": ScriptSpec(flags="no-writes"),
-        "fire": ScriptSpec((*_WRITE_PARTS, *_CHANGE_PARTS, *_NEW_JOB_PARTS, "schedule_format")),
+        "get_record": ScriptSpec(("versioned_records",), "no-writes"),
+        "list_records": ScriptSpec(("times", "batching"), "no-writes"),
+        "fire": ScriptSpec(
+            (
+                *_WRITE_PARTS,
+                *_CHANGE_PARTS,
+                *_NEW_JOB_PARTS,
+                *("versioned_records", "job_ids"),
+            )
+        ),
     }
 )
 """The script of each operation, by name."""

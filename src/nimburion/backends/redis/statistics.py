@@ -1,8 +1,8 @@
-"""Statistics and audit records: encode script arguments and decode replies."""
+"""Statistics: encode script arguments and decode replies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,6 @@ from nimburion.backends.redis.encoding import (
 )
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.server.encoding import encode_json
-from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
@@ -24,13 +23,11 @@ from nimburion.core.metrics.statistics import (
     add_statistics,
     check_interval,
 )
-from nimburion.core.queries import parse_cursor
 
 _ROWS_PER_SCRIPT = 500
 _INTERVALS_PER_SCRIPT = 100
 
 _decode_counters = msgspec.json.Decoder(Counters).decode
-_decode_record = msgspec.json.Decoder(AuditRecord).decode
 
 
 class ScriptCall(NamedTuple):
@@ -160,34 +157,3 @@ def encode_merges(read: StatisticsRead, keys: Keys) -> list[ScriptCall]:
 def _count_steps(first: float, until: float, step: int) -> int:
     """Return the number of intervals that start in [`first`, `until`)."""
     return max(0, int(-(-(until - first) // step)))
-
-
-# --- audit ----------------------------------------------------------------------------------------
-
-
-@reject_unstorable_text
-def encode_audit(record: AuditRecord, keep: int) -> list[bytes]:
-    """Return the arguments of `put_audit.lua`."""
-    return [record.id.encode(), encode_json(record), b"%d" % keep]
-
-
-def encode_numbered_page(limit: int, after: str | None) -> list[bytes]:
-    """Return the arguments of `list_audit.lua` and `list_bulk_operations.lua`.
-
-    Raises:
-        InvalidJob: `after` is not the `next` of a page.
-    """
-    number = parse_cursor(after)
-    return [b"%d" % limit, b"" if number is None else b"%d" % number]
-
-
-def decode_audit_page(reply: list[Any]) -> AuditPage:
-    """Decode the reply of `list_audit.lua`."""
-    following, records = reply
-    return AuditPage(list(_decode_records(records)), following.decode() or None)
-
-
-def _decode_records(records: list[bytes]) -> Iterator[AuditRecord]:
-    for record in records:
-        at = decode_time(int.from_bytes(record[:8], "big"))
-        yield msgspec.structs.replace(_decode_record(record[8:]), at=at)

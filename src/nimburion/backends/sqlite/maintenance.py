@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.sqlite import bulk_operations, limit_changes, operations, sessions, tenants
+from nimburion.backends.sqlite import limit_changes, operations, records, sessions, tenants
 from nimburion.backends.sqlite.file import SQLiteFile
-from nimburion.core.audit import AuditRecord
-from nimburion.core.backend import MAX_AUDIT_RECORDS, MAX_BULK_OPERATIONS, Maintaining
-from nimburion.core.bulk_operations import BulkOperation, BulkStep, Claim, NewBulkOperation
+from nimburion.core.backend import Maintaining
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.limits import LimitChange
-from nimburion.core.operations import Replayed, Retention
-from nimburion.core.queries import JobFilter, Pause
+from nimburion.core.operations import JobChanges, Retention
+from nimburion.core.queries import Pause
+from nimburion.core.records import (
+    NewRecord,
+    RecordChange,
+    RecordKind,
+    RecordPut,
+)
 from nimburion.core.session import WorkerCommand
 
 
@@ -21,14 +26,12 @@ class SQLiteMaintaining(Maintaining):
     def __init__(self, file: SQLiteFile) -> None:
         self._file = file
 
-    async def replay(self, which: JobFilter, limit: int, after: str | None = None) -> Replayed:
-        return await self._file.write(lambda db: operations.replay(db, which, limit, after))
-
-    async def make_due(self, job_ids: Sequence[str]) -> list[str]:
-        return await self._file.write(lambda db: operations.make_due(db, job_ids))
-
-    async def delete(self, which: JobFilter, limit: int) -> list[str]:
-        return await self._file.write(lambda db: operations.delete(db, which, limit))
+    async def change_jobs(
+        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+    ) -> JobChanges:
+        return await self._file.write(
+            lambda db: operations.change_jobs(db, action, job_ids, record)
+        )
 
     async def pause_queue(
         self,
@@ -55,32 +58,13 @@ class SQLiteMaintaining(Maintaining):
     async def reset_limit(self, name: str, key: str | None = None) -> bool:
         return await self._file.write(lambda db: limit_changes.reset_limit(db, name, key))
 
-    async def put_audit(self, record: AuditRecord, *, keep: int = MAX_AUDIT_RECORDS) -> None:
-        await self._file.write(lambda db: operations.put_audit(db, record, keep))
+    async def put_record(
+        self, record: NewRecord, *, version: int | None = None, keep: int | None = None
+    ) -> RecordPut:
+        return await self._file.write(lambda db: records.put_record(db, record, version, keep))
 
-    async def start_bulk_operation(
-        self, operation: NewBulkOperation, *, keep: int = MAX_BULK_OPERATIONS
-    ) -> BulkOperation:
-        operation.check()
-        return await self._file.write(lambda db: bulk_operations.start(db, operation, keep))
-
-    async def claim_bulk_operation(self, ttl: float) -> Claim:
-        # It writes only if a step is due.
-        waiting = await self._file.read(bulk_operations.find_wait)
-        if waiting is not None:
-            return waiting
-        return await self._file.write(lambda db: bulk_operations.claim(db, ttl), durable=False)
-
-    async def advance_bulk_operation(
-        self, operation_id: str, fence: int, step: BulkStep
-    ) -> BulkOperation:
-        step.check()
-        return await self._file.write(
-            lambda db: bulk_operations.advance(db, operation_id, fence, step)
-        )
-
-    async def cancel_bulk_operation(self, operation_id: str) -> BulkOperation:
-        return await self._file.write(lambda db: bulk_operations.cancel(db, operation_id))
+    async def delete_record(self, kind: RecordKind, record_id: str) -> bool:
+        return await self._file.write(lambda db: records.delete_record(db, kind, record_id))
 
     async def prune(self, keep: Retention, limit: int) -> int:
         return await self._file.write(lambda db: operations.prune(db, keep, limit), durable=False)

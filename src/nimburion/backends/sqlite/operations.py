@@ -1,25 +1,26 @@
-"""The operations of operators (cancel, pause, replay, delete, prune, audit) and of schedules."""
+"""The operations of operators (cancel, change jobs, pause, prune) and the ticks of schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
-from nimburion.backends.sqlite import transitions
+from nimburion.backends.sqlite import records, transitions
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder, take_key
-from nimburion.backends.sqlite.queries import find_matching
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.tenants import forget_tenants
 from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
 from nimburion.backends.waiters import make_session_name
-from nimburion.core.audit import AuditRecord
+from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, JobOptions, NewJob, State
-from nimburion.core.operations import Cancellation, Replayed, Retention
-from nimburion.core.queries import JobFilter, Pause
-from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.operations import Cancellation, JobChanges, Retention
+from nimburion.core.queries import Pause
+from nimburion.core.records import NewRecord, RecordChange
+from nimburion.core.schedules import Fired, Overlap, decode_schedule, encode_schedule
 
 ENDED_SESSION_RETENTION = 86_400 * MICRO
 """Microseconds for which the id of an ended session is kept."""
@@ -59,24 +60,30 @@ def pause_queue(db: Database, queue: str, new: Pause | None) -> None:
         db.run("pause_queue", queue, new.by, new.reason, db.now, until)
 
 
-def put_audit(db: Database, record: AuditRecord, keep: int) -> None:
-    """See `Maintaining.put_audit`."""
-    db.run("put_audit_record", record.id, db.now, _encode(record).decode())
-    db.run("delete_old_audit_records", keep)
+def change_jobs(
+    db: Database, action: BulkAction, job_ids: Sequence[str], change: RecordChange | None
+) -> JobChanges:
+    """See `Maintaining.change_jobs`."""
+    check_job_ids(job_ids)
+    if change is not None and not records.has_version(db, change):
+        return JobChanges([])
+    changed, held = _CHANGES[action](db, job_ids) if job_ids else ([], [])
+    record = None
+    if change is not None:
+        record = records.write_change(db, change, len(changed), len(held))
+    return JobChanges(changed, held, record)
 
 
-def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Replayed:
-    """See `Maintaining.replay`."""
-    which.check_selects()
-    if which.states is not None and State.FAILED not in which.states:
-        return Replayed([], [])
-    failed = msgspec.structs.replace(which, states=frozenset({State.FAILED}))
-    found = find_matching(db, failed, limit, after)
-    replayed = Replayed([], [], found.next)
-    for seq in found.seqs:
-        job_id, lane, priority, options = db.fetch_one("get_dead_letter", seq)  # type: ignore[misc]
+def _replay(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    replayed: list[str] = []
+    held: list[str] = []
+    for job_id in job_ids:
+        row = db.fetch_one("get_dead_letter", job_id)
+        if row is None:
+            continue
+        seq, lane, priority, options = row
         if not retake_key(db, job_id, lane, options):
-            replayed.held.append(job_id)
+            held.append(job_id)
             continue
         if lane >= TENANT_UNIT:  # the number of its tenant may mean another one by now
             names, tenant = db.get_lane(lane), _decode_options(options).fair_tenant
@@ -84,8 +91,8 @@ def replay(db: Database, which: JobFilter, limit: int, after: str | None) -> Rep
         db.run("reset_dead_letter", seq, db.now, lane)
         db.run("count_finished", lane, FAILED, -1)
         transitions.put_in_lane(db, lane, priority, db.now, seq, retry=False)
-        replayed.ids.append(job_id)
-    return replayed
+        replayed.append(job_id)
+    return replayed, held
 
 
 def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> bool:
@@ -107,10 +114,9 @@ def retake_key(db: Database, job_id: str, lane: int, options: str | None) -> boo
     return True
 
 
-def make_due(db: Database, job_ids: Sequence[str]) -> list[str]:
-    """See `Maintaining.make_due`."""
+def _make_due(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
     changed = []
-    for job_id in dict.fromkeys(job_ids):
+    for job_id in job_ids:
         row = db.fetch_one("find_later_job", job_id, db.now)
         if row is None:
             continue
@@ -119,20 +125,39 @@ def make_due(db: Database, job_ids: Sequence[str]) -> list[str]:
         db.run("set_due", seq, db.now)
         transitions.put_in_lane(db, lane, priority, db.now, seq, retry=failures > 0)
         changed.append(job_id)
-    return changed
+    return changed, []
 
 
-def delete(db: Database, which: JobFilter, limit: int) -> list[str]:
-    """See `Maintaining.delete`."""
-    which.check_selects()
-    finished = which.finished_states
-    if not finished:
-        return []
-    seqs = find_matching(db, msgspec.structs.replace(which, states=finished), limit, None).seqs
-    listed = _encode(seqs).decode()
-    ids = dict(db.run("list_job_ids", listed))
-    delete_jobs(db, listed)
-    return [ids[seq] for seq in seqs]
+def _cancel(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    cancelled = []
+    for job_id in job_ids:
+        try:
+            if cancel(db, job_id) is not Cancellation.FINISHED:
+                cancelled.append(job_id)
+        except JobNotFound:
+            continue
+    return cancelled, []
+
+
+def _delete(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:
+    found = db.run("list_finished_jobs", _encode(job_ids).decode()).fetchall()
+    if found:
+        delete_jobs(db, _encode([seq for seq, _ in found]).decode())
+    deleted = {job_id for _, job_id in found}
+    return [job_id for job_id in job_ids if job_id in deleted], []
+
+
+_CHANGES: Mapping[BulkAction, Callable[[Database, Sequence[str]], tuple[list[str], list[str]]]] = (
+    MappingProxyType(
+        {
+            BulkAction.REPLAY: _replay,
+            BulkAction.RUN_NOW: _make_due,
+            BulkAction.CANCEL: _cancel,
+            BulkAction.DELETE: _delete,
+        }
+    )
+)
+"""Per action: change jobs, and return which were changed, and which could not be."""
 
 
 def delete_jobs(db: Database, listed: str) -> None:
@@ -200,54 +225,29 @@ def delete_listed(db: Database, listed: str) -> int:
     return len(seqs)
 
 
-def put_schedule(db: Database, schedule: ScheduleRecord) -> None:
-    """See `Scheduling.put_schedule`."""
-    db.run(
-        "put_schedule", schedule.name, schedule.spec, schedule.owner, schedule.paused,
-        schedule.last_tick, schedule.last_job,
-    )  # fmt: skip
-
-
-def list_schedules(db: Database) -> list[ScheduleRecord]:
-    """See `Scheduling.list_schedules`."""
-    return [
-        ScheduleRecord(
-            name=name, spec=spec, owner=owner, paused=bool(paused), last_tick=tick, last_job=job
-        )
-        for name, spec, owner, paused, tick, job in db.run("list_schedules")
-    ]
-
-
-def pause_schedule(db: Database, name: str, *, paused: bool) -> bool:
-    """See `Scheduling.pause_schedule`."""
-    return db.run("pause_schedule", name, paused).rowcount > 0
-
-
-def delete_schedule(db: Database, name: str) -> bool:
-    """See `Scheduling.delete_schedule`."""
-    return db.run("delete_schedule", name).rowcount > 0
-
-
 def fire(
     db: Database, name: str, ticks: tuple[float | None, float], job: NewJob, overlap: Overlap
 ) -> Fired:
     """See `Scheduling.fire`. `ticks` holds the expected last tick and the new one."""
     expected_last, tick = ticks
-    row = db.fetch_one("get_schedule", name)
-    if row is None:
+    record = records.get_record(db, "schedule", name)
+    if record is None:
         return Fired("missing")
-    paused, last_tick, last_job = row
-    if paused:
+    schedule = decode_schedule(record)
+    if schedule.paused:
         return Fired("paused")
-    if last_tick != expected_last:
+    if schedule.last_tick != expected_last:
         return Fired("moved")
-    if last_job is not None and not allows_next_job(db, last_job, overlap):
-        db.run("save_tick", name, tick, None)
-        return Fired("skipped")
-    (result,) = enqueue_jobs(db, [job])
-    stored = result.outcome in {"created", "exists", "replaced"}
-    db.run("save_tick", name, tick, result.id if stored else None)
-    return Fired("fired", result.id) if stored else Fired("skipped")
+    stored: str | None = None
+    if schedule.last_job is None or allows_next_job(db, schedule.last_job, overlap):
+        (result,) = enqueue_jobs(db, [job])
+        stored = result.id if result.outcome in {"created", "exists", "replaced"} else None
+    schedule = msgspec.structs.replace(
+        schedule, last_tick=tick, last_job=stored or schedule.last_job
+    )
+    new = NewRecord(kind="schedule", id=name, body=encode_schedule(schedule))
+    records.put_record(db, new, None, None)
+    return Fired("skipped") if stored is None else Fired("fired", stored)
 
 
 def allows_next_job(db: Database, last_job: str, overlap: Overlap) -> bool:

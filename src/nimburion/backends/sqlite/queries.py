@@ -1,4 +1,4 @@
-"""Read jobs, counts, queues, sessions, limits and audit records.
+"""Read jobs, counts, queues, sessions and limits.
 
 A search reads a chunk of jobs from the cheapest statement that lists them, newest enqueue first,
 and keeps those that match its filter.
@@ -24,7 +24,6 @@ from nimburion.backends.sqlite.limit_changes import list_limit_changes
 from nimburion.backends.sqlite.rate_limits import read_rates
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.backends.sqlite.tenants import find_turn
-from nimburion.core.audit import AuditPage, AuditRecord
 from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis import failure_groups
 from nimburion.core.diagnosis.explanations import Facts
@@ -75,7 +74,7 @@ class Matching(NamedTuple):
 
 
 def find_matching(
-    db: Database, which: JobFilter, limit: int, after: str | None, budget: int = _MAX_INTEGER
+    db: Database, which: JobFilter, limit: int, after: str | None, budget: int
 ) -> Matching:
     """Return up to `limit` jobs that match, after examining at most `budget` jobs.
 
@@ -180,7 +179,6 @@ _decode_options = msgspec.json.Decoder(JobOptions).decode
 _decode_history = msgspec.json.Decoder(list[AttemptError]).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode
 _decode_dead_letters = msgspec.json.Decoder(list[tuple[str, int, int, str]]).decode
-_decode_audit_record = msgspec.json.Decoder(AuditRecord).decode
 _decode_vitals = msgspec.json.Decoder(Vitals).decode
 
 _COUNT_COLUMNS = (
@@ -290,18 +288,6 @@ def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> l
         holders=holders,
     )
     return add_sums(found, sums)
-
-
-def list_audit(db: Database, limit: int, after: str | None) -> AuditPage:
-    """See `Inspecting.list_audit`."""
-    before = parse_position(after)
-    rows = db.run("list_audit_records", before, limit + 1).fetchall()
-    records = [
-        msgspec.structs.replace(_decode_audit_record(body), at=at / MICRO)
-        for _, at, body in rows[:limit]
-    ]
-    has_more = len(rows) > limit and records
-    return AuditPage(records, str(rows[limit - 1][0]) if has_more else None)
 
 
 def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.sqlite import bulk_operations, queries, statistics, tenants
+from nimburion.backends.sqlite import (
+    queries,
+    records,
+    statistics,
+    tenants,
+)
 from nimburion.backends.sqlite.file import SQLiteFile
-from nimburion.core.audit import AuditPage
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
-from nimburion.core.bulk_operations import BulkOperation, BulkOperationPage
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroups
 from nimburion.core.fairness import TenantUses
@@ -16,6 +19,11 @@ from nimburion.core.job import JobRecord, State
 from nimburion.core.limits import LimitInfo
 from nimburion.core.metrics.statistics import Statistics, check_interval
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
+from nimburion.core.records import (
+    Record,
+    RecordKind,
+    RecordPage,
+)
 from nimburion.core.session import SessionInfo
 
 _FEW_INTERVALS = 10
@@ -94,13 +102,17 @@ class SQLiteInspecting(Inspecting):
             lambda db: statistics.read_statistics(db, (since, until, step), queue, name)
         )
 
-    async def list_audit(self, *, limit: int = 100, after: str | None = None) -> AuditPage:
-        return await self._file.read(lambda db: queries.list_audit(db, limit, after))
+    async def get_record(self, kind: RecordKind, record_id: str) -> Record | None:
+        return await self._file.read(lambda db: records.get_record(db, kind, record_id))
 
-    async def get_bulk_operation(self, operation_id: str) -> BulkOperation:
-        return await self._file.read(lambda db: bulk_operations.get(db, operation_id))
-
-    async def list_bulk_operations(
-        self, *, limit: int = 100, after: str | None = None
-    ) -> BulkOperationPage:
-        return await self._file.read(lambda db: bulk_operations.list_page(db, limit, after))
+    async def list_records(
+        self,
+        kind: RecordKind,
+        *,
+        limit: int = 100,
+        after: str | None = None,
+        by_due: bool = False,
+    ) -> RecordPage:
+        return await self._file.read(
+            lambda db: records.list_records(db, kind, limit, after, by_due=by_due)
+        )

@@ -7,7 +7,7 @@ import msgspec
 
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.output import format_time, print_result, print_table
-from nimburion.core.audit import AuditPage
+from nimburion.core.audit import AuditPage, list_audit
 from nimburion.core.text.escaping import escape_controls
 
 
@@ -17,9 +17,7 @@ from nimburion.core.text.escaping import escape_controls
 @add_shared_options
 def audit(limit: int, after: str | None) -> None:
     """List the changes that operators made, newest first: who, what, when, with which result."""
-    page = current_invocation().run(
-        lambda backend: backend.reads.list_audit(limit=limit, after=after)
-    )
+    page = current_invocation().run(lambda backend: list_audit(backend, limit=limit, after=after))
     print_result(msgspec.to_builtins(page), lambda: print_audit(page))
 
 

@@ -10,6 +10,7 @@ import msgspec
 from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import format_time, print_fields, print_result, print_table
+from nimburion.core.bulk_operations import get_bulk_operation, list_bulk_operations
 from nimburion.core.queries import describe_filter
 from nimburion.core.text.escaping import escape_controls
 
@@ -29,7 +30,7 @@ def operations() -> None:
 def list_operations(limit: int, after: str | None) -> None:
     """List bulk operations, newest first."""
     page = current_invocation().run(
-        lambda backend: backend.reads.list_bulk_operations(limit=limit, after=after)
+        lambda backend: list_bulk_operations(backend, limit=limit, after=after)
     )
     print_result(msgspec.to_builtins(page), lambda: print_operations(page))
 
@@ -69,9 +70,7 @@ def describe_selection(operation: BulkOperation) -> str:
 @add_shared_options
 def show_operation(operation_id: str) -> None:
     """Show a bulk operation: what it changes, its progress, its last error."""
-    operation = current_invocation().run(
-        lambda backend: backend.reads.get_bulk_operation(operation_id)
-    )
+    operation = current_invocation().run(lambda backend: get_bulk_operation(backend, operation_id))
     print_result(msgspec.to_builtins(operation), lambda: print_operation(operation))
 
 

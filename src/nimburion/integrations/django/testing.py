@@ -14,20 +14,18 @@ class OrderTests(JobsTestMixin, TransactionTestCase):
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nimburion.core.job import UNFINISHED
-from nimburion.core.paging import iterate_jobs
-from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.paging import change_matching
+from nimburion.core.queries import EVERY_JOB
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.django_processor import DjangoProcessor, FailedAttempt
 from nimburion.jobs.client.client import Client
 
 __all__ = ["FailedAttempt", "JobRun", "JobsTestMixin", "clear_jobs", "run_jobs"]
-
-_BATCH_SIZE = 500
-"""The most jobs that one backend operation deletes."""
 
 
 class JobRun(int):
@@ -92,11 +90,8 @@ async def _drain(processor: DjangoProcessor) -> int:
 
 async def _delete_all_jobs(client: Client) -> None:
     backend = client.backend
-    unfinished = [job.id async for job in iterate_jobs(backend, JobFilter(states=UNFINISHED))]
-    for job_id in unfinished:
-        await backend.producing.cancel(job_id)
-    while await backend.maintenance.delete(EVERY_JOB, _BATCH_SIZE):
-        pass
+    for action in (BulkAction.CANCEL, BulkAction.DELETE):
+        await change_matching(backend, action, EVERY_JOB, sys.maxsize)
     for queue in await backend.reads.list_queues():
         if queue.paused:
             await backend.maintenance.pause_queue(queue.name, paused=False)

@@ -576,9 +576,11 @@ class Client:
 
         `JobNotFound` is raised for an unknown id.
         """
+        from nimburion.core.bulk_operations import BulkAction
+
         self._check_open()
         job_id = read_job_id(job_id)
-        if await self.backend.maintenance.make_due((job_id,)):
+        if (await self.backend.maintenance.change_jobs(BulkAction.RUN_NOW, (job_id,))).ids:
             return True
         await self.backend.reads.get_job(job_id)  # raises JobNotFound
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nimburion.core.audit import AuditPage
+from nimburion.core.audit import AuditPage, list_audit
 from nimburion.server.api.names import PageQuery
 from nimburion.server.api.operation import ApiRequest, NoBody, Operation
 
@@ -10,7 +10,7 @@ from nimburion.server.api.operation import ApiRequest, NoBody, Operation
 async def list_audit_records(request: ApiRequest[PageQuery, NoBody]) -> AuditPage:
     """List the changes that operators made, newest first: who, what, when, with which result."""
     query = request.query
-    return await request.services.backend.reads.list_audit(limit=query.limit, after=query.after)
+    return await list_audit(request.services.backend, limit=query.limit, after=query.after)
 
 
 OPERATIONS = (

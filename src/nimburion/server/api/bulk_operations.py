@@ -7,7 +7,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nimburion.core.bulk_operations import BulkAction, BulkOperation, BulkState
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkOperation,
+    BulkState,
+    get_bulk_operation,
+    list_bulk_operations,
+)
 from nimburion.core.ids import make_repeatable_id
 from nimburion.core.job import State
 from nimburion.core.queries import JobFilter
@@ -105,8 +111,8 @@ class BulkOperationList(msgspec.Struct, frozen=True):
 async def list_operations(request: ApiRequest[PageQuery, NoBody]) -> BulkOperationList:
     """List bulk operations, newest first."""
     query = request.query
-    page = await request.services.backend.reads.list_bulk_operations(
-        limit=query.limit, after=query.after
+    page = await list_bulk_operations(
+        request.services.backend, limit=query.limit, after=query.after
     )
     return BulkOperationList([make_view(operation) for operation in page.operations], page.next)
 
@@ -125,7 +131,7 @@ async def preview_operation(request: ApiRequest[PreviewQuery, NoBody]) -> BulkPr
 
 async def get_operation(request: ApiRequest[NoQuery, NoBody]) -> BulkOperationView:
     """Show one bulk operation."""
-    return make_view(await request.services.backend.reads.get_bulk_operation(request.path["id"]))
+    return make_view(await get_bulk_operation(request.services.backend, request.path["id"]))
 
 
 async def start_replay(request: ApiRequest[NoQuery, StartBody]) -> BulkOperationView:

@@ -22,6 +22,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids, wait_in_time
 from nimburion.testing.contract.transactions import OpenTransaction
 
@@ -161,7 +162,7 @@ class OpenTransactions:
         await wait_in_time(worker.settle(settle_as(outcome, delivery.lease)))
         await transaction.rollback()
         if outcome == "failed":
-            await harness.backend.maintenance.replay(JobFilter(ids=("holder",)), 1)
+            await replay(harness.backend, JobFilter(ids=("holder",)), 1)
         await wait_in_time(
             harness.backend.maintenance.prune(
                 Retention(completed=60.0, failed=60.0, results=60.0), 100

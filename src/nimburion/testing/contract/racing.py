@@ -15,9 +15,10 @@ from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import WAITING, Enqueued, JobOptions, NewJob, State, sort_states
 from nimburion.core.operations import Cancellation
 from nimburion.core.queries import EVERY_JOB, JobFilter
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.session import ConcurrencyLimit
 from nimburion.core.settlement import Completed, Failed, Settled
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids, wait_in_time
 
 T = TypeVar("T")
@@ -287,7 +288,7 @@ class Racing:
 
     async def test_one_tick_fires_once(self, fleet: Harness) -> None:
         """Promise 8: the number of schedulers does not matter."""
-        await fleet.backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        await put_schedule(fleet.backend, ScheduleRecord(name="nightly", spec=b"{}"))
 
         async def run(n: int) -> str:
             fired = await self._handle(fleet, n).schedules.fire(
@@ -303,9 +304,7 @@ class Racing:
         worker = await fleet.worker()
         taken = await worker.take(20)
         await worker.settle(*(Failed(delivery.lease, "permanent", FAILURE) for delivery in taken))
-        replies = await race(
-            RACERS, lambda n: self._handle(fleet, n).maintenance.replay(EVERY_JOB, 100)
-        )
+        replies = await race(RACERS, lambda n: replay(self._handle(fleet, n), EVERY_JOB, 100))
         replayed = [job_id for reply in replies for job_id in reply.ids]
         assert len(replayed) == len(set(replayed)) == 20
 
@@ -318,8 +317,8 @@ class Racing:
         async def run(n: int) -> list[str]:
             which = JobFilter(ids=(f"{n // 2}",))
             if n % 2:
-                return (await self._handle(fleet, n).maintenance.replay(which, 1)).ids
-            return await self._handle(fleet, n // 2 + 1).maintenance.delete(which, 1)
+                return (await replay(self._handle(fleet, n), which, 1)).ids
+            return await delete(self._handle(fleet, n // 2 + 1), which, 1)
 
         results = await race(RACERS, run)
         for n in range(16):

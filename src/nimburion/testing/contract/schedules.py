@@ -8,8 +8,17 @@ import pytest
 
 from nimburion.core.job import JobOptions, State
 from nimburion.core.queries import EVERY_JOB
-from nimburion.core.schedules import Fired, Overlap, ScheduleRecord
+from nimburion.core.schedules import (
+    Fired,
+    Overlap,
+    ScheduleRecord,
+    delete_schedule,
+    list_schedules,
+    pause_schedule,
+    put_schedule,
+)
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settlement
+from nimburion.testing.contract.changing import delete
 from nimburion.testing.contract.harness import FAILURE, Harness
 
 NIGHTLY = ScheduleRecord(name="nightly", spec=b'{"cron": "0 2 * * *"}', owner="app")
@@ -54,7 +63,7 @@ async def fire(
 
 async def the_schedule(harness: Harness) -> ScheduleRecord:
     """Return the only schedule."""
-    (schedule,) = await harness.backend.schedules.list_schedules()
+    (schedule,) = await list_schedules(harness.backend)
     return schedule
 
 
@@ -65,7 +74,7 @@ async def move_previous(harness: Harness, to: str) -> None:
     if to in {"cancelled", "forgotten"}:
         await harness.backend.producing.cancel("previous")
         if to == "forgotten":
-            await harness.backend.maintenance.delete(EVERY_JOB, 10)
+            await delete(harness.backend, EVERY_JOB, 10)
         return
     worker = await harness.worker()
     lease = (await worker.take_one()).lease
@@ -79,77 +88,43 @@ async def move_previous(harness: Harness, to: str) -> None:
         await worker.settle(settlements[to])
 
 
-class ScheduleStorage:
-    """Keeping schedules."""
-
-    async def test_a_schedule_is_kept_as_it_is(self, harness: Harness) -> None:
-        spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4"} }'
-        record = ScheduleRecord(name="a", spec=spec, owner="me", paused=True, last_tick=7.25)
-        await harness.backend.schedules.put_schedule(record)
-        assert await harness.backend.schedules.list_schedules() == [record]
-
-    async def test_schedules_are_listed_by_name(self, harness: Harness) -> None:
-        for name in ("b", "c", "a"):
-            await harness.backend.schedules.put_schedule(ScheduleRecord(name=name, spec=b"{}"))
-        assert [schedule.name for schedule in await harness.backend.schedules.list_schedules()] == [
-            "a",
-            "b",
-            "c",
-        ]
-
-    async def test_putting_again_replaces_the_spec_and_keeps_what_happened(
-        self, harness: Harness
-    ) -> None:
-        """A deployment stores all its schedules again; none fires again, and none is resumed."""
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        await fire(harness, None, 100.0, "one")
-        await harness.backend.schedules.pause_schedule("nightly", paused=True)
-        await harness.backend.schedules.put_schedule(
-            ScheduleRecord(name="nightly", spec=b"{}", owner="other", last_tick=5.0)
-        )
-        assert await the_schedule(harness) == ScheduleRecord(
-            name="nightly", spec=b"{}", owner="other", paused=True, last_tick=100.0, last_job="one"
-        )
-
-    async def test_pausing_and_resuming(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        assert await harness.backend.schedules.pause_schedule("nightly", paused=True) is True
-        assert (await the_schedule(harness)).paused is True
-        assert await harness.backend.schedules.pause_schedule("nightly", paused=False) is True
-        assert (await the_schedule(harness)).paused is False
-
-    async def test_what_is_not_there_cannot_be_paused_or_deleted(self, harness: Harness) -> None:
-        assert await harness.backend.schedules.pause_schedule("unknown", paused=True) is False
-        assert await harness.backend.schedules.delete_schedule("unknown") is False
-
-    async def test_deleting(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        assert await harness.backend.schedules.delete_schedule("nightly") is True
-        assert await harness.backend.schedules.delete_schedule("nightly") is False
-        assert await harness.backend.schedules.list_schedules() == []
-
-    async def test_a_schedule_that_is_put_again_after_deleting_has_no_history(
-        self, harness: Harness
-    ) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        await fire(harness, None, 100.0, "one")
-        await harness.backend.schedules.delete_schedule("nightly")
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        assert await the_schedule(harness) == NIGHTLY
-
-
 class Fire:
     """`fire`."""
 
     async def test_a_tick_enqueues_its_job_and_moves_the_last_tick(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
         assert await harness.state("one") is State.PENDING
         schedule = await the_schedule(harness)
         assert (schedule.last_tick, schedule.last_job) == (100.0, "one")
 
+    async def test_a_tick_changes_nothing_else_of_the_schedule(self, harness: Harness) -> None:
+        """The JSON of the scheduler stays as it is, byte for byte."""
+        spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4 / \\u0000", "l": []} }'
+        schedule = ScheduleRecord(name="nightly", spec=spec, owner="me ✓")
+        await put_schedule(harness.backend, schedule)
+        await fire(harness, None, 100.0, "one")
+        assert await the_schedule(harness) == ScheduleRecord(
+            name="nightly", spec=spec, owner="me ✓", last_tick=100.0, last_job="one", version=2
+        )
+        await pause_schedule(harness.backend, "nightly", paused=True)
+        assert (await fire(harness, 100.0, 200.0, "two")).outcome == "paused"
+        await pause_schedule(harness.backend, "nightly", paused=False)
+        assert (await fire(harness, 100.0, 200.0, "two")).outcome == "fired"
+        assert (await the_schedule(harness)).spec == spec
+
+    async def test_a_schedule_that_is_put_again_keeps_its_ticks(self, harness: Harness) -> None:
+        """A deployment stores all its schedules again; none fires again."""
+        await put_schedule(harness.backend, NIGHTLY)
+        await fire(harness, None, 100.0, "one")
+        await put_schedule(harness.backend, NIGHTLY)
+        assert (await fire(harness, None, 100.0, "one")).outcome == "moved"
+        await delete_schedule(harness.backend, "nightly")
+        await put_schedule(harness.backend, NIGHTLY)
+        assert (await the_schedule(harness)).last_tick is None
+
     async def test_ticks_follow_each_other(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await fire(harness, None, 100.0, "one")
         assert await fire(harness, 100.0, 200.0, "two") == Fired("fired", "two")
         assert (await the_schedule(harness)).last_tick == 200.0
@@ -158,7 +133,7 @@ class Fire:
     async def test_a_tick_that_another_scheduler_fired_enqueues_nothing(
         self, harness: Harness, expected: float | None
     ) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await fire(harness, None, 100.0, "one")
         before = await the_schedule(harness)
         assert await fire(harness, expected, 200.0, "two") == Fired("moved")
@@ -166,13 +141,13 @@ class Fire:
         assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_the_same_tick_fires_once(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         outcomes = [(await fire(harness, None, 100.0, f"{n}")).outcome for n in range(4)]
         assert outcomes == ["fired", "moved", "moved", "moved"]
 
     async def test_ticks_are_compared_exactly(self, harness: Harness) -> None:
         tick = 1_750_000_000.1234567
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await fire(harness, None, tick, "one")
         assert (await the_schedule(harness)).last_tick == tick
         assert (await fire(harness, tick, tick + 60.0, "two")).outcome == "fired"
@@ -184,8 +159,8 @@ class Fire:
     async def test_a_paused_schedule_fires_nothing_and_does_not_move(
         self, harness: Harness
     ) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        await harness.backend.schedules.pause_schedule("nightly", paused=True)
+        await put_schedule(harness.backend, NIGHTLY)
+        await pause_schedule(harness.backend, "nightly", paused=True)
         assert await fire(harness, None, 100.0, "one") == Fired("paused")
         assert (await the_schedule(harness)).last_tick is None
         assert sum((await harness.backend.reads.count_jobs()).values()) == 0
@@ -196,7 +171,7 @@ class Fire:
         self, harness: Harness, overlap: Overlap, previous: str
     ) -> None:
         """The last tick always moves; `last_job` changes only with a new job."""
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         after = 60.0 if previous == "scheduled" else 0.0
         first = harness.job("previous", after=after)
         await harness.backend.schedules.fire("nightly", None, 100.0, first, "allow")
@@ -209,14 +184,14 @@ class Fire:
         assert schedule.last_job == ("next" if expected == "fired" else "previous")
 
     async def test_cancel_previous_ends_what_waits(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await fire(harness, None, 100.0, "one")
         await fire(harness, 100.0, 200.0, "two", "cancel_previous")
         assert await harness.state("one") is State.CANCELLED
         assert await harness.state("two") is State.PENDING
 
     async def test_cancel_previous_requests_the_cancel_of_a_job(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await fire(harness, None, 100.0, "one")
         worker = await harness.worker()
         await worker.take_one()
@@ -226,7 +201,7 @@ class Fire:
     async def test_a_unique_key_that_is_taken_skips_the_tick(self, harness: Harness) -> None:
         options = JobOptions(unique_key="k")
         await harness.put(harness.job("holder", options=options))
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         job = harness.job("one", options=options)
         assert await harness.backend.schedules.fire("nightly", None, 100.0, job, "allow") == Fired(
             "skipped"
@@ -237,21 +212,21 @@ class Fire:
     async def test_a_job_that_is_there_already_counts_as_fired(self, harness: Harness) -> None:
         """Same id and body: a scheduler that derives ids from ticks may repeat the call."""
         await harness.add("one")
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         assert await fire(harness, None, 100.0, "one") == Fired("fired", "one")
         assert sum((await harness.backend.reads.count_jobs()).values()) == 1
 
     async def test_schedules_do_not_mix(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
-        await harness.backend.schedules.put_schedule(ScheduleRecord(name="hourly", spec=b"{}"))
+        await put_schedule(harness.backend, NIGHTLY)
+        await put_schedule(harness.backend, ScheduleRecord(name="hourly", spec=b"{}"))
         await fire(harness, None, 100.0, "one")
-        other, nightly = await harness.backend.schedules.list_schedules()
+        other, nightly = await list_schedules(harness.backend)
         assert (other.last_tick, nightly.last_tick) == (None, 100.0)
 
     async def test_a_skipped_tick_is_measured_by_the_last_job_that_was_stored(
         self, harness: Harness
     ) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await harness.backend.schedules.fire("nightly", None, 60.0, harness.job("first"), "skip")
         await harness.backend.schedules.fire("nightly", 60.0, 120.0, harness.job("second"), "skip")
         await harness.backend.producing.cancel("first")
@@ -263,7 +238,7 @@ class Fire:
     async def test_a_tick_may_take_the_holder_of_its_key_for_its_job(
         self, harness: Harness
     ) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await harness.put(harness.job("holder", options=JobOptions(unique_key="k")))
         lenient = JobOptions(unique_key="k", on_duplicate="existing")
         job = harness.job("a", options=lenient)
@@ -272,7 +247,7 @@ class Fire:
         assert (await the_schedule(harness)).last_job == "holder"
 
     async def test_a_tick_whose_id_has_another_body_passes(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await harness.put(harness.job("a", payload=b"[]"))
         fired = await harness.backend.schedules.fire(
             "nightly", None, 60.0, harness.job("a"), "allow"
@@ -282,7 +257,7 @@ class Fire:
         assert (await harness.backend.reads.get_job("a")).payload == b"[]"
 
     async def test_the_other_rules_cancel_nothing(self, harness: Harness) -> None:
-        await harness.backend.schedules.put_schedule(NIGHTLY)
+        await put_schedule(harness.backend, NIGHTLY)
         await harness.backend.schedules.fire("nightly", None, 60.0, harness.job("first"), "allow")
         await harness.backend.schedules.fire("nightly", 60.0, 120.0, harness.job("second"), "allow")
         await harness.backend.schedules.fire("nightly", 120.0, 180.0, harness.job("third"), "skip")

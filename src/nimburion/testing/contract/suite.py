@@ -57,14 +57,14 @@ from nimburion.testing.contract.inspecting.reading import Reading
 from nimburion.testing.contract.inspecting.searching import FailureGroupCases, Searching
 from nimburion.testing.contract.inspecting.statistics import StatisticsCases
 from nimburion.testing.contract.limits_scenario import LimitsScenario
-from nimburion.testing.contract.maintaining.audit import Audit
-from nimburion.testing.contract.maintaining.bulk_operations import BulkOperationCases, BulkStepCases
+from nimburion.testing.contract.maintaining.changing_jobs import JobChangeCases
 from nimburion.testing.contract.maintaining.dead_letters import Deleting, Replaying
 from nimburion.testing.contract.maintaining.limit_changes import LimitChanges
 from nimburion.testing.contract.maintaining.making_due import MakingDue
 from nimburion.testing.contract.maintaining.operators import Operators
 from nimburion.testing.contract.maintaining.pausing import Pausing
 from nimburion.testing.contract.maintaining.pruning import Pruning
+from nimburion.testing.contract.maintaining.records import RecordCases
 from nimburion.testing.contract.open_transactions import OpenTransactions
 from nimburion.testing.contract.producing.blocking_enqueues import BlockingEnqueues
 from nimburion.testing.contract.producing.boundary_values import Names, Payloads, Sizes, Unstorables
@@ -74,7 +74,7 @@ from nimburion.testing.contract.producing.texts import Texts
 from nimburion.testing.contract.producing.unique_key_modes import UniqueKeyModes
 from nimburion.testing.contract.producing.unique_keys import UniqueKeys
 from nimburion.testing.contract.racing import Racing
-from nimburion.testing.contract.schedules import Fire, ScheduleStorage
+from nimburion.testing.contract.schedules import Fire
 from nimburion.testing.contract.traffic import Traffic
 from nimburion.testing.contract.transactions import TransactionalCompletions, TransactionalEnqueues
 
@@ -127,11 +127,9 @@ class BackendContract(
     LimitReading,
     VitalsAndCommands,
     StatisticsCases,
-    Audit,
-    BulkOperationCases,
-    BulkStepCases,
+    JobChangeCases,
+    RecordCases,
     Pausing,
-    ScheduleStorage,
     Fire,
     Payloads,
     Names,

@@ -7,6 +7,7 @@ from collections import Counter
 
 from nimburion.core.operations import Cancellation, Retention
 from nimburion.core.queries import EVERY_JOB
+from nimburion.testing.contract.changing import delete
 from nimburion.testing.contract.harness import Harness, ids
 from nimburion.testing.contract.racing import RACERS, race
 
@@ -47,7 +48,7 @@ class Traffic:
         async def run(n: int) -> int:
             if n % 2:
                 return await fleet.handles[n % 8].maintenance.prune(keep, 3)
-            return len(await fleet.handles[n % 8].maintenance.delete(EVERY_JOB, 3))
+            return len(await delete(fleet.handles[n % 8], EVERY_JOB, 3))
 
         gone = 0
         while found := sum(await race(16, run)):

@@ -12,6 +12,7 @@ from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.task_backend import NimburionBackend
 from nimburion.integrations.django.testing import run_jobs
 from nimburion.jobs.client.client import Client
+from nimburion.testing.contract.changing import delete
 
 
 class DummyBackend(NimburionBackend):
@@ -41,7 +42,7 @@ async def delete_jobs(client: Client, ids: tuple[str, ...]) -> None:
     """Cancel and delete jobs."""
     for job_id in ids:
         await client.cancel(job_id)
-    await client.backend.maintenance.delete(JobFilter(ids=ids), len(ids) + 1)
+    await delete(client.backend, JobFilter(ids=ids), len(ids) + 1)
 
 
 class ImmediateBackend(NimburionBackend):

@@ -1,4 +1,4 @@
--- Operations: cancel, pause, commands, audit records, replay, delete and prune, and numbers of lanes and tenants that nothing uses.
+-- Operations: cancel, pause, commands, replay, delete and prune, and numbers of lanes and tenants that nothing uses.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. The rows of a job in `attempt_error` and `progress` are deleted
@@ -56,22 +56,18 @@ DELETE FROM paused_queue WHERE queue = ?1;
 -- Result: the number of rows
 UPDATE session SET command = ?2 WHERE id = ?1 AND ended_at IS NULL;
 
--- name: put_audit_record
--- Add an audit record, or replace the body of the record with this id.
--- Inputs: ?1 id, ?2 now, ?3 the record (JSON)
-INSERT INTO audit_record (id, at, body) VALUES (?1, ?2, ?3)
-ON CONFLICT (id) DO UPDATE SET body = excluded.body;
-
--- name: delete_old_audit_records
--- Delete the oldest audit records beyond a number.
--- Inputs: ?1 the number to keep
-DELETE FROM audit_record WHERE number <= (SELECT max(number) FROM audit_record) - ?1;
-
 -- name: get_dead_letter
 -- Read what a replay needs of a failed job.
--- Inputs: ?1 seq
--- Result: id, lane, priority, options
-SELECT id, lane, priority, options FROM job WHERE seq = ?1;
+-- Inputs: ?1 id
+-- Result: seq, lane, priority, options, or no row
+SELECT seq, lane, priority, options FROM job WHERE id = ?1 AND state = 2;
+
+-- name: get_job_state
+-- Return the state of a job.
+-- Inputs: ?1 id, ?2 now
+-- Result: state, started_at, or no row
+SELECT coalesce(nullif(j.status, 'waiting'), iif(j.due > ?2, 'scheduled', 'pending')), j.started_at
+FROM job_record AS j WHERE j.id = ?1;
 
 -- name: reset_dead_letter
 -- Make a failed job pending again. Its counters are reset and its history is kept.
@@ -81,11 +77,11 @@ SET state = 0, lane = ?3, due = ?2, failures = 0, lost = 0, finished_at = NULL, 
     fingerprint = NULL
 WHERE seq = ?1;
 
--- name: list_job_ids
--- Return the ids of jobs.
--- Inputs: ?1 JSON array of seqs
+-- name: list_finished_jobs
+-- Return which of these jobs have finished.
+-- Inputs: ?1 JSON array of ids
 -- Result: seq, id
-SELECT seq, id FROM job WHERE seq IN (SELECT value FROM json_each(?1));
+SELECT j.seq, j.id FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value WHERE j.state > 0;
 
 -- name: delete_attempt_errors
 -- Delete the histories of jobs.

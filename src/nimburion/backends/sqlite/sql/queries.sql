@@ -164,12 +164,6 @@ SELECT name, job, session, coalesce(host, ''), leased_at FROM (
     WHERE ?1 IS NULL OR c.name = ?1
 ) WHERE position <= ?2 ORDER BY name, position;
 
--- name: list_audit_records
--- List audit records, newest first.
--- Inputs: ?1 the number before which to list, ?2 the maximum number of records
--- Result: number, at, body
-SELECT number, at, body FROM audit_record WHERE number < ?1 ORDER BY number DESC LIMIT ?2;
-
 -- name: count_by_state
 -- Count the jobs in each state.
 -- Inputs: ?1 queue; NULL: all queues; ?2 now

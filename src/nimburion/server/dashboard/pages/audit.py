@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.core.audit import AuditPage, AuditRecord
+from nimburion.core.audit import AuditPage, AuditRecord, list_audit
 from nimburion.server.api.names import Cursor
 from nimburion.server.dashboard.page import DashboardPage, PageRequest
 
@@ -37,7 +37,7 @@ async def read_audit(request: PageRequest[AuditQuery]) -> AuditData:
     backend, after = request.readings.backend, request.query.after
 
     async def read() -> AuditPage:
-        return await backend.reads.list_audit(limit=PAGE_SIZE, after=after)
+        return await list_audit(backend, limit=PAGE_SIZE, after=after)
 
     page = await request.readings.read(f"audit {after}", read)
     rows = [AuditRow(record=record, link=find_link(record)) for record in page.records]

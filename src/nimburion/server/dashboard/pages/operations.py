@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from nimburion.actions.bulk import BulkPreview, preview_jobs
-from nimburion.core.bulk_operations import BulkAction, BulkOperationPage
+from nimburion.core.bulk_operations import BulkAction, BulkOperationPage, list_bulk_operations
 from nimburion.core.queries import JobFilter
 from nimburion.server.api import bulk_operations
 from nimburion.server.api.bulk_operations import BulkOperationView, make_view
@@ -53,7 +53,7 @@ async def read_operations(request: PageRequest[OperationListQuery]) -> Operation
     backend, after = request.readings.backend, request.query.after
 
     async def read() -> BulkOperationPage:
-        return await backend.reads.list_bulk_operations(limit=PAGE_SIZE, after=after)
+        return await list_bulk_operations(backend, limit=PAGE_SIZE, after=after)
 
     page = await request.readings.read(f"operations {after}", read, 1.0)
     rows = [_make_row(make_view(operation)) for operation in page.operations]

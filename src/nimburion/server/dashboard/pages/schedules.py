@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from nimburion.core.audit import list_audit
 from nimburion.core.job import State
 from nimburion.scheduler.schedules import ScheduleHistory, TickOutcome
 from nimburion.server.api import schedules as schedule_operations
@@ -96,7 +97,7 @@ async def _read_pauses(readings: PageReadings) -> dict[str, SchedulePause]:
     """Return the latest pause of each schedule, as far back as the records are read."""
 
     async def read() -> dict[str, SchedulePause]:
-        page = await readings.backend.reads.list_audit(limit=MAX_RECORDS)
+        page = await list_audit(readings.backend, limit=MAX_RECORDS)
         pauses: dict[str, SchedulePause] = {}
         for record in reversed(page.records):
             if record.outcome == "done" and record.action == "schedule.pause":

@@ -28,6 +28,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.consuming.concurrency_limits import ENDING
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
 
@@ -283,7 +284,7 @@ class Turns:
         lease = (await worker.take_one()).lease
         await worker.settle(Failed(lease, "permanent", FAILURE))
         harness.clock.advance(1.0)
-        await harness.backend.maintenance.replay(JobFilter(ids=("a1",)), 9)
+        await replay(harness.backend, JobFilter(ids=("a1",)), 9)
         assert ids(await worker.take(9)) == ["b1", "a2", "a1"]
 
     async def test_a_cancelled_first_job_is_followed_by_the_next(self, harness: Harness) -> None:

@@ -11,6 +11,7 @@ from nimburion.core.job import AttemptError, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Released, Retried, Settled
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, TTL, Harness, ids
 
 
@@ -297,7 +298,7 @@ class Rescuing:
         worker = await harness.worker()
         await worker.take_one()
         await harness.lose(worker, max_lost=1)
-        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
+        await replay(harness.backend, JobFilter(ids=("a",)), 10)
         worker = await harness.worker()
         await worker.take_one()
         assert (await harness.lose(worker, max_lost=2)).returned == ["a"]

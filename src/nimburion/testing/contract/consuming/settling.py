@@ -19,6 +19,7 @@ from nimburion.core.settlement import (
     Settled,
     Settlement,
 )
+from nimburion.testing.contract.changing import delete
 from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
@@ -222,7 +223,7 @@ class Settling:
         worker = await harness.worker()
         a, b = [delivery.lease for delivery in await worker.take(2)]
         await worker.settle(Completed(a))
-        await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10)
+        await delete(harness.backend, JobFilter(ids=("a",)), 10)
         assert await worker.settle(Completed(a), Completed(b)) == [Settled.STALE, Settled.DONE]
         assert await harness.state("b") is State.COMPLETED
 

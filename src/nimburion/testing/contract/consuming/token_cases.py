@@ -15,6 +15,7 @@ from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 Answer = Literal["done", "already", "stale", "SessionLost"]
@@ -196,7 +197,7 @@ async def _failed_other_count(harness: Harness) -> Settler:
 
 async def _replayed_and_held(harness: Harness) -> Settler:
     settler = await _failed(harness)
-    await harness.backend.maintenance.replay(JobFilter(ids=(JOB,)), 10)
+    await replay(harness.backend, JobFilter(ids=(JOB,)), 10)
     await settler.worker.take_one()
     await settler.worker.settle()
     return settler
@@ -216,7 +217,7 @@ async def _cancelled_waiting(harness: Harness) -> Settler:
 
 async def _forgotten(harness: Harness) -> Settler:
     settler = await _completed(harness)
-    await harness.backend.maintenance.delete(JobFilter(ids=(JOB,)), 10)
+    await delete(harness.backend, JobFilter(ids=(JOB,)), 10)
     return settler
 
 

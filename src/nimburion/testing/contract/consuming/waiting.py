@@ -8,12 +8,20 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from nimburion.core.bulk_operations import BulkAction, BulkState, BulkStep, NewBulkOperation
+from nimburion.core.bulk_operations import (
+    BulkAction,
+    BulkStep,
+    NewBulkOperation,
+    claim_bulk_operation,
+    run_bulk_step,
+    start_bulk_operation,
+)
 from nimburion.core.job import JobOptions
 from nimburion.core.queries import EVERY_JOB
-from nimburion.core.schedules import ScheduleRecord
+from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed, Failed, Released, Retried
+from nimburion.testing.contract.changing import make_due, replay
 from nimburion.testing.contract.harness import (
     DEADLINE,
     FAILURE,
@@ -38,12 +46,12 @@ async def _replay(harness: Harness) -> Operation:
     await harness.add("a")
     worker = await harness.worker()
     await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
-    return lambda: harness.backend.maintenance.replay(EVERY_JOB, 10)
+    return lambda: replay(harness.backend, EVERY_JOB, 10)
 
 
 async def _make_due(harness: Harness) -> Operation:
     await harness.enqueue(harness.job("a", after=60.0))
-    return lambda: harness.backend.maintenance.make_due(["a"])
+    return lambda: make_due(harness.backend, ["a"])
 
 
 async def _make_due_in_bulk(harness: Harness) -> Operation:
@@ -114,13 +122,9 @@ async def _free_key(harness: Harness) -> Operation:
 
 async def _run_step(harness: Harness, operation_id: str, action: BulkAction) -> None:
     """Start a bulk operation, and run one step of it, which changes the job `a`."""
-    await harness.backend.maintenance.start_bulk_operation(
-        NewBulkOperation(id=operation_id, action=action)
-    )
-    claimed = (await harness.backend.maintenance.claim_bulk_operation(TTL)).operation
-    assert claimed is not None
-    step = BulkStep(ids=("a",), end=BulkState.DONE)
-    await harness.backend.maintenance.advance_bulk_operation(operation_id, claimed.fence, step)
+    await start_bulk_operation(harness.backend, NewBulkOperation(id=operation_id, action=action))
+    claimed = await claim_bulk_operation(harness.backend, TTL)
+    await run_bulk_step(harness.backend, claimed, BulkStep(ids=("a",)))
 
 
 async def _replay_in_bulk(harness: Harness) -> Operation:
@@ -177,7 +181,7 @@ async def _cancel_previous(harness: Harness) -> tuple[HandDrivenWorker, Operatio
             await backend.schedules.fire("nightly", last, tick, job, "cancel_previous")
         ).job_id == "a"
 
-    await backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+    await put_schedule(backend, ScheduleRecord(name="nightly", spec=b"{}"))
     await fire(float(next(ticks)))
     worker = await harness.worker()
     await worker.take_one()

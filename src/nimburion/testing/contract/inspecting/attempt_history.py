@@ -8,6 +8,7 @@ from nimburion.core.job import AttemptInfo, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 
 
@@ -168,7 +169,7 @@ class AttemptHistory:
         worker = await harness.worker()
         error = msgspec.structs.replace(FAILURE, session=worker.id, host="here")
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", error))
-        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 1)
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
         record = await harness.backend.reads.get_job("a")
         assert record.ended_by is None
         assert [attempt.outcome for attempt in record.attempts] == ["failure"]

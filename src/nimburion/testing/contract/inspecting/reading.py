@@ -9,6 +9,7 @@ from nimburion.core.job import State
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
 
@@ -209,9 +210,9 @@ class Reading:
         await worker.settle(Completed(by_id["completed"]))
         counts = await harness.backend.reads.count_jobs()
         assert [counts[state] for state in _FINISHED] == [3, 2, 1]
-        await harness.backend.maintenance.replay(JobFilter(ids=("replayed",)), 10)
-        await harness.backend.maintenance.replay(JobFilter(ids=("replayed",)), 10)
-        await harness.backend.maintenance.delete(JobFilter(ids=("deleted", "replayed")), 10)
+        await replay(harness.backend, JobFilter(ids=("replayed",)), 10)
+        await replay(harness.backend, JobFilter(ids=("replayed",)), 10)
+        await delete(harness.backend, JobFilter(ids=("deleted", "replayed")), 10)
         counts = await harness.backend.reads.count_jobs()
         assert [counts[state] for state in _FINISHED] == [2, 1, 1]
         await harness.backend.maintenance.prune(Retention(completed=50.0), 10)
@@ -326,7 +327,7 @@ class Reading:
         await harness.add(*"abcd")
         first = await harness.backend.reads.list_jobs(limit=2)
         await harness.backend.producing.cancel("c")
-        await harness.backend.maintenance.delete(JobFilter(ids=("c",)), 10)
+        await delete(harness.backend, JobFilter(ids=("c",)), 10)
         second = await harness.backend.reads.list_jobs(limit=2, after=first.next)
         assert [job.id for job in second.jobs] == ["b", "a"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from nimburion.core.errors import InvalidJob
 from nimburion.core.job import JobOptions, State
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 
 FIRST, SECOND = "00000000000000aa", "00000000000000bb"
@@ -133,15 +133,6 @@ class Searching:
             assert ([job.id for job in page.jobs], page.examined) == ([job_id], 1)
             assert page.next is None
 
-    async def test_replay_and_delete_refuse_a_search(self, harness: Harness) -> None:
-        await fail(harness, "a", FIRST)
-        which = JobFilter(fingerprint=FIRST)
-        with pytest.raises(InvalidJob, match="ids"):
-            await harness.backend.maintenance.replay(which, 10)
-        with pytest.raises(InvalidJob, match="ids"):
-            await harness.backend.maintenance.delete(which, 10)
-        assert await harness.state("a") is State.FAILED
-
 
 class FailureGroupCases:
     """`group_failures`."""
@@ -207,8 +198,8 @@ class FailureGroupCases:
     async def test_replayed_and_deleted_jobs_leave_their_group(self, harness: Harness) -> None:
         for job_id in ("a", "b", "c"):
             await fail(harness, job_id, FIRST)
-        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 1)
-        await harness.backend.maintenance.delete(JobFilter(ids=("b",)), 1)
+        await replay(harness.backend, JobFilter(ids=("a",)), 1)
+        await delete(harness.backend, JobFilter(ids=("b",)), 1)
         (group,) = (await harness.backend.reads.group_failures()).groups
         assert (group.count, group.job_id) == (1, "c")
 

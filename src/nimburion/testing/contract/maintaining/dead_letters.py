@@ -6,9 +6,10 @@ import pytest
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import AttemptError, JobOptions, State
-from nimburion.core.operations import Replayed
+from nimburion.core.paging import ChangedJobs
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed, Retried, Settled
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness, ids
 from nimburion.testing.contract.job_states import JOB_STATES
 
@@ -40,9 +41,7 @@ class Replaying:
     async def test_a_replayed_job_is_pending_under_its_old_id(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
         harness.clock.advance(100.0)
-        assert await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10) == Replayed(
-            ["a"], [], None
-        )
+        assert (await replay(harness.backend, JobFilter(ids=("a",)), 10)).ids == ["a"]
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.reason, record.finished_at) == (State.PENDING, None, None)
         assert record.due == harness.clock.now()
@@ -57,7 +56,7 @@ class Replaying:
         await worker.settle(Failed((await worker.take_one()).lease, "exhausted", FAILURE))
         before = await harness.backend.reads.get_job("a")
         assert (before.failures, before.lost, len(before.history)) == (2, 1, 3)
-        await harness.backend.maintenance.replay(EVERY_JOB, 10)
+        await replay(harness.backend, EVERY_JOB, 10)
         after = await harness.backend.reads.get_job("a")
         assert (after.failures, after.lost, after.attempt) == (0, 0, 1)
         assert after.history == before.history
@@ -70,72 +69,34 @@ class Replaying:
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "unreadable", FAILURE))
         assert (await harness.backend.reads.get_job("a")).payload == payload
-        await harness.backend.maintenance.replay(EVERY_JOB, 10)
+        await replay(harness.backend, EVERY_JOB, 10)
         assert (await worker.take_one()).payload == payload
 
     async def test_replaying_twice_does_nothing_the_second_time(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
-        await harness.backend.maintenance.replay(EVERY_JOB, 10)
-        assert await harness.backend.maintenance.replay(EVERY_JOB, 10) == Replayed([], [], None)
+        await replay(harness.backend, EVERY_JOB, 10)
+        assert await replay(harness.backend, EVERY_JOB, 10) == ChangedJobs([], [], None)
         assert len(await (await harness.worker()).take(5)) == 1
 
     @pytest.mark.parametrize("state", [s for s in JOB_STATES if not s.startswith("failed")])
     async def test_what_is_not_failed_is_passed_over(self, harness: Harness, state: str) -> None:
         job_id = await JOB_STATES[state](harness)
         before = await harness.backend.reads.get_job(job_id)
-        assert await harness.backend.maintenance.replay(JobFilter(ids=(job_id,)), 10) == Replayed(
-            [], [], None
-        )
+        replayed = await replay(harness.backend, JobFilter(ids=(job_id,)), 10)
+        assert replayed == ChangedJobs([], [])
         assert await harness.backend.reads.get_job(job_id) == before
 
     async def test_an_unknown_id_is_passed_over(self, harness: Harness) -> None:
-        assert await harness.backend.maintenance.replay(
-            JobFilter(ids=("unknown",)), 10
-        ) == Replayed([], [], None)
-
-    async def test_states_that_are_not_failed_replay_nothing(self, harness: Harness) -> None:
-        await make_dead_letters(harness, "a")
-        which = JobFilter(states=frozenset({State.COMPLETED}))
-        assert (await harness.backend.maintenance.replay(which, 10)).ids == []
-
-    @pytest.mark.parametrize(
-        ("which", "expected"),
-        [
-            (EVERY_JOB, {"a", "b", "c", "d"}),
-            (JobFilter(queue="red"), {"b"}),
-            (JobFilter(name="post"), {"c"}),
-            (JobFilter(reason="lost"), {"d"}),
-            (JobFilter(ids=("a", "d", "unknown")), {"a", "d"}),
-            (JobFilter(states=frozenset({State.FAILED, State.PENDING}), queue="red"), {"b"}),
-            (JobFilter(name="post", queue="red"), set()),
-        ],
-        ids=["all", "queue", "name", "reason", "ids", "states", "no match"],
-    )
-    async def test_a_filter_chooses(
-        self, harness: Harness, which: JobFilter, expected: set[str]
-    ) -> None:
-        await make_dead_letters(harness, "a")
-        await make_dead_letters(harness, "b", queue="red")
-        await make_dead_letters(harness, "c", name="post")
-        await make_dead_letters(harness, "d", reason="lost")
-        assert set((await harness.backend.maintenance.replay(which, 10)).ids) == expected
-
-    async def test_the_limit_holds_and_the_cursor_continues(self, harness: Harness) -> None:
-        await make_dead_letters(harness, "a", "b", "c", "d", "e")
-        seen: list[str] = []
-        after, calls = None, 0
-        while after is not None or not calls:
-            replayed = await harness.backend.maintenance.replay(EVERY_JOB, 2, after)
-            assert len(replayed.ids) <= 2
-            seen, after, calls = seen + replayed.ids, replayed.next, calls + 1
-        assert (sorted(seen), calls) == (["a", "b", "c", "d", "e"], 3)
+        assert await replay(harness.backend, JobFilter(ids=("unknown",)), 10) == ChangedJobs(
+            [], [], None
+        )
 
     async def test_a_replayed_job_is_fenced_from_its_old_token(self, harness: Harness) -> None:
         await harness.add("a")
         worker = await harness.worker()
         old = (await worker.take_one()).lease
         await worker.settle(Failed(old, "permanent", FAILURE))
-        await harness.backend.maintenance.replay(EVERY_JOB, 10)
+        await replay(harness.backend, EVERY_JOB, 10)
         new = (await worker.take_one()).lease
         assert new.token.fence > old.token.fence
         assert await worker.settle(Completed(old)) != [Settled.DONE]
@@ -144,30 +105,18 @@ class Replaying:
     async def test_a_replayed_job_can_fail_and_be_replayed_again(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
         for n in range(2, 5):
-            await harness.backend.maintenance.replay(EVERY_JOB, 10)
+            await replay(harness.backend, EVERY_JOB, 10)
             worker = await harness.worker()
             error = AttemptError(1, "failure", "ValueError", f"try {n}")
             await worker.settle(Failed((await worker.take_one()).lease, "exhausted", error))
             record = await harness.backend.reads.get_job("a")
             assert (record.failures, len(record.history), record.reason) == (1, n, "exhausted")
 
-    async def test_a_limited_replay_skips_jobs_whose_key_is_taken(self, harness: Harness) -> None:
-        """Jobs whose key another job holds are reported once per scan."""
-        await harness.put(harness.job("b", options=KEY))
-        await make_dead_letters(harness, "a", "b", "c")
-        await harness.put(harness.job("d", options=KEY))
-        found: list[Replayed] = [await harness.backend.maintenance.replay(EVERY_JOB, 1)]
-        while (after := found[-1].next) is not None:
-            found.append(await harness.backend.maintenance.replay(EVERY_JOB, 1, after))
-        assert len(found) == 3
-        assert sorted(job_id for page in found for job_id in page.ids) == ["a", "c"]
-        assert [job_id for page in found for job_id in page.held] == ["b"]
-
     async def test_of_two_with_one_key_one_is_replayed(self, harness: Harness) -> None:
         for job_id in ("a", "b"):
             await harness.put(harness.job(job_id, options=KEY))
             await make_dead_letters(harness, job_id)
-        replayed = await harness.backend.maintenance.replay(EVERY_JOB, 10)
+        replayed = await replay(harness.backend, EVERY_JOB, 10)
         assert (len(replayed.ids), len(replayed.held)) == (1, 1)
         assert {*replayed.ids, *replayed.held} == {"a", "b"}
 
@@ -176,21 +125,21 @@ class Replaying:
         await make_dead_letters(harness, "a")
         await harness.add("b")
         harness.clock.advance(1.0)
-        await harness.backend.maintenance.replay(EVERY_JOB, 10)
+        await replay(harness.backend, EVERY_JOB, 10)
         assert ids(await (await harness.worker()).take(9)) == ["b", "a"]
 
     async def test_a_replayed_job_keeps_its_place_in_lists(self, harness: Harness) -> None:
         """It also keeps its enqueue order among jobs with the same due time."""
         await make_dead_letters(harness, "a")
         await harness.add("b")
-        await harness.backend.maintenance.replay(EVERY_JOB, 10)
+        await replay(harness.backend, EVERY_JOB, 10)
         assert [job.id for job in (await harness.backend.reads.list_jobs()).jobs] == ["b", "a"]
         assert ids(await (await harness.worker()).take(9)) == ["a", "b"]
 
     async def test_a_replayed_job_of_a_paused_queue_waits(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
         await harness.backend.maintenance.pause_queue("default", paused=True)
-        assert (await harness.backend.maintenance.replay(EVERY_JOB, 10)).ids == ["a"]
+        assert (await replay(harness.backend, EVERY_JOB, 10)).ids == ["a"]
         assert await (await harness.worker()).take(9) == []
 
 
@@ -201,7 +150,7 @@ class Deleting:
     async def test_only_what_is_finished_is_deleted(self, harness: Harness, state: str) -> None:
         job_id = await JOB_STATES[state](harness)
         before = await harness.backend.reads.get_job(job_id)
-        deleted = await harness.backend.maintenance.delete(JobFilter(ids=(job_id,)), 10)
+        deleted = await delete(harness.backend, JobFilter(ids=(job_id,)), 10)
         if before.state.finished:
             assert deleted == [job_id]
             with pytest.raises(JobNotFound):
@@ -212,37 +161,13 @@ class Deleting:
 
     async def test_the_id_of_a_deleted_job_is_new_again(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
-        await harness.backend.maintenance.delete(EVERY_JOB, 10)
+        await delete(harness.backend, EVERY_JOB, 10)
         await harness.put(harness.job("a", payload=b"[]"))
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.history, record.failures) == (State.PENDING, [], 0)
 
-    async def test_the_limit_holds(self, harness: Harness) -> None:
-        await make_dead_letters(harness, "a", "b", "c")
-        first = await harness.backend.maintenance.delete(EVERY_JOB, 2)
-        second = await harness.backend.maintenance.delete(EVERY_JOB, 2)
-        assert (len(first), len(second)) == (2, 1)
-        assert {*first, *second} == {"a", "b", "c"}
-        assert await harness.backend.maintenance.delete(EVERY_JOB, 2) == []
-
-    async def test_a_filter_chooses_what_is_deleted(self, harness: Harness) -> None:
-        await make_dead_letters(harness, "a", reason="lost")
-        await make_dead_letters(harness, "b")
-        await harness.add("c", "d")
-        await harness.backend.producing.cancel("d")
-        which = JobFilter(states=frozenset({State.FAILED, State.PENDING}), reason="lost")
-        assert await harness.backend.maintenance.delete(which, 10) == ["a"]
-        assert (
-            await harness.backend.maintenance.delete(
-                JobFilter(states=frozenset({State.PENDING})), 10
-            )
-            == []
-        )
-        assert await harness.backend.maintenance.delete(EVERY_JOB, 10) != []
-        assert (await harness.backend.reads.list_jobs()).jobs[0].id == "c"
-
     async def test_deleted_jobs_are_not_reserved_again(self, harness: Harness) -> None:
         await make_dead_letters(harness, "a")
         await harness.add("b")
-        await harness.backend.maintenance.delete(EVERY_JOB, 10)
+        await delete(harness.backend, EVERY_JOB, 10)
         assert ids(await (await harness.worker()).take(5)) == ["b"]

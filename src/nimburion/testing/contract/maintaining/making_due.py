@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nimburion.core.bulk_operations import BulkAction, BulkStep, NewBulkOperation
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitRule
 from nimburion.core.settlement import Completed, Released, Retried
+from nimburion.testing.contract.changing import make_due
 from nimburion.testing.contract.harness import FAILURE, Harness, ids
 
 
@@ -16,7 +16,7 @@ class MakingDue:
         await harness.enqueue(harness.job("a", after=3600.0), harness.job("b", after=3600.0))
         worker = await harness.worker()
         harness.clock.advance(1.0)
-        assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
+        assert await make_due(harness.backend, ["a"]) == ["a"]
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.due) == (State.PENDING, harness.clock.now())
         counts = await harness.backend.reads.count_jobs()
@@ -33,7 +33,7 @@ class MakingDue:
         worker = await harness.worker()
         await worker.settle(Retried((await worker.take_one()).lease, 600.0, FAILURE))
         harness.clock.advance(1.0)
-        assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
+        assert await make_due(harness.backend, ["a"]) == ["a"]
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures, len(record.history)) == (State.RETRYING, 1, 1)
         delivery = await worker.take_one()
@@ -46,7 +46,7 @@ class MakingDue:
         await harness.add("a")
         worker = await harness.worker()
         await worker.settle(Released((await worker.take_one()).lease, 600.0))
-        assert await harness.backend.maintenance.make_due(["a"]) == ["a"]
+        assert await make_due(harness.backend, ["a"]) == ["a"]
         assert ids(await worker.take(9)) == ["a"]
 
     async def test_other_jobs_stay_as_they_are(self, harness: Harness) -> None:
@@ -57,9 +57,9 @@ class MakingDue:
         await worker.settle(Completed(done.lease))
         await harness.enqueue(harness.job("later", after=60.0))
         before = [await harness.backend.reads.get_job(one) for one in ("done", "runs", "due")]
-        every = ["done", "runs", "due", "later", "unknown", "later"]
-        assert await harness.backend.maintenance.make_due(every) == ["later"]
-        assert await harness.backend.maintenance.make_due(every) == []
+        every = ["done", "runs", "due", "later", "unknown"]
+        assert await make_due(harness.backend, every) == ["later"]
+        assert await make_due(harness.backend, every) == []
         assert [
             await harness.backend.reads.get_job(one) for one in ("done", "runs", "due")
         ] == before
@@ -72,7 +72,7 @@ class MakingDue:
         await harness.enqueue(harness.job("a", after=5.0))
         due = (await harness.backend.reads.get_job("a")).due
         harness.clock.advance(10.0)
-        assert await harness.backend.maintenance.make_due(["a"]) == []
+        assert await make_due(harness.backend, ["a"]) == []
         assert (await harness.backend.reads.get_job("a")).due == due
         assert ids(await (await harness.worker()).take(9)) == ["a"]
 
@@ -84,7 +84,7 @@ class MakingDue:
             harness.job("a", after=60.0), harness.job("b", after=60.0, options=options)
         )
         harness.clock.advance(1.0)
-        assert await harness.backend.maintenance.make_due(["a", "b"]) == ["a", "b"]
+        assert await make_due(harness.backend, ["a", "b"]) == ["a", "b"]
         await harness.backend.producing.cancel("a")
         await harness.enqueue(harness.job("c", after=30.0, options=options))
         worker = await harness.worker()
@@ -101,33 +101,11 @@ class MakingDue:
             options = JobOptions(tenant="acme", limit_keys={"customer": "a"})
             await harness.enqueue(harness.job(job_id, after=60.0, options=options))
         harness.clock.advance(1.0)
-        assert await harness.backend.maintenance.make_due(["a1"]) == ["a1"]
+        assert await make_due(harness.backend, ["a1"]) == ["a1"]
         harness.clock.advance(1.0)
-        assert await harness.backend.maintenance.make_due(["a2"]) == ["a2"]
+        assert await make_due(harness.backend, ["a2"]) == ["a2"]
         (first,) = await worker.take(9)
         assert first.lease.job_id == "a1"
         assert await worker.take(9) == []
         reply = await worker.exchange(Completed(first.lease), want=worker.want(9))
         assert ids(reply.deliveries) == ["a2"]
-
-    async def test_many_jobs_are_made_due_in_one_call(self, harness: Harness) -> None:
-        every = [f"{n}" for n in range(1_200)]
-        await harness.enqueue(*(harness.job(one, after=60.0) for one in every))
-        assert await harness.backend.maintenance.make_due(every) == every
-        counts = await harness.backend.reads.count_jobs()
-        assert (counts[State.PENDING], counts[State.SCHEDULED]) == (1_200, 0)
-        assert await harness.backend.maintenance.make_due([]) == []
-
-    async def test_a_bulk_operation_makes_jobs_due(self, harness: Harness) -> None:
-        await harness.enqueue(harness.job("a", after=60.0), harness.job("b"))
-        await harness.backend.maintenance.start_bulk_operation(
-            NewBulkOperation(id="op", action=BulkAction.RUN_NOW)
-        )
-        claimed = (await harness.backend.maintenance.claim_bulk_operation(30.0)).operation
-        assert claimed is not None
-        assert claimed.step_filter.states == BulkAction.RUN_NOW.states
-        advanced = await harness.backend.maintenance.advance_bulk_operation(
-            "op", claimed.fence, BulkStep(ids=("a", "b", "unknown"))
-        )
-        assert (advanced.done, advanced.skipped, advanced.failed) == (1, 2, 0)
-        assert await harness.state("a") is State.PENDING

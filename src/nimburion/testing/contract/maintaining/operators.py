@@ -11,6 +11,7 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
 from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import TTL, Harness
 from nimburion.testing.contract.job_states import JOB_STATES
 
@@ -39,12 +40,12 @@ async def _rescue(harness: Harness, job_id: str) -> str:
 
 
 async def _replay(harness: Harness, job_id: str) -> str:
-    replayed = await harness.backend.maintenance.replay(JobFilter(ids=(job_id,)), 10)
+    replayed = await replay(harness.backend, JobFilter(ids=(job_id,)), 10)
     return "replayed" if replayed.ids == [job_id] else "nothing"
 
 
 async def _delete(harness: Harness, job_id: str) -> str:
-    deleted = await harness.backend.maintenance.delete(JobFilter(ids=(job_id,)), 10)
+    deleted = await delete(harness.backend, JobFilter(ids=(job_id,)), 10)
     return "deleted" if deleted == [job_id] else "nothing"
 
 

@@ -21,6 +21,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
+from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness
 
 AFTER_A_REQUEST: dict[str, tuple[Callable[[Lease], Settlement], State]] = {
@@ -132,7 +133,7 @@ class Cancelling:
         lease = (await worker.take_one()).lease
         await harness.backend.producing.cancel("a")
         await worker.settle(Failed(lease, "permanent", FAILURE))
-        await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
+        await replay(harness.backend, JobFilter(ids=("a",)), 10)
         await worker.settle(Released((await worker.take_one()).lease))
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.cancel_requested) == (State.PENDING, False)

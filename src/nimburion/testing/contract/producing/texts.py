@@ -10,6 +10,7 @@ from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import Completed, Failed, Settled
 from nimburion.core.size_limits import MAX_TEXT, check_text
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 
 TEXTS = {
@@ -71,13 +72,9 @@ class Texts:
             await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
             await harness.put(make_job(f"b{n}", text))
             assert (await harness.backend.reads.explain_job(f"a{n}")).key_holder == f"b{n}"
-            assert (
-                await harness.backend.maintenance.replay(JobFilter(ids=(f"a{n}",)), 10)
-            ).ids == []
+            assert (await replay(harness.backend, JobFilter(ids=(f"a{n}",)), 10)).ids == []
             await harness.backend.producing.cancel(f"b{n}")
-            assert (
-                await harness.backend.maintenance.replay(JobFilter(ids=(f"a{n}",)), 10)
-            ).ids == [f"a{n}"]
+            assert (await replay(harness.backend, JobFilter(ids=(f"a{n}",)), 10)).ids == [f"a{n}"]
             assert await harness.enqueue(make_job(f"c{n}", text)) == [Enqueued(f"a{n}", "taken")]
             await harness.backend.producing.cancel(f"a{n}")
 
@@ -142,4 +139,4 @@ class Texts:
             assert await harness.state("good") is State.PENDING
             await harness.backend.producing.cancel("odd")
             await harness.backend.producing.cancel("good")
-            await harness.backend.maintenance.delete(JobFilter(ids=("odd", "good")), 10)
+            await delete(harness.backend, JobFilter(ids=("odd", "good")), 10)

@@ -16,8 +16,8 @@ from nimburion.core.job import (
     sort_states,
 )
 from nimburion.core.operations import Retention
-from nimburion.core.queries import JobFilter
-from nimburion.core.schedules import Fired, ScheduleRecord
+from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.schedules import Fired, ScheduleRecord, put_schedule
 from nimburion.core.settlement import (
     Cancelled,
     Completed,
@@ -26,6 +26,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 
 WHILE_WAITING = sort_states(WAITING)
@@ -156,7 +157,7 @@ class UniqueKeyModes:
         await harness.put(keyed("a", options))
         await harness.backend.producing.cancel("a")
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("a", "taken")]
-        assert await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10) == ["a"]
+        assert await delete(harness.backend, JobFilter(ids=("a",)), 10) == ["a"]
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("b", "created")]
 
     async def test_replay_takes_a_key_while_waiting_that_no_waiting_job_holds(
@@ -165,18 +166,18 @@ class UniqueKeyModes:
         await harness.put(keyed("a", WAITING_KEY))
         await move_to(harness, "a", State.FAILED)
         await harness.put(keyed("b", WAITING_KEY))
-        replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
+        replayed = await replay(harness.backend, JobFilter(ids=("a",)), 10)
         assert (replayed.ids, replayed.held) == ([], ["a"])
         worker = await harness.worker()
         await worker.take_one()
-        assert (await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
+        assert (await replay(harness.backend, JobFilter(ids=("a",)), 10)).ids == ["a"]
         assert await harness.enqueue(keyed("c", WAITING_KEY)) == [Enqueued("a", "taken")]
 
     async def test_one_call_replays_one_job_of_a_key_while_waiting(self, harness: Harness) -> None:
         for job_id in ("a", "b"):
             await harness.put(keyed(job_id, WAITING_KEY))
             await move_to(harness, job_id, State.FAILED)
-        replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a", "b")), 10)
+        replayed = await replay(harness.backend, EVERY_JOB, 10)
         assert (replayed.ids, replayed.held) == (["b"], ["a"])
 
     async def test_the_explanation_names_only_a_job_that_holds_the_key_now(
@@ -261,7 +262,7 @@ class UniqueKeyModes:
         await harness.put(keyed("a", options))
         await move_to(harness, "a", State.FAILED)
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("a", "taken")]
-        await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10)
+        await delete(harness.backend, JobFilter(ids=("a",)), 10)
         assert await harness.enqueue(keyed("b", options)) == [Enqueued("a", "taken")]
 
     async def test_a_retry_takes_the_payload_and_keeps_its_backoff(self, harness: Harness) -> None:
@@ -402,7 +403,7 @@ class UniqueKeyModes:
 
     async def test_a_tick_may_replace_the_waiting_job(self, harness: Harness) -> None:
         await harness.put(keyed("a", payload=b"1"))
-        await harness.backend.schedules.put_schedule(ScheduleRecord(name="nightly", spec=b"{}"))
+        await put_schedule(harness.backend, ScheduleRecord(name="nightly", spec=b"{}"))
         fired = await harness.backend.schedules.fire(
             "nightly", None, 100.0, keyed("b", payload=b"2"), "allow"
         )

@@ -18,6 +18,7 @@ from nimburion.core.settlement import (
     Retried,
     Settlement,
 )
+from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import FAILURE, Harness
 
 KEY = JobOptions(unique_key="k")
@@ -189,7 +190,7 @@ class UniqueKeys:
         await harness.put(keyed("a"))
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
-        assert (await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)).ids == ["a"]
+        assert (await replay(harness.backend, JobFilter(ids=("a",)), 10)).ids == ["a"]
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]
 
     async def test_replay_is_held_while_another_has_the_key(self, harness: Harness) -> None:
@@ -197,7 +198,7 @@ class UniqueKeys:
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         await harness.put(keyed("b"))
-        replayed = await harness.backend.maintenance.replay(JobFilter(ids=("a",)), 10)
+        replayed = await replay(harness.backend, JobFilter(ids=("a",)), 10)
         assert (replayed.ids, replayed.held) == ([], ["a"])
         assert await harness.state("a") is State.FAILED
 
@@ -205,5 +206,5 @@ class UniqueKeys:
         """A key with a fixed validity is held until then, even if its job was deleted."""
         await harness.put(keyed("a", FOR_A_MINUTE))
         await harness.backend.producing.cancel("a")
-        assert await harness.backend.maintenance.delete(JobFilter(ids=("a",)), 10) == ["a"]
+        assert await delete(harness.backend, JobFilter(ids=("a",)), 10) == ["a"]
         assert await harness.enqueue(keyed("b")) == [Enqueued("a", "taken")]

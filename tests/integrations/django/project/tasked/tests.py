@@ -20,6 +20,7 @@ from nimburion.integrations.django.checks import check_project
 from nimburion.integrations.django.task_backend import NimburionBackend, StoredTaskError
 from nimburion.integrations.django.testing import run_jobs
 from nimburion.jobs.client.client import Client
+from nimburion.testing.contract.changing import delete
 from tests.integrations.django.project.tasked.tasks import (
     add,
     fail_once,
@@ -33,11 +34,11 @@ from tests.integrations.django.project.tasked.tasks import (
 async def delete_all(client: Client) -> None:
     for record in (await client.backend.reads.list_jobs(limit=1_000)).jobs:
         await client.cancel(record.id)
-    await client.backend.maintenance.delete(JobFilter(), 1_000)
+    await delete(client.backend, JobFilter(), 1_000)
 
 
 async def delete_job(client: Client, job_id: str) -> None:
-    await client.backend.maintenance.delete(JobFilter(ids=(job_id,)), 1)
+    await delete(client.backend, JobFilter(ids=(job_id,)), 1)
 
 
 class TaskCases(TransactionTestCase):

@@ -3,7 +3,7 @@
 -- `{schema}` is replaced by the quoted name of the schema. Each function name ends in the number of its format (`_1`), so
 -- that adjacent versions can run together. A call is one statement and one transaction at READ COMMITTED.
 --
--- All functions take locks in this order: a bulk operation; the advisory lock of the session; `limit_change`;
+-- All functions take locks in this order: a record; the advisory lock of the session; `limit_change`;
 -- the tables of limits and pauses; limits by
 -- name; the turns of tenants (`tenants.sql`); unique keys by name and key; then rows of jobs. Rows of jobs that another transaction has locked are skipped.
 --
@@ -16,10 +16,8 @@
 --         Taken by: NOTIFICATION_LOCK (schema.py)
 --   7044  TEXT is the name of `count_new_finished_1`. Finished jobs are not counted while they are deleted.
 --         Taken by: count_new_finished; shared: delete_jobs, prune_excess
---   7045  TEXT is the name of `put_audit_1`. One transaction at a time adds an audit record.
---         Taken by: put_audit
---   7046  TEXT is the name of `start_bulk_operation_1`. One transaction at a time adds a bulk operation.
---         Taken by: start_bulk_operation
+--   7045  TEXT is the name of `put_record_1`. One transaction at a time adds a record.
+--         Taken by: put_record
 --   7047  TEXT is the name of `meta`. One migration at a time runs.
 --         Taken by: MIGRATION_LOCK (schema.py)
 --   7048  TEXT is the name of `forget_tenants_1`. One transaction at a time reads all tenants to remove unused rows.

@@ -1,7 +1,8 @@
--- Operations: cancel, make due, pause, replay, delete; schedules and their ticks.
+-- Operations: cancel, make due, pause, replay, delete; the ticks of schedules.
 --
 -- Atomic: one transaction each. The transaction that deletes the row of a job acts on that job, so two calls never
--- cancel, replay or delete the same job. A tick is a compare-and-swap of the last tick under the row lock of the schedule.
+-- cancel, replay or delete the same job. A tick is a compare-and-swap of the last tick under the row lock of its record,
+-- whose body is the JSON object of `encode_schedule` (core/schedules.py).
 
 -- name: cancel_job
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
@@ -129,21 +130,17 @@ END $$;
 
 -- name: replay_jobs
 -- Make failed jobs pending again.
--- Inputs: the time or NULL; the filter as for `find_jobs_1`
--- Result: one row for each job, newest first: seq, id, whether the job is pending now, queue. A last row without an id
---   says that more jobs match.
+-- Inputs: the time or NULL; the ids
+-- Result: one row for each job: id, whether the job is pending now, queue
 -- Locks: rows of `dead_letter`, where rows that another transaction has locked are skipped; the unique keys of these jobs; then, of
 --   jobs without such keys, the turns of tenants in the order of their lanes, as `enqueue_1`
 -- Atomic: one transaction. The transaction that deletes the row in `dead_letter` replays the job.
-CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(
-    p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_after int8,
-    p_limit int4
-) RETURNS TABLE (seq int8, id bytea, replayed bool, queue text)
+CREATE OR REPLACE FUNCTION {schema}.replay_jobs_1(p_now int8, p_ids bytea[])
+RETURNS TABLE (id bytea, replayed bool, queue text)
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
     dead_job record;
-    seen int4 := 0;
     seqs int8[];
     lanes int4[];
     waiting record;
@@ -153,19 +150,8 @@ BEGIN
             CAST({schema}.get_option_1(j.options, 'unique_for') AS float8) AS span,
             CAST({schema}.get_option_1(j.options, 'unique_while') AS json) AS states
         FROM {schema}.dead_letter d JOIN {schema}.job j ON j.seq = d.seq JOIN {schema}.lane a ON a.id = j.lane
-        WHERE d.seq < p_after AND (p_states IS NULL OR 'failed' = ANY (p_states))
-            AND (p_ids IS NULL OR j.id = ANY (p_ids))
-            AND (p_queue IS NULL OR a.queue = p_queue) AND (p_name IS NULL OR a.name = p_name)
-            AND (p_reason IS NULL OR d.reason = p_reason)
-        ORDER BY d.seq DESC LIMIT p_limit + 1 FOR UPDATE OF d SKIP LOCKED
+        WHERE j.id = ANY (p_ids) ORDER BY d.seq DESC FOR UPDATE OF d SKIP LOCKED
     LOOP
-        seen := seen + 1;
-        IF seen > p_limit THEN
-            id := NULL;
-            RETURN NEXT;
-            EXIT;
-        END IF;
-        seq := dead_job.seq;
         id := dead_job.id;
         queue := dead_job.queue;
         replayed := dead_job.unique_key IS NULL
@@ -208,14 +194,12 @@ END $$;
 
 -- name: delete_jobs
 -- Delete finished jobs.
--- Inputs: the time or NULL; the filter as for `find_jobs_1`; the maximum number of jobs
+-- Inputs: the time or NULL; the ids
 -- Result: the ids of the deleted jobs
 -- Locks: advisory lock 7044 and the row of the horizon, both shared, so that `prune_jobs_1` does not remove the same
 --   jobs; the rows that it deletes
 -- Atomic: one transaction. A job that another transaction deleted or replayed in the meantime is skipped.
-CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(
-    p_now int8, p_states text[], p_queue text, p_name text, p_reason text, p_ids bytea[], p_limit int4
-) RETURNS SETOF bytea
+CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(p_now int8, p_ids bytea[]) RETURNS SETOF bytea
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
@@ -226,8 +210,8 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
     FOR finished IN
-        SELECT * FROM {schema}.find_jobs_1(now, p_states, p_queue, p_name, p_reason, p_ids, NULL, NULL, NULL, NULL, NULL,
-            NULL, NULL, NULL, 9223372036854775807, p_limit, 2147483647) f
+        SELECT * FROM {schema}.find_jobs_1(now, ARRAY['completed', 'failed', 'cancelled'], NULL, NULL, NULL, p_ids, NULL,
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, 9223372036854775807, cardinality(p_ids), 2147483647) f
         WHERE f.id IS NOT NULL
     LOOP
         IF finished.state = 'failed' THEN
@@ -245,27 +229,6 @@ BEGIN
         END IF;
         RETURN NEXT job_id;
     END LOOP;
-END $$;
-
--- name: put_audit
--- Add an audit record, or replace the record with the same id. The oldest surplus record is deleted.
--- Inputs: the time or NULL; the id; the record as JSON; the number of records to keep
--- Locks: advisory lock 7045, so that positions have no gaps and the surplus is known without counting
-CREATE OR REPLACE FUNCTION {schema}.put_audit_1(p_now int8, p_id text, p_body text, p_most int4) RETURNS void
-LANGUAGE plpgsql SET enable_seqscan TO off AS $$
-DECLARE
-    newest int8;
-BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.put_audit_1', 7045));
-    UPDATE {schema}.audit_record SET body = p_body WHERE id = p_id;
-    IF FOUND THEN
-        RETURN;
-    END IF;
-    SELECT a.position INTO newest FROM {schema}.audit_record a ORDER BY a.position DESC LIMIT 1;
-    newest := coalesce(newest, 0) + 1;
-    INSERT INTO {schema}.audit_record (position, at, id, body)
-    VALUES (newest, {schema}.get_write_time_1(p_now), p_id, p_body);
-    DELETE FROM {schema}.audit_record a WHERE a.position <= newest - p_most;
 END $$;
 
 -- name: take_enqueue_counts
@@ -308,45 +271,34 @@ BEGIN
     ON CONFLICT (step, start, queue, name, source) DO UPDATE SET counters = excluded.counters;
 END $$;
 
--- name: put_schedule
--- Add or replace a schedule. An existing schedule keeps its state (paused, last tick, last job).
--- Inputs: name, spec, owner; for a new schedule: paused, last tick, last job
-CREATE OR REPLACE FUNCTION {schema}.put_schedule_1(
-    p_name text, p_spec bytea, p_owner text, p_paused bool, p_last_tick float8, p_last_job bytea
-) RETURNS void
-LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO {schema}.schedule (name, spec, owner, paused, last_tick, last_job)
-    VALUES (p_name, p_spec, p_owner, p_paused, p_last_tick, p_last_job)
-    ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, owner = excluded.owner;
-END $$;
-
 -- name: fire_schedule
 -- Decide one tick of a schedule: compare and swap its last tick, and store its job.
--- Inputs: the time or NULL; the name; the last tick that the caller expects (NULL: none); the tick; the overlap rule;
+-- Inputs: the time or NULL; the name; the last tick that the caller expects (NULL: none) and the tick, as text; the overlap rule;
 --   then one job with the arguments of `enqueue_1`
 -- Result: fired, skipped, moved, paused or missing; the id of the job of this tick; what the cancel of the previous job
 --   notifies, as in `cancel_job_1`
 -- Locks: the schedule; then as `cancel_job_1` and `enqueue_1`
 CREATE OR REPLACE FUNCTION {schema}.fire_schedule_1(
-    p_now int8, p_name text, p_expected float8, p_tick float8, p_overlap text, p_queues text[],
+    p_now int8, p_name text, p_expected text, p_tick text, p_overlap text, p_queues text[],
     p_names text[], p_ranks int2[], p_lanes int4[], p_ids bytea[], p_digests bytea[],
     p_payloads bytea[], p_options text[], p_ats int8[], p_afters int8[], p_keys text[],
     p_spans int8[], p_states text[], p_on_duplicate text[], p_max_waits int8[], p_since int8, OUT outcome text, OUT job_id bytea, OUT cancel_to_notify text
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    kept record;
+    kept json;
+    last_job text;
     previous record;
     stored record;
 BEGIN
-    SELECT * INTO kept FROM {schema}.schedule WHERE name = p_name FOR UPDATE;
-    outcome := CASE WHEN kept.name IS NULL THEN 'missing' WHEN kept.paused THEN 'paused'
-        WHEN kept.last_tick IS DISTINCT FROM p_expected THEN 'moved' END;
+    SELECT CAST(r.body AS json) INTO kept FROM {schema}.record r WHERE r.kind = 'schedule' AND r.id = p_name FOR UPDATE;
+    outcome := CASE WHEN NOT FOUND THEN 'missing' WHEN kept -> 'paused' #>> '{}' = 'true' THEN 'paused'
+        WHEN kept -> 'last_tick' #>> '{}' IS DISTINCT FROM p_expected THEN 'moved' END;
     IF outcome IS NOT NULL THEN
         RETURN;
     END IF;
     outcome := 'skipped';
-    SELECT * INTO previous FROM {schema}.allows_next_job_1(p_now, kept.last_job, p_overlap);
+    last_job := kept -> 'last_job' #>> '{}';
+    SELECT * INTO previous FROM {schema}.allows_next_job_1(p_now, {schema}.encode_id_1(last_job), p_overlap);
     cancel_to_notify := previous.to_notify;
     IF previous.allowed THEN
         SELECT * INTO stored FROM {schema}.enqueue_1(p_now, p_queues, p_names, p_ranks, p_lanes, p_ids,
@@ -356,7 +308,10 @@ BEGIN
             job_id := coalesce(stored.holders[1], p_ids[1]);
         END IF;
     END IF;
-    UPDATE {schema}.schedule SET last_tick = p_tick, last_job = coalesce(job_id, last_job) WHERE name = p_name;
+    UPDATE {schema}.record r SET version = r.version + 1, body = CAST(json_build_object(
+        'spec', kept -> 'spec', 'owner', kept -> 'owner', 'paused', false, 'last_tick', p_tick,
+        'last_job', coalesce({schema}.decode_id_1(job_id), last_job)
+    ) AS text) WHERE r.kind = 'schedule' AND r.id = p_name;
 END $$;
 
 -- name: allows_next_job

@@ -416,15 +416,6 @@ CREATE TABLE {schema}.paused_queue (
     paused_by text NOT NULL,
     reason text NOT NULL
 );
--- Schedules of recurring jobs.
-CREATE TABLE {schema}.schedule (
-    name text COLLATE "C" PRIMARY KEY,
-    spec bytea NOT NULL,
-    owner text NOT NULL,
-    paused bool NOT NULL DEFAULT false,
-    last_tick float8,                   -- seconds since 1970-01-01 UTC; compared exactly
-    last_job bytea
-);
 
 -- Counters of jobs, one row for each interval, queue, name and process. After a while the processes are merged into one row.
 CREATE TABLE {schema}.statistics (
@@ -438,32 +429,22 @@ CREATE TABLE {schema}.statistics (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX statistics_unmerged ON {schema}.statistics (step, start) WHERE source <> '';
--- The newest changes that operators made. Positions have no gaps.
-CREATE TABLE {schema}.audit_record (
-    position int8 PRIMARY KEY,          -- in the order of their first storing, from 1
-    at int8 NOT NULL,                   -- when it was first stored
-    id text COLLATE "C" NOT NULL UNIQUE,
-    body text NOT NULL                  -- JSON
-);
--- The newest bulk operations. Positions have no gaps.
-CREATE TABLE {schema}.bulk_operation (
-    position int8 PRIMARY KEY,          -- in the order in which they were started, from 1
-    id text COLLATE "C" NOT NULL UNIQUE,
-    body text NOT NULL,                 -- JSON: action, filter, rate, limit, who started it
-    state text COLLATE "C" NOT NULL DEFAULT 'running',
-    started_at int8 NOT NULL,
-    ended_at int8,
-    done int8 NOT NULL DEFAULT 0,       -- jobs that were changed,
-    skipped int8 NOT NULL DEFAULT 0,    -- that had another state when their step came,
-    failed int8 NOT NULL DEFAULT 0,     -- and that could not be changed
-    error text NOT NULL DEFAULT '',
-    continue_after text,                -- the cursor of the next step; NULL: at the newest job
-    exhausted bool NOT NULL DEFAULT false,      -- all jobs were processed; the next step only ends it
-    due int8 NOT NULL,                  -- when the next step may run
-    fence int8 NOT NULL DEFAULT 0,      -- how often a step was claimed
-    leased_until int8                   -- until when the next step is claimed; NULL: it is free
+-- What is only stored: the audit log, bulk operations and schedules. The positions of a kind have no gaps, unless one was
+-- deleted.
+CREATE TABLE {schema}.record (
+    kind text COLLATE "C" NOT NULL,     -- audit, bulk_operation or schedule
+    position int8 NOT NULL,             -- in the order in which the records of the kind were added, from 1
+    id text COLLATE "C" NOT NULL,
+    version int8 NOT NULL,              -- 1 for a new record; each write adds 1
+    created_at int8 NOT NULL,
+    due int8,                           -- when a process must do something with it; NULL: never
+    changed int8 NOT NULL DEFAULT 0,    -- jobs that were changed together with the record
+    held int8 NOT NULL DEFAULT 0,       -- jobs that could not be, because another job holds their unique key
+    body text NOT NULL,                 -- JSON
+    PRIMARY KEY (kind, position),
+    UNIQUE (kind, id)
 ) WITH (fillfactor = 70);
-CREATE INDEX bulk_operation_running ON {schema}.bulk_operation (due) WHERE state = 'running';
+CREATE INDEX record_due ON {schema}.record (kind, due) WHERE due IS NOT NULL;
 
 -- The status of an exchange: what its reply contains besides the leased jobs.
 CREATE TYPE {schema}.exchange_status AS (

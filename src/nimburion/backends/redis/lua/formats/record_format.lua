@@ -28,13 +28,12 @@
 -- session_state     session 4 | number of the last exchange 8 | ttl 8 | opened 8 | status 1 (a alive, l left, e ended) | ended 8
 --                   | codes of the last settlements
 -- history           per failed attempt: time 8 | length 4 | JSON
--- schedule          paused 1 ('1' or '0') | has a last tick 1 ('1' or '0') | last tick 8 | id of the last job 1 + n
---                   | owner 2 + n | declaration
 -- session_id        id | NUL | host
 -- paused_queue      until 8 (all ones: until it is resumed) | since 8 | [by, reason] (JSON)
--- audit             time 8 | JSON
--- bulk_operation    a map in MessagePack: id, body (JSON), state, started_at, ended_at, done, skipped, failed, error, cursor,
---                   exhausted, due, fence, leased_until; a field without a value is missing. Times are microseconds since 1970.
+-- record            a map in MessagePack: kind, id, position, version, created_at, due, changed, held, body (JSON); `due` may be
+--                   missing. Times are microseconds since 1970.
+-- record_order      kind | NUL | position 8 | id
+-- record_due        kind | NUL | id
 -- rate_limit        interval 8 | burst 4 | cost 4 | rate (text)
 -- spent_until       microseconds since 1970 (decimal)
 -- unique_key        expiry 8 (all ones: when the job ends) | states 1 + n | id

@@ -1,4 +1,4 @@
--- Shared part of delete and prune: deletes finished jobs.
+-- Shared part of change_jobs and prune: deletes finished jobs.
 -- Keys: job payload job_seq history progress result result_time finished dead_letter dead_letter_time pruned_blocks
 -- Provides: delete_jobs(fields, bodies). A body may be false: its job is already deleted. The caller then calls write_lane_counts().
 -- Cost: O(log n) per job, for n finished jobs.

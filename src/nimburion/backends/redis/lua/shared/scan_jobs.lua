@@ -1,7 +1,7 @@
--- Shared part of list, dead_letters, replay and delete: scans jobs and visits those that match a filter.
--- Keys: counters job attempt_state lease dead_letter finished pruned_blocks
--- Arguments: ARGV[3] source: all (by seq, newest first), dead (failed jobs, by seq, newest first), done (completed and cancelled
---   jobs, by end, latest first), given (the fields in ARGV[7], 8 bytes each)
+-- Shared part of list_jobs and list_dead_letters: scans jobs and visits those that match a filter.
+-- Keys: counters job attempt_state lease dead_letter pruned_blocks
+-- Arguments: ARGV[3] source: all (by seq, newest first), dead (failed jobs, by seq, newest first), given (the fields in
+--   ARGV[7], 8 bytes each)
 --   ARGV[4] field after which the scan begins, or ''
 --   ARGV[5] filter (MessagePack): {codes, queue, job name, reason, search}; false: any. A search is {created from, created before,
 --   finished from, finished before (in microseconds), fingerprint, least failures, tenant, correlation id}; false: any
@@ -10,7 +10,7 @@
 --   of seqs passed (with the deleted jobs), true if the scan stopped because it has checked `budget` jobs and there is another
 --   It calls visit(field, body, code, attempts, job_end) for each match; `attempts` is the lease or the attempt state, or nil;
 --   `job_end` is a result of read_job_end, or nil. visit returns whether the scan stops, and whether it continues before this job,
---   because the job leaves the source or is not taken.
+--   because the job is not taken.
 -- Cost: about 500 jobs per script; the backend then runs the script again. Empty blocks of seqs (see record_format.lua) are
 --   skipped.
 --
@@ -44,12 +44,6 @@ local SOURCES = {
   dead = function(after)
     local top = after == '' and '+inf' or string.format('(%.0f', (struct.unpack('>I8', after)))
     local fields = redis.call('ZREVRANGEBYSCORE', dead_letter_key, top, '-inf', 'LIMIT', 0, BLOCK)
-    return fields, #fields < BLOCK
-  end,
-  done = function(after)
-    local rank = after ~= '' and redis.call('ZREVRANK', finished_key, after)
-    local first = rank and rank + 1 or 0
-    local fields = redis.call('ZREVRANGE', finished_key, first, first + BLOCK - 1)
     return fields, #fields < BLOCK
   end,
   given = function(after)

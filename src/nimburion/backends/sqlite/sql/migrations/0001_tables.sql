@@ -320,15 +320,6 @@ CREATE TABLE paused_queue (
     since INTEGER NOT NULL,
     until INTEGER                       -- NULL: until the queue is resumed
 ) STRICT, WITHOUT ROWID;
--- Schedules of recurring jobs.
-CREATE TABLE schedule (
-    name TEXT PRIMARY KEY,
-    spec BLOB NOT NULL,
-    owner TEXT NOT NULL,
-    paused INTEGER NOT NULL DEFAULT 0,
-    last_tick REAL,                     -- seconds since 1970-01-01 UTC; compared exactly
-    last_job TEXT
-) STRICT, WITHOUT ROWID;
 
 -- What happened to the jobs of one queue and name in an interval, as counted by one process.
 CREATE TABLE job_statistics (
@@ -341,32 +332,22 @@ CREATE TABLE job_statistics (
     PRIMARY KEY (step, start, queue, name, source)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX job_statistics_unmerged ON job_statistics (step, start) WHERE source <> '';
--- What operators changed. The numbers have no gaps, so the newest records are found by number.
-CREATE TABLE audit_record (
-    number INTEGER PRIMARY KEY,         -- in the order in which the records were added
-    id TEXT NOT NULL UNIQUE,
-    at INTEGER NOT NULL,                -- when the record was added
-    body TEXT NOT NULL                  -- JSON
-) STRICT;
--- Bulk operations, the newest ones. The numbers have no gaps, so the oldest one is found by number.
-CREATE TABLE bulk_operation (
-    number INTEGER PRIMARY KEY,         -- in the order in which they were started
-    id TEXT NOT NULL UNIQUE,
-    body TEXT NOT NULL,                 -- JSON: action, filter, rate, limit, who started it
-    state TEXT NOT NULL DEFAULT 'running',
-    started_at INTEGER NOT NULL,
-    ended_at INTEGER,
-    done INTEGER NOT NULL DEFAULT 0,    -- jobs that were changed,
-    skipped INTEGER NOT NULL DEFAULT 0, -- that had another state when their step came,
-    failed INTEGER NOT NULL DEFAULT 0,  -- and that could not be changed
-    error TEXT NOT NULL DEFAULT '',
-    cursor TEXT,                        -- where the next step continues; NULL: at the newest job
-    exhausted INTEGER NOT NULL DEFAULT 0,   -- 1: all jobs were processed; the next step only ends it
-    due INTEGER NOT NULL,               -- when the next step may run
-    fence INTEGER NOT NULL DEFAULT 0,   -- how often a step was claimed
-    leased_until INTEGER                -- until when the next step is claimed; NULL: it is free
-) STRICT;
-CREATE INDEX bulk_operation_running ON bulk_operation (due) WHERE state = 'running';
+-- What is only stored: the audit log, bulk operations and schedules. The positions of a kind have no gaps, unless one was
+-- deleted; so the oldest records are found by position.
+CREATE TABLE record (
+    kind TEXT NOT NULL,                 -- audit, bulk_operation or schedule
+    position INTEGER NOT NULL,          -- in the order in which the records of the kind were added
+    id TEXT NOT NULL,
+    version INTEGER NOT NULL,           -- 1 for a new record; each write adds 1
+    created_at INTEGER NOT NULL,
+    due INTEGER,                        -- when a process must do something with it; NULL: never
+    changed INTEGER NOT NULL DEFAULT 0, -- jobs that were changed together with the record
+    held INTEGER NOT NULL DEFAULT 0,    -- jobs that could not be, because another job holds their unique key
+    body TEXT NOT NULL,                 -- JSON
+    PRIMARY KEY (kind, position)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX record_id ON record (kind, id);
+CREATE INDEX record_due ON record (kind, due) WHERE due IS NOT NULL;
 
 -- Jobs with their status: completed, failed, cancelled, processing, retrying or waiting. A waiting job is scheduled if its
 -- due time is in the future, else pending. An unfinished job that is in none of `ready`, `scheduled` and `parked` is processing.

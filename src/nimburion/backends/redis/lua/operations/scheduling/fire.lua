@@ -1,9 +1,9 @@
 -- fire: decides one tick of a schedule and enqueues its job.
--- Keys: schedule job_seq job lease attempt_state
+-- Keys: record job_seq job lease attempt_state
 -- Arguments:
 --   ARGV[3] the name of the schedule
---   ARGV[4] the expected last tick, in 8 bytes; '': none
---   ARGV[5] this tick, in 8 bytes
+--   ARGV[4] the expected last tick as text; '': none
+--   ARGV[5] this tick as text
 --   ARGV[6] overlap: allow, skip, queue_one or cancel_previous
 --   ARGV[7] the position of the job, [8] its full lane name, [9] its body, [10] its payload if it is large (see enqueue_jobs.lua)
 -- Reply: {'fired', 'skipped', 'moved', 'paused' or 'missing', id of the job or ''}
@@ -12,15 +12,16 @@
 local name, expected_last, tick, overlap, position, full_name, body
   = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local FIRST_BODY = 9
-local record = redis.call('HGET', schedule_key, name)
+local record_field = get_record_field('schedule', name)
+local record = read_record(record_field)
 if not record then
   return { 'missing', '' }
 end
-local schedule = read_schedule(record)
-if schedule.is_paused then
+local schedule = cjson.decode(record.body)
+if schedule.paused then
   return { 'paused', '' }
 end
-if schedule.last_tick ~= expected_last then
+if (schedule.last_tick == cjson.null and '' or schedule.last_tick) ~= expected_last then
   return { 'moved', '' }
 end
 
@@ -42,14 +43,14 @@ local function allows_next_job(id)
 end
 
 local stored
-if schedule.last_job == '' or allows_next_job(schedule.last_job) then
+if schedule.last_job == cjson.null or allows_next_job(encode_id(schedule.last_job)) then
   local codes, holders = enqueue_jobs({ full_name }, position, FIRST_BODY)
   if codes[1] == CREATED or codes[1] == EXISTS or codes[1] == REPLACED then
     stored = holders[1] or get_new_id(body)
   end
 end
-schedule.last_tick, schedule.last_job = tick, stored or schedule.last_job
-redis.call('HSET', schedule_key, name, make_schedule(schedule))
+schedule.last_tick, schedule.last_job = tick, stored and decode_id(stored) or schedule.last_job
+write_version(record_field, record, nil, cjson.encode(schedule))
 write_lane_counts()
 notify_marked()
 return { stored and 'fired' or 'skipped', stored or '' }

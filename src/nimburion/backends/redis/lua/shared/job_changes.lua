@@ -1,4 +1,5 @@
--- Shared part: cancels jobs, makes them due, and makes dead letters pending again. The caller then calls write_buffer().
+-- Shared part of cancel, change_jobs and fire: cancels jobs, makes them due, and makes dead letters pending again. The caller
+-- then calls write_buffer().
 -- Keys: job attempt_state lease cancel_requested ready scheduled session_id dead_letter dead_letter_time
 -- Provides: cancel_job(field, body) -> 'cancelled', 'requested' (the job runs; its session is notified) or 'finished'
 --   make_job_due(field, body) -> whether the job waited for a later time

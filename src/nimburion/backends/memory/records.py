@@ -1,0 +1,111 @@
+"""Records: store, delete and read them. Each call runs in one `AtomicStep`."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from nimburion.backends.memory.state import MICRO, to_micros
+from nimburion.backends.memory.transitions import AtomicStep
+from nimburion.core.queries import parse_cursor
+from nimburion.core.records import (
+    NewRecord,
+    Record,
+    RecordChange,
+    RecordKind,
+    RecordPage,
+    RecordPut,
+    compute_due,
+)
+
+
+def put_record(
+    step: AtomicStep, new: NewRecord, version: int | None, keep: int | None
+) -> RecordPut:
+    """See `Maintaining.put_record`."""
+    kind = step.state.records[new.kind]
+    position, kept = kind.get(new.id, (step.state.record_positions, None))
+    if version not in (None, 0 if kept is None else kept.version):
+        return RecordPut("conflict", kept)
+    due = None if new.due is None else to_micros(new.due) / MICRO
+    if kept is not None:
+        record = replace(kept, body=new.body, due=due, version=kept.version + 1)
+    else:
+        surplus = [] if keep is None else list(kind)[: max(0, len(kind) + 1 - keep)]
+        for record_id in surplus:
+            _, oldest = kind[record_id]
+            if oldest.due is not None:
+                return RecordPut("full", oldest)
+        for record_id in surplus:
+            del kind[record_id]
+        step.state.record_positions += 1
+        record = Record(
+            kind=new.kind,
+            id=new.id,
+            body=new.body,
+            due=due,
+            version=1,
+            created_at=step.now / MICRO,
+        )
+    kind[new.id] = position, record
+    return RecordPut("stored", record)
+
+
+def find_version(step: AtomicStep, change: RecordChange) -> Record | None:
+    """Return the record that has the version of the change; None: it has another one."""
+    kept = get_record(step, change.kind, change.id)
+    return kept if kept is not None and kept.version == change.version else None
+
+
+def write_change(
+    step: AtomicStep, kept: Record, change: RecordChange, changed: int, held: int
+) -> Record:
+    """Write the change of a record, after `changed` jobs were changed."""
+    due = (
+        None
+        if change.due is None
+        else compute_due(to_micros(change.due), changed, change.pause) / MICRO
+    )
+    record = replace(
+        kept,
+        body=change.body,
+        due=due,
+        version=kept.version + 1,
+        changed=kept.changed + changed,
+        held=kept.held + held,
+    )
+    kind = step.state.records[change.kind]
+    kind[change.id] = kind[change.id][0], record
+    return record
+
+
+def delete_record(step: AtomicStep, kind: RecordKind, record_id: str) -> bool:
+    """See `Maintaining.delete_record`."""
+    return step.state.records[kind].pop(record_id, None) is not None
+
+
+def get_record(step: AtomicStep, kind: RecordKind, record_id: str) -> Record | None:
+    """See `Inspecting.get_record`."""
+    return step.state.records[kind].get(record_id, (0, None))[1]
+
+
+def list_records(
+    step: AtomicStep, kind: RecordKind, limit: int, after: str | None, *, by_due: bool
+) -> RecordPage:
+    """See `Inspecting.list_records`. The cursor is the position of the last record of the page."""
+    before = parse_cursor(after)
+    now = step.now / MICRO
+    if by_due:
+        due = sorted(
+            (record.due, position, record)
+            for position, record in step.state.records[kind].values()
+            if record.due is not None
+        )
+        return RecordPage([record for _, _, record in due[:limit]], now)
+    found = [
+        (position, record)
+        for position, record in reversed(step.state.records[kind].values())
+        if before is None or position < before
+    ]
+    page = found[:limit]
+    has_more = len(found) > limit and bool(page)
+    return RecordPage([record for _, record in page], now, str(page[-1][0]) if has_more else None)

@@ -1,0 +1,79 @@
+-- change_jobs: replays, makes due, cancels or deletes jobs, and writes a record in the same step.
+-- Keys: job record
+-- Arguments: ARGV[3] action: replay, run_now, cancel or delete
+--   ARGV[4] kind of the record; '': there is none, and [5] to [9] are ''
+--   ARGV[5] id of the record, [6] version that it must have, [7] when it is due, or '', [8] seconds that each changed job adds, [9] body
+--   ARGV[10...] up to 500 ids of jobs, each once
+-- Reply: {{id, ...} changed, {id, ...} not changed because another job holds their unique key, the record; nil: it has another
+--   version, and nothing was changed}
+-- Atomic: one script.
+-- Cost: O(log n) per job, for n waiting or finished jobs.
+local FIRST_ID = 10
+local action, kind = ARGV[3], ARGV[4]
+local record_field = kind ~= '' and get_record_field(kind, ARGV[5])
+local record = record_field and read_record(record_field)
+if record_field and not (record and record.version == tonumber(ARGV[6])) then
+  return { {}, {} }
+end
+
+-- Return the fields and the bodies of the jobs that exist.
+local function read_jobs()
+  local fields = {}
+  for _, field in ipairs(#ARGV < FIRST_ID and {} or find_fields(ARGV, FIRST_ID)) do
+    if field then
+      push(fields, field)
+    end
+  end
+  return fields, get_in_batches(job_key, fields)
+end
+
+local changed, held = {}, {}
+
+-- Per action: change the jobs; add the ids of those that were changed to `changed`, and of those that could not be to `held`.
+local ACTIONS = {
+  replay = function(fields, bodies)
+    for i, field in ipairs(fields) do
+      if has_flag(bodies[i], FLAG_FINISHED) and read_job_end(bodies[i]).code == FAILED then
+        push(replay_job(field, bodies[i]) and changed or held, get_id(bodies[i]))
+      end
+    end
+    write_replays()
+  end,
+  run_now = function(fields, bodies)
+    for i, field in ipairs(fields) do
+      if make_job_due(field, bodies[i]) then
+        push(changed, get_id(bodies[i]))
+      end
+    end
+    write_buffer()
+  end,
+  cancel = function(fields, bodies)
+    for i, field in ipairs(fields) do
+      if cancel_job(field, bodies[i]) ~= 'finished' then
+        push(changed, get_id(bodies[i]))
+      end
+    end
+    write_buffer()
+  end,
+  delete = function(fields, bodies)
+    local finished_fields, finished_bodies = {}, {}
+    for i, field in ipairs(fields) do
+      if has_flag(bodies[i], FLAG_FINISHED) then
+        push(finished_fields, field)
+        push(finished_bodies, bodies[i])
+        push(changed, get_id(bodies[i]))
+      end
+    end
+    delete_jobs(finished_fields, finished_bodies)
+  end,
+}
+
+ACTIONS[action](read_jobs())
+write_lane_counts()
+notify_marked()
+if not record then
+  return { changed, held }
+end
+record.changed, record.held = record.changed + #changed, record.held + #held
+local due = tonumber(ARGV[7])
+return { changed, held, write_version(record_field, record, due and due + math.floor(#changed * tonumber(ARGV[8]) * 1000000 + 0.5), ARGV[9]) }

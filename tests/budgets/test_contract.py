@@ -1,0 +1,13 @@
+"""The contract of a backend has no more operations than its budget."""
+
+from __future__ import annotations
+
+from tests.budgets.contract import list_operations
+
+BUDGET = 51
+
+
+def test_the_contract_has_no_more_operations_than_its_budget() -> None:
+    found = list_operations()
+    assert found["Producing"] == ["enqueue", "cancel"]
+    assert sum(map(len, found.values())) == BUDGET, found
