@@ -9,7 +9,7 @@ from types import MappingProxyType
 import pytest
 
 from nimburion.backends.server.encoding import to_micros
-from nimburion.core import backend, bulk_operations, exchange, fairness, job, lease, limits
+from nimburion.core import backend, exchange, fairness, job, lease, limits
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, MAX_AHEAD
 from tests.house.tree import PACKAGE
 
@@ -20,7 +20,6 @@ CORE = MappingProxyType(
         "DELIVERY_OVERHEAD": exchange.DELIVERY_OVERHEAD,
         "FIRST_CHARGE": fairness.FIRST_CHARGE,
         "MAX_AHEAD": MAX_AHEAD,
-        "MAX_CATCH_UP": to_micros(bulk_operations.MAX_CATCH_UP),
         "MAX_CHARGE": fairness.MAX_CHARGE,
         "MAX_DOUBLINGS": fairness.MAX_DOUBLINGS,
         "MAX_HOLDERS": backend.MAX_HOLDERS,
@@ -67,7 +66,6 @@ IN_SQL = MappingProxyType(
             "k.used_at > p_now + {CLOCK_TOLERANCE}",
             "- began) + {CLOCK_TOLERANCE};",
             "NOT BETWEEN p_now - {CLOCK_TOLERANCE} AND",
-            "greatest(b.due, now - {MAX_CATCH_UP})",
             "p_digest, p_now + {REPEAT_WINDOW})",
             "max_parked CONSTANT int4 := {MAX_PARKED};",
             "rest int4 := {MAX_RETURNED};",
