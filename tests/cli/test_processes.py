@@ -226,7 +226,7 @@ def test_a_demo_that_is_broken_off_leaves_no_process(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_the_demo_prints_json_for_machines(tmp_path: Path) -> None:
     result = run(tmp_path, "demo", "--keep", str(tmp_path / "d"), "--json")
     assert result.returncode == 0, result.stderr

@@ -22,6 +22,7 @@ import types
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,10 @@ PAGES = [page for page in every_page() if any(block.runs for block in page.block
 REDIS = "redis://localhost:6379/0"
 POSTGRES = "://localhost/app"
 """Behind the scheme, in which SQLAlchemy names the driver."""
+LONG = frozenset(
+    {"docs/how-to/django.md", "docs/how-to/flask.md", "docs/how-to/several-namespaces.md"}
+)
+"""Pages whose examples start a dozen processes: `dev.py wide` runs them."""
 _checker = doctest.OutputChecker()
 
 
@@ -65,7 +70,15 @@ def logger_of_jobs() -> Iterator[logging.Logger]:
 
 
 @pytest.mark.usefixtures("logger_of_jobs")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def mark_long(pages: list[Page]) -> list[Any]:
+    """Return the pages, those of `LONG` for `dev.py wide`."""
+    assert {page.name for page in pages} >= LONG
+    return [
+        pytest.param(page, marks=pytest.mark.wide) if page.name in LONG else page for page in pages
+    ]
+
+
+@pytest.mark.parametrize("page", mark_long(PAGES), ids=lambda page: page.name)
 async def test_the_examples_of_a_page_run(
     page: Page, folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:

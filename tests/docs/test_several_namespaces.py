@@ -39,7 +39,7 @@ def databases(started_servers: dict[str, RunningPostgres]) -> Iterator[str]:
         server.ask(f"DROP DATABASE orders_{number} WITH (FORCE)")
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 async def test_the_application_runs_on_a_cluster(
     page: Page, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

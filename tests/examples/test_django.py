@@ -40,7 +40,7 @@ def test_orders_with_jobs_on_redis(tmp_path: Path, valkey: Server) -> None:
     check_example(tmp_path, NIMBURION_JOBS__URL=f"{valkey.url}?namespace=django-example")
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_orders_on_postgresql(tmp_path: Path, started_servers: StartedServers) -> None:
     server = started_servers["postgres"]
     assert isinstance(server, PostgresServer)

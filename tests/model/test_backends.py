@@ -22,8 +22,8 @@ from tests.model.machine import Twins
 from tests.servers.server_kinds import BINARIES, RunningPostgres, RunningRedis
 
 PARTS: list[Any] = [0, *(pytest.param(n, marks=pytest.mark.deep) for n in (1, 2))]
-"""Each makes 40 examples of 50 steps, which takes 10 s of CPU time; deep, 2,000 of 100 steps."""
-FEW = 40
+"""Each makes 30 examples of 50 steps, which takes 7 s of CPU time; deep, 2,000 of 100 steps."""
+FEW = 30
 
 _IN_MEMORY = Path("/dev/shm")
 
