@@ -675,22 +675,15 @@ class Lifecycle(Protocol):
         """
         ...
 
-    async def plan_migration(self) -> list[str]:
-        """Return what `migrate` would do now, one text for each step, without doing it.
+    async def migrate(self, *, dry_run: bool = False) -> list[str]:
+        """Migrate the data to the current format and return one text for each step done.
 
-        An empty list means that there is nothing to do. The backend need not be open; close it
-        afterwards.
+        With `dry_run`, the call returns the steps that it would do now, and writes nothing. An
+        empty list means that there is nothing to do. The backend need not be open; close it
+        afterwards. Any number of processes may call this at the same time, while workers run.
 
         Raises:
             FormatMismatch: the format of the data is too new for this version of nimburion.
-        """
-        ...
-
-    async def migrate(self) -> list[str]:
-        """Migrate the data to the current format and return one text for each step done.
-
-        The backend need not be open; close it afterwards. Any number of processes may call this at
-        the same time, while workers run.
         """
         ...
 

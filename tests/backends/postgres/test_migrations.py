@@ -171,7 +171,7 @@ async def test_the_functions_of_this_version_are_recognised(
 ) -> None:
     backend = PostgresBackend(postgres_server.url, schema="user")
     await backend.open()
-    assert await backend.plan_migration() == []
+    assert await backend.migrate(dry_run=True) == []
     postgres_server.ask(
         'DROP FUNCTION "user".get_state_1; DROP FUNCTION "user".put_record_1',
         database=postgres_server.database,
@@ -180,12 +180,12 @@ async def test_the_functions_of_this_version_are_recognised(
         "function get_state_1, which is missing",
         "function put_record_1, which is missing",
     ]
-    assert await backend.plan_migration() == steps
+    assert await backend.migrate(dry_run=True) == steps
     (found,) = [one for one in await backend.check() if one.subject == "format"]
     assert (found.verdict, found.advice) == ("error", "run: nimburion migrate up")
     assert found.text == "1, but the function get_state_1 is missing (and 1 more)"
     assert await backend.migrate() == steps
-    assert await backend.plan_migration() == []
+    assert await backend.migrate(dry_run=True) == []
     await backend.close()
 
 

@@ -1,4 +1,4 @@
-"""`plan_migration` only reads, and a script that fails while it decides has written nothing."""
+"""A dry run of `migrate` only reads; a script that fails while it decides has written nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def dump(server: Server) -> dict[bytes, bytes]:
 async def plan(url: str) -> list[str]:
     backend = RedisBackend(url)
     try:
-        return await backend.plan_migration()
+        return await backend.migrate(dry_run=True)
     finally:
         await backend.close()
 
@@ -35,11 +35,11 @@ async def test_planning_an_empty_server_leaves_it_empty(redis_server: RunningRed
     before = redis_server.ask("DBSIZE")
     backend = RedisBackend(redis_server.url)
     try:
-        assert await backend.plan_migration() == ["format 1: namespace 'nimburion'"]
+        assert await backend.migrate(dry_run=True) == ["format 1: namespace 'nimburion'"]
         assert redis_server.ask("DBSIZE") == before == 0
         assert await backend.migrate() == ["format 1: namespace 'nimburion'"]
         assert redis_server.ask("DBSIZE") > 0
-        assert await backend.plan_migration() == []
+        assert await backend.migrate(dry_run=True) == []
         assert await backend.migrate() == []
     finally:
         await backend.close()

@@ -138,7 +138,7 @@ async def test_stock_settings_are_warned_of_once(
         for handle in (backend, backend, backend.new_handle(), backend.new_handle().new_handle()):
             await handle.open()
             await handle.close()
-        assert await backend.plan_migration() == []
+        assert await backend.migrate(dry_run=True) == []
     (warning,) = caplog.messages
     assert warning.startswith(
         f"Redis {default_server.address}/0: the server keeps no append-only file"

@@ -103,11 +103,7 @@ class MemoryBackend(Lifecycle):
             )
         ]
 
-    async def plan_migration(self) -> list[str]:
-        """Return an empty list: there are no migrations."""
-        return []
-
-    async def migrate(self) -> list[str]:
+    async def migrate(self, *, dry_run: bool = False) -> list[str]:  # noqa: ARG002
         """Return an empty list: there are no migrations."""
         return []
 

@@ -138,18 +138,14 @@ class PostgresBackend(Lifecycle):
         except (BackendError, ConfigurationError) as error:
             return [make_failed_check("server", error)]
 
-    async def plan_migration(self) -> list[str]:
+    async def migrate(self, *, dry_run: bool = False) -> list[str]:
+        current = migrations.load_current_format()
         async with self._database.connect() as connection:
+            if not dry_run:
+                return await migrations.run_migrations(connection, self.settings, current)
             found = await migrations.read_installed_format(connection, self.settings)
-            current = migrations.load_current_format()
             wrong = await migrations.find_wrong_functions(connection, self.settings, current)
             return migrations.plan_migrations(found, self.settings, current, wrong)
-
-    async def migrate(self) -> list[str]:
-        async with self._database.connect() as connection:
-            return await migrations.run_migrations(
-                connection, self.settings, migrations.load_current_format()
-            )
 
     async def grant(self, role: str) -> list[str]:
         async with self._database.connect() as connection:

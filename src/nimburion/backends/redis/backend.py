@@ -134,18 +134,16 @@ class RedisBackend(Lifecycle):
         except (BackendError, ConfigurationError) as error:
             return [make_failed_check("server", error)]
 
-    async def plan_migration(self) -> list[str]:
-        # Reads on a connection of its own, and writes nothing.
+    async def migrate(self, *, dry_run: bool = False) -> list[str]:
+        # Only one format exists so far; the first `open` writes it. The plan is read on a
+        # connection of its own.
         connections = self._server.make_connections()
         try:
-            return await connections.plan_migration()
+            steps = await connections.plan_migration()
         finally:
             await connections.close()
-
-    async def migrate(self) -> list[str]:
-        # Only one format exists so far; the first `open` writes it.
-        steps = await self.plan_migration()
-        await self.open()
+        if not dry_run:
+            await self.open()
         return steps
 
     async def grant(self, role: str) -> list[str]:

@@ -156,12 +156,10 @@ class SQLiteBackend(Lifecycle):
     async def _take_write_lock(self) -> None:
         await self._file.write(lambda _: None, durable=False)
 
-    async def plan_migration(self) -> list[str]:
-        """Return the migrations that opening the file would run."""
-        return await asyncio.to_thread(opening.plan_migrations, self.path)
-
-    async def migrate(self) -> list[str]:
-        """Open the backend and return the migrations that opening ran."""
+    async def migrate(self, *, dry_run: bool = False) -> list[str]:
+        """Open the backend and return the migrations that opening ran, or would run."""
+        if dry_run:
+            return await asyncio.to_thread(opening.plan_migrations, self.path)
         await self.open()
         return list(self._file.migrations_done)
 

@@ -28,7 +28,7 @@ def migrate() -> None:
 @add_shared_options
 def plan() -> None:
     """Show what `up` would do. Changes nothing."""
-    steps = current_invocation().run(lambda backend: backend.plan_migration(), unopened=True)
+    steps = current_invocation().run(lambda backend: backend.migrate(dry_run=True), unopened=True)
     print_result(
         {"steps": steps}, lambda: print_steps(steps, "would do", "nothing to do: it is up to date")
     )
@@ -63,7 +63,7 @@ async def migrate_and_grant(backend: Backend, role: str | None) -> list[str]:
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Exit with code 1 if `up` has something to do."""
-    steps = current_invocation().run(lambda backend: backend.plan_migration(), unopened=True)
+    steps = current_invocation().run(lambda backend: backend.migrate(dry_run=True), unopened=True)
     data = {"ok": not steps, "steps": steps}
     print_result(
         data, lambda: print_steps(steps, "to do: run nimburion migrate up for", "it is up to date")
