@@ -196,14 +196,14 @@ FAIRNESS_MUTANTS = (
     ),
     Mutant(
         "SQLite: a rescue charges the time of the lost worker",
-        "backends/sqlite/transitions.py",
+        "backends/sqlite/settle.py",
         "settle_charges($db, $lease.session, [$lease.seq], ran=$effect.has_run)",
         "settle_charges($db, $lease.session, [$lease.seq], ran=True)",
         (f"{SQLITE}test_a_closed_session_and_a_rescue_charge_nothing",),
     ),
     Mutant(
         "SQLite: an attempt that ran is charged nothing",
-        "backends/sqlite/transitions.py",
+        "backends/sqlite/settle.py",
         "settle_charges($db, $lease.session, [$lease.seq], ran=$effect.has_run)",
         "settle_charges($db, $lease.session, [$lease.seq], ran=False)",
         (f"{SQLITE}test_an_attempt_that_ran_is_charged_its_time",),

@@ -63,7 +63,7 @@ from nimburion.core.settlement import (
     Retried,
     Settled,
 )
-from nimburion.core.timing.microseconds import MICRO, to_micros
+from nimburion.core.timing.clock import MICRO, to_micros
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness
 from tests.servers.server_kinds import RunningPostgres, RunningRedis

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
-from nimburion.core.timing.microseconds import to_micros
+from nimburion.core.timing.clock import to_micros
 
 UniqueKey = tuple[str, str]
 """The name of a job and its unique key."""

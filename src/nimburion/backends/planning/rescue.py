@@ -18,7 +18,7 @@ from nimburion.core.job import AttemptError, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER
 from nimburion.core.operations import Rescued
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
-from nimburion.core.timing.microseconds import MICRO
+from nimburion.core.timing.clock import MICRO
 
 
 class OrphanedLease(NamedTuple):

@@ -21,7 +21,7 @@ from nimburion.core.settlement import (
     Retried,
     Settled,
 )
-from nimburion.core.timing.microseconds import MICRO, to_micros
+from nimburion.core.timing.clock import MICRO, to_micros
 
 FinalSettlement = Completed | Retried | Failed | Released | RateLimited | Cancelled
 """The settlements that end a lease: all but reports of an attempt that continues."""

@@ -28,8 +28,7 @@ from nimburion.backends.sqlite.reserve import (
     measure_sizes,
     read_all_limits,
 )
-from nimburion.backends.sqlite.settle import release_lease, settle_batch
-from nimburion.backends.sqlite.transitions import LeaseRow
+from nimburion.backends.sqlite.settle import LeaseRow, release_lease, settle_batch
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest

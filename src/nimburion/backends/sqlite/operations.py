@@ -7,12 +7,18 @@ from types import MappingProxyType
 
 import msgspec
 
-from nimburion.backends.sqlite import records, transitions
+from nimburion.backends.sqlite import records
 from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
 from nimburion.backends.sqlite.enqueue import enqueue_jobs, find_key_holder, take_key
+from nimburion.backends.sqlite.settle import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    cancel_waiting,
+    put_in_lane,
+)
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.tenants import forget_tenants
-from nimburion.backends.sqlite.transitions import CANCELLED, COMPLETED, FAILED
 from nimburion.backends.waiters import make_session_name
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.errors import JobNotFound
@@ -46,7 +52,7 @@ def cancel(db: Database, job_id: str) -> Cancellation:
     if sessions:
         db.notify(make_session_name(session_id) for (session_id,) in sessions)
         return Cancellation.REQUESTED
-    transitions.cancel_waiting(db, seq, lane)
+    cancel_waiting(db, seq, lane)
     return Cancellation.CANCELLED
 
 
@@ -90,7 +96,7 @@ def _replay(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]
             lane = db.find_or_add_tenant_lane(names.queue, names.name, tenant)
         db.run("reset_dead_letter", seq, db.now, lane)
         db.run("count_finished", lane, FAILED, -1)
-        transitions.put_in_lane(db, lane, priority, db.now, seq, retry=False)
+        put_in_lane(db, lane, priority, db.now, seq, retry=False)
         replayed.append(job_id)
     return replayed, held
 
@@ -123,7 +129,7 @@ def _make_due(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str
         seq, lane, priority, failures = row
         db.run("delete_scheduled", seq)
         db.run("set_due", seq, db.now)
-        transitions.put_in_lane(db, lane, priority, db.now, seq, retry=failures > 0)
+        put_in_lane(db, lane, priority, db.now, seq, retry=failures > 0)
         changed.append(job_id)
     return changed, []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.transitions import LeaseRow, apply_effect
+from nimburion.backends.sqlite.settle import LeaseRow, apply_effect
 from nimburion.backends.waiters import make_session_name
 from nimburion.core.operations import Rescued
 

@@ -10,9 +10,8 @@ import msgspec
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.limit_changes import declare_limits
 from nimburion.backends.sqlite.reserve import read_limits
-from nimburion.backends.sqlite.settle import release_lease
+from nimburion.backends.sqlite.settle import LeaseRow, release_lease
 from nimburion.backends.sqlite.tenants import set_tenant_weight
-from nimburion.backends.sqlite.transitions import LeaseRow
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
 from nimburion.core.lease import Lease, Token

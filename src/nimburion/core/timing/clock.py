@@ -1,4 +1,7 @@
-"""Clocks: all of nimburion reads the time and sleeps only through a `Clock` that it is given."""
+"""Clocks: all of nimburion reads the time and sleeps only through a `Clock` that it is given.
+
+Backends store times and spans as whole microseconds.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+from nimburion.core.errors import Unstorable
+
+MICRO = 1_000_000
+"""Microseconds per second. All backends store whole microseconds, so equal times stay equal."""
+_MAX_MICROS = 1 << 62
 
 
 class Clock(Protocol):
@@ -61,3 +70,20 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def to_micros(seconds: float) -> int:
+    """Return seconds as whole microseconds, rounded.
+
+    Raises `Unstorable` unless they are a time or a span that can be stored.
+
+    >>> to_micros(1.5)
+    1500000
+    """
+    try:
+        whole = round(seconds * MICRO)
+    except (ValueError, OverflowError):
+        whole = _MAX_MICROS
+    if not -_MAX_MICROS < whole < _MAX_MICROS:
+        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
+    return whole
