@@ -19,7 +19,7 @@ from nimburion.server.dashboard.site import ACTIONS, PAGES
 from tests.server.conftest import Api, MakeApi
 
 PATH_VALUES = {
-    "queue": "mail", "id": "a", "name": "daily", "fingerprint": "none", "limit": "send",
+    "queue": "mail", "id": "a", "name": "daily", "fingerprint": "none", "limit": "job:send",
 }  # fmt: skip
 """The values of parameters of paths: what `fill` stores exists under these names."""
 FORMS: dict[str, dict[str, str]] = {
