@@ -18,14 +18,15 @@ for _, command in ipairs({ 'HGET', 'HMGET', 'HEXISTS' }) do
   redis.call(command, counters_key, 'seq')
 end
 redis.call('ZADD', ready_key, 'XX', 0, '')
-for _, command in ipairs({ 'ZREM', 'ZSCORE', 'ZREVRANK' }) do
+for _, command in ipairs({ 'ZREM', 'ZSCORE' }) do
   redis.call(command, ready_key, '')
 end
 redis.call('ZCARD', ready_key)
 for _, command in ipairs({ 'ZLEXCOUNT', 'ZRANGEBYLEX' }) do
   redis.call(command, ready_key, '-', '-')
 end
-for _, command in ipairs({ 'ZRANGE', 'ZREVRANGE', 'ZRANGEBYSCORE' }) do
+redis.call('ZREVRANGEBYLEX', ready_key, '-', '-')
+for _, command in ipairs({ 'ZRANGE', 'ZRANGEBYSCORE' }) do
   redis.call(command, ready_key, 1, 0)
 end
 redis.call('ZREVRANGEBYSCORE', ready_key, 0, 1) -- the maximum comes first: (1, 0) would return all waiting jobs
