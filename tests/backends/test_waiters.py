@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
+
+import pytest
 
 from nimburion.backends.waiters import EVERY_QUEUE, Waiters, wait_until
+from nimburion.core.exchange import RESERVE_NOTHING, Lane, Reply, ReserveRequest
+from nimburion.core.lease import Delivery, Lease, Token
 
 
 async def test_a_notification_ends_the_calls_that_wait_for_its_queue() -> None:
@@ -39,8 +44,50 @@ async def test_every_queue_ends_every_call() -> None:
 async def test_a_wait_ends_with_its_pause_and_cancels_it_otherwise() -> None:
     loop = asyncio.get_running_loop()
     await wait_until(loop.create_future(), asyncio.sleep(0))
-    notified: asyncio.Future[None] = loop.create_future()
-    notified.set_result(None)
+    notified: asyncio.Future[Collection[str]] = loop.create_future()
+    notified.set_result(())
     pause: asyncio.Future[None] = loop.create_future()
     await wait_until(notified, pause)
     assert pause.cancelled()
+
+
+async def test_a_wakeup_ends_as_many_calls_as_there_are_jobs() -> None:
+    waiters = Waiters()
+    with (
+        waiters.expect(["mail"]) as first,
+        waiters.expect(["mail"]) as second,
+        waiters.expect(["images"]) as other,
+    ):
+        assert waiters.wake("mail", 1) == 1
+        assert first.done()
+        assert not second.done()
+        assert waiters.wake("mail", 5, passed=True) == 1
+        assert second.done()
+        assert waiters.wake("mail", 1) == 0
+        assert not other.done()
+    assert not waiters.take_missed(["mail"])  # who sends it decides what becomes of the rest
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "waiting", "passed", "expected"),
+    [
+        (0, (), False, ({"mail"}, True)),  # it found nothing: another worker may have the name
+        (0, (), True, (set(), True)),  # but only once
+        (1, (), False, (set(), False)),
+        (1, ("mail", "images"), True, ({"mail", "images"}, False)),
+        (0, ("mail",), False, ({"mail"}, True)),
+    ],
+)
+async def test_the_first_exchange_after_a_call_may_wake_the_next(
+    deliveries: int, waiting: tuple[str, ...], passed: bool, expected: tuple[set[str], bool]
+) -> None:
+    waiters = Waiters()
+    request = ReserveRequest(5, (Lane("mail", "send"),))
+    delivery = Delivery(Lease("a", Token(1, b"")), "send", "mail", b"")
+    reply = Reply([], [delivery] * deliveries, [Lane(queue, "send") for queue in waiting])
+    with waiters.expect(["mail"]):
+        waiters.wake("mail", 1, passed=passed)
+    assert waiters.last_wait.find_next(RESERVE_NOTHING, reply) == ((), False)
+    queues, is_passed = waiters.last_wait.find_next(request, reply)
+    assert ({*queues}, is_passed) == expected
+    assert waiters.last_wait.find_next(request, reply) == ((), False)  # a busy worker wakes nobody

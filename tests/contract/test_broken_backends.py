@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.backends.memory.state import JobEntry, MemoryState
+from nimburion.backends.waiters import EVERY_QUEUE, LastWait
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import SessionLost
@@ -26,6 +27,7 @@ from nimburion.core.records import NewRecord, RecordChange, RecordPut
 from nimburion.core.schedules import Fired, Overlap, decode_schedule
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Completed, Progressed, Released, Retried, Settled, Settlement
+from nimburion.core.timing.clock import Clock
 from nimburion.testing import FakeClock
 from nimburion.testing.contract import BackendContract
 from nimburion.testing.contract.consuming.token_cases import TOKEN_CASES
@@ -594,6 +596,64 @@ class NeverWakes(OpenMemoryBackend):
         await self._data.clock.sleep(timeout)
 
 
+class WakesEveryone(OpenMemoryBackend):
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        results = await super().enqueue(jobs)
+        self._data.shared.notify({EVERY_QUEUE: 1})
+        return results
+
+
+class WakesOneForAnyNumber(OpenMemoryBackend):
+    async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
+        with self._data.shared.lock:
+            waiters = self._data.shared.waiters
+            kept = dict(list(waiters.items())[1:])
+            for waiter in kept:
+                del waiters[waiter]
+            results = await super().enqueue(jobs)
+            waiters.update(kept)
+        return results
+
+
+class NeverPassing(LastWait):
+    __slots__ = ()
+
+    def note_end(self, may_pass: Collection[str] = ()) -> None:
+        super().note_end()
+
+
+class NeverPassesOn(OpenMemoryBackend):
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        super().__init__(clock=clock)
+        self._last_wait = NeverPassing()
+
+
+class AlwaysPassing(LastWait):
+    __slots__ = ()
+
+    def find_next(self, request: ReserveRequest, reply: Reply) -> tuple[Collection[str], bool]:
+        queues, _ = super().find_next(request, reply)
+        return queues or {lane.queue for lane in request.lanes}, False
+
+
+class PassesOnForEver(OpenMemoryBackend):
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        super().__init__(clock=clock)
+        self._last_wait = AlwaysPassing()
+
+
+class NeverWakesTheNext(OpenMemoryBackend):
+    async def exchange(
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+    ) -> Reply:
+        self._last_wait.find_next(request, Reply([], [], []))
+        return await super().exchange(session_id, number, settlements, request)
+
+
 class NeverNotifiesSessions(OpenMemoryBackend):
     async def wait_for_session(self, session_id: str) -> None:
         await asyncio.Event().wait()
@@ -687,7 +747,12 @@ BREAKAGES = [
     Breakage(FiresWithoutComparing, "one_tick_fires_once", (), 8),
     Breakage(PagesOverlap, "pages_have_no_gaps_and_no_doubles", (3,)),
     Breakage(ForgetsThePayload, "failed_is_a_dead_letter_with_all_that_belongs_to_it"),
-    Breakage(NeverWakes, "every_waiter_is_woken", (), 8),
+    Breakage(NeverWakes, "as_many_are_woken_as_there_are_jobs", (3,), 8),
+    Breakage(WakesEveryone, "as_many_are_woken_as_there_are_jobs", (3,), 8),
+    Breakage(WakesOneForAnyNumber, "as_many_are_woken_as_there_are_jobs", (3,), 8),
+    Breakage(NeverPassesOn, "a_worker_that_finds_nothing_passes_the_wakeup_on_once", (), 8),
+    Breakage(PassesOnForEver, "a_worker_that_finds_nothing_passes_the_wakeup_on_once", (), 8),
+    Breakage(NeverWakesTheNext, "a_worker_that_leaves_jobs_wakes_the_next", (), 8),
     Breakage(NeverNotifiesSessions, "a_session_is_notified_by", ("a command",), 8),
     Breakage(NotifiesEverySession, "only_the_session_that_holds_the_job_is_notified", (), 8),
     Breakage(NewHandleIsEmpty, "a_new_handle_opens_the_same_data"),

@@ -170,6 +170,8 @@ class Consuming(Protocol):
 
         Opening a session with the same id again is a heartbeat.
 
+        If a limit changes, the call wakes all workers. A session that changes none wakes no worker.
+
         The weights of `session.weights` are stored as `set_tenant_weight` does.
         """
         ...
@@ -288,10 +290,21 @@ class Consuming(Protocol):
         ...
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        """Return when one of the queues is notified, or after `timeout` seconds.
+        """Wait for jobs of these queues. Return when the call is woken, or after `timeout` seconds.
 
-        Notifications are best effort: `wait` may return without cause, and may miss a notification.
-        Callers must poll as well.
+        Each call is an idle entry: it says that its worker can start a job at once. When n jobs of
+        a queue become available, the backend wakes n of the calls that wait for the queue. If there
+        are fewer, the handles without a call keep the notification, and their next call returns
+        immediately. A change whose number of jobs is unknown wakes all: a resumed queue, a changed
+        limit.
+
+        The first exchange of the handle after a call may wake one more call. It does if it reserved
+        jobs and left others in `Reply.waiting`. If the call was woken, and the exchange reserved
+        nothing, it passes the wake-up on, but only once. A queue is thus served by workers of
+        different names.
+
+        Wake-ups are best effort: `wait` may return without cause, and may miss a notification.
+        Callers must poll as well. A lost wake-up delays a job until any worker of its queue polls.
         """
         ...
 

@@ -76,6 +76,10 @@ class ReserveRequest(msgspec.Struct, frozen=True):
     changes the order. If a repeat of an exchange has less room, the deliveries that no longer fit
     go back to their places in the queue. They count nothing and are not in the reply.
     """
+    free_slots: int = 0
+    """The number of jobs that the worker can start at once. If fewer are reserved, and none waits,
+    the worker is idle: a backend may prepare its next call of `wait` in the same step.
+    """
 
 
 RESERVE_NOTHING = ReserveRequest(total=0)

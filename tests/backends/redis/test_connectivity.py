@@ -121,7 +121,7 @@ async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: st
     waiting = asyncio.create_task(backend.consuming.wait(["default"], 5.0))
     listener = backend._server.get_connections().listener
     await wait_until(
-        lambda: "default" in listener._subscribed_queues and bool(listener._waiters), "it listens"
+        lambda: listener._entries.may_listen(["default"]) and bool(listener._waiters), "it listens"
     )
     began = time.monotonic()
     await other.producing.enqueue([NewJob(job_id, "quick", "default", b"{}")])

@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from nimburion.backends import open_backend
-from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.jobs import Processor
 from tests.backends.redis.operations import TIMEOUT, greet, read_from, run_everything
@@ -191,15 +190,12 @@ def names(word: str, refused: set[str]) -> bool:
 
 async def test_a_right_that_scripts_lack_is_missed_at_once(redis_binary: Binary) -> None:
     """Before a script stops in its middle: nothing can take back what it had written."""
-    notified = {
-        "{nimburion}:counters",
-        *(f"{{nimburion}}:wakeup{n}" for n in range(WAKEUP_STREAMS)),
-    }
-    begun = [notified, {"{nimburion}:counters"}, set()]
+    begun = [{"{nimburion}:counters", "{nimburion}:idle_worker:"}, {"{nimburion}:counters"}, set()]
     with Server(redis_binary) as server:
         for word in [
             *(f"+{command}" for command in find_commands(OPEN)),
             "&{nimburion}:notify",
+            "&{nimburion}:idle_worker:*",
         ]:
             server.empty()
             with temporary_user([server], [one for one in RIGHTS if one != word]):

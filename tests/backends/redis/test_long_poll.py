@@ -12,8 +12,6 @@ from uuid import uuid4
 import pytest
 
 from nimburion.backends.redis import RedisBackend
-from nimburion.backends.redis.keys import WAKEUP_STREAMS
-from nimburion.backends.redis.long_poll import compute_stream_number
 from nimburion.core.exchange import Lane, Reply
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
@@ -90,9 +88,7 @@ async def get_ids(exchange: asyncio.Task[Reply]) -> list[str]:
 
 
 async def test_a_job_ends_the_wait_whatever_its_queue_is_called(redis_server: RunningRedis) -> None:
-    """The script and we must agree on the stream of each queue."""
-    names = [f"queue-{n}" for n in range(2 * WAKEUP_STREAMS)] + ["é", "q" * 128, "A.b:c_d-9"]
-    assert len({compute_stream_number(name) for name in names}) == WAKEUP_STREAMS
+    names = ["queue", "é", "q" * 128, "A.b:c_d-9"]
     async with open_redis_backend(redis_server.url) as other:
         for name in names:
             async with open_idle_worker(redis_server.url, name) as worker:
@@ -105,7 +101,7 @@ async def test_a_job_ends_the_wait_whatever_its_queue_is_called(redis_server: Ru
 
 
 async def test_each_queue_of_several_ends_the_wait(redis_server: RunningRedis) -> None:
-    queues = [f"queue-{n}" for n in range(WAKEUP_STREAMS + 1)]
+    queues = [f"queue-{n}" for n in range(5)]
     async with (
         open_redis_backend(redis_server.url) as other,
         open_idle_worker(redis_server.url, *queues) as worker,
@@ -188,10 +184,76 @@ async def test_interrupt_ends_the_wait_even_before_it_begins(redis_server: Runni
         worker.interrupt()  # nobody waits: it does nothing
 
 
-async def test_a_waiter_on_another_stream_is_not_woken(valkey: Server) -> None:
+async def test_as_many_exchanges_end_as_there_are_jobs(valkey: Server) -> None:
     valkey.empty()
-    one = next(f"q{n}" for n in range(100) if compute_stream_number(f"q{n}") == 0)
-    two = next(f"q{n}" for n in range(100) if compute_stream_number(f"q{n}") == 1)
+    async with (
+        open_redis_backend(valkey.url) as other,
+        open_idle_worker(valkey.url, "a") as one,
+        open_idle_worker(valkey.url, "a") as two,
+        open_idle_worker(valkey.url, "a") as three,
+    ):
+        exchanges = {asyncio.create_task(worker.poll("a")) for worker in (one, two, three)}
+        await wait_until(lambda: count_blocked(valkey) == 3, "the exchanges wait", SOON)
+        for n in range(3):
+            await other.producing.enqueue([make_job(f"{n}", "a")])
+            done, exchanges = await asyncio.wait(
+                exchanges, timeout=SOON, return_when=asyncio.FIRST_COMPLETED
+            )
+            assert [await get_ids(each) for each in done] == [[f"{n}"]]
+            assert count_blocked(valkey) == 2 - n
+
+
+async def test_a_worker_that_finds_nothing_wakes_another_once(valkey: Server) -> None:
+    """The job is for another name."""
+    valkey.empty()
+    async with (
+        open_redis_backend(valkey.url) as other,
+        open_idle_worker(valkey.url, "a") as one,
+        open_idle_worker(valkey.url, "a") as two,
+        open_idle_worker(valkey.url, "a") as three,
+    ):
+        exchanges = {asyncio.create_task(worker.poll("a")) for worker in (one, two, three)}
+        await wait_until(lambda: count_blocked(valkey) == 3, "the exchanges wait", SOON)
+        await other.producing.enqueue([NewJob("1", "post", "a", b"{}")])
+        for _ in range(2):
+            done, exchanges = await asyncio.wait(
+                exchanges, timeout=SOON, return_when=asyncio.FIRST_COMPLETED
+            )
+            assert [await get_ids(each) for each in done] == [[]]
+        await other.ping()
+        (last,) = exchanges
+        assert not last.done()
+        three.interrupt()
+        two.interrupt()
+        one.interrupt()
+        await get_ids(last)
+
+
+async def test_the_rescue_of_a_session_removes_its_idle_entries(valkey: Server) -> None:
+    valkey.empty()
+    async with open_redis_backend(valkey.url) as backend, open_redis_backend(valkey.url) as other:
+        session = Session(id=uuid4().hex, ttl=0.1, queues=("a", "b"), names=("mail",))
+        worker = PollingWorker(backend, session)
+        await worker.open()
+        await worker.poll("a", "b", long_poll=0.001)
+        assert valkey.ask("ZCARD", "{nimburion}:idle_worker") == 2
+        async with asyncio.timeout(SOON):
+            while valkey.ask("ZCARD", "{nimburion}:idle_worker"):
+                await other.consuming.rescue(10, max_lost=3)
+
+
+async def test_a_busy_worker_has_no_idle_entry(valkey: Server) -> None:
+    valkey.empty()
+    async with open_idle_worker(valkey.url, "a", "b") as worker:
+        assert valkey.ask("ZCARD", "{nimburion}:idle_worker") == 2
+        await worker.backend.producing.enqueue([make_job("1", "a")])
+        assert len((await worker.poll("a", "b")).deliveries) == 1
+        assert valkey.ask("ZCARD", "{nimburion}:idle_worker") == 0
+
+
+async def test_a_waiter_for_another_queue_is_not_woken(valkey: Server) -> None:
+    valkey.empty()
+    one, two = "one", "two"
     async with (
         open_redis_backend(valkey.url) as other,
         open_idle_worker(valkey.url, two),

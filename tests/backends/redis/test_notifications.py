@@ -8,20 +8,30 @@ from collections.abc import Collection
 import pytest
 
 from nimburion.backends.redis.connection.topology import ServerLocator
-from nimburion.backends.redis.notifications import PubSubListener
+from nimburion.backends.redis.notifications import IdleEntries, PubSubListener
 from nimburion.backends.redis.url import parse_url
 from tests.waiting import DEADLINE
 
 
-async def subscribe_nothing(queues: Collection[str]) -> None:
-    """Put no queue into the hash."""
+async def add_nothing(queues: Collection[str]) -> None:
+    """Write no idle entries."""
+
+
+def make_listener() -> PubSubListener:
+    """A listener whose server does not exist."""
+    return PubSubListener(
+        ServerLocator(parse_url("redis://127.0.0.1:1/0")),
+        (b"channel", b"own"),
+        IdleEntries("0" * 16),
+        add_entries=add_nothing,
+        pass_on=lambda queue, passed: None,
+    )
 
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_wait_that_is_cancelled_while_the_connection_opens_ends(turns: int) -> None:
     """Whatever turn of the event loop the cancellation comes in: the loop may be closing."""
-    locator = ServerLocator(parse_url("redis://127.0.0.1:1/0"))
-    listener = PubSubListener(locator, b"channel", subscribe_nothing)
+    listener = make_listener()
     listener._listen_task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
     waiting = asyncio.create_task(listener.wait_for_session("s"))
     for _ in range(3):
@@ -38,9 +48,7 @@ async def test_a_wait_that_is_cancelled_while_the_connection_opens_ends(turns: i
 
 async def test_a_wait_without_a_connection_lasts_no_longer_than_its_timeout() -> None:
     """The time in which the connection does not open is a part of it."""
-    listener = PubSubListener(
-        ServerLocator(parse_url("redis://127.0.0.1:1/0")), b"channel", subscribe_nothing
-    )
+    listener = make_listener()
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -17,7 +17,7 @@ from tests.model.machine import Twins
 from tests.servers import Server
 
 OF_NO_JOB = {
-    "notify",
+    "idle_worker",
     "lane_counts",
     "concurrency_limit",
     "lane_number",
@@ -41,10 +41,6 @@ OF_NO_JOB = {
 OF_NO_JOB |= {
     "statistics_merged",
     "pruned_blocks",
-    "wakeup0",
-    "wakeup1",
-    "wakeup2",
-    "wakeup3",
 }
 """Keys that grow with lanes, names, queues and records; `pruned_blocks` with runs of forgotten
 jobs."""

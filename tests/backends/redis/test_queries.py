@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from nimburion.backends.redis.backend import RedisBackend
 from nimburion.backends.redis.connection.command_connection import CommandPart
-from nimburion.backends.redis.keys import WAKEUP_STREAMS
 from nimburion.backends.redis.queries import MAX_SORTED
 from nimburion.backends.redis.scripts import build_scripts
 from nimburion.core.errors import InvalidJob, JobNotFound, Unstorable
@@ -468,7 +467,7 @@ async def test_nothing_is_left_of_what_was_forgotten(
         "pruned_blocks",
         "statistics_merged",
     }
-    assert list_keys(redis_server) == left | {f"wakeup{n}" for n in range(WAKEUP_STREAMS)}
+    assert list_keys(redis_server) == left
     assert set((await backend.reads.count_jobs()).values()) == {0}
 
 

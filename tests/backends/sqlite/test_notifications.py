@@ -17,6 +17,7 @@ from nimburion.backends.sqlite.notifications import (
     decode_queues,
     encode_queues,
     find_socket_folder,
+    make_entry_name,
 )
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob
@@ -111,10 +112,10 @@ async def test_closing_ends_a_wait_and_removes_the_socket(path: Path, clock: Fak
     assert not find_socket_folder(path).exists()
 
 
-async def test_two_notifications_wake_all_waiters_of_a_handle(backend: SQLiteBackend) -> None:
+async def test_two_jobs_wake_both_waiters_of_their_queue(backend: SQLiteBackend) -> None:
     tasks = [start_wait(backend, "q"), start_wait(backend, "q", "p"), start_wait(backend, "p")]
     await assert_keeps_waiting(tasks[0])
-    await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
+    await backend.producing.enqueue([NewJob(each, "n", "q", b"") for each in "ab"])
     await assert_wakes(tasks[0])
     await assert_wakes(tasks[1])
     await assert_keeps_waiting(tasks[2])
@@ -182,11 +183,30 @@ def test_a_dead_socket_is_removed_and_a_live_one_is_notified(tmp_path: Path) -> 
     bind_socket(tmp_path / "dead").close()
     bind_socket(tmp_path / "own").close()
     notifier = SocketNotifier(tmp_path, "own")
-    notifier.notify({"q"})
+    notifier.notify({"q": 1})
     assert living.recv(100) == b"q"
-    notifier.notify({"r"})
+    notifier.notify({"r": 1})
     assert living.recv(100) == b"r"
     assert {one.name for one in tmp_path.iterdir()} == {"living", "own"}
+    notifier.close()
+    living.close()
+
+
+def test_an_idle_entry_of_a_dead_process_wakes_another(tmp_path: Path) -> None:
+    """And an entry is used once: it is removed by the process that wakes its worker."""
+    living = bind_socket(tmp_path / "beef")
+    bind_socket(tmp_path / "dead").close()
+    for name in ("beef", "dead"):
+        (tmp_path / make_entry_name(name, 1, ["q"])).touch()
+    notifier = SocketNotifier(tmp_path, "own")
+    assert notifier.notify({"p": 1}) == ["p"]  # nobody waits for it: all are told
+    assert living.recv(100) == b"p"
+    assert notifier.notify({"q": 1}) == []
+    assert living.recv(100).endswith(b"q")
+    assert notifier.notify({"q": 1}, passed=True) == []
+    assert notifier.notify({"q": 1}) == ["q"]
+    assert living.recv(100) == b"q"
+    assert [one.name for one in tmp_path.iterdir()] == ["beef"]
     notifier.close()
     living.close()
 

@@ -248,10 +248,10 @@ async def test_a_commit_poller_notifies_once_after_the_commit() -> None:
         pauses.append(seconds)
 
     watch = CommitPoller(look, notified.append, sleep=pause)
-    watch.add("a", {"q"})
+    watch.add("a", {"q": 1})
     await wait_until(lambda: bool(notified), "it notifies")
     await watch.close()
-    assert (looks, notified) == ([["a"]] * 3, [{"q"}])
+    assert (looks, notified) == ([["a"]] * 3, [{"q": 1}])
     assert pauses == sorted(pauses)
 
 
@@ -264,7 +264,7 @@ async def test_a_commit_poller_gives_up_on_a_rollback(monkeypatch: pytest.Monkey
         return []
 
     watch = CommitPoller(look, lambda _: None, sleep=lambda _: asyncio.sleep(0))
-    watch.add("a", {"q"})
+    watch.add("a", {"q": 1})
     await wait_until(lambda: watch._task is not None and watch._task.done(), "it gives up")
     assert looks == [["a"]]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from nimburion.backends.memory import operations
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.rescue import rescue
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
+from nimburion.backends.waiters import EVERY_QUEUE, LastWait, make_session_name
 from nimburion.core.backend import Consuming
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
@@ -26,6 +27,7 @@ class MemoryConsuming(Consuming):
         self._data = data
         self._seen: int | None = None
         """The number of notifications when this handle reserved jobs last; None: it never did."""
+        self._last_wait = LastWait()
 
     async def open_session(self, session: Session) -> None:
         monotonic = self._data.clock.monotonic()
@@ -44,7 +46,10 @@ class MemoryConsuming(Consuming):
             )
             if request.total > 0:
                 self._seen = self._data.shared.notifications
-            return reply
+        if self._last_wait.has_ended:
+            queues, passed = self._last_wait.find_next(request, reply)
+            self._data.shared.notify(dict.fromkeys(queues, 1), passed=passed)
+        return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         monotonic = self._data.clock.monotonic()
@@ -71,7 +76,8 @@ class MemoryConsuming(Consuming):
 
         def promote(step: AtomicStep) -> Promoted:
             moved = step.state.promote(step.now, limit)
-            step.names_to_notify.update(entry.queue for entry in moved)
+            for entry in moved:
+                step.names_to_notify[entry.queue] += 1
             return Promoted(len(moved), operations.find_next_due(step.state))
 
         return self._data.run_atomically(promote)
@@ -81,7 +87,9 @@ class MemoryConsuming(Consuming):
         waiter = self._data.shared.add_waiter(names, self._seen)
         sleep = asyncio.ensure_future(self._data.clock.sleep(timeout))
         try:
-            await asyncio.wait({waiter, sleep}, return_when=asyncio.FIRST_COMPLETED)
+            waits: set[asyncio.Future[Any]] = {waiter, sleep}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            self._last_wait.note_end(waiter.result() if waiter.done() else ())
         finally:
             sleep.cancel()
             self._data.shared.remove_waiter(waiter)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from nimburion.backends.memory.state import MemoryState, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.backends.waiters import is_session_name
+from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, EVERY_SESSION
 from nimburion.core.timing.clock import Clock
 
 T = TypeVar("T")
@@ -44,49 +44,58 @@ class SharedState:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.state = MemoryState()
-        self.waiters: dict[asyncio.Future[None], frozenset[str]] = {}
+        self.waiters: dict[asyncio.Future[Collection[str]], frozenset[str]] = {}
+        """By the future of a call, what it waits for, oldest first."""
         self.notifications = 0
         """How many notifications there were."""
         self._last_notified: dict[str, int] = {}
-        """By queue, the number of its last notification."""
+        """By queue, the number of the last notification for which too few calls waited."""
 
-    def add_waiter(self, names: Collection[str], seen: int | None = None) -> asyncio.Future[None]:
-        """Return a future that is done when one of these queues or sessions is notified.
+    def add_waiter(
+        self, names: Collection[str], seen: int | None = None
+    ) -> asyncio.Future[Collection[str]]:
+        """Return a future that is done when one of these queues or sessions is notified. Its result
+        is for `LastWait.note_end`.
 
-        It is done already if one of the queues was notified after the first `seen` notifications.
+        It is done already if one of the queues was notified after the first `seen` notifications,
+        and too few calls waited for it then.
         """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Collection[str]] = asyncio.get_running_loop().create_future()
         with self.lock:
             if seen is not None and any(self._last_notified.get(name, 0) > seen for name in names):
-                waiter.set_result(None)
+                waiter.set_result(())
             else:
                 self.waiters[waiter] = frozenset(names)
         return waiter
 
-    def remove_waiter(self, waiter: asyncio.Future[None]) -> None:
+    def remove_waiter(self, waiter: asyncio.Future[Collection[str]]) -> None:
         with self.lock:
             self.waiters.pop(waiter, None)
 
-    def notify(self, names: set[str]) -> None:
-        """Wake the callers that wait for any of these queues or sessions, each on its own loop."""
+    def notify(self, names: Mapping[str, int], *, passed: bool = False) -> None:
+        """Wake the callers that wait for these queues or sessions, each on its own loop.
+
+        One caller of a queue for each job, all callers of a session. `passed`: another worker found
+        no job for itself after this wake-up.
+        """
+        woken: list[tuple[asyncio.Future[Collection[str]], Collection[str]]] = []
         with self.lock:
             self.notifications += 1
-            for name in names:
-                if not is_session_name(name):
+            for name, jobs in names.items():
+                left = ALL_WORKERS if name == EVERY_QUEUE or name[0] == EVERY_SESSION else jobs
+                may_pass = [] if passed or left == ALL_WORKERS else [name]
+                for waiter, wanted in self.waiters.items():
+                    if left and name in wanted:
+                        woken.append((waiter, may_pass))
+                        left -= 1
+                for waiter, _ in woken:
+                    self.waiters.pop(waiter, None)
+                if left and not passed:
                     self._last_notified[name] = self.notifications
-            if not self.waiters:
-                return
-            notified = [
-                waiter
-                for waiter, names_of_waiter in self.waiters.items()
-                if not names_of_waiter.isdisjoint(names)
-            ]
-            for waiter in notified:
-                del self.waiters[waiter]
-        for waiter in notified:
-            waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+        for waiter, queues in woken:
+            waiter.get_loop().call_soon_threadsafe(_wake, waiter, queues)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
+def _wake(waiter: asyncio.Future[Collection[str]], may_pass: Collection[str]) -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(may_pass)

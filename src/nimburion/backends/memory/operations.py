@@ -24,7 +24,7 @@ from nimburion.backends.memory.transitions import (
     check_settlement_delays,
 )
 from nimburion.backends.planning.settle import CANCELLED
-from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
+from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, make_session_name
 from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.diagnosis import failure_groups
@@ -121,10 +121,10 @@ def apply_limits(step: AtomicStep, name: str) -> None:
 def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None:
     """Set the limits of a job name. If they change, its parked jobs are considered again."""
     state = step.state
-    step.names_to_notify.add(EVERY_QUEUE)
     old_rules = state.limits.get(name, {})
     if old_rules == rules:
         return
+    step.names_to_notify[EVERY_QUEUE] += 1
     state.limits[name] = rules
     if not rules:
         del state.limits[name]
@@ -193,6 +193,7 @@ def _apply_by_limit(step: AtomicStep, limit: str) -> None:
         names.update(*(one.session.names for one in state.sessions.values() if not one.is_ended))
     for name in sorted(names):
         apply_limits(step, name)
+    step.names_to_notify[EVERY_QUEUE] += 1
 
 
 def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> None:
@@ -210,7 +211,7 @@ def _change_key(step: AtomicStep, key: LimitKey, change: LimitChange | None) -> 
     for lane in list(use.parked):
         state.let_return(key, lane, count)
     state.unpark_changed()
-    step.names_to_notify.add(EVERY_QUEUE)
+    step.names_to_notify[EVERY_QUEUE] += 1
 
 
 def heartbeat(
@@ -244,7 +245,7 @@ def send_command(step: AtomicStep, session_id: str, command: WorkerCommand | Non
     if session is None or session.is_ended:
         return False
     session.command = command
-    step.names_to_notify.add(make_session_name(session_id))
+    step.names_to_notify[make_session_name(session_id)] += 1
     return True
 
 
@@ -303,7 +304,8 @@ def run_exchange(
     step.state.follow_clock(step.now)
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
     step.state.promote(step.now, _MAX_PROMOTED)
-    step.names_to_notify.update(step.state.unpark_open(step.now))
+    for queue in step.state.unpark_open(step.now):
+        step.names_to_notify[queue] += 1
     step.state.unpark_changed()
     reserving = Reservation(step.state, request, step.now)
     deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
@@ -368,7 +370,7 @@ def cancel(step: AtomicStep, job_id: str) -> Cancellation:
         return Cancellation.FINISHED
     if entry.leased is not None:
         entry.leased.cancel_requested = True
-        step.names_to_notify.add(make_session_name(entry.leased.session.session.id))
+        step.names_to_notify[make_session_name(entry.leased.session.session.id)] += 1
         return Cancellation.REQUESTED
     step.apply_effect(entry, CANCELLED)
     return Cancellation.CANCELLED
@@ -379,7 +381,7 @@ def pause_queue(step: AtomicStep, queue: str, new: Pause | None) -> None:
     state = step.state
     if new is None:
         state.pauses.pop(queue, None)
-        step.names_to_notify.add(queue)
+        step.names_to_notify[queue] += ALL_WORKERS
         return
     old = state.find_pause(queue, step.now)
     since = step.now / MICRO if old is None else old.since
@@ -683,7 +685,7 @@ def _replay(step: AtomicStep, entry: JobEntry) -> bool:
 def _make_due(step: AtomicStep, entry: JobEntry) -> bool:
     entry.due = step.now
     step.state.add_waiting(entry, step.now)
-    step.names_to_notify.add(entry.queue)
+    step.names_to_notify[entry.queue] += 1
     return True
 
 

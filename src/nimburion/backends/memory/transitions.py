@@ -33,6 +33,7 @@ from nimburion.backends.planning.settle import (
     decide_release,
     decide_unmatched,
 )
+from nimburion.backends.waiters import JobCounts
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, closes_lane
 from nimburion.core.settlement import (
@@ -54,7 +55,7 @@ class AtomicStep:
     def __init__(self, state: MemoryState, now: int) -> None:
         self.state: MemoryState = state
         self.now: int = now
-        self.names_to_notify: set[str] = set()
+        self.names_to_notify: JobCounts = JobCounts(int)
 
     # Enqueue
 
@@ -107,7 +108,7 @@ class AtomicStep:
         if job.options.unique_key is not None:
             self.take_key(entry)
         state.add_waiting(entry, self.now)
-        self.names_to_notify.add(job.queue)
+        self.names_to_notify[job.queue] += 1
 
     def _replace(self, entry: JobEntry, job: NewJob) -> None:
         """Give a waiting job the payload, options, queue, priority and due time of a new one."""
@@ -127,7 +128,7 @@ class AtomicStep:
         self.state.replacements[job.id] = ReplacementEntry(
             entry.id, job.compute_digest(), self.now + to_micros(REPEAT_WINDOW)
         )
-        self.names_to_notify.add(job.queue)
+        self.names_to_notify[job.queue] += 1
 
     # Unique keys
 
@@ -154,7 +155,7 @@ class AtomicStep:
         lease = self.state.unique_keys.get((entry.name, key))
         if lease is not None and lease.job_id == entry.id and lease.valid_until is None:
             del self.state.unique_keys[entry.name, key]
-            self.names_to_notify.add(entry.queue)
+            self.names_to_notify[entry.queue] += 1
 
     # Settle
 
@@ -205,7 +206,7 @@ class AtomicStep:
                 run_time = self.now - lease.started_at if effect.has_run else None
                 self.state.turns.settle(entry, lease.charge, run_time)
             for key in lease.counted_keys:
-                self.names_to_notify.add(entry.queue)
+                self.names_to_notify[entry.queue] += 1
                 self.release_limit_key(key)
         if effect.error is not None:
             entry.history = (*entry.history, effect.error)
@@ -233,7 +234,7 @@ class AtomicStep:
         if due is not None:
             entry.due = due
         self.state.add_waiting(entry, self.now)
-        self.names_to_notify.add(entry.queue)
+        self.names_to_notify[entry.queue] += 1
 
     def release(self, entry: JobEntry, *, settles: bool, unstarted: bool) -> None:
         """Let a leased job wait again, for a reason other than a settlement."""
@@ -271,7 +272,7 @@ class AtomicStep:
         use.in_use -= 1
         for lane in list(use.parked):
             if self.state.unpark(key, lane):
-                self.names_to_notify.add(lane[0])
+                self.names_to_notify[lane[0]] += 1
 
     def pass_turns(self, entry: JobEntry) -> None:
         """Let jobs that are parked for the keys of a cancelled or replaced job have its turn.
@@ -282,7 +283,7 @@ class AtomicStep:
         if entry.parked_for is None:
             for key, _, _ in self.state.list_limits(entry):
                 if self.state.unpark(key, lane):
-                    self.names_to_notify.add(entry.queue)
+                    self.names_to_notify[entry.queue] += 1
         entry.parked_for = None
 
 

@@ -35,11 +35,12 @@ class PostgresConsuming(Consuming):
 
     async def open_session(self, session: Session) -> None:
         arguments = sessions.encode_open_session(session)
-        ((alive,),) = await self._database.fetch(
+        ((alive, limits_changed),) = await self._database.fetch(
             _OPEN_SESSION, self._database.now(), self._database.monotonic(), *arguments
         )
         sessions.check_alive(alive, session.id)
-        self._database.notify([EVERY_QUEUE])
+        if limits_changed:
+            self._database.notify([EVERY_QUEUE])
 
     async def exchange(
         self,
@@ -66,7 +67,9 @@ class PostgresConsuming(Consuming):
         status = rows[-1]
         reply = exchanging.decode_reply(rows, session_id, number, request)
         opened.low_water_marks.learn(status)
-        opened.notifier.notify(exchanging.get_queues_to_notify(status))
+        opened.notifier.note_exchange(
+            session_id, request, reply, exchanging.get_queues_to_notify(status)
+        )
         return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:

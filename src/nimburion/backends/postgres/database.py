@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -81,9 +82,13 @@ class PostgresDatabase:
             opened.insert_schema(statement), *arguments, extra_time=extra_time
         )
 
-    def notify(self, names: Collection[str]) -> None:
-        """Notify queues, and sessions under the names of `make_session_name`."""
-        self.get_connections().notifier.notify(names)
+    def notify(self, names: Iterable[str]) -> None:
+        """Notify queues, and sessions under the names of `make_session_name`.
+
+        A queue is named once for each job. If the number of jobs is large, name it once: a worker
+        that leaves jobs wakes the next.
+        """
+        self.get_connections().notifier.notify(Counter(names))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[PostgresConnection]:

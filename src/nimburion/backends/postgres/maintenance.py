@@ -15,7 +15,7 @@ from nimburion.backends.postgres.encoding import (
     encode_lookup_text,
     encode_text,
 )
-from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
+from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, make_session_name
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
@@ -92,7 +92,7 @@ class PostgresMaintaining(Maintaining):
         arguments = operations.encode_pause(queue, paused=paused, by=by, reason=reason, until=until)
         await self._database.fetch(_PAUSE, self._database.now(), *arguments)
         if not paused:
-            self._database.notify([queue])
+            self._database.get_connections().notifier.notify({queue: ALL_WORKERS})
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
         statement = """UPDATE {schema}.session SET command = $2

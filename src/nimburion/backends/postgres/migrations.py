@@ -48,7 +48,7 @@ _FUNCTION = re.compile(
 MISSING = "is missing"
 _CHANGED = "is not that of this version"
 _CREATED = re.compile(
-    rf"^CREATE (?:TABLE|VIEW|SEQUENCE) ({re.escape(PLACEHOLDER)}\.\w+)", re.MULTILINE
+    rf"^CREATE (?:(?:UNLOGGED )?TABLE|VIEW|SEQUENCE) ({re.escape(PLACEHOLDER)}\.\w+)", re.MULTILINE
 )
 
 Migration = tuple[int, str, str]

@@ -1,6 +1,11 @@
 """Notifications: NOTIFY and LISTEN tell other processes which queues have new work, and which
 sessions have a cancel request or a command.
 
+Each handle that waits listens on two channels. One is its own: a wake-up of one worker. It says in
+the table `idle_worker` that it waits, and who wakes it says there that it does not wait any more.
+The other channel is common to all handles. It is used if too few workers of a queue are idle, and
+for sessions.
+
 A NOTIFY takes a lock that all notifying commits of a server share. It holds the lock until its
 commit is flushed. Therefore a process notifies at most once per 5 ms. If it was quiet before, it
 notifies in the transaction that stores the jobs, else in a separate transaction.
@@ -11,14 +16,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error
+from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
-from nimburion.backends.waiters import EVERY_QUEUE, EVERY_SESSION, Waiters, wait_until
+from nimburion.backends.waiters import (
+    ALL_WORKERS,
+    EVERY_QUEUE,
+    EVERY_SESSION,
+    JobCounts,
+    Waiters,
+    is_session_name,
+    wait_until,
+)
 from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
+from nimburion.core.exchange import Reply, ReserveRequest
 
 _log = logging.getLogger("nimburion.backends.postgres")
 
@@ -27,9 +43,15 @@ _LISTEN_TIMEOUT = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PING_AFTER = 15.0
 """Seconds after which the listening connection is checked."""
-_MAX_PAYLOAD_BYTES = 7_000
-"""The largest total size, in bytes, of the names in one NOTIFY."""
-_NOTIFY = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
+_PASSED = "!"
+"""The first character of a wake-up that another worker has passed on."""
+_WAKE = """SELECT set_config('synchronous_commit', 'off', true),
+    {schema}.wake_workers_1($1, $2, $3, $4, $5)"""
+_ADD_IDLE_WORKER = """INSERT INTO {schema}.idle_worker (channel, session, queues, is_waiting)
+    SELECT $1, $2, $3, set_config('synchronous_commit', 'off', true) IS NOT NULL
+    ON CONFLICT (channel) DO UPDATE
+    SET session = excluded.session, queues = excluded.queues, is_waiting = true"""
+_DELETE_IDLE_WORKER = "DELETE FROM {schema}.idle_worker WHERE channel = $1"
 
 
 def make_channel_name(settings: PostgresSettings) -> str:
@@ -50,9 +72,17 @@ class PostgresNotifier:
         self._listener = listener
         self._pool = pool
         self.channel: str = make_channel_name(listener.settings)
-        self._sender_id = secrets.token_hex(4)
+        """The channel of all handles."""
+        self.sender_id: str = secrets.token_hex(8)
+        self._own_channel = f"nimburion.{self.sender_id}"
         self._waiters = Waiters()
-        self._unsent: set[str] = set()
+        self._session_id: str | None = None
+        self._idle_queues: frozenset[str] = frozenset()
+        """The queues for which the table says that this handle waits; none after a wake-up."""
+        self._was_idle = False
+        """Whether the table may have a row of this handle."""
+        self._unsent = JobCounts(int)
+        self._unsent_passed = JobCounts(int)
         self._last_inline = -_MIN_INTERVAL
         """The time at which a call last notified in its own transaction."""
         self._send_task: asyncio.Task[None] | None = None
@@ -64,43 +94,66 @@ class PostgresNotifier:
 
     # --- sending ---
 
-    def take_inline_payload(self, queues: Collection[str]) -> str | None:
-        """Return the payload that a call may send in its own transaction, which saves a round trip.
-        Return None if this process has notified within the last 5 ms.
+    def begin_inline(self, queue: str) -> bool:
+        """Return whether a call may wake a worker in its own transaction, which saves a round trip:
+        if this handle has sent no notification within the last 5 ms, and no call waits in it.
         """
         now = asyncio.get_running_loop().time()
         if self._send_task is not None or now < self._last_inline + _MIN_INTERVAL:
-            return None
+            return False
+        if self._waiters.has_call(queue):
+            return False
         self._last_inline = now
-        return self._make_payload(queues)
+        return True
 
-    def notify(self, names: Collection[str], *, already_sent: bool = False) -> None:
-        """Wake the waiters of these queues and sessions in this handle. Notify other processes
-        soon, unless `already_sent`.
+    def notify(self, names: Mapping[str, int], *, passed: bool = False) -> None:
+        """Wake a call for each job of a queue, first of this handle, else of others soon. Notify
+        sessions.
+
+        `passed`: another worker found no job for itself after this wake-up.
         """
-        if not names:
-            return
-        self._waiters.notify(names)
-        if already_sent:
-            return
-        self._unsent.update(names)
-        if self._send_task is None:
+        unsent = self._unsent_passed if passed else self._unsent
+        for name, jobs in names.items():
+            if name == EVERY_QUEUE or jobs >= ALL_WORKERS or is_session_name(name):
+                self._waiters.notify([name])
+                unsent[name] = ALL_WORKERS
+                continue
+            left = jobs - self._waiters.wake(name, jobs, passed=passed)
+            if left > 0:
+                unsent[name] = min(unsent.get(name, 0) + left, ALL_WORKERS)
+                if not self._is_listening:  # it will not receive its own notification
+                    self._waiters.keep([name])
+        if unsent and self._send_task is None:
             self._send_task = asyncio.create_task(
                 self._send_unsent(), name="nimburion-postgres-notify"
             )
 
-    def _make_payload(self, names: Collection[str]) -> str:
-        text = "\n".join((self._sender_id, *sorted(names)))
-        if len(text) <= _MAX_PAYLOAD_BYTES:
-            return text
-        return f"{self._sender_id}\n{EVERY_QUEUE}\n{EVERY_SESSION}"
+    def note_exchange(
+        self, session_id: str, request: ReserveRequest, reply: Reply, queues: Iterable[str]
+    ) -> None:
+        """Wake workers after an exchange: for the jobs that it returned to these queues, and the
+        next one if it was the first exchange after a call of `wait`.
+        """
+        self._session_id = session_id
+        if queues:
+            self.notify(Counter(queues))
+        if self._waiters.last_wait.has_ended:
+            more, passed = self._waiters.last_wait.find_next(request, reply)
+            self.notify(dict.fromkeys(more, 1), passed=passed)
 
     async def _send_unsent(self) -> None:
+        statement = insert_schema(_WAKE, self._listener.settings.schema)
         try:
-            while self._unsent:
-                names, self._unsent = self._unsent, set()
-                with suppress(BackendError):
-                    await self._pool.fetch(_NOTIFY, self.channel, self._make_payload(names))
+            while self._unsent or self._unsent_passed:
+                for counts, passed in ((self._unsent, False), (self._unsent_passed, True)):
+                    if not counts:
+                        continue
+                    names, jobs = [*counts], [*counts.values()]
+                    counts.clear()
+                    with suppress(BackendError):
+                        await self._pool.fetch(
+                            statement, self.channel, self.sender_id, names, jobs, passed
+                        )
                 await asyncio.sleep(_MIN_INTERVAL)
         finally:
             self._send_task = None
@@ -117,7 +170,28 @@ class PostgresNotifier:
         if self._waiters.take_missed(queues):
             return
         with self._waiters.expect(queues) as notified:
+            await self._add_idle_worker(frozenset(queues))
             await wait_until(notified, sleep(timeout))
+
+    async def _add_idle_worker(self, queues: frozenset[str]) -> None:
+        """Tell the others that this handle waits for these queues. Do nothing if they know."""
+        if not self._is_listening or queues <= self._idle_queues:
+            return
+        self._idle_queues |= queues  # now: a wake-up may arrive before the reply
+        self._was_idle = True
+        try:
+            await self._pool.fetch(
+                insert_schema(_ADD_IDLE_WORKER, self._listener.settings.schema),
+                self._own_channel,
+                self._session_id,
+                sorted(self._idle_queues),
+            )
+        except BackendError:
+            self._idle_queues = frozenset()
+
+    @property
+    def _is_listening(self) -> bool:
+        return self._is_connected.is_set() and not self._has_no_listen
 
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified, or when notifications may have been lost. Behind a
@@ -188,15 +262,26 @@ class PostgresNotifier:
         try:
             async with asyncio.timeout(connection.settings.timeout):
                 await connection.driver.add_listener(self.channel, self._on_notification)
+                await connection.driver.add_listener(self._own_channel, self._on_wakeup)
         except DRIVER_ERRORS as error:
             raise map_error(error, connection.settings.describe(), sent=False) from error
+        self._idle_queues = frozenset()  # a wake-up may have been lost
         self._is_connected.set()
         self._has_warned = False
 
     def _on_notification(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
         sender_id, *names = text.split("\n")
-        if sender_id != self._sender_id:
-            self._waiters.notify(names)
+        if sender_id == self.sender_id:  # `notify` has notified the sessions of this handle
+            names = [name for name in names if name != EVERY_QUEUE and not is_session_name(name)]
+        self._waiters.notify(names)
+
+    def _on_wakeup(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
+        """End a call of this handle. If none waits any more, wake another worker."""
+        self._idle_queues = frozenset()
+        passed, queue = text.startswith(_PASSED), text.removeprefix(_PASSED)
+        if not self._waiters.wake(queue, 1, passed=passed):
+            self._waiters.keep([queue])
+            self.notify({queue: 1}, passed=passed)
 
     async def close(self) -> None:
         """Send the pending notifications, and stop listening."""
@@ -209,3 +294,10 @@ class PostgresNotifier:
                 with suppress(asyncio.CancelledError):
                     await task
         self._send_task = self._listen_task = None
+        if self._was_idle:
+            with suppress(BackendError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._pool.fetch(
+                        insert_schema(_DELETE_IDLE_WORKER, self._listener.settings.schema),
+                        self._own_channel,
+                    )

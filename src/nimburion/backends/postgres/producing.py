@@ -33,9 +33,10 @@ _ENQUEUE = f"""SELECT e.codes, e.holders FROM set_config('lock_timeout', '{_LOCK
 `s`, so the server sets the timeout first.
 """
 _ENQUEUE_ONE = "SELECT {schema}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9), false"
-_ENQUEUE_ONE_NOTIFYING = f"""SELECT {{schema}}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9),
-    CASE WHEN pg_try_advisory_xact_lock(hashtextextended($10, {NOTIFICATION_LOCK}))
-        THEN pg_notify($10, $11) IS NOT NULL ELSE false END"""
+_ENQUEUE_ONE_NOTIFYING = f"""SELECT e.stored,
+    CASE WHEN e.stored AND pg_try_advisory_xact_lock(hashtextextended($10, {NOTIFICATION_LOCK}))
+        THEN {{schema}}.wake_workers_1($10, $11, ARRAY[$12], ARRAY[1], false) ELSE false END
+    FROM {{schema}}.enqueue_one_1($1, $2, $3, $4, $5, $6, $7, $8, $9) e (stored)"""  # noqa: S608
 """Notifies at the commit. A notifying transaction blocks all others that notify until its commit is
 flushed. Therefore only one at a time notifies inside its transaction; the others notify afterwards.
 """
@@ -56,7 +57,7 @@ class PostgresProducing(Producing, Transactional):
             if len(jobs) == 1 and await self._enqueue_one(jobs[0]):
                 return [Enqueued(jobs[0].id, "created")]
             if enqueueing.is_plain(jobs[0]) and await self._enqueue_plain(jobs):
-                self._database.notify({job.queue for job in jobs})
+                self._database.notify([job.queue for job in jobs])
                 return enqueueing.make_results(jobs, None, None)
             return await self._enqueue_any(jobs)
         except BackendUnavailable as error:
@@ -78,7 +79,7 @@ class PostgresProducing(Producing, Transactional):
         )
         results = enqueueing.make_results(jobs, codes, holders)
         if codes is None or "c" in codes or "p" in codes:
-            self._database.notify({job.queue for job in jobs})
+            self._database.notify([job.queue for job in jobs])
         return results
 
     async def _enqueue_one(self, job: NewJob) -> bool:
@@ -88,10 +89,9 @@ class PostgresProducing(Producing, Transactional):
             return False
         opened = self._database.get_connections()
         notifier, statement = opened.notifier, _ENQUEUE_ONE
-        payload = notifier.take_inline_payload([job.queue])
-        if payload is not None:
+        if notifier.begin_inline(job.queue):
             statement = _ENQUEUE_ONE_NOTIFYING
-            arguments += notifier.channel, payload
+            arguments += notifier.channel, notifier.sender_id, job.queue
         try:
             rows = await opened.pool.fetch(
                 opened.insert_schema(statement), self._database.now(), *arguments
@@ -101,8 +101,8 @@ class PostgresProducing(Producing, Transactional):
                 raise
             return False
         ((stored, notified),) = rows
-        if stored:
-            notifier.notify([job.queue], already_sent=notified)
+        if stored and not notified:
+            notifier.notify({job.queue: 1})
         return bool(stored)
 
     async def _enqueue_plain(self, jobs: Sequence[NewJob]) -> bool:

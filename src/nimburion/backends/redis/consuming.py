@@ -42,28 +42,36 @@ class RedisConsuming(Consuming, LongPolling):
         request: ReserveRequest,
     ) -> Reply:
         connections = self._server.get_connections()
-        arguments = exchanging.encode_arguments(session_id, number, settlements, request)
+        entries = connections.entries
+        arguments = exchanging.encode_arguments(
+            session_id,
+            number,
+            settlements,
+            request,
+            handle=entries.handle,
+            registered=entries.registered,
+        )
         if request.long_poll > 0:
             answer = await self._exchange_long_poll(
-                arguments, request, 0 if settlements else request.long_poll
+                arguments, 0 if settlements else request.long_poll
             )
-            return exchanging.decode_reply(answer, session_id, number, request)
-        (answer,) = await connections.run_script(
-            connections.exchanges, "exchange", arguments, self._server.make_times()
-        )
+        else:
+            (answer,) = await connections.run_script(
+                connections.exchanges, "exchange", arguments, self._server.make_times()
+            )
         reply = exchanging.decode_reply(answer, session_id, number, request)
-        if request.total and not reply.waiting:
-            connections.listener.note_subscribed({lane.queue for lane in request.lanes})
+        entries.note_reply(session_id, request, reply)
+        last_wait = connections.long_poll.last_wait
+        if last_wait.has_ended:
+            queues, passed = last_wait.find_next(request, reply)
+            for queue in queues:
+                connections.wake_other(queue, passed=passed)
         return reply
 
-    async def _exchange_long_poll(
-        self, arguments: Sequence[CommandPart], request: ReserveRequest, seconds: float
-    ) -> Any:  # noqa: ANN401 - a script's reply
+    async def _exchange_long_poll(self, arguments: Sequence[CommandPart], seconds: float) -> Any:  # noqa: ANN401 - a script's reply
         """Run an exchange of an idle worker, preceded by a blocking read of up to `seconds`."""
         connections = self._server.get_connections()
-        before = connections.long_poll.make_preceding_commands(
-            [lane.queue for lane in request.lanes], seconds
-        )
+        before = connections.long_poll.make_preceding_commands(seconds)
         connection, times = connections.exchanges, self._server.make_times()
         try:
             replies = await connections.run_script(

@@ -75,9 +75,16 @@ _pack = msgspec.msgpack.Encoder().encode
 
 @reject_unstorable_text
 def encode_arguments(
-    session_id: str, number: int, settlements: Sequence[Settlement], request: ReserveRequest
+    session_id: str,
+    number: int,
+    settlements: Sequence[Settlement],
+    request: ReserveRequest,
+    *,
+    handle: str = "",
+    registered: Sequence[str] = (),
 ) -> list[bytes]:
-    """Return the arguments of the script in their order.
+    """Return the arguments of the script in their order. `handle` and `registered` are those of
+    `IdleEntries`.
 
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
@@ -93,7 +100,7 @@ def encode_arguments(
         session_id.encode(),
         min(max(0, number), _MAX_NUMBER).to_bytes(8, "big"),
         request.nonce,
-        encode_request(request),
+        encode_request(request, handle, registered),
         b"".join(records),
         *extras,
     ]
@@ -145,7 +152,9 @@ def _encode_completed(settlement: Completed) -> tuple[bytes, tuple[bytes, ...]]:
     return KIND_KEPT_WITH_RESULT if keeps else KIND_COMPLETED_WITH_RESULT, (result,)
 
 
-def encode_request(request: ReserveRequest) -> bytes:
+def encode_request(
+    request: ReserveRequest, handle: str = "", registered: Sequence[str] = ()
+) -> bytes:
     """Encode a reserve request for the script."""
     lanes: list[str] = []
     for lane in request.lanes:
@@ -155,7 +164,13 @@ def encode_request(request: ReserveRequest) -> bytes:
         for queue, options in request.queues.items()
     }
     total, waits = min(request.total, _MAX_LANE_INDEX), request.long_poll > 0
-    return _pack((total, to_micros(request.ageing), lanes, queues, waits, request.max_bytes))
+    ageing = to_micros(request.ageing)
+    return _pack(
+        (
+            *(total, ageing, lanes, queues, waits, request.max_bytes),
+            *(handle, request.free_slots, registered),
+        )
+    )
 
 
 def decode_reply(reply: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:

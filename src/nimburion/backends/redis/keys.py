@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from types import MappingProxyType
 
-WAKEUP_STREAMS = 4
-"""Number of streams on which idle workers wait. A notification wakes the workers of one stream."""
-
 KEYS = MappingProxyType(
     {
         "meta": "hash: format, and when an exchange last considered rate limits or limits by key",
@@ -68,11 +65,9 @@ KEYS = MappingProxyType(
         "record_due": "sorted set: records with a due time, by it",
         "statistics": "prefix of the keys of statistics (see below)",
         "statistics_merged": "hash: step -> start of the last interval whose sources are merged",
-        "notify": "hash: queues with idle workers; also the name of the notification channel",
-        **{
-            f"wakeup{n}": "stream: the last notification of a quarter of all queues, for long polls"
-            for n in range(WAKEUP_STREAMS)
-        },
+        "idle_worker": "sorted set: queue NUL handle, how it waits and its session, for each "
+        "worker that waits. With a colon and the handle: the stream or the channel that wakes it",
+        "notify": "no key: the channel on which sessions are notified",
     }
 )
 """A description of each key, by its name after the hash tag."""
@@ -81,17 +76,15 @@ KEYS = MappingProxyType(
 class Keys:
     """The keys of one namespace."""
 
-    __slots__ = ("_names", "_statistics", "channel", "wakeup_streams")
+    __slots__ = ("_names", "_statistics", "channel", "idle_worker")
 
     def __init__(self, namespace: str) -> None:
         self._names = {name: f"{{{namespace}}}:{name}".encode() for name in KEYS}
         (self._statistics,) = self.select(["statistics"])
         self.channel: bytes = self._names["notify"]
-        """The pub/sub channel that carries notifications."""
-        self.wakeup_streams: tuple[bytes, ...] = self.select(
-            f"wakeup{n}" for n in range(WAKEUP_STREAMS)
-        )
-        """The streams that wake exchanges in a long poll."""
+        """The pub/sub channel of sessions."""
+        self.idle_worker: bytes = self._names["idle_worker"]
+        """With a colon and the id of a handle: the stream and the channel that wake it."""
 
     def select(self, names: Iterable[str]) -> tuple[bytes, ...]:
         """Return the keys with these names, in the same order."""

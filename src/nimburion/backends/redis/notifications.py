@@ -1,15 +1,16 @@
 """Notifications: a connection that subscribes to wake-ups while this process waits for jobs.
 
-A queue is notified only when one of its workers is idle. Its name is then in the hash `notify`,
-where the exchange that found nothing, or `wait`, has put it. Busy workers cause no notifications.
-A session is notified on the same channel, always: cancels and commands are rare.
+A handle that waits has idle entries, which the exchange that found nothing, or `wait`, has written.
+The script that makes a job available removes one entry, and wakes this handle on its own channel.
+Busy workers cause no notifications. Sessions are notified on a common channel, always: cancels and
+commands are rare.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
 from hiredis import pack_command
@@ -17,8 +18,9 @@ from redis import exceptions as driver
 
 from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.connection.topology import ServerLocator
-from nimburion.backends.waiters import EVERY_QUEUE, EVERY_SESSION, Waiters, wait_until
+from nimburion.backends.waiters import EVERY_QUEUE, EVERY_SESSION, LastWait, Waiters, wait_until
 from nimburion.core.errors import BackendError, BackendUnavailable
+from nimburion.core.exchange import Reply, ReserveRequest
 
 _log = logging.getLogger("nimburion.backends.redis")
 
@@ -27,10 +29,80 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _PING_AFTER = 30.0
 """Seconds of silence after which the listener sends a PING."""
 _PING = pack_command((b"PING",))
+_PASSED = "!"
+"""The first character of a wake-up that another worker has passed on."""
 
 _OUTAGES = (BackendUnavailable, OSError, EOFError, driver.ConnectionError, driver.TimeoutError)
 
-Subscribe = Callable[[Collection[str]], Awaitable[None]]
+_ON_STREAM, _ON_CHANNEL = "s", "c"
+"""How the worker waits: its exchange waits on the stream of its handle, or its handle listens on
+its channel. `notify.lua` uses the same letters.
+"""
+
+
+class IdleEntries:
+    """The idle entries that a handle may have, as far as it knows. Belongs to one event loop."""
+
+    __slots__ = ("_listens", "handle", "registered", "session_id", "wakeup_count")
+
+    def __init__(self, handle: str) -> None:
+        self.handle: str = handle
+        """The id of the handle, 16 characters."""
+        self.session_id: str = ""
+        """The session of its latest exchange."""
+        self.registered: tuple[str, ...] = ()
+        """The handle and how it waits, then the queues; empty if it has no entry."""
+        self.wakeup_count: int = 0
+        """How often an entry was used, or the server may have lost some."""
+        self._listens = False
+        """Whether these entries say that the handle listens on its channel, and none is used."""
+
+    def note_reply(self, session_id: str, request: ReserveRequest, reply: Reply) -> None:
+        """Note which entries the script of this exchange has written or removed."""
+        self.session_id = session_id
+        if not request.total:
+            return
+        if request.long_poll:
+            mode, is_idle = _ON_STREAM, not reply.waiting and not reply.deliveries
+        else:
+            mode = _ON_CHANNEL
+            is_idle = not reply.waiting and len(reply.deliveries) < request.free_slots
+        queues = dict.fromkeys(lane.queue for lane in request.lanes) if is_idle else ()
+        self.registered = (self.handle + mode, *queues) if queues else ()
+        self._listens = is_idle and mode == _ON_CHANNEL
+
+    def may_listen(self, queues: Collection[str]) -> bool:
+        """Return whether the server knows that the handle listens for all of these queues."""
+        return self._listens and {*queues} <= {*self.registered[1:]}
+
+    def note_wakeup(self) -> None:
+        """Note that an entry is used, or that the server may have lost some."""
+        self.wakeup_count += 1
+        self._listens = False
+
+    def add_members(self, queues: Collection[str]) -> list[str]:
+        """Return the members of `idle_worker` that say that the handle listens for these queues."""
+        known = self.registered[1:] if self._listens else ()
+        self.registered = (self.handle + _ON_CHANNEL, *dict.fromkeys((*known, *queues)))
+        self._listens = False
+        return [f"{queue}\0{self.registered[0]}{self.session_id}" for queue in queues]
+
+    def note_added(self, wakeup_count: int) -> None:
+        """Note that the server has these members. `wakeup_count` is that of before the call."""
+        self._listens = wakeup_count == self.wakeup_count
+
+    def list_members(self) -> list[str]:
+        """Return the members of `idle_worker` that the handle may have."""
+        queues = self.registered[1:]
+        return [f"{queue}\0{self.registered[0]}{self.session_id}" for queue in queues]
+
+
+AddEntries = Callable[[Collection[str]], Awaitable[None]]
+"""Writes idle entries of the handle for these queues."""
+PassOn = Callable[[str, bool], None]
+"""Wakes another worker for a job of a queue. The second argument says whether the wake-up was
+passed on before.
+"""
 
 
 class PubSubListener:
@@ -38,16 +110,30 @@ class PubSubListener:
     call that waits.
     """
 
-    def __init__(self, locator: ServerLocator, channel: bytes, subscribe: Subscribe) -> None:
+    def __init__(
+        self,
+        locator: ServerLocator,
+        channels: tuple[bytes, bytes],
+        entries: IdleEntries,
+        *,
+        add_entries: AddEntries,
+        pass_on: PassOn,
+    ) -> None:
         self._locator = locator
-        self.channel: bytes = channel
-        self._subscribe = subscribe
-        self._subscribed_queues: set[str] = set()
-        """The queues that are in the hash, as far as this handle knows."""
+        self._channels = channels
+        """The channel of sessions, and that of this handle."""
+        self._entries = entries
+        self._add_entries = add_entries
+        self._pass_on = pass_on
         self._waiters = Waiters()
         self._is_connected = asyncio.Event()
         self._listen_task: asyncio.Task[None] | None = None
         self._last_warning = ""
+
+    @property
+    def last_wait(self) -> LastWait:
+        """How the last call of `wait` ended."""
+        return self._waiters.last_wait
 
     async def wait(
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
@@ -61,7 +147,7 @@ class PubSubListener:
         if self._waiters.take_missed(queues):
             return
         with self._waiters.expect(queues) as notified:
-            await self._subscribe_queues(queues)
+            await self._announce(queues)
             left = max(0.0, timeout - (clock.time() - began))
             await wait_until(notified, sleep(left))
 
@@ -69,11 +155,6 @@ class PubSubListener:
         """Return when the session is notified, or when notifications may have been lost."""
         await self._ensure_listening(_REPLY_TIMEOUT)
         await self._waiters.wait_for_session(session_id)
-
-    def note_subscribed(self, queues: Iterable[str]) -> None:
-        """Record that an exchange found nothing and put these queues into the hash."""
-        if self._listen_task is not None:
-            self._subscribed_queues.update(queues)
 
     async def close(self) -> None:
         """Stop listening."""
@@ -95,18 +176,17 @@ class PubSubListener:
                 async with asyncio.timeout(timeout):
                     await self._is_connected.wait()
 
-    async def _subscribe_queues(self, queues: Collection[str]) -> None:
-        unsubscribed = [queue for queue in queues if queue not in self._subscribed_queues]
-        if unsubscribed and self._is_connected.is_set():
+    async def _announce(self, queues: Collection[str]) -> None:
+        """Have idle entries for these queues."""
+        if self._is_connected.is_set() and not self._entries.may_listen(queues):
+            wakeups = self._entries.wakeup_count
             with suppress(BackendError):
-                await self._subscribe(unsubscribed)
-                self._subscribed_queues.update(unsubscribed)
+                await self._add_entries(queues)
+                self._entries.note_added(wakeups)
 
-    def _wake(self, names: Collection[str]) -> None:
-        if EVERY_QUEUE in names:
-            self._subscribed_queues.clear()
-        self._subscribed_queues.difference_update(names)
-        self._waiters.notify(names)
+    def _notify_all(self) -> None:
+        self._entries.note_wakeup()
+        self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])
 
     async def _listen_forever(self) -> None:
         """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
@@ -121,7 +201,7 @@ class PubSubListener:
             if self._is_connected.is_set():
                 pause = _FIRST_PAUSE
                 self._is_connected.clear()
-                self._wake([EVERY_QUEUE, EVERY_SESSION])
+                self._notify_all()
             self._locator.invalidate()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -143,11 +223,11 @@ class PubSubListener:
     async def _listen_once(self) -> None:
         protocol = RedisProtocol(await self._locator.connect(), self._on_message)
         try:
-            command = pack_command((b"SUBSCRIBE", self.channel))  # type: ignore[arg-type]
-            (reply,) = await protocol.request(command, 1, _REPLY_TIMEOUT)
-            if isinstance(reply, Exception):
-                raise reply
-            self._subscribed_queues.clear()
+            commands = [pack_command((b"SUBSCRIBE", channel)) for channel in self._channels]  # type: ignore[arg-type]
+            for reply in await protocol.request(b"".join(commands), len(commands), _REPLY_TIMEOUT):
+                if isinstance(reply, Exception):
+                    raise reply
+            self._entries.note_wakeup()
             self._is_connected.set()
             self._last_warning = ""
             await _wait_until_lost(protocol)
@@ -155,8 +235,20 @@ class PubSubListener:
             await protocol.close()
 
     def _on_message(self, message: list[bytes]) -> None:
-        if message[0] == b"message":
-            self._wake(message[2].decode().split("\0"))
+        if message[0] != b"message":
+            return
+        if message[1] == self._channels[0]:
+            self._waiters.notify(message[2].decode().split("\0"))
+        else:
+            self._wake_one(message[2].decode())
+
+    def _wake_one(self, text: str) -> None:
+        """End a call of this handle. If none waits any more, wake another worker."""
+        self._entries.note_wakeup()
+        passed, queue = text.startswith(_PASSED), text.removeprefix(_PASSED)
+        if not self._waiters.wake(queue, 1, passed=passed):
+            self._waiters.keep([queue])
+            self._pass_on(queue, passed)
 
 
 async def _wait_until_lost(protocol: RedisProtocol) -> None:

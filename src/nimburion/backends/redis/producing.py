@@ -28,10 +28,7 @@ class RedisProducing(Producing):
             return []
         connections = self._server.get_connections()
         if len(jobs) == 1 and (plain := enqueueing.encode_single(jobs[0])) is not None:
-            stream = connections.long_poll.get_stream(jobs[0].queue)
-            reply = await self._server.run_enqueue_script(
-                connections, "enqueue_one", plain, more_keys=[stream]
-            )
+            reply = await self._server.run_enqueue_script(connections, "enqueue_one", plain)
             if reply != UNKNOWN_LANE:
                 return enqueueing.make_single_result(jobs[0], reply)
         slices = enqueueing.encode_batches(jobs)

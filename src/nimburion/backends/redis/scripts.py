@@ -71,10 +71,11 @@ class ScriptSpec(NamedTuple):
 
 
 _RECORD_PARTS = ("times", "constants", "strings", "record_format", "session_format", "batching")
-_ENQUEUE_PARTS = (*_RECORD_PARTS, "notify", "lane_counts", "unique_keys")
+_NOTIFY_PARTS = ("idle_workers", "notify")
+_ENQUEUE_PARTS = (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", "unique_keys")
 _USE_PARTS = ("admission", "fairness", "parked_jobs")
 _KEY_PARTS = ("heap", *_USE_PARTS)
-_LIMIT_PARTS = (*_RECORD_PARTS, "notify", "lane_counts", *_KEY_PARTS, "limit_changes")
+_LIMIT_PARTS = (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", *_KEY_PARTS, "limit_changes")
 _WRITE_PARTS = (*_ENQUEUE_PARTS, *_KEY_PARTS, "write_buffer")
 _SCAN_PARTS = (*_RECORD_PARTS, "lane_counts", "scan_jobs")
 _DETAIL_PARTS = ("session_names", "job_details")
@@ -86,7 +87,7 @@ SCRIPT_SPECS = MappingProxyType(
     {
         "open": ScriptSpec(flags="allow-oom"),
         "enqueue": ScriptSpec((*_ENQUEUE_PARTS, *_KEY_PARTS, *_NEW_JOB_PARTS)),
-        "enqueue_one": ScriptSpec(("times", "constants")),
+        "enqueue_one": ScriptSpec(("times", "constants", "idle_workers")),
         "flush": ScriptSpec(flags="allow-oom"),
         "check_enqueue": ScriptSpec(
             (*_RECORD_PARTS, "unique_keys", *_KEY_HOLDER_PARTS), "no-writes"
@@ -99,11 +100,12 @@ SCRIPT_SPECS = MappingProxyType(
             ),
             "allow-oom",
             (
-                *(("record_format",), ("notify",), ("unique_keys",), _USE_PARTS),
+                *(("record_format",), _NOTIFY_PARTS, ("unique_keys",), _USE_PARTS),
                 *(("write_buffer", "settle"), ("pauses", "lanes", "source", "reserve")),
                 *(("lease_jobs",), ("repeat_leases",)),
             ),
         ),
+        "wake_workers": ScriptSpec(("times", "idle_workers"), "allow-oom"),
         "open_session": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
         "heartbeat": ScriptSpec((*_RECORD_PARTS, "pauses"), "allow-oom"),
         "put_statistics": ScriptSpec(("times",)),
@@ -112,13 +114,13 @@ SCRIPT_SPECS = MappingProxyType(
         "close_session": ScriptSpec((*_WRITE_PARTS, "release_jobs"), "allow-oom"),
         "rescue": ScriptSpec((*_WRITE_PARTS, "release_jobs", "session_names"), "allow-oom"),
         "promote": ScriptSpec(
-            (*_RECORD_PARTS, "notify", "lane_counts", "heap", "fairness", "promote_due"),
+            (*_RECORD_PARTS, *_NOTIFY_PARTS, "lane_counts", "heap", "fairness", "promote_due"),
             "allow-oom",
         ),
         "cancel": ScriptSpec((*_WRITE_PARTS, "ids", *_CHANGE_PARTS), "allow-oom"),
-        "pause_queue": ScriptSpec(("times", "notify", "pauses"), "allow-oom"),
+        "pause_queue": ScriptSpec(("times", *_NOTIFY_PARTS, "pauses"), "allow-oom"),
         "change_limit": ScriptSpec(_LIMIT_PARTS, "allow-oom"),
-        "send_command": ScriptSpec((*_RECORD_PARTS, "notify"), "allow-oom"),
+        "send_command": ScriptSpec((*_RECORD_PARTS, *_NOTIFY_PARTS), "allow-oom"),
         "change_jobs": ScriptSpec(
             (
                 *_WRITE_PARTS,
@@ -146,7 +148,7 @@ SCRIPT_SPECS = MappingProxyType(
                 *("unique_keys", *_KEY_HOLDER_PARTS, "pauses"),
                 *_DETAIL_PARTS,
                 *("limit_holders", "read_sessions"),
-                *("notify", *_KEY_PARTS),
+                *(*_NOTIFY_PARTS, *_KEY_PARTS),
             ),
             "no-writes",
         ),

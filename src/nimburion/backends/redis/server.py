@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from nimburion.backends.redis import enqueue as enqueueing
@@ -10,13 +13,13 @@ from nimburion.backends.redis.connection.command_connection import CommandConnec
 from nimburion.backends.redis.connection.topology import ServerLocator
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.redis.long_poll import Command, StreamLongPoll
-from nimburion.backends.redis.notifications import PubSubListener, Subscribe
+from nimburion.backends.redis.notifications import IdleEntries, PubSubListener
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.url import RedisSettings
 from nimburion.backends.server.encoding import to_micros
 from nimburion.backends.server.handle import OpenHandle
-from nimburion.core.errors import FormatMismatch
+from nimburion.core.errors import BackendError, FormatMismatch
 from nimburion.core.timing.clock import Clock, SystemClock
 
 FORMAT = 1
@@ -45,7 +48,7 @@ class RedisServer:
 
     def make_connections(self) -> RedisConnections:
         """Return new connections, which are not open yet."""
-        return RedisConnections(self.settings, self._subscribe, self.warned)
+        return RedisConnections(self.settings, self.warned, handle=os.urandom(8).hex())
 
     def make_times(self) -> tuple[CommandPart, CommandPart]:
         """Return the time of the test clock; without one, the script reads the server's time."""
@@ -62,12 +65,6 @@ class RedisServer:
             connections.commands, name, arguments, self.make_times(), more_keys=more_keys
         )
         return reply
-
-    async def _subscribe(self, queues: Collection[str]) -> None:
-        connections = self.get_connections()
-        channel = connections.listener.channel
-        pairs = [part for queue in queues for part in (queue, b"1")]
-        await connections.commands.execute("HSET", channel, *pairs)
 
     async def run_enqueue_script(
         self,
@@ -97,7 +94,7 @@ class RedisServer:
 class RedisConnections:
     """The open connections of a backend on one event loop, and the properties of its server."""
 
-    def __init__(self, settings: RedisSettings, subscribe: Subscribe, warned: set[str]) -> None:
+    def __init__(self, settings: RedisSettings, warned: set[str], *, handle: str) -> None:
         self.settings: RedisSettings = settings
         self.locator: ServerLocator = ServerLocator(settings, timeout=settings.timeout)
         where = settings.describe()
@@ -106,10 +103,21 @@ class RedisConnections:
         self.enqueues: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.exchanges: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.keys: Keys = Keys(settings.namespace)
-        self.listener: PubSubListener = PubSubListener(self.locator, self.keys.channel, subscribe)
-        self.long_poll: StreamLongPoll = StreamLongPoll(
-            self.keys.wakeup_streams, self.exchanges, self.commands
+        self.entries: IdleEntries = IdleEntries(handle)
+        self.listener: PubSubListener = PubSubListener(
+            self.locator,
+            (self.keys.channel, b"%s:%s" % (self.keys.idle_worker, handle.encode())),
+            self.entries,
+            add_entries=self._add_entries,
+            pass_on=lambda queue, passed: self.wake_other(queue, passed=passed),
         )
+        self.long_poll: StreamLongPoll = StreamLongPoll(
+            b"%s:%s" % (self.keys.idle_worker, handle.encode()),
+            self.listener.last_wait,
+            self.exchanges,
+            self.commands,
+        )
+        self._wake_tasks: set[asyncio.Task[None]] = set()
         self.server: RedisServerInfo
         self._warned = warned
         self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
@@ -177,8 +185,32 @@ class RedisConnections:
         """Return the commands that follow a write and wait until it is on the disk."""
         return enqueueing.make_flush_commands(*self._scripts["flush"], settings)
 
+    def wake_other(self, queue: str, *, passed: bool) -> None:
+        """Wake a worker of a queue on another handle, soon."""
+        task = asyncio.get_running_loop().create_task(self._wake_other(queue, passed=passed))
+        self._wake_tasks.add(task)
+        task.add_done_callback(self._wake_tasks.discard)
+
+    async def _wake_other(self, queue: str, *, passed: bool) -> None:
+        arguments: list[CommandPart] = [queue, 1, b"1" if passed else b"", self.entries.handle]
+        with suppress(BackendError):
+            await self.run_script(self.commands, "wake_workers", arguments)
+
+    async def _add_entries(self, queues: Collection[str]) -> None:
+        parts: list[CommandPart] = []
+        for member in self.entries.add_members(queues):
+            parts += (0, member)
+        await self.commands.execute("ZADD", self.keys.idle_worker, *parts)
+
     async def close(self) -> None:
-        """Close all connections."""
+        """Remove the idle entries, and close all connections."""
+        for task in self._wake_tasks:
+            task.cancel()
+        await asyncio.gather(*self._wake_tasks, return_exceptions=True)
+        members = self.entries.list_members()
+        if members:
+            with suppress(BackendError):
+                await self.commands.execute("ZREM", self.keys.idle_worker, *members)
         await self.listener.close()
         await self.long_poll.close()
         for connection in (self.exchanges, self.enqueues, self.commands):

@@ -41,7 +41,11 @@ class SQLiteConsuming(Consuming):
             lambda db: exchanging.run_exchange(db, session_id, number, settlements, request),
             durable=False,
         )
-        return exchanging.make_reply(result)
+        reply = exchanging.make_reply(result)
+        listener, notifier = self._file.listener, self._file.notifier
+        if listener is not None and listener.last_wait.has_ended and notifier is not None:
+            notifier.wake_next(request, reply)
+        return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         return await self._file.write(

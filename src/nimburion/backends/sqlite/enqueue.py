@@ -86,7 +86,7 @@ def insert_jobs(db: Database, jobs: Sequence[NewJob]) -> None:
     if latest > now:
         db.run("insert_new_scheduled", last_before, now)
     for job in jobs:
-        db.names_to_notify.add(job.queue)
+        db.names_to_notify[job.queue] += 1
 
 
 def make_columns(db: Database, jobs: Sequence[NewJob]) -> Columns:

@@ -97,6 +97,8 @@ class SQLiteFile:
         self._slow_reader_lock = asyncio.Lock()
         self.listener: SocketListener | None = None
         """Listens for the notifications of other processes."""
+        self.notifier: SQLiteNotifier | None = None
+        """Wakes idle workers, on the event loop's thread."""
         self._notifier: SocketNotifier | None = None
         self._caller_transactions: CallerTransactions | None = None
         self._open_lock = asyncio.Lock()
@@ -147,7 +149,9 @@ class SQLiteFile:
             await writer.stop()
             raise
         self._notifier, self.listener = sender, listener
-        notifier = SQLiteNotifier(SocketNotifier(folder, self._socket_name), listener)
+        self.notifier = notifier = SQLiteNotifier(
+            SocketNotifier(folder, self._socket_name), listener
+        )
         self._caller_transactions = CallerTransactions(
             self.path,
             sql,

@@ -1,8 +1,11 @@
 """Notifications between processes, over datagram sockets beside the database file.
 
-A process that waits binds a socket. A process that writes sends the names of the changed queues to
-every socket. Delivery is not guaranteed: a full socket already holds a notification, and the
-socket of a dead process is removed. Where no socket can be bound, waiters rely on their timeout.
+A process that waits binds a socket. Each of its calls of `wait` also creates an empty file, whose
+name has a mark for each queue of the call. It is the idle entry of the call, and is removed when
+the call ends. A process that writes removes as many of these files as there are jobs, and sends a
+message to the socket of each. If there are too few, it sends the names of the queues to every
+socket. Delivery is not guaranteed: a full socket already holds a notification, and the socket of a
+dead process is removed. Where no socket can be bound, waiters rely on their timeout.
 
 A worker binds a second socket, named after its session. Cancels and commands for the session are
 sent to this socket only. So a busy worker hears of them, but not of each new job.
@@ -15,18 +18,22 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nimburion.backends.waiters import (
+    ALL_WORKERS,
     EVERY_QUEUE,
+    EVERY_SESSION,
+    JobCounts,
+    LastWait,
     Waiters,
-    is_session_name,
     make_session_name,
     wait_until,
 )
 from nimburion.core.errors import NimburionError
+from nimburion.core.exchange import Reply, ReserveRequest
 
 _MAX_PATH_BYTES = 100
 """The most bytes of a socket's path. Systems allow 104 to 108."""
@@ -36,6 +43,16 @@ _OPEN_FOLDERS = Path("/proc/self/fd")
 """Linux: a folder that is open in this process is also found here, by its file descriptor."""
 _SESSION_PREFIX = "s"
 """The first character of the name of a session's socket. Other sockets have hexadecimal names."""
+_ENTRY_PREFIX = "q"
+"""The first character of the name of an idle entry: `q-SOCKET-NUMBER-MARK.MARK`."""
+_MAX_ENTRY_QUEUES = 20
+"""The most queues in an idle entry. A call for more has the mark `*`."""
+_NO_QUEUE_SOCKETS = (_SESSION_PREFIX, _ENTRY_PREFIX)
+"""The first characters of names that are not those of a process's socket."""
+_WAKE, _PASSED = b"\x01", b"\x02"
+"""The first byte of a message to one idle worker; the queue follows. A message with the second byte
+is not passed on again.
+"""
 _MTIME_SETTLED_NS = 50_000_000
 """Nanoseconds after which a folder's modification time covers all earlier changes."""
 
@@ -79,35 +96,61 @@ def find_session_socket(folder: Path, session_name: str) -> Path:
     return folder / f"{_SESSION_PREFIX}{mark}"
 
 
+def make_queue_mark(queue: str) -> str:
+    """Return the mark of a queue in the name of an idle entry. Two queues may have the same mark.
+
+    >>> len(make_queue_mark("mail"))
+    8
+    """
+    return hashlib.blake2b(queue.encode(), digest_size=4).hexdigest()
+
+
+def make_entry_name(socket_name: str, number: int, queues: Collection[str]) -> str:
+    """Return the name of the idle entry of a call that waits for these queues."""
+    marks = "*" if len(queues) > _MAX_ENTRY_QUEUES else ".".join(map(make_queue_mark, queues))
+    return f"{_ENTRY_PREFIX}-{socket_name}-{number}-{marks}"
+
+
 class SocketNotifier:
-    """Sends notifications to the other processes. Use it from one thread only."""
+    """Wakes idle workers of all processes, and sends notifications to the other processes. Use it
+    from one thread only.
+    """
 
     def __init__(self, folder: Path, own: str) -> None:
         self._folder = folder
         self._folder_name = str(folder)
         self._own = own
         self._others: list[str] = []
+        self._entries: list[str] = []
+        """The names of the idle entries of all processes."""
+        self._turn = sum(own.encode())
+        """Which entry is next. Each process begins with another."""
         self._folder_mtime = -1
         self._socket: socket.socket | None = None
 
-    def notify(self, names: Collection[str]) -> None:
-        """Send the names of queues to every other socket of the folder, and sessions to their own.
+    def notify(self, names: Mapping[str, int], *, passed: bool = False) -> Collection[str]:
+        """Wake one idle worker for each job, and notify sessions. Send the names of queues with too
+        few idle workers to every other socket of the folder, and return them.
 
-        Never blocks.
+        `passed`: another worker found no job for itself after this wake-up. Then nothing is sent to
+        all, and no queue is returned. Never blocks.
         """
-        queues = []
-        for name in names:
-            if is_session_name(name):
-                self._send(b"", str(find_session_socket(self._folder, name)))
-            else:
-                queues.append(name)
-        if not queues:
-            return
         self._refresh()
+        queues = []
+        for name, jobs in names.items():
+            if name[0] == EVERY_SESSION:
+                self._send(b"", str(find_session_socket(self._folder, name)))
+                continue
+            is_for_all = name == EVERY_QUEUE or jobs >= ALL_WORKERS or not self._entries
+            if is_for_all or self._wake_idle(name, jobs, passed=passed) < jobs:
+                queues.append(name)
+        if passed or not queues:
+            return ()
         if self._others:
             message = encode_queues(queues)
             for other in self._others:
                 self._send(message, other)
+        return queues
 
     def close(self) -> None:
         """Close the socket."""
@@ -115,7 +158,33 @@ class SocketNotifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, message: bytes, other: str) -> None:
+    def _wake_idle(self, queue: str, jobs: int, *, passed: bool) -> int:
+        """Remove up to `jobs` idle entries of a queue and wake their workers. Return their number.
+
+        A process that has died does not count: its socket refuses the message.
+        """
+        mark, message = make_queue_mark(queue), (_PASSED if passed else _WAKE) + queue.encode()
+        entries = [name for name in self._entries if mark in name or name.endswith("*")]
+        count = 0
+        for place in range(len(entries)):
+            if count == jobs:
+                break
+            name = entries[(self._turn + place) % len(entries)]
+            self._entries.remove(name)
+            self._folder_mtime = -1
+            try:
+                (self._folder / name).unlink()
+            except FileNotFoundError:  # another process has woken it
+                continue
+            except OSError:  # an entry of another user: its worker removes it
+                pass
+            if self._send(message, str(self._folder / name.split("-")[1])):
+                count += 1
+        self._turn += 1
+        return count
+
+    def _send(self, message: bytes, other: str) -> bool:
+        """Send a message to a socket. Return False if it was not received."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)  # noqa: FBT003 (the library's)
@@ -126,23 +195,27 @@ class SocketNotifier:
             self._folder_mtime = -1
             with suppress(OSError):
                 Path(other).unlink()
+            return False
         except OSError:  # full: it has a notification already; removed: the next refresh drops it
-            return
+            return False
+        return True
 
     def _refresh(self) -> None:
         """List the folder again, unless its modification time shows that nothing changed."""
         try:
             changed = os.stat(self._folder_name).st_mtime_ns  # noqa: PTH116 (five times as fast)
         except OSError:
-            self._others, self._folder_mtime = [], -1
+            self._others, self._entries, self._folder_mtime = [], [], -1
             return
         if changed == self._folder_mtime:
             return
         with suppress(OSError):
+            names = sorted(os.listdir(self._folder))  # noqa: PTH208
+            self._entries = [name for name in names if name.startswith(_ENTRY_PREFIX)]
             self._others = [
                 str(self._folder / name)
-                for name in sorted(os.listdir(self._folder))  # noqa: PTH208
-                if name != self._own and not name.startswith(_SESSION_PREFIX)
+                for name in names
+                if name != self._own and name[0] not in _NO_QUEUE_SOCKETS
             ]
         self._folder_mtime = changed if time.time_ns() - changed > _MTIME_SETTLED_NS else -1
 
@@ -155,7 +228,16 @@ class SocketListener:
         self._path = folder / name
         self._socket: socket.socket | None = None
         self._waiters = Waiters()
+        self.last_wait: LastWait = self._waiters.last_wait
+        """How the last call of `wait` ended."""
+        self._entries: set[Path] = set()
+        """The idle entries of the calls that wait."""
+        self._entry_count = 0
         self.is_listening: bool = False
+        self.pass_on: Callable[[str, bool], None] = lambda _, __: None
+        """Wakes another worker for a job of a queue. The second argument says whether the wake-up
+        was passed on before, by a worker that found nothing.
+        """
 
     def listen(self) -> None:
         """Bind the socket once. If that fails, only notifications of this process arrive."""
@@ -174,11 +256,35 @@ class SocketListener:
             return
         self._watch()
         try:
-            with self._waiters.expect(queues) as notified:
+            with self._waiters.expect(queues) as notified, self._add_entry(queues):
                 await wait_until(notified, sleep(timeout))
         finally:
             if not self._waiters:  # spare a busy worker the wake-ups of its event loop
                 self._stop_reading()
+
+    @contextmanager
+    def _add_entry(self, queues: Collection[str]) -> Iterator[None]:
+        """Have an idle entry for these queues inside the block."""
+        if self._socket is None:
+            yield
+            return
+        self._entry_count += 1
+        entry = self._folder / make_entry_name(self._path.name, self._entry_count, queues)
+        with suppress(OSError):
+            os.close(os.open(entry, os.O_CREAT | os.O_WRONLY, 0o600))
+        self._entries.add(entry)
+        try:
+            yield
+        finally:
+            self._entries.discard(entry)
+            try:
+                entry.unlink()
+            except (
+                FileNotFoundError
+            ):  # a message is here or under way: pass it on if it is too late
+                self._read_messages()
+            except OSError:
+                pass
 
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified. Never returns if its socket cannot be bound."""
@@ -205,6 +311,7 @@ class SocketListener:
     def discard(self) -> None:
         """Close and remove the socket after its event loop was closed."""
         self._waiters.discard_all()
+        self._remove_entries()
         listening_socket, self._socket = self._socket, None
         if listening_socket is not None:
             listening_socket.close()
@@ -214,6 +321,7 @@ class SocketListener:
     def close(self) -> None:
         """Close and remove the socket, and remove the folder if it is empty then."""
         self._waiters.end_all()
+        self._remove_entries()
         if self._socket is not None:
             self._stop_reading()
             self._socket.close()
@@ -223,6 +331,11 @@ class SocketListener:
             with suppress(OSError):
                 self._path.parent.rmdir()
         self.is_listening = False
+
+    def _remove_entries(self) -> None:
+        while self._entries:
+            with suppress(OSError):
+                self._entries.pop().unlink()
 
     def _watch(self) -> None:
         if not self._waiters and self._socket is not None:
@@ -239,7 +352,17 @@ class SocketListener:
             return
         with suppress(OSError):
             while True:
-                self._waiters.notify(decode_queues(self._socket.recv(_MAX_MESSAGE_BYTES)))
+                message = self._socket.recv(_MAX_MESSAGE_BYTES)
+                if message[:1] in (_WAKE, _PASSED):
+                    self._wake_one(message[1:].decode(), passed=message[:1] == _PASSED)
+                else:
+                    self._waiters.notify(decode_queues(message))
+
+    def _wake_one(self, queue: str, *, passed: bool) -> None:
+        """End a call that waits for the queue. If it has ended already, wake another worker."""
+        if not self._waiters.wake(queue, 1, passed=passed):
+            self._waiters.keep([queue])
+            self.pass_on(queue, passed)
 
 
 def bind_socket(path: Path) -> socket.socket | None:
@@ -259,14 +382,14 @@ def bind_socket(path: Path) -> socket.socket | None:
 
 def make_notify_from_thread(
     sender: SocketNotifier, listener: SocketListener, loop: asyncio.AbstractEventLoop
-) -> Callable[[frozenset[str]], None]:
+) -> Callable[[JobCounts], None]:
     """Return a function that notifies all processes, for the writer's thread."""
 
-    def notify(names: frozenset[str]) -> None:
-        sender.notify(names)
-        if listener.is_listening:
+    def notify(names: JobCounts) -> None:
+        queues = sender.notify(names)
+        if queues and listener.is_listening:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(listener.wake, names)
+                loop.call_soon_threadsafe(listener.wake, queues)
 
     return notify
 
@@ -277,13 +400,20 @@ class SQLiteNotifier:
     def __init__(self, sender: SocketNotifier, listener: SocketListener) -> None:
         self._sender = sender
         self._listener = listener
+        listener.pass_on = lambda queue, passed: self.notify({queue: 1}, passed=passed)
 
-    def notify(self, queues: Collection[str]) -> None:
-        """Wake the waiters of these queues in all processes; do nothing for no queues."""
-        if queues:
-            self._sender.notify(queues)
-            if self._listener.is_listening:
+    def notify(self, names: Mapping[str, int], *, passed: bool = False) -> None:
+        """Wake one idle worker for each job, in all processes; see `SocketNotifier.notify`."""
+        if names:
+            queues = self._sender.notify(names, passed=passed)
+            if queues and self._listener.is_listening:
                 self._listener.wake(queues)
+
+    def wake_next(self, request: ReserveRequest, reply: Reply) -> None:
+        """Wake another worker, if the first exchange after a call left jobs or found none."""
+        queues, passed = self._listener.last_wait.find_next(request, reply)
+        if queues:
+            self.notify(dict.fromkeys(queues, 1), passed=passed)
 
     def close(self) -> None:
         """Close the sender's socket."""
@@ -312,7 +442,7 @@ _COMMIT_TIMEOUT = 60.0
 
 FindCommitted = Callable[[list[str]], Awaitable[Collection[str]]]
 """Returns those of these job ids that are committed."""
-Notify = Callable[[Collection[str]], None]
+Notify = Callable[[Mapping[str, int]], None]
 
 
 class CommitPoller:
@@ -332,11 +462,11 @@ class CommitPoller:
         self._find_committed = find_committed
         self._notify = notify
         self._sleep = sleep
-        self._uncommitted: dict[str, tuple[float, Collection[str]]] = {}
+        self._uncommitted: dict[str, tuple[float, Mapping[str, int]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._interval = _FIRST_INTERVAL
 
-    def add(self, job_id: str, queues: Collection[str]) -> None:
+    def add(self, job_id: str, queues: Mapping[str, int]) -> None:
         """Notify these queues once this job is committed."""
         self._uncommitted[job_id] = (asyncio.get_running_loop().time() + _COMMIT_TIMEOUT, queues)
         self._interval = _FIRST_INTERVAL
@@ -358,7 +488,7 @@ class CommitPoller:
             return
         with suppress(NimburionError):
             for job_id in await self._find_committed(list(self._uncommitted)):
-                _, queues = self._uncommitted.pop(job_id, (0.0, ()))
+                _, queues = self._uncommitted.pop(job_id, (0.0, {}))
                 self._notify(queues)
 
     async def _poll_until_empty(self) -> None:

@@ -19,7 +19,7 @@ from nimburion.backends.sqlite.settle import (
 )
 from nimburion.backends.sqlite.statistics import prune_statistics
 from nimburion.backends.sqlite.tenants import forget_tenants
-from nimburion.backends.waiters import make_session_name
+from nimburion.backends.waiters import ALL_WORKERS, make_session_name
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import FINISHED, JobOptions, NewJob, State
@@ -60,7 +60,7 @@ def pause_queue(db: Database, queue: str, new: Pause | None) -> None:
     """Pause a queue, or resume it if `new` is None."""
     if new is None:
         db.run("resume_queue", queue)
-        db.notify([queue])
+        db.names_to_notify[queue] += ALL_WORKERS
     else:
         until = None if new.until is None else to_micros(new.until)
         db.run("pause_queue", queue, new.by, new.reason, db.now, until)

@@ -63,11 +63,12 @@ def open_session(db: Database, session: Session) -> None:
         "insert_session", session.id, _encode(info).decode(), session.ttl,
         db.boot_time + session.ttl, db.boot_id, db.now,
     )  # fmt: skip
+    before = db.fetch_one("list_effective_limits")
     for name in session.names:
         declare_limits(db, name, session.limits.get(name, {}))
     for tenant, weight in session.weights.items():
         set_tenant_weight(db, tenant, weight)
-    if session.names:
+    if db.fetch_one("list_effective_limits") != before:
         db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 
 

@@ -33,6 +33,7 @@ from nimburion.backends.sqlite.exchange import read_session_head
 from nimburion.backends.sqlite.notifications import CommitPoller, SQLiteNotifier
 from nimburion.backends.sqlite.settle import settle_one
 from nimburion.backends.sqlite.statistics import count_enqueued
+from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import (
     BackendUnavailable,
     LeaseLost,
@@ -66,7 +67,7 @@ class SQLiteCallerTransaction:
     def __init__(self, caller_transactions: CallerTransactions, adapter: ConnectionAdapter) -> None:
         self._caller_transactions = caller_transactions
         self._adapter = adapter
-        self._names_to_notify: set[str] = set()
+        self._names_to_notify = JobCounts(int)
 
     async def begin(self) -> object:
         """See `nimburion.core.transactions.Transaction`."""
@@ -115,7 +116,7 @@ class SQLiteOwnTransaction:
         self._expiry_task: asyncio.Task[None] | None = None
         self._ending = False
         self._expired = False
-        self._names_to_notify: set[str] = set()
+        self._names_to_notify = JobCounts(int)
 
     async def begin(self) -> sqlite3.Connection:
         """See `nimburion.core.transactions.Transaction`."""
@@ -322,7 +323,7 @@ class CallerTransactions:
 
     async def complete_job(
         self, adapter: ConnectionAdapter, session_id: str, completed: Completed
-    ) -> set[str]:
+    ) -> JobCounts:
         """Complete a job just before the commit; return the names to notify after the commit."""
         _, queues = await self.run(adapter, lambda db: complete_job(db, session_id, completed))
         return queues
@@ -334,7 +335,7 @@ class CallerTransactions:
 
     async def run(
         self, adapter: ConnectionAdapter, work: Callable[[Database], T]
-    ) -> tuple[T, set[str]]:
+    ) -> tuple[T, JobCounts]:
         """Run `work` in the caller's transaction; return its result and the names to notify."""
         return await self._run_on_driver_connection(
             adapter, lambda connection: self._run(connection, work)
@@ -362,7 +363,7 @@ class CallerTransactions:
 
     def _run(
         self, connection: sqlite3.Connection, work: Callable[[Database], T]
-    ) -> tuple[T, set[str]]:
+    ) -> tuple[T, JobCounts]:
         database = self._make_database(connection)
         with self.map_errors(), _read_text_as_str(connection):
             self._check_file(database)

@@ -190,7 +190,9 @@ class HandDrivenWorker:
         seed = f"{self.id} {self.number + 1}".encode()
         nonce = hashlib.blake2b(seed, digest_size=16).digest()
         lanes = self.lanes if lanes is None else lanes
-        return ReserveRequest(total, lanes, queues or {}, ageing, nonce, long_poll, max_bytes)
+        return ReserveRequest(
+            total, lanes, queues or {}, ageing, nonce, long_poll, max_bytes, free_slots=total
+        )
 
     async def exchange(
         self, *settlements: Settlement, want: ReserveRequest = RESERVE_NOTHING

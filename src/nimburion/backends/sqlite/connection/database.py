@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nimburion.backends.sql_files import Statements
+from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import BackendFull, Unstorable
 from nimburion.core.exchange import Lane
 from nimburion.core.job import NewJob
@@ -73,7 +74,7 @@ class Database:
         """The time of this call, in microseconds since 1970."""
         self.boot_time: float = 0.0
         """The time of this call, in seconds since the host booted."""
-        self.names_to_notify: set[str] = set()
+        self.names_to_notify: JobCounts = JobCounts(int)
         """The queues and sessions whose waiters to wake after the commit."""
         self.reads_sizes_first: bool = False
         """Whether the last exchange had more payloads than its reply could hold.
@@ -130,8 +131,9 @@ class Database:
         return row[0]
 
     def notify(self, names: Iterable[str]) -> None:
-        """Wake the waiters of these queues and sessions after the commit."""
-        self.names_to_notify.update(names)
+        """Wake a waiter of each of these queues, and those of sessions, after the commit."""
+        for name in names:
+            self.names_to_notify[name] += 1
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

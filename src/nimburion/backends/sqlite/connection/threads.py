@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import msgspec
 
 from nimburion.backends.sqlite.errors import convert_error, is_busy, map_errors
+from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import BackendFull, BackendReplaced, BackendUnavailable, NotOpen
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class WriterThread(DatabaseThread):
         open_database: Callable[[], Database],
         files: OpenFiles,
         *,
-        notify: Callable[[frozenset[str]], None],
+        notify: Callable[[JobCounts], None],
         checkpointer: Checkpointer,
         space: DiskSpace,
         random: Random,
@@ -304,7 +305,7 @@ class WriterThread(DatabaseThread):
             else:
                 group[0].error = self._find_cause(error)
         if database.names_to_notify:
-            notified, database.names_to_notify = frozenset(database.names_to_notify), set()
+            notified, database.names_to_notify = database.names_to_notify, JobCounts(int)
             self._notify(notified)
 
     def _begin(self, database: Database, group: list[DatabaseCall[object]]) -> bool:
@@ -356,7 +357,7 @@ class WriterThread(DatabaseThread):
         if alone:
             call.value = call.work(database)
             return
-        notified = set(database.names_to_notify)
+        notified = database.names_to_notify.copy()
         try:
             with database.savepoint():
                 call.value = call.work(database)

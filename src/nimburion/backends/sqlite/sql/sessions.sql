@@ -29,6 +29,13 @@ ON CONFLICT (name) DO UPDATE SET maximum = excluded.maximum;
 -- Inputs: ?1 name
 DELETE FROM concurrency_limit WHERE name = ?1;
 
+-- name: list_effective_limits
+-- Return all limits, without their use: one JSON text for each kind.
+SELECT
+    (SELECT json_group_array(json_array(name, maximum)) FROM concurrency_limit),
+    (SELECT json_group_array(json_array(name, interval, burst, cost)) FROM rate_limit),
+    (SELECT json_group_array(json_array(job_name, limit_name, concurrency, interval, burst, cost)) FROM keyed_limit);
+
 -- name: set_rate
 -- Set the rate limit of a job name. A limit that exists keeps the units that its jobs have taken.
 -- Inputs: ?1 name, ?2 rate, ?3 interval, ?4 burst, ?5 cost

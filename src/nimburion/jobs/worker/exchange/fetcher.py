@@ -309,7 +309,11 @@ class Fetcher:
             if self._had_members:
                 room = max(1, min(room, slots.count_free_slots()))
         return self._lanes.make_request(
-            room, everything=everything, long_poll=timeout, without=without
+            room,
+            everything=everything,
+            long_poll=timeout,
+            free_slots=slots.count_free_slots() - len(slots.prefetched),
+            without=without,
         )
 
     def _note_request(self, request: ReserveRequest) -> None:
@@ -319,8 +323,6 @@ class Fetcher:
             self.may_have_work = False
         if self._slots.batches is not None:
             self._slots.batches.note_request({lane.name for lane in request.lanes})
-        if not request.long_poll:
-            self.wakeups.resume()
 
     # What the reply says
 
@@ -342,6 +344,12 @@ class Fetcher:
                 self.lanes_not_empty = self.expects_jobs
                 self._lanes.note_non_empty(reply.waiting)
             self.wakeups.note_reply(reply, found=bool(reply.deliveries))
+        if self.lanes_not_empty:
+            return  # the next exchange looks for jobs in any case
+        if self._slots.can_start and not request.long_poll:
+            self.wakeups.resume()
+        else:
+            self.wakeups.withdraw()
 
     def _note_batches(self, batches: BatchCalls, reply: Reply) -> None:
         """Note for which batches the backend holds more jobs.

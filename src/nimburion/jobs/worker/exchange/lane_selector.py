@@ -60,11 +60,13 @@ class LaneSelector:
         *,
         everything: bool,
         long_poll: float = 0.0,
+        free_slots: int = 0,
         without: Collection[str] = (),
     ) -> ReserveRequest:
         """Return a request for `total` jobs: from all lanes, or from those last reported non-empty.
 
         The reply may wait up to `long_poll` seconds. Jobs of the names in `without` are left out.
+        `free_slots` is the number of jobs that can start at once.
 
         Queues at their concurrency limit are left out. Otherwise the backend would report that they
         hold more jobs, and the worker would repeat the request immediately. A job that ends in such
@@ -87,6 +89,7 @@ class LaneSelector:
             ageing=self._ageing,
             nonce=self._entropy(16),
             long_poll=long_poll,
+            free_slots=free_slots,
         )
 
     def make_batch_request(self, total: int, name: str) -> ReserveRequest:

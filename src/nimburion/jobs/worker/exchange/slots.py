@@ -96,6 +96,13 @@ class Slots:
         return free if self.remaining is None else min(free, self.remaining - self.waiting_count)
 
     @property
+    def can_start(self) -> bool:
+        """Whether the worker can start another job at once, in a free slot or in a batch."""
+        if self.batches is not None and self.takes_members:
+            return True
+        return self.count_free() > 0 and self.count_free_slots() > len(self.prefetched)
+
+    @property
     def takes_members(self) -> bool:
         """Whether more jobs may join the batches."""
         if self.draining or self.quiet or self.suspects or self.runs_suspect:

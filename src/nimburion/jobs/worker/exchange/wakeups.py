@@ -30,6 +30,9 @@ class WakeupListener:
     """Calls `on_wakeup` when there may be work.
 
     After a notification or a poll it waits for `resume`. A due time always calls `on_wakeup`.
+
+    A call of `Consuming.wait` is an idle entry: the backend then wakes this worker in place of
+    another. So only a worker that can start a job at once listens.
     """
 
     def __init__(
@@ -62,7 +65,11 @@ class WakeupListener:
 
     def resume(self) -> None:
         """Listen for the next notification: an exchange has handled the last one."""
-        self._notifications.resumed.set()
+        self._notifications.resume()
+
+    def withdraw(self) -> None:
+        """Stop listening until `resume`: this worker cannot start a job at once."""
+        self._notifications.withdraw()
 
     @property
     def due_in(self) -> float:
@@ -92,15 +99,27 @@ class _NotificationListener(Service):
         self.resumed = asyncio.Event()
         if not backend.capabilities.supports_long_poll:
             self.resumed.set()
+        self._withdrawn = asyncio.Event()
         self.is_idle = False
         self._notifies = False
+
+    def resume(self) -> None:
+        self._withdrawn.clear()
+        self.resumed.set()
+
+    def withdraw(self) -> None:
+        self.resumed.clear()
+        self._withdrawn.set()
 
     async def run(self) -> None:
         self._notifies = self._backend.capabilities.notifies  # known when the backend is open
         while not self.stopping.is_set():
             if not self.resumed.is_set():
                 await wait_for_first(self.resumed.wait(), self.stopping.wait())
-            await wait_for_first(self._wait_and_wake(), self.stopping.wait())
+            else:
+                await wait_for_first(
+                    self._wait_and_wake(), self._withdrawn.wait(), self.stopping.wait()
+                )
 
     async def _wait_and_wake(self) -> None:
         """Wait and call `on_wakeup` in the same step of the event loop.

@@ -28,6 +28,7 @@ from nimburion.testing.contract.harness import (
     TTL,
     HandDrivenWorker,
     Harness,
+    ids,
     wait_in_time,
 )
 
@@ -229,13 +230,147 @@ class Waiting:
         await wait_in_time(task)
         assert task.done()
 
-    async def test_every_waiter_is_woken(self, fleet: Harness) -> None:
+    @pytest.mark.parametrize("count", [1, 3])
+    async def test_as_many_are_woken_as_there_are_jobs(self, fleet: Harness, count: int) -> None:
         if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         tasks = [await listening(fleet, n, ("default",), FAR) for n in range(8)]
+        await fleet.add(*(f"job-{n}" for n in range(count)))
+        await check_woken(fleet, tasks, count)
+
+    async def test_each_job_wakes_another(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(4)]
+        for count in range(1, 5):
+            await fleet.add()
+            await check_woken(fleet, tasks, count)
+
+    async def test_more_jobs_than_waiters_wake_every_waiter(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(4)]
+        await fleet.add(*(f"job-{n}" for n in range(20)))
+        await check_woken(fleet, tasks, 4)
+
+    async def test_resuming_a_queue_wakes_every_waiter(self, fleet: Harness) -> None:
+        """The number of its jobs is not known."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        operation = await _resume(fleet)
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(4)]
+        await operation()
+        await check_woken(fleet, tasks, 4)
+
+    async def test_only_waiters_of_the_queue_are_woken(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        red = [await listening(fleet, n, ("red",), FAR) for n in range(2)]
+        blue = [await listening(fleet, n, ("blue", "green"), FAR) for n in range(2, 4)]
+        await fleet.add(queue="blue")
+        await check_woken(fleet, [*red, *blue], 1)
+        assert any(task.done() for task in blue)
+
+    async def test_a_call_that_was_cancelled_is_not_woken_in_place_of_another(
+        self, fleet: Harness
+    ) -> None:
+        """Its worker cannot start a job now."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        *left, stays = [await listening(fleet, n, ("default",), FAR) for n in range(4)]
+        for task in left:
+            task.cancel()
+            await wait_in_time(asyncio.wait({task}))
         await fleet.add()
-        await wait_in_time(asyncio.wait(tasks))
-        assert all(task.done() for task in tasks)
+        await wait_in_time(stays)
+        assert stays.done()
+
+    async def test_a_closed_handle_is_not_woken_in_place_of_another(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        leaves, stays = [await listening(fleet, n, ("default",), FAR) for n in (1, 2)]
+        leaves.cancel()
+        await wait_in_time(asyncio.wait({leaves}))
+        await fleet.handles[1].close()
+        await fleet.add()
+        await wait_in_time(stays)
+        assert stays.done()
+
+    async def test_a_job_before_the_call_is_not_missed(self, fleet: Harness) -> None:
+        """No call waits when the job arrives, and the exchange before it found nothing."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        worker = await fleet.worker(backend=fleet.handles[1])
+        before = await listening(fleet, 1, ("default",), FAR)  # from now on the handle listens
+        await fleet.add("a")
+        await wait_in_time(before)
+        assert ids(await worker.take(2)) == ["a"]
+        assert await worker.take() == []
+        await fleet.add("b")
+        await wait_in_time(_wait(fleet, 1, ("default",), FAR))
+        assert ids(await worker.take()) == ["b"]
+
+    async def test_a_worker_that_finds_nothing_passes_the_wakeup_on_once(
+        self, fleet: Harness
+    ) -> None:
+        """The job is for another name. The worker of that name may be the next, or polls."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        workers = [await fleet.worker(names=("post",), backend=fleet.handles[n]) for n in range(4)]
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(4)]
+        await fleet.add(name="mail")
+        (first,) = await check_woken(fleet, tasks, 1)
+        assert await workers[first].take() == []
+        (second,) = {*await check_woken(fleet, tasks, 2)} - {first}
+        assert await workers[second].take() == []
+        await check_woken(fleet, tasks, 2)
+
+    async def test_a_worker_that_leaves_jobs_wakes_the_next(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        workers = [await fleet.worker(backend=fleet.handles[n]) for n in range(4)]
+        await fleet.enqueue(*(fleet.job(after=5.0) for _ in range(3)))
+        polls = await listening(fleet, 0, ("default",), 5.0)
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(1, 4)]
+        fleet.clock.advance(5.0)
+        await wait_in_time(polls)
+        assert len(await workers[0].take()) == 1
+        await check_woken(fleet, tasks, 1)
+
+    async def test_a_worker_that_takes_the_last_job_wakes_no_other(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        workers = [await fleet.worker(backend=fleet.handles[n]) for n in range(3)]
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(3)]
+        await fleet.add("a")
+        (woken,) = await check_woken(fleet, tasks, 1)
+        assert ids(await workers[woken].take(5)) == ["a"]
+        await check_woken(fleet, tasks, 1)
+
+    async def test_a_wakeup_without_a_job_is_harmless(self, fleet: Harness) -> None:
+        """Another worker may have reserved the job: the wake-up came late, or twice."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        task = await listening(fleet, 1, ("default",), FAR)
+        await fleet.add("a")
+        await wait_in_time(task)
+        assert ids(await (await fleet.worker()).take()) == ["a"]
+        worker = await fleet.worker(backend=fleet.handles[1])
+        assert await worker.take() == []
+        task = await listening(fleet, 1, ("default",), FAR)
+        await fleet.add("b")
+        await wait_in_time(task)
+        assert ids(await worker.take()) == ["b"]
+
+    async def test_a_session_that_changes_no_limit_wakes_no_worker(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        await fleet.worker(limits={"mail": 2})
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(3)]
+        await fleet.worker(limits={"mail": 2})
+        await check_woken(fleet, tasks, 0)
+        await fleet.worker(limits={"mail": 3})
+        await check_woken(fleet, tasks, 3)
 
     async def test_two_may_wait_on_one_handle(self, fleet: Harness) -> None:
         if not fleet.backend.capabilities.notifies:
@@ -281,6 +416,24 @@ class Waiting:
         await harness.put(harness.job("b", after=1.0))
         harness.clock.advance(1.0)
         assert len(await (await harness.worker()).take(5)) == 2
+
+
+async def check_woken(fleet: Harness, tasks: list[asyncio.Task[None]], count: int) -> list[int]:
+    """Wait until `count` of the calls were woken, and check that no other was. Return which."""
+    async with asyncio.timeout(DEADLINE):
+        while sum(task.done() for task in tasks) < count:
+            await asyncio.wait(
+                [task for task in tasks if not task.done()], return_when=asyncio.FIRST_COMPLETED
+            )
+    other = await fleet.worker(names=())
+    for handle in fleet.handles:  # a handle receives this notification after all earlier ones
+        command = lambda: fleet.backend.maintenance.send_command(other.id, None)  # noqa: E731
+        await repeat_until_done(
+            command, asyncio.create_task(handle.consuming.wait_for_session(other.id))
+        )
+    woken = [n for n, task in enumerate(tasks) if task.done()]
+    assert len(woken) == count
+    return woken
 
 
 async def repeat_until_done(operation: Operation, waiting: asyncio.Task[None]) -> None:

@@ -278,18 +278,84 @@ BEGIN
     RETURN FOUND;
 END $$;
 
+-- name: wake_workers
+-- Wake one idle worker for each job. If too few workers of a queue are idle, notify all that listen.
+-- Inputs: the channel on which all listen; the id of the sending handle; the names of queues, and of sessions (`@` and the
+--   id); for each the number of its jobs, at least 2^30 to notify all; whether another worker found no job after this wake-up:
+--   then nothing is sent to all
+-- Result: true
+-- Locks: rows of `idle_worker`, where rows that another transaction has locked are skipped; the server's lock on notifying
+--   commits of the database, taken at the commit
+-- Atomic: the server sends the notifications with the commit. A worker's own channel carries the name of the queue, with `!`
+--   before it if the wake-up must not be passed on. The common channel carries the id of the sender, then names; `*` and `@`
+--   mean all, and are sent when the names are longer than 7000 bytes.
+CREATE OR REPLACE FUNCTION {schema}.wake_workers_1(
+    p_channel text, p_sender text, p_names text[], p_jobs int4[], p_passed bool
+) RETURNS bool
+LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+    jobs int4;
+    chosen text;
+    to_all text[] := '{}';
+    message text;
+BEGIN
+    FOR name, jobs IN SELECT * FROM unnest(p_names, p_jobs) LOOP
+        IF jobs < 1073741824 THEN
+            FOR chosen IN
+                UPDATE {schema}.idle_worker SET is_waiting = false WHERE channel = ANY (ARRAY(
+                    SELECT w.channel FROM {schema}.idle_worker w
+                    WHERE w.is_waiting AND name = ANY (w.queues) AND w.channel <> 'nimburion.' || p_sender
+                    ORDER BY random() LIMIT jobs FOR UPDATE SKIP LOCKED
+                )) RETURNING channel
+            LOOP
+                PERFORM pg_notify(chosen, CASE WHEN p_passed THEN '!' ELSE '' END || name);
+                jobs := jobs - 1;
+            END LOOP;
+        END IF;
+        IF jobs > 0 AND NOT p_passed THEN
+            to_all := to_all || name;
+        END IF;
+    END LOOP;
+    IF to_all <> '{}' THEN
+        message := p_sender || E'\n' || array_to_string(to_all, E'\n');
+        PERFORM pg_notify(p_channel, CASE WHEN octet_length(message) > 7000 THEN p_sender || E'\n*\n@' ELSE message END);
+    END IF;
+    RETURN true;
+END $$;
+
 -- name: notify_queues
--- Notify the workers of queues when the caller's transaction commits. A rollback sends nothing.
--- Inputs: the channel; the queues
+-- Wake one idle worker for each job when the caller's transaction commits. A rollback sends nothing.
+-- Inputs: the channel on which all listen; the queue of each job
 -- Locks: the server's lock on notifying commits of the database, taken at the commit
--- Atomic: the server sends the notification with the commit. The message has no sender id, so every
---   process handles it. The message `*` means all queues; it is sent when the names are longer than 7000 bytes.
+-- Atomic: the server sends the notifications with the commit. The workers are chosen now and stay idle for others, because
+--   the transaction may stay open. One that is busy at the commit wakes another. If too few are idle, all that listen are
+--   notified, as in `wake_workers_1`; the message has no sender id, so every process handles it.
 CREATE OR REPLACE FUNCTION {schema}.notify_queues_1(p_channel text, p_queues text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    message text := E'\n' || array_to_string(ARRAY(SELECT DISTINCT q FROM unnest(p_queues) q ORDER BY q), E'\n');
+    name text;
+    jobs int4;
+    chosen text;
+    to_all text[] := '{}';
+    message text;
 BEGIN
-    IF cardinality(p_queues) > 0 THEN
+    FOR name, jobs IN
+        SELECT split_part(q, E'\n', 1), LEAST(count(*), 1000000) FROM unnest(p_queues) q GROUP BY 1 ORDER BY 1
+    LOOP
+        FOR chosen IN
+            SELECT w.channel FROM {schema}.idle_worker w WHERE w.is_waiting AND name = ANY (w.queues)
+            ORDER BY random() LIMIT jobs
+        LOOP
+            PERFORM pg_notify(chosen, name);
+            jobs := jobs - 1;
+        END LOOP;
+        IF jobs > 0 THEN
+            to_all := to_all || name;
+        END IF;
+    END LOOP;
+    IF to_all <> '{}' THEN
+        message := E'\n' || array_to_string(to_all, E'\n');
         PERFORM pg_notify(p_channel, CASE WHEN octet_length(message) > 7000 THEN E'\n*' ELSE message END);
     END IF;
 END $$;

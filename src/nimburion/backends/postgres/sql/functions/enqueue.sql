@@ -542,6 +542,9 @@ BEGIN
     codes := found.codes;
     holders := to_json(ARRAY(SELECT encode(h, 'hex') FROM unnest(found.holders) h));
     IF codes IS NULL OR codes ~ '[cp]' THEN
-        PERFORM {schema}.notify_queues_1(p_channel, {schema}.decode_text_array_1(f -> 0));
+        PERFORM {schema}.notify_queues_1(p_channel, ARRAY(
+            SELECT l.queue FROM unnest(CAST({schema}.decode_text_array_1(f -> 3) AS int4[])) j (lane)
+            JOIN unnest({schema}.decode_text_array_1(f -> 0)) WITH ORDINALITY l (queue, number) ON l.number = j.lane
+        ));
     END IF;
 END $$;

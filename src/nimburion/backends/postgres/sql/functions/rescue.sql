@@ -45,7 +45,14 @@ BEGIN
         UPDATE {schema}.session s SET ended_at = now, held_several = EXISTS (
             SELECT FROM {schema}.lease l WHERE l.session = s.number OFFSET 1)
         WHERE s.number = candidate.number AND s.ended_at IS NULL AND s.expires_at <= coalesce(p_monotonic, now);
+        DELETE FROM {schema}.idle_worker w WHERE w.session = candidate.id;
     END LOOP;
+    IF NOT EXISTS (SELECT FROM {schema}.session s WHERE s.ended_at IS NOT NULL AND NOT s.is_drained) THEN
+        code := '';  -- most calls end here, without a lock of the limits
+        to_notify := '{}';
+        RETURN NEXT;
+        RETURN;
+    END IF;
     PERFORM {schema}.lock_all_limits_1();
     FOR candidate IN
         -- A suspect (2: SUSPECT_AFTER) that was held with other jobs had not started.

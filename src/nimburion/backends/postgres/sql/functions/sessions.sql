@@ -7,31 +7,36 @@
 -- Inputs: the time or NULL; the time by which sessions expire, or NULL; the id; the ttl in microseconds; the host; the
 --   description as JSON; the names, and for each its concurrency limit (NULL: none) and its rate limit (NULL: none); the limits by key, as for `set_keyed_limits_1`; tenants, and for
 --   each its weight in hundredths
--- Result: whether the session is alive; false: a session with this id has ended
+-- Result: whether the session is alive; false: a session with this id has ended. Whether a limit changed.
 -- Locks: the advisory lock of the session; then as `declare_limits_1`
 CREATE OR REPLACE FUNCTION {schema}.open_session_1(
     p_now int8, p_monotonic int8, p_id text, p_ttl int8, p_host text, p_description text, p_names text[],
     p_limits int4[], p_rates text[], p_intervals int8[], p_bursts int8[], p_costs int8[], p_keyed jsonb,
-    p_tenants text[], p_units int4[]
-) RETURNS bool
+    p_tenants text[], p_units int4[], OUT alive bool, OUT limits_changed bool
+)
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8;
+    limits_before text;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(p_id, 7041));
     now := {schema}.get_write_time_1(p_now);
     IF EXISTS (SELECT FROM {schema}.session WHERE id = p_id) THEN
         UPDATE {schema}.session SET expires_at = coalesce(p_monotonic, now) + ttl
         WHERE id = p_id AND left_at IS NULL AND ended_at IS NULL;
-        RETURN FOUND;
+        alive := FOUND;
+        limits_changed := false;
+        RETURN;
     END IF;
     INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, host, names, description)
     VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host, p_names, p_description);
+    limits_before := ARRAY(SELECT l FROM {schema}.list_limits_in_force_1(p_names) l)::text;
     PERFORM {schema}.declare_limits_1(now, p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs, p_keyed);
+    limits_changed := ARRAY(SELECT l FROM {schema}.list_limits_in_force_1(p_names) l)::text <> limits_before;
     IF cardinality(p_tenants) > 0 THEN
         PERFORM {schema}.set_tenant_weights_1(p_tenants, p_units);
     END IF;
-    RETURN true;
+    alive := true;
 END $$;
 
 -- name: heartbeat

@@ -246,6 +246,14 @@ CREATE TABLE {schema}.session (
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX session_not_drained ON {schema}.session (number) WHERE NOT is_drained;
+-- The handles on which a worker listens for wake-ups. A crash of the server empties the table; workers then poll once.
+CREATE UNLOGGED TABLE {schema}.idle_worker (
+    channel text COLLATE "C" PRIMARY KEY,       -- the NOTIFY channel of the handle
+    session text COLLATE "C",           -- the session of its latest exchange; NULL: none yet
+    queues text[] COLLATE "C" NOT NULL, -- the queues for which it waits
+    is_waiting bool NOT NULL            -- false: it was woken since
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
 -- The latest exchanges of each session, one row each. Only the last one is needed. A single row that is updated a thousand
 -- times a second would grow a chain of row versions, which every lookup reads while an old snapshot is held.
 CREATE TABLE {schema}.exchange_log (

@@ -307,9 +307,9 @@ local function enqueue_jobs(names, positions, first)
       if not common then
         common = prepare_position(position, numbers)
         prepared[position] = common
-        mark_queue(common.lane.queue)
       end
       local lane = common.lane
+      mark_queue(lane.queue)
       seq = seq + 1
       local field = pack_struct('>I8', seq)
       push_pair(jobs, field, common.front .. new_body)

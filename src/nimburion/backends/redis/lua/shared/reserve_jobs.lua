@@ -12,6 +12,9 @@
 --   4 queues: {queue: {priority, limit or false}}
 --   5 waits_on_stream: whether the next exchange waits on the wake-up streams (see notify.lua)
 --   6 max_bytes: the maximum bytes of the reply
+--   7 handle: the id of the handle, for its idle entries (see notify.lua)
+--   8 free_slots: the number of jobs that the worker can start at once
+--   9 registered: {handle and mode, queue, ...}: the idle entries that the handle may have
 -- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.
 local MAX_WAITING_LANES = 64
 -- Positions of the options of a queue in a request.
@@ -22,6 +25,7 @@ local function read_request(packed)
   local values = cmsgpack.unpack(packed)
   return {
     total = values[1], ageing = values[2], lanes = values[3], queues = values[4], waits_on_stream = values[5], max_bytes = values[6],
+    handle = values[7], free_slots = values[8], registered = values[9],
   }
 end
 

@@ -1,5 +1,5 @@
 -- exchange: settles attempts, promotes due jobs and reserves jobs, for one worker.
--- Keys: session_state lane_name
+-- Keys: session_state lane_name idle_worker
 -- Arguments:
 --   ARGV[3] the id of the session
 --   ARGV[4] the number of this exchange, in 8 bytes
@@ -53,15 +53,24 @@ else
   notify_marked()
 end
 
--- The worker is idle: subscribe its queues to notifications (see notify.lua).
+-- An idle worker leaves its idle entries (see notify.lua). One that is idle no more removes them.
 local waiting = find_waiting_lanes(lanes)
-if #waiting == 0 and request.total > 0 and not is_repeat then
-  local requested, queues = request.lanes, {}
-  for i = 2, #requested, 3 do
-    queues[requested[i]] = true
+if request.total > 0 and request.handle ~= '' and not is_repeat then
+  local waits, registered, queues = request.waits_on_stream, request.registered, {}
+  local is_idle = #waiting == 0 and (waits and #bodies == 0 or not waits and #bodies < request.free_slots)
+  local entry = request.handle .. (waits and 's' or 'c')
+  if is_idle then
+    for i = 2, #request.lanes, 3 do
+      queues[request.lanes[i]] = true
+    end
+    for queue in pairs(queues) do
+      redis.call('ZADD', idle_worker_key, 0, queue .. '\0' .. entry .. session_id)
+    end
   end
-  for queue in pairs(queues) do
-    redis.call('HSET', notify_key, request.waits_on_stream and queue .. '\0' or queue, '1')
+  for i = 2, #registered do
+    if registered[1] ~= entry or not queues[registered[i]] then
+      redis.call('ZREM', idle_worker_key, registered[i] .. '\0' .. registered[1] .. session_id)
+    end
   end
 end
 write_rates()

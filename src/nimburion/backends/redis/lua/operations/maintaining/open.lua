@@ -1,9 +1,8 @@
 -- open: checks that this user may run all commands of the scripts; writes the format of a new namespace.
--- Keys: meta counters ready notify wakeup0 wakeup1 wakeup2 wakeup3
+-- Keys: meta counters ready notify idle_worker
 -- Arguments: ARGV[3] format of this version
 -- Reply: the format of the namespace
--- Atomic: one script. It leaves nothing but the format and a counter at 0. It notifies all idle workers, which only makes them
---   query once.
+-- Atomic: one script. It leaves nothing but the format and a counter at 0.
 -- Cost: O(1).
 --
 -- A missing permission would stop a script in the middle, and the server cannot roll back: a job could exist and be in no queue. So
@@ -31,15 +30,14 @@ for _, command in ipairs({ 'ZRANGE', 'ZRANGEBYSCORE' }) do
 end
 redis.call('ZREVRANGEBYSCORE', ready_key, 0, 1) -- the maximum comes first: (1, 0) would return all waiting jobs
 redis.call('TIME')
-redis.call('XREAD', 'COUNT', 1, 'STREAMS', wakeup0_key, '0-0')
-redis.call('XREVRANGE', wakeup0_key, '+', '-', 'COUNT', 1)
-redis.call('DEL', notify_key)
-redis.call('EXISTS', notify_key)
-redis.call('EXPIRE', notify_key, 1)
-redis.call('PUBLISH', notify_key, '*')
-for _, stream in ipairs({ wakeup0_key, wakeup1_key, wakeup2_key, wakeup3_key }) do
-  redis.call('XADD', stream, 'MAXLEN', 1, '*', '', '')
-end
+local stream = idle_worker_key .. ':'
+redis.call('XADD', stream, 'MAXLEN', 1, '*', '', '')
+redis.call('XREAD', 'COUNT', 1, 'STREAMS', stream, '0-0')
+redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+redis.call('EXPIRE', stream, -1) -- deletes it
+redis.call('EXISTS', stream)
+redis.call('PUBLISH', stream, '')
+redis.call('PUBLISH', notify_key, '')
 
 redis.call('HSETNX', meta_key, 'format', ARGV[3])
 return tonumber(redis.call('HGET', meta_key, 'format'))

@@ -12,5 +12,5 @@ if until8 ~= '' then
   return
 end
 redis.call('HDEL', paused_queue_key, queue)
-mark_queue(queue)
+mark_queue(queue, ALL_WORKERS)
 notify_marked()

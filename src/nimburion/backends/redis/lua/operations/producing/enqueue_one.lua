@@ -1,7 +1,6 @@
 -- enqueue_one: stores one job without a unique key and without a large payload. It does what enqueue.lua does at half the cost.
--- Keys: counters lane_number job job_seq ready scheduled lane_counts notify
+-- Keys: counters lane_number job job_seq ready scheduled lane_counts
 -- Arguments:
---   KEYS[#KEYS] the wake-up stream of the queue (after the keys above)
 --   ARGV[3] rank 1 | mode 1 | value 8 (see enqueue_jobs.lua)
 --   ARGV[4] the full lane name
 --   ARGV[5] the body without its first 20 bytes
@@ -37,16 +36,5 @@ else
   redis.call('HINCRBY', lane_counts_key, number .. SCHEDULED, 1)
 end
 
--- See notify.lua: the fields of the subscribers of the channel, and of those that wait on the stream.
-local queue = string.sub(full_name, 1, string.find(full_name, '\0', 1, true) - 1)
-local long_poll_field = queue .. '\0'
-local subscribers = redis.call('HMGET', notify_key, queue, long_poll_field)
-if subscribers[1] then
-  redis.call('HDEL', notify_key, queue)
-  redis.call('PUBLISH', notify_key, queue)
-end
-if subscribers[2] then
-  redis.call('HDEL', notify_key, long_poll_field)
-  redis.call('XADD', KEYS[#KEYS], 'MAXLEN', 1, '*', '', '')
-end
+wake_idle(string.sub(full_name, 1, string.find(full_name, '\0', 1, true) - 1), 1)
 return CREATED
