@@ -221,8 +221,8 @@ MUTANTS = (
     Mutant(
         "limit off by one",
         "backends/sqlite/*.py",
-        "{$name: $gate.$limit - $gate.$held for $name, $gate in self.$gates.$items()}",
-        "{$name: $gate.$limit - $gate.$held + 1 for $name, $gate in self.$gates.$items()}",
+        "$places = max(0, $concurrency - self.use.in_use)",
+        "$places = max(0, $concurrency - self.use.in_use + 1)",
         (f"{SQLITE}test_no_more_than_the_limit_in_one_reply",),
     ),
     Mutant(

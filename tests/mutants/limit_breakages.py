@@ -59,15 +59,15 @@ LIMIT_MUTANTS = (
     Mutant(
         "SQLite: the jobs of one lane take no units",
         "backends/sqlite/reserve.py",
-        "take_units(self._db, $name, $rates[$name], $jobs)",
+        "$use.spent_until = $rate.spend($use.spent_until, self._db.now, $units)",
         "pass",
         (f"{SQLITE}test_jobs_start_at_the_rate",),
     ),
     Mutant(
         "SQLite: a new session forgets what is spent",
         "backends/sqlite/*.py",
-        "$limit.carry_over($old.limit, $old.spent_until, $db.now)",
-        "$db.now",
+        '$db.run("carry_over_keys", $limit, *$ends)',
+        '$db.run("forget_units", $limit)',
         (f"{SQLITE}test_a_new_session_changes_the_rate_and_keeps_what_is_spent",),
     ),
     Mutant(
@@ -278,7 +278,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "SQLite: parked jobs of a changed key stay parked",
-        "backends/sqlite/limit_changes.py",
+        "backends/sqlite/limits.py",
         "    let_return($db, $key, $count)\n",
         "    pass\n",
         (f"{SQLITE}test_one_key_is_changed",),
@@ -292,7 +292,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "SQLite: the second step of a changed key returns nothing",
-        "backends/sqlite/keyed_limits.py",
+        "backends/sqlite/parked_jobs.py",
         'db.run("reduce_changed_key", $limit, $key, $lane, $moved)',
         'db.run("delete_changed_key", $limit, $key, $lane)',
         (f"{SQLITE}test_a_change_returns_many_parked_jobs_in_steps",),

@@ -131,9 +131,8 @@ def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None
     state.names_with_keys.discard(name)
     if not all(closes_lane(limit) for limit in rules):
         state.names_with_keys.add(name)
-    for limit in rules.keys() - old_rules.keys():
-        if closes_lane(limit):
-            count_running_jobs(state, name, (limit, ""))
+    for limit in filter(closes_lane, old_rules.keys() | rules.keys()):
+        count_running_jobs(state, name, limit)
     for key, use in list(state.limit_uses.items()):
         old, new = old_rules.get(key[0]), rules.get(key[0])
         own = state.key_changes.get(key)
@@ -145,14 +144,23 @@ def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None
     state.unpark_changed()
 
 
-def count_running_jobs(state: MemoryState, name: str, key: LimitKey) -> None:
-    """Count the jobs of a name that are processing now in a new limit."""
+def count_running_jobs(state: MemoryState, name: str, limit: str) -> None:
+    """Count the jobs of a name that are processing now in its limit, if there is one.
+
+    The units that they have taken are forgotten with the rate.
+    """
+    key, rule = (limit, ""), state.limits.get(name, {}).get(limit)
+    use = state.limit_uses[key]
+    use.in_use = 0
     for session in state.sessions.values():
         for entry in session.leased_jobs.values():
             lease = entry.leased
-            if entry.name == name and lease is not None and key not in lease.counted_keys:
-                lease.counted_keys = (*lease.counted_keys, key)
-                state.limit_uses[key].in_use += 1
+            if entry.name == name and lease is not None:
+                others = tuple(one for one in lease.counted_keys if one != key)
+                lease.counted_keys = others if rule is None else (*others, key)
+                use.in_use += rule is not None
+    if rule is None or rule.rate is None:
+        use.spent_until = 0
 
 
 def change_limit(step: AtomicStep, change: LimitChange) -> None:

@@ -23,7 +23,7 @@ from nimburion.backends.planning.enqueue import (
     plan_enqueue,
 )
 from nimburion.backends.sqlite.connection.database import Database, to_micros
-from nimburion.backends.sqlite.keyed_limits import pass_turns
+from nimburion.backends.sqlite.limits import pass_turns
 from nimburion.backends.sqlite.settle import put_in_lane
 from nimburion.core.job import (
     NO_JOB_OPTIONS,

@@ -9,24 +9,25 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.backends.sqlite.keyed_limits import (
-    KeyedLimits,
-    exclude_changing,
-    read_keyed_limits,
-    unpark_changed,
-    unpark_open,
+from nimburion.backends.sqlite.limits import (
+    LaneLimits,
+    Rules,
+    decode_lane_limits,
+    follow_clock,
+    read_lane_limits,
+    read_rules,
 )
-from nimburion.backends.sqlite.rate_limits import decode_rates, follow_clock
+from nimburion.backends.sqlite.parked_jobs import exclude_changing, unpark_changed, unpark_open
 from nimburion.backends.sqlite.reserve import (
     Lanes,
     LeaseBatch,
-    Limits,
     count_fitting,
-    decode_limits,
+    exclude_full,
+    find_next_opening,
     find_unpaused_lanes,
     find_waiting_lanes,
+    has_opened,
     measure_sizes,
-    read_all_limits,
 )
 from nimburion.backends.sqlite.settle import LeaseRow, release_lease, settle_batch
 from nimburion.backends.waiters import EVERY_QUEUE
@@ -79,7 +80,6 @@ class SessionHead(NamedTuple):
     ended_at: int | None
     paused: str
     limits: str
-    rates: str
     next_due: int | None
     has_unique_keys: int
     has_keys: int
@@ -112,8 +112,8 @@ def run_exchange(
         raise OutOfOrder(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
-    limits = Limits(decode_limits(head.limits), decode_rates(head.rates))
-    if limits.rates or head.has_keys:
+    limits = decode_lane_limits(head.limits)
+    if limits or head.has_keys:
         follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)
     results = (
@@ -121,7 +121,7 @@ def run_exchange(
             db,
             head.session,
             settlements,
-            has_limits=bool(limits.running),
+            has_limits=bool(limits),
             has_unique_keys=has_unique_keys,
             has_keys=bool(head.has_keys),
             has_charges=bool(head.has_charges),
@@ -130,18 +130,18 @@ def run_exchange(
         else []
     )
     next_due = promote_due(db, head, settled=bool(settlements))
-    keyed = begin_admission(db, request) if head.has_keys else {}
-    limits_before = read_all_limits(db) if limits else limits
+    rules = begin_admission(db, request) if head.has_keys else {}
+    limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
-    lanes = limits_before.exclude_full(unpaused, db.now)
+    lanes = exclude_full(limits_before, unpaused, db.now) if limits else unpaused
     steady = exclude_changing(db, lanes) if head.has_keys else lanes
     has_turns = bool(db.fetch_value("has_turns"))
     rows = []
     if request.total > 0 and steady:
-        batch = LeaseBatch(db, request, steady, limits_before, keyed, has_turns)
+        batch = LeaseBatch(db, request, steady, limits_before, rules, has_turns)
         rows = lease_jobs(db, head.session, number, request, batch)
-    limits_after = read_all_limits(db) if limits else limits
-    if limits_after.has_opened_since(limits):
+    limits_after = read_lane_limits(db) if limits else limits
+    if has_opened(limits, limits_after):
         db.notify([EVERY_QUEUE])
     db.run(
         "save_exchange",
@@ -149,30 +149,30 @@ def run_exchange(
         number,
         "".join([_RESULT_CODES[result] for result in results]),
     )
-    waiting = find_waiting_lanes(db, limits_after.exclude_full(lanes, db.now))
+    waiting = find_waiting_lanes(db, exclude_full(limits_after, lanes, db.now) if limits else lanes)
     next_due = find_next_time(db, unpaused, limits_after, next_due, has_keys=bool(head.has_keys))
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
 
 def find_next_time(
-    db: Database, lanes: Lanes, limits: Limits, next_due: int | None, *, has_keys: bool
+    db: Database, lanes: Lanes, limits: LaneLimits, next_due: int | None, *, has_keys: bool
 ) -> int | None:
     """Return `next_due`, or when a rate limit allows a job of these lanes, if that is earlier."""
     times = [
         next_due,
-        limits.find_next_opening(db, lanes) if limits.rates else None,
+        find_next_opening(db, limits, lanes) if limits else None,
         db.fetch_value("get_next_key_opening", db.now) if has_keys else None,
     ]
     return min((time for time in times if time is not None), default=None)
 
 
-def begin_admission(db: Database, request: ReserveRequest) -> KeyedLimits:
+def begin_admission(db: Database, request: ReserveRequest) -> Rules:
     """Return parked jobs whose rate allows one now, or whose limit changed, to their lanes; read
-    the limits by key that may concern the requested lanes.
+    the limits that may concern the requested lanes.
     """
     unpark_open(db)
     unpark_changed(db)
-    return read_keyed_limits(db, queues={lane.queue for lane in request.lanes})
+    return read_rules(db, queues={lane.queue for lane in request.lanes})
 
 
 def lease_jobs(
@@ -224,13 +224,13 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         lease_row = db.fetch_one("get_lease", head.session, seq)
         assert lease_row is not None, "it was read just now, in this transaction"
         release_lease(db, LeaseRow(*lease_row), settles=False, unstarted=True)
-    limits = read_all_limits(db)
+    limits = read_lane_limits(db)
     lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count])[0],
         nonce or b"",
-        find_waiting_lanes(db, limits.exclude_full(lanes, db.now)),
+        find_waiting_lanes(db, exclude_full(limits, lanes, db.now)),
         find_next_time(db, lanes, limits, head.next_due, has_keys=bool(head.has_keys)),
         db.now,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.sqlite import limit_changes, operations, records, sessions, tenants
+from nimburion.backends.sqlite import limits, operations, records, sessions, tenants
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction
@@ -53,10 +53,10 @@ class SQLiteMaintaining(Maintaining):
 
     async def change_limit(self, change: LimitChange) -> None:
         change.check()
-        await self._file.write(lambda db: limit_changes.change_limit(db, change))
+        await self._file.write(lambda db: limits.change_limit(db, change))
 
     async def reset_limit(self, name: str, key: str | None = None) -> bool:
-        return await self._file.write(lambda db: limit_changes.reset_limit(db, name, key))
+        return await self._file.write(lambda db: limits.reset_limit(db, name, key))
 
     async def put_record(
         self, record: NewRecord, *, version: int | None = None, keep: int | None = None

@@ -180,7 +180,7 @@ def prune(db: Database, keep: Retention, limit: int) -> int:
     db.run("delete_expired_keys", db.now)
     db.run("delete_expired_replacements", db.now)
     prune_statistics(db)
-    db.run("prune_limit_keys", db.now)
+    db.run("prune_limit_uses", db.now)
     forget_tenants(db)
     left = limit
     for state, seconds in (

@@ -12,16 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.separate_limits import OwnLimit, OwnRate, add_sums, combine_limits
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
 from nimburion.backends.sqlite.enqueue import find_key_holder
-from nimburion.backends.sqlite.keyed_limits import (
-    find_key_uses,
-    read_fullest_keys,
-    read_keyed_limits,
-)
-from nimburion.backends.sqlite.limit_changes import list_limit_changes
-from nimburion.backends.sqlite.rate_limits import read_rates
+from nimburion.backends.sqlite.limits import find_key_uses, list_limits
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.backends.sqlite.tenants import find_turn
 from nimburion.core.backend import MAX_HOLDERS
@@ -40,7 +33,7 @@ from nimburion.core.job import (
     Progress,
     State,
 )
-from nimburion.core.limits import LimitHolder, LimitInfo, get_limited_job, make_job_limit_name
+from nimburion.core.limits import make_job_limit_name
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.session import (
     SessionInfo,
@@ -263,31 +256,6 @@ def explain_job(db: Database, job_id: str) -> Facts:
     )
 
 
-def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
-    """See `Inspecting.list_limits`."""
-    job = None if name is None else get_limited_job(name) or ""
-    held: dict[str, list[LimitHolder]] = {}
-    for limited, job_id, session, host, leased_at in db.run("list_limit_holders", job, holders):
-        holder = LimitHolder(job_id, session, host, leased_at / MICRO)
-        held.setdefault(limited, []).append(holder)
-    own = [
-        OwnLimit(limited, maximum, in_use, held.get(limited, []))
-        for limited, maximum, in_use in db.run("list_limits_by_name", job)
-    ]
-    rates = [OwnRate(job, *rate) for job, rate in read_rates(db).items()]
-    uses, sums = read_fullest_keys(db, name, fullest)
-    found = combine_limits(
-        own,
-        rates,
-        read_keyed_limits(db),
-        uses,
-        list_limit_changes(db),
-        now=db.now,
-        name=name,
-        fullest=fullest,
-        holders=holders,
-    )
-    return add_sums(found, sums)
 
 
 def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:

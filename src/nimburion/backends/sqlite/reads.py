@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nimburion.backends.sqlite import (
+    limits,
     queries,
     records,
     statistics,
@@ -82,7 +83,7 @@ class SQLiteInspecting(Inspecting):
         self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
     ) -> list[LimitInfo]:
         most = max(0, min(holders, MAX_HOLDERS))
-        return await self._file.read(lambda db: queries.list_limits(db, name, fullest, most))
+        return await self._file.read(lambda db: limits.list_limits(db, name, fullest, most))
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         return await self._file.read_slowly(lambda db: tenants.list_tenants(db, limit))

@@ -6,23 +6,19 @@ Otherwise sorting the first jobs of all lanes is enough, and takes a quarter of 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
-from nimburion.backends.sqlite.keyed_limits import (
-    KeyedLimits,
+from nimburion.backends.sqlite.limits import LaneLimits, Rules, may_park, write_uses
+from nimburion.backends.sqlite.parked_jobs import (
     count_lease_keys,
-    covers,
     delete_parked,
     park,
     return_parked,
-    write_uses,
 )
-from nimburion.backends.sqlite.rate_limits import Rates, read_rates, take_units
 from nimburion.backends.sqlite.tenants import save_charges
 from nimburion.core.exchange import (
     DEFAULT_QUEUE_OPTIONS,
@@ -31,7 +27,6 @@ from nimburion.core.exchange import (
     Lane,
     ReserveRequest,
 )
-from nimburion.core.session import ConcurrencyLimit
 
 if TYPE_CHECKING:
     from nimburion.backends.planning.reserve import ReservePlan
@@ -51,72 +46,40 @@ _decode_sizes = msgspec.json.Decoder(list[int]).decode
 READ_AHEAD = 2
 """Jobs that the first read of each lane adds to its even share of the request."""
 
-_decode_limit_rows = msgspec.json.Decoder(list[tuple[str, int, int]]).decode
-
 Lanes = dict[int, Lane]
 """Lanes by number."""
 
 
-class Limits(NamedTuple):
-    """The concurrency limits and the rate limits at one moment, by job name."""
-
-    running: dict[str, ConcurrencyLimit]
-    rates: Rates
-
-    def __bool__(self) -> bool:
-        return bool(self.running or self.rates)
-
-    def count_available(self, now: int) -> dict[str, int]:
-        """Return how many jobs of each limited name may start now; negative above a limit."""
-        available = {name: limit.limit - limit.in_use for name, limit in self.running.items()}
-        for name, rate in self.rates.items():
-            room = rate.count_room(now)
-            available[name] = min(available.get(name, room), room)
-        return available
-
-    def exclude_full(self, lanes: Lanes, now: int) -> Lanes:
-        """Return the lanes from which another job may start."""
-        if not self:
-            return lanes
-        full = {name for name, available in self.count_available(now).items() if available <= 0}
-        return {number: lane for number, lane in lanes.items() if lane.name not in full}
-
-    def has_opened_since(self, before: Limits) -> bool:
-        """Return whether a concurrency limit has room now that was full before."""
-        return any(
-            limit.in_use < limit.limit <= before.running[name].in_use
-            for name, limit in self.running.items()
-        )
-
-    def find_next_opening(self, db: Database, lanes: Lanes) -> int | None:
-        """Return when the first rate that delays a job of these lanes allows one, or None."""
-        closed = {name for name, rate in self.rates.items() if rate.count_room(db.now) == 0}
-        delayed = {number: lane for number, lane in lanes.items() if lane.name in closed}
-        if not delayed:
-            return None
-        holding = _decode_seqs(
-            db.fetch_value("find_waiting_lanes", _encode(list(delayed)).decode(), len(delayed))
-        )
-        rates = [self.rates[delayed[number].name] for number in holding]
-        return min((rate.limit.find_opening(rate.spent_until) for rate in rates), default=None)
+def exclude_full(limits: LaneLimits, lanes: Lanes, now: int) -> Lanes:
+    """Return the lanes from which another job may start."""
+    full = {name for name, lane in limits.items() if lane.count_room(now) == 0}
+    if not full:
+        return lanes
+    return {number: lane for number, lane in lanes.items() if lane.name not in full}
 
 
-def read_all_limits(db: Database) -> Limits:
-    """Read the concurrency limits and the rate limits."""
-    return Limits(read_limits(db), read_rates(db))
+def has_opened(before: LaneLimits, after: LaneLimits) -> bool:
+    """Return whether a maximum has room now that was reached before."""
+    return any(
+        concurrency is not None and use.in_use < concurrency <= before[name].use.in_use
+        for name, ((_, concurrency, _), use) in after.items()
+    )
 
 
-def read_limits(db: Database) -> dict[str, ConcurrencyLimit]:
-    """Read the concurrency limits, by job name."""
-    return decode_limits(db.fetch_value("list_limits"))
-
-
-def decode_limits(listed: str) -> dict[str, ConcurrencyLimit]:
-    """Decode the JSON list of concurrency limits, as stored, into limits by job name."""
-    return {
-        name: ConcurrencyLimit(maximum, in_use)
-        for name, maximum, in_use in _decode_limit_rows(listed)
+def find_next_opening(db: Database, limits: LaneLimits, lanes: Lanes) -> int | None:
+    """Return when the first rate that delays a job of these lanes allows one, or None."""
+    openings = {name: limit.find_opening(db.now) for name, limit in limits.items()}
+    delayed = {
+        number: opening
+        for number, lane in lanes.items()
+        if (opening := openings.get(lane.name)) is not None
     }
+    if not delayed:
+        return None
+    holding = _decode_seqs(
+        db.fetch_value("find_waiting_lanes", _encode(list(delayed)).decode(), len(delayed))
+    )
+    return min((delayed[number] for number in holding), default=None)
 
 
 def find_waiting_lanes(db: Database, lanes: Lanes) -> list[Lane]:
@@ -137,15 +100,15 @@ class LeaseBatch:
         db: Database,
         request: ReserveRequest,
         lanes: Lanes,
-        limits: Limits,
-        keyed: KeyedLimits,
+        limits: LaneLimits,
+        rules: Rules,
         has_turns: bool,  # noqa: FBT001 - as above
     ) -> None:
         self._db = db
         self._request = request
         self._lanes = lanes
         self._limits = limits
-        self._keyed = keyed
+        self._rules = rules
         self._has_turns = has_turns
         self._plan: ReservePlan | None = None
         self.seqs: list[int] = []
@@ -173,7 +136,7 @@ class LeaseBatch:
             self._save_plan(plan)
         if not self.seqs:
             return
-        if self._limits:
+        if self._limits and plan is None:
             self._take_room()
         listed = _encode(self.seqs).decode()
         values = (session, number, self._request.nonce, db.now)
@@ -194,12 +157,11 @@ class LeaseBatch:
         if self._has_turns:
             return False
         lanes = self._lanes.values()
-        if self._keyed and any(covers(self._keyed, lane) for lane in lanes):
+        if self._rules and any(may_park(self._rules, lane) for lane in lanes):
             return False
-        running, rates = self._limits
         return len(lanes) == 1 or not (
             any(options.limit is not None for options in self._request.queues.values())
-            or any(lane.name in running or lane.name in rates for lane in lanes)
+            or any(lane.name in self._limits for lane in lanes)
         )
 
     def _choose_plain_jobs(self) -> list[int] | None:
@@ -213,14 +175,11 @@ class LeaseBatch:
 
     def _count_room(self, lane: Lane) -> int:
         """Return how many jobs of a lane may start; at most the total."""
-        running, rates = self._limits
         room = self._request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS).limit
         room = self._request.total if room is None else room
-        if lane.name in running:
-            room = min(room, running[lane.name].limit - running[lane.name].in_use)
-        if lane.name in rates:
-            room = min(room, rates[lane.name].count_room(self._db.now))
-        return room
+        limit = self._limits.get(lane.name)
+        left = None if limit is None else limit.count_room(self._db.now)
+        return room if left is None else min(room, left)
 
     def _make_plan(self, total: int) -> None:
         from nimburion.backends.planning.reserve import plan_reserve  # most workers never plan
@@ -229,7 +188,7 @@ class LeaseBatch:
         request = self._request
         if total != request.total:
             request = msgspec.structs.replace(request, total=total)
-        source = SQLiteSource(self._db, request, self._limits, self._keyed)
+        source = SQLiteSource(self._db, request, self._limits, self._rules)
         lanes, uses = source.make_lanes(self._lanes)
         self._plan = plan_reserve(
             source, lanes, request, self._db.now, uses=uses, has_turns=self._has_turns
@@ -247,19 +206,17 @@ class LeaseBatch:
         write_uses(db, plan.uses)
 
     def _take_room(self) -> None:
-        """Count the jobs in the own limits of their names."""
-        if self._plan is not None:
-            taken = Counter(lease.lane.lane.name for lease in self._plan.leases)
-        elif len(self._lanes) == 1:
-            taken = Counter({lane.name: len(self.seqs) for lane in self._lanes.values()})
-        else:
-            return
-        running, rates = self._limits
-        for name, jobs in taken.items():
-            if name in running:
-                self._db.run("take_limit", name, jobs)
-            if name in rates:
-                take_units(self._db, name, rates[name], jobs)
+        """Count the jobs of one lane, which were leased without a plan, in the limit of its name."""
+        for lane in self._lanes.values():
+            limit = self._limits.get(lane.name)
+            if limit is None:
+                return
+            (key, _, rate), use = limit
+            use.in_use += len(self.seqs)
+            if rate is not None:
+                units = len(self.seqs) * rate.cost
+                use.spent_until = rate.spend(use.spent_until, self._db.now, units)
+            write_uses(self._db, {key: use})
 
 
 def measure_sizes(db: Database, seqs: list[int]) -> list[int]:

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.limit_changes import declare_limits
-from nimburion.backends.sqlite.reserve import read_limits
+from nimburion.backends.sqlite.limits import declare_limits, read_lane_limits
 from nimburion.backends.sqlite.settle import LeaseRow, release_lease
 from nimburion.backends.sqlite.tenants import set_tenant_weight
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.errors import SessionLost
 from nimburion.core.lease import Lease, Token
-from nimburion.core.session import HeartbeatReply, Session, Vitals, WorkerCommand
+from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
 
 _encode = msgspec.json.Encoder().encode
 
@@ -63,12 +62,10 @@ def open_session(db: Database, session: Session) -> None:
         "insert_session", session.id, _encode(info).decode(), session.ttl,
         db.boot_time + session.ttl, db.boot_id, db.now,
     )  # fmt: skip
-    before = db.fetch_one("list_effective_limits")
-    for name in session.names:
-        declare_limits(db, name, session.limits.get(name, {}))
+    changed = [declare_limits(db, name, session.limits.get(name, {})) for name in session.names]
     for tenant, weight in session.weights.items():
         set_tenant_weight(db, tenant, weight)
-    if db.fetch_one("list_effective_limits") != before:
+    if any(changed):
         db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
 
 
@@ -86,14 +83,18 @@ def heartbeat(db: Database, session_id: str, vitals: Vitals | None = None) -> He
     reported = None if vitals is None else _encode(vitals).decode()
     db.run("renew_session", session.session, db.boot_time + session.ttl, db.boot_id, reported)
     names = set(decode_description(session.description).names)
-    limits = read_limits(db)
+    limits = read_lane_limits(db)
     return HeartbeatReply(
         cancel=[
             Lease(job_id, Token(fence, nonce), seq)
             for seq, job_id, fence, nonce in db.run("list_cancel_requests", session.session)
         ],
         paused=[queue for (queue,) in db.run("list_paused_queues", db.now)],
-        limits={name: limit for name, limit in limits.items() if name in names},
+        limits={
+            name: ConcurrencyLimit(lane.limit.concurrency, lane.use.in_use)
+            for name, lane in limits.items()
+            if name in names and lane.limit.concurrency is not None
+        },
         command=None if session.command is None else WorkerCommand(session.command),
     )
 

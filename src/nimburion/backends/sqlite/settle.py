@@ -14,9 +14,9 @@ from nimburion.backends.planning.settle import (
     decide_release,
     decide_unmatched,
 )
-from nimburion.backends.sqlite import rate_limits
+from nimburion.backends.sqlite import limits
 from nimburion.backends.sqlite.connection.database import Database
-from nimburion.backends.sqlite.keyed_limits import pass_turns, release_lease_keys
+from nimburion.backends.sqlite.parked_jobs import release_lease_keys
 from nimburion.backends.sqlite.tenants import settle_charges
 from nimburion.core.job import State
 from nimburion.core.lease import Lease, Token
@@ -76,8 +76,8 @@ def settle_batch(
 ) -> list[Settled]:
     """Apply settlements and return their results in the same order; see `Consuming.exchange`.
 
-    `has_limits`: a concurrency limit exists. `has_unique_keys`: a unique key is held. `has_keys`: a
-    lease may count for a limit by key. `has_charges`: a lease was charged to a tenant. If a job
+    `has_limits`: a job name has a limit. `has_unique_keys`: a unique key is held. `has_keys`: a
+    lease may count for another limit. `has_charges`: a lease was charged to a tenant. If a job
     occurs twice, or tenants pay for other things than completions, the settlements are applied one
     by one.
     """
@@ -207,9 +207,9 @@ def settle_one(db: Database, session: int, settlement: Settlement) -> Settled:
     if isinstance(settlement, Progressed):
         db.run("save_progress", lease.seq, settlement.fraction, settlement.message)
     elif isinstance(settlement, Spent):
-        rate_limits.spend_units(db, lease.lane, lease.seq, settlement.units)
+        limits.spend_units(db, lease.lane, lease.seq, settlement.units)
     else:
-        blocked = isinstance(settlement, RateLimited) and rate_limits.block_rates(
+        blocked = isinstance(settlement, RateLimited) and limits.block_rates(
             db, lease.lane, lease.seq, settlement.retry_after
         )
         requested = bool(lease.cancel_requested)
@@ -239,7 +239,7 @@ def find_lease(db: Database, session: int, lease: Lease) -> LeaseRow | None:
 def apply_effect(db: Database, lease: LeaseRow, effect: Effect) -> None:
     """End the lease of a job as decided."""
     if effect.refunds_units:
-        rate_limits.give_units_back(db, lease.lane, lease.seq, lease.started_at)
+        limits.give_units_back(db, lease.lane, lease.seq, lease.started_at)
     if effect.error is not None:
         error = msgspec.json.encode(effect.error).decode()
         db.run("insert_attempt_error", lease.seq, error)
@@ -296,7 +296,7 @@ def cancel_waiting(db: Database, seq: int, lane: int) -> None:
     db.run("delete_ready", seq)
     db.run("delete_scheduled", seq)
     if not db.run("delete_parked", seq).rowcount:
-        pass_turns(db, lane, seq)
+        limits.pass_turns(db, lane, seq)
     db.run("finish_job", seq, CANCELLED, db.now, None, 0, 0, *(6 * [None]), 0)
     db.run("count_finished", lane, CANCELLED, 1)
     release_unique_key(db, seq, lane)

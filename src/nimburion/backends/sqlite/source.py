@@ -6,18 +6,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
-from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
+from nimburion.backends.planning.admission import make_reply_limit
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
-from nimburion.backends.sqlite.keyed_limits import (
-    KeyedLimits,
-    covers,
+from nimburion.backends.sqlite.limits import (
+    LaneLimits,
+    Rules,
     list_limits_of_job,
+    may_park,
     read_key_changes,
     read_key_options,
     read_uses,
 )
-from nimburion.backends.sqlite.reserve import READ_AHEAD, Lanes, Limits
+from nimburion.backends.sqlite.reserve import READ_AHEAD, Lanes
 from nimburion.backends.sqlite.tenants import read_shares
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass
@@ -46,18 +47,17 @@ class SQLiteSource:
     """See `nimburion.backends.planning.source.Source`."""
 
     def __init__(
-        self, db: Database, request: ReserveRequest, limits: Limits, keyed: KeyedLimits
+        self, db: Database, request: ReserveRequest, limits: LaneLimits, rules: Rules
     ) -> None:
         self._db = db
         self._request = request
         self._limits = limits
-        self._keyed = keyed
-        self._changes = read_key_changes(db) if keyed else {}
+        self._rules = rules
+        self._changes = read_key_changes(db) if rules else {}
         self._floors: dict[str, dict[int, int]] = {}
 
     def make_lanes(self, lanes: Lanes) -> tuple[list[PlanLane], dict[LimitKey, LimitUse]]:
         """Return lanes, by number, with the limits that concern them, and the uses of these."""
-        running, rates = self._limits
         uses: dict[LimitKey, LimitUse] = {}
         caps: dict[str, JobLimit] = {}
         for queue, options in self._request.queues.items():
@@ -65,22 +65,14 @@ class SQLiteSource:
                 caps[queue] = limit = make_reply_limit(queue, options.limit)
                 uses[limit.key] = LimitUse()
         own: dict[str, JobLimit] = {}
-        for name in running.keys() | rates.keys():
-            concurrency, rate = running.get(name), rates.get(name)
-            own[name] = limit = make_job_limit(
-                name,
-                None if concurrency is None else concurrency.limit,
-                None if rate is None else rate.limit,
-            )
-            uses[limit.key] = LimitUse(
-                0 if concurrency is None else concurrency.in_use,
-                0 if rate is None else rate.spent_until,
-            )
+        for name, (limit, use) in self._limits.items():
+            own[name] = limit
+            uses[limit.key] = use
         planned = []
         for number, lane in lanes.items():
             limits = [each for each in (caps.get(lane.queue), own.get(lane.name)) if each]
             planned.append(
-                PlanLane(number, lane, limits=limits, has_keys=covers(self._keyed, lane))
+                PlanLane(number, lane, limits=limits, has_keys=may_park(self._rules, lane))
             )
         return planned, uses
 
@@ -148,7 +140,7 @@ class SQLiteSource:
         options = read_key_options(self._db, jobs)
         return {
             seq: list_limits_of_job(
-                self._keyed[lane.lane.name], lane.lane.queue, options.get(seq), self._changes
+                self._rules[lane.lane.name], lane.lane.queue, options.get(seq), self._changes
             )
             for seq, lane in jobs.items()
         }

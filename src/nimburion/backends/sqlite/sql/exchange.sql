@@ -11,20 +11,23 @@
 -- Result: no row if there is no such session, else one row:
 --   number, last_exchange, last_results, left_at, ended_at of the session
 --   the paused queues (JSON array)
---   the limits (JSON array of [name, maximum, in_use])
---   the rate limits, as from `list_rates`
+--   the limits of job names, as from `list_lane_limits`
 --   the earliest due time in `scheduled`
---   whether any unique key is held until its job is finished; whether any limit by key is declared or has
---   changed, or any lease counts for one
+--   whether any unique key is held until its job is finished; whether jobs may be parked for any limit, or any
+--   lease counts for one, or one has changed
 --   whether any lease may have been charged to a tenant: then the tenant has a share
 SELECT
     number, last_exchange, last_results, left_at, ended_at,
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
-    (SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit),
-    (SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit),
+    (
+        SELECT json_group_array(json_array(
+            r.job_name, r.concurrency, r.rate, r.interval, r.burst, r.cost, u.in_use, u.spent_until
+        ))
+        FROM limit_rule AS r LEFT JOIN limit_use AS u ON u.limit_name = r.limit_name AND u.key = '' WHERE r.closes_lane = 1
+    ),
     (SELECT min(due) FROM scheduled),
     EXISTS (SELECT 1 FROM unique_key WHERE valid_until IS NULL),
-    EXISTS (SELECT 1 FROM keyed_limit) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
+    EXISTS (SELECT 1 FROM limit_rule WHERE closes_lane = 0) OR EXISTS (SELECT 1 FROM lease_key) OR EXISTS (SELECT 1 FROM changed_limit)
         OR EXISTS (SELECT 1 FROM changed_key),
     EXISTS (SELECT 1 FROM tenant_share)
 FROM session WHERE id = ?1;
@@ -64,16 +67,6 @@ DELETE FROM scheduled WHERE (due, seq) IN (
     SELECT due, seq FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
 );
 
--- name: list_limits
--- List all concurrency limits.
--- Result: JSON array of [name, maximum, in_use]
-SELECT json_group_array(json_array(name, maximum, in_use)) FROM concurrency_limit;
-
--- name: list_rates
--- List all rate limits.
--- Result: JSON array of [name, rate, interval, burst, cost, spent_until]
-SELECT json_group_array(json_array(name, rate, interval, burst, cost, spent_until)) FROM rate_limit;
-
 -- name: read_lane
 -- Read the first jobs of one lane.
 -- Inputs: ?1 lane, ?2 the maximum number of jobs
@@ -107,16 +100,6 @@ SELECT json_group_array(json_array(rank, due, seq)) FROM (
 -- Result: JSON array of the bytes of payload and options, in the order of the seqs
 SELECT json_group_array(length(j.payload) + coalesce(length(j.options), 0))
 FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value;
-
--- name: take_limit
--- Count newly leased jobs against the limit of their name.
--- Inputs: ?1 name, ?2 the number of jobs
-UPDATE concurrency_limit SET in_use = in_use + ?2 WHERE name = ?1;
-
--- name: set_spent_until
--- Store until when the units of a rate limit are used up.
--- Inputs: ?1 name, ?2 the time
-UPDATE rate_limit SET spent_until = ?2 WHERE name = ?1;
 
 -- name: insert_leases
 -- Lease jobs to a session.

@@ -142,27 +142,6 @@ FROM json_each(?1) AS x CROSS JOIN job AS j ON j.id = x.value;
 SELECT paused_by, reason, since, until FROM paused_queue
 WHERE queue = ?1 AND (until IS NULL OR until > ?2);
 
--- name: list_limits_by_name
--- List the concurrency limits.
--- Inputs: ?1 job name; NULL: all
--- Result: name, maximum, in_use, ordered by name
-SELECT name, maximum, in_use FROM concurrency_limit WHERE ?1 IS NULL OR name = ?1 ORDER BY name;
-
--- name: list_limit_holders
--- List the jobs that have counted longest against each concurrency limit.
--- Inputs: ?1 job name; NULL: all; ?2 the maximum number of jobs of each name
--- Result: job name, job id, session id, host, leased_at; longest first
-SELECT name, job, session, coalesce(host, ''), leased_at FROM (
-    SELECT
-        c.name, j.id AS job, s.id AS session, json_extract(s.description, '$.host') AS host, l.leased_at,
-        row_number() OVER (PARTITION BY c.name ORDER BY l.leased_at, j.id) AS position
-    FROM lease AS l
-    CROSS JOIN lane ON lane.id = l.lane & 1048575
-    CROSS JOIN concurrency_limit AS c ON c.name = lane.name
-    CROSS JOIN job AS j ON j.seq = l.seq
-    CROSS JOIN session AS s ON s.number = l.session
-    WHERE ?1 IS NULL OR c.name = ?1
-) WHERE position <= ?2 ORDER BY name, position;
 
 -- name: count_by_state
 -- Count the jobs in each state.

@@ -39,16 +39,16 @@ SELECT json_group_array(l.seq) FROM json_each(?2) AS s
 CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = s.value AND l.fence = ?3 AND l.nonce = ?4;
 
 -- name: release_limits
--- Release the places of these jobs under their concurrency limits.
+-- Count these jobs no more in the limits of their names.
 -- Inputs: ?1 session number, ?2 JSON array of seqs, ?3 fence, ?4 nonce
-UPDATE concurrency_limit SET in_use = max(0, in_use - freed.many)
+UPDATE limit_use SET in_use = max(0, in_use - freed.many)
 FROM (
     SELECT lane.name, count(*) AS many FROM json_each(?2) AS s
     CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = s.value AND l.fence = ?3 AND l.nonce = ?4
     CROSS JOIN lane ON lane.id = l.lane & 1048575
     GROUP BY lane.name
 ) AS freed
-WHERE concurrency_limit.name = freed.name;
+WHERE limit_use.limit_name = 'job:' || freed.name AND limit_use.key = '';
 
 -- name: delete_completed_leases
 -- Delete the leases that a session holds under one token.
@@ -100,10 +100,11 @@ SELECT settled_fence, settled_nonce FROM job WHERE seq = ?1 AND id = ?2;
 DELETE FROM lease WHERE session = ?1 AND seq = ?2;
 
 -- name: release_limit
--- Release one place under the concurrency limit of the job name, if it has a limit.
+-- Count one job less in the limit of its name, if it has one.
 -- Inputs: ?1 lane
 -- Result: the number of rows
-UPDATE concurrency_limit SET in_use = max(0, in_use - 1) WHERE name = (SELECT name FROM lane WHERE id = ?1 & 1048575);
+UPDATE limit_use SET in_use = max(0, in_use - 1)
+WHERE limit_name = 'job:' || (SELECT name FROM lane WHERE id = ?1 & 1048575) AND key = '';
 
 -- name: finish_job
 -- Finish a job.

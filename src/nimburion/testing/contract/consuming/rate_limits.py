@@ -390,4 +390,4 @@ class DeclaringRates:
         assert await first.take(9) == []
         await harness.worker(names=("mail",))
         assert ids(await first.take(9)) == ["b", "c"]
-        assert [limit.rules for limit in await harness.backend.reads.list_limits()] in ([], [{}])
+        assert await harness.backend.reads.list_limits() == []

@@ -146,56 +146,39 @@ CREATE TABLE session (
     ended_at INTEGER,                   -- when it was rescued or closed; its id cannot be used again
     held_several INTEGER NOT NULL DEFAULT 0     -- 1: it had more than one lease when it expired
 ) STRICT;
--- How many jobs of a name may run at a time.
-CREATE TABLE concurrency_limit (
-    name TEXT PRIMARY KEY,
-    maximum INTEGER NOT NULL,
-    in_use INTEGER NOT NULL             -- leased jobs of this name
-) STRICT, WITHOUT ROWID;
--- How many jobs of a name may start in a time.
-CREATE TABLE rate_limit (
-    name TEXT PRIMARY KEY,
-    rate TEXT NOT NULL,                 -- for people
-    interval INTEGER NOT NULL,          -- microseconds in which one unit becomes available
-    burst INTEGER NOT NULL,             -- the most units that can be available
-    cost INTEGER NOT NULL,              -- the units that one job takes
-    spent_until INTEGER NOT NULL        -- the time until which the units taken are used up
-) STRICT, WITHOUT ROWID;
--- Limits by key of job names.
-CREATE TABLE keyed_limit (
+-- The limits of job names. The columns after `declared` are in force: what is declared, with the changes of whole limits.
+CREATE TABLE limit_rule (
     job_name TEXT NOT NULL,
     limit_name TEXT NOT NULL,
+    declared TEXT,                      -- JSON: what their newest worker declared; NULL: only a change makes the limit
     concurrency INTEGER,                -- how many jobs of one key may run; NULL: no maximum
-    rate TEXT,                          -- NULL: no rate; the next three as in `rate_limit`
-    interval INTEGER,
-    burst INTEGER,
-    cost INTEGER,
+    rate TEXT,                          -- for people; NULL: no rate
+    interval INTEGER,                   -- microseconds in which one unit becomes available
+    burst INTEGER,                      -- the most units that can be available
+    cost INTEGER,                       -- the units that one job takes, unless it has its own cost
+    closes_lane INTEGER NOT NULL,       -- 1: all jobs of a lane count for the same key; 0: jobs may be parked
     PRIMARY KEY (job_name, limit_name)
 ) STRICT, WITHOUT ROWID;
--- The limits of job names, as their newest worker declared them.
-CREATE TABLE declared_limit (
-    name TEXT PRIMARY KEY,
-    body TEXT NOT NULL                  -- JSON
-) STRICT, WITHOUT ROWID;
+CREATE INDEX limit_rule_kind ON limit_rule (closes_lane, job_name);
 -- Changes of limits at run time. They win over what is declared, until they are reset.
 CREATE TABLE limit_change (
-    name TEXT NOT NULL,                 -- of the limit by key, or of the jobs
+    name TEXT NOT NULL,                 -- of the limit
     for_key INTEGER NOT NULL,           -- 1: the change is for one key
     key TEXT NOT NULL,                  -- that key
     body TEXT NOT NULL,                 -- JSON
     PRIMARY KEY (name, for_key, key)
 ) STRICT, WITHOUT ROWID;
--- Keys of limits that are in use, or were a short time ago.
-CREATE TABLE limit_key (
+-- Keys of limits that are in use, or were a short time ago. The key of the limit of a job name or a queue is ''.
+CREATE TABLE limit_use (
     limit_name TEXT NOT NULL,
     key TEXT NOT NULL,
     in_use INTEGER NOT NULL,            -- leased jobs that count for the key
-    spent_until INTEGER NOT NULL,       -- as in `rate_limit`
+    spent_until INTEGER NOT NULL,       -- the time until which the units taken are used up
     opens_at INTEGER,                   -- when parked jobs are considered again because of the rate; NULL: unknown
     PRIMARY KEY (limit_name, key)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX limit_key_opening ON limit_key (opens_at) WHERE opens_at IS NOT NULL;
--- The keys for which a leased job counts.
+CREATE INDEX limit_use_opening ON limit_use (opens_at) WHERE opens_at IS NOT NULL;
+-- The keys for which a leased job counts, except that of the limit of its name.
 CREATE TABLE lease_key (
     seq INTEGER NOT NULL,
     limit_name TEXT NOT NULL,
@@ -214,7 +197,7 @@ CREATE TABLE parked (
     PRIMARY KEY (limit_name, key, lane, rank, due, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX parked_seq ON parked (seq);
--- Limits by key that changed for a job name, and the parked job up to which its jobs were considered again.
+-- Limits that changed for a job name, and the parked job up to which its jobs were considered again.
 CREATE TABLE changed_limit (
     job_name TEXT NOT NULL,
     limit_name TEXT NOT NULL,

@@ -1,57 +1,9 @@
--- Limits by key: count leased jobs for their keys, park jobs whose key has no room, and return them to their lanes.
+-- Parked jobs: record for which keys leased jobs count, park jobs whose key has no room, and return them to their lanes.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. A job is in `ready` or in `parked`, never in both. `parked.lane` is without
--- the tenant: among the jobs of a key there are no turns.
--- An exchange reads and writes the keys of all its jobs in one statement each: JSON objects hold a value for each key or
--- each job.
-
--- name: list_keyed_limits
--- List the limits by key.
--- Inputs: ?1 job name; NULL: all, ?2 limits of queues to list (JSON array of names); NULL: all
--- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost], ordered by both names
-SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (
-    SELECT * FROM keyed_limit WHERE (?1 IS NULL OR job_name = ?1)
-        AND (?2 IS NULL OR substr(limit_name, 1, 6) <> 'queue:' OR limit_name IN (SELECT value FROM json_each(?2)))
-    ORDER BY job_name, limit_name
-);
-
--- name: insert_keyed_limit
--- Add a limit by key.
--- Inputs: ?1 job name, ?2 limit name, ?3 concurrency, ?4 rate, ?5 interval, ?6 burst, ?7 cost
-INSERT INTO keyed_limit (job_name, limit_name, concurrency, rate, interval, burst, cost)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7);
-
--- name: delete_keyed_limits
--- Delete the limits by key of a job name.
--- Inputs: ?1 job name
-DELETE FROM keyed_limit WHERE job_name = ?1;
-
--- name: list_job_options
--- Read the options of jobs.
--- Inputs: ?1 JSON array of seqs
--- Result: JSON array of [seq, options], without jobs that have none
-SELECT '[' || coalesce(group_concat('[' || j.seq || ',' || j.options || ']'), '') || ']'
-FROM json_each(?1) AS s CROSS JOIN job AS j ON j.seq = s.value WHERE j.options IS NOT NULL;
-
--- name: list_uses_of_keys
--- Read the use of keys of one limit.
--- Inputs: ?1 limit name, ?2 JSON array of keys
--- Result: JSON array of [in_use, spent_until, opens_at, whether jobs are parked], one for each key: 0, 0, NULL if unused
-SELECT json_group_array(json_array(
-    coalesce(k.in_use, 0), coalesce(k.spent_until, 0), k.opens_at,
-    EXISTS (SELECT 1 FROM parked AS p WHERE p.limit_name = ?1 AND p.key = e.value)
-))
-FROM json_each(?2) AS e LEFT JOIN limit_key AS k ON k.limit_name = ?1 AND k.key = e.value;
-
--- name: put_key_uses
--- Store the use of keys of one limit.
--- Inputs: ?1 limit name, ?2 JSON object: key -> [in_use, spent_until, opens_at]
-INSERT INTO limit_key (limit_name, key, in_use, spent_until, opens_at)
-SELECT ?1, e.key, json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]'), json_extract(e.value, '$[2]')
-FROM json_each(?2) AS e WHERE true
-ON CONFLICT (limit_name, key) DO UPDATE
-SET in_use = excluded.in_use, spent_until = excluded.spent_until, opens_at = excluded.opens_at;
+-- the tenant: among the jobs of a key there are no turns. A lease has no row in `lease_key` for the limit of its job name:
+-- its lane says that it counts there.
 
 -- name: insert_lease_keys
 -- Record for which keys of a limit leased jobs count.
@@ -82,7 +34,7 @@ DELETE FROM lease_key WHERE seq IN (SELECT value FROM json_each(?1));
 -- name: release_keys
 -- Count jobs less for keys of a limit.
 -- Inputs: ?1 limit name, ?2 JSON object: key -> number of jobs
-INSERT INTO limit_key (limit_name, key, in_use, spent_until)
+INSERT INTO limit_use (limit_name, key, in_use, spent_until)
 SELECT ?1, e.key, e.value, 0 FROM json_each(?2) AS e WHERE true
 ON CONFLICT (limit_name, key) DO UPDATE SET in_use = in_use - excluded.in_use;
 
@@ -229,12 +181,12 @@ DELETE FROM parked WHERE seq = ?1;
 -- List the keys whose rates allow a parked job now.
 -- Inputs: ?1 now
 -- Result: limit name, key
-SELECT limit_name, key FROM limit_key WHERE opens_at <= ?1;
+SELECT limit_name, key FROM limit_use WHERE opens_at <= ?1;
 
 -- name: clear_openings
 -- Forget the times at which rates allowed parked jobs.
 -- Inputs: ?1 now
-UPDATE limit_key SET opens_at = NULL WHERE opens_at <= ?1;
+UPDATE limit_use SET opens_at = NULL WHERE opens_at <= ?1;
 
 -- name: get_next_key_opening
 -- Return when the rate of a key first allows a parked job; now, while parked jobs must be considered again.
@@ -242,46 +194,10 @@ UPDATE limit_key SET opens_at = NULL WHERE opens_at <= ?1;
 -- Result: the time, or NULL
 SELECT CASE WHEN EXISTS (SELECT 1 FROM changed_limit) OR EXISTS (SELECT 1 FROM changed_key) THEN ?1
     ELSE (
-        SELECT opens_at FROM limit_key AS k WHERE opens_at IS NOT NULL AND EXISTS (
+        SELECT opens_at FROM limit_use AS k WHERE opens_at IS NOT NULL AND EXISTS (
             SELECT 1 FROM parked AS p WHERE p.limit_name = k.limit_name AND p.key = k.key
         ) ORDER BY opens_at LIMIT 1
     ) END;
-
--- name: prune_limit_keys
--- Delete the keys that are not in use any more.
--- Inputs: ?1 now
-DELETE FROM limit_key WHERE in_use = 0 AND opens_at IS NULL AND spent_until < ?1 AND NOT EXISTS (
-    SELECT 1 FROM parked AS p WHERE p.limit_name = limit_key.limit_name AND p.key = limit_key.key
-);
-
--- name: list_key_uses
--- List the keys that are in use or for which jobs wait.
--- Inputs: ?1 limit name; NULL: all, ?2 key, ?3 the maximum number of keys
--- Result: limit name, key, in_use, number of parked jobs, opens_at
-SELECT * FROM (
-    SELECT k.limit_name, k.key, k.in_use, (
-        SELECT count(*) FROM parked AS p WHERE p.limit_name = k.limit_name AND p.key = k.key
-    ) AS waiting, k.opens_at
-    FROM limit_key AS k WHERE ?1 IS NULL OR k.limit_name = ?1 AND k.key = ?2 ORDER BY k.limit_name, k.key
-) WHERE in_use > 0 OR waiting > 0 LIMIT ?3;
-
--- name: list_fullest_keys
--- List the fullest keys of each limit, with the sums of all its keys.
--- Inputs: ?1 limit name; NULL: all, ?2 the maximum number of keys of each limit
--- Result: limit name, key, in_use, number of parked jobs, opens_at; keys, in_use and parked jobs of the limit
-SELECT limit_name, key, in_use, waiting, opens_at, keys, all_in_use, all_waiting FROM (
-    SELECT *, row_number() OVER (PARTITION BY limit_name ORDER BY in_use + waiting DESC, key) AS place,
-        count(*) OVER named AS keys, sum(in_use) OVER named AS all_in_use, sum(waiting) OVER named AS all_waiting
-    FROM (
-        SELECT u.limit_name, u.key, coalesce(k.in_use, 0) AS in_use, k.opens_at, (
-            SELECT count(*) FROM parked AS p WHERE p.limit_name = u.limit_name AND p.key = u.key
-        ) AS waiting
-        FROM (
-            SELECT limit_name, key FROM limit_key WHERE ?1 IS NULL OR limit_name = ?1
-            UNION SELECT limit_name, key FROM parked WHERE ?1 IS NULL OR limit_name = ?1
-        ) AS u LEFT JOIN limit_key AS k ON k.limit_name = u.limit_name AND k.key = u.key
-    ) WHERE in_use > 0 OR waiting > 0 WINDOW named AS (PARTITION BY limit_name)
-) WHERE place <= ?2 ORDER BY limit_name, place;
 
 -- name: find_parked
 -- Find for which limit a job is parked.

@@ -1,0 +1,487 @@
+"""Limits: what is declared and changed, which limits a job has, and the use of their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.parked_jobs import let_return, unpark
+from nimburion.backends.waiters import EVERY_QUEUE
+from nimburion.core.exchange import Lane
+from nimburion.core.limits import (
+    JobLimit,
+    KeyUse,
+    LimitChange,
+    LimitHolder,
+    LimitInfo,
+    LimitKey,
+    LimitRule,
+    LimitUse,
+    apply_changes,
+    closes_lane,
+    find_limit_key,
+    get_limited_job,
+    get_limited_queue,
+    make_job_limit_name,
+    make_queue_limit_name,
+    summarize_limits,
+)
+from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
+
+_encode = msgspec.json.Encoder().encode
+_decode_change = msgspec.json.Decoder(LimitChange).decode
+_decode_rule = msgspec.json.Decoder(LimitRule).decode
+_decode_rules = msgspec.json.Decoder(
+    list[tuple[str, str, int | None, str | None, int | None, int | None, int | None]]
+).decode
+_decode_uses = msgspec.json.Decoder(list[LimitUse], strict=False).decode
+
+Rules = dict[str, dict[str, LimitRule]]
+"""Limits by job name and limit name."""
+KeyChanges = dict[LimitKey, LimitChange]
+"""The changes of single keys of limits."""
+
+
+class LimitKeyOptions(msgspec.Struct, gc=False):
+    """The options of a job that concern limits."""
+
+    limit_keys: dict[str, str] = {}
+    cost: int | None = None
+
+
+_NO_KEYS = LimitKeyOptions()
+_decode_key_options = msgspec.json.Decoder(list[tuple[int, LimitKeyOptions]]).decode
+
+
+class LaneLimit(NamedTuple):
+    """The limit of a job name, in which all jobs of its lanes count, and its use."""
+
+    limit: JobLimit
+    use: LimitUse
+
+    def count_room(self, now: int) -> int | None:
+        """Return how many jobs may start now, at least 0; None: any number."""
+        _, concurrency, rate = self.limit
+        room = None if rate is None else rate.count_room(self.use.spent_until, now)
+        if concurrency is None:
+            return room
+        places = max(0, concurrency - self.use.in_use)
+        return places if room is None else min(places, room)
+
+    def find_opening(self, now: int) -> int | None:
+        """Return when the rate allows the next job; None: now."""
+        rate, spent_until = self.limit.rate, self.use.spent_until
+        if rate is None or rate.count_room(spent_until, now) > 0:
+            return None
+        return rate.find_opening(spent_until)
+
+
+LaneLimits = dict[str, LaneLimit]
+"""The limits of job names, by job name."""
+
+_decode_lane_limits = msgspec.json.Decoder(
+    list[
+        tuple[
+            str, int | None, str | None, int | None, int | None, int | None, int | None, int | None
+        ]
+    ]
+).decode
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def decode_lane_limits(listed: str) -> LaneLimits:
+    """Decode the limits of job names, as `list_lane_limits` returns them."""
+    if listed == "[]":
+        return {}
+    return {
+        job: LaneLimit(
+            JobLimit(
+                (make_job_limit_name(job), ""), concurrency, make_rate(rate, interval, burst, cost)
+            ),
+            LimitUse(in_use or 0, spent_until or 0),
+        )
+        for job, concurrency, rate, interval, burst, cost, in_use, spent_until in (
+            _decode_lane_limits(listed)
+        )
+    }
+
+
+def make_rate(
+    rate: str | None, interval: int | None, burst: int | None, cost: int | None
+) -> RateLimit | None:
+    """Return the rate in the columns of a rule."""
+    return None if rate is None else RateLimit(rate, interval or 1, burst or 1, cost or 1)
+
+
+def read_lane_limits(db: Database) -> LaneLimits:
+    """Read the limits of job names with their uses."""
+    return decode_lane_limits(db.fetch_value("list_lane_limits"))
+
+
+def read_rules(db: Database, name: str | None = None, queues: Iterable[str] | None = None) -> Rules:
+    """Read the limits in force, of one job name or of all; with `queues`, not those of others."""
+    listed = None
+    if queues is not None:
+        listed = _encode([make_queue_limit_name(queue) for queue in queues]).decode()
+    rules: Rules = {}
+    for job, limit, concurrency, rate, interval, burst, cost in _decode_rules(
+        db.fetch_value("list_limit_rules", name, listed)
+    ):
+        rule = LimitRule(concurrency, make_rate(rate, interval, burst, cost))
+        rules.setdefault(job, {})[limit] = rule
+    return rules
+
+
+def may_park(rules: Rules, lane: Lane) -> bool:
+    """Return whether jobs of this lane may have limits for which they are parked."""
+    return any(
+        not closes_lane(limit) and get_limited_queue(limit) in {None, lane.queue}
+        for limit in rules.get(lane.name, ())
+    )
+
+
+def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, LimitKeyOptions]:
+    """Return the options of jobs that concern limits, without jobs that have no options."""
+    return dict(
+        _decode_key_options(db.fetch_value("list_job_options", _encode(list(seqs)).decode()))
+    )
+
+
+def list_limits_of_job(
+    rules: Mapping[str, LimitRule],
+    queue: str,
+    options: LimitKeyOptions | None,
+    changes: KeyChanges,
+    *,
+    with_lane: bool = False,
+) -> list[JobLimit]:
+    """Return the limits in which a job with these options counts.
+
+    `with_lane`: also those that close its lane.
+    """
+    options = options or _NO_KEYS
+    found = []
+    for name, rule in rules.items():
+        is_of_lane = closes_lane(name)
+        key = find_limit_key(name, queue, options.limit_keys)
+        if key is None or (is_of_lane and not with_lane):
+            continue
+        if (name, key) in changes:
+            rule = rule.apply(changes[name, key])  # noqa: PLW2901
+        rate = rule.rate
+        if rate is not None and options.cost is not None and not is_of_lane:
+            rate = msgspec.structs.replace(rate, cost=options.cost)
+        found.append(JobLimit((name, key), rule.concurrency, rate))
+    return found
+
+
+def read_job_limits(
+    db: Database, lane: int, seq: int, *, uses_own_cost: bool = True
+) -> list[JobLimit]:
+    """Return the limits in which a job counts.
+
+    `uses_own_cost`: the rates for which it may be parked have the cost of the job, if it has one.
+    """
+    waiting_in = db.get_lane(lane)
+    rules = read_rules(db, waiting_in.name).get(waiting_in.name)
+    if rules is None:
+        return []
+    options = read_key_options(db, [seq]).get(seq)
+    if options is not None and not uses_own_cost:
+        options.cost = None
+    changes = read_key_changes(db)
+    return list_limits_of_job(rules, waiting_in.queue, options, changes, with_lane=True)
+
+
+def read_uses(db: Database, keys: Iterable[LimitKey]) -> dict[LimitKey, LimitUse]:
+    """Return the uses of these keys, also of those that are not in use."""
+    by_limit: dict[str, list[str]] = {}
+    for limit, key in keys:
+        by_limit.setdefault(limit, []).append(key)
+    return {
+        (limit, key): use
+        for limit, some in by_limit.items()
+        for key, use in zip(
+            some,
+            _decode_uses(db.fetch_value("list_uses_of_keys", limit, _encode(some).decode())),
+            strict=True,
+        )
+    }
+
+
+def write_uses(db: Database, uses: Mapping[LimitKey, LimitUse]) -> None:
+    """Store the uses of these keys."""
+    by_limit: dict[str, dict[str, tuple[int, int, int | None]]] = {}
+    for (limit, key), use in uses.items():
+        by_limit.setdefault(limit, {})[key] = (use.in_use, use.spent_until, use.opens_at)
+    for limit, rows in by_limit.items():
+        db.run("put_limit_uses", limit, _encode(rows).decode())
+
+
+# --- rates ------------------------------------------------------------------------------------
+
+
+def follow_clock(db: Database) -> None:
+    """Let all rates follow the clock if it was set back.
+
+    See `follow_clock` in core/rate_limits.py. The time of the latest exchange is stored once in a
+    second.
+    """
+    before = db.fetch_value("get_limits_used_at")
+    if abs(db.now - before) <= CLOCK_TOLERANCE:
+        return
+    db.run("put_limits_used_at", db.now)
+    if db.now < before:
+        db.run("let_uses_follow_clock", db.now, before)
+
+
+def give_units_back(db: Database, lane: int, seq: int, taken_at: int) -> None:
+    """Give back what a job that has not started took from the rates of its keys."""
+    counted = db.run("list_lease_keys", seq).fetchall()
+    for key, _, rate in read_job_limits(db, lane, seq):
+        if rate is not None and (key in counted or closes_lane(key[0])):
+            use = read_uses(db, [key])[key]
+            use.spent_until = rate.refund(use.spent_until, db.now, taken_at)
+            write_uses(db, {key: use})
+
+
+def spend_units(db: Database, lane: int, seq: int, units: int) -> None:
+    """Take units that an attempt spent beyond its cost, or give some back."""
+    for key, _, rate in read_job_limits(db, lane, seq):
+        if rate is not None:
+            use = read_uses(db, [key])[key]
+            use.spent_until = rate.spend(use.spent_until, db.now, units)
+            write_uses(db, {key: use})
+
+
+def block_rates(db: Database, lane: int, seq: int, seconds: float) -> bool:
+    """Let the rates of the keys that a job carries, or that of its name, allow no job for some
+    seconds.
+
+    Returns whether there is a rate.
+    """
+    limits = read_job_limits(db, lane, seq, uses_own_cost=False)
+    rates = [(key, rate) for key, _, rate in limits if rate is not None]
+    carried = [(key, rate) for key, rate in rates if not closes_lane(key[0])]
+    for key, rate in carried or rates:
+        use = read_uses(db, [key])[key]
+        use.spent_until = rate.block(use.spent_until, db.now, max(0, to_micros(seconds)))
+        write_uses(db, {key: use})
+    return bool(rates)
+
+
+def pass_turns(db: Database, lane: int, seq: int) -> None:
+    """Let jobs that are parked for the keys of a cancelled job have its turn."""
+    for key, _, _ in read_job_limits(db, lane, seq):
+        if not closes_lane(key[0]):
+            unpark(db, key, lane)
+
+
+# --- what is declared and changed -------------------------------------------------------------
+
+
+def declare_limits(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bool:
+    """Store what a session declares for a job name, and let it apply; return whether the limits in
+    force changed.
+    """
+    return _set_rules(db, name, declared)
+
+
+def _apply_limits(db: Database, name: str) -> None:
+    """Let what is declared for a job name apply, with the changes of operators."""
+    rows = db.run("list_declared_limits", name)
+    _set_rules(db, name, {limit: _decode_rule(body) for limit, body in rows})
+
+
+def _set_rules(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bool:
+    """Set the limits of a job name to what is declared, with the changes of operators; return
+    whether the limits in force changed.
+
+    If limits change for which jobs are parked, exchanges consider these again: see
+    `unpark_changed`.
+    """
+    changes = {change.name: change for change in _list_changes(db, for_key=0)}
+    rules = apply_changes(name, declared, changes)
+    old_rules = read_rules(db, name).get(name, {})
+    if not rules and not old_rules:
+        return False
+    db.run("delete_limit_rules", name)
+    for limit, rule in rules.items():
+        rate = rule.rate
+        parts = (None,) * 4 if rate is None else (rate.rate, rate.interval, rate.burst, rate.cost)
+        body = _encode(declared[limit]).decode() if limit in declared else None
+        db.run("insert_limit_rule", name, limit, body, rule.concurrency, *parts, closes_lane(limit))
+    if rules == old_rules:
+        return False
+    for limit in old_rules.keys() | rules.keys():
+        _replace_rule(db, name, limit, old_rules.get(limit), rules.get(limit))
+    return True
+
+
+def _replace_rule(
+    db: Database, name: str, limit: str, old: LimitRule | None, new: LimitRule | None
+) -> None:
+    """Let the uses and the parked jobs of a limit follow its new rule."""
+    if closes_lane(limit):
+        if old is None:
+            db.run("count_running_jobs", limit, name)
+        if new is None:
+            db.run("stop_counting", limit)
+        if new is None or new.rate is None:
+            db.run("forget_units", limit)
+    elif old is not None and old != new:
+        if new is None:
+            db.run("mark_changed_limit", name, limit)
+        else:
+            db.run("let_first_return", name, limit, new.count_at_once())
+    old_rate = None if old is None else old.rate
+    new_rate = None if new is None else new.rate
+    if old_rate is not None and new_rate is not None and old_rate != new_rate:
+        ends = (db.now + rate.burst * rate.interval for rate in (new_rate, old_rate))
+        db.run("carry_over_keys", limit, *ends)
+
+
+def change_limit(db: Database, change: LimitChange) -> None:
+    """See `Maintaining.change_limit`."""
+    place = (change.name, int(change.key is not None), change.key or "")
+    row = db.fetch_one("get_limit_change", *place)
+    change = msgspec.structs.replace(change, at=db.now / MICRO)
+    if row is not None:
+        change = _decode_change(row[0]).merge(change)
+    before = read_key_changes(db)
+    db.run("put_limit_change", *place, _encode(change).decode())
+    _apply_change(db, change.name, change.key, before)
+
+
+def reset_limit(db: Database, name: str, key: str | None) -> bool:
+    """See `Maintaining.reset_limit`."""
+    before = read_key_changes(db)
+    deleted = db.run("delete_limit_change", name, int(key is not None), key or "").rowcount
+    _apply_change(db, name, key, before)
+    return deleted > 0
+
+
+def read_key_changes(db: Database) -> KeyChanges:
+    """Read the changes of single keys."""
+    return {(change.name, change.key or ""): change for change in _list_changes(db, for_key=1)}
+
+
+def _list_changes(db: Database, *, for_key: int | None) -> list[LimitChange]:
+    return [_decode_change(body) for (body,) in db.run("list_limit_changes", for_key)]
+
+
+def _apply_change(db: Database, name: str, key: str | None, before: KeyChanges) -> None:
+    if key is None:
+        of_queue = get_limited_queue(name) is not None
+        listed = db.run("list_known_names") if of_queue else db.run("list_job_names_of_limit", name)
+        jobs: set[str] = {job for (job,) in listed}
+        own = get_limited_job(name)
+        for job in jobs if own is None else jobs | {own}:
+            _apply_limits(db, job)
+    else:
+        _apply_key_change(db, (name, key), before)
+    db.notify([EVERY_QUEUE])
+
+
+def _apply_key_change(db: Database, key: LimitKey, before: KeyChanges) -> None:
+    """Carry the rate of a key over, and consider the jobs that are parked for it again."""
+    change = read_key_changes(db).get(key)
+    count = 1
+    for rules in read_rules(db).values():
+        if key[0] in rules:
+            old = rules[key[0]].apply(before.get(key))
+            new = rules[key[0]].apply(change)
+            _carry_key_over(db, key, old.rate, new.rate)
+            count = max(count, new.count_at_once())
+    let_return(db, key, count)
+
+
+def _carry_key_over(
+    db: Database, key: LimitKey, old: RateLimit | None, new: RateLimit | None
+) -> None:
+    """Replace the rate of one key; see `RateLimit.carry_over`."""
+    if old is not None and new is not None:
+        use = read_uses(db, [key])[key]
+        use.spent_until = new.carry_over(old, use.spent_until, db.now)
+        write_uses(db, {key: use})
+
+
+# --- the reading of operators -----------------------------------------------------------------
+
+
+def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
+    """See `Inspecting.list_limits`."""
+    lanes = read_lane_limits(db)
+    rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
+    uses = [_make_use(*row[:5]) for row in rows if not closes_lane(row[0])]
+    uses += [_make_lane_use(db, lane) for lane in lanes.values()]
+    found = summarize_limits(
+        read_rules(db), _list_changes(db, for_key=None), uses, name=name, fullest=fullest
+    )
+    sums = {row[0]: row[5:] for row in rows}
+    held = _read_holders(db, name, holders)
+    return [
+        _describe_lane_limit(db, limit, lanes.get(get_limited_job(limit.name) or ""), held)
+        if closes_lane(limit.name)
+        else _add_sums(limit, *sums.get(limit.name, (0, 0, 0)))
+        for limit in found
+    ]
+
+
+def _add_sums(limit: LimitInfo, keys: int, in_use: int, parked: int) -> LimitInfo:
+    return msgspec.structs.replace(limit, keys=keys, in_use=in_use, parked=parked)
+
+
+def _describe_lane_limit(
+    db: Database, limit: LimitInfo, lane: LaneLimit | None, held: dict[str, list[LimitHolder]]
+) -> LimitInfo:
+    """Add what is known of the limit of a job name only: its room and its holders."""
+    if lane is None or lane.limit.key[0] != limit.name:
+        return limit
+    rate = lane.limit.rate
+    return msgspec.structs.replace(
+        limit,
+        room=None if rate is None else rate.count_room(lane.use.spent_until, db.now),
+        holders=held.get(limit.name, []),
+    )
+
+
+def _read_holders(db: Database, name: str | None, most: int) -> dict[str, list[LimitHolder]]:
+    """Return the jobs that have counted longest against each maximum, by limit."""
+    held: dict[str, list[LimitHolder]] = {}
+    if most > 0 and (name is None or closes_lane(name)):
+        for limit, job_id, session, host, at in db.run("list_limit_holders", name, most):
+            held.setdefault(limit, []).append(LimitHolder(job_id, session, host, at / MICRO))
+    return held
+
+
+def find_key_uses(db: Database, lane: int, seq: int) -> list[KeyUse]:
+    """Return the keys of a job, for which it may be parked, that are in use."""
+    return [
+        _make_use(*row)
+        for key, _, _ in read_job_limits(db, lane, seq)
+        if not closes_lane(key[0])
+        for row in db.run("get_key_use", *key).fetchall()
+    ]
+
+
+def _make_use(limit: str, key: str, in_use: int, parked: int, opens_at: int | None) -> KeyUse:
+    opens = None if opens_at is None or not parked else opens_at / MICRO
+    return KeyUse(limit=limit, key=key, in_use=in_use, parked=parked, opens_at=opens)
+
+
+def _make_lane_use(db: Database, lane: LaneLimit) -> KeyUse:
+    limit, key = lane.limit.key
+    opening = lane.find_opening(db.now)
+    return KeyUse(
+        limit=limit,
+        key=key,
+        in_use=lane.use.in_use,
+        parked=0,
+        opens_at=None if opening is None else opening / MICRO,
+    )
