@@ -162,7 +162,7 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout: float | None = None
     """Seconds; overrides the handler's declaration."""
     limit_keys: dict[str, str] = msgspec.field(default_factory=dict)
-    """The key of the job for each limit by key, by the name of the limit."""
+    """The key of the job for each limit that is not of its name or its queue, by limit."""
     cost: int | None = None
     """The units that the job takes of the rates of its keys; None: as declared."""
     fair: bool = True

@@ -263,6 +263,11 @@ def closes_lane(limit: str) -> bool:
     return limit.startswith(JOB_LIMIT)
 
 
+def drop_lane_limits(rules: LimitRules) -> dict[str, LimitRule]:
+    """Return the limits of a job name for which jobs are parked."""
+    return {limit: rule for limit, rule in rules.items() if not closes_lane(limit)}
+
+
 def find_limit_key(limit: str, queue: str, limit_keys: Mapping[str, str]) -> str | None:
     """Return the key for which a job counts in a limit that its name has; None: it does not count.
 

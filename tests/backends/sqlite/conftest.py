@@ -108,9 +108,11 @@ def assert_sound(path: Path) -> None:
         assert astray == []
         limits = connection.execute(
             """
-            SELECT name, in_use FROM concurrency_limit WHERE in_use <> (
+            SELECT r.limit_name, u.in_use
+            FROM limit_rule AS r JOIN limit_use AS u ON u.limit_name = r.limit_name
+            WHERE r.closes_lane = 1 AND u.in_use <> (
                 SELECT count(*) FROM lease JOIN lane ON lane.id = lease.lane
-                WHERE lane.name = concurrency_limit.name
+                WHERE lane.name = r.job_name
             )
             """
         ).fetchall()

@@ -64,7 +64,7 @@ HOT = {
     "list_cancel_requests",
     "list_job_options",
     "list_uses_of_keys",
-    "put_key_uses",
+    "put_limit_uses",
     "insert_lease_keys",
     "count_lease_keys",
     "delete_lease_keys",
@@ -76,9 +76,7 @@ HOT = {
     "delete_first_parked",
 }
 SMALL = {
-    "concurrency_limit",
-    "rate_limit",
-    "keyed_limit",
+    "limit_rule",
     "changed_limit",
     "changed_key",
     "lease_key",

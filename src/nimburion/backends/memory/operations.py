@@ -57,6 +57,7 @@ from nimburion.core.limits import (
     LimitRule,
     apply_changes,
     closes_lane,
+    drop_lane_limits,
     get_limited_job,
     get_limited_queue,
     make_job_limit_name,
@@ -119,17 +120,20 @@ def apply_limits(step: AtomicStep, name: str) -> None:
 
 
 def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None:
-    """Set the limits of a job name. If they change, its parked jobs are considered again."""
+    """Set the limits of a job name. If those change for which jobs are parked, its parked jobs are
+    considered again.
+    """
     state = step.state
     old_rules = state.limits.get(name, {})
     if old_rules == rules:
         return
     step.names_to_notify[EVERY_QUEUE] += 1
+    changes_parked_jobs = drop_lane_limits(old_rules) != drop_lane_limits(rules)
     state.limits[name] = rules
     if not rules:
         del state.limits[name]
     state.names_with_keys.discard(name)
-    if not all(closes_lane(limit) for limit in rules):
+    if drop_lane_limits(rules):
         state.names_with_keys.add(name)
     for limit in filter(closes_lane, old_rules.keys() | rules.keys()):
         count_running_jobs(state, name, limit)
@@ -138,7 +142,7 @@ def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None
         own = state.key_changes.get(key)
         if old is not None and new is not None and (own is None or own.rate is None):
             use.carry_over(old.rate, new.rate, step.now)
-        for lane in [lane for lane in use.parked if lane[1] == name]:
+        for lane in [lane for lane in use.parked if lane[1] == name and changes_parked_jobs]:
             count = len(use.parked[lane]) if new is None else new.count_at_once()
             state.let_return(key, lane, count)
     state.unpark_changed()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from nimburion.backends.memory.state import (
     JobEntry,
+    KeyEntry,
     LeaseEntry,
     MemoryState,
     ReplacementEntry,
@@ -206,8 +207,11 @@ class AtomicStep:
                 run_time = self.now - lease.started_at if effect.has_run else None
                 self.state.turns.settle(entry, lease.charge, run_time)
             for key in lease.counted_keys:
+                use = self.state.limit_uses[key]
+                use.in_use -= 1
                 self.names_to_notify[entry.queue] += 1
-                self.release_limit_key(key)
+                if use.parked:
+                    self.unpark_next(key, use)
         if effect.error is not None:
             entry.history = (*entry.history, effect.error)
         entry.failures += effect.failures
@@ -266,10 +270,8 @@ class AtomicStep:
                 use = self.state.limit_uses[key]
                 use.spent_until = rate.refund(use.spent_until, self.now, lease.started_at)
 
-    def release_limit_key(self, key: LimitKey) -> None:
-        """Count one job less for a key of a limit, and let the next parked jobs have their turn."""
-        use = self.state.limit_uses[key]
-        use.in_use -= 1
+    def unpark_next(self, key: LimitKey, use: KeyEntry) -> None:
+        """Let the next job of each lane that is parked for a key have its turn."""
         for lane in list(use.parked):
             if self.state.unpark(key, lane):
                 self.names_to_notify[lane[0]] += 1

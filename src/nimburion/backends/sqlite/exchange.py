@@ -113,7 +113,7 @@ def run_exchange(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
     limits = decode_lane_limits(head.limits)
-    if limits or head.has_keys:
+    if head.has_keys or any(lane.limit.rate is not None for lane in limits.values()):
         follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)
     results = (

@@ -22,6 +22,7 @@ from nimburion.core.limits import (
     LimitUse,
     apply_changes,
     closes_lane,
+    drop_lane_limits,
     find_limit_key,
     get_limited_job,
     get_limited_queue,
@@ -56,7 +57,7 @@ _NO_KEYS = LimitKeyOptions()
 _decode_key_options = msgspec.json.Decoder(list[tuple[int, LimitKeyOptions]]).decode
 
 
-class LaneLimit(NamedTuple):
+class StoredLaneLimit(NamedTuple):
     """The limit of a job name, in which all jobs of its lanes count, and its use."""
 
     limit: JobLimit
@@ -79,7 +80,7 @@ class LaneLimit(NamedTuple):
         return rate.find_opening(spent_until)
 
 
-LaneLimits = dict[str, LaneLimit]
+LaneLimits = dict[str, StoredLaneLimit]
 """The limits of job names, by job name."""
 
 _decode_lane_limits = msgspec.json.Decoder(
@@ -99,7 +100,7 @@ def decode_lane_limits(listed: str) -> LaneLimits:
     if listed == "[]":
         return {}
     return {
-        job: LaneLimit(
+        job: StoredLaneLimit(
             JobLimit(
                 (make_job_limit_name(job), ""), concurrency, make_rate(rate, interval, burst, cost)
             ),
@@ -320,13 +321,19 @@ def _set_rules(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bo
         return False
     for limit in old_rules.keys() | rules.keys():
         _replace_rule(db, name, limit, old_rules.get(limit), rules.get(limit))
+    if drop_lane_limits(old_rules) != drop_lane_limits(rules):
+        for limit in drop_lane_limits(old_rules):
+            if limit in rules:
+                db.run("let_first_return", name, limit, rules[limit].count_at_once())
+            else:
+                db.run("mark_changed_limit", name, limit)
     return True
 
 
 def _replace_rule(
     db: Database, name: str, limit: str, old: LimitRule | None, new: LimitRule | None
 ) -> None:
-    """Let the uses and the parked jobs of a limit follow its new rule."""
+    """Let the uses of a limit follow its new rule."""
     if closes_lane(limit):
         if old is None:
             db.run("count_running_jobs", limit, name)
@@ -334,11 +341,6 @@ def _replace_rule(
             db.run("stop_counting", limit)
         if new is None or new.rate is None:
             db.run("forget_units", limit)
-    elif old is not None and old != new:
-        if new is None:
-            db.run("mark_changed_limit", name, limit)
-        else:
-            db.run("let_first_return", name, limit, new.count_at_once())
     old_rate = None if old is None else old.rate
     new_rate = None if new is None else new.rate
     if old_rate is not None and new_rate is not None and old_rate != new_rate:
@@ -438,7 +440,7 @@ def _add_sums(limit: LimitInfo, keys: int, in_use: int, parked: int) -> LimitInf
 
 
 def _describe_lane_limit(
-    db: Database, limit: LimitInfo, lane: LaneLimit | None, held: dict[str, list[LimitHolder]]
+    db: Database, limit: LimitInfo, lane: StoredLaneLimit | None, held: dict[str, list[LimitHolder]]
 ) -> LimitInfo:
     """Add what is known of the limit of a job name only: its room and its holders."""
     if lane is None or lane.limit.key[0] != limit.name:
@@ -475,7 +477,7 @@ def _make_use(limit: str, key: str, in_use: int, parked: int, opens_at: int | No
     return KeyUse(limit=limit, key=key, in_use=in_use, parked=parked, opens_at=opens)
 
 
-def _make_lane_use(db: Database, lane: LaneLimit) -> KeyUse:
+def _make_lane_use(db: Database, lane: StoredLaneLimit) -> KeyUse:
     limit, key = lane.limit.key
     opening = lane.find_opening(db.now)
     return KeyUse(

@@ -256,8 +256,6 @@ def explain_job(db: Database, job_id: str) -> Facts:
     )
 
 
-
-
 def read_records(db: Database, seqs: list[int], *, payloads: bool) -> list[JobRecord]:
     """Return the records of these jobs, newest first; payloads only if `payloads` is true."""
     rows = db.run("get_records", _encode(seqs).decode(), payloads, db.now)

@@ -206,7 +206,7 @@ class LeaseBatch:
         write_uses(db, plan.uses)
 
     def _take_room(self) -> None:
-        """Count the jobs of one lane, which were leased without a plan, in the limit of its name."""
+        """Count jobs of one lane that were leased without a plan in the limit of its name."""
         for lane in self._lanes.values():
             limit = self._limits.get(lane.name)
             if limit is None:
