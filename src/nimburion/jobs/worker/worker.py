@@ -44,7 +44,6 @@ from nimburion.jobs.worker.attempt.attempt_runner import (
     AttemptRunner,
     raise_keyboard_interrupt,
 )
-from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.attempt.forking import end_forked
 from nimburion.jobs.worker.attempt.unresponsive_handlers import UnresponsiveHandlers
 from nimburion.jobs.worker.connectivity import BackendConnectivity
@@ -73,7 +72,12 @@ if sys.version_info >= (3, 12):
 
 
 class Worker:
-    """A worker that runs jobs in this process until it is stopped. Use each instance once."""
+    """A worker that runs jobs in this process until it is stopped. Use each instance once.
+
+    `BatchWorker` in batch_worker.py also serves batch handlers.
+    """
+
+    _fetcher_class: type[Fetcher] = Fetcher
 
     def __init__(
         self,
@@ -106,14 +110,9 @@ class Worker:
         self.failure: BaseException | None = None
         """The latest error inside the engine; None once an exchange succeeds again."""
         self.lanes: LaneSelector = LaneSelector(registry, settings, entropy)
-        self._slots = slots = Slots(
-            settings.concurrency,
-            Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process),
+        self._slots = slots = self._make_slots(
+            Prefetch(settings.concurrency, remote=backend.capabilities.out_of_process)
         )
-        if sizes := registry.batch_sizes:
-            slots.batches = BatchCalls(sizes, self._start_jobs, self._end_call)
-        self._takes_call_next = True
-        """Whether a batch call gets the next free slot, if a prefetched job waits too."""
         self.vitals: VitalsReader = VitalsReader(
             settings.concurrency, lambda: slots.occupied_count, settings.code_version
         )
@@ -127,7 +126,7 @@ class Worker:
         """The nonce of the exchange in flight, if its reply may contain deliveries; else empty."""
         self.session: WorkerSession = self._make_session()
         """The current session. It is not open before `start`."""
-        self.fetcher: Fetcher = Fetcher(
+        self.fetcher: Fetcher = self._fetcher_class(
             backend,
             clock,
             self._loop,
@@ -153,14 +152,15 @@ class Worker:
         """Whether the session still holds jobs of handlers that an abort has interrupted."""
         self._attempt_runner: AttemptRunner
 
+    def _make_slots(self, prefetch: Prefetch) -> Slots:
+        return Slots(self._settings.concurrency, prefetch)
+
     # Start and stop
 
     async def start(self, attempt_runner: AttemptRunner) -> None:
         """Open a session, then start the reserve loop and the wake-up listener."""
         self._attempt_runner = attempt_runner
         attempt_runner.is_worker_aborted = lambda: self.is_aborted
-        if self._slots.batches is not None:
-            attempt_runner.use_batch_calls(self._slots.batches)
         await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.fetcher.wakeups.start()
@@ -421,8 +421,6 @@ class Worker:
             if (suspect := take(slots.suspects, last=True)) is not None:
                 self._return_delivery(suspect, Released(suspect.lease, unstarted=True))
         self._start_jobs()
-        if slots.batches is not None:
-            self._start_exhausted(slots.batches)
         if request.long_poll and reply.deliveries:
             self._loop.call_soon(self._listen_while_busy)  # after the first steps of these jobs
 
@@ -434,13 +432,6 @@ class Worker:
         """
         if not self._slots.are_empty:
             self.fetcher.note_possible_work()
-
-    def _start_exhausted(self, batches: BatchCalls) -> None:
-        """Start the batches that no job can join now."""
-        if self._slots.takes_members:
-            batches.start_exhausted()
-        else:
-            batches.exhaust()
 
     def _check_empty(self, reply: Reply, request: ReserveRequest) -> None:
         """Finish if the backend has no job for this worker, and none runs here.
@@ -481,8 +472,6 @@ class Worker:
         slots, completer = self._slots, self.session.completer
         held, running = slots.prefetched, slots.running
         try:
-            if slots.batches is not None:
-                self._start_batches(slots.batches)
             while (
                 held
                 and len(running) + self._ended_in_first_step < slots.max_running
@@ -505,40 +494,6 @@ class Worker:
         if held and not self._prefetch_watchdog.is_watching:
             self._prefetch_watchdog.watch()
 
-    def _start_batches(self, batches: BatchCalls) -> None:
-        """Start the jobs of batch handlers, which need no slot, then calls while slots are free.
-
-        Calls and prefetched jobs take turns.
-        """
-        slots, completer = self._slots, self.session.completer
-        held, new_members = slots.prefetched, slots.new_members
-        while new_members and not (slots.runs_suspect or completer.is_full):
-            if (delivery := take(new_members)) is not None:
-                self._start_job(delivery, batches)
-        while batches.ready and slots.count_free_slots() > 0 and not completer.is_full:
-            takes_call, self._takes_call_next = self._takes_call_next, True
-            if takes_call or (delivery := take(held)) is None:
-                if batches.ready.popleft()():
-                    slots.max_running -= 1
-                    self._takes_call_next = False
-            else:
-                self._start_job(delivery)
-
-    def _end_call(self) -> None:
-        """Free the slot of a batch call."""
-        slots = self._slots
-        slots.max_running += 1
-        self._start_jobs()
-        if slots.batches is not None:
-            self._look_for_skipped(slots.batches)
-        self.fetcher.note_result()
-
-    def _look_for_skipped(self, batches: BatchCalls) -> None:
-        """Request jobs of all batch handlers, if the last request left some out."""
-        if batches.was_skipped and self._slots.count_free_slots() > 0:
-            batches.was_skipped = False
-            self.fetcher.may_have_work = True
-
     def _note_end_in_first_step(self) -> None:
         if not self._ended_in_first_step:
             self._loop.call_soon(self._start_further_jobs)
@@ -549,17 +504,16 @@ class Worker:
         self._ended_in_first_step = 0
         self._start_jobs()
 
-    def _start_job(self, delivery: Delivery, batches: BatchCalls | None = None) -> None:
-        """Start a job in a free slot, or as a member of a batch."""
+    def _start_job(
+        self, delivery: Delivery, make_attempt: Callable[[Delivery, str], Attempt] = Attempt
+    ) -> None:
+        """Start a job."""
         slots = self._slots
         if slots.remaining is not None:
             slots.remaining -= 1
-        attempt = Attempt(delivery, self.session.id)
-        if batches is None:
+        attempt = make_attempt(delivery, self.session.id)
+        if attempt.takes_slot:
             self._prefetch_watchdog.started_count += 1
-        else:
-            batches.add(attempt)
-            slots.max_running += 1
         slots.running.add(attempt)
         slots.not_begun.add(attempt)
         task = _create_task(
@@ -602,8 +556,7 @@ class Worker:
         finally:
             prefetch = slots.prefetch
             seconds = (attempt.ended or self._monotonic()) - started
-            batches = slots.batches
-            if batches is None or not batches.has_member(attempt):
+            if attempt.takes_slot:
                 prefetch.learn(seconds)
             if self.lanes.counts_jobs:
                 self.lanes.note_run(attempt.delivery, seconds)
@@ -638,10 +591,6 @@ class Worker:
             self._unresponsive.report_return(attempt)
         slots = self._slots
         slots.running.discard(attempt)
-        if slots.batches is not None:
-            if slots.batches.remove(attempt):
-                slots.max_running -= 1
-            self._look_for_skipped(slots.batches)
         # `attempt.clear()`, without the call
         attempt.context = attempt.call = attempt.timeout = attempt.task = None
         if self.lanes.counts_jobs:
@@ -649,7 +598,7 @@ class Worker:
         if not slots.running:
             slots.runs_suspect = False
             self._idle.set()
-        if slots.prefetched or slots.suspects or slots.batches is not None:
+        if slots.prefetched or slots.suspects:
             self._start_jobs()
         if self._is_finishing:
             self._check_finished()
@@ -681,7 +630,7 @@ class Worker:
         for attempt in slots.running:
             if attempt.delivery.lease in cancelled and attempt.interruption is None:
                 attempt.interrupt(Interruption.CANCEL)
-        for deliveries in (slots.prefetched, slots.suspects, slots.new_members):
+        for deliveries in slots.list_unstarted():
             for delivery in [each for each in list(deliveries) if each.lease in cancelled]:
                 with suppress(ValueError):  # the watchdog has taken it
                     deliveries.remove(delivery)
@@ -760,12 +709,9 @@ class Worker:
     # Stopping
 
     def _release_all(self) -> None:
-        """Release all jobs that have not started, and those that wait for a batch call."""
+        """Release all jobs that have not started."""
         for delivery in self._slots.take_all():
             self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
-        if self._slots.batches is not None:
-            for attempt in list(self._slots.batches.uncalled):
-                attempt.interrupt(Interruption.STOP)
 
     def _release_prefetched(self) -> None:
         """Release the prefetched jobs, but no suspect."""

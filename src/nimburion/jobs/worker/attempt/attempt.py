@@ -35,6 +35,8 @@ class Interruption(enum.Enum):
 class Attempt(AttemptRecord):
     """One attempt at one job, with the state that the worker and its watchdog need."""
 
+    takes_slot: bool = True
+    """Whether it takes a slot of the worker. The job of a batch does not: its call does."""
     settled: bool = False
     """Whether the settlement was handed to the completer, or the lease was released."""
     started: float = 0.0

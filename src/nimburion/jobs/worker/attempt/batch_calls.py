@@ -32,7 +32,6 @@ class BatchCalls:
         "end_call",
         "ready",
         "sizes",
-        "was_skipped",
     )
 
     def __init__(
@@ -49,8 +48,6 @@ class BatchCalls:
         """The members whose call has not started, by name, in the order of their start."""
         self._may_fill = dict.fromkeys(sizes, False)
         """Whether the backend may hold more jobs of a name."""
-        self.was_skipped: bool = False
-        """Whether a request left out a name because no slot was free for its call."""
         self._requested: set[str] = set()
         """The names in the request under way."""
         self._fillable: deque[str] = deque(sizes)
@@ -69,10 +66,6 @@ class BatchCalls:
         self._members.remove(attempt)
         self._uncalled[attempt.delivery.name].pop(attempt, None)
         return True
-
-    def has_member(self, attempt: Attempt) -> bool:
-        """Return whether the attempt takes no slot of its own."""
-        return attempt in self._members
 
     @property
     def uncalled(self) -> Iterator[Attempt]:

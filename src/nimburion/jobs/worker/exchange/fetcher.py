@@ -1,18 +1,19 @@
 """Decides whether a worker makes an exchange now, and which jobs it requests.
 
 Everything that decides is here: what the worker holds (`Slots`, `Completer`), the lanes that it may
-serve now (`LaneSelector`), and the signs of work (`WakeupListener`, `LongPoll`).
+serve now (`LaneSelector`), and the signs of work (`WakeupListener`, `LongPoll`). Only what concerns
+batches (BATCH_HAS_ROOM) is in batch_worker.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from enum import Enum, auto
 
 from nimburion.core.backend import Backend
 from nimburion.core.exchange import RESERVE_NOTHING, Reply, ReserveRequest
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
@@ -67,7 +68,7 @@ class Fetcher:
         "_completer",
         "_empty_replies",
         "_flush_timer",
-        "_had_members",
+        "_is_partial",
         "_lanes",
         "_loop",
         "_refill_level",
@@ -77,7 +78,6 @@ class Fetcher:
         "cancelled",
         "closing",
         "expects_jobs",
-        "fills_batch",
         "flush_due",
         "lanes_not_empty",
         "long_poll",
@@ -106,8 +106,6 @@ class Fetcher:
         """Whether the worker is closing: pending settlements are sent, and no job is awaited."""
         self.cancelled: bool = False
         """Whether code outside the engine cancelled the reserve loop: it ends when no job runs."""
-        self.fills_batch: bool = False
-        """Whether the last request was for jobs of one batch only."""
         self.expects_jobs: bool = False
         """Whether the next exchange may find a job in the lanes that the last reply named."""
         self.long_poll: LongPoll = LongPoll(backend, lanes.queues)
@@ -121,8 +119,8 @@ class Fetcher:
         self._waits_for_jobs = waits_for_jobs
         self._empty_replies = 0
         """The number of replies in a row that named lanes, but had no job."""
-        self._had_members = False
-        """Whether the last reply for all lanes had jobs for a batch: not many more fit."""
+        self._is_partial = False
+        """Whether the last request was for one name only: it says nothing about the other lanes."""
         self._flush_timer: asyncio.TimerHandle | None = None
         self._refill_level = self._batch_size = 0
         """While more than `_refill_level` jobs are prefetched, and fewer than `_batch_size` results
@@ -178,21 +176,15 @@ class Fetcher:
         return None
 
     def _find_work_reason(self) -> ExchangeReason | None:
-        reason = self._find_sign_of_work()
-        if reason is not None and self._slots.count_free() > 0:
-            return reason
-        if self._slots.batches is not None and self._slots.find_fillable() is not None:
-            return ExchangeReason.BATCH_HAS_ROOM
-        return None
-
-    def _find_sign_of_work(self) -> ExchangeReason | None:
         if self.may_have_work:
-            return ExchangeReason.WORK_POSSIBLE
-        if self.lanes_not_empty:
-            return ExchangeReason.LANES_NOT_EMPTY
-        if self.long_poll.is_supported and self._slots.are_empty:
-            return ExchangeReason.IDLE
-        return None
+            reason = ExchangeReason.WORK_POSSIBLE
+        elif self.lanes_not_empty:
+            reason = ExchangeReason.LANES_NOT_EMPTY
+        elif self.long_poll.is_supported and self._slots.are_empty:
+            reason = ExchangeReason.IDLE
+        else:
+            return None
+        return reason if self._slots.count_free() > 0 else None
 
     @property
     def is_over(self) -> bool:
@@ -229,8 +221,6 @@ class Fetcher:
     def note_possible_work(self) -> None:
         """Note that there may be jobs, and wake the reserve loop."""
         self.may_have_work = True
-        if self._slots.batches is not None and self._slots.takes_members:
-            self._slots.batches.note_possible_work()
         self._woken.set()
 
     def begin_session(self, completer: Completer) -> None:
@@ -254,60 +244,28 @@ class Fetcher:
             self._flush_timer.cancel()
             self._flush_timer = None
         request = self._choose_request()
-        if request.total:
-            self._note_request(request)
+        if request.total and not self._is_partial:
+            self.lanes_not_empty = False
+            self.may_have_work = False
         return request
 
     def _choose_request(self) -> ReserveRequest:
-        """Return a request for jobs of all lanes, for the jobs of one batch, or for none."""
-        slots = self._slots
-        room = min(slots.count_free(), MAX_REQUESTED)
-        filled_batch, self.fills_batch = self.fills_batch, False
-        if self._completer.is_full:
-            return RESERVE_NOTHING
-        # Batches and all lanes take turns, so that neither waits for the other.
-        if slots.batches is not None and (room <= 0 or not filled_batch):
-            request = self._make_batch_request(slots.batches)
-            if request is not None:
-                self.fills_batch = True
-                return request
-        if room <= 0:
+        """Return a request for jobs, or for none."""
+        room = min(self._slots.count_free(), MAX_REQUESTED)
+        if room <= 0 or self._completer.is_full:
             return RESERVE_NOTHING
         return self._make_lanes_request(room)
 
-    def _make_batch_request(self, batches: BatchCalls) -> ReserveRequest | None:
-        """Return a request for the jobs that a batch has room for; None if no batch can be filled.
-
-        These jobs need no slots.
-        """
-        slots = self._slots
-        while (name := slots.find_fillable()) is not None:
-            room = min(batches.count_room(name), MAX_REQUESTED)
-            if slots.remaining is not None:
-                room = min(room, slots.remaining - slots.waiting_count)
-            request = self._lanes.make_batch_request(room, name)
-            if request.total:
-                return request
-            batches.note_request([name])
-            batches.end_request()
-        batches.start_exhausted()
-        return None
-
-    def _make_lanes_request(self, room: int) -> ReserveRequest:
+    def _make_lanes_request(self, room: int, without: Collection[str] = ()) -> ReserveRequest:
         """Return a request for `room` jobs: from all lanes if any may hold new jobs.
 
         It does not wait inside the backend if the next exchange may find a job without a wait.
+        Jobs of the names in `without` are left out.
         """
         slots = self._slots
         everything = self.may_have_work or not self.lanes_not_empty
         waits = slots.are_empty and self._waits_for_jobs and not self.expects_jobs
         timeout = self.long_poll.choose_timeout(self.wakeups.due_in) if waits else 0.0
-        without: set[str] = set()
-        if slots.batches is not None:
-            without = slots.batches.find_full(slots.count_free_slots())
-            slots.batches.was_skipped = bool(without)
-            if self._had_members:
-                room = max(1, min(room, slots.count_free_slots()))
         return self._lanes.make_request(
             room,
             everything=everything,
@@ -316,30 +274,18 @@ class Fetcher:
             without=without,
         )
 
-    def _note_request(self, request: ReserveRequest) -> None:
-        """Note that an exchange looks for the jobs of these lanes."""
-        if not self.fills_batch:
-            self.lanes_not_empty = False
-            self.may_have_work = False
-        if self._slots.batches is not None:
-            self._slots.batches.note_request({lane.name for lane in request.lanes})
-
     # What the reply says
 
     def end_exchange(self) -> None:
         """Note that the exchange has its reply, or has failed."""
-        if self._slots.batches is not None:
-            self._slots.batches.end_request()
 
     def note_reply(self, reply: Reply, request: ReserveRequest) -> None:
-        """Note of which lanes and batches the backend holds more jobs."""
+        """Note of which lanes the backend holds more jobs."""
         if request.total:
             is_empty = bool(reply.waiting) and not reply.deliveries
             self._empty_replies = self._empty_replies + 1 if is_empty else 0
             self.expects_jobs = bool(reply.waiting) and self._empty_replies < MAX_EMPTY_REPLIES
-            if self._slots.batches is not None:
-                self._note_batches(self._slots.batches, reply)
-        if not self.fills_batch:
+        if not self._is_partial:
             if request.total:
                 self.lanes_not_empty = self.expects_jobs
                 self._lanes.note_non_empty(reply.waiting)
@@ -350,13 +296,3 @@ class Fetcher:
             self.wakeups.resume()
         else:
             self.wakeups.withdraw()
-
-    def _note_batches(self, batches: BatchCalls, reply: Reply) -> None:
-        """Note for which batches the backend holds more jobs.
-
-        A reply without a delivery ends the requests for a batch until the next notification.
-        """
-        if reply.deliveries:
-            batches.note_reply({lane.name for lane in reply.waiting})
-        if not self.fills_batch:
-            self._had_members = any(each.name in batches.sizes for each in reply.deliveries)

@@ -1,4 +1,7 @@
-"""The jobs that a worker holds, running or not started, and the room for more."""
+"""The jobs that a worker holds, running or not started, and the room for more.
+
+`BatchSlots` in batch_worker.py also holds the jobs of batch handlers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import TypeVar
 
 from nimburion.core.lease import SUSPECT_AFTER, Delivery
 from nimburion.jobs.worker.attempt.attempt import Attempt
-from nimburion.jobs.worker.attempt.batch_calls import BatchCalls
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
 
 T = TypeVar("T")
@@ -23,11 +25,9 @@ class Slots:
     """
 
     __slots__ = (
-        "batches",
         "concurrency",
         "draining",
         "max_running",
-        "new_members",
         "not_begun",
         "prefetch",
         "prefetched",
@@ -42,18 +42,11 @@ class Slots:
         self.concurrency: int = concurrency
         """The number of slots."""
         self.max_running: int = concurrency
-        """The most attempts in `running`.
-
-        The number of slots and the members of batches, without the calls, which take a slot each.
-        """
-        self.batches: BatchCalls | None = None
-        """The batches of the worker; None if no batch handler is registered."""
-        self.new_members: deque[Delivery] = deque()
-        """The jobs of batch handlers that have not started. They need no slot."""
+        """The most attempts in `running`."""
         self.prefetch: Prefetch = prefetch
         """Decides how many jobs to hold beyond the running ones."""
         self.running: set[Attempt] = set()
-        """The attempts that occupy a slot, and the members of batches."""
+        """The attempts that have started and not ended."""
         self.not_begun: set[Attempt] = set()
         """The attempts in `running` whose tasks have not made their first step."""
         self.prefetched: deque[Delivery] = deque()
@@ -72,16 +65,16 @@ class Slots:
     @property
     def waiting_count(self) -> int:
         """The number of jobs that are reserved and have not started."""
-        return len(self.prefetched) + len(self.suspects) + len(self.new_members)
+        return len(self.prefetched) + len(self.suspects)
 
     @property
     def are_empty(self) -> bool:
         """Whether the worker holds no job, running or not."""
-        return not (self.running or self.prefetched or self.suspects or self.new_members)
+        return not (self.running or self.prefetched or self.suspects)
 
     @property
     def occupied_count(self) -> int:
-        """The number of slots that jobs or calls of batch handlers occupy."""
+        """The number of slots that are not free."""
         return self.concurrency - self.count_free_slots()
 
     def count_free_slots(self) -> int:
@@ -97,23 +90,8 @@ class Slots:
 
     @property
     def can_start(self) -> bool:
-        """Whether the worker can start another job at once, in a free slot or in a batch."""
-        if self.batches is not None and self.takes_members:
-            return True
+        """Whether the worker can start another job at once."""
         return self.count_free() > 0 and self.count_free_slots() > len(self.prefetched)
-
-    @property
-    def takes_members(self) -> bool:
-        """Whether more jobs may join the batches."""
-        if self.draining or self.quiet or self.suspects or self.runs_suspect:
-            return False
-        return self.remaining is None or self.remaining > self.waiting_count
-
-    def find_fillable(self) -> str | None:
-        """Return the name of a batch that more jobs may join now; None if there is none."""
-        if self.batches is None or not self.takes_members:
-            return None
-        return self.batches.find_fillable()
 
     def count_unused_start(self) -> None:
         """Note that a started job was released before its handler was called."""
@@ -123,7 +101,7 @@ class Slots:
     def add_all(self, deliveries: Sequence[Delivery]) -> None:
         """Hold delivered jobs until they start."""
         suspects = [each for each in deliveries if each.lost >= SUSPECT_AFTER]
-        if self.batches is None and not suspects:
+        if not suspects:
             self.prefetched.extend(deliveries)
         else:
             for delivery in deliveries:
@@ -131,16 +109,15 @@ class Slots:
 
     def add(self, delivery: Delivery) -> None:
         """Hold a delivered job until it starts."""
-        if delivery.lost >= SUSPECT_AFTER:
-            self.suspects.append(delivery)
-        elif self.batches is not None and delivery.name in self.batches.sizes:
-            self.new_members.append(delivery)
-        else:
-            self.prefetched.append(delivery)
+        (self.suspects if delivery.lost >= SUSPECT_AFTER else self.prefetched).append(delivery)
+
+    def list_unstarted(self) -> tuple[deque[Delivery], ...]:
+        """Return where jobs wait that have not started."""
+        return (self.prefetched, self.suspects)
 
     def take_all(self) -> Iterator[Delivery]:
         """Remove and yield all jobs that have not started."""
-        for deliveries in (self.prefetched, self.suspects, self.new_members):
+        for deliveries in self.list_unstarted():
             while (delivery := take(deliveries)) is not None:
                 yield delivery
 
