@@ -80,7 +80,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a repeat keeps the units of what it returns",
         "backends/redis/*.lua",
-        "    give_units_back($lane.name, $lease.started8)\n    refund_limits($field, $lane, $lease)\n    end_lease",
+        "    refund_limits($field, $lane, $lease)\n    end_lease",
         "    end_lease",
         (f"{REDIS}test_a_delivery_that_a_repeat_returns_gives_its_units_back",),
     ),
@@ -200,8 +200,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: parked jobs are not considered when their limit changes",
         "backends/redis/*.lua",
-        "  mark_changed($name)\nend",
-        "end",
+        "    mark_changed($name)\n  end\nend",
+        "  end\nend",
         (f"{REDIS}test_changed_limits_are_considered_at_once",),
     ),
     # Limits of queues
@@ -229,8 +229,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: a job has no key for the limit of its queue",
         "backends/redis/*.lua",
-        "$limit.is_of_queue and '' or $carried[$limit[1]]",
-        "$carried[$limit[1]]",
+        "get_limited_queue($rule[1]) and '' or $carried[$rule[1]]",
+        "$carried[$rule[1]]",
         (f"{REDIS}test_a_queue_limit_counts_all_names_of_its_queue",),
     ),
     Mutant(
@@ -388,15 +388,15 @@ LIMIT_MUTANTS = (
     Mutant(
         "Redis: an exchange does not read the changes of keys",
         "backends/redis/*.lua",
-        "apply_change(get_change($name), $limit[2], $limit[3], $limit[4], $limit[5])\n      if",
-        "apply_change(nil, $limit[2], $limit[3], $limit[4], $limit[5])\n      if",
+        "apply_change(get_change($name), $rule[2], $rule[3], $rule[4], $rule[5])\n      push",
+        "apply_change(nil, $rule[2], $rule[3], $rule[4], $rule[5])\n      push",
         (f"{REDIS}test_one_key_is_changed",),
     ),
     Mutant(
         "Redis: a changed limit forgets what is declared",
         "backends/redis/*.lua",
-        "local $declared = $record and cmsgpack.unpack($record) or",
-        "local $declared =",
+        "ipairs($record and cmsgpack.unpack($record) or {}) do\n    add_rule",
+        "ipairs({}) do\n    add_rule",
         (f"{REDIS}test_a_reset_returns_to_what_the_newest_session_declares",),
     ),
     Mutant(

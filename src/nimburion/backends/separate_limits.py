@@ -1,7 +1,7 @@
 """Translates limits for backends that store three kinds of them.
 
-Redis and PostgreSQL keep the maximum and the rate of a job name apart from the limits that park
-jobs. There, the limit of a job name has the name of the jobs, and that of a queue is `queue=NAME`.
+PostgreSQL keeps the maximum and the rate of a job name apart from the limits that park jobs. There,
+the limit of a job name has the name of the jobs, and that of a queue is `queue=NAME`.
 """
 
 from __future__ import annotations

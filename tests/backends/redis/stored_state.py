@@ -8,11 +8,9 @@ from typing import TypeVar
 
 import msgspec
 
-from nimburion.backends.planning.admission import make_job_limit
 from nimburion.backends.planning.reserve import ReservePlan
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.backends.redis.backend import RedisBackend
-from nimburion.backends.separate_limits import decode_limit_name
 from nimburion.core.exchange import Lane
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
 from nimburion.core.job import MAX_PRIORITY
@@ -24,7 +22,7 @@ _READY = Struct(">4sBQQ")
 _SHARE = Struct(">qqB")
 
 _SETS = ("ready", "tenant_job", "parked")
-_HASHES = ("lane_name", "limit_in_use", "spent_until", "limit_key", "tenant_share", "tenant_floor")
+_HASHES = ("lane_name", "limit_use", "tenant_share", "tenant_floor")
 
 
 class StoredJob(msgspec.Struct, frozen=True, order=True):
@@ -43,19 +41,15 @@ class StoredState(msgspec.Struct):
     waiting: dict[int, StoredJob]
     parked: dict[int, tuple[StoredJob, LimitKey]]
     uses: dict[LimitKey, LimitUse]
-    """The uses of the keys of limits. The server counts the jobs of all names."""
     shares: dict[ShareClass, dict[Tenant, TenantShare]]
     floors: dict[ShareClass, int]
 
-    def apply(self, plan: ReservePlan, own: Mapping[str, JobLimit]) -> None:
-        """Do what a plan says. `own`: the limits of job names."""
+    def apply(self, plan: ReservePlan) -> None:
+        """Do what a plan says."""
         jobs = self.waiting | {seq: job for seq, (job, _) in self.parked.items()}
         for lease in plan.leases:
             self.waiting.pop(lease.seq, None)
             self.parked.pop(lease.seq, None)
-            key = own[lease.lane.lane.name].key
-            if key not in plan.uses:
-                self.uses.setdefault(key, LimitUse()).in_use += 1
         for seq, key in (plan.park | plan.move).items():
             self.waiting.pop(seq, None)
             self.parked[seq] = (jobs[seq], key)
@@ -178,10 +172,7 @@ async def read_state(backend: RedisBackend) -> StoredState:
         *(read_ready(member, lanes) for member in found["ready"]),
         *(read_tenant_job(member, lanes) for member in found["tenant_job"]),
     ]
-    uses = {read_key(name): read_use(record) for name, record in hashes["limit_key"].items()}
-    for job, in_use in hashes["limit_in_use"].items():
-        spent_until = int(hashes["spent_until"].get(job, 0))
-        uses[make_job_limit(job.decode(), None, None).key] = LimitUse(int(in_use), spent_until)
+    uses = {read_key(name): read_use(record) for name, record in hashes["limit_use"].items()}
     shares: dict[ShareClass, dict[Tenant, TenantShare]] = {}
     for field, record in hashes["tenant_share"].items():
         class_, tenant = read_class(field)
@@ -219,7 +210,7 @@ def read_parked(member: bytes, lanes: Mapping[bytes, Lane]) -> tuple[StoredJob, 
     limit, key, rest = member.split(b"\0", 2)
     tenant = rest[_READY.size + 1 :].decode() or None
     return read_ready(rest[: _READY.size], lanes, tenant), (
-        decode_limit_name(limit.decode()),
+        limit.decode(),
         key.decode(),
     )
 
@@ -227,11 +218,11 @@ def read_parked(member: bytes, lanes: Mapping[bytes, Lane]) -> tuple[StoredJob, 
 def read_key(name: bytes) -> LimitKey:
     """Read the name of a key."""
     limit, key = name.decode().split("\0")
-    return decode_limit_name(limit), key
+    return limit, key
 
 
 def read_use(record: bytes) -> LimitUse:
-    """Read a value of `limit_key`."""
+    """Read a value of `limit_use`."""
     in_use, *rate = record.decode().split()
     if not rate:
         return LimitUse(int(in_use))

@@ -182,7 +182,7 @@ class Example:
         plan = self.plan(state, want)
         reply = await worker.exchange(want=want)
         assert [one.lease.ref for one in reply.deliveries] == [one.seq for one in plan.leases]
-        state.apply(plan, self.own)
+        state.apply(plan)
         stored = await read_state(backend)
         assert stored.waiting == state.waiting
         assert stored.parked == state.parked

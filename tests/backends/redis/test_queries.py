@@ -463,7 +463,6 @@ async def test_nothing_is_left_of_what_was_forgotten(
         "lane_number",
         "lane_name",
         "lane_counts",
-        "limit_in_use",
         "pruned_blocks",
         "statistics_merged",
     }

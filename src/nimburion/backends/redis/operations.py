@@ -11,7 +11,6 @@ from nimburion.backends.redis.encoding import (
 )
 from nimburion.backends.redis.enqueue import encode_batch
 from nimburion.backends.redis.record_format import NEVER
-from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
@@ -63,7 +62,7 @@ def encode_limit_reset(name: str, key: str | None) -> list[bytes]:
 
 def _encode_limit(name: str, key: str | None) -> list[bytes]:
     return [
-        encode_lookup_text(encode_limit_name(name)),
+        encode_lookup_text(name),
         b"0" if key is None else b"1",
         encode_lookup_text(key or ""),
     ]

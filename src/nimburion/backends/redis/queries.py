@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,22 +25,13 @@ from nimburion.backends.redis.record_format import (
     NO_SESSION,
     PAUSE,
     PROGRESS,
-    RATE_LIMIT,
     SESSION_LEFT,
     SESSION_STATE,
     STATE_CODES,
     STATES,
 )
 from nimburion.backends.redis.sessions import decode_command
-from nimburion.backends.separate_limits import (
-    OwnLimit,
-    OwnRate,
-    decode_limit_name,
-    decode_rules,
-    describe_own_limit,
-)
 from nimburion.backends.server.encoding import MICRO, decode_id
-from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import (
     FailedJob,
@@ -57,9 +48,18 @@ from nimburion.core.job import (
     Progress,
     State,
 )
-from nimburion.core.limits import KeyUse, LimitChange, LimitHolder, LimitRule
+from nimburion.core.limits import (
+    KeyUse,
+    LimitChange,
+    LimitHolder,
+    LimitInfo,
+    LimitRule,
+    get_limited_job,
+    make_job_limit_name,
+    summarize_limits,
+)
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
-from nimburion.core.rate_limits import RateLimit, make_rate_limit
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import (
     Session,
     SessionInfo,
@@ -79,7 +79,9 @@ _PASSED_PER_CHECKED = 16
 at least, or passes 4,000 seqs, most of them of deleted jobs.
 """
 
-_unpack_limits = msgspec.msgpack.Decoder(list[tuple[str, int | bool, int | bool, int, int]]).decode
+_unpack_rules = msgspec.msgpack.Decoder(
+    list[tuple[str, int | bool, int | bool, int, int, str]]
+).decode
 _decode_change = msgspec.json.Decoder(LimitChange).decode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -453,41 +455,110 @@ def decode_pause(packed: bytes) -> Pause:
     return Pause(by=by, reason=reason, since=decode_time(since), until=end)
 
 
-def decode_limits(replies: Sequence[list[Any]]) -> list[OwnLimit]:
-    """Combine the rows of several runs of `list_limits.lua`, sorted by name."""
-    limits: dict[str, tuple[int, int]] = {}
-    holders: dict[str, dict[str, LimitHolder]] = {}
-    for name, limit, in_use, found in (row for rows in replies for row in _split_rows(rows, 4)):
-        limits[name.decode()] = int(limit), int(in_use)
-        by_id = holders.setdefault(name.decode(), {})
-        for row in _split_rows(found, 3):
-            holder = _decode_holder(*row)
-            by_id[holder.job_id] = holder
+class LimitsReading:
+    """The limits and the use of their keys, read by several runs of `list_limits.lua` and
+    `list_limit_holders.lua`.
+    """
+
+    def __init__(self) -> None:
+        self.cursor: bytes = b""
+        self.is_finished: bool = False
+        self._now: int = 0
+        self._rules: dict[str, dict[str, LimitRule]] = {}
+        self._changes: list[LimitChange] = []
+        self._uses: dict[bytes, tuple[bytes, int]] = {}
+        """The use, and the number of parked jobs, by the name of the key."""
+        self._holders: dict[str, dict[str, LimitHolder]] = {}
+
+    def add_reply(self, reply: list[Any]) -> None:
+        """Add one reply of `list_limits.lua`."""
+        now, self.cursor, rules, changes, rows = reply
+        self._now = decode_micros(int.from_bytes(now, "big"))
+        self.is_finished = self.cursor == b""
+        self._rules |= {job.decode(): decode_rules(packed) for job, packed in _split_rows(rules, 2)}
+        self._changes += [decode_limit_change(record) for record in changes]
+        self._uses |= {name: (use, parked) for name, use, parked in _split_rows(rows, 3)}
+
+    def add_holders(self, rows: list[Any]) -> None:
+        """Add the rows of `list_limit_holders.lua`."""
+        for job, found in _split_rows(rows, 2):
+            by_id = self._holders.setdefault(job.decode(), {})
+            by_id.update((holder.job_id, holder) for holder in decode_holders(found))
+
+    def summarize(self, name: str | None, fullest: int) -> list[LimitInfo]:
+        """Return the limits, or only the one of this name, without their holders."""
+        uses = [
+            decode_key_use(key, use, parked, self._rules, self._now)
+            for key, (use, parked) in self._uses.items()
+        ]
+        found = summarize_limits(self._rules, self._changes, uses, name=name, fullest=fullest)
+        return [
+            msgspec.structs.replace(limit, room=self._count_room(limit))
+            if get_limited_job(limit.name) in limit.rules
+            else limit
+            for limit in found
+        ]
+
+    def _count_room(self, limit: LimitInfo) -> int | None:
+        use, _ = self._uses.get(f"{limit.name}\0".encode(), (b"0", 0))
+        return None if limit.rate is None else limit.rate.count_room(read_spent(use), self._now)
+
+    def describe_holders(self, found: list[LimitInfo], most: int) -> list[LimitInfo]:
+        """Return the limits with their holders."""
+        return [
+            msgspec.structs.replace(limit, holders=sort_holders(self._holders[job].values())[:most])
+            if (job := get_limited_job(limit.name)) in self._holders
+            else limit
+            for limit in found
+        ]
+
+
+def list_limited_jobs(limits: list[LimitInfo]) -> list[str]:
+    """Return the job names whose limits have a maximum."""
     return [
-        OwnLimit(
-            name,
-            *limits[name],
-            sorted(holders[name].values(), key=lambda holder: (holder.started_at, holder.job_id)),
-        )
-        for name in sorted(limits)
+        job
+        for limit in limits
+        if (job := get_limited_job(limit.name)) in limit.rules and limit.concurrency is not None
     ]
 
 
-def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
-    """Decode the use of keys."""
-    return [_decode_key_use(*row) for row in _split_rows(rows, 3)]
+def decode_rules(packed: bytes) -> dict[str, LimitRule]:
+    """Decode a value of the hash `limit`."""
+    return {
+        name: LimitRule(
+            None if maximum is False else maximum,
+            None if interval is False else RateLimit(rate, interval, burst, cost),
+        )
+        for name, maximum, interval, burst, cost, rate in _unpack_rules(packed)
+    }
 
 
-def _decode_key_use(name: bytes, use: bytes, parked: int) -> KeyUse:
+def read_spent(use: bytes) -> int:
+    """Return until when the units of a use are spent."""
+    _, *times = use.split()
+    return int(times[0]) if times else 0
+
+
+def decode_key_use(
+    name: bytes, use: bytes, parked: int, rules: Mapping[str, Mapping[str, LimitRule]], now: int
+) -> KeyUse:
+    """Decode the use of a key. `rules`: the limits by job name."""
     limit, _, key = name.decode().partition("\0")
     in_use, *times = use.split()
-    opens_at = times[1] if times and parked else b"-"
+    opens_at = int(times[1]) if parked and times and times[1] != b"-" else None
+    rule = rules.get(get_limited_job(limit) or "", {}).get(limit)
+    if (
+        rule is not None
+        and rule.rate is not None
+        and not rule.rate.count_room(read_spent(use), now)
+    ):
+        opens_at = rule.rate.find_opening(read_spent(use))
     return KeyUse(
-        limit=decode_limit_name(limit),
+        limit=limit,
         key=key,
         in_use=int(in_use),
         parked=parked,
-        opens_at=None if opens_at == b"-" else int(opens_at) / MICRO,
+        opens_at=None if opens_at is None else opens_at / MICRO,
     )
 
 
@@ -523,62 +594,20 @@ def _decode_turn(tenant: bytes, ahead: int, tenants_before: int, jobs_before: in
     )
 
 
-class KeyedLimitsReading:
-    """The limits that park jobs and the use of their keys, read by several runs of
-    `list_keyed_limits.lua`.
-    """
-
-    def __init__(self) -> None:
-        self.cursor: bytes = b""
-        self.is_finished: bool = False
-        self._limits: dict[str, dict[str, LimitRule]] = {}
-        self._uses: dict[tuple[str, str], KeyUse] = {}
-
-    def add_reply(self, reply: list[Any]) -> None:
-        """Add one reply of the script."""
-        self.cursor, limits, rows = reply
-        self.is_finished = self.cursor == b""
-        for job, packed in zip(limits[::2], limits[1::2], strict=True):
-            self._limits[job.decode()] = {
-                name: LimitRule(
-                    None if maximum is False else maximum,
-                    None if interval is False else make_rate_limit(interval, burst, cost),
-                )
-                for name, maximum, interval, burst, cost in _unpack_limits(packed)
-            }
-        self._uses |= {(use.limit, use.key): use for use in decode_key_uses(rows)}
-
-    @property
-    def limits(self) -> dict[str, dict[str, LimitRule]]:
-        """The limits, by job name and limit name."""
-        return decode_rules(self._limits)
-
-    @property
-    def uses(self) -> list[KeyUse]:
-        """The keys that are in use or for which jobs wait."""
-        return list(self._uses.values())
+def decode_limit_change(record: bytes) -> LimitChange:
+    """Decode a value of the hash `limit_change`. Its JSON has the names of `core`."""
+    at = decode_time(int.from_bytes(record[:8], "big"))
+    return msgspec.structs.replace(_decode_change(record[8:]), at=at)
 
 
-def decode_limit_changes(records: list[bytes]) -> list[LimitChange]:
-    """Decode the changes of `list_limit_changes.lua`. Their JSON has the names of `core`."""
-    return [
-        msgspec.structs.replace(
-            _decode_change(record[8:]), at=decode_time(int.from_bytes(record[:8], "big"))
-        )
-        for record in records
-    ]
+def decode_holders(rows: list[Any]) -> list[LimitHolder]:
+    """Decode the holders of a limit."""
+    return [_decode_holder(*row) for row in _split_rows(rows, 3)]
 
 
-def decode_rates(now8: bytes, rows: list[Any]) -> tuple[int, list[OwnRate]]:
-    """Decode the time and the rate limits of `list_rates.lua`."""
-    now = decode_micros(int.from_bytes(now8, "big"))
-    return now, [_decode_rate(*row) for row in _split_rows(rows, 3)]
-
-
-def _decode_rate(name: bytes, packed: bytes, spent_until: bytes) -> OwnRate:
-    interval, burst, cost = RATE_LIMIT.unpack_from(packed)
-    limit = RateLimit(packed[RATE_LIMIT.size :].decode(), interval, burst, cost)
-    return OwnRate(name.decode(), limit, int(spent_until))
+def sort_holders(holders: Iterable[LimitHolder]) -> list[LimitHolder]:
+    """Return holders, first the one that has counted longest."""
+    return sorted(holders, key=lambda holder: (holder.started_at, holder.job_id))
 
 
 def _decode_holder(started: bytes, job_id: bytes, session: bytes | None) -> LimitHolder:
@@ -595,25 +624,36 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     """
     if not reply:
         raise JobNotFound(job_id)
-    now, names, details, pause, limit, holder, sessions, rate, uses, parked_for, turn = reply
-    own = next(iter(decode_limits([limit])), None)
-    now_micros, rates = decode_rates(now, rate)
+    now, names, details, pause, own, holder, sessions, uses, parked_for, turn = reply
+    job = _decode_job(details, decode_lane_names(names))
     key_holder = None if holder is None else decode_id(holder)
+    now_micros = decode_micros(int.from_bytes(now, "big"))
     return Facts(
-        now=decode_time(int.from_bytes(now, "big")),
-        job=_decode_job(details, decode_lane_names(names)),
+        now=now_micros / MICRO,
+        job=job,
         pause=None if pause is None else decode_pause(pause),
-        limits=[describe_own_limit(own, rates[0] if rates else None, now_micros, MAX_HOLDERS)]
-        if own is not None or rates
-        else [],
-        keys=decode_key_uses(uses),
-        parked_for=None
-        if parked_for is None
-        else decode_limit_name(parked_for.decode().partition("\0")[0]),
+        limits=_describe_job_limit(job.name, own, now_micros) if own else [],
+        keys=[
+            decode_key_use(key, use, parked, {}, now_micros)
+            for key, use, parked in _split_rows(uses, 3)
+        ],
+        parked_for=None if parked_for is None else parked_for.decode().partition("\0")[0],
         turn=_decode_turn(*turn) if turn else None,
         key_holder=None if key_holder == job_id else key_holder,
         sessions=decode_sessions(sessions),
     )
+
+
+def _describe_job_limit(job: str, own: list[Any], now: int) -> list[LimitInfo]:
+    packed, use, change, holders = own
+    name = make_job_limit_name(job)
+    rules = {job: decode_rules(packed)}
+    key_use = decode_key_use(f"{name}\0".encode(), use, 0, rules, now)
+    changes = [] if change is None else [decode_limit_change(change)]
+    (limit,) = summarize_limits(rules, changes, [key_use], name=name, fullest=1)
+    room = None if limit.rate is None else limit.rate.count_room(read_spent(use), now)
+    found = sort_holders(decode_holders(holders))
+    return [msgspec.structs.replace(limit, room=room, holders=found)]
 
 
 def decode_sessions(reply: list[Any]) -> list[SessionInfo]:

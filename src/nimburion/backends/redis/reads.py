@@ -12,7 +12,6 @@ from nimburion.backends.redis.queries import MAX_SORTED, SCAN_STEP, JobScan, Pag
 from nimburion.backends.redis.record_format import STATE_CODES
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.statistics import StatisticsRead
-from nimburion.backends.separate_limits import combine_limits
 from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis.explanations import Facts
@@ -96,28 +95,17 @@ class RedisInspecting(Inspecting):
     async def list_limits(
         self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
     ) -> list[LimitInfo]:
-        # Some scripts look for holders among 2,000 leases each, others read some 500 keys each.
-        limits: list[list[Any]] = []
-        following: int | None = 0
+        # Each script reads some 500 keys, or looks for holders among 2,000 leases.
+        read = queries.LimitsReading()
+        while not read.is_finished:
+            read.add_reply(await self._server.run_script("list_limits", read.cursor))
+        found = read.summarize(name, fullest)
+        jobs = queries.list_limited_jobs(found) if holders > 0 else []
+        following: int | None = 0 if jobs else None
         while following is not None:
-            following, rows = await self._server.run_script("list_limits", following)
-            limits.append(rows)
-        now, rates = queries.decode_rates(*await self._server.run_script("list_rates"))
-        keyed = queries.KeyedLimitsReading()
-        while not keyed.is_finished:
-            keyed.add_reply(await self._server.run_script("list_keyed_limits", keyed.cursor))
-        changes = queries.decode_limit_changes(await self._server.run_script("list_limit_changes"))
-        return combine_limits(
-            queries.decode_limits(limits),
-            rates,
-            keyed.limits,
-            keyed.uses,
-            changes,
-            now=now,
-            name=name,
-            fullest=fullest,
-            holders=min(holders, MAX_HOLDERS),
-        )
+            following, rows = await self._server.run_script("list_limit_holders", following, *jobs)
+            read.add_holders(rows)
+        return read.describe_holders(found, min(holders, MAX_HOLDERS))
 
     async def list_tenants(self, limit: int = 100) -> TenantUses:
         return queries.decode_tenants(await self._server.run_script("list_tenants", limit), limit)

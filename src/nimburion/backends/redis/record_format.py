@@ -116,7 +116,6 @@ PROGRESS = struct.Struct(">d")
 """fraction; the message follows."""
 SESSION_STATE = struct.Struct(">4x8x8xQc8x")
 """opened, status; the codes of the last settlements follow."""
-RATE_LIMIT = struct.Struct(">QII")
 """interval, burst, cost; the rate for people follows."""
 PAUSE = struct.Struct(">QQ")
 """until, since; a JSON array of by and reason follows."""

@@ -157,13 +157,11 @@ SCRIPT_SPECS = MappingProxyType(
             (*_RECORD_PARTS, "lane_counts", "count_by_lane", "pauses"), "no-writes"
         ),
         "list_sessions": ScriptSpec((*_RECORD_PARTS, "read_sessions"), "no-writes"),
-        "list_limits": ScriptSpec(
+        "list_limits": ScriptSpec(("times", "batching"), "no-writes"),
+        "list_limit_holders": ScriptSpec(
             (*_RECORD_PARTS, "lane_counts", "session_names", "limit_holders"), "no-writes"
         ),
-        "list_keyed_limits": ScriptSpec(("times", "batching"), "no-writes"),
-        "list_limit_changes": ScriptSpec(flags="no-writes"),
         "list_tenants": ScriptSpec((*_RECORD_PARTS, "heap", "fairness"), "no-writes"),
-        "list_rates": ScriptSpec(("times", "batching"), "no-writes"),
         "list_statistics": ScriptSpec(("times", "batching"), "no-writes"),
         "get_record": ScriptSpec(("versioned_records",), "no-writes"),
         "list_records": ScriptSpec(("times", "batching"), "no-writes"),

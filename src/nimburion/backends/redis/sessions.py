@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,6 @@ from nimburion.backends.redis.encoding import (
     encode_token,
     reject_unstorable_text,
 )
-from nimburion.backends.separate_limits import split_rules
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
@@ -41,7 +40,7 @@ def encode_open_session(session: Session) -> list[bytes]:
     """Return the arguments of `open_session.lua`."""
     declared: list[object] = []
     for name in session.names:
-        declared += (name, _encode_declared_limits(session, name))
+        declared += (name, _encode_rules(session.limits.get(name, {})))
     return [
         session.id.encode(),
         b"%d" % to_micros(session.ttl),
@@ -67,24 +66,16 @@ def encode_tenant_weight(tenant: str, weight: float | None) -> list[bytes]:
     return [tenant.encode(), b"" if units == WEIGHT_UNITS else b"%d" % units]
 
 
-def _encode_declared_limits(session: Session, name: str) -> object:
+def _encode_rules(rules: Mapping[str, LimitRule]) -> object:
     """Return the limits of a job name, or False if it has none."""
-    rules = session.limits.get(name)
-    if not rules:
-        return False
-    limit, rate, keyed = split_rules(name, rules)
-    parts = (False, 0, 0, "") if rate is None else (rate.interval, rate.burst, rate.cost, rate.rate)
-    return (False if limit is None else limit, *parts, _encode_keyed_limits(keyed))
+    return [_encode_rule(name, rule) for name, rule in sorted(rules.items())] or False
 
 
-def _encode_keyed_limits(limits: dict[str, LimitRule]) -> list[tuple[object, ...]]:
-    encoded: list[tuple[object, ...]] = []
-    for name, limit in sorted(limits.items()):
-        maximum = False if limit.concurrency is None else limit.concurrency
-        rate = limit.rate
-        parts = (False, 0, 0) if rate is None else (rate.interval, rate.burst, rate.cost)
-        encoded.append((name, maximum, *parts))
-    return encoded
+def _encode_rule(name: str, rule: LimitRule) -> tuple[object, ...]:
+    maximum = False if rule.concurrency is None else rule.concurrency
+    if rule.rate is None:
+        return (name, maximum, False, 0, 0, "")
+    return (name, maximum, rule.rate.interval, rule.rate.burst, rule.rate.cost, rule.rate.rate)
 
 
 def check_alive(reply: bytes, session_id: str) -> None:

@@ -34,14 +34,12 @@
 --                   missing. Times are microseconds since 1970.
 -- record_order      kind | NUL | position 8 | id
 -- record_due        kind | NUL | id
--- rate_limit        interval 8 | burst 4 | cost 4 | rate (text)
--- spent_until       microseconds since 1970 (decimal)
 -- unique_key        expiry 8 (all ones: when the job ends) | states 1 + n | id
 -- replacement       expiry 8 | digest 16 | id
--- keyed_limit       [[limit, maximum or false, interval or false, burst, cost], ...] (MessagePack)
--- declared_limit    [maximum or false, interval or false, burst, cost, rate, limits by key (as in keyed_limit)] (MessagePack)
+-- limit             [[limit, maximum or false, interval or false, burst, cost, rate (text)], ...] (MessagePack), by name of the limit
+-- declared_limit    the same, without the changes of operators
 -- limit_change      time 8 | change (JSON)
--- limit_key         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
+-- limit_use         leased jobs, and, if a rate was used: spent until, opens at (- if unknown), with spaces between (decimal)
 -- changed_lane      of a lane: the last member of ready that returned, or nothing; of a lane and a key: how many jobs still return (decimal)
 -- parked            limit | NUL | key | NUL | member of ready | NUL and tenant, if it needs a turn
 -- parked_lane       member of ready | limit | NUL | key | NUL and tenant, if it needs a turn

@@ -1,148 +1,58 @@
 -- Part of planning: whether a job has room in its limits, and what it takes there (backends/planning/admission.py).
--- Keys: concurrency_limit limit_in_use rate_limit spent_until keyed_limit limit_change limit_key key_opening parked job meta
--- Provides: the own limits of job names: has_rates(), get_rate(name) -> {interval, burst, cost, needed, spent_until}, or nil,
---     spend_units(rate, units), give_units_back(name, taken8), block_rate(rate, delay), write_rates(); get_capacity(name, capacities)
---   count_room(rate) -> how many jobs may start now; find_opening(rate) -> the time from which the next one may start
---   limits by key: get_change(name), apply_change(change, ...), get_keyed_limits(queue, job name), list_limits(lane, body)
---   the uses of keys: read_uses(names), get_use(name), has_parked(name, use), find_full(limits), has_room(limit), is_at_maximum(limit),
---     take_in_limits(limits), take_back(limits), wait_for(limit), refund_limits(field, lane, lease), spend_limits(limits, units),
---     block_limits(limits, delay), write_uses()
---   follow_clock(), before an exchange reads or changes a rate; get_parked_range(name, lane4); pack_names(limits), add_names(names, packed)
---   A key is named by limit NUL key. `limits` is a list of the limits by key of a job (LIMIT_NAME, ...), where the rate has the cost of
---   the job, or is false.
--- Idle: write_rates write_uses
--- Atomic: changes are collected. write_rates and write_uses cannot fail.
--- Cost: two HGET per name that has a rate limit; a few commands per job with limits by key.
+--
+-- The limit of a job name (job:NAME) closes the lanes of the name when it has no room. Any other limit parks the job that has no room.
+-- Keys: limit limit_change limit_use limit_opening parked job meta
+-- Provides: the limits: get_change(name), apply_change(change, ...), closes_lane(name), get_job_limit_name(job name),
+--     get_limited_job(name), get_limited_queue(name); list_lane_limits(job name): those that close its lanes;
+--     list_limits(lane, body): those for which a job may be parked; may_park(queue, job name)
+--   their uses: read_uses(names), get_use(name), has_parked(name, use), find_full(limits), has_room(limit), is_at_maximum(limit),
+--     count_room(rate) -> how many jobs may start now, find_opening(rate) -> the time from which the next one may start,
+--     count_lane_room(lane, most), take_in_limits(limits), take_in_lane(lane, number), take_back(limits), wait_for(limit)
+--   when leases begin and end: count_leased(), refund_limits(field, lane, lease), spend_limits(limits, units), block_limits(limits, delay),
+--     pack_names(limits), add_names(names, packed)
+--   follow_clock(), before an exchange reads or changes a rate; get_parked_range(name, lane4); write_uses()
+--   A key is named by limit NUL key; the only key of a limit of a job name or a queue is ''. `limits` is a list of {LIMIT_NAME, ...},
+--   where the rate has the cost of the job, or is false.
+-- Idle: write_uses
+-- Atomic: changes are collected, and write_uses cannot fail.
+-- Cost: two commands per job name with limits; a few commands per job that may be parked.
 -- As in core/rate_limits.py
 local MAX_AHEAD, CLOCK_TOLERANCE = 31622400000000, 1000000
--- The name of the limit of a whole queue begins with this (QUEUE_LIMIT in core/keyed_limits.py).
-local QUEUE_LIMIT_NAME = 'queue='
+-- The names of the limits of job names and of queues begin with these, as in core/limits.py.
+local JOB_LIMIT, QUEUE_LIMIT = 'job:', 'queue:'
 -- Positions in the use of a key. Many are made in one exchange, and a table with names takes longer.
 local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PARKED = 1, 2, 3, 4, 5, 6, 7
 -- Positions in a limit of a job. Its name is that of the key.
 local LIMIT_NAME, LIMIT_MAXIMUM, LIMIT_RATE, LIMIT_DECLARED_COST = 1, 2, 3, 4
 local UNKNOWN = 'unknown'
-local known_rates, any_rate = {}, nil
-local known_uses, keyed_limits, any_keyed, any_parked, any_change = {}, {}, nil, nil, nil
+local known_rules, parking_rules, lane_limits, closing_limits = {}, {}, {}, {}
+local known_uses, any_limit, any_parked, any_change = {}, nil, nil, nil
 
--- --- the own limits of job names ---
+-- --- limits ---
 
-local function has_rates()
-  if any_rate == nil then
-    any_rate = redis.call('HLEN', rate_limit_key) > 0
+local function has_limits()
+  if any_limit == nil then
+    any_limit = redis.call('HLEN', limit_key) > 0
   end
-  return any_rate
+  return any_limit
 end
 
-local function get_rate(name)
-  if not has_rates() then
-    return nil
-  end
-  local rate = known_rates[name]
-  if rate == nil then
-    local record = redis.call('HGET', rate_limit_key, name)
-    rate = false
-    if record then
-      local interval, burst, cost = unpack_struct('>I8I4I4', record)
-      rate = {
-        interval = interval, burst = burst, cost = cost, needed = math.min(cost, burst),
-        spent_until = tonumber(redis.call('HGET', spent_until_key, name) or now),
-      }
-    end
-    known_rates[name] = rate
-  end
-  return rate or nil
+local function get_job_limit_name(job)
+  return JOB_LIMIT .. job
 end
 
-local function count_room(rate)
-  local left = (rate.burst - rate.needed) * rate.interval - math.max(0, rate.spent_until - now)
-  return left < 0 and 0 or math.floor(left / (rate.cost * rate.interval)) + 1
+local function closes_lane(limit)
+  return sub(limit, 1, #JOB_LIMIT) == JOB_LIMIT
 end
 
-local function find_opening(rate)
-  return rate.spent_until - (rate.burst - rate.needed) * rate.interval
-end
-
-local function set_spent_until(rate, time)
-  rate.spent_until = math.min(math.max(time, now - MAX_AHEAD), now + MAX_AHEAD)
-  rate.is_changed = true
-end
-
--- Take units, or give them back if the number is negative.
-local function spend_units(rate, units)
-  local start = units > 0 and math.max(rate.spent_until, now) or rate.spent_until
-  set_spent_until(rate, start + units * rate.interval)
-end
-
--- Give back what a job that has not started took from the rate limit of its name, at the time `taken8`. The part that has become
--- available again by itself since then is not returned.
-local function give_units_back(name, taken8)
-  local rate = get_rate(name)
-  if rate then
-    set_spent_until(rate, rate.spent_until - math.max(0, rate.cost * rate.interval - math.max(0, now - decode_time(taken8, 1))))
-  end
-end
-
--- Allow no job for `delay` microseconds, and no burst after that.
-local function block_rate(rate, delay)
-  set_spent_until(rate, math.max(rate.spent_until, now + delay + (rate.burst - rate.needed) * rate.interval))
-end
-
-local function write_rates()
-  for name, rate in pairs(known_rates) do
-    if rate and rate.is_changed then
-      redis.call('HSET', spent_until_key, name, string.format('%.0f', rate.spent_until))
-    end
-  end
-end
-
--- Return how many more jobs of a name its limits allow; nil if it has none.
-local function get_capacity(name, capacities)
-  if capacities[name] == nil then
-    local maximum, rate = redis.call('HGET', concurrency_limit_key, name), get_rate(name)
-    local capacity = maximum
-      and math.max(0, tonumber(maximum) - tonumber(redis.call('HGET', limit_in_use_key, name) or 0) - get_net_change(name))
-    if rate then
-      capacity = math.min(capacity or rate.burst, count_room(rate))
-    end
-    capacities[name] = capacity or false
-  end
-  return capacities[name] or nil
-end
-
--- --- limits by key ---
-
-local function has_keyed_limits()
-  if any_keyed == nil then
-    any_keyed = redis.call('HLEN', keyed_limit_key) > 0
-  end
-  return any_keyed
+-- Return the job name whose limit has this name, or nil.
+local function get_limited_job(limit)
+  return closes_lane(limit) and sub(limit, #JOB_LIMIT + 1) or nil
 end
 
 -- Return the queue whose limit has this name, or nil.
 local function get_limited_queue(limit)
-  return sub(limit, 1, #QUEUE_LIMIT_NAME) == QUEUE_LIMIT_NAME and sub(limit, #QUEUE_LIMIT_NAME + 1) or nil
-end
-
--- Return the limits for the jobs of a queue and name, as open_session.lua stores them: {{limit, maximum or false, interval or false,
--- burst, cost}, ...}. `is_of_queue` is set in a limit of the whole queue; limits of other queues are left out.
-local function get_keyed_limits(queue, name)
-  if not has_keyed_limits() then
-    return nil
-  end
-  local place = queue .. '\0' .. name
-  if keyed_limits[place] == nil then
-    local packed, found = redis.call('HGET', keyed_limit_key, name), {}
-    for _, limit in ipairs(packed and cmsgpack.unpack(packed) or {}) do
-      local limited = get_limited_queue(limit[1])
-      if not limited or limited == queue then
-        limit.is_of_queue = limited ~= nil
-        push(found, limit)
-      end
-    end
-    keyed_limits[place] = #found > 0 and found
-  end
-  return keyed_limits[place] or nil
+  return sub(limit, 1, #QUEUE_LIMIT) == QUEUE_LIMIT and sub(limit, #QUEUE_LIMIT + 1) or nil
 end
 
 -- Return the change of a limit, or of one key of it (limit NUL key); nil if there is none.
@@ -166,10 +76,65 @@ local function apply_change(change, maximum, interval, burst, cost, rate)
   return maximum, interval, burst, cost, rate
 end
 
--- Return the limits by key in which a job counts. Jobs with the same options share the list.
-local function list_limits(lane, body)
-  local rules = get_keyed_limits(lane.queue, lane.name)
+-- Return the limits of a job name, as limit_changes.lua stores them: {{limit, maximum or false, interval or false, burst, cost, rate}, ...}.
+local function get_rules(name)
+  local rules = known_rules[name]
   if not rules then
+    local packed = has_limits() and redis.call('HGET', limit_key, name)
+    rules = packed and cmsgpack.unpack(packed) or {}
+    known_rules[name] = rules
+  end
+  return rules
+end
+
+local function make_limit(name, maximum, interval, burst, declared, cost)
+  cost = cost or declared
+  local rate = interval and { interval = interval, burst = burst, cost = cost, needed = math.min(cost, burst) }
+  return { name, maximum, rate or false, declared }
+end
+
+-- Return the limits in which all jobs of the lanes of a name count.
+local function list_lane_limits(job)
+  local limits = lane_limits[job]
+  if not limits then
+    limits = {}
+    lane_limits[job] = limits
+    for _, rule in ipairs(get_rules(job)) do
+      if closes_lane(rule[1]) then
+        local limit = make_limit(rule[1] .. '\0', unpack(rule, 2, 5))
+        push(limits, limit)
+        closing_limits[limit[LIMIT_NAME]] = limit
+      end
+    end
+  end
+  return limits
+end
+
+-- Return the rules of the limits for which jobs of a queue and name may be parked. Those of other queues are left out.
+local function list_parking_rules(queue, name)
+  local place = queue .. '\0' .. name
+  local found = parking_rules[place]
+  if not found then
+    found = {}
+    parking_rules[place] = found
+    for _, rule in ipairs(get_rules(name)) do
+      local limited = get_limited_queue(rule[1])
+      if not closes_lane(rule[1]) and (not limited or limited == queue) then
+        push(found, rule)
+      end
+    end
+  end
+  return found
+end
+
+local function may_park(queue, name)
+  return #list_parking_rules(queue, name) > 0
+end
+
+-- Return the limits in which a job counts and for which it may be parked. Jobs with the same options share the list.
+local function list_limits(lane, body)
+  local rules = list_parking_rules(lane.queue, lane.name)
+  if #rules == 0 then
     return {}
   end
   local text = ''
@@ -188,16 +153,11 @@ local function list_limits(lane, body)
   local carried = options.limit_keys or {}
   for i = 1, #rules do
     local rule = rules[i]
-    local key = rule.is_of_queue and '' or carried[rule[1]]
+    local key = get_limited_queue(rule[1]) and '' or carried[rule[1]]
     if key then
-      local rate
       local name = rule[1] .. '\0' .. key
       local maximum, interval, burst, declared = apply_change(get_change(name), rule[2], rule[3], rule[4], rule[5])
-      if interval then
-        local cost = tonumber(options.cost) or declared
-        rate = { interval = interval, burst = burst, cost = cost, needed = math.min(cost, burst) }
-      end
-      push(limits, { name, maximum, rate or false, declared })
+      push(limits, make_limit(name, maximum, interval, burst, declared, tonumber(options.cost)))
     end
   end
   return limits
@@ -232,7 +192,7 @@ local function read_uses(names)
       unknown[count] = names[i]
     end
   end
-  local records = get_in_batches(limit_key_key, unknown)
+  local records = get_in_batches(limit_use_key, unknown)
   for i = 1, count do
     known_uses[unknown[i]] = known_uses[unknown[i]] or read_use(records[i])
   end
@@ -241,7 +201,7 @@ end
 local function get_use(name)
   local use = known_uses[name]
   if not use then
-    use = read_use(redis.call('HGET', limit_key_key, name))
+    use = read_use(redis.call('HGET', limit_use_key, name))
     known_uses[name] = use
   end
   return use
@@ -262,9 +222,18 @@ local function has_parked(name, use)
   return use[HAS_PARKED]
 end
 
-local function set_key_spent(use, time)
+local function set_spent(use, time)
   use[SPENT_UNTIL] = math.min(math.max(time, now - MAX_AHEAD), now + MAX_AHEAD)
   use[IS_CHANGED] = true
+end
+
+local function count_room(rate)
+  local left = (rate.burst - rate.needed) * rate.interval - math.max(0, rate.spent_until - now)
+  return left < 0 and 0 or math.floor(left / (rate.cost * rate.interval)) + 1
+end
+
+local function find_opening(rate)
+  return rate.spent_until - (rate.burst - rate.needed) * rate.interval
 end
 
 local function is_at_maximum(limit)
@@ -300,7 +269,7 @@ local function take_in_limits(limits)
     local use, rate = get_use(limit[LIMIT_NAME]), limit[LIMIT_RATE]
     use[IN_USE], use[IS_CHANGED] = use[IN_USE] + 1, true
     if rate then
-      set_key_spent(use, math.max(use[SPENT_UNTIL], now) + rate.cost * rate.interval)
+      set_spent(use, math.max(use[SPENT_UNTIL], now) + rate.cost * rate.interval)
       if has_parked(limit[LIMIT_NAME], use) then
         use[OPENS_AT] = math.max(now, use[SPENT_UNTIL] - (rate.burst - 1) * rate.interval)
       end
@@ -314,7 +283,7 @@ local function take_back(limits)
     local use = get_use(limit[LIMIT_NAME])
     use[IN_USE], use[IS_CHANGED] = use[IN_USE] - 1, true
     if limit[LIMIT_RATE] then
-      set_key_spent(use, use[SPENT_UNTIL] - limit[LIMIT_RATE].cost * limit[LIMIT_RATE].interval)
+      set_spent(use, use[SPENT_UNTIL] - limit[LIMIT_RATE].cost * limit[LIMIT_RATE].interval)
     end
   end
 end
@@ -329,15 +298,44 @@ local function wait_for(limit)
   end
 end
 
+-- Return how many jobs of a lane its limits allow, at most `most`.
+local function count_lane_room(lane, most)
+  for _, limit in ipairs(lane.limits) do
+    local use, rate = get_use(limit[LIMIT_NAME]), limit[LIMIT_RATE]
+    if limit[LIMIT_MAXIMUM] then
+      most = math.min(most, math.max(0, limit[LIMIT_MAXIMUM] - use[IN_USE]))
+    end
+    if rate then
+      rate.spent_until = use[SPENT_UNTIL]
+      most = math.min(most, count_room(rate))
+    end
+  end
+  return most
+end
+
+-- Count jobs of a lane that are leased in its limits; if the number is negative, take that back.
+local function take_in_lane(lane, number)
+  local known = get_lane(lane.number)
+  known.counted = known.counted + number
+  for _, limit in ipairs(lane.limits) do
+    local use, rate = get_use(limit[LIMIT_NAME]), limit[LIMIT_RATE]
+    use[IN_USE], use[IS_CHANGED] = use[IN_USE] + number, true
+    if rate and number ~= 0 then
+      local start = number > 0 and math.max(use[SPENT_UNTIL], now) or use[SPENT_UNTIL]
+      set_spent(use, start + number * rate.cost * rate.interval)
+    end
+  end
+end
+
 -- Return until when units are spent after the clock was set back from `before` (`follow_clock` in core/rate_limits.py).
 -- `full`: the time of a full burst.
 local function shorten_wait(spent, before, full)
   return math.min(spent, now + math.max(full, spent - before))
 end
 
--- Let the rates of names and keys follow the clock if it was set back. The time of the latest exchange is stored once in a second.
+-- Let the rates follow the clock if it was set back. The time of the latest exchange is stored once in a second.
 local function follow_clock()
-  if not (has_rates() or has_keyed_limits()) then
+  if not has_limits() then
     return
   end
   local before = tonumber(redis.call('HGET', meta_key, 'limits_used_at') or 0)
@@ -348,24 +346,20 @@ local function follow_clock()
   if now > before then
     return
   end
-  for _, name in ipairs(redis.call('HKEYS', rate_limit_key)) do
-    local rate = get_rate(name)
-    set_spent_until(rate, shorten_wait(rate.spent_until, before, math.max(rate.burst, rate.cost) * rate.interval))
-  end
-  local full, declared = {}, redis.call('HGETALL', keyed_limit_key)
-  for i = 2, #declared, 2 do
-    for _, limit in ipairs(cmsgpack.unpack(declared[i])) do
-      if limit[3] then
-        full[limit[1]] = math.max(full[limit[1]] or 0, math.max(limit[4], limit[5]) * limit[3])
+  local full, packed = {}, redis.call('HGETALL', limit_key)
+  for i = 2, #packed, 2 do
+    for _, rule in ipairs(cmsgpack.unpack(packed[i])) do
+      if rule[3] then
+        full[rule[1]] = math.max(full[rule[1]] or 0, math.max(rule[4], rule[5]) * rule[3])
       end
     end
   end
-  local flat = redis.call('HGETALL', limit_key_key)
+  local flat = redis.call('HGETALL', limit_use_key)
   for i = 1, #flat, 2 do
     local name, use = flat[i], read_use(flat[i + 1])
     known_uses[name] = use
     if use[SPENT_UNTIL] > now then
-      set_key_spent(use, shorten_wait(use[SPENT_UNTIL], before, full[string.match(name, '^%Z*')] or 0))
+      set_spent(use, shorten_wait(use[SPENT_UNTIL], before, full[string.match(name, '^%Z*')] or 0))
     end
     if use[OPENS_AT] then
       use[OPENS_AT], use[IS_CHANGED] = math.min(use[OPENS_AT], now), true
@@ -373,7 +367,21 @@ local function follow_clock()
   end
 end
 
--- --- ends of leases ---
+-- --- when leases begin and end ---
+
+-- Count the leases that began or ended since the last call in the limits of their job names.
+local function count_leased()
+  for _, lane in pairs(known_lanes) do
+    local by = lane[LEASED] - lane.counted
+    if by ~= 0 then
+      lane.counted = lane[LEASED]
+      for _, limit in ipairs(list_lane_limits(lane.name)) do
+        local use = get_use(limit[LIMIT_NAME])
+        use[IN_USE], use[IS_CHANGED] = use[IN_USE] + by, true
+      end
+    end
+  end
+end
 
 -- Return the names of the keys of a job as a part of a lease. Jobs that share the list share it.
 local function pack_names(limits)
@@ -396,22 +404,33 @@ local function add_names(names, packed)
   end
 end
 
--- Return what a job that has not started took from the rates of the keys for which its lease counts.
+-- Return what a job that has not started took from the rates of its limits. The part that has become available again by itself since
+-- then is not returned.
 local function refund_limits(field, lane, lease)
-  if not lease.keys or not has_keyed_limits() then
+  local elapsed = math.max(0, now - decode_time(lease.started8, 1))
+
+  local function refund(limit)
+    local rate = limit[LIMIT_RATE]
+    if rate then
+      local use = get_use(limit[LIMIT_NAME])
+      set_spent(use, use[SPENT_UNTIL] - math.max(0, rate.cost * rate.interval - elapsed))
+    end
+  end
+
+  for _, limit in ipairs(list_lane_limits(lane.name)) do
+    refund(limit)
+  end
+  if not lease.keys or not may_park(lane.queue, lane.name) then
     return
   end
-  local counted, elapsed = {}, math.max(0, now - decode_time(lease.started8, 1))
-  local names = {}
+  local names, counted = {}, {}
   add_names(names, lease.keys)
   for i = 1, #names do
     counted[names[i]] = true
   end
-  for _, key in ipairs(list_limits(lane, redis.call('HGET', job_key, field))) do
-    local rate = counted[key[LIMIT_NAME]] and key[LIMIT_RATE]
-    if rate then
-      local use = get_use(key[LIMIT_NAME])
-      set_key_spent(use, use[SPENT_UNTIL] - math.max(0, rate.cost * rate.interval - elapsed))
+  for _, limit in ipairs(list_limits(lane, redis.call('HGET', job_key, field))) do
+    if counted[limit[LIMIT_NAME]] then
+      refund(limit)
     end
   end
 end
@@ -422,7 +441,7 @@ local function spend_limits(limits, units)
     if limit[LIMIT_RATE] then
       local use = get_use(limit[LIMIT_NAME])
       local start = units > 0 and math.max(use[SPENT_UNTIL], now) or use[SPENT_UNTIL]
-      set_key_spent(use, start + units * limit[LIMIT_RATE].interval)
+      set_spent(use, start + units * limit[LIMIT_RATE].interval)
     end
   end
 end
@@ -434,7 +453,7 @@ local function block_limits(limits, delay)
     local rate = limit[LIMIT_RATE]
     if rate then
       local use, needed = get_use(limit[LIMIT_NAME]), math.min(limit[LIMIT_DECLARED_COST], rate.burst)
-      set_key_spent(use, math.max(use[SPENT_UNTIL], now + delay + (rate.burst - needed) * rate.interval))
+      set_spent(use, math.max(use[SPENT_UNTIL], now + delay + (rate.burst - needed) * rate.interval))
       found = true
     end
   end
@@ -450,12 +469,17 @@ local function make_use_record(use)
   return use[IN_USE] ~= 0 and tostring(use[IN_USE])
 end
 
--- Write the uses that changed.
+-- Write the uses that changed. If a full limit of a job name has room again, notify every queue: a worker that waits for this name may
+-- be idle on any queue.
 local function write_uses()
   local put, dropped, put_opening, dropped_opening = {}, {}, {}, {}
   for name, use in pairs(known_uses) do
     if use[IS_CHANGED] then
-      local record, opens = make_use_record(use), use[OPENS_AT]
+      local record, opens, closing = make_use_record(use), use[OPENS_AT], closing_limits[name]
+      local maximum = closing and closing[LIMIT_MAXIMUM]
+      if maximum and use[IN_USE] < maximum and tonumber(string.match(use[RECORD] or '0', '^%d+')) >= maximum then
+        mark_every_queue()
+      end
       if record and record ~= use[RECORD] then
         push_pair(put, name, record)
       elseif not record and use[RECORD] then
@@ -469,8 +493,8 @@ local function write_uses()
       use[RECORD], use[STORED_OPENING], use[IS_CHANGED] = record, opens, false
     end
   end
-  call_in_batches('HSET', limit_key_key, put)
-  call_in_batches('HDEL', limit_key_key, dropped)
-  call_in_batches('ZADD', key_opening_key, put_opening)
-  call_in_batches('ZREM', key_opening_key, dropped_opening)
+  call_in_batches('HSET', limit_use_key, put)
+  call_in_batches('HDEL', limit_use_key, dropped)
+  call_in_batches('ZADD', limit_opening_key, put_opening)
+  call_in_batches('ZREM', limit_opening_key, dropped_opening)
 end

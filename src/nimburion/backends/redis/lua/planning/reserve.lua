@@ -1,11 +1,11 @@
 -- Part of planning: decides which jobs an exchange leases, and which it parks (backends/planning/reserve.py).
 --
 -- The lanes are merged by the rank of their first jobs. The turns of the tenants of a queue are one more lane. A limit of a job name, and
--- the most jobs of a queue in a reply, close lanes. A limit by key parks the job that has no room in it.
--- Provides: plan_reserve(lanes, has_turns, total, ageing, caps, capacities) -> members of `ready`, in order. `lanes` are those that are
+-- the most jobs of a queue in a reply, close lanes. Any other limit parks the job that has no room in it.
+-- Provides: plan_reserve(lanes, has_turns, total, ageing, caps) -> members of `ready`, in order. `lanes` are those that are
 --   not closed; what is parked and returned is written. find_next_opening(rated)
 -- Cost: O(log n + log k) per job, for n waiting jobs and k lanes; more for jobs with limits by key.
--- As in core/keyed_limits.py
+-- As in core/limits.py
 local MAX_PARKED = 1000
 local parked_count = 0
 
@@ -25,11 +25,10 @@ local function open_turn_queues(lanes)
 end
 
 -- Find the group whose turn is next in a queue, and set the sort keys of its lane. Return false if there is none.
-local function find_turn_head(turn_lane, ageing, capacities, missing)
+local function find_turn_head(turn_lane, ageing, missing)
   turn_lane.group = nil
   for _, lane in ipairs(turn_lane.lanes) do
-    local capacity = capacities[lane.name]
-    local group = not lane.is_closed and not (capacity and capacity <= 0) and find_turn(lane, missing)
+    local group = not lane.is_closed and find_turn(lane, missing)
     if group and (not turn_lane.group or is_turn_before(group, turn_lane.group)) then
       turn_lane.group, turn_lane.source = group, lane
     end
@@ -47,7 +46,7 @@ local function find_turn_head(turn_lane, ageing, capacities, missing)
 end
 
 -- Return a heap of the lanes that have a head, the one with the best head at its top, and their number.
-local function open_queues(lanes, turn_lanes, total, missing, ageing, capacities)
+local function open_queues(lanes, turn_lanes, total, missing, ageing)
   local heap, count = {}, 0
   local share = math.min(total, math.floor(total / #lanes) + 2)
   for _, lane in ipairs(lanes) do
@@ -60,7 +59,7 @@ local function open_queues(lanes, turn_lanes, total, missing, ageing, capacities
     end
   end
   for _, lane in ipairs(turn_lanes) do
-    if find_turn_head(lane, ageing, capacities, missing) then
+    if find_turn_head(lane, ageing, missing) then
       count = count + 1
       heap[count] = lane
     end
@@ -190,28 +189,38 @@ local function lease_head(lane, missing)
   return (not lane.is_keyed or admit(member, lane, missing)) and member or nil
 end
 
+-- Count a job that is leased in the limits of its lane. If one of them is full by it, close the lanes of the name.
+local function close_full_lanes(lane, lanes)
+  take_in_lane(lane, 1)
+  if find_full(lane.limits) then
+    for _, other in ipairs(lanes) do
+      if other.name == lane.name then
+        other.is_closed, choice.is_stale = true, true
+      end
+    end
+  end
+end
+
 -- Add the best heads to `chosen`, until there are `total` of them, no head, or the heap is stale: a job of another kind returned (see
--- return_job), a lane was left, or a name has no capacity left and the turns of tenants pass over its jobs.
-local function merge_heads(heap, count, chosen, total, ageing, caps, capacities, has_turns)
+-- return_job), or a lane was closed or left.
+local function merge_heads(heap, count, lanes, chosen, total, ageing, caps)
   while count > 0 and #chosen < total and not choice.is_stale do
-    local lane = heap[1]
-    local cap, capacity = caps[lane.queue], capacities[lane.name]
-    local more = false
-    if not (cap and cap <= 0) and not (capacity and capacity <= 0) then
-      local name = lane.lanes and lane.source.name or lane.name
+    local lane, more = heap[1], false
+    local cap = caps[lane.queue]
+    if not (cap and cap <= 0) then
+      local source = lane.lanes and lane.source or lane
       local member = lease_head(lane, total - #chosen)
       if member then
         chosen[#chosen + 1] = member
         if cap then
           caps[lane.queue] = cap - 1
         end
-        if capacities[name] then
-          capacities[name] = capacities[name] - 1
-          choice.is_stale = choice.is_stale or has_turns and capacities[name] <= 0
+        if #source.limits > 0 then
+          close_full_lanes(source, lanes)
         end
       end
       if lane.lanes then
-        more = #chosen < total and find_turn_head(lane, ageing, capacities, total - #chosen)
+        more = #chosen < total and find_turn_head(lane, ageing, total - #chosen)
       else
         more = not lane.is_closed and #chosen < total and find_head(lane, ageing)
       end
@@ -227,25 +236,26 @@ local function merge_heads(heap, count, chosen, total, ageing, caps, capacities,
   end
 end
 
--- Choose from several lanes, or from one with limits by key: repeatedly take the best head.
-local function plan_reserve(lanes, has_turns, total, ageing, caps, capacities)
-  local chosen, turn_lanes = {}, has_turns and open_turn_queues(lanes) or {}
+-- Choose from several lanes, or from one with limits for which jobs may be parked: repeatedly take the best head.
+local function plan_reserve(lanes, has_turns, total, ageing, caps)
+  local chosen = {}
   repeat
-    if choice.is_stale then
-      choice.is_stale, turn_lanes = false, open_turn_queues(lanes)
-    end
-    local heap, count = open_queues(lanes, turn_lanes, total, total - #chosen, ageing, capacities)
-    merge_heads(heap, count, chosen, total, ageing, caps, capacities, #turn_lanes > 0)
+    has_turns, choice.is_stale = has_turns or any_shares(), false
+    local turn_lanes = has_turns and open_turn_queues(lanes) or {}
+    local heap, count = open_queues(lanes, turn_lanes, total, total - #chosen, ageing)
+    merge_heads(heap, count, lanes, chosen, total, ageing, caps)
   until not choice.is_stale
   write_parked()
   return chosen
 end
 
--- Return the time at which the first rate limit that delays a job of these lanes allows one, or nil.
+-- Return the time at which the first rate that closes one of these lanes allows a job, or nil.
 local function find_next_opening(rated)
   local first
   for i = 1, #rated, 2 do
-    local number, rate = rated[i], get_rate(rated[i + 1])
+    local number, limit = rated[i], rated[i + 1]
+    local rate = limit[LIMIT_RATE]
+    rate.spent_until = get_use(limit[LIMIT_NAME])[SPENT_UNTIL]
     local opening = count_room(rate) == 0 and find_opening(rate)
     if opening and (not first or opening < first) and holds_jobs(number) then
       first = opening

@@ -64,8 +64,8 @@ local function cut_reply(count, chosen, bodies, lanes)
     for _, lane in ipairs(lanes) do
       if lane.number == lane4 then
         lane.has_more = true
-        if lane.is_limited then
-          lanes.capacities[lane.name] = lanes.capacities[lane.name] + 1
+        if #lane.limits > 0 then
+          take_in_lane(lane, -1)
         end
       end
     end
@@ -81,7 +81,7 @@ local function cut_reply(count, chosen, bodies, lanes)
   end
 end
 
--- Lease jobs that were not leased before and have no limit by key, turn or rate limit. `first_lease` precedes the index.
+-- Lease jobs that were not leased before and have no limit for which they may be parked, and no turn. `first_lease` precedes the index.
 local function lease_plain_jobs(chosen, fields, count, first_lease, first_counts)
   local leases, details, lane4, lane = {}, {}, nil, nil
   for i = 1, count do
@@ -113,8 +113,7 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
   local after_fence = nonce .. number8 .. now8 .. NO_CANCEL
   local first_lease, first_counts = session4 .. FIRST_FENCE .. after_fence .. NO_COUNTS, FIRST_FENCE .. NO_COUNTS
   local details, leases, members, dropped_states, ready = {}, {}, {}, {}, {}
-  local is_rated = #lanes.rated > 0
-  if not (is_rated or next(choice.limits) or next(choice.turns) or next(states)) then
+  if not (next(choice.limits) or next(choice.turns) or next(states)) then
     leases, details = lease_plain_jobs(chosen, fields, count, first_lease, first_counts)
     ready = chosen
   else
@@ -141,10 +140,6 @@ local function lease_jobs(session4, number8, nonce, chosen, lanes, most)
         details[i] = due8_and_seq8 .. first_counts
       end
       lane[code], lane[LEASED] = lane[code] - 1, lane[LEASED] + 1
-      local rate = is_rated and get_rate(lane.name)
-      if rate then
-        spend_units(rate, rate.cost)
-      end
     end
   end
   -- The last member first: a small sorted set is a list, which the server reads from its beginning for each new member.

@@ -1,9 +1,9 @@
 -- Shared part: lets what workers declare apply, with the changes of operators.
--- Keys: declared_limit limit_change concurrency_limit rate_limit spent_until keyed_limit limit_key lane_name parked_lane changed_lane
+-- Keys: declared_limit limit_change limit limit_use lane_name lane_counts parked_lane changed_lane
 -- Provides: apply_limits(job name), carry_use_over(use, old interval, old burst, new interval, new burst)
 --   The caller runs write_uses() afterwards.
 -- Atomic: no write can fail.
--- Cost: O(1) per job name. If a rate by key changes: O(keys in use) more. Exchanges return parked jobs: see changed_lane in parked_jobs.lua.
+-- Cost: O(1) per job name. If a rate changes: O(keys in use) more. If a job name gets a limit of its own: O(lanes) more. Exchanges return parked jobs: see changed_lane in parked_jobs.lua.
 
 -- Return until when units are spent after a rate replaced another (RateLimit.carry_over in core/rate_limits.py).
 local function carry_over(spent, old_interval, old_burst, interval, burst)
@@ -17,25 +17,7 @@ end
 local function carry_use_over(use, old_interval, old_burst, interval, burst)
   local spent = carry_over(use[SPENT_UNTIL], old_interval, old_burst, interval, burst)
   if spent ~= use[SPENT_UNTIL] then
-    set_key_spent(use, spent)
-  end
-end
-
-local function set_rate(name, interval, burst, cost, rate)
-  if not interval then
-    redis.call('HDEL', rate_limit_key, name)
-    redis.call('HDEL', spent_until_key, name)
-    return
-  end
-  local old = redis.call('HGET', rate_limit_key, name)
-  redis.call('HSET', rate_limit_key, name, pack_struct('>I8I4I4', interval, burst, cost) .. rate)
-  if old then
-    local old_interval, old_burst = unpack_struct('>I8I4', old)
-    local spent = tonumber(redis.call('HGET', spent_until_key, name) or now)
-    spent = carry_over(spent, old_interval, old_burst, interval, burst)
-    redis.call('HSET', spent_until_key, name, string.format('%.0f', spent))
-  else
-    redis.call('HSET', spent_until_key, name, '0')
+    set_spent(use, spent)
   end
 end
 
@@ -52,7 +34,7 @@ end
 
 -- Carry the rates of the keys of a limit over, except those that have a rate of their own.
 local function carry_keys_over(old, limit)
-  local flat = redis.call('HGETALL', limit_key_key)
+  local flat = redis.call('HGETALL', limit_use_key)
   for i = 1, #flat, 2 do
     local name, record = flat[i], flat[i + 1]
     local change = sub(name, 1, #limit[1] + 1) == limit[1] .. '\0' and (get_change(name) or {})
@@ -63,25 +45,56 @@ local function carry_keys_over(old, limit)
   end
 end
 
-local function set_keyed_limits(name, keyed)
-  local packed = #keyed > 0 and cmsgpack.pack(keyed) or false
-  local old = redis.call('HGET', keyed_limit_key, name)
-  if packed == old then
+-- Return the number of jobs of a name that are leased.
+local function count_running(name)
+  local count, flat = 0, redis.call('HGETALL', lane_name_key)
+  for i = 1, #flat, 2 do
+    if string.match(flat[i + 1], '%z(.*)$') == name then
+      count = count + tonumber(redis.call('HGET', lane_counts_key, flat[i] .. LEASED) or 0)
+    end
+  end
+  return count
+end
+
+-- Return rules by name, and those for which jobs may be parked as one text.
+local function sort_out(rules)
+  local by_name, parking = {}, {}
+  for _, rule in ipairs(rules) do
+    by_name[rule[1]] = rule
+    if not closes_lane(rule[1]) then
+      push(parking, rule)
+    end
+  end
+  return by_name, cmsgpack.pack(parking)
+end
+
+local function set_rules(name, rules)
+  local packed = #rules > 0 and cmsgpack.pack(rules) or false
+  local before = redis.call('HGET', limit_key, name)
+  if packed == before then
     return
   end
   if packed then
-    redis.call('HSET', keyed_limit_key, name, packed)
+    redis.call('HSET', limit_key, name, packed)
   else
-    redis.call('HDEL', keyed_limit_key, name)
+    redis.call('HDEL', limit_key, name)
   end
-  for _, before in ipairs(old and cmsgpack.unpack(old) or {}) do
-    for _, limit in ipairs(keyed) do
-      if limit[1] == before[1] and (limit[3] ~= before[3] or limit[4] ~= before[4]) then
-        carry_keys_over(before, limit)
-      end
+  local old, old_parking = sort_out(before and cmsgpack.unpack(before) or {})
+  local new, parking = sort_out(rules)
+  for limit, rule in pairs(new) do
+    local was = old[limit]
+    if was and (rule[3] ~= was[3] or rule[4] ~= was[4]) then
+      carry_keys_over(was, rule)
     end
   end
-  mark_changed(name)
+  local own = get_job_limit_name(name)
+  if (old[own] ~= nil) ~= (new[own] ~= nil) then -- it counts the jobs that are leased from now on, or no more
+    local use = get_use(own .. '\0')
+    use[IN_USE], use[IS_CHANGED] = new[own] and count_running(name) or 0, true
+  end
+  if parking ~= old_parking then
+    mark_changed(name)
+  end
 end
 
 -- Return the names of the limits of queues that are changed. Such a change concerns all job names.
@@ -100,28 +113,24 @@ end
 
 local function apply_limits(name)
   local record = redis.call('HGET', declared_limit_key, name)
-  local declared = record and cmsgpack.unpack(record) or { false, false, 0, 0, '', {} }
-  local keyed, known, change = {}, {}, get_change(name)
-  for i, limit in ipairs(declared[6]) do
-    if limit[1] == name then
-      change = nil -- it changes the limit by key of this name
-    end
-    local maximum, interval, burst, cost = apply_change(get_change(limit[1]), limit[2], limit[3], limit[4], limit[5])
-    keyed[i], known[limit[1]] = { limit[1], maximum, interval, burst, cost }, true
+  local rules, known, own = {}, {}, get_job_limit_name(name)
+
+  local function add_rule(limit, ...)
+    known[limit] = true
+    push(rules, { limit, apply_change(get_change(limit), ...) })
+  end
+
+  for _, rule in ipairs(record and cmsgpack.unpack(record) or {}) do
+    add_rule(unpack(rule, 1, 6))
+  end
+  if not known[own] and get_change(own) then
+    add_rule(own, false, false, 0, 0, '')
   end
   for _, limit in ipairs(list_changed_queues()) do
     if not known[limit] then
-      local maximum, interval, burst, cost = apply_change(get_change(limit), false, false, 0, 0)
-      push(keyed, { limit, maximum, interval, burst, cost })
+      add_rule(limit, false, false, 0, 0, '')
     end
   end
-  table.sort(keyed, function(one, other) return one[1] < other[1] end)
-  local maximum, interval, burst, cost, rate = apply_change(change, unpack(declared, 1, 5))
-  if maximum then
-    redis.call('HSET', concurrency_limit_key, name, maximum)
-  else
-    redis.call('HDEL', concurrency_limit_key, name)
-  end
-  set_rate(name, interval, burst, cost, rate)
-  set_keyed_limits(name, keyed)
+  table.sort(rules, function(one, other) return one[1] < other[1] end)
+  set_rules(name, rules)
 end

@@ -1,8 +1,7 @@
--- Shared part of limits and explain: the jobs that count against concurrency limits.
--- Keys: session_leases lease job limit_in_use
--- Provides: describe_limits({job name: limit}, first) -> four values per limit: name, limit, jobs in use, {start 8, id, session (see
---   session_names.lua), ...} of the 20 jobs that have counted longest; and the rank to continue from, or nil. `first` is the rank, in
---   `session_leases`, of the first lease to look at.
+-- Shared part of list_limit_holders and explain_job: the jobs that count against the concurrency limits of job names.
+-- Keys: session_leases lease job limit_use
+-- Provides: find_holders(job names, first) -> {job name, {start 8, id, session (see session_names.lua), ...} of the 20 jobs that have
+--   counted longest, ...}; and the rank to continue from, or nil. `first` is the rank, in `session_leases`, of the first lease to look at.
 -- Cost: O(leases), as far as all holders are found, and at most 2,000 leases: about 3 ms.
 local MAX_HOLDERS, MAX_LEASES = 20, 2000
 
@@ -14,9 +13,9 @@ local function is_older(one, other)
 end
 
 -- Return the leases of each of these names, and the rank to continue from, or nil. `missing` is their number.
-local function find_leases(limits, missing, start)
+local function find_leases(names, missing, start)
   local found, following = {}, start + MAX_LEASES
-  for name in pairs(limits) do
+  for _, name in ipairs(names) do
     found[name] = {}
   end
   for first = start, start + MAX_LEASES - 1, 500 do
@@ -40,13 +39,12 @@ local function find_leases(limits, missing, start)
   return found, following
 end
 
-local function describe_limits(limits, first)
-  local rows, counts, total = {}, {}, 0
-  for name in pairs(limits) do
-    counts[name] = redis.call('HGET', limit_in_use_key, name) or '0'
-    total = total + tonumber(counts[name])
+local function find_holders(names, first)
+  local rows, total = {}, 0
+  for _, name in ipairs(names) do
+    total = total + tonumber(string.match(redis.call('HGET', limit_use_key, 'job:' .. name .. '\0') or '0', '^%d+'))
   end
-  local found, following = find_leases(limits, total, first)
+  local found, following = find_leases(names, total, first)
   for name, holders in pairs(found) do
     table.sort(holders, is_older)
     local described = {}
@@ -55,8 +53,7 @@ local function describe_limits(limits, first)
       push_pair(described, holder.lease.started8, get_id(redis.call('HGET', job_key, holder.field)))
       push(described, find_session(holder.lease.session4))
     end
-    push_pair(rows, name, limits[name])
-    push_pair(rows, counts[name], described)
+    push_pair(rows, name, described)
   end
   return rows, following
 end

@@ -1,5 +1,5 @@
 -- Shared part: parked jobs. Parks jobs, and returns them to their lanes.
--- Keys: parked parked_lane changed_lane key_opening ready
+-- Keys: parked parked_lane changed_lane limit_opening ready
 -- Provides: for planning: park(member, limit, group of a tenant or nil), collect_returned(name, waiting) -> group or nil,
 --     collect_moved(name, other limit, waiting), write_returned(), write_parked()
 --   when leases end: release_keys(parts of leases); pass_turns(body, lane); drop_parked(member)
@@ -10,7 +10,7 @@
 -- Cost: O(log n) per job, for n parked jobs.
 -- The most keys whose parked jobs one exchange returns because their rates allow one.
 local MAX_OPENED = 500
--- As in core/keyed_limits.py
+-- As in core/limits.py
 local MAX_RETURNED = 1000
 -- The most openings that are passed over because no job waits for them.
 local MAX_CHECKED = 100
@@ -124,7 +124,7 @@ end
 
 -- Return jobs whose rate allows one now to their lanes, for some of the keys.
 local function unpark_open()
-  local names = redis.call('ZRANGEBYSCORE', key_opening_key, '-inf', now, 'LIMIT', 0, MAX_OPENED)
+  local names = redis.call('ZRANGEBYSCORE', limit_opening_key, '-inf', now, 'LIMIT', 0, MAX_OPENED)
   read_uses(names)
   for _, name in ipairs(names) do
     local use = get_use(name)
@@ -209,7 +209,7 @@ end
 -- Return when the rate of a key first allows a parked job, or nil. An opening stays when the last job that waited for it was
 -- cancelled or moved; after MAX_CHECKED of these, the time is that of the next opening, whether a job waits for it or not.
 local function get_next_key_opening()
-  local openings = redis.call('ZRANGE', key_opening_key, 0, MAX_CHECKED, 'WITHSCORES')
+  local openings = redis.call('ZRANGE', limit_opening_key, 0, MAX_CHECKED, 'WITHSCORES')
   for i = 1, #openings, 2 do
     local low, high = get_parked_range(openings[i])
     if i > 2 * MAX_CHECKED or #redis.call('ZRANGEBYLEX', parked_key, low, high, 'LIMIT', 0, 1) > 0 then

@@ -1,5 +1,5 @@
 -- Shared part of exchange: reads the requested lanes, and whether anything restricts them.
--- Keys: lane_number ready tenant_turn paused_queue concurrency_limit rate_limit keyed_limit changed_lane key_opening
+-- Keys: lane_number ready tenant_turn paused_queue limit changed_lane limit_opening
 -- Provides: is_restricted: whether there is a pause, a limit, a parked job that returns, or a tenant that waits for its turn, when the
 --     script begins. Otherwise the exchange reads nothing more about them.
 --   read_lane_numbers(request); read_more(lane, most): reads the next members of a lane
@@ -7,8 +7,9 @@
 --   choice: by field, the bodies that were read, the limits in which jobs are counted and the turns that were taken
 -- Cost: one command, and O(log n) per job, for n waiting jobs.
 local is_restricted = redis.call(
-  'EXISTS', paused_queue_key, concurrency_limit_key, rate_limit_key, keyed_limit_key, changed_lane_key, key_opening_key, tenant_turn_key
+  'EXISTS', paused_queue_key, limit_key, changed_lane_key, limit_opening_key, tenant_turn_key
 ) > 0
+may_have_limits = is_restricted
 local choice = { bodies = {}, limits = {}, turns = {} }
 
 -- Return the number of each requested lane, or false.

@@ -9,7 +9,6 @@ local function requeue_rest(found, first)
   for i = first, #found do
     local field, lease = found[i].field, found[i].lease
     local lane = get_lane(lease.lane4)
-    give_units_back(lane.name, lease.started8)
     refund_limits(field, lane, lease)
     end_lease(field, lease, lane)
     if lease.is_cancel_requested then

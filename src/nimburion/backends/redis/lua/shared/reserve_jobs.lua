@@ -1,6 +1,5 @@
--- Shared part of exchange: chooses jobs, in the order of the contract. If nothing but the own limits of one lane restricts them, it takes the first
--- ones; otherwise planning decides (docs/decisions/0044).
--- Keys: concurrency_limit
+-- Shared part of exchange: chooses jobs, in the order of the contract. If only limits that close lanes restrict a
+-- single lane, it takes the first ones; otherwise planning decides (docs/decisions/0044).
 -- Provides: read_request(packed)
 --   find_open_lanes(request, numbers, following) -> the lanes of the request that can be reserved from
 --   choose_jobs(lanes, request) -> members of `ready`, in order
@@ -18,7 +17,8 @@
 -- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.
 local MAX_WAITING_LANES = 64
 -- Positions of the options of a queue in a request.
-local QUEUE_PRIORITY, QUEUE_LIMIT = 1, 2
+local QUEUE_PRIORITY, QUEUE_MOST = 1, 2
+local NO_LIMITS = {}
 
 -- Return the fields of a request; exchange.py encodes them in this order.
 local function read_request(packed)
@@ -29,7 +29,7 @@ local function read_request(packed)
   }
 end
 
--- Return the requested lanes that exist, are not paused and are below their limit. `capacities`: what the limits still allow.
+-- Return the requested lanes that exist, are not paused and whose limits have room. `rated`: {number, limit, ...} of the limits with rates.
 -- Jobs still return to the lanes in `following`, from that member on. It ends the lane for now, so that no job is reserved before another
 -- that comes before it.
 local function find_open_lanes(request, numbers, following)
@@ -37,28 +37,27 @@ local function find_open_lanes(request, numbers, following)
   if #numbers == 0 then
     return open
   end
-  local pauses = is_restricted and read_pauses() or {}
-  local is_limited = is_restricted and (redis.call('HLEN', concurrency_limit_key) > 0 or has_rates())
-  local capacities, seen = {}, {}
+  local pauses, seen = is_restricted and read_pauses() or {}, {}
   for i, number in ipairs(numbers) do
     local queue, name = requested[3 * i - 1], requested[3 * i]
     if number and not seen[number] and not pauses[queue] then
       seen[number] = true
-      local capacity = is_limited and get_capacity(name, capacities) or nil
-      if capacity and get_rate(name) then
-        push_pair(open.rated, number, name)
+      local limits = is_restricted and list_lane_limits(name) or NO_LIMITS
+      for _, limit in ipairs(limits) do
+        if limit[LIMIT_RATE] then
+          push_pair(open.rated, number, limit)
+        end
       end
-      if capacity ~= 0 then
+      if #limits == 0 or not find_full(limits) then
         local options, last = request.queues[queue], following[number]
         push(open, {
-          place = i, number = number, queue = queue, name = name, is_limited = capacity ~= nil, members = {}, at = 1,
-          is_keyed = is_restricted and get_keyed_limits(queue, name) ~= nil, following = last, has_more = last ~= nil,
+          place = i, number = number, queue = queue, name = name, limits = limits, members = {}, at = 1,
+          is_keyed = is_restricted and may_park(queue, name), following = last, has_more = last ~= nil,
           low = '[' .. number, high = last and '(' .. last or range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
         })
       end
     end
   end
-  open.capacities = capacities
   return open
 end
 
@@ -83,15 +82,17 @@ local function choose_jobs(lanes, request)
     return {}
   end
   for queue, options in pairs(request.queues) do
-    caps[queue] = options[QUEUE_LIMIT] or nil
+    caps[queue] = options[QUEUE_MOST] or nil
   end
   local has_turns = total > 0 and any_turns()
   if #lanes == 1 and not has_turns and not lanes[1].is_keyed then
     local lane = lanes[1]
-    local chosen = choose_from_lane(lane, math.max(0, math.min(total, caps[lane.queue] or total, lanes.capacities[lane.name] or total)))
-    if lane.is_limited then
-      lanes.capacities[lane.name] = lanes.capacities[lane.name] - #chosen
+    local most = math.max(0, math.min(total, caps[lane.queue] or total))
+    if #lane.limits == 0 then
+      return choose_from_lane(lane, most)
     end
+    local chosen = choose_from_lane(lane, count_lane_room(lane, most))
+    take_in_lane(lane, #chosen)
     return chosen
   end
   if total <= 0 then
@@ -100,17 +101,17 @@ local function choose_jobs(lanes, request)
     end
     return {}
   end
-  return plan_reserve(lanes, has_turns, total, request.ageing, caps, lanes.capacities)
+  return plan_reserve(lanes, has_turns, total, request.ageing, caps)
 end
 
--- Return the indexes, in the request, of lanes that hold more jobs and are below their limit.
+-- Return the indexes, in the request, of lanes that hold more jobs and whose limits have room.
 local function find_waiting_lanes(lanes)
   local found, may_have_turns = {}, any_turns()
   for _, lane in ipairs(lanes) do
     if #found >= MAX_WAITING_LANES then
       break
     end
-    local open = not lane.is_limited or lanes.capacities[lane.name] > 0
+    local open = #lane.limits == 0 or not find_full(lane.limits)
     if open and (lane.has_more or lane.members[lane.at] or read_more(lane, 1) or may_have_turns and has_turns(lane.number)) then
       push(found, lane.place)
     end

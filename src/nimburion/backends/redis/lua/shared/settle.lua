@@ -97,13 +97,10 @@ local function settle_all(session4, records, next_extra)
     end
   end
 
-  -- Release a job whose service refused it. Its rate limit, if there is one, keeps it in its place.
+  -- Release a job whose service refused it. The rate of one of its limits, if there is one, keeps it in its place.
   local function release_refused(field, lease, body, lane, delay8)
-    local rate, delay = get_rate(lane.name), decode_time(delay8, 1)
-    if block_limits(list_limits(lane, body), delay) then
-      delay8 = nil
-    elseif rate then
-      block_rate(rate, delay)
+    local delay = decode_time(delay8, 1)
+    if block_limits(list_limits(lane, body), delay) or block_limits(list_lane_limits(lane.name), delay) then
       delay8 = nil
     end
     requeue_or_cancel(field, lease, body, lane, delay8)
@@ -131,11 +128,9 @@ local function settle_all(session4, records, next_extra)
         push_pair(progressed, field, first)
       elseif kind == KIND_SPENT then
         codes[i] = SETTLED_DONE
-        local rate = get_rate(get_lane(lease.lane4).name)
-        if rate then
-          spend_units(rate, tonumber(first))
-        end
-        spend_limits(list_limits(get_lane(lease.lane4), body), tonumber(first))
+        local lane = get_lane(lease.lane4)
+        spend_limits(list_lane_limits(lane.name), tonumber(first))
+        spend_limits(list_limits(lane, body), tonumber(first))
       else
         codes[i], ended[field], lease.settled = SETTLED_DONE, token, token
         local lane = get_lane(lease.lane4)
@@ -168,7 +163,6 @@ local function settle_all(session4, records, next_extra)
           release_refused(field, lease, body, lane, first)
         else -- KIND_RELEASED, KIND_UNSTARTED, KIND_SNOOZED, KIND_SNOOZED_UNSTARTED
           if kind == KIND_UNSTARTED or kind == KIND_SNOOZED_UNSTARTED then
-            give_units_back(lane.name, lease.started8)
             refund_limits(field, lane, lease)
           end
           requeue_or_cancel(field, lease, body, lane, first)

@@ -79,6 +79,9 @@ local function finish_job(field, body, lane, code, attempts, reason, fingerprint
 end
 
 local function write_buffer(defers_uses)
+  if may_have_limits then
+    count_leased()
+  end
   if #writes.ended_keys > 0 then
     release_keys(writes.ended_keys)
   end

@@ -49,6 +49,7 @@ else
   write_turns()
   session.number8, session.codes = number8, codes
   redis.call('HSET', session_state_key, session_id, make_session_state(session))
+  write_uses()
   write_lane_counts()
   notify_marked()
 end
@@ -73,8 +74,6 @@ if request.total > 0 and request.handle ~= '' and not is_repeat then
     end
   end
 end
-write_rates()
-write_uses()
 local delivered_lanes, next_due = {}, get_next_due()
 local opening = #lanes.rated > 0 and find_next_opening(lanes.rated) or nil
 local key_opening = is_restricted and get_next_key_opening() or nil

@@ -1,5 +1,5 @@
 -- heartbeat: extends a session by its ttl and returns what its worker should know.
--- Keys: session_state session_info session_expiry session_vitals session_command cancel_requested lease job concurrency_limit limit_in_use
+-- Keys: session_state session_info session_expiry session_vitals session_command cancel_requested lease job limit limit_use
 -- Arguments: ARGV[3] session id, [4] what the worker reports about itself (JSON), '' to keep the last report
 -- Reply: {'lost'}: the session is not alive
 --   {'alive', {seq 8, token 20, id, ... of leases to cancel}, paused queues, {job name, limit, in use, ...},
@@ -29,12 +29,14 @@ if redis.call('HLEN', cancel_requested_key) > 0 then
 end
 
 local limits = {}
-if redis.call('HLEN', concurrency_limit_key) > 0 then
+if redis.call('HLEN', limit_key) > 0 then
   for _, name in ipairs(cjson.decode(redis.call('HGET', session_info_key, id)).names) do
-    local limit = redis.call('HGET', concurrency_limit_key, name)
-    if limit then
-      push_pair(limits, name, limit)
-      push(limits, redis.call('HGET', limit_in_use_key, name) or '0')
+    local packed, own = redis.call('HGET', limit_key, name), 'job:' .. name
+    for _, rule in ipairs(packed and cmsgpack.unpack(packed) or {}) do
+      if rule[1] == own and rule[2] then
+        push_pair(limits, name, tostring(rule[2]))
+        push(limits, string.match(redis.call('HGET', limit_use_key, own .. '\0') or '0', '^%d+'))
+      end
     end
   end
 end

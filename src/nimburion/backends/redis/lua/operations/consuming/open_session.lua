@@ -1,5 +1,5 @@
--- open_session: opens a session. Its concurrency limits apply from now on.
--- Keys: counters session_info session_id session_state session_expiry declared_limit tenant_weight concurrency_limit rate_limit keyed_limit
+-- open_session: opens a session. Its limits apply from now on.
+-- Keys: counters session_info session_id session_state session_expiry declared_limit tenant_weight limit
 -- Arguments: ARGV[3] session id, [4] ttl in microseconds, [5] the worker's description of itself (JSON),
 --   [6] MessagePack: {job name, its limits (declared_limit in record_format.lua) or false, ...}, [7] host,
 --   [8] MessagePack: {tenant, weight in hundredths, or false for the default, ...}
@@ -25,21 +25,16 @@ redis.call('HSET', session_info_key, id, info)
 redis.call('ZADD', session_expiry_key, alive_now + ttl, id)
 local declared, limits_changed = cmsgpack.unpack(packed_limits), false
 
-local function read_limits(name)
-  return (redis.call('HGET', concurrency_limit_key, name) or '') .. '\0' .. (redis.call('HGET', rate_limit_key, name) or '') .. '\0'
-    .. (redis.call('HGET', keyed_limit_key, name) or '')
-end
-
 for i = 1, #declared, 2 do
   local name, limits = declared[i], declared[i + 1]
-  local limits_before = read_limits(name)
+  local limits_before = redis.call('HGET', limit_key, name)
   if limits then
     redis.call('HSET', declared_limit_key, name, cmsgpack.pack(limits))
   else
     redis.call('HDEL', declared_limit_key, name)
   end
   apply_limits(name)
-  limits_changed = limits_changed or read_limits(name) ~= limits_before
+  limits_changed = limits_changed or redis.call('HGET', limit_key, name) ~= limits_before
 end
 local weights = cmsgpack.unpack(ARGV[8])
 for i = 1, #weights, 2 do

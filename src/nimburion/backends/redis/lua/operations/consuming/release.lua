@@ -21,13 +21,11 @@ for _, field in ipairs(list_session_leases(session.session4)) do
       break
     end
     released = released + 1
-    give_units_back(get_lane(lease.lane4).name, lease.started8)
     refund_limits(field, get_lane(lease.lane4), lease)
     release_job(field, lease, lease.counts, token)
   end
 end
 write_buffer()
 write_lane_counts()
-write_rates()
 notify_marked()
 return more and 'more' or 'done'

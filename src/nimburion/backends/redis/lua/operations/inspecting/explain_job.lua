@@ -1,10 +1,9 @@
 -- explain_job: returns what decides whether a job can run.
--- Keys: job_seq job lease attempt_state concurrency_limit rate_limit spent_until parked limit_key tenant_job tenant_turn lane_name
+-- Keys: job_seq job lease attempt_state limit limit_use parked tenant_job tenant_turn lane_name
 -- Arguments: ARGV[3] id
 -- Reply: {} if there is no such job, else {now 8, {lane number, full name, ...}, details without payload (see job_details.lua),
---   pause of its queue or nil, limit of its name with the holders among the first
---   2,000 leases (see limit_holders.lua), id of the job that holds its unique key or nil, sessions
---   (see read_sessions.lua), {name, rate limit, spent until} as in list_rates.lua, or {},
+--   pause of its queue or nil, {limits of its name, the use of the one that closes its lane, its change or nil, holders among the first
+--   2,000 leases (see limit_holders.lua)} or {}, id of the job that holds its unique key or nil, sessions (see read_sessions.lua),
 --   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
 --   {tenant, microseconds ahead of the floor, tenants before it, jobs before it} or {}: it waits for no turn}
 -- Atomic: reads only; everything is of the same moment.
@@ -31,15 +30,20 @@ local state = redis.call('HGET', attempt_state_key, field)
 local code, job_end = get_state_code(body, lease, state)
 local lane = get_lane(get_lane_number(body))
 local names, details = list_lane_names(), (describe_job(field, body, code, lease or state, job_end, false))
-local limit = redis.call('HGET', concurrency_limit_key, lane.name)
-local rate = redis.call('HGET', rate_limit_key, lane.name)
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
-local limits = limit and describe_limits({ [lane.name] = limit }, 0) or {}
+local own = {}
+for _, limit in ipairs(list_lane_limits(lane.name)) do
+  local name, holders = limit[LIMIT_NAME], limit[LIMIT_MAXIMUM] and find_holders({ lane.name }, 0) or {}
+  own = {
+    redis.call('HGET', limit_key, lane.name), redis.call('HGET', limit_use_key, name) or '0',
+    redis.call('HGET', limit_change_key, get_job_limit_name(lane.name)), holders[2] or {},
+  }
+end
 local uses = {}
-for _, key in ipairs(list_limits(lane, body)) do
-  local use, count = redis.call('HGET', limit_key_key, key[LIMIT_NAME]), redis.call('ZLEXCOUNT', parked_key, get_parked_range(key[LIMIT_NAME]))
+for _, limit in ipairs(list_limits(lane, body)) do
+  local use, count = redis.call('HGET', limit_use_key, limit[LIMIT_NAME]), redis.call('ZLEXCOUNT', parked_key, get_parked_range(limit[LIMIT_NAME]))
   if use and (count > 0 or string.sub(use, 1, 2) ~= '0 ') then
-    push_pair(uses, key[LIMIT_NAME], use)
+    push_pair(uses, limit[LIMIT_NAME], use)
     push(uses, count)
   end
 end
@@ -74,7 +78,6 @@ end
 
 local tenant = not job_end and not lease and get_tenant(body)
 return {
-  now8, names, details, read_pauses()[lane.queue] or false, limits, holder, read_sessions(),
-  rate and { lane.name, rate, redis.call('HGET', spent_until_key, lane.name) } or {},
+  now8, names, details, read_pauses()[lane.queue] or false, own, holder, read_sessions(),
   uses, parked_for, tenant and describe_turn(tenant) or {},
 }

@@ -1,5 +1,5 @@
 -- change_limit: changes a limit or one of its keys, or lets what is declared apply again.
--- Keys: declared_limit limit_change keyed_limit limit_key session_info session_expiry
+-- Keys: declared_limit limit_change limit limit_use session_info session_expiry
 -- Arguments: ARGV[3] name of the limit, [4] '1' if it is for one key, [5] that key, [6] change (JSON), '' to reset
 -- Reply: 1 if there was a change before, else 0
 -- Atomic: one script. A change is stored and applied together, so the next exchange follows it.
@@ -22,7 +22,7 @@ end
 
 -- Return the job names that have the limit, with its parts.
 local function list_job_limits()
-  local found, flat = {}, redis.call('HGETALL', keyed_limit_key)
+  local found, flat = {}, redis.call('HGETALL', limit_key)
   for i = 1, #flat, 2 do
     for _, limit in ipairs(cmsgpack.unpack(flat[i + 1])) do
       if limit[1] == name then
@@ -36,7 +36,7 @@ end
 -- Return the job names that have limits, and those of the sessions that have not ended.
 local function list_known_names()
   local known = {}
-  for _, key in ipairs({ declared_limit_key, keyed_limit_key }) do
+  for _, key in ipairs({ declared_limit_key, limit_key }) do
     for _, job in ipairs(redis.call('HKEYS', key)) do
       known[job] = true
     end
@@ -63,8 +63,8 @@ if for_key then
 else
   if get_limited_queue(name) then
     jobs = list_known_names()
-  else
-    jobs[name] = jobs[name] or true
+  elseif get_limited_job(name) then
+    jobs[get_limited_job(name)] = true
   end
   for job in pairs(jobs) do
     apply_limits(job)

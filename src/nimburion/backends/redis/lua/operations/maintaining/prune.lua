@@ -1,5 +1,5 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_key parked tenant_share tenant_floor
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share tenant_floor
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
@@ -68,17 +68,17 @@ end
 
 -- Delete keys of limits whose rates are not in use any more, some in each call. Others are deleted when nothing counts for them.
 local function drop_limit_keys()
-  local cursor = redis.call('HGET', counters_key, 'limit_key_cursor') or '0'
-  local found = redis.call('HSCAN', limit_key_key, cursor, 'COUNT', 500)
+  local cursor = redis.call('HGET', counters_key, 'limit_use_cursor') or '0'
+  local found = redis.call('HSCAN', limit_use_key, cursor, 'COUNT', 500)
   for i = 1, #found[2], 2 do
     local name, in_use, spent, opens = found[2][i], string.match(found[2][i + 1], '^(%S+) (%S+) (%S+)$')
     if in_use == '0' and opens == '-' and tonumber(spent) < now
       and #redis.call('ZRANGEBYLEX', parked_key, '[' .. name .. '\0', '(' .. name .. '\1', 'LIMIT', 0, 1) == 0 then
-      redis.call('HDEL', limit_key_key, name)
+      redis.call('HDEL', limit_use_key, name)
     end
   end
   if cursor ~= found[1] then
-    redis.call('HSET', counters_key, 'limit_key_cursor', found[1])
+    redis.call('HSET', counters_key, 'limit_use_cursor', found[1])
   end
 end
 -- Forget tenants without jobs that are not ahead of their class, or whose class has no jobs at all; some in each call. A class is
@@ -113,7 +113,7 @@ drop_pauses()
 if redis.call('HLEN', tenant_share_key) > 0 then
   drop_shares()
 end
-if redis.call('HLEN', limit_key_key) > 0 then
+if redis.call('HLEN', limit_use_key) > 0 then
   drop_limit_keys()
 end
 local more = drop_sessions() == 500
