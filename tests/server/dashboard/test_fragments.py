@@ -259,6 +259,11 @@ async def test_no_value_of_an_open_page_becomes_old(mail: Api, path: str, oldest
     assert max(ages) <= oldest, ages
 
 
+async def test_a_page_whose_values_come_from_the_background_is_rendered_again(mail: Api) -> None:
+    pages = OpenPages(mail, "/backend")
+    assert len({(await pages.poll()).headers["As-Of"] for _ in range(3)}) == 3
+
+
 async def test_a_poll_of_a_job_that_was_deleted_answers_404(mail: Api) -> None:
     pages = OpenPages(mail, "/jobs/b")
     assert (await pages.poll()).status_code == 200

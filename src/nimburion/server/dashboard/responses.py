@@ -89,6 +89,7 @@ class PageVisit:
         self._caller = caller
         self._path = path
         self._query = query
+        self._interval = page.interval or UPDATE_INTERVAL
         self._base = find_base(request)
         self._own_query = urlencode(
             [pair for pair in request.query_params.multi_items() if pair[0] not in _OWN_PARAMETERS]
@@ -125,7 +126,7 @@ class PageVisit:
         fragments = self._services.fragments
         key = (self._page.name, *self._path.values(), self._own_query, self._base, self._caller)
         fragment = await fragments.get(key, self._render_fragment)
-        wait = fragments.compute_wait(fragment, self._page.interval or UPDATE_INTERVAL)
+        wait = fragments.compute_wait(fragment, self._interval)
         etag = fragment.compute_etag()
         headers = {
             "As-Of": f"{fragment.at:.3f}",
@@ -179,7 +180,9 @@ class PageVisit:
         readings = self._make_readings(FOR_UPDATES)
         values = self._make_values(await self._read(readings), readings)
         html = render_block(self._page.template, "live", values)
-        return Fragment(html=html, at=readings.at, problem=readings.problem, due_at=readings.due_at)
+        # Values from the background have no due time, and a page may read none.
+        due_at = min(readings.due_at, self._services.readings.clock.monotonic() + self._interval)
+        return Fragment(html=html, at=readings.at, problem=readings.problem, due_at=due_at)
 
     def _make_readings(self, policy: ReadPolicy = FOR_DATA) -> PageReadings:
         return PageReadings(self._services.readings, policy)
