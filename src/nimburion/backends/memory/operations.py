@@ -668,13 +668,20 @@ def change_jobs(
         if kept is None:
             return JobChanges([])
     known = (entry for job_id in job_ids if (entry := step.state.jobs.get(job_id)) is not None)
-    matching = [entry for entry in known if entry.get_state(step.now) in action.states]
+    matching = [entry for entry in known if _can_change(step, action, entry)]
     changed = [entry.id for entry in matching if _CHANGES[action](step, entry)]
     held = [entry.id for entry in matching if entry.id not in set(changed)]
     record = None
     if change is not None and kept is not None:
         record = records.write_change(step, kept, change, len(changed), len(held))
     return JobChanges(changed, held, record)
+
+
+def _can_change(step: AtomicStep, action: BulkAction, entry: JobEntry) -> bool:
+    """Return whether the action changes the job in its state. A job that is due stays in place."""
+    if action is BulkAction.RUN_NOW and entry.due <= step.now:
+        return False
+    return entry.get_state(step.now) in action.states
 
 
 def _replay(step: AtomicStep, entry: JobEntry) -> bool:

@@ -36,8 +36,11 @@ class MakingDue:
         assert await make_due(harness.backend, ["a"]) == ["a"]
         record = await harness.backend.reads.get_job("a")
         assert (record.state, record.failures, len(record.history)) == (State.RETRYING, 1, 1)
+        due = harness.clock.now()
+        harness.clock.advance(1.0)
+        assert await make_due(harness.backend, ["a"]) == []
         delivery = await worker.take_one()
-        assert (delivery.failures, delivery.due) == (1, harness.clock.now())
+        assert (delivery.failures, delivery.due) == (1, due)
         assert delivery.lease.token.fence == 2
         await worker.settle(Completed(delivery.lease))
         assert await harness.state("a") is State.COMPLETED
