@@ -188,6 +188,9 @@ class PostgresNotifier:
             )
         except BackendError:
             self._idle_queues = frozenset()
+        except asyncio.CancelledError:  # the row may not be stored
+            self._idle_queues = frozenset()
+            raise
 
     @property
     def _is_listening(self) -> bool:
