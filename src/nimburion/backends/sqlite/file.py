@@ -188,6 +188,9 @@ class SQLiteFile:
         if self.listener is not None:
             self.listener.discard()
             self.listener = None
+        for notifier in (self._notifier, self.notifier):
+            if notifier is not None:
+                notifier.close()
 
     async def close(self) -> None:
         """Finish the calls already made, then close the file. Idempotent."""

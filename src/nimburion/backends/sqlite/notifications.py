@@ -127,6 +127,7 @@ class SocketNotifier:
         """Which entry is next. Each process begins with another."""
         self._folder_mtime = -1
         self._socket: socket.socket | None = None
+        self._is_closed = False
 
     def notify(self, names: Mapping[str, int], *, passed: bool = False) -> Collection[str]:
         """Wake one idle worker for each job, and notify sessions. Send the names of queues with too
@@ -153,7 +154,8 @@ class SocketNotifier:
         return queues
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket. Nothing is sent after that."""
+        self._is_closed = True
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -185,6 +187,8 @@ class SocketNotifier:
 
     def _send(self, message: bytes, other: str) -> bool:
         """Send a message to a socket. Return False if it was not received."""
+        if self._is_closed:
+            return False
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)  # noqa: FBT003 (the library's)
