@@ -603,7 +603,9 @@ class World:
     # Looking
 
     def note(self, event: Event) -> None:
-        """Count what workers tell of themselves."""
+        """Count what workers tell of themselves. At the end of the world, some may tell nothing."""
+        if self.loop.over:
+            return
         if isinstance(event, SessionEnded) and event.how == "lost":
             self.counts["sessions lost"] += 1
 

@@ -162,9 +162,10 @@ async def wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:
     """Return when the first coroutine returns, or raise its exception; cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
     finally:
         for task in tasks:
             task.cancel()

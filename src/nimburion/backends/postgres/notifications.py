@@ -50,7 +50,8 @@ _WAKE = """SELECT set_config('synchronous_commit', 'off', true),
 _ADD_IDLE_WORKER = """INSERT INTO {schema}.idle_worker (channel, session, queues, is_waiting)
     SELECT $1, $2, $3, set_config('synchronous_commit', 'off', true) IS NOT NULL
     ON CONFLICT (channel) DO UPDATE
-    SET session = excluded.session, queues = excluded.queues, is_waiting = true"""
+    SET session = excluded.session, queues = excluded.queues, is_waiting = true,
+        since = excluded.since"""
 _DELETE_IDLE_WORKER = "DELETE FROM {schema}.idle_worker WHERE channel = $1"
 
 

@@ -306,7 +306,7 @@ BEGIN
                 UPDATE {schema}.idle_worker SET is_waiting = false WHERE channel = ANY (ARRAY(
                     SELECT w.channel FROM {schema}.idle_worker w
                     WHERE w.is_waiting AND name = ANY (w.queues) AND w.channel <> 'nimburion.' || p_sender
-                    ORDER BY random() LIMIT jobs FOR UPDATE SKIP LOCKED
+                    ORDER BY w.since LIMIT jobs FOR UPDATE SKIP LOCKED
                 )) RETURNING channel
             LOOP
                 PERFORM pg_notify(chosen, CASE WHEN p_passed THEN '!' ELSE '' END || name);
@@ -345,7 +345,7 @@ BEGIN
     LOOP
         FOR chosen IN
             SELECT w.channel FROM {schema}.idle_worker w WHERE w.is_waiting AND name = ANY (w.queues)
-            ORDER BY random() LIMIT jobs
+            ORDER BY w.since LIMIT jobs
         LOOP
             PERFORM pg_notify(chosen, name);
             jobs := jobs - 1;

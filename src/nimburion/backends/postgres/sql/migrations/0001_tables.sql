@@ -251,7 +251,8 @@ CREATE UNLOGGED TABLE {schema}.idle_worker (
     channel text COLLATE "C" PRIMARY KEY,       -- the NOTIFY channel of the handle
     session text COLLATE "C",           -- the session of its latest exchange; NULL: none yet
     queues text[] COLLATE "C" NOT NULL, -- the queues for which it waits
-    is_waiting bool NOT NULL            -- false: it was woken since
+    is_waiting bool NOT NULL,           -- false: it was woken since
+    since timestamptz NOT NULL DEFAULT clock_timestamp() -- the worker that has waited longest is woken first
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
 -- The latest exchanges of each session, one row each. Only the last one is needed. A single row that is updated a thousand
