@@ -16,6 +16,8 @@ MUST_HAPPEN = (
     "late requests",
     "repeated requests",
     "repeated exchanges",
+    "lost wake-ups",
+    "wake-ups for nothing",
     "calls during outages",
     "poisoned connections",
     "exchanges on poisoned connections",

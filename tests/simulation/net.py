@@ -223,11 +223,13 @@ class Wire(BackendWrapper):
         await self._handle.close()
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        """A notification may be lost, and may wake for nothing."""
+        """A wake-up may be lost, and may come for nothing, as one does that comes late or twice."""
         luck = self._net._random.random()
         if luck < 0.1 * self._net.weather:
+            self._net.happened["wake-ups for nothing"] += 1
             await elapse(timeout * luck * 10)
         elif luck < 0.2 * self._net.weather:
+            self._net.happened["lost wake-ups"] += 1
             await elapse(timeout)
         else:
             await self._handle.consuming.wait(queues, timeout)
