@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 import pytest
 
@@ -99,6 +100,17 @@ async def test_without_settlements_and_possible_work_no_exchange_is_sent() -> No
 
 async def test_an_idle_worker_long_polls_if_the_backend_supports_it() -> None:
     assert State(long_poll=True).reason is ExchangeReason.IDLE
+
+
+async def test_a_worker_whose_slots_are_full_listens_no_more_although_jobs_are_left() -> None:
+    """It would be woken in place of a worker that can start a job."""
+    state = State()
+    state.fetcher.note_possible_work()
+    request = state.fetcher.make_request()
+    state.slots.prefetched.extend(_make_delivery(number) for number in range(10))
+    with patch.object(state.fetcher.wakeups, "withdraw") as withdraw:
+        state.fetcher.note_reply(Reply([], [_make_delivery(0)], [Lane("default", "job")]), request)
+    withdraw.assert_called_once_with()
 
 
 def _exchange(state: State, *waiting: Lane) -> float:

@@ -290,9 +290,7 @@ class Fetcher:
                 self.lanes_not_empty = self.expects_jobs
                 self._lanes.note_non_empty(reply.waiting)
             self.wakeups.note_reply(reply, found=bool(reply.deliveries))
-        if self.lanes_not_empty:
-            return  # the next exchange looks for jobs in any case
-        if self._slots.can_start and not request.long_poll:
-            self.wakeups.resume()
-        else:
+        if request.long_poll or not self._slots.can_start:
             self.wakeups.withdraw()
+        elif not self.lanes_not_empty:  # else the next exchange looks for jobs in any case
+            self.wakeups.resume()
