@@ -76,6 +76,29 @@ async def test_a_quiet_worker_starts_nothing_until_it_is_resumed(
     await wait_until(lambda: numbers == [1], "the worker starts jobs again")
 
 
+async def test_a_quiet_worker_is_not_woken_for_jobs(processor: Processor) -> None:
+    """It would be woken in place of another one."""
+    backend = processor.backend
+    assert isinstance(backend, MemoryBackend)
+    waiters = backend._data.shared.waiters
+
+    def waits() -> bool:
+        return any("default" in names for names in waiters.values())
+
+    await wait_until(waits, "the worker waits for jobs")
+    session = await wait_for_session(processor, lambda _: True)
+    running = processor._running
+    assert running is not None
+    slots = running._worker._slots
+    assert await backend.maintenance.send_command(session.id, WorkerCommand.QUIET)
+    await wait_until(lambda: slots.quiet, "the worker is quiet")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waits()
+    assert await backend.maintenance.send_command(session.id, None)
+    await wait_until(waits, "the worker waits for jobs again")
+
+
 async def test_a_quiet_worker_stays_quiet_when_it_gets_a_new_session(
     processor: Processor, numbers: list[int]
 ) -> None:

@@ -170,7 +170,7 @@ class Worker:
         self._slots.draining = True
         self._release_all()
         self.fetcher.wake()
-        self.fetcher.long_poll.interrupt()
+        self._withdraw()
 
     def abort(self) -> None:
         """Count the jobs that are interrupted from now on as lost, because code in this process
@@ -646,7 +646,7 @@ class Worker:
             _log.info("quiet: an operator sent the command; no further job is started")
             slots.quiet = True
             self._release_all()
-            self.fetcher.long_poll.interrupt()
+            self._withdraw()
         elif command is None and slots.quiet:
             _log.info("jobs are started again: the operator took the command back")
             slots.quiet = False
@@ -712,6 +712,11 @@ class Worker:
         """Release all jobs that have not started."""
         for delivery in self._slots.take_all():
             self._return_delivery(delivery, Released(delivery.lease, unstarted=True))
+
+    def _withdraw(self) -> None:
+        """End a wait for jobs, so that no job wakes this worker in place of another."""
+        self.fetcher.wakeups.withdraw()
+        self.fetcher.long_poll.interrupt()
 
     def _release_prefetched(self) -> None:
         """Release the prefetched jobs, but no suspect."""
