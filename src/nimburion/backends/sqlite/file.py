@@ -99,7 +99,6 @@ class SQLiteFile:
         """Listens for the notifications of other processes."""
         self.notifier: SQLiteNotifier | None = None
         """Wakes idle workers, on the event loop's thread."""
-        self._notifier: SocketNotifier | None = None
         self._caller_transactions: CallerTransactions | None = None
         self._open_lock = asyncio.Lock()
 
@@ -127,6 +126,7 @@ class SQLiteFile:
             lambda: self._open_writer(sql, boot, files),
             files,
             notify=make_notify_from_thread(sender, listener, asyncio.get_running_loop()),
+            close_notifier=sender.close,
             checkpointer=Checkpointer(lambda: opening.connect(self.path), files),
             space=DiskSpace(self.path, self.measure),
             random=self.random,
@@ -148,7 +148,7 @@ class SQLiteFile:
         except BaseException:
             await writer.stop()
             raise
-        self._notifier, self.listener = sender, listener
+        self.listener = listener
         self.notifier = notifier = SQLiteNotifier(
             SocketNotifier(folder, self._socket_name), listener
         )
@@ -188,9 +188,8 @@ class SQLiteFile:
         if self.listener is not None:
             self.listener.discard()
             self.listener = None
-        for notifier in (self._notifier, self.notifier):
-            if notifier is not None:
-                notifier.close()
+        if self.notifier is not None:
+            self.notifier.close()
 
     async def close(self) -> None:
         """Finish the calls already made, then close the file. Idempotent."""
@@ -211,8 +210,6 @@ class SQLiteFile:
             if slow_reader is not None:
                 await slow_reader.stop()
             await writer.stop()
-            if self._notifier is not None:
-                self._notifier.close()
             self.open_files = None
 
     async def read_slowly(self, work: Callable[[Database], T]) -> T:

@@ -209,6 +209,7 @@ class WriterThread(DatabaseThread):
         files: OpenFiles,
         *,
         notify: Callable[[JobCounts], None],
+        close_notifier: Callable[[], None],
         checkpointer: Checkpointer,
         space: DiskSpace,
         random: Random,
@@ -216,6 +217,7 @@ class WriterThread(DatabaseThread):
     ) -> None:
         super().__init__(name, path, open_database, files)
         self._notify = notify
+        self._close_notifier = close_notifier
         self._checkpointer = checkpointer
         self._space = space
         self._random = random
@@ -256,6 +258,7 @@ class WriterThread(DatabaseThread):
                     )
         finally:
             self._checkpointer.stop()
+            self._close_notifier()
 
     def _collect_group(self) -> tuple[list[DatabaseCall[object]], bool]:
         """Wait for at least one call; return the waiting calls and False if a stop was requested.
