@@ -90,7 +90,7 @@ class SharedState:
                         left -= 1
                 for waiter, _ in woken:
                     self.waiters.pop(waiter, None)
-                if left and not passed:
+                if left and not passed and name[0] != EVERY_SESSION:
                     self._last_notified[name] = self.notifications
         for waiter, queues in woken:
             waiter.get_loop().call_soon_threadsafe(_wake, waiter, queues)
