@@ -10,8 +10,8 @@ from nimburion.backends.planning.source import PlanLane, Source
 from nimburion.core.limits import JobLimit, LimitKey, LimitUse, make_job_limit_name
 from nimburion.core.rate_limits import RateLimit
 
-REPLY_LIMIT = "reply"
-"""The name of the limit of one reply: see `make_reply_limit`."""
+REPLY_LIMIT = "(reply)"
+"""The name of the limit of one reply: see `make_reply_limit`. No declared limit can have it."""
 
 
 def make_job_limit(job: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:
