@@ -41,6 +41,7 @@ from nimburion.jobs.worker.exchange.completer import Completer
 from nimburion.scheduler import Scheduler
 from nimburion.testing.contract.changing import make_due
 from tests.crash import blocking, children
+from tests.overridden import get_operation
 
 if TYPE_CHECKING:
     from nimburion.backends.redis.connection.command_connection import (
@@ -81,7 +82,7 @@ def install_crash_point(point: str, url: str) -> None:
             url, "rescue", lambda rescued, _: bool(rescued.returned)
         ),
         "enqueued": lambda: _die_after_call(url, "enqueue", lambda *_: True),
-        "made_due": lambda: _die_after_call(url, "make_due", lambda *_: True),
+        "made_due": lambda: _die_after_call(url, "change_jobs", lambda *_: True),
         "before": lambda: setattr(AttemptRunner, "perform", lambda *_: die()),
         "inside": lambda: None,  # the handler looks itself, and so for the next two
         "rows": lambda: None,
@@ -107,7 +108,7 @@ def _completes(_: object, args: tuple[Any, ...]) -> bool:
 
 def _die_after_call(url: str, name: str, when: Callable[[Any, tuple[Any, ...]], bool]) -> None:
     """The backend has committed, but nobody hears of it."""
-    kind = type(open_backend(url))
+    kind: Any = type(get_operation(open_backend(url), name).__self__)  # type: ignore[attr-defined]
     setattr(kind, name, _dying(getattr(kind, name), when))
 
 
@@ -206,7 +207,7 @@ _SETTLEMENTS = 6
 
 _REQUESTS: dict[str, tuple[str, Callable[[Sequence[CommandPart]], bool]]] = {
     "enqueue": ("enqueue", lambda _: True),
-    "make_due": ("make_due", lambda _: True),
+    "make_due": ("change_jobs", lambda _: True),
     "reserve": ("exchange", lambda arguments: not arguments[_SETTLEMENTS]),
     "settle": ("exchange", lambda arguments: bool(arguments[_SETTLEMENTS])),
 }
@@ -239,7 +240,7 @@ def _around_script(
 
 _CALL_CRASH_POINTS: dict[str, tuple[str, Callable[[Sequence[Any]], bool]]] = {
     "enqueue": ("enqueue_1", lambda _: True),
-    "make_due": ("make_due_1", lambda _: True),
+    "make_due": ("change_jobs_1", lambda _: True),
     "reserve": ("exchange_1", lambda arguments: arguments[_SEQS] is None),
     "settle": ("exchange_1", lambda arguments: arguments[_SEQS] is not None),
     "rescue": ("rescue_jobs_1", lambda _: True),
