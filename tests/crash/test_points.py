@@ -71,7 +71,7 @@ class TestSQLite(Points):
         await harness.check_all_completed(lost=30)
 
     @pytest.mark.parametrize(
-        "statement", ["copy_to_parked", "insert_lease_keys", "put_key_uses", "delete_lease_keys"]
+        "statement", ["copy_to_parked", "insert_lease_keys", "put_limit_uses", "delete_lease_keys"]
     )
     async def test_a_worker_dies_while_it_counts_keys(
         self, statement: str, harness: ProcessHarness
