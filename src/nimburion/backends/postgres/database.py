@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import migrations
@@ -19,12 +19,9 @@ from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.encoding import to_micros
 from nimburion.backends.server.handle import OpenHandle
-from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.exchange import ReserveRequest
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock
-
-if TYPE_CHECKING:
-    from nimburion.backends.postgres.planned_exchange import ExchangePlanner
 
 
 def make_call(function: str, count: int) -> str:
@@ -37,8 +34,8 @@ JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
 LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
-_EXCHANGE = make_call("exchange_1", 22)
-_EXCHANGE_POOLED = make_call("exchange_pooled_1", 22)
+_EXCHANGE = make_call("exchange_1", 23)
+_EXCHANGE_POOLED = make_call("exchange_pooled_1", 23)
 _PLANNER_SETTINGS = (
     "enable_seqscan = off",
     "enable_bitmapscan = off",
@@ -126,9 +123,6 @@ class PostgresConnections:
         )
         self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
         self.pooled: bool = False
-        self._is_restricted = False
-        """Whether limits or tenants restricted the last exchange. Then the next one is planned."""
-        self._planner: ExchangePlanner | None = None
         self._statements: dict[str, str] = {}
 
     def insert_schema(self, statement: str) -> str:
@@ -147,16 +141,8 @@ class PostgresConnections:
         request: ReserveRequest,
         *,
         one_by_one: bool = False,
-    ) -> Reply:
-        """See `Consuming.exchange`. `one_by_one`: the session does not hold all completed jobs."""
-        if exchanging.is_capped(request):
-            request = exchanging.apply_cap(request)
-        if self._is_restricted or exchanging.is_capped(request):
-            reply = await self._run_planned_exchange(
-                now, session_id, number, settlements, request, one_by_one=one_by_one
-            )
-            if reply is not None:
-                return reply
+    ) -> list[Any]:
+        """Return the rows of `exchange_1`."""
         connection = self.exchanges
         arguments = exchanging.encode_arguments(
             session_id, number, settlements, request, one_by_one=one_by_one
@@ -164,63 +150,9 @@ class PostgresConnections:
         statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
         marks = self.low_water_marks.make_arguments(connection.driver)
         extra = (len(settlements) + request.total) / JOBS_PER_SECOND
-        rows = await connection.fetch(
+        return await connection.fetch(
             self.insert_schema(statement), now, *arguments, *marks, extra_time=extra
         )
-        status = rows[-1]
-        exchanging.check_outcome(status, session_id, number)
-        if status["outcome"] == "restricted":
-            self._is_restricted = True
-            return await self.exchange(
-                now, session_id, number, settlements, request, one_by_one=one_by_one
-            )
-        reply = exchanging.decode_reply(rows, request)
-        self.low_water_marks.learn(status)
-        self.notifier.note_exchange(
-            session_id, request, reply, exchanging.get_queues_to_notify(status)
-        )
-        return reply
-
-    async def _run_planned_exchange(
-        self,
-        now: int | None,
-        session_id: str,
-        number: int,
-        settlements: Sequence[Settlement],
-        request: ReserveRequest,
-        *,
-        one_by_one: bool,
-    ) -> Reply | None:
-        """Return the reply; None: it is a repeat, which is not planned."""
-        from nimburion.backends.postgres import planned_exchange  # most workers never plan
-
-        if self._planner is None:
-            self._planner = planned_exchange.ExchangePlanner(self.exchanges, self.insert_schema)
-        lanes = list(dict.fromkeys(request.lanes))
-        planned = await self._planner.run(
-            now,
-            planned_exchange.PlannedExchange(
-                session_id,
-                exchanging.clamp_number(number),
-                exchanging.encode_settlements(settlements, one_by_one=one_by_one),
-                request,
-                [lane.queue for lane in lanes],
-                [lane.name for lane in lanes],
-                self.low_water_marks.make_arguments(self.exchanges.driver),
-            ),
-            extra_time=(len(settlements) + request.total) / JOBS_PER_SECOND,
-        )
-        begun = planned.begun
-        if begun["outcome"] == "repeated":
-            return None
-        exchanging.check_outcome(begun, session_id, number)
-        self._is_restricted = begun["is_restricted"]
-        reply = exchanging.decode_planned_reply(planned, request)
-        self.low_water_marks.learn(begun)
-        self.notifier.note_exchange(
-            session_id, request, reply, exchanging.get_queues_to_notify(begun)
-        )
-        return reply
 
     async def start(self) -> None:
         """Check the server and the format."""
