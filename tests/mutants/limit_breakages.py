@@ -243,7 +243,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a job has no key for the limit of its queue",
         "backends/postgres/*.sql",
-        "WHEN k.limit_name = 'queue=' || $o.queue THEN '' END AS key",
+        "WHEN k.limit_name = 'queue:' || $o.queue THEN '' END AS key",
         "END AS key",
         (f"{POSTGRES}test_a_queue_limit_counts_all_names_of_its_queue",),
     ),
@@ -402,8 +402,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a change does not reach the limits by key",
         "backends/postgres/*.sql",
-        "SELECT p_name UNION SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name",
-        "SELECT p_name",
+        "ELSE ARRAY(SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name) END",
+        "ELSE '{}' END",
         (f"{POSTGRES}test_a_limit_by_key_is_changed_for_parked_jobs_too",),
     ),
     Mutant(

@@ -1,32 +1,27 @@
 """Translates limits for backends that store three kinds of them.
 
-PostgreSQL keeps the maximum and the rate of a job name apart from the limits that park jobs. There,
-the limit of a job name has the name of the jobs, and that of a queue is `queue=NAME`.
+PostgreSQL keeps the maximum and the rate of a job name apart from the limits that park jobs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from nimburion.core.limits import (
-    JOB_LIMIT,
-    QUEUE_LIMIT,
     KeyUse,
     LimitChange,
     LimitHolder,
     LimitInfo,
     LimitRule,
-    closes_lane,
+    drop_lane_limits,
     get_limited_job,
     make_job_limit_name,
     summarize_limits,
 )
 from nimburion.core.rate_limits import RateLimit
-
-_STORED_QUEUE = "queue="
 
 
 class DeclaredLimits(NamedTuple):
@@ -35,7 +30,7 @@ class DeclaredLimits(NamedTuple):
     concurrency: int | None
     rate: RateLimit | None
     keyed: dict[str, LimitRule]
-    """Those that park jobs, by their stored names, sorted."""
+    """Those that park jobs, by name, sorted."""
 
 
 class OwnLimit(NamedTuple):
@@ -58,40 +53,7 @@ class OwnRate(NamedTuple):
 def split_rules(job: str, rules: Mapping[str, LimitRule]) -> DeclaredLimits:
     """Return the limits of a job name as these backends store them."""
     own = rules.get(make_job_limit_name(job), LimitRule())
-    keyed = {encode_limit_name(name): rule for name, rule in rules.items() if not closes_lane(name)}
-    return DeclaredLimits(own.concurrency, own.rate, dict(sorted(keyed.items())))
-
-
-def encode_limit_name(name: str) -> str:
-    """Return the stored name of a limit."""
-    if name.startswith(QUEUE_LIMIT):
-        return _STORED_QUEUE + name[len(QUEUE_LIMIT) :]
-    return name.removeprefix(JOB_LIMIT)
-
-
-def decode_limit_name(stored: str) -> str:
-    """Return the name of a limit that parks jobs."""
-    if stored.startswith(_STORED_QUEUE):
-        return QUEUE_LIMIT + stored[len(_STORED_QUEUE) :]
-    return stored
-
-
-def decode_changed_name(stored: str, key: str | None, keyed: Collection[str]) -> str:
-    """Return the name of a changed limit. `keyed`: the names of the limits that park jobs."""
-    name = decode_limit_name(stored)
-    if key is None and name == stored and name not in keyed:
-        return make_job_limit_name(stored)
-    return name
-
-
-def decode_rules(
-    stored: Mapping[str, Mapping[str, LimitRule]],
-) -> dict[str, dict[str, LimitRule]]:
-    """Return limits that park jobs, by job name and limit name."""
-    return {
-        job: {decode_limit_name(name): rule for name, rule in named.items()}
-        for job, named in stored.items()
-    }
+    return DeclaredLimits(own.concurrency, own.rate, dict(sorted(drop_lane_limits(rules).items())))
 
 
 def describe_own_limit(
@@ -130,10 +92,7 @@ def combine_limits(
     fullest: int,
     holders: int,
 ) -> list[LimitInfo]:
-    """Return every limit, or only the one of this name, ordered by name.
-
-    `keyed`, `uses` and `changes` have the names of `core`.
-    """
+    """Return every limit, or only the one of this name, ordered by name."""
     found = {
         limit.name: limit
         for limit in summarize_limits(keyed, changes, uses, name=name, fullest=fullest)

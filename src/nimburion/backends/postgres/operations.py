@@ -12,7 +12,6 @@ from nimburion.backends.postgres.encoding import (
     encode_text,
     reject_unstorable_text,
 )
-from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
 from nimburion.core.errors import JobNotFound
 from nimburion.core.limits import LimitChange
@@ -59,7 +58,7 @@ def encode_limit_change(change: LimitChange) -> list[Any]:
     """Return the arguments of `change_limit_1` after the time."""
     rate = change.rate
     return [
-        encode_text(encode_limit_name(change.name)),
+        encode_text(change.name),
         change.key is not None,
         encode_text(change.key or ""),
         change.concurrency,
@@ -71,8 +70,7 @@ def encode_limit_change(change: LimitChange) -> list[Any]:
 
 def encode_limit_reset(name: str, key: str | None) -> list[Any]:
     """Return the arguments of `reset_limit_1` after the time."""
-    stored = encode_lookup_text(encode_limit_name(name))
-    return [stored, key is not None, encode_lookup_text(key or "")]
+    return [encode_lookup_text(name), key is not None, encode_lookup_text(key or "")]
 
 
 @reject_unstorable_text

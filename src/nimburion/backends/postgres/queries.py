@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from math import ceil
 from typing import Any
 
@@ -21,9 +21,6 @@ from nimburion.backends.separate_limits import (
     OwnRate,
     add_sums,
     combine_limits,
-    decode_changed_name,
-    decode_limit_name,
-    decode_rules,
     describe_own_limit,
 )
 from nimburion.backends.server.encoding import (
@@ -240,15 +237,15 @@ def decode_limits(
     found = combine_limits(
         [_make_own_limit(row) for row in limits],
         [_make_own_rate(*tuple(row)[1:]) for row in rates],
-        decode_rules(rules),
+        rules,
         decode_key_uses([tuple(row)[:5] for row in fullest_keys]),
-        _decode_limit_changes(changes, {limit for named in rules.values() for limit in named}),
+        _decode_limit_changes(changes),
         now=rates[0][0] if rates else 0,
         name=name,
         fullest=fullest,
         holders=holders,
     )
-    return add_sums(found, {decode_limit_name(row[0]): tuple(row)[5:] for row in fullest_keys})
+    return add_sums(found, {row[0]: tuple(row)[5:] for row in fullest_keys})
 
 
 def _make_own_limit(columns: Iterable[Any]) -> OwnLimit:
@@ -271,11 +268,11 @@ def _make_own_rate(  # noqa: PLR0917 - the columns of a row
     return OwnRate(name, RateLimit(rate, interval, burst, cost), spent_until)
 
 
-def _decode_limit_changes(rows: list[Any], keyed: Collection[str]) -> list[LimitChange]:
-    """Decode the rows of `limit_change`. `keyed`: the names of the limits that park jobs."""
+def _decode_limit_changes(rows: list[Any]) -> list[LimitChange]:
+    """Decode the rows of `limit_change`."""
     return [
         LimitChange(
-            name=decode_changed_name(name, key if for_key else None, keyed),
+            name=name,
             key=key if for_key else None,
             concurrency=concurrency,
             rate=None if rate is None else RateLimit(rate, interval, burst),
@@ -291,7 +288,7 @@ def decode_key_uses(rows: list[Any]) -> list[KeyUse]:
     """Decode the rows of `list_key_uses_1`."""
     return [
         KeyUse(
-            limit=decode_limit_name(limit),
+            limit=limit,
             key=key,
             in_use=in_use,
             parked=parked,
@@ -354,7 +351,7 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
         pause=pause,
         limits=[describe_own_limit(own, rate, row["now"], MAX_HOLDERS)] if own or rate else [],
         keys=decode_key_uses(_decode_rows(row["key_uses"] or "[]")),
-        parked_for=None if row["parked_for"] is None else decode_limit_name(row["parked_for"]),
+        parked_for=row["parked_for"],
         turn=None if row["turn"] is None else decode_turn(row["turn"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),

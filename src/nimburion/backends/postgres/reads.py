@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from nimburion.backends.postgres import queries, records
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
-from nimburion.backends.separate_limits import encode_limit_name
 from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
 from nimburion.core.fairness import MAX_WAITING_COUNTED, TenantUses
 from nimburion.core.job import JobRecord, State
-from nimburion.core.limits import LimitInfo
+from nimburion.core.limits import LimitInfo, get_limited_job
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page, QueueInfo
 from nimburion.core.records import (
@@ -141,10 +140,11 @@ class PostgresInspecting(Inspecting):
         self, *, name: str | None = None, fullest: int = 5, holders: int = MAX_HOLDERS
     ) -> list[LimitInfo]:
         holders = max(0, min(holders, MAX_HOLDERS))
-        stored = None if name is None else encode_lookup_text(encode_limit_name(name))
+        stored = None if name is None else encode_lookup_text(name)
+        job = stored and (get_limited_job(stored) or "")
         fetch = self._database.fetch
         return queries.decode_limits(
-            await fetch("SELECT * FROM {schema}.list_limits_1($1, $2)", stored, holders),
+            await fetch("SELECT * FROM {schema}.list_limits_1($1, $2)", job, holders),
             await fetch(_LIST_RATES, self._database.now()),
             await fetch(_LIST_KEYED_LIMITS),
             await fetch(

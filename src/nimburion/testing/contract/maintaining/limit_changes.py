@@ -54,6 +54,15 @@ async def list_changes(harness: Harness) -> list[LimitChange]:
     ]
 
 
+async def list_maximums(
+    harness: Harness,
+) -> tuple[list[tuple[str, int | None]], list[tuple[str, int | None]]]:
+    """Return the maximums that apply to the job name `mail`, and the changes, by limit name."""
+    limits = await harness.backend.reads.list_limits()
+    in_force = [(limit.name, limit.rules["mail"].concurrency) for limit in limits]
+    return in_force, [(change.name, change.concurrency) for change in await list_changes(harness)]
+
+
 class LimitChanges:
     """Changes of limits at run time."""
 
@@ -306,6 +315,28 @@ class LimitChanges:
         assert ids(await worker.take(9)) == ["a"]
         await change(harness, "smtp", 2)
         assert ids(await worker.take(9)) == ["b"]
+
+    async def test_a_job_and_a_shared_limit_of_one_name_are_changed_apart(
+        self, harness: Harness
+    ) -> None:
+        """A change of the limit of the job name is none of the shared limit, and vice versa."""
+        worker = await harness.worker(
+            limits={"mail": 5}, keyed={"mail": {"mail": LimitRule(concurrency=4)}}
+        )
+        declared = [("job:mail", 5), ("mail", 4)]
+        assert await list_maximums(harness) == (declared, [])
+        await change(harness, concurrency=2)
+        assert await read_limit(worker) == ConcurrencyLimit(2, 0)
+        changed = [("job:mail", 2), ("mail", 4)]
+        assert await list_maximums(harness) == (changed, [("job:mail", 2)])
+        await change(harness, "mail", concurrency=1)
+        changed = [("job:mail", 2), ("mail", 1)]
+        assert await list_maximums(harness) == (changed, changed)
+        assert await harness.backend.maintenance.reset_limit("job:mail")
+        changed = [("job:mail", 5), ("mail", 1)]
+        assert await list_maximums(harness) == (changed, [("mail", 1)])
+        assert await harness.backend.maintenance.reset_limit("mail")
+        assert await list_maximums(harness) == (declared, [])
 
     async def test_a_change_wakes_an_idle_worker(self, harness: Harness) -> None:
         if not harness.backend.capabilities.notifies:

@@ -63,8 +63,8 @@ LANGUAGE sql STABLE AS $$
     SELECT k.limit_name, k.key, coalesce(c.concurrency, k.concurrency), coalesce(c.interval, k.interval),
         coalesce(c.burst, k.burst), coalesce(k.own_cost, k.cost, 1), coalesce(k.cost, 1)
     FROM (  -- OFFSET 0 keeps the options from being read again for each column
-        SELECT k.*, CASE WHEN NOT starts_with(k.limit_name, 'queue=') THEN o.keys ->> k.limit_name
-                WHEN k.limit_name = 'queue=' || o.queue THEN '' END AS key,
+        SELECT k.*, CASE WHEN NOT starts_with(k.limit_name, 'queue:') THEN o.keys ->> k.limit_name
+                WHEN k.limit_name = 'queue:' || o.queue THEN '' END AS key,
             CAST(o.cost AS int8) AS own_cost
         FROM (
             SELECT read.options -> 'limit_keys' AS keys, read.options ->> 'cost' AS cost, read.queue
@@ -92,7 +92,7 @@ BEGIN
     RETURN ARRAY(
         SELECT count(k.job_name) > 0 FROM unnest(p_queues, p_names) WITH ORDINALITY AS r (queue, name, place)
         LEFT JOIN {schema}.keyed_limit k ON k.job_name = r.name
-            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || r.queue)
+            AND (NOT starts_with(k.limit_name, 'queue:') OR k.limit_name = 'queue:' || r.queue)
         GROUP BY r.place ORDER BY r.place
     );
 END $$;
@@ -844,7 +844,7 @@ BEGIN
         SELECT DISTINCT lane.main_lane AS lane, k.*
         FROM unnest(p_main_lanes, p_request_indexes) AS lane (main_lane, request_index)
         JOIN {schema}.keyed_limit k ON k.job_name = p_names[lane.request_index]
-            AND (NOT starts_with(k.limit_name, 'queue=') OR k.limit_name = 'queue=' || p_queues[lane.request_index])
+            AND (NOT starts_with(k.limit_name, 'queue:') OR k.limit_name = 'queue:' || p_queues[lane.request_index])
     ) k;
     IF limits.names IS NOT NULL THEN
         WITH job_key AS MATERIALIZED (
@@ -861,7 +861,7 @@ BEGIN
             JOIN unnest(limits.lanes, limits.names, limits.concurrencies, limits.intervals, limits.bursts, limits.costs)
                 WITH ORDINALITY AS l (lane, limit_name, concurrency, interval, burst, cost, nth) ON l.lane = c.lane
             CROSS JOIN LATERAL (
-                SELECT CASE WHEN starts_with(l.limit_name, 'queue=') THEN ''
+                SELECT CASE WHEN starts_with(l.limit_name, 'queue:') THEN ''
                     ELSE c.options -> 'limit_keys' ->> l.limit_name END AS key OFFSET 0
             ) k
             LEFT JOIN LATERAL (

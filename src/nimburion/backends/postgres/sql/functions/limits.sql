@@ -327,12 +327,7 @@ LANGUAGE sql STABLE AS $$
         coalesce(d.cost, 1), coalesce(c.rate, d.rate), coalesce(k.limits, '[]')
     FROM (SELECT DISTINCT name FROM unnest(p_names) u (name)) n
     LEFT JOIN {schema}.declared_limit d ON d.name = n.name
-    LEFT JOIN LATERAL (
-        SELECT x.* FROM {schema}.limit_change x
-        WHERE x.name = n.name AND NOT x.for_key AND NOT EXISTS (
-            SELECT FROM jsonb_array_elements(d.keyed) own WHERE own ->> 0 = n.name
-        )
-    ) c ON true
+    LEFT JOIN {schema}.limit_change c ON c.name = 'job:' || n.name AND NOT c.for_key
     LEFT JOIN LATERAL (
         SELECT jsonb_agg(jsonb_build_array(
             limits.parts -> 0,
@@ -345,7 +340,7 @@ LANGUAGE sql STABLE AS $$
             SELECT own FROM jsonb_array_elements(d.keyed) own
             UNION ALL
             SELECT jsonb_build_array(q.name, NULL, NULL, NULL, NULL) FROM {schema}.limit_change q
-            WHERE starts_with(q.name, 'queue=') AND NOT q.for_key AND NOT EXISTS (
+            WHERE starts_with(q.name, 'queue:') AND NOT q.for_key AND NOT EXISTS (
                 SELECT FROM jsonb_array_elements(d.keyed) own WHERE own ->> 0 = q.name
             )
         ) limits (parts)
@@ -502,7 +497,7 @@ DECLARE
     most int4 := 1;
     own record;
 BEGIN
-    IF NOT p_for_key AND starts_with(p_name, 'queue=') THEN
+    IF NOT p_for_key AND starts_with(p_name, 'queue:') THEN
         PERFORM {schema}.apply_limits_1(p_now, ARRAY(
             SELECT d.name FROM {schema}.declared_limit d UNION SELECT k.job_name FROM {schema}.keyed_limit k
             UNION SELECT unnest(s.names) FROM {schema}.session s WHERE s.ended_at IS NULL
@@ -510,9 +505,8 @@ BEGIN
         RETURN;
     END IF;
     IF NOT p_for_key THEN
-        PERFORM {schema}.apply_limits_1(p_now, ARRAY(
-            SELECT p_name UNION SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name
-        ));
+        PERFORM {schema}.apply_limits_1(p_now, CASE WHEN starts_with(p_name, 'job:') THEN ARRAY[substr(p_name, 5)]
+            ELSE ARRAY(SELECT k.job_name FROM {schema}.keyed_limit k WHERE k.limit_name = p_name) END);
         RETURN;
     END IF;
     SELECT * INTO after FROM {schema}.limit_change c WHERE c.name = p_name AND c.for_key AND c.key = p_key;

@@ -300,7 +300,7 @@ CREATE TABLE {schema}.declared_limit (
 );
 -- Changes of limits at run time. They win over what is declared, until they are reset.
 CREATE TABLE {schema}.limit_change (
-    name text COLLATE "C" NOT NULL,     -- of the limit by key, or of the jobs
+    name text COLLATE "C" NOT NULL,     -- of the limit: `job:` and a job name, `queue:` and a queue, or a shared one
     for_key bool NOT NULL,              -- whether the change is for one key,
     key text COLLATE "C" NOT NULL,      -- and that key
     concurrency int4,                   -- NULL: not changed
