@@ -372,9 +372,14 @@ class CancelsWhatRuns(OpenMemoryBackend):
 
 class ReplayForgetsHistory(OpenMemoryBackend):
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
-        changes = await super().change_jobs(action, job_ids, record)
+        changes = await super().change_jobs(action, job_ids, record, states=states)
         for job_id in changes.ids:
             if action is BulkAction.REPLAY:
                 self.state.jobs[job_id].history = ()
@@ -383,9 +388,14 @@ class ReplayForgetsHistory(OpenMemoryBackend):
 
 class MakesDueAndForgetsFailures(OpenMemoryBackend):
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
-        changes = await super().change_jobs(action, job_ids, record)
+        changes = await super().change_jobs(action, job_ids, record, states=states)
         for job_id in changes.ids:
             if action is BulkAction.RUN_NOW:
                 self.state.jobs[job_id].failures = 0
@@ -481,21 +491,43 @@ class RecordVersionIgnored(OpenMemoryBackend):
         return await super().put_record(record, version=None if version else version, keep=keep)
 
 
+class GivenStatesIgnored(OpenMemoryBackend):
+    async def change_jobs(
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
+    ) -> JobChanges:
+        return await super().change_jobs(action, job_ids, record)
+
+
 class StepVersionIgnored(OpenMemoryBackend):
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
         kept = record and await self.get_record(record.kind, record.id)
         if record and kept:
             record = replace(record, version=kept.version)
-        return await super().change_jobs(action, job_ids, record)
+        return await super().change_jobs(action, job_ids, record, states=states)
 
 
 class ChangesJobsUnderAStaleRecord(OpenMemoryBackend):
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
-        changes = await super().change_jobs(action, job_ids, record)
+        changes = await super().change_jobs(action, job_ids, record, states=states)
         if record and changes.record is None:
             await super().change_jobs(action, job_ids)
         return changes
@@ -734,6 +766,11 @@ BREAKAGES = [
     Breakage(RecordVersionIgnored, "only_the_given_version_is_replaced"),
     Breakage(RecordVersionIgnored, "of_many_that_replace_a_version_one_does", (), 8),
     Breakage(DeletesRecordsThatAreDue, "a_record_with_a_due_time_is_not_deleted_as_the_oldest"),
+    Breakage(
+        GivenStatesIgnored,
+        "a_job_changes_only_in_the_given_states",
+        arguments=(BulkAction.DELETE, "completed"),
+    ),
     Breakage(StepVersionIgnored, "a_step_of_another_version_changes_nothing"),
     Breakage(StepVersionIgnored, "a_repeated_step_changes_nothing"),
     Breakage(ChangesJobsUnderAStaleRecord, "a_repeated_step_changes_nothing"),

@@ -261,3 +261,19 @@ async def test_a_step_with_wrong_ids_is_refused(harness: Harness) -> None:
 async def test_a_step_without_a_claim_is_lost(harness: Harness) -> None:
     with pytest.raises(StepLost):
         await run_bulk_step(harness.backend, Claim(None), BulkStep())
+
+
+async def test_a_step_skips_jobs_that_left_the_states_of_the_filter(harness: Harness) -> None:
+    await harness.put(harness.job("a", after=60.0))
+    await harness.put(harness.job("b", after=120.0))
+    which = JobFilter(states=frozenset({State.SCHEDULED}))
+    await start_bulk_operation(
+        harness.backend, NewBulkOperation(id="op", action=BulkAction.CANCEL, which=which)
+    )
+    claimed, _ = await claim(harness)
+    harness.clock.advance(60.0)
+    step = BulkStep(ids=("a", "b"), exhausted=True)
+    operation = await run_bulk_step(harness.backend, claimed, step)
+    assert (operation.done, operation.skipped) == (1, 1)
+    assert await harness.state("a") is State.PENDING
+    assert await harness.state("b") is State.CANCELLED

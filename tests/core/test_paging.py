@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.job import JobOptions, State
 from nimburion.core.paging import change_matching
-from nimburion.core.queries import EVERY_JOB, JobFilter
+from nimburion.core.queries import EVERY_JOB, JobFilter, Page
+from nimburion.core.settlement import Completed
 from nimburion.testing.contract.harness import Harness
 from nimburion.testing.contract.maintaining.dead_letters import make_dead_letters
+from tests.overridden import BackendWrapper, get_operation
 
 
 @pytest.mark.parametrize(
@@ -55,3 +60,50 @@ async def test_more_jobs_than_one_step_changes(harness: Harness) -> None:
     await harness.enqueue(*(harness.job(one, after=60.0) for one in ids))
     changed = await change_matching(harness.backend, BulkAction.RUN_NOW, EVERY_JOB, 2_000)
     assert (sorted(changed.ids), changed.next) == (sorted(ids), None)
+
+
+class ChangingAfterList(BackendWrapper):
+    """A handle that calls `change` between the list of a page and the change of its jobs."""
+
+    def __init__(self, backend: Any, change: Callable[[], Awaitable[None]]) -> None:
+        self._backend = backend
+        self._change = change
+
+    def __getattr__(self, name: str) -> Any:
+        return get_operation(self._backend, name)
+
+    async def list_jobs(self, *arguments: Any, **options: Any) -> Page:
+        page = await self._backend.reads.list_jobs(*arguments, **options)
+        await self._change()
+        return page
+
+
+async def test_a_dead_letter_that_completes_after_the_list_is_not_deleted(harness: Harness) -> None:
+    await make_dead_letters(harness, "a")
+
+    async def replay_and_complete() -> None:
+        await harness.backend.maintenance.change_jobs(BulkAction.REPLAY, ["a"])
+        worker = await harness.worker()
+        await worker.settle(Completed((await worker.take_one()).lease, None))
+
+    backend: Any = ChangingAfterList(harness.backend, replay_and_complete)
+    which = JobFilter(states=frozenset({State.FAILED}))
+    deleted = await change_matching(backend, BulkAction.DELETE, which, 10)
+    assert deleted.ids == []
+    assert await harness.state("a") is State.COMPLETED
+
+
+async def test_a_scheduled_job_that_starts_after_the_list_is_not_cancelled(
+    harness: Harness,
+) -> None:
+    await harness.put(harness.job("a", after=60.0))
+
+    async def start() -> None:
+        harness.clock.advance(60.0)
+        await harness.backend.consuming.promote(10)
+        await (await harness.worker()).take_one()
+
+    backend: Any = ChangingAfterList(harness.backend, start)
+    which = JobFilter(states=frozenset({State.SCHEDULED}))
+    assert (await change_matching(backend, BulkAction.CANCEL, which, 10)).ids == []
+    assert not (await harness.backend.reads.get_job("a")).cancel_requested

@@ -197,10 +197,10 @@ async def test_a_process_that_comes_back_late_writes_nothing(harness: Harness) -
     reached, resumed = asyncio.Event(), asyncio.Event()
 
     class Pausing(DyingBackend):
-        async def change_jobs(self, *arguments: Any) -> JobChanges:
+        async def change_jobs(self, *arguments: Any, **options: Any) -> JobChanges:
             reached.set()
             await resumed.wait()
-            return await handle.maintenance.change_jobs(*arguments)
+            return await handle.maintenance.change_jobs(*arguments, **options)
 
     late = asyncio.create_task(make_runner(harness, Pausing(handle, "none", -1)).tick())
     await reached.wait()

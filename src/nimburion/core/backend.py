@@ -345,12 +345,19 @@ class Maintaining(Protocol):
     """Operations of operators."""
 
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
         """Replay, make due, cancel or delete up to `MAX_STEP` jobs, in one atomic step.
 
         Jobs that the action cannot change are skipped, and unknown ids too. So the call is
-        idempotent. The actions:
+        idempotent. With `states`, jobs in other states are skipped as well. A caller that listed
+        the jobs passes the states of its filter, because jobs change between the two calls. The
+        actions:
 
         - `replay`: a failed job becomes pending again. Its failures and losses start at zero; its
           id, payload and history stay. A job whose unique key another job holds stays failed.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,10 @@ class BulkAction(enum.StrEnum):
     def states(self) -> frozenset[State]:
         """The states of the jobs that the action can change."""
         return _STATES[self]
+
+    def narrow_states(self, states: Collection[State] | None) -> frozenset[State]:
+        """Return those of these states whose jobs the action can change; None: of all states."""
+        return self.states if states is None else self.states.intersection(states)
 
 
 _STATES = MappingProxyType(
@@ -129,8 +133,7 @@ class NewBulkOperation(msgspec.Struct, frozen=True, kw_only=True):
 
 def narrow_to_action(which: JobFilter, action: BulkAction) -> JobFilter:
     """Return the filter, limited to the states of jobs that the action can change."""
-    states = action.states if which.states is None else which.states & action.states
-    return msgspec.structs.replace(which, states=states)
+    return msgspec.structs.replace(which, states=action.narrow_states(which.states))
 
 
 class BulkOperation(NewBulkOperation, frozen=True, kw_only=True):
@@ -290,9 +293,9 @@ async def claim_bulk_operation(backend: Backend, ttl: float) -> Claim:
 async def run_bulk_step(backend: Backend, claim: Claim, step: BulkStep) -> BulkOperation:
     """Run a claimed step: change its jobs and record the progress, in one atomic step.
 
-    Jobs that the action cannot change any more count as skipped. The step ends the claim. With a
-    rate, the next step becomes due `done / rate` seconds after this one was due, but is at most
-    `MAX_CATCH_UP` seconds early.
+    Jobs whose state the filter or the action excludes by now count as skipped. The step ends the
+    claim. With a rate, the next step becomes due `done / rate` seconds after this one was due, but
+    is at most `MAX_CATCH_UP` seconds early.
 
     Raises:
         InvalidJob: there are too many ids, or one of them twice.
@@ -314,7 +317,9 @@ async def run_bulk_step(backend: Backend, claim: Claim, step: BulkStep) -> BulkO
         version=operation.version,
         pause=0.0 if operation.rate is None else 1 / operation.rate,
     )
-    changes = await backend.maintenance.change_jobs(operation.action, step.ids, change)
+    changes = await backend.maintenance.change_jobs(
+        operation.action, step.ids, change, states=operation.step_filter.states
+    )
     return _require_written(operation, changes.record)
 
 

@@ -46,7 +46,8 @@ async def change_matching(
 ) -> ChangedJobs:
     """Change up to `limit` jobs that match, most recently enqueued first, in atomic steps.
 
-    Jobs whose state the action cannot change do not match. Raises the errors of `list_jobs` and
+    Jobs whose state the action cannot change do not match. Jobs that change to a state that does
+    not match, before their step, are skipped. Raises the errors of `list_jobs` and
     `change_jobs`.
     """
     which = narrow_to_action(which, action)
@@ -56,7 +57,7 @@ async def change_matching(
         page = await backend.reads.list_jobs(which, limit=min(limit, MAX_STEP), after=after)
         if page.jobs:
             changes = await backend.maintenance.change_jobs(
-                action, [record.id for record in page.jobs]
+                action, [record.id for record in page.jobs], states=which.states
             )
             ids += changes.ids
             held += changes.held

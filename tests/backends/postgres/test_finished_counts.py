@@ -141,7 +141,9 @@ async def test_a_late_commit_of_a_delete_delays_the_count(
     await history.finish(5)
     history.count_finished()
     with psycopg.connect(postgres_server.url) as slow:
-        slow.execute("SELECT nimburion.delete_jobs_1(NULL, CAST(%s AS bytea[]))", ([b"3"],))
+        slow.execute(
+            "SELECT nimburion.delete_jobs_1(NULL, CAST(%s AS bytea[]), '{cancelled}')", ([b"3"],)
+        )
         assert history.count_finished() == 0
     assert history.count_finished() == 4
     assert await history.count_unpruned() == 4

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nimburion.backends.memory import operations, records
 from nimburion.backends.memory.data import MemoryData
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
 from nimburion.core.operations import JobChanges, Retention
 from nimburion.core.queries import Pause
@@ -27,10 +28,15 @@ class MemoryMaintaining(Maintaining):
         self._data = data
 
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
         return self._data.run_atomically(
-            lambda step: operations.change_jobs(step, action, job_ids, record)
+            lambda step: operations.change_jobs(step, action, job_ids, record, states)
         )
 
     async def pause_queue(

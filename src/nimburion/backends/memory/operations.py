@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -658,7 +658,11 @@ def explain_job(step: AtomicStep, job_id: str, monotonic: float) -> Facts:
 
 
 def change_jobs(
-    step: AtomicStep, action: BulkAction, job_ids: Sequence[str], change: RecordChange | None
+    step: AtomicStep,
+    action: BulkAction,
+    job_ids: Sequence[str],
+    change: RecordChange | None,
+    states: Collection[State] | None,
 ) -> JobChanges:
     """See `Maintaining.change_jobs`."""
     check_job_ids(job_ids)
@@ -668,7 +672,8 @@ def change_jobs(
         if kept is None:
             return JobChanges([])
     known = (entry for job_id in job_ids if (entry := step.state.jobs.get(job_id)) is not None)
-    matching = [entry for entry in known if _can_change(step, action, entry)]
+    allowed = action.narrow_states(states)
+    matching = [entry for entry in known if _can_change(step, action, entry, allowed)]
     changed = [entry.id for entry in matching if _CHANGES[action](step, entry)]
     held = [entry.id for entry in matching if entry.id not in set(changed)]
     record = None
@@ -677,11 +682,13 @@ def change_jobs(
     return JobChanges(changed, held, record)
 
 
-def _can_change(step: AtomicStep, action: BulkAction, entry: JobEntry) -> bool:
+def _can_change(
+    step: AtomicStep, action: BulkAction, entry: JobEntry, allowed: frozenset[State]
+) -> bool:
     """Return whether the action changes the job in its state. A job that is due stays in place."""
     if action is BulkAction.RUN_NOW and entry.due <= step.now:
         return False
-    return entry.get_state(step.now) in action.states
+    return entry.get_state(step.now) in allowed
 
 
 def _replay(step: AtomicStep, entry: JobEntry) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nimburion.backends.postgres import operations, records
 from nimburion.backends.postgres.database import (
@@ -19,6 +19,7 @@ from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, make_session_na
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
+from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS
 from nimburion.core.operations import JobChanges, Retention
@@ -47,9 +48,9 @@ _MERGED_AT_ONCE = 1_000
 _KEPT_RECORD = ", ".join(f"(f.kept).{column}" for column in records.COLUMNS)
 _PUT_RECORD = f"""SELECT f.outcome, {_KEPT_RECORD}
     FROM {{schema}}.put_record_1($1, $2, $3, $4, $5, $6, $7) f"""  # noqa: S608 - names of ours
-_CHANGE_JOBS = make_call("change_jobs_1", 3)
+_CHANGE_JOBS = make_call("change_jobs_1", 4)
 _CHANGE_JOBS_AND_RECORD = f"""SELECT f.changed, f.held, f.to_notify, {_KEPT_RECORD}
-    FROM {{schema}}.change_jobs_and_record_1($1, $2, $3, $4, $5, $6, $7, $8, $9) f"""  # noqa: S608
+    FROM {{schema}}.change_jobs_and_record_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) f"""  # noqa: S608
 
 
 class PostgresMaintaining(Maintaining):
@@ -59,10 +60,16 @@ class PostgresMaintaining(Maintaining):
         self._database = database
 
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
         check_job_ids(job_ids)
-        arguments = [self._database.now(), action, records.encode_ids(job_ids)]
+        allowed = sorted(action.narrow_states(states))
+        arguments = [self._database.now(), action, records.encode_ids(job_ids), allowed]
         extra = len(job_ids) / JOBS_PER_SECOND
         if record is None:
             ((changed, held, notified),) = await self._database.fetch(

@@ -147,7 +147,7 @@ class PostgresProducing(Producing, Transactional):
         )
 
     async def cancel(self, job_id: str) -> Cancellation:
-        statement = "SELECT * FROM {schema}.cancel_job_1($1, $2)"
+        statement = "SELECT * FROM {schema}.cancel_job_1($1, $2, NULL)"
         ((answer, notified),) = await self._database.fetch(
             statement, self._database.now(), encode_id_or_empty(job_id)
         )

@@ -43,7 +43,7 @@ def encode_put(record: NewRecord, version: int | None, keep: int | None) -> list
 
 @reject_unstorable_text
 def encode_change(change: RecordChange) -> list[Any]:
-    """Return the arguments of `change_jobs_and_record_1` after the ids."""
+    """Return the arguments of `change_jobs_and_record_1` after the states."""
     return [
         change.kind,
         encode_lookup_text(change.id),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from nimburion.backends.redis import operations, records, sessions, statistics
 from nimburion.backends.redis.queries import SCAN_STEP
@@ -10,6 +10,7 @@ from nimburion.backends.redis.reads import finish_read
 from nimburion.backends.redis.server import RedisServer
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
+from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
 from nimburion.core.operations import JobChanges, Retention
 from nimburion.core.records import (
@@ -28,11 +29,16 @@ class RedisMaintaining(Maintaining):
         self._server = server
 
     async def change_jobs(
-        self, action: BulkAction, job_ids: Sequence[str], record: RecordChange | None = None
+        self,
+        action: BulkAction,
+        job_ids: Sequence[str],
+        record: RecordChange | None = None,
+        *,
+        states: Collection[State] | None = None,
     ) -> JobChanges:
         # One script runs the whole step.
         check_job_ids(job_ids)
-        arguments = records.encode_changes(action, job_ids, record)
+        arguments = records.encode_changes(action, job_ids, record, states)
         reply = await self._server.run_script("change_jobs", *arguments)
         return records.decode_changes(job_ids, reply)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
 
 from nimburion.backends.redis.encoding import encode_lookup_text, reject_unstorable_text
+from nimburion.backends.redis.record_format import STATE_CODES
 from nimburion.backends.server.encoding import (
     MICRO,
     decode_id,
@@ -15,6 +16,7 @@ from nimburion.backends.server.encoding import (
     to_micros,
 )
 from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.job import State
 from nimburion.core.operations import JobChanges
 from nimburion.core.queries import parse_cursor
 from nimburion.core.records import (
@@ -58,7 +60,10 @@ def encode_put(record: NewRecord, version: int | None, keep: int | None) -> list
 
 
 def encode_changes(
-    action: BulkAction, job_ids: Sequence[str], change: RecordChange | None
+    action: BulkAction,
+    job_ids: Sequence[str],
+    change: RecordChange | None,
+    states: Collection[State] | None,
 ) -> list[bytes]:
     """Return the arguments of `change_jobs.lua`."""
     written = [b""] * 6
@@ -71,7 +76,8 @@ def encode_changes(
             repr(change.pause).encode(),
             change.body,
         ]
-    return [action.encode(), *written, *map(encode_id_or_empty, job_ids)]
+    codes = "".join(STATE_CODES[state] for state in action.narrow_states(states))
+    return [action.encode(), *written, codes.encode(), *map(encode_id_or_empty, job_ids)]
 
 
 def encode_lookup(kind: RecordKind, record_id: str) -> list[bytes]:

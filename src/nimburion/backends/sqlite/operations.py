@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -67,17 +67,32 @@ def pause_queue(db: Database, queue: str, new: Pause | None) -> None:
 
 
 def change_jobs(
-    db: Database, action: BulkAction, job_ids: Sequence[str], change: RecordChange | None
+    db: Database,
+    action: BulkAction,
+    job_ids: Sequence[str],
+    change: RecordChange | None,
+    states: Collection[State] | None,
 ) -> JobChanges:
     """See `Maintaining.change_jobs`."""
     check_job_ids(job_ids)
     if change is not None and not records.has_version(db, change):
         return JobChanges([])
+    allowed = action.narrow_states(states)
+    if allowed != action.states:
+        job_ids = _list_in_states(db, job_ids, allowed)
     changed, held = _CHANGES[action](db, job_ids) if job_ids else ([], [])
     record = None
     if change is not None:
         record = records.write_change(db, change, len(changed), len(held))
     return JobChanges(changed, held, record)
+
+
+def _list_in_states(
+    db: Database, job_ids: Sequence[str], states: frozenset[State]
+) -> Sequence[str]:
+    """Return the ids of those of these jobs that are in one of the states."""
+    found = ((job_id, db.fetch_one("get_job_state", job_id, db.now)) for job_id in job_ids)
+    return [job_id for job_id, row in found if row is not None and row[0] in states]
 
 
 def _replay(db: Database, job_ids: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -21,6 +21,15 @@ AFTER = {
     BulkAction.CANCEL: State.CANCELLED,
 }
 """The state of a job that was changed. A deleted one has none."""
+CHANGEABLE = [
+    (action, name)
+    for action in BulkAction
+    for name in ("pending", "scheduled", "processing", "retrying", "retrying, due", "completed",
+                 "failed", "cancelled")
+    if State(name.partition(",")[0]) in action.states
+    and (action, name) != (BulkAction.RUN_NOW, "retrying, due")
+]  # fmt: skip
+"""The actions, each with the jobs of `JOB_STATES` that it can change."""
 
 
 async def put_record(harness: Harness) -> None:
@@ -62,6 +71,35 @@ class JobChangeCases:
         if action is BulkAction.CANCEL and state == "processing":
             after = State.PROCESSING
         assert (found[job_id].state if job_id in found else None) is after
+
+    @pytest.mark.parametrize(("action", "state"), CHANGEABLE)
+    async def test_a_job_changes_only_in_the_given_states(
+        self, harness: Harness, action: BulkAction, state: str
+    ) -> None:
+        """A job in another state is skipped, and a record of the step is written nevertheless."""
+        job_id = await JOB_STATES[state](harness)
+        before = await harness.backend.reads.get_job(job_id)
+        await put_record(harness)
+        others = frozenset(State) - {before.state}
+        change = make_change(1)
+        for states in (others, frozenset[State]()):
+            skipped = await harness.backend.maintenance.change_jobs(
+                action, [job_id], change, states=states
+            )
+            assert (skipped.ids, skipped.held) == ([], [])
+            assert skipped.record is not None
+            assert skipped.record.changed == 0
+            change = make_change(skipped.record.version)
+        assert await harness.backend.maintenance.change_jobs(
+            action, [job_id], states=others
+        ) == JobChanges([])
+        assert await harness.backend.reads.get_job(job_id) == before
+        changed = await harness.backend.maintenance.change_jobs(
+            action, ["unknown", job_id], change, states={before.state}
+        )
+        assert changed.ids == [job_id]
+        assert changed.record is not None
+        assert changed.record.changed == 1
 
     @pytest.mark.parametrize("action", BulkAction)
     async def test_a_step_changes_many_jobs(self, harness: Harness, action: BulkAction) -> None:

@@ -6,11 +6,11 @@
 
 -- name: cancel_job
 -- Cancel a waiting job, or request that the worker of a running job cancels it.
--- Inputs: the time or NULL; the id
--- Result: cancelled, requested, finished or missing; the queue to notify, or `@` and the id of the session (NULL: none)
+-- Inputs: the time or NULL; the id; the states in which the job is cancelled (NULL: each)
+-- Result: cancelled, requested, finished, missing or skipped (it is in another state); the queue to notify, or `@` and the id of the session (NULL: none)
 -- Locks: the unique key of the job; its row in `ready` or `scheduled`
 -- Atomic: each attempt is one step. An attempt fails only if the job changes its state at that moment, so the loop ends.
-CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, OUT answer text, OUT to_notify text)
+CREATE OR REPLACE FUNCTION {schema}.cancel_job_1(p_now int8, p_id bytea, p_states text[], OUT answer text, OUT to_notify text)
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_bitmapscan TO off SET enable_hashjoin TO off
 SET enable_mergejoin TO off SET enable_material TO off SET jit TO off
@@ -21,6 +21,7 @@ DECLARE
     attempts {schema}.attempt_state;
     lane int4;
     holder int4;
+    may_wait bool;  -- whether the job is cancelled if it waits
     was_removed bool;
     unparked bool := false;
 BEGIN
@@ -45,12 +46,17 @@ BEGIN
         IF NOT FOUND THEN
             attempts := ROW(body.seq, body.due, NULL, 0, 0, 0, 0, NULL);
         END IF;
-        was_removed := {schema}.remove_waiting_1(body.lane, attempts.due, body.seq);
-        IF was_removed THEN
-            unparked := {schema}.pass_turns_1(now, body.seq, body.lane);
-        ELSE
-            DELETE FROM {schema}.parked p WHERE p.seq = body.seq;
-            was_removed := FOUND;
+        may_wait := p_states IS NULL
+            OR {schema}.get_state_1('waiting', attempts.failures, attempts.due, now) = ANY (p_states);
+        was_removed := false;
+        IF may_wait THEN
+            was_removed := {schema}.remove_waiting_1(body.lane, attempts.due, body.seq);
+            IF was_removed THEN
+                unparked := {schema}.pass_turns_1(now, body.seq, body.lane);
+            ELSE
+                DELETE FROM {schema}.parked p WHERE p.seq = body.seq;
+                was_removed := FOUND;
+            END IF;
         END IF;
         IF was_removed THEN
             answer := 'cancelled';
@@ -58,13 +64,25 @@ BEGIN
             SELECT a.queue INTO to_notify FROM {schema}.lane a WHERE a.id = CASE WHEN unparked THEN body.lane ELSE lane END;
             RETURN;
         END IF;
-        UPDATE {schema}.lease l SET cancel_requested = true
-        WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained))
-            AND l.seq = body.seq
-        RETURNING l.session INTO holder;
-        IF FOUND THEN
-            answer := 'requested';
-            SELECT '@' || s.id INTO to_notify FROM {schema}.session s WHERE s.number = holder;
+        IF p_states IS NULL OR 'processing' = ANY (p_states) THEN
+            UPDATE {schema}.lease l SET cancel_requested = true
+            WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained))
+                AND l.seq = body.seq
+            RETURNING l.session INTO holder;
+            IF FOUND THEN
+                answer := 'requested';
+                SELECT '@' || s.id INTO to_notify FROM {schema}.session s WHERE s.number = holder;
+                RETURN;
+            END IF;
+        ELSIF EXISTS (
+            SELECT FROM {schema}.lease l
+            WHERE l.session = ANY (ARRAY(SELECT s.number FROM {schema}.session s WHERE NOT s.is_drained))
+                AND l.seq = body.seq
+        ) THEN
+            may_wait := false;
+        END IF;
+        IF NOT may_wait THEN
+            answer := 'skipped';
             RETURN;
         END IF;
     END LOOP;
@@ -72,11 +90,11 @@ END $$;
 
 -- name: make_due
 -- Make jobs due that wait for a later time.
--- Inputs: the time or NULL; the ids
+-- Inputs: the time or NULL; the ids; the states in which they are made due
 -- Result: the ids of the jobs that did, and their queues
 -- Locks: the rows of `scheduled` that it deletes, and the turns of tenants, in the order of lanes (as `enqueue_1`) and ids
 -- Atomic: one transaction. The transaction that deletes the row in `scheduled` makes the job due.
-CREATE OR REPLACE FUNCTION {schema}.make_due_1(p_now int8, p_ids bytea[]) RETURNS TABLE (id bytea, queue text)
+CREATE OR REPLACE FUNCTION {schema}.make_due_1(p_now int8, p_ids bytea[], p_states text[]) RETURNS TABLE (id bytea, queue text)
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET enable_hashjoin TO off SET enable_mergejoin TO off SET jit TO off AS $$
 DECLARE
@@ -89,6 +107,7 @@ BEGIN
         FROM (SELECT DISTINCT u.wanted FROM unnest(p_ids) u (wanted)) w
         JOIN {schema}.job j ON j.id = w.wanted LEFT JOIN {schema}.attempt_state t ON t.seq = j.seq
         WHERE coalesce(t.due, j.due) > now
+            AND {schema}.get_state_1('waiting', coalesce(t.failures, 0), coalesce(t.due, j.due), now) = ANY (p_states)
         ORDER BY j.lane, j.id
     LOOP
         DELETE FROM {schema}.scheduled s WHERE s.due = waiting.due AND s.seq = waiting.seq RETURNING s.* INTO moved;
@@ -194,12 +213,12 @@ END $$;
 
 -- name: delete_jobs
 -- Delete finished jobs.
--- Inputs: the time or NULL; the ids
+-- Inputs: the time or NULL; the ids; the states in which they are deleted
 -- Result: the ids of the deleted jobs
 -- Locks: advisory lock 7044 and the row of the horizon, both shared, so that `prune_jobs_1` does not remove the same
 --   jobs; the rows that it deletes
 -- Atomic: one transaction. A job that another transaction deleted or replayed in the meantime is skipped.
-CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(p_now int8, p_ids bytea[]) RETURNS SETOF bytea
+CREATE OR REPLACE FUNCTION {schema}.delete_jobs_1(p_now int8, p_ids bytea[], p_states text[]) RETURNS SETOF bytea
 LANGUAGE plpgsql AS $$
 DECLARE
     now int8 := {schema}.get_write_time_1(p_now);
@@ -210,7 +229,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtextextended('{schema}.count_new_finished_1', 7044));
     PERFORM FROM {schema}.horizon WHERE what = 'completed' FOR SHARE;
     FOR finished IN
-        SELECT * FROM {schema}.find_jobs_1(now, ARRAY['completed', 'failed', 'cancelled'], NULL, NULL, NULL, p_ids, NULL,
+        SELECT * FROM {schema}.find_jobs_1(now, p_states, NULL, NULL, NULL, p_ids, NULL,
             NULL, NULL, NULL, NULL, NULL, NULL, NULL, 9223372036854775807, cardinality(p_ids), 2147483647) f
         WHERE f.id IS NOT NULL
     LOOP
@@ -328,6 +347,6 @@ BEGIN
     allowed := NOT FOUND OR p_overlap = 'allow' OR p_overlap = 'cancel_previous'
         OR p_overlap = 'queue_one' AND (previous.status = 'processing' OR previous.failures > 0);
     IF FOUND AND p_overlap = 'cancel_previous' THEN
-        SELECT c.to_notify INTO to_notify FROM {schema}.cancel_job_1(p_now, p_id) c;
+        SELECT c.to_notify INTO to_notify FROM {schema}.cancel_job_1(p_now, p_id, NULL) c;
     END IF;
 END $$;

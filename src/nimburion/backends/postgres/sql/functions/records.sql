@@ -47,13 +47,14 @@ END $$;
 
 -- name: change_jobs
 -- Replay, make due, cancel or delete jobs by id.
--- Inputs: the time; the action: replay, run_now, cancel or delete; the ids
+-- Inputs: the time; the action: replay, run_now, cancel or delete; the ids; the states in which jobs are changed, of those
+--   that the action can change
 -- Result: the ids of the jobs that were changed; of those whose unique key another job holds; what to notify, as in
 --   `cancel_job_1`
 -- Locks: except for a deletion the floors of the tenants' queues, so that an exchange, which changes the same turns in
 --   another order, does not wait for it; then as `replay_jobs_1`, `make_due_1`, `delete_jobs_1` or `cancel_job_1` for each job, by lane
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_1(
-    p_now int8, p_action text, p_ids bytea[], OUT changed bytea[], OUT held bytea[], OUT to_notify text[]
+    p_now int8, p_action text, p_ids bytea[], p_states text[], OUT changed bytea[], OUT held bytea[], OUT to_notify text[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
     IF p_action <> 'delete' AND EXISTS (SELECT FROM {schema}.tenant_floor) THEN
@@ -64,19 +65,20 @@ BEGIN
     IF p_action = 'replay' THEN
         SELECT array_agg(r.id) FILTER (WHERE r.replayed), array_agg(r.id) FILTER (WHERE NOT r.replayed),
             array_agg(DISTINCT r.queue) FILTER (WHERE r.replayed)
-        INTO changed, held, to_notify FROM {schema}.replay_jobs_1(p_now, p_ids) r;
+        INTO changed, held, to_notify FROM {schema}.replay_jobs_1(p_now, p_ids) r
+        WHERE 'failed' = ANY (p_states);
     ELSIF p_action = 'run_now' THEN
         SELECT array_agg(d.id), array_agg(DISTINCT d.queue) INTO changed, to_notify
-        FROM {schema}.make_due_1(p_now, p_ids) d;
+        FROM {schema}.make_due_1(p_now, p_ids, p_states) d;
     ELSIF p_action = 'delete' THEN
-        SELECT array_agg(d.id) INTO changed FROM {schema}.delete_jobs_1(p_now, p_ids) d (id);
+        SELECT array_agg(d.id) INTO changed FROM {schema}.delete_jobs_1(p_now, p_ids, p_states) d (id);
     ELSE
         SELECT array_agg(i.id) FILTER (WHERE c.answer IN ('cancelled', 'requested')),
             array_agg(DISTINCT c.to_notify) FILTER (WHERE c.to_notify IS NOT NULL)
         INTO changed, to_notify
         FROM (
             SELECT i.id FROM unnest(p_ids) AS i (id) LEFT JOIN {schema}.job j ON j.id = i.id ORDER BY j.lane OFFSET 0
-        ) i CROSS JOIN LATERAL {schema}.cancel_job_1(p_now, i.id) c;
+        ) i CROSS JOIN LATERAL {schema}.cancel_job_1(p_now, i.id, p_states) c;
     END IF;
     changed := coalesce(changed, ARRAY[]::bytea[]);
     held := coalesce(held, ARRAY[]::bytea[]);
@@ -85,14 +87,14 @@ END $$;
 
 -- name: change_jobs_and_record
 -- Change jobs as `change_jobs_1` does, and write a record if it has the given version.
--- Inputs: the time or NULL; the action; the ids; kind, id and version of the record; when it is due (NULL: never); how many
+-- Inputs: the time or NULL; the action; the ids; the states, as for `change_jobs_1`; kind, id and version of the record; when it is due (NULL: never); how many
 --   seconds each changed job adds; its body (JSON)
 -- Result: as `change_jobs_1`; the record, or NULL if it has another version: then nothing was changed
 -- Locks: the row of the record; then as `change_jobs_1`
 -- Atomic: one transaction. If a caller's transaction has locked a job or a key, the step waits at most 200 ms, and is then
 --   undone. It must not wait longer, because exchanges wait for its locks.
 CREATE OR REPLACE FUNCTION {schema}.change_jobs_and_record_1(
-    p_now int8, p_action text, p_ids bytea[], p_kind text, p_id text, p_version int8, p_due int8, p_pause float8,
+    p_now int8, p_action text, p_ids bytea[], p_states text[], p_kind text, p_id text, p_version int8, p_due int8, p_pause float8,
     p_body text, OUT changed bytea[], OUT held bytea[], OUT to_notify text[], OUT kept {schema}.record
 ) LANGUAGE plpgsql
 SET lock_timeout TO '200ms' AS $$
@@ -106,7 +108,7 @@ BEGIN
     END IF;
     IF cardinality(p_ids) > 0 THEN
         SELECT c.changed, c.held, c.to_notify INTO changed, held, to_notify
-        FROM {schema}.change_jobs_1({schema}.get_write_time_1(p_now), p_action, p_ids) c;
+        FROM {schema}.change_jobs_1({schema}.get_write_time_1(p_now), p_action, p_ids, p_states) c;
     END IF;
     UPDATE {schema}.record r SET
         version = r.version + 1, body = p_body, changed = r.changed + cardinality(change_jobs_and_record_1.changed),

@@ -1,22 +1,23 @@
 -- change_jobs: replays, makes due, cancels or deletes jobs, and writes a record in the same step.
--- Keys: job record
+-- Keys: job lease attempt_state record
 -- Arguments: ARGV[3] action: replay, run_now, cancel or delete
 --   ARGV[4] kind of the record; '': there is none, and [5] to [9] are ''
 --   ARGV[5] id of the record, [6] version that it must have, [7] when it is due, or '', [8] seconds that each changed job adds, [9] body
---   ARGV[10...] up to 500 ids of jobs, each once
+--   ARGV[10] the codes of the states in which jobs are changed; the action can change jobs in each of them
+--   ARGV[11...] up to 500 ids of jobs, each once
 -- Reply: {{id, ...} changed, {id, ...} not changed because another job holds their unique key, the record; nil: it has another
 --   version, and nothing was changed}
 -- Atomic: one script.
 -- Cost: O(log n) per job, for n waiting or finished jobs.
-local FIRST_ID = 10
-local action, kind = ARGV[3], ARGV[4]
+local FIRST_ID = 11
+local action, kind, codes = ARGV[3], ARGV[4], ARGV[10]
 local record_field = kind ~= '' and get_record_field(kind, ARGV[5])
 local record = record_field and read_record(record_field)
 if record_field and not (record and record.version == tonumber(ARGV[6])) then
   return { {}, {} }
 end
 
--- Return the fields and the bodies of the jobs that exist.
+-- Return the fields and the bodies of the jobs that are in one of the states.
 local function read_jobs()
   local fields = {}
   for _, field in ipairs(#ARGV < FIRST_ID and {} or find_fields(ARGV, FIRST_ID)) do
@@ -24,7 +25,16 @@ local function read_jobs()
       push(fields, field)
     end
   end
-  return fields, get_in_batches(job_key, fields)
+  local bodies, leases = get_in_batches(job_key, fields), get_in_batches(lease_key, fields)
+  local attempt_states, matching_fields, matching_bodies = get_in_batches(attempt_state_key, fields), {}, {}
+  for i, field in ipairs(fields) do
+    local code = get_state_code(bodies[i], leases[i], attempt_states[i])
+    if string.find(codes, code, 1, true) then
+      push(matching_fields, field)
+      push(matching_bodies, bodies[i])
+    end
+  end
+  return matching_fields, matching_bodies
 end
 
 local changed, held = {}, {}
@@ -33,9 +43,7 @@ local changed, held = {}, {}
 local ACTIONS = {
   replay = function(fields, bodies)
     for i, field in ipairs(fields) do
-      if has_flag(bodies[i], FLAG_FINISHED) and read_job_end(bodies[i]).code == FAILED then
-        push(replay_job(field, bodies[i]) and changed or held, get_id(bodies[i]))
-      end
+      push(replay_job(field, bodies[i]) and changed or held, get_id(bodies[i]))
     end
     write_replays()
   end,
@@ -49,22 +57,16 @@ local ACTIONS = {
   end,
   cancel = function(fields, bodies)
     for i, field in ipairs(fields) do
-      if cancel_job(field, bodies[i]) ~= 'finished' then
-        push(changed, get_id(bodies[i]))
-      end
+      cancel_job(field, bodies[i])
+      push(changed, get_id(bodies[i]))
     end
     write_buffer()
   end,
   delete = function(fields, bodies)
-    local finished_fields, finished_bodies = {}, {}
-    for i, field in ipairs(fields) do
-      if has_flag(bodies[i], FLAG_FINISHED) then
-        push(finished_fields, field)
-        push(finished_bodies, bodies[i])
-        push(changed, get_id(bodies[i]))
-      end
+    for _, body in ipairs(bodies) do
+      push(changed, get_id(body))
     end
-    delete_jobs(finished_fields, finished_bodies)
+    delete_jobs(fields, bodies)
   end,
 }
 
