@@ -82,7 +82,7 @@ class SharedState:
         with self.lock:
             self.notifications += 1
             for name, jobs in names.items():
-                left = ALL_WORKERS if name == EVERY_QUEUE or name[0] == EVERY_SESSION else jobs
+                left = ALL_WORKERS if name == EVERY_QUEUE or name[:1] == EVERY_SESSION else jobs
                 may_pass = [] if passed or left == ALL_WORKERS else [name]
                 for waiter, wanted in self.waiters.items():
                     if left and name in wanted:
@@ -90,7 +90,7 @@ class SharedState:
                         left -= 1
                 for waiter, _ in woken:
                     self.waiters.pop(waiter, None)
-                if left and not passed and name[0] != EVERY_SESSION:
+                if left and not passed and name[:1] != EVERY_SESSION:
                     self._last_notified[name] = self.notifications
         for waiter, queues in woken:
             waiter.get_loop().call_soon_threadsafe(_wake, waiter, queues)

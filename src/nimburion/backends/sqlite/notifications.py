@@ -139,7 +139,7 @@ class SocketNotifier:
         self._refresh()
         queues = []
         for name, jobs in names.items():
-            if name[0] == EVERY_SESSION:
+            if name[:1] == EVERY_SESSION:  # the name of a queue may be empty
                 self._send(b"", str(find_session_socket(self._folder, name)))
                 continue
             is_for_all = name == EVERY_QUEUE or jobs >= ALL_WORKERS or not self._entries
