@@ -7,13 +7,15 @@ Each call of `wait` is an idle entry: its worker can start a job at once. If n j
 become available, n of these calls end (a wake-up each). If fewer calls wait, the queue is notified
 as a whole: each handle without a call keeps the notification for its next call. So a worker that
 looked for jobs a moment too early looks again.
+
+A call that is cancelled after it was woken passes its wake-up on at once: its worker may stop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,11 @@ ALL_WORKERS = 1 << 30
 """As a number of jobs: more than any fleet has workers. Every call ends that waits for the queue.
 """
 
+
+PassOn = Callable[[str, bool], None]
+"""Wakes another worker for a job of a queue. The second argument says whether the wake-up was
+passed on before, by a worker that found nothing.
+"""
 
 JobCounts = defaultdict[str, int]
 """The queues to notify, each with the number of its jobs that became available; `JobCounts(int)` is
@@ -86,9 +93,10 @@ class Waiters:
     A notification of a queue that ends no call is kept for the next call that waits for the queue.
     """
 
-    __slots__ = ("_missed", "_waiting", "last_wait")
+    __slots__ = ("_missed", "_pass_on", "_waiting", "last_wait")
 
-    def __init__(self) -> None:
+    def __init__(self, pass_on: PassOn) -> None:
+        self._pass_on = pass_on
         self._waiting: dict[asyncio.Future[Collection[str]], frozenset[str]] = {}
         """By the future of a call, what it waits for. The result is for `LastWait.note_end`."""
         self._missed: set[str] = set()
@@ -115,8 +123,10 @@ class Waiters:
             try:
                 yield notified
             except asyncio.CancelledError:
-                if notified.done():  # the next exchange may pass the wake-up on
-                    self.last_wait.note_end(notified.result())
+                if notified.done():
+                    self.last_wait.note_end()
+                    for queue in notified.result():
+                        self._pass_on(queue, False)  # noqa: FBT003 - see `PassOn`
                 raise
             self.last_wait.note_end(notified.result() if notified.done() else ())
 

@@ -90,9 +90,17 @@ class MemoryConsuming(Consuming):
             waits: set[asyncio.Future[Any]] = {waiter, sleep}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             self._last_wait.note_end(waiter.result() if waiter.done() else ())
+        except asyncio.CancelledError:
+            waiter.add_done_callback(self._pass_on)  # the result may come after the cancellation
+            raise
         finally:
             sleep.cancel()
             self._data.shared.remove_waiter(waiter)
+
+    def _pass_on(self, woken: asyncio.Future[Collection[str]]) -> None:
+        """Wake another worker, because the call that was woken is cancelled."""
+        if not woken.cancelled() and woken.result():
+            self._data.shared.notify(dict.fromkeys(woken.result(), 1))
 
     async def wait_for_session(self, session_id: str) -> None:
         waiter = self._data.shared.add_waiter((make_session_name(session_id),))

@@ -76,7 +76,7 @@ class PostgresNotifier:
         """The channel of all handles."""
         self.sender_id: str = secrets.token_hex(8)
         self._own_channel = f"nimburion.{self.sender_id}"
-        self._waiters = Waiters()
+        self._waiters = Waiters(self._pass_on)
         self._session_id: str | None = None
         self._idle_queues: frozenset[str] = frozenset()
         """The queues for which the table says that this handle waits; none after a wake-up."""
@@ -285,7 +285,10 @@ class PostgresNotifier:
         passed, queue = text.startswith(_PASSED), text.removeprefix(_PASSED)
         if not self._waiters.wake(queue, 1, passed=passed):
             self._waiters.keep([queue])
-            self.notify({queue: 1}, passed=passed)
+            self._pass_on(queue, passed)
+
+    def _pass_on(self, queue: str, passed: bool) -> None:  # noqa: FBT001 - see `PassOn`
+        self.notify({queue: 1}, passed=passed)
 
     async def close(self) -> None:
         """Send the pending notifications, and stop listening."""

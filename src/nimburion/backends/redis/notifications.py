@@ -18,7 +18,14 @@ from redis import exceptions as driver
 
 from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.connection.topology import ServerLocator
-from nimburion.backends.waiters import EVERY_QUEUE, EVERY_SESSION, LastWait, Waiters, wait_until
+from nimburion.backends.waiters import (
+    EVERY_QUEUE,
+    EVERY_SESSION,
+    LastWait,
+    PassOn,
+    Waiters,
+    wait_until,
+)
 from nimburion.core.errors import BackendError, BackendUnavailable
 from nimburion.core.exchange import Reply, ReserveRequest
 
@@ -99,10 +106,6 @@ class IdleEntries:
 
 AddEntries = Callable[[Collection[str]], Awaitable[None]]
 """Writes idle entries of the handle for these queues."""
-PassOn = Callable[[str, bool], None]
-"""Wakes another worker for a job of a queue. The second argument says whether the wake-up was
-passed on before.
-"""
 
 
 class PubSubListener:
@@ -125,7 +128,7 @@ class PubSubListener:
         self._entries = entries
         self._add_entries = add_entries
         self._pass_on = pass_on
-        self._waiters = Waiters()
+        self._waiters = Waiters(pass_on)
         self._is_connected = asyncio.Event()
         self._listen_task: asyncio.Task[None] | None = None
         self._last_warning = ""

@@ -28,6 +28,7 @@ from nimburion.backends.waiters import (
     EVERY_SESSION,
     JobCounts,
     LastWait,
+    PassOn,
     Waiters,
     make_session_name,
     wait_until,
@@ -231,17 +232,14 @@ class SocketListener:
         self._folder = folder
         self._path = folder / name
         self._socket: socket.socket | None = None
-        self._waiters = Waiters()
+        self._waiters = Waiters(self._pass_wakeup_on)
         self.last_wait: LastWait = self._waiters.last_wait
         """How the last call of `wait` ended."""
         self._entries: set[Path] = set()
         """The idle entries of the calls that wait."""
         self._entry_count = 0
         self.is_listening: bool = False
-        self.pass_on: Callable[[str, bool], None] = lambda _, __: None
-        """Wakes another worker for a job of a queue. The second argument says whether the wake-up
-        was passed on before, by a worker that found nothing.
-        """
+        self.pass_on: PassOn = lambda _, __: None
 
     def listen(self) -> None:
         """Bind the socket once. If that fails, only notifications of this process arrive."""
@@ -361,6 +359,10 @@ class SocketListener:
                     self._wake_one(message[1:].decode(), passed=message[:1] == _PASSED)
                 else:
                     self._waiters.notify(decode_queues(message))
+
+    def _pass_wakeup_on(self, queue: str, passed: bool) -> None:  # noqa: FBT001 - see `PassOn`
+        # The notifier sets `pass_on` later.
+        self.pass_on(queue, passed)
 
     def _wake_one(self, queue: str, *, passed: bool) -> None:
         """End a call that waits for the queue. If it has ended already, wake another worker."""

@@ -285,6 +285,20 @@ class Waiting:
         await wait_in_time(stays)
         assert stays.done()
 
+    async def test_a_wakeup_of_a_call_that_is_cancelled_reaches_another(
+        self, fleet: Harness
+    ) -> None:
+        """Its worker stops, so it makes no more exchange that would pass the wake-up on."""
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        leaves, stays = [await listening(fleet, n, ("default",), FAR) for n in (1, 2)]
+        await fleet.add()
+        leaves.cancel()
+        await wait_in_time(asyncio.wait({leaves}))
+        if leaves.cancelled():  # before or after it was woken
+            await wait_in_time(stays)
+            assert stays.done()
+
     async def test_a_closed_handle_is_not_woken_in_place_of_another(self, fleet: Harness) -> None:
         if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
