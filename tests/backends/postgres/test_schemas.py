@@ -154,5 +154,5 @@ async def test_no_two_of_them_take_the_same_advisory_lock(
         }
 
     locks = [find_locks(schema) for schema in SCHEMAS]
-    assert [len(one) for one in locks] == [7, 7, 7]
-    assert len(set.union(*locks)) == 21
+    assert [len(one) for one in locks] == [6, 6, 6]
+    assert len(set.union(*locks)) == 18
