@@ -295,6 +295,35 @@ async def test_a_cancelled_operation_stops_between_two_steps(harness: Harness) -
     assert await count_failed(harness) == 20
 
 
+class CancellingBackend(BackendWrapper):
+    """A handle. An operator cancels the operation immediately before its end is written."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            if name == "now":  # the time of the end
+                await cancel_bulk_operation(self._backend, "op")
+            return await get_operation(self._backend, name)(*arguments, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("cursor", [None, "no cursor!"])
+async def test_an_end_that_comes_after_a_cancel_is_in_no_audit_record(
+    harness: Harness, cursor: str | None
+) -> None:
+    """It would be done or failed. The cancel has an audit record of its own."""
+    await start_bulk_operation(harness.backend, REPLAY)
+    claimed = await claim_bulk_operation(harness.backend, 30.0)
+    step = BulkStep(cursor=cursor, exhausted=cursor is None)
+    await run_bulk_step(harness.backend, claimed, step)
+    await make_runner(harness, CancellingBackend(harness.backend)).tick()
+    assert (await read(harness)).state is BulkState.CANCELLED
+    assert (await list_audit(harness.backend)).records == []
+
+
 async def test_a_preview_counts_and_shows_the_first(harness: Harness) -> None:
     await make_dead_letters(harness, 12)
     await harness.add("pending")

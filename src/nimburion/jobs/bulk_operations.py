@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from random import Random
+from typing import TYPE_CHECKING
 
 from nimburion.core.backend import Backend
 from nimburion.core.bulk_operations import (
@@ -14,11 +16,21 @@ from nimburion.core.bulk_operations import (
     Claim,
     claim_bulk_operation,
     end_bulk_operation,
+    get_bulk_operation,
     run_bulk_step,
 )
-from nimburion.core.errors import InvalidJob, NotSupported, StepLost, Unstorable
+from nimburion.core.errors import (
+    BulkOperationNotFound,
+    InvalidJob,
+    NotSupported,
+    StepLost,
+    Unstorable,
+)
 from nimburion.core.service import Periodic, wait_for_first
 from nimburion.core.timing.clock import Clock
+
+if TYPE_CHECKING:
+    from nimburion.core.audit import AuditRecord
 
 _log = logging.getLogger("nimburion.bulk_operations")
 
@@ -92,25 +104,31 @@ class BulkOperationRunner(Periodic):
                 await self._change_jobs(claim, operation)
         except StepLost as lost:
             _log.info("a step was not written: %s", lost)
+
+    async def _change_jobs(self, claim: Claim, operation: BulkOperation) -> None:
+        """Run a step. If the operation cannot continue, end it as failed."""
+        try:
+            page = await self._backend.reads.list_jobs(
+                operation.step_filter, limit=operation.next_step_size, after=operation.cursor
+            )
+            step = BulkStep(
+                ids=tuple(record.id for record in page.jobs),
+                cursor=page.next,
+                exhausted=page.next is None,
+            )
+            await run_bulk_step(self._backend, claim, step)
         except (InvalidJob, NotSupported, Unstorable) as error:
             text = f"{type(error).__name__}: {error}".partition("\n")[0][:_MAX_ERROR_CHARACTERS]
             await self._end(claim, operation, BulkState.FAILED, text)
 
-    async def _change_jobs(self, claim: Claim, operation: BulkOperation) -> None:
-        page = await self._backend.reads.list_jobs(
-            operation.step_filter, limit=operation.next_step_size, after=operation.cursor
-        )
-        step = BulkStep(
-            ids=tuple(record.id for record in page.jobs),
-            cursor=page.next,
-            exhausted=page.next is None,
-        )
-        await run_bulk_step(self._backend, claim, step)
-
     async def _end(
         self, claim: Claim, operation: BulkOperation, state: BulkState, error: str = ""
     ) -> None:
-        """End an operation. Its audit record is stored first, so there is no end without one."""
+        """End an operation. Its audit record is stored first, so there is no end without one.
+
+        Raises:
+            StepLost: the operation was cancelled, or another process ends it.
+        """
         # Imported for an end only.
         from nimburion.core.audit import AuditRecord, put_audit
 
@@ -130,7 +148,11 @@ class BulkOperationRunner(Periodic):
             error=error,
         )
         await put_audit(self._backend, record)
-        await end_bulk_operation(self._backend, claim, state, error)
+        try:
+            await end_bulk_operation(self._backend, claim, state, error)
+        except StepLost:
+            await self._delete_audit(record, operation)
+            raise
         _log.info(
             "bulk operation %s (%s by %s) is %s: %d done, %d skipped, %d failed",
             operation.id,
@@ -141,3 +163,12 @@ class BulkOperationRunner(Periodic):
             operation.skipped,
             operation.failed,
         )
+
+    async def _delete_audit(self, record: AuditRecord, operation: BulkOperation) -> None:
+        """Delete the record of an end that was not written, if the operation was cancelled. If
+        another process ends it, that process replaces the record.
+        """
+        with suppress(BulkOperationNotFound):
+            kept = await get_bulk_operation(self._backend, operation.id)
+            if kept.state is BulkState.CANCELLED:
+                await self._backend.maintenance.delete_record("audit", record.id)
