@@ -37,6 +37,7 @@
   let again = false; // somebody has asked for a poll during a poll
   let behind = false; // a fragment was held back
   let etag = ""; // of the fragment that is shown
+  let isMissing = false; // a page that came before its values is of something that does not exist
   const isPaused = () => store.get("paused") === "yes";
   const isPending = () => "pending" in live.dataset; // the page came before its values
 
@@ -77,8 +78,10 @@
   function explainStatus(status) {
     if (status === 404 && isPending()) return "This does not exist. It may have been deleted.";
     if (status === 404) return "This does not exist any more. The page shows the last values.";
-    if (status < 500) return "You may not see this page any more. Reload it to sign in.";
-    return "The backend does not answer. The page shows the last values and retries.";
+    if (status === 429) return "The server has too many requests. The page shows the last values and retries.";
+    if (status < 500) return "You may not see this page any more. Reload it to sign in."; // 0 too: a redirect
+    if (status === 503 || status === 504) return "The backend or the server is not available. The page shows the last values and retries.";
+    return "The server reports an error. The page shows the last values and retries.";
   }
 
   function pollAfter(milliseconds) {
@@ -92,7 +95,7 @@
   }
 
   async function poll() {
-    if (!liveUrl || !(interval || isPending())) return;
+    if (!liveUrl || isMissing || !(interval || isPending())) return;
     if (polling) {
       again = true; // the one that runs may show what was before a change
       return;
@@ -112,7 +115,8 @@
         wait = Math.max(behind ? 1000 : 1000 * Number(answer.headers.get("Poll-After")), 2 * (performance.now() - started));
       } else {
         showBanner(explainStatus(answer.status));
-        if (answer.status === 404 && isPending()) live.replaceChildren();
+        isMissing = answer.status === 404 && isPending();
+        if (isMissing) live.replaceChildren();
       }
     } catch {
       showBanner("The server does not answer. The page shows the last values and retries.");
