@@ -73,7 +73,7 @@ class ChangingAfterList(BackendWrapper):
         return get_operation(self._backend, name)
 
     async def list_jobs(self, *arguments: Any, **options: Any) -> Page:
-        page = await self._backend.reads.list_jobs(*arguments, **options)
+        page: Page = await self._backend.reads.list_jobs(*arguments, **options)
         await self._change()
         return page
 
