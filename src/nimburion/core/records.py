@@ -33,7 +33,9 @@ class Record(NewRecord, frozen=True, kw_only=True):
     """A record that a backend keeps."""
 
     version: int
-    """1 for a new record. Each write adds 1."""
+    """For a new record the time in microseconds. Each write adds 1. So a record that was deleted
+    and added again has a version that it never had before.
+    """
     created_at: float
     """When the record was first stored, in epoch seconds."""
     changed: int = 0

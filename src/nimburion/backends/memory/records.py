@@ -43,7 +43,7 @@ def put_record(
             id=new.id,
             body=new.body,
             due=due,
-            version=1,
+            version=step.now,
             created_at=step.now / MICRO,
         )
     kind[new.id] = position, record

@@ -103,9 +103,15 @@ class Fire:
         spec = b'{ "cron":"* * * * *",\n "args": {"\xc3\xa4": "\\u00e4 / \\u0000", "l": []} }'
         schedule = ScheduleRecord(name="nightly", spec=spec, owner="me ✓")
         await put_schedule(harness.backend, schedule)
+        added = (await the_schedule(harness)).version
         await fire(harness, None, 100.0, "one")
         assert await the_schedule(harness) == ScheduleRecord(
-            name="nightly", spec=spec, owner="me ✓", last_tick=100.0, last_job="one", version=2
+            name="nightly",
+            spec=spec,
+            owner="me ✓",
+            last_tick=100.0,
+            last_job="one",
+            version=added + 1,
         )
         await pause_schedule(harness.backend, "nightly", paused=True)
         assert (await fire(harness, 100.0, 200.0, "two")).outcome == "paused"

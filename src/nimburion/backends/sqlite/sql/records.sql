@@ -24,10 +24,10 @@ SELECT position, id, version, created_at, due, changed, held, body FROM record
 WHERE kind = ?1 AND due IS NOT NULL ORDER BY due, position LIMIT ?2;
 
 -- name: add_record
--- Add a record. Its position is one above the newest of its kind.
+-- Add a record. Its position is one above the newest of its kind, its version begins with the time.
 -- Inputs: ?1 kind, ?2 id, ?3 now, ?4 due, ?5 body
 INSERT INTO record (kind, position, id, version, created_at, due, body)
-SELECT ?1, coalesce(max(position), 0) + 1, ?2, 1, ?3, ?4, ?5 FROM record WHERE kind = ?1;
+SELECT ?1, coalesce(max(position), 0) + 1, ?2, ?3, ?3, ?4, ?5 FROM record WHERE kind = ?1;
 
 -- name: write_record
 -- Replace what a record holds, and increment its version.

@@ -32,10 +32,12 @@ CHANGEABLE = [
 """The actions, each with the jobs of `JOB_STATES` that it can change."""
 
 
-async def put_record(harness: Harness) -> None:
-    """Store the record that a step writes."""
+async def put_record(harness: Harness) -> int:
+    """Store the record that a step writes, and return its version."""
     record = NewRecord(kind="bulk_operation", id="op", body=b"{}", due=5.0)
-    await harness.backend.maintenance.put_record(record)
+    put = await harness.backend.maintenance.put_record(record)
+    assert put.record is not None
+    return put.record.version
 
 
 def make_change(version: int, body: bytes = b"[]", due: float | None = 10.0) -> RecordChange:
@@ -79,9 +81,8 @@ class JobChangeCases:
         """A job in another state is skipped, and a record of the step is written nevertheless."""
         job_id = await JOB_STATES[state](harness)
         before = await harness.backend.reads.get_job(job_id)
-        await put_record(harness)
+        change = make_change(await put_record(harness))
         others = frozenset(State) - {before.state}
-        change = make_change(1)
         for states in (others, frozenset[State]()):
             skipped = await harness.backend.maintenance.change_jobs(
                 action, [job_id], change, states=states
@@ -125,15 +126,15 @@ class JobChangeCases:
             await harness.backend.maintenance.change_jobs(BulkAction.DELETE, job_ids)
 
     async def test_no_ids_change_nothing(self, harness: Harness) -> None:
-        await put_record(harness)
+        version = await put_record(harness)
         assert await harness.backend.maintenance.change_jobs(BulkAction.CANCEL, []) == JobChanges(
             []
         )
         changes = await harness.backend.maintenance.change_jobs(
-            BulkAction.CANCEL, [], make_change(1)
+            BulkAction.CANCEL, [], make_change(version)
         )
         assert changes.record is not None
-        assert (changes.record.version, changes.record.due) == (2, 10.0)
+        assert (changes.record.version, changes.record.due) == (version + 1, 10.0)
 
     async def test_a_step_writes_its_record(self, harness: Harness) -> None:
         """Jobs whose unique key another job holds are held."""
@@ -141,10 +142,10 @@ class JobChangeCases:
         await make_dead_letters(harness, "a", "b", "c")
         await harness.put(harness.job("d", options=JobOptions(unique_key="k")))
         created = harness.clock.now()
-        await put_record(harness)
+        version = await put_record(harness)
         harness.clock.advance(0.5)
         first = await harness.backend.maintenance.change_jobs(
-            BulkAction.REPLAY, ["a", "b", "d"], make_change(1)
+            BulkAction.REPLAY, ["a", "b", "d"], make_change(version)
         )
         assert first == JobChanges(
             ["a"],
@@ -154,7 +155,7 @@ class JobChangeCases:
                 id="op",
                 body=b"[]",
                 due=10.5,
-                version=2,
+                version=version + 1,
                 created_at=created,
                 changed=1,
                 held=1,
@@ -162,7 +163,7 @@ class JobChangeCases:
         )
         assert await harness.backend.reads.get_record("bulk_operation", "op") == first.record
         second = await harness.backend.maintenance.change_jobs(
-            BulkAction.REPLAY, ["c"], make_change(2, b'{"n":2}', due=None)
+            BulkAction.REPLAY, ["c"], make_change(version + 1, b'{"n":2}', due=None)
         )
         assert second.record is not None
         assert (second.record.changed, second.record.held) == (2, 1)
@@ -178,9 +179,9 @@ class JobChangeCases:
         missing = await harness.backend.maintenance.change_jobs(
             BulkAction.REPLAY, ["a"], make_change(1)
         )
-        await put_record(harness)
+        known = await put_record(harness)
         kept = await harness.backend.reads.get_record("bulk_operation", "op")
-        for version in (0, 2):
+        for version in (0, known - 1, known + 1):
             stale = await harness.backend.maintenance.change_jobs(
                 BulkAction.REPLAY, ["a"], make_change(version)
             )
@@ -191,14 +192,14 @@ class JobChangeCases:
     async def test_a_repeated_step_changes_nothing(self, harness: Harness) -> None:
         """A job that failed again in the meantime stays a dead letter."""
         await make_dead_letters(harness, "a")
-        await put_record(harness)
+        version = await put_record(harness)
         done = await harness.backend.maintenance.change_jobs(
-            BulkAction.REPLAY, ["a"], make_change(1)
+            BulkAction.REPLAY, ["a"], make_change(version)
         )
         worker = await harness.worker()
         await worker.settle(Failed((await worker.take_one()).lease, "permanent", FAILURE))
         repeated = await harness.backend.maintenance.change_jobs(
-            BulkAction.REPLAY, ["a"], make_change(1)
+            BulkAction.REPLAY, ["a"], make_change(version)
         )
         assert repeated == JobChanges([])
         assert await harness.state("a") is State.FAILED

@@ -42,7 +42,7 @@ BEGIN
     END IF;
     DELETE FROM {schema}.record r WHERE r.kind = p_kind AND r.position <= newest - p_keep;
     INSERT INTO {schema}.record (kind, position, id, version, created_at, due, body)
-    VALUES (p_kind, newest, p_id, 1, {schema}.get_write_time_1(p_now), p_due, p_body) RETURNING * INTO kept;
+    SELECT p_kind, newest, p_id, t.now, t.now, p_due, p_body FROM {schema}.get_write_time_1(p_now) t (now) RETURNING * INTO kept;
 END $$;
 
 -- name: change_jobs

@@ -444,7 +444,7 @@ CREATE TABLE {schema}.record (
     kind text COLLATE "C" NOT NULL,     -- audit, bulk_operation or schedule
     position int8 NOT NULL,             -- in the order in which the records of the kind were added, from 1
     id text COLLATE "C" NOT NULL,
-    version int8 NOT NULL,              -- 1 for a new record; each write adds 1
+    version int8 NOT NULL,              -- the time for a new record; each write adds 1
     created_at int8 NOT NULL,
     due int8,                           -- when a process must do something with it; NULL: never
     changed int8 NOT NULL DEFAULT 0,    -- jobs that were changed together with the record

@@ -321,7 +321,7 @@ CREATE TABLE record (
     kind TEXT NOT NULL,                 -- audit, bulk_operation or schedule
     position INTEGER NOT NULL,          -- in the order in which the records of the kind were added
     id TEXT NOT NULL,
-    version INTEGER NOT NULL,           -- 1 for a new record; each write adds 1
+    version INTEGER NOT NULL,           -- the time for a new record; each write adds 1
     created_at INTEGER NOT NULL,
     due INTEGER,                        -- when a process must do something with it; NULL: never
     changed INTEGER NOT NULL DEFAULT 0, -- jobs that were changed together with the record

@@ -32,5 +32,5 @@ call_in_batches('ZREM', record_order_key, surplus)
 local position = redis.call('HINCRBY', counters_key, 'record', 1)
 redis.call('ZADD', record_order_key, 0, kind .. '\0' .. struct.pack('>I8', position) .. id)
 return { 'stored', write_record(field, {
-  kind = kind, id = id, position = position, version = 1, created_at = now, due = due, changed = 0, held = 0, body = body,
+  kind = kind, id = id, position = position, version = now, created_at = now, due = due, changed = 0, held = 0, body = body,
 }) }
