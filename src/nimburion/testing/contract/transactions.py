@@ -3,7 +3,6 @@ if the `Capabilities` of the backend have `supports_transactions`."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import cast
 
 import pytest
@@ -16,16 +15,14 @@ from nimburion.core.metrics.statistics import STEPS
 from nimburion.core.operations import Retention
 from nimburion.core.settlement import Completed, Retried, Settled
 from nimburion.core.transactions import CallerConnection, Transaction
+from nimburion.testing.contract.consuming.waiting import FAR, listening
 from nimburion.testing.contract.harness import (
-    DEADLINE,
     FAILURE,
     HandDrivenWorker,
     Harness,
     ids,
     wait_in_time,
 )
-
-FAR = 1_000.0
 
 
 def get_transactional(harness: Harness) -> Transactional:
@@ -256,12 +253,12 @@ class TransactionalEnqueues:
         if not harness.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")
         _, worker, delivery = await processing(harness, "carrier", queue="carriers")
-        waiting = asyncio.create_task(harness.backend.consuming.wait(["default"], FAR))
+        waiting = await listening(harness, 0, ("default",), FAR)
         transaction = await opened(harness)
         await transaction.enqueue(harness.job("b"))
         await transaction.complete(worker, delivery)
         await transaction.commit()
-        await asyncio.wait_for(waiting, DEADLINE)
+        await wait_in_time(waiting)
         assert await harness.state("b") is State.PENDING
 
     async def test_what_is_no_connection_is_refused(self, harness: Harness) -> None:
