@@ -113,8 +113,8 @@ MUTANTS = (
     Mutant(
         "the end of a bulk operation is recorded after it",
         "jobs/*.py",
-        "        await put_audit(self._backend, $record)\n        await $end(",
-        "        await $end(",
+        "        await put_audit(self._backend, $record)\n        try:",
+        "        try:",
         (f"{BULK}test_an_operation_changes_all_that_matches_in_bounded_steps",),
     ),
     Mutant(
