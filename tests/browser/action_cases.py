@@ -121,7 +121,7 @@ async def test_change_and_reset_limits(subject: Subject, page: Page) -> None:
     await keyed.get_by_label("Reason").fill("paid for more")
     await keyed.get_by_role("button", name=f"Change {name}:customer").click()
     await expect(keyed).to_contain_text("paid for more")
-    assert await list_changes(subject, name) == [("acme", 3), (None, 5)]
+    assert set(await list_changes(subject, name)) == {("acme", 3), (None, 5)}
     await row.get_by_role("button", name="Reset", exact=True).click()
     await keyed.get_by_role("button", name="Reset acme").click()
     await expect(notice).to_contain_text(f"declare for {name}:customer applies again")
@@ -283,7 +283,7 @@ async def test_a_form_whose_page_came_before_its_values_keeps_what_is_written(
     await page.route(url, leave_out_values)
     await page.route(f"{url}?format=fragment", fail_once)
     await page.goto(url)
-    await expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    await expect(page.get_by_role("alert")).to_contain_text("is not available")
     await page.locator("[name=payload]").fill('{"to": "b"}')
     await expect(page.get_by_role("alert")).to_be_hidden()
     await page.get_by_role("button", name="Check only").click()
