@@ -177,9 +177,10 @@ SCRIPT_SPECS = MappingProxyType(
 )
 """The script of each operation, by name."""
 
-_OLD_ALLOW_OOM = "redis.call('HDEL', KEYS[1], '')\n"
-"""A first write for servers without flags. Such a server, when full, rejects a script at its first
-write, unless that write frees memory. All later writes are then allowed.
+_OLD_ALLOW_OOM = "redis.call('HDEL', KEYS[1] .. ':', '')\n"
+"""A first write for servers without flags, to a key that does not exist: the first key of a script
+may have any type. Such a server, when full, rejects a script at its first write, unless that write
+frees memory. All later writes are then allowed.
 """
 
 
