@@ -221,10 +221,14 @@ class BatchWorker(Worker):
     """A worker of a registry with batch handlers."""
 
     _slots: BatchSlots
-    fetcher: BatchFetcher
     _takes_call_next = True
     """Whether a call gets the next free slot, if a prefetched job waits too."""
     _fetcher_class = BatchFetcher
+
+    @property
+    def _batch_fetcher(self) -> BatchFetcher:
+        assert isinstance(self.fetcher, BatchFetcher)
+        return self.fetcher
 
     def _make_slots(self, prefetch: Prefetch) -> Slots:
         calls = BatchCalls(self._registry.batch_sizes, self._start_jobs, self._end_call)
@@ -274,13 +278,13 @@ class BatchWorker(Worker):
         """Free the slot of a call."""
         self._slots.max_running += 1
         self._start_jobs()
-        self.fetcher.note_free_slot()
+        self._batch_fetcher.note_free_slot()
         self.fetcher.note_result()
 
     def _free_slot(self, attempt: Attempt, *, late: bool = False) -> None:
         self._slots.remove_member(attempt)
         super()._free_slot(attempt, late=late)
-        self.fetcher.note_free_slot()
+        self._batch_fetcher.note_free_slot()
         self._start_jobs()
         self.fetcher.note_result()
 

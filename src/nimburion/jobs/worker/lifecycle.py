@@ -194,14 +194,14 @@ class RunningWorker:
         is cancelled.
         """
         self._stop_requested.set()
-        if self._shutdown is None:
+        if self._shutdown is None or self._shutdown.cancelled():  # by who cancelled all tasks
             self._shutdown = asyncio.create_task(self._shut_down(grace))
         return await asyncio.shield(self._shutdown)
 
     async def close_session(self, stuck: list[Lease]) -> None:
         """Close the session, then the lifespan. Runs once; `stuck` are the leases of handlers that
         still run."""
-        if self._closing is None:
+        if self._closing is None or self._closing.cancelled():
             self._closing = asyncio.create_task(self._close_session(stuck))
         await asyncio.shield(self._closing)
 
