@@ -7,12 +7,13 @@ from typing import Any
 
 from django.tasks import TaskResult
 
+from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.paging import change_matching
 from nimburion.core.queries import JobFilter
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.task_backend import NimburionBackend
 from nimburion.integrations.django.testing import run_jobs
 from nimburion.jobs.client.client import Client
-from nimburion.testing.contract.changing import delete
 
 
 class DummyBackend(NimburionBackend):
@@ -42,7 +43,7 @@ async def delete_jobs(client: Client, ids: tuple[str, ...]) -> None:
     """Cancel and delete jobs."""
     for job_id in ids:
         await client.cancel(job_id)
-    await delete(client.backend, JobFilter(ids=ids), len(ids) + 1)
+    await change_matching(client.backend, BulkAction.DELETE, JobFilter(ids=ids), len(ids) + 1)
 
 
 class ImmediateBackend(NimburionBackend):

@@ -13,14 +13,15 @@ from django.tasks.exceptions import InvalidTask, InvalidTaskBackend, TaskResultD
 from django.tasks.signals import task_enqueued, task_finished, task_started
 from django.test import TransactionTestCase, override_settings
 
+from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.errors import DuplicateJob
+from nimburion.core.paging import change_matching
 from nimburion.core.queries import JobFilter
 from nimburion.integrations.django import get_processor
 from nimburion.integrations.django.checks import check_project
 from nimburion.integrations.django.task_backend import NimburionBackend, StoredTaskError
 from nimburion.integrations.django.testing import run_jobs
 from nimburion.jobs.client.client import Client
-from nimburion.testing.contract.changing import delete
 from tests.integrations.django.project.tasked.tasks import (
     add,
     fail_once,
@@ -34,11 +35,11 @@ from tests.integrations.django.project.tasked.tasks import (
 async def delete_all(client: Client) -> None:
     for record in (await client.backend.reads.list_jobs(limit=1_000)).jobs:
         await client.cancel(record.id)
-    await delete(client.backend, JobFilter(), 1_000)
+    await change_matching(client.backend, BulkAction.DELETE, JobFilter(), 1_000)
 
 
 async def delete_job(client: Client, job_id: str) -> None:
-    await delete(client.backend, JobFilter(ids=(job_id,)), 1)
+    await change_matching(client.backend, BulkAction.DELETE, JobFilter(ids=(job_id,)), 1)
 
 
 class TaskCases(TransactionTestCase):
