@@ -24,7 +24,7 @@ class MemoryData:
     """
 
     def __init__(self, shared: SharedState, clock: Clock) -> None:
-        self.shared = shared
+        self.shared: SharedState = shared
         self.clock: Clock = clock
 
     def run_atomically(self, operation: Callable[[AtomicStep], T]) -> T:
@@ -42,11 +42,11 @@ class SharedState:
     """The data, the lock and the waiters that all handles of one backend share."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.state = MemoryState()
+        self.lock: threading.RLock = threading.RLock()
+        self.state: MemoryState = MemoryState()
         self.waiters: dict[asyncio.Future[Collection[str]], frozenset[str]] = {}
         """By the future of a call, what it waits for, oldest first."""
-        self.notifications = 0
+        self.notifications: int = 0
         """How many notifications there were."""
         self._last_notified: dict[str, int] = {}
         """By queue, the number of the last notification for which too few calls waited."""

@@ -38,6 +38,7 @@ class BatchSlots(Slots):
     """
 
     __slots__ = ("calls", "new_members")
+    max_running: int
 
     def __init__(self, concurrency: int, prefetch: Prefetch, calls: BatchCalls) -> None:
         super().__init__(concurrency, prefetch)
