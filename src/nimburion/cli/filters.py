@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 STEP = 500
-_MAX_AUDITED_IDS = 200
-"""Characters of ids in an audit record."""
 NO_SUCH_JOB = "no such job"
 
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nimburion.backends.planning import reserve
-from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
+from nimburion.backends.planning.admission import make_reply_limit
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
-from nimburion.core.limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse, make_job_limit_name
 from nimburion.core.rate_limits import RateLimit
 
 LANES = tuple(Lane(queue, name) for queue in ("red", "blue") for name in ("mail", "scan"))
@@ -56,7 +56,11 @@ class Model:
         self.shares: dict[ShareClass, dict[Tenant, TenantShare]] = {}
         self.floors: dict[ShareClass, int] = {}
         self.own = {
-            name: make_job_limit(name, random.choice((None, 1, 3)), random.choice((None, RATE)))
+            name: JobLimit(
+                (make_job_limit_name(name), ""),
+                random.choice((None, 1, 3)),
+                random.choice((None, RATE)),
+            )
             for name in ("mail", "scan")
         }
         self.maximums = {name: random.choice((1, 2)) for name in ("customer", "smtp", "region")}
@@ -324,7 +328,9 @@ def make_job(seq: int, *limits: JobLimit, tenant: str | None = None) -> Job:
 def open_model() -> Model:
     """Return a model without limits but those of the jobs."""
     model = Model(Random(0))
-    model.own = {name: make_job_limit(name, None, None) for name in ("mail", "scan")}
+    model.own = {
+        name: JobLimit((make_job_limit_name(name), ""), None, None) for name in ("mail", "scan")
+    }
     model.cap = None
     return model
 

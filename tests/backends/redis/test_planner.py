@@ -16,7 +16,7 @@ import pytest
 from hypothesis import strategies as st
 
 from nimburion.backends.planning import reserve
-from nimburion.backends.planning.admission import make_job_limit, make_reply_limit
+from nimburion.backends.planning.admission import make_reply_limit
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import PlanLane, Tenant
 from nimburion.backends.redis import scripts
@@ -27,7 +27,14 @@ from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, Lane, QueueOptions, R
 from nimburion.core.fairness import ShareClass, to_weight_units
 from nimburion.core.job import JobOptions, NewJob
 from nimburion.core.lease import Lease
-from nimburion.core.limits import JobLimit, LimitKey, LimitRule, LimitUse, find_limit_key
+from nimburion.core.limits import (
+    JobLimit,
+    LimitKey,
+    LimitRule,
+    LimitUse,
+    find_limit_key,
+    make_job_limit_name,
+)
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed, Released
 from nimburion.testing import FakeClock
@@ -110,7 +117,10 @@ class Example:
         if self.has_own_limits:
             limits = {name: most for name in NAMES if (most := choose((None, None, 1, 3)))}
             rates = {name: RATE for name in NAMES if choose((False, False, True))}
-        self.own = {name: make_job_limit(name, limits.get(name), rates.get(name)) for name in NAMES}
+        self.own = {
+            name: JobLimit((make_job_limit_name(name), ""), limits.get(name), rates.get(name))
+            for name in NAMES
+        }
         shared = {
             "customer": LimitRule(concurrency=choose((1, 2))),
             "region": LimitRule(choose((None, 1)), RATE),

@@ -411,16 +411,6 @@ def _matches(entry: JobEntry, which: JobFilter, now: int) -> bool:
     )
 
 
-def take_page(entries: Iterator[JobEntry], limit: int) -> tuple[list[JobEntry], str | None]:
-    """Return the first `limit` entries and the cursor of the next page (None: no next page)."""
-    page: list[JobEntry] = []
-    for entry in entries:
-        if len(page) == limit:
-            return page, str(page[-1].seq) if page else None
-        page.append(entry)
-    return page, None
-
-
 def list_jobs(
     step: AtomicStep,
     which: JobFilter,

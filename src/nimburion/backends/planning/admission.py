@@ -7,16 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from nimburion.backends.planning.source import PlanLane, Source
-from nimburion.core.limits import JobLimit, LimitKey, LimitUse, make_job_limit_name
+from nimburion.core.limits import JobLimit, LimitKey, LimitUse
 from nimburion.core.rate_limits import RateLimit
 
 REPLY_LIMIT = "(reply)"
 """The name of the limit of one reply: see `make_reply_limit`. No declared limit can have it."""
-
-
-def make_job_limit(job: str, concurrency: int | None, rate: RateLimit | None) -> JobLimit:
-    """Return the limit of a job name."""
-    return JobLimit((make_job_limit_name(job), ""), concurrency, rate)
 
 
 def make_reply_limit(queue: str, most: int) -> JobLimit:

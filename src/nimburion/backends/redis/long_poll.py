@@ -19,7 +19,7 @@ from nimburion.core.errors import BackendError
 
 _NO_ENTRY = b"0-0"
 _LIFETIME = 60
-"""Seconds after which the stream is deleted. `notify.lua` uses the same number."""
+"""Seconds after which the stream is deleted. `idle_workers.lua` uses the same number."""
 
 Command = tuple[CommandPart, ...]
 

@@ -43,7 +43,7 @@ _OUTAGES = (BackendUnavailable, OSError, EOFError, driver.ConnectionError, drive
 
 _ON_STREAM, _ON_CHANNEL = "s", "c"
 """How the worker waits: its exchange waits on the stream of its handle, or its handle listens on
-its channel. `notify.lua` uses the same letters.
+its channel. `idle_workers.lua` uses the same letters.
 """
 
 

@@ -242,11 +242,6 @@ class AttemptSummary(msgspec.Struct):
     """Whether an attempt ended the job."""
 
 
-def decode_ids(packed: Iterable[bytes]) -> list[str]:
-    """Decode job ids."""
-    return [decode_id(packed_id) for packed_id in packed]
-
-
 # --- records --------------------------------------------------------------------------------------
 
 

@@ -181,11 +181,6 @@ class SharedReadings:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def entry_count(self) -> int:
-        """The number of values that are kept."""
-        return len(self._entries)
-
-    @property
     def durations(self) -> dict[str, float]:
         """How long the latest read of each value took, in seconds."""
         return {key: entry.seconds for key, entry in self._entries.items()}

@@ -147,8 +147,8 @@ class PageVisit:
     ) -> Response:
         """Return the whole page. `refill` changes what it shows.
 
-        Nobody waits long for the first byte: where values are not read in time, the page comes
-        without them, and asks for them by itself.
+        If the values are not read in time, the page comes without them, and its script asks for
+        them.
         """
         policy = self._services.page_policy if refill is None else FOR_DATA
         readings = self._make_readings(policy)
@@ -220,7 +220,7 @@ class PageVisit:
 async def perform_action(
     action: DashboardAction, services: ManagementServices, request: Request, caller: Caller
 ) -> Response:
-    """Do what a form asks for, and say so: as a fragment for the script, else by a redirect."""
+    """Perform the action of a form. Answer the script with a fragment, and others by a redirect."""
     path = {name: check_path_name(name, text) for name, text in request.path_params.items()}
     pairs = await _read_form(request, services.config.server.max_body)
     has_script = "hx-request" in request.headers

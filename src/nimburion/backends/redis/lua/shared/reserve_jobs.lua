@@ -9,9 +9,9 @@
 --   2 ageing: microseconds of waiting that raise a job by one level; 0: no ageing
 --   3 lanes: {full lane name, queue, job name, ...}
 --   4 queues: {queue: {priority, limit or false}}
---   5 waits_on_stream: whether the next exchange waits on the wake-up streams (see notify.lua)
+--   5 waits_on_stream: whether the next exchange waits on the wake-up streams (see idle_workers.lua)
 --   6 max_bytes: the maximum bytes of the reply
---   7 handle: the id of the handle, for its idle entries (see notify.lua)
+--   7 handle: the id of the handle, for its idle entries (see idle_workers.lua)
 --   8 free_slots: the number of jobs that the worker can start at once
 --   9 registered: {handle and mode, queue, ...}: the idle entries that the handle may have
 -- Cost: O(log n) per job, for n waiting jobs; O(log k) more per job for k lanes.

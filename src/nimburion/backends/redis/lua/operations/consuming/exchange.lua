@@ -54,7 +54,7 @@ else
   notify_marked()
 end
 
--- An idle worker leaves its idle entries (see notify.lua). One that is idle no more removes them.
+-- An idle worker leaves its idle entries (see idle_workers.lua). One that is idle no more removes them.
 local waiting = find_waiting_lanes(lanes)
 if request.total > 0 and request.handle ~= '' and not is_repeat then
   local waits, registered, queues = request.waits_on_stream, request.registered, {}
