@@ -69,7 +69,6 @@ def logger_of_jobs() -> Iterator[logging.Logger]:
     logger.setLevel(logger.level)  # forgets what it knew of its levels
 
 
-@pytest.mark.usefixtures("logger_of_jobs")
 def mark_long(pages: list[Page]) -> list[Any]:
     """Return the pages, those of `LONG` for `dev.py wide`."""
     assert {page.name for page in pages} >= LONG
@@ -78,6 +77,7 @@ def mark_long(pages: list[Page]) -> list[Any]:
     ]
 
 
+@pytest.mark.usefixtures("logger_of_jobs")
 @pytest.mark.parametrize("page", mark_long(PAGES), ids=lambda page: page.name)
 async def test_the_examples_of_a_page_run(
     page: Page, folder: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
