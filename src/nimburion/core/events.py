@@ -70,7 +70,7 @@ class SessionOpened(Event, frozen=True):
 
 
 class SessionEnded(Event, frozen=True):
-    """The session of this worker ended: `closed`, or `lost` to a rescue."""
+    """The session of this worker ended: `closed`, or `lost`, because it expired before."""
 
     session_id: str
     how: str

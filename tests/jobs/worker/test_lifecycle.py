@@ -33,7 +33,7 @@ from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
 from tests.overridden import OverridableBackend
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_finished
 
 DEADLINE = 10.0
 
@@ -68,6 +68,28 @@ class Forgetting(OverridableBackend):
             self.forgets = False
             raise self.error(session_id)
         return await super().exchange(session_id, number, settlements, request)
+
+
+class Narrow(OverridableBackend):
+    """Its replies do not get through if they contain a job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sessions = set[str]()
+        """The sessions that have reserved a job."""
+
+    async def exchange(
+        self,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+    ) -> Reply:
+        reply = await super().exchange(session_id, number, settlements, request)
+        if reply.deliveries:
+            self.sessions.add(session_id)
+            raise BackendUnavailable("no answer in time")
+        return reply
 
 
 class ReadOnly(OverridableBackend):
@@ -279,6 +301,27 @@ async def test_an_exchange_that_answers_session_lost_ends_the_session(
         await again.wait()
         await processor.stop()
     assert ended == [how, "closed"]
+
+
+async def test_a_job_that_does_not_get_through_goes_to_another_worker() -> None:
+    """Its first worker, which has free slots and a new session, does not reserve it before."""
+    backend = Narrow()
+    narrow, other = (Processor(each, session_ttl=1.0) for each in (backend, backend.new_handle()))
+    ended: list[Event] = []
+    narrow.events.subscribe(ended.append, kinds=(SessionEnded,))
+
+    async def handle(_: Context, data: bytes) -> None: ...
+
+    for processor in (narrow, other):
+        processor.register("job", handle)
+    async with narrow, other, asyncio.timeout(DEADLINE):
+        await narrow.start()
+        job_id = await narrow.enqueue_raw("job", b"{}")
+        await wait_until(lambda: bool(backend.sessions), "the first worker has the job")
+        await other.start()
+        await wait_until_finished(other, job_id)
+        assert len(ended) == 1
+        assert len(backend.sessions) == 1
 
 
 async def test_handlers_that_occupy_the_executor_keep_no_worker_from_a_new_session() -> None:

@@ -62,6 +62,8 @@ _INTERRUPT_TIMEOUT = 1.0
 """Seconds that interrupted handlers have to end."""
 _PAUSE_AFTER_ERROR = 5.0
 """Seconds until the next exchange after an error inside nimburion."""
+_PAUSE_AFTER_GIVING_UP = 1.0
+"""Seconds between two sessions after the exchanges of the first failed for too long."""
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stopping worker has to send its last settlements."""
 
@@ -690,13 +692,21 @@ class Worker:
             session = self._make_session()
 
     async def _reopen_session(self) -> None:
-        """Drop the leases of the ended session, close it, and open a new one unless stopping."""
+        """Drop the leases of the ended session, close it, and open a new one unless stopping.
+
+        Its jobs wake other workers: this one does not listen meanwhile. If its exchanges failed
+        although its heartbeats were answered, a job may be too large for its connection. So it
+        lets the others reserve first.
+        """
         self._drop_leases()
+        self._withdraw()
         await self._wait_until_idle(_INTERRUPT_TIMEOUT, asyncio.Event())
         if not await self._let_session_expire():
             await self.session.close(
                 self._list_unfinished_leases(), until_answered=not self.fetcher.closing
             )
+        if self.session.completer.has_given_up and not self.session.heartbeat.ended:
+            await self._clock.sleep(_PAUSE_AFTER_GIVING_UP)
         if not (self.fetcher.closing or self.fetcher.cancelled):
             await self._open_session(self._make_session())
 

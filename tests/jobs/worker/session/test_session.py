@@ -7,20 +7,16 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.events import Event, Events, SessionEnded
 from nimburion.core.session import Session
-from nimburion.core.timing.clock import SystemClock
+from nimburion.core.timing.clock import Clock, SystemClock
 from nimburion.jobs.worker.connectivity import BackendConnectivity
 from nimburion.jobs.worker.exchange.exchange_size import ExchangeSize
 from nimburion.jobs.worker.session.session import WorkerSession
 from nimburion.jobs.worker.session.vitals import VitalsReader
+from nimburion.testing import FakeClock
 
 
-@pytest.mark.parametrize("is_lost", [False, True], ids=["open", "lost"])
-async def test_a_session_that_expires_sends_no_more_heartbeats(is_lost: bool) -> None:
-    events, ended, clock = Events(), list[Event](), SystemClock()
-    events.subscribe(ended.append, kinds=(SessionEnded,))
-    backend = MemoryBackend()
-    await backend.open()
-    session = WorkerSession(
+def make_session(backend: MemoryBackend, clock: Clock, events: Events) -> WorkerSession:
+    return WorkerSession(
         backend,
         Session(id="worker"),
         clock,
@@ -34,6 +30,28 @@ async def test_a_session_that_expires_sends_no_more_heartbeats(is_lost: bool) ->
         on_heartbeat_reply=lambda _: None,
         on_end=lambda _: None,
     )
+
+
+async def test_a_session_that_closes_after_its_leases_have_expired_was_lost() -> None:
+    """Its process was stopped meanwhile: the heartbeat has not noticed, and will not run again."""
+    events, ended, clock = Events(), list[Event](), FakeClock()
+    events.subscribe(ended.append, kinds=(SessionEnded,))
+    backend = MemoryBackend(clock=clock)
+    await backend.open()
+    session = make_session(backend, clock, events)
+    clock.advance(session.lease_seconds_left)
+    await session.close()
+    await backend.close()
+    assert ended == [SessionEnded("worker", "lost")]
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["open", "lost"])
+async def test_a_session_that_expires_sends_no_more_heartbeats(is_lost: bool) -> None:
+    events, ended, clock = Events(), list[Event](), SystemClock()
+    events.subscribe(ended.append, kinds=(SessionEnded,))
+    backend = MemoryBackend()
+    await backend.open()
+    session = make_session(backend, clock, events)
     await session.open(None)
     session.lost = is_lost  # an exchange has found it
     await session.let_expire()

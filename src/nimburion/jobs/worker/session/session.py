@@ -163,7 +163,8 @@ class WorkerSession:
                 if not waits and self._clock.monotonic() >= until:
                     break
                 await self._clock.sleep(next(pauses))
-        how = "lost" if self.lost or self.heartbeat.ended else "closed"
+        is_lost = self.lost or self.heartbeat.ended or not self.lease_seconds_left
+        how = "lost" if is_lost else "closed"
         self._events.emit(SessionEnded(self.id, how))
 
     async def let_expire(self) -> None:

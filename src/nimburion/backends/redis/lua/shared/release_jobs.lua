@@ -43,5 +43,4 @@ local function end_session(id, session)
   redis.call('HDEL', session_command_key, id)
   redis.call('ZREM', session_expiry_key, id)
   redis.call('ZADD', ended_session_key, now, id)
-  forget_idle_session(id)
 end

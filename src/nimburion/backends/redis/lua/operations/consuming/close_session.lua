@@ -26,14 +26,12 @@ for _, field in ipairs(list_session_leases(session.session4)) do
 end
 write_buffer()
 write_lane_counts()
-notify_marked()
-if more then
-  return 'more'
-end
-if kept > 0 then
+if not more and kept > 0 then
   session.status = SESSION_LEFT
   redis.call('HSET', session_state_key, id, make_session_state(session))
-else
+elseif not more then
   end_session(id, session)
 end
-return 'done'
+forget_idle_session(id) -- its own worker is not woken in place of another
+notify_marked()
+return more and 'more' or 'done'

@@ -90,6 +90,7 @@ end
 
 for i, id in ipairs(expired) do
   end_session(id, sessions[i])
+  forget_idle_session(id)
 end
 call_in_batches('ZADD', expired_session_key, put_expired_session)
 call_in_batches('ZREM', expired_session_key, drop_expired_session)
