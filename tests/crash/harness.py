@@ -21,6 +21,7 @@ from nimburion.core.session import Session
 from nimburion.testing.contract.harness import make_limits
 from tests.crash.actor import DIARY
 from tests.crash.fork_server import ForkedProcess, ForkServer
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 TTL = 1.0
@@ -180,13 +181,13 @@ class ProcessHarness:
     async def wait_until(
         self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = DEADLINE
     ) -> None:
-        """Check again, at each notification and a few times a second, until it holds."""
+        """Check again, a few times a second, until it holds. It does not call `Consuming.wait`,
+        which would be woken in place of a worker."""
         try:
-            async with asyncio.timeout(seconds):
-                while not await condition():
-                    await self.backend.consuming.wait(["default"], 0.02)
-        except TimeoutError:
-            raise AssertionError(f"not within {seconds} s: {what}; {self.read_events()}") from None
+            await wait_until(condition, what, seconds)
+        except AssertionError as error:
+            error.add_note(str(self.read_events()))
+            raise
 
     async def wait_until_logged(
         self,

@@ -71,7 +71,9 @@ async def test_each_of_many_waits_has_its_own_time() -> None:
                 woken.set()
 
     await asyncio.gather(waiting("long", LONG), waiting("second", 3 * SOON), waiting("first", SOON))
-    assert ended == ["first took too long", "second took too long", "long went on"]
+    *expired, last = ended  # on a busy machine, both have expired when the timer fires
+    assert sorted(expired) == ["first took too long", "second took too long"]
+    assert last == "long went on"
     deadlines.stop()
 
 
