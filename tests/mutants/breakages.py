@@ -278,7 +278,7 @@ MUTANTS = (
     ),
     Mutant(
         "a smaller repeat releases nothing",
-        "backends/memory/operations.py",
+        "backends/memory/consuming.py",
         "if $left < 0 and deliveries:",
         "if $left < -(1 << 40) and deliveries:",
         (f"{MEMORY}test_a_smaller_repeat_releases_what_does_not_fit",),

@@ -11,6 +11,7 @@ from nimburion.backends.memory.producing import MemoryProducing
 from nimburion.backends.memory.reads import MemoryInspecting
 from nimburion.backends.memory.schedules import MemoryScheduling
 from nimburion.backends.memory.state import MICRO
+from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult
@@ -90,10 +91,12 @@ class MemoryBackend(Lifecycle):
         """Return at once: the backend is always reachable."""
 
     async def now(self) -> float:
-        return self._data.run_atomically(lambda step: step.now / MICRO)
+        with AtomicStep(self._data) as step:
+            return step.now / MICRO
 
     async def check(self) -> list[CheckResult]:
-        count = self._data.run_atomically(lambda step: len(step.state.jobs))
+        with AtomicStep(self._data) as step:
+            count = len(step.state.jobs)
         return [
             CheckResult(
                 "durability",

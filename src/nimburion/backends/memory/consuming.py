@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from nimburion.backends.memory import operations
 from nimburion.backends.memory.data import MemoryData
-from nimburion.backends.memory.rescue import rescue
-from nimburion.backends.memory.transitions import AtomicStep
+from nimburion.backends.memory.limits import apply_limits
+from nimburion.backends.memory.reserve import Reservation, make_delivery, measure_size
+from nimburion.backends.memory.state import JobEntry, LeaseEntry, MemoryState, SessionEntry
+from nimburion.backends.memory.transitions import AtomicStep, check_settlement_delays
+from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
 from nimburion.backends.waiters import EVERY_QUEUE, LastWait, make_session_name
 from nimburion.core.backend import Consuming
+from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.lease import Lease
+from nimburion.core.fairness import to_weight_units
+from nimburion.core.lease import Delivery, Lease
+from nimburion.core.limits import make_job_limit_name
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Promoted, Rescued
-from nimburion.core.session import HeartbeatReply, Session, Vitals
-from nimburion.core.settlement import Settlement
+from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals
+from nimburion.core.settlement import Settled, Settlement
+
+MAX_PROMOTED = 10_000
+"""The most jobs that one exchange promotes."""
 
 
 class MemoryConsuming(Consuming):
@@ -30,8 +39,19 @@ class MemoryConsuming(Consuming):
         self._last_wait = LastWait()
 
     async def open_session(self, session: Session) -> None:
-        monotonic = self._data.clock.monotonic()
-        self._data.run_atomically(lambda step: operations.open_session(step, session, monotonic))
+        expires_at = self._data.clock.monotonic() + session.ttl
+        with AtomicStep(self._data) as step:
+            state = step.state
+            if session.id in state.sessions:
+                get_live_session(state, session.id).expires_at = expires_at
+                return
+            weights = {name: to_weight_units(weight) for name, weight in session.weights.items()}
+            state.sessions[session.id] = SessionEntry(session, step.now, expires_at)
+            for name in session.names:
+                state.declared_limits[name] = session.limits.get(name, {})
+                apply_limits(step, name)
+            for tenant, units in weights.items():
+                state.turns.set_weight(tenant, units)
 
     async def exchange(
         self,
@@ -41,9 +61,9 @@ class MemoryConsuming(Consuming):
         request: ReserveRequest,
     ) -> Reply:
         with self._data.shared.lock:
-            reply = self._data.run_atomically(
-                lambda step: operations.run_exchange(step, session_id, number, settlements, request)
-            )
+            with AtomicStep(self._data) as step:
+                session = get_live_session(step.state, session_id)
+                reply = run_exchange(step, session, number, settlements, request)
             if request.total > 0:
                 self._seen = self._data.shared.notifications
         if self._last_wait.has_ended:
@@ -53,34 +73,86 @@ class MemoryConsuming(Consuming):
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         monotonic = self._data.clock.monotonic()
-        return self._data.run_atomically(
-            lambda step: operations.heartbeat(step, session_id, monotonic, vitals)
-        )
+        with AtomicStep(self._data) as step:
+            state = step.state
+            session = get_live_session(state, session_id)
+            session.expires_at = monotonic + session.session.ttl
+            session.vitals = vitals or session.vitals
+            return HeartbeatReply(
+                cancel=[
+                    entry.make_lease(entry.leased.token)
+                    for entry in session.leased_jobs.values()
+                    if entry.leased is not None and entry.leased.cancel_requested
+                ],
+                paused=state.list_paused(step.now),
+                limits={
+                    name: ConcurrencyLimit(limit.concurrency, use.in_use)
+                    for name in session.session.names
+                    for limit, use in state.list_lane_limits(name)
+                    if limit.concurrency is not None and limit.key[0] == make_job_limit_name(name)
+                },
+                command=session.command,
+            )
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
-        self._data.run_atomically(lambda step: operations.put_statistics(step, source, rows))
+        with AtomicStep(self._data) as step:
+            for row in rows:
+                key = (row.step, row.start, row.queue, row.name, source)
+                step.state.statistics[key] = copy.deepcopy(row)  # the caller keeps counting in it
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
-        self._data.run_atomically(lambda step: operations.release(step, session_id, leases, nonce))
+        wanted = {(lease.job_id, lease.token) for lease in leases}
+        with AtomicStep(self._data) as step:
+            try:
+                session = get_live_session(step.state, session_id)
+            except SessionLost:
+                return
+            for entry in list(session.leased_jobs.values()):
+                held = entry.leased
+                if held is not None and (
+                    (entry.id, held.token) in wanted
+                    or (nonce is not None and held.token.nonce == nonce)
+                ):
+                    step.release(entry, settles=True, unstarted=True)
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
-        self._data.run_atomically(lambda step: operations.close_session(step, session_id, running))
+        still_running = {(lease.job_id, lease.token) for lease in running}
+        with AtomicStep(self._data) as step:
+            session = step.state.sessions.get(session_id)
+            if session is None or session.is_ended:
+                return
+            for entry in list(session.leased_jobs.values()):
+                held = entry.leased
+                if held is not None and (entry.id, held.token) not in still_running:
+                    step.release(entry, settles=False, unstarted=False)
+            if session.leased_jobs:
+                session.left = True
+            else:
+                session.ended_at = step.now
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         monotonic = self._data.clock.monotonic()
-        return self._data.run_atomically(lambda step: rescue(step, limit, max_lost, monotonic))
+        with AtomicStep(self._data) as step:
+            for session in step.state.sessions.values():
+                if not session.is_ended and session.expires_at <= monotonic:
+                    session.ended_at = step.now
+                    session.held_several = len(session.leased_jobs) > 1
+            orphans = list(iter_orphans(step.state))
+            rescued = Rescued([], [], [], more=len(orphans) > limit)
+            for entry, lease in orphans[:limit]:
+                effect = decide_rescue(describe_orphan(entry, lease), max_lost, step.now)
+                step.apply_effect(entry, effect)
+                note_rescued(rescued, entry.id, effect)
+            return rescued
 
     async def promote(self, limit: int) -> Promoted:
-
-        def promote(step: AtomicStep) -> Promoted:
+        with AtomicStep(self._data) as step:
             moved = step.state.promote(step.now, limit)
             for entry in moved:
                 step.names_to_notify[entry.queue] += 1
-            return Promoted(len(moved), operations.find_next_due(step.state))
-
-        return self._data.run_atomically(promote)
+            return Promoted(len(moved), find_next_due(step.state))
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         names = (*queues, EVERY_QUEUE)
@@ -108,3 +180,107 @@ class MemoryConsuming(Consuming):
             await waiter
         finally:
             self._data.shared.remove_waiter(waiter)
+
+
+def get_live_session(state: MemoryState, session_id: str) -> SessionEntry:
+    """Return the session; raise `SessionLost` if it is unknown, ended or closing."""
+    session = state.sessions.get(session_id)
+    if session is None or session.is_ended or session.left:
+        raise SessionLost(session_id)
+    return session
+
+
+def run_exchange(
+    step: AtomicStep,
+    session: SessionEntry,
+    number: int,
+    settlements: Sequence[Settlement],
+    request: ReserveRequest,
+) -> Reply:
+    """Settle, promote due jobs and reserve; or return the reply of the last exchange again."""
+    if number == session.last_exchange_number and number > 0:
+        return repeat_reply(step, session, request)
+    if number != session.last_exchange_number + 1:
+        raise OutOfOrder(
+            f"exchange {number} after {session.last_exchange_number}"
+            f" of session {session.session.id}"
+        )
+    check_settlement_delays(settlements)
+    step.state.follow_clock(step.now)
+    results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
+    step.state.promote(step.now, MAX_PROMOTED)
+    for queue in step.state.unpark_open(step.now):
+        step.names_to_notify[queue] += 1
+    step.state.unpark_changed()
+    reserving = Reservation(step.state, request, step.now)
+    deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
+    session.last_exchange_number, session.last_results = number, results
+    return Reply(
+        results,
+        deliveries,
+        reserving.find_waiting_lanes(),
+        find_next_time(step.state, reserving),
+        step.now / 1e6,
+    )
+
+
+def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveRequest) -> Reply:
+    """Build the reply of the last exchange again. Jobs that no longer fit are requeued."""
+    deliveries: list[Delivery] = []
+    bytes_left = request.max_bytes
+    for entry in list(session.leased_jobs.values()):
+        lease = entry.leased
+        if lease is None or lease.exchange_number != session.last_exchange_number:
+            continue
+        bytes_left -= measure_size(entry)
+        if bytes_left < 0 and deliveries:
+            step.release(entry, settles=False, unstarted=True)
+        else:
+            deliveries.append(make_delivery(entry, lease.token))
+    lanes = Reservation(step.state, request, step.now)
+    return Reply(
+        list(session.last_results),
+        deliveries,
+        lanes.find_waiting_lanes(),
+        find_next_time(step.state, lanes),
+        step.now / 1e6,
+    )
+
+
+def find_next_time(state: MemoryState, lanes: Reservation) -> float | None:
+    """Return when the next job is due, or a rate limit allows one of these lanes; None: never."""
+    openings = (lanes.find_next_opening(), state.find_next_key_opening())
+    times = [opening / 1e6 for opening in openings if opening is not None]
+    due = find_next_due(state)
+    if due is not None:
+        times.append(due)
+    return min(times, default=None)
+
+
+def find_next_due(state: MemoryState) -> float | None:
+    """Return the earliest due time of the scheduled jobs, in seconds since 1970, or None."""
+    entry = state.peek_scheduled()
+    return None if entry is None else entry.due / 1e6
+
+
+def iter_orphans(state: MemoryState) -> Iterator[tuple[JobEntry, LeaseEntry]]:
+    """Yield the jobs of ended sessions with their leases."""
+    for session in state.sessions.values():
+        if session.is_ended:
+            for entry in session.leased_jobs.values():
+                if entry.leased is not None:
+                    yield entry, entry.leased
+
+
+def describe_orphan(entry: JobEntry, lease: LeaseEntry) -> OrphanedLease:
+    """Return what decides about the rescue of a job."""
+    return OrphanedLease(
+        failures=entry.failures,
+        lost=entry.lost,
+        started_at=lease.started_at,
+        cancel_requested=lease.cancel_requested,
+        session=lease.session.session.id,
+        host=lease.session.session.host,
+        was_left=lease.session.left,
+        held_several=lease.session.held_several,
+    )

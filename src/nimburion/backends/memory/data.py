@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Mapping
 
-from nimburion.backends.memory.state import MemoryState, to_micros
-from nimburion.backends.memory.transitions import AtomicStep
+from nimburion.backends.memory.state import MemoryState
 from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, EVERY_SESSION
 from nimburion.core.timing.clock import Clock
 
-T = TypeVar("T")
-
 
 class MemoryData:
-    """Runs the operations of one handle on the data of its backend, one at a time.
+    """The data of a backend and the clock of one handle. An `AtomicStep` reads and changes it.
 
     Args:
         shared: the data, the lock and the waiters of all handles of the backend.
@@ -26,16 +22,6 @@ class MemoryData:
     def __init__(self, shared: SharedState, clock: Clock) -> None:
         self.shared: SharedState = shared
         self.clock: Clock = clock
-
-    def run_atomically(self, operation: Callable[[AtomicStep], T]) -> T:
-        """Run `operation` under the lock, then notify waiters of the queues it changed."""
-        shared = self.shared
-        with shared.lock:
-            step = AtomicStep(shared.state, to_micros(self.clock.now()))
-            answer = operation(step)
-        if step.names_to_notify:
-            shared.notify(step.names_to_notify)
-        return answer
 
 
 class SharedState:

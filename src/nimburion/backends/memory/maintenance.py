@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
-from nimburion.backends.memory import operations, records
+import msgspec
+
 from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.limits import apply_changed_limit, change_key
+from nimburion.backends.memory.records import find_version, put_record, write_change
+from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
+from nimburion.backends.memory.transitions import AtomicStep
+from nimburion.backends.waiters import ALL_WORKERS, make_session_name
 from nimburion.core.backend import Maintaining
-from nimburion.core.bulk_operations import BulkAction
+from nimburion.core.bulk_operations import BulkAction, check_job_ids
+from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
+from nimburion.core.metrics.statistics import MERGE_AFTER, MERGED_SOURCE, STEPS, add_statistics
 from nimburion.core.operations import JobChanges, Retention
 from nimburion.core.queries import Pause
-from nimburion.core.records import (
-    NewRecord,
-    RecordChange,
-    RecordKind,
-    RecordPut,
-)
+from nimburion.core.records import NewRecord, RecordChange, RecordKind, RecordPut
 from nimburion.core.session import WorkerCommand
+
+ENDED_SESSION_RETENTION = to_micros(86_400)
+"""Microseconds for which the id of an ended session is kept."""
 
 
 class MemoryMaintaining(Maintaining):
@@ -35,9 +42,21 @@ class MemoryMaintaining(Maintaining):
         *,
         states: Collection[State] | None = None,
     ) -> JobChanges:
-        return self._data.run_atomically(
-            lambda step: operations.change_jobs(step, action, job_ids, record, states)
-        )
+        check_job_ids(job_ids)
+        allowed = action.narrow_states(states)
+        with AtomicStep(self._data) as step:
+            kept = None if record is None else find_version(step, record)
+            if record is not None and kept is None:
+                return JobChanges([])
+            jobs = step.state.jobs
+            known = (entry for job_id in job_ids if (entry := jobs.get(job_id)) is not None)
+            matching = [entry for entry in known if _can_change(step, action, entry, allowed)]
+            changed = [entry.id for entry in matching if _CHANGES[action](step, entry)]
+            held = [entry.id for entry in matching if entry.id not in set(changed)]
+            written = None
+            if record is not None and kept is not None:
+                written = write_change(step, kept, record, len(changed), len(held))
+            return JobChanges(changed, held, written)
 
     async def pause_queue(
         self,
@@ -48,33 +67,195 @@ class MemoryMaintaining(Maintaining):
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        new = Pause(by=by, reason=reason, until=until) if paused else None
-        self._data.run_atomically(lambda step: operations.pause_queue(step, queue, new))
+        with AtomicStep(self._data) as step:
+            state = step.state
+            if not paused:
+                state.pauses.pop(queue, None)
+                step.names_to_notify[queue] += ALL_WORKERS
+                return
+            old = state.find_pause(queue, step.now)
+            since = step.now / MICRO if old is None else old.since
+            state.pauses[queue] = Pause(by=by, reason=reason, since=since, until=until)
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
-        return self._data.run_atomically(
-            lambda step: operations.send_command(step, session_id, command)
-        )
+        with AtomicStep(self._data) as step:
+            session = step.state.sessions.get(session_id)
+            if session is None or session.is_ended:
+                return False
+            session.command = command
+            step.names_to_notify[make_session_name(session_id)] += 1
+            return True
 
     async def set_tenant_weight(self, tenant: str, weight: float | None) -> None:
-        self._data.run_atomically(lambda step: operations.set_tenant_weight(step, tenant, weight))
+        units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
+        with AtomicStep(self._data) as step:
+            step.state.turns.set_weight(tenant, units)
 
     async def change_limit(self, change: LimitChange) -> None:
         change.check()
-        self._data.run_atomically(lambda step: operations.change_limit(step, change))
+        with AtomicStep(self._data) as step:
+            state = step.state
+            change = msgspec.structs.replace(change, at=step.now / MICRO)
+            if change.key is None:
+                old = state.limit_changes.get(change.name)
+                state.limit_changes[change.name] = change if old is None else old.merge(change)
+                apply_changed_limit(step, change.name)
+            else:
+                key = (change.name, change.key)
+                old = state.key_changes.get(key)
+                change_key(step, key, change if old is None else old.merge(change))
 
     async def reset_limit(self, name: str, key: str | None = None) -> bool:
-        return self._data.run_atomically(lambda step: operations.reset_limit(step, name, key))
+        with AtomicStep(self._data) as step:
+            if key is not None:
+                existed = (name, key) in step.state.key_changes
+                change_key(step, (name, key), None)
+            else:
+                existed = step.state.limit_changes.pop(name, None) is not None
+                apply_changed_limit(step, name)
+            return existed
 
     async def put_record(
         self, record: NewRecord, *, version: int | None = None, keep: int | None = None
     ) -> RecordPut:
-        return self._data.run_atomically(
-            lambda step: records.put_record(step, record, version, keep)
-        )
+        with AtomicStep(self._data) as step:
+            return put_record(step, record, version, keep)
 
     async def delete_record(self, kind: RecordKind, record_id: str) -> bool:
-        return self._data.run_atomically(lambda step: records.delete_record(step, kind, record_id))
+        with AtomicStep(self._data) as step:
+            return step.state.records[kind].pop(record_id, None) is not None
 
     async def prune(self, keep: Retention, limit: int) -> int:
-        return self._data.run_atomically(lambda step: operations.prune(step, keep, limit))
+        left = limit
+        with AtomicStep(self._data) as step:
+            state, now = step.state, step.now
+            prune_sessions_and_keys(state, now)
+            prune_statistics(state, now)
+            old = [e for e in state.jobs_by_seq.values() if _is_past_retention(e, keep, now)]
+            for entry in old[:left]:
+                state.remove_job(entry)
+                left -= 1
+            if keep.completed_max is not None:
+                existing = [
+                    e
+                    for e in state.jobs_by_seq.values()
+                    if e.final_state in {State.COMPLETED, State.CANCELLED}
+                ]
+                existing.sort(key=lambda e: (e.finished_at or 0, e.seq))
+                for entry in existing[: min(left, max(0, len(existing) - keep.completed_max))]:
+                    state.remove_job(entry)
+                    left -= 1
+            for entry in state.jobs_by_seq.values():
+                if left and entry.result is not None and _is_older(entry, keep.results, now):
+                    entry.result = None
+                    left -= 1
+        return limit - left
+
+
+def _can_change(
+    step: AtomicStep, action: BulkAction, entry: JobEntry, allowed: frozenset[State]
+) -> bool:
+    """Return whether the action changes the job in its state. A job that is due stays in place."""
+    if action is BulkAction.RUN_NOW and entry.due <= step.now:
+        return False
+    return entry.get_state(step.now) in allowed
+
+
+def _replay(step: AtomicStep, entry: JobEntry) -> bool:
+    """Make a dead letter due now. Reset its failure and loss counts; keep its history.
+
+    Return False if another job holds its unique key.
+    """
+    key = entry.options.unique_key
+    holder = None if key is None else step.find_key_holder(entry.name, key)
+    if holder not in (None, entry.id):
+        return False
+    if holder is None:
+        step.take_key(entry)
+    entry.final_state, entry.finished_at, entry.reason = None, None, None
+    entry.ended_by = None
+    entry.failures = entry.lost = 0
+    return _make_due(step, entry)
+
+
+def _make_due(step: AtomicStep, entry: JobEntry) -> bool:
+    entry.due = step.now
+    step.state.add_waiting(entry, step.now)
+    step.names_to_notify[entry.queue] += 1
+    return True
+
+
+def _cancel(step: AtomicStep, entry: JobEntry) -> bool:
+    step.cancel(entry.id)
+    return True
+
+
+def _delete(step: AtomicStep, entry: JobEntry) -> bool:
+    step.state.remove_job(entry)
+    return True
+
+
+_CHANGES: Mapping[BulkAction, Callable[[AtomicStep, JobEntry], bool]] = MappingProxyType(
+    {
+        BulkAction.REPLAY: _replay,
+        BulkAction.RUN_NOW: _make_due,
+        BulkAction.CANCEL: _cancel,
+        BulkAction.DELETE: _delete,
+    }
+)
+
+
+def prune_sessions_and_keys(state: MemoryState, now: int) -> None:
+    """Remove sessions that ended more than a day ago, unique keys and replacements that have
+    expired, and tenants that have no jobs.
+    """
+    state.turns.forget()
+    for session_id, session in list(state.sessions.items()):
+        if (
+            session.ended_at is not None
+            and not session.leased_jobs
+            and session.ended_at < now - ENDED_SESSION_RETENTION
+        ):
+            del state.sessions[session_id]
+    for key, use in list(state.limit_uses.items()):
+        if not (use.in_use or use.opens_at or use.has_parked()) and use.spent_until < now:
+            del state.limit_uses[key]
+    for key, lease in list(state.unique_keys.items()):
+        if lease.valid_until is not None and lease.valid_until <= now:
+            del state.unique_keys[key]
+    for job_id, replacement in list(state.replacements.items()):
+        if replacement.valid_until <= now:
+            del state.replacements[job_id]
+
+
+def prune_statistics(state: MemoryState, now: int) -> None:
+    """Remove statistics that are older than `STEPS` allows, and merge the sources of others."""
+    for key in [
+        key
+        for key, row in state.statistics.items()
+        if row.start * MICRO < now - to_micros(STEPS[row.step])
+    ]:
+        del state.statistics[key]
+    old = {
+        key: row
+        for key, row in state.statistics.items()
+        if (row.start + row.step + MERGE_AFTER) * MICRO < now
+    }
+    for key in old:
+        del state.statistics[key]
+    for row in add_statistics(old.values()):
+        state.statistics[row.step, row.start, row.queue, row.name, MERGED_SOURCE] = row
+
+
+def _is_past_retention(entry: JobEntry, keep: Retention, now: int) -> bool:
+    if entry.final_state is None:
+        return False
+    return _is_older(
+        entry, keep.failed if entry.final_state is State.FAILED else keep.completed, now
+    )
+
+
+def _is_older(entry: JobEntry, seconds: float | None, now: int) -> bool:
+    if seconds is None or entry.finished_at is None:
+        return False
+    return entry.finished_at < now - to_micros(seconds)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nimburion.backends.memory import operations
 from nimburion.backends.memory.data import MemoryData
+from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.backend import Producing
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.operations import Cancellation
@@ -18,7 +18,9 @@ class MemoryProducing(Producing):
         self._data = data
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        return self._data.run_atomically(lambda step: step.enqueue(jobs))
+        with AtomicStep(self._data) as step:
+            return step.enqueue(jobs)
 
     async def cancel(self, job_id: str) -> Cancellation:
-        return self._data.run_atomically(lambda step: operations.cancel(step, job_id))
+        with AtomicStep(self._data) as step:
+            return step.cancel(job_id)

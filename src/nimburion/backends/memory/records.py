@@ -1,4 +1,4 @@
-"""Records: store, delete and read them. Each call runs in one `AtomicStep`."""
+"""Records: store and read one. Each call runs in one `AtomicStep`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from msgspec.structs import replace
 
 from nimburion.backends.memory.state import MICRO, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
-from nimburion.core.queries import parse_cursor
 from nimburion.core.records import (
     NewRecord,
     Record,
     RecordChange,
     RecordKind,
-    RecordPage,
     RecordPut,
     compute_due,
 )
 
 
 def put_record(
-    step: AtomicStep, new: NewRecord, version: int | None, keep: int | None
+    step: AtomicStep, new: NewRecord, version: int | None = None, keep: int | None = None
 ) -> RecordPut:
-    """See `Maintaining.put_record`."""
+    """Store a record if it has this version; keep the newest `keep` records of its kind."""
     kind = step.state.records[new.kind]
     position, kept = kind.get(new.id, (step.state.record_positions, None))
     if version not in (None, 0 if kept is None else kept.version):
@@ -78,34 +76,6 @@ def write_change(
     return record
 
 
-def delete_record(step: AtomicStep, kind: RecordKind, record_id: str) -> bool:
-    """See `Maintaining.delete_record`."""
-    return step.state.records[kind].pop(record_id, None) is not None
-
-
 def get_record(step: AtomicStep, kind: RecordKind, record_id: str) -> Record | None:
-    """See `Inspecting.get_record`."""
+    """Return a record, or None if there is none with this id."""
     return step.state.records[kind].get(record_id, (0, None))[1]
-
-
-def list_records(
-    step: AtomicStep, kind: RecordKind, limit: int, after: str | None, *, by_due: bool
-) -> RecordPage:
-    """See `Inspecting.list_records`. The cursor is the position of the last record of the page."""
-    before = parse_cursor(after)
-    now = step.now / MICRO
-    if by_due:
-        due = sorted(
-            (record.due, position, record)
-            for position, record in step.state.records[kind].values()
-            if record.due is not None
-        )
-        return RecordPage([record for _, _, record in due[:limit]], now)
-    found = [
-        (position, record)
-        for position, record in reversed(step.state.records[kind].values())
-        if before is None or position < before
-    ]
-    page = found[:limit]
-    has_more = len(found) > limit and bool(page)
-    return RecordPage([record for _, record in page], now, str(page[-1][0]) if has_more else None)

@@ -59,6 +59,13 @@ class TenantTurns:
         """Return the weight of a tenant in hundredths."""
         return self.weights.get(tenant, WEIGHT_UNITS)
 
+    def set_weight(self, tenant: str, units: int) -> None:
+        """Store a weight in hundredths; that of all others is not stored."""
+        if units == WEIGHT_UNITS:
+            self.weights.pop(tenant, None)
+        else:
+            self.weights[tenant] = units
+
     def add(self, entry: JobEntry, place: LanePosition, *, was_parked: bool = False) -> None:
         """Add a due job to its group. If the group was empty, the tenant joins the others."""
         group = _get_group(entry)

@@ -6,7 +6,9 @@ Each also updates lanes, limits, unique keys and notifications.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
+from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.state import (
     JobEntry,
     KeyEntry,
@@ -29,14 +31,17 @@ from nimburion.backends.planning.enqueue import (
     plan_enqueue,
 )
 from nimburion.backends.planning.settle import (
+    CANCELLED,
     Effect,
     decide_effect,
     decide_release,
     decide_unmatched,
 )
-from nimburion.backends.waiters import JobCounts
+from nimburion.backends.waiters import JobCounts, make_session_name
+from nimburion.core.errors import JobNotFound
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, closes_lane
+from nimburion.core.operations import Cancellation
 from nimburion.core.settlement import (
     Progressed,
     RateLimited,
@@ -49,14 +54,32 @@ from nimburion.core.settlement import (
 
 
 class AtomicStep:
-    """One atomic change of the data, at one time. Collects the queues and sessions to notify."""
+    """One atomic read or change of the data, at one time.
 
-    __slots__ = ("names_to_notify", "now", "state")
+    As a context manager, it holds the lock. At its end it notifies the queues and sessions that it
+    collected.
+    """
 
-    def __init__(self, state: MemoryState, now: int) -> None:
-        self.state: MemoryState = state
-        self.now: int = now
+    __slots__ = ("_data", "names_to_notify", "now", "state")
+
+    def __init__(self, data: MemoryData) -> None:
+        self._data = data
+        self.state: MemoryState = data.shared.state
+        self.now: int = 0
+        """Microseconds since 1970, read under the lock."""
         self.names_to_notify: JobCounts = JobCounts(int)
+
+    def __enter__(self) -> Self:
+        """Wait for the lock, and read the clock."""
+        self._data.shared.lock.acquire()
+        self.now = to_micros(self._data.clock.now())
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        """Release the lock, then notify. After a failure, notify nothing."""
+        self._data.shared.lock.release()
+        if failure is None and self.names_to_notify:
+            self._data.shared.notify(self.names_to_notify)
 
     # Enqueue
 
@@ -157,6 +180,22 @@ class AtomicStep:
         if lease is not None and lease.job_id == entry.id and lease.valid_until is None:
             del self.state.unique_keys[entry.name, key]
             self.names_to_notify[entry.queue] += 1
+
+    # Cancel
+
+    def cancel(self, job_id: str) -> Cancellation:
+        """Cancel a waiting job; request that of a job that runs."""
+        entry = self.state.jobs.get(job_id)
+        if entry is None:
+            raise JobNotFound(job_id)
+        if entry.final_state is not None:
+            return Cancellation.FINISHED
+        if entry.leased is not None:
+            entry.leased.cancel_requested = True
+            self.names_to_notify[make_session_name(entry.leased.session.session.id)] += 1
+            return Cancellation.REQUESTED
+        self.apply_effect(entry, CANCELLED)
+        return Cancellation.CANCELLED
 
     # Settle
 
