@@ -554,7 +554,7 @@ MUTANTS = (
     Mutant(
         "a transactional enqueue notifies nobody",
         "backends/sqlite/*.py",
-        "self.$watch.$add(created, $woken)",
+        "$transactions.$watch.$add(created, $woken)",
         "pass",
         (f"{TRANSACTIONS}test_a_waiter_wakes_after_a_commit_on_a_callers_connection",),
     ),

@@ -272,7 +272,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "SQLite: a change of a limit forgets the earlier one",
         "backends/sqlite/*.py",
-        "$change = _decode_change($row[0]).merge($change)",
+        "$change = decode_change($row[0]).merge($change)",
         "pass",
         (f"{SQLITE}test_changes_of_one_limit_add_up",),
     ),
@@ -285,7 +285,7 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "SQLite: a job overtakes parked jobs that still return",
-        "backends/sqlite/exchange.py",
+        "backends/sqlite/consuming.py",
         "exclude_changing($db, $lanes) if $head.has_keys else $lanes",
         "$lanes",
         (f"{SQLITE}test_a_change_returns_many_parked_jobs_in_steps",),

@@ -223,7 +223,7 @@ class TestFreeing:
         clock: FakeClock,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("nimburion.backends.sqlite.operations.MAX_CHECKED", 2)
+        monkeypatch.setattr("nimburion.backends.sqlite.maintenance.MAX_CHECKED", 2)
         await backend.producing.enqueue([make(f"{n}", f"q{n}") for n in range(5)])
         await finish_all(await open_worker(backend, *((f"q{n}", "n") for n in range(1, 5))))
         counts = []

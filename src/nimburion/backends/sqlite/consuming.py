@@ -1,23 +1,71 @@
-"""`SQLiteConsuming`: the sessions of workers, their exchanges, and the rescue of lost jobs."""
+"""`SQLiteConsuming`: the sessions of workers, their exchanges, and the rescue of lost jobs.
+
+An exchange applies settlements, promotes due jobs and reserves jobs, in one transaction.
+"""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Collection, Sequence
+from functools import partial
+from typing import NamedTuple
 
-from nimburion.backends.sqlite import exchange as exchanging
-from nimburion.backends.sqlite import sessions, statistics
-from nimburion.backends.sqlite.connection.database import MICRO
+import msgspec
+
+from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
+from nimburion.backends.sqlite.connection.database import MICRO, Database
 from nimburion.backends.sqlite.file import SQLiteFile
+from nimburion.backends.sqlite.limits import (
+    LaneLimits,
+    Rules,
+    decode_lane_limits,
+    follow_clock,
+    read_lane_limits,
+    read_rules,
+    set_limits,
+)
 from nimburion.backends.sqlite.notifications import SocketListener
-from nimburion.backends.sqlite.rescue import rescue
+from nimburion.backends.sqlite.parked_jobs import exclude_changing, unpark_changed, unpark_open
+from nimburion.backends.sqlite.reserve import (
+    Lanes,
+    LeaseBatch,
+    count_fitting,
+    exclude_full,
+    find_next_opening,
+    find_unpaused_lanes,
+    find_waiting_lanes,
+    has_opened,
+    measure_sizes,
+)
+from nimburion.backends.sqlite.sessions import (
+    SessionDescription,
+    SessionRow,
+    decode_description,
+    find_session,
+)
+from nimburion.backends.sqlite.settle import LeaseRow, apply_effect, release_lease, settle_batch
+from nimburion.backends.sqlite.tenants import set_tenant_weight
+from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.backend import Consuming
-from nimburion.core.exchange import Reply, ReserveRequest
-from nimburion.core.lease import Lease
+from nimburion.core.errors import OutOfOrder, SessionLost
+from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest
+from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
+from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.operations import Promoted, Rescued
-from nimburion.core.session import HeartbeatReply, Session, Vitals
-from nimburion.core.settlement import Settlement
+from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
+from nimburion.core.settlement import Settled, Settlement
+
+MAX_PROMOTED = 10_000
+"""The most jobs that one exchange promotes. More become due at once only after an outage."""
+
+_RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}
+_RESULTS_BY_CODE = {letter: result for result, letter in _RESULT_CODES.items()}
+_encode = msgspec.json.Encoder().encode
+_decode_names = msgspec.json.Decoder(frozenset[str]).decode
+_decode_seqs = msgspec.json.Decoder(list[int]).decode
+_decode_options = msgspec.json.Decoder(JobOptions).decode
 
 
 class SQLiteConsuming(Consuming):
@@ -27,7 +75,25 @@ class SQLiteConsuming(Consuming):
         self._file = file
 
     async def open_session(self, session: Session) -> None:
-        await self._file.write(lambda db: sessions.open_session(db, session), durable=False)
+
+        def open_session(db: Database) -> None:
+            if find_session(db, session.id) is not None:
+                renew_session(db, session.id)
+                return
+            info = SessionDescription(
+                session.host, session.pid, session.owner, session.queues, session.names
+            )
+            db.run(
+                "insert_session", session.id, _encode(info).decode(), session.ttl,
+                db.boot_time + session.ttl, db.boot_id, db.now,
+            )  # fmt: skip
+            changed = [set_limits(db, name, session.limits.get(name, {})) for name in session.names]
+            for tenant, weight in session.weights.items():
+                set_tenant_weight(db, tenant, weight)
+            if any(changed):
+                db.notify([EVERY_QUEUE])  # others may wait for a limit that has changed
+
+        await self._file.write(open_session, durable=False)
         self._file.listen()
 
     async def exchange(
@@ -38,45 +104,124 @@ class SQLiteConsuming(Consuming):
         request: ReserveRequest,
     ) -> Reply:
         result = await self._file.write(
-            lambda db: exchanging.run_exchange(db, session_id, number, settlements, request),
+            partial(
+                run_exchange,
+                session_id=session_id,
+                number=number,
+                settlements=settlements,
+                request=request,
+            ),
             durable=False,
         )
-        reply = exchanging.make_reply(result)
+        reply = make_reply(result)
         listener, notifier = self._file.listener, self._file.notifier
         if listener is not None and listener.last_wait.has_ended and notifier is not None:
             notifier.wake_next(request, reply)
         return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
-        return await self._file.write(
-            lambda db: sessions.heartbeat(db, session_id, vitals), durable=False
-        )
+
+        def renew(db: Database) -> HeartbeatReply:
+            session = renew_session(db, session_id, vitals)
+            names = set(decode_description(session.description).names)
+            return HeartbeatReply(
+                cancel=[
+                    Lease(job_id, Token(fence, nonce), seq)
+                    for seq, job_id, fence, nonce in db.run("list_cancel_requests", session.session)
+                ],
+                paused=[queue for (queue,) in db.run("list_paused_queues", db.now)],
+                limits={
+                    name: ConcurrencyLimit(lane.limit.concurrency, lane.use.in_use)
+                    for name, lane in read_lane_limits(db).items()
+                    if name in names and lane.limit.concurrency is not None
+                },
+                command=None if session.command is None else WorkerCommand(session.command),
+            )
+
+        return await self._file.write(renew, durable=False)
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
-        values = statistics.encode_rows(source, rows)
+        values = [
+            (row.step, row.start, row.queue, row.name, source, _encode(row.counters).decode())
+            for row in rows
+        ]
+
+        def put(db: Database) -> None:
+            db.connection.executemany(db.statements["put_statistics"], values)
+
         if values:
-            await self._file.write(lambda db: statistics.put_statistics(db, values), durable=False)
+            await self._file.write(put, durable=False)
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
-        await self._file.write(
-            lambda db: sessions.release(db, session_id, leases, nonce), durable=False
-        )
+        wanted = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in leases}
+
+        def release(db: Database) -> None:
+            session = find_session(db, session_id)
+            if session is None or not session.is_alive:
+                return
+            for held in read_leases(db, session.session):
+                if held.nonce == nonce or (held.seq, held.fence, held.nonce) in wanted:
+                    release_lease(db, held, settles=True, unstarted=True)
+
+        await self._file.write(release, durable=False)
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
-        await self._file.write(
-            lambda db: sessions.close_session(db, session_id, running), durable=False
-        )
+        still_running = {(lease.ref, lease.token.fence, lease.token.nonce) for lease in running}
+
+        def close(db: Database) -> None:
+            session = find_session(db, session_id)
+            if session is None or session.ended_at is not None:
+                return
+            left = False
+            for held in read_leases(db, session.session):
+                if (held.seq, held.fence, held.nonce) in still_running:
+                    left = True
+                else:
+                    release_lease(db, held, settles=False, unstarted=False)
+            db.run("mark_session_left" if left else "end_session", session.session, db.now)
+
+        await self._file.write(close, durable=False)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
-        return await self._file.write(lambda db: rescue(db, limit, max_lost), durable=False)
+
+        def rescue(db: Database) -> Rescued:
+            expired = db.run("expire_sessions", db.now, db.boot_time, db.boot_id).fetchall()
+            # A worker that lives learns that its session has ended; the socket of a dead one is
+            # removed.
+            db.notify(make_session_name(session_id) for (session_id,) in expired)
+            rows = db.run("list_orphaned_leases", limit + 1).fetchall()
+            rescued = Rescued([], [], [], more=len(rows) > limit)
+            for *fields, job_id, failures, lost, session_id, host, left, several in rows[:limit]:
+                lease = LeaseRow(*fields)
+                orphan = OrphanedLease(
+                    failures=failures,
+                    lost=lost,
+                    started_at=lease.started_at,
+                    cancel_requested=bool(lease.cancel_requested),
+                    session=session_id,
+                    host=host,
+                    was_left=bool(left),
+                    held_several=bool(several),
+                )
+                effect = decide_rescue(orphan, max_lost, db.now)
+                apply_effect(db, lease, effect)
+                note_rescued(rescued, job_id, effect)
+            return rescued
+
+        return await self._file.write(rescue, durable=False)
 
     async def promote(self, limit: int) -> Promoted:
-        count, due = await self._file.write(
-            lambda db: exchanging.promote_and_notify(db, limit), durable=False
-        )
-        return Promoted(count, None if due is None else due / MICRO)
+
+        def promote_and_notify(db: Database) -> Promoted:
+            lanes = _decode_seqs(db.fetch_value("list_due_lanes", db.now, limit))
+            count = promote(db, limit) if lanes else 0
+            db.notify({db.get_lane(lane).queue for lane in lanes})
+            due = db.fetch_value("get_next_due")
+            return Promoted(count, None if due is None else due / MICRO)
+
+        return await self._file.write(promote_and_notify, durable=False)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
         # Notifications of other processes end the wait too.
@@ -90,3 +235,275 @@ class SQLiteConsuming(Consuming):
         if listener is None or self._file.pid != os.getpid():
             raise self._file.make_not_open_error()
         return listener
+
+
+def renew_session(db: Database, session_id: str, vitals: Vitals | None = None) -> SessionRow:
+    """Let a session expire later, and return it; raise `SessionLost` if it is not alive."""
+    session = find_session(db, session_id)
+    if session is None or not session.is_alive:
+        raise SessionLost(session_id)
+    reported = None if vitals is None else _encode(vitals).decode()
+    db.run("renew_session", session.session, db.boot_time + session.ttl, db.boot_id, reported)
+    return session
+
+
+def read_leases(db: Database, session: int) -> list[LeaseRow]:
+    """Read all leases of a session, before transitions change that table."""
+    return [LeaseRow(*row) for row in db.run("list_leases", session)]
+
+
+class ReservedJob(msgspec.Struct, array_like=True, gc=False):
+    """A row of the statement `get_deliveries`: a job without its payload."""
+
+    seq: int
+    id: str
+    lane: int
+    priority: int
+    failures: int
+    lost: int
+    due: int
+    created_at: int
+    fence: int
+    size: int
+    options: str | None
+
+
+ReservedRow = tuple[ReservedJob, bytes, Lane]
+"""A job, its payload and its lane."""
+
+
+_decode_reserved_jobs = msgspec.json.Decoder(list[ReservedJob]).decode
+
+
+class SessionHead(NamedTuple):
+    """The session, limits and pauses, read in one statement before an exchange."""
+
+    session: int
+    last_exchange_number: int
+    results: str
+    left_at: int | None
+    ended_at: int | None
+    paused: str
+    limits: str
+    next_due: int | None
+    has_unique_keys: int
+    has_keys: int
+    has_charges: int
+
+
+class ExchangeResult(NamedTuple):
+    """The rows that an exchange read. `make_reply` turns them into a `Reply` after the commit."""
+
+    results: list[Settled]
+    reserved: list[ReservedRow]
+    nonce: bytes
+    waiting: list[Lane]
+    next_due: int | None
+    now: int
+
+
+def run_exchange(
+    db: Database,
+    session_id: str,
+    number: int,
+    settlements: Sequence[Settlement],
+    request: ReserveRequest,
+) -> ExchangeResult:
+    """Settle, promote due jobs and reserve, in one transaction."""
+    head = read_session_head(db, session_id)
+    if number == head.last_exchange_number and number > 0:
+        return repeat_result(db, head, request)
+    if number != head.last_exchange_number + 1:
+        raise OutOfOrder(
+            f"exchange {number} after {head.last_exchange_number} of session {session_id}"
+        )
+    limits = decode_lane_limits(head.limits)
+    if head.has_keys or any(lane.limit.rate is not None for lane in limits.values()):
+        follow_clock(db)
+    has_unique_keys = bool(head.has_unique_keys)
+    results = (
+        settle_batch(
+            db,
+            head.session,
+            settlements,
+            has_limits=bool(limits),
+            has_unique_keys=has_unique_keys,
+            has_keys=bool(head.has_keys),
+            has_charges=bool(head.has_charges),
+        )
+        if settlements
+        else []
+    )
+    next_due = promote_due(db, head, settled=bool(settlements))
+    rules = begin_admission(db, request) if head.has_keys else {}
+    limits_before = read_lane_limits(db) if limits else limits
+    unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
+    lanes = exclude_full(limits_before, unpaused, db.now) if limits else unpaused
+    steady = exclude_changing(db, lanes) if head.has_keys else lanes
+    has_turns = bool(db.fetch_value("has_turns"))
+    rows = []
+    if request.total > 0 and steady:
+        batch = LeaseBatch(db, request, steady, limits_before, rules, has_turns)
+        rows = lease_jobs(db, head.session, number, request, batch)
+    limits_after = read_lane_limits(db) if limits else limits
+    if has_opened(limits, limits_after):
+        db.notify([EVERY_QUEUE])
+    db.run(
+        "save_exchange",
+        head.session,
+        number,
+        "".join([_RESULT_CODES[result] for result in results]),
+    )
+    waiting = find_waiting_lanes(db, exclude_full(limits_after, lanes, db.now) if limits else lanes)
+    next_due = find_next_time(db, unpaused, limits_after, next_due, has_keys=bool(head.has_keys))
+    return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
+
+
+def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> ExchangeResult:
+    """Build the result of the last exchange again. Jobs that no longer fit are requeued."""
+    listed, nonce = db.fetch_one(
+        "get_repeated_leases", head.session, head.last_exchange_number
+    ) or (
+        "[]",
+        None,
+    )
+    seqs = _decode_seqs(listed)
+    count = count_fitting(measure_sizes(db, seqs), request.max_bytes)
+    for seq in seqs[count:]:
+        lease_row = db.fetch_one("get_lease", head.session, seq)
+        assert lease_row is not None, "it was read just now, in this transaction"
+        release_lease(db, LeaseRow(*lease_row), settles=False, unstarted=True)
+    limits = read_lane_limits(db)
+    lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
+    return ExchangeResult(
+        [_RESULTS_BY_CODE[letter] for letter in head.results],
+        read_reserved_jobs(db, seqs[:count])[0],
+        nonce or b"",
+        find_waiting_lanes(db, exclude_full(limits, lanes, db.now)),
+        find_next_time(db, lanes, limits, head.next_due, has_keys=bool(head.has_keys)),
+        db.now,
+    )
+
+
+def read_session_head(db: Database, session_id: str) -> SessionHead:
+    """Read the session with limits and pauses; raise `SessionLost` if it is not alive."""
+    row = db.fetch_one("get_exchange_head", session_id, db.now)
+    head = None if row is None else SessionHead(*row)
+    if head is None or head.left_at is not None or head.ended_at is not None:
+        raise SessionLost(session_id)
+    return head
+
+
+def begin_admission(db: Database, request: ReserveRequest) -> Rules:
+    """Return parked jobs whose rate allows one now, or whose limit changed, to their lanes; read
+    the limits that may concern the requested lanes.
+    """
+    unpark_open(db)
+    unpark_changed(db)
+    return read_rules(db, queues={lane.queue for lane in request.lanes})
+
+
+def promote_due(db: Database, head: SessionHead, *, settled: bool) -> int | None:
+    """Promote the jobs that are due; return the earliest due time of the remaining, or None."""
+    due = db.fetch_value("get_next_due") if settled else head.next_due
+    if due is not None and due <= db.now:
+        promote(db, MAX_PROMOTED)
+        due = db.fetch_value("get_next_due")
+    return due
+
+
+def promote(db: Database, limit: int) -> int:
+    """Move up to `limit` due jobs into their lanes, earliest first; return their number."""
+    count = db.run("copy_due_to_ready", db.now, limit).rowcount
+    db.run("delete_promoted", db.now, limit)
+    return count
+
+
+def lease_jobs(
+    db: Database, session: int, number: int, request: ReserveRequest, batch: LeaseBatch
+) -> list[ReservedRow]:
+    """Lease the first jobs of the merge that fit into one reply; return them in rank order.
+
+    Payloads are read before their sizes are known, because they rarely exceed `max_bytes`. Jobs
+    that do not fit stay in their lanes. After that, exchanges read the sizes first
+    (`Database.reads_sizes_first`) until everything fits again.
+    """
+    batch.choose()
+    if db.reads_sizes_first and batch.seqs:
+        count = count_fitting(measure_sizes(db, batch.seqs), request.max_bytes)
+        db.reads_sizes_first = count < len(batch.seqs)
+        batch.keep(count)
+    rows, size = read_reserved_jobs(db, batch.seqs)
+    if size + DELIVERY_OVERHEAD * len(rows) > request.max_bytes and len(rows) > 1:
+        db.reads_sizes_first = True
+        count = count_fitting(
+            [len(payload) + len(job.options or "") for job, payload, _ in rows], request.max_bytes
+        )
+        batch.keep(count)
+        del rows[count:]
+    batch.save(session, number)
+    return rows
+
+
+def read_reserved_jobs(db: Database, seqs: list[int]) -> tuple[list[ReservedRow], int]:
+    """Return the jobs with their payloads, in the order of `seqs`, and the size in bytes of all
+    their payloads and options.
+    """
+    if not seqs:
+        return [], 0
+    try:
+        listed, payloads, options_size = db.fetch_one(  # type: ignore[misc]
+            "get_deliveries", _encode(seqs).decode()
+        )
+    except sqlite3.DataError:  # all payloads together are too large for one value of SQLite
+        if len(seqs) == 1:
+            raise
+        half = len(seqs) // 2
+        (first, first_size), (second, second_size) = (
+            read_reserved_jobs(db, part) for part in (seqs[:half], seqs[half:])
+        )
+        return first + second, first_size + second_size
+    found, at = {}, 0
+    lanes: dict[int, Lane] = {}
+    for job in _decode_reserved_jobs(listed):
+        lane = lanes.get(job.lane)
+        if lane is None:
+            lane = lanes[job.lane] = db.get_lane(job.lane)
+        end = at + job.size
+        found[job.seq] = (job, payloads[at:end], lane)
+        at = end
+    return [found[seq] for seq in seqs], at + options_size
+
+
+def find_next_time(
+    db: Database, lanes: Lanes, limits: LaneLimits, next_due: int | None, *, has_keys: bool
+) -> int | None:
+    """Return `next_due`, or when a rate limit allows a job of these lanes, if that is earlier."""
+    times = [
+        next_due,
+        find_next_opening(db, limits, lanes) if limits else None,
+        db.fetch_value("get_next_key_opening", db.now) if has_keys else None,
+    ]
+    return min((time for time in times if time is not None), default=None)
+
+
+def make_reply(result: ExchangeResult) -> Reply:
+    """Convert the result of an exchange to a `Reply`."""
+    nonce = result.nonce
+    deliveries = [
+        Delivery(
+            Lease(job.id, Token(job.fence + 1, nonce), job.seq),
+            lane.name,
+            lane.queue,
+            payload,
+            job.priority,
+            job.failures,
+            job.lost,
+            job.due / MICRO,
+            job.created_at / MICRO,
+            NO_JOB_OPTIONS if job.options is None else _decode_options(job.options),
+        )
+        for job, payload, lane in result.reserved
+    ]
+    next_due = None if result.next_due is None else result.next_due / MICRO
+    return Reply(result.results, deliveries, result.waiting, next_due, result.now / MICRO)

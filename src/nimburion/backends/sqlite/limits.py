@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -33,7 +33,7 @@ from nimburion.core.limits import (
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
 
 _encode = msgspec.json.Encoder().encode
-_decode_change = msgspec.json.Decoder(LimitChange).decode
+decode_change: Callable[[str], LimitChange] = msgspec.json.Decoder(LimitChange).decode
 _decode_rule = msgspec.json.Decoder(LimitRule).decode
 _decode_rules = msgspec.json.Decoder(
     list[tuple[str, str, int | None, str | None, int | None, int | None, int | None]]
@@ -286,20 +286,13 @@ def pass_turns(db: Database, lane: int, seq: int) -> None:
 # --- what is declared and changed -------------------------------------------------------------
 
 
-def declare_limits(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bool:
-    """Store what a session declares for a job name, and let it apply; return whether the limits in
-    force changed.
-    """
-    return _set_rules(db, name, declared)
-
-
 def _apply_limits(db: Database, name: str) -> None:
     """Let what is declared for a job name apply, with the changes of operators."""
     rows = db.run("list_declared_limits", name)
-    _set_rules(db, name, {limit: _decode_rule(body) for limit, body in rows})
+    set_limits(db, name, {limit: _decode_rule(body) for limit, body in rows})
 
 
-def _set_rules(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bool:
+def set_limits(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bool:
     """Set the limits of a job name to what is declared, with the changes of operators; return
     whether the limits in force changed.
 
@@ -348,36 +341,20 @@ def _replace_rule(
         db.run("carry_over_keys", limit, *ends)
 
 
-def change_limit(db: Database, change: LimitChange) -> None:
-    """See `Maintaining.change_limit`."""
-    place = (change.name, int(change.key is not None), change.key or "")
-    row = db.fetch_one("get_limit_change", *place)
-    change = msgspec.structs.replace(change, at=db.now / MICRO)
-    if row is not None:
-        change = _decode_change(row[0]).merge(change)
-    before = read_key_changes(db)
-    db.run("put_limit_change", *place, _encode(change).decode())
-    _apply_change(db, change.name, change.key, before)
-
-
-def reset_limit(db: Database, name: str, key: str | None) -> bool:
-    """See `Maintaining.reset_limit`."""
-    before = read_key_changes(db)
-    deleted = db.run("delete_limit_change", name, int(key is not None), key or "").rowcount
-    _apply_change(db, name, key, before)
-    return deleted > 0
-
-
 def read_key_changes(db: Database) -> KeyChanges:
     """Read the changes of single keys."""
     return {(change.name, change.key or ""): change for change in _list_changes(db, for_key=1)}
 
 
 def _list_changes(db: Database, *, for_key: int | None) -> list[LimitChange]:
-    return [_decode_change(body) for (body,) in db.run("list_limit_changes", for_key)]
+    return [decode_change(body) for (body,) in db.run("list_limit_changes", for_key)]
 
 
-def _apply_change(db: Database, name: str, key: str | None, before: KeyChanges) -> None:
+def apply_change(db: Database, name: str, key: str | None, before: KeyChanges) -> None:
+    """Apply the limits of all job names that have a limit, or one key of it, after it was changed.
+
+    `before`: the earlier changes of single keys.
+    """
     if key is None:
         of_queue = get_limited_queue(name) is not None
         listed = db.run("list_known_names") if of_queue else db.run("list_job_names_of_limit", name)
@@ -417,7 +394,7 @@ def _carry_key_over(
 
 
 def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
-    """See `Inspecting.list_limits`."""
+    """Return the limits in force and changed, with their use."""
     lanes = read_lane_limits(db)
     rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
     uses = [_make_use(*row[:5]) for row in rows if not closes_lane(row[0])]

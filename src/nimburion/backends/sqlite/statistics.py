@@ -1,23 +1,16 @@
-"""Statistics: the counters of each process by interval, queue and name."""
+"""Statistics: delete what is old, and merge the counters of different processes."""
 
 from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Sequence
 
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import MICRO, Database
-from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
     STEPS,
     Counters,
-    Statistics,
-    add_statistics,
 )
-from nimburion.core.transactions import MAX_ENQUEUE_COUNTS, EnqueueCount, sum_enqueue_counts
 
 _MAX_DELETED = 10_000
 """The maximum number of rows of one step that one call deletes."""
@@ -26,51 +19,6 @@ _MAX_MERGED = 2_000
 
 _encode = msgspec.json.Encoder().encode
 _decode_counters = msgspec.json.Decoder(Counters).decode
-
-
-def encode_rows(source: str, rows: Sequence[Statistics]) -> list[tuple[object, ...]]:
-    """Return the inputs of the statement `put_statistics` for each row."""
-    return [
-        (row.step, row.start, row.queue, row.name, source, _encode(row.counters).decode())
-        for row in rows
-    ]
-
-
-def put_statistics(db: Database, values: list[tuple[object, ...]]) -> None:
-    """Store the rows that `encode_rows` returned."""
-    db.connection.executemany(db.statements["put_statistics"], values)
-
-
-def count_enqueued(db: Database, jobs: Sequence[NewJob], results: Sequence[Enqueued]) -> None:
-    """Store how many jobs the caller's transaction created; see `take_enqueue_counts`."""
-    created = Counter(
-        (job.queue, job.name)
-        for job, result in zip(jobs, results, strict=True)
-        if result.outcome == "created"
-    )
-    for (queue, name), count in created.items():
-        db.run("put_enqueue_count", db.now // MICRO, queue, name, count)
-
-
-def take_enqueue_counts(db: Database, min_age: float) -> list[EnqueueCount]:
-    """See `Transactional.take_enqueue_counts`."""
-    latest = db.now / MICRO - min_age
-    rows = db.run("take_enqueue_counts", latest, MAX_ENQUEUE_COUNTS).fetchall()
-    return sum_enqueue_counts(rows)
-
-
-def read_statistics(
-    db: Database, interval: tuple[float, float, int], queue: str | None, name: str | None
-) -> list[Statistics]:
-    """See `Inspecting.list_statistics`. `interval` is its `since`, `until` and `step`."""
-    since, until, step = interval
-    rows = db.run("list_statistics", step, since, until, queue, name).fetchall()
-    return add_statistics(
-        Statistics(
-            step=step, start=start, queue=queue, name=name, counters=_decode_counters(counters)
-        )
-        for start, queue, name, counters in rows
-    )
 
 
 def prune_statistics(db: Database) -> None:

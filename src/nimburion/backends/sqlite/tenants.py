@@ -15,8 +15,6 @@ from nimburion.core.fairness import (
     ShareClass,
     TenantShare,
     TenantTurn,
-    TenantUse,
-    TenantUses,
     to_weight_units,
 )
 
@@ -116,7 +114,7 @@ def settle_charges(
 
 
 def set_tenant_weight(db: Database, tenant: str, weight: float | None) -> None:
-    """See `Maintaining.set_tenant_weight`."""
+    """Store the weight of a tenant. The weight 1, which all others have, is not stored."""
     units = WEIGHT_UNITS if weight is None else to_weight_units(weight)
     if units == WEIGHT_UNITS:
         db.run("delete_tenant_weight", tenant)
@@ -130,27 +128,6 @@ def forget_tenants(db: Database) -> None:
     """
     db.run("delete_idle_shares", MAX_FORGOTTEN)
     db.run("delete_idle_floors")
-
-
-def list_tenants(db: Database, limit: int) -> TenantUses:
-    """See `Inspecting.list_tenants`."""
-    return TenantUses(
-        [
-            TenantUse(
-                tenant=tenant,
-                queue=queue,
-                priority=-rank,
-                weight=units / WEIGHT_UNITS,
-                waiting=waiting,
-                running=running,
-                ahead=max(0, ahead) / MICRO,
-            )
-            for queue, rank, tenant, units, ahead, waiting, running in db.run(
-                "list_tenants", MAX_WAITING_COUNTED, limit
-            )
-        ],
-        {tenant: units / WEIGHT_UNITS for tenant, units in db.run("list_tenant_weights", limit)},
-    )
 
 
 def find_turn(db: Database, seq: int) -> TenantTurn | None:

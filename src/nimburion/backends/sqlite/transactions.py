@@ -27,21 +27,18 @@ from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.connection.opening import connect_for_handler
 from nimburion.backends.sqlite.connection.space import DiskSpace
 from nimburion.backends.sqlite.connection.threads import ReaderThread
-from nimburion.backends.sqlite.enqueue import enqueue_jobs
 from nimburion.backends.sqlite.errors import map_errors
-from nimburion.backends.sqlite.exchange import read_session_head
 from nimburion.backends.sqlite.notifications import CommitPoller, SQLiteNotifier
+from nimburion.backends.sqlite.sessions import find_session
 from nimburion.backends.sqlite.settle import settle_one
-from nimburion.backends.sqlite.statistics import count_enqueued
 from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import (
     BackendUnavailable,
     LeaseLost,
-    SessionLost,
     TransactionExpired,
     UnusableConnection,
 )
-from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.job import NewJob
 from nimburion.core.settlement import Completed, Settled
 from nimburion.core.timing.clock import Clock
 from nimburion.core.transactions import CallerConnection, Transaction
@@ -305,21 +302,9 @@ class CallerTransactions:
             raise
         return connection
 
-    async def enqueue_in(self, caller: CallerConnection, jobs: Sequence[NewJob]) -> list[Enqueued]:
-        """See `nimburion.core.backend.Transactional`."""
-        if not jobs:
-            return []
-        results, queues = await self.run(find_adapter(caller), lambda db: self._enqueue(db, jobs))
-        created = next((result.id for result in results if result.outcome == "created"), None)
-        if created is not None:
-            self.commit_poller.add(created, queues)
-        return results
-
-    def _enqueue(self, db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    def check_space(self, db: Database, jobs: Sequence[NewJob]) -> None:
+        """Raise `BackendFull` if the disk has no space for these jobs."""
         self._space.check(db.connection, sum(len(job.payload) for job in jobs))
-        results = enqueue_jobs(db, jobs)
-        count_enqueued(db, jobs, results)
-        return results
 
     async def complete_job(
         self, adapter: ConnectionAdapter, session_id: str, completed: Completed
@@ -415,11 +400,10 @@ async def find_committed(reader: ReaderThread, ids: list[str]) -> list[str]:
 
 def complete_job(db: Database, session_id: str, completed: Completed) -> None:
     """Complete a job; raise `LeaseLost` unless this session holds it with this token."""
-    try:
-        head = read_session_head(db, session_id)
-    except SessionLost as error:
-        raise LeaseLost(completed.lease.job_id) from error
-    if settle_one(db, head.session, completed) is not Settled.DONE:
+    session = find_session(db, session_id)
+    if session is None or not session.is_alive:
+        raise LeaseLost(completed.lease.job_id)
+    if settle_one(db, session.session, completed) is not Settled.DONE:
         raise LeaseLost(completed.lease.job_id)
 
 
