@@ -6,22 +6,22 @@ ones, the tenant whose first job is due first, then the one whose first job was 
 job is charged when it is reserved, with the mean run time of the tenant's recent jobs. When the
 lease ends, the measured run time replaces that charge.
 
-Virtual times are compared only inside one queue and one job priority. The `floor` of these is the
-virtual time at which the latest job was reserved; no job is charged from below it. So a tenant
-that was away has no credit.
+Virtual times are compared only inside one queue and one job priority, a share class. The minimum
+virtual time of a class is the one at which its latest job was reserved; no job is charged from
+below it. So a tenant that was away has no credit.
 
 When a job begins to wait (enqueued, promoted, replayed, replaced or requeued) and no job of its
 tenant, name and priority waits in the queue, the tenant joins: if it has no share yet, or if its
-virtual time is below the floor, its virtual time becomes the floor plus the charge that its next
-job is expected to have, with its weight at that time (`TenantShare.join`). So it stands behind the
-tenants that wait already. A virtual time that is at the floor or ahead of it stays. A job that
-returns to its lane after it was parked does not join again: a virtual time below the floor becomes
-the floor, without a charge (`TenantShare.catch_up`). Otherwise a job that waits for a shared key
-could be behind a new tenant each time when the key has room.
+virtual time is below the minimum, its virtual time becomes the minimum plus the charge that its
+next job is expected to have, with its weight at that time (`TenantShare.join`). So it stands behind
+the tenants that wait already. A virtual time that is at the minimum or ahead of it stays. A job
+that returns to its lane after it was parked does not join again: a virtual time below the minimum
+becomes the minimum, without a charge (`TenantShare.catch_up`). Otherwise a job that waits for a
+shared key could be behind a new tenant each time when the key has room.
 
-Each tenant that joins is thus ahead of the floor, and the floor rises however many tenants join.
-The bound: a waiting tenant is served after each of the other tenants was charged at most as much as
-the tenant is ahead of the floor, and after one job of each tenant that waits at that moment.
+Each tenant that joins is thus ahead of the minimum, which rises however many tenants join. The
+bound: a waiting tenant is served after each of the other tenants was charged at most as much as the
+tenant is ahead of the minimum, and after one job of each tenant that waits at that moment.
 
 All times are whole microseconds.
 """
@@ -87,10 +87,10 @@ class TenantShare(msgspec.Struct):
     """What one tenant has used of a queue, at one job priority.
 
     >>> share = TenantShare(virtual_time=5_000_000)
-    >>> share.join(floor=5_500_000, weight_units=100)
+    >>> share.join(5_500_000, weight_units=100)
     >>> share.virtual_time
     5600000
-    >>> share.charge(floor=7_000_000, weight_units=100)
+    >>> share.charge(7_000_000, weight_units=100)
     (7000000, 100000)
     >>> share.settle(100_000, 100, run_time=3_000_000)
     >>> share
@@ -98,24 +98,24 @@ class TenantShare(msgspec.Struct):
     """
 
     virtual_time: int = -1
-    """A tenant that never joined is below every floor."""
+    """A tenant that never joined is below every minimum."""
     mean_run_time: int = 0
     """The moving mean of the run times of its jobs; 0 before the first has ended."""
     unmeasured: int = 0
     """How many jobs were reserved before the first run time was known."""
 
-    def join(self, floor: int, weight_units: int) -> None:
+    def join(self, min_virtual_time: int, weight_units: int) -> None:
         """Place the tenant behind those that wait, because a job of it begins to wait."""
-        if self.virtual_time < floor:
-            self.virtual_time = floor + self._expect_charge(weight_units)
+        if self.virtual_time < min_virtual_time:
+            self.virtual_time = min_virtual_time + self._expect_charge(weight_units)
 
-    def catch_up(self, floor: int) -> None:
-        """Place the tenant at the floor if it is below, because a job of it was parked."""
-        self.virtual_time = max(self.virtual_time, floor)
+    def catch_up(self, min_virtual_time: int) -> None:
+        """Place the tenant at the minimum if it is below, because a job of it was parked."""
+        self.virtual_time = max(self.virtual_time, min_virtual_time)
 
-    def charge(self, floor: int, weight_units: int) -> tuple[int, int]:
-        """Charge a job that is reserved. Return the new floor and the charge."""
-        start = max(self.virtual_time, floor)
+    def charge(self, min_virtual_time: int, weight_units: int) -> tuple[int, int]:
+        """Charge a job that is reserved. Return the new minimum virtual time and the charge."""
+        start = max(self.virtual_time, min_virtual_time)
         charge = self._expect_charge(weight_units)
         if self.mean_run_time == 0:
             self.unmeasured += 1
@@ -167,7 +167,7 @@ class TenantUse(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     """Its jobs that are leased."""
     ahead: float
-    """Its virtual time beyond the floor, in seconds. The tenant with the lowest is next."""
+    """Its virtual time beyond the minimum, in seconds. The tenant with the lowest is next."""
 
 
 class TenantUses(msgspec.Struct, frozen=True):
@@ -193,7 +193,7 @@ class TenantTurn(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant: str
     ahead: float
-    """The virtual time of its tenant beyond the floor, in seconds."""
+    """The virtual time of its tenant beyond the minimum, in seconds."""
     tenants_before: int
     """How many other tenants with waiting jobs have a lower virtual time."""
     jobs_before: int

@@ -54,7 +54,7 @@ class Model:
         self.running: dict[int, tuple[Job, int | None]] = {}
         self.uses: dict[LimitKey, LimitUse] = {}
         self.shares: dict[ShareClass, dict[Tenant, TenantShare]] = {}
-        self.floors: dict[ShareClass, int] = {}
+        self.min_virtual_times: dict[ShareClass, int] = {}
         self.own = {
             name: JobLimit(
                 (make_job_limit_name(name), ""),
@@ -98,8 +98,8 @@ class Model:
         shares = self.shares.get(class_, {})
         return {name: PlannedShare(copy(shares.get(name, TenantShare())), 100) for name in tenants}
 
-    def read_floor(self, class_: ShareClass) -> int:
-        return self.floors.get(class_, 0)
+    def read_min_virtual_time(self, class_: ShareClass) -> int:
+        return self.min_virtual_times.get(class_, 0)
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
         return {seq: list(self.find_job(seq).limits) for seq in jobs}
@@ -147,12 +147,12 @@ class Model:
     def put(self, job: Job, *, was_parked: bool = False) -> None:
         """Let a job begin to wait."""
         if job.tenant is not None:
-            floor = self.read_floor((job.lane.queue, job.rank))
+            minimum = self.read_min_virtual_time((job.lane.queue, job.rank))
             if not [
                 other for other in self.list_jobs(job.lane, job.tenant) if other.rank == job.rank
             ]:
                 share = self.get_share(job)
-                share.catch_up(floor) if was_parked else share.join(floor, 100)
+                share.catch_up(minimum) if was_parked else share.join(minimum, 100)
         self.waiting[job.seq] = job
 
     def plan(self, total: int, lanes: Sequence[Lane] = LANES) -> ReservePlan:
@@ -191,7 +191,7 @@ class Model:
             assert (mine.in_use, mine.spent_until) == (use.in_use, use.spent_until)
             mine.opens_at = use.opens_at
         for class_, shares in plan.shares.items():
-            self.floors[class_] = plan.floors[class_]
+            self.min_virtual_times[class_] = plan.min_virtual_times[class_]
             for tenant, weighted in shares.items():
                 self.shares.setdefault(class_, {})[tenant] = weighted.share
         for seq, key in plan.park.items():

@@ -22,7 +22,7 @@ _READY = Struct(">4sBQQ")
 _SHARE = Struct(">qqB")
 
 _SETS = ("ready", "tenant_job", "parked")
-_HASHES = ("lane_name", "limit_use", "tenant_share", "tenant_floor")
+_HASHES = ("lane_name", "limit_use", "tenant_share", "share_class")
 
 
 class StoredJob(msgspec.Struct, frozen=True, order=True):
@@ -42,7 +42,7 @@ class StoredState(msgspec.Struct):
     parked: dict[int, tuple[StoredJob, LimitKey]]
     uses: dict[LimitKey, LimitUse]
     shares: dict[ShareClass, dict[Tenant, TenantShare]]
-    floors: dict[ShareClass, int]
+    min_virtual_times: dict[ShareClass, int]
 
     def apply(self, plan: ReservePlan) -> None:
         """Do what a plan says."""
@@ -59,7 +59,7 @@ class StoredState(msgspec.Struct):
         for key, use in plan.uses.items():
             self.uses[key] = use
         for class_, shares in plan.shares.items():
-            self.floors[class_] = plan.floors[class_]
+            self.min_virtual_times[class_] = plan.min_virtual_times[class_]
             for tenant, planned in shares.items():
                 self.shares.setdefault(class_, {})[tenant] = planned.share
 
@@ -125,8 +125,8 @@ class StoredSource:
             for tenant in tenants
         }
 
-    def read_floor(self, class_: ShareClass) -> int:
-        return self._state.floors.get(class_, 0)
+    def read_min_virtual_time(self, class_: ShareClass) -> int:
+        return self._state.min_virtual_times.get(class_, 0)
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
         return {seq: self._limits[seq] for seq in jobs}
@@ -184,7 +184,7 @@ async def read_state(backend: RedisBackend) -> StoredState:
         shares,
         {
             read_class(field)[0]: int.from_bytes(record[:8], "big")
-            for field, record in hashes["tenant_floor"].items()
+            for field, record in hashes["share_class"].items()
         },
     )
 
@@ -230,6 +230,6 @@ def read_use(record: bytes) -> LimitUse:
 
 
 def read_class(field: bytes) -> tuple[ShareClass, str]:
-    """Read the beginning of a field of `tenant_share` or `tenant_floor`; return the tenant too."""
+    """Read the beginning of a field of `tenant_share` or `share_class`; return the tenant too."""
     queue, rest = field.split(b"\0", 1)
     return (queue.decode(), rest[0] - MAX_PRIORITY), rest[1:].decode()

@@ -198,7 +198,7 @@ class Example:
         assert stored.parked == state.parked
         assert use_list(stored) == use_list(state)
         assert find_other_shares(stored, state, plan) == []
-        assert stored.floors == state.floors
+        assert stored.min_virtual_times == state.min_virtual_times
         assert reply.waiting == self.find_waiting(stored, want)
         self.events.update(
             leased=len(plan.leases),
@@ -276,8 +276,8 @@ def find_other_shares(
 ) -> list[tuple[ShareClass, Tenant]]:
     """Return the tenants whose stored share is not as planned.
 
-    A tenant whose job returned, and was perhaps parked again, may be at the floor of that moment.
-    No plan tells it.
+    A tenant whose job returned, and was perhaps parked again, may be at the minimum virtual time of
+    that moment. No plan tells it.
     """
     jobs = [planned.waiting[seq] for seq in plan.unpark]
     jobs += [planned.parked[seq][0] for seq in plan.move]
@@ -288,7 +288,7 @@ def find_other_shares(
             expected = planned.shares.get(class_, {}).get(tenant)
             if expected is not None and (class_, tenant) in returned:
                 time = max(share.virtual_time, expected.virtual_time)
-                if time <= max(expected.virtual_time, planned.floors[class_]):
+                if time <= max(expected.virtual_time, planned.min_virtual_times[class_]):
                     expected = msgspec.structs.replace(expected, virtual_time=time)
             if share != expected:
                 found.append((class_, tenant))

@@ -184,7 +184,7 @@ class MemoryInspecting(Inspecting):
                         weight=turns.get_weight(tenant) / WEIGHT_UNITS,
                         waiting=min(waiting[queue, priority, tenant], MAX_WAITING_COUNTED),
                         running=peers.leases[tenant],
-                        ahead=max(0, share.virtual_time - peers.floor) / MICRO,
+                        ahead=max(0, share.virtual_time - peers.min_virtual_time) / MICRO,
                     ),
                 )
                 for (queue, priority), peers in turns.classes.items()
@@ -317,7 +317,7 @@ def find_turn(state: MemoryState, entry: JobEntry) -> TenantTurn | None:
     ]
     return TenantTurn(
         tenant=tenant,
-        ahead=max(0, used - peers.floor) / MICRO,
+        ahead=max(0, used - peers.min_virtual_time) / MICRO,
         tenants_before=len(before),
         jobs_before=min(len(own), MAX_WAITING_COUNTED),
     )

@@ -167,7 +167,7 @@ class Reservation:
         state = self._state
         state.save_uses(plan.uses)
         for (queue, rank), shares in plan.shares.items():
-            state.turns.save_shares(queue, -rank, plan.floors[queue, rank], shares)
+            state.turns.save_shares(queue, -rank, plan.min_virtual_times[queue, rank], shares)
         chosen = []
         for planned in plan.leases:
             entry = state.jobs_by_seq[planned.seq]

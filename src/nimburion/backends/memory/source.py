@@ -55,10 +55,10 @@ class MemorySource:
         turns = self._state.turns
         return {tenant: turns.copy_share(queue, -rank, str(tenant)) for tenant in tenants}
 
-    def read_floor(self, class_: ShareClass) -> int:
+    def read_min_virtual_time(self, class_: ShareClass) -> int:
         """See `Source`."""
         queue, rank = class_
-        return self._state.turns.classes[queue, -rank].floor
+        return self._state.turns.classes[queue, -rank].min_virtual_time
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
         """See `Source`."""

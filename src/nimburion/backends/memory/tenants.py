@@ -24,10 +24,10 @@ TurnRank = tuple[int, int, int, int]
 class ShareClass:
     """The tenants of one queue and priority, whose virtual times are compared."""
 
-    __slots__ = ("floor", "leases", "shares")
+    __slots__ = ("leases", "min_virtual_time", "shares")
 
     def __init__(self) -> None:
-        self.floor: int = 0
+        self.min_virtual_time: int = 0
         self.shares: defaultdict[str, TenantShare] = defaultdict(TenantShare)
         self.leases: defaultdict[str, int] = defaultdict(int)
         """The number of charged leases of each tenant."""
@@ -75,9 +75,9 @@ class TenantTurns:
             share = peers.shares[group[3]]
             before = share.virtual_time
             if was_parked:
-                share.catch_up(peers.floor)
+                share.catch_up(peers.min_virtual_time)
             else:
-                share.join(peers.floor, self.get_weight(group[3]))
+                share.join(peers.min_virtual_time, self.get_weight(group[3]))
             if share.virtual_time != before:
                 self._push_heads(group)
         heappush(self.groups.setdefault(group, []), (entry.due, entry.seq, place, entry))
@@ -147,11 +147,15 @@ class TenantTurns:
         return PlannedShare(share, self.get_weight(tenant))
 
     def save_shares(
-        self, queue: str, priority: int, floor: int, shares: Mapping[Tenant, PlannedShare]
+        self,
+        queue: str,
+        priority: int,
+        min_virtual_time: int,
+        shares: Mapping[Tenant, PlannedShare],
     ) -> None:
-        """Store the shares of tenants that were charged, and the floor."""
+        """Store the shares of tenants that were charged, and the minimum of the class."""
         peers = self.classes[queue, priority]
-        peers.floor = floor
+        peers.min_virtual_time = min_virtual_time
         for tenant, weighted in shares.items():
             peers.shares[str(tenant)] = weighted.share
 
@@ -191,7 +195,7 @@ class TenantTurns:
                 del self.classes[queue, priority]
                 continue
             for tenant in idle:
-                if peers.shares[tenant].virtual_time <= peers.floor:
+                if peers.shares[tenant].virtual_time <= peers.min_virtual_time:
                     del peers.shares[tenant], peers.leases[tenant]
 
     def _push_heads(self, group: Group) -> None:

@@ -22,12 +22,12 @@ same virtual time until it is read."""
 
 
 class Shares:
-    """The shares and floors of the tenants that a plan considers, and what it charges."""
+    """The tenants that a plan considers: their shares, the minimum virtual times, the charges."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._known: dict[ShareClass, dict[Tenant, PlannedShare]] = {}
-        self.floors: dict[ShareClass, int] = {}
+        self.min_virtual_times: dict[ShareClass, int] = {}
         self.charged: dict[ShareClass, dict[Tenant, PlannedShare]] = {}
         """The shares that changed because jobs were charged."""
 
@@ -39,16 +39,18 @@ class Shares:
             known |= self._source.read_shares(class_, unknown)
         return known
 
-    def get_floor(self, class_: ShareClass) -> int:
+    def get_min_virtual_time(self, class_: ShareClass) -> int:
         """Return the virtual time at which the latest job of a class was reserved."""
-        if class_ not in self.floors:
-            self.floors[class_] = self._source.read_floor(class_)
-        return self.floors[class_]
+        if class_ not in self.min_virtual_times:
+            self.min_virtual_times[class_] = self._source.read_min_virtual_time(class_)
+        return self.min_virtual_times[class_]
 
     def charge(self, class_: ShareClass, tenant: Tenant, planned: PlannedShare) -> int:
         """Charge a job that is leased to its tenant; return the charge."""
-        start, charge = planned.share.charge(self.get_floor(class_), planned.weight_units)
-        self.floors[class_] = start
+        start, charge = planned.share.charge(
+            self.get_min_virtual_time(class_), planned.weight_units
+        )
+        self.min_virtual_times[class_] = start
         self.charged.setdefault(class_, {})[tenant] = planned
         return charge
 
@@ -164,7 +166,7 @@ class TurnQueue:
         return self._shares.charge((self._queue, group.rank), group.tenant, group.planned)
 
     def add_returned(self, lane: PlanLane, tenant: Tenant, place: Place) -> None:
-        """Add a job that was parked. A tenant whose group was empty catches up with the floor."""
+        """Add a job that was parked. A tenant whose group was empty catches up with the minimum."""
         rank, due, seq = place
         class_ = (self._queue, rank)
         group = self._groups.get((lane.number, rank, tenant))
@@ -172,7 +174,7 @@ class TurnQueue:
             planned = self._shares.read(class_, (tenant,))[tenant]
             group = self._make_group(lane, tenant, rank, planned, None)
         if group.jobs.peek() is None:
-            group.share.catch_up(self._shares.get_floor(class_))
+            group.share.catch_up(self._shares.get_min_virtual_time(class_))
         group.jobs.add_returned((due, seq))
         self._push(group, (due, seq))
 

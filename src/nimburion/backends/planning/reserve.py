@@ -58,8 +58,8 @@ class ReservePlan(msgspec.Struct):
     """The uses that changed, except those of limits of the reply."""
     shares: dict[ShareClass, dict[Tenant, PlannedShare]]
     """The shares of the tenants that were charged."""
-    floors: dict[ShareClass, int]
-    """The new floors of these classes."""
+    min_virtual_times: dict[ShareClass, int]
+    """The new minimum virtual times of these classes."""
     has_more: bool
     """Whether jobs that may run were left out because the plan parked as many as it may."""
 
@@ -198,7 +198,9 @@ class _Planner:
                 if key[0] != REPLY_LIMIT
             },
             shares=self._shares.charged,
-            floors={class_: self._shares.floors[class_] for class_ in self._shares.charged},
+            min_virtual_times={
+                class_: self._shares.min_virtual_times[class_] for class_ in self._shares.charged
+            },
             has_more=self._has_more,
         )
 

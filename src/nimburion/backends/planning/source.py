@@ -84,7 +84,7 @@ class Source(Protocol):
         """Return the shares of these tenants. A tenant that is not known has a new share."""
         ...
 
-    def read_floor(self, class_: ShareClass) -> int:
+    def read_min_virtual_time(self, class_: ShareClass) -> int:
         """Return the virtual time at which the latest job of a class was reserved; 0: none."""
         ...
 

@@ -49,7 +49,7 @@ KEYS = MappingProxyType(
         "tenant_job": "sorted set: due jobs that wait for the turn of their tenant, by tenant",
         "tenant_turn": "sorted set: the first job of each tenant, in the order of the turns",
         "tenant_share": "hash: queue NUL rank tenant -> what the tenant has used",
-        "tenant_floor": "hash: queue NUL rank -> where tenants begin",
+        "share_class": "hash: queue NUL rank -> minimum virtual time, tenants",
         "tenant_weight": "hash: tenant -> weight in hundredths",
         "unique_key": "hash: job name NUL unique key -> expiry, states, id of the holder",
         "unique_expiry": "sorted set: unique keys with a span (unique_for), by expiry",

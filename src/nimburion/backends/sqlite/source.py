@@ -40,7 +40,7 @@ _decode_places = msgspec.json.Decoder(list[Place]).decode
 _decode_turns = msgspec.json.Decoder(list[tuple[int, int, int, int, int]]).decode
 _decode_group = msgspec.json.Decoder(list[tuple[int, int]]).decode
 _decode_parked = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
-_decode_floors = msgspec.json.Decoder(dict[int, int]).decode
+_decode_min_times = msgspec.json.Decoder(dict[int, int]).decode
 
 
 class SQLiteSource:
@@ -54,7 +54,7 @@ class SQLiteSource:
         self._limits = limits
         self._rules = rules
         self._changes = read_key_changes(db) if rules else {}
-        self._floors: dict[str, dict[int, int]] = {}
+        self._min_virtual_times: dict[str, dict[int, int]] = {}
 
     def make_lanes(self, lanes: Lanes) -> tuple[list[PlanLane], dict[LimitKey, LimitUse]]:
         """Return lanes, by number, with the limits that concern them, and the uses of these."""
@@ -126,14 +126,14 @@ class SQLiteSource:
         """See `Source`."""
         return read_shares(self._db, class_, tenants)
 
-    def read_floor(self, class_: ShareClass) -> int:
-        """See `Source`. The floors of a queue are read in one statement."""
+    def read_min_virtual_time(self, class_: ShareClass) -> int:
+        """See `Source`. Those of a queue are read in one statement."""
         queue, rank = class_
-        floors = self._floors.get(queue)
-        if floors is None:
-            floors = _decode_floors(self._db.fetch_value("list_floors", queue))
-            self._floors[queue] = floors
-        return floors.get(rank, 0)
+        by_rank = self._min_virtual_times.get(queue)
+        if by_rank is None:
+            by_rank = _decode_min_times(self._db.fetch_value("list_min_virtual_times", queue))
+            self._min_virtual_times[queue] = by_rank
+        return by_rank.get(rank, 0)
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
         """See `Source`."""

@@ -79,8 +79,8 @@ def write_shares(db: Database, class_: ShareClass, shares: Mapping[Tenant, Plann
 
 def save_charges(db: Database, plan: ReservePlan) -> None:
     """Store what tenants were charged for jobs that are leased, before these leave `ready`."""
-    floors = [(*class_, floor) for class_, floor in plan.floors.items()]
-    db.run("put_floors", _encode(floors).decode())
+    classes = [(*class_, time) for class_, time in plan.min_virtual_times.items()]
+    db.run("put_share_classes", _encode(classes).decode())
     removed = _encode([lease.seq for lease in plan.leases if lease.charge is not None]).decode()
     for class_, shares in plan.shares.items():
         db.run("move_turns", *class_, write_shares(db, class_, shares), removed)
@@ -127,7 +127,7 @@ def forget_tenants(db: Database) -> None:
     call, and queues and priorities without such jobs.
     """
     db.run("delete_idle_shares", MAX_FORGOTTEN)
-    db.run("delete_idle_floors")
+    db.run("delete_idle_share_classes")
 
 
 def find_turn(db: Database, seq: int) -> TenantTurn | None:

@@ -38,19 +38,19 @@ SELECT json_group_array(json_array(due, seq)) FROM (
     SELECT due, seq FROM ready WHERE lane = ?1 AND rank = ?2 AND (due, seq) > (?3, ?4) ORDER BY due, seq LIMIT ?5
 );
 
--- name: list_floors
--- Read the floors of a queue.
+-- name: list_min_virtual_times
+-- Read the minimum virtual times of a queue.
 -- Inputs: ?1 queue
--- Result: JSON object: rank -> floor
-SELECT json_group_object(rank, floor) FROM tenant_floor WHERE queue = ?1;
+-- Result: JSON object: rank -> minimum virtual time
+SELECT json_group_object(rank, min_virtual_time) FROM share_class WHERE queue = ?1;
 
--- name: put_floors
--- Store floors.
--- Inputs: ?1 JSON array of [queue, rank, floor]
-INSERT INTO tenant_floor (queue, rank, floor)
+-- name: put_share_classes
+-- Store minimum virtual times.
+-- Inputs: ?1 JSON array of [queue, rank, minimum virtual time]
+INSERT INTO share_class (queue, rank, min_virtual_time)
 SELECT json_extract(e.value, '$[0]'), json_extract(e.value, '$[1]'), json_extract(e.value, '$[2]')
 FROM json_each(?1) AS e WHERE true
-ON CONFLICT (queue, rank) DO UPDATE SET floor = excluded.floor;
+ON CONFLICT (queue, rank) DO UPDATE SET min_virtual_time = excluded.min_virtual_time;
 
 -- name: insert_charged_leases
 -- Lease jobs to a session, some of which are charged to their tenants.
@@ -126,7 +126,7 @@ SELECT tenant, units FROM tenant_weight ORDER BY tenant LIMIT ?1;
 -- name: list_tenants
 -- List the tenants with waiting or leased jobs.
 -- Inputs: ?1 the most waiting jobs that are counted for each, ?2 the maximum number of tenants
--- Result: queue, rank, tenant, weight in hundredths, virtual time beyond the floor, waiting and leased jobs
+-- Result: queue, rank, tenant, weight in hundredths, virtual time beyond the minimum, waiting and leased jobs
 WITH charged AS MATERIALIZED (
     SELECT n.queue, l.rank, l.lane >> 20 AS tenant, count(*) AS jobs
     FROM lease AS l CROSS JOIN lane AS n ON n.id = l.lane & 1048575 WHERE l.charge IS NOT NULL GROUP BY 1, 2, 3
@@ -134,7 +134,7 @@ WITH charged AS MATERIALIZED (
 SELECT * FROM (
     SELECT s.queue, s.rank, n.name, coalesce((SELECT w.units FROM tenant_weight AS w WHERE w.tenant = n.name), 100),
         s.virtual_time - coalesce(
-            (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+            (SELECT c.min_virtual_time FROM share_class AS c WHERE c.queue = s.queue AND c.rank = s.rank), 0
         ),
         (
             SELECT count(*) FROM (
@@ -152,10 +152,10 @@ SELECT * FROM (
 -- name: find_turn
 -- Find where a waiting job stands in the turns of its queue.
 -- Inputs: ?1 seq, ?2 the maximum number of jobs before it to count
--- Result: tenant, its virtual time beyond the floor, the number of other tenants before it, the number of jobs of its group
+-- Result: tenant, its virtual time beyond the minimum, the number of other tenants before it, the number of jobs of its group
 --   before it; no row if the job does not wait for a turn
 SELECT n.name, t.virtual_time - coalesce(
-        (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = t.queue AND f.rank = t.rank), 0
+        (SELECT c.min_virtual_time FROM share_class AS c WHERE c.queue = t.queue AND c.rank = t.rank), 0
     ),
     (
         SELECT count(DISTINCT o.tenant) FROM tenant_turn AS o
@@ -173,7 +173,7 @@ CROSS JOIN tenant AS n ON n.id = t.tenant
 WHERE j.seq = ?1;
 
 -- name: delete_idle_shares
--- Delete shares of tenants that have no waiting and no leased jobs: of those that are not ahead of the floor, and of all
+-- Delete shares of tenants that have no waiting and no leased jobs: of those that are not ahead of the minimum, and of all
 -- where no tenant of the queue and priority has such jobs.
 -- Inputs: ?1 the maximum number of shares
 WITH busy (queue, rank, tenant) AS MATERIALIZED (
@@ -186,11 +186,11 @@ DELETE FROM tenant_share WHERE (queue, rank, tenant) IN (
     WHERE (s.queue, s.rank) NOT IN (SELECT queue, rank FROM busy)
         OR (s.queue, s.rank, s.tenant) NOT IN (SELECT queue, rank, tenant FROM busy)
         AND s.virtual_time <= coalesce(
-            (SELECT f.floor FROM tenant_floor AS f WHERE f.queue = s.queue AND f.rank = s.rank), 0
+            (SELECT c.min_virtual_time FROM share_class AS c WHERE c.queue = s.queue AND c.rank = s.rank), 0
         )
     LIMIT ?1
 );
 
--- name: delete_idle_floors
--- Delete the floors of queues and priorities without shares.
-DELETE FROM tenant_floor WHERE (queue, rank) NOT IN (SELECT queue, rank FROM tenant_share);
+-- name: delete_idle_share_classes
+-- Delete the minimum virtual times of queues and priorities without shares.
+DELETE FROM share_class WHERE (queue, rank) NOT IN (SELECT queue, rank FROM tenant_share);

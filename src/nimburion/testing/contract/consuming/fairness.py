@@ -50,7 +50,7 @@ async def add(harness: Harness, *job_ids: str, **fields: object) -> None:
 
 
 async def read_uses(harness: Harness) -> dict[str, tuple[int, int, float]]:
-    """Return by tenant: jobs that wait, jobs that run, seconds ahead of the floor."""
+    """Return by tenant: jobs that wait, jobs that run, seconds ahead of the minimum."""
     uses = (await harness.backend.reads.list_tenants()).tenants
     return {use.tenant: (use.waiting, use.running, use.ahead) for use in uses}
 
@@ -247,7 +247,7 @@ class Turns:
 
     @pytest.mark.parametrize("limits", [None, {"mail": 9}])
     @pytest.mark.parametrize("after", [0.0, 1.0])
-    async def test_jobs_that_become_due_in_the_exchange_move_the_floor_as_others_do(
+    async def test_jobs_that_become_due_in_the_exchange_raise_the_minimum_virtual_time_as_others_do(
         self, harness: Harness, after: float, limits: dict[str, int] | None
     ) -> None:
         await add(harness, "a1", "a2", after=after)
@@ -351,7 +351,7 @@ class TenantsThatJoin:
     async def test_a_stream_of_new_tenants_starves_no_old_one(
         self, harness: Harness, seconds: float, least: int, *, scheduled: bool
     ) -> None:
-        """A job of a new tenant is expected to run 0.1 s, so the floor rises by 0.1 s each time
+        """A job of a new tenant is expected to run 0.1 s, so the minimum rises by 0.1 s each time
         when the jobs of all tenants that wait at a time have been reserved.
         """
         names = (f"new-{n}" for n in count())

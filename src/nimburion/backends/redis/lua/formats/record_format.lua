@@ -47,7 +47,7 @@
 -- tenant_turn       lane 4 | rank 1 | virtual time 8 | due 8 | seq 8 | tenant
 -- tenant_share      virtual time 8 | mean run time 8 | jobs before the first mean 1 | leased jobs 4
 --                   | per lane with waiting jobs: lane 4, due 8, seq 8 of the first one
--- tenant_floor      virtual time 8 | tenants with jobs 4 | tenants 4
+-- share_class       minimum virtual time 8 | tenants with jobs 4 | tenants 4
 -- pruned_blocks     Block b holds the seqs 500 b + 1 to 500 b + 500. b -> number of its deleted jobs, until all are deleted.
 --                   Then <last -> first and >first -> last, for the first and last block of a run of empty blocks.
 --

@@ -1,6 +1,6 @@
 -- Part of planning: the turns of tenants: who is next in a queue, and what a tenant is charged (backends/planning/fairness.py;
 -- core/fairness.py explains the arithmetic).
--- Keys: tenant_job tenant_turn tenant_share tenant_floor tenant_weight
+-- Keys: tenant_job tenant_turn tenant_share share_class tenant_weight
 -- Provides: add_turn(lane, rank, due8, field, tenant, was_parked) -> its group: a job of a tenant is due
 --   drop_turn(lane, rank, due8, field, tenant) -> whether the job waited for a turn; it does so no more
 --   read_charged(records of `lease`): reads the shares of many leases with one command
@@ -46,10 +46,10 @@ local function get_class(queue, rank)
   local class = by_rank[rank]
   if not class then
     local field = queue .. '\0' .. rank
-    class = { field = field, rank = rank, floor = 0, busy = 0, shares = 0, known = {} }
-    local record = redis.call('HGET', tenant_floor_key, field)
+    class = { field = field, rank = rank, min_virtual_time = 0, busy = 0, shares = 0, known = {} }
+    local record = redis.call('HGET', share_class_key, field)
     if record then
-      class.floor, class.busy, class.shares = unpack_struct('>I8I4I4', record)
+      class.min_virtual_time, class.busy, class.shares = unpack_struct('>I8I4I4', record)
     end
     by_rank[rank], turns.classes[field] = class, class
   end
@@ -60,7 +60,7 @@ local function make_turn(share, time, lane4, place)
   return lane4 .. share[SHARE_CLASS].rank .. pack_struct('>I8', time) .. place .. share[SHARE_TENANT]
 end
 
--- Return the share of a tenant; `record` is its field in `tenant_share`, or false. A tenant that never joined is below every floor.
+-- Return the share of a tenant; `record` is its field in `tenant_share`, or false. A tenant that never joined is below every minimum virtual time.
 local function read_share(class, tenant, record, field)
   local share = { class, tenant, NEVER_JOINED, 0, 0, 0, false, record and true or false, false, false, field or false, '', 0 }
   if record then
@@ -129,11 +129,11 @@ local function expect_charge(share)
   return compute_charge(expected, share[SHARE_TENANT])
 end
 
--- Let a tenant join those that wait: behind them, or at the floor if its job was parked (see core/fairness.py).
+-- Let a tenant join those that wait: behind them, or at the minimum if its job was parked (see core/fairness.py).
 local function join_turns(share, was_parked)
-  local floor = share[SHARE_CLASS].floor
-  if share[SHARE_TIME] < floor then
-    share[SHARE_TIME] = was_parked and floor or floor + expect_charge(share)
+  local minimum = share[SHARE_CLASS].min_virtual_time
+  if share[SHARE_TIME] < minimum then
+    share[SHARE_TIME] = was_parked and minimum or minimum + expect_charge(share)
   end
 end
 
@@ -280,24 +280,24 @@ end
 local function charge_tenant(group)
   local share = group[GROUP_SHARE]
   local class = share[SHARE_CLASS]
-  local place, time, unmeasured, floor = group[GROUP_PLACE], share[SHARE_TIME], share[SHARE_UNMEASURED], class.floor
+  local place, time, unmeasured, minimum = group[GROUP_PLACE], share[SHARE_TIME], share[SHARE_UNMEASURED], class.min_virtual_time
   local charge = expect_charge(share)
   if share[SHARE_MEAN] == 0 then
     share[SHARE_UNMEASURED] = math.min(unmeasured + 1, 255)
   end
-  class.floor, class.is_changed = math.max(time, floor), true
-  share[SHARE_TIME], share[SHARE_LEASED] = class.floor + charge, share[SHARE_LEASED] + 1
+  class.min_virtual_time, class.is_changed = math.max(time, minimum), true
+  share[SHARE_TIME], share[SHARE_LEASED] = class.min_virtual_time + charge, share[SHARE_LEASED] + 1
   stop_waiting(group, place)
   move_group(group)
-  return { group, place, charge, time, unmeasured, floor }
+  return { group, place, charge, time, unmeasured, minimum }
 end
 
 -- Return the job that was charged last to its group: it does not fit in the reply.
 local function undo_charge(undo)
-  local group, place, _, time, unmeasured, floor = unpack(undo)
+  local group, place, _, time, unmeasured, minimum = unpack(undo)
   local share = group[GROUP_SHARE]
   share[SHARE_TIME], share[SHARE_UNMEASURED], share[SHARE_LEASED] = time, unmeasured, share[SHARE_LEASED] - 1
-  share[SHARE_CLASS].floor = floor
+  share[SHARE_CLASS].min_virtual_time = minimum
   push_pair(turns.put, 0, group[GROUP_BEFORE_PLACE] .. place)
   local groups, lane4 = share[SHARE_GROUPS], group[GROUP_LANE4]
   local current = groups[lane4]
@@ -458,14 +458,14 @@ local function collect_turns(share, put_turns)
   return stored
 end
 
--- Write the shares, turns and floors that changed. An exchange does so after it settled, so that it reads the turns as they are, and
+-- Write the shares, turns and minimum virtual times that changed. An exchange does so after it settled, so that it reads the turns as they are, and
 -- after it reserved.
 local function write_turns()
   if #turns.shares == 0 then
     return
   end
   write_tenant_jobs()
-  local put_turns, put_shares, put_floors = {}, {}, {}
+  local put_turns, put_shares, put_classes = {}, {}, {}
   for _, share in ipairs(turns.shares) do
     if share[SHARE_IS_CHANGED] then
       local class, stored = share[SHARE_CLASS], collect_turns(share, put_turns)
@@ -484,13 +484,13 @@ local function write_turns()
   end
   for field, class in pairs(turns.classes) do
     if class.is_changed then
-      push_pair(put_floors, field, pack_struct('>I8I4I4', class.floor, class.busy, class.shares))
+      push_pair(put_classes, field, pack_struct('>I8I4I4', class.min_virtual_time, class.busy, class.shares))
       class.is_changed = false
     end
   end
   call_in_batches('ZREM', tenant_turn_key, turns.dropped_turns)
   call_in_batches('ZADD', tenant_turn_key, put_turns)
   call_in_batches('HSET', tenant_share_key, put_shares)
-  call_in_batches('HSET', tenant_floor_key, put_floors)
+  call_in_batches('HSET', share_class_key, put_classes)
   turns.dropped_turns = {}
 end

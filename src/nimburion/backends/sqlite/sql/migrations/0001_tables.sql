@@ -226,11 +226,11 @@ CREATE TABLE tenant_share (
     unmeasured INTEGER NOT NULL,        -- jobs that were reserved before
     PRIMARY KEY (queue, rank, tenant)
 ) STRICT, WITHOUT ROWID;
--- The virtual time at which the latest job was reserved.
-CREATE TABLE tenant_floor (
+-- The tenants of a queue, at one job priority. The minimum virtual time is the one at which their latest job was reserved.
+CREATE TABLE share_class (
     queue TEXT NOT NULL,
     rank INTEGER NOT NULL,
-    floor INTEGER NOT NULL,
+    min_virtual_time INTEGER NOT NULL,
     PRIMARY KEY (queue, rank)
 ) STRICT, WITHOUT ROWID;
 -- The weights of tenants, in hundredths. Others have 100.
@@ -250,12 +250,12 @@ CREATE TABLE tenant_turn (
     PRIMARY KEY (tenant, rank, main_lane)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenant_turn_order ON tenant_turn (main_lane, rank, virtual_time, due, seq);
--- A tenant whose group was empty joins the others, or catches up with the floor if the job was parked, in all groups of its
+-- A tenant whose group was empty joins the others, or catches up with the minimum if the job was parked, in all groups of its
 -- queue and priority: see core/fairness.py.
 CREATE TRIGGER ready_added AFTER INSERT ON ready WHEN NEW.lane > 1048575 BEGIN
     INSERT INTO tenant_share (queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
     SELECT l.queue, NEW.rank, NEW.lane >> 20,
-        coalesce(f.floor, 0) + iif(
+        coalesce(c.min_virtual_time, 0) + iif(
             EXISTS (SELECT 1 FROM parked AS p WHERE p.seq = NEW.seq),
             0,
             min(max(
@@ -264,9 +264,9 @@ CREATE TRIGGER ready_added AFTER INSERT ON ready WHEN NEW.lane > 1048575 BEGIN
                 SELECT w.units FROM tenant AS n CROSS JOIN tenant_weight AS w ON w.tenant = n.name WHERE n.id = NEW.lane >> 20
             ), 100)
         ), 0, 0
-    FROM lane AS l LEFT JOIN tenant_floor AS f ON f.queue = l.queue AND f.rank = NEW.rank
+    FROM lane AS l LEFT JOIN share_class AS c ON c.queue = l.queue AND c.rank = NEW.rank
     LEFT JOIN tenant_share AS s ON s.queue = l.queue AND s.rank = NEW.rank AND s.tenant = NEW.lane >> 20
-    WHERE l.id = NEW.lane & 1048575 AND (s.tenant IS NULL OR s.virtual_time < coalesce(f.floor, 0)) AND NOT EXISTS (
+    WHERE l.id = NEW.lane & 1048575 AND (s.tenant IS NULL OR s.virtual_time < coalesce(c.min_virtual_time, 0)) AND NOT EXISTS (
         SELECT 1 FROM tenant_turn AS t
         WHERE t.tenant = NEW.lane >> 20 AND t.rank = NEW.rank AND t.main_lane = NEW.lane & 1048575
     )

@@ -5,7 +5,7 @@
 --   pause of its queue or nil, {limits of its name, the use of the one that closes its lane, its change or nil, holders among the first
 --   2,000 leases (see limit_holders.lua)} or {}, id of the job that holds its unique key or nil, sessions (see read_sessions.lua),
 --   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
---   {tenant, microseconds ahead of the floor, tenants before it, jobs before it} or {}: it waits for no turn}
+--   {tenant, microseconds ahead of the minimum, tenants before it, jobs before it} or {}: it waits for no turn}
 -- Atomic: reads only; everything is of the same moment.
 -- Cost: O(log n) per session, for n leases, and that of limit_holders.lua if its name has a limit.
 local MAX_WAITING_COUNTED = 10000
@@ -73,7 +73,7 @@ local function describe_turn(tenant)
     return {}
   end
   local own = redis.call('ZLEXCOUNT', tenant_job_key, '[' .. group[GROUP_BEFORE_PLACE], '(' .. group[GROUP_BEFORE_PLACE] .. place)
-  return { tenant, math.max(0, share[SHARE_TIME] - share[SHARE_CLASS].floor), count_tenants_before(share), math.min(own, MAX_WAITING_COUNTED) }
+  return { tenant, math.max(0, share[SHARE_TIME] - share[SHARE_CLASS].min_virtual_time), count_tenants_before(share), math.min(own, MAX_WAITING_COUNTED) }
 end
 
 local tenant = not job_end and not lease and get_tenant(body)

@@ -1,7 +1,7 @@
 -- list_tenants: returns the tenants with waiting or running jobs, and the weights that were set.
 -- Keys: tenant_share tenant_job tenant_weight
 -- Arguments: ARGV[3] the maximum number of tenants
--- Reply: {{tenant, queue, rank, weight, waiting jobs, running jobs, microseconds ahead of the floor, ...}, {tenant, weight, ...}}. The
+-- Reply: {{tenant, queue, rank, weight, waiting jobs, running jobs, microseconds ahead of the minimum, ...}, {tenant, weight, ...}}. The
 --   tenants are ordered by queue, rank and virtual time, then by the bytes of the tenant. Weights are in hundredths.
 -- Atomic: reads only.
 -- Cost: O(n) for n tenants that are known: about 2 ms for 1,000. O(log m) per tenant in the reply, for m waiting jobs.
@@ -68,6 +68,6 @@ for _, found in ipairs(first) do
   push_pair(rows, found.tenant, found.queue)
   push_pair(rows, found.rank, get_weight(found.tenant))
   push_pair(rows, math.min(waiting, MAX_WAITING_COUNTED), found.leased)
-  push(rows, math.max(0, found.time - class.floor))
+  push(rows, math.max(0, found.time - class.min_virtual_time))
 end
 return { rows, redis.call('HGETALL', tenant_weight_key) }

@@ -1,5 +1,5 @@
 -- prune: deletes finished jobs and results past their retention, and old sessions, expired unique keys and pauses that ended.
--- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share tenant_floor
+-- Keys: job finished dead_letter_time result result_time unique_key unique_expiry ended_session session_state session_info session_id session_leases paused_queue statistics_merged replacement replacement_expiry counters limit_use parked tenant_share share_class
 -- Arguments:
 --   ARGV[3] the maximum number of deletions
 --   ARGV[4] the retention of completed and cancelled jobs in microseconds; '': for ever
@@ -91,16 +91,16 @@ local function drop_shares()
     local queue = string.match(field, '^%Z*')
     local class = get_class(queue, sub(field, #queue + 2, #queue + 2))
     local share = read_share(class, sub(field, #queue + 3), found[2][i + 1])
-    if not share[SHARE_WAS_BUSY] and (class.busy == 0 or share[SHARE_TIME] <= class.floor) then
+    if not share[SHARE_WAS_BUSY] and (class.busy == 0 or share[SHARE_TIME] <= class.min_virtual_time) then
       redis.call('HDEL', tenant_share_key, field)
       class.shares, class.is_changed = class.shares - 1, true
     end
   end
   for field, class in pairs(turns.classes) do
     if class.shares == 0 then
-      redis.call('HDEL', tenant_floor_key, field)
+      redis.call('HDEL', share_class_key, field)
     elseif class.is_changed then
-      redis.call('HSET', tenant_floor_key, field, pack_struct('>I8I4I4', class.floor, class.busy, class.shares))
+      redis.call('HSET', share_class_key, field, pack_struct('>I8I4I4', class.min_virtual_time, class.busy, class.shares))
     end
   end
   if cursor ~= found[1] then
