@@ -71,24 +71,22 @@ class Scene(NamedTuple):
 
 SCENES = {
     "plain": Scene("no limit", {}),
-    "keys_1000": Scene("5 of a key, 1,000 keys", {"concurrency": Limit(5, key="customer")}),
-    "keys_10000": Scene(
-        "5 of a key, 10,000 keys", {"concurrency": Limit(5, key="customer")}, 10_000
-    ),
+    "keys_1000": Scene("5 of a key, 1,000 keys", {"limits": [Limit(5, key="customer")]}),
+    "keys_10000": Scene("5 of a key, 10,000 keys", {"limits": [Limit(5, key="customer")]}, 10_000),
     "parked": Scene(
         "1 of a key, 1,000 keys, 20 jobs of a key in a row",
-        {"concurrency": Limit(1, key="customer")},
+        {"limits": [Limit(1, key="customer")]},
         in_a_row=20,
     ),
     "rate": Scene("a rate of the job", {"rate": _FAST, "burst": 100_000}),
     "rate_one_key": Scene(
         "a rate by key, one key",
-        {"concurrency": Limit(rate=_FAST, burst=100_000, key="customer")},
+        {"limits": [Limit(rate=_FAST, burst=100_000, key="customer")]},
         customers=1,
     ),
     "rate_1000_keys": Scene(
         "a rate by key, 1,000 keys",
-        {"concurrency": Limit(rate=_FAST, burst=100_000, key="customer")},
+        {"limits": [Limit(rate=_FAST, burst=100_000, key="customer")]},
     ),
     "tenants_1": Scene("one tenant", {}, customers=1, tenants=True),
     "tenants_1000": Scene("1,000 tenants", {}, tenants=True),

@@ -98,11 +98,11 @@ def read_child_seconds() -> float:
 def start_worker(url: str, processes: int) -> subprocess.Popen[bytes]:
     """Start `nimburion worker`, and return when all its processes are ready."""
     target = "benchmarks.processes:processor"
-    # worker_max_age gives the single worker a supervisor too
+    # worker_recycle gives the single worker a supervisor too
     environment = {
         **os.environ,
         "NIMBURION_JOBS__URL": url,
-        "NIMBURION_JOBS__WORKER_MAX_AGE": "1d",
+        "NIMBURION_JOBS__WORKER_RECYCLE__AGE": "1d",
     }
     worker = subprocess.Popen(
         [sys.executable, "-m", "nimburion", "worker", target, "--processes", str(processes)],

@@ -11,6 +11,7 @@ from fastapi import FastAPI, HTTPException
 
 from nimburion import Context, JobNotFound, Processor, Scheduler, config
 from nimburion.integrations.fastapi import ProcessorDependency, router
+from nimburion.jobs import Unique
 
 # The backend is that of NIMBURION_JOBS__URL or config.yaml; by default SQLite in ./nimburion.db.
 processor = Processor.from_config(config.load())
@@ -22,7 +23,7 @@ async def send_welcome(address: str) -> str:
     return f"mail to {address}"
 
 
-@processor.job(queue="reports", unique=("year",), on_duplicate="existing")
+@processor.job(queue="reports", unique=Unique("year", on_duplicate="existing"))
 def make_report(ctx: Context, year: int) -> dict[str, int]:
     """Make a report. It is a plain `def`, so it may block; it runs in a thread."""
     for month in range(1, 13):

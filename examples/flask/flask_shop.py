@@ -8,6 +8,7 @@ from flask import Flask, abort, current_app, request
 
 from nimburion import Context, JobNotFound, Scheduler
 from nimburion.integrations.flask import FlaskJobs, find_processor
+from nimburion.jobs import Unique
 
 jobs = FlaskJobs()
 
@@ -18,7 +19,7 @@ def send_welcome(address: str) -> str:
     return f"{current_app.config['SENDER']} wrote to {address}"
 
 
-@jobs.job(queue="reports", unique=("year",), on_duplicate="existing")
+@jobs.job(queue="reports", unique=Unique("year", on_duplicate="existing"))
 def make_report(ctx: Context, year: int) -> dict[str, int]:
     """Make a report, and say how far it is."""
     for month in range(1, 13):

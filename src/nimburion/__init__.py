@@ -70,7 +70,10 @@ if TYPE_CHECKING:
     from nimburion.core.job import AttemptError, State
     from nimburion.core.version import __version__ as __version__
     from nimburion.jobs import (
+        Backoff,
+        Batch,
         BatchContext,
+        ChildProcess,
         Context,
         Health,
         Job,
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
         Priority,
         Processor,
         Status,
+        Unique,
         get_current_context,
         job,
     )
@@ -91,6 +95,10 @@ __all__ = [
     "BatchContext",
     "get_current_context",
     "Limit",
+    "Unique",
+    "Backoff",
+    "Batch",
+    "ChildProcess",
     "Priority",
     "State",
     "Status",
@@ -152,7 +160,10 @@ _HOMES = MappingProxyType(
         "AttemptError": "nimburion.core.job",
         **dict.fromkeys(
             (
+                "Backoff",
+                "Batch",
                 "BatchContext",
+                "ChildProcess",
                 "Context",
                 "Health",
                 "Job",
@@ -160,6 +171,7 @@ _HOMES = MappingProxyType(
                 "Priority",
                 "Processor",
                 "Status",
+                "Unique",
                 "get_current_context",
                 "job",
             ),

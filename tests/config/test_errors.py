@@ -79,11 +79,11 @@ OVERLAPS = "allow, skip, queue_one, cancel_previous"
         ("jobs:\n  queues:\n    - name: a\n    - name: a",
          "4: jobs.queues[1].name: 'a' occurs twice in this list"),
         ("jobs:\n  queues:\n    - priority: 1", "3: jobs.queues[0]: name is missing"),
-        ("jobs:\n  policies:\n    - name: a\n      rate: fast",
-         ("4: jobs.policies[0].rate: expected a rate like 100/min, 5/s or 1000/2h, or none, "
+        ("jobs:\n  overrides:\n    - name: a\n      rate: fast",
+         ("4: jobs.overrides[0].rate: expected a rate like 100/min, 5/s or 1000/2h, or none, "
           "found 'fast'")),
-        ("jobs:\n  policies:\n    - name: a\n      concurrency: 0",
-         ("4: jobs.policies[0].concurrency: expected a whole number from 1 to 1000000, or none, "
+        ("jobs:\n  overrides:\n    - name: a\n      concurrency: 0",
+         ("4: jobs.overrides[0].concurrency: expected a whole number from 1 to 1000000, or none, "
           "found 0")),
         ("jobs:\n  keyed_limits:\n    - {name: a, key: b}",
          ("3: jobs.keyed_limits[0].key: no such setting; known here: name, concurrency, rate, "

@@ -17,6 +17,7 @@ from nimburion.backends.redis.url import RedisSettings, RedisTls, parse_url
 from nimburion.backends.server.url import Credentials, Endpoint
 from nimburion.config.schema import BACKENDS, Section
 from nimburion.core.settings import (
+    BatchSettings,
     JobSettings,
     KeyedLimitSettings,
     QueueLimitSettings,
@@ -89,17 +90,19 @@ def test_the_guides_configuration_loads_unchanged(folder: Path) -> None:
 def test_limits_of_jobs_are_loaded(folder: Path) -> None:
     jobs = load_text("""
 jobs:
-  policies:
+  overrides:
     - {name: send, concurrency: 5, rate: 100/min, burst: 10}
-    - {name: digest, batch: 50, batch_wait: 500ms}
+    - {name: digest, batch: {size: 50, wait: 500ms}}
+    - {name: index, batch: 20}
   keyed_limits:
     - {name: "sync:customer", concurrency: 2}
   queue_limits:
     - {name: mail, concurrency: 10, rate: 100/min}
 """)
-    assert jobs.policies == (
+    assert jobs.overrides == (
         JobSettings(name="send", concurrency=5, rate="100/min", burst=10),
-        JobSettings(name="digest", batch=50, batch_wait=0.5),
+        JobSettings(name="digest", batch=BatchSettings(50, 0.5)),
+        JobSettings(name="index", batch=BatchSettings(20)),
     )
     assert jobs.keyed_limits == (KeyedLimitSettings(name="sync:customer", concurrency=2),)
     assert jobs.queue_limits == (QueueLimitSettings("mail", concurrency=10, rate="100/min"),)

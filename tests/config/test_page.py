@@ -59,7 +59,7 @@ KINDS = {
     **dict(kinds(TELEMETRY, "telemetry")),
 }
 REQUIRED = {
-    *("queues[].name", "policies[].name", "keyed_limits[].name", "tenants[].name"),
+    *("queues[].name", "overrides[].name", "keyed_limits[].name", "tenants[].name"),
     "queue_limits[].name",
     *(f"scheduler.tasks[].{name}" for name in ("name", "cron", "job_name")),
     *(f"server.tokens[].{name}" for name in ("name", "rights")),
@@ -80,7 +80,7 @@ def default_of(name: str) -> object:
         ("telemetry.", TelemetrySettings()),
         ("server.", ServerSettings()),
         ("scheduler.", SchedulerSettings()),
-        ("policies[].", JobSettings(name="x")),
+        ("overrides[].", JobSettings(name="x")),
         ("keyed_limits[].", KeyedLimitSettings(name="x")),
         ("queue_limits[].", QueueLimitSettings(name="x")),
         ("tenants[].", TenantSettings(name="x")),
@@ -118,7 +118,7 @@ def test_every_setting_of_the_code_can_be_written() -> None:
     queue = JOBS.keys["queues"]
     sizes = JOBS.keys["sizes"]
     for key, settings in (
-        ("policies", JobSettings),
+        ("overrides", JobSettings),
         ("keyed_limits", KeyedLimitSettings),
         ("queue_limits", QueueLimitSettings),
     ):

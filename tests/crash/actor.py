@@ -386,7 +386,7 @@ class Handlers:
         ):
             processor.register(handler.__name__, handler)
         limits = [Limit(1, key="tenant", rate="1000/s", burst=1000), Limit(3, name="gateway")]
-        processor.register("keyed", self.keyed, concurrency=limits)
+        processor.register("keyed", self.keyed, limits=limits)
 
     async def quick(self, ctx: Context, _: bytes) -> int:
         """Only begins and ends."""

@@ -26,10 +26,11 @@ LOG = "LIMITED_WORKER_LOG"
 class Call(
     Job,
     name="call",
-    concurrency=[Limit(AT_ONCE, name="gateway"), Limit(OF_A_CUSTOMER, key="customer")],
-    rate=f"{PER_SECOND}/s",
-    burst=BURST,
-    key="region",
+    limits=[
+        Limit(AT_ONCE, name="gateway"),
+        Limit(OF_A_CUSTOMER, key="customer"),
+        Limit(rate=f"{PER_SECOND}/s", burst=BURST, key="region"),
+    ],
 ):
     """A call for a customer. A deadly one kills its worker on its first attempt."""
 

@@ -17,7 +17,7 @@ async def check_a_limit_is_changed_twice(url: str) -> None:
     """Change a shared limit as a whole, and one of its keys; later a job has its name."""
     async with Processor(open_backend(url)) as processor:
 
-        @processor.job(concurrency=Limit(1, key="customer", name="shared"))
+        @processor.job(limits=[Limit(1, key="customer", name="shared")])
         async def mail(customer: str) -> None: ...
 
         await processor.start()

@@ -30,7 +30,7 @@ async def test_one_job_per_customer_runs_at_a_time_in_order() -> None:
     running: Counter[str] = Counter()
     most, ran = 0, []
 
-    @processor.job(concurrency=Limit(1, key="customer"))
+    @processor.job(limits=[Limit(1, key="customer")])
     async def sync(customer: str, n: int) -> None:
         nonlocal most
         running[customer] += 1
@@ -57,7 +57,7 @@ async def test_keys_come_from_arguments_tenants_and_functions() -> None:
 
     class Charge(
         Job,
-        concurrency=[
+        limits=[
             Limit(5, key="tenant"),
             Limit(2, key="order"),
             Limit(3, key=lambda job: f"{job.city[:2]}", name="city"),
@@ -96,7 +96,7 @@ async def test_a_rate_by_key_with_the_cost_of_each_job() -> None:
     processor = Processor(MemoryBackend(clock=clock), clock=clock)
     began, starts = clock.now(), []
 
-    @processor.job(rate="10/s", burst=10, key="model", cost="tokens")
+    @processor.job(limits=[Limit(rate="10/s", burst=10, key="model", cost="tokens")])
     async def ask(model: str, tokens: int) -> None:
         starts.append((model, tokens, round(clock.now() - began, 3)))
 
@@ -114,7 +114,7 @@ async def test_a_rate_by_key_with_the_cost_of_each_job() -> None:
 
 async def test_a_raw_job_of_a_registered_name_has_the_keys_of_its_tenant() -> None:
     processor = Processor(MemoryBackend())
-    processor.register("hook", lambda ctx, data: None, concurrency=Limit(1, key="tenant"))
+    processor.register("hook", lambda ctx, data: None, limits=[Limit(1, key="tenant")])
     async with processor:
         job_id = await processor.enqueue_raw("hook", b"\x00", tenant="acme")
         assert (await options_of(processor, job_id)).limit_keys == {"hook:tenant": "acme"}
@@ -124,7 +124,7 @@ async def test_a_raw_job_has_the_keys_that_functions_compute_from_its_arguments(
     """One that its handler cannot read fails at once, so it needs none."""
     processor = Processor(MemoryBackend())
 
-    @processor.job(name="sync", concurrency=Limit(1, key=lambda job: job.city[:2], name="city"))
+    @processor.job(name="sync", limits=[Limit(1, key=lambda job: job.city[:2], name="city")])
     async def sync(city: str) -> None: ...
 
     async with processor:
@@ -137,11 +137,14 @@ async def test_a_raw_job_has_the_keys_that_functions_compute_from_its_arguments(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"concurrency": Limit(1, key="nobody")}, "key names 'nobody', which is not an argument"),
-        ({"rate": "1/s", "cost": "nothing"}, "cost names 'nothing', which is not an argument"),
-        ({"key": "n"}, "burst, key and cost need a `rate`"),
-        ({"concurrency": "5"}, "concurrency must be a whole number, 1 or more, a Limit"),
-        ({"concurrency": [Limit(1), Limit(2)]}, "two limits have one name"),
+        ({"limits": [Limit(1, key="nobody")]}, "key names 'nobody', which is not an argument"),
+        (
+            {"limits": [Limit(rate="1/s", cost="nothing")]},
+            "cost names 'nothing', which is not an argument",
+        ),
+        ({"concurrency": "5"}, "concurrency must be a whole number, 1 or more"),
+        ({"limits": [Limit(1), Limit(2)]}, "two limits are for all jobs of the name"),
+        ({"limits": [Limit(1, key="n"), Limit(2, key="n")]}, "two limits have one name"),
     ],
 )
 async def test_a_wrong_limit_says_what_is_allowed(options: dict[str, object], text: str) -> None:

@@ -24,7 +24,7 @@ async def test_no_minute_has_more_than_the_rate_and_one_burst(quiet: float, burs
     processor = Processor(MemoryBackend(clock=clock), clock=clock)
     starts: list[float] = []
 
-    @processor.job(rate="100/min", burst=burst)
+    @processor.job(limits=[Limit(rate="100/min", burst=burst)])
     async def call() -> None:
         starts.append(clock.now())
 
@@ -52,7 +52,7 @@ async def test_a_key_with_a_long_queue_does_not_delay_another() -> None:
     ended = asyncio.Event()
     ran: list[str] = []
 
-    @processor.job(concurrency=Limit(1, key="customer"))
+    @processor.job(limits=[Limit(1, key="customer")])
     async def sync(customer: str) -> None:
         ran.append(customer)
         if customer == "a":
@@ -71,7 +71,7 @@ async def test_a_thousand_keys_leave_nothing_behind() -> None:
     processor = Processor(MemoryBackend(), concurrency=20)
     ran: list[str] = []
 
-    @processor.job(concurrency=Limit(1, key="customer"))
+    @processor.job(limits=[Limit(1, key="customer")])
     async def sync(customer: str) -> None:
         ran.append(customer)
         await asyncio.sleep(0)

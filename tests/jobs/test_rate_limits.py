@@ -11,7 +11,7 @@ from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import RateLimitExceeded
 from nimburion.core.events import AttemptEnded
 from nimburion.core.job import State
-from nimburion.jobs import Processor
+from nimburion.jobs import Limit, Processor
 from nimburion.jobs.declaration.context import Context
 from nimburion.testing.clock import FakeClock
 from tests.waiting import wait_until
@@ -28,7 +28,7 @@ async def test_a_drain_starts_each_job_when_its_rate_allows() -> None:
     processor, clock = make_processor()
     began, starts = clock.now(), []
 
-    @processor.job(rate="30/min", burst=2)
+    @processor.job(limits=[Limit(rate="30/min", burst=2)])
     async def call(n: int) -> None:
         starts.append((n, round(clock.now() - began, 3)))
 
@@ -45,7 +45,7 @@ async def test_a_refused_call_stops_its_name_and_counts_nothing() -> None:
     began, starts, ended = clock.now(), [], []
     refuse = True
 
-    @processor.job(rate="60/min", burst=5)
+    @processor.job(limits=[Limit(rate="60/min", burst=5)])
     async def call(ctx: Context, n: int) -> None:
         nonlocal refuse
         starts.append((n, round(clock.now() - began, 3)))
@@ -77,7 +77,7 @@ async def test_a_cost_that_is_known_later_delays_the_next_job() -> None:
     processor, clock = make_processor()
     began, starts = clock.now(), []
 
-    @processor.job(rate="10/s", burst=10, cost=10)
+    @processor.job(limits=[Limit(rate="10/s", burst=10, cost=10)])
     def ask(ctx: Context, tokens: int) -> None:
         starts.append(round(clock.now() - began, 3))
         ctx.spend(tokens - 10)
@@ -144,7 +144,7 @@ async def test_a_worker_sleeps_until_the_next_job_may_start() -> None:
     loop = asyncio.get_running_loop()
     starts: list[float] = []
 
-    @processor.job(rate="100/s", burst=1)
+    @processor.job(limits=[Limit(rate="100/s", burst=1)])
     async def call() -> None:
         starts.append(loop.time())
 
@@ -162,7 +162,7 @@ async def test_a_prefetched_job_that_is_released_gives_its_units_back() -> None:
     backend = MemoryBackend(clock=clock)
     processor = Processor(backend, concurrency=1, grace=0.0, clock=clock)
 
-    @processor.job(rate="8/h", burst=8)
+    @processor.job(limits=[Limit(rate="8/h", burst=8)])
     async def call(n: int) -> None:
         if n:
             await asyncio.Event().wait()

@@ -684,7 +684,7 @@ async def test_what_no_code_declares_counts_for_the_limits_of_its_job(place: Pla
     task = TaskSettings(name="task", cron="* * * * *", job_name="sync", payload='{"customer":"b"}')
 
     def declare(scheduler: Scheduler) -> None:
-        @scheduler.processor.job(name="sync", concurrency=Limit(1, key="customer"))
+        @scheduler.processor.job(name="sync", limits=[Limit(1, key="customer")])
         async def sync(customer: str) -> None: ...
 
         scheduler.add_tasks(SchedulerSettings(tasks=(task,)))

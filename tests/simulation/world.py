@@ -30,7 +30,7 @@ from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed, Settled
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
-from nimburion.jobs import Limit, Processor
+from nimburion.jobs import Limit, Processor, Unique
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.worker.session.heartbeat import Heartbeat
 from nimburion.testing.contract.harness import list_uses, make_limits
@@ -45,6 +45,7 @@ SWEEP = TTL / 2
 """Seconds in which the jobs of an expired session are found, and its rescue is done."""
 LIMITS = {"limited": 2}
 RATE = RateLimit("20/s", interval=50_000, burst=4)
+REPLACE = Unique(on_duplicate="replace")
 RATES = {"limited": RATE}
 MAX_RETRIES = 2
 KEYED = {"keyed:tenant": 1, "gateway": 2}
@@ -353,10 +354,10 @@ class World:
             options["unique_key"] = f"key-{random.randrange(3)}"
         elif random.random() < 0.25:
             name = "plain"
-            options |= {"unique_key": "draft", "on_duplicate": "replace", "after": 1.0}
+            options |= {"unique_key": "draft", "unique": REPLACE, "after": 1.0}
         try:
             stored = await client.enqueue_raw(name, payload, **options)
-            if "on_duplicate" not in options:
+            if "unique" not in options:
                 assert stored == job_id
             self.acknowledged.append(stored)
         except BackendUnavailable:
@@ -516,9 +517,8 @@ class World:
             return "r" * Random(f"{self.seed} {ctx.job_id} result").randrange(400, 1000)
 
         processor.register("plain", handle)
-        processor.register(
-            "limited", handle, concurrency=LIMITS["limited"], rate=RATE.rate, burst=RATE.burst
-        )
+        rate = Limit(rate=RATE.rate, burst=RATE.burst)
+        processor.register("limited", handle, concurrency=LIMITS["limited"], limits=[rate])
         processor.register("timed", handle, timeout=0.7)
         register_keyed(processor, handle)
 
@@ -656,7 +656,7 @@ class World:
 def register_keyed(processor: Processor, handle: Callable[[Context, bytes], Any]) -> None:
     """Register the handler of jobs with two limits: one job of a tenant, and two in all."""
     limits = [Limit(1, key="tenant"), Limit(KEYED["gateway"], name="gateway")]
-    processor.register("keyed", handle, concurrency=limits)
+    processor.register("keyed", handle, limits=limits)
 
 
 async def within(seconds: float, task: asyncio.Task[None], otherwise: str) -> None:

@@ -28,7 +28,7 @@ from nimburion.core.errors import (
     Snooze,
 )
 from nimburion.core.events import AttemptEnded, AttemptStarted
-from nimburion.jobs import Context, Processor, job
+from nimburion.jobs import Context, Processor, Unique, job
 from nimburion.telemetry import tracing as names
 from nimburion.telemetry.tracing import Tracing, instrument
 from nimburion.testing import FakeClock
@@ -369,7 +369,7 @@ async def test_an_enqueue_that_fails_says_why(
         first = await processor.enqueue(send.job(), unique_key="a")
         with pytest.raises(DuplicateJob):
             await processor.enqueue(send.job(), unique_key="a")
-        await processor.enqueue(send.job(), unique_key="a", on_duplicate="existing")
+        await processor.enqueue(send.job(), unique_key="a", unique=Unique(on_duplicate="existing"))
     stored, refused, existing = spans.named("send")
     assert read(refused)["error.type"] == "nimburion.core.errors.DuplicateJob"
     assert refused.status.status_code is StatusCode.ERROR

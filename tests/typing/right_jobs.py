@@ -7,7 +7,19 @@ from typing import Any, assert_type
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.integrations.flask import FlaskJobs
-from nimburion.jobs import BatchContext, Context, Job, Priority, Processor, job
+from nimburion.jobs import (
+    Backoff,
+    Batch,
+    BatchContext,
+    ChildProcess,
+    Context,
+    Job,
+    Limit,
+    Priority,
+    Processor,
+    Unique,
+    job,
+)
 from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.job import JobCall
 
@@ -64,9 +76,22 @@ def shrink(path: str, *, factor: float = 0.5) -> int:
     return 1
 
 
-@processor.job(batch=100, batch_wait=0.5)
+@processor.job(batch=Batch(100, wait=0.5))
 async def index(paths: list[str]) -> list[int | Exception]:
     return [len(path) for path in paths]
+
+
+@job(
+    retry_backoff=Backoff([1, 60], max_delay=timedelta(hours=1), retry_for=86_400),
+    limits=[Limit(2, key="customer"), Limit(name="cdn", rate="50/s", burst=5)],
+    unique=Unique(("customer", "path"), on_duplicate="existing"),
+    execution=ChildProcess(memory="512MB"),
+)
+def convert(customer: str, path: str) -> bytes:
+    return b""
+
+
+assert_type(convert.job("acme", path="cat.png"), JobCall)
 
 
 @job(batch=10, queue="images")
@@ -78,8 +103,12 @@ async def enqueue_for_a_batch() -> None:
     assert_type(await index.enqueue("cat.png"), str)
     assert_type(await index(["cat.png"]), list[int | Exception])
     assert_type(rotate.job(1.5), JobCall)
-    assert_type(await index.options(unique_key="k", debounce=5).enqueue("cat.png"), str)
-    found = await processor.enqueue_or_get(rotate.job(2.0), unique_key="k", throttle=60)
+    assert_type(
+        await index.options(unique_key="k", unique=Unique(debounce=5)).enqueue("cat.png"), str
+    )
+    found = await processor.enqueue_or_get(
+        rotate.job(2.0), unique_key="k", unique=Unique(throttle=60)
+    )
     assert_type(found.created, bool)
 
 
@@ -110,8 +139,7 @@ async def main() -> None:
             priority=Priority.HIGH,
             at=datetime.now(UTC),
             unique_key="report",
-            unique_for=timedelta(hours=1),
-            on_duplicate="existing",
+            unique=Unique(for_=timedelta(hours=1), on_duplicate="existing"),
             headers={"a": "b"},
             tenant="acme",
             correlation_id="c-1",

@@ -19,11 +19,13 @@ from nimburion.config.schema import BACKEND_KEYS, JOBS, ROOT, TELEMETRY, make_se
 from nimburion.config.tree import Place, Written, get_part, make_refusal, nest, overlay
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.settings import (
+    BatchSettings,
     Config,
     JobSettings,
     KeyedLimitSettings,
     QueueLimitSettings,
     QueueSettings,
+    Recycle,
     SchedulerSettings,
     ServerSettings,
     Settings,
@@ -34,12 +36,14 @@ from nimburion.core.settings import (
 )
 
 __all__ = [
+    "BatchSettings",
     "Config",
     "ConfigurationError",
     "JobSettings",
     "KeyedLimitSettings",
     "QueueLimitSettings",
     "QueueSettings",
+    "Recycle",
     "SchedulerSettings",
     "ServerSettings",
     "Settings",

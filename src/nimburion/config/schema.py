@@ -30,6 +30,8 @@ from nimburion.config.value_types import (
     zone,
 )
 from nimburion.core.settings import (
+    BatchSettings,
+    JobSettings,
     Kind,
     SchedulerSettings,
     ServerSettings,
@@ -48,6 +50,8 @@ class Section(msgspec.Struct, frozen=True):
     required: frozenset[str] = frozenset()
     settings: type[msgspec.Struct] | None = None
     """The class of the settings that the map becomes; None: it stays a map."""
+    shorthand: str = ""
+    """The key that a value in place of the map stands for; empty: there is none."""
 
 
 class SectionList(msgspec.Struct, frozen=True):
@@ -197,7 +201,12 @@ SIZES = Section(
     settings=SizeLimits,
 )
 
-JOBS = Section({**BACKEND_KEYS, **make_section(Settings, url=None, sizes=SIZES).keys})
+BATCH = msgspec.structs.replace(make_section(BatchSettings), shorthand="size")
+OVERRIDES = make_list(make_section(JobSettings, batch=BATCH))
+
+JOBS = Section(
+    {**BACKEND_KEYS, **make_section(Settings, url=None, sizes=SIZES, overrides=OVERRIDES).keys}
+)
 
 TASK = make_section(TaskSettings, place=None)
 
@@ -219,6 +228,12 @@ REMOVED: Mapping[Path, str] = MappingProxyType(
             "prefix",
         ): "table names have no prefix; choose another postgres.schema",
         ("jobs", "limits"): "the sizes of the data of jobs are set by jobs.sizes",
+        ("jobs", "policies"): "it is now jobs.overrides",
+        **{
+            ("jobs", f"{kind}_max_{what}"): f"it is now jobs.{kind}_recycle.{what}"
+            for kind in ("child", "worker")
+            for what in ("jobs", "memory", "age")
+        },
     }
 )
 """The settings of earlier versions, each with what to set instead."""
@@ -247,6 +262,8 @@ def read_section(section: Section, written: Written, path: Path) -> dict[str, ob
     """Return the values of the keys that are set; an empty section has none."""
     if written.value is None:
         return {}
+    if section.shorthand and not isinstance(written.value, dict | list):
+        written = Written({section.shorthand: written}, written.place)
     if not isinstance(written.value, dict):
         keys = ", ".join(section.keys)
         found = describe_type(written.value)

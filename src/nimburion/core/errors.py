@@ -109,7 +109,7 @@ class DuplicateJob(NimburionError):
     def __init__(self, name: str, unique_key: str, existing_id: str) -> None:
         super().__init__(
             f"job {existing_id} holds the unique key of this job {name!r}; "
-            "wait for it, or enqueue with on_duplicate='existing'"
+            "wait for it, or enqueue with unique=Unique(on_duplicate='existing')"
         )
         self.unique_key = unique_key
         self.existing_id = existing_id
@@ -406,13 +406,13 @@ class Retry(JobSignal):
 
 
 class Snooze(JobSignal):
-    """Run the job again after `for_` (seconds or a timedelta). Counts neither a failure nor a
+    """Run the job again after `after` (seconds or a timedelta). Counts neither a failure nor a
     loss.
     """
 
-    def __init__(self, for_: float | timedelta) -> None:
-        super().__init__(f"snoozed for {for_}")
-        self.for_: float = to_seconds(for_)
+    def __init__(self, after: float | timedelta) -> None:
+        super().__init__(f"snoozed for {after}")
+        self.after: float = to_seconds(after)
 
 
 class RateLimitExceeded(JobSignal):

@@ -67,7 +67,7 @@ class Reason(enum.StrEnum):
     """Why a job failed permanently."""
 
     EXHAUSTED = "exhausted"
-    """Its failures exceeded `max_retries`."""
+    """Its failures exceeded `max_retries`, or its next retry would be too late."""
     PERMANENT = "permanent"
     """Its handler raised an error that no retry can help."""
     LOST = "lost"

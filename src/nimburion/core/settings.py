@@ -75,6 +75,15 @@ class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tenant's share of the run time, compared with others. Two decimals count."""
 
 
+class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The calls of a batch handler. None: as the job declares it."""
+
+    size: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """The maximum number of jobs of one call."""
+    wait: Annotated[float, Meta(ge=0)] | None = None
+    """Seconds after the first job of a batch until its call starts, if it is not full before."""
+
+
 class JobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the configuration says of the jobs of one name. None: as the job declares it."""
 
@@ -85,10 +94,8 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How many units of these jobs start in a time, over all workers: `100/min`."""
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """How many units may start at once."""
-    batch: Annotated[int, Meta(ge=1, le=10_000)] | None = None
-    """The maximum number of jobs of one call of a batch handler."""
-    batch_wait: Annotated[float, Meta(ge=0)] | None = None
-    """Seconds after the first job of a batch until its call starts, if it is not full before."""
+    batch: BatchSettings = BatchSettings()
+    """The calls of a batch handler."""
 
 
 class KeyedLimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -116,6 +123,22 @@ class QueueLimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """How many units may start at once."""
 
 
+class Recycle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a process is replaced by a fresh one. It finishes what it runs first. None: never."""
+
+    jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    """After this many jobs."""
+    memory: ProcessMemory | None = None
+    """When it holds this many bytes of resident memory."""
+    age: Annotated[float, Meta(ge=1)] | None = None
+    """After this many seconds."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a process is ever replaced."""
+        return self != Recycle()
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a processor: the section `jobs` of the configuration."""
 
@@ -129,12 +152,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The maximum number of child processes of each worker process, for handlers with
     `execution="process"`. None: the number of cores, but not more than `concurrency`.
     """
-    child_max_jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
-    """Replace a child process after this many jobs."""
-    child_max_memory: ProcessMemory | None = None
-    """Replace a child process that holds this many bytes of memory after a job."""
-    child_max_age: Annotated[float, Meta(ge=1)] | None = None
-    """Replace a child process after this many seconds, when its job has ended."""
+    child_recycle: Recycle = Recycle()
+    """When a child process is replaced, after its job has ended."""
     queues: tuple[QueueSettings, ...] = ()
     """The queues to serve; empty: every queue of the registered jobs."""
     fairness: FairnessMode = "tenants"
@@ -143,7 +162,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
     tenants: tuple[TenantSettings, ...] = ()
     """The weights that a worker stores when it starts. Other tenants keep theirs."""
-    policies: tuple[JobSettings, ...] = ()
+    overrides: tuple[JobSettings, ...] = ()
     """Limits and batches of single jobs. They win over what the jobs declare."""
     keyed_limits: tuple[KeyedLimitSettings, ...] = ()
     """Limits by key. They win over what the jobs declare."""
@@ -179,12 +198,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
     processes: Annotated[int, Meta(ge=1, le=1_000)] = 1
     """The number of worker processes that `nimburion worker` runs. `processor.run()` runs one."""
-    worker_max_jobs: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
-    """Replace a worker process after this many jobs."""
-    worker_max_memory: ProcessMemory | None = None
-    """Replace a worker process that holds this many bytes of memory, when its jobs have ended."""
-    worker_max_age: Annotated[float, Meta(ge=1)] | None = None
-    """Replace a worker process after this many seconds, when its jobs have ended."""
+    worker_recycle: Recycle = Recycle()
+    """When a worker process is replaced, after its jobs have ended."""
     code_version: str = ""
     """The version of the application. It is shown with its workers and in the metrics."""
     log_attempts: Literal["debug", "info"] = "debug"
@@ -201,7 +216,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({shown})"
 
 
-RENAMED_SETTINGS: Mapping[str, str] = MappingProxyType({"limits": "sizes"})
+RENAMED_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "limits": "sizes",
+        "policies": "overrides",
+        **{f"child_max_{what}": "child_recycle" for what in ("jobs", "memory", "age")},
+        **{f"worker_max_{what}": "worker_recycle" for what in ("jobs", "memory", "age")},
+    }
+)
 """The names that fields of `Settings` had in earlier versions, with their new names."""
 
 
@@ -212,13 +234,11 @@ class SettingsOptions(TypedDict, total=False):
     owner: str
     concurrency: int
     children: int | None
-    child_max_jobs: int | None
-    child_max_memory: int | None
-    child_max_age: float | None
+    child_recycle: Recycle
     queues: tuple[QueueSettings, ...]
     fairness: FairnessMode
     tenants: tuple[TenantSettings, ...]
-    policies: tuple[JobSettings, ...]
+    overrides: tuple[JobSettings, ...]
     keyed_limits: tuple[KeyedLimitSettings, ...]
     queue_limits: tuple[QueueLimitSettings, ...]
     session_ttl: float
@@ -237,9 +257,7 @@ class SettingsOptions(TypedDict, total=False):
     keep_results: float | None
     keep_arguments: Choice
     processes: int
-    worker_max_jobs: int | None
-    worker_max_memory: int | None
-    worker_max_age: float | None
+    worker_recycle: Recycle
     code_version: str
     log_attempts: Literal["debug", "info"]
     sizes: SizeLimits

@@ -22,7 +22,6 @@ each in an application context. `make_dashboard` adds the pages for operators.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, Unpack, cast, overload
 from urllib.parse import urlencode
 
@@ -36,6 +35,7 @@ from nimburion.jobs.client.registered_job import (
     RegisteredJob,
     register_job,
 )
+from nimburion.jobs.declaration.batches import Batch
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.job import Job, JobFunction
 from nimburion.jobs.declaration.policy import PolicyOptions
@@ -123,8 +123,7 @@ class FlaskJobs:
         *,
         name: str | None = None,
         queue: str = "default",
-        batch: int,
-        batch_wait: float | timedelta = 0.0,
+        batch: int | Batch,
         **policy: Unpack[PolicyOptions],
     ) -> RegisterBatchDecorator: ...
     def job(

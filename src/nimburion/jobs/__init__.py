@@ -5,15 +5,21 @@ Applications import these names, and all errors, from `nimburion`.
 
 from nimburion.jobs.client.client import Priority
 from nimburion.jobs.client.status import Status
-from nimburion.jobs.declaration.batches import BatchContext
+from nimburion.jobs.declaration.backoff import Backoff
+from nimburion.jobs.declaration.batches import Batch, BatchContext
 from nimburion.jobs.declaration.context import Context, get_current_context
+from nimburion.jobs.declaration.execution import ChildProcess
 from nimburion.jobs.declaration.job import Job, job
 from nimburion.jobs.declaration.limits import Limit
+from nimburion.jobs.declaration.uniqueness import Unique
 from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.health import Health
 
 __all__ = [
+    "Backoff",
+    "Batch",
     "BatchContext",
+    "ChildProcess",
     "Context",
     "Health",
     "Job",
@@ -21,6 +27,7 @@ __all__ = [
     "Priority",
     "Processor",
     "Status",
+    "Unique",
     "get_current_context",
     "job",
 ]

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from functools import partial
 from random import Random
 from types import MappingProxyType
@@ -33,12 +32,14 @@ from nimburion.core.ids import Entropy
 from nimburion.core.service import Service
 from nimburion.core.settings import (
     RENAMED_SETTINGS,
+    BatchSettings,
     Bounds,
     Config,
     JobSettings,
     KeyedLimitSettings,
     QueueLimitSettings,
     QueueSettings,
+    Recycle,
     Settings,
     SettingsOptions,
     TenantSettings,
@@ -54,6 +55,7 @@ from nimburion.jobs.client.registered_job import (
     register_job,
 )
 from nimburion.jobs.client.sync import SyncClient
+from nimburion.jobs.declaration.batches import Batch
 from nimburion.jobs.declaration.codec import lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.failure_hooks import (
@@ -100,9 +102,11 @@ _log = logging.getLogger("nimburion.worker")
 
 _BOUNDS = read_bounds(Settings)
 _QUEUE_BOUNDS = read_bounds(QueueSettings)
+_RECYCLE_BOUNDS = read_bounds(Recycle)
+_BATCH_BOUNDS = read_bounds(BatchSettings)
 _POLICY_BOUNDS = MappingProxyType(
     {
-        "policies": read_bounds(JobSettings),
+        "overrides": read_bounds(JobSettings),
         "keyed_limits": read_bounds(KeyedLimitSettings),
         "queue_limits": read_bounds(QueueLimitSettings),
         "tenants": read_bounds(TenantSettings),
@@ -260,8 +264,7 @@ class Processor(Client):
         *,
         name: str | None = None,
         queue: str = "default",
-        batch: int,
-        batch_wait: float | timedelta = 0.0,
+        batch: int | Batch,
         **policy: Unpack[PolicyOptions],
     ) -> RegisterBatchDecorator: ...
     def job(
@@ -674,7 +677,6 @@ class Processor(Client):
         `DefinitionError` is raised if a job needs one nevertheless.
         """
         from nimburion.jobs.worker.children.pool import ChildPool, count_children
-        from nimburion.jobs.worker.recycling import RecycleLimits
 
         names = self.registry.process_names
         application = find_import_path(self, self.import_path)
@@ -691,9 +693,7 @@ class Processor(Client):
         return ChildPool(
             count_children(settings),
             application,
-            RecycleLimits(
-                settings.child_max_jobs, settings.child_max_memory, settings.child_max_age
-            ),
+            settings.child_recycle,
             partial(send_jobs, self),
             asyncio.get_running_loop(),
         )
@@ -860,21 +860,28 @@ def _check_bounds(given: dict[str, Any]) -> None:
         if not _is_allowed(given[name], bounds):
             raise ConfigurationError(f"the setting {name!r} must be {bounds}, not {given[name]!r}")
     for queue in given["queues"]:
-        for name, bounds in _QUEUE_BOUNDS.items() if isinstance(queue, QueueSettings) else ():
-            value = getattr(queue, name)
-            if not _is_allowed(value, bounds):
-                hint = "; leave it out of `queues` to stop serving it" if value == 0 else ""
-                raise ConfigurationError(
-                    f"the {name} of queue {queue.name!r} must be {bounds}, not {value!r}{hint}"
-                )
+        is_zero = getattr(queue, "concurrency", None) == 0
+        hint = "; leave it out of `queues` to stop serving it" if is_zero else ""
+        _check_fields(queue, _QUEUE_BOUNDS, "of queue {!r}", hint)
+    for key in ("child_recycle", "worker_recycle"):
+        _check_fields(given[key], _RECYCLE_BOUNDS, f"of {key!r}")
     for key, bounds_of_each in _POLICY_BOUNDS.items():
         for own in given[key]:
-            for name, bounds in bounds_of_each.items():
-                value = getattr(own, name, None)
-                if not _is_allowed(value, bounds):
-                    raise ConfigurationError(
-                        f"the {name} of {own.name!r} in {key!r} must be {bounds}, not {value!r}"
-                    )
+            _check_fields(own, bounds_of_each, f"of {{!r}} in {key!r}")
+    for own in given["overrides"]:
+        where = f"of the batch of {getattr(own, 'name', None)!r}"
+        _check_fields(getattr(own, "batch", None), _BATCH_BOUNDS, where)
+
+
+def _check_fields(
+    settings: object, bounds: Mapping[str, Bounds], where: str, hint: str = ""
+) -> None:
+    """Raise `ConfigurationError` for a field outside its bounds. `where` takes the name."""
+    for field, allowed in bounds.items():
+        value = getattr(settings, field, None)
+        if not _is_allowed(value, allowed):
+            place = where.format(getattr(settings, "name", ""))
+            raise ConfigurationError(f"the {field} {place} must be {allowed}, not {value!r}{hint}")
 
 
 def _is_allowed(value: object, bounds: Bounds) -> bool:

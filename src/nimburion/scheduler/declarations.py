@@ -20,7 +20,7 @@ from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import Client, prepare_job
 from nimburion.jobs.declaration.codec import check_size
 from nimburion.jobs.declaration.job import AnyJob, Job, JobFunction, find_declaration
-from nimburion.jobs.declaration.uniqueness import UNIQUE_KEY_OPTIONS
+from nimburion.jobs.declaration.uniqueness import Unique
 from nimburion.scheduler.spec import LONGEST_NAME, Misfire, ScheduleSpec
 from nimburion.scheduler.triggers import When, parse_trigger, to_epoch
 
@@ -30,7 +30,7 @@ of the schedule."""
 Template = AnyJob | Compute
 _JOB_OPTIONS = frozenset(
     {"queue", "priority", "headers", "tenant", "correlation_id", "max_retries", "timeout",
-     "unique_key", *UNIQUE_KEY_OPTIONS}
+     "unique_key", "unique"}
 )  # fmt: skip
 
 
@@ -51,6 +51,8 @@ class ScheduleOptions(TypedDict, total=False):
     timeout: float | timedelta | None
     unique_key: str | None
     """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
+    unique: Unique | None
+    """How long a job holds its unique key, as in a call of `enqueue`."""
     jitter: float | timedelta
     """Delay the job by up to this many seconds; every scheduler computes the same delay for a
     tick."""

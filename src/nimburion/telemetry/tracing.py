@@ -251,7 +251,7 @@ class _Ending:
         self.outcome: str | None = None
         """The outcome, if the exception alone decides it."""
         if isinstance(error, Snooze):
-            self.outcome, self.delay = "released", _read_seconds(error, "for_")
+            self.outcome, self.delay = "released", _read_seconds(error, "after")
         elif isinstance(error, RateLimitExceeded):
             self.outcome, self.delay = "released", _read_seconds(error, "retry_after")
         elif isinstance(error, Cancel):

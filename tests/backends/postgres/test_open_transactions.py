@@ -25,13 +25,14 @@ from nimburion.core.operations import Cancellation, Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Released
 from nimburion.core.transactions import CallerConnection
-from nimburion.jobs import Context, Processor
+from nimburion.jobs import Context, Processor, Unique
 from nimburion.testing.contract.harness import make_limits
 from tests.servers.server_kinds import RunningPostgres
 from tests.waiting import wait_until
 
 DEADLINE = 30.0
 KEY = JobOptions(unique_key="k")
+EXISTING = Unique(on_duplicate="existing")
 LEVELS = ["read_committed", "repeatable_read", "serializable"]
 
 
@@ -84,7 +85,7 @@ async def test_a_blocked_enqueue_delays_no_other_that_was_collected_with_it(
     """The processor sends all of them in one call, and the blocked one until the commit."""
     async with Processor(backend, enqueue_timeout=DEADLINE) as processor, asyncio.timeout(DEADLINE):
         async with begin(connection):
-            open_key: dict[str, Any] = {"unique_key": "k", "on_duplicate": "existing"}
+            open_key: dict[str, Any] = {"unique_key": "k", "unique": EXISTING}
             first = await processor.enqueue_raw("n", b"{}", connection=connection, **open_key)
             blocked = [
                 asyncio.create_task(processor.enqueue_raw("n", b"{}", **open_key)) for _ in range(3)
@@ -115,7 +116,7 @@ async def test_blocked_enqueues_leave_connections_for_other_calls(
                 await processor.enqueue_raw("n", b"{}", connection=connection, unique_key=key)
             blocked = [
                 asyncio.create_task(
-                    processor.enqueue_raw("n", b"{}", unique_key=key, on_duplicate="existing")
+                    processor.enqueue_raw("n", b"{}", unique_key=key, unique=EXISTING)
                 )
                 for key in keys
             ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -22,7 +23,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.job import AttemptError, JobOptions, NewJob, State
 from nimburion.core.transactions import CallerConnection
-from nimburion.jobs import Context, Processor
+from nimburion.jobs import Context, Processor, Unique
 from tests.servers.server_kinds import RunningPostgres
 
 DEADLINE = 30.0
@@ -164,18 +165,26 @@ async def test_a_job_that_waits_for_more_starts_after_the_commit(
     """It sees what the transaction wrote before the enqueue that found the job waiting."""
     seen: list[bytes] = []
     processor.register("n", lambda _, data: seen.append(data))
-    options: dict[str, Any] = {"unique_key": "k", "unique_while": "waiting"}
-    first = await processor.enqueue_raw("n", b"1", **options)
+    waiting = Unique(while_="waiting")
+    first = await processor.enqueue_raw("n", b"1", unique_key="k", unique=waiting)
     async with connection.transaction(isolation=level):
         await connection.execute(ROW)
         existing = await processor.enqueue_raw(
-            "n", b"2", connection=connection, on_duplicate="existing", **options
+            "n",
+            b"2",
+            connection=connection,
+            unique_key="k",
+            unique=replace(waiting, on_duplicate="existing"),
         )
         assert existing == first
         assert not await asyncio.wait_for(processor.process_one(), DEADLINE)
     async with connection.transaction(isolation=level):
         await processor.enqueue_raw(
-            "n", b"3", connection=connection, on_duplicate="replace", **options
+            "n",
+            b"3",
+            connection=connection,
+            unique_key="k",
+            unique=replace(waiting, on_duplicate="replace"),
         )
         assert not await asyncio.wait_for(processor.process_one(), DEADLINE)
     assert await asyncio.wait_for(processor.process_one(), DEADLINE)
@@ -186,11 +195,15 @@ async def test_a_worker_that_runs_until_empty_waits_for_no_transaction(
     processor: Processor, connection: asyncpg.Connection
 ) -> None:
     processor.register("n", lambda _, __: None)
-    options: dict[str, Any] = {"unique_key": "k", "unique_while": "waiting"}
-    first = await processor.enqueue_raw("n", b"1", **options)
+    waiting = Unique(while_="waiting")
+    first = await processor.enqueue_raw("n", b"1", unique_key="k", unique=waiting)
     async with connection.transaction():
         await processor.enqueue_raw(
-            "n", b"2", connection=connection, on_duplicate="existing", **options
+            "n",
+            b"2",
+            connection=connection,
+            unique_key="k",
+            unique=replace(waiting, on_duplicate="existing"),
         )
         await asyncio.wait_for(processor.run(signals=False, until_empty=True), DEADLINE)
     assert (await processor.get_status(first)).state is State.PENDING

@@ -10,7 +10,7 @@ from nimburion.cli.commands.worker import start_logging
 from nimburion.cli.supervisor.file_watch import FileWatch
 from nimburion.cli.supervisor.messages import WorkerOptions
 from nimburion.cli.supervisor.supervisor import Supervisor, SupervisorSettings
-from nimburion.jobs.worker.recycling import RecycleLimits
+from nimburion.core.settings import Recycle
 
 DEFAULTS = {
     "config_file": None,
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     start_logging("debug", "text")
     supervisor = Supervisor(
         WorkerOptions(**{**DEFAULTS, **given["options"]}),
-        RecycleLimits(*given["limits"]),
+        Recycle(**given["recycle"]),
         SupervisorSettings(**given["settings"]),
         watch=FileWatch(".", interval=0.02) if given["reload"] else None,
     )

@@ -144,7 +144,7 @@ StartSupervised = Callable[..., Supervised]
 def start(tmp_path: Path) -> Iterator[StartSupervised]:
     """Start a supervisor of `app:processor`.
 
-    Keywords are options of its workers, except `settings`, `limits` and `reload`.
+    Keywords are options of its workers, except `settings`, `recycle` and `reload`.
     """
     running: list[Supervised] = []
     if not (tmp_path / "app.py").exists():
@@ -153,7 +153,7 @@ def start(tmp_path: Path) -> Iterator[StartSupervised]:
     def start_supervisor(
         *,
         settings: dict[str, float] | None = None,
-        limits: tuple[int | None, int | None, float | None] = (None, None, None),
+        recycle: dict[str, float] | None = None,
         environment: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
         reload: bool = False,
@@ -161,7 +161,7 @@ def start(tmp_path: Path) -> Iterator[StartSupervised]:
     ) -> Supervised:
         given = {
             "options": {"target": "app:processor", "processes": 1, **options},
-            "limits": limits,
+            "recycle": recycle or {},
             "settings": settings or {},
             "reload": reload,
         }

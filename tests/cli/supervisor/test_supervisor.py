@@ -212,7 +212,7 @@ async def test_a_worker_over_a_limit_finishes_its_jobs_and_is_replaced(
     async with processor:
         job_id = await processor.enqueue_raw("grow", b'{"megabytes":200}')
         supervised = start(
-            limits=(None, 200 * 1024**2 if limit == "max_memory" else None, None),
+            recycle={"memory": 200 * 1024**2} if limit == "max_memory" else None,
             max_jobs=1 if limit == "max_jobs" else None,
             settings={"report_interval": 0.05},
         )

@@ -13,8 +13,8 @@ from nimburion.cli.supervisor.reaper import Reaper
 from nimburion.cli.supervisor.supervisor import Supervisor
 from nimburion.cli.supervisor.worker_process import WorkerProcess
 from nimburion.core.frames import FrameSplitter
+from nimburion.core.settings import Recycle
 from nimburion.jobs import Health
-from nimburion.jobs.worker.recycling import RecycleLimits
 
 READY = Health(state="ready", running=1, seconds_since_exchange=1.0, lease_seconds_left=9.0)
 STARTING = Health(state="starting")
@@ -110,7 +110,7 @@ async def test_a_process_that_is_started_while_the_supervisor_stops_is_stopped(
         max_jobs=None,
         traceback=False,
     )
-    supervisor = Supervisor(options, RecycleLimits(None, None, None))
+    supervisor = Supervisor(options, Recycle())
     supervisor._reaper = Reaper(asyncio.get_running_loop())
     sent: list[tuple[int, int]] = []
 

@@ -30,7 +30,7 @@ from nimburion.core.job import JobRecord, State
 from nimburion.core.operations import Cancellation
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
-from nimburion.jobs import Context, Job, Priority, Processor, job
+from nimburion.jobs import Context, Job, Priority, Processor, Unique, job
 from nimburion.jobs.client.client import Client
 from nimburion.jobs.client.registered_job import RegisteredJob
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
@@ -87,7 +87,7 @@ async def test_every_option_travels(processor: Processor, clock: FakeClock) -> N
         priority=Priority.HIGH,
         after=timedelta(minutes=1),
         unique_key="k",
-        unique_for=60,
+        unique=Unique(for_=60),
         headers={"a": "b"},
         tenant="acme",
         correlation_id="c1",
@@ -139,9 +139,13 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
         ({"unique_key": "x" * 513}, "unique_key must have 1-512 characters, not 513"),
         ({"unique_key": "a\ud800"}, "unique_key must be valid Unicode; character 2 is U+D800, "),
         ({"unique_key": b"k"}, "unique_key must be a text, not b'k'"),
-        ({"unique_for": 5}, "unique_for needs a unique_key"),
-        ({"unique_key": "k", "unique_for": 0}, "unique_for must be more than 0"),
-        ({"on_duplicate": "drop"}, "on_duplicate must be one of 'reject', 'existing', 'replace'"),
+        ({"unique": Unique(for_=5)}, "unique needs a unique_key"),
+        ({"unique_key": "k", "unique": Unique(for_=0)}, "for_ must be more than 0"),
+        ({"throttle": 5}, "there is no option 'throttle'; write `unique=Unique(throttle=…)`"),
+        (
+            {"unique": Unique(on_duplicate="drop")},  # type: ignore[arg-type]
+            "on_duplicate must be one of 'reject', 'existing', 'replace'",
+        ),
         ({"headers": {"a": 1}}, "headers must be a dict of str to str"),
         ({"headers": {"a": "\ud800"}}, "headers must be a dict of str to str in UTF-8"),
         ({"headers": {"a": "x" * 70_000}}, "headers are 70001 bytes, over the limit of 65536"),
@@ -227,7 +231,9 @@ async def test_a_held_unique_key_is_refused_or_answers_its_holder(processor: Pro
     with pytest.raises(DuplicateJob) as refused:
         await processor.enqueue(double.job(2), unique_key="k")
     assert refused.value.existing_id == first
-    again = await processor.enqueue(double.job(2), unique_key="k", on_duplicate="existing")
+    again = await processor.enqueue(
+        double.job(2), unique_key="k", unique=Unique(on_duplicate="existing")
+    )
     assert again == first
 
 

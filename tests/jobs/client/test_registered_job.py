@@ -13,7 +13,7 @@ import pytest
 from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.core.job import State
 from nimburion.core.operations import Cancellation
-from nimburion.jobs import Context, Job, Processor, job
+from nimburion.jobs import Context, Job, Processor, Unique, job
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock
 
@@ -236,7 +236,9 @@ async def test_enqueue_can_say_whether_it_created_the_job(processor: Processor) 
     assert (same_id.id, same_id.created) == ("c-3", True)
     assert not (await processor.enqueue_or_get(count.job(3), id="c-3")).created
     with pytest.raises(DuplicateJob):
-        await processor.enqueue_or_get(count.job(2), unique_key="one", on_duplicate="reject")
+        await processor.enqueue_or_get(
+            count.job(2), unique_key="one", unique=Unique(on_duplicate="reject")
+        )
 
 
 async def test_enqueue_middleware_may_skip_an_enqueue_or_get(processor: Processor) -> None:

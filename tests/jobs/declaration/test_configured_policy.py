@@ -9,28 +9,32 @@ from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.limits import LimitRule
 from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import (
+    BatchSettings,
     JobSettings,
     KeyedLimitSettings,
     QueueLimitSettings,
+    Recycle,
     Settings,
 )
-from nimburion.jobs import Limit, Processor, job
+from nimburion.jobs import Batch, Limit, Processor, job
 
 
-@job(concurrency=1, rate="10/s", burst=3, cost=2)
+@job(concurrency=1, limits=[Limit(rate="10/s", burst=3, cost=2)])
 def send(to: str) -> None: ...
 
 
-@job(concurrency=[Limit(1, key="customer"), Limit(2, name="smtp")])
+@job(limits=[Limit(1, key="customer"), Limit(2, name="smtp")])
 def sync(customer: str) -> None: ...
 
 
-@job(batch=10, batch_wait=1.0)
+@job(batch=Batch(10, wait=1.0))
 def digest(names: list[str]) -> None: ...
 
 
-def make_processor(*policies: JobSettings, keyed: tuple[KeyedLimitSettings, ...] = ()) -> Processor:
-    settings = Settings(policies=policies, keyed_limits=keyed)
+def make_processor(
+    *overrides: JobSettings, keyed: tuple[KeyedLimitSettings, ...] = ()
+) -> Processor:
+    settings = Settings(overrides=overrides, keyed_limits=keyed)
     processor = Processor(open_backend("memory://"), settings)
     processor.register(send, sync, digest)
     return processor
@@ -39,7 +43,7 @@ def make_processor(*policies: JobSettings, keyed: tuple[KeyedLimitSettings, ...]
 def test_the_settings_win_over_the_declaration() -> None:
     registry = make_processor(
         JobSettings(name="send", concurrency=5, rate="100/min"),
-        JobSettings(name="digest", batch=50),
+        JobSettings(name="digest", batch=BatchSettings(50)),
         keyed=(
             KeyedLimitSettings(name="sync:customer", concurrency=3),
             KeyedLimitSettings(name="smtp", rate="5/s", burst=4),
@@ -67,7 +71,7 @@ def test_a_burst_alone_changes_the_declared_rate() -> None:
     ("own", "error"),
     [
         (JobSettings(name="sync", burst=2), "'sync': `burst` needs a `rate`"),
-        (JobSettings(name="send", batch=2), "'send': its handler takes one job"),
+        (JobSettings(name="send", batch=BatchSettings(2)), "'send': its handler takes one job"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(own: JobSettings, error: str) -> None:
@@ -76,8 +80,12 @@ def test_settings_that_do_not_fit_are_refused(own: JobSettings, error: str) -> N
 
 
 def test_numbers_out_of_bounds_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="concurrency of 'send' in 'policies' must be"):
-        Processor("memory://", policies=(JobSettings(name="send", concurrency=0),))
+    with pytest.raises(ConfigurationError, match="concurrency of 'send' in 'overrides' must be"):
+        Processor("memory://", overrides=(JobSettings(name="send", concurrency=0),))
+    with pytest.raises(ConfigurationError, match="the size of the batch of 'send' must be"):
+        Processor("memory://", overrides=(JobSettings(name="send", batch=BatchSettings(0)),))
+    with pytest.raises(ConfigurationError, match="the jobs of 'child_recycle' must be"):
+        Processor("memory://", child_recycle=Recycle(jobs=0))
 
 
 def test_limits_of_queues_are_among_those_of_each_job() -> None:
@@ -127,17 +135,17 @@ def test_a_limit_cannot_have_the_name_of_the_limit_of_a_job_or_a_queue(name: str
         Limit(1, name=name)
     processor = Processor("memory://")
     with pytest.raises(DefinitionError, match="job 'queue': give its Limit a `name`"):
-        processor.register("queue", lambda ctx, data: None, concurrency=Limit(1, key="tenant"))
+        processor.register("queue", lambda ctx, data: None, limits=[Limit(1, key="tenant")])
 
 
 def test_a_limit_without_a_key_and_a_name_is_that_of_the_job() -> None:
     processor = Processor("memory://")
-    processor.register("hook", lambda ctx, data: None, concurrency=Limit(5), rate="10/s")
+    processor.register("hook", lambda ctx, data: None, limits=[Limit(5)], rate="10/s")
     rule = LimitRule(5, parse_rate("10/s"))
     assert processor.registry.limits == {"hook": {"job:hook": rule}}
-    with pytest.raises(DefinitionError, match="two limits have one name"):
+    with pytest.raises(DefinitionError, match="two limits are for all jobs of the name"):
         processor.register(
-            "call", lambda ctx, data: None, concurrency=Limit(5, rate="1/s"), rate="10/s"
+            "call", lambda ctx, data: None, limits=[Limit(5, rate="1/s")], rate="10/s"
         )
 
 

@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from nimburion.core.errors import DefinitionError
+from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import Settings
-from nimburion.jobs.declaration.backoff import compute_delay, exponential, linear, listed
+from nimburion.jobs import Backoff, Batch, ChildProcess, Limit, Unique
+from nimburion.jobs.declaration.backoff import compute_delay, exponential, listed
+from nimburion.jobs.declaration.options import EnqueueOptions
 from nimburion.jobs.declaration.policy import (
+    POLICY_OPTIONS,
     Policy,
     PolicyOptions,
     parse_policy,
@@ -46,7 +50,6 @@ def delay(policy: Policy, failures: int, random: Random | None = None) -> float:
         (1.5, [1.5, 3.0, 6.0, 12.0]),
         (timedelta(seconds=2), [2.0, 4.0, 8.0, 16.0]),
         (exponential(1), [1.0, 2.0, 4.0, 8.0]),
-        (linear(10), [10.0, 20.0, 30.0, 40.0]),
         (listed(1, 60), [1.0, 60.0, 60.0, 60.0]),
         ([1, timedelta(minutes=1)], [1.0, 60.0, 60.0, 60.0]),
         ((5,), [5.0, 5.0, 5.0, 5.0]),
@@ -59,7 +62,7 @@ def test_each_backoff_grows_as_it_says(backoff: Any, expected: list[float]) -> N
 
 
 def test_the_cap_holds_however_many_failures_there_were() -> None:
-    policy = parse_policy(retry_backoff=1.0, retry_backoff_max=30).with_defaults(Settings())
+    policy = parse_policy(retry_backoff=Backoff(1.0, max_delay=30)).with_defaults(Settings())
     assert [delay(policy, n, MostJitter()) for n in (5, 6, 5_000)] == [
         pytest.approx(19.2, abs=0.01),
         30.0,
@@ -112,7 +115,10 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
         ({"retry_backoff": -1.0}, "retry_backoff must be a number of seconds"),
         ({"retry_backoff": []}, "list at least one delay"),
         ({"retry_backoff": float("nan")}, "retry_backoff"),
-        ({"retry_backoff_max": 0}, "retry_backoff_max must be more than 0"),
+        ({"retry_backoff": Backoff(max_delay=0)}, "max_delay of Backoff must be more than 0"),
+        ({"retry_backoff": Backoff(retry_for=-1)}, "retry_for of Backoff must be a number"),
+        ({"concurrency": Limit(2)}, "write `limits=[Limit(2)]`"),
+        ({"limits": Limit(2)}, "limits must be a list of Limits, not Limit(2)"),
         ({"timeout": 0}, "timeout must be more than 0"),
         ({"timeout": True}, "timeout must be a number of seconds"),
         ({"concurrency": 0}, "concurrency must be a whole number, 1 or more"),
@@ -134,11 +140,11 @@ def test_one_permanent_exception_needs_no_tuple() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"execution": "fork"}, "execution must be one of auto, thread, process"),
-        ({"memory_limit": "1GiB"}, 'needs execution="process"'),
-        ({"execution": "process", "memory_limit": "1G"}, "bytes, or a text"),
-        ({"execution": "process", "memory_limit": 1000}, "at least 32MiB"),
-        ({"execution": "process", "retry_over_memory_limit": True}, "needs a memory_limit"),
+        ({"execution": "fork"}, "one of 'auto', 'thread', 'process' or a ChildProcess, not 'fork'"),
+        ({"execution": ChildProcess(memory="1G")}, "bytes, or a text"),
+        ({"execution": ChildProcess(memory=1000)}, "at least 32MiB"),
+        ({"execution": ChildProcess(retry_over_memory=True)}, "needs `memory`"),
+        ({"execution": ChildProcess(), "batch": 5}, "a batch handler runs in the worker"),
     ],
 )
 def test_a_wrong_place_of_execution_is_refused(options: dict[str, Any], message: str) -> None:
@@ -147,5 +153,59 @@ def test_a_wrong_place_of_execution_is_refused(options: dict[str, Any], message:
 
 
 def test_a_memory_limit_may_be_a_text() -> None:
-    policy = read_policy({"execution": "process", "memory_limit": "512MB"})
-    assert policy.memory_limit == 512_000_000
+    policy = read_policy({"execution": ChildProcess(memory="512MB")})
+    assert (policy.execution, policy.memory_limit) == ("process", 512_000_000)
+
+
+def test_the_parts_of_a_folded_option_stand_in_the_policy() -> None:
+    policy = read_policy(
+        {
+            "retry_backoff": Backoff([1, 5], max_delay=timedelta(minutes=1), retry_for=3600),
+            "concurrency": 2,
+            "rate": "10/s",
+            "limits": [Limit(5, key="tenant")],
+            "unique": Unique("order", for_=60),
+            "batch": Batch(10, wait=0.5),
+        }
+    )
+    assert (policy.backoff_max, policy.retry_for, policy.concurrency) == (60.0, 3600.0, 2)
+    assert (policy.batch, policy.batch_wait) == (10, 0.5)
+    assert policy.rate
+    assert policy.unique
+    assert (policy.rate.rate, policy.unique.fields, len(policy.limits)) == ("10/s", ("order",), 1)
+    assert policy.unique.rule.unique_for == 60.0
+
+
+def test_a_limit_of_all_jobs_of_the_name_completes_the_shorthands() -> None:
+    one = parse_policy(concurrency=2, limits=[Limit(rate="10/s", burst=5, cost=2)])
+    assert (one.concurrency, one.limits) == (2, ())
+    assert one.rate == parse_rate("10/s", 5, 2)
+    with pytest.raises(DefinitionError, match="two limits are for all jobs of the name"):
+        parse_policy(rate="10/s", limits=[Limit(rate="1/s")])
+
+
+@pytest.mark.parametrize(
+    ("former", "instead"),
+    [
+        ({"retry_backoff_max": 60}, "retry_backoff=Backoff(max_delay=60)"),
+        ({"burst": 5}, 'limits=[Limit(rate="100/min", burst=5)]'),
+        ({"key": "customer"}, "limits=[Limit(rate=\"100/min\", key='customer')]"),
+        ({"unique_for": 60}, "unique=Unique(for_=60)"),
+        ({"unique_while": "waiting"}, "unique=Unique(while_='waiting')"),
+        ({"on_duplicate": "existing"}, "unique=Unique(on_duplicate='existing')"),
+        ({"debounce": 5}, "unique=Unique(debounce=5)"),
+        ({"throttle": 60}, "unique=Unique(throttle=60)"),
+        ({"memory_limit": "512MB"}, "execution=ChildProcess(memory='512MB')"),
+        ({"batch_wait": 0.5}, "batch=Batch(100, wait=0.5)"),
+    ],
+)
+def test_a_former_option_shows_the_present_one(former: dict[str, Any], instead: str) -> None:
+    with pytest.raises(DefinitionError) as refused:
+        read_policy(former)
+    (name,) = former
+    assert str(refused.value) == f"there is no option {name!r}; write `{instead}`"
+
+
+def test_the_number_of_options_stays_small() -> None:
+    assert len({"name", "queue", *POLICY_OPTIONS}) <= 20
+    assert len(EnqueueOptions.__annotations__) <= 18

@@ -14,14 +14,14 @@ from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.core.job import JobOptions, State
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
-from nimburion.jobs import Job, Processor, job
+from nimburion.jobs import Job, Processor, Unique, job
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.testing import FakeClock
 
 WAITING_STATES = (State.PENDING, State.SCHEDULED, State.RETRYING)
 
 
-@job(unique=("user_id",), on_duplicate="existing")
+@job(unique=Unique("user_id", on_duplicate="existing"))
 async def sync_user(user_id: int, reason: str = "") -> None: ...
 
 
@@ -29,7 +29,7 @@ async def sync_user(user_id: int, reason: str = "") -> None: ...
 async def export(year: int, *, draft: bool = False) -> None: ...
 
 
-@job(unique="address", unique_for=60)
+@job(unique=Unique("address", for_=60))
 async def greet(address: str) -> None: ...
 
 
@@ -92,24 +92,24 @@ async def test_a_call_takes_precedence(processor: Processor) -> None:
     first = await processor.enqueue(sync_user.job(5))
     assert await processor.enqueue(sync_user.job(5), unique_key="other") != first
     with pytest.raises(DuplicateJob):
-        await processor.enqueue(sync_user.job(5), on_duplicate="reject")
+        await processor.enqueue(sync_user.job(5), unique=Unique(on_duplicate="reject"))
     assert await processor.enqueue_or_get(sync_user.job(5)) == (first, "existing")
 
 
 @pytest.mark.parametrize(
-    ("options", "stored"),
+    ("unique", "stored"),
     [
-        ({}, JobOptions(unique_key="k")),
-        ({"unique_while": "unfinished"}, JobOptions(unique_key="k")),
-        ({"unique_while": "waiting"}, JobOptions(unique_key="k", unique_while=WAITING_STATES)),
+        (Unique(), JobOptions(unique_key="k")),
+        (Unique(while_="unfinished"), JobOptions(unique_key="k")),
+        (Unique(while_="waiting"), JobOptions(unique_key="k", unique_while=WAITING_STATES)),
         (
-            {"unique_while": {"completed", State.PENDING}, "unique_for": 9},
+            Unique(while_={State.COMPLETED, State.PENDING}, for_=9),
             JobOptions(
                 unique_key="k", unique_for=9.0, unique_while=(State.PENDING, State.COMPLETED)
             ),
         ),
         (
-            {"unique_while": "unfinished", "unique_for": 9},
+            Unique(while_="unfinished", for_=9),
             JobOptions(
                 unique_key="k",
                 unique_for=9.0,
@@ -117,11 +117,11 @@ async def test_a_call_takes_precedence(processor: Processor) -> None:
             ),
         ),
         (
-            {"throttle": 60},
+            Unique(throttle=60),
             JobOptions(unique_key="k", unique_for=60.0, on_duplicate="existing"),
         ),
         (
-            {"debounce": 5, "max_wait": timedelta(minutes=1), "on_duplicate": "replace"},
+            Unique(debounce=5, max_wait=timedelta(minutes=1), on_duplicate="replace"),
             JobOptions(
                 unique_key="k",
                 unique_while=WAITING_STATES,
@@ -132,11 +132,11 @@ async def test_a_call_takes_precedence(processor: Processor) -> None:
     ],
 )
 async def test_the_options_of_a_key(
-    processor: Processor, options: dict[str, Any], stored: JobOptions
+    processor: Processor, unique: Unique, stored: JobOptions
 ) -> None:
-    job_id = await processor.enqueue(Charge(order="a", amount=1), unique_key="k", **options)
+    job_id = await processor.enqueue(Charge(order="a", amount=1), unique_key="k", unique=unique)
     assert (await processor.backend.reads.get_job(job_id)).options == stored
-    declared = job(name="declared", unique=True, **options)(declared_handler)
+    declared = job(name="declared", unique=unique)(declared_handler)
     processor.register(declared)
     job_id = await processor.enqueue(declared.job(1))
     found = (await processor.backend.reads.get_job(job_id)).options
@@ -144,10 +144,12 @@ async def test_the_options_of_a_key(
 
 
 async def test_a_call_replaces_what_the_job_declares(processor: Processor) -> None:
-    first = await processor.enqueue(sync_user.job(5), throttle=60)
+    first = await processor.enqueue(sync_user.job(5), unique=Unique(throttle=60))
     options = (await processor.backend.reads.get_job(first)).options
     assert (options.unique_key, options.unique_for) == ("user_id=5", 60.0)
-    again = await processor.enqueue_or_get(sync_user.job(5, "late"), on_duplicate="replace")
+    again = await processor.enqueue_or_get(
+        sync_user.job(5, "late"), unique=Unique(on_duplicate="replace")
+    )
     assert again == (first, "replaced")
     assert (await processor.get_status(first)).args == {"user_id": 5, "reason": "late"}
 
@@ -158,7 +160,7 @@ async def test_debounce_runs_once_with_the_latest_arguments(
     job_id = ""
     for n in range(4):
         job_id = await processor.enqueue(
-            Charge(order="a", amount=n), unique_key="a", debounce=10, max_wait=25
+            Charge(order="a", amount=n), unique_key="a", unique=Unique(debounce=10, max_wait=25)
         )
         clock.advance(8)
     assert await processor.process_one()
@@ -177,15 +179,15 @@ async def test_what_needs_a_key_says_so(processor: Processor) -> None:
     other = job(name="other")(declared_handler)
     processor.register(other)
     for enqueue in (
-        processor.enqueue(other.job(1), debounce=5),
-        processor.enqueue_many([other.job(1)], unique_while="waiting"),
-        processor.enqueue_raw("raw", {}, throttle=5),
+        processor.enqueue(other.job(1), unique=Unique(debounce=5)),
+        processor.enqueue_many([other.job(1)], unique=Unique(while_="waiting")),
+        processor.enqueue_raw("raw", {}, unique=Unique(throttle=5)),
     ):
         with pytest.raises(InvalidJob, match="needs a unique_key, or `unique` in the declaration"):
             await enqueue
-    await processor.enqueue(other.job(1), on_duplicate="existing")
+    await processor.enqueue(other.job(1), unique=Unique(on_duplicate="existing"))
     with pytest.raises(InvalidJob, match="leave out `at` and `after`"):
-        await processor.enqueue(other.job(1), unique_key="k", debounce=5, after=3)
+        await processor.enqueue(other.job(1), unique_key="k", unique=Unique(debounce=5), after=3)
 
 
 async def test_each_job_of_a_batch_has_its_own_key(processor: Processor) -> None:
@@ -213,30 +215,62 @@ def test_a_field_that_does_not_exist_is_refused_at_registration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("unique", "message"),
     [
-        ({"unique": 5}, "unique must be True or names of arguments"),
-        ({"unique": ()}, "unique must be True or names of arguments"),
-        ({"unique": ("a", 1)}, "unique must be True or names of arguments"),
-        ({"unique_for": 5}, "unique_for needs `unique`"),
-        ({"debounce": 5, "max_wait": 9}, "debounce, max_wait needs `unique`"),
-        ({"on_duplicate": "existing"}, "on_duplicate needs `unique`"),
-        ({"unique": True, "unique_while": "running"}, "'waiting', 'unfinished' or a set of"),
-        ({"unique": True, "unique_while": ()}, "'waiting', 'unfinished' or a set of"),
-        ({"unique": True, "unique_while": {"completed"}}, "names completed, so it needs unique_"),
-        ({"unique": True, "max_wait": 5}, "max_wait needs debounce"),
-        ({"unique": True, "debounce": 5, "max_wait": 4}, "max_wait must be at least debounce, 5"),
-        ({"unique": True, "debounce": 5, "unique_for": 4}, "debounce or unique_for, not both"),
-        ({"unique": True, "debounce": 5, "on_duplicate": "reject"}, "debounce or on_duplicate"),
-        ({"unique": True, "debounce": 5, "unique_while": {"failed"}}, "names unfinished states"),
-        ({"unique": True, "throttle": 5, "debounce": 4}, "throttle or debounce, not both"),
-        ({"unique": True, "on_duplicate": "drop"}, "one of 'reject', 'existing', 'replace'"),
-        ({"unique": True, "unique_for": 0}, "unique_for must be more than 0"),
+        (5, "unique must be True, names of arguments or a Unique, not 5"),
+        ((), "unique must be True, names of arguments or a Unique"),
+        (("a", 1), "unique must be True, names of arguments or a Unique"),
+        (Unique(5), "unique must be True, names of arguments or a Unique"),  # type: ignore[arg-type]
+        (Unique("a", key=str), "Unique takes fields or a key, not both"),
+        (Unique(key="a"), "the key of Unique is a function"),  # type: ignore[arg-type]
+        (Unique(while_="running"), "'waiting', 'unfinished' or a set of"),  # type: ignore[arg-type]
+        (Unique(while_=()), "'waiting', 'unfinished' or a set of"),
+        (Unique(while_={State.COMPLETED}), "names completed, so it needs for_"),
+        (Unique(max_wait=5), "max_wait needs debounce"),
+        (Unique(debounce=5, max_wait=4), "max_wait must be at least debounce, 5"),
+        (Unique(debounce=5, for_=4), "debounce or for_, not both"),
+        (Unique(debounce=5, on_duplicate="reject"), "debounce or on_duplicate"),
+        (Unique(debounce=5, while_={State.FAILED}), "names unfinished states"),
+        (Unique(throttle=5, debounce=4), "throttle or debounce, not both"),
+        (Unique(on_duplicate="drop"), "one of 'reject', 'existing', 'replace'"),  # type: ignore[arg-type]
+        (Unique(for_=0), "for_ must be more than 0"),
     ],
 )
-def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> None:
+def test_a_wrong_option_is_refused(unique: Any, message: str) -> None:
     with pytest.raises(DefinitionError, match=message):
-        job(name="wrong", **options)(lambda a: None)
+        job(name="wrong", unique=unique)(lambda a: None)
+
+
+async def test_a_function_makes_the_key(processor: Processor) -> None:
+    @job(unique=Unique(key=lambda job: job.address.lower(), on_duplicate="existing"))
+    async def confirm(address: str) -> None: ...
+
+    processor.register(confirm)
+    first = await processor.enqueue(confirm.job("Ann@Example.com"))
+    assert await processor.enqueue(confirm.job("ann@example.com")) == first
+    assert (await processor.get_status(first)).unique_key == "ann@example.com"
+    with pytest.raises(InvalidJob, match="the function of the unique key returned an empty text"):
+        await processor.enqueue(confirm.job(""))
+
+
+@pytest.mark.parametrize(
+    ("unique", "message"),
+    [
+        (True, "unique must be a Unique"),
+        (Unique("user_id"), "in a call, the key is the option unique_key"),
+        (Unique(key=str), "in a call, the key is the option unique_key"),
+        (Unique(for_=-1), "for_ must be more than 0 seconds"),
+    ],
+)
+async def test_a_wrong_option_of_a_call_is_refused(
+    processor: Processor, unique: Any, message: str
+) -> None:
+    with pytest.raises(InvalidJob, match=message):
+        await processor.enqueue(sync_user.job(1), unique=unique)
+
+
+def test_a_unique_shows_what_it_says() -> None:
+    assert repr(Unique("order", for_=60)) == "Unique('order', for_=60)"
 
 
 def test_a_raw_handler_has_no_arguments_to_compare() -> None:

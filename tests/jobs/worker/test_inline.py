@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -15,7 +16,7 @@ from nimburion.core.job import State
 from nimburion.core.session import Session
 from nimburion.core.settings import QueueSettings
 from nimburion.core.settlement import Settlement
-from nimburion.jobs import Context, Processor, job
+from nimburion.jobs import Backoff, Context, Processor, job
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 
@@ -44,6 +45,25 @@ async def processor(clock: FakeClock) -> AsyncIterator[Processor]:
     async with Processor(MemoryBackend(clock=clock), clock=clock) as processor:
         processor.register(note, fail)
         yield processor
+
+
+async def test_no_retry_starts_later_than_retry_for(clock: FakeClock) -> None:
+    """Retries after 60, 120 and 240 seconds: the third would start 420 s after the enqueue."""
+    times: list[float] = []
+    began = clock.now()
+
+    @job(max_retries=50, retry_backoff=Backoff(60, retry_for=timedelta(seconds=400)))
+    async def charge() -> None:
+        times.append(clock.now() - began)
+        raise ConnectionError
+
+    async with Processor(MemoryBackend(clock=clock), clock=clock) as processor:
+        processor.register(charge)
+        job_id = await processor.enqueue(charge.job())
+        assert await processor.drain(advance=True) == len(times) == 3
+        status = await processor.get_status(job_id)
+    assert (status.state, status.reason, status.failures) == ("failed", "exhausted", 3)
+    assert times[2] >= 180
 
 
 async def test_process_one_runs_exactly_one(processor: Processor) -> None:

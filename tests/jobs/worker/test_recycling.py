@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.jobs.worker.recycling import RecycleLimits
+from nimburion.core.settings import Recycle
+from nimburion.jobs.worker.recycling import find_reached_limit
 
 
 class Running:
@@ -17,14 +18,14 @@ class Running:
 
 
 @pytest.mark.parametrize(
-    ("limits", "reached"),
+    ("recycle", "reached"),
     [
-        (RecycleLimits(None, None, None), ""),
-        (RecycleLimits(11, 4 * 1024**2, 101.0), ""),
-        (RecycleLimits(10, None, None), "10 jobs"),
-        (RecycleLimits(None, 3 * 1024**2, None), "3 MiB of memory"),
-        (RecycleLimits(None, None, 100.0), "an age of 100 s"),
+        (Recycle(), ""),
+        (Recycle(jobs=11, memory=4 * 1024**2, age=101.0), ""),
+        (Recycle(jobs=10), "10 jobs"),
+        (Recycle(memory=3 * 1024**2), "3 MiB of memory"),
+        (Recycle(age=100.0), "an age of 100 s"),
     ],
 )
-def test_which_limit_is_reached(limits: RecycleLimits, reached: str) -> None:
-    assert limits.find_reached(Running(), 10) == reached
+def test_which_limit_is_reached(recycle: Recycle, reached: str) -> None:
+    assert find_reached_limit(recycle, Running(), 10) == reached

@@ -58,7 +58,7 @@ async def test_more_jobs_of_a_full_key_than_an_exchange_parks_hide_no_other_job(
     processor = Processor("memory://")
     numbers: list[int] = []
 
-    @processor.job(name="sync", rate="1/h", key="customer")
+    @processor.job(name="sync", limits=[Limit(rate="1/h", key="customer")])
     async def sync(customer: str, number: int) -> None:
         numbers.append(number)
 
@@ -84,11 +84,11 @@ async def test_a_worker_with_more_slots_than_a_limit_runs_all_jobs(
     """The last job of the limit has ended here, and its outcome is not stored yet: a reply without
     jobs does not say that none is left."""
     queues = (QueueLimitSettings("default", concurrency=3),) if kind == "queue" else ()
-    limits: dict[str, int | Limit | None] = {"job": 3, "key": Limit(3, name="three"), "queue": None}
+    limits = {"job": [Limit(3)], "key": [Limit(3, name="three")], "queue": []}
     processor = Processor(f"sqlite:///{tmp_path}/jobs.db", concurrency=20, queue_limits=queues)
     numbers: list[int] = []
 
-    @processor.job(concurrency=limits[kind])
+    @processor.job(limits=limits[kind])
     async def note(number: int) -> None:
         numbers.append(number)
 

@@ -109,9 +109,12 @@ def enqueue(
         "after": after,
         "id": job_id,
     }
+    from nimburion.jobs.declaration.uniqueness import fold_unique
+
     given |= key_options
     options = cast(
-        "EnqueueOptions", {key: value for key, value in given.items() if value is not None}
+        "EnqueueOptions",
+        fold_unique({key: value for key, value in given.items() if value is not None}),
     )
     stored = current_invocation().run(
         lambda backend: enqueue_job(backend, name, payload, options), may_create=True

@@ -96,7 +96,7 @@ def worker(
     if max_jobs is not None and processes > 1:
         raise BadInput("--jobs counts the jobs of one process; add --processes 1")
     is_endless = not burst and max_jobs is None
-    if processes > 1 or reload or (is_endless and has_limits(config.jobs)):
+    if processes > 1 or reload or (is_endless and config.jobs.worker_recycle.is_set):
         from nimburion.cli.supervisor.messages import WorkerOptions
 
         own = invocation.reads_application
@@ -111,7 +111,7 @@ def worker(
             log_format=log_format or (config.telemetry.log_format if own else None),
             scheduler=config.scheduler if own else None,
             until_empty=burst,
-            max_jobs=config.jobs.worker_max_jobs if is_endless else None,
+            max_jobs=config.jobs.worker_recycle.jobs if is_endless else None,
             traceback=traceback,
         )
         if with_server:
@@ -127,12 +127,6 @@ def worker(
     run_in_this_process(processor, burst=burst, max_jobs=max_jobs)
 
 
-def has_limits(settings: Settings) -> bool:
-    """Return whether worker processes are replaced after some jobs, or at some size or age."""
-    limits = (settings.worker_max_jobs, settings.worker_max_memory, settings.worker_max_age)
-    return any(limit is not None for limit in limits)
-
-
 def choose_server(port: int | None) -> dict[str, Any]:
     """Return the settings of the management server that --server and --server-port set."""
     return {"enabled": True} if port is None else {"enabled": True, "port": port}
@@ -145,13 +139,12 @@ def run_supervisor(
     from nimburion.backends import open_backend
     from nimburion.cli.supervisor.file_watch import FileWatch
     from nimburion.cli.supervisor.supervisor import Supervisor
-    from nimburion.jobs.worker.recycling import RecycleLimits
+    from nimburion.core.settings import Recycle
 
     settings = config.jobs
-    limits = RecycleLimits(None, settings.worker_max_memory, settings.worker_max_age)
     supervisor = Supervisor(
         options,
-        RecycleLimits(None, None, None) if options.until_empty else limits,
+        Recycle() if options.until_empty else settings.worker_recycle,
         expected_backend=open_backend(settings.url).describe() if with_server else None,
         watch=FileWatch(".", [config.source] if config.source else []) if reload else None,
     )

@@ -30,7 +30,7 @@ class WorkerOptions(msgspec.Struct, tag=1, frozen=True, kw_only=True):
     log_format: Literal["text", "json"] | None
     until_empty: bool
     max_jobs: int | None
-    """The setting `worker_max_jobs`."""
+    """The setting `worker_recycle.jobs`."""
     traceback: bool
     scheduler: SchedulerSettings | None = None
     """The settings of the scheduler, where the worker cannot read those of the application; None:

@@ -18,10 +18,11 @@ from nimburion.cli.supervisor.reaper import Reaper
 from nimburion.cli.supervisor.worker_process import WorkerProcess
 from nimburion.cli.systemd import SystemdNotifier, read_watchdog_timeout
 from nimburion.core.service import wait_for_first
+from nimburion.core.settings import Recycle
 from nimburion.core.timing.clock import SystemClock
 from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.jobs import Health
-from nimburion.jobs.worker.recycling import RecycleLimits
+from nimburion.jobs.worker.recycling import find_reached_limit
 from nimburion.telemetry.families import Family
 
 _log = logging.getLogger("nimburion.supervisor")
@@ -67,7 +68,7 @@ class Supervisor:
     def __init__(
         self,
         options: WorkerOptions,
-        limits: RecycleLimits,
+        recycle: Recycle,
         settings: SupervisorSettings = SupervisorSettings(),  # noqa: B008 (immutable)
         *,
         environment: Mapping[str, str] = os.environ,
@@ -81,7 +82,7 @@ class Supervisor:
         """How often a file has changed."""
         self._changed = asyncio.Event()
         self._metrics = ProcessMetrics()
-        self._limits = limits
+        self._recycle = recycle
         self._settings = settings
         self._environment = environment
         self._slots = [_Slot(number) for number in range(1, options.processes + 1)]
@@ -355,7 +356,7 @@ class Supervisor:
             return
         if slot.predecessor is not None and not slot.predecessor.has_ended:
             return  # at most one process per slot finishes its jobs
-        reached = self._limits.find_reached(process)
+        reached = find_reached_limit(self._recycle, process)
         if reached:
             _log.info(
                 "worker process %d has reached its limit (%s); it finishes its jobs, and a new one "

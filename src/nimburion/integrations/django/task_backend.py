@@ -40,7 +40,7 @@ from nimburion.jobs.client.collector import JobCollector
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.options import EnqueueOptions, read_job_id
 from nimburion.jobs.declaration.policy import PolicyOptions, Priority, read_policy
-from nimburion.jobs.declaration.uniqueness import UNIQUE_KEY_OPTIONS
+from nimburion.jobs.declaration.uniqueness import Unique
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,12 +56,10 @@ _ALIAS, _ENQUEUED_AT, _RUN_AFTER = "django-backend", "django-enqueued-at", "djan
 _POLICY = (
     "max_retries",
     "retry_backoff",
-    "retry_backoff_max",
     "permanent",
     "timeout",
     "concurrency",
     "execution",
-    "memory_limit",
 )
 """The options of `@processor.job` that a task can have."""
 
@@ -86,28 +84,14 @@ class NimburionTask(AnyTask):
 
     max_retries: int | None = None
     retry_backoff: Any = None
-    retry_backoff_max: Any = None
     permanent: Any = None
     timeout: Any = None
     concurrency: int | None = None
     execution: Any = None
-    memory_limit: Any = None
     unique_key: str | None = None
     """At most one unfinished task of the same function holds this key."""
-    on_duplicate: str | None = None
-    """If another task holds the key: raise `DuplicateJob` (`reject`, the default), return its
-    result (`existing`), or give it the new arguments while it waits (`replace`)."""
-    unique_for: Any = None
-    """Hold the key for this many seconds, whether the task is finished or not."""
-    unique_while: Any = None
-    """Hold the key only in these states: `"waiting"`, `"unfinished"` or a set of `State`."""
-    debounce: Any = None
-    """Run once, with the latest arguments, when no enqueue with the key has come for this many
-    seconds."""
-    max_wait: Any = None
-    """With `debounce`: run at the latest this many seconds after the first enqueue."""
-    throttle: Any = None
-    """Run the first task of this many seconds; another enqueue returns the result of that task."""
+    unique: Unique | None = None
+    """How long a task holds its key, and what a second enqueue does: `Unique(on_duplicate=…)`."""
 
     def using(
         self,
@@ -268,7 +252,7 @@ class _PreparedTask:
             "headers": _make_headers(result),
             "at": None if task.run_after is None else _make_aware(task.run_after),
             "unique_key": getattr(task, "unique_key", None),
-            **{name: getattr(task, name, None) for name in UNIQUE_KEY_OPTIONS},
+            "unique": getattr(task, "unique", None),
         }
         payload = {"args": result.args, "kwargs": result.kwargs}
         await collector.enqueue_raw(task.module_path, payload, **cast("EnqueueOptions", options))

@@ -326,14 +326,8 @@ class Client:
         - `at`: the time when the job becomes due, a datetime with a time zone.
         - `after`: the delay until then instead, in seconds or as a timedelta.
         - `unique_key`: at most one unfinished job of the same name holds this text.
-        - `unique_for`: seconds to hold the key instead, whether the job is finished or not.
-        - `unique_while`: hold the key only in these states: `"waiting"` or a set of `State`.
-        - `on_duplicate`: if the key is held, `"reject"` raises `DuplicateJob`, `"existing"` returns
-          the id of the holder, `"replace"` gives the waiting holder the new arguments, options and
-          due time and returns its id.
-        - `debounce`: run once, with the latest arguments, when no enqueue with the key has come for
-          this many seconds; at the latest `max_wait` seconds after the first.
-        - `throttle`: run the first job of this many seconds; others return its id.
+        - `unique`: a `Unique` that says how long the job holds its key, and what the call does if
+          another job holds it: `Unique(on_duplicate="existing")`, `Unique(debounce=5)`.
         - `headers`: a dict of str to str that travels with the job.
         - `tenant`: a text that names the customer. The jobs of different tenants in a queue take
           turns by run time, unless the settings say `fairness: none`.
@@ -362,7 +356,7 @@ class Client:
         `outcome` is `existing` if a job with the `id` is stored already, or if another job holds
         the unique key, and `replaced` if that job took the new arguments. Then `id` is the id of
         that job. A job that would be rejected is `existing` here, unless the call says
-        `on_duplicate="reject"`.
+        `unique=Unique(on_duplicate="reject")`.
 
         ```python
         job_id, outcome = await processor.enqueue_or_get(report.job(2026), unique_key="2026")
@@ -370,7 +364,8 @@ class Client:
 
         If an enqueue middleware stores no job, the outcome is `existing`.
         """
-        accepts_existing = options.get("on_duplicate") is None
+        unique = options.get("unique")
+        accepts_existing = unique is None or unique.on_duplicate is None
         new, parsed = self._prepare(job, options)
         if accepts_existing and new.options.on_duplicate == "reject":
             accepting = msgspec.structs.replace(new.options, on_duplicate="existing")
@@ -495,7 +490,7 @@ class Client:
             priority=Priority.NORMAL.value if parsed.priority is None else parsed.priority,
             at=parsed.at,
             after=parsed.after,
-            options=apply_uniqueness(parsed, None, None)[0],
+            options=apply_uniqueness(parsed)[0],
         )
         return add_limit_keys(self, new), parsed
 
@@ -695,7 +690,7 @@ class Client:
         payload = declaration.encode(job, self._sizes)
         options, after, unique = parsed.options, parsed.after, declaration.policy.unique
         if unique is not None or parsed.key_rule is not None:
-            options, after = apply_uniqueness(parsed, unique, payload)
+            options, after = apply_uniqueness(parsed, unique, payload, job)
         if declaration.policy.limits:
             limits = JobLimits(declaration.name, declaration.policy.limits)
             options = limits.apply(options, payload, job)

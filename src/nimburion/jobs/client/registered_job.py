@@ -87,10 +87,9 @@ class RegisteredJob(JobFunction[CallP, P, R]):
     def options(self, **options: Unpack[EnqueueOptions]) -> JobWithOptions[P]:
         """Return the job with options of `Processor.enqueue`, such as `priority=7` or `after=30`.
 
-        They are `id`, `queue`, `priority`, `at`, `after`, `unique_key`, `unique_for`,
-        `unique_while`, `on_duplicate`, `debounce`, `max_wait`, `throttle`, `headers`, `tenant`,
-        `correlation_id`, `max_retries`, `timeout` and `connection`, as `help(processor.enqueue)`
-        describes them. They are checked when the job is enqueued.
+        They are `id`, `queue`, `priority`, `at`, `after`, `unique_key`, `unique`, `headers`,
+        `tenant`, `correlation_id`, `max_retries`, `timeout` and `connection`, as
+        `help(processor.enqueue)` describes them. They are checked when the job is enqueued.
         """
         return JobWithOptions(self, self._find_processor, options)
 

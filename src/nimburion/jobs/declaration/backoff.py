@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 from random import Random
 
@@ -16,8 +17,35 @@ from nimburion.core.timing.durations import read_seconds
 
 _log = logging.getLogger("nimburion.jobs")
 
-Backoff = Callable[[int], float]
+BackoffFunction = Callable[[int], float]
 """Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
+Delays = float | timedelta | Sequence[float] | BackoffFunction
+"""Seconds that double with each failure, a list of seconds, or a function of the failure's
+number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The delays between the attempts of a job that fails, and their end.
+
+    ```python
+    @job(retry_backoff=Backoff(15, max_delay=3600, retry_for=86_400))
+    async def charge(order: int) -> None: ...
+    ```
+
+    Args:
+        delays: as the option `retry_backoff`: seconds that double with each failure, a list of
+            seconds, or a function of the number of the failure. None: as the settings say.
+        max_delay: the largest delay, in seconds or as a timedelta. None: as the settings say.
+        retry_for: no retry starts later than this after the job was enqueued, whatever
+            `max_retries` allows. None: without an end.
+    """
+
+    delays: Delays | None = None
+    _: KW_ONLY
+    max_delay: float | timedelta | None = None
+    retry_for: float | timedelta | None = None
+
 
 JITTER = 0.2
 """The largest fraction of a delay that is added at random.
@@ -32,7 +60,7 @@ earlier.
 
 
 def compute_delay(
-    backoff: Backoff | None, longest: float | None, failures: int, random: Random
+    backoff: BackoffFunction | None, longest: float | None, failures: int, random: Random
 ) -> float:
     """Return the seconds from failure number `failures` to the next attempt.
 
@@ -43,7 +71,7 @@ def compute_delay(
     return min(_call_backoff(backoff, failures) * (1.0 + JITTER * random.random()), longest)
 
 
-def _call_backoff(backoff: Backoff | None, failures: int) -> float:
+def _call_backoff(backoff: BackoffFunction | None, failures: int) -> float:
     """Return the delay of a backoff, in seconds, before jitter and cap.
 
     A user's function may raise, or return a value that is no delay. Both are logged, and
@@ -68,13 +96,6 @@ class _Exponential(msgspec.Struct, frozen=True):
         return self.base * 2.0 ** min(failures - 1, _MAX_DOUBLINGS)
 
 
-class _Linear(msgspec.Struct, frozen=True):
-    step: float
-
-    def __call__(self, failures: int) -> float:
-        return self.step * failures
-
-
 class _Listed(msgspec.Struct, frozen=True):
     seconds: tuple[float, ...]
 
@@ -82,7 +103,7 @@ class _Listed(msgspec.Struct, frozen=True):
         return self.seconds[min(failures, len(self.seconds)) - 1]
 
 
-def exponential(base: float | timedelta) -> Backoff:
+def exponential(base: float | timedelta) -> BackoffFunction:
     """Return a backoff of `base` seconds that doubles with each failure.
 
     >>> [exponential(1.5)(failures) for failures in (1, 2, 3)]
@@ -91,16 +112,7 @@ def exponential(base: float | timedelta) -> Backoff:
     return _Exponential(parse_seconds("retry_backoff", base))
 
 
-def linear(step: float | timedelta) -> Backoff:
-    """Return a backoff that grows by `step` seconds with each failure.
-
-    >>> [linear(10)(failures) for failures in (1, 2, 3)]
-    [10.0, 20.0, 30.0]
-    """
-    return _Linear(parse_seconds("retry_backoff", step))
-
-
-def listed(*seconds: float | timedelta) -> Backoff:
+def listed(*seconds: float | timedelta) -> BackoffFunction:
     """Return a backoff with exactly these delays, in seconds; the last one repeats.
 
     >>> [listed(1, 60)(failures) for failures in (1, 2, 3)]
@@ -111,7 +123,7 @@ def listed(*seconds: float | timedelta) -> Backoff:
     return _Listed(tuple(parse_seconds("retry_backoff", delay) for delay in seconds))
 
 
-def parse_backoff(value: float | timedelta | Sequence[float] | Backoff) -> Backoff:
+def parse_delays(value: Delays) -> BackoffFunction:
     """Return the backoff of the option `retry_backoff`."""
     if callable(value):
         return value
@@ -120,8 +132,8 @@ def parse_backoff(value: float | timedelta | Sequence[float] | Backoff) -> Backo
     if isinstance(value, int | float | timedelta):
         return exponential(value)
     raise DefinitionError(
-        "retry_backoff must be seconds, a list of seconds or a function of the number of the "
-        f"failure, not {value!r}"
+        "retry_backoff must be seconds, a list of seconds, a function of the number of the "
+        f"failure or a Backoff, not {value!r}"
     )
 
 

@@ -1,7 +1,7 @@
 """Batch handlers: one call for several jobs, and an outcome for each of them.
 
 ```python
-@processor.job(batch=100, batch_wait=0.5)
+@processor.job(batch=Batch(100, wait=0.5))
 async def index(documents: list[Document]) -> None:
     await search.index_all(documents)
 
@@ -13,6 +13,8 @@ await index.enqueue(Document(...))
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
 from nimburion.jobs.declaration.context import Context
@@ -25,6 +27,20 @@ else:  # Python 3.11 has no defaults of type variables
     from typing import TypeVar
 
     StateT_co = TypeVar("StateT_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many jobs one call of a batch handler takes: the option `batch`.
+
+    Args:
+        size: the most jobs of one call.
+        wait: the call starts this long after its first job if it is not full before, in seconds or
+            as a timedelta. 0: it takes the jobs that are due.
+    """
+
+    size: int
+    wait: float | timedelta = 0.0
 
 
 class BatchContext(Generic[StateT_co]):

@@ -1,4 +1,4 @@
-"""What the settings say of limits: `jobs.policies`, `jobs.keyed_limits` and `jobs.queue_limits`."""
+"""What the settings say of jobs and limits: `overrides`, `keyed_limits` and `queue_limits`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from nimburion.core.errors import ConfigurationError, DefinitionError
 from nimburion.core.limits import LimitRule, make_queue_limit_name
 from nimburion.core.rate_limits import parse_rate
-from nimburion.core.settings import JobSettings, KeyedLimitSettings, Settings
+from nimburion.core.settings import BatchSettings, JobSettings, KeyedLimitSettings, Settings
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
 from nimburion.jobs.declaration.job import check_declared_name
 from nimburion.jobs.declaration.limits import Limit
@@ -27,14 +27,14 @@ def configure_policy(job: str, policy: Policy, settings: Settings) -> Policy:
     keyed = {limit.name: limit for limit in settings.keyed_limits}
     limits = tuple(_configure_limit(job, limit, keyed) for limit in policy.limits)
     policy = msgspec.structs.replace(policy, limits=limits) if keyed else policy
-    for own in settings.policies:
+    for own in settings.overrides:
         if own.name == job:
             policy = _apply(job, policy, own)
     return policy
 
 
 def _apply(job: str, policy: Policy, own: JobSettings) -> Policy:
-    where = f"jobs.policies, {job!r}"
+    where = f"jobs.overrides, {job!r}"
     changes: dict[str, object] = {}
     if own.concurrency is not None:
         changes["concurrency"] = own.concurrency
@@ -47,13 +47,14 @@ def _apply(job: str, policy: Policy, own: JobSettings) -> Policy:
             changes["rate"] = parse_rate(rate, own.burst, cost)
         except DefinitionError as error:
             raise ConfigurationError(f"{where}: {error}") from None
-    if own.batch is not None or own.batch_wait is not None:
+    if own.batch != BatchSettings():
         if policy.batch is None:
             raise ConfigurationError(
                 f"{where}: its handler takes one job; declare it with @job(batch=…) first"
             )
-        changes["batch"] = policy.batch if own.batch is None else own.batch
-        changes["batch_wait"] = policy.batch_wait if own.batch_wait is None else own.batch_wait
+        size, wait = own.batch.size, own.batch.wait
+        changes["batch"] = policy.batch if size is None else size
+        changes["batch_wait"] = policy.batch_wait if wait is None else wait
     return msgspec.structs.replace(policy, **changes)
 
 
@@ -119,7 +120,7 @@ def find_unknown_names(
 ) -> list[str]:
     """Return a message for each name in the settings that no registered job has."""
     jobs, keyed_limits = set(jobs), set(keyed_limits)
-    found = [describe_unknown("job", [own.name], jobs) for own in settings.policies] + [
+    found = [describe_unknown("job", [own.name], jobs) for own in settings.overrides] + [
         describe_unknown("limit by key", [limit.name], keyed_limits)
         for limit in settings.keyed_limits
     ]

@@ -24,7 +24,6 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -44,7 +43,7 @@ from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.size_limits import SizeLimits, check_name
 from nimburion.core.text.shortening import shorten
 from nimburion.core.text.suggestions import describe_unknown, find_nearest
-from nimburion.jobs.declaration.batches import BatchContext
+from nimburion.jobs.declaration.batches import Batch, BatchContext
 from nimburion.jobs.declaration.codec import Codec, lower_first
 from nimburion.jobs.declaration.context import Context
 from nimburion.jobs.declaration.limits import check_limits
@@ -144,27 +143,22 @@ class Job:
     - `name`: the job's name; by default the class name in snake case, `send_email` for `SendEmail`.
     - `queue`: the queue of its jobs; `default` by default.
     - `max_retries`: how many retries follow a first failure.
-    - `retry_backoff`: seconds, a list of seconds, or a function of the failure's number (1, 2, …).
-    - `retry_backoff_max`: the largest delay between attempts, in seconds.
+    - `retry_backoff`: seconds, a list of seconds, or a function of the failure's number (1, 2, …);
+      with `Backoff`, also the largest delay and the end of the retries.
     - `permanent`: exception classes after which no retry is made.
     - `timeout`: seconds that one attempt may take.
     - `concurrency`: how many of these jobs may run at the same time, over all workers.
+    - `rate`: how many of these jobs may start in a time, over all workers: `"100/min"`.
+    - `limits`: a list of `Limit`, for each key, for several job names, or with a burst or a cost.
     - `priority`: 0 to 9, higher first.
     - `result`: whether the handler's return value is stored.
     - `unique`: names of arguments, or True for all: at most one unfinished job has these values.
-    - `unique_for`: seconds to hold that unique key instead, whether the job is finished or not.
-    - `unique_while`: hold the key only in these states: `"waiting"` or a set of `State`.
-    - `on_duplicate`: for an equal job, `"reject"` raises `DuplicateJob`, `"existing"` returns its
-      id, `"replace"` gives it the new arguments while it waits.
-    - `debounce`, `max_wait`: run once, with the latest arguments, when no equal job was enqueued
-      for `debounce` seconds, or `max_wait` seconds after the first.
-    - `throttle`: run the first of equal jobs in this many seconds.
+      `Unique` says for how long, and what a second enqueue does.
     - `on_failure`: a function of (ctx, error), called when an attempt has failed and is retried.
     - `on_dead`: a function of (ctx, error), called when the job becomes a dead letter.
     - `execution`: where the handler runs. `"auto"`: an `async def` on the event loop, a `def` in a
-      thread. `"process"`: in a child process, which a timeout or a cancel kills.
-    - `memory_limit`: bytes, or a text like `"512MB"`. An attempt is killed when its child process
-      uses more memory. It is not retried, unless `retry_over_memory_limit` is true.
+      thread. `"process"`: in a child process, which a timeout or a cancel kills; with
+      `ChildProcess`, with a limit of memory.
 
     `DefinitionError` is raised for an option that is unknown or has a wrong value.
 
@@ -378,8 +372,7 @@ def job(
     *,
     name: str | None = None,
     queue: str = "default",
-    batch: int,
-    batch_wait: float | timedelta = 0.0,
+    batch: int | Batch,
     **policy: Unpack[PolicyOptions],
 ) -> BatchJobDecorator: ...
 def job(
@@ -405,11 +398,11 @@ def job(
     ```
 
     With `batch=100`, one call takes a list with the arguments of up to 100 jobs, each of which is
-    one argument. It starts when they are collected, or `batch_wait` seconds after the first. It
-    returns None, or a list with one result or exception for each job.
+    one argument. With `batch=Batch(100, wait=0.5)`, it starts when they are collected, or half a
+    second after the first. It returns None, or a list with one result or exception for each job.
 
     ```python
-    @job(batch=100, batch_wait=0.5)
+    @job(batch=Batch(100, wait=0.5))
     async def index(documents: list[Document]) -> None: ...
 
 

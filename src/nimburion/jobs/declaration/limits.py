@@ -1,4 +1,4 @@
-"""Limits as declarations write them: `concurrency=Limit(1, key="customer")`."""
+"""Limits as declarations write them: `limits=[Limit(1, key="customer")]`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Limit:
-    """A limit of jobs that share a key, over all workers.
+    """A limit over all workers: for each key, for several job names, or with a burst or a cost.
 
     ```python
-    @job(concurrency=Limit(1, key="customer"))  # one job for each customer, in order
+    @job(limits=[Limit(1, key="customer")])  # one job for each customer, in order
     async def sync(customer: str) -> None: ...
 
 
-    @job(concurrency=[Limit(5, key="tenant"), Limit(2, name="smtp")])
+    @job(limits=[Limit(5, key="tenant"), Limit(2, name="smtp")])
     async def send(to: str) -> None: ...
     ```
+
+    `concurrency=2` and `rate="100/min"` are shorthands for limits of all jobs of the name.
 
     Args:
         concurrency: how many jobs of one key may run at once.
@@ -45,7 +47,8 @@ class Limit:
         name: jobs of several names that name the same limit share its counts. By default the limit
             belongs to the job alone.
         rate: how many units of one key may start in a time, `"100/min"`.
-        burst: as the option `burst` of a job.
+        burst: the most units that may start at once; by default what the rate allows in 0.1 s, at
+            least 1.
         cost: the units that one job takes of the rate: a number, the name of an argument, or a
             function of the job.
     """
@@ -94,15 +97,15 @@ class Limit:
         fixed = self.cost if isinstance(self.cost, int) else 1
         return LimitRule(self.concurrency, parse_rate(self.rate, self.burst, fixed))
 
-    def choose_name(self, job: str) -> str:
-        """Return the name of the limit for a job name.
+    @property
+    def is_shared_by_all(self) -> bool:
+        """Whether the limit is that of all jobs of the name: it needs nothing of a single job."""
+        return self.key is None and self.name is None and isinstance(self.cost, int)
 
-        A limit without a key and a name is that of the job name, unless each job has its own cost.
-        """
+    def choose_name(self, job: str) -> str:
+        """Return the name of the limit for a job name, of which each job carries a key."""
         if self.name is not None:
             return self.name
-        if self.key is None and isinstance(self.cost, int):
-            return make_job_limit_name(job)
         if self.key is None:
             key = "cost"
         else:
@@ -121,30 +124,44 @@ class Limit:
         return f"Limit({', '.join(parts)})"
 
 
+def split_limits(
+    concurrency: int | None, rate: str | None, limits: Sequence[Limit]
+) -> tuple[LimitRule, tuple[Limit, ...]]:
+    """Return the rule that limits all jobs of a name, and the limits of which each job carries a
+    key.
+
+    The rule has the options `concurrency` and `rate`, and those of `limits` that have no key, no
+    name and no cost of each job. Raises `DefinitionError` if two of them limit the same.
+    """
+    if not isinstance(limits, list | tuple) or not all(isinstance(one, Limit) for one in limits):
+        raise DefinitionError(f"limits must be a list of Limits, not {limits!r}")
+    own, keyed = LimitRule(concurrency, parse_rate(rate)), []
+    for limit in limits:
+        if limit.is_shared_by_all:
+            own = _merge(own, limit.make_rule())
+        else:
+            keyed.append(limit)
+    return own, tuple(keyed)
+
+
 class JobLimits:
-    """The `Limit`s of one job name."""
+    """The limits of one job name of which each job carries a key."""
 
     def __init__(self, job: str, limits: Sequence[Limit]) -> None:
-        named = {limit.choose_name(job): limit for limit in limits}
-        if len(named) < len(limits):
-            raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
         self._job = job
-        self._own = named.pop(make_job_limit_name(job), None)
-        """The one that limits all jobs of the name."""
-        self._keyed = named
-        """Those of which a job carries a key, by name."""
+        self._keyed = {limit.choose_name(job): limit for limit in limits}
+        if len(self._keyed) < len(limits):
+            raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
 
     def make_rules(
         self, concurrency: int | None = None, rate: RateLimit | None = None
     ) -> dict[str, LimitRule]:
         """Return the limits as a worker declares them to the backend, by name.
 
-        `concurrency` and `rate`: the options of the job itself.
+        `concurrency` and `rate` limit all jobs of the name.
         """
         rules = {name: limit.make_rule() for name, limit in self._keyed.items()}
         own = LimitRule(concurrency, rate)
-        if self._own is not None:
-            own = _merge(self._job, own, self._own.make_rule())
         if own != LimitRule():
             rules[make_job_limit_name(self._job)] = own
         return rules
@@ -181,10 +198,10 @@ def describe_rule(rule: LimitRule) -> str:
     return " ".join(part for part in (maximum, rule.rate and rule.rate.rate) if part)
 
 
-def _merge(job: str, one: LimitRule, other: LimitRule) -> LimitRule:
-    """Return the rule of two options that limit a job name: one has the maximum, one the rate."""
+def _merge(one: LimitRule, other: LimitRule) -> LimitRule:
+    """Return one rule of two for the same jobs: one has the maximum, one the rate."""
     if None not in {one.concurrency, other.concurrency} or None not in {one.rate, other.rate}:
-        raise DefinitionError(f"job {job!r}: two limits have one name; give each a `name`")
+        raise DefinitionError("two limits are for all jobs of the name; give one a `key` or `name`")
     return LimitRule(
         other.concurrency if one.concurrency is None else one.concurrency, one.rate or other.rate
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypedDict
 from uuid import UUID
 
 import msgspec
@@ -16,15 +16,14 @@ from nimburion.core.size_limits import SizeLimits, check_name, check_text
 from nimburion.core.text.suggestions import describe_unknown
 from nimburion.core.timing.durations import read_seconds
 from nimburion.jobs.declaration.uniqueness import (
-    UNIQUE_KEY_OPTIONS,
     KeyRule,
-    UniqueKeyOptions,
+    Unique,
     Uniqueness,
     read_key_rule,
 )
 
 
-class EnqueueManyOptions(UniqueKeyOptions, total=False):
+class EnqueueManyOptions(TypedDict, total=False):
     """The options of `enqueue_many`; they apply to each of its jobs."""
 
     queue: str | None
@@ -38,6 +37,9 @@ class EnqueueManyOptions(UniqueKeyOptions, total=False):
     unique_key: str | None
     """At most one unfinished job of the same name holds this key. As `tenant` and
     `correlation_id`: any text of 1 to 512 characters without control characters."""
+    unique: Unique | None
+    """How long the job holds its unique key, and what the call does if another job holds it. The
+    key is `unique_key`, or the one that the job declares."""
     headers: Mapping[str, str] | None
     tenant: str | None
     """The customer of the job. The jobs of different tenants in a queue take turns."""
@@ -68,22 +70,23 @@ class ParsedOptions(msgspec.Struct, frozen=True):
     key_rule: KeyRule | None = None
     """What the call says about the unique key that the job declares. None: nothing, or the call
     has its own key: then `options` and `after` follow its rule already."""
-    key_options: tuple[str, ...] = ()
-    """The names of the options that made `key_rule`."""
+    only_on_duplicate: bool = False
+    """Whether `key_rule` says nothing but `on_duplicate`: the rest is as declared."""
 
 
 NOTHING_PARSED = ParsedOptions()
 
-_ONLY_ON_DUPLICATE = ("on_duplicate",)
-
 _RECORD_OPTIONS = frozenset(
-    {
-        *("unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout"),
-        *UNIQUE_KEY_OPTIONS,
-    }
+    {"unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout"}
 )
-_FOREIGN_OPTIONS = MappingProxyType(
+_INSTEAD: Mapping[str, str] = MappingProxyType(
     {
+        "unique_for": "unique=Unique(for_=…)",
+        "unique_while": "unique=Unique(while_=…)",
+        "on_duplicate": "unique=Unique(on_duplicate=…)",
+        "debounce": "unique=Unique(debounce=…)",
+        "max_wait": "unique=Unique(debounce=…, max_wait=…)",
+        "throttle": "unique=Unique(throttle=…)",
         "countdown": "after=…",
         "delay": "after=…",
         "eta": "at=…",
@@ -94,7 +97,8 @@ _FOREIGN_OPTIONS = MappingProxyType(
         "retries": "max_retries=…",
     }
 )
-"""Options of other job systems, and what to write instead."""
+"""Options that are parts of other options now, and those of other job systems, with what to write
+instead."""
 _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
@@ -111,6 +115,7 @@ def parse_options(
     priority: int | None = None,
     at: datetime | None = None,
     after: float | timedelta | None = None,
+    unique: Unique | None = None,
     connection: object = None,
     **options: Any,
 ) -> ParsedOptions:
@@ -119,8 +124,7 @@ def parse_options(
         raise InvalidJob(_describe_unknown_option(options))
     if at is not None and after is not None:
         raise InvalidJob("pass `at` or `after`, not both")
-    key_options = {name: options.pop(name) for name in UNIQUE_KEY_OPTIONS & options.keys()}
-    rule = read_key_rule(cast("UniqueKeyOptions", key_options), InvalidJob) if key_options else None
+    rule = None if unique is None else _parse_rule(unique)
     parsed = ParsedOptions(
         queue=None if queue is None else check_name("queue", queue),
         priority=None if priority is None else _parse_priority(priority),
@@ -129,7 +133,7 @@ def parse_options(
         options=_parse_job_options(sizes, **options) if options else NO_JOB_OPTIONS,
         connection=connection,
         key_rule=rule,
-        key_options=tuple(sorted(name for name in key_options if key_options[name] is not None)),
+        only_on_duplicate=unique is not None and unique.given.keys() <= {"on_duplicate"},
     )
     if rule is None or parsed.options.unique_key is None:
         return parsed
@@ -138,7 +142,10 @@ def parse_options(
 
 
 def apply_uniqueness(
-    parsed: ParsedOptions, declared: Uniqueness | None, payload: bytes | None
+    parsed: ParsedOptions,
+    declared: Uniqueness | None = None,
+    payload: bytes = b"",
+    job: object = None,
 ) -> tuple[JobOptions, float]:
     """Return the options of a job and its delay, with the unique key that the job declares.
 
@@ -148,18 +155,15 @@ def apply_uniqueness(
     if parsed.options.unique_key is not None:
         return parsed.options, parsed.after
     rule = parsed.key_rule
-    if declared is None or payload is None:
-        if rule is not None and parsed.key_options != _ONLY_ON_DUPLICATE:
-            raise InvalidJob(
-                f"{', '.join(parsed.key_options)} needs a unique_key, or `unique` in the "
-                "declaration of the job"
-            )
+    if declared is None:
+        if rule is not None and not parsed.only_on_duplicate:
+            raise InvalidJob("unique needs a unique_key, or `unique` in the declaration of the job")
         return parsed.options, parsed.after
     if rule is None:
         rule = declared.rule
-    elif parsed.key_options == _ONLY_ON_DUPLICATE:
+    elif parsed.only_on_duplicate:
         rule = msgspec.structs.replace(declared.rule, on_duplicate=rule.on_duplicate)
-    return apply_key_rule(rule, parsed, declared.make_key(payload))
+    return apply_key_rule(rule, parsed, declared.make_key(payload, job))
 
 
 def apply_key_rule(rule: KeyRule, parsed: ParsedOptions, key: str) -> tuple[JobOptions, float]:
@@ -172,9 +176,22 @@ def apply_key_rule(rule: KeyRule, parsed: ParsedOptions, key: str) -> tuple[JobO
 
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
     for name in options:
-        if name in _FOREIGN_OPTIONS:
-            return f"there is no option {name!r}; write `{_FOREIGN_OPTIONS[name]}`"
+        if name in _INSTEAD:
+            return f"there is no option {name!r}; write `{_INSTEAD[name]}`"
     return describe_unknown("option", options, EnqueueManyOptions.__annotations__)
+
+
+def _parse_rule(unique: object) -> KeyRule | None:
+    if not isinstance(unique, Unique):
+        raise InvalidJob(
+            f"unique must be a Unique, like Unique(on_duplicate='existing'), not {unique!r}"
+        )
+    if unique.fields is not None or unique.key is not None:
+        raise InvalidJob(
+            "in a call, the key is the option unique_key; Unique takes fields or a key only in the "
+            "declaration of a job"
+        )
+    return read_key_rule(unique, InvalidJob)
 
 
 def _parse_job_options(

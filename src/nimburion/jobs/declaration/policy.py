@@ -6,37 +6,40 @@ import enum
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, Unpack, cast, get_args
+from types import MappingProxyType
+from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
 from nimburion.core.errors import DefinitionError
-from nimburion.core.rate_limits import RateLimit, parse_rate
+from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
-from nimburion.core.text.sizes import read_byte_count
+from nimburion.core.text.shortening import shorten
 from nimburion.core.text.suggestions import describe_unknown
-from nimburion.jobs.declaration.backoff import Backoff, exponential, parse_backoff, parse_seconds
-from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
-from nimburion.jobs.declaration.limits import Cost, Key, Limit
-from nimburion.jobs.declaration.uniqueness import (
-    ALL_FIELDS,
-    UNTIL_FINISHED,
-    UniqueKeyOptions,
-    Uniqueness,
-    read_key_rule,
+from nimburion.jobs.declaration.backoff import (
+    Backoff,
+    BackoffFunction,
+    Delays,
+    exponential,
+    parse_delays,
+    parse_seconds,
 )
+from nimburion.jobs.declaration.batches import Batch
+from nimburion.jobs.declaration.execution import (
+    ChildProcess,
+    Execution,
+    parse_execution,
+    parse_memory,
+)
+from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
+from nimburion.jobs.declaration.limits import Limit, split_limits
+from nimburion.jobs.declaration.uniqueness import Fields, Unique, Uniqueness, parse_uniqueness
 
 _log = logging.getLogger("nimburion.jobs")
 _T = TypeVar("_T")
 
-Execution = Literal["auto", "thread", "process"]
-"""Where a handler runs. `auto`: an `async def` on the event loop, a `def` in a thread."""
-
 MAX_BATCH = 10_000
 """The most jobs that one call of a batch handler may take."""
-
-_MIN_MEMORY_LIMIT = 32 * 1024**2
-"""Bytes. A child process needs most of it before it runs a handler."""
 
 
 class Priority(enum.IntEnum):
@@ -53,8 +56,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The policy in a declaration. None: as the settings say (no concurrency limit, no timeout)."""
 
     max_retries: int | None = None
-    backoff: Backoff | None = None
+    backoff: BackoffFunction | None = None
     backoff_max: float | None = None
+    retry_for: float | None = None
+    """No retry starts later than this many seconds after the job was enqueued."""
     permanent: tuple[type[BaseException], ...] = ()
     """Exceptions after which no retry is made."""
     timeout: float | None = None
@@ -96,39 +101,55 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class PolicyOptions(UniqueKeyOptions, total=False):
+class PolicyOptions(TypedDict, total=False):
     """The policy options of `class X(Job, …)`, `@job(…)` and `register(name, handler, …)`."""
 
+    priority: int
     max_retries: int
-    retry_backoff: float | timedelta | Sequence[float] | Backoff
-    retry_backoff_max: float | timedelta
+    retry_backoff: Delays | Backoff
+    """The delays between attempts, in seconds; with `Backoff`, also their maximum and their end."""
     permanent: type[BaseException] | tuple[type[BaseException], ...]
     timeout: float | timedelta | None
-    concurrency: int | Limit | Sequence[Limit] | None
-    """How many of these jobs may run at once, over all workers; with `Limit`, for each key."""
+    concurrency: int | None
+    """How many of these jobs may run at once, over all workers."""
     rate: str | None
-    """How many units of these jobs may start in a time, over all workers: `"100/min"`."""
-    burst: int | None
-    """The most units that may start at once; default: what the rate allows in 0.1 s, at least 1."""
-    cost: Cost
-    """The units that one job takes of the rate: a number, an argument, or a function of the job."""
-    key: Key | None
-    """What the rate counts separately for: an argument, `"tenant"`, or a function of the job."""
-    priority: int
-    result: bool
-    unique: bool | str | Sequence[str]
+    """How many of these jobs may start in a time, over all workers: `"100/min"`."""
+    limits: Sequence[Limit]
+    """Limits for each key, limits that job names share, and rates with a burst or a cost."""
+    unique: Fields | Unique | None
     """Arguments of which at most one unfinished job has the same values; True: all of them."""
+    execution: Execution | ChildProcess
+    """Where the handler runs."""
+    result: bool
+    """Whether the handler's return value is stored."""
     on_failure: FailureHook | None
     """Called with the context and the error when an attempt has failed and the job is retried."""
     on_dead: FailureHook | None
     """Called with the context and the error when the job becomes a dead letter."""
-    execution: Execution
-    memory_limit: int | str | None
-    retry_over_memory_limit: bool
 
 
-BATCH_OPTIONS = frozenset({"batch", "batch_wait"})
-"""The options of a batch handler, in addition to `PolicyOptions`."""
+POLICY_OPTIONS = frozenset({*PolicyOptions.__annotations__, "batch"})
+"""The names of the options of a policy. `batch` is not for every job, so it is not in
+`PolicyOptions`."""
+
+_FORMER_OPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "retry_backoff_max": "retry_backoff=Backoff(max_delay={})",
+        "burst": 'limits=[Limit(rate="100/min", burst={})]',
+        "cost": 'limits=[Limit(rate="100/min", cost={})]',
+        "key": 'limits=[Limit(rate="100/min", key={})]',
+        "unique_for": "unique=Unique(for_={})",
+        "unique_while": "unique=Unique(while_={})",
+        "on_duplicate": "unique=Unique(on_duplicate={})",
+        "debounce": "unique=Unique(debounce={})",
+        "max_wait": "unique=Unique(debounce=…, max_wait={})",
+        "throttle": "unique=Unique(throttle={})",
+        "memory_limit": "execution=ChildProcess(memory={})",
+        "retry_over_memory_limit": "execution=ChildProcess(memory=…, retry_over_memory={})",
+        "batch_wait": "batch=Batch(100, wait={})",
+    }
+)
+"""Options that are parts of other options now, and what to write instead."""
 
 
 def read_policy(options: Mapping[str, Any]) -> Policy:
@@ -136,93 +157,77 @@ def read_policy(options: Mapping[str, Any]) -> Policy:
 
     `DefinitionError` names an option that is unknown or has a wrong value.
     """
-    known = {*PolicyOptions.__annotations__, *BATCH_OPTIONS, "queue"}
-    unknown = describe_unknown("option", options, known)
-    if unknown is not None:
-        raise DefinitionError(unknown)
+    if not options.keys() <= POLICY_OPTIONS:
+        raise DefinitionError(_describe_unknown_option(options))
     return parse_policy(**options)
+
+
+def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
+    for name, value in options.items():
+        if name in _FORMER_OPTIONS:
+            instead = _FORMER_OPTIONS[name].format(shorten(repr(value), 40))
+            return f"there is no option {name!r}; write `{instead}`"
+    return describe_unknown("option", options, {*POLICY_OPTIONS, "name", "queue"})
 
 
 def parse_policy(
     *,
+    priority: int = Priority.NORMAL,
     max_retries: int | None = None,
-    retry_backoff: float | timedelta | Sequence[float] | Backoff | None = None,
-    retry_backoff_max: float | timedelta | None = None,
+    retry_backoff: Delays | Backoff | None = None,
     permanent: type[BaseException] | tuple[type[BaseException], ...] = (),
     timeout: float | timedelta | None = None,
-    concurrency: int | Limit | Sequence[Limit] | None = None,
+    concurrency: int | None = None,
     rate: str | None = None,
-    burst: int | None = None,
-    cost: Cost = 1,
-    key: Key | None = None,
-    priority: int = Priority.NORMAL,
+    limits: Sequence[Limit] = (),
+    unique: Fields | Unique | None = None,
+    execution: Execution | ChildProcess = "auto",
+    batch: int | Batch | None = None,
     result: bool = True,
-    unique: bool | str | Sequence[str] = False,
     on_failure: FailureHook | None = None,
     on_dead: FailureHook | None = None,
-    execution: Execution = "auto",
-    memory_limit: int | str | None = None,
-    retry_over_memory_limit: bool = False,
-    batch: int | None = None,
-    batch_wait: float | timedelta | None = None,
-    **key_options: Unpack[UniqueKeyOptions],
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
-    limits = _parse_limits(concurrency)
-    number = None if limits or not isinstance(concurrency, int) else concurrency
-    if key is not None or not isinstance(cost, int):
-        if rate is None:
-            raise DefinitionError('burst, key and cost need a `rate`, like rate="100/min"')
-        limits, rate = (*limits, Limit(rate=rate, burst=burst, key=key, cost=cost)), None
-        burst, cost = None, 1
+    own, keyed = split_limits(_parse_concurrency(concurrency), rate, limits)
+    backoff = retry_backoff if isinstance(retry_backoff, Backoff) else Backoff(retry_backoff)
+    child = execution if isinstance(execution, ChildProcess) else ChildProcess()
+    calls = batch if isinstance(batch, Batch) else None if batch is None else Batch(batch)
     return Policy(
         max_retries=None if max_retries is None else _parse_int("max_retries", max_retries, 0),
-        backoff=None if retry_backoff is None else parse_backoff(retry_backoff),
-        backoff_max=_parse_optional_seconds("retry_backoff_max", retry_backoff_max),
+        backoff=None if backoff.delays is None else parse_delays(backoff.delays),
+        backoff_max=_parse_optional_seconds("the max_delay of Backoff", backoff.max_delay),
+        retry_for=_parse_optional_seconds("the retry_for of Backoff", backoff.retry_for),
         permanent=_parse_exceptions(permanent),
         timeout=_parse_optional_seconds("timeout", timeout),
-        concurrency=None if number is None else _parse_int("concurrency", number, 1),
-        rate=parse_rate(rate, burst, cost),
-        limits=limits,
+        concurrency=own.concurrency,
+        rate=own.rate,
+        limits=keyed,
         priority=_parse_int("priority", priority, 0, 9),
         result=bool(result),
-        unique=_parse_uniqueness(unique, key_options),
+        unique=parse_uniqueness(unique),
         on_failure=_parse_hook("on_failure", on_failure),
         on_dead=_parse_hook("on_dead", on_dead),
-        execution=_parse_execution(execution),
-        memory_limit=_parse_memory_limit(memory_limit, execution, retry=retry_over_memory_limit),
-        retry_over_memory_limit=bool(retry_over_memory_limit),
-        batch=_parse_batch(batch, batch_wait, execution),
-        batch_wait=0.0 if batch_wait is None else parse_seconds("batch_wait", batch_wait),
+        execution=parse_execution(execution),
+        memory_limit=parse_memory(child),
+        retry_over_memory_limit=bool(child.retry_over_memory),
+        batch=None if calls is None else _parse_batch(calls, execution),
+        batch_wait=0.0 if calls is None else parse_seconds("the wait of Batch", calls.wait),
     )
 
 
-def _parse_batch(batch: int | None, batch_wait: object, execution: Execution) -> int | None:
-    if batch is None:
-        if batch_wait is not None:
-            raise DefinitionError("batch_wait needs batch: the most jobs of one call")
-        return None
-    if execution == "process":
+def _parse_batch(batch: Batch, execution: Execution | ChildProcess) -> int:
+    if parse_execution(execution) == "process":
         raise DefinitionError(
             'a batch handler runs in the worker; execution="process" runs one job in a call'
         )
-    return _parse_int("batch", batch, 1, MAX_BATCH)
+    return _parse_int("the size of a batch", batch.size, 1, MAX_BATCH)
 
 
-def _parse_limits(concurrency: int | Limit | Sequence[Limit] | None) -> tuple[Limit, ...]:
-    """Return the limits by key in the option `concurrency`; none if it is a number."""
-    if concurrency is None or (isinstance(concurrency, int) and not isinstance(concurrency, bool)):
-        return ()
-    limits: tuple[object, ...] = (
-        tuple(concurrency) if isinstance(concurrency, list | tuple) else (concurrency,)
-    )
-    for limit in limits:
-        if not isinstance(limit, Limit):
-            raise DefinitionError(
-                "concurrency must be a whole number, 1 or more, a Limit or a list of Limits, not "
-                f"{concurrency!r}"
-            )
-    return cast("tuple[Limit, ...]", limits)
+def _parse_concurrency(concurrency: object) -> int | None:
+    limits = concurrency if isinstance(concurrency, list | tuple) else [concurrency]
+    if any(isinstance(limit, Limit) for limit in limits):
+        raise DefinitionError(f"concurrency is a whole number; write `limits={list(limits)!r}`")
+    return None if concurrency is None else _parse_int("concurrency", concurrency, 1)
 
 
 def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:
@@ -231,56 +236,8 @@ def _parse_hook(what: str, hook: FailureHook | None) -> FailureHook | None:
     return hook
 
 
-def _parse_uniqueness(unique: object, key_options: UniqueKeyOptions) -> Uniqueness | None:
-    rule = read_key_rule(key_options, DefinitionError) if key_options else None
-    if unique is False:
-        if rule is not None:
-            given = ", ".join(name for name, value in key_options.items() if value is not None)
-            raise DefinitionError(f"{given} needs `unique`: True, or the names of arguments")
-        return None
-    names = (ALL_FIELDS,) if unique is True else (unique,) if isinstance(unique, str) else unique
-    if (
-        not isinstance(names, list | tuple)
-        or not names
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise DefinitionError(f"unique must be True or names of arguments, not {unique!r}")
-    return Uniqueness(tuple(names), rule or UNTIL_FINISHED)
-
-
 def _value_or_default(value: _T | None, default: _T) -> _T:
     return default if value is None else value
-
-
-def _parse_execution(value: Execution) -> Execution:
-    allowed = get_args(Execution)
-    if value not in allowed:
-        raise DefinitionError(f"execution must be one of {', '.join(allowed)}, not {value!r}")
-    return value
-
-
-def _parse_memory_limit(
-    value: int | str | None, execution: Execution, *, retry: bool
-) -> int | None:
-    if value is None:
-        if retry:
-            raise DefinitionError("retry_over_memory_limit needs a memory_limit")
-        return None
-    if execution != "process":
-        raise DefinitionError(
-            'memory_limit needs execution="process": only a process has a memory of its own'
-        )
-    size = read_byte_count(value)
-    if size is None:
-        raise DefinitionError(
-            f"memory_limit must be bytes, or a text like '512MB' or '1GiB', not {value!r}"
-        )
-    if size < _MIN_MEMORY_LIMIT:
-        raise DefinitionError(
-            f"memory_limit must be at least {_MIN_MEMORY_LIMIT >> 20}MiB, which Python itself "
-            f"needs, not {value!r}"
-        )
-    return size
 
 
 def _parse_exceptions(

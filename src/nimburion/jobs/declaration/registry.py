@@ -32,7 +32,7 @@ from nimburion.jobs.declaration.job import (
     get_constructor,
 )
 from nimburion.jobs.declaration.limits import JobLimits, describe_rule, describe_rules
-from nimburion.jobs.declaration.policy import BATCH_OPTIONS, Policy, PolicyOptions, read_policy
+from nimburion.jobs.declaration.policy import Policy, PolicyOptions, read_policy
 from nimburion.jobs.declaration.signature import (
     is_async,
     read_batch_return_type,
@@ -147,7 +147,7 @@ class Registry:
         """Register `handler(ctx, data)` for jobs of `name`; `data` is the payload, in bytes."""
         if not callable(handler):
             raise DefinitionError(f"the handler of {name!r} must be callable, not {handler!r}")
-        if BATCH_OPTIONS & policy.keys():
+        if "batch" in policy:
             raise DefinitionError(
                 f"job {name!r}: a raw handler takes one job; for a batch, use a function: "
                 "@job(batch=…)"

@@ -1,14 +1,21 @@
 """Unique keys: which arguments make two jobs equal, how long a job holds its key, and what the
 enqueue of another job with the key does.
+
+```python
+@job(unique=Unique("customer", while_="waiting", on_duplicate="existing"))
+async def refresh(customer: int) -> None: ...
+```
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import timedelta
-from typing import Any, Literal, TypedDict, get_args
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -36,27 +43,75 @@ _CENTURY_SECONDS = 100 * 365.25 * 86_400
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class UniqueKeyOptions(TypedDict, total=False):
-    """The options of a unique key, on a job and in a call."""
-
-    unique_for: float | timedelta | None
-    """Hold the unique key for this many seconds instead, whether the job is finished or not."""
-    unique_while: UniqueWhile | None
-    """Hold the unique key only in these states: `"waiting"` (until the job starts),
-    `"unfinished"`, or a set of `State`. A finished state needs `unique_for` too."""
-    on_duplicate: OnDuplicate | None
-    """If another job holds the unique key: raise `DuplicateJob` (`"reject"`), return the id of that
-    job (`"existing"`), or give it the new arguments and due time while it waits (`"replace"`)."""
-    debounce: float | timedelta | None
-    """Run once, with the latest arguments, when no enqueue with the key has come for this many
-    seconds."""
-    max_wait: float | timedelta | None
-    """With `debounce`: run at the latest this many seconds after the first enqueue."""
-    throttle: float | timedelta | None
-    """Run the first job of this many seconds; another enqueue returns the id of that job."""
+Fields = bool | str | Sequence[str]
+"""Names of arguments; True: all arguments."""
 
 
-UNIQUE_KEY_OPTIONS = frozenset(UniqueKeyOptions.__annotations__)
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """Which jobs are equal, how long a job holds its unique key, and what a second one does.
+
+    As the option `unique` of a job, it says all of this. In a call of `enqueue`, the key is the
+    option `unique_key` or the declared one, and `unique` says the rest. Durations are seconds or a
+    timedelta.
+
+    Args:
+        fields: names of arguments: at most one unfinished job has these values. By default all
+            arguments. Only in the declaration of a job.
+        key: a function of the job that returns the key as a text, instead of `fields`.
+        while_: hold the key only in these states: `"waiting"` (until the job starts),
+            `"unfinished"`, or a set of `State`. A finished state needs `for_` too.
+        for_: hold the key for this time instead, whether the job is finished or not.
+        on_duplicate: if another job holds the key: `"reject"` raises `DuplicateJob`, `"existing"`
+            returns the id of that job, `"replace"` gives it the new arguments and due time while it
+            waits.
+        debounce: run once, with the latest arguments, when no enqueue with the key has come for
+            this time.
+        max_wait: with `debounce`: run at the latest this time after the first enqueue.
+        throttle: run the first job of this time; another enqueue returns the id of that job.
+    """
+
+    fields: Fields | None = None
+    _: KW_ONLY
+    key: Callable[[Any], object] | None = None
+    while_: UniqueWhile | None = None
+    for_: float | timedelta | None = None
+    on_duplicate: OnDuplicate | None = None
+    debounce: float | timedelta | None = None
+    max_wait: float | timedelta | None = None
+    throttle: float | timedelta | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that are not None, by name."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __repr__(self) -> str:
+        given = self.given
+        first = [repr(given.pop("fields"))] if "fields" in given else []
+        parts = [*first, *(f"{name}={value!r}" for name, value in given.items())]
+        return f"Unique({', '.join(parts)})"
+
+
+_FLAT_NAMES = MappingProxyType(
+    {
+        "unique_for": "for_",
+        "unique_while": "while_",
+        **{name: name for name in ("on_duplicate", "debounce", "max_wait", "throttle")},
+    }
+)
+
+
+def fold_unique(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of `enqueue` where the parts of `Unique` are options of their own, as on the
+    command line and in the HTTP API, in the form that `enqueue` takes.
+    """
+    parts = {
+        part: options[name] for name, part in _FLAT_NAMES.items() if options.get(name) is not None
+    }
+    folded = {name: value for name, value in options.items() if name not in _FLAT_NAMES}
+    return {**folded, "unique": Unique(**parts)} if parts else folded
 
 
 class KeyRule(msgspec.Struct, frozen=True):
@@ -92,6 +147,8 @@ class Uniqueness(msgspec.Struct, frozen=True):
     fields: tuple[str, ...]
     """Names of arguments, or `ALL_FIELDS` alone."""
     rule: KeyRule = UNTIL_FINISHED
+    key: Callable[[Any], object] | None = None
+    """Returns the key of a job, instead of `fields`."""
 
     def check_fields(self, name: str, known: Iterable[str]) -> None:
         """Raise `DefinitionError` if a field is not an argument of the job `name`."""
@@ -103,37 +160,85 @@ class Uniqueness(msgspec.Struct, frozen=True):
                     f"the arguments are {', '.join(known) or '(none)'}"
                 )
 
-    def make_key(self, payload: bytes) -> str:
+    def make_key(self, payload: bytes, job: object) -> str:
         """Return the unique key of a job with this payload.
 
         The key lists the arguments as JSON, such as `user_id=5`, so that an operator can read it. A
-        key that would be too long is a SHA-256 sum of them.
+        key that would be too long is a SHA-256 sum of them. Raises `InvalidJob` if the function of
+        the key fails.
         """
+        if self.key is not None:
+            return _shorten(_call_key(self.key, job))
         members = _members.decode(payload)
         names = members if self.fields == (ALL_FIELDS,) else self.fields
         parts = [f"{name}={bytes(members[name]).decode()}" for name in names if name in members]
-        key = ",".join(parts) or "no arguments"
-        if len(key) > MAX_TEXT or _CONTROL_CHARACTER.search(key):
-            return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
-        return key
+        return _shorten(",".join(parts) or "no arguments")
 
 
-def read_key_rule(
-    options: UniqueKeyOptions, error: type[InvalidJob | DefinitionError]
-) -> KeyRule | None:
-    """Return the rule of these options; None if they say nothing. Raises `error`, which names the
-    option that is wrong.
+def _call_key(key: Callable[[Any], object], job: object) -> str:
+    try:
+        text = str(key(job))
+    except Exception as error:
+        raise InvalidJob(f"the function of the unique key failed with {error!r}") from error
+    if not text:
+        raise InvalidJob("the function of the unique key returned an empty text")
+    return text
+
+
+def _shorten(key: str) -> str:
+    """Return a key that every backend can store: one that is too long becomes a SHA-256 sum."""
+    if len(key) > MAX_TEXT or _CONTROL_CHARACTER.search(key):
+        return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return key
+
+
+def parse_uniqueness(unique: Fields | Unique | None) -> Uniqueness | None:
+    """Return the uniqueness that a job declares; None if it declares none. Raises
+    `DefinitionError`.
     """
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if unique is None or unique is False:
+        return None
+    if not isinstance(unique, Unique):
+        return Uniqueness(_parse_fields(unique))
+    rule = read_key_rule(unique, DefinitionError) or UNTIL_FINISHED
+    if unique.key is None:
+        return Uniqueness(_parse_fields(True if unique.fields is None else unique.fields), rule)
+    if unique.fields is not None:
+        raise DefinitionError("Unique takes fields or a key, not both")
+    if not callable(unique.key):
+        raise DefinitionError(
+            f"the key of Unique is a function of the job that returns a text, not {unique.key!r}"
+        )
+    return Uniqueness((), rule, unique.key)
+
+
+def _parse_fields(fields: object) -> tuple[str, ...]:
+    names = (ALL_FIELDS,) if fields is True else (fields,) if isinstance(fields, str) else fields
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise DefinitionError(
+            f"unique must be True, names of arguments or a Unique, not {fields!r}"
+        )
+    return tuple(names)
+
+
+def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> KeyRule | None:
+    """Return how the key is held and what a duplicate does; None if nothing is said of this. Raises
+    `error`, which names the option that is wrong.
+    """
+    given = {name: value for name, value in unique.given.items() if name not in ("fields", "key")}
     if not given:
         return None
     seconds = {
         name: _read_positive_seconds(name, given[name], error)
-        for name in ("unique_for", "debounce", "max_wait", "throttle")
+        for name in ("for_", "debounce", "max_wait", "throttle")
         if name in given
     }
     _check_combination(given, error)
-    states = _read_states(given.get("unique_while"), error)
+    states = _read_states(given.get("while_"), error)
     on_duplicate: OnDuplicate = given.get("on_duplicate", "reject")
     if on_duplicate not in get_args(OnDuplicate):
         allowed = ", ".join(map(repr, get_args(OnDuplicate)))
@@ -145,24 +250,24 @@ def read_key_rule(
         if max_wait is not None and max_wait < debounce:
             raise error(f"max_wait must be at least debounce, {debounce:g} s, not {max_wait:g} s")
         if states is not None and not UNFINISHED.issuperset(states):
-            raise error("debounce replaces a waiting job, so unique_while names unfinished states")
+            raise error("debounce replaces a waiting job, so while_ names unfinished states")
         states = sort_states(WAITING) if states is None else states
         return KeyRule(None, states, "replace", debounce, max_wait)
-    unique_for = seconds.get("unique_for")
+    unique_for = seconds.get("for_")
     if states is not None and unique_for is None:
         if not UNFINISHED.issuperset(states):
             finished = ", ".join(sorted(FINISHED.intersection(states)))
             raise error(
-                f"unique_while names {finished}, so it needs unique_for: the seconds after which "
-                "the key is free again"
+                f"while_ names {finished}, so it needs for_: the seconds after which the key is "
+                "free again"
             )
         states = None if UNFINISHED.issubset(states) else states
     return KeyRule(unique_for, states, on_duplicate)
 
 
 _EXCLUSIVE = (
-    ("throttle", ("debounce", "max_wait", "unique_for", "unique_while")),
-    ("debounce", ("unique_for", "on_duplicate")),
+    ("throttle", ("debounce", "max_wait", "for_", "while_")),
+    ("debounce", ("for_", "on_duplicate")),
 )
 
 
@@ -196,7 +301,7 @@ def _read_states(
         or not all(isinstance(state, str) and str(state) in allowed for state in value)
     ):
         raise error(
-            "unique_while must be 'waiting', 'unfinished' or a set of states "
+            "while_ must be 'waiting', 'unfinished' or a set of states "
             f"({', '.join(state.value for state in State)}), not {value!r}"
         )
     return sort_states(State(state) for state in value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from nimburion.core.settings import Recycle
 
 
 class RunningProcess(Protocol):
@@ -18,21 +20,12 @@ class RunningProcess(Protocol):
         ...
 
 
-class RecycleLimits(NamedTuple):
-    """When a process is replaced. It finishes what it runs first. None: never."""
-
-    max_jobs: int | None
-    max_memory: int | None
-    """Bytes of resident memory."""
-    max_age: float | None
-    """Seconds."""
-
-    def find_reached(self, process: RunningProcess, job_count: int = 0) -> str:
-        """Return which limit a process has reached, as text; empty if it has reached none."""
-        if self.max_jobs is not None and job_count >= self.max_jobs:
-            return f"{job_count:,} jobs"
-        if self.max_age is not None and process.age >= self.max_age:
-            return f"an age of {process.age:.0f} s"
-        if self.max_memory is not None and (memory := process.read_memory()) >= self.max_memory:
-            return f"{memory / 1024**2:.0f} MiB of memory"
-        return ""
+def find_reached_limit(recycle: Recycle, process: RunningProcess, job_count: int = 0) -> str:
+    """Return which limit a process has reached, as text; empty if it has reached none."""
+    if recycle.jobs is not None and job_count >= recycle.jobs:
+        return f"{job_count:,} jobs"
+    if recycle.age is not None and process.age >= recycle.age:
+        return f"an age of {process.age:.0f} s"
+    if recycle.memory is not None and (memory := process.read_memory()) >= recycle.memory:
+        return f"{memory / 1024**2:.0f} MiB of memory"
+    return ""

@@ -26,6 +26,7 @@ from nimburion.core.queries import JobFilter, Page, Pause
 from nimburion.core.result_errors import decode_result_error
 from nimburion.jobs.client.client import enqueue_raw_or_get
 from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.jobs.declaration.uniqueness import fold_unique
 from nimburion.server.api.body_rules import exclude, need, require_one, select_jobs
 from nimburion.server.api.names import (
     END,
@@ -363,7 +364,7 @@ async def enqueue_job(request: ApiRequest[NoQuery, NewJobBody]) -> EnqueuedJob:
         client.backend, "jobs.enqueue", name=body.name, queue=body.queue
     ) as change:
         stored = await enqueue_raw_or_get(
-            client, body.name, payload, **cast("EnqueueOptions", options)
+            client, body.name, payload, **cast("EnqueueOptions", fold_unique(options))
         )
         change.target, change.count = stored.id, 1
     return EnqueuedJob(stored.id, stored.outcome)

@@ -10,7 +10,7 @@ import pytest
 
 from nimburion.core.job import State
 from nimburion.core.settings import QueueSettings
-from nimburion.jobs import Processor
+from nimburion.jobs import Batch, Processor
 from tests.waiting import DEADLINE, wait_until
 
 LONG_FOR_PREFETCH = 0.025
@@ -87,7 +87,7 @@ async def test_jobs_that_wait_for_their_batch_take_no_slot() -> None:
     processor = Processor("memory://", concurrency=1)
     called: list[list[int]] = []
 
-    @processor.job(batch=3, batch_wait=60)
+    @processor.job(batch=Batch(3, wait=60))
     async def add(numbers: list[int]) -> None:
         called.append(numbers)
 
@@ -112,7 +112,7 @@ async def test_a_batch_is_filled_while_all_slots_are_taken() -> None:
     may_end, has_started = asyncio.Event(), asyncio.Event()
     called: list[list[int]] = []
 
-    @processor.job(batch=3, batch_wait=60)
+    @processor.job(batch=Batch(3, wait=60))
     async def add(numbers: list[int]) -> None:
         called.append(numbers)
 
@@ -148,7 +148,7 @@ async def test_calls_and_other_jobs_take_turns(batch_wait: float) -> None:
         asyncio.get_running_loop().call_later(LONG_FOR_PREFETCH, ended.set)
         await ended.wait()
 
-    @processor.job(batch=3, batch_wait=batch_wait)
+    @processor.job(batch=Batch(3, wait=batch_wait))
     async def add(numbers: list[int]) -> None:
         order.append("add")
         await run_for_a_while()
@@ -170,7 +170,7 @@ async def test_calls_and_other_jobs_take_turns(batch_wait: float) -> None:
 async def test_a_stop_releases_the_jobs_that_wait_for_their_call() -> None:
     processor = Processor("memory://", concurrency=4)
 
-    @processor.job(batch=10, batch_wait=60)
+    @processor.job(batch=Batch(10, wait=60))
     async def add(numbers: list[int]) -> None: ...
 
     async def wait_for_their_call() -> bool:

@@ -13,7 +13,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import Cancel, DefinitionError, PermanentError, Retry, Snooze
 from nimburion.core.job import State
-from nimburion.jobs import Context, Job, Processor, job
+from nimburion.jobs import Batch, Context, Job, Processor, job
 from nimburion.jobs.declaration.batches import BatchContext
 from nimburion.testing import FakeClock
 from tests.waiting import wait_until, wait_until_finished
@@ -194,7 +194,7 @@ async def test_a_worker_waits_for_a_full_batch_or_for_a_time(is_async: bool) -> 
         loop.call_soon_threadsafe(sizes.put_nowait, len(numbers))
 
     processor = Processor("memory://", concurrency=8)
-    add = processor.job(name="add", batch=4, batch_wait=0.2)(
+    add = processor.job(name="add", batch=Batch(4, wait=0.2))(
         add_async if is_async else add_blocking
     )
     async with processor, asyncio.timeout(DEADLINE):
@@ -210,7 +210,7 @@ async def test_a_job_that_times_out_or_is_cancelled_leaves_the_others() -> None:
     interrupted = asyncio.Event()
     processor = Processor("memory://", concurrency=4, max_retries=0)
 
-    @processor.job(batch=2, batch_wait=60)
+    @processor.job(batch=Batch(2, wait=60))
     async def add(numbers: list[int]) -> None:
         try:
             await asyncio.Event().wait() if 1 in numbers else None
@@ -241,7 +241,7 @@ async def test_a_job_that_times_out_or_is_cancelled_leaves_the_others() -> None:
     ("options", "message"),
     [
         ({"batch": 0}, "batch must be a whole number, from 1 to 10000"),
-        ({"batch_wait": 1}, "batch_wait needs batch"),
+        ({"batch_wait": 1}, "write `batch=Batch\\(100, wait=1\\)`"),
         ({"batch": 5, "execution": "process"}, "a batch handler runs in the worker"),
     ],
 )

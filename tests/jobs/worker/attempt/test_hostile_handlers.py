@@ -46,7 +46,7 @@ class WrongSnooze(Snooze):
     """Its duration is no number."""
 
     def __init__(self) -> None:
-        self.for_ = "soon"  # type: ignore[assignment]
+        self.after = "soon"  # type: ignore[assignment]
 
 
 class BrokenStr(Exception):

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
-from nimburion.jobs import Context, Processor, job
+from nimburion.jobs import ChildProcess, Context, Processor, job
 
 
 class Odd(Exception):
@@ -169,7 +169,7 @@ def crash() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-@job(execution="process", max_retries=3, memory_limit="200MB")
+@job(execution=ChildProcess(memory="200MB"), max_retries=3)
 def eat_memory() -> None:
     held = []
     never = threading.Event()
@@ -179,11 +179,9 @@ def eat_memory() -> None:
 
 
 @job(
-    execution="process",
+    execution=ChildProcess(memory=200_000_000, retry_over_memory=True),
     max_retries=1,
     retry_backoff=0,
-    memory_limit=200_000_000,
-    retry_over_memory_limit=True,
 )
 def eat_memory_twice() -> None:
     eat_memory.function()

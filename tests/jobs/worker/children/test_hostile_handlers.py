@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nimburion.core.job import JobRecord, State
+from nimburion.core.settings import Recycle
 from nimburion.jobs import Processor
 from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND
 from tests.jobs.worker.children import application as app
@@ -157,7 +158,7 @@ async def test_a_fork_ends_with_its_handler_and_speaks_for_nobody(make: Make) ->
 
 
 async def test_left_threads_and_tasks_stay_until_the_child_is_replaced(make: Make) -> None:
-    processor = make(child_max_jobs=4)
+    processor = make(child_recycle=Recycle(jobs=4))
     await processor.start()
     results = [
         await processor.wait(await processor.enqueue(job), DEADLINE)

@@ -20,13 +20,13 @@ import pytest
 from nimburion.core.exchange import Lane
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.lease import Delivery, Lease, Token
-from nimburion.core.settings import Settings
+from nimburion.core.settings import Recycle, Settings
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.children import process
 from nimburion.jobs.worker.children.errors import ChildNotStarted
 from nimburion.jobs.worker.children.line_budget import BURST, LINES_PER_SECOND, LineBudget
 from nimburion.jobs.worker.children.messages import Start
-from nimburion.jobs.worker.children.process import ChildProcess
+from nimburion.jobs.worker.children.process import Child
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from tests.jobs.worker.children import application as app
 from tests.jobs.worker.children.conftest import Make
@@ -59,12 +59,12 @@ async def test_never_more_children_than_the_setting(make: Make) -> None:
 
 
 async def test_a_child_is_replaced_after_its_number_of_jobs(make: Make) -> None:
-    processes = await run_many(make, 6, children=1, child_max_jobs=3)
+    processes = await run_many(make, 6, children=1, child_recycle=Recycle(jobs=3))
     assert [processes.count(each) for each in dict.fromkeys(processes)] == [3, 3]
 
 
 async def test_a_child_is_replaced_when_it_holds_too_much_memory(make: Make) -> None:
-    processor = make(children=1, child_max_memory=32 * 1024**2)
+    processor = make(children=1, child_recycle=Recycle(memory=32 * 1024**2))
     await processor.start()
     await processor.wait(await processor.enqueue(app.hold_memory.job(64)), DEADLINE)
     first, second = [
@@ -79,8 +79,8 @@ async def enqueue_nothing(_: Sequence[NewJob]) -> list[Enqueued]:
 
 
 async def test_the_end_of_a_child_is_reported_once() -> None:
-    ended: list[ChildProcess] = []
-    child = ChildProcess(asyncio.get_running_loop(), enqueue_nothing, ended.append)
+    ended: list[Child] = []
+    child = Child(asyncio.get_running_loop(), enqueue_nothing, ended.append)
     path = f"{app.__name__}:make_processor"
     await child.start(Start(path, None, sys.path, sys.argv, os.getpid(), logging.WARNING))
     await child.stop()
@@ -96,7 +96,7 @@ async def test_a_kill_waits_for_no_timeout_with_and_without_a_guard(
     monkeypatch.setattr(process, "_GUARD_TIMEOUT", 100 * DEADLINE)
     if program is not None:
         monkeypatch.setattr(process, "_PROGRAM", f"{__package__}.{program}")
-    child = ChildProcess(asyncio.get_running_loop(), enqueue_nothing, lambda _: None)
+    child = Child(asyncio.get_running_loop(), enqueue_nothing, lambda _: None)
     path = f"{app.__name__}:make_processor"
     await child.start(Start(path, None, sys.path, sys.argv, os.getpid(), logging.WARNING))
     child.kill()
@@ -114,7 +114,7 @@ async def test_a_process_without_free_file_descriptors_starts_no_child(
     def fail() -> NoReturn:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    child = ChildProcess(asyncio.get_running_loop(), enqueue_nothing, lambda _: None)
+    child = Child(asyncio.get_running_loop(), enqueue_nothing, lambda _: None)
     monkeypatch.setattr(socket, "socketpair", fail)
     start = Start("a:b", None, [], [], os.getpid(), logging.WARNING)
     with pytest.raises(ChildNotStarted, match=r"cannot be started: .*Too many open files"):

@@ -12,7 +12,7 @@ from nimburion.cli.commands.demo.snapshot import EMPTY, Snapshot, describe_chang
 from nimburion.cli.commands.demo.workers import WorkerProcesses
 from nimburion.cli.exit_codes import CommandFailed
 from nimburion.core.job import State
-from nimburion.jobs import Processor
+from nimburion.jobs import Processor, Unique
 
 PARTNERS, EMAILS, EXPORTS = 20, 10, 4
 GONE_PATH = "/partners/closed-shop"
@@ -92,8 +92,12 @@ class Scenario:
         self.ids.add(await self.processor.enqueue_raw("send_email", broken, queue="mail"))
         weekly = SendEmail(mailbox=mailbox, to="all@example.com", subject="Weekly news")
         key = "news-week-31"
-        first = await self.processor.enqueue(weekly, unique_key=key, on_duplicate="existing")
-        second = await self.processor.enqueue(weekly, unique_key=key, on_duplicate="existing")
+        first = await self.processor.enqueue(
+            weekly, unique_key=key, unique=Unique(on_duplicate="existing")
+        )
+        second = await self.processor.enqueue(
+            weekly, unique_key=key, unique=Unique(on_duplicate="existing")
+        )
         self.ids |= {first, second}
         return first == second
 

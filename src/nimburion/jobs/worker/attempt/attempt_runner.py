@@ -252,7 +252,8 @@ class AttemptRunner:
             return Completed(delivery.lease), None
         error = outcomes.describe_exception(raised, delivery.attempt, kind, self._sizes.error)
         failed = AttemptFailed(self._add_place(attempt, error))
-        return decide_settlement(delivery, failed, handler.policy, self._random), error.type
+        policy, now = handler.policy, self._read_backend_time()
+        return decide_settlement(delivery, failed, policy, self._random, now), error.type
 
     def _make_settlement(
         self, attempt: Attempt, outcome: Outcome, handler: Handler
@@ -266,7 +267,9 @@ class AttemptRunner:
             return Completed(attempt.delivery.lease, outcome.result, attempt.keep_payload)
         if isinstance(outcome, AttemptFailed):
             outcome = outcome._replace(error=self._add_place(attempt, outcome.error))
-        settlement = decide_settlement(attempt.delivery, outcome, handler.policy, self._random)
+        settlement = decide_settlement(
+            attempt.delivery, outcome, handler.policy, self._random, self._read_backend_time()
+        )
         if isinstance(settlement, Retried | Failed):
             log_failure(attempt.delivery, settlement, raised)
         return settlement
@@ -280,6 +283,10 @@ class AttemptRunner:
                 return Cancelled(lease, CANCELLED_ON_REQUEST)
             case Interruption.STOP | None:
                 return Released(lease, unstarted=True)
+
+    def _read_backend_time(self) -> float:
+        """Return the time of the backend's clock, as this worker knows it."""
+        return self._monotonic() + self.reporter.backend_time_offset
 
     def _add_place(self, attempt: Attempt, error: AttemptError) -> AttemptError:
         """Return the error with the session, the host and the start of the attempt."""

@@ -40,7 +40,7 @@ class Snoozed(NamedTuple):
     delay: float
 
 
-class Refused(NamedTuple):
+class OverRateLimit(NamedTuple):
     """A service refused the attempt, and asks for a pause of `retry_after` seconds."""
 
     retry_after: float
@@ -56,7 +56,7 @@ class Interrupted(NamedTuple):
     """The worker stopped before the handler had ended."""
 
 
-Outcome = Succeeded | AttemptFailed | Snoozed | Refused | CancelRequested | Interrupted
+Outcome = Succeeded | AttemptFailed | Snoozed | OverRateLimit | CancelRequested | Interrupted
 
 MAX_MESSAGE_BYTES = 1024
 """The most bytes of a cancel reason and of a progress message."""
@@ -95,10 +95,10 @@ def _classify_snooze(raised: BaseException, attempt: int, limit: int) -> Outcome
     Without a valid duration it is a failure, because a default would repeat it for ever.
     """
     is_snooze = issubclass(type(raised), Snooze)
-    attribute = "for_" if is_snooze else "retry_after"
+    attribute = "after" if is_snooze else "retry_after"
     delay = _read_seconds(raised, attribute)
     if delay is not None:
-        return Snoozed(delay) if is_snooze else Refused(delay)
+        return Snoozed(delay) if is_snooze else OverRateLimit(delay)
     error = describe_exception(raised, attempt, "failure", limit)
     message = f"{error.message} (no valid `{attribute}`: a subclass calls super().__init__)"
     return AttemptFailed(msgspec.structs.replace(error, message=clean_text(message, limit // 4)))
@@ -157,16 +157,16 @@ def describe_child_death(
     if memory_limit is not None:
         kind, error_type = "permanent", "MemoryLimitExceeded"
         message = (
-            f"its child process used more than the memory_limit of {memory_limit:,} bytes and was "
-            "killed; the job is not retried unless it has retry_over_memory_limit=True"
+            f"its child process used more than its limit of {memory_limit:,} bytes and was killed; "
+            "the job is not retried unless it has ChildProcess(…, retry_over_memory=True)"
         )
     else:
         error_type = "ChildProcessDied"
         message = f"its child process {how} while the handler ran"
         if "SIGKILL" in how:
             message += (
-                "; if no person killed it, the memory of the host ran out: set a memory_limit, or "
-                "give it more memory"
+                "; if no person killed it, the memory of the host ran out: set "
+                "ChildProcess(memory=…), or give it more memory"
             )
     return AttemptError(
         attempt=attempt,

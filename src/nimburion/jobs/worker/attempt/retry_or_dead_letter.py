@@ -27,7 +27,7 @@ from nimburion.jobs.worker.attempt.outcome import (
     CancelRequested,
     Interrupted,
     Outcome,
-    Refused,
+    OverRateLimit,
     Snoozed,
     Succeeded,
 )
@@ -37,17 +37,17 @@ _FINAL_REASONS = {"permanent": Reason.PERMANENT, "unreadable": Reason.UNREADABLE
 
 
 def decide_settlement(
-    delivery: Delivery, outcome: Outcome, policy: Policy, random: Random
+    delivery: Delivery, outcome: Outcome, policy: Policy, random: Random, now: float
 ) -> Settlement:
-    """Return the settlement of this attempt."""
+    """Return the settlement of this attempt, which ended at `now` on the backend's clock."""
     match outcome:
         case Succeeded():
             return Completed(delivery.lease, outcome.result)
         case AttemptFailed():
-            return _settle_failure(delivery, outcome, policy, random)
+            return _settle_failure(delivery, outcome, policy, random, now)
         case Snoozed():
             return Released(delivery.lease, outcome.delay)
-        case Refused():
+        case OverRateLimit():
             return RateLimited(delivery.lease, outcome.retry_after)
         case CancelRequested():
             return Cancelled(delivery.lease, outcome.reason)
@@ -57,7 +57,7 @@ def decide_settlement(
 
 
 def _settle_failure(
-    delivery: Delivery, outcome: AttemptFailed, policy: Policy, random: Random
+    delivery: Delivery, outcome: AttemptFailed, policy: Policy, random: Random, now: float
 ) -> Retried | Failed:
     failures = delivery.failures + 1
     reason = _find_final_reason(outcome.error, failures, _read_max_retries(delivery, policy))
@@ -66,6 +66,8 @@ def _settle_failure(
     after = outcome.after
     if after is None:
         after = compute_delay(policy.backoff, policy.backoff_max, failures, random)
+    if policy.retry_for is not None and now + after > delivery.created_at + policy.retry_for:
+        return Failed(delivery.lease, Reason.EXHAUSTED, outcome.error)
     return Retried(delivery.lease, after, outcome.error)
 
 

@@ -14,14 +14,14 @@ from collections.abc import Awaitable
 from contextvars import Context as ContextVariables
 from typing import TYPE_CHECKING
 
-from nimburion.core.settings import Settings
+from nimburion.core.settings import Recycle, Settings
 from nimburion.jobs.worker.children.errors import ChildNotStarted
 from nimburion.jobs.worker.children.import_path import ImportPath
 from nimburion.jobs.worker.children.messages import Start
-from nimburion.jobs.worker.recycling import RecycleLimits
+from nimburion.jobs.worker.recycling import find_reached_limit
 
 if TYPE_CHECKING:
-    from nimburion.jobs.worker.children.process import ChildProcess, EnqueueJobs
+    from nimburion.jobs.worker.children.process import Child, EnqueueJobs
 
 _log = logging.getLogger("nimburion.worker")
 
@@ -44,23 +44,23 @@ class ChildPool:
         self,
         size: int,
         application: ImportPath,
-        limits: RecycleLimits,
+        recycle: Recycle,
         enqueue_jobs: EnqueueJobs,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._size = size
         self._application = application
-        self._limits = limits
+        self._recycle = recycle
         self._enqueue_jobs = enqueue_jobs
         self._loop = loop
-        self._children: set[ChildProcess] = set()
+        self._children: set[Child] = set()
         """All that count towards `size`, also those that are starting."""
-        self._idle: list[ChildProcess] = []
-        self._waiters: deque[asyncio.Future[ChildProcess]] = deque()
+        self._idle: list[Child] = []
+        self._waiters: deque[asyncio.Future[Child]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
-    async def acquire(self, memory_limit: int | None = None) -> ChildProcess:
+    async def acquire(self, memory_limit: int | None = None) -> Child:
         """Return a child that runs no call; `release` it afterwards. Waits until one is free.
 
         A child that already uses half of `memory_limit` is replaced first: the limit is for the
@@ -74,12 +74,12 @@ class ChildPool:
                 return child
             self._retire(child)
 
-    def release(self, child: ChildProcess) -> None:
+    def release(self, child: Child) -> None:
         """Take a child back after its call, or after it was killed."""
         if not child.is_usable:
             self._discard(child)
             self._run(child.wait_until_finished())
-        elif self._limits.find_reached(child, child.call_count):
+        elif find_reached_limit(self._recycle, child, child.call_count):
             self._retire(child)
         else:
             self._offer(child)
@@ -97,15 +97,15 @@ class ChildPool:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _take_idle(self) -> ChildProcess | None:
+    def _take_idle(self) -> Child | None:
         while self._idle:
             child = self._idle.pop()
             if child.is_usable:
                 return child
         return None
 
-    async def _wait_for_child(self) -> ChildProcess:
-        waiter: asyncio.Future[ChildProcess] = self._loop.create_future()
+    async def _wait_for_child(self) -> Child:
+        waiter: asyncio.Future[Child] = self._loop.create_future()
         self._waiters.append(waiter)
         self._start_missing()
         try:
@@ -118,16 +118,16 @@ class ChildPool:
     def _start_missing(self) -> None:
         """Start a child for each waiter that none will serve, as far as the size allows."""
         # Not before the first child: most workers have none.
-        from nimburion.jobs.worker.children.process import ChildProcess
+        from nimburion.jobs.worker.children.process import Child
 
         starting = sum(not child.is_ready for child in self._children)
         waiting = sum(not waiter.done() for waiter in self._waiters)
         for _ in range(min(waiting - starting, self._size - len(self._children))):
-            child = ChildProcess(self._loop, self._enqueue_jobs, self._note_end)
+            child = Child(self._loop, self._enqueue_jobs, self._note_end)
             self._children.add(child)
             self._run(self._start(child))
 
-    async def _start(self, child: ChildProcess) -> None:
+    async def _start(self, child: Child) -> None:
         start = Start(
             self._application.path,
             self._application.script,
@@ -150,7 +150,7 @@ class ChildPool:
             _log.debug("child process %d is ready", child.id)
             self._offer(child)
 
-    def _offer(self, child: ChildProcess) -> None:
+    def _offer(self, child: Child) -> None:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -158,16 +158,16 @@ class ChildPool:
                 return
         self._idle.append(child)
 
-    def _retire(self, child: ChildProcess) -> None:
+    def _retire(self, child: Child) -> None:
         self._discard(child)
         self._run(child.stop())
 
-    def _discard(self, child: ChildProcess) -> None:
+    def _discard(self, child: Child) -> None:
         self._children.discard(child)
         if not self._is_closed:
             self._start_missing()
 
-    def _note_end(self, child: ChildProcess) -> None:
+    def _note_end(self, child: Child) -> None:
         if child in self._idle:
             self._idle.remove(child)
             _log.warning("an idle child process %s", child.describe_end())

@@ -69,14 +69,14 @@ EnqueueJobs = Callable[[Sequence[NewJob]], Awaitable[list[Enqueued]]]
 ReceiveReport = Callable[[ProgressMade | UnitsSpent], None]
 
 
-class ChildProcess:
+class Child:
     """A child process with its channel, its output and the call that it runs."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         enqueue_jobs: EnqueueJobs,
-        on_end: Callable[[ChildProcess], None],
+        on_end: Callable[[Child], None],
     ) -> None:
         self._loop = loop
         self._enqueue_jobs = enqueue_jobs

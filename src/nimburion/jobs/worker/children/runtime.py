@@ -31,7 +31,7 @@ from nimburion.jobs.worker.attempt.outcome import (
     AttemptFailed,
     CancelRequested,
     Outcome,
-    Refused,
+    OverRateLimit,
     Snoozed,
     classify_exception,
 )
@@ -253,7 +253,7 @@ def _make_reply(outcome: Outcome) -> Raised:
             return Raised("failed", outcome.error, outcome.after)
         case Snoozed():
             return Raised("snoozed", delay=outcome.delay)
-        case Refused():
+        case OverRateLimit():
             return Raised("rate_limited", delay=outcome.retry_after)
         case CancelRequested():
             return Raised("cancelled", reason=outcome.reason)
