@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from nimburion.backends.postgres import exchange as exchanging
-from nimburion.backends.postgres import operations, sessions
+from nimburion.backends.postgres import sessions
 from nimburion.backends.postgres.database import PostgresDatabase, make_call
-from nimburion.backends.postgres.encoding import to_optional_seconds
+from nimburion.backends.postgres.encoding import (
+    encode_text,
+    reject_unstorable_text,
+    to_optional_seconds,
+)
 from nimburion.backends.postgres.errors import get_error_code
+from nimburion.backends.server.encoding import encode_json
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import Consuming
 from nimburion.core.errors import BackendError
@@ -81,7 +87,7 @@ class PostgresConsuming(Consuming):
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
         if rows:
-            await self._database.fetch(_PUT_STATISTICS, *operations.encode_statistics(source, rows))
+            await self._database.fetch(_PUT_STATISTICS, *encode_statistics(source, rows))
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
@@ -124,3 +130,18 @@ class PostgresConsuming(Consuming):
 
     async def wait_for_session(self, session_id: str) -> None:
         await self._database.get_connections().notifier.wait_for_session(session_id)
+
+
+@reject_unstorable_text
+def encode_statistics(source: str, rows: Sequence[Statistics]) -> list[Any]:
+    """Return the arguments of `put_statistics_1`. Of several rows with one key, the last counts."""
+    latest = {(row.step, row.start, row.queue, row.name): row.counters for row in rows}
+    steps, starts, queues, names = zip(*latest, strict=True)
+    return [
+        encode_text(source),
+        steps,
+        starts,
+        [encode_text(queue) for queue in queues],
+        [encode_text(name) for name in names],
+        [encode_json(counters).decode() for counters in latest.values()],
+    ]

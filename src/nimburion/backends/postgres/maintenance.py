@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
-from nimburion.backends.postgres import operations, records
+import msgspec
+
+from nimburion.backends.postgres import records
 from nimburion.backends.postgres.database import (
     JOBS_PER_SECOND,
     LARGE_READ_TIMEOUT,
@@ -14,14 +17,22 @@ from nimburion.backends.postgres.database import (
 from nimburion.backends.postgres.encoding import (
     encode_lookup_text,
     encode_text,
+    reject_unstorable_text,
 )
+from nimburion.backends.server.encoding import encode_json, to_micros
 from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, make_session_name
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
-from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS
+from nimburion.core.metrics.statistics import (
+    MERGE_AFTER,
+    STEPS,
+    Counters,
+    Statistics,
+    add_statistics,
+)
 from nimburion.core.operations import JobChanges, Retention
 from nimburion.core.records import (
     NewRecord,
@@ -51,6 +62,7 @@ _PUT_RECORD = f"""SELECT f.outcome, {_KEPT_RECORD}
 _CHANGE_JOBS = make_call("change_jobs_1", 4)
 _CHANGE_JOBS_AND_RECORD = f"""SELECT f.changed, f.held, f.to_notify, {_KEPT_RECORD}
     FROM {{schema}}.change_jobs_and_record_1($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) f"""  # noqa: S608
+_decode_counters = msgspec.json.Decoder(Counters).decode
 
 
 class PostgresMaintaining(Maintaining):
@@ -96,7 +108,7 @@ class PostgresMaintaining(Maintaining):
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        arguments = operations.encode_pause(queue, paused=paused, by=by, reason=reason, until=until)
+        arguments = encode_pause(queue, paused=paused, by=by, reason=reason, until=until)
         await self._database.fetch(_PAUSE, self._database.now(), *arguments)
         if not paused:
             self._database.get_connections().notifier.notify({queue: ALL_WORKERS})
@@ -116,12 +128,12 @@ class PostgresMaintaining(Maintaining):
 
     async def change_limit(self, change: LimitChange) -> None:
         change.check()
-        arguments = operations.encode_limit_change(change)
+        arguments = encode_limit_change(change)
         await self._database.fetch(_CHANGE_LIMIT, self._database.now(), *arguments)
         self._database.notify([EVERY_QUEUE])
 
     async def reset_limit(self, name: str, key: str | None = None) -> bool:
-        arguments = operations.encode_limit_reset(name, key)
+        arguments = encode_limit_reset(name, key)
         ((existed,),) = await self._database.fetch(_RESET_LIMIT, self._database.now(), *arguments)
         self._database.notify([EVERY_QUEUE])
         return bool(existed)
@@ -140,7 +152,7 @@ class PostgresMaintaining(Maintaining):
         return bool(await self._database.fetch(statement, *records.encode_lookup(kind, record_id)))
 
     async def prune(self, keep: Retention, limit: int) -> int:
-        arguments = operations.encode_retention(keep)
+        arguments = encode_retention(keep)
         ((count,),) = await self._database.fetch(
             _PRUNE, self._database.now(), *arguments, limit, extra_time=LARGE_READ_TIMEOUT
         )
@@ -163,7 +175,70 @@ class PostgresMaintaining(Maintaining):
             )
             if not rows:
                 return
-            arguments = operations.merge_statistics(rows)
+            arguments = merge_statistics(rows)
             ((is_merged,),) = await self._database.fetch(_MERGE_STATISTICS, *arguments)
             if not is_merged or len(rows) < _MERGED_AT_ONCE:
                 return
+
+
+@reject_unstorable_text
+def encode_pause(
+    queue: str, *, paused: bool, by: str, reason: str, until: float | None
+) -> list[Any]:
+    """Return the arguments of `pause_queue_1` after the time."""
+    ends_at = None if until is None else to_micros(until)
+    return [encode_text(queue), paused, encode_text(by), encode_text(reason), ends_at]
+
+
+@reject_unstorable_text
+def encode_limit_change(change: LimitChange) -> list[Any]:
+    """Return the arguments of `change_limit_1` after the time."""
+    rate = change.rate
+    return [
+        encode_text(change.name),
+        change.key is not None,
+        encode_text(change.key or ""),
+        change.concurrency,
+        *((None,) * 3 if rate is None else (encode_text(rate.rate), rate.interval, rate.burst)),
+        encode_text(change.by),
+        encode_text(change.reason),
+    ]
+
+
+def encode_limit_reset(name: str, key: str | None) -> list[Any]:
+    """Return the arguments of `reset_limit_1` after the time."""
+    return [encode_lookup_text(name), key is not None, encode_lookup_text(key or "")]
+
+
+def encode_retention(keep: Retention) -> list[Any]:
+    """Return the arguments of `prune_jobs_1` that precede its limit."""
+    spans = (keep.completed, keep.failed, keep.results)
+    return [
+        *(None if span is None else to_micros(span) for span in spans),
+        keep.completed_max,
+        list(STEPS),
+        [round(seconds) for seconds in STEPS.values()],
+    ]
+
+
+def merge_statistics(rows: list[Any]) -> list[Any]:
+    """Return the arguments of `merge_statistics_1` for the rows of `list_unmerged_statistics_1`."""
+    old = [
+        (*key, source, counters)
+        for *key, sources, all_counters in rows
+        for source, counters in zip(sources, all_counters, strict=True)
+    ]
+    merged = add_statistics(
+        Statistics(
+            step=step, start=start, queue=queue, name=name, counters=_decode_counters(counters)
+        )
+        for step, start, queue, name, _, counters in old
+    )
+    return [
+        *(list(column) for column in zip(*old, strict=True)),
+        [row.step for row in merged],
+        [row.start for row in merged],
+        [row.queue for row in merged],
+        [row.name for row in merged],
+        [encode_json(row.counters).decode() for row in merged],
+    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nimburion.backends.postgres import enqueue as enqueueing
-from nimburion.backends.postgres import operations
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.database import JOBS_PER_SECOND, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import NeedsGeneralPath
@@ -13,7 +12,7 @@ from nimburion.backends.postgres.errors import UNIQUE_VIOLATION, get_error_code,
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK
 from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
 from nimburion.core.backend import Producing, Transactional
-from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, Unstorable
+from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.operations import Cancellation
 from nimburion.core.transactions import (
@@ -152,4 +151,6 @@ class PostgresProducing(Producing, Transactional):
             statement, self._database.now(), encode_id_or_empty(job_id)
         )
         self._database.notify([] if notified is None else [notified])
-        return operations.decode_cancellation(answer, job_id)
+        if answer == "missing":
+            raise JobNotFound(job_id)
+        return Cancellation(answer)

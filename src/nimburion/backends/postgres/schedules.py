@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nimburion.backends.postgres import enqueue as enqueueing
-from nimburion.backends.postgres import operations
 from nimburion.backends.postgres.database import PostgresDatabase
 from nimburion.backends.postgres.encoding import encode_lookup_text
+from nimburion.backends.server.encoding import decode_id
 from nimburion.core.backend import Scheduling
 from nimburion.core.job import NewJob
 from nimburion.core.schedules import Fired, Overlap, encode_tick
@@ -31,8 +31,7 @@ class PostgresScheduling(Scheduling):
             overlap,
             *arguments,
         )
-        *decision, cancel_notified = row
-        fired = operations.decode_fired(decision)
-        queue = [] if fired.job_id is None else [job.queue]
+        outcome, job_id, cancel_notified = row
+        queue = [] if job_id is None else [job.queue]
         self._database.notify([*queue, *([] if cancel_notified is None else [cancel_notified])])
-        return fired
+        return Fired(outcome, None if job_id is None else decode_id(job_id))

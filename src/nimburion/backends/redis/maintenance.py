@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from nimburion.backends.redis import operations, records, sessions, statistics
+from nimburion.backends.redis import records, sessions, statistics
+from nimburion.backends.redis.encoding import (
+    encode_lookup_text,
+    encode_time,
+    reject_unstorable_text,
+)
 from nimburion.backends.redis.queries import SCAN_STEP
 from nimburion.backends.redis.reads import finish_read
+from nimburion.backends.redis.record_format import NEVER
 from nimburion.backends.redis.server import RedisServer
+from nimburion.backends.server.encoding import encode_json, to_micros
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.job import State
@@ -20,6 +27,9 @@ from nimburion.core.records import (
     RecordPut,
 )
 from nimburion.core.session import WorkerCommand
+
+_ENDED_SESSION_RETENTION = 86_400.0
+"""Seconds for which the id of an ended session is kept."""
 
 
 class RedisMaintaining(Maintaining):
@@ -51,10 +61,7 @@ class RedisMaintaining(Maintaining):
         reason: str = "",
         until: float | None = None,
     ) -> None:
-        if paused:
-            arguments = operations.encode_pause(queue, by, reason, until)
-        else:
-            arguments = operations.encode_resume(queue)
+        arguments = encode_pause(queue, by, reason, until) if paused else encode_resume(queue)
         await self._server.run_script("pause_queue", *arguments)
 
     async def send_command(self, session_id: str, command: WorkerCommand | None) -> bool:
@@ -67,10 +74,10 @@ class RedisMaintaining(Maintaining):
 
     async def change_limit(self, change: LimitChange) -> None:
         change.check()
-        await self._server.run_script("change_limit", *operations.encode_limit_change(change))
+        await self._server.run_script("change_limit", *encode_limit_change(change))
 
     async def reset_limit(self, name: str, key: str | None = None) -> bool:
-        arguments = operations.encode_limit_reset(name, key)
+        arguments = encode_limit_reset(name, key)
         return bool(await self._server.run_script("change_limit", *arguments))
 
     async def put_record(
@@ -86,7 +93,7 @@ class RedisMaintaining(Maintaining):
     async def prune(self, keep: Retention, limit: int) -> int:
         # Each script deletes up to 500 entries. Statistics expire by themselves, and the
         # sources of each interval are merged once.
-        arguments, pruned, more = operations.encode_retention(keep), 0, 1
+        arguments, pruned, more = encode_retention(keep), 0, 1
         now, merged = b"", []
         while pruned < limit and more:
             step = min(limit - pruned, SCAN_STEP)
@@ -105,3 +112,49 @@ class RedisMaintaining(Maintaining):
                 await self._server.run_script(
                     "merge_statistics", *call.arguments, more_keys=call.keys
                 )
+
+
+@reject_unstorable_text
+def encode_pause(queue: str, by: str, reason: str, until: float | None) -> list[bytes]:
+    """Return the arguments of `pause_queue.lua` that pause a queue.
+
+    Raises:
+        Unstorable: the time or a text cannot be stored.
+    """
+    end = NEVER if until is None else encode_time(to_micros(until))
+    return [queue.encode(), end, encode_json((by, reason))]
+
+
+def encode_resume(queue: str) -> list[bytes]:
+    """Return the arguments of `pause_queue.lua` that resume a queue."""
+    return [encode_lookup_text(queue), b"", b""]
+
+
+@reject_unstorable_text
+def encode_limit_change(change: LimitChange) -> list[bytes]:
+    """Return the arguments of `change_limit.lua` that change a limit."""
+    return [*_encode_limit(change.name, change.key), encode_json(change)]
+
+
+def encode_limit_reset(name: str, key: str | None) -> list[bytes]:
+    """Return the arguments of `change_limit.lua` that reset a limit."""
+    return [*_encode_limit(name, key), b""]
+
+
+def _encode_limit(name: str, key: str | None) -> list[bytes]:
+    return [
+        encode_lookup_text(name),
+        b"0" if key is None else b"1",
+        encode_lookup_text(key or ""),
+    ]
+
+
+def encode_retention(keep: Retention) -> list[bytes]:
+    """Return the arguments of `prune.lua` that follow its limit."""
+    spans = (keep.completed, keep.failed, keep.results)
+    most = b"" if keep.completed_max is None else b"%d" % keep.completed_max
+    return [*(_encode_span(span) for span in spans), most, _encode_span(_ENDED_SESSION_RETENTION)]
+
+
+def _encode_span(seconds: float | None) -> bytes:
+    return b"" if seconds is None else b"%d" % to_micros(seconds)

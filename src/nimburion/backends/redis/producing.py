@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from nimburion.backends.redis import enqueue as enqueueing
-from nimburion.backends.redis import operations
 from nimburion.backends.redis.record_format import UNKNOWN_LANE
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import Producing
-from nimburion.core.errors import BackendUnavailable
+from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.operations import Cancellation
 
@@ -66,4 +65,6 @@ class RedisProducing(Producing):
 
     async def cancel(self, job_id: str) -> Cancellation:
         reply = await self._server.run_script("cancel", encode_id_or_empty(job_id))
-        return operations.decode_cancellation(reply, job_id)
+        if reply == b"missing":
+            raise JobNotFound(job_id)
+        return Cancellation(reply.decode())
