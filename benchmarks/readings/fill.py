@@ -28,9 +28,9 @@ from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import JobIds
 from nimburion.core.job import AttemptError, JobOptions, NewJob
 from nimburion.core.lease import Delivery
+from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import Counters, Statistics
-from nimburion.core.operations import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement
 from nimburion.core.timing.clock import SystemClock

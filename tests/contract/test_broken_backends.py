@@ -20,8 +20,8 @@ from nimburion.core.exchange import Lane, Reply, ReserveRequest
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import LimitChange, LimitRule
+from nimburion.core.maintenance import Cancellation, JobChanges, Promoted, Rescued, Retention
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Cancellation, JobChanges, Promoted, Rescued, Retention
 from nimburion.core.queries import EVERY_JOB, SCAN_BUDGET, JobFilter, Page
 from nimburion.core.records import NewRecord, RecordChange, RecordPut
 from nimburion.core.schedules import Fired, Overlap, decode_schedule

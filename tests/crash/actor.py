@@ -31,7 +31,7 @@ from nimburion.core.backend import Transactional
 from nimburion.core.events import Event, SessionEnded, StaleSettlement
 from nimburion.core.exchange import Reply
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.settings import Settings
 from nimburion.core.settlement import Completed
 from nimburion.core.transactions import CallerConnection

@@ -97,11 +97,11 @@ def test_each_statement_is_split_descriptions() -> None:
 
 def test_each_script_documents_its_answer() -> None:
     """A part that several scripts share may have no keys; what it defines is its result."""
-    operations = [path for path in list_lua_files() if path.parent.parent.name == "operations"]
-    assert operations
+    scripts = [path for path in list_lua_files() if path.parent.parent.name == "scripts"]
+    assert scripts
     assert [
         relative(path)
-        for path in operations
+        for path in scripts
         if not re.search(r"^-- Keys: \w", path.read_text(encoding="utf-8"), re.MULTILINE)
     ] == []
 

@@ -26,7 +26,7 @@ from nimburion.core.bulk_operations import (
 )
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions, State
-from nimburion.core.operations import JobChanges
+from nimburion.core.maintenance import JobChanges
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Failed
 from nimburion.jobs.bulk_operations import BulkOperationRunner

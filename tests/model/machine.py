@@ -50,7 +50,7 @@ from nimburion.core.limits import (
     make_job_limit_name,
     make_queue_limit_name,
 )
-from nimburion.core.operations import Rescued, Retention
+from nimburion.core.maintenance import Rescued, Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import (

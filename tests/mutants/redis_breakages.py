@@ -100,7 +100,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: a rescued session lives on",
-        f"{LUA}operations/heartbeat.lua",
+        f"{LUA}scripts/heartbeat.lua",
         "local session = read_open_session(redis.call('HGET', session_state_key, id))",
         "local state = redis.call('HGET', session_state_key, id)\nlocal session = state and read_session_state(state)",
         (f"{REDIS}test_a_rescued_session_never_lives_again",),
@@ -165,7 +165,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: rescue frees no place",
-        f"{LUA}operations/rescue.lua",
+        f"{LUA}scripts/rescue.lua",
         "write_buffer()\nwrite_lane_counts()",
         "write_buffer()",
         (f"{REDIS}test_rescue_gives_places_back",),
@@ -242,14 +242,14 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: a repeated step of a bulk operation changes jobs again",
-        f"{LUA}operations/change_jobs.lua",
+        f"{LUA}scripts/change_jobs.lua",
         "if $field and not ($record and $record.version == tonumber(ARGV[6])) then",
         "if $field and not $record then",
         (f"{REDIS}test_a_repeated_step_changes_nothing",),
     ),
     Mutant(
         "Redis: a step of a bulk operation is claimed twice",
-        f"{LUA}operations/put_record.lua",
+        f"{LUA}scripts/put_record.lua",
         "if $version and $version ~= ($kept and $kept.version or 0) then",
         "if false then",
         (f"{REDIS}test_many_processes_claim_a_step_once",),
@@ -313,7 +313,7 @@ REDIS_MUTANTS = (
     ),
     Mutant(
         "Redis: another body accepted under a kept id",
-        f"{LUA}operations/enqueue_one.lua",
+        f"{LUA}scripts/enqueue_one.lua",
         "and EXISTS or CONFLICT",
         "and EXISTS or EXISTS",
         (f"{REDIS}test_another_body_under_a_kept_id_is_a_conflict",),

@@ -22,9 +22,8 @@ from nimburion.core.schedules import list_schedules
 from nimburion.core.session import Session
 from nimburion.server.access import SAFE_METHODS, SECURITY_HEADERS, ProtectedEndpoint
 from nimburion.server.api.operation import Operation
-from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.openapi import API_PATH
-from nimburion.server.routes import OPEN_PATHS
+from nimburion.server.routes import OPEN_PATHS, OPERATIONS
 from tests.server.conftest import OWN, Api, MakeApi
 
 TOKENS = {right: f"{right}-0123456789abcdef" for right in RIGHTS}

@@ -12,9 +12,9 @@ import pytest
 
 from nimburion.core.bulk_operations import BulkAction, NewBulkOperation, start_bulk_operation
 from nimburion.core.session import Session
-from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.management import ManagementServer
 from nimburion.server.openapi import API_PATH
+from nimburion.server.routes import OPERATIONS
 from tests.server.conftest import Api, MakeApi
 
 TOKEN = "0123456789abcdef"

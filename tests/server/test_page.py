@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from nimburion.server.api.names import PageQuery
-from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.api.schedules import ScheduleListQuery
+from nimburion.server.routes import OPERATIONS
 from tests.house.tree import PACKAGE, ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "http-api.md").read_text(encoding="utf-8")

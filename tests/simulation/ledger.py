@@ -16,7 +16,7 @@ from nimburion.core.errors import SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, NewJob, State
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (

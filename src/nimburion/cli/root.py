@@ -29,7 +29,7 @@ COMMANDS = MappingProxyType(
         "schedules": ("schedules:schedules", "List, add, pause schedules; explain expressions."),
         "dead": ("dead:dead", "List, show, replay and purge dead letters (failed jobs)."),
         "operations": (
-            "operations:operations",
+            "bulk_operations:operations",
             "List, show and cancel bulk operations (changes of many jobs).",
         ),
         "config": ("configuration:configuration", "Check and show the configuration."),

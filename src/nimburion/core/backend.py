@@ -51,8 +51,8 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.job import Enqueued, JobRecord, NewJob, State
     from nimburion.core.lease import Lease
     from nimburion.core.limits import LimitChange, LimitInfo
+    from nimburion.core.maintenance import Cancellation, JobChanges, Promoted, Rescued, Retention
     from nimburion.core.metrics.statistics import Statistics
-    from nimburion.core.operations import Cancellation, JobChanges, Promoted, Rescued, Retention
     from nimburion.core.records import (
         NewRecord,
         Record,

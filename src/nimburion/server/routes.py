@@ -15,8 +15,21 @@ from starlette.routing import Match, Route
 
 from nimburion.config.local_checks import find_version
 from nimburion.server.access import SECURITY_HEADERS, AccessControl, Caller, ProtectedEndpoint
-from nimburion.server.api.operation import run_operation
-from nimburion.server.api.operations import OPERATIONS
+from nimburion.server.api import (
+    audit,
+    bulk_operations,
+    dead_letters,
+    jobs,
+    limits,
+    queues,
+    scale,
+    schedules,
+    statistics,
+    status,
+    tenants,
+    workers,
+)
+from nimburion.server.api.operation import AnyOperation, run_operation
 from nimburion.server.dashboard.responses import DASHBOARD_PATH, report_on_page, wants_json
 from nimburion.server.dashboard.routes import make_dashboard_routes
 from nimburion.server.health import HealthChecks, HealthReport
@@ -24,6 +37,21 @@ from nimburion.server.openapi import API_PATH, make_openapi_document
 from nimburion.server.problems import make_http_problem
 from nimburion.server.services import ManagementServices
 
+OPERATIONS: tuple[AnyOperation, ...] = (
+    *status.OPERATIONS,
+    *queues.OPERATIONS,
+    *jobs.OPERATIONS,
+    *dead_letters.OPERATIONS,
+    *workers.OPERATIONS,
+    *limits.OPERATIONS,
+    *tenants.OPERATIONS,
+    *statistics.OPERATIONS,
+    *scale.OPERATIONS,
+    *schedules.OPERATIONS,
+    *bulk_operations.OPERATIONS,
+    *audit.OPERATIONS,
+)
+"""All operations of the API."""
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/health/startup"})
 """The routes that need neither token nor right. Every other route is a `ProtectedEndpoint`."""
 UNLIMITED_PATHS = OPEN_PATHS | {"/metrics"}

@@ -52,7 +52,7 @@ from nimburion.core.job import (
     State,
 )
 from nimburion.core.lease import Delivery, Lease
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (
     Cancelled,

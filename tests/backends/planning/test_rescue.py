@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
 from nimburion.core.job import TRANSITIONS, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 
 NOW = 1_000_000_000
 LEASE = OrphanedLease(

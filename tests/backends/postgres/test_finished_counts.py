@@ -9,7 +9,7 @@ import pytest
 
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.job import NewJob, State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.changing import delete

@@ -11,8 +11,8 @@ from nimburion.core.audit import AuditRecord, list_audit, put_audit
 from nimburion.core.backend import Backend
 from nimburion.core.errors import ConfigurationError, PermanentError
 from nimburion.core.job import State
+from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.statistics import Counters, Statistics
-from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.schedules import (
     ScheduleRecord,

@@ -21,7 +21,7 @@ from nimburion.core.bulk_operations import (
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
-from nimburion.core.operations import Cancellation, Retention
+from nimburion.core.maintenance import Cancellation, Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Released
 from nimburion.core.transactions import CallerConnection

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from nimburion.backends.postgres import PostgresBackend
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from tests.backends.postgres.roles import WORKER, open_as_worker_role
 from tests.servers.server_kinds import RunningPostgres
 

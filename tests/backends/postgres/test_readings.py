@@ -14,7 +14,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.connection.connect import OpenConnection
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.core.job import JobOptions, NewJob, State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.settlement import Completed, Failed
 from nimburion.testing import FakeClock

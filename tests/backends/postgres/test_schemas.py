@@ -14,7 +14,7 @@ from nimburion.backends.postgres import PostgresBackend
 from nimburion.backends.postgres.schema import MIGRATION_LOCK, NOTIFICATION_LOCK
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange, LimitRule
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.session import WorkerCommand
 from nimburion.core.settlement import Completed
 from nimburion.testing import FakeClock

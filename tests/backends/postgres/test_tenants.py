@@ -14,7 +14,7 @@ from nimburion.backends.postgres.maintenance import PostgresMaintaining
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.fairness import FIRST_CHARGE, MIN_CHARGE
 from nimburion.core.job import JobOptions, NewJob, State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed, Settlement

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nimburion.backends.redis.keys import KEYS
 from nimburion.core.metrics.statistics import STEPS
-from tests.backends.redis.operations import run_everything
+from tests.backends.redis.every_operation import run_everything
 from tests.servers import Server
 
 KINDS = {"hash": "hash", "zset": "sorted set", "stream": "stream"}

@@ -13,14 +13,14 @@ import redis
 from nimburion.backends import open_backend
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.jobs import Processor
-from tests.backends.redis.operations import TIMEOUT, greet, read_from, run_everything
+from tests.backends.redis.every_operation import TIMEOUT, greet, read_from, run_everything
 from tests.docs.pages import read
 from tests.house.tree import ROOT
 from tests.servers import Binary, Cluster, RunningRedis, SentinelTrio, Server
 
 PAGE = read(ROOT / "docs" / "how-to" / "redis-in-production.md")
 LUA = ROOT / "src" / "nimburion" / "backends" / "redis" / "lua"
-OPEN = "operations/maintaining/open.lua"
+OPEN = "scripts/maintaining/open.lua"
 USER, PASSWORD = "nimburion", "PASSWORD"
 SOON = 0.5
 """Seconds after which a refused notification counts as not coming."""

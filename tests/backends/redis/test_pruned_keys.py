@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from nimburion.backends.redis import RedisBackend
 from nimburion.core.backend import Backend
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import EVERY_JOB
 from nimburion.testing.clock import FakeClock
 from nimburion.testing.contract.changing import delete

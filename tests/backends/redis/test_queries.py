@@ -15,8 +15,8 @@ from nimburion.backends.redis.queries import MAX_SORTED
 from nimburion.backends.redis.scripts import build_scripts
 from nimburion.core.errors import InvalidJob, JobNotFound, Unstorable
 from nimburion.core.job import JobOptions, NewJob, State
+from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.statistics import MERGE_AFTER, STEPS, Counters, Statistics
-from nimburion.core.operations import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord, delete_schedule, put_schedule
 from nimburion.core.settlement import Cancelled, Completed, Failed

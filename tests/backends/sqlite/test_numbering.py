@@ -14,7 +14,7 @@ from nimburion.backends.sqlite.connection import database
 from nimburion.core.errors import BackendFull
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.limits import LimitRule
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Failed

@@ -15,7 +15,7 @@ from nimburion.backends.sqlite import SQLiteBackend
 from nimburion.backends.sqlite.tenants import MAX_FORGOTTEN
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.job import JobOptions, NewJob
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
 from nimburion.testing.contract.harness import make_limits

@@ -27,7 +27,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import AttemptError, NewJob, State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.session import Session
 from nimburion.core.transactions import CallerConnection
 from nimburion.jobs import Context, Processor

@@ -27,7 +27,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.events import Event, JobEnqueued
 from nimburion.core.job import JobRecord, State
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Context, Job, Priority, Processor, Unique, job

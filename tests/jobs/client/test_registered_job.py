@@ -12,7 +12,7 @@ import pytest
 
 from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
 from nimburion.core.job import State
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.jobs import Context, Job, Processor, Unique, job
 from nimburion.jobs.declaration.middleware import Enqueueing, Next
 from nimburion.testing import FakeClock

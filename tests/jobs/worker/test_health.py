@@ -12,8 +12,8 @@ import pytest
 from nimburion.core.errors import BackendFull, BackendUnavailable, EnqueueBlocked
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import Enqueued, NewJob, State
+from nimburion.core.maintenance import Rescued, Retention
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Rescued, Retention
 from nimburion.core.records import RecordKind, RecordPage
 from nimburion.core.session import HeartbeatReply, Session, SessionInfo, Vitals
 from nimburion.core.settlement import Settlement

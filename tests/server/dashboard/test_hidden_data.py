@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nimburion.jobs import Context, job
-from nimburion.server.api.operations import OPERATIONS
 from nimburion.server.dashboard.site import PAGES
+from nimburion.server.routes import OPERATIONS
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import PATH_VALUES, TOKENS, sign_in
 

@@ -20,8 +20,8 @@ from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.fairness import to_weight_units
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import make_job_limit_name
+from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Promoted, Rescued
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settled, Settlement
 

@@ -8,7 +8,7 @@ from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.backend import Producing
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 
 
 class MemoryProducing(Producing):

@@ -41,7 +41,7 @@ from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
 from nimburion.core.limits import LimitKey, closes_lane
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.settlement import (
     Progressed,
     RateLimited,

@@ -16,7 +16,7 @@ from nimburion.backends.planning.settle import (
 )
 from nimburion.core.job import AttemptError, Reason, State
 from nimburion.core.lease import SUSPECT_AFTER
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
 from nimburion.core.timing.clock import MICRO
 

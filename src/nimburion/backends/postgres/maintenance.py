@@ -26,6 +26,7 @@ from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
+from nimburion.core.maintenance import JobChanges, Retention
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     STEPS,
@@ -33,7 +34,6 @@ from nimburion.core.metrics.statistics import (
     Statistics,
     add_statistics,
 )
-from nimburion.core.operations import JobChanges, Retention
 from nimburion.core.records import (
     NewRecord,
     RecordChange,

@@ -14,7 +14,7 @@ from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
 from nimburion.core.backend import Producing, Transactional
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound, Unstorable
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
     CallerConnection,

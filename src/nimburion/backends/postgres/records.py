@@ -14,7 +14,7 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.server.encoding import decode_id, encode_id_or_empty, to_micros
-from nimburion.core.operations import JobChanges
+from nimburion.core.maintenance import JobChanges
 from nimburion.core.records import (
     NewRecord,
     Record,

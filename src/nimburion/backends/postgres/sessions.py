@@ -18,7 +18,7 @@ from nimburion.core.fairness import to_weight_units
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import LimitRule
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.session import (
     ConcurrencyLimit,
     HeartbeatReply,

@@ -13,8 +13,8 @@ from nimburion.backends.redis.server import RedisServer
 from nimburion.core.backend import Consuming, LongPolling
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
+from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Promoted, Rescued
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 

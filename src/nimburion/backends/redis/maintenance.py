@@ -19,7 +19,7 @@ from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.job import State
 from nimburion.core.limits import LimitChange
-from nimburion.core.operations import JobChanges, Retention
+from nimburion.core.maintenance import JobChanges, Retention
 from nimburion.core.records import (
     NewRecord,
     RecordChange,

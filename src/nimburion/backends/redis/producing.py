@@ -11,7 +11,7 @@ from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import Producing
 from nimburion.core.errors import BackendUnavailable, JobNotFound
 from nimburion.core.job import Enqueued, NewJob
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 
 
 class RedisProducing(Producing):

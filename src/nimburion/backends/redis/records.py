@@ -17,7 +17,7 @@ from nimburion.backends.server.encoding import (
 )
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.job import State
-from nimburion.core.operations import JobChanges
+from nimburion.core.maintenance import JobChanges
 from nimburion.core.queries import parse_cursor
 from nimburion.core.records import (
     NewRecord,

@@ -1,7 +1,7 @@
-"""The Lua scripts: one per operation, built from the file of the operation and the parts that it
+"""The Lua scripts: one per operation, built from its file and the parts that it
 uses.
 
-- `lua/operations`: one file per operation, in folders that are named after the protocols of
+- `lua/scripts`: one file per operation, in folders that are named after the protocols of
   `core/backend.py`.
 - `lua/formats`: parts that read and write records, names and numbers.
 - `lua/planning`: parts that decide what an exchange leases and parks, laid out as
@@ -14,7 +14,7 @@ The header of a file has these labels:
   script declares the keys of all its parts.
 - Arguments: ARGV. `number 8` is a value of 8 bytes (see `record_format.lua`). In every
   script, ARGV[1] and ARGV[2] are the times of a test (see `times.lua`), or empty.
-- Provides (shared parts): the functions for other parts. Reply (operations): what the script
+- Provides (shared parts): the functions for other parts. Reply (scripts): what the script
   returns.
 - Idle: functions that do nothing before another function of the part was called (see
   `defer_parts`).
@@ -44,11 +44,11 @@ FOLDERS = (
     "lua/formats",
     "lua/planning",
     "lua/shared",
-    "lua/operations/producing",
-    "lua/operations/consuming",
-    "lua/operations/maintaining",
-    "lua/operations/inspecting",
-    "lua/operations/scheduling",
+    "lua/scripts/producing",
+    "lua/scripts/consuming",
+    "lua/scripts/maintaining",
+    "lua/scripts/inspecting",
+    "lua/scripts/scheduling",
 )
 """The folders of the Lua files, in PACKAGE."""
 FLAGS_SINCE = (7, 0)

@@ -19,7 +19,7 @@ from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import AttemptError
 from nimburion.core.lease import SUSPECT_AFTER, Lease, Token
 from nimburion.core.limits import LimitRule
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.session import (
     ConcurrencyLimit,
     HeartbeatReply,

@@ -52,8 +52,8 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
-from nimburion.core.operations import Promoted, Rescued
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled, Settlement
 

@@ -22,7 +22,7 @@ from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange
-from nimburion.core.operations import Cancellation, JobChanges, Retention
+from nimburion.core.maintenance import Cancellation, JobChanges, Retention
 from nimburion.core.records import NewRecord, RecordChange, RecordKind, RecordPut
 from nimburion.core.session import WorkerCommand
 

@@ -33,7 +33,7 @@ from nimburion.backends.waiters import make_session_name
 from nimburion.core.backend import BlockingProducing, Producing, Transactional
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
     CallerConnection,

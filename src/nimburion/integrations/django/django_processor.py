@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
     from nimburion.core.job import AttemptError, NewJob
-    from nimburion.core.operations import Cancellation
+    from nimburion.core.maintenance import Cancellation
     from nimburion.jobs.client.status import Status
     from nimburion.jobs.declaration.context import Context
     from nimburion.jobs.declaration.job import AnyJob

@@ -39,7 +39,7 @@ from nimburion.core.errors import (
 from nimburion.core.events import Events, JobEnqueued
 from nimburion.core.ids import Entropy, JobIds
 from nimburion.core.job import Enqueued, JobRecord, NewJob, State, require_stored
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.result_errors import decode_result_error
 from nimburion.core.service import Service

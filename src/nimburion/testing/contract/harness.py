@@ -26,7 +26,7 @@ from nimburion.core.limits import (
     closes_lane,
     make_job_limit_name,
 )
-from nimburion.core.operations import Rescued
+from nimburion.core.maintenance import Rescued
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.session import HeartbeatReply, Session
 from nimburion.core.settlement import Settled, Settlement

@@ -11,7 +11,7 @@ import pytest
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import LimitRule
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import (
     Cancelled,

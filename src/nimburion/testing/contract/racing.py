@@ -13,7 +13,7 @@ from nimburion.core.backend import Backend
 from nimburion.core.errors import EnqueueBlocked, SessionLost
 from nimburion.core.exchange import RESERVE_NOTHING
 from nimburion.core.job import WAITING, Enqueued, JobOptions, NewJob, State, sort_states
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.session import ConcurrencyLimit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from nimburion.core.operations import Cancellation, Retention
+from nimburion.core.maintenance import Cancellation, Retention
 from nimburion.core.queries import EVERY_JOB
 from nimburion.testing.contract.changing import delete
 from nimburion.testing.contract.harness import Harness, ids

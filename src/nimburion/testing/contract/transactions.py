@@ -11,8 +11,8 @@ from nimburion.core.backend import Transactional
 from nimburion.core.errors import JobNotFound, LeaseLost, UnusableConnection
 from nimburion.core.job import Enqueued, JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.statistics import STEPS
-from nimburion.core.operations import Retention
 from nimburion.core.settlement import Completed, Retried, Settled
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.testing.contract.consuming.waiting import FAR, listening

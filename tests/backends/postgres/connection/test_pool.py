@@ -23,7 +23,7 @@ from nimburion.core.errors import (
 )
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed, Settlement
 from tests.servers.binaries import Binary

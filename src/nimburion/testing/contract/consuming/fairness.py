@@ -16,7 +16,7 @@ from nimburion.core.fairness import TenantTurn, TenantUse
 from nimburion.core.job import JobOptions, NewJob, State
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import LimitChange, LimitRule
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (

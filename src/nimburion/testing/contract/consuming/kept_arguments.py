@@ -7,7 +7,7 @@ import pytest
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import Enqueued, State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.settlement import Completed, Settled
 from nimburion.testing.contract.harness import Harness
 

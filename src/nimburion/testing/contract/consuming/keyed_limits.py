@@ -8,7 +8,7 @@ from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.job import WAITING, JobOptions, NewJob, State, sort_states
 from nimburion.core.lease import Lease
 from nimburion.core.limits import KeyUse, LimitRule
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import (
     Completed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.job import State
-from nimburion.core.operations import Promoted
+from nimburion.core.maintenance import Promoted
 from nimburion.core.settlement import Released, Retried
 from nimburion.testing.contract.harness import FAILURE, Harness, ids
 

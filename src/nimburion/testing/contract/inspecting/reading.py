@@ -6,7 +6,7 @@ import pytest
 
 from nimburion.core.errors import InvalidJob, JobNotFound
 from nimburion.core.job import State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter, QueueInfo
 from nimburion.core.settlement import Completed, Failed, Retried
 from nimburion.testing.contract.changing import delete, replay

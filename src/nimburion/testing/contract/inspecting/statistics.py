@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.errors import InvalidJob
+from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.histogram import Histogram
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
@@ -12,7 +13,6 @@ from nimburion.core.metrics.statistics import (
     Counters,
     Statistics,
 )
-from nimburion.core.operations import Retention
 from nimburion.testing.contract.harness import Harness
 
 

@@ -8,7 +8,7 @@ import pytest
 from nimburion.core.bulk_operations import MAX_STEP, BulkAction
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import JobOptions, State
-from nimburion.core.operations import JobChanges
+from nimburion.core.maintenance import JobChanges
 from nimburion.core.records import NewRecord, Record, RecordChange
 from nimburion.core.settlement import Failed
 from nimburion.testing.contract.harness import FAILURE, Harness

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import NewJob
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.testing.contract.changing import delete, replay
 from nimburion.testing.contract.harness import TTL, Harness

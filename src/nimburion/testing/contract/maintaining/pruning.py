@@ -6,7 +6,7 @@ import pytest
 
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import Enqueued, JobOptions, State
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.settlement import Cancelled, Completed, Failed
 from nimburion.testing.contract.harness import FAILURE, Harness
 from nimburion.testing.contract.job_states import JOB_STATES

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import State
 from nimburion.core.lease import Lease
-from nimburion.core.operations import Cancellation
+from nimburion.core.maintenance import Cancellation
 from nimburion.core.queries import JobFilter
 from nimburion.core.settlement import (
     Cancelled,

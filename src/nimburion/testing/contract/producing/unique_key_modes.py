@@ -15,7 +15,7 @@ from nimburion.core.job import (
     State,
     sort_states,
 )
-from nimburion.core.operations import Retention
+from nimburion.core.maintenance import Retention
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.schedules import Fired, ScheduleRecord, put_schedule
 from nimburion.core.settlement import (

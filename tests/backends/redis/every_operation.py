@@ -30,9 +30,9 @@ from nimburion.core.diagnosis.explanations import CauseKind, find_causes
 from nimburion.core.errors import PermanentError
 from nimburion.core.job import JobOptions, State
 from nimburion.core.limits import LimitChange, LimitRule
+from nimburion.core.maintenance import Retention
 from nimburion.core.metrics.statistics import STEPS as INTERVALS
 from nimburion.core.metrics.statistics import Counters, Statistics
-from nimburion.core.operations import Retention
 from nimburion.core.queries import JobFilter
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.schedules import (

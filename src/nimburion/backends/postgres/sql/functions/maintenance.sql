@@ -1,4 +1,4 @@
--- Operations: cancel, make due, pause, replay, delete; the ticks of schedules.
+-- Maintenance: cancel, make due, pause, replay, delete; the ticks of schedules.
 --
 -- Atomic: one transaction each. The transaction that deletes the row of a job acts on that job, so two calls never
 -- cancel, replay or delete the same job. A tick is a compare-and-swap of the last tick under the row lock of its record,

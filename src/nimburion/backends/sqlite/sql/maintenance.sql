@@ -1,4 +1,4 @@
--- Operations: cancel, pause, commands, replay, delete and prune, and numbers of lanes and tenants that nothing uses.
+-- Maintenance: cancel, pause, commands, replay, delete and prune, and numbers of lanes and tenants that nothing uses.
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. The rows of a job in `attempt_error` and `progress` are deleted

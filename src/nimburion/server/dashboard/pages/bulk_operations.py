@@ -169,7 +169,7 @@ OPERATIONS = DashboardPage(
     title="Operations",
     section="Operations",
     read=read_operations,
-    template="operations/operations.html",
+    template="bulk_operations/operations.html",
     tables=("operations",),
     query=OperationListQuery,
 )
@@ -178,7 +178,7 @@ NEW_OPERATION = DashboardPage(
     title="New operation",
     section="Operations",
     read=read_new_operation,
-    template="operations/new_operation.html",
+    template="bulk_operations/new_operation.html",
     query=NewOperationQuery,
     interval=None,
 )

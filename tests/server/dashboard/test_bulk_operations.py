@@ -13,7 +13,7 @@ from nimburion.core.bulk_operations import (
     list_bulk_operations,
 )
 from nimburion.core.queries import JobFilter
-from nimburion.server.dashboard.pages.operations import describe_filter
+from nimburion.server.dashboard.pages.bulk_operations import describe_filter
 from nimburion.server.dashboard.responses import DASHBOARD_PATH
 from tests.server.conftest import Api
 from tests.server.dashboard.conftest import OWN_PAGE, sign_in
