@@ -59,4 +59,4 @@ def _note_health(ctx: Context, processor: Processor, note: Note) -> None:
     never = threading.Event()
     while (health := processor.health()).state == "ready":
         never.wait(0.02)
-    note(ctx, "health", state=health.state, loop=health.faults.get("loop"))
+    note(ctx, "health", state=health.state, loop=health.failures.get("loop"))

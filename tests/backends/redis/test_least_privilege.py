@@ -133,7 +133,7 @@ async def test_a_worker_has_enough_rights(valkey: Server, left_out: list[str]) -
             await processor.start()
             await processor.enqueue(greet.job("Ann"), id="Ann")
             assert await processor.wait("Ann", timeout=TIMEOUT) == "Hello Ann"
-            assert (processor.health().error, processor.health().faults) == (None, {})
+            assert (processor.health().error, processor.health().failures) == (None, {})
         assert read_denied_commands([valkey]) <= set(left_out)
 
 

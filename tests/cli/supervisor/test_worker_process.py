@@ -90,7 +90,7 @@ def test_the_numbers_of_a_group() -> None:
     assert (health.running, health.error, health.seconds_since_exchange) == (7, "no route", 1.0)
     assert health.lease_seconds_left == 0.0
     waiting = combine_health([READY, STARTING], [], stopping=False)
-    assert waiting.faults == {"starting": "1 of 2 worker processes is starting"}
+    assert waiting.failures == {"starting": "1 of 2 worker processes is starting"}
 
 
 async def test_a_process_that_is_started_while_the_supervisor_stops_is_stopped(

@@ -235,7 +235,7 @@ async def test_a_worker_with_all_it_needs_is_ready(
         1,
         0,
     )
-    assert (health.error, health.faults) == (None, {})
+    assert (health.error, health.failures) == (None, {})
     assert 0 < health.lease_seconds_left < session.expires_in
     assert health.seconds_since_answer is not None
     assert health.seconds_since_answer < 3.0
@@ -303,7 +303,7 @@ async def test_it_goes_on_by_itself_when_the_backend_is_back(
     await until(backend.clock, states(processor, "ready"))
     health = processor.health()
     assert health.session not in (before, None)
-    assert (health.error, health.faults) == (None, {})
+    assert (health.error, health.failures) == (None, {})
     await settle()
     record = await backend.reads.get_job(job_id)
     assert (record.state, record.lost) == (State.COMPLETED, 0)
@@ -338,7 +338,7 @@ async def test_an_outage_that_a_service_notices_first_is_two_lines(
     caplog.set_level(logging.INFO, "nimburion")
     caplog.clear()
     backend.refused["rescue"] = BackendUnavailable("nobody there")
-    await until(backend.clock, lambda: "rescuer" in processor.health().faults)
+    await until(backend.clock, lambda: "rescuer" in processor.health().failures)
     backend.go_away()
     await elapse(backend.clock, 0.5 * TTL)
     backend.come_back()
@@ -442,9 +442,9 @@ async def test_a_service_that_fails_is_named_until_it_works(
 ) -> None:
     await processor.start()
     backend.refused[refused] = BackendUnavailable("not now")
-    await until(backend.clock, lambda: bool(processor.health().faults))
+    await until(backend.clock, lambda: bool(processor.health().failures))
     health = processor.health()
-    assert (health.state, health.error, health.faults) == ("degraded", None, {name: "not now"})
+    assert (health.state, health.error, health.failures) == ("degraded", None, {name: "not now"})
     backend.come_back()
     await until(backend.clock, states(processor, "ready"))
 
@@ -454,8 +454,8 @@ async def test_an_error_of_the_engine_is_shown_until_an_exchange_works(
 ) -> None:
     await processor.start()
     backend.refused["exchange"] = RuntimeError("a bug")
-    await until(backend.clock, lambda: "worker" in processor.health().faults)
-    assert processor.health().faults["worker"] == "a bug"
+    await until(backend.clock, lambda: "worker" in processor.health().failures)
+    assert processor.health().failures["worker"] == "a bug"
     backend.come_back()
     await until(backend.clock, states(processor, "ready"))
 

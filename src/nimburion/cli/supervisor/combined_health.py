@@ -31,13 +31,13 @@ def combine_health(
         state = "ready" if all(each == "ready" for each in states) else "degraded"
     since = [each for health in known if (each := health.seconds_since_exchange) is not None]
     answers = [each for health in known if (each := health.seconds_since_answer) is not None]
-    faults: dict[str, str] = {}
+    failures: dict[str, str] = {}
     for health in known:
-        faults |= health.faults
+        failures |= health.failures
     for which in ("starting", "stopping", "stopped"):
         if working and which in states:
             count = states.count(which)
-            faults[which] = f"{count} of {len(states)} worker processes {_be(count)} {which}"
+            failures[which] = f"{count} of {len(states)} worker processes {_be(count)} {which}"
     return Health(
         state=state,
         running=sum(health.running for health in every),
@@ -46,7 +46,7 @@ def combine_health(
         seconds_since_exchange=max(since, default=None),
         lease_seconds_left=min((health.lease_seconds_left for health in known), default=0.0),
         error=next((health.error for health in known if health.error), None),
-        faults=faults,
+        failures=failures,
     )
 
 

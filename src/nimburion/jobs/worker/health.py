@@ -26,11 +26,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """The condition of the processor.
 
     `stopped`: no worker runs here. `open`: the processor can enqueue, and has started no worker.
-    `starting`: the worker has no session (not yet, or it was lost)
-    and takes no jobs. `ready`: there is no fault. `degraded`: the worker runs, but `error` or
-    `faults` names a failure. `unreachable`: no call to the backend succeeds (without a worker: the
-    latest enqueue failed); running jobs continue for `lease_seconds_left` seconds. `stopping`: the
-    worker takes no more jobs.
+    `starting`: the worker has no session (not yet, or it was lost) and takes no jobs. `ready`:
+    nothing fails. `degraded`: the worker runs, but `error` or `failures` says what fails.
+    `unreachable`: no call to the backend succeeds (without a worker: the latest enqueue failed);
+    running jobs continue for `lease_seconds_left` seconds. `stopping`: the worker takes no more
+    jobs.
     """
     session: str | None = None
     """The id of the worker's session; None while it has no valid session."""
@@ -55,7 +55,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """
     error: str | None = None
     """The latest error of calls to the backend; None while no call fails."""
-    faults: dict[str, str] = {}
+    failures: dict[str, str] = {}
     """The latest failure by component, for components that fail now.
 
     The keys include `worker`, `rescuer`, `pruner` and `wakeups`. `loop` describes what blocks the
@@ -77,10 +77,10 @@ STOPPED = Health(state="stopped")
 def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health:
     """Return the health of a worker and of its services."""
     session = worker.session if worker.task is not None and not worker.session.is_over else None
-    failures = {"worker": worker.failure, "wakeups": worker.fetcher.wakeups.failure, **services}
+    raised = {"worker": worker.failure, "wakeups": worker.fetcher.wakeups.failure, **services}
     describe = worker.connectivity.describe_error
-    faults = {name: describe(error) for name, error in failures.items() if error is not None}
-    found = _choose_state(worker, has_session=session is not None, has_faults=bool(faults))
+    failures = {name: describe(error) for name, error in raised.items() if error is not None}
+    found = _choose_state(worker, has_session=session is not None, has_failures=bool(failures))
     return Health(
         state="stopping" if stopping else found,
         session=None if session is None else session.id,
@@ -90,15 +90,15 @@ def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health
         seconds_since_exchange=worker.seconds_since_exchange,
         lease_seconds_left=session.lease_seconds_left if session else 0.0,
         error=worker.connectivity.error,
-        faults=faults,
+        failures=failures,
     )
 
 
-def _choose_state(worker: Worker, *, has_session: bool, has_faults: bool) -> Condition:
+def _choose_state(worker: Worker, *, has_session: bool, has_failures: bool) -> Condition:
     if worker.task is not None and worker.task.done():
         return "stopped"
     if worker.connectivity.is_unreachable:
         return "unreachable"
     if not has_session:
         return "starting"
-    return "degraded" if worker.connectivity.is_failing or has_faults else "ready"
+    return "degraded" if worker.connectivity.is_failing or has_failures else "ready"
