@@ -9,7 +9,8 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 
-from nimburion import Context, JobNotFound, Processor, Scheduler, config
+from nimburion import Context, Processor, Scheduler, config
+from nimburion.errors import JobNotFound
 from nimburion.integrations.fastapi import ProcessorDependency, router
 from nimburion.jobs import Unique
 

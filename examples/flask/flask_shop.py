@@ -6,7 +6,8 @@ from typing import Any
 
 from flask import Flask, abort, current_app, request
 
-from nimburion import Context, JobNotFound, Scheduler
+from nimburion import Context, Scheduler
+from nimburion.errors import JobNotFound
 from nimburion.integrations.flask import FlaskJobs, find_processor
 from nimburion.jobs import Unique
 

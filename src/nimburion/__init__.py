@@ -13,7 +13,8 @@ class SendEmail(Job):
 processor = Processor(open_backend("sqlite:///jobs.db"))
 ```
 
-Importing this package loads nothing else: each name below is imported when it is first used.
+Importing this package loads nothing else: each name below is imported when it is first used. The
+errors that nimburion raises are in `nimburion.errors`.
 """
 
 from __future__ import annotations
@@ -23,49 +24,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nimburion import config, server
+    from nimburion import config, errors, server
     from nimburion.backends import open_backend
     from nimburion.core.errors import (
-        BackendCorrupt,
-        BackendError,
-        BackendFull,
-        BackendReadOnly,
-        BackendReplaced,
-        BackendUnavailable,
-        BulkOperationNotFound,
         Cancel,
-        ConfigurationError,
-        DefinitionError,
-        DuplicateJob,
-        FormatMismatch,
-        InvalidJob,
-        JobConflict,
-        JobNotCompleted,
-        JobNotFound,
-        JobSignal,
-        LeaseLost,
-        LifespanError,
-        LimitNotFound,
-        NimburionError,
-        NothingRegistered,
-        NotOpen,
-        NotSupported,
-        OutOfOrder,
         PermanentError,
         RateLimitExceeded,
-        RemoteError,
-        ResultNotKept,
         Retry,
-        ScheduleNotFound,
-        SessionLost,
         Snooze,
-        StepLost,
-        TooManyBulkOperations,
-        TransactionExpired,
-        Unstorable,
-        UnusableConnection,
-        UseAwait,
-        WaitTimeout,
     )
     from nimburion.core.job import AttemptError, State
     from nimburion.core.version import __version__ as __version__
@@ -99,6 +65,11 @@ __all__ = [
     "Backoff",
     "Batch",
     "ChildProcess",
+    "PermanentError",
+    "Retry",
+    "Snooze",
+    "RateLimitExceeded",
+    "Cancel",
     "Priority",
     "State",
     "Status",
@@ -106,56 +77,22 @@ __all__ = [
     "Health",
     "Scheduler",
     "config",
+    "errors",
     "server",
     "open_backend",
-    "NimburionError",
-    "ConfigurationError",
-    "DefinitionError",
-    "InvalidJob",
-    "JobConflict",
-    "DuplicateJob",
-    "JobNotFound",
-    "ScheduleNotFound",
-    "BulkOperationNotFound",
-    "LimitNotFound",
-    "TooManyBulkOperations",
-    "JobNotCompleted",
-    "WaitTimeout",
-    "ResultNotKept",
-    "NothingRegistered",
-    "UseAwait",
-    "NotOpen",
-    "RemoteError",
-    "LeaseLost",
-    "LifespanError",
-    "UnusableConnection",
-    "BackendError",
-    "BackendReplaced",
-    "BackendUnavailable",
-    "BackendFull",
-    "BackendReadOnly",
-    "BackendCorrupt",
-    "FormatMismatch",
-    "Unstorable",
-    "SessionLost",
-    "TransactionExpired",
-    "OutOfOrder",
-    "StepLost",
-    "NotSupported",
-    "PermanentError",
-    "JobSignal",
-    "RateLimitExceeded",
-    "Retry",
-    "Snooze",
-    "Cancel",
 ]
 
 _HOMES = MappingProxyType(
     {
         "config": "nimburion.config",
+        "errors": "nimburion.errors",
         "server": "nimburion.server",
         "open_backend": "nimburion.backends",
         "Scheduler": "nimburion.scheduler",
+        **dict.fromkeys(
+            ("PermanentError", "Retry", "Snooze", "RateLimitExceeded", "Cancel"),
+            "nimburion.core.errors",
+        ),
         "State": "nimburion.core.job",
         "AttemptError": "nimburion.core.job",
         **dict.fromkeys(
@@ -179,7 +116,7 @@ _HOMES = MappingProxyType(
         ),
     }
 )
-"""Where the names of `__all__` are defined; all others are errors, in `nimburion.core.errors`."""
+"""Where each name of `__all__` is defined."""
 
 
 def __getattr__(name: str) -> object:
@@ -187,7 +124,7 @@ def __getattr__(name: str) -> object:
         return import_module("nimburion.core.version").__version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(_HOMES.get(name, "nimburion.core.errors"))
+    module = import_module(_HOMES[name])
     return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
 
 
