@@ -11,7 +11,7 @@ protocols has the other operations:
 - `backend.schedules` (`Scheduling`): fire the ticks of schedules.
 
 The capabilities say whether `producing` is also `BlockingProducing` and `Transactional`, and
-whether `consuming` is also `LongPolling`.
+whether `consuming` is also `LongPolling` and `SharedListening`.
 
 These rules hold for every operation of every backend:
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # a protocol needs no values: each command and each client wo
     from nimburion.core.limits import LimitChange, LimitInfo
     from nimburion.core.maintenance import Cancellation, JobChanges, Promoted, Rescued, Retention
     from nimburion.core.metrics.statistics import Statistics
+    from nimburion.core.notification_relay import NotificationRelay
     from nimburion.core.records import (
         NewRecord,
         Record,
@@ -111,6 +112,10 @@ class Capabilities(msgspec.Struct, frozen=True):
     """
     blocking_enqueue: bool = False
     """`producing` is `BlockingProducing` too: a thread can store jobs without an event loop."""
+    shares_listener: bool = False
+    """`consuming` is `SharedListening` too: the worker processes of one supervisor can share one
+    listening connection.
+    """
 
 
 class Producing(Protocol):
@@ -337,6 +342,16 @@ class LongPolling(Protocol):
     def interrupt_long_poll(self) -> None:
         """Make an exchange that waits reply now. Best effort: it may take effect late, or not at
         all.
+        """
+        ...
+
+
+class SharedListening(Protocol):
+    """The additional operation of `consuming` where the capabilities have `shares_listener`."""
+
+    def share_listener(self, relay: NotificationRelay) -> None:
+        """Receive notifications through the relay from the next `open` on. Handles that
+        `new_handle` makes do not.
         """
         ...
 

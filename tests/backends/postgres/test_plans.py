@@ -89,7 +89,7 @@ class ExplainedBackend:
 
     async def listen(self) -> None:
         """Let the server tell its plans from now on."""
-        connection = self._backend._database.get_connections().exchanges
+        connection = self._backend._database.get_connections().main
         await connection.connect()
         await connection.driver.execute(_EXPLAIN)
         connection.driver.add_log_listener(lambda _, message: self._plans.append(message.message))
@@ -106,7 +106,7 @@ class ExplainedBackend:
     async def explain(self, statement: str) -> list[Any]:
         """What the server did for a statement, with its functions."""
         self._plans.clear()
-        await self._backend._database.get_connections().exchanges.driver.execute(statement)
+        await self._backend._database.get_connections().main.driver.execute(statement)
         return self._decode_plans()
 
     def _decode_plans(self) -> list[Any]:

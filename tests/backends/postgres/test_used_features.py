@@ -40,9 +40,9 @@ async def backend(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBac
 
 async def count_scans(backend: PostgresBackend) -> int:
     """Return how often the tables of other features were read."""
-    await backend._database.get_connections().exchanges.fetch("SELECT pg_stat_force_next_flush()")
+    await backend._database.get_connections().main.fetch("SELECT pg_stat_force_next_flush()")
     return int(
-        await backend._database.get_connections().exchanges.fetch_value(
+        await backend._database.get_connections().main.fetch_value(
             """SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables
             WHERE schemaname = 'nimburion' AND relname = ANY ($1::text[])""",
             list(TABLES),

@@ -32,8 +32,9 @@ CAPABILITIES = Capabilities(
     keeps_arguments=True,
     lazy_batches=True,
     concurrent_transactions=True,
+    shares_listener=True,
 )
-POOLED_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, notifies=False)
+POOLED_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, notifies=False, shares_listener=False)
 """The capabilities behind PgBouncer. It assigns a connection per transaction, so LISTEN is not
 possible.
 """

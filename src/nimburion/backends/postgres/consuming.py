@@ -16,12 +16,13 @@ from nimburion.backends.postgres.encoding import (
 from nimburion.backends.postgres.errors import get_error_code
 from nimburion.backends.server.encoding import encode_json
 from nimburion.backends.waiters import EVERY_QUEUE
-from nimburion.core.backend import Consuming
+from nimburion.core.backend import Consuming, SharedListening
 from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 
@@ -33,7 +34,7 @@ _HEARTBEAT = make_call("heartbeat_1", 4)
 _PUT_STATISTICS = make_call("put_statistics_1", 6)
 
 
-class PostgresConsuming(Consuming):
+class PostgresConsuming(Consuming, SharedListening):
     """The operations of `Consuming` for the PostgreSQL backend."""
 
     def __init__(self, database: PostgresDatabase) -> None:
@@ -41,7 +42,7 @@ class PostgresConsuming(Consuming):
 
     async def open_session(self, session: Session) -> None:
         arguments = sessions.encode_open_session(session)
-        ((alive, limits_changed),) = await self._database.fetch(
+        ((alive, limits_changed),) = await self._database.fetch_for_worker(
             _OPEN_SESSION, self._database.now(), self._database.monotonic(), *arguments
         )
         sessions.check_alive(alive, session.id)
@@ -56,7 +57,7 @@ class PostgresConsuming(Consuming):
         request: ReserveRequest,
     ) -> Reply:
         opened = self._database.get_connections()
-        await opened.exchanges.connect()
+        await opened.connect_worker()
         try:
             rows = await opened.exchange(
                 self._database.now(), session_id, number, settlements, request
@@ -80,32 +81,34 @@ class PostgresConsuming(Consuming):
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         encoded = sessions.encode_vitals(vitals)
-        rows = await self._database.fetch(
+        rows = await self._database.fetch_for_worker(
             _HEARTBEAT, self._database.now(), self._database.monotonic(), session_id, encoded
         )
         return sessions.decode_heartbeat(rows, session_id)
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:
         if rows:
-            await self._database.fetch(_PUT_STATISTICS, *encode_statistics(source, rows))
+            await self._database.fetch_for_worker(_PUT_STATISTICS, *encode_statistics(source, rows))
 
     async def release(
         self, session_id: str, leases: Sequence[Lease] = (), nonce: bytes | None = None
     ) -> None:
         arguments = sessions.encode_release(session_id, leases, nonce)
-        ((notified,),) = await self._database.fetch(_RELEASE, self._database.now(), *arguments)
+        ((notified,),) = await self._database.fetch_for_worker(
+            _RELEASE, self._database.now(), *arguments
+        )
         self._database.notify(notified)
 
     async def close_session(self, session_id: str, running: Sequence[Lease] = ()) -> None:
         arguments = sessions.encode_close_session(session_id, running)
-        ((notified,),) = await self._database.fetch(
+        ((notified,),) = await self._database.fetch_for_worker(
             _CLOSE_SESSION, self._database.now(), *arguments
         )
         self._database.notify(notified)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         arguments = sessions.encode_rescue(limit, max_lost)
-        rows = await self._database.fetch(
+        rows = await self._database.fetch_for_worker(
             _RESCUE, self._database.now(), self._database.monotonic(), *arguments
         )
         self._database.notify(rows[-1][2])
@@ -117,7 +120,7 @@ class PostgresConsuming(Consuming):
         ) FROM {schema}.promote_due_1(
             {schema}.get_write_time_1($1), $2, {schema}.get_lowest_time_1()
         ) p"""
-        ((moved, next_due, notified),) = await self._database.fetch(
+        ((moved, next_due, notified),) = await self._database.fetch_for_worker(
             statement, self._database.now(), limit
         )
         self._database.notify(notified)
@@ -130,6 +133,9 @@ class PostgresConsuming(Consuming):
 
     async def wait_for_session(self, session_id: str) -> None:
         await self._database.get_connections().notifier.wait_for_session(session_id)
+
+    def share_listener(self, relay: NotificationRelay) -> None:
+        self._database.relay = relay
 
 
 @reject_unstorable_text

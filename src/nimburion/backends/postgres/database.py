@@ -20,6 +20,7 @@ from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.encoding import to_micros
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.exchange import ReserveRequest
+from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock
 
@@ -46,7 +47,9 @@ _PLANNER_SETTINGS = (
     "jit = off",
     "plan_cache_mode = force_generic_plan",
 )
-"""Session settings of the exchange connection; `exchange_pooled_1` sets the same for each call."""
+"""Session settings of the connection that runs exchanges; `exchange_pooled_1` sets the same for
+each call.
+"""
 
 
 class PostgresDatabase:
@@ -61,8 +64,10 @@ class PostgresDatabase:
         self.settings: PostgresSettings = settings
         self.test_clock: Clock | None = test_clock
         self.clock: Clock = test_clock or SystemClock()
+        self.relay: NotificationRelay | None = None
+        """Passes notifications from another process; None: the handle listens itself."""
         self.handle: OpenHandle[PostgresConnections] = OpenHandle(
-            settings.describe(), lambda: PostgresConnections(settings)
+            settings.describe(), lambda: PostgresConnections(settings, self.relay)
         )
         self.get_connections: Callable[[], PostgresConnections] = self.handle.get
         """Returns the open connections. Raises `NotOpen`."""
@@ -79,6 +84,19 @@ class PostgresDatabase:
         """Run a statement on a connection of the pool, and return its rows."""
         opened = self.get_connections()
         return await opened.pool.fetch(
+            opened.insert_schema(statement), *arguments, extra_time=extra_time
+        )
+
+    async def fetch_for_worker(
+        self, statement: str, *arguments: Any, extra_time: float = 0.0
+    ) -> list[Any]:
+        """Run a statement of a worker itself, such as a heartbeat or a sweep, and return its rows.
+
+        It runs on the connection that stays open, so that an idle worker needs no other. It should
+        be short, because exchanges wait for it.
+        """
+        opened = self.get_connections()
+        return await opened.fetch_for_worker(
             opened.insert_schema(statement), *arguments, extra_time=extra_time
         )
 
@@ -104,10 +122,15 @@ class PostgresDatabase:
 class PostgresConnections:
     """The open connections of a backend on one event loop."""
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    def __init__(self, settings: PostgresSettings, relay: NotificationRelay | None) -> None:
         self.settings: PostgresSettings = settings
-        self.pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep)
-        """The connections for all operations other than exchange."""
+        self.main: PostgresConnection = PostgresConnection(settings, asyncio.sleep)
+        """The connection that stays open. It belongs to the pool until the first exchange; from
+        then on it runs the exchanges and the other statements of the worker.
+        """
+        self._has_worker = False
+        self.pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep, kept=self.main)
+        """The connections of callers: to enqueue, to read, and for operators."""
         self.handler_pool: ConnectionPool = ConnectionPool(settings, asyncio.sleep)
         """The connections for handlers' own transactions. They are separate, so a handler that
         waits for a connection cannot block other operations.
@@ -115,12 +138,7 @@ class PostgresConnections:
         self.caller_context: caller_transactions.CallerContext = caller_transactions.CallerContext(
             settings, "", self.handler_pool, self.pool
         )
-        self.exchanges: PostgresConnection = PostgresConnection(
-            settings, asyncio.sleep, _PLANNER_SETTINGS
-        )
-        self.notifier: PostgresNotifier = PostgresNotifier(
-            PostgresConnection(settings, asyncio.sleep), self.pool
-        )
+        self.notifier: PostgresNotifier = PostgresNotifier(settings, self.fetch_for_worker, relay)
         self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
         self.pooled: bool = False
         self._statements: dict[str, str] = {}
@@ -131,6 +149,22 @@ class PostgresConnections:
         if found is None:
             found = self._statements[statement] = insert_schema(statement, self.settings.schema)
         return found
+
+    async def fetch_for_worker(
+        self, statement: str, *arguments: Any, extra_time: float = 0.0
+    ) -> list[Any]:
+        """See `PostgresDatabase.fetch_for_worker`. The statement names the schema."""
+        source = self.main if self._has_worker else self.pool
+        return await source.fetch(statement, *arguments, extra_time=extra_time)
+
+    async def connect_worker(self) -> None:
+        """Connect for an exchange. With the first one, callers get connections of their own."""
+        if self._has_worker:
+            await self.main.connect()
+            return
+        self._has_worker = True
+        self.pool.give_up_kept()
+        await self.main.use_session_settings(_PLANNER_SETTINGS)
 
     async def exchange(
         self,
@@ -143,7 +177,7 @@ class PostgresConnections:
         one_by_one: bool = False,
     ) -> list[Any]:
         """Return the rows of `exchange_1`."""
-        connection = self.exchanges
+        connection = self.main
         arguments = exchanging.encode_arguments(
             session_id, number, settlements, request, one_by_one=one_by_one
         )
@@ -160,7 +194,7 @@ class PostgresConnections:
             installed = await migrations.ensure_format(
                 connection, self.settings, migrations.load_current_format()
             )
-            self.pooled = connection.server.pooled
+            self.pooled = self.notifier.is_pooled = connection.server.pooled
             await connection.fetch(self.insert_schema("SELECT {schema}.maintain_partitions_1()"))
         self.caller_context = caller_transactions.CallerContext(
             self.settings, installed.identity, self.handler_pool, self.pool
@@ -169,6 +203,6 @@ class PostgresConnections:
     async def close(self) -> None:
         """Close all connections."""
         await self.notifier.close()
-        await self.exchanges.close()
+        await self.main.close()
         await self.pool.close()
         await self.handler_pool.close()

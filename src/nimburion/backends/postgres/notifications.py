@@ -6,6 +6,10 @@ the table `idle_worker` that it waits, and who wakes it says there that it does 
 The other channel is common to all handles. It is used if too few workers of a queue are idle, and
 for sessions.
 
+A handle listens on a connection of its own. The worker processes of one supervisor share that of
+one of them (`NotificationRelay`), because each NOTIFY costs the server time for each listening
+connection.
+
 A NOTIFY takes a lock that all notifying commits of a server share. It holds the lock until its
 commit is flushed. Therefore a process notifies at most once per 5 ms. If it was quiet before, it
 notifies in the transaction that stores the jobs, else in a separate transaction.
@@ -14,14 +18,13 @@ notifies in the transaction that stores the jobs, else in a separate transaction
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
-from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
-from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error
+from nimburion.backends.postgres.connection.pool import PostgresConnection, Rows
+from nimburion.backends.postgres.listener import PostgresListener
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.waiters import (
@@ -33,16 +36,12 @@ from nimburion.backends.waiters import (
     is_session_name,
     wait_until,
 )
-from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
+from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
-
-_log = logging.getLogger("nimburion.backends.postgres")
+from nimburion.core.notification_relay import NotificationReceiver, NotificationRelay
 
 _MIN_INTERVAL = 0.005
 _LISTEN_TIMEOUT = 5.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-_PING_AFTER = 15.0
-"""Seconds after which the listening connection is checked."""
 _PASSED = "!"
 """The first character of a wake-up that another worker has passed on."""
 _WAKE = """SELECT set_config('synchronous_commit', 'off', true),
@@ -69,10 +68,18 @@ class PostgresNotifier:
     the first call that waits.
     """
 
-    def __init__(self, listener: PostgresConnection, pool: ConnectionPool) -> None:
-        self._listener = listener
-        self._pool = pool
-        self.channel: str = make_channel_name(listener.settings)
+    def __init__(
+        self,
+        settings: PostgresSettings,
+        fetch: Callable[..., Awaitable[Rows]],
+        relay: NotificationRelay | None,
+    ) -> None:
+        self._settings = settings
+        self._fetch = fetch
+        self._relay = relay
+        """None: this handle listens on a connection of its own."""
+        self._listener: PostgresListener | None = None
+        self.channel: str = make_channel_name(settings)
         """The channel of all handles."""
         self.sender_id: str = secrets.token_hex(8)
         self._own_channel = f"nimburion.{self.sender_id}"
@@ -86,12 +93,14 @@ class PostgresNotifier:
         self._unsent_passed = JobCounts(int)
         self._last_inline = -_MIN_INTERVAL
         """The time at which a call last notified in its own transaction."""
+        self._has_polled = False
+        """Whether the last call of `wait` ended with its timeout."""
         self._send_task: asyncio.Task[None] | None = None
-        self._listen_task: asyncio.Task[None] | None = None
+        self._has_subscribed = False
         self._is_connected = asyncio.Event()
-        self._has_no_listen = False
-        """Whether the connection leads to a pooler, which does not support LISTEN."""
-        self._has_warned = False
+        """Set while notifications arrive."""
+        self.is_pooled: bool = False
+        """Whether a pooler stands between, which does not support LISTEN."""
 
     # --- sending ---
 
@@ -122,7 +131,7 @@ class PostgresNotifier:
             left = jobs - self._waiters.wake(name, jobs, passed=passed)
             if left > 0:
                 unsent[name] = min(unsent.get(name, 0) + left, ALL_WORKERS)
-                if not self._is_listening:  # it will not receive its own notification
+                if not self._is_connected.is_set():  # it will not receive its own notification
                     self._waiters.keep([name])
         if unsent and self._send_task is None:
             self._send_task = asyncio.create_task(
@@ -136,6 +145,10 @@ class PostgresNotifier:
         next one if it was the first exchange after a call of `wait`.
         """
         self._session_id = session_id
+        if self._has_polled:
+            self._has_polled = False
+            if reply.deliveries:  # a wake-up was lost, so the table may say that nobody waits
+                self._idle_queues = frozenset()
         if queues:
             self.notify(Counter(queues))
         if self._waiters.last_wait.has_ended:
@@ -143,7 +156,7 @@ class PostgresNotifier:
             self.notify(dict.fromkeys(more, 1), passed=passed)
 
     async def _send_unsent(self) -> None:
-        statement = insert_schema(_WAKE, self._listener.settings.schema)
+        statement = insert_schema(_WAKE, self._settings.schema)
         try:
             while self._unsent or self._unsent_passed:
                 for counts, passed in ((self._unsent, False), (self._unsent_passed, True)):
@@ -152,7 +165,7 @@ class PostgresNotifier:
                     names, jobs = [*counts], [*counts.values()]
                     counts.clear()
                     with suppress(BackendError):
-                        await self._pool.fetch(
+                        await self._fetch(
                             statement, self.channel, self.sender_id, names, jobs, passed
                         )
                 await asyncio.sleep(_MIN_INTERVAL)
@@ -167,22 +180,25 @@ class PostgresNotifier:
         """Return when one of the queues is notified, or was notified since the last wait. Return at
         the latest after `timeout` seconds, measured by `sleep`.
         """
+        clock = asyncio.get_running_loop()
+        until = clock.time() + timeout
         await self._ensure_listening(min(timeout, _LISTEN_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
         with self._waiters.expect(queues) as notified:
             await self._add_idle_worker(frozenset(queues))
-            await wait_until(notified, sleep(timeout))
+            await wait_until(notified, sleep(max(0.0, until - clock.time())))
+        self._has_polled = clock.time() >= until
 
     async def _add_idle_worker(self, queues: frozenset[str]) -> None:
         """Tell the others that this handle waits for these queues. Do nothing if they know."""
-        if not self._is_listening or queues <= self._idle_queues:
+        if not self._is_connected.is_set() or queues <= self._idle_queues:
             return
         self._idle_queues |= queues  # now: a wake-up may arrive before the reply
         self._was_idle = True
         try:
-            await self._pool.fetch(
-                insert_schema(_ADD_IDLE_WORKER, self._listener.settings.schema),
+            await self._fetch(
+                insert_schema(_ADD_IDLE_WORKER, self._settings.schema),
                 self._own_channel,
                 self._session_id,
                 sorted(self._idle_queues),
@@ -193,10 +209,6 @@ class PostgresNotifier:
             self._idle_queues = frozenset()
             raise
 
-    @property
-    def _is_listening(self) -> bool:
-        return self._is_connected.is_set() and not self._has_no_listen
-
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified, or when notifications may have been lost. Behind a
         pooler, only notifications of this handle arrive.
@@ -205,81 +217,54 @@ class PostgresNotifier:
         await self._waiters.wait_for_session(session_id)
 
     async def _ensure_listening(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds until the handle listens. Polling works without it."""
-        if self._listen_task is None and not self._has_no_listen:
-            self._listen_task = asyncio.create_task(
-                self._listen_forever(), name="nimburion-postgres-listen"
-            )
-        if not self._is_connected.is_set() and not self._has_no_listen:
+        """Wait up to `timeout` seconds until notifications arrive. Polling works without them."""
+        if self.is_pooled:
+            return
+        if not self._has_subscribed:
+            self._has_subscribed = True
+            self._subscribe()
+        if not self._is_connected.is_set():
             # `asyncio.wait_for` of Python 3.11 can lose a cancellation that comes with the event.
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._is_connected.wait()
 
-    async def _listen_forever(self) -> None:
-        """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
-        connection wakes all waiters.
-        """
-        pause = _FIRST_PAUSE
-        while not self._has_no_listen:
-            try:
-                await self._listen_once()
-            except (BackendUnavailable, OSError, EOFError) as error:
-                _log.debug("notifications are unavailable; reconnecting: %s", error)
-            except (BackendError, ConfigurationError) as error:
-                self._warn_once(error)
-            if self._is_connected.is_set() and not self._has_no_listen:
-                pause = _FIRST_PAUSE
-                self._is_connected.clear()
-                self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+    def _subscribe(self) -> None:
+        channels = (self.channel, self._own_channel)
+        if self._relay is None:
+            self._listener = self._make_listener(self)
+            self._listener.listen(channels)
+        else:
+            self._relay.subscribe(channels, self, self._make_listener)
 
-    def _warn_once(self, error: Exception) -> None:
-        """Log a warning once until notifications work again, because the cause may last."""
-        if not self._has_warned:
-            self._has_warned = True
-            _log.warning("notifications are unavailable (%s); idle workers poll instead", error)
+    def _make_listener(self, receiver: NotificationReceiver) -> PostgresListener:
+        return PostgresListener(PostgresConnection(self._settings, asyncio.sleep), receiver)
 
-    async def _listen_once(self) -> None:
-        connection = self._listener
-        await connection.connect()
-        if connection.server.pooled:
-            self._has_no_listen = True
-            self._is_connected.set()
-            await connection.close()
-            return
-        lost = asyncio.Event()
-        connection.driver.add_termination_listener(lambda _: lost.set())
-        try:
-            await self._subscribe(connection)
-            while not lost.is_set():
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_PING_AFTER):
-                        await lost.wait()
-                if not lost.is_set():
-                    await connection.fetch("SELECT 1")
-        finally:
-            connection.terminate()
-
-    async def _subscribe(self, connection: PostgresConnection) -> None:
-        try:
-            async with asyncio.timeout(connection.settings.timeout):
-                await connection.driver.add_listener(self.channel, self._on_notification)
-                await connection.driver.add_listener(self._own_channel, self._on_wakeup)
-        except DRIVER_ERRORS as error:
-            raise map_error(error, connection.settings.describe(), sent=False) from error
+    def note_listening(self, _channels: Collection[str]) -> None:
+        """Note that notifications arrive from now on."""
         self._idle_queues = frozenset()  # a wake-up may have been lost
         self._is_connected.set()
-        self._has_warned = False
 
-    def _on_notification(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
+    def note_lost(self) -> None:
+        """Note that notifications may be lost from now on, and wake all waiters."""
+        self._is_connected.clear()
+        self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])
+
+    def receive(self, channel: str, text: str) -> None:
+        """Handle one notification."""
+        if channel == self._own_channel:
+            self._wake_one(text)
+        else:
+            self._notify_named(text)
+
+    def _notify_named(self, text: str) -> None:
+        """End the calls for the queues and sessions that a notification of all handles names."""
         sender_id, *names = text.split("\n")
         if sender_id == self.sender_id:  # `notify` has notified the sessions of this handle
             names = [name for name in names if name != EVERY_QUEUE and not is_session_name(name)]
         self._waiters.notify(names)
 
-    def _on_wakeup(self, _connection: object, _pid: int, _channel: str, text: str) -> None:
+    def _wake_one(self, text: str) -> None:
         """End a call of this handle. If none waits any more, wake another worker."""
         self._idle_queues = frozenset()
         passed, queue = text.startswith(_PASSED), text.removeprefix(_PASSED)
@@ -292,19 +277,21 @@ class PostgresNotifier:
 
     async def close(self) -> None:
         """Send the pending notifications, and stop listening."""
-        if self._send_task is not None:
+        task = self._send_task
+        if task is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._send_task), 1.0)
-        for task in (self._send_task, self._listen_task):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-        self._send_task = self._listen_task = None
+                await asyncio.wait_for(asyncio.shield(task), 1.0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        if self._listener is not None:
+            await self._listener.close()
+        elif self._relay is not None and self._has_subscribed:
+            await self._relay.unsubscribe()
         if self._was_idle:
             with suppress(BackendError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self._pool.fetch(
-                        insert_schema(_DELETE_IDLE_WORKER, self._listener.settings.schema),
+                    await self._fetch(
+                        insert_schema(_DELETE_IDLE_WORKER, self._settings.schema),
                         self._own_channel,
                     )

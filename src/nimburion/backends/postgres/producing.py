@@ -133,7 +133,7 @@ class PostgresProducing(Producing, Transactional):
         )
 
     async def take_enqueue_counts(self, min_age: float) -> list[EnqueueCount]:
-        rows = await self._database.fetch(
+        rows = await self._database.fetch_for_worker(
             _TAKE_ENQUEUE_COUNTS, self._database.now(), to_micros(min_age), MAX_ENQUEUE_COUNTS
         )
         return sum_enqueue_counts(rows)

@@ -196,7 +196,7 @@ class PostgresInspecting(Inspecting):
     ) -> RecordPage:
         now = self._database.now()
         if by_due:
-            rows = await self._database.fetch(_LIST_DUE_RECORDS, now, kind, limit)
+            rows = await self._database.fetch_for_worker(_LIST_DUE_RECORDS, now, kind, limit)
         else:
             before = queries.encode_cursor(after)
             rows = await self._database.fetch(_LIST_RECORDS, now, kind, limit + 1, before)
@@ -220,5 +220,5 @@ class PostgresInspecting(Inspecting):
     async def list_sessions(self) -> list[SessionInfo]:
         statement = "SELECT * FROM {schema}.list_sessions_1({schema}.get_read_time_1($1))"
         return queries.decode_sessions(
-            await self._database.fetch(statement, self._database.monotonic())
+            await self._database.fetch_for_worker(statement, self._database.monotonic())
         )

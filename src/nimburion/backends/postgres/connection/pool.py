@@ -53,13 +53,13 @@ class PostgresConnection:
     callers wait in order.
     """
 
-    def __init__(
-        self, settings: PostgresSettings, sleep: Sleep, session_settings: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, settings: PostgresSettings, sleep: Sleep) -> None:
         self.settings: PostgresSettings = settings
         self._where = settings.describe()
         self._sleep = sleep
-        self._session_settings = session_settings
+        self.was_used: bool = False
+        """Whether a pool has handed it out since it last looked for idle connections."""
+        self._session_settings: Sequence[str] = ()
         """Settings of the session, set after connecting. Behind a pooler, each call sets what it
         needs.
         """
@@ -94,6 +94,19 @@ class PostgresConnection:
         """Connect, unless the connection is open."""
         async with self._lock:
             await self._ensure_connected()
+
+    async def use_session_settings(self, session_settings: Sequence[str]) -> None:
+        """Connect, and set these settings of the session, now and after each reconnect."""
+        async with self._lock:
+            self._session_settings = session_settings
+            if self._current is None or not self.is_open:
+                await self._ensure_connected()
+                return
+            try:
+                await self._apply_session_settings(self._current)
+            except BaseException:  # also when cancelled: the session settings are incomplete
+                self.terminate()
+                raise
 
     async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> Rows:
         """Run one statement and return its rows. It may take `extra_time` seconds beyond the
@@ -308,15 +321,45 @@ async def connect_any(
     ) from problems[-1]
 
 
-class ConnectionPool:
-    """A pool of connections for many callers. It opens a connection when all others are busy."""
+_IDLE_INTERVAL = 2.0
+"""A pool closes connections that were not used for between one and two times these seconds."""
 
-    def __init__(self, settings: PostgresSettings, sleep: Sleep) -> None:
+
+class ConnectionPool:
+    """A pool of connections for many callers. It opens a connection when all others are busy, and
+    closes those that are not used for some seconds.
+
+    Args:
+        settings: the settings of the backend.
+        sleep: the pause between the tries of a call.
+        kept: a connection of the pool that stays open; None: an idle pool has no connection.
+    """
+
+    def __init__(
+        self, settings: PostgresSettings, sleep: Sleep, kept: PostgresConnection | None = None
+    ) -> None:
         self._settings = settings
         self._sleep = sleep
-        self._idle: list[PostgresConnection] = []
-        self._all: list[PostgresConnection] = []
+        self._kept = kept
+        self._all: list[PostgresConnection] = [] if kept is None else [kept]
+        self._idle: list[PostgresConnection] = [*self._all]
+        """The next call takes the last one."""
+        self._given_up: PostgresConnection | None = None
+        """The connection that was in use when the pool gave it up."""
         self._waiters: deque[asyncio.Future[PostgresConnection]] = deque()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def give_up_kept(self) -> None:
+        """Remove the connection that stays open: it belongs to the caller from now on."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return
+        self._all.remove(kept)
+        if kept in self._idle:
+            self._idle.remove(kept)
+        else:
+            self._given_up = kept
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[PostgresConnection]:
@@ -324,6 +367,7 @@ class ConnectionPool:
         first.
         """
         connection = await self._acquire()
+        connection.was_used = True
         try:
             yield connection
         finally:
@@ -332,6 +376,7 @@ class ConnectionPool:
     async def fetch(self, statement: str, *arguments: Any, extra_time: float = 0.0) -> Rows:
         """See `PostgresConnection.fetch`; runs on any connection of the pool."""
         connection = self._idle.pop() if self._idle else await self._acquire()
+        connection.was_used = True
         try:
             return await connection.fetch(statement, *arguments, extra_time=extra_time)
         finally:
@@ -353,15 +398,18 @@ class ConnectionPool:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         for connection in self._all:
             await connection.close()
+        await asyncio.gather(*self._closing)
 
     async def _acquire(self) -> PostgresConnection:
         if self._idle:
             return self._idle.pop()
         if len(self._all) < self._settings.connections:
-            self._all.append(connection := PostgresConnection(self._settings, self._sleep))
-            return connection
+            return self._add_connection()
         waiter: asyncio.Future[PostgresConnection] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -371,11 +419,40 @@ class ConnectionPool:
                 self._release(waiter.result())
             raise
 
+    def _add_connection(self) -> PostgresConnection:
+        """Return a new connection of the pool. Its first call opens it."""
+        self._all.append(connection := PostgresConnection(self._settings, self._sleep))
+        if self._idle_timer is None:
+            self._start_idle_timer()
+        return connection
+
     def _release(self, connection: PostgresConnection) -> None:
         """Assign the connection to the caller that has waited longest, else keep it as idle."""
+        if connection is self._given_up:
+            self._given_up, connection = None, self._add_connection()
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(connection)
                 return
         self._idle.append(connection)
+
+    def _start_idle_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._idle_timer = loop.call_later(_IDLE_INTERVAL, self._close_unused)
+
+    def _close_unused(self) -> None:
+        """Close the idle connections that were not used since the last time."""
+        kept = self._kept
+        for connection in [*self._idle]:
+            if not connection.was_used and connection is not kept:
+                self._idle.remove(connection)
+                self._all.remove(connection)
+                task = asyncio.get_running_loop().create_task(connection.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+            connection.was_used = False
+        self._idle.sort(key=lambda connection: connection is kept)  # so that it is used first
+        self._idle_timer = None
+        if self._all != ([] if kept is None else [kept]):
+            self._start_idle_timer()
