@@ -3,6 +3,10 @@
 The supervisor sends `WorkerOptions` first. The worker sends `WorkerLoaded`, `WorkerStarted` and
 `WorkerStopping` when it reaches these points, and answers each `ReportRequest` with one
 `WorkerReport`. Its last message is a report without a request.
+
+A worker whose backend shares a listener sends `ChannelsWanted`. The supervisor sends one of them a
+`ListenRequest`. That one answers with `ChannelsServed`, and sends each notification for others,
+which the supervisor passes on.
 """
 
 from __future__ import annotations
@@ -45,6 +49,27 @@ class FinishRequest(msgspec.Struct, tag=3, frozen=True):
     """Supervisor to worker: take no more jobs, and end when the running ones have ended."""
 
 
+class ListenRequest(msgspec.Struct, tag=4, frozen=True):
+    """Supervisor to worker: listen on these channels for other workers; None: for none any more."""
+
+    channels: list[str] | None
+
+
+class ListenerState(msgspec.Struct, tag=5, frozen=True):
+    """Supervisor to worker: whether another worker listens on its channels."""
+
+    is_listening: bool
+
+
+class Notification(msgspec.Struct, tag=6, frozen=True):
+    """A notification of the backend: from the worker that listens to the supervisor, and from
+    there to each worker that wants its channel.
+    """
+
+    channel: str
+    text: str
+
+
 class WorkerLoaded(msgspec.Struct, tag=11, frozen=True):
     """Worker to supervisor: the application is imported, and its processor can be used."""
 
@@ -69,8 +94,30 @@ class WorkerReport(msgspec.Struct, tag=14, frozen=True):
     families: list[Family]
 
 
-ToWorker = WorkerOptions | ReportRequest | FinishRequest
-ToSupervisor = WorkerLoaded | WorkerStarted | WorkerStopping | WorkerReport
+class ChannelsWanted(msgspec.Struct, tag=15, frozen=True):
+    """Worker to supervisor: the channels of its backend whose notifications it wants."""
+
+    channels: list[str]
+
+
+class ChannelsServed(msgspec.Struct, tag=16, frozen=True):
+    """Worker to supervisor: the channels on which it listens now for other workers."""
+
+    channels: list[str]
+
+
+ToWorker = (
+    WorkerOptions | ReportRequest | FinishRequest | ListenRequest | ListenerState | Notification
+)
+ToSupervisor = (
+    WorkerLoaded
+    | WorkerStarted
+    | WorkerStopping
+    | WorkerReport
+    | ChannelsWanted
+    | ChannelsServed
+    | Notification
+)
 
 
 def encode_message(message: ToWorker | ToSupervisor) -> bytes:

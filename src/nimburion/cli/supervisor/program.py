@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from functools import partial
+from typing import cast
 
 import msgspec
 
@@ -15,6 +16,9 @@ from nimburion.cli.exit_codes import BadInput, report_error
 from nimburion.cli.invocation import Invocation
 from nimburion.cli.supervisor.messages import (
     FinishRequest,
+    ListenerState,
+    ListenRequest,
+    Notification,
     ReportRequest,
     ToWorker,
     WorkerLoaded,
@@ -24,6 +28,8 @@ from nimburion.cli.supervisor.messages import (
     WorkerStopping,
 )
 from nimburion.cli.supervisor.supervisor_channel import SupervisorChannel
+from nimburion.cli.supervisor.supervisor_relay import SupervisorRelay
+from nimburion.core.backend import SharedListening
 from nimburion.core.service import Service
 from nimburion.jobs import Processor
 from nimburion.jobs.event_loop import find_fast_loop, limit_exit
@@ -79,7 +85,10 @@ def check_shared(processor: Processor, processes: int) -> None:
 
 async def _serve(processor: Processor, channel: SupervisorChannel, options: WorkerOptions) -> None:
     loop = asyncio.get_running_loop()
-    channel.attach(loop, partial(_receive, processor, channel))
+    relay = SupervisorRelay(channel)
+    if processor.backend.capabilities.shares_listener:
+        cast("SharedListening", processor.backend.consuming).share_listener(relay)
+    channel.attach(loop, partial(_receive, processor, channel, relay))
     async with processor:
         await processor.run(
             owns_process=True, until_empty=options.until_empty, max_jobs=options.max_jobs
@@ -89,11 +98,16 @@ async def _serve(processor: Processor, channel: SupervisorChannel, options: Work
         channel.send(_make_report(processor))
 
 
-def _receive(processor: Processor, channel: SupervisorChannel, message: ToWorker) -> None:
-    if isinstance(message, ReportRequest):
-        channel.send(_make_report(processor))
-    elif isinstance(message, FinishRequest):
-        processor.finish()
+def _receive(
+    processor: Processor, channel: SupervisorChannel, relay: SupervisorRelay, message: ToWorker
+) -> None:
+    match message:
+        case ReportRequest():
+            channel.send(_make_report(processor))
+        case FinishRequest():
+            processor.finish()
+        case ListenRequest() | ListenerState() | Notification():
+            relay.handle(message)
 
 
 def _make_report(processor: Processor) -> WorkerReport:

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Callable
 
 from nimburion.cli.supervisor.messages import (
-    FinishRequest,
-    ReportRequest,
     ToSupervisor,
     ToWorker,
     WorkerOptions,
@@ -71,6 +69,16 @@ class SupervisorChannel:
         except OSError:
             return  # the thread that reads ends the process
 
+    def send_or_drop(self, message: ToSupervisor) -> None:
+        """Send a message, or drop it if the supervisor does not read. Never waits for it."""
+        data = encode_message(message)
+        try:
+            with self._lock:
+                sent = self._socket.send(data, socket.MSG_DONTWAIT)
+                self._socket.sendall(data[sent:])
+        except OSError:  # also if the buffer is full
+            return
+
     def _read(self) -> None:
         try:
             while data := self._socket.recv(_READ_SIZE):
@@ -82,7 +90,7 @@ class SupervisorChannel:
             self._end_process()
 
     def _pass_on(self, message: ToWorker) -> None:
-        if self._loop is None or not isinstance(message, ReportRequest | FinishRequest):
+        if self._loop is None:
             return
         try:
             self._loop.call_soon_threadsafe(self._receive, message)

@@ -8,13 +8,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 import msgspec
 
 from nimburion.cli.supervisor.messages import (
+    ChannelsServed,
+    ChannelsWanted,
     FinishRequest,
+    ListenerState,
+    ListenRequest,
+    Notification,
     ReportRequest,
     ToWorker,
     WorkerLoaded,
@@ -42,6 +47,10 @@ A process that a handler has forked may keep the connection open for longer.
 """
 
 
+ListenerMessage = ChannelsWanted | ChannelsServed | Notification
+"""A message about the listener that the workers of a supervisor share."""
+
+
 class WorkerProcess:
     """A worker process: its start, its messages and its end."""
 
@@ -64,6 +73,12 @@ class WorkerProcess:
         """The description of its backend, once it is loaded."""
         self.report: WorkerReport | None = None
         """Its last report."""
+        self.channels: frozenset[str] = frozenset()
+        """The channels of the backend whose notifications it wants."""
+        self.on_listener_message: Callable[[WorkerProcess, ListenerMessage], None] = (
+            lambda _process, _message: None
+        )
+        """Called with each message about the listener that the workers share."""
         self._asked_at: float | None = None
         """When the first report was requested that has not come yet."""
         self.exit_code: int | None = None
@@ -167,6 +182,19 @@ class WorkerProcess:
         self.stopping.set()
         self._send(FinishRequest())
 
+    def listen(self, channels: Collection[str] | None) -> None:
+        """Let the worker listen on these channels for others; None: for none any more."""
+        self._send(ListenRequest(None if channels is None else sorted(channels)))
+
+    def note_listener(self, *, is_listening: bool) -> None:
+        """Tell the worker whether another one listens on its channels."""
+        self._send(ListenerState(is_listening))
+
+    def notify(self, notification: Notification) -> None:
+        """Pass a notification on. Drop it if the worker does not read: it polls."""
+        if self._channel is not None and self._channel.get_write_buffer_size() == 0:
+            self._send(notification)
+
     def send_signal(self, number: int) -> None:
         """Send a signal to the process. Does nothing if it has ended."""
         if self.exit_code is None and self.id:
@@ -201,6 +229,8 @@ class WorkerProcess:
                 if message.health.state == "stopping":
                     self.stopping.set()
                 self._answered.set()
+            case ChannelsWanted() | ChannelsServed() | Notification():
+                self.on_listener_message(self, message)
 
     def note_disconnect(self, error: Exception | None) -> None:
         """Note that the worker sends no more messages, because of `error` or its end."""

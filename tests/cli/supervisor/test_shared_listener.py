@@ -1,0 +1,171 @@
+"""One worker process of a supervisor listens for all, and another takes its place."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nimburion.jobs import Processor
+from tests.cli.supervisor.conftest import APPLICATION, StartSupervised, Supervised
+from tests.servers.server_kinds import RunningPostgres
+from tests.waiting import wait_until, wait_until_finished
+
+NEVER_POLL = """
+from nimburion.jobs.worker.exchange import wakeups
+wakeups._POLL_INTERVAL = wakeups._IDLE_POLL_INTERVAL = 1000.0
+"""
+"""For the application: its workers find a job only by a wake-up."""
+SERVER_CONNECTIONS = """SELECT count(*) FROM pg_stat_activity
+WHERE application_name = 'nimburion' AND datname = current_database()"""
+
+
+@pytest.fixture
+def processor(postgres_server: RunningPostgres) -> Processor:
+    """A processor on the server of the workers, to enqueue jobs."""
+    return Processor(postgres_server.url)
+
+
+def write_application(tmp_path: Path, server: RunningPostgres, *more: str) -> None:
+    text = APPLICATION.replace("sqlite:///jobs.db", server.url).replace("concurrency=4, ", "")
+    (tmp_path / "app.py").write_text("".join([text, *more]))
+
+
+def count_listening(server: RunningPostgres) -> int:
+    """Return how many connections listen. A listener runs nothing else in its first 15 s."""
+    ((count,),) = server.ask("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    return int(count)
+
+
+def count_connections(server: RunningPostgres) -> int:
+    ((count,),) = server.ask(SERVER_CONNECTIONS)
+    return int(count)
+
+
+def count_waiting(server: RunningPostgres) -> int:
+    """Return how many workers say that they can be woken."""
+    ((count,),) = server.ask("SELECT count(*) FROM nimburion.idle_worker WHERE is_waiting")
+    return int(count)
+
+
+def forget_idle_workers(server: RunningPostgres) -> None:
+    """Delete the rows of all workers, also those of a killed one. All are then notified."""
+    server.ask("DELETE FROM nimburion.idle_worker")
+
+
+def wait_for_listener(supervised: Supervised, count: int) -> int:
+    """Return the id of the process that is chosen as the `count`th one to listen."""
+    return int(supervised.wait_for_log(r"worker process (\d+) listens for all", count)[count - 1])
+
+
+async def run_jobs(processor: Processor, count: int) -> None:
+    """Run jobs one after another."""
+    for _ in range(count):
+        job_id = await processor.enqueue_raw("note", b"{}")
+        await wait_until_finished(processor, job_id)
+
+
+async def test_an_idle_process_has_two_connections_and_one_of_them_listens(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres
+) -> None:
+    write_application(tmp_path, postgres_server)
+    supervised = start(processes=3)
+    supervised.wait_until_ready(3)
+    await wait_until(lambda: count_listening(postgres_server) == 1, "one listens")
+    await wait_until(lambda: count_connections(postgres_server) == 3 * 2 + 1, "seven connections")
+    assert count_listening(postgres_server) == 1
+    assert supervised.stop() == 0
+
+
+async def test_wakeups_reach_the_processes_that_do_not_listen(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+) -> None:
+    write_application(tmp_path, postgres_server, NEVER_POLL)
+    supervised = start(processes=2)
+    workers = supervised.wait_until_ready(2)
+    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    async with processor:
+        await run_jobs(processor, 6)
+    assert set(supervised.read_pids("notes")) == set(workers), "who waited longest is woken"
+    assert supervised.stop() == 0
+
+
+async def test_another_process_listens_when_the_listener_is_killed(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+) -> None:
+    write_application(tmp_path, postgres_server, NEVER_POLL)
+    supervised = start(processes=2)
+    supervised.wait_until_ready(2)
+    first = wait_for_listener(supervised, 1)
+    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    os.kill(first, signal.SIGKILL)
+    second = wait_for_listener(supervised, 2)
+    assert second != first
+    third = supervised.wait_until_ready(3)[-1]
+    await wait_until(lambda: count_listening(postgres_server) == 1, "the other listens")
+    await wait_until(lambda: count_waiting(postgres_server) >= 2, "both wait")
+    forget_idle_workers(postgres_server)
+    async with processor:
+        await run_jobs(processor, 6)
+    assert set(supervised.read_pids("notes")) <= {second, third}
+    assert supervised.stop() == 0
+
+
+async def test_a_stopped_listener_delays_jobs_until_the_next_poll(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+) -> None:
+    write_application(tmp_path, postgres_server)
+    supervised = start(processes=2, settings={"report_interval": 1000.0})
+    workers = supervised.wait_until_ready(2)
+    listener = wait_for_listener(supervised, 1)
+    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    os.kill(listener, signal.SIGSTOP)
+    async with processor:
+        await run_jobs(processor, 3)
+    os.kill(listener, signal.SIGCONT)
+    assert set(supervised.read_pids("notes")) == set(workers) - {listener}
+    assert supervised.stop() == 0
+
+
+async def test_another_process_listens_while_the_listener_is_stopped(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+) -> None:
+    write_application(tmp_path, postgres_server, NEVER_POLL)
+    supervised = start(processes=2, settings={"report_interval": 0.2, "report_timeout": 0.5})
+    workers = supervised.wait_until_ready(2)
+    first = wait_for_listener(supervised, 1)
+    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    os.kill(first, signal.SIGSTOP)
+    second = wait_for_listener(supervised, 2)
+    assert {first, second} == set(workers)
+    await wait_until(lambda: count_listening(postgres_server) == 2, "the other listens too")
+    forget_idle_workers(postgres_server)
+    async with processor:
+        await run_jobs(processor, 3)
+        assert set(supervised.read_pids("notes")) == {second}
+        os.kill(first, signal.SIGCONT)
+        await wait_until(lambda: count_listening(postgres_server) == 1, "one listens")
+        await wait_until(lambda: count_waiting(postgres_server) == 1, "the first one waits")
+        await run_jobs(processor, 2)
+    assert set(supervised.read_pids("notes")) == set(workers), "the other one listens for it"
+    assert supervised.stop() == 0
+
+
+async def test_a_worker_that_finishes_leaves_listening_to_its_successor(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+) -> None:
+    write_application(tmp_path, postgres_server, NEVER_POLL)
+    supervised = start(processes=2)
+    supervised.wait_until_ready(2)
+    first = wait_for_listener(supervised, 1)
+    os.kill(first, signal.SIGTERM)
+    second = wait_for_listener(supervised, 2)
+    third = supervised.wait_until_ready(3)[-1]
+    await wait_until(lambda: first not in supervised.list_workers(), "the first one has ended")
+    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    async with processor:
+        await run_jobs(processor, 4)
+    assert set(supervised.read_pids("notes")) == {second, third}
+    assert supervised.stop() == 0
