@@ -320,6 +320,38 @@ async def test_a_cancelled_acquire_keeps_no_connection(*, given: bool) -> None:
     assert await borrowing() is only
 
 
+async def test_a_connection_that_is_given_up_in_use_is_replaced() -> None:
+    """Who waits gets another one."""
+    settings = parse_url("postgresql://127.0.0.1/x").replace(connections=1)
+    kept = PostgresConnection(settings, asyncio.sleep)
+    pool = ConnectionPool(settings, asyncio.sleep, kept=kept)
+
+    async def borrow() -> PostgresConnection:
+        async with pool.acquire() as connection:
+            return connection
+
+    async with pool.acquire() as only:
+        assert only is kept
+        waiting = asyncio.create_task(borrow())
+        await asyncio.sleep(0)
+        pool.give_up_kept()
+    async with asyncio.timeout(10):
+        replacement = await waiting
+    assert replacement is not kept
+    assert await borrow() is replacement
+    await pool.close()
+
+
+async def test_a_connection_that_is_given_up_idle_is_not_used_again() -> None:
+    settings = parse_url("postgresql://127.0.0.1/x")
+    kept = PostgresConnection(settings, asyncio.sleep)
+    pool = ConnectionPool(settings, asyncio.sleep, kept=kept)
+    pool.give_up_kept()
+    async with pool.acquire() as connection:
+        assert connection is not kept
+    await pool.close()
+
+
 # --- servers of one's own -----------------------------------------------------------------------
 
 
