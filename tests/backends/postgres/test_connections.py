@@ -46,6 +46,7 @@ async def test_an_idle_worker_alone_has_three(postgres_server: RunningPostgres) 
     """For exchanges, for heartbeats, and to listen."""
     async with run_worker(postgres_server):
         await wait_until(lambda: count_connections(postgres_server) == 3, "three connections")
+        assert count_connections(postgres_server) == 3
 
 
 async def test_callers_get_connections_which_are_closed_when_unused(

@@ -79,7 +79,7 @@ async def test_an_idle_process_has_two_connections_and_one_of_them_listens(
     assert supervised.stop() == 0
 
 
-async def test_wakeups_reach_the_processes_that_do_not_listen(
+async def test_one_process_listens_and_all_are_woken(
     start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
 ) -> None:
     write_application(tmp_path, postgres_server, NEVER_POLL)

@@ -147,7 +147,7 @@ class PostgresNotifier:
         self._session_id = session_id
         if self._has_polled:
             self._has_polled = False
-            if reply.deliveries:  # a wake-up was lost, so the table may say that nobody waits
+            if reply.deliveries:  # a wake-up was lost: the table says that none waits
                 self._idle_queues = frozenset()
         if queues:
             self.notify(Counter(queues))
