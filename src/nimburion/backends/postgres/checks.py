@@ -28,6 +28,10 @@ from nimburion.core.diagnosis.checks import CheckResult, Verdict
 from nimburion.core.timing.clock import Clock
 
 _NEARLY_ALL = 0.8
+_PER_WORKER = 2
+"""The connections of an idle worker, without the one that listens."""
+_SUPERVISED = 8
+"""The worker processes of a supervisor, where the report needs a number."""
 _OLD_SNAPSHOT = 300.0
 """The age in seconds from which a snapshot counts as old. It prevents the removal of all rows that
 were deleted since.
@@ -192,19 +196,36 @@ def check_size(server: Row, tables: Sequence[Row]) -> CheckResult:
 
 
 def check_connections(server: Row) -> CheckResult:
-    """Check how many connections are free."""
+    """Check how many connections are free, and for how many more workers they are enough."""
     usable = server["most_connections"] - server["reserved_connections"]
-    text = f"{server['connections']} of {usable}"
+    free = max(0, usable - server["connections"])
+    text = (
+        f"{server['connections']} of {usable}; the others are enough for {count_workers(free)} "
+        f"more idle workers under supervisors of {_SUPERVISED} processes, or "
+        f"{count_workers(free, 1)} alone"
+    )
     if server["connections"] < _NEARLY_ALL * usable:
         return CheckResult("connections", "good", text)
     advice = "raise max_connections, or use PgBouncer (transaction mode works)"
     return CheckResult("connections", "warning", text, advice)
 
 
+def count_workers(connections: int, processes: int = _SUPERVISED) -> int:
+    """Return for how many idle workers these connections are enough. Each supervisor has this many
+    worker processes, which share a connection that listens.
+
+    >>> count_workers(97), count_workers(97, 1)
+    (45, 32)
+    """
+    supervisors, left = divmod(connections, _PER_WORKER * processes + 1)
+    return supervisors * processes + max(0, left - 1) // _PER_WORKER
+
+
 def check_notifications(server: PostgresServerInfo) -> CheckResult:
     """Report how workers learn of new jobs."""
     if not server.pooled:
-        return CheckResult("wake-up", "good", "by LISTEN, on one connection a process")
+        text = "by LISTEN, on one connection for each supervisor or worker alone"
+        return CheckResult("wake-up", "good", text)
     text = (
         "by polling: a pooler stands between (as PgBouncer does), which lets no LISTEN through; a "
         "direct URL starts waiting jobs sooner"

@@ -130,8 +130,8 @@ class PostgresSettings(UrlSettings, frozen=True, kw_only=True):
     timeout: float = DEFAULT_TIMEOUT
     """Seconds allowed for connecting, and then for each reply."""
     connections: int = DEFAULT_CONNECTIONS
-    """The largest number of connections for callers in one process. A worker has three more of its
-    own.
+    """The largest number of connections for callers in one process. A worker has two more of its
+    own, and one that listens, which the processes of a supervisor share.
     """
     pooler: Pooler = "auto"
     """Whether a pooler such as PgBouncer is in use; `auto` detects it."""
