@@ -10,6 +10,9 @@ not change them:
 - `one job`: exchanges for one job, without the polls. Its worker makes two: one reserves the job,
   one stores its end.
 - `idle`: calls of the backend in a second while nothing happens, of the whole fleet.
+- `statements`: statements of PostgreSQL or commands of Redis in that second, sent by the fleet.
+- `connections`: those of each worker while nothing happens. `supervised`: those of each worker
+  process of one supervisor, which are real processes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,16 +29,23 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
+import psycopg
+import redis
+
 from benchmarks.conditions import describe_conditions, read_conditions, save
 from benchmarks.limits import serve
 from benchmarks.report import table
-from nimburion import Processor, job
+from nimburion import Processor, config, job
 from nimburion.backends import open_backend
 from nimburion.backends.memory import MemoryBackend
+from nimburion.backends.postgres.connection.pool import PostgresConnection
+from nimburion.backends.redis.connection.command_connection import CommandConnection
 from nimburion.core.backend import Backend
 
 BACKENDS = ("memory", "sqlite", "valkey", "postgres")
+SERVERS = ("valkey", "postgres")
 WORKERS = (1, 16, 50)
+FIGURES = ("start", "one job", "idle", "statements", "connections")
 COUNTED = (
     "exchange",
     "heartbeat",
@@ -45,8 +56,14 @@ COUNTED = (
     "wait",
 )
 """The operations that an idle worker calls. `wait` is no call of a server by itself."""
+STATEMENTS = ((PostgresConnection, "fetch"), (CommandConnection, "_request"))
+"""What sends a statement to a server."""
+SUPERVISED = 8
+"""The worker processes of the supervisor."""
 _GAP = 0.25
 """Seconds between two jobs, and until a fleet has come to rest."""
+_UNUSED_FOR = 6.0
+"""Seconds after which unused connections are closed."""
 
 
 @job(queue="fleet", name="noop")
@@ -61,6 +78,11 @@ class Calls:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+
+    def count_statements(self) -> None:
+        """Count what is sent to a server, under `statement`."""
+        for kind, name in STATEMENTS:
+            setattr(kind, name, self._wrap("statement", getattr(kind, name)))
 
     def count(self, kind: type[Any]) -> None:
         """Count each call of the operations that this class has."""
@@ -99,23 +121,27 @@ async def run_fleet(url: str, workers: int, jobs: int, seconds: float) -> dict[s
         return open_backend(url) if shared is None else shared.new_handle()
 
     calls = Calls()
+    calls.count_statements()
     one = open_one()
     calls.count(type(one.consuming))
     calls.count(type(one.maintenance))
     client = Processor(open_one())
     client.register(noop)
     await client.open()
+    others = count_connections(url)
     fleet = [Processor(open_one()) for _ in range(workers)]
     for processor in fleet:
         processor.register(noop)
         await processor.start()
     await asyncio.sleep(4 * _GAP)
     started = calls.counts["exchange"] - calls.counts["poll"]
+    await asyncio.sleep(_UNUSED_FOR if others else 0.0)
     calls.counts.clear()
     began = time.monotonic()
     await asyncio.sleep(seconds)
     idle = sum(calls.counts[name] for name in COUNTED if name != "wait")
-    idle_rate = idle / (time.monotonic() - began)
+    passed = time.monotonic() - began
+    statements, connections = calls.counts["statement"], count_connections(url) - others
     calls.counts.clear()
     for _ in range(jobs):
         await client.enqueue(noop.job())
@@ -126,8 +152,54 @@ async def run_fleet(url: str, workers: int, jobs: int, seconds: float) -> dict[s
     return {
         "start": started / workers,
         "one job": exchanges / jobs,
-        "idle": idle_rate,
+        "idle": idle / passed,
+        "statements": statements / passed,
+        "connections": connections / workers,
     }
+
+
+def count_connections(url: str) -> int:
+    """Return how many connections of nimburion the server has; 0 if there is no server."""
+    if url.startswith("postgresql:"):
+        with psycopg.connect(url) as connection:
+            found = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nimburion'"
+            ).fetchone()
+            assert found is not None
+            return int(found[0])
+    if url.startswith("redis:"):
+        with redis.Redis.from_url(url) as client:
+            return sum(each["name"] == "nimburion" for each in client.client_list())
+    return 0
+
+
+def make_worker() -> Processor:
+    """Return the processor of `nimburion worker`."""
+    processor = Processor.from_config(config.load())
+    processor.register(noop)
+    return processor
+
+
+def count_supervised(backend: str) -> float:
+    """Return the connections of each idle worker process of a supervisor."""
+    command = [sys.executable, "-m", "nimburion", "worker", "benchmarks.fleet:make_worker"]
+    with serve(backend) as (url, _):
+        environment = {**os.environ, "NIMBURION_JOBS__URL": url}
+        with subprocess.Popen(
+            [*command, "--processes", str(SUPERVISED)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as supervisor:
+            try:
+                assert supervisor.stderr is not None
+                for _ in range(SUPERVISED):
+                    next(line for line in supervisor.stderr if "is ready" in line)
+                time.sleep(_UNUSED_FOR)
+                return count_connections(url) / SUPERVISED
+            finally:
+                supervisor.terminate()
+                supervisor.communicate(timeout=60)
 
 
 def measure(backend: str, workers: int, jobs: int, seconds: float) -> dict[str, float]:
@@ -167,10 +239,20 @@ def main(arguments: list[str]) -> int:
         for workers in options.workers:
             counts = measure(backend, workers, options.jobs, options.seconds)
             found["fleets"].append({"backend": backend, "workers": workers, **counts})
-            row = [f"{counts[name]:.1f}" for name in ("start", "one job", "idle")]
-            rows.append([backend, str(workers), *row])
+            rows.append([backend, str(workers), *(f"{counts[name]:.1f}" for name in FIGURES)])
             print(" | ".join(rows[-1]), flush=True)
-    head = ["backend", "idle workers", "exchanges a start", "exchanges a job", "idle calls/s"]
+        if backend in SERVERS:
+            connections = count_supervised(backend)
+            found["fleets"].append(
+                {"backend": backend, "supervised": SUPERVISED, "connections": connections}
+            )
+            blank = [""] * (len(FIGURES) - 1)
+            rows.append([backend, f"{SUPERVISED} supervised", *blank, f"{connections:.1f}"])
+            print(" | ".join(rows[-1]), flush=True)
+    head = [
+        *("backend", "idle workers", "exchanges a start", "exchanges a job"),
+        *("idle calls/s", "idle statements/s", "connections a worker"),
+    ]
     text = f"{describe_conditions(conditions)}\n\n{table('Fleets of idle workers', head, rows)}"
     print(text)
     if options.save:
