@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from nimburion.backends.redis import RedisBackend, notifications
+from nimburion.backends.redis import RedisBackend, listener
 from nimburion.core.errors import BackendUnavailable
 from nimburion.core.job import NewJob, State
 from nimburion.jobs import Context, Processor
@@ -119,9 +119,9 @@ async def measure_wake_up(backend: RedisBackend, other: RedisBackend, job_id: st
         if time.monotonic() - began > 0.05:
             break
     waiting = asyncio.create_task(backend.consuming.wait(["default"], 5.0))
-    listener = backend._server.get_connections().listener
+    receiver = backend._server.get_connections().notifications
     await wait_until(
-        lambda: listener._entries.may_listen(["default"]) and bool(listener._waiters), "it listens"
+        lambda: receiver._entries.may_listen(["default"]) and bool(receiver._waiters), "it listens"
     )
     began = time.monotonic()
     await other.producing.enqueue([NewJob(job_id, "quick", "default", b"{}")])
@@ -142,15 +142,15 @@ async def test_a_silent_connection_is_replaced(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half open: no reset comes, and no notification either."""
-    monkeypatch.setattr(notifications, "_PING_AFTER", 0.1)
-    monkeypatch.setattr(notifications, "_REPLY_TIMEOUT", 0.2)
+    monkeypatch.setattr(listener, "_PING_AFTER", 0.1)
+    monkeypatch.setattr(listener, "REPLY_TIMEOUT", 0.2)
     async with Proxy(valkey.port) as proxy:
         url, direct = f"{proxy.url}?namespace=silence", f"{valkey.url}?namespace=silence"
         async with open_listening_backend(url) as backend, open_listening_backend(direct) as other:
-            listener = backend._server.get_connections().listener
+            receiver = backend._server.get_connections().notifications
             proxy.hold_up()
             await wait_until(
-                lambda: not listener._is_connected.is_set(),
+                lambda: not receiver._is_connected.is_set(),
                 "it notices that the connection is gone",
             )
             proxy.heal()
@@ -169,7 +169,7 @@ async def test_a_permission_error_does_not_stop_listening(
             open_listening_backend(url) as backend,
             open_listening_backend(server.url_for(*ADMIN_LOGIN)) as other,
         ):
-            listener = backend._server.get_connections().listener
+            receiver = backend._server.get_connections().notifications
             server.ask("ACL", "SETUSER", "worker", "resetchannels")
             server.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await wait_until(
@@ -177,7 +177,7 @@ async def test_a_permission_error_does_not_stop_listening(
             )
             await backend.consuming.wait(["default"], 0.2)
             server.ask("ACL", "SETUSER", "worker", "&*")
-            await wait_until(listener._is_connected.is_set, "it listens again")
+            await wait_until(receiver._is_connected.is_set, "it listens again")
             assert await measure_wake_up(backend, other, "a") < 1.0
     assert caplog.text.count("notifications are not received") == 1
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nimburion.core.job import State
 from nimburion.jobs import Processor
 from tests.cli.supervisor.conftest import APPLICATION, StartSupervised, Supervised
-from tests.servers.server_kinds import RunningPostgres
+from tests.servers.server_kinds import RunningPostgres, RunningRedis
 from tests.waiting import wait_until, wait_until_finished
 
 NEVER_POLL = """
@@ -28,7 +29,7 @@ def processor(postgres_server: RunningPostgres) -> Processor:
     return Processor(postgres_server.url)
 
 
-def write_application(tmp_path: Path, server: RunningPostgres, *more: str) -> None:
+def write_application(tmp_path: Path, server: RunningPostgres | RunningRedis, *more: str) -> None:
     text = APPLICATION.replace("sqlite:///jobs.db", server.url).replace("concurrency=4, ", "")
     (tmp_path / "app.py").write_text("".join([text, *more]))
 
@@ -168,4 +169,55 @@ async def test_a_worker_that_finishes_leaves_listening_to_its_successor(
     async with processor:
         await run_jobs(processor, 4)
     assert set(supervised.read_pids("notes")) == {second, third}
+    assert supervised.stop() == 0
+
+
+async def check_cancel(
+    start: StartSupervised, tmp_path: Path, server: RunningPostgres | RunningRedis
+) -> None:
+    """Cancel a job in each of two processes, whose heartbeats come every hundred seconds."""
+    write_application(tmp_path, server)
+    path = tmp_path / "app.py"
+    text = path.read_text().replace("session_ttl=5.0", "session_ttl=400.0, concurrency=1")
+    path.write_text(text)
+    supervised = start(processes=2)
+    supervised.wait_until_ready(2)
+    async with Processor(server.url) as processor:
+        ids = [await processor.enqueue_raw("note", b'{"seconds":1000}') for _ in range(2)]
+
+        async def both_run() -> bool:
+            states = [(await processor.get_status(job_id)).state for job_id in ids]
+            return set(states) == {State.PROCESSING}
+
+        await wait_until(both_run, "each process runs a job")
+        for job_id in ids:
+            await processor.cancel(job_id)
+            await wait_until_finished(processor, job_id)
+    assert supervised.stop() == 0
+
+
+async def test_a_cancel_is_sent_to_each_process_on_postgresql(
+    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres
+) -> None:
+    await check_cancel(start, tmp_path, postgres_server)
+
+
+async def test_a_cancel_is_sent_to_each_process_on_redis(
+    start: StartSupervised, tmp_path: Path, redis_server: RunningRedis
+) -> None:
+    await check_cancel(start, tmp_path, redis_server)
+
+
+async def test_one_process_subscribes_on_redis(
+    start: StartSupervised, tmp_path: Path, redis_server: RunningRedis
+) -> None:
+    write_application(tmp_path, redis_server)
+    supervised = start(processes=3)
+    supervised.wait_until_ready(3)
+
+    def count_subscribed() -> int:
+        return len(redis_server.ask("CLIENT", "LIST", "TYPE", "pubsub").splitlines())
+
+    await wait_until(lambda: count_subscribed() == 1, "one subscribes")
+    assert count_subscribed() == 1
     assert supervised.stop() == 0

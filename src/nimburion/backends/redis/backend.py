@@ -30,6 +30,7 @@ CAPABILITIES = Capabilities(
     shared=True,
     supports_long_poll=True,
     out_of_process=True,
+    shares_listener=True,
 )
 _TEST_CLOCK_CAPABILITIES = msgspec.structs.replace(CAPABILITIES, supports_long_poll=False)
 

@@ -10,11 +10,12 @@ from nimburion.backends.redis import sessions, statistics
 from nimburion.backends.redis.connection.command_connection import CommandPart
 from nimburion.backends.redis.encoding import decode_time
 from nimburion.backends.redis.server import RedisServer
-from nimburion.core.backend import Consuming, LongPolling
+from nimburion.core.backend import Consuming, LongPolling, SharedListening
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.lease import Lease
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
+from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.session import HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settlement
 
@@ -22,7 +23,7 @@ _MAX_PER_SCRIPT = 500
 """The largest number of jobs that one script changes."""
 
 
-class RedisConsuming(Consuming, LongPolling):
+class RedisConsuming(Consuming, LongPolling, SharedListening):
     """The operations of `Consuming` for the Redis backend."""
 
     def __init__(self, server: RedisServer) -> None:
@@ -136,9 +137,12 @@ class RedisConsuming(Consuming, LongPolling):
         return Promoted(count, next_due)
 
     async def wait(self, queues: Collection[str], timeout: float) -> None:
-        await self._server.get_connections().listener.wait(
+        await self._server.get_connections().notifications.wait(
             queues, timeout, self._server.clock.sleep
         )
 
     async def wait_for_session(self, session_id: str) -> None:
-        await self._server.get_connections().listener.wait_for_session(session_id)
+        await self._server.get_connections().notifications.wait_for_session(session_id)
+
+    def share_listener(self, relay: NotificationRelay) -> None:
+        self._server.relay = relay

@@ -9,15 +9,11 @@ commands are rare.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 
-from hiredis import pack_command
-from redis import exceptions as driver
-
-from nimburion.backends.redis.connection.protocol import RedisProtocol
 from nimburion.backends.redis.connection.topology import ServerLocator
+from nimburion.backends.redis.listener import REPLY_TIMEOUT, RedisListener
 from nimburion.backends.waiters import (
     EVERY_QUEUE,
     EVERY_SESSION,
@@ -26,20 +22,12 @@ from nimburion.backends.waiters import (
     Waiters,
     wait_until,
 )
-from nimburion.core.errors import BackendError, BackendUnavailable
+from nimburion.core.errors import BackendError
 from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.notification_relay import NotificationReceiver, NotificationRelay
 
-_log = logging.getLogger("nimburion.backends.redis")
-
-_REPLY_TIMEOUT = 5.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-_PING_AFTER = 30.0
-"""Seconds of silence after which the listener sends a PING."""
-_PING = pack_command((b"PING",))
 _PASSED = "!"
 """The first character of a wake-up that another worker has passed on."""
-
-_OUTAGES = (BackendUnavailable, OSError, EOFError, driver.ConnectionError, driver.TimeoutError)
 
 _ON_STREAM, _ON_CHANNEL = "s", "c"
 """How the worker waits: its exchange waits on the stream of its handle, or its handle listens on
@@ -108,7 +96,7 @@ AddEntries = Callable[[Collection[str]], Awaitable[None]]
 """Writes idle entries of the handle for these queues."""
 
 
-class PubSubListener:
+class RedisNotifications:
     """The notifications that one handle receives. Belongs to one event loop; listens from the first
     call that waits.
     """
@@ -116,11 +104,12 @@ class PubSubListener:
     def __init__(
         self,
         locator: ServerLocator,
-        channels: tuple[bytes, bytes],
+        channels: tuple[str, str],
         entries: IdleEntries,
         *,
         add_entries: AddEntries,
         pass_on: PassOn,
+        relay: NotificationRelay | None = None,
     ) -> None:
         self._locator = locator
         self._channels = channels
@@ -128,10 +117,13 @@ class PubSubListener:
         self._entries = entries
         self._add_entries = add_entries
         self._pass_on = pass_on
+        self._relay = relay
+        """None: this handle listens on a connection of its own."""
+        self._listener: RedisListener | None = None
+        self._has_subscribed = False
         self._waiters = Waiters(pass_on)
         self._is_connected = asyncio.Event()
-        self._listen_task: asyncio.Task[None] | None = None
-        self._last_warning = ""
+        """Set while notifications arrive."""
 
     @property
     def last_wait(self) -> LastWait:
@@ -146,7 +138,7 @@ class PubSubListener:
         """
         clock = asyncio.get_running_loop()
         began = clock.time()
-        await self._ensure_listening(min(timeout, _REPLY_TIMEOUT))
+        await self._ensure_listening(min(timeout, REPLY_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
         with self._waiters.expect(queues) as notified:
@@ -156,28 +148,36 @@ class PubSubListener:
 
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified, or when notifications may have been lost."""
-        await self._ensure_listening(_REPLY_TIMEOUT)
+        await self._ensure_listening(REPLY_TIMEOUT)
         await self._waiters.wait_for_session(session_id)
 
     async def close(self) -> None:
         """Stop listening."""
-        task, self._listen_task = self._listen_task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        if self._listener is not None:
+            await self._listener.close()
+        elif self._relay is not None and self._has_subscribed:
+            await self._relay.unsubscribe()
 
     async def _ensure_listening(self, timeout: float) -> None:
-        """Wait up to `timeout` seconds for the subscription. Polling works without it."""
-        if self._listen_task is None:
-            self._listen_task = asyncio.create_task(
-                self._listen_forever(), name="nimburion-redis-listen"
-            )
+        """Wait up to `timeout` seconds until notifications arrive. Polling works without them."""
+        if not self._has_subscribed:
+            self._has_subscribed = True
+            self._subscribe()
         if not self._is_connected.is_set():
             # `asyncio.wait_for` of Python 3.11 can lose a cancellation that comes with the event.
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await self._is_connected.wait()
+
+    def _subscribe(self) -> None:
+        if self._relay is None:
+            self._listener = self._make_listener(self)
+            self._listener.listen(self._channels)
+        else:
+            self._relay.subscribe(self._channels, self, self._make_listener)
+
+    def _make_listener(self, receiver: NotificationReceiver) -> RedisListener:
+        return RedisListener(self._locator, receiver)
 
     async def _announce(self, queues: Collection[str]) -> None:
         """Have idle entries for these queues."""
@@ -187,63 +187,26 @@ class PubSubListener:
                 await self._add_entries(queues)
                 self._entries.note_added(wakeups)
 
-    def _notify_all(self) -> None:
+    # --- the receiver of the listener ---
+
+    def note_listening(self, _channels: Collection[str]) -> None:
+        """Note that notifications arrive from now on."""
+        if not self._is_connected.is_set():
+            self._entries.note_wakeup()  # a wake-up may have been lost
+            self._is_connected.set()
+
+    def note_lost(self) -> None:
+        """Note that notifications may be lost from now on, and wake all waiters."""
+        self._is_connected.clear()
         self._entries.note_wakeup()
         self._waiters.notify([EVERY_QUEUE, EVERY_SESSION])
 
-    async def _listen_forever(self) -> None:
-        """Listen, and reconnect after each failure. Notifications may be lost in between, so a lost
-        connection wakes all waiters.
-        """
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                await self._listen_once()
-            except Exception as error:  # noqa: BLE001 - a loop in the background must not end
-                self._log_failure(error)
-            if self._is_connected.is_set():
-                pause = _FIRST_PAUSE
-                self._is_connected.clear()
-                self._notify_all()
-            self._locator.invalidate()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _log_failure(self, error: Exception) -> None:
-        """Log why notifications are unavailable. An outage is logged at debug level, because other
-        operations report it. Any other cause is logged as a warning, once.
-        """
-        if isinstance(error, _OUTAGES) or str(error) == self._last_warning:
-            _log.debug("notifications are unavailable; reconnecting: %s", error)
-            return
-        self._last_warning = str(error)
-        _log.warning(
-            "notifications are not received (%s); idle workers find new jobs by polling, every 1 "
-            "to 2 seconds",
-            error,
-        )
-
-    async def _listen_once(self) -> None:
-        protocol = RedisProtocol(await self._locator.connect(), self._on_message)
-        try:
-            commands = [pack_command((b"SUBSCRIBE", channel)) for channel in self._channels]  # type: ignore[arg-type]
-            for reply in await protocol.request(b"".join(commands), len(commands), _REPLY_TIMEOUT):
-                if isinstance(reply, Exception):
-                    raise reply
-            self._entries.note_wakeup()
-            self._is_connected.set()
-            self._last_warning = ""
-            await _wait_until_lost(protocol)
-        finally:
-            await protocol.close()
-
-    def _on_message(self, message: list[bytes]) -> None:
-        if message[0] != b"message":
-            return
-        if message[1] == self._channels[0]:
-            self._waiters.notify(message[2].decode().split("\0"))
+    def receive(self, channel: str, text: str) -> None:
+        """Handle one notification."""
+        if channel == self._channels[0]:
+            self._waiters.notify(text.split("\0"))
         else:
-            self._wake_one(message[2].decode())
+            self._wake_one(text)
 
     def _wake_one(self, text: str) -> None:
         """End a call of this handle. If none waits any more, wake another worker."""
@@ -252,19 +215,3 @@ class PubSubListener:
         if not self._waiters.wake(queue, 1, passed=passed):
             self._waiters.keep([queue])
             self._pass_on(queue, passed)
-
-
-async def _wait_until_lost(protocol: RedisProtocol) -> None:
-    """Return when the connection is lost. After a long silence, send a PING.
-
-    Raises:
-        TimeoutError: the server does not answer the PING.
-    """
-    while protocol.is_alive:
-        message_count = protocol.message_count
-        await asyncio.wait({protocol.lost}, timeout=_PING_AFTER)
-        if protocol.message_count == message_count and protocol.is_alive:
-            protocol.send(_PING)
-            await asyncio.wait({protocol.lost}, timeout=_REPLY_TIMEOUT)
-            if protocol.message_count == message_count:
-                raise TimeoutError(f"no reply within {_REPLY_TIMEOUT:g} s")

@@ -13,13 +13,14 @@ from nimburion.backends.redis.connection.command_connection import CommandConnec
 from nimburion.backends.redis.connection.topology import ServerLocator
 from nimburion.backends.redis.keys import Keys
 from nimburion.backends.redis.long_poll import Command, StreamLongPoll
-from nimburion.backends.redis.notifications import IdleEntries, PubSubListener
+from nimburion.backends.redis.notifications import IdleEntries, RedisNotifications
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.url import RedisSettings
 from nimburion.backends.server.encoding import to_micros
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.errors import BackendError, FormatMismatch
+from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.timing.clock import Clock, SystemClock
 
 FORMAT = 1
@@ -40,6 +41,8 @@ class RedisServer:
         self.clock: Clock = test_clock or SystemClock()
         self.warned: set[str] = set()
         """The server warnings already logged; shared by all handles of this backend."""
+        self.relay: NotificationRelay | None = None
+        """Passes notifications from another process; None: the handle listens itself."""
         self.handle: OpenHandle[RedisConnections] = OpenHandle(
             settings.describe(), self.make_connections
         )
@@ -48,7 +51,9 @@ class RedisServer:
 
     def make_connections(self) -> RedisConnections:
         """Return new connections, which are not open yet."""
-        return RedisConnections(self.settings, self.warned, handle=os.urandom(8).hex())
+        return RedisConnections(
+            self.settings, self.warned, handle=os.urandom(8).hex(), relay=self.relay
+        )
 
     def make_times(self) -> tuple[CommandPart, CommandPart]:
         """Return the time of the test clock; without one, the script reads the server's time."""
@@ -94,7 +99,14 @@ class RedisServer:
 class RedisConnections:
     """The open connections of a backend on one event loop, and the properties of its server."""
 
-    def __init__(self, settings: RedisSettings, warned: set[str], *, handle: str) -> None:
+    def __init__(
+        self,
+        settings: RedisSettings,
+        warned: set[str],
+        *,
+        handle: str,
+        relay: NotificationRelay | None,
+    ) -> None:
         self.settings: RedisSettings = settings
         self.locator: ServerLocator = ServerLocator(settings, timeout=settings.timeout)
         where = settings.describe()
@@ -104,16 +116,18 @@ class RedisConnections:
         self.exchanges: CommandConnection = CommandConnection(self.locator, where, settings.timeout)
         self.keys: Keys = Keys(settings.namespace)
         self.entries: IdleEntries = IdleEntries(handle)
-        self.listener: PubSubListener = PubSubListener(
+        own_channel = b"%s:%s" % (self.keys.idle_worker, handle.encode())
+        self.notifications: RedisNotifications = RedisNotifications(
             self.locator,
-            (self.keys.channel, b"%s:%s" % (self.keys.idle_worker, handle.encode())),
+            (self.keys.channel.decode(), own_channel.decode()),
             self.entries,
             add_entries=self._add_entries,
             pass_on=lambda queue, passed: self.wake_other(queue, passed=passed),
+            relay=relay,
         )
         self.long_poll: StreamLongPoll = StreamLongPoll(
-            b"%s:%s" % (self.keys.idle_worker, handle.encode()),
-            self.listener.last_wait,
+            own_channel,
+            self.notifications.last_wait,
             self.exchanges,
             self.commands,
         )
@@ -211,7 +225,7 @@ class RedisConnections:
         if members:
             with suppress(BackendError):
                 await self.commands.execute("ZREM", self.keys.idle_worker, *members)
-        await self.listener.close()
+        await self.notifications.close()
         await self.long_poll.close()
         for connection in (self.exchanges, self.enqueues, self.commands):
             await connection.close()
