@@ -12,7 +12,6 @@ import nimburion
 from nimburion import errors
 from nimburion.core import errors as core_errors
 
-
 MORE_PRECISE = {"EnqueueBlocked", "NotDeadLetter", "PastTime"}
 """Errors for the code of nimburion. Users catch the more general ones, which have these names:
 `BackendUnavailable`, `JobNotFound` and `InvalidJob`.
