@@ -9,6 +9,7 @@ not change them:
 - `start`: exchanges for each worker that starts, without the polls.
 - `one job`: exchanges for one job, without the polls. Its worker makes two: one reserves the job,
   one stores its end.
+- `one due job`: the same for one job that was delayed.
 - `idle`: calls of the backend in a second while nothing happens, of the whole fleet.
 - `statements`: statements of PostgreSQL or commands of Redis in that second, sent by the fleet.
 - `connections`: those of each worker while nothing happens. `supervised`: those of each worker
@@ -45,7 +46,7 @@ from nimburion.core.backend import Backend
 BACKENDS = ("memory", "sqlite", "valkey", "postgres")
 SERVERS = ("valkey", "postgres")
 WORKERS = (1, 16, 50)
-FIGURES = ("start", "one job", "idle", "statements", "connections")
+FIGURES = ("start", "one job", "one due job", "idle", "statements", "connections")
 COUNTED = (
     "exchange",
     "heartbeat",
@@ -60,10 +61,14 @@ STATEMENTS = ((PostgresConnection, "fetch"), (CommandConnection, "_request"))
 """What sends a statement to a server."""
 SUPERVISED = 8
 """The worker processes of the supervisor."""
-_GAP = 0.25
-"""Seconds between two jobs, and until a fleet has come to rest."""
 _UNUSED_FOR = 6.0
 """Seconds after which unused connections are closed."""
+_GAP = 0.25
+"""Seconds between two jobs, and until a fleet has come to rest."""
+_SHORTEST_POLL = 1.0
+"""Seconds. A shorter wait that ends with its timeout is no poll: a job is due then."""
+_DELAY = 3.0
+"""Seconds until the first of the delayed jobs is due."""
 
 
 @job(queue="fleet", name="noop")
@@ -97,7 +102,7 @@ class Calls:
             began = time.monotonic()
             answer = await call(*arguments, **options)
             timeout = read_timeout(name, arguments)
-            if timeout and time.monotonic() - began >= timeout:
+            if timeout >= _SHORTEST_POLL and time.monotonic() - began >= timeout:
                 self.counts["poll"] += 1
             return answer
 
@@ -147,11 +152,18 @@ async def run_fleet(url: str, workers: int, jobs: int, seconds: float) -> dict[s
         await client.enqueue(noop.job())
         await asyncio.sleep(_GAP)
     exchanges = calls.counts["exchange"] - calls.counts["poll"]
+    for number in range(jobs):
+        await client.enqueue(noop.job(), after=_DELAY + number * _GAP)
+    await asyncio.sleep(_DELAY - _GAP)
+    calls.counts.clear()
+    await asyncio.sleep((jobs + 1) * _GAP)
+    due_exchanges = calls.counts["exchange"] - calls.counts["poll"]
     await asyncio.gather(*(processor.close() for processor in fleet))
     await client.close()
     return {
         "start": started / workers,
         "one job": exchanges / jobs,
+        "one due job": due_exchanges / jobs,
         "idle": idle / passed,
         "statements": statements / passed,
         "connections": connections / workers,
@@ -250,7 +262,7 @@ def main(arguments: list[str]) -> int:
             rows.append([backend, f"{SUPERVISED} supervised", *blank, f"{connections:.1f}"])
             print(" | ".join(rows[-1]), flush=True)
     head = [
-        *("backend", "idle workers", "exchanges a start", "exchanges a job"),
+        *("backend", "idle workers", "exchanges a start", "a job", "a due job"),
         *("idle calls/s", "idle statements/s", "connections a worker"),
     ]
     text = f"{describe_conditions(conditions)}\n\n{table('Fleets of idle workers', head, rows)}"

@@ -32,6 +32,10 @@ REPLY_BYTES = 16 * 1024 * 1024
 """The default maximum size of the deliveries in one reply, in bytes."""
 DELIVERY_OVERHEAD = 256
 """Bytes that each delivery counts in addition to its payload and its options."""
+DUE_WINDOW = 20.0
+"""Seconds before a due time in which it is reported to one session only. A worker makes at least
+one exchange in this time.
+"""
 MAX_WAITING_LANES = 64
 """The most waiting lanes that a reply names."""
 
@@ -106,6 +110,11 @@ class Reply(msgspec.Struct, frozen=True):
 
     That is the earliest due time in the backend, or the time at which a rate limit allows the next
     job of a requested lane that holds jobs and is not paused.
+
+    If the request is for jobs, a due time less than `DUE_WINDOW` seconds ahead is reported to one
+    session only: the first that asks, and the others only if it is earlier than the one reported
+    last. At that time the session makes an exchange. It promotes the jobs that are due, and wakes
+    as many workers as it leaves jobs.
     """
     now: float = 0.0
     """The time on the backend's clock at this exchange, in epoch seconds."""

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.limits import apply_limits
 from nimburion.backends.memory.reserve import Reservation, make_delivery, measure_size
-from nimburion.backends.memory.state import JobEntry, LeaseEntry, MemoryState, SessionEntry
+from nimburion.backends.memory.state import (
+    JobEntry,
+    LeaseEntry,
+    MemoryState,
+    SessionEntry,
+    to_micros,
+)
 from nimburion.backends.memory.transitions import AtomicStep, check_settlement_delays
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
 from nimburion.backends.waiters import EVERY_QUEUE, LastWait, make_session_name
@@ -208,18 +215,23 @@ def run_exchange(
     check_settlement_delays(settlements)
     step.state.follow_clock(step.now)
     results: list[Settled] = [step.settle(session, settlement) for settlement in settlements]
-    step.state.promote(step.now, MAX_PROMOTED)
+    promoted = step.state.promote(step.now, MAX_PROMOTED)
     for queue in step.state.unpark_open(step.now):
         step.names_to_notify[queue] += 1
     step.state.unpark_changed()
     reserving = Reservation(step.state, request, step.now)
     deliveries = reserving.lease_jobs(session, number) if request.total > 0 else []
+    if promoted:
+        left = Counter(entry.queue for entry in promoted)
+        left -= Counter(delivery.queue for delivery in deliveries)
+        for queue, count in left.items():
+            step.names_to_notify[queue] += count
     session.last_exchange_number, session.last_results = number, results
     return Reply(
         results,
         deliveries,
         reserving.find_waiting_lanes(),
-        find_next_time(step.state, reserving),
+        find_next_time(step, session, reserving, request),
         step.now / 1e6,
     )
 
@@ -242,17 +254,24 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
         list(session.last_results),
         deliveries,
         lanes.find_waiting_lanes(),
-        find_next_time(step.state, lanes),
+        find_next_time(step, session, lanes, request),
         step.now / 1e6,
     )
 
 
-def find_next_time(state: MemoryState, lanes: Reservation) -> float | None:
-    """Return when the next job is due, or a rate limit allows one of these lanes; None: never."""
+def find_next_time(
+    step: AtomicStep, session: SessionEntry, lanes: Reservation, request: ReserveRequest
+) -> float | None:
+    """Return when the next job is due, or a rate limit allows one of these lanes; None: never, or
+    another session looks then.
+    """
+    state = step.state
     openings = (lanes.find_next_opening(), state.find_next_key_opening())
     times = [opening / 1e6 for opening in openings if opening is not None]
     due = find_next_due(state)
-    if due is not None:
+    if due is not None and (
+        request.total <= 0 or state.report_due(to_micros(due), session.session.id, step.now)
+    ):
         times.append(due)
     return min(times, default=None)
 

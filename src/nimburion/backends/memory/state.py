@@ -13,6 +13,7 @@ import msgspec
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
 from nimburion.core.errors import Unstorable
+from nimburion.core.exchange import DUE_WINDOW
 from nimburion.core.job import (
     AttemptError,
     JobOptions,
@@ -299,6 +300,8 @@ class MemoryState:
         """The waiting jobs of tenants, which are in none of the `lanes`."""
         self.scheduled: list[tuple[int, int, LanePosition, JobEntry]] = []
         """A heap by due time and seq. Outdated entries are skipped as in `lanes`."""
+        self.reported_due: tuple[int, str] | None = None
+        """The due time that an exchange reported last, and to which session."""
         self.sessions: dict[str, SessionEntry] = {}
         self.declared_limits: dict[str, dict[str, LimitRule]] = {}
         """What the newest session of each job name declared, by the name of the limit."""
@@ -519,6 +522,18 @@ class MemoryState:
                 return entry
             heappop(self.scheduled)
         return None
+
+    def report_due(self, due: int, session_id: str, now: int) -> bool:
+        """Return whether to report the earliest due time to a session that requests jobs, and note
+        that it was reported. False: another session looks for jobs by then.
+        """
+        if due - now > to_micros(DUE_WINDOW):
+            return True
+        last = self.reported_due
+        if last is not None and now < last[0] <= due and last[1] != session_id:
+            return False
+        self.reported_due = (due, session_id)
+        return True
 
     def promote(self, now: int, limit: int) -> list[JobEntry]:
         """Move up to `limit` due jobs from the scheduled jobs into their lanes, earliest first."""

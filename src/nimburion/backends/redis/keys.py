@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 KEYS = MappingProxyType(
     {
-        "meta": "hash: format, and when an exchange last considered rate limits or limits by key",
+        "meta": "hash: format; when an exchange last considered rate limits or limits by key; the "
+        "due time that was reported last, and to which session",
         "counters": "hash: the last seq, and the last number of lane, session and record",
         "lane_number": "hash: queue NUL job name -> lane number",
         "lane_name": "hash: lane number -> queue NUL job name",

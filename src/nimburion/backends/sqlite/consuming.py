@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -49,7 +50,13 @@ from nimburion.backends.sqlite.tenants import set_tenant_weight
 from nimburion.backends.waiters import EVERY_QUEUE, make_session_name
 from nimburion.core.backend import Consuming
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import DELIVERY_OVERHEAD, Lane, Reply, ReserveRequest
+from nimburion.core.exchange import (
+    DELIVERY_OVERHEAD,
+    DUE_WINDOW,
+    Lane,
+    Reply,
+    ReserveRequest,
+)
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
 from nimburion.core.maintenance import Promoted, Rescued
@@ -215,11 +222,10 @@ class SQLiteConsuming(Consuming):
     async def promote(self, limit: int) -> Promoted:
 
         def promote_and_notify(db: Database) -> Promoted:
-            lanes = _decode_seqs(db.fetch_value("list_due_lanes", db.now, limit))
-            count = promote(db, limit) if lanes else 0
-            db.notify({db.get_lane(lane).queue for lane in lanes})
+            promoted = promote(db, limit)
+            db.notify_jobs(promoted)
             due = db.fetch_value("get_next_due")
-            return Promoted(count, None if due is None else due / MICRO)
+            return Promoted(promoted.total(), None if due is None else due / MICRO)
 
         return await self._file.write(promote_and_notify, durable=False)
 
@@ -334,7 +340,7 @@ def run_exchange(
         if settlements
         else []
     )
-    next_due = promote_due(db, head, settled=bool(settlements))
+    promoted, next_due = promote_due(db, head, settled=bool(settlements))
     rules = begin_admission(db, request) if head.has_keys else {}
     limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
@@ -345,6 +351,9 @@ def run_exchange(
     if request.total > 0 and steady:
         batch = LeaseBatch(db, request, steady, limits_before, rules, has_turns)
         rows = lease_jobs(db, head.session, number, request, batch)
+    if promoted:
+        promoted -= Counter(lane.queue for _, _, lane in rows)
+        db.notify_jobs(promoted)
     limits_after = read_lane_limits(db) if limits else limits
     if has_opened(limits, limits_after):
         db.notify([EVERY_QUEUE])
@@ -355,6 +364,7 @@ def run_exchange(
         "".join([_RESULT_CODES[result] for result in results]),
     )
     waiting = find_waiting_lanes(db, exclude_full(limits_after, lanes, db.now) if limits else lanes)
+    next_due = report_due(db, head, request, next_due)
     next_due = find_next_time(db, unpaused, limits_after, next_due, has_keys=bool(head.has_keys))
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
@@ -375,12 +385,13 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         release_lease(db, LeaseRow(*lease_row), settles=False, unstarted=True)
     limits = read_lane_limits(db)
     lanes = find_unpaused_lanes(db, request, _decode_names(head.paused))
+    next_due = report_due(db, head, request, head.next_due)
     return ExchangeResult(
         [_RESULTS_BY_CODE[letter] for letter in head.results],
         read_reserved_jobs(db, seqs[:count])[0],
         nonce or b"",
         find_waiting_lanes(db, exclude_full(limits, lanes, db.now)),
-        find_next_time(db, lanes, limits, head.next_due, has_keys=bool(head.has_keys)),
+        find_next_time(db, lanes, limits, next_due, has_keys=bool(head.has_keys)),
         db.now,
     )
 
@@ -403,20 +414,39 @@ def begin_admission(db: Database, request: ReserveRequest) -> Rules:
     return read_rules(db, queues={lane.queue for lane in request.lanes})
 
 
-def promote_due(db: Database, head: SessionHead, *, settled: bool) -> int | None:
-    """Promote the jobs that are due; return the earliest due time of the remaining, or None."""
+def promote_due(
+    db: Database, head: SessionHead, *, settled: bool
+) -> tuple[Counter[str], int | None]:
+    """Promote the jobs that are due. Return their number by queue, and the earliest due time of the
+    remaining, or None.
+    """
     due = db.fetch_value("get_next_due") if settled else head.next_due
-    if due is not None and due <= db.now:
-        promote(db, MAX_PROMOTED)
-        due = db.fetch_value("get_next_due")
-    return due
+    if due is None or due > db.now:
+        return Counter(), due
+    return promote(db, MAX_PROMOTED), db.fetch_value("get_next_due")
 
 
-def promote(db: Database, limit: int) -> int:
-    """Move up to `limit` due jobs into their lanes, earliest first; return their number."""
-    count = db.run("copy_due_to_ready", db.now, limit).rowcount
+def promote(db: Database, limit: int) -> Counter[str]:
+    """Move up to `limit` due jobs into their lanes, earliest first; return the number by queue."""
+    lanes = db.run("copy_due_to_ready", db.now, limit).fetchall()
     db.run("delete_promoted", db.now, limit)
-    return count
+    return Counter(db.get_lane(lane).queue for (lane,) in lanes)
+
+
+def report_due(
+    db: Database, head: SessionHead, request: ReserveRequest, due: int | None
+) -> int | None:
+    """Return the earliest due time, and note that it is reported to this session. None if another
+    session looks for jobs by then.
+    """
+    if due is None or request.total <= 0 or due - db.now > DUE_WINDOW * MICRO:
+        return due
+    last_due, session = db.fetch_one("read_reported_due") or (None, None)
+    if last_due is not None and db.now < last_due <= due and session != head.session:
+        return None
+    if (last_due, session) != (due, head.session):
+        db.run("save_reported_due", due, head.session)
+    return due
 
 
 def lease_jobs(

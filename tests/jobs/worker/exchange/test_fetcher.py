@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from unittest.mock import patch
 
 import pytest
@@ -161,6 +162,44 @@ async def test_without_capacity_possible_work_triggers_no_exchange(cause: str) -
     assert state.reason is not None
     state.slots.draining = True
     assert state.reason is None
+
+
+async def test_a_due_job_is_promoted_for_others_if_no_slot_is_free() -> None:
+    """The backend has told no other worker when the job is due."""
+    state = State()
+    state.slots.draining = True
+    state.fetcher.note_job_due()
+    assert state.reason is ExchangeReason.JOB_DUE
+    assert state.fetcher.make_request() is RESERVE_NOTHING
+    assert state.reason is None
+
+
+async def test_a_due_job_is_not_promoted_for_others_where_jobs_wait() -> None:
+    """No worker is idle then."""
+    state = State()
+    state.slots.draining = True
+    state.fetcher.lanes_not_empty = True
+    state.fetcher.note_job_due()
+    assert state.reason is None
+
+
+async def test_only_a_request_for_jobs_changes_when_the_next_job_is_due() -> None:
+    """The backend reports the time to one worker, and only with such a request."""
+    state = State()
+    request = state.fetcher.make_request()
+    state.fetcher.note_reply(Reply([], [], [], next_due=9.0, now=5.0), request)
+    state.fetcher.note_reply(Reply([], [], [], next_due=None, now=5.0), RESERVE_NOTHING)
+    assert state.fetcher.wakeups.due_in == pytest.approx(4.0, abs=1.0)
+    state.fetcher.note_reply(Reply([], [], [], next_due=None, now=5.0), request)
+    assert state.fetcher.wakeups.due_in == math.inf
+
+
+async def test_a_due_time_of_a_request_without_some_lanes_is_used_if_it_is_earlier() -> None:
+    listener = State().fetcher.wakeups
+    listener.note_reply(Reply([], [], [], next_due=9.0, now=5.0), is_partial=False)
+    for next_due, left in ((None, 4.0), (99.0, 4.0), (7.0, 2.0)):
+        listener.note_reply(Reply([], [], [], next_due=next_due, now=5.0), is_partial=True)
+        assert listener.due_in == pytest.approx(left, abs=1.0)
 
 
 async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:

@@ -36,9 +36,9 @@ async def test_an_idle_worker_polls_each_second_without_notifications(
     notifies: bool, seconds: float
 ) -> None:
     backend, clock = Timed(), FakeClock()
-    listener = WakeupListener(backend, ("q",), clock, lambda: None)
+    listener = WakeupListener(backend, ("q",), clock, lambda: None, lambda: None)
     backend.notifies = notifies
-    listener.note_reply(Reply([], [], [], None, clock.now()), found=False)
+    listener.note_reply(Reply([], [], [], None, clock.now()), is_partial=False)
     await listener.start()
     listener.resume()
     await wait_until(lambda: bool(backend.waits), "it waits")

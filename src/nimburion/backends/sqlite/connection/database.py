@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,6 +134,11 @@ class Database:
         """Wake a waiter of each of these queues, and those of sessions, after the commit."""
         for name in names:
             self.names_to_notify[name] += 1
+
+    def notify_jobs(self, jobs: Mapping[str, int]) -> None:
+        """Wake waiters of these queues after the commit, as many as each has new jobs."""
+        for queue, count in jobs.items():
+            self.names_to_notify[queue] += count
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

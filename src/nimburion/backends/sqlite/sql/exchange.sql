@@ -45,20 +45,24 @@ SELECT json_group_array(seq), max(nonce) FROM (
 -- Result: due, or NULL
 SELECT min(due) FROM scheduled;
 
--- name: list_due_lanes
--- List the lanes of scheduled jobs that are due now.
--- Inputs: ?1 now, ?2 the maximum number of jobs
--- Result: JSON array of lanes
-SELECT json_group_array(DISTINCT lane) FROM (
-    SELECT lane FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
-);
+-- name: read_reported_due
+-- Read the due time that an exchange reported last.
+-- Result: due time and session number, or no row
+SELECT due, session FROM reported_due;
+
+-- name: save_reported_due
+-- Store the due time that an exchange reports.
+-- Inputs: ?1 due time, ?2 session number
+INSERT INTO reported_due (id, due, session) VALUES (1, ?1, ?2)
+ON CONFLICT (id) DO UPDATE SET due = excluded.due, session = excluded.session;
 
 -- name: copy_due_to_ready
 -- Copy the scheduled jobs that are due now to `ready`, earliest first.
 -- Inputs: ?1 now, ?2 the maximum number of jobs
--- Result: the number of rows
+-- Result: the lane of each job
 INSERT INTO ready (lane, rank, due, seq, has_failed)
-SELECT lane, rank, due, seq, has_failed FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2;
+SELECT lane, rank, due, seq, has_failed FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
+RETURNING lane;
 
 -- name: delete_promoted
 -- Delete the jobs that were copied to `ready` from `scheduled`.

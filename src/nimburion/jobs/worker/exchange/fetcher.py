@@ -49,6 +49,7 @@ class ExchangeReason(Enum):
     RESULTS_WAIT = auto()
     WORK_POSSIBLE = auto()
     LANES_NOT_EMPTY = auto()
+    JOB_DUE = auto()
     BATCH_HAS_ROOM = auto()
     IDLE = auto()
 
@@ -79,6 +80,7 @@ class Fetcher:
         "closing",
         "expects_jobs",
         "flush_due",
+        "job_due",
         "lanes_not_empty",
         "long_poll",
         "may_have_work",
@@ -102,6 +104,8 @@ class Fetcher:
         """Whether the last reply listed lanes that still hold jobs."""
         self.flush_due: bool = False
         """Whether a settlement was delayed for the maximum time."""
+        self.job_due: bool = False
+        """Whether a job became due that no exchange has promoted yet."""
         self.closing: bool = False
         """Whether the worker is closing: pending settlements are sent, and no job is awaited."""
         self.cancelled: bool = False
@@ -110,7 +114,7 @@ class Fetcher:
         """Whether the next exchange may find a job in the lanes that the last reply named."""
         self.long_poll: LongPoll = LongPoll(backend, lanes.queues)
         self.wakeups: WakeupListener = WakeupListener(
-            backend, lanes.queues, clock, self.note_possible_work
+            backend, lanes.queues, clock, self.note_possible_work, self.note_job_due
         )
         self._loop = loop
         self._slots = slots
@@ -144,6 +148,7 @@ class Fetcher:
         | plenty held, a batch of results waits | BATCH_FULL: send them and fetch as many jobs |
         | plenty held, less than a batch waits | None: a larger batch costs less per job |
         | results or progress wait | RESULTS_WAIT: a delay would gain nothing |
+        | all slots are taken, a job is due | JOB_DUE: promote it for another worker |
         | all slots are taken, a batch has room | BATCH_HAS_ROOM: its jobs need no slot |
         | all slots are taken, or it drains | None: nothing to send, no room for jobs |
         | a notification, a due time or a poll | WORK_POSSIBLE: look for jobs in all lanes |
@@ -184,7 +189,10 @@ class Fetcher:
             reason = ExchangeReason.IDLE
         else:
             return None
-        return reason if self._slots.count_free() > 0 else None
+        if self._slots.count_free() > 0:
+            return reason
+        # Where jobs wait, no worker is idle: the next exchange promotes it early enough.
+        return ExchangeReason.JOB_DUE if self.job_due and not self.lanes_not_empty else None
 
     @property
     def is_over(self) -> bool:
@@ -223,6 +231,11 @@ class Fetcher:
         self.may_have_work = True
         self._woken.set()
 
+    def note_job_due(self) -> None:
+        """Note that a job became due that this worker has to promote, and wake the reserve loop."""
+        self.job_due = True
+        self.note_possible_work()
+
     def begin_session(self, completer: Completer) -> None:
         """Use the completer of a new session, and look for jobs in all lanes."""
         self._completer = completer
@@ -239,7 +252,7 @@ class Fetcher:
 
         It asks for no job while too many bytes of results wait.
         """
-        self.flush_due = False
+        self.flush_due = self.job_due = False
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
@@ -285,11 +298,10 @@ class Fetcher:
             is_empty = bool(reply.waiting) and not reply.deliveries
             self._empty_replies = self._empty_replies + 1 if is_empty else 0
             self.expects_jobs = bool(reply.waiting) and self._empty_replies < MAX_EMPTY_REPLIES
-        if not self._is_partial:
-            if request.total:
+            if not self._is_partial:
                 self.lanes_not_empty = self.expects_jobs
                 self._lanes.note_non_empty(reply.waiting)
-            self.wakeups.note_reply(reply, found=bool(reply.deliveries))
+            self.wakeups.note_reply(reply, is_partial=self._is_partial)
         if request.long_poll or not self._slots.can_start:
             self.wakeups.withdraw()
         elif not self.lanes_not_empty:  # else the next exchange looks for jobs in any case

@@ -29,7 +29,7 @@ _PAUSE_AFTER_ERROR = 1.0
 class WakeupListener:
     """Calls `on_wakeup` when there may be work.
 
-    After a notification or a poll it waits for `resume`. A due time always calls `on_wakeup`.
+    After a notification or a poll it waits for `resume`. A due time calls `on_due`, always.
 
     A call of `Consuming.wait` is an idle entry: the backend then wakes this worker in place of
     another. So only a worker that can start a job at once listens.
@@ -41,9 +41,10 @@ class WakeupListener:
         queues: tuple[str, ...],
         clock: Clock,
         on_wakeup: Callable[[], None],
+        on_due: Callable[[], None],
     ) -> None:
         self._notifications = _NotificationListener(backend, queues, clock, on_wakeup)
-        self._due_timer = _DueTimer(clock, on_wakeup)
+        self._due_timer = _DueTimer(clock, on_due)
 
     async def start(self) -> None:
         """Start to listen for notifications and due times."""
@@ -76,10 +77,14 @@ class WakeupListener:
         """Seconds until the earliest due time that the backend has reported; infinite if none."""
         return self._due_timer.seconds_left
 
-    def note_reply(self, reply: Reply, *, found: bool) -> None:
-        """Update the due timer and the idle state from a reply; `found`: it contained jobs."""
-        self._notifications.is_idle = not found
-        self._due_timer.note_reply(reply)
+    def note_reply(self, reply: Reply, *, is_partial: bool) -> None:
+        """Update the due timer and the idle state from the reply to a request for jobs.
+
+        `is_partial`: the request left out lanes of this worker.
+        """
+        if not is_partial:
+            self._notifications.is_idle = not reply.deliveries
+        self._due_timer.note_reply(reply, is_partial=is_partial)
 
 
 class _NotificationListener(Service):
@@ -142,11 +147,14 @@ class _NotificationListener(Service):
 
 
 class _DueTimer(Service):
-    """Calls `on_wakeup` when the earliest scheduled job that the backend has reported is due."""
+    """Calls `on_due` when the earliest scheduled job that the backend has reported is due.
 
-    def __init__(self, clock: Clock, on_wakeup: Callable[[], None]) -> None:
+    The backend reports a due time to one worker of the fleet (`Reply.next_due`).
+    """
+
+    def __init__(self, clock: Clock, on_due: Callable[[], None]) -> None:
         super().__init__(clock)
-        self._on_wakeup = on_wakeup
+        self._on_due = on_due
         self._due: float | None = None
         self._changed = asyncio.Event()
 
@@ -155,12 +163,16 @@ class _DueTimer(Service):
         """Seconds until that job is due; infinite if there is none."""
         return math.inf if self._due is None else self._due - self.clock.monotonic()
 
-    def note_reply(self, reply: Reply) -> None:
-        """Store the earliest due time that the reply reports."""
+    def note_reply(self, reply: Reply, *, is_partial: bool) -> None:
+        """Store the earliest due time that the reply reports. One of a request that left out lanes
+        may be later than the one that is known.
+        """
         if reply.next_due is None:
-            self._due = None
+            self._due = self._due if is_partial else None
             return
         due = self.clock.monotonic() + max(0.0, reply.next_due - reply.now)
+        if is_partial and self._due is not None:
+            due = min(due, self._due)
         if self._due is None or abs(due - self._due) > 0.0005:
             self._due = due
             self._changed.set()
@@ -178,7 +190,7 @@ class _DueTimer(Service):
                 )
                 continue
             self._due = None
-            self._on_wakeup()
+            self._on_due()
 
 
 _MAX_LONG_POLL = 2.0

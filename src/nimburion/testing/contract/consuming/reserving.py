@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nimburion.core.exchange import RESERVE_NOTHING, Lane, QueueOptions
+from nimburion.core.exchange import DUE_WINDOW, RESERVE_NOTHING, Lane, QueueOptions
 from nimburion.core.job import JobOptions, State
 from nimburion.core.lease import Delivery
 from nimburion.core.settlement import Completed, Released, Retried
@@ -186,6 +186,58 @@ class Reserving:
         assert (await worker.exchange()).next_due == harness.clock.now() + 10.0
         harness.clock.advance(10.0)
         assert (await worker.exchange()).next_due is None
+
+    async def test_a_due_time_is_reported_to_one_session(self, harness: Harness) -> None:
+        """Each idle worker would make an exchange at that time."""
+        due = harness.clock.now() + 10.0
+        await harness.put(harness.job(after=10.0))
+        first, second = await harness.worker(), await harness.worker()
+        assert (await first.exchange(want=first.want())).next_due == due
+        harness.clock.advance(2.0)
+        assert (await second.exchange(want=second.want())).next_due is None
+        assert (await first.exchange(want=first.want())).next_due == due
+
+    async def test_an_earlier_due_time_is_reported_to_the_next_session(
+        self, harness: Harness
+    ) -> None:
+        start = harness.clock.now()
+        first, second, third = [await harness.worker() for _ in range(3)]
+        await harness.put(harness.job(after=10.0))
+        assert (await first.exchange(want=first.want())).next_due == start + 10.0
+        await harness.put(harness.job(after=5.0))
+        assert (await second.exchange(want=second.want())).next_due == start + 5.0
+        assert (await first.exchange(want=first.want())).next_due is None
+        assert (await third.exchange(want=third.want())).next_due is None
+
+    async def test_a_due_time_after_one_that_has_passed_is_reported_to_the_next_session(
+        self, harness: Harness
+    ) -> None:
+        """The session to which the first was reported may have ended."""
+        start = harness.clock.now()
+        await harness.put(harness.job("a", after=5.0))
+        await harness.put(harness.job("b", after=10.0))
+        first, second = await harness.worker(), await harness.worker()
+        assert (await first.exchange(want=first.want())).next_due == start + 5.0
+        harness.clock.advance(5.0)
+        reply = await second.exchange(want=second.want())
+        assert (ids(reply.deliveries), reply.next_due) == (["a"], start + 10.0)
+        assert (await first.exchange(want=first.want())).next_due is None
+
+    async def test_a_due_time_far_ahead_is_reported_to_each_session(self, harness: Harness) -> None:
+        """Each worker makes another exchange before that time."""
+        due = harness.clock.now() + DUE_WINDOW + 1.0
+        await harness.put(harness.job(after=DUE_WINDOW + 1.0))
+        for worker in (await harness.worker(), await harness.worker()):
+            assert (await worker.exchange(want=worker.want())).next_due == due
+
+    async def test_an_exchange_that_requests_no_job_takes_no_due_time(
+        self, harness: Harness
+    ) -> None:
+        due = harness.clock.now() + 10.0
+        await harness.put(harness.job(after=10.0))
+        first, second = await harness.worker(), await harness.worker()
+        await first.exchange()
+        assert (await second.exchange(want=second.want())).next_due == due
 
     async def test_what_an_exchange_completes_does_not_limit_what_it_reserves(
         self, harness: Harness

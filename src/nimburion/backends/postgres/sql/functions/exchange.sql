@@ -49,8 +49,8 @@
 --     now                       the time of the exchange
 --     results                   one letter for each settlement: d done, a already settled by this token, s stale
 --     nonce                     the nonce of the leases in this reply
---     next_due                  the earliest due time in `scheduled`, or when a rate limit allows the next job of a
---                               requested lane, if that is earlier; NULL: neither
+--     next_due                  the earliest due time in `scheduled`, unless another session looks then, or when a rate
+--                               limit allows the next job of a requested lane, if that is earlier; NULL: neither
 --     waiting                   which of the requested lanes still have jobs (indexes, from 1)
 --     to_notify                 the queues to notify
 --     lanes, queues, names, ranks
@@ -97,6 +97,8 @@ DECLARE
     settled record;
     to_notify int4[];
     next_due int8;
+    promoted record;
+    promoted_lanes int4[];
     first_dues int8[];
     lane_index int4;
     is_plain bool;  -- whether no limits, tenants or pauses are in force
@@ -229,7 +231,9 @@ BEGIN
             END IF;
         END IF;
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
-            next_due := ({schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark)).next_due;
+            promoted := {schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark);
+            next_due := promoted.next_due;
+            promoted_lanes := promoted.lanes;
         END IF;
         IF uses_features THEN
             has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
@@ -452,6 +456,12 @@ BEGIN
             );
         END IF;
     END IF;
+    IF promoted_lanes IS NOT NULL THEN
+        queues_to_notify := queues_to_notify || {schema}.list_queues_of_left_jobs_1(promoted_lanes, session.number, p_number);
+    END IF;
+    IF p_total > 0 AND next_due <= now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
+        next_due := {schema}.report_due_1(now, session.number, next_due);
+    END IF;
     IF has_keys THEN
         next_due := LEAST(next_due, (
             SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now AND EXISTS (
@@ -525,7 +535,7 @@ END $$;
 -- name: promote_due
 -- Move scheduled jobs that are due to `ready`, earliest first.
 -- Inputs: the time; the maximum number of jobs; a due time before which nothing is known to be scheduled
--- Result: the number of jobs, their lanes, and the earliest due time that remains in `scheduled`
+-- Result: the number of jobs, the lane of each, and the earliest due time that remains in `scheduled`
 -- Locks: the rows that it moves; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.promote_due_1(
     p_now int8, p_limit int4, p_low_water_mark int8, OUT moved int4, OUT lanes int4[], OUT next_due int8
@@ -550,8 +560,51 @@ BEGIN
         SELECT due, seq, lane, attempt_status FROM due_jobs
         RETURNING lane
     )
-    SELECT count(*), array_agg(DISTINCT lane) INTO moved, lanes FROM promoted;
+    SELECT count(*), array_agg(lane) INTO moved, lanes FROM promoted;
     SELECT s.due INTO next_due FROM {schema}.scheduled s WHERE s.due >= p_low_water_mark ORDER BY s.due, s.seq LIMIT 1;
+END $$;
+
+-- name: list_queues_of_left_jobs
+-- List the queues of the jobs that an exchange promoted and did not lease.
+-- Inputs: the lane of each promoted job; the number of the session; the number of the exchange
+-- Result: the queue of each job, at most 1000 times; NULL: none
+CREATE OR REPLACE FUNCTION {schema}.list_queues_of_left_jobs_1(p_lanes int4[], p_session int4, p_number int8) RETURNS text[]
+LANGUAGE sql AS $$
+    SELECT array_agg(counted.queue)
+    FROM (
+        SELECT a.queue, LEAST(sum(c.jobs), 1000) AS jobs
+        FROM (
+            SELECT p.lane, 1 AS jobs FROM unnest(p_lanes) p (lane)
+            UNION ALL
+            SELECT l.lane, -1 FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
+        ) c JOIN {schema}.lane a ON a.id = c.lane GROUP BY a.queue
+    ) counted CROSS JOIN LATERAL generate_series(1, counted.jobs)
+$$;
+
+-- name: report_due
+-- Decide whether an exchange reports a due time to its session, and note that it was reported.
+-- Inputs: the time; the number of the session; the earliest due time in `scheduled`
+-- Result: the due time; NULL: another session looks for jobs by then
+-- Locks: the row of `reported_due`; if another transaction has locked it, that one reports a due time
+CREATE OR REPLACE FUNCTION {schema}.report_due_1(p_now int8, p_session int4, p_due int8) RETURNS int8
+LANGUAGE plpgsql AS $$
+DECLARE
+    last record;
+BEGIN
+    SELECT r.due, r.session INTO last FROM {schema}.reported_due r;
+    IF last.session = p_session AND last.due = p_due THEN
+        RETURN p_due;
+    ELSIF last.session <> p_session AND last.due > p_now AND last.due <= p_due THEN
+        RETURN NULL;
+    ELSIF last.due IS NULL THEN
+        INSERT INTO {schema}.reported_due (due, session) VALUES (p_due, p_session) ON CONFLICT DO NOTHING;
+    ELSE
+        UPDATE {schema}.reported_due SET due = p_due, session = p_session WHERE one = (
+            SELECT r.one FROM {schema}.reported_due r WHERE r.due = last.due AND r.session = last.session
+            FOR UPDATE SKIP LOCKED
+        );
+    END IF;
+    RETURN CASE WHEN FOUND THEN p_due END;
 END $$;
 
 -- name: find_open_lanes

@@ -255,6 +255,14 @@ CREATE UNLOGGED TABLE {schema}.idle_worker (
     since timestamptz NOT NULL DEFAULT clock_timestamp() -- the worker that has waited longest is woken first
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+-- The due time of a scheduled job that an exchange reported last, and to which session: others do not look for jobs then. A
+-- crash of the server empties the table.
+CREATE UNLOGGED TABLE {schema}.reported_due (
+    one bool PRIMARY KEY DEFAULT true CHECK (one),
+    due int8 NOT NULL,
+    session int4 NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
+    autovacuum_vacuum_cost_delay = 0);
 -- The latest exchanges of each session, one row each. Only the last one is needed. A single row that is updated a thousand
 -- times a second would grow a chain of row versions, which every lookup reads while an old snapshot is held.
 CREATE TABLE {schema}.exchange_log (

@@ -295,6 +295,12 @@ CREATE TRIGGER ready_removed AFTER DELETE ON ready WHEN OLD.lane > 1048575 BEGIN
     )
     WHERE tenant = OLD.lane >> 20 AND rank = OLD.rank AND main_lane = OLD.lane & 1048575 AND seq = OLD.seq;
 END;
+-- The due time of a scheduled job that an exchange reported last, and to which session: others do not look for jobs then.
+CREATE TABLE reported_due (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    due INTEGER NOT NULL,
+    session INTEGER NOT NULL            -- session.number
+) STRICT;
 -- Paused queues. A pause whose `until` has passed is not in force.
 CREATE TABLE paused_queue (
     queue TEXT PRIMARY KEY,

@@ -1,5 +1,5 @@
 -- exchange: settles attempts, promotes due jobs and reserves jobs, for one worker.
--- Keys: session_state lane_name idle_worker
+-- Keys: session_state lane_name idle_worker meta
 -- Arguments:
 --   ARGV[3] the id of the session
 --   ARGV[4] the number of this exchange, in 8 bytes
@@ -16,6 +16,7 @@
 -- Cost: O(log n) per settlement, promoted job and reserved job, for n waiting jobs.
 local session_id, number8, nonce, request, settlements = ARGV[3], ARGV[4], ARGV[5], read_request(ARGV[6]), ARGV[7]
 local FIRST_EXTRA = 8
+local DUE_WINDOW = 20000000 -- as in core/exchange.py
 local session = read_open_session(redis.call('HGET', session_state_key, session_id))
 if not session then
   return { 'lost' }
@@ -37,7 +38,7 @@ else
   end
   local following = is_restricted and unpark_changed() or {}
   codes = settlements == '' and '' or settle_all(session4, settlements, FIRST_EXTRA)
-  promote_due(500)
+  local _, promoted = promote_due(500)
   if is_restricted then
     unpark_open()
   end
@@ -46,12 +47,23 @@ else
   if #chosen > 0 then
     deliveries, bodies = lease_jobs(session4, number8, nonce, chosen, lanes, request.max_bytes)
   end
+  if next(promoted) then
+    for _, member in ipairs(chosen) do
+      local queue = get_lane(string.sub(member, 1, READY_LANE_END)).queue
+      promoted[queue] = (promoted[queue] or 0) - 1
+    end
+    for queue, left in pairs(promoted) do
+      if left > 0 then
+        mark_queue(queue, left)
+      end
+    end
+  end
   write_turns()
   session.number8, session.codes = number8, codes
   redis.call('HSET', session_state_key, session_id, make_session_state(session))
   write_uses()
   write_lane_counts()
-  notify_marked()
+  notify_marked(request.handle)
 end
 
 -- An idle worker leaves its idle entries (see idle_workers.lua). One that is idle no more removes them.
@@ -74,7 +86,31 @@ if request.total > 0 and request.handle ~= '' and not is_repeat then
     end
   end
 end
+
+-- Return whether to report the earliest due time to this session, and note that it was reported. False: another session looks for
+-- jobs by then.
+local function reports_due(due8)
+  local due = decode_time(due8, 1)
+  if request.total <= 0 or due - now > DUE_WINDOW then
+    return true
+  end
+  local own, last = due8 .. session_id, redis.call('HGET', meta_key, 'reported_due')
+  if last and last ~= own then
+    local last_due = decode_time(last, 1)
+    if now < last_due and last_due <= due and string.sub(last, 9) ~= session_id then
+      return false
+    end
+  end
+  if last ~= own then
+    redis.call('HSET', meta_key, 'reported_due', own)
+  end
+  return true
+end
+
 local delivered_lanes, next_due = {}, get_next_due()
+if next_due ~= '' and not reports_due(next_due) then
+  next_due = ''
+end
 local opening = #lanes.rated > 0 and find_next_opening(lanes.rated) or nil
 local key_opening = is_restricted and get_next_key_opening() or nil
 opening = opening and math.min(opening, key_opening or opening) or key_opening

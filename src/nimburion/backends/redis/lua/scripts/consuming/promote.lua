@@ -4,9 +4,9 @@
 -- Reply: {number of jobs moved, next due time 8 or ''}
 -- Atomic: one script. Each job is in exactly one of `scheduled`, `ready` and `tenant_job`.
 -- Cost: O(log n) per job, for n waiting jobs.
-local count = promote_due(tonumber(ARGV[3]))
-for _, lane in pairs(known_lanes) do
-  mark_queue(lane.queue)
+local count, by_queue = promote_due(tonumber(ARGV[3]))
+for queue, jobs in pairs(by_queue) do
+  mark_queue(queue, jobs)
 end
 write_turns()
 write_lane_counts()
