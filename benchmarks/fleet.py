@@ -61,8 +61,10 @@ STATEMENTS = ((PostgresConnection, "fetch"), (CommandConnection, "_request"))
 """What sends a statement to a server."""
 SUPERVISED = 8
 """The worker processes of the supervisor."""
-_UNUSED_FOR = 6.0
-"""Seconds after which unused connections are closed."""
+_SETTLED_AFTER = 10.0
+"""Seconds after which unused connections are closed, and heartbeats have told each worker how many
+there are.
+"""
 _GAP = 0.25
 """Seconds between two jobs, and until a fleet has come to rest."""
 _SHORTEST_POLL = 1.0
@@ -140,7 +142,7 @@ async def run_fleet(url: str, workers: int, jobs: int, seconds: float) -> dict[s
         await processor.start()
     await asyncio.sleep(4 * _GAP)
     started = calls.counts["exchange"] - calls.counts["poll"]
-    await asyncio.sleep(_UNUSED_FOR if others else 0.0)
+    await asyncio.sleep(_SETTLED_AFTER)
     calls.counts.clear()
     began = time.monotonic()
     await asyncio.sleep(seconds)
@@ -207,7 +209,7 @@ def count_supervised(backend: str) -> float:
                 assert supervisor.stderr is not None
                 for _ in range(SUPERVISED):
                     next(line for line in supervisor.stderr if "is ready" in line)
-                time.sleep(_UNUSED_FOR)
+                time.sleep(_SETTLED_AFTER)
                 return count_connections(url) / SUPERVISED
             finally:
                 supervisor.terminate()

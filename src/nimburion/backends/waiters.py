@@ -32,6 +32,11 @@ ALL_WORKERS = 1 << 30
 """
 
 
+LONGEST_DEAF_WAIT = 2.0
+"""Seconds after which a call of `wait` returns at the latest while its handle receives no
+notifications: workers of a large fleet ask for longer waits.
+"""
+
 PassOn = Callable[[str, bool], None]
 """Wakes another worker for a job of a queue. The second argument says whether the wake-up was
 passed on before, by a worker that found nothing.

@@ -309,6 +309,7 @@ class Consuming(Protocol):
         different names.
 
         Wake-ups are best effort: `wait` may return without cause, and may miss a notification.
+        While the handle receives none, the call returns after about two seconds.
         Callers must poll as well. A lost wake-up delays a job until any worker of its queue polls.
         """
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
@@ -123,20 +123,41 @@ class Service:
 
 
 class Periodic(Service):
-    """A service that runs a bounded `tick` every `interval` seconds, with relative `jitter`."""
+    """A service that runs a bounded `tick` every `interval` seconds, with relative `jitter`.
 
-    def __init__(self, clock: Clock, interval: float, random: Random, jitter: float = 0.1) -> None:
+    If n workers share the work, each runs one tick in n, at random. So the fleet runs one each
+    interval on average, whichever workers die.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        interval: float,
+        random: Random,
+        jitter: float = 0.1,
+        *,
+        count_workers: Callable[[], int] = lambda: 1,
+    ) -> None:
         super().__init__(clock)
         self.interval: float = interval
         self._random = random
         self._jitter = jitter
+        self._count_workers = count_workers
 
     async def run(self) -> None:
         while not self.stopping.is_set():
-            spread = 1 + self._jitter * (2 * self._random.random() - 1)
-            await self.pause(self.interval * spread)
-            if not self.stopping.is_set():
+            await self.pause(self.draw_interval())
+            if not self.stopping.is_set() and self.draw_turn():
                 await self._run_tick()
+
+    def draw_interval(self) -> float:
+        """Return the seconds until the next tick, with jitter."""
+        return self.interval * (1 + self._jitter * (2 * self._random.random() - 1))
+
+    def draw_turn(self) -> bool:
+        """Return whether this worker runs the next tick, and not another one."""
+        count = self._count_workers()
+        return count <= 1 or self._random.random() * count < 1
 
     async def _run_tick(self) -> None:
         """Run one tick. After an error of the backend, the next tick tries again."""

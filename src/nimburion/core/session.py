@@ -111,6 +111,15 @@ class HeartbeatReply(msgspec.Struct, frozen=True):
     """The concurrency limits of the job names of this session."""
     command: WorkerCommand | None = None
     """The latest command to this worker. Every heartbeat repeats it."""
+    fleet_size: int = 1
+    """The number of sessions that have not ended and expire later than half of this session's ttl
+    from now: those of workers that sent a heartbeat a short time ago.
+    """
+    next_expiry: float = 0.0
+    """Seconds until the first of all sessions expires; 0 or less if a rescue has work to do now.
+
+    No session expires earlier, except one that is opened later with a shorter ttl.
+    """
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):

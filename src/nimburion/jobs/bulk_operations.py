@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
@@ -50,16 +51,24 @@ _MAX_ERROR_CHARACTERS = 500
 class BulkOperationRunner(Periodic):
     """Runs the steps of bulk operations, those that other processes started too.
 
-    Workers and management servers run one each. The backend gives each step to one of them. A
-    runner that finds no step tries again after about 5 s; after a step it waits for the next one.
+    Workers and management servers run one each. The backend gives each step to one of them. The
+    workers look for a step about once in 5 s, all together; after a step, its runner waits for the
+    next one.
     """
 
     logger_name = "nimburion.bulk_operations"
 
-    def __init__(self, backend: Backend, clock: Clock, random: Random) -> None:
-        super().__init__(clock, _INTERVAL, random)
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Clock,
+        random: Random,
+        *,
+        count_workers: Callable[[], int] = lambda: 1,
+    ) -> None:
+        super().__init__(clock, _INTERVAL, random, count_workers=count_workers)
         self._backend = backend
-        self._wait = self._draw_interval()
+        self._wait = self.draw_interval()
         self._follows = False
         """Whether this runner ran the last step that it asked for."""
         self._woken = asyncio.Event()
@@ -73,9 +82,10 @@ class BulkOperationRunner(Periodic):
             await wait_for_first(
                 self.clock.sleep(self._wait), self.stopping.wait(), self._woken.wait()
             )
+            has_turn = self._woken.is_set() or self._follows or self.draw_turn()
             self._woken.clear()
-            if not self.stopping.is_set():
-                self._wait = self._draw_interval()
+            self._wait = self.draw_interval()
+            if has_turn and not self.stopping.is_set():
                 await self._run_tick()
 
     async def tick(self) -> None:
@@ -92,9 +102,6 @@ class BulkOperationRunner(Periodic):
             if wait is not None and self._follows:
                 self._wait = min(max(wait, _SHORTEST_WAIT), _INTERVAL)
             return
-
-    def _draw_interval(self) -> float:
-        return self.interval * (1 + self._jitter * (2 * self._random.random() - 1))
 
     async def _run_step(self, claim: Claim, operation: BulkOperation) -> None:
         try:

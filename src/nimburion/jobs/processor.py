@@ -742,6 +742,9 @@ class Processor(Client):
         from nimburion.jobs.worker.maintenance import Pruner, Rescuer
         from nimburion.jobs.worker.unserved_watch import UnservedWatch
 
+        def count_workers() -> int:
+            return worker.session.heartbeat.fleet_size
+
         rescuer = Rescuer(
             self.backend,
             self.clock,
@@ -754,10 +757,17 @@ class Processor(Client):
             report_dead=worker.report_dead,
         )
         pruner = Pruner(
-            self.backend, self.clock, self._random, self.settings, self._statistics.jobs
+            self.backend,
+            self.clock,
+            self._random,
+            self.settings,
+            self._statistics.jobs,
+            count_workers=count_workers,
         )
         watch = UnservedWatch(self.backend, self.clock, self._random, lambda: worker.session.id)
-        runner = BulkOperationRunner(self.backend, self.clock, self._random)
+        runner = BulkOperationRunner(
+            self.backend, self.clock, self._random, count_workers=count_workers
+        )
         return rescuer, pruner, watch, runner
 
     def _open_inline_runner(self) -> InlineRunner:

@@ -19,6 +19,7 @@ from nimburion.backends.sqlite.notifications import (
     find_socket_folder,
     make_entry_name,
 )
+from nimburion.backends.waiters import LONGEST_DEAF_WAIT
 from nimburion.core.exchange import RESERVE_NOTHING, Lane, ReserveRequest
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
@@ -138,6 +139,18 @@ async def test_without_sockets_own_notifications_still_arrive(
     task = start_wait(backend, "q")
     await assert_keeps_waiting(task)
     await backend.producing.enqueue([NewJob("a", "n", "q", b"")])
+    await assert_wakes(task)
+    find_socket_folder(path).unlink()
+
+
+async def test_without_sockets_a_long_wait_ends_early(
+    backend: SQLiteBackend, path: Path, clock: FakeClock
+) -> None:
+    """A worker of a large fleet waits for long, because it relies on notifications."""
+    find_socket_folder(path).write_text("in the way")
+    task = asyncio.create_task(backend.consuming.wait(("q",), 15.0))
+    await assert_keeps_waiting(task)
+    clock.advance(LONGEST_DEAF_WAIT)
     await assert_wakes(task)
     find_socket_folder(path).unlink()
 

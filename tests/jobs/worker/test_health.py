@@ -71,8 +71,10 @@ class Unsteady(OverridableBackend):
         return await super().exchange(session_id, number, settlements, request)
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
+        """Say that a session has expired, so that the worker looks for jobs of dead workers."""
         self._check("heartbeat")
-        return await super().heartbeat(session_id, vitals)
+        reply = await super().heartbeat(session_id, vitals)
+        return msgspec.structs.replace(reply, next_expiry=0.0)
 
     async def rescue(self, limit: int, *, max_lost: int) -> Rescued:
         self._check("rescue")

@@ -99,6 +99,8 @@ class MemoryConsuming(Consuming):
                     if limit.concurrency is not None and limit.key[0] == make_job_limit_name(name)
                 },
                 command=session.command,
+                fleet_size=step.state.count_fresh_sessions(monotonic + session.session.ttl / 2),
+                next_expiry=step.state.find_next_expiry(monotonic),
             )
 
     async def put_statistics(self, source: str, rows: Sequence[Statistics]) -> None:

@@ -332,6 +332,18 @@ class MemoryState:
         self.record_positions: int = 0
         """The number of records that were added."""
 
+    def count_fresh_sessions(self, after: float) -> int:
+        """Return the number of sessions that have not ended and expire after this time."""
+        return sum(one.expires_at > after for one in self.sessions.values() if not one.is_ended)
+
+    def find_next_expiry(self, monotonic: float) -> float:
+        """Return in how many seconds the first session expires; 0 if jobs wait for a rescue."""
+        return min(
+            0.0 if one.is_ended else one.expires_at - monotonic
+            for one in self.sessions.values()
+            if not one.is_ended or one.leased_jobs
+        )
+
     def find_pause(self, queue: str, now: int) -> Pause | None:
         """Return the pause of a queue that is in force at the time `now`, or None."""
         pause = self.pauses.get(queue)

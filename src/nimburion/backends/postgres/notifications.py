@@ -31,6 +31,7 @@ from nimburion.backends.waiters import (
     ALL_WORKERS,
     EVERY_QUEUE,
     EVERY_SESSION,
+    LONGEST_DEAF_WAIT,
     JobCounts,
     Waiters,
     is_session_name,
@@ -185,6 +186,8 @@ class PostgresNotifier:
         await self._ensure_listening(min(timeout, _LISTEN_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
+        if not self._is_connected.is_set():
+            until = min(until, clock.time() + LONGEST_DEAF_WAIT)
         with self._waiters.expect(queues) as notified:
             await self._add_idle_worker(frozenset(queues))
             await wait_until(notified, sleep(max(0.0, until - clock.time())))

@@ -10,6 +10,7 @@ from nimburion.backends.postgres.encoding import (
     clamp_seq,
     encode_text,
     reject_unstorable_text,
+    to_seconds,
 )
 from nimburion.backends.separate_limits import split_rules
 from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
@@ -88,7 +89,7 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
     """
     if not rows:
         raise SessionLost(session_id)
-    seqs, ids, fences, nonces, paused, names, maxima, in_use, command = rows[0]
+    seqs, ids, fences, nonces, paused, names, maxima, in_use, command, size, expiry = rows[0]
     cancelled = zip(seqs or (), ids or (), fences or (), nonces or (), strict=True)
     limits = zip(names or (), maxima or (), in_use or (), strict=True)
     return HeartbeatReply(
@@ -98,6 +99,8 @@ def decode_heartbeat(rows: list[Any], session_id: str) -> HeartbeatReply:
         paused=paused,
         limits={name: ConcurrencyLimit(maximum, count) for name, maximum, count in limits},
         command=None if command is None else WorkerCommand(command),
+        fleet_size=size,
+        next_expiry=to_seconds(expiry),
     )
 
 

@@ -17,6 +17,7 @@ from nimburion.backends.redis.listener import REPLY_TIMEOUT, RedisListener
 from nimburion.backends.waiters import (
     EVERY_QUEUE,
     EVERY_SESSION,
+    LONGEST_DEAF_WAIT,
     LastWait,
     PassOn,
     Waiters,
@@ -141,6 +142,8 @@ class RedisNotifications:
         await self._ensure_listening(min(timeout, REPLY_TIMEOUT))
         if self._waiters.take_missed(queues):
             return
+        if not self._is_connected.is_set():
+            timeout = min(timeout, LONGEST_DEAF_WAIT)
         with self._waiters.expect(queues) as notified:
             await self._announce(queues)
             left = max(0.0, timeout - (clock.time() - began))

@@ -13,7 +13,7 @@ from nimburion.backends.redis.encoding import (
     encode_token,
     reject_unstorable_text,
 )
-from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
+from nimburion.backends.server.encoding import MICRO, decode_id, encode_json, to_micros
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import AttemptError
@@ -108,7 +108,7 @@ def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
     """
     if reply[0] == b"lost":
         raise SessionLost(session_id)
-    _, cancelled, paused, limits, command = reply
+    _, cancelled, paused, limits, command, fleet_size, next_expiry = reply
     return HeartbeatReply(
         cancel=[
             _decode_lease(field, token, job_id)
@@ -121,7 +121,9 @@ def decode_heartbeat(reply: list[Any], session_id: str) -> HeartbeatReply:
             name.decode(): ConcurrencyLimit(int(limit), int(in_use))
             for name, limit, in_use in zip(limits[::3], limits[1::3], limits[2::3], strict=True)
         },
-        command=decode_command(command),
+        command=decode_command(command or None),
+        fleet_size=fleet_size,
+        next_expiry=int(next_expiry) / MICRO,
     )
 
 

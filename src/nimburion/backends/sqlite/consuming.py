@@ -130,7 +130,11 @@ class SQLiteConsuming(Consuming):
 
         def renew(db: Database) -> HeartbeatReply:
             session = renew_session(db, session_id, vitals)
-            names = set(decode_description(session.description).names)
+            limits = read_lane_limits(db)
+            names = set(decode_description(session.description).names) if limits else ()
+            fleet_size, next_expiry = db.fetch_one(  # type: ignore[misc]
+                "read_fleet", db.boot_time, db.boot_id, session.ttl / 2
+            )
             return HeartbeatReply(
                 cancel=[
                     Lease(job_id, Token(fence, nonce), seq)
@@ -139,10 +143,12 @@ class SQLiteConsuming(Consuming):
                 paused=[queue for (queue,) in db.run("list_paused_queues", db.now)],
                 limits={
                     name: ConcurrencyLimit(lane.limit.concurrency, lane.use.in_use)
-                    for name, lane in read_lane_limits(db).items()
+                    for name, lane in limits.items()
                     if name in names and lane.limit.concurrency is not None
                 },
                 command=None if session.command is None else WorkerCommand(session.command),
+                fleet_size=fleet_size,
+                next_expiry=next_expiry,
             )
 
         return await self._file.write(renew, durable=False)

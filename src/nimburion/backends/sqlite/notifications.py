@@ -26,6 +26,7 @@ from nimburion.backends.waiters import (
     ALL_WORKERS,
     EVERY_QUEUE,
     EVERY_SESSION,
+    LONGEST_DEAF_WAIT,
     JobCounts,
     LastWait,
     PassOn,
@@ -256,6 +257,8 @@ class SocketListener:
         self._read_messages()
         if self._waiters.take_missed(queues):
             return
+        if self._socket is None:
+            timeout = min(timeout, LONGEST_DEAF_WAIT)
         self._watch()
         try:
             with self._waiters.expect(queues) as notified, self._add_entry(queues):

@@ -1,6 +1,8 @@
 """Periodic maintenance: rescue the jobs of dead workers, and prune old jobs.
 
-Every worker does both. They need no leader and no lock.
+The workers share it, without a leader and without a lock. Each heartbeat says when the next session
+may expire, so no worker looks for dead ones before; then each looks, and the first finds the jobs.
+Of n workers, each prunes one time in n, at random.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _SWEEPS_PER_TTL = 6
 
 
 class Rescuer(Periodic):
-    """Rescues the jobs of dead workers, six times per session TTL (every 5 s at 30 s).
+    """Rescues the jobs of dead workers: looks six times per session TTL (every 5 s at 30 s) for
+    whether a session may have expired.
 
     Each sweep consists of bounded steps.
     """
@@ -64,12 +67,10 @@ class Rescuer(Periodic):
         Jobs that cannot be reported because the backend does not answer are reported by the next
         tick.
 
-        Does nothing while `no_rescue_before` is in the future: after this worker's own silence, the
-        other workers first get time for a heartbeat.
+        Rescues nothing while `no_rescue_before` is in the future: no session has expired. And after
+        this worker's own silence, the other workers first get time for a heartbeat.
         """
-        if self.clock.monotonic() < self._no_rescue_before():
-            return
-        more = True
+        more = self.clock.monotonic() >= self._no_rescue_before()
         while more and not self.stopping.is_set():
             rescued = await self._backend.consuming.rescue(_MAX_ROWS, max_lost=self._max_lost)
             more = rescued.more
@@ -136,8 +137,10 @@ class Pruner(Periodic):
         random: Random,
         settings: Settings,
         counters: JobCounters,
+        *,
+        count_workers: Callable[[], int] = lambda: 1,
     ) -> None:
-        super().__init__(clock, _PRUNE_INTERVAL, random, jitter=0.5)
+        super().__init__(clock, _PRUNE_INTERVAL, random, jitter=0.5, count_workers=count_workers)
         self._backend = backend
         self._keep = make_retention(settings)
         self._counters = counters

@@ -13,6 +13,8 @@ from nimburion.core.timing.clock import Clock
 
 _CHECK_INTERVAL = 60.0
 """The shortest time in seconds between two checks."""
+_LONGEST_INTERVAL = 600.0
+"""The longest time in seconds until a worker looks again whether it has become the oldest one."""
 _MAX_TIME_SHARE = 0.01
 """The largest share of its time that the watch spends in backend calls."""
 _MAX_WARNINGS = 20
@@ -23,8 +25,8 @@ _log = logging.getLogger("nimburion.worker")
 class UnservedWatch(Periodic):
     """Checks about once a minute, and warns once for each queue and name.
 
-    Only the worker with the oldest live session counts the jobs; the others just read the sessions.
-    More sessions and slower counts make the checks less frequent.
+    Only the worker with the oldest live session counts the jobs. The others just read the sessions,
+    the less often the more older ones there are. Slower counts make the checks less frequent.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class UnservedWatch(Periodic):
         """Check once, and adapt the interval."""
         began = self.clock.monotonic()
         sessions = await self._backend.reads.list_sessions()
-        oldest = next(filter(is_live, sessions), None)
-        if oldest is not None and oldest.id == self._own_session():
+        live = [session.id for session in sessions if is_live(session)]
+        own = self._own_session()
+        older_count = live.index(own) if own in live else len(live)
+        if live[:1] == [own]:
             found = find_unserved(await self._backend.reads.list_queues(), sessions)
             new = [jobs for jobs in found if (jobs.queue, jobs.name) not in self._reported]
             self._reported = {(jobs.queue, jobs.name) for jobs in found}
@@ -54,4 +58,5 @@ class UnservedWatch(Periodic):
                 more = len(new) - _MAX_WARNINGS
                 _log.warning("%d more like this; `nimburion queues list` shows them", more)
         took = self.clock.monotonic() - began
-        self.interval: float = max(_CHECK_INTERVAL + len(sessions), took / _MAX_TIME_SHARE)
+        pause = min(_CHECK_INTERVAL * (1 + older_count), _LONGEST_INTERVAL)
+        self.interval: float = max(pause, took / _MAX_TIME_SHARE)

@@ -620,12 +620,16 @@ class Worker:
             self.session.completer.settle(report)
         self.fetcher.wake()
 
-    def _check_unresponsive(self) -> None:
+    def _note_heartbeat(self) -> None:
+        """Note what each reply to a heartbeat says."""
         self._unresponsive.check(self._slots.running)
+        heartbeat = self.session.heartbeat
+        has_expired = self._monotonic() >= heartbeat.no_expiry_before
+        self.fetcher.note_fleet(heartbeat.fleet_size, has_expired=has_expired)
 
     def _apply_heartbeat_reply(self, reply: HeartbeatReply) -> None:
         """Apply the command and the cancel requests that the reply carries."""
-        self._check_unresponsive()
+        self._note_heartbeat()
         self._apply_command(reply.command)
         cancelled = set(reply.cancel)
         slots = self._slots
@@ -674,7 +678,7 @@ class Worker:
             size=self._exchange_size,
             max_unsettled=self._settings.sizes.unsettled,
             vitals=self.vitals,
-            on_heartbeat=self._check_unresponsive,
+            on_heartbeat=self._note_heartbeat,
             on_heartbeat_reply=self._apply_heartbeat_reply,
             on_end=self._on_session_end,
         )

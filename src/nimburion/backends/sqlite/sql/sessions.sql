@@ -21,6 +21,19 @@ INSERT INTO session (id, description, ttl, expires_at, boot_id, opened_at) VALUE
 -- Inputs: ?1 session number, ?2 expires_at, ?3 boot id, ?4 vitals (JSON; NULL: unchanged)
 UPDATE session SET expires_at = ?2, boot_id = ?3, vitals = coalesce(?4, vitals) WHERE number = ?1;
 
+-- name: read_fleet
+-- Read what a heartbeat says about all sessions. See `expire_sessions` for when a session has expired.
+-- Inputs: ?1 seconds since boot, ?2 boot id, ?3 half of the ttl of the session that is renewed
+-- Result: how many sessions expire later than that from now; the seconds until the first session expires (0: a rescue has
+--   work to do now)
+SELECT
+    coalesce(sum(ended_at IS NULL AND boot_id = ?2 AND expires_at > ?1 + ?3), 0),
+    coalesce(min(iif(
+        ended_at IS NULL AND boot_id = ?2 AND expires_at <= ?1 + ttl + 1, max(expires_at - ?1, 0.0), 0.0
+    )), 0.0)
+FROM session
+WHERE ended_at IS NULL OR EXISTS (SELECT 1 FROM lease AS l WHERE l.session = number);
+
 -- name: list_cancel_requests
 -- List the jobs of a session that are to be cancelled.
 -- Inputs: ?1 session number

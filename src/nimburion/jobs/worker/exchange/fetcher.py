@@ -19,7 +19,11 @@ from nimburion.jobs.worker.exchange.exchange_size import MAX_SETTLEMENTS
 from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.prefetch import MAX_REQUESTED
 from nimburion.jobs.worker.exchange.slots import Slots
-from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
+from nimburion.jobs.worker.exchange.wakeups import (
+    LongPoll,
+    WakeupListener,
+    compute_poll_interval,
+)
 
 _MAX_FLUSH_DELAY = 0.020
 """The longest time in seconds that a settlement is delayed to form a larger batch."""
@@ -235,6 +239,16 @@ class Fetcher:
         """Note that a job became due that this worker has to promote, and wake the reserve loop."""
         self.job_due = True
         self.note_possible_work()
+
+    def note_fleet(self, size: int, *, has_expired: bool) -> None:
+        """Note how many workers are alive, and whether a session has expired: an idle worker polls
+        the less often the more there are.
+        """
+        seconds = compute_poll_interval(size, has_expired=has_expired)
+        if seconds < self.long_poll.longest:
+            self.long_poll.interrupt()
+        self.long_poll.longest = seconds
+        self.wakeups.set_poll_interval(seconds)
 
     def begin_session(self, completer: Completer) -> None:
         """Use the completer of a new session, and look for jobs in all lanes."""

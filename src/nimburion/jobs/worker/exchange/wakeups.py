@@ -1,7 +1,7 @@
 """Detects when an exchange may find jobs: a notification, a due time, or a poll.
 
-A wake-up is only a sign: the exchange that follows decides. So a lost notification delays a job by
-at most one poll interval, and an idle worker makes less than one call a second.
+A wake-up is only a sign: the exchange that follows decides. So a lost notification delays a job
+until any worker of the queue polls, and an idle worker makes less than one call a second.
 """
 
 from __future__ import annotations
@@ -20,10 +20,31 @@ from nimburion.core.timing.clock import Clock
 _POLL_INTERVAL = 1.0
 """Seconds between polls of a worker that found jobs, or whose backend sends no notifications."""
 _IDLE_POLL_INTERVAL = 2.0
-"""Seconds between polls of an idle worker whose backend sends notifications."""
+"""Seconds between polls of an idle worker of a small fleet whose backend sends notifications."""
+_FLEET_POLLS = 5.0
+"""Polls a second of all workers of a large fleet. A lost notification is found in so short a time.
+"""
+_LONGEST_POLL_INTERVAL = 15.0
+"""The most seconds between polls: less than `DUE_WINDOW`."""
+_LONGEST_POLL_INTERVAL_AFTER_DEATH = 5.0
+"""The most seconds between polls while the session of a dead worker has expired: a notification may
+have been sent to it.
+"""
 
 _PAUSE_AFTER_ERROR = 1.0
 """Seconds until the next wait after the backend did not answer."""
+
+
+def compute_poll_interval(fleet_size: int, *, has_expired: bool) -> float:
+    """Return the seconds between polls of an idle worker whose backend sends notifications.
+
+    `has_expired`: a session has expired, and was not rescued yet.
+
+    >>> compute_poll_interval(1, has_expired=False), compute_poll_interval(50, has_expired=False)
+    (2.0, 10.0)
+    """
+    longest = _LONGEST_POLL_INTERVAL_AFTER_DEATH if has_expired else _LONGEST_POLL_INTERVAL
+    return min(max(_IDLE_POLL_INTERVAL, fleet_size / _FLEET_POLLS), longest)
 
 
 class WakeupListener:
@@ -72,6 +93,12 @@ class WakeupListener:
         """Stop listening until `resume`: this worker cannot start a job at once."""
         self._notifications.withdraw()
 
+    def set_poll_interval(self, seconds: float) -> None:
+        """Change the seconds between polls while this worker is idle and the backend notifies. A
+        shorter interval applies at once.
+        """
+        self._notifications.set_poll_interval(seconds)
+
     @property
     def due_in(self) -> float:
         """Seconds until the earliest due time that the backend has reported; infinite if none."""
@@ -107,6 +134,8 @@ class _NotificationListener(Service):
         self._withdrawn = asyncio.Event()
         self.is_idle = False
         self._notifies = False
+        self._idle_poll_interval = _IDLE_POLL_INTERVAL
+        self._interval_shortened = asyncio.Event()
 
     def resume(self) -> None:
         self._withdrawn.clear()
@@ -116,14 +145,23 @@ class _NotificationListener(Service):
         self.resumed.clear()
         self._withdrawn.set()
 
+    def set_poll_interval(self, seconds: float) -> None:
+        if seconds < self._idle_poll_interval:
+            self._interval_shortened.set()
+        self._idle_poll_interval = seconds
+
     async def run(self) -> None:
         self._notifies = self._backend.capabilities.notifies  # known when the backend is open
         while not self.stopping.is_set():
             if not self.resumed.is_set():
                 await wait_for_first(self.resumed.wait(), self.stopping.wait())
             else:
+                self._interval_shortened.clear()
                 await wait_for_first(
-                    self._wait_and_wake(), self._withdrawn.wait(), self.stopping.wait()
+                    self._wait_and_wake(),
+                    self._withdrawn.wait(),
+                    self._interval_shortened.wait(),
+                    self.stopping.wait(),
                 )
 
     async def _wait_and_wake(self) -> None:
@@ -136,7 +174,7 @@ class _NotificationListener(Service):
         self._on_wakeup()
 
     async def _wait(self) -> None:
-        timeout = _IDLE_POLL_INTERVAL if self.is_idle and self._notifies else _POLL_INTERVAL
+        timeout = self._idle_poll_interval if self.is_idle and self._notifies else _POLL_INTERVAL
         try:
             await self._backend.consuming.wait(self._queues, timeout)
         except BackendError as error:
@@ -193,24 +231,22 @@ class _DueTimer(Service):
             self._on_due()
 
 
-_MAX_LONG_POLL = 2.0
-"""The longest long poll in seconds.
-
-An idle worker checks this often in any case, because a notification may be lost.
-"""
-
-
 class LongPoll:
     """Long polling: an idle worker's exchange waits inside a backend that supports it.
 
     So a job arrives in the reply itself.
     """
 
-    __slots__ = ("_consuming", "is_supported")
+    __slots__ = ("_consuming", "is_supported", "longest")
 
     def __init__(self, backend: Backend, queues: Collection[str]) -> None:
         self.is_supported: bool = backend.capabilities.supports_long_poll and bool(queues)
         """Whether the backend supports long polls and the worker serves at least one queue."""
+        self.longest: float = _IDLE_POLL_INTERVAL
+        """The longest long poll in seconds.
+
+        An idle worker checks this often in any case, because a notification may be lost.
+        """
         self._consuming = cast("LongPolling", backend.consuming)
 
     def choose_timeout(self, due_in: float) -> float:
@@ -218,7 +254,7 @@ class LongPoll:
 
         Returns 0 if long polls are not supported.
         """
-        return min(_MAX_LONG_POLL, max(0.001, due_in)) if self.is_supported else 0.0
+        return min(self.longest, max(0.001, due_in)) if self.is_supported else 0.0
 
     def interrupt(self) -> None:
         """Make a waiting exchange return immediately."""

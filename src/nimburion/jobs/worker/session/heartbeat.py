@@ -67,10 +67,14 @@ class Heartbeat:
         self._answered = 0.0
         self.lease_valid_until: float = 0.0
         """Monotonic time in seconds. Never later than the expiry in the backend."""
-        self.no_rescue_before: float = 0.0
-        """Monotonic time in seconds before which this worker rescues no jobs.
+        self.fleet_size: int = 1
+        """The number of workers that have sent a heartbeat lately, as the last reply says."""
+        self.no_expiry_before: float = 0.0
+        """Monotonic time in seconds before which no session expires, as the last reply says."""
+        self._others_have_until = 0.0
+        """Monotonic time in seconds until which other workers may send a heartbeat first.
 
-        After silence (its own start, an outage) the other workers get the time for one heartbeat.
+        After silence (its own start, an outage) they get the time for one heartbeat.
         """
         self.ended: bool = False
         self._requested = asyncio.Event()
@@ -80,7 +84,12 @@ class Heartbeat:
     def begin(self, sent: float) -> None:
         """Note that the session was opened by a call sent at `sent` (monotonic seconds)."""
         self._note_answer(sent)
-        self.no_rescue_before = sent + self.interval
+        self._others_have_until = sent + self.interval
+
+    @property
+    def no_rescue_before(self) -> float:
+        """Monotonic time in seconds before which this worker looks for no jobs of dead workers."""
+        return max(self._others_have_until, self.no_expiry_before)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Send heartbeats until `stopping` is set or the session has ended."""
@@ -125,12 +134,14 @@ class Heartbeat:
         else:
             self._connectivity.note_answer("heartbeat", self._clock.monotonic() - sent)
             self._note_answer(sent)
+            self.fleet_size = reply.fleet_size
+            self.no_expiry_before = sent + reply.next_expiry
             self._on_reply(reply)
         return self.interval
 
     def _note_answer(self, sent: float) -> None:
         if sent - self._answered > _MAX_SILENT_INTERVALS * self.interval:
-            self.no_rescue_before = self._clock.monotonic() + self.interval
+            self._others_have_until = self._clock.monotonic() + self.interval
         self._answered = sent
         self.lease_valid_until = sent + self._ttl * (1 - _SAFETY_MARGIN)
 
@@ -139,7 +150,7 @@ class Heartbeat:
         now = self._clock.monotonic()
         left = self.lease_valid_until - now
         if now - self._answered > _MAX_SILENT_INTERVALS * self.interval:
-            self.no_rescue_before = math.inf
+            self._others_have_until = math.inf
         _log.debug("a heartbeat was not answered (%s); the lease is valid for %.1f s", error, left)
         if left <= 0:
             self._end("could not be renewed in time")
@@ -171,7 +182,7 @@ class Heartbeat:
             "session %s ends: it %s; its running jobs are interrupted", self._session_id, how
         )
         self.ended = True
-        self.no_rescue_before = math.inf
+        self._others_have_until = math.inf
         self._on_end()
 
 

@@ -123,7 +123,52 @@ class Sessions:
 
     async def test_a_heartbeat_without_news_returns_an_empty_reply(self, harness: Harness) -> None:
         worker = await harness.worker()
-        assert await worker.heartbeat() == HeartbeatReply([], [], {})
+        assert await worker.heartbeat() == HeartbeatReply([], [], {}, next_expiry=TTL)
+
+    async def test_a_heartbeat_counts_the_sessions_that_were_renewed_lately(
+        self, harness: Harness
+    ) -> None:
+        first, second, third = [await harness.worker() for _ in range(3)]
+        assert (await first.heartbeat()).fleet_size == 3
+        await third.close()
+        assert (await first.heartbeat()).fleet_size == 2
+        harness.clock.advance(TTL / 2 + 1.0)
+        assert (await first.heartbeat()).fleet_size == 1
+        assert (await second.heartbeat()).fleet_size == 2
+
+    async def test_a_heartbeat_says_when_the_next_session_expires(self, harness: Harness) -> None:
+        """Until then no worker needs to look for jobs of dead workers."""
+        await harness.worker()
+        harness.clock.advance(10.0)
+        worker = await harness.worker()
+        assert (await worker.heartbeat()).next_expiry == pytest.approx(TTL - 10.0)
+        harness.clock.advance(15.0)
+        assert (await worker.heartbeat()).next_expiry == pytest.approx(TTL - 25.0)
+        harness.clock.advance(10.0)
+        assert (await worker.heartbeat()).next_expiry <= 0
+        await harness.backend.consuming.rescue(10, max_lost=3)
+        assert (await worker.heartbeat()).next_expiry == pytest.approx(TTL)
+
+    async def test_a_heartbeat_says_that_a_rescue_has_left_jobs(self, harness: Harness) -> None:
+        await harness.add("a", "b", "c")
+        dead = await harness.worker()
+        await dead.take(3)
+        harness.clock.advance(TTL)
+        worker = await harness.worker()
+        for left in (2, 1):
+            await harness.backend.consuming.rescue(1, max_lost=3)
+            assert (await worker.heartbeat()).next_expiry <= 0, left
+        await harness.backend.consuming.rescue(1, max_lost=3)
+        assert (await worker.heartbeat()).next_expiry == pytest.approx(TTL)
+
+    async def test_a_session_that_left_expires_too(self, harness: Harness) -> None:
+        await harness.add("a")
+        leaving = await harness.worker()
+        lease = (await leaving.take_one()).lease
+        await leaving.close(lease)
+        harness.clock.advance(10.0)
+        worker = await harness.worker()
+        assert (await worker.heartbeat()).next_expiry == pytest.approx(TTL - 10.0)
 
     async def test_a_heartbeat_returns_every_paused_queue(self, harness: Harness) -> None:
         worker = await harness.worker()

@@ -500,7 +500,8 @@ BEGIN
     IF NOT p_for_key AND starts_with(p_name, 'queue:') THEN
         PERFORM {schema}.apply_limits_1(p_now, ARRAY(
             SELECT d.name FROM {schema}.declared_limit d UNION SELECT k.job_name FROM {schema}.keyed_limit k
-            UNION SELECT unnest(s.names) FROM {schema}.session s WHERE s.ended_at IS NULL
+            UNION SELECT unnest(d.names) FROM {schema}.session_description d JOIN {schema}.session s ON s.number = d.session
+            WHERE s.ended_at IS NULL
         ));
         RETURN;
     END IF;

@@ -412,9 +412,10 @@ CREATE OR REPLACE FUNCTION {schema}.list_sessions_1(p_monotonic int8) RETURNS TA
     id text, description text, opened_at int8, expires_in int8, has_left bool, running int8, vitals text, command text
 )
 LANGUAGE sql STABLE AS $$
-    SELECT s.id, s.description, s.opened_at, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
+    SELECT s.id, d.description, s.opened_at, s.expires_at - p_monotonic, s.left_at IS NOT NULL,
         (SELECT count(*) FROM {schema}.lease l WHERE l.session = s.number), s.vitals, s.command
-    FROM {schema}.session s WHERE s.ended_at IS NULL AND NOT s.is_drained ORDER BY s.number
+    FROM {schema}.session s JOIN {schema}.session_description d ON d.session = s.number
+    WHERE s.ended_at IS NULL AND NOT s.is_drained ORDER BY s.number
 $$;
 
 -- name: list_limits

@@ -23,8 +23,12 @@ DECLARE
     available int4 := p_limit;
     expired record;
 BEGIN
-    DELETE FROM {schema}.session s USING {schema}.horizon h WHERE s.is_drained AND s.ended_at < now - 86400000000
-        AND h.what = 'completed' AND s.ended_at + 3600000000 < h.finished_at;  -- a rescue may end its jobs a little later
+    WITH deleted AS (
+        DELETE FROM {schema}.session s USING {schema}.horizon h WHERE s.is_drained AND s.ended_at < now - 86400000000
+            AND h.what = 'completed' AND s.ended_at + 3600000000 < h.finished_at  -- a rescue may end its jobs a little later
+        RETURNING s.number
+    )
+    DELETE FROM {schema}.session_description d USING deleted WHERE d.session = deleted.number;
     FOR i IN 1..cardinality(p_steps) LOOP
         DELETE FROM {schema}.statistics t
         WHERE t.step = p_steps[i] AND t.start < (now - p_keeps[i] * 1000000 + 999999) / 1000000;

@@ -28,8 +28,11 @@ BEGIN
         limits_changed := false;
         RETURN;
     END IF;
-    INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, host, names, description)
-    VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host, p_names, p_description);
+    WITH opened AS (
+        INSERT INTO {schema}.session (ttl, expires_at, opened_at, id, host)
+        VALUES (p_ttl, coalesce(p_monotonic, now) + p_ttl, now, p_id, p_host) RETURNING number
+    )
+    INSERT INTO {schema}.session_description (session, names, description) SELECT o.number, p_names, p_description FROM opened o;
     limits_before := ARRAY(SELECT l FROM {schema}.list_limits_in_force_1(p_names) l)::text;
     PERFORM {schema}.declare_limits_1(now, p_names, p_limits, p_rates, p_intervals, p_bursts, p_costs, p_keyed);
     limits_changed := ARRAY(SELECT l FROM {schema}.list_limits_in_force_1(p_names) l)::text <> limits_before;
@@ -48,24 +51,28 @@ END $$;
 --   paused                      the paused queues
 --   names, maxima, in_use       the concurrency limits of its names
 --   command                     the latest command to the worker; NULL: none
+--   fleet_size                  the number of sessions that expire later than half of the ttl from now
+--   next_expiry                 microseconds until the first session expires; 0: a rescue has work to do now
 -- Locks: the row of the session
 -- Atomic: one UPDATE tests that the session is alive and moves its expiry. The commit is asynchronous: if the server
 --   crashes and loses it, the next heartbeat renews the session.
 CREATE OR REPLACE FUNCTION {schema}.heartbeat_1(
     p_now int8, p_monotonic int8, p_id text, p_vitals text, OUT seqs int8[], OUT ids bytea[], OUT fences int4[],
-    OUT nonces bytea[], OUT paused text[], OUT names text[], OUT maxima int4[], OUT in_use int4[], OUT command text
+    OUT nonces bytea[], OUT paused text[], OUT names text[], OUT maxima int4[], OUT in_use int4[], OUT command text,
+    OUT fleet_size int4, OUT next_expiry int8
 ) RETURNS SETOF record
 LANGUAGE plpgsql
 SET enable_seqscan TO off SET jit TO off AS $$
 DECLARE
     session record;
     now int8;
+    alive_now int8 := {schema}.get_write_time_1(p_monotonic);
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    UPDATE {schema}.session s SET expires_at = {schema}.get_write_time_1(p_monotonic) + s.ttl,
+    UPDATE {schema}.session s SET expires_at = alive_now + s.ttl,
         vitals = coalesce(p_vitals, s.vitals)
     WHERE s.id = p_id AND s.left_at IS NULL AND s.ended_at IS NULL
-    RETURNING s.number, s.names, s.command INTO session;
+    RETURNING s.number, s.command, s.ttl INTO session;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -78,7 +85,13 @@ BEGIN
     );
     command := session.command;
     SELECT array_agg(c.name), array_agg(c.maximum), array_agg(c.in_use) INTO names, maxima, in_use
-    FROM {schema}.concurrency_limit c WHERE c.name = ANY (session.names);
+    FROM {schema}.concurrency_limit c WHERE c.name = ANY (
+        (SELECT d.names FROM {schema}.session_description d WHERE d.session = session.number)::text[]
+    );
+    SELECT count(*) FILTER (WHERE s.ended_at IS NULL AND s.expires_at > alive_now + session.ttl / 2),
+        min(CASE WHEN s.ended_at IS NOT NULL OR s.expires_at > alive_now + s.ttl + 1000000 THEN 0
+            ELSE GREATEST(0, s.expires_at - alive_now) END)
+    INTO fleet_size, next_expiry FROM {schema}.session s WHERE NOT s.is_drained;
     RETURN NEXT;
 END $$;
 

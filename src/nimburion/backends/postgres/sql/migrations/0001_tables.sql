@@ -239,12 +239,16 @@ CREATE TABLE {schema}.session (
     held_several bool NOT NULL DEFAULT false,   -- it had more than one lease when it expired
     id text COLLATE "C" NOT NULL UNIQUE,
     host text NOT NULL,
-    names text[] NOT NULL,
-    description text NOT NULL,          -- JSON: the data that the worker registered
     vitals text,                        -- JSON: what the worker reported with its latest heartbeat
     command text                        -- the latest command to the worker
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
+-- What a worker registers once. A heartbeat writes a new version of the row in `session`, and so does not repeat it.
+CREATE TABLE {schema}.session_description (
+    session int4 PRIMARY KEY,           -- session.number
+    names text[] NOT NULL,
+    description text NOT NULL           -- JSON: the data that the worker registered
+) WITH (autovacuum_vacuum_threshold = 200, vacuum_truncate = off);
 CREATE INDEX session_not_drained ON {schema}.session (number) WHERE NOT is_drained;
 -- The handles on which a worker listens for wake-ups. A crash of the server empties the table; workers then poll once.
 CREATE UNLOGGED TABLE {schema}.idle_worker (
