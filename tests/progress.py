@@ -47,7 +47,9 @@ def _may_run(
     if job.due > facts.now or facts.pause is not None:
         return False
     for limit in facts.limits:
-        if limit.concurrency is not None and limit.in_use >= limit.concurrency:
+        rule = limit.rules.get(job.name)
+        maximum = None if rule is None else rule.concurrency
+        if maximum is not None and limit.in_use >= maximum:
             return False
         if limit.opens_at is not None:
             return False

@@ -46,7 +46,6 @@ from nimburion.core.lease import Lease, Token
 from nimburion.core.limits import (
     LimitChange,
     LimitRule,
-    closes_lane,
     make_job_limit_name,
     make_queue_limit_name,
 )
@@ -592,10 +591,10 @@ class Twins(RuleBasedStateMachine):
                 await backend.reads.list_sessions(),
                 await list_schedules(backend),
                 [
-                    # Those that park jobs open when the first parked job may run: see below.
-                    (limit.name, limit.changes, limit.room, closes and limit.opens_at)
+                    # Others may open when the first parked job may run: see below.
+                    (limit.name, limit.changes, limit.room, is_own and limit.opens_at)
                     for limit in await backend.reads.list_limits(holders=0)
-                    for closes in [closes_lane(limit.name)]
+                    for is_own in [limit.name in JOB_LIMITS]
                     if limit.rules or limit.changes
                 ],
                 [

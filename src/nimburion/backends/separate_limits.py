@@ -1,6 +1,7 @@
 """Translates limits for backends that store three kinds of them.
 
-PostgreSQL keeps the maximum and the rate of a job name apart from the limits that park jobs.
+PostgreSQL keeps the maximum and the rate of a job name apart from all other limits. It parks jobs
+for the limits of queues too, in place of closing their lanes; only the order of its work differs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from nimburion.core.limits import (
     LimitHolder,
     LimitInfo,
     LimitRule,
-    drop_lane_limits,
-    get_limited_job,
+    LimitUse,
+    closes_lane,
     make_job_limit_name,
     summarize_limits,
 )
@@ -30,7 +31,7 @@ class DeclaredLimits(NamedTuple):
     concurrency: int | None
     rate: RateLimit | None
     keyed: dict[str, LimitRule]
-    """Those that park jobs, by name, sorted."""
+    """All others, by name, sorted."""
 
 
 class OwnLimit(NamedTuple):
@@ -52,8 +53,10 @@ class OwnRate(NamedTuple):
 
 def split_rules(job: str, rules: Mapping[str, LimitRule]) -> DeclaredLimits:
     """Return the limits of a job name as these backends store them."""
-    own = rules.get(make_job_limit_name(job), LimitRule())
-    return DeclaredLimits(own.concurrency, own.rate, dict(sorted(drop_lane_limits(rules).items())))
+    name = make_job_limit_name(job)
+    own = rules.get(name, LimitRule())
+    others = {limit: rule for limit, rule in sorted(rules.items()) if limit != name}
+    return DeclaredLimits(own.concurrency, own.rate, others)
 
 
 def describe_own_limit(
@@ -80,6 +83,23 @@ def describe_own_limit(
     )
 
 
+def describe_queue_limit(
+    job: str, name: str, rule: LimitRule, use: LimitUse, now: int
+) -> LimitInfo:
+    """Return the limit of a queue as a job name has it."""
+    opens_at = None
+    if rule.rate is not None and not rule.rate.count_room(use.spent_until, now):
+        opens_at = rule.rate.find_opening(use.spent_until) / 1e6
+    key_use = KeyUse(limit=name, key="", in_use=use.in_use, parked=0, opens_at=opens_at)
+    (limit,) = summarize_limits({job: {name: rule}}, (), (key_use,), name=name, fullest=1)
+    return limit
+
+
+def hide_parked(use: KeyUse) -> KeyUse:
+    """Return the use of a key without the jobs that are parked for the limit of a queue."""
+    return msgspec.structs.replace(use, parked=0) if closes_lane(use.limit) else use
+
+
 def combine_limits(
     limits: Iterable[OwnLimit],
     rates: Iterable[OwnRate],
@@ -95,7 +115,9 @@ def combine_limits(
     """Return every limit, or only the one of this name, ordered by name."""
     found = {
         limit.name: limit
-        for limit in summarize_limits(keyed, changes, uses, name=name, fullest=fullest)
+        for limit in summarize_limits(
+            keyed, changes, map(hide_parked, uses), name=name, fullest=fullest
+        )
     }
     by_job = {own.job: own for own in limits}
     rate_by_job = {rate.job: rate for rate in rates}
@@ -115,9 +137,9 @@ def add_sums(
 ) -> list[LimitInfo]:
     """Return limits with the sums of all keys: number of keys, in use, parked; by limit name."""
     return [
-        msgspec.structs.replace(limit, keys=keys, in_use=in_use, parked=parked)
-        if get_limited_job(limit.name) is None
-        else limit
+        limit
+        if closes_lane(limit.name)
+        else msgspec.structs.replace(limit, keys=keys, in_use=in_use, parked=parked)
         for limit in found
         for keys, in_use, parked in (sums.get(limit.name, (0, 0, 0)),)
     ]

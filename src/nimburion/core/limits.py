@@ -5,9 +5,9 @@ There is one kind of limit. A `LimitRule` says what a limit allows each of its k
 `queue:NAME`; their only key is "". Jobs carry the keys of all other limits, which several job names
 may share.
 
-All jobs of a lane have the same key of `job:NAME`, so a lane whose limit has no room is closed. If
-any other limit has no room for a job, an exchange parks the job: it leaves its lane until its key
-has room, so that it is passed over once.
+All jobs of a lane have the same key of `job:NAME` and of `queue:NAME`, so a lane is closed while
+one of these limits has no room. If any other limit has no room for a job, an exchange parks the
+job: it leaves its lane until its key has room, so that it is passed over once.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class LimitInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def opens_at(self) -> float | None:
-        """When the rate of the limit of a job name allows the next job; None: now."""
+        """When the rate of the limit of a job name or a queue allows the next job; None: now."""
         return self.fullest[0].opens_at if self.fullest else None
 
 
@@ -251,16 +251,16 @@ def get_limited_queue(limit: str) -> str | None:
     return limit[len(QUEUE_LIMIT) :] if limit.startswith(QUEUE_LIMIT) else None
 
 
-def is_reserved(limit: str) -> bool:
-    """Return whether a limit of this name belongs to a job name or to a queue."""
+def closes_lane(limit: str) -> bool:
+    """Return whether all jobs of a lane have the same key in a limit: in that of a job name or of a
+    queue. If it has no room, no job of the lane is read. All other limits park single jobs.
+    """
     return limit.startswith((JOB_LIMIT, QUEUE_LIMIT))
 
 
-def closes_lane(limit: str) -> bool:
-    """Return whether all jobs of a lane have the same key in a limit. If it has no room, no job of
-    the lane is read. All other limits park single jobs.
-    """
-    return limit.startswith(JOB_LIMIT)
+def concerns_lane(limit: str, queue: str) -> bool:
+    """Return whether a limit that a job name has closes the lane of the name in a queue."""
+    return limit.startswith(JOB_LIMIT) or limit == QUEUE_LIMIT + queue
 
 
 def drop_lane_limits(rules: LimitRules) -> dict[str, LimitRule]:

@@ -19,7 +19,13 @@ from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
 from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
 from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
 from nimburion.core.fairness import PlannedShare, ShareClass, TenantShare
-from nimburion.core.limits import JobLimit, LimitKey, LimitUse, make_job_limit_name
+from nimburion.core.limits import (
+    JobLimit,
+    LimitKey,
+    LimitUse,
+    make_job_limit_name,
+    make_queue_limit_name,
+)
 from nimburion.core.rate_limits import RateLimit
 
 LANES = tuple(Lane(queue, name) for queue in ("red", "blue") for name in ("mail", "scan"))
@@ -63,7 +69,14 @@ class Model:
             )
             for name in ("mail", "scan")
         }
-        self.maximums = {name: random.choice((1, 2)) for name in ("customer", "smtp", "region")}
+        self.queue_limits = {
+            name: JobLimit((make_queue_limit_name("red"), ""), random.choice((1, 3)), None)
+            for name in ("mail", "scan")
+            if random.random() < 0.4
+        }
+        """The limit of the queue `red`. Its maximum may differ by job name."""
+        self.maximums = {name: random.choice((1, 2)) for name in ("customer", "smtp")}
+        self.maximums |= {"region": random.choice((None, 1))}
         self.cap = random.choice((None, 1, 2))
 
     # Reading
@@ -119,6 +132,12 @@ class Model:
         jobs = [job for job in self.waiting.values() if (job.lane, job.tenant) == (lane, tenant)]
         return sorted(jobs, key=lambda job: job.place)
 
+    def list_lane_limits(self, lane: Lane) -> list[JobLimit]:
+        limits = [self.own[lane.name]]
+        if lane.queue == "red" and lane.name in self.queue_limits:
+            limits.append(self.queue_limits[lane.name])
+        return limits
+
     def find_job(self, seq: int) -> Job:
         return self.waiting[seq] if seq in self.waiting else self.parked[seq][0]
 
@@ -134,7 +153,7 @@ class Model:
         limits = [
             JobLimit(
                 (name, random.choice("ab")),
-                self.maximums[name] if name != "region" or random.random() < 0.5 else None,
+                self.maximums[name],
                 RATE if name == "region" else None,
             )
             for name in ("customer", "region", "smtp")
@@ -158,7 +177,7 @@ class Model:
     def plan(self, total: int, lanes: Sequence[Lane] = LANES) -> ReservePlan:
         planned = []
         for n, lane in enumerate(lanes):
-            limits = [self.own[lane.name]]
+            limits = self.list_lane_limits(lane)
             if self.cap is not None and lane.queue == "red":
                 limits.append(make_reply_limit("red", self.cap))
             planned.append(PlanLane(n, lane, limits=limits, has_keys=True))
@@ -179,9 +198,7 @@ class Model:
         for lease in plan.leases:
             job = self.find_job(lease.seq)
             assert lease.was_parked == (lease.seq in self.parked)
-            for limit in (*job.limits, self.own[job.lane.name]):
-                self.check_room(limit)
-                self.count(limit)
+            self.count((*job.limits, *self.list_lane_limits(job.lane)))
             self.waiting.pop(lease.seq, None)
             self.parked.pop(lease.seq, None)
             self.running[lease.seq] = (job, lease.charge)
@@ -214,7 +231,7 @@ class Model:
         for job in self.waiting.values():
             if job.lane in lanes:
                 is_capped = job.lane.queue == "red" and taken["red"] == self.cap
-                assert is_capped or not self.has_room(self.own[job.lane.name])
+                assert is_capped or not all(map(self.has_room, self.list_lane_limits(job.lane)))
 
     def check_turns(self) -> None:
         """A key with room for which jobs of a lane are parked has a job in that lane, or a time."""
@@ -233,23 +250,23 @@ class Model:
             return False
         return limit.rate is None or limit.rate.count_room(use.spent_until, self.now) > 0
 
-    def check_room(self, limit: JobLimit) -> None:
-        assert self.has_room(limit), limit
-
-    def count(self, limit: JobLimit) -> None:
-        use = self.uses.setdefault(limit.key, LimitUse())
-        use.in_use += 1
-        if limit.rate is not None:
-            use.spent_until = limit.rate.spend(use.spent_until, self.now, 1)
+    def count(self, limits: Sequence[JobLimit]) -> None:
+        """Count a job in its limits, which have room for it."""
+        assert [limit for limit in limits if not self.has_room(limit)] == []
+        for key, _, rate in limits:
+            use = self.uses.setdefault(key, LimitUse())
+            use.in_use += 1
+            if rate is not None:
+                use.spent_until = rate.spend(use.spent_until, self.now, 1)
 
     def end(self, seq: int) -> None:
         """End a lease, and let a job of each lane that is parked for its keys return."""
         job, charge = self.running.pop(seq)
         if charge is not None:
             self.get_share(job).settle(charge, 100, run_time=self.random.choice((None, 500_000)))
-        for key in (*(limit.key for limit in job.limits), self.own[job.lane.name].key):
-            self.uses[key].in_use -= 1
-            self.let_return(key)
+        for limit in (*job.limits, *self.list_lane_limits(job.lane)):
+            self.uses[limit.key].in_use -= 1
+            self.let_return(limit.key)
 
     def let_return(self, key: LimitKey) -> None:
         for lane in LANES:
@@ -331,6 +348,7 @@ def open_model() -> Model:
     model.own = {
         name: JobLimit((make_job_limit_name(name), ""), None, None) for name in ("mail", "scan")
     }
+    model.queue_limits = {}
     model.cap = None
     return model
 

@@ -32,6 +32,8 @@ from nimburion.core.limits import (
     LimitKey,
     LimitRule,
     LimitUse,
+    concerns_lane,
+    drop_lane_limits,
     find_limit_key,
     make_job_limit_name,
 )
@@ -45,6 +47,7 @@ from tests.servers.server_kinds import RunningRedis
 QUEUES, NAMES = ("red", "blue"), ("mail", "scan")
 LANES = tuple(Lane(queue, name) for queue in QUEUES for name in NAMES)
 RATE = RateLimit("1/s", interval=1_000_000, burst=2)
+QUEUE_RULES = (LimitRule(1), LimitRule(3), LimitRule(3, RATE), LimitRule(rate=RATE))
 MOST_PARKED = 6
 SMALL = MappingProxyType(
     {"MAX_PARKED": MOST_PARKED}
@@ -97,8 +100,8 @@ class Example:
         self.keys = choose(("a", "ab"))
         self.tenants = choose(((None,), ("t", "u"), (None, "t", "u")))
         self.has_own_limits = choose((False, True))
-        self.own: dict[str, JobLimit] = {}
-        self.keyed: dict[str, dict[str, LimitRule]] = {}
+        self.rules: dict[str, dict[str, LimitRule]] = {}
+        """What is in force, by job name and then by the name of the limit."""
 
     async def run(self) -> None:
         """Run all steps."""
@@ -117,18 +120,24 @@ class Example:
         if self.has_own_limits:
             limits = {name: most for name in NAMES if (most := choose((None, None, 1, 3)))}
             rates = {name: RATE for name in NAMES if choose((False, False, True))}
-        self.own = {
-            name: JobLimit((make_job_limit_name(name), ""), limits.get(name), rates.get(name))
-            for name in NAMES
-        }
         shared = {
             "customer": LimitRule(concurrency=choose((1, 2))),
             "region": LimitRule(choose((None, 1)), RATE),
             "smtp": LimitRule(concurrency=choose((1, 2))),
-            "queue:red": LimitRule(concurrency=choose((2, 4))),
         }
-        self.keyed = {
+        keyed = {
             name: {limit: shared[limit] for limit in shared if self.random.random() < 0.7}
+            for name in NAMES
+        }
+        for name in NAMES:
+            if choose((True, True, False)):
+                keyed[name]["queue:red"] = choose(QUEUE_RULES)
+        self.rules = {
+            name: keyed[name]
+            | {
+                make_job_limit_name(name): LimitRule(limits.get(name), rates.get(name))
+                for _ in range(name in limits or name in rates)
+            }
             for name in NAMES
         }
         return await self.harness.worker(
@@ -136,7 +145,7 @@ class Example:
             queues=QUEUES,
             limits=limits,
             rates=rates,
-            keyed={name: keyed for name, keyed in self.keyed.items() if keyed},
+            keyed={name: some for name, some in keyed.items() if some},
             weights=self.weights,
             ttl=1_000.0,
         )
@@ -221,24 +230,31 @@ class Example:
         for n, lane in enumerate(want.lanes):
             if lane.queue in self.paused:
                 continue
-            own = self.own[lane.name]
-            limits = [own] if own.concurrency is not None or own.rate is not None else []
-            uses[own.key] = state.uses.get(own.key, LimitUse())
+            limits = self.list_lane_limits(lane)
+            uses |= {limit.key: state.uses.get(limit.key, LimitUse()) for limit in limits}
             most = want.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS).limit
             if most is not None:
                 limits.append(make_reply_limit(lane.queue, most))
                 uses[limits[-1].key] = LimitUse()
-            has_keys = bool(self.keyed[lane.name])
+            has_keys = bool(drop_lane_limits(self.rules[lane.name]))
             lanes.append(PlanLane(n, lane, limits=limits, has_keys=has_keys))
         weights = {tenant: to_weight_units(weight) for tenant, weight in self.weights.items()}
         by_key = {seq: self.list_limits(job) for seq, job in self.jobs.items()}
         source = StoredSource(state, by_key, weights)
         return plan_reserve(source, lanes, want, self.now, uses=uses, has_turns=True)
 
+    def list_lane_limits(self, lane: Lane) -> list[JobLimit]:
+        """Return the limits in which all jobs of a lane count."""
+        return [
+            JobLimit((name, ""), limit.concurrency, limit.rate)
+            for name, limit in sorted(self.rules[lane.name].items())
+            if concerns_lane(name, lane.queue)
+        ]
+
     def list_limits(self, job: NewJob) -> list[JobLimit]:
         """Return the limits by key in which a job counts."""
         found = []
-        for name, limit in sorted(self.keyed[job.name].items()):
+        for name, limit in sorted(drop_lane_limits(self.rules[job.name]).items()):
             key = find_limit_key(name, job.queue, job.options.limit_keys)
             if key is not None:
                 rate, cost = limit.rate, job.options.cost
@@ -248,18 +264,22 @@ class Example:
         return found
 
     def find_waiting(self, state: StoredState, want: ReserveRequest) -> list[Lane]:
-        """Return the requested lanes with jobs whose own limits have room."""
-        found = []
+        """Return the requested lanes with jobs whose limits have room."""
         holding = {job.lane for job in state.waiting.values()}
-        for lane in want.lanes:
-            own = self.own[lane.name]
-            use = state.uses.get(own.key, LimitUse())
-            has_room = own.concurrency is None or use.in_use < own.concurrency
-            if own.rate is not None and not own.rate.count_room(use.spent_until, self.now):
-                has_room = False
-            if lane in holding and lane.queue not in self.paused and has_room:
-                found.append(lane)
-        return found
+        return [
+            lane
+            for lane in want.lanes
+            if lane in holding
+            and lane.queue not in self.paused
+            and all(self.has_room(state, limit) for limit in self.list_lane_limits(lane))
+        ]
+
+    def has_room(self, state: StoredState, limit: JobLimit) -> bool:
+        """Return whether a limit allows one more job."""
+        use = state.uses.get(limit.key, LimitUse())
+        if limit.concurrency is not None and use.in_use >= limit.concurrency:
+            return False
+        return limit.rate is None or limit.rate.count_room(use.spent_until, self.now) > 0
 
 
 def use_list(state: StoredState) -> dict[LimitKey, tuple[int, int, int | None]]:

@@ -112,7 +112,8 @@ def assert_sound(path: Path) -> None:
             FROM limit_rule AS r JOIN limit_use AS u ON u.limit_name = r.limit_name
             WHERE r.closes_lane = 1 AND u.in_use <> (
                 SELECT count(*) FROM lease JOIN lane ON lane.id = lease.lane
-                WHERE lane.name = r.job_name
+                JOIN limit_rule AS o ON o.job_name = lane.name AND o.limit_name = r.limit_name
+                WHERE r.limit_name IN ('job:' || lane.name, 'queue:' || lane.queue)
             )
             """
         ).fetchall()

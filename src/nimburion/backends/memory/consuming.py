@@ -93,10 +93,11 @@ class MemoryConsuming(Consuming):
                 ],
                 paused=state.list_paused(step.now),
                 limits={
-                    name: ConcurrencyLimit(limit.concurrency, use.in_use)
+                    name: ConcurrencyLimit(rule.concurrency, state.limit_uses[limit, ""].in_use)
                     for name in session.session.names
-                    for limit, use in state.list_lane_limits(name)
-                    if limit.concurrency is not None and limit.key[0] == make_job_limit_name(name)
+                    for limit in (make_job_limit_name(name),)
+                    if (rule := state.limits.get(name, {}).get(limit)) is not None
+                    and rule.concurrency is not None
                 },
                 command=session.command,
                 fleet_size=step.state.count_fresh_sessions(monotonic + session.session.ttl / 2),

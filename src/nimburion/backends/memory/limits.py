@@ -19,6 +19,7 @@ from nimburion.core.limits import (
     LimitRule,
     apply_changes,
     closes_lane,
+    concerns_lane,
     drop_lane_limits,
     get_limited_job,
     get_limited_queue,
@@ -52,8 +53,8 @@ def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None
         count_running_jobs(state, name, limit)
     for key, use in list(state.limit_uses.items()):
         old, new = old_rules.get(key[0]), rules.get(key[0])
-        own = state.key_changes.get(key)
-        if old is not None and new is not None and (own is None or own.rate is None):
+        change = state.key_changes.get(key)
+        if old is not None and new is not None and (change is None or change.rate is None):
             use.carry_over(old.rate, new.rate, step.now)
         for lane in [lane for lane in use.parked if lane[1] == name and changes_parked_jobs]:
             count = len(use.parked[lane]) if new is None else new.count_at_once()
@@ -62,9 +63,10 @@ def set_limits(step: AtomicStep, name: str, rules: dict[str, LimitRule]) -> None
 
 
 def count_running_jobs(state: MemoryState, name: str, limit: str) -> None:
-    """Count the jobs of a name that are processing now in its limit, if there is one.
+    """Count the jobs that are processing in a limit that closes lanes: a job name has it now, or
+    has it no more.
 
-    The units that they have taken are forgotten with the rate.
+    The units that jobs have taken from the rate of a job name are forgotten with it.
     """
     key, rule = (limit, ""), state.limits.get(name, {}).get(limit)
     use = state.limit_uses[key]
@@ -72,11 +74,13 @@ def count_running_jobs(state: MemoryState, name: str, limit: str) -> None:
     for session in state.sessions.values():
         for entry in session.leased_jobs.values():
             lease = entry.leased
-            if entry.name == name and lease is not None:
+            if lease is None:
+                continue
+            if entry.name == name and concerns_lane(limit, entry.queue):
                 others = tuple(one for one in lease.counted_keys if one != key)
                 lease.counted_keys = others if rule is None else (*others, key)
-                use.in_use += rule is not None
-    if rule is None or rule.rate is None:
+            use.in_use += key in lease.counted_keys
+    if get_limited_job(limit) is not None and (rule is None or rule.rate is None):
         use.spent_until = 0
 
 
@@ -171,10 +175,12 @@ def make_key_use(step: AtomicStep, key: LimitKey) -> KeyUse:
 
 
 def find_lane_opening(step: AtomicStep, key: LimitKey) -> int | None:
-    """Return when the rate of the limit of a job name allows the next job; None: now."""
-    rule = step.state.limits.get(get_limited_job(key[0]) or "", {}).get(key[0])
-    rate = None if rule is None else rule.rate
+    """Return when the rate of a limit that closes lanes allows the next job; None: now."""
+    rates = [rules[key[0]].rate for rules in step.state.limits.values() if key[0] in rules]
     spent_until = step.state.limit_uses[key].spent_until
-    if rate is None or rate.count_room(spent_until, step.now) > 0:
-        return None
-    return rate.find_opening(spent_until)
+    openings = [
+        rate.find_opening(spent_until)
+        for rate in rates
+        if rate is not None and rate.count_room(spent_until, step.now) == 0
+    ]
+    return min(openings, default=None)

@@ -24,7 +24,7 @@ from nimburion.core.fairness import (
     TenantUses,
 )
 from nimburion.core.job import FAILED_ONLY, PROCESSING_ONLY, JobRecord, State
-from nimburion.core.limits import LimitInfo, closes_lane
+from nimburion.core.limits import LimitInfo, closes_lane, concerns_lane
 from nimburion.core.metrics.statistics import Statistics, add_statistics, check_interval
 from nimburion.core.queries import (
     EVERY_JOB,
@@ -120,7 +120,7 @@ class MemoryInspecting(Inspecting):
                 limits=[
                     limit
                     for name in state.limits.get(entry.name, {})
-                    if closes_lane(name)
+                    if concerns_lane(name, entry.queue)
                     for limit in list_limits(step, name, 1, MAX_HOLDERS)
                 ],
                 keys=[

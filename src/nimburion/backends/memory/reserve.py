@@ -83,7 +83,7 @@ class Reservation:
         limits: list[LaneLimit] = []
         if len(lanes) == 1:
             ((queue, name),) = lanes
-            limits = state.list_lane_limits(name)
+            limits = state.list_lane_limits(queue, name)
             total = self._count_room(queue, limits)
         counted = tuple(limit.key for limit, _ in limits)
         chosen: list[Delivery] = []
@@ -157,7 +157,7 @@ class Reservation:
         if most is not None:
             limits.append(make_reply_limit(queue, most))
             uses[limits[-1].key] = LimitUse()
-        for limit, use in self._state.list_lane_limits(name):
+        for limit, use in self._state.list_lane_limits(queue, name):
             limits.append(limit)
             uses[limit.key] = LimitUse(use.in_use, use.spent_until)
         return limits
@@ -213,7 +213,7 @@ class Reservation:
             rate.find_opening(use.spent_until)
             for queue, name in self._lanes
             if name in self._state.limits and self._state.find_pause(queue, self._now) is None
-            for (_, _, rate), use in self._state.list_lane_limits(name)
+            for (_, _, rate), use in self._state.list_lane_limits(queue, name)
             if rate is not None
             and rate.count_room(use.spent_until, self._now) == 0
             and self._state.has_waiting((queue, name))
@@ -239,7 +239,7 @@ class Reservation:
         if state.find_pause(queue, self._now) is not None:
             return False
         return name not in state.limits or all(
-            limit.count_room(self._now, 1) for limit in state.list_lane_limits(name)
+            limit.count_room(self._now, 1) for limit in state.list_lane_limits(queue, name)
         )
 
     def _lease(self, entry: JobEntry, session: SessionEntry, number: int) -> LeaseEntry:

@@ -31,6 +31,7 @@ from nimburion.core.limits import (
     LimitRule,
     LimitUse,
     closes_lane,
+    concerns_lane,
     find_limit_key,
 )
 from nimburion.core.metrics.statistics import Statistics
@@ -403,11 +404,11 @@ class MemoryState:
                 found.append(JobLimit((name, key), rule.concurrency, rate))
         return found
 
-    def list_lane_limits(self, name: str) -> list[LaneLimit]:
+    def list_lane_limits(self, queue: str, name: str) -> list[LaneLimit]:
         """Return the limits in which all jobs of a lane count, and their uses."""
         found = []
         for limit, rule in self.limits.get(name, _NO_LIMITS).items():
-            if closes_lane(limit):
+            if concerns_lane(limit, queue):
                 key = (limit, "")
                 own = JobLimit(key, rule.concurrency, rule.rate)
                 found.append(LaneLimit(own, self.limit_uses[key]))

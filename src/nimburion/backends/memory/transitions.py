@@ -40,7 +40,7 @@ from nimburion.backends.planning.settle import (
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
-from nimburion.core.limits import LimitKey, closes_lane
+from nimburion.core.limits import LimitKey, get_limited_job
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.settlement import (
     Progressed,
@@ -289,14 +289,13 @@ class AtomicStep:
             self.apply_effect(entry, effect)
 
     def block_rates(self, entry: JobEntry, seconds: float) -> bool:
-        """Let the rates of the keys that a job carries, or that of its name, allow no job for some
-        seconds.
+        """Let the rates of the keys of a job, or that of its name, allow no job for some seconds.
 
         Returns whether there is a rate.
         """
         limits = self.state.list_limits(entry, uses_own_cost=False)
         rates = [(key, rate) for key, _, rate in limits if rate is not None]
-        carried = [(key, rate) for key, rate in rates if not closes_lane(key[0])]
+        carried = [(key, rate) for key, rate in rates if get_limited_job(key[0]) is None]
         for key, rate in carried or rates:
             use = self.state.limit_uses[key]
             use.spent_until = rate.block(use.spent_until, self.now, max(0, to_micros(seconds)))

@@ -2,7 +2,8 @@
 
 The lanes are merged by the rank of their first jobs. Two kinds of limits differ in one respect:
 
-- A limit whose key is the same for all jobs of a lane closes the lane when it is full.
+- A limit whose key is the same for all jobs of a lane closes the lane when it is full: that of a
+  job name, of a queue, or of the jobs of a queue in one reply.
 - Any other limit parks the job that has no room in it, and the next job of the lane is considered.
 
 A parked job passes its turn at its other keys on: a job of the same lane that is parked for such a
@@ -120,7 +121,6 @@ class _Planner:
         self._listed: list[RankedPlace | None] = []
         self._stale: set[int] = set()
         """The queues that may have another first job, because a job returned or a lane closed."""
-        self._lanes_by_limit: dict[LimitKey, list[PlanLane]] = {}
         self._leases: list[PlannedLease] = []
         self._parked_for: dict[int, LimitKey] = {}
         """The key for which each job was parked before, by seq."""
@@ -134,8 +134,6 @@ class _Planner:
         """Read the first jobs of all lanes that are not closed."""
         for lane in self._lanes:
             lane.is_closed = self._admission.find_full(lane.limits) is not None
-            for limit in lane.limits:
-                self._lanes_by_limit.setdefault(limit.key, []).append(lane)
         lanes = [lane for lane in self._lanes if not lane.is_closed]
         first: dict[int, PlanLane] = {}
         for lane, chunks in self._source.read_lanes(lanes):
@@ -162,6 +160,10 @@ class _Planner:
                 continue
             queue = queues[n]
             lane, seq = queue.lane, ranked[3]
+            if lane.limits and admission.find_full(lane.limits) is not None:
+                self._close(lane)
+                self._list_stale()
+                continue
             limits = admission.limits.get(seq, ()) if lane.has_keys else ()
             full = admission.find_full(limits) if limits else None
             if full is None:
@@ -178,8 +180,7 @@ class _Planner:
                 heappop(heap)
             else:
                 heapreplace(heap, (head, n))
-            while self._stale:
-                self._list_head(self._stale.pop())
+            self._list_stale()
 
     def finish(self) -> ReservePlan:
         """Return the plan."""
@@ -238,10 +239,15 @@ class _Planner:
             if head is not None:
                 heappush(self._heap, (head, n))
 
+    def _list_stale(self) -> None:
+        """List the first jobs of the queues that may have another one."""
+        while self._stale:
+            self._list_head(self._stale.pop())
+
     def _lease(
         self, queue: LaneQueue | TurnQueue, lane: PlanLane, seq: int, limits: Sequence[JobLimit]
     ) -> None:
-        """Lease the first job of a queue, and close the lanes whose limits are full by it."""
+        """Lease the first job of a queue."""
         queue.pop()
         charge = queue.charge() if isinstance(queue, TurnQueue) else None
         self._leases.append(PlannedLease(seq, lane, limits, charge, seq in self._parked_for))
@@ -249,10 +255,6 @@ class _Planner:
             self._admission.take(limits)
         if lane.limits:
             self._admission.take(lane.limits)
-            for limit in lane.limits:
-                if not self._admission.has_room(limit):
-                    for other in self._lanes_by_limit[limit.key]:
-                        self._close(other)
 
     def _close(self, lane: PlanLane) -> None:
         lane.is_closed = True

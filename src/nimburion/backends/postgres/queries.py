@@ -22,6 +22,7 @@ from nimburion.backends.separate_limits import (
     add_sums,
     combine_limits,
     describe_own_limit,
+    describe_queue_limit,
 )
 from nimburion.backends.server.encoding import (
     MICRO,
@@ -36,7 +37,15 @@ from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
 from nimburion.core.errors import JobNotFound
 from nimburion.core.fairness import WEIGHT_UNITS, TenantTurn, TenantUse, TenantUses
 from nimburion.core.job import AttemptError, JobRecord, Progress, State
-from nimburion.core.limits import KeyUse, LimitChange, LimitHolder, LimitInfo, LimitRule
+from nimburion.core.limits import (
+    KeyUse,
+    LimitChange,
+    LimitHolder,
+    LimitInfo,
+    LimitRule,
+    LimitUse,
+    closes_lane,
+)
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
 from nimburion.core.rate_limits import RateLimit, make_rate_limit
@@ -232,8 +241,7 @@ def decode_limits(
     """
     rules: dict[str, dict[str, LimitRule]] = {}
     for job, limit, concurrency, interval, burst, cost in keyed:
-        rate = None if interval is None else make_rate_limit(interval, burst, cost)
-        rules.setdefault(job, {})[limit] = LimitRule(concurrency, rate)
+        rules.setdefault(job, {})[limit] = _make_rule(concurrency, interval, burst, cost)
     found = combine_limits(
         [_make_own_limit(row) for row in limits],
         [_make_own_rate(*tuple(row)[1:]) for row in rates],
@@ -246,6 +254,14 @@ def decode_limits(
         holders=holders,
     )
     return add_sums(found, {row[0]: tuple(row)[5:] for row in fullest_keys})
+
+
+def _make_rule(
+    concurrency: int | None, interval: int | None, burst: int | None, cost: int | None
+) -> LimitRule:
+    """Return the rule of a row of `keyed_limit`."""
+    rate = None if interval is None else make_rate_limit(interval, burst or 1, cost or 1)
+    return LimitRule(concurrency, rate)
 
 
 def _make_own_limit(columns: Iterable[Any]) -> OwnLimit:
@@ -344,14 +360,21 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
     rate = None if row["rate"] is None else _make_own_rate(*row["rate"])
     if row["since"] is not None:
         pause = _decode_pause(*(row[column] for column in _PAUSE_COLUMNS))
+    limits = [describe_own_limit(own, rate, row["now"], MAX_HOLDERS)] if own or rate else []
+    if row["queue_limit"] is not None:
+        name, *parts, in_use, spent_until = _decode_queue_limit(row["queue_limit"])
+        use = LimitUse(in_use, spent_until)
+        limits.append(describe_queue_limit(job.name, name, _make_rule(*parts), use, row["now"]))
+    keys = decode_key_uses(_decode_rows(row["key_uses"] or "[]"))
+    parked_for = row["parked_for"]
     opened = [row[f"open_{column}"] or () for column in _SESSION_COLUMNS]
     return Facts(
         now=to_seconds(row["now"]),
         job=job,
         pause=pause,
-        limits=[describe_own_limit(own, rate, row["now"], MAX_HOLDERS)] if own or rate else [],
-        keys=decode_key_uses(_decode_rows(row["key_uses"] or "[]")),
-        parked_for=row["parked_for"],
+        limits=limits,
+        keys=[use for use in keys if not closes_lane(use.limit)],
+        parked_for=None if parked_for is None or closes_lane(parked_for) else parked_for,
         turn=None if row["turn"] is None else decode_turn(row["turn"]),
         key_holder=None if row["key_holder"] is None else decode_id(row["key_holder"]),
         sessions=decode_sessions(list(zip(*opened, strict=True))),
@@ -359,6 +382,9 @@ def decode_facts(rows: list[Any], job_id: str) -> Facts:
 
 
 _decode_rows = msgspec.json.Decoder(list[tuple[str, str, int, int, int | None]]).decode
+_decode_queue_limit = msgspec.json.Decoder(
+    tuple[str, int | None, int | None, int | None, int | None, int, int]
+).decode
 _decode_turn = msgspec.json.Decoder(tuple[str, int, int, int]).decode
 _LIMIT_COLUMNS = ("maximum", "in_use", "ids", "sessions", "hosts", "holders_started_at")
 _PAUSE_COLUMNS = ("since", "ends_at", "paused_by", "pause_reason")

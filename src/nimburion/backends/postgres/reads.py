@@ -40,6 +40,12 @@ _EXPLAIN = """SELECT g.*, e.*, t.now, (
     ) AS key_uses, (
         SELECT p.limit_name FROM {schema}.parked p WHERE p.seq = g.seq
     ) AS parked_for, (
+        SELECT json_build_array(k.limit_name, k.concurrency, k.interval, k.burst, k.cost,
+            coalesce(u.in_use, 0), coalesce(u.spent_until, 0))
+        FROM {schema}.keyed_limit k
+        LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = ''
+        WHERE k.job_name = g.name AND k.limit_name = 'queue:' || g.queue
+    ) AS queue_limit, (
         SELECT json_build_array(u.tenant, u.ahead, u.tenants_before, u.jobs_before)
         FROM {schema}.find_turn_1(g.id, 10000) u
     ) AS turn FROM {schema}.get_read_time_1($1) AS t (now),

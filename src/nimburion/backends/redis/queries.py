@@ -54,8 +54,8 @@ from nimburion.core.limits import (
     LimitHolder,
     LimitInfo,
     LimitRule,
+    closes_lane,
     get_limited_job,
-    make_job_limit_name,
     summarize_limits,
 )
 from nimburion.core.queries import JobFilter, Page, Pause, QueueInfo, parse_cursor
@@ -541,13 +541,15 @@ def decode_key_use(
     limit, _, key = name.decode().partition("\0")
     in_use, *times = use.split()
     opens_at = int(times[1]) if parked and times and times[1] != b"-" else None
-    rule = rules.get(get_limited_job(limit) or "", {}).get(limit)
-    if (
-        rule is not None
-        and rule.rate is not None
-        and not rule.rate.count_room(read_spent(use), now)
-    ):
-        opens_at = rule.rate.find_opening(read_spent(use))
+    if closes_lane(limit):
+        openings = [
+            rule.rate.find_opening(read_spent(use))
+            for by_limit in rules.values()
+            if (rule := by_limit.get(limit)) is not None
+            and rule.rate is not None
+            and not rule.rate.count_room(read_spent(use), now)
+        ]
+        opens_at = min(openings, default=None)
     return KeyUse(
         limit=limit,
         key=key,
@@ -619,7 +621,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     """
     if not reply:
         raise JobNotFound(job_id)
-    now, names, details, pause, own, holder, sessions, uses, parked_for, turn = reply
+    now, names, details, pause, closing, holder, sessions, uses, parked_for, turn = reply
     job = _decode_job(details, decode_lane_names(names))
     key_holder = None if holder is None else decode_id(holder)
     now_micros = decode_micros(int.from_bytes(now, "big"))
@@ -627,7 +629,7 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
         now=now_micros / MICRO,
         job=job,
         pause=None if pause is None else decode_pause(pause),
-        limits=_describe_job_limit(job.name, own, now_micros) if own else [],
+        limits=_describe_lane_limits(job.name, closing, now_micros),
         keys=[
             decode_key_use(key, use, parked, {}, now_micros)
             for key, use, parked in _split_rows(uses, 3)
@@ -639,16 +641,21 @@ def decode_facts(reply: list[Any], job_id: str) -> Facts:
     )
 
 
-def _describe_job_limit(job: str, own: list[Any], now: int) -> list[LimitInfo]:
-    packed, use, change, holders = own
-    name = make_job_limit_name(job)
-    rules = {job: decode_rules(packed)}
-    key_use = decode_key_use(f"{name}\0".encode(), use, 0, rules, now)
-    changes = [] if change is None else [decode_limit_change(change)]
-    (limit,) = summarize_limits(rules, changes, [key_use], name=name, fullest=1)
-    room = None if limit.rate is None else limit.rate.count_room(read_spent(use), now)
-    found = sort_holders(decode_holders(holders))
-    return [msgspec.structs.replace(limit, room=room, holders=found)]
+def _describe_lane_limits(job: str, closing: list[Any], now: int) -> list[LimitInfo]:
+    packed, *rows = closing
+    rules = {} if packed is None else {job: decode_rules(packed)}
+    found = []
+    for key, use, change, holders in _split_rows(rows, 4):
+        key_use = decode_key_use(key, use, 0, rules, now)
+        changes = [] if change is None else [decode_limit_change(change)]
+        (limit,) = summarize_limits(rules, changes, [key_use], name=key_use.limit, fullest=1)
+        if get_limited_job(limit.name) is not None:
+            room = None if limit.rate is None else limit.rate.count_room(read_spent(use), now)
+            limit = msgspec.structs.replace(
+                limit, room=room, holders=sort_holders(decode_holders(holders))
+            )
+        found.append(limit)
+    return found
 
 
 def decode_sessions(reply: list[Any]) -> list[SessionInfo]:

@@ -22,8 +22,9 @@ from nimburion.backends.sqlite.limits import (
     Rules,
     decode_lane_limits,
     follow_clock,
+    has_rate,
     read_lane_limits,
-    read_rules,
+    read_parking_rules,
     set_limits,
 )
 from nimburion.backends.sqlite.notifications import SocketListener
@@ -59,6 +60,7 @@ from nimburion.core.exchange import (
 )
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.lease import Delivery, Lease, Token
+from nimburion.core.limits import get_limited_job
 from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
@@ -142,9 +144,12 @@ class SQLiteConsuming(Consuming):
                 ],
                 paused=[queue for (queue,) in db.run("list_paused_queues", db.now)],
                 limits={
-                    name: ConcurrencyLimit(lane.limit.concurrency, lane.use.in_use)
-                    for name, lane in limits.items()
-                    if name in names and lane.limit.concurrency is not None
+                    name: ConcurrencyLimit(concurrency, use.in_use)
+                    for name, own in limits.items()
+                    for (key, concurrency, _), use in own
+                    if name in names
+                    and concurrency is not None
+                    and get_limited_job(key[0]) is not None
                 },
                 command=None if session.command is None else WorkerCommand(session.command),
                 fleet_size=fleet_size,
@@ -330,7 +335,7 @@ def run_exchange(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
     limits = decode_lane_limits(head.limits)
-    if head.has_keys or any(lane.limit.rate is not None for lane in limits.values()):
+    if head.has_keys or has_rate(limits):
         follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)
     results = (
@@ -347,7 +352,7 @@ def run_exchange(
         else []
     )
     promoted, next_due = promote_due(db, head, settled=bool(settlements))
-    rules = begin_admission(db, request) if head.has_keys else {}
+    rules = begin_admission(db) if head.has_keys else {}
     limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = exclude_full(limits_before, unpaused, db.now) if limits else unpaused
@@ -411,13 +416,13 @@ def read_session_head(db: Database, session_id: str) -> SessionHead:
     return head
 
 
-def begin_admission(db: Database, request: ReserveRequest) -> Rules:
+def begin_admission(db: Database) -> Rules:
     """Return parked jobs whose rate allows one now, or whose limit changed, to their lanes; read
-    the limits that may concern the requested lanes.
+    the limits for which jobs may be parked.
     """
     unpark_open(db)
     unpark_changed(db)
-    return read_rules(db, queues={lane.queue for lane in request.lanes})
+    return read_parking_rules(db)
 
 
 def promote_due(

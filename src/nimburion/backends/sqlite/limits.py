@@ -22,12 +22,11 @@ from nimburion.core.limits import (
     LimitUse,
     apply_changes,
     closes_lane,
+    concerns_lane,
     drop_lane_limits,
     find_limit_key,
     get_limited_job,
     get_limited_queue,
-    make_job_limit_name,
-    make_queue_limit_name,
     summarize_limits,
 )
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
@@ -58,7 +57,7 @@ _decode_key_options = msgspec.json.Decoder(list[tuple[int, LimitKeyOptions]]).de
 
 
 class StoredLaneLimit(NamedTuple):
-    """The limit of a job name, in which all jobs of its lanes count, and its use."""
+    """A limit in which all jobs of a lane count, and its use."""
 
     limit: JobLimit
     use: LimitUse
@@ -80,36 +79,50 @@ class StoredLaneLimit(NamedTuple):
         return rate.find_opening(spent_until)
 
 
-LaneLimits = dict[str, StoredLaneLimit]
-"""The limits of job names, by job name."""
+LaneLimits = dict[str, list[StoredLaneLimit]]
+"""The limits that close lanes, by job name: that of the name and those of queues."""
 
-_decode_lane_limits = msgspec.json.Decoder(
-    list[
-        tuple[
-            str, int | None, str | None, int | None, int | None, int | None, int | None, int | None
-        ]
-    ]
-).decode
+
+class LaneLimitRow(msgspec.Struct, array_like=True, gc=False):
+    """A row of `list_lane_limits`."""
+
+    job: str
+    limit: str
+    concurrency: int | None
+    rate: str | None
+    interval: int | None
+    burst: int | None
+    cost: int | None
+    in_use: int | None
+    spent_until: int | None
+
+
+_decode_lane_limits = msgspec.json.Decoder(list[LaneLimitRow]).decode
 
 
 # --- reading ----------------------------------------------------------------------------------
 
 
 def decode_lane_limits(listed: str) -> LaneLimits:
-    """Decode the limits of job names, as `list_lane_limits` returns them."""
+    """Decode the limits that close lanes, as `list_lane_limits` returns them."""
+    limits: LaneLimits = {}
     if listed == "[]":
-        return {}
-    return {
-        job: StoredLaneLimit(
-            JobLimit(
-                (make_job_limit_name(job), ""), concurrency, make_rate(rate, interval, burst, cost)
-            ),
-            LimitUse(in_use or 0, spent_until or 0),
-        )
-        for job, concurrency, rate, interval, burst, cost, in_use, spent_until in (
-            _decode_lane_limits(listed)
-        )
-    }
+        return limits
+    for row in _decode_lane_limits(listed):
+        rate = make_rate(row.rate, row.interval, row.burst, row.cost)
+        limit = JobLimit((row.limit, ""), row.concurrency, rate)
+        use = LimitUse(row.in_use or 0, row.spent_until or 0)
+        limits.setdefault(row.job, []).append(StoredLaneLimit(limit, use))
+    return limits
+
+
+def list_lane_limits(limits: LaneLimits, lane: Lane) -> list[StoredLaneLimit]:
+    """Return the limits that close a lane."""
+    return [
+        stored
+        for stored in limits.get(lane.name, ())
+        if concerns_lane(stored.limit.key[0], lane.queue)
+    ]
 
 
 def make_rate(
@@ -119,31 +132,32 @@ def make_rate(
     return None if rate is None else RateLimit(rate, interval or 1, burst or 1, cost or 1)
 
 
+def has_rate(limits: LaneLimits) -> bool:
+    """Return whether any of these limits has a rate."""
+    return any(stored.limit.rate is not None for own in limits.values() for stored in own)
+
+
 def read_lane_limits(db: Database) -> LaneLimits:
-    """Read the limits of job names with their uses."""
+    """Read the limits that close lanes, with their uses."""
     return decode_lane_limits(db.fetch_value("list_lane_limits"))
 
 
-def read_rules(db: Database, name: str | None = None, queues: Iterable[str] | None = None) -> Rules:
-    """Read the limits in force, of one job name or of all; with `queues`, not those of others."""
-    listed = None
-    if queues is not None:
-        listed = _encode([make_queue_limit_name(queue) for queue in queues]).decode()
+def read_rules(db: Database, name: str | None = None) -> Rules:
+    """Read the limits in force, of one job name or of all."""
+    return _decode_rules_by_job(db.fetch_value("list_limit_rules", name))
+
+
+def read_parking_rules(db: Database) -> Rules:
+    """Read the limits in force for which jobs may be parked."""
+    return _decode_rules_by_job(db.fetch_value("list_parking_rules"))
+
+
+def _decode_rules_by_job(listed: str) -> Rules:
     rules: Rules = {}
-    for job, limit, concurrency, rate, interval, burst, cost in _decode_rules(
-        db.fetch_value("list_limit_rules", name, listed)
-    ):
+    for job, limit, concurrency, rate, interval, burst, cost in _decode_rules(listed):
         rule = LimitRule(concurrency, make_rate(rate, interval, burst, cost))
         rules.setdefault(job, {})[limit] = rule
     return rules
-
-
-def may_park(rules: Rules, lane: Lane) -> bool:
-    """Return whether jobs of this lane may have limits for which they are parked."""
-    return any(
-        not closes_lane(limit) and get_limited_queue(limit) in {None, lane.queue}
-        for limit in rules.get(lane.name, ())
-    )
 
 
 def read_key_options(db: Database, seqs: Iterable[int]) -> dict[int, LimitKeyOptions]:
@@ -158,24 +172,18 @@ def list_limits_of_job(
     queue: str,
     options: LimitKeyOptions | None,
     changes: KeyChanges,
-    *,
-    with_lane: bool = False,
 ) -> list[JobLimit]:
-    """Return the limits in which a job with these options counts.
-
-    `with_lane`: also those that close its lane.
-    """
+    """Return the limits in which a job with these options counts."""
     options = options or _NO_KEYS
     found = []
     for name, rule in rules.items():
-        is_of_lane = closes_lane(name)
         key = find_limit_key(name, queue, options.limit_keys)
-        if key is None or (is_of_lane and not with_lane):
+        if key is None:
             continue
         if (name, key) in changes:
             rule = rule.apply(changes[name, key])  # noqa: PLW2901
         rate = rule.rate
-        if rate is not None and options.cost is not None and not is_of_lane:
+        if rate is not None and options.cost is not None and not closes_lane(name):
             rate = msgspec.structs.replace(rate, cost=options.cost)
         found.append(JobLimit((name, key), rule.concurrency, rate))
     return found
@@ -196,7 +204,7 @@ def read_job_limits(
     if options is not None and not uses_own_cost:
         options.cost = None
     changes = read_key_changes(db)
-    return list_limits_of_job(rules, waiting_in.queue, options, changes, with_lane=True)
+    return list_limits_of_job(rules, waiting_in.queue, options, changes)
 
 
 def read_uses(db: Database, keys: Iterable[LimitKey]) -> dict[LimitKey, LimitUse]:
@@ -261,14 +269,13 @@ def spend_units(db: Database, lane: int, seq: int, units: int) -> None:
 
 
 def block_rates(db: Database, lane: int, seq: int, seconds: float) -> bool:
-    """Let the rates of the keys that a job carries, or that of its name, allow no job for some
-    seconds.
+    """Let the rates of the keys of a job, or that of its name, allow no job for some seconds.
 
     Returns whether there is a rate.
     """
     limits = read_job_limits(db, lane, seq, uses_own_cost=False)
     rates = [(key, rate) for key, _, rate in limits if rate is not None]
-    carried = [(key, rate) for key, rate in rates if not closes_lane(key[0])]
+    carried = [(key, rate) for key, rate in rates if get_limited_job(key[0]) is None]
     for key, rate in carried or rates:
         use = read_uses(db, [key])[key]
         use.spent_until = rate.block(use.spent_until, db.now, max(0, to_micros(seconds)))
@@ -313,7 +320,7 @@ def set_limits(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bo
     if rules == old_rules:
         return False
     for limit in old_rules.keys() | rules.keys():
-        _replace_rule(db, name, limit, old_rules.get(limit), rules.get(limit))
+        _replace_rule(db, limit, old_rules.get(limit), rules.get(limit))
     if drop_lane_limits(old_rules) != drop_lane_limits(rules):
         for limit in drop_lane_limits(old_rules):
             if limit in rules:
@@ -323,17 +330,12 @@ def set_limits(db: Database, name: str, declared: Mapping[str, LimitRule]) -> bo
     return True
 
 
-def _replace_rule(
-    db: Database, name: str, limit: str, old: LimitRule | None, new: LimitRule | None
-) -> None:
+def _replace_rule(db: Database, limit: str, old: LimitRule | None, new: LimitRule | None) -> None:
     """Let the uses of a limit follow its new rule."""
-    if closes_lane(limit):
-        if old is None:
-            db.run("count_running_jobs", limit, name)
-        if new is None:
-            db.run("stop_counting", limit)
-        if new is None or new.rate is None:
-            db.run("forget_units", limit)
+    if closes_lane(limit) and (old is None or new is None):
+        db.run("count_running_jobs", limit)
+    if get_limited_job(limit) is not None and (new is None or new.rate is None):
+        db.run("forget_units", limit)
     old_rate = None if old is None else old.rate
     new_rate = None if new is None else new.rate
     if old_rate is not None and new_rate is not None and old_rate != new_rate:
@@ -395,7 +397,7 @@ def _carry_key_over(
 
 def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> list[LimitInfo]:
     """Return the limits in force and changed, with their use."""
-    lanes = read_lane_limits(db)
+    lanes = {stored.limit.key[0]: stored for own in read_lane_limits(db).values() for stored in own}
     rows = db.run("list_fullest_keys", name, max(1, fullest)).fetchall()
     uses = [_make_use(*row[:5]) for row in rows if not closes_lane(row[0])]
     uses += [_make_lane_use(db, lane) for lane in lanes.values()]
@@ -405,7 +407,7 @@ def list_limits(db: Database, name: str | None, fullest: int, holders: int) -> l
     sums = {row[0]: row[5:] for row in rows}
     held = _read_holders(db, name, holders)
     return [
-        _describe_lane_limit(db, limit, lanes.get(get_limited_job(limit.name) or ""), held)
+        _describe_lane_limit(db, limit, lanes.get(limit.name), held)
         if closes_lane(limit.name)
         else _add_sums(limit, *sums.get(limit.name, (0, 0, 0)))
         for limit in found
@@ -420,7 +422,7 @@ def _describe_lane_limit(
     db: Database, limit: LimitInfo, lane: StoredLaneLimit | None, held: dict[str, list[LimitHolder]]
 ) -> LimitInfo:
     """Add what is known of the limit of a job name only: its room and its holders."""
-    if lane is None or lane.limit.key[0] != limit.name:
+    if lane is None or get_limited_job(limit.name) is None:
         return limit
     rate = lane.limit.rate
     return msgspec.structs.replace(
@@ -433,7 +435,7 @@ def _describe_lane_limit(
 def _read_holders(db: Database, name: str | None, most: int) -> dict[str, list[LimitHolder]]:
     """Return the jobs that have counted longest against each maximum, by limit."""
     held: dict[str, list[LimitHolder]] = {}
-    if most > 0 and (name is None or closes_lane(name)):
+    if most > 0 and (name is None or get_limited_job(name) is not None):
         for limit, job_id, session, host, at in db.run("list_limit_holders", name, most):
             held.setdefault(limit, []).append(LimitHolder(job_id, session, host, at / MICRO))
     return held

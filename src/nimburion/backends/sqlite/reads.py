@@ -14,7 +14,7 @@ import msgspec
 from nimburion.backends.queue_rows import LaneRow, combine_rows
 from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
 from nimburion.backends.sqlite.file import SQLiteFile
-from nimburion.backends.sqlite.limits import find_key_uses, list_limits
+from nimburion.backends.sqlite.limits import find_key_uses, list_limits, read_rules
 from nimburion.backends.sqlite.records import get_record, make_record
 from nimburion.backends.sqlite.sessions import decode_description
 from nimburion.backends.sqlite.tenants import find_turn
@@ -36,7 +36,7 @@ from nimburion.core.job import (
     Progress,
     State,
 )
-from nimburion.core.limits import LimitInfo, make_job_limit_name
+from nimburion.core.limits import LimitInfo, concerns_lane
 from nimburion.core.metrics.statistics import Counters, Statistics, add_statistics, check_interval
 from nimburion.core.queries import (
     EVERY_JOB,
@@ -164,7 +164,12 @@ class SQLiteInspecting(Inspecting):
                 now=db.now / MICRO,
                 job=job,
                 pause=None if pause is None else make_pause(*pause),
-                limits=list_limits(db, make_job_limit_name(job.name), 1, MAX_HOLDERS),
+                limits=[
+                    limit
+                    for name in read_rules(db, job.name).get(job.name, ())
+                    if concerns_lane(name, job.queue)
+                    for limit in list_limits(db, name, 1, MAX_HOLDERS)
+                ],
                 keys=find_key_uses(db, row[2], row[0]),
                 parked_for=None if parked is None else parked[0],
                 turn=find_turn(db, row[0]),

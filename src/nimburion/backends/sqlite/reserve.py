@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nimburion.backends.sqlite.connection.database import Database, to_micros
-from nimburion.backends.sqlite.limits import LaneLimits, Rules, may_park, write_uses
+from nimburion.backends.sqlite.limits import LaneLimits, Rules, list_lane_limits, write_uses
 from nimburion.backends.sqlite.parked_jobs import (
     count_lease_keys,
     delete_parked,
@@ -52,27 +52,32 @@ Lanes = dict[int, Lane]
 
 def exclude_full(limits: LaneLimits, lanes: Lanes, now: int) -> Lanes:
     """Return the lanes from which another job may start."""
-    full = {name for name, lane in limits.items() if lane.count_room(now) == 0}
-    if not full:
+    full = {
+        name: [stored for stored in own if stored.count_room(now) == 0]
+        for name, own in limits.items()
+    }
+    if not any(full.values()):
         return lanes
-    return {number: lane for number, lane in lanes.items() if lane.name not in full}
+    return {number: lane for number, lane in lanes.items() if not list_lane_limits(full, lane)}
 
 
 def has_opened(before: LaneLimits, after: LaneLimits) -> bool:
     """Return whether a maximum has room now that was reached before."""
+    were_in_use = {limit.key: use.in_use for own in before.values() for limit, use in own}
     return any(
-        concurrency is not None and use.in_use < concurrency <= before[name].use.in_use
-        for name, ((_, concurrency, _), use) in after.items()
+        concurrency is not None and use.in_use < concurrency <= were_in_use[key]
+        for own in after.values()
+        for (key, concurrency, _), use in own
     )
 
 
 def find_next_opening(db: Database, limits: LaneLimits, lanes: Lanes) -> int | None:
     """Return when the first rate that delays a job of these lanes allows one, or None."""
-    openings = {name: limit.find_opening(db.now) for name, limit in limits.items()}
     delayed = {
         number: opening
         for number, lane in lanes.items()
-        if (opening := openings.get(lane.name)) is not None
+        for stored in list_lane_limits(limits, lane)
+        if (opening := stored.find_opening(db.now)) is not None
     }
     if not delayed:
         return None
@@ -157,7 +162,7 @@ class LeaseBatch:
         if self._has_turns:
             return False
         lanes = self._lanes.values()
-        if self._rules and any(may_park(self._rules, lane) for lane in lanes):
+        if any(lane.name in self._rules for lane in lanes):
             return False
         return len(lanes) == 1 or not (
             any(options.limit is not None for options in self._request.queues.values())
@@ -177,9 +182,10 @@ class LeaseBatch:
         """Return how many jobs of a lane may start; at most the total."""
         room = self._request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS).limit
         room = self._request.total if room is None else room
-        limit = self._limits.get(lane.name)
-        left = None if limit is None else limit.count_room(self._db.now)
-        return room if left is None else min(room, left)
+        for stored in list_lane_limits(self._limits, lane):
+            left = stored.count_room(self._db.now)
+            room = room if left is None else min(room, left)
+        return room
 
     def _make_plan(self, total: int) -> None:
         from nimburion.backends.planning.reserve import plan_reserve  # most workers never plan
@@ -206,17 +212,14 @@ class LeaseBatch:
         write_uses(db, plan.uses)
 
     def _take_room(self) -> None:
-        """Count jobs of one lane that were leased without a plan in the limit of its name."""
+        """Count jobs of one lane that were leased without a plan in the limits of the lane."""
         for lane in self._lanes.values():
-            limit = self._limits.get(lane.name)
-            if limit is None:
-                return
-            (key, _, rate), use = limit
-            use.in_use += len(self.seqs)
-            if rate is not None:
-                units = len(self.seqs) * rate.cost
-                use.spent_until = rate.spend(use.spent_until, self._db.now, units)
-            write_uses(self._db, {key: use})
+            for (key, _, rate), use in list_lane_limits(self._limits, lane):
+                use.in_use += len(self.seqs)
+                if rate is not None:
+                    units = len(self.seqs) * rate.cost
+                    use.spent_until = rate.spend(use.spent_until, self._db.now, units)
+                write_uses(self._db, {key: use})
 
 
 def measure_sizes(db: Database, seqs: list[int]) -> list[int]:

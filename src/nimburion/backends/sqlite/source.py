@@ -12,8 +12,8 @@ from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.limits import (
     LaneLimits,
     Rules,
+    list_lane_limits,
     list_limits_of_job,
-    may_park,
     read_key_changes,
     read_key_options,
     read_uses,
@@ -64,16 +64,13 @@ class SQLiteSource:
             if options.limit is not None:
                 caps[queue] = limit = make_reply_limit(queue, options.limit)
                 uses[limit.key] = LimitUse()
-        own: dict[str, JobLimit] = {}
-        for name, (limit, use) in self._limits.items():
-            own[name] = limit
-            uses[limit.key] = use
         planned = []
         for number, lane in lanes.items():
-            limits = [each for each in (caps.get(lane.queue), own.get(lane.name)) if each]
-            planned.append(
-                PlanLane(number, lane, limits=limits, has_keys=may_park(self._rules, lane))
-            )
+            limits = [caps[lane.queue]] if lane.queue in caps else []
+            for limit, use in list_lane_limits(self._limits, lane):
+                limits.append(limit)
+                uses[limit.key] = use
+            planned.append(PlanLane(number, lane, limits=limits, has_keys=lane.name in self._rules))
         return planned, uses
 
     def read_lanes(

@@ -140,8 +140,10 @@ def _explain_waiting(facts: Facts) -> Iterable[Cause]:
     if facts.pause is not None:
         yield Cause(CauseKind.PAUSED, _describe_pause(job.queue, facts.pause, facts.now))
     for limit in facts.limits:
-        if limit.concurrency is not None and limit.in_use >= limit.concurrency:
-            yield Cause(CauseKind.AT_LIMIT, _describe_limit(limit, limit.concurrency))
+        rule = limit.rules.get(job.name)
+        maximum = limit.concurrency if rule is None else rule.concurrency
+        if maximum is not None and limit.in_use >= maximum:
+            yield Cause(CauseKind.AT_LIMIT, _describe_limit(limit, maximum))
         if limit.opens_at is not None:
             yield Cause(CauseKind.OVER_RATE, _describe_rate(limit, limit.opens_at - facts.now))
     if facts.parked_for is not None:
@@ -187,14 +189,9 @@ def _describe_limit(limit: LimitInfo, maximum: int) -> str:
 
 def _describe_parked(facts: Facts) -> str:
     use = next((use for use in facts.keys if use.limit == facts.parked_for), None)
-    queue = None if facts.parked_for is None else get_limited_queue(facts.parked_for)
     if use is None:
-        what = f"its key of the limit {facts.parked_for!r}" if queue is None else f"queue {queue!r}"
-        return f"It waits until {what} has room."
-    what = f"The key {use.key!r} of the limit {use.limit!r} has no room"
-    if queue is not None:
-        what = f"The limit of queue {queue!r} is reached"
-    text = f"{what}: {use.in_use} in use"
+        return f"It waits until its key of the limit {facts.parked_for!r} has room."
+    text = f"The key {use.key!r} of the limit {use.limit!r} has no room: {use.in_use} in use"
     if use.opens_at is None:
         zero = "; if its maximum is 0, `nimburion limits` says who changed it"
         return f"{text}{zero if use.in_use == 0 else ''}."

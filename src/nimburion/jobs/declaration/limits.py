@@ -11,7 +11,7 @@ import msgspec
 
 from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.job import JobOptions
-from nimburion.core.limits import LimitRule, closes_lane, is_reserved, make_job_limit_name
+from nimburion.core.limits import LimitRule, closes_lane, get_limited_job, make_job_limit_name
 from nimburion.core.rate_limits import MAX_UNITS, RateLimit, parse_rate
 from nimburion.core.size_limits import MAX_TEXT
 
@@ -79,7 +79,7 @@ class Limit:
                 f"the name of a Limit has 1 to 256 of the characters A-Z a-z 0-9 _ . : -, not "
                 f"{name!r}"
             )
-        if name is not None and is_reserved(name):
+        if name is not None and closes_lane(name):
             raise DefinitionError(
                 f"the name of a Limit does not begin with `job:` or `queue:`, like {name!r}: these "
                 "are the limits of job names and of queues"
@@ -111,7 +111,7 @@ class Limit:
         else:
             key = self.key if isinstance(self.key, str) else getattr(self.key, "__name__", "key")
         name = f"{job}:{re.sub('[^A-Za-z0-9_.-]', '-', key)}"
-        if is_reserved(name):
+        if closes_lane(name):
             raise DefinitionError(f"job {job!r}: give its Limit a `name`, like {job + '-' + key!r}")
         return name
 
@@ -187,7 +187,7 @@ class JobLimits:
 def describe_rules(rules: Mapping[str, LimitRule]) -> str:
     """Return the limits of a job name for people."""
     return " ".join(
-        describe_rule(rule) if closes_lane(name) else f"{describe_rule(rule)} by {name}"
+        describe_rule(rule) if get_limited_job(name) else f"{describe_rule(rule)} by {name}"
         for name, rule in rules.items()
     )
 

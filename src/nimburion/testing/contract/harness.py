@@ -23,7 +23,7 @@ from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import (
     KeyUse,
     LimitRule,
-    closes_lane,
+    get_limited_job,
     make_job_limit_name,
 )
 from nimburion.core.maintenance import Rescued
@@ -150,7 +150,8 @@ async def list_uses(backend: Backend) -> list[KeyUse]:
         use for limit in await backend.reads.list_limits(fullest=10_000) for use in limit.fullest
     ]
     return sorted(
-        (use for use in uses if not closes_lane(use.limit)), key=lambda use: (use.limit, use.key)
+        (use for use in uses if get_limited_job(use.limit) is None),
+        key=lambda use: (use.limit, use.key),
     )
 
 

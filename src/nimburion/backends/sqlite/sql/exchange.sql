@@ -11,7 +11,7 @@
 -- Result: no row if there is no such session, else one row:
 --   number, last_exchange, last_results, left_at, ended_at of the session
 --   the paused queues (JSON array)
---   the limits of job names, as from `list_lane_limits`
+--   the limits that close lanes, as from `list_lane_limits`
 --   the earliest due time in `scheduled`
 --   whether any unique key is held until its job is finished; whether jobs may be parked for any limit, or any
 --   lease counts for one, or one has changed
@@ -21,7 +21,7 @@ SELECT
     (SELECT json_group_array(queue) FROM paused_queue WHERE until IS NULL OR until > ?2),
     (
         SELECT json_group_array(json_array(
-            r.job_name, r.concurrency, r.rate, r.interval, r.burst, r.cost, u.in_use, u.spent_until
+            r.job_name, r.limit_name, r.concurrency, r.rate, r.interval, r.burst, r.cost, u.in_use, u.spent_until
         ))
         FROM limit_rule AS r LEFT JOIN limit_use AS u ON u.limit_name = r.limit_name AND u.key = '' WHERE r.closes_lane = 1
     ),

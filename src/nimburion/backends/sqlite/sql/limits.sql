@@ -7,19 +7,24 @@
 
 -- name: list_limit_rules
 -- List the limits in force.
--- Inputs: ?1 job name; NULL: all, ?2 limits of queues to list (JSON array of names); NULL: all
+-- Inputs: ?1 job name; NULL: all
 -- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost], ordered by both names
 SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (
-    SELECT * FROM limit_rule WHERE (?1 IS NULL OR job_name = ?1)
-        AND (?2 IS NULL OR substr(limit_name, 1, 6) <> 'queue:' OR limit_name IN (SELECT value FROM json_each(?2)))
-    ORDER BY job_name, limit_name
+    SELECT * FROM limit_rule WHERE ?1 IS NULL OR job_name = ?1 ORDER BY job_name, limit_name
+);
+
+-- name: list_parking_rules
+-- List the limits in force for which jobs may be parked.
+-- Result: as for `list_limit_rules`
+SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (
+    SELECT * FROM limit_rule WHERE closes_lane = 0 ORDER BY job_name, limit_name
 );
 
 -- name: list_lane_limits
--- List the limits of job names with their uses.
--- Result: JSON array of [job name, concurrency, rate, interval, burst, cost, in_use, spent_until]
+-- List the limits of job names and of queues with their uses.
+-- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost, in_use, spent_until]
 SELECT json_group_array(json_array(
-    r.job_name, r.concurrency, r.rate, r.interval, r.burst, r.cost, u.in_use, u.spent_until
+    r.job_name, r.limit_name, r.concurrency, r.rate, r.interval, r.burst, r.cost, u.in_use, u.spent_until
 ))
 FROM limit_rule AS r LEFT JOIN limit_use AS u ON u.limit_name = r.limit_name AND u.key = '' WHERE r.closes_lane = 1;
 
@@ -54,17 +59,17 @@ SELECT job_name FROM limit_rule
 UNION SELECT n.value FROM session AS s, json_each(s.description, '$.names') AS n WHERE s.ended_at IS NULL;
 
 -- name: count_running_jobs
--- Count the leased jobs of a name in its limit, which is new.
--- Inputs: ?1 limit name, ?2 job name
+-- Count the leased jobs again in a limit that closes lanes: a job name has it now, or has it no more.
+-- Inputs: ?1 limit name
 INSERT INTO limit_use (limit_name, key, in_use, spent_until) VALUES (
-    ?1, '', (SELECT count(*) FROM lease WHERE lane & 1048575 IN (SELECT id FROM lane WHERE name = ?2)), 0
+    ?1, '', (
+        SELECT count(*) FROM lease WHERE lane & 1048575 IN (
+            SELECT lane.id FROM limit_rule AS r CROSS JOIN lane ON lane.name = r.job_name
+            WHERE r.limit_name = ?1 AND ?1 IN ('job:' || lane.name, 'queue:' || lane.queue)
+        )
+    ), 0
 )
 ON CONFLICT (limit_name, key) DO UPDATE SET in_use = excluded.in_use;
-
--- name: stop_counting
--- Count no more jobs in the limit of a job name, which is gone.
--- Inputs: ?1 limit name
-UPDATE limit_use SET in_use = 0 WHERE limit_name = ?1;
 
 -- name: forget_units
 -- Forget the units that jobs have taken from a rate that is gone.
@@ -195,7 +200,7 @@ SELECT limit_name, job, session, coalesce(host, ''), leased_at FROM (
         row_number() OVER (PARTITION BY r.limit_name ORDER BY l.leased_at, j.id) AS position
     FROM lease AS l
     CROSS JOIN lane ON lane.id = l.lane & 1048575
-    CROSS JOIN limit_rule AS r ON r.closes_lane = 1 AND r.job_name = lane.name AND r.concurrency IS NOT NULL
+    CROSS JOIN limit_rule AS r ON r.limit_name = 'job:' || lane.name AND r.job_name = lane.name AND r.concurrency IS NOT NULL
     CROSS JOIN job AS j ON j.seq = l.seq
     CROSS JOIN session AS s ON s.number = l.session
     WHERE ?1 IS NULL OR r.limit_name = ?1

@@ -2,8 +2,8 @@
 --
 -- The writer thread runs these statements between its BEGIN IMMEDIATE and COMMIT. The transaction holds the write lock
 -- of the file, and each call has its own savepoint. A job is in `ready` or in `parked`, never in both. `parked.lane` is without
--- the tenant: among the jobs of a key there are no turns. A lease has no row in `lease_key` for the limit of its job name:
--- its lane says that it counts there.
+-- the tenant: among the jobs of a key there are no turns. A lease has no row in `lease_key` for the limits of its job name
+-- and its queue: its lane says that it counts there.
 
 -- name: insert_lease_keys
 -- Record for which keys of a limit leased jobs count.

@@ -39,16 +39,17 @@ SELECT json_group_array(l.seq) FROM json_each(?2) AS s
 CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = s.value AND l.fence = ?3 AND l.nonce = ?4;
 
 -- name: release_limits
--- Count these jobs no more in the limits of their names.
+-- Count these jobs no more in the limits that close their lanes.
 -- Inputs: ?1 session number, ?2 JSON array of seqs, ?3 fence, ?4 nonce
 UPDATE limit_use SET in_use = max(0, in_use - freed.many)
 FROM (
-    SELECT lane.name, count(*) AS many FROM json_each(?2) AS s
+    SELECT r.limit_name, count(*) AS many FROM json_each(?2) AS s
     CROSS JOIN lease AS l ON l.session = ?1 AND l.seq = s.value AND l.fence = ?3 AND l.nonce = ?4
     CROSS JOIN lane ON lane.id = l.lane & 1048575
-    GROUP BY lane.name
+    CROSS JOIN limit_rule AS r ON r.job_name = lane.name AND r.limit_name IN ('job:' || lane.name, 'queue:' || lane.queue)
+    GROUP BY r.limit_name
 ) AS freed
-WHERE limit_use.limit_name = 'job:' || freed.name AND limit_use.key = '';
+WHERE limit_use.limit_name = freed.limit_name AND limit_use.key = '';
 
 -- name: delete_completed_leases
 -- Delete the leases that a session holds under one token.
@@ -100,11 +101,15 @@ SELECT settled_fence, settled_nonce FROM job WHERE seq = ?1 AND id = ?2;
 DELETE FROM lease WHERE session = ?1 AND seq = ?2;
 
 -- name: release_limit
--- Count one job less in the limit of its name, if it has one.
+-- Count one job less in the limits that close its lane.
 -- Inputs: ?1 lane
 -- Result: the number of rows
 UPDATE limit_use SET in_use = max(0, in_use - 1)
-WHERE limit_name = 'job:' || (SELECT name FROM lane WHERE id = ?1 & 1048575) AND key = '';
+WHERE key = '' AND limit_name IN (
+    SELECT r.limit_name FROM lane CROSS JOIN limit_rule AS r
+        ON r.job_name = lane.name AND r.limit_name IN ('job:' || lane.name, 'queue:' || lane.queue)
+    WHERE lane.id = ?1 & 1048575
+);
 
 -- name: finish_job
 -- Finish a job.

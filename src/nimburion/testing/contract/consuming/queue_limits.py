@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nimburion.core.diagnosis.explanations import CauseKind, find_causes
+from nimburion.core.exchange import Lane
 from nimburion.core.job import JobOptions
+from nimburion.core.lease import Lease
 from nimburion.core.limits import KeyUse, LimitChange, LimitRule, make_queue_limit_name
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed
@@ -24,11 +26,11 @@ async def open_worker(harness: Harness, limit: LimitRule | None) -> HandDrivenWo
     return await harness.worker(names=("mail", "post"), queues=("red", "blue"), keyed=keyed)
 
 
-async def read_use(harness: Harness) -> tuple[int, int]:
-    """Return how many jobs of the queue run, and how many are parked."""
+async def count_running(harness: Harness) -> int:
+    """Return how many jobs of the queue `red` run."""
     uses = await list_uses(harness.backend)
     assert {(use.limit, use.key) for use in uses} <= {(RED, "")}
-    return (uses[0].in_use, uses[0].parked) if uses else (0, 0)
+    return uses[0].in_use if uses else 0
 
 
 async def change(harness: Harness, concurrency: int) -> None:
@@ -50,7 +52,7 @@ class QueueLimits:
         assert await worker.take(9) == []
         reply = await worker.exchange(Completed(one.lease), want=worker.want(9))
         assert ids(reply.deliveries) == ["3"]
-        assert (await read_use(harness))[0] == 2
+        assert await count_running(harness) == 2
 
     async def test_a_queue_limit_keeps_the_order_of_the_queue(self, harness: Harness) -> None:
         """A job of higher priority and another name comes first, also when it came last."""
@@ -60,10 +62,56 @@ class QueueLimits:
         await harness.enqueue(harness.job("9", name="post", queue="red", priority=9))
         for expected in ("9", "2", "3"):
             reply = await worker.exchange(Completed(lease), want=worker.want(9))
-            while not reply.deliveries:  # an exchange that returns parked jobs reserves no more
-                reply = await worker.exchange(want=worker.want(9))
             assert ids(reply.deliveries) == [expected]
             lease = reply.deliveries[0].lease
+
+    async def test_a_full_queue_limit_closes_the_lanes_of_its_queue(self, harness: Harness) -> None:
+        """No job is parked for it, and no lane of the queue is said to hold jobs that may run."""
+        await harness.add(*(str(n) for n in range(20)), queue="red")
+        await harness.add("a", name="post", queue="red")
+        await harness.add("b", "c", queue="blue")
+        worker = await open_worker(harness, LimitRule(concurrency=1))
+        reply = await worker.exchange(want=worker.want(2))
+        assert ids(reply.deliveries) == ["0", "b"]
+        assert reply.waiting == [Lane("blue", "mail")]
+        (limit,) = await harness.backend.reads.list_limits(name=RED)
+        assert (limit.in_use, limit.parked, limit.keys) == (1, 0, 1)
+        assert limit.fullest == [KeyUse(limit=RED, key="", in_use=1, parked=0)]
+
+    async def test_names_of_a_queue_may_have_different_limits(self, harness: Harness) -> None:
+        """They share one count. A name of a higher maximum still runs when another is full."""
+        await harness.add("1", "2", "3", queue="red")
+        await harness.add("4", "5", "6", name="post", queue="red")
+        keyed = {"mail": {RED: LimitRule(concurrency=1)}, "post": {RED: LimitRule(concurrency=3)}}
+        worker = await harness.worker(names=("mail", "post"), queues=("red",), keyed=keyed)
+        assert ids(await worker.take(9)) == ["1", "4", "5"]
+        assert await worker.take(9) == []
+
+    async def test_a_lane_has_a_limit_of_its_name_and_of_its_queue(self, harness: Harness) -> None:
+        await harness.add("1", "2", "3", queue="red")
+        await harness.add("4", "5", queue="blue")
+        keyed = {"mail": {RED: TWO}}
+        worker = await harness.worker(queues=("red", "blue"), limits={"mail": 3}, keyed=keyed)
+        one, two, three = await worker.take(9)
+        assert ids([one, two, three]) == ["1", "2", "4"]
+        reply = await worker.exchange(Completed(three.lease), want=worker.want(9))
+        assert ids(reply.deliveries) == ["5"]
+        reply = await worker.exchange(Completed(one.lease), want=worker.want(9))
+        assert ids(reply.deliveries) == ["3"]
+
+    async def test_tenants_take_turns_below_a_queue_limit(self, harness: Harness) -> None:
+        for job_id in ("t1", "t2", "t3", "u1", "u2"):
+            options = JobOptions(tenant=job_id[0])
+            await harness.enqueue(harness.job(job_id, queue="red", options=options))
+        worker = await open_worker(harness, TWO)
+        ran, leases = list[str](), list[Lease]()
+        while len(ran) < 5:
+            done = [Completed(lease) for lease in leases]
+            reply = await worker.exchange(*done, want=worker.want(9))
+            assert len(reply.deliveries) == min(2, 5 - len(ran))
+            leases = [one.lease for one in reply.deliveries]
+            ran += ids(reply.deliveries)
+        assert {job_id[0] for job_id in ran[:2]} == {"t", "u"}
 
     async def test_a_queue_limit_beside_a_limit_by_key(self, harness: Harness) -> None:
         keyed = {"mail": {RED: TWO, "customer": LimitRule(concurrency=1)}}
@@ -87,14 +135,14 @@ class QueueLimits:
         lease = (await worker.take(9))[0].lease
         await worker.settle(ENDING[how](lease))
         assert len(await worker.take(9)) == 1
-        assert (await read_use(harness))[0] == 1
+        assert await count_running(harness) == 1
 
     async def test_a_rescue_gives_the_place_in_a_queue_back(self, harness: Harness) -> None:
         await harness.add("1", "2", "3", queue="red")
         worker = await open_worker(harness, TWO)
         await worker.take(9)
         await harness.lose(worker)
-        assert (await read_use(harness))[0] == 0
+        assert await count_running(harness) == 0
         other = await open_worker(harness, TWO)
         assert ids(await other.take(9)) == ["1", "2"]
 
@@ -109,8 +157,11 @@ class QueueLimits:
         worker = await open_worker(harness, LimitRule(concurrency=1))
         await worker.take(9)
         facts = await harness.backend.reads.explain_job("2")
-        assert facts.keys == [KeyUse(limit=RED, key="", in_use=1, parked=1)]
-        assert find_causes(facts)[0].kind is CauseKind.KEY_FULL
+        assert [(limit.name, limit.in_use) for limit in facts.limits] == [(RED, 1)]
+        assert facts.keys == []
+        cause = find_causes(facts)[0]
+        assert cause.kind is CauseKind.AT_LIMIT
+        assert "queue 'red' is reached: 1 of 1 in use" in cause.text
 
     async def test_a_change_of_a_queue_limit_applies_to_all_names(self, harness: Harness) -> None:
         await harness.add("1", "2", queue="red")
@@ -121,6 +172,23 @@ class QueueLimits:
         assert ids(await worker.take(9)) == ["2", "3"]
         assert await harness.backend.maintenance.reset_limit(RED)
         assert await worker.take(9) == []
+
+    async def test_a_new_queue_limit_counts_the_jobs_that_run(self, harness: Harness) -> None:
+        """Also when some names have it and others get it later, or have it no more."""
+        await harness.add("1", "2", queue="red")
+        await harness.add("3", "4", name="post", queue="red")
+        await harness.add("5", queue="blue")
+        first = await open_worker(harness, None)
+        one, _ = await first.take(2)
+        await change(harness, 2)
+        assert await count_running(harness) == 2
+        assert ids(await first.take(9)) == ["5"]
+        await first.settle(Completed(one.lease))
+        assert ids(await first.take(9)) == ["3"]
+        assert await harness.backend.maintenance.reset_limit(RED)
+        assert await count_running(harness) == 0
+        await harness.worker(names=("post",), queues=("red",), keyed={"post": {RED: TWO}})
+        assert await count_running(harness) == 1
 
     async def test_a_change_makes_a_queue_limit_that_no_worker_declares(
         self, harness: Harness

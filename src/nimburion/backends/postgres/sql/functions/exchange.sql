@@ -455,6 +455,12 @@ BEGIN
                 WHERE place = ANY (waiting) OR closed[place] OR changing[place]
             );
         END IF;
+        IF has_keys AND waiting <> '{}' THEN
+            waiting := ARRAY(
+                SELECT place FROM unnest(waiting) AS w (place)
+                WHERE NOT {schema}.is_queue_full_1(now, p_queues[place], p_names[place])
+            );
+        END IF;
     END IF;
     IF promoted_lanes IS NOT NULL THEN
         queues_to_notify := queues_to_notify || {schema}.list_queues_of_left_jobs_1(promoted_lanes, session.number, p_number);
@@ -472,7 +478,7 @@ BEGIN
             next_due := LEAST(next_due, now);
         END IF;
     END IF;
-    IF has_limits THEN
+    IF has_limits OR has_keys THEN
         next_due := LEAST(next_due, {schema}.find_next_opening_1(
             now, p_queues, p_names, p_low_water_lanes, p_low_water_marks));
     END IF;
@@ -608,8 +614,8 @@ BEGIN
 END $$;
 
 -- name: find_open_lanes
--- Find the lanes from which jobs may be leased: not paused, and with room under the limits of their name. If the limits of
--- a name are not locked, its jobs came a moment ago, and the next exchange leases them.
+-- Find the lanes from which jobs may be leased: not paused, and with room under the limits of their name and their queue. If
+-- the limits of a name are not locked, its jobs came a moment ago, and the next exchange leases them.
 -- Inputs:
 --   p_now                         the time
 --   p_queues, p_names, p_levels   the requested lanes
@@ -653,6 +659,7 @@ BEGIN
                 WHERE p.queue = requested.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
             )
             AND coalesce(limits.available, 1) > 0
+            AND NOT {schema}.is_queue_full_1(p_now, requested.queue, requested.name)
             AND (requested.name = ANY (p_locked) OR limits.available IS NULL AND (p_locked IS NULL OR NOT EXISTS (
                 SELECT FROM {schema}.keyed_limit k WHERE k.job_name = requested.name
             )))

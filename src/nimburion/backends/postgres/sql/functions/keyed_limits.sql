@@ -11,7 +11,7 @@
 
 -- name: set_keyed_limits
 -- Set the limits by key of job names. If those of a name change, exchanges consider its parked jobs again
--- (`unpark_changed_1`).
+-- (`unpark_changed_1`). The limit of a queue that a name gets or loses counts the running jobs of the name, or counts them no more.
 -- Inputs: the time; the job names; a JSON object: job name -> [[limit, concurrency, interval, burst, cost], ...] by limit
 -- Locks: if anything changes, the table `keyed_limit` in EXCLUSIVE, so that no exchange is in the middle of a decision
 CREATE OR REPLACE FUNCTION {schema}.set_keyed_limits_1(p_now int8, p_names text[], p_limits jsonb) RETURNS void
@@ -20,6 +20,8 @@ DECLARE
     job text;
     declared jsonb;
     is_locked bool := false;
+    held text[];
+    changed record;
 BEGIN
     IF p_limits = '{}' AND NOT EXISTS (SELECT FROM {schema}.keyed_limit) THEN
         RETURN;
@@ -35,6 +37,7 @@ BEGIN
             LOCK TABLE {schema}.keyed_limit IN EXCLUSIVE MODE;
             is_locked := true;
         END IF;
+        held := ARRAY(SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job AND starts_with(k.limit_name, 'queue:'));
         INSERT INTO {schema}.changed_limit AS c (job_name, limit_name)
         SELECT k.job_name, k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job
         ON CONFLICT (job_name, limit_name) DO UPDATE
@@ -48,12 +51,41 @@ BEGIN
         FROM jsonb_array_elements(declared) d
         ON CONFLICT (limit_name, job_name) DO UPDATE SET concurrency = excluded.concurrency,
             interval = excluded.interval, burst = excluded.burst, cost = excluded.cost;
+        FOR changed IN
+            SELECT coalesce(h.limit_name, k.limit_name) AS limit_name, h.limit_name IS NULL AS is_new
+            FROM unnest(held) AS h (limit_name)
+            FULL JOIN (
+                SELECT k.limit_name FROM {schema}.keyed_limit k WHERE k.job_name = job AND starts_with(k.limit_name, 'queue:')
+            ) k ON k.limit_name = h.limit_name
+            WHERE h.limit_name IS NULL OR k.limit_name IS NULL
+        LOOP
+            PERFORM {schema}.count_in_queue_limit_1(job, changed.limit_name, changed.is_new);
+        END LOOP;
     END LOOP;
+END $$;
+
+-- name: count_in_queue_limit
+-- Count the running jobs of a name in the limit of a queue, or count them no more.
+-- Inputs: the job name; the name of the limit; whether the jobs count
+-- Locks: leases. The caller has locked `keyed_limit`, and `concurrency_limit` if the jobs count, so no exchange leases jobs.
+CREATE OR REPLACE FUNCTION {schema}.count_in_queue_limit_1(p_job text, p_limit text, p_counts bool) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    key_number int8 := {schema}.get_or_create_key_1(p_limit, '');
+    jobs int4;
+BEGIN
+    UPDATE {schema}.lease l SET key_numbers = CASE WHEN p_counts THEN l.key_numbers || key_number
+        ELSE nullif(array_remove(l.key_numbers, key_number), '{}') END
+    FROM {schema}.lane a
+    WHERE a.id = l.lane AND a.name = p_job AND 'queue:' || a.queue = p_limit
+        AND coalesce(key_number = ANY (l.key_numbers), false) <> p_counts;
+    GET DIAGNOSTICS jobs = ROW_COUNT;
+    UPDATE {schema}.limit_key u SET in_use = u.in_use + CASE WHEN p_counts THEN jobs ELSE -jobs END WHERE u.number = key_number;
 END $$;
 
 -- name: list_job_keys
 -- List the keys of a job for which its name has limits, by the name of the limit. For the limit of its whole queue
--- (QUEUE_LIMIT in core/keyed_limits.py) each job has the key ''.
+-- (QUEUE_LIMIT in core/limits.py) each job has the key '', and the cost of the limit.
 -- Inputs: the job name; the seq
 -- Result: the key and its limit; `unit_time` is its interval (NULL: it has no rate); `cost` is that of the job, `declared_cost` that of the limit
 CREATE OR REPLACE FUNCTION {schema}.list_job_keys_1(p_name text, p_seq int8) RETURNS TABLE (
@@ -65,7 +97,7 @@ LANGUAGE sql STABLE AS $$
     FROM (  -- OFFSET 0 keeps the options from being read again for each column
         SELECT k.*, CASE WHEN NOT starts_with(k.limit_name, 'queue:') THEN o.keys ->> k.limit_name
                 WHEN k.limit_name = 'queue:' || o.queue THEN '' END AS key,
-            CAST(o.cost AS int8) AS own_cost
+            CASE WHEN NOT starts_with(k.limit_name, 'queue:') THEN CAST(o.cost AS int8) END AS own_cost
         FROM (
             SELECT read.options -> 'limit_keys' AS keys, read.options ->> 'cost' AS cost, read.queue
             FROM (
@@ -423,7 +455,7 @@ END $$;
 -- name: release_keys
 -- Stop counting leases that ended for their keys, and let the next parked jobs have their turn.
 -- Inputs: the time; the numbers of the keys, one element for each lease and key (NULL: none)
--- Result: the queues to notify
+-- Result: the queues to notify: those of parked jobs that return, and those whose limit was reached and has room now
 -- An UPDATE that reads its values from arrays takes half as long as one that joins. `width_bucket` finds the place of a number.
 CREATE OR REPLACE FUNCTION {schema}.release_keys_1(p_now int8, p_numbers int8[]) RETURNS text[]
 LANGUAGE plpgsql AS $$
@@ -440,6 +472,13 @@ BEGIN
         SELECT n.number, CAST(count(*) AS int4) AS jobs FROM unnest(p_numbers) n (number) GROUP BY 1 ORDER BY 1
     ) freed;
     UPDATE {schema}.limit_key u SET in_use = u.in_use - jobs[width_bucket(u.number, numbers)] WHERE u.number = ANY (numbers);
+    to_notify := ARRAY(
+        SELECT substr(u.limit_name, 7) FROM {schema}.limit_key u
+        WHERE u.number = ANY (numbers) AND starts_with(u.limit_name, 'queue:') AND EXISTS (
+            SELECT FROM {schema}.keyed_limit k WHERE k.limit_name = u.limit_name
+                AND k.concurrency > u.in_use AND k.concurrency <= u.in_use + jobs[width_bucket(u.number, numbers)]
+        )
+    );
     IF NOT EXISTS (SELECT FROM {schema}.parked) THEN
         RETURN to_notify;
     END IF;
@@ -852,7 +891,8 @@ BEGIN
                 coalesce(x.concurrency, l.concurrency) AS concurrency, coalesce(x.burst, l.burst) AS burst,
                 coalesce(x.interval, l.interval) AS unit_time,
                 CASE WHEN coalesce(x.interval, l.interval) IS NOT NULL
-                    THEN coalesce(CAST(c.options ->> 'cost' AS int8), l.cost, 1) END AS cost,
+                    THEN coalesce(CASE WHEN NOT starts_with(l.limit_name, 'queue:') THEN CAST(c.options ->> 'cost' AS int8) END,
+                        l.cost, 1) END AS cost,
                 CASE WHEN u.number IS NULL THEN l.limit_name END AS new_limit, CASE WHEN u.number IS NULL THEN k.key END AS new_key
             FROM (  -- OFFSET 0 keeps the options from being read again for each limit
                 SELECT j.seq, j.lane, CAST({schema}.replace_nul_1(j.options) AS jsonb) AS options

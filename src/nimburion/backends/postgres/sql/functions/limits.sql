@@ -207,8 +207,26 @@ BEGIN
     );
 END $$;
 
+-- name: is_queue_full
+-- Test whether the limit of a queue, as a job name has it, allows no further job.
+-- Inputs: the time; the queue; the name
+-- Result: whether it is full; false if there is none
+-- Atomic: one read
+CREATE OR REPLACE FUNCTION {schema}.is_queue_full_1(p_now int8, p_queue text, p_name text) RETURNS bool
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM {schema}.keyed_limit k
+        LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = ''
+        WHERE k.limit_name = 'queue:' || p_queue AND k.job_name = p_name AND (
+            k.concurrency <= coalesce(u.in_use, 0)
+            OR {schema}.count_room_1(p_now, k.interval, k.burst, coalesce(k.cost, 1), coalesce(u.spent_until, 0)) = 0
+        )
+    );
+END $$;
+
 -- name: find_next_opening
--- Find when the first rate limit that delays a job of the requested lanes allows one.
+-- Find when the first rate of a job name or of a queue that delays a job of the requested lanes allows one.
 -- Inputs: the time; queues and names of the requested lanes; lanes and their low-water marks
 -- Result: the time; NULL: no rate limit delays a job
 -- Atomic: one read
@@ -220,7 +238,13 @@ BEGIN
     RETURN (
         SELECT min(r.spent_until - (r.burst - LEAST(r.cost, r.burst)) * r.interval)
         FROM unnest(p_queues, p_names) AS w (queue, name)
-        JOIN {schema}.rate_limit r ON r.name = w.name
+        CROSS JOIN LATERAL (
+            SELECT l.interval, l.burst, l.cost, l.spent_until FROM {schema}.rate_limit l WHERE l.name = w.name
+            UNION ALL
+            SELECT k.interval, k.burst, coalesce(k.cost, 1), coalesce(u.spent_until, 0) FROM {schema}.keyed_limit k
+            LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = ''
+            WHERE k.limit_name = 'queue:' || w.queue AND k.job_name = w.name AND k.interval IS NOT NULL
+        ) r
         LEFT JOIN {schema}.lane a ON a.queue = w.queue AND a.name = w.name AND a.tenant = ''
         LEFT JOIN unnest(p_low_water_lanes, p_low_water_marks) AS f (lane, low_water_mark) ON f.lane = a.id
         WHERE {schema}.count_room_1(p_now, r.interval, r.burst, r.cost, r.spent_until) = 0
@@ -352,8 +376,8 @@ $$;
 -- name: apply_limits
 -- Let what is declared for job names apply, with the changes.
 -- Inputs: the time; the job names
--- Locks: if a concurrency limit is new, the table `concurrency_limit` in EXCLUSIVE; then limits by name. Exchanges hold that
---   table in ROW SHARE, so no job is leased between the count and the new limit.
+-- Locks: if a concurrency limit or the limit of a queue is new, the table `concurrency_limit` in EXCLUSIVE; then limits by
+--   name. Exchanges hold that table in ROW SHARE, so no job is leased between the count and the new limit.
 CREATE OR REPLACE FUNCTION {schema}.apply_limits_1(p_now int8, p_names text[]) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -363,6 +387,10 @@ BEGIN
     IF EXISTS (
         SELECT FROM {schema}.list_limits_in_force_1(p_names) l WHERE l.maximum IS NOT NULL
             AND NOT EXISTS (SELECT FROM {schema}.concurrency_limit c WHERE c.name = l.name)
+    ) OR EXISTS (
+        SELECT FROM {schema}.list_limits_in_force_1(p_names) l, jsonb_array_elements(l.keyed) q
+        WHERE starts_with(q ->> 0, 'queue:')
+            AND NOT EXISTS (SELECT FROM {schema}.keyed_limit k WHERE k.job_name = l.name AND k.limit_name = q ->> 0)
     ) THEN
         LOCK TABLE {schema}.concurrency_limit IN EXCLUSIVE MODE;
     END IF;

@@ -1,15 +1,17 @@
 -- Part of planning: whether a job has room in its limits, and what it takes there (backends/planning/admission.py).
 --
--- The limit of a job name (job:NAME) closes the lanes of the name when it has no room. Any other limit parks the job that has no room.
+-- The limits of a job name (job:NAME) and of a queue (queue:NAME) close lanes when they have no room. Any other limit parks the job that
+-- has no room.
 -- Keys: limit limit_change limit_use limit_opening parked job meta
 -- Provides: the limits: get_change(name), apply_change(change, ...), closes_lane(name), get_job_limit_name(job name),
---     get_limited_job(name), get_limited_queue(name); list_lane_limits(job name): those that close its lanes;
---     list_limits(lane, body): those for which a job may be parked; may_park(queue, job name)
+--     get_limited_job(name), get_limited_queue(name), concerns_lane(name, queue, job name);
+--     list_lane_limits(queue, job name): those that close a lane; list_limits(lane, body): those for which a job may be parked;
+--     may_park(job name)
 --   their uses: read_uses(names), get_use(name), has_parked(name, use), find_full(limits), has_room(limit), is_at_maximum(limit),
 --     count_room(rate) -> how many jobs may start now, find_opening(rate) -> the time from which the next one may start,
 --     count_lane_room(lane, most), take_in_limits(limits), take_in_lane(lane, number), take_back(limits), wait_for(limit)
---   when leases begin and end: count_leased(), refund_limits(field, lane, lease), spend_limits(limits, units), block_limits(limits, delay),
---     pack_names(limits), add_names(names, packed)
+--   when leases begin and end: count_leased(), refund_limits(field, lane, lease), spend_limits(limits, units),
+--     block_rates(lane, body, delay), pack_names(limits), add_names(names, packed)
 --   follow_clock(), before an exchange reads or changes a rate; get_parked_range(name, lane4); write_uses()
 --   A key is named by limit NUL key; the only key of a limit of a job name or a queue is ''. `limits` is a list of {LIMIT_NAME, ...},
 --   where the rate has the cost of the job, or is false.
@@ -25,7 +27,7 @@ local IN_USE, SPENT_UNTIL, OPENS_AT, RECORD, STORED_OPENING, IS_CHANGED, HAS_PAR
 -- Positions in a limit of a job. Its name is that of the key.
 local LIMIT_NAME, LIMIT_MAXIMUM, LIMIT_RATE, LIMIT_DECLARED_COST = 1, 2, 3, 4
 local UNKNOWN = 'unknown'
-local known_rules, parking_rules, lane_limits, closing_limits = {}, {}, {}, {}
+local known_rules, parking_rules, lane_limits, closing_maxima = {}, {}, {}, {}
 local known_uses, any_limit, any_parked, any_change = {}, nil, nil, nil
 
 -- --- limits ---
@@ -41,18 +43,23 @@ local function get_job_limit_name(job)
   return JOB_LIMIT .. job
 end
 
-local function closes_lane(limit)
-  return sub(limit, 1, #JOB_LIMIT) == JOB_LIMIT
-end
-
 -- Return the job name whose limit has this name, or nil.
 local function get_limited_job(limit)
-  return closes_lane(limit) and sub(limit, #JOB_LIMIT + 1) or nil
+  return sub(limit, 1, #JOB_LIMIT) == JOB_LIMIT and sub(limit, #JOB_LIMIT + 1) or nil
 end
 
 -- Return the queue whose limit has this name, or nil.
 local function get_limited_queue(limit)
   return sub(limit, 1, #QUEUE_LIMIT) == QUEUE_LIMIT and sub(limit, #QUEUE_LIMIT + 1) or nil
+end
+
+local function closes_lane(limit)
+  return get_limited_job(limit) ~= nil or get_limited_queue(limit) ~= nil
+end
+
+-- Return whether a limit that a job name has closes the lane of the name in a queue.
+local function concerns_lane(limit, queue, job)
+  return get_limited_job(limit) == job or get_limited_queue(limit) == queue
 end
 
 -- Return the change of a limit, or of one key of it (limit NUL key); nil if there is none.
@@ -93,33 +100,36 @@ local function make_limit(name, maximum, interval, burst, declared, cost)
   return { name, maximum, rate or false, declared }
 end
 
--- Return the limits in which all jobs of the lanes of a name count.
-local function list_lane_limits(job)
-  local limits = lane_limits[job]
+-- Return the limits in which all jobs of a lane count.
+local function list_lane_limits(queue, job)
+  local place = queue .. '\0' .. job
+  local limits = lane_limits[place]
   if not limits then
     limits = {}
-    lane_limits[job] = limits
+    lane_limits[place] = limits
     for _, rule in ipairs(get_rules(job)) do
-      if closes_lane(rule[1]) then
+      if concerns_lane(rule[1], queue, job) then
         local limit = make_limit(rule[1] .. '\0', unpack(rule, 2, 5))
         push(limits, limit)
-        closing_limits[limit[LIMIT_NAME]] = limit
+        if limit[LIMIT_MAXIMUM] then
+          local name = limit[LIMIT_NAME]
+          closing_maxima[name] = closing_maxima[name] or {}
+          closing_maxima[name][limit[LIMIT_MAXIMUM]] = true
+        end
       end
     end
   end
   return limits
 end
 
--- Return the rules of the limits for which jobs of a queue and name may be parked. Those of other queues are left out.
-local function list_parking_rules(queue, name)
-  local place = queue .. '\0' .. name
-  local found = parking_rules[place]
+-- Return the rules of the limits for which jobs of a name may be parked.
+local function list_parking_rules(name)
+  local found = parking_rules[name]
   if not found then
     found = {}
-    parking_rules[place] = found
+    parking_rules[name] = found
     for _, rule in ipairs(get_rules(name)) do
-      local limited = get_limited_queue(rule[1])
-      if not closes_lane(rule[1]) and (not limited or limited == queue) then
+      if not closes_lane(rule[1]) then
         push(found, rule)
       end
     end
@@ -127,13 +137,13 @@ local function list_parking_rules(queue, name)
   return found
 end
 
-local function may_park(queue, name)
-  return #list_parking_rules(queue, name) > 0
+local function may_park(name)
+  return #list_parking_rules(name) > 0
 end
 
 -- Return the limits in which a job counts and for which it may be parked. Jobs with the same options share the list.
 local function list_limits(lane, body)
-  local rules = list_parking_rules(lane.queue, lane.name)
+  local rules = list_parking_rules(lane.name)
   if #rules == 0 then
     return {}
   end
@@ -153,7 +163,7 @@ local function list_limits(lane, body)
   local carried = options.limit_keys or {}
   for i = 1, #rules do
     local rule = rules[i]
-    local key = get_limited_queue(rule[1]) and '' or carried[rule[1]]
+    local key = carried[rule[1]]
     if key then
       local name = rule[1] .. '\0' .. key
       local maximum, interval, burst, declared = apply_change(get_change(name), rule[2], rule[3], rule[4], rule[5])
@@ -369,13 +379,13 @@ end
 
 -- --- when leases begin and end ---
 
--- Count the leases that began or ended since the last call in the limits of their job names.
+-- Count the leases that began or ended since the last call in the limits of their lanes.
 local function count_leased()
   for _, lane in pairs(known_lanes) do
     local by = lane[LEASED] - lane.counted
     if by ~= 0 then
       lane.counted = lane[LEASED]
-      for _, limit in ipairs(list_lane_limits(lane.name)) do
+      for _, limit in ipairs(list_lane_limits(lane.queue, lane.name)) do
         local use = get_use(limit[LIMIT_NAME])
         use[IN_USE], use[IS_CHANGED] = use[IN_USE] + by, true
       end
@@ -417,10 +427,10 @@ local function refund_limits(field, lane, lease)
     end
   end
 
-  for _, limit in ipairs(list_lane_limits(lane.name)) do
+  for _, limit in ipairs(list_lane_limits(lane.queue, lane.name)) do
     refund(limit)
   end
-  if not lease.keys or not may_park(lane.queue, lane.name) then
+  if not lease.keys or not may_park(lane.name) then
     return
   end
   local names, counted = {}, {}
@@ -460,6 +470,19 @@ local function block_limits(limits, delay)
   return found
 end
 
+-- Let the rates of the keys of a job, or that of its name, allow no job for `delay` microseconds. Return whether there is a rate.
+local function block_rates(lane, body, delay)
+  local found, own = block_limits(list_limits(lane, body), delay), {}
+  for _, limit in ipairs(list_lane_limits(lane.queue, lane.name)) do
+    if get_limited_job(limit[LIMIT_NAME]) then
+      push(own, limit)
+    else
+      found = block_limits({ limit }, delay) or found
+    end
+  end
+  return found or block_limits(own, delay)
+end
+
 -- Return the record of a use, or false if none is needed.
 local function make_use_record(use)
   local opens = use[OPENS_AT]
@@ -469,15 +492,24 @@ local function make_use_record(use)
   return use[IN_USE] ~= 0 and tostring(use[IN_USE])
 end
 
--- Write the uses that changed. If a full limit of a job name has room again, notify every queue: a worker that waits for this name may
--- be idle on any queue.
+-- Return whether a maximum of these has room now that was reached before.
+local function has_opened(maxima, in_use, before)
+  for maximum in pairs(maxima) do
+    if in_use < maximum and before >= maximum then
+      return true
+    end
+  end
+  return false
+end
+
+-- Write the uses that changed. If a full limit that closes lanes has room again, notify every queue: a worker that waits for a job name
+-- may be idle on any queue.
 local function write_uses()
   local put, dropped, put_opening, dropped_opening = {}, {}, {}, {}
   for name, use in pairs(known_uses) do
     if use[IS_CHANGED] then
-      local record, opens, closing = make_use_record(use), use[OPENS_AT], closing_limits[name]
-      local maximum = closing and closing[LIMIT_MAXIMUM]
-      if maximum and use[IN_USE] < maximum and tonumber(string.match(use[RECORD] or '0', '^%d+')) >= maximum then
+      local record, opens, maxima = make_use_record(use), use[OPENS_AT], closing_maxima[name]
+      if maxima and has_opened(maxima, use[IN_USE], tonumber(string.match(use[RECORD] or '0', '^%d+'))) then
         mark_every_queue()
       end
       if record and record ~= use[RECORD] then

@@ -1,7 +1,7 @@
 -- Part of planning: decides which jobs an exchange leases, and which it parks (backends/planning/reserve.py).
 --
--- The lanes are merged by the rank of their first jobs. The turns of the tenants of a queue are one more lane. A limit of a job name, and
--- the most jobs of a queue in a reply, close lanes. Any other limit parks the job that has no room in it.
+-- The lanes are merged by the rank of their first jobs. The turns of the tenants of a queue are one more lane. The limits of job names and
+-- of queues, and the most jobs of a queue in a reply, close lanes. Any other limit parks the job that has no room in it.
 -- Provides: plan_reserve(lanes, has_turns, total, ageing, caps) -> members of `ready`, in order. `lanes` are those that are
 --   not closed; what is parked and returned is written. find_next_opening(rated)
 -- Cost: O(log n + log k) per job, for n waiting jobs and k lanes; more for jobs with limits by key.
@@ -189,35 +189,33 @@ local function lease_head(lane, missing)
   return (not lane.is_keyed or admit(member, lane, missing)) and member or nil
 end
 
--- Count a job that is leased in the limits of its lane. If one of them is full by it, close the lanes of the name.
-local function close_full_lanes(lane, lanes)
-  take_in_lane(lane, 1)
-  if find_full(lane.limits) then
-    for _, other in ipairs(lanes) do
-      if other.name == lane.name then
-        other.is_closed, choice.is_stale = true, true
-      end
-    end
+-- Reserve or park the first job of a lane whose limits have room, and add it to `chosen` if it is reserved.
+local function take_head(lane, chosen, total, caps)
+  local source = lane.lanes and lane.source or lane
+  local member = lease_head(lane, total - #chosen)
+  if not member then
+    return
+  end
+  chosen[#chosen + 1] = member
+  if caps[lane.queue] then
+    caps[lane.queue] = caps[lane.queue] - 1
+  end
+  if #source.limits > 0 then
+    take_in_lane(source, 1)
   end
 end
 
 -- Add the best heads to `chosen`, until there are `total` of them, no head, or the heap is stale: a job of another kind returned (see
--- return_job), or a lane was closed or left.
-local function merge_heads(heap, count, lanes, chosen, total, ageing, caps)
+-- return_job), or a lane was left.
+local function merge_heads(heap, count, chosen, total, ageing, caps)
   while count > 0 and #chosen < total and not choice.is_stale do
     local lane, more = heap[1], false
-    local cap = caps[lane.queue]
+    local cap, source = caps[lane.queue], lane.lanes and lane.source or lane
     if not (cap and cap <= 0) then
-      local source = lane.lanes and lane.source or lane
-      local member = lease_head(lane, total - #chosen)
-      if member then
-        chosen[#chosen + 1] = member
-        if cap then
-          caps[lane.queue] = cap - 1
-        end
-        if #source.limits > 0 then
-          close_full_lanes(source, lanes)
-        end
+      if #source.limits > 0 and find_full(source.limits) then
+        source.is_closed = true
+      else
+        take_head(lane, chosen, total, caps)
       end
       if lane.lanes then
         more = #chosen < total and find_turn_head(lane, ageing, total - #chosen)
@@ -243,7 +241,7 @@ local function plan_reserve(lanes, has_turns, total, ageing, caps)
     has_turns, choice.is_stale = has_turns or any_shares(), false
     local turn_lanes = has_turns and open_turn_queues(lanes) or {}
     local heap, count = open_queues(lanes, turn_lanes, total, total - #chosen, ageing)
-    merge_heads(heap, count, lanes, chosen, total, ageing, caps)
+    merge_heads(heap, count, chosen, total, ageing, caps)
   until not choice.is_stale
   write_parked()
   return chosen

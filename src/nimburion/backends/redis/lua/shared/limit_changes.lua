@@ -1,9 +1,10 @@
 -- Shared part: lets what workers declare apply, with the changes of operators.
 -- Keys: declared_limit limit_change limit limit_use lane_name lane_counts parked_lane changed_lane
--- Provides: apply_limits(job name), carry_use_over(use, old interval, old burst, new interval, new burst)
---   The caller runs write_uses() afterwards.
+-- Provides: apply_limits(job name), count_running(), carry_use_over(use, old interval, old burst, new interval, new burst)
+--   The caller runs count_running() and write_uses() afterwards.
 -- Atomic: no write can fail.
--- Cost: O(1) per job name. If a rate changes: O(keys in use) more. If a job name gets a limit of its own: O(lanes) more. Exchanges return parked jobs: see changed_lane in parked_jobs.lua.
+-- Cost: O(1) per job name. If a rate changes: O(keys in use) more. If a job name gets or loses a limit that closes its lanes: O(lanes) more,
+--   once. Exchanges return parked jobs: see changed_lane in parked_jobs.lua.
 
 -- Return until when units are spent after a rate replaced another (RateLimit.carry_over in core/rate_limits.py).
 local function carry_over(spent, old_interval, old_burst, interval, burst)
@@ -45,15 +46,28 @@ local function carry_keys_over(old, limit)
   end
 end
 
--- Return the number of jobs of a name that are leased.
-local function count_running(name)
-  local count, flat = 0, redis.call('HGETALL', lane_name_key)
+-- The limits that close lanes and that a job name has got or lost.
+local to_count = {}
+
+-- Count the jobs that are leased in these limits.
+local function count_running()
+  if not next(to_count) then
+    return
+  end
+  local counts, flat = {}, redis.call('HGETALL', lane_name_key)
   for i = 1, #flat, 2 do
-    if string.match(flat[i + 1], '%z(.*)$') == name then
-      count = count + tonumber(redis.call('HGET', lane_counts_key, flat[i] .. LEASED) or 0)
+    local queue, job = string.match(flat[i + 1], '^(%Z*)%z(.*)$')
+    for _, rule in ipairs(get_rules(job)) do
+      local limit = rule[1]
+      if to_count[limit] and concerns_lane(limit, queue, job) then
+        counts[limit] = (counts[limit] or 0) + tonumber(redis.call('HGET', lane_counts_key, flat[i] .. LEASED) or 0)
+      end
     end
   end
-  return count
+  for limit in pairs(to_count) do
+    local use = get_use(limit .. '\0')
+    use[IN_USE], use[IS_CHANGED] = counts[limit] or 0, true
+  end
 end
 
 -- Return rules by name, and those for which jobs may be parked as one text.
@@ -79,6 +93,7 @@ local function set_rules(name, rules)
   else
     redis.call('HDEL', limit_key, name)
   end
+  known_rules[name] = rules
   local old, old_parking = sort_out(before and cmsgpack.unpack(before) or {})
   local new, parking = sort_out(rules)
   for limit, rule in pairs(new) do
@@ -87,10 +102,12 @@ local function set_rules(name, rules)
       carry_keys_over(was, rule)
     end
   end
-  local own = get_job_limit_name(name)
-  if (old[own] ~= nil) ~= (new[own] ~= nil) then -- it counts the jobs that are leased from now on, or no more
-    local use = get_use(own .. '\0')
-    use[IN_USE], use[IS_CHANGED] = new[own] and count_running(name) or 0, true
+  for _, both in ipairs({ { old, new }, { new, old } }) do
+    for limit in pairs(both[1]) do
+      if closes_lane(limit) and not both[2][limit] then
+        to_count[limit] = true
+      end
+    end
   end
   if parking ~= old_parking then
     mark_changed(name)

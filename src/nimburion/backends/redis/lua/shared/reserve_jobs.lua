@@ -42,7 +42,7 @@ local function find_open_lanes(request, numbers, following)
     local queue, name = requested[3 * i - 1], requested[3 * i]
     if number and not seen[number] and not pauses[queue] then
       seen[number] = true
-      local limits = is_restricted and list_lane_limits(name) or NO_LIMITS
+      local limits = is_restricted and list_lane_limits(queue, name) or NO_LIMITS
       for _, limit in ipairs(limits) do
         if limit[LIMIT_RATE] then
           push_pair(open.rated, number, limit)
@@ -52,7 +52,7 @@ local function find_open_lanes(request, numbers, following)
         local options, last = request.queues[queue], following[number]
         push(open, {
           place = i, number = number, queue = queue, name = name, limits = limits, members = {}, at = 1,
-          is_keyed = is_restricted and may_park(queue, name), following = last, has_more = last ~= nil,
+          is_keyed = is_restricted and may_park(name), following = last, has_more = last ~= nil,
           low = '[' .. number, high = last and '(' .. last or range_end(number), priority = options and options[QUEUE_PRIORITY] or 0,
         })
       end

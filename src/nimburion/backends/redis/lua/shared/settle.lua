@@ -100,7 +100,7 @@ local function settle_all(session4, records, next_extra)
   -- Release a job whose service refused it. The rate of one of its limits, if there is one, keeps it in its place.
   local function release_refused(field, lease, body, lane, delay8)
     local delay = decode_time(delay8, 1)
-    if block_limits(list_limits(lane, body), delay) or block_limits(list_lane_limits(lane.name), delay) then
+    if block_rates(lane, body, delay) then
       delay8 = nil
     end
     requeue_or_cancel(field, lease, body, lane, delay8)
@@ -129,7 +129,7 @@ local function settle_all(session4, records, next_extra)
       elseif kind == KIND_SPENT then
         codes[i] = SETTLED_DONE
         local lane = get_lane(lease.lane4)
-        spend_limits(list_lane_limits(lane.name), tonumber(first))
+        spend_limits(list_lane_limits(lane.queue, lane.name), tonumber(first))
         spend_limits(list_limits(lane, body), tonumber(first))
       else
         codes[i], ended[field], lease.settled = SETTLED_DONE, token, token

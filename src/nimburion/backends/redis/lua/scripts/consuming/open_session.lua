@@ -44,6 +44,7 @@ for i = 1, #weights, 2 do
     redis.call('HDEL', tenant_weight_key, weights[i])
   end
 end
+count_running()
 write_uses()
 if limits_changed then
   mark_every_queue()

@@ -2,8 +2,9 @@
 -- Keys: job_seq job lease attempt_state limit limit_use parked tenant_job tenant_turn lane_name
 -- Arguments: ARGV[3] id
 -- Reply: {} if there is no such job, else {now 8, {lane number, full name, ...}, details without payload (see job_details.lua),
---   pause of its queue or nil, {limits of its name, the use of the one that closes its lane, its change or nil, holders among the first
---   2,000 leases (see limit_holders.lua)} or {}, id of the job that holds its unique key or nil, sessions (see read_sessions.lua),
+--   pause of its queue or nil, {limits of its name or nil, limit NUL key that closes its lane, its use, its change or nil, holders of that
+--   of the name among the first 2,000 leases (see limit_holders.lua), ...}, id of the job that holds its unique key or nil, sessions (see
+--   read_sessions.lua),
 --   {limit NUL key, use (see record_format.lua), number of parked jobs, ...} of its keys, limit NUL key for which it is parked or nil,
 --   {tenant, microseconds ahead of the minimum, tenants before it, jobs before it} or {}: it waits for no turn}
 -- Atomic: reads only; everything is of the same moment.
@@ -31,13 +32,12 @@ local code, job_end = get_state_code(body, lease, state)
 local lane = get_lane(get_lane_number(body))
 local names, details = list_lane_names(), (describe_job(field, body, code, lease or state, job_end, false))
 local holder = has_flag(body, FLAG_UNIQUE_KEY) and find_key_holder((get_key_field(body, lane.name))) or false
-local own = {}
-for _, limit in ipairs(list_lane_limits(lane.name)) do
-  local name, holders = limit[LIMIT_NAME], limit[LIMIT_MAXIMUM] and find_holders({ lane.name }, 0) or {}
-  own = {
-    redis.call('HGET', limit_key, lane.name), redis.call('HGET', limit_use_key, name) or '0',
-    redis.call('HGET', limit_change_key, get_job_limit_name(lane.name)), holders[2] or {},
-  }
+local closing = { redis.call('HGET', limit_key, lane.name) }
+for _, limit in ipairs(list_lane_limits(lane.queue, lane.name)) do
+  local name = limit[LIMIT_NAME]
+  local holders = get_limited_job(name) and limit[LIMIT_MAXIMUM] and find_holders({ lane.name }, 0) or {}
+  push_pair(closing, name, redis.call('HGET', limit_use_key, name) or '0')
+  push_pair(closing, redis.call('HGET', limit_change_key, (string.match(name, '^%Z*'))), holders[2] or {})
 end
 local uses = {}
 for _, limit in ipairs(list_limits(lane, body)) do
@@ -78,6 +78,6 @@ end
 
 local tenant = not job_end and not lease and get_tenant(body)
 return {
-  now8, names, details, read_pauses()[lane.queue] or false, own, holder, read_sessions(),
+  now8, names, details, read_pauses()[lane.queue] or false, closing, holder, read_sessions(),
   uses, parked_for, tenant and describe_turn(tenant) or {},
 }

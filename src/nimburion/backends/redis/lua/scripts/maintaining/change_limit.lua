@@ -69,6 +69,7 @@ else
   for job in pairs(jobs) do
     apply_limits(job)
   end
+  count_running()
 end
 write_uses()
 write_turns()
