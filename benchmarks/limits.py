@@ -37,9 +37,11 @@ from benchmarks.postgres.family import serve as serve_postgres
 from benchmarks.redis.family import APPEND_ONLY
 from benchmarks.redis.family import serve as serve_redis
 from benchmarks.report import Rows, at, ratio, spread, table
+from nimburion.config import QueueLimitSettings
 from nimburion.core.exchange import Lane, ReserveRequest
 from nimburion.core.ids import make_session_id
 from nimburion.core.job import State
+from nimburion.core.limits import LimitRule, make_queue_limit_name
 from nimburion.core.rate_limits import parse_rate
 from nimburion.core.session import Session
 from nimburion.core.settlement import Completed
@@ -67,6 +69,8 @@ class Scene(NamedTuple):
     """How many jobs of one customer follow each other."""
     tenants: bool = False
     """Whether the customers are tenants, which take turns."""
+    queue_most: int | None = None
+    """How many jobs of the queue run at once."""
 
 
 SCENES = {
@@ -88,6 +92,9 @@ SCENES = {
         "a rate by key, 1,000 keys",
         {"limits": [Limit(rate=_FAST, burst=100_000, key="customer")]},
     ),
+    "job_10": Scene("10 of the job", {"concurrency": 10}),
+    "queue_10": Scene("10 of the queue", {}, queue_most=10),
+    "queue_free": Scene("a limit of the queue that is never reached", {}, queue_most=100_000),
     "tenants_1": Scene("one tenant", {}, customers=1, tenants=True),
     "tenants_1000": Scene("1,000 tenants", {}, tenants=True),
     "tenants_10000": Scene("10,000 tenants", {}, customers=10_000, tenants=True),
@@ -134,7 +141,10 @@ async def drain(url: str, scene: Scene, jobs: int, server: int | None) -> dict[s
             done.set()
         return result
 
-    async with Processor(url) as processor:
+    queue_limits = ()
+    if scene.queue_most is not None:
+        queue_limits = (QueueLimitSettings(QUEUE, concurrency=scene.queue_most),)
+    async with Processor(url, queue_limits=queue_limits) as processor:
         processor.register(noop)
         processor.use(count)
         await fill(processor, scene, noop, jobs)
@@ -160,7 +170,11 @@ async def measure_exchanges(
         await fill(processor, scene, noop, jobs)
     options = scene.options
     rate = parse_rate(options.get("rate"), options.get("burst"))
-    limits = JobLimits(NAME, [options["concurrency"]] if "concurrency" in options else [])
+    own = options.get("concurrency")
+    limits = JobLimits(NAME, [own] if isinstance(own, Limit) else [])
+    rules = limits.make_rules(own if isinstance(own, int) else None, rate)
+    if scene.queue_most is not None:
+        rules[make_queue_limit_name(QUEUE)] = LimitRule(scene.queue_most)
     took: list[float] = []
     done = 0
     async with Processor(url) as processor:
@@ -170,7 +184,7 @@ async def measure_exchanges(
             Session(
                 id=session,
                 names=(NAME,),
-                limits={NAME: limits.make_rules(rate=rate)},
+                limits={NAME: rules},
             )
         )
         served, cpu = read_cpu(server), time.process_time()

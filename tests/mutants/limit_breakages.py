@@ -177,10 +177,10 @@ LIMIT_MUTANTS = (
         (f"{MEMORY}test_many_jobs_move_in_few_exchanges",),
     ),
     Mutant(
-        "planning: a full limit closes its lane one job late",
+        "planning: a limit that is full within an exchange closes no lane",
         "backends/planning/*.py",
-        "                if not self._admission.has_room($limit):\n",
-        "                if False:\n",
+        "            if lane.limits and $admission.find_full(lane.limits) is not None:\n",
+        "            if False:\n",
         (f"{MEMORY}test_a_name_at_its_limit_does_not_hold_its_tenants_back",),
     ),
     Mutant(
@@ -220,17 +220,17 @@ LIMIT_MUTANTS = (
         (f"{MEMORY}test_a_change_makes_a_queue_limit_that_no_worker_declares",),
     ),
     Mutant(
-        "SQLite: limits of queues are not read",
+        "SQLite: the limit of a queue closes the lanes of all queues",
         "backends/sqlite/*.py",
-        "in {None, $lane.queue}",
-        "in {None}",
+        "if concerns_lane($stored.limit.key[0], $lane.queue)",
+        "if True",
         (f"{SQLITE}test_a_queue_limit_counts_all_names_of_its_queue",),
     ),
     Mutant(
-        "Redis: a job has no key for the limit of its queue",
+        "Redis: the limit of a queue closes no lane",
         "backends/redis/*.lua",
-        "get_limited_queue($rule[1]) and '' or $carried[$rule[1]]",
-        "$carried[$rule[1]]",
+        "return get_limited_job($limit) == $job or get_limited_queue($limit) == $queue",
+        "return get_limited_job($limit) == $job",
         (f"{REDIS}test_a_queue_limit_counts_all_names_of_its_queue",),
     ),
     Mutant(

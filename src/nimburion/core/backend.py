@@ -201,11 +201,11 @@ class Consuming(Protocol):
         delivery that a repeat returns to its queue give them back. Every other end of a lease keeps
         them, because the handler may have started.
 
-        If the limit of the job name has no room, the lane is closed: none of its jobs is read. If
-        another one has no room (`closes_lane`), the exchange parks the job and reserves the next
-        one of the lane. A parked job waits as a
-        pending job; it returns to its place in the lane in the step that gives its key room. Jobs
-        of one key and lane are reserved in the order of the lane.
+        If the limit of the job name or of the queue has no room (`closes_lane`), the lane is
+        closed: none of its jobs is read. If another one has no room, the exchange parks the job
+        and reserves the next one of the lane. A parked job waits as a pending job; it returns to
+        its place in the lane in the step that gives its key room. Jobs of one key and lane are
+        reserved in the order of the lane.
 
         If another key of a job that returned has no room, the job is parked for that one, and the
         next job that is parked for the first key takes its turn. An exchange parks up to

@@ -23,8 +23,8 @@ from nimburion.backends.sqlite.limits import (
     decode_lane_limits,
     follow_clock,
     has_rate,
+    read_keyed_rules,
     read_lane_limits,
-    read_parking_rules,
     set_limits,
 )
 from nimburion.backends.sqlite.notifications import SocketListener
@@ -422,7 +422,7 @@ def begin_admission(db: Database) -> Rules:
     """
     unpark_open(db)
     unpark_changed(db)
-    return read_parking_rules(db)
+    return read_keyed_rules(db)
 
 
 def promote_due(

@@ -147,9 +147,9 @@ def read_rules(db: Database, name: str | None = None) -> Rules:
     return _decode_rules_by_job(db.fetch_value("list_limit_rules", name))
 
 
-def read_parking_rules(db: Database) -> Rules:
+def read_keyed_rules(db: Database) -> Rules:
     """Read the limits in force for which jobs may be parked."""
-    return _decode_rules_by_job(db.fetch_value("list_parking_rules"))
+    return _decode_rules_by_job(db.fetch_value("list_keyed_rules"))
 
 
 def _decode_rules_by_job(listed: str) -> Rules:

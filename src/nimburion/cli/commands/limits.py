@@ -12,7 +12,7 @@ from nimburion.cli.invocation import add_shared_options, current_invocation
 from nimburion.cli.operators import make_actions
 from nimburion.cli.output import print_result, print_table
 from nimburion.core.errors import LimitNotFound
-from nimburion.core.limits import LimitChange, LimitInfo, get_limited_job, get_limited_queue
+from nimburion.core.limits import LimitChange, LimitInfo, closes_lane
 from nimburion.core.text.escaping import escape_controls
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ def print_limits(limits: list[LimitInfo], now: float) -> None:
                 describe_maximum(limit),
                 describe_rate(limit),
                 ",".join(limit.rules) or None,
-                limit.keys if has_keys(limit) else None,
+                None if closes_lane(limit.name) else limit.keys,
                 limit.in_use,
-                None if get_limited_job(limit.name) is not None else limit.parked,
-                None if has_keys(limit) else describe_wait(limit.opens_at, now),
+                None if closes_lane(limit.name) else limit.parked,
+                describe_wait(limit.opens_at, now) if closes_lane(limit.name) else None,
                 describe_use(limit),
             )
             for limit in limits
@@ -75,11 +75,6 @@ def print_limits(limits: list[LimitInfo], now: float) -> None:
     changes = [change for limit in limits for change in limit.changes]
     if changes:
         print_changes(changes)
-
-
-def has_keys(limit: LimitInfo) -> bool:
-    """Return whether a limit counts by key: it is not that of a job name or of a queue."""
-    return get_limited_job(limit.name) is None and get_limited_queue(limit.name) is None
 
 
 def describe_maximum(limit: LimitInfo) -> str | None:
@@ -106,7 +101,7 @@ def describe_wait(opens_at: float | None, now: float) -> str | None:
 
 def describe_use(limit: LimitInfo) -> str | None:
     """Return the jobs that hold a limit, or its fullest keys with running and waiting jobs."""
-    if not has_keys(limit):
+    if closes_lane(limit.name):
         return ", ".join(holder.job_id for holder in limit.holders) or None
     keys = [f"{use.key or '(none)'} {use.in_use}+{use.parked}" for use in limit.fullest[:3]]
     return ", ".join(keys) or None

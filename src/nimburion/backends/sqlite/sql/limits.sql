@@ -13,7 +13,7 @@ SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, inte
     SELECT * FROM limit_rule WHERE ?1 IS NULL OR job_name = ?1 ORDER BY job_name, limit_name
 );
 
--- name: list_parking_rules
+-- name: list_keyed_rules
 -- List the limits in force for which jobs may be parked.
 -- Result: as for `list_limit_rules`
 SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, interval, burst, cost)) FROM (

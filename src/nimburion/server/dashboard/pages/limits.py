@@ -6,7 +6,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from nimburion.core.limits import LimitInfo, get_limited_job, get_limited_queue
+from nimburion.core.limits import (
+    LimitInfo,
+    closes_lane,
+    get_limited_queue,
+    make_job_limit_name,
+    make_queue_limit_name,
+)
 from nimburion.server.api import limits as limit_operations
 from nimburion.server.api.operation import NoQuery
 from nimburion.server.dashboard.page import (
@@ -50,27 +56,32 @@ async def read_limits(request: PageRequest[NoQuery]) -> LimitsData:
     limits = await readings.list_limits(UPDATE_AGE)
     waiting: dict[str, int] = {}
     for queue in await readings.list_queues(SIDE_AGE):
+        waiting[make_queue_limit_name(queue.name)] = queue.size
         for name, count in queue.names.items():
-            waiting[name] = waiting.get(name, 0) + count
+            limit = make_job_limit_name(name)
+            waiting[limit] = waiting.get(limit, 0) + count
     rows = [make_row(limit, waiting) for limit in limits]
     rows.sort(key=lambda row: (not (row.is_full and row.waiting), row.limit.name))
     return LimitsData(limits=rows[:MAX_LIMITS], total=len(rows))
 
 
-def make_row(limit: LimitInfo, waiting_by_name: Mapping[str, int]) -> LimitRow:
-    """Return the row of a limit."""
-    job, queue = get_limited_job(limit.name), get_limited_queue(limit.name)
+def make_row(limit: LimitInfo, waiting_by_limit: Mapping[str, int]) -> LimitRow:
+    """Return the row of a limit.
+
+    `waiting_by_limit`: the waiting jobs whose lanes a limit of a job name or a queue closes.
+    """
+    queue = get_limited_queue(limit.name)
     maximum, rate = limit.concurrency, limit.rate
     rates = sorted({rule.rate.rate for rule in limit.rules.values() if rule.rate})
-    if job is None:
-        waiting, is_full = limit.parked, limit.parked > 0
+    if closes_lane(limit.name):
+        waiting = waiting_by_limit.get(limit.name, 0)
+        is_full = limit.opens_at is not None or (maximum is not None and limit.in_use >= maximum)
     else:
-        waiting = waiting_by_name.get(job, 0)
-        is_full = limit.room == 0 or (maximum is not None and limit.in_use >= maximum)
+        waiting, is_full = limit.parked, limit.parked > 0
     return LimitRow(
         limit=limit,
         queue=queue,
-        has_keys=job is None and queue is None,
+        has_keys=not closes_lane(limit.name),
         maximum=maximum,
         rate=" or ".join(rates) or None,
         burst=None if rate is None else rate.burst,

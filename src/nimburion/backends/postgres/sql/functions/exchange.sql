@@ -638,6 +638,8 @@ CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
     OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
     OUT low_water_marks int8[], OUT available int4[], OUT queues text[], OUT names text[]
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    has_queue_limits bool := EXISTS (SELECT FROM {schema}.keyed_limit k WHERE k.limit_name >= 'queue:' AND k.limit_name < 'queue;');
 BEGIN
     SELECT array_agg(open_lane.id), array_agg(open_lane.main_lane), array_agg(open_lane.place), array_agg(open_lane.rank),
         array_agg(open_lane.level), array_agg(open_lane.low_water_mark), array_agg(open_lane.available),
@@ -659,7 +661,7 @@ BEGIN
                 WHERE p.queue = requested.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
             )
             AND coalesce(limits.available, 1) > 0
-            AND NOT {schema}.is_queue_full_1(p_now, requested.queue, requested.name)
+            AND NOT (has_queue_limits AND {schema}.is_queue_full_1(p_now, requested.queue, requested.name))
             AND (requested.name = ANY (p_locked) OR limits.available IS NULL AND (p_locked IS NULL OR NOT EXISTS (
                 SELECT FROM {schema}.keyed_limit k WHERE k.job_name = requested.name
             )))

@@ -103,8 +103,6 @@ class QueueLimit(msgspec.Struct, frozen=True, kw_only=True):
     maximum: int | None
     rate: str | None
     in_use: int
-    parked: int
-    """The jobs that wait for the limit."""
     opens_at: float | None
     """When its rate allows the next job."""
     change: LimitChange | None
@@ -175,7 +173,6 @@ def make_limit(queue: str, limits: Mapping[str, LimitInfo]) -> QueueLimit:
         maximum=limit.concurrency,
         rate=" or ".join(rates) or None,
         in_use=limit.in_use,
-        parked=limit.parked,
         opens_at=limit.opens_at,
         change=limit.change,
     )
