@@ -24,6 +24,7 @@ CORE = MappingProxyType(
         "MAX_DOUBLINGS": fairness.MAX_DOUBLINGS,
         "MAX_HOLDERS": backend.MAX_HOLDERS,
         "MAX_PARKED": limits.MAX_PARKED,
+        "MAX_PROMOTED": exchange.MAX_PROMOTED,
         "MAX_PRIORITY": job.MAX_PRIORITY,
         "MAX_RETURNED": limits.MAX_RETURNED,
         "MAX_WAITING_COUNTED": fairness.MAX_WAITING_COUNTED,
@@ -36,8 +37,9 @@ CORE = MappingProxyType(
 )
 """The constants of `core` that SQL or Lua needs: whole numbers, times in microseconds."""
 
-IN_LUA = CORE.keys() - {"SUSPECT_AFTER"}
-"""Lua has these as locals of the same name. `rescue.lua` gets the others as arguments."""
+IN_LUA = CORE.keys() - {"MAX_PROMOTED", "SUSPECT_AFTER"}
+"""Lua has these as locals of the same name. `rescue.lua` gets one of the others as an argument, and
+an exchange on Redis promotes fewer jobs."""
 
 IN_SQL = MappingProxyType(
     {
@@ -67,6 +69,7 @@ IN_SQL = MappingProxyType(
             "- began) + {CLOCK_TOLERANCE};",
             "NOT BETWEEN p_now - {CLOCK_TOLERANCE} AND",
             "p_digest, p_now + {REPEAT_WINDOW})",
+            "promote_due_1(now, {MAX_PROMOTED}, p_scheduled_low_water_mark)",
             "max_parked CONSTANT int4 := {MAX_PARKED};",
             "rest int4 := {MAX_RETURNED};",
             "), p_now - {MAX_AHEAD})",

@@ -190,10 +190,10 @@ class Consuming(Protocol):
     ) -> Reply:
         """Settle finished attempts and reserve new jobs, in one atomic step.
 
-        The backend applies the settlements in order, promotes the jobs that are due, and then
-        serves `request`. The same call can therefore reserve what a settlement made available: a
-        slot of a concurrency limit, or a retry without delay. It never reserves a job that is not
-        due, is in a paused queue, or would exceed one of its limits.
+        The backend applies the settlements in order, promotes the jobs that are due (up to
+        `MAX_PROMOTED`), and then serves `request`. The same call can therefore reserve what a
+        settlement made available: a slot of a concurrency limit, or a retry without delay. It never
+        reserves a job that is not due, is in a paused queue, or would exceed one of its limits.
 
         A job counts in each limit that its name has: in that of the job name and that of its queue
         without a key, in the others if it carries a key of theirs (`find_limit_key`). A reserved

@@ -36,6 +36,10 @@ DUE_WINDOW = 20.0
 """Seconds before a due time in which it is reported to one session only. A worker makes at least
 one exchange in this time.
 """
+MAX_PROMOTED = 1_000
+"""The most due jobs that one exchange promotes. So thousands of jobs that become due at once do not
+delay jobs that wait already. A backend may promote fewer.
+"""
 MAX_WAITING_LANES = 64
 """The most waiting lanes that a reply names."""
 

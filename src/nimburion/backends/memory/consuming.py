@@ -23,7 +23,7 @@ from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, not
 from nimburion.backends.waiters import EVERY_QUEUE, LastWait, make_session_name
 from nimburion.core.backend import Consuming
 from nimburion.core.errors import OutOfOrder, SessionLost
-from nimburion.core.exchange import Reply, ReserveRequest
+from nimburion.core.exchange import MAX_PROMOTED, Reply, ReserveRequest
 from nimburion.core.fairness import to_weight_units
 from nimburion.core.lease import Delivery, Lease
 from nimburion.core.limits import make_job_limit_name
@@ -32,7 +32,6 @@ from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settled, Settlement
 
-MAX_PROMOTED = 10_000
 """The most jobs that one exchange promotes."""
 
 

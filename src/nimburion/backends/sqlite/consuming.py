@@ -54,6 +54,7 @@ from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import (
     DELIVERY_OVERHEAD,
     DUE_WINDOW,
+    MAX_PROMOTED,
     Lane,
     Reply,
     ReserveRequest,
@@ -66,7 +67,6 @@ from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled, Settlement
 
-MAX_PROMOTED = 10_000
 """The most jobs that one exchange promotes. More become due at once only after an outage."""
 
 _RESULT_CODES = {Settled.DONE: "d", Settled.ALREADY: "a", Settled.STALE: "s"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nimburion.core.exchange import MAX_PROMOTED
 from nimburion.core.job import State
 from nimburion.core.maintenance import Promoted
 from nimburion.core.settlement import Released, Retried
@@ -147,6 +148,20 @@ class Promoting:
         record = await harness.backend.reads.get_job("a")
         assert record.due == pytest.approx(at, abs=1e-3)
         assert record.state is (State.PENDING if at < harness.clock.now() else State.SCHEDULED)
+
+    async def test_many_due_jobs_do_not_delay_those_that_wait(self, harness: Harness) -> None:
+        """One exchange promotes some of them only. The reply says that more are due."""
+        count = 2 * MAX_PROMOTED + 1
+        jobs = [harness.job(after=1.0, priority=1) for _ in range(count)]
+        await harness.backend.producing.enqueue(jobs)
+        await harness.add("urgent")
+        harness.clock.advance(1.0)
+        worker = await harness.worker()
+        reply = await worker.exchange(want=worker.want(1))
+        assert ids(reply.deliveries) == ["urgent"]
+        assert reply.next_due is not None
+        assert reply.next_due <= harness.clock.now()
+        assert (await harness.backend.consuming.promote(count)).count >= count - MAX_PROMOTED
 
     async def test_a_thousand_jobs_due_at_once_come_in_order(self, harness: Harness) -> None:
         jobs = [harness.job(after=1.0 + n / 1000) for n in range(1000)]

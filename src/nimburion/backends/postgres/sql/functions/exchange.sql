@@ -231,7 +231,7 @@ BEGIN
             END IF;
         END IF;
         IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
-            promoted := {schema}.promote_due_1(now, 10000, p_scheduled_low_water_mark);
+            promoted := {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark);
             next_due := promoted.next_due;
             promoted_lanes := promoted.lanes;
         END IF;
