@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Callable
-from types import MappingProxyType
 
 import msgspec
 
@@ -17,15 +16,9 @@ from nimburion.core.size_limits import NAME_PATTERN
 from nimburion.core.text.redaction import redact_value
 from nimburion.core.text.shortening import shorten
 from nimburion.core.text.sizes import read_byte_count
+from nimburion.core.timing.durations import parse_duration_text
 
 MAX_DURATION = 36_525 * 86_400.0
-
-_UNITS = MappingProxyType({"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
-_DURATION = re.compile(
-    r"(?:(?P<d>\d{1,9}(?:\.\d{1,9})?)d)?(?:(?P<h>\d{1,9}(?:\.\d{1,9})?)h)?"
-    r"(?:(?P<m>\d{1,9}(?:\.\d{1,9})?)m)?(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)s)?"
-    r"(?:(?P<ms>\d{1,9}(?:\.\d{1,9})?)ms)?"
-)
 
 
 class InvalidValue(Exception):
@@ -295,9 +288,10 @@ def parse_duration(value: object) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         return _check_finite(value)
-    if not isinstance(value, str) or not (match := _DURATION.fullmatch(value)) or not value:
+    seconds = parse_duration_text(value) if isinstance(value, str) else None
+    if seconds is None:
         raise InvalidValue(_unquote(value))
-    return sum(float(count) * _UNITS[unit] for unit, count in match.groupdict("0").items())
+    return seconds
 
 
 def _check_finite(value: float) -> float:

@@ -47,10 +47,9 @@ JobSignal                     raised by a handler: not an error
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
-from nimburion.core.timing.durations import to_seconds
+from nimburion.core.timing.durations import Duration, to_seconds
 
 if TYPE_CHECKING:
     from nimburion.core.job import AttemptError
@@ -395,11 +394,11 @@ class JobSignal(Exception):
 
 
 class Retry(JobSignal):
-    """Count a failure and run the job again after `after` (seconds or a timedelta; default:
-    backoff).
+    """Count a failure and run the job again after `after`: seconds, a timedelta or a text like
+    `5m`. The default is the job's backoff.
     """
 
-    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+    def __init__(self, reason: str = "", *, after: Duration | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.after: float | None = to_seconds(after) if after is not None else None
@@ -410,7 +409,7 @@ class Snooze(JobSignal):
     loss.
     """
 
-    def __init__(self, after: float | timedelta) -> None:
+    def __init__(self, after: Duration) -> None:
         super().__init__(f"snoozed for {after}")
         self.after: float = to_seconds(after)
 
@@ -422,7 +421,7 @@ class RateLimitExceeded(JobSignal):
     Counts neither a failure nor a loss. A job whose name has no rate limit waits alone.
     """
 
-    def __init__(self, retry_after: float | timedelta) -> None:
+    def __init__(self, retry_after: Duration) -> None:
         super().__init__(f"refused for {retry_after}")
         self.retry_after: float = to_seconds(retry_after)
 

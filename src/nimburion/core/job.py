@@ -161,6 +161,9 @@ class JobOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     """Overrides the handler's declaration."""
     timeout: float | None = None
     """Seconds; overrides the handler's declaration."""
+    expires: float | None = None
+    """Seconds after the due time until which the first attempt must start; overrides the handler's
+    declaration."""
     limit_keys: dict[str, str] = msgspec.field(default_factory=dict)
     """The key of the job for each limit that is not of its name or its queue, by limit."""
     cost: int | None = None

@@ -8,9 +8,9 @@ from nimburion.jobs.client.status import Status
 from nimburion.jobs.declaration.backoff import Backoff
 from nimburion.jobs.declaration.batches import Batch, BatchContext
 from nimburion.jobs.declaration.context import Context, get_current_context
-from nimburion.jobs.declaration.execution import ChildProcess
 from nimburion.jobs.declaration.job import Job, job
 from nimburion.jobs.declaration.limits import Limit
+from nimburion.jobs.declaration.policy import ChildProcess
 from nimburion.jobs.declaration.uniqueness import Unique
 from nimburion.jobs.processor import Processor
 from nimburion.jobs.worker.health import Health

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypedDict, cast, get_args
 
 import msgspec
@@ -15,7 +15,7 @@ from nimburion.core.schedules import Overlap
 from nimburion.core.settings import TaskSettings
 from nimburion.core.size_limits import NAME_PATTERN, check_name
 from nimburion.core.text.suggestions import describe_unknown
-from nimburion.core.timing.durations import read_seconds
+from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 from nimburion.core.timing.timezones import find_zone
 from nimburion.jobs.client.client import Client, prepare_job
 from nimburion.jobs.declaration.codec import check_size
@@ -30,7 +30,7 @@ of the schedule."""
 Template = AnyJob | Compute
 _JOB_OPTIONS = frozenset(
     {"queue", "priority", "headers", "tenant", "correlation_id", "max_retries", "timeout",
-     "unique_key", "unique"}
+     "expires", "unique_key", "unique"}
 )  # fmt: skip
 
 
@@ -48,12 +48,14 @@ class ScheduleOptions(TypedDict, total=False):
     tenant: str | None
     correlation_id: str | None
     max_retries: int | None
-    timeout: float | timedelta | None
+    timeout: Duration | None
+    expires: Duration | None
+    """The time after a tick until which its job must have started. Later, it is cancelled."""
     unique_key: str | None
     """Unique key of the jobs. A tick enqueues no job while an unfinished job has the key."""
     unique: Unique | None
     """How long a job holds its unique key, as in a call of `enqueue`."""
-    jitter: float | timedelta
+    jitter: Duration
     """Delay the job by up to this many seconds; every scheduler computes the same delay for a
     tick."""
     start: datetime | None
@@ -62,9 +64,9 @@ class ScheduleOptions(TypedDict, total=False):
     """End of the ticks, exclusive."""
     misfire: Misfire
     """Policy for missed ticks: `fire_once` (default), `skip` or `catch_up`."""
-    misfire_grace: float | timedelta
+    misfire_grace: Duration
     """A tick is missed when it is later than this many seconds; default 60."""
-    catch_up_window: float | timedelta
+    catch_up_window: Duration
     """Maximum age in seconds of ticks that `catch_up` fires; default one day."""
     overlap: Overlap
     """Policy while the previous job of the schedule is unfinished: `allow` (default), `skip`,
@@ -112,12 +114,12 @@ def make_spec(
     job: NewJob | None,
     *,
     timezone: str | None = None,
-    jitter: float | timedelta = 0.0,
+    jitter: Duration = 0.0,
     start: datetime | None = None,
     end: datetime | None = None,
     misfire: Misfire = "fire_once",
-    misfire_grace: float | timedelta = 60.0,
-    catch_up_window: float | timedelta = 86_400.0,
+    misfire_grace: Duration = 60.0,
+    catch_up_window: Duration = 86_400.0,
     overlap: Overlap = "allow",
     enabled: bool = True,
 ) -> ScheduleSpec:
@@ -198,7 +200,7 @@ def _parse_seconds(what: str, value: object) -> float:
     seconds = read_seconds(value)
     if seconds is not None and seconds >= 0:
         return seconds
-    raise DefinitionError(f"{what} must be seconds or a timedelta, 0 or more, not {value!r}")
+    raise DefinitionError(f"{what} must be {DURATION_FORMS}, 0 or more, not {value!r}")
 
 
 def _parse_choice(what: str, value: Any, allowed: tuple[str, ...]) -> Any:  # noqa: ANN401 (of a Literal)

@@ -133,15 +133,15 @@ async def test_the_shorthands_of_the_guide(processor: Processor, clock: FakeCloc
         ({"at": 1_000.0}, "at must be a datetime with a time zone"),
         ({"after": -1}, "after must be 0 seconds or more, not -1"),
         ({"after": timedelta(seconds=-1)}, "after must be 0 seconds or more, not "),
-        ({"after": "5"}, "after must be a number of seconds or a timedelta"),
-        ({"after": float("inf")}, "after must be a number of seconds or a timedelta"),
+        ({"after": "5"}, "after must be a number of seconds, a timedelta or a text like '1h30m'"),
+        ({"after": float("inf")}, "after must be a number of seconds, a timedelta"),
         ({"at": datetime.now(UTC), "after": 1}, "pass `at` or `after`, not both"),
         ({"unique_key": "x" * 513}, "unique_key must have 1-512 characters, not 513"),
         ({"unique_key": "a\ud800"}, "unique_key must be valid Unicode; character 2 is U+D800, "),
         ({"unique_key": b"k"}, "unique_key must be a text, not b'k'"),
         ({"unique": Unique(for_=5)}, "unique needs a unique_key"),
         ({"unique_key": "k", "unique": Unique(for_=0)}, "for_ must be more than 0"),
-        ({"throttle": 5}, "there is no option 'throttle'; write `unique=Unique(throttle=…)`"),
+        ({"throttle": 5}, "there is no option 'throttle'; write `unique=Unique(throttle=5)`"),
         (
             {"unique": Unique(on_duplicate="drop")},  # type: ignore[arg-type]
             "on_duplicate must be one of 'reject', 'existing', 'replace'",
@@ -169,7 +169,7 @@ async def test_an_option_that_cannot_be_is_refused_and_nothing_stored(
     ("option", "message"),
     [
         ("priorty", "there is no option 'priorty'; did you mean 'priority'?"),
-        ("limits", "there is no option 'limits'; "),
+        ("limits", "there is no option 'limits' here; it is an option of the job"),
         ("x", "there is no option 'x'; known: after, at, connection, "),
     ],
 )

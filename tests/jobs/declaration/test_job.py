@@ -272,14 +272,14 @@ def test_a_wrong_declaration_is_refused_where_it_stands(declare: Any, message: s
 
 
 def test_an_unknown_option_is_refused_and_the_nearest_is_named() -> None:
-    message = "there is no option 'retries'; did you mean 'max_retries'?"
+    message = "there is no option 'max_retrys'; did you mean 'max_retries'?"
     with pytest.raises(DefinitionError, match=re.escape(f"job 'context': {message}")):
-        job(retries=3)(context)  # type: ignore[call-overload]
+        job(max_retrys=3)(context)  # type: ignore[call-overload]
     with pytest.raises(DefinitionError, match=re.escape(f"job 'one': {message}")):
-        type("One", (Job,), {}, retries=3)
+        type("One", (Job,), {}, max_retrys=3)
     processor = Processor(MemoryBackend())
     with pytest.raises(DefinitionError, match=re.escape(f"job 'raw': {message}")):
-        processor.register("raw", lambda _ctx, _data: None, retries=3)  # type: ignore[call-overload]
+        processor.register("raw", lambda _ctx, _data: None, max_retrys=3)  # type: ignore[call-overload]
     with pytest.raises(DefinitionError, match="timeout: declare the options of a typed job"):
         processor.register(SendEmail, timeout=3)  # type: ignore[call-overload]
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import re
 from datetime import timedelta
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from nimburion.core.errors import DefinitionError
+import nimburion
+from nimburion.core.errors import DefinitionError, InvalidJob
 from nimburion.core.rate_limits import parse_rate
 from nimburion.core.settings import Settings
+from nimburion.core.size_limits import SizeLimits
 from nimburion.jobs import Backoff, Batch, ChildProcess, Limit, Unique
 from nimburion.jobs.declaration.backoff import compute_delay, exponential, listed
-from nimburion.jobs.declaration.options import EnqueueOptions
+from nimburion.jobs.declaration.options import EnqueueOptions, parse_options
 from nimburion.jobs.declaration.policy import (
     POLICY_OPTIONS,
     Policy,
@@ -22,6 +25,7 @@ from nimburion.jobs.declaration.policy import (
     parse_policy,
     read_policy,
 )
+from nimburion.jobs.declaration.unknown_options import ADVICE_FOR_CALLS, ADVICE_FOR_JOBS
 
 
 class NoJitter(Random):
@@ -111,7 +115,9 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
         ({"max_retries": -1}, "max_retries must be a whole number, 0 or more, not -1"),
         ({"max_retries": True}, "max_retries"),
         ({"max_retries": 1.5}, "max_retries"),
-        ({"retry_backoff": "1s"}, "retry_backoff must be seconds, a list"),
+        ({"retry_backoff": "soon"}, "retry_backoff must be a number of seconds, a timedelta or a"),
+        ({"expires": 0}, "expires must be more than 0"),
+        ({"retry_on": (OSError, "x")}, "retry_on must hold exception classes"),
         ({"retry_backoff": -1.0}, "retry_backoff must be a number of seconds"),
         ({"retry_backoff": []}, "list at least one delay"),
         ({"retry_backoff": float("nan")}, "retry_backoff"),
@@ -131,6 +137,23 @@ def test_an_invalid_policy_is_refused_with_a_reason(options: PolicyOptions, comp
     with pytest.raises(DefinitionError) as refused:
         parse_policy(**options)
     assert complaint in str(refused.value)
+
+
+def test_with_retry_on_every_other_exception_is_permanent() -> None:
+    policy = parse_policy(retry_on=(ConnectionError, TimeoutError))
+    assert not policy.is_permanent(ConnectionResetError())
+    assert policy.is_permanent(ValueError())
+    with pytest.raises(DefinitionError, match="pass retry_on or permanent, not both"):
+        parse_policy(retry_on=OSError, permanent=ValueError)
+    assert not parse_policy().is_permanent(ValueError())
+
+
+def test_a_duration_may_be_a_text() -> None:
+    policy = parse_policy(
+        timeout="1m30s", expires="2h", retry_backoff=Backoff("500ms", max_delay="1h")
+    )
+    assert (policy.timeout, policy.expires, policy.backoff_max) == (90.0, 7200.0, 3600.0)
+    assert delay(policy, 1) == 0.5
 
 
 def test_one_permanent_exception_needs_no_tuple() -> None:
@@ -204,6 +227,37 @@ def test_a_former_option_shows_the_present_one(former: dict[str, Any], instead: 
         read_policy(former)
     (name,) = former
     assert str(refused.value) == f"there is no option {name!r}; write `{instead}`"
+
+
+@pytest.mark.parametrize("name", ADVICE_FOR_JOBS)
+def test_each_habit_of_another_system_names_an_option_of_ours(name: str) -> None:
+    with pytest.raises(DefinitionError, match=f"there is no option '{name}'; ") as refused:
+        read_policy({name: 5})
+    allowed = {*POLICY_OPTIONS, "name", "queue", *EnqueueOptions.__annotations__}
+    for outer, inner in re.findall(r"`[^`]*?(\w+)=(?:(\w+)\()?", str(refused.value)):
+        assert outer in allowed, refused.value
+        assert not inner or inner in nimburion.__all__
+    for setting in re.findall(r"the setting `(\w+)`", str(refused.value)):
+        assert setting in Settings.__struct_fields__
+
+
+@pytest.mark.parametrize("name", ADVICE_FOR_CALLS)
+def test_each_habit_of_a_call_names_an_option_of_ours(name: str) -> None:
+    with pytest.raises(InvalidJob, match=f"there is no option '{name}'; ") as refused:
+        parse_options(SizeLimits(), **cast("dict[str, Any]", {name: 5}))
+    for option in re.findall(r"`(\w+)=", str(refused.value)):
+        assert option in {*POLICY_OPTIONS, *EnqueueOptions.__annotations__}, refused.value
+
+
+def test_an_option_that_belongs_elsewhere_says_where() -> None:
+    with pytest.raises(DefinitionError, match=r"here; it is an option of a call: `.options\(after"):
+        read_policy({"after": 5})
+    with pytest.raises(InvalidJob, match=r"here; it is an option of the job: `@job\(retry_on=…\)`"):
+        parse_options(SizeLimits(), retry_on=OSError)
+
+
+def test_the_habits_are_many() -> None:
+    assert len({*ADVICE_FOR_JOBS, *ADVICE_FOR_CALLS}) >= 40
 
 
 def test_the_number_of_options_stays_small() -> None:

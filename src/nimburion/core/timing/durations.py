@@ -1,19 +1,39 @@
-"""Durations as callers pass them: a number of seconds or a timedelta."""
+"""Durations as callers pass them: a number of seconds, a timedelta, or a text like `1h30m`."""
 
 from __future__ import annotations
 
 import math
+import re
 from datetime import timedelta
+from types import MappingProxyType
+
+Duration = float | timedelta | str
+"""Seconds, a timedelta, or a text like `500ms`, `30s`, `5m`, `1h30m` or `90d`."""
+
+DURATION_FORMS = "a number of seconds, a timedelta or a text like '1h30m'"
+
+_UNITS = MappingProxyType({"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001})
+_TEXT = re.compile(
+    r"(?:(?P<d>\d{1,9}(?:\.\d{1,9})?)d)?(?:(?P<h>\d{1,9}(?:\.\d{1,9})?)h)?"
+    r"(?:(?P<m>\d{1,9}(?:\.\d{1,9})?)m)?(?:(?P<s>\d{1,9}(?:\.\d{1,9})?)s)?"
+    r"(?:(?P<ms>\d{1,9}(?:\.\d{1,9})?)ms)?"
+)
 
 
-def to_seconds(duration: float | timedelta) -> float:
-    """Return the duration in seconds; a negative duration becomes zero.
+def to_seconds(duration: Duration) -> float:
+    """Return the duration in seconds; a negative duration becomes zero. Raises `ValueError` for
+    a text that is no duration.
 
-    >>> to_seconds(timedelta(minutes=1)), to_seconds(-3)
-    (60.0, 0.0)
+    >>> to_seconds(timedelta(minutes=1)), to_seconds(-3), to_seconds("1h30m")
+    (60.0, 0.0, 5400.0)
     """
     if isinstance(duration, timedelta):
         return max(0.0, duration.total_seconds())
+    if isinstance(duration, str):
+        seconds = parse_duration_text(duration)
+        if seconds is None:
+            raise ValueError(f"a duration is a text like '30s', '5m' or '1h30m', not {duration!r}")
+        return seconds
     return max(0.0, float(duration))
 
 
@@ -27,6 +47,8 @@ def read_seconds(value: object) -> float | None:
     """
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, str):
+        return parse_duration_text(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:
@@ -34,3 +56,15 @@ def read_seconds(value: object) -> float | None:
     except OverflowError:
         return None
     return seconds if math.isfinite(seconds) else None
+
+
+def parse_duration_text(text: str) -> float | None:
+    """Return the seconds of a text like `1h30m`; None if it is none.
+
+    >>> parse_duration_text("1h30m"), parse_duration_text("500ms"), parse_duration_text("90")
+    (5400.0, 0.5, None)
+    """
+    match = _TEXT.fullmatch(text)
+    if not text or match is None:
+        return None
+    return sum(float(count) * _UNITS[unit] for unit, count in match.groupdict("0").items())

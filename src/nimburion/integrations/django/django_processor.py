@@ -15,7 +15,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar, Unpack
 from uuid import UUID
@@ -34,6 +33,7 @@ from nimburion.core.errors import (
     NotSupported,
 )
 from nimburion.core.settings import QueueSettings, Settings
+from nimburion.core.timing.durations import Duration
 from nimburion.integrations.django.databases import find_shared_database
 from nimburion.integrations.django.project_settings import ProjectSettings, read_project_settings
 from nimburion.jobs.client.client import Client, EnqueueResult
@@ -141,7 +141,7 @@ class DjangoProcessor(Processor):
         """Return the status of a job, as `Processor.get_status` does."""
         return await self._call(Client.get_status, job_id)
 
-    async def wait(self, job_id: str | UUID, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
+    async def wait(self, job_id: str | UUID, timeout: Duration | None = None) -> Any:  # noqa: ANN401
         """Wait until the job is completed, as `Processor.wait` does."""
         return await self._call(Client.wait, job_id, timeout)
 

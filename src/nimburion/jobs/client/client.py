@@ -16,7 +16,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from random import Random
 from types import TracebackType
@@ -46,7 +46,7 @@ from nimburion.core.service import Service
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import check_name
 from nimburion.core.timing.clock import Clock, SystemClock
-from nimburion.core.timing.durations import to_seconds
+from nimburion.core.timing.durations import Duration, to_seconds
 from nimburion.core.timing.pauses import iterate_pauses
 from nimburion.core.transactions import CallerConnection, Transaction
 from nimburion.jobs.client.batching import CALL_STARTED, EnqueueBatcher, RunOnLoop, choose_limit
@@ -334,7 +334,9 @@ class Client:
         - `correlation_id`: a text that links the job to its cause. Inside a handler, it defaults to
           that of the running job, and so does `tenant`.
         - `max_retries`: how many retries follow a first failure.
-        - `timeout`: seconds that one attempt may take.
+        - `timeout`: the time that one attempt may take.
+        - `expires`: the time after the job is due until which it must have started. Later, it is
+          cancelled, with the reason `expired`.
         - `connection`: store the job in the open transaction of this connection (SQLite,
           PostgreSQL).
 
@@ -450,7 +452,7 @@ class Client:
         return await self.enqueue(job, **options)
 
     async def enqueue_after(
-        self, job: AnyJob, after: float | timedelta, /, **options: Unpack[EnqueueOptions]
+        self, job: AnyJob, after: Duration, /, **options: Unpack[EnqueueOptions]
     ) -> str:
         """Store one job that becomes due after a delay, as `enqueue` does and with its other
         options.
@@ -506,7 +508,7 @@ class Client:
             record = await self._get_record(job_id)
         return make_status(record, self._find_result_decoder(record.name))
 
-    async def wait(self, job_id: str | UUID, timeout: float | timedelta | None = None) -> Any:  # noqa: ANN401
+    async def wait(self, job_id: str | UUID, timeout: Duration | None = None) -> Any:  # noqa: ANN401
         """Wait until the job is completed, and return the handler's result.
 
         `timeout` is a number of seconds or a timedelta; None waits without a limit. The method

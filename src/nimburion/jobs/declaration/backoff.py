@@ -6,20 +6,19 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from datetime import timedelta
 from random import Random
 
 import msgspec
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.settings import Settings
-from nimburion.core.timing.durations import read_seconds
+from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 
 _log = logging.getLogger("nimburion.jobs")
 
 BackoffFunction = Callable[[int], float]
 """Returns the seconds to wait after failure number n (1 for the first), before jitter and cap."""
-Delays = float | timedelta | Sequence[float] | BackoffFunction
+Delays = Duration | Sequence[Duration] | BackoffFunction
 """Seconds that double with each failure, a list of seconds, or a function of the failure's
 number."""
 
@@ -43,8 +42,8 @@ class Backoff:
 
     delays: Delays | None = None
     _: KW_ONLY
-    max_delay: float | timedelta | None = None
-    retry_for: float | timedelta | None = None
+    max_delay: Duration | None = None
+    retry_for: Duration | None = None
 
 
 JITTER = 0.2
@@ -103,7 +102,7 @@ class _Listed(msgspec.Struct, frozen=True):
         return self.seconds[min(failures, len(self.seconds)) - 1]
 
 
-def exponential(base: float | timedelta) -> BackoffFunction:
+def exponential(base: Duration) -> BackoffFunction:
     """Return a backoff of `base` seconds that doubles with each failure.
 
     >>> [exponential(1.5)(failures) for failures in (1, 2, 3)]
@@ -112,7 +111,7 @@ def exponential(base: float | timedelta) -> BackoffFunction:
     return _Exponential(parse_seconds("retry_backoff", base))
 
 
-def listed(*seconds: float | timedelta) -> BackoffFunction:
+def listed(*seconds: Duration) -> BackoffFunction:
     """Return a backoff with exactly these delays, in seconds; the last one repeats.
 
     >>> [listed(1, 60)(failures) for failures in (1, 2, 3)]
@@ -129,7 +128,7 @@ def parse_delays(value: Delays) -> BackoffFunction:
         return value
     if isinstance(value, list | tuple):
         return listed(*value)
-    if isinstance(value, int | float | timedelta):
+    if isinstance(value, int | Duration):
         return exponential(value)
     raise DefinitionError(
         "retry_backoff must be seconds, a list of seconds, a function of the number of the "
@@ -142,4 +141,4 @@ def parse_seconds(what: str, value: object) -> float:
     seconds = read_seconds(value)
     if seconds is not None and seconds >= 0:
         return seconds
-    raise DefinitionError(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+    raise DefinitionError(f"{what} must be {DURATION_FORMS}, not {value!r}")

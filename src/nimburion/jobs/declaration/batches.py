@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
+from nimburion.core.timing.durations import Duration
 from nimburion.jobs.declaration.context import Context
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Batch:
     """
 
     size: int
-    wait: float | timedelta = 0.0
+    wait: Duration = 0.0
 
 
 class BatchContext(Generic[StateT_co]):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 from nimburion.core.errors import Cancel, NotOpen, RateLimitExceeded
 from nimburion.core.rate_limits import MAX_UNITS
 from nimburion.core.settlement import Progressed, Spent
+from nimburion.core.timing.durations import Duration
 from nimburion.jobs.declaration.attempt_record import AttemptRecord, WorkerServices
 from nimburion.jobs.declaration.job_log import JobLog, make_job_log
 from nimburion.jobs.declaration.lifespan import NO_STATE
@@ -15,7 +16,6 @@ from nimburion.jobs.declaration.transaction import HandlerTransaction
 from nimburion.jobs.worker.attempt.outcome import MAX_MESSAGE_BYTES, clean_text
 
 if TYPE_CHECKING:
-    from datetime import timedelta
     from typing import NoReturn, Unpack
 
     from typing_extensions import TypeVar
@@ -191,7 +191,7 @@ class Context(Generic[StateT_co]):
         text = clean_text(str(message), MAX_MESSAGE_BYTES)
         self._services.report(Progressed(self._record.delivery.lease, float(fraction), text))
 
-    def rate_limited(self, retry_after: float | timedelta) -> NoReturn:
+    def rate_limited(self, retry_after: Duration) -> NoReturn:
         """End the attempt because a service refused it, and stop its rate limit for everybody.
 
         ```python

@@ -66,9 +66,16 @@ _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 _FOREIGN_NAMES = frozenset(
-    {"delay", "delay_on_commit", "apply_async", "send", "send_with_options", "enqueue_job"}
+    {
+        *("delay", "delay_on_commit", "apply_async", "s", "si"),  # Celery
+        *("send", "send_with_options", "message"),  # Dramatiq
+        *("enqueue_job", "kiq", "kicker"),  # arq, TaskIQ
+        *("perform_async", "perform_bulk"),  # Sidekiq
+    }
 )
 """Methods by which other job systems enqueue a function."""
+_FOREIGN_DELAYS = frozenset({"schedule", "perform_in", "perform_at", "enqueue_in", "apply_later"})
+"""Methods by which other job systems enqueue a function for later."""
 
 
 class Declaration:
@@ -145,8 +152,11 @@ class Job:
     - `max_retries`: how many retries follow a first failure.
     - `retry_backoff`: seconds, a list of seconds, or a function of the failure's number (1, 2, …);
       with `Backoff`, also the largest delay and the end of the retries.
-    - `permanent`: exception classes after which no retry is made.
-    - `timeout`: seconds that one attempt may take.
+    - `retry_on`: the only exception classes after which a retry is made; all others are permanent.
+    - `permanent`: instead of `retry_on`, exception classes after which no retry is made.
+    - `timeout`: the time that one attempt may take.
+    - `expires`: the time after a job is due until which it must have started. Later, it is
+      cancelled, with the reason `expired`.
     - `concurrency`: how many of these jobs may run at the same time, over all workers.
     - `rate`: how many of these jobs may start in a time, over all workers: `"100/min"`.
     - `limits`: a list of `Limit`, for each key, for several job names, or with a burst or a cost.
@@ -160,7 +170,8 @@ class Job:
       thread. `"process"`: in a child process, which a timeout or a cancel kills; with
       `ChildProcess`, with a limit of memory.
 
-    `DefinitionError` is raised for an option that is unknown or has a wrong value.
+    Times are seconds, a timedelta or a text like `"1h30m"`. `DefinitionError` is raised for an
+    option that is unknown or has a wrong value.
 
     ```python
     class SendEmail(Job, queue="mail", max_retries=5, timeout=30):
@@ -306,6 +317,11 @@ class JobFunction(Generic[CallP, P, R]):
         def __getattr__(self, name: str) -> object:
             """Say how to enqueue a job where another job system has a method for it."""
             own = self.__dict__.get("__name__", "function")
+            if name in _FOREIGN_DELAYS:
+                how = f"{own}.options(after=…).enqueue(…)"
+                if not hasattr(type(self), "enqueue"):
+                    how = f"processor.enqueue({own}.job(…), after=…)"
+                raise AttributeError(f"the job {own!r} has no method {name!r}; write `await {how}`")
             if name in _FOREIGN_NAMES and hasattr(type(self), "enqueue"):
                 raise AttributeError(
                     f"the job {own!r} has no method {name!r}; write `await {own}.enqueue(…)`, or "

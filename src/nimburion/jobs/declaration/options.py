@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
-from types import MappingProxyType
+from datetime import datetime
 from typing import Any, TypedDict
 from uuid import UUID
 
@@ -13,8 +12,7 @@ import msgspec
 from nimburion.core.errors import InvalidJob
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
 from nimburion.core.size_limits import SizeLimits, check_name, check_text
-from nimburion.core.text.suggestions import describe_unknown
-from nimburion.core.timing.durations import read_seconds
+from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 from nimburion.jobs.declaration.uniqueness import (
     KeyRule,
     Unique,
@@ -32,7 +30,7 @@ class EnqueueManyOptions(TypedDict, total=False):
     """0 to 9, higher first; `Priority` has names for some."""
     at: datetime | None
     """The time when the job becomes due; it must have a time zone."""
-    after: float | timedelta | None
+    after: Duration | None
     """The delay, in seconds from now by the backend's clock, after which the job becomes due."""
     unique_key: str | None
     """At most one unfinished job of the same name holds this key. As `tenant` and
@@ -45,8 +43,10 @@ class EnqueueManyOptions(TypedDict, total=False):
     """The customer of the job. The jobs of different tenants in a queue take turns."""
     correlation_id: str | None
     max_retries: int | None
-    timeout: float | timedelta | None
-    """Seconds that an attempt may take."""
+    timeout: Duration | None
+    """The time that one attempt may take."""
+    expires: Duration | None
+    """The time after the job is due until which it must have started. Later, it is cancelled."""
     connection: object
     """Store inside the open transaction of this connection (SQLite, PostgreSQL)."""
 
@@ -77,28 +77,8 @@ class ParsedOptions(msgspec.Struct, frozen=True):
 NOTHING_PARSED = ParsedOptions()
 
 _RECORD_OPTIONS = frozenset(
-    {"unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout"}
+    {"unique_key", "headers", "tenant", "correlation_id", "max_retries", "timeout", "expires"}
 )
-_INSTEAD: Mapping[str, str] = MappingProxyType(
-    {
-        "unique_for": "unique=Unique(for_=…)",
-        "unique_while": "unique=Unique(while_=…)",
-        "on_duplicate": "unique=Unique(on_duplicate=…)",
-        "debounce": "unique=Unique(debounce=…)",
-        "max_wait": "unique=Unique(debounce=…, max_wait=…)",
-        "throttle": "unique=Unique(throttle=…)",
-        "countdown": "after=…",
-        "delay": "after=…",
-        "eta": "at=…",
-        "queue_name": "queue=…",
-        "task_id": "id=…",
-        "job_id": "id=…",
-        "job_timeout": "timeout=…",
-        "retries": "max_retries=…",
-    }
-)
-"""Options that are parts of other options now, and those of other job systems, with what to write
-instead."""
 _CENTURY_SECONDS = 100 * 365.25 * 86_400
 
 
@@ -114,7 +94,7 @@ def parse_options(
     queue: str | None = None,
     priority: int | None = None,
     at: datetime | None = None,
-    after: float | timedelta | None = None,
+    after: Duration | None = None,
     unique: Unique | None = None,
     connection: object = None,
     **options: Any,
@@ -175,10 +155,10 @@ def apply_key_rule(rule: KeyRule, parsed: ParsedOptions, key: str) -> tuple[JobO
 
 
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
-    for name in options:
-        if name in _INSTEAD:
-            return f"there is no option {name!r}; write `{_INSTEAD[name]}`"
-    return describe_unknown("option", options, EnqueueManyOptions.__annotations__)
+    from nimburion.jobs.declaration.policy import POLICY_OPTIONS
+    from nimburion.jobs.declaration.unknown_options import describe_unknown_call_option
+
+    return describe_unknown_call_option(options, EnqueueManyOptions.__annotations__, POLICY_OPTIONS)
 
 
 def _parse_rule(unique: object) -> KeyRule | None:
@@ -202,7 +182,8 @@ def _parse_job_options(
     tenant: str | None = None,
     correlation_id: str | None = None,
     max_retries: int | None = None,
-    timeout: float | timedelta | None = None,
+    timeout: Duration | None = None,
+    expires: Duration | None = None,
 ) -> JobOptions:
     return JobOptions(
         headers=_parse_headers(headers, sizes) if headers else {},
@@ -213,6 +194,7 @@ def _parse_job_options(
         unique_key=None if unique_key is None else check_text("unique_key", unique_key),
         max_retries=None if max_retries is None else _parse_count("max_retries", max_retries),
         timeout=None if timeout is None else _parse_positive_seconds("timeout", timeout),
+        expires=None if expires is None else _parse_positive_seconds("expires", expires),
     )
 
 
@@ -251,7 +233,7 @@ def _parse_count(what: str, value: object) -> int:
 def _parse_seconds(what: str, value: object) -> float:
     seconds = read_seconds(value)
     if seconds is None:
-        raise InvalidJob(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+        raise InvalidJob(f"{what} must be {DURATION_FORMS}, not {value!r}")
     if seconds > _CENTURY_SECONDS:
         raise InvalidJob(f"{what} must be less than a century, not {seconds:g} seconds")
     return seconds

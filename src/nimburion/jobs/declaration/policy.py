@@ -5,17 +5,16 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from types import MappingProxyType
-from typing import Any, TypedDict, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 
 from nimburion.core.errors import DefinitionError
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settings import Settings
-from nimburion.core.text.shortening import shorten
-from nimburion.core.text.suggestions import describe_unknown
+from nimburion.core.text.sizes import read_byte_count
+from nimburion.core.timing.durations import Duration
 from nimburion.jobs.declaration.backoff import (
     Backoff,
     BackoffFunction,
@@ -25,12 +24,6 @@ from nimburion.jobs.declaration.backoff import (
     parse_seconds,
 )
 from nimburion.jobs.declaration.batches import Batch
-from nimburion.jobs.declaration.execution import (
-    ChildProcess,
-    Execution,
-    parse_execution,
-    parse_memory,
-)
 from nimburion.jobs.declaration.failure_hooks import FailureHook, check_failure_hook
 from nimburion.jobs.declaration.limits import Limit, split_limits
 from nimburion.jobs.declaration.uniqueness import Fields, Unique, Uniqueness, parse_uniqueness
@@ -40,6 +33,30 @@ _T = TypeVar("_T")
 
 MAX_BATCH = 10_000
 """The most jobs that one call of a batch handler may take."""
+
+
+Execution = Literal["auto", "thread", "process"]
+"""Where a handler runs. `auto`: an `async def` on the event loop, a `def` in a thread."""
+
+_MIN_MEMORY = 32 * 1024**2
+"""Bytes. A child process needs most of it before it runs a handler."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildProcess:
+    """Run the handler in a child process, which a timeout or a cancel kills: the option
+    `execution`.
+
+    Without arguments, it is the same as `"process"`.
+
+    Args:
+        memory: bytes, or a text like `"512MB"`. An attempt is killed when its child process uses
+            more, and it is not retried.
+        retry_over_memory: retry such an attempt like any other that failed.
+    """
+
+    memory: int | str | None = None
+    retry_over_memory: bool = False
 
 
 class Priority(enum.IntEnum):
@@ -60,10 +77,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     backoff_max: float | None = None
     retry_for: float | None = None
     """No retry starts later than this many seconds after the job was enqueued."""
+    retry_on: tuple[type[BaseException], ...] = ()
+    """The only exceptions after which a retry is made; empty: all but `permanent`."""
     permanent: tuple[type[BaseException], ...] = ()
     """Exceptions after which no retry is made."""
     timeout: float | None = None
     """Seconds that an attempt may take."""
+    expires: float | None = None
+    """Seconds after the job is due until which it must have started; later, it is cancelled."""
     concurrency: int | None = None
     """The largest number of these jobs that run at the same time, over all workers."""
     rate: RateLimit | None = None
@@ -89,6 +110,22 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     batch_wait: float = 0.0
     """Seconds after the first job of a batch until its call starts, if it is not full before."""
 
+    def is_permanent(self, raised: BaseException) -> bool:
+        """Return whether no retry is made after this exception of the handler."""
+        if self.retry_on:
+            return not isinstance(raised, self.retry_on)
+        return isinstance(raised, self.permanent)
+
+    def find_units(self, cost: int | None) -> int:
+        """Return the units that a job took of each of its rates when it was reserved; 0 if it has
+        no rate, or if its rates took different numbers. `cost`: the job's own.
+        """
+        rates = [limit.make_rule().rate for limit in self.limits]
+        taken = {rate.cost if cost is None else cost for rate in rates if rate is not None}
+        if self.rate is not None:
+            taken.add(self.rate.cost)
+        return taken.pop() if len(taken) == 1 else 0
+
     def with_defaults(self, settings: Settings) -> Policy:
         """Return this policy with defaults from the settings; `timeout` and `concurrency` may stay
         None."""
@@ -108,8 +145,14 @@ class PolicyOptions(TypedDict, total=False):
     max_retries: int
     retry_backoff: Delays | Backoff
     """The delays between attempts, in seconds; with `Backoff`, also their maximum and their end."""
+    retry_on: type[BaseException] | tuple[type[BaseException], ...]
+    """The only exceptions after which a retry is made. Not together with `permanent`."""
     permanent: type[BaseException] | tuple[type[BaseException], ...]
-    timeout: float | timedelta | None
+    """Exceptions after which no retry is made."""
+    timeout: Duration | None
+    """The time that one attempt may take."""
+    expires: Duration | None
+    """The time after the job is due until which it must have started. Later, it is cancelled."""
     concurrency: int | None
     """How many of these jobs may run at once, over all workers."""
     rate: str | None
@@ -132,25 +175,6 @@ POLICY_OPTIONS = frozenset({*PolicyOptions.__annotations__, "batch"})
 """The names of the options of a policy. `batch` is not for every job, so it is not in
 `PolicyOptions`."""
 
-_FORMER_OPTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "retry_backoff_max": "retry_backoff=Backoff(max_delay={})",
-        "burst": 'limits=[Limit(rate="100/min", burst={})]',
-        "cost": 'limits=[Limit(rate="100/min", cost={})]',
-        "key": 'limits=[Limit(rate="100/min", key={})]',
-        "unique_for": "unique=Unique(for_={})",
-        "unique_while": "unique=Unique(while_={})",
-        "on_duplicate": "unique=Unique(on_duplicate={})",
-        "debounce": "unique=Unique(debounce={})",
-        "max_wait": "unique=Unique(debounce=…, max_wait={})",
-        "throttle": "unique=Unique(throttle={})",
-        "memory_limit": "execution=ChildProcess(memory={})",
-        "retry_over_memory_limit": "execution=ChildProcess(memory=…, retry_over_memory={})",
-        "batch_wait": "batch=Batch(100, wait={})",
-    }
-)
-"""Options that are parts of other options now, and what to write instead."""
-
 
 def read_policy(options: Mapping[str, Any]) -> Policy:
     """Return the policy of options that a user wrote.
@@ -163,11 +187,11 @@ def read_policy(options: Mapping[str, Any]) -> Policy:
 
 
 def _describe_unknown_option(options: Mapping[str, object]) -> str | None:
-    for name, value in options.items():
-        if name in _FORMER_OPTIONS:
-            instead = _FORMER_OPTIONS[name].format(shorten(repr(value), 40))
-            return f"there is no option {name!r}; write `{instead}`"
-    return describe_unknown("option", options, {*POLICY_OPTIONS, "name", "queue"})
+    from nimburion.jobs.declaration.options import EnqueueOptions
+    from nimburion.jobs.declaration.unknown_options import describe_unknown_job_option
+
+    known = {*POLICY_OPTIONS, "name", "queue"}
+    return describe_unknown_job_option(options, known, EnqueueOptions.__annotations__)
 
 
 def parse_policy(
@@ -175,8 +199,10 @@ def parse_policy(
     priority: int = Priority.NORMAL,
     max_retries: int | None = None,
     retry_backoff: Delays | Backoff | None = None,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = (),
     permanent: type[BaseException] | tuple[type[BaseException], ...] = (),
-    timeout: float | timedelta | None = None,
+    timeout: Duration | None = None,
+    expires: Duration | None = None,
     concurrency: int | None = None,
     rate: str | None = None,
     limits: Sequence[Limit] = (),
@@ -188,6 +214,11 @@ def parse_policy(
     on_dead: FailureHook | None = None,
 ) -> Policy:
     """Return the policy of these options; `DefinitionError` names an option with a wrong value."""
+    if retry_on and permanent:
+        raise DefinitionError(
+            "pass retry_on or permanent, not both: with retry_on, all other exceptions are "
+            "permanent"
+        )
     own, keyed = split_limits(_parse_concurrency(concurrency), rate, limits)
     backoff = retry_backoff if isinstance(retry_backoff, Backoff) else Backoff(retry_backoff)
     child = execution if isinstance(execution, ChildProcess) else ChildProcess()
@@ -197,8 +228,10 @@ def parse_policy(
         backoff=None if backoff.delays is None else parse_delays(backoff.delays),
         backoff_max=_parse_optional_seconds("the max_delay of Backoff", backoff.max_delay),
         retry_for=_parse_optional_seconds("the retry_for of Backoff", backoff.retry_for),
-        permanent=_parse_exceptions(permanent),
+        retry_on=_parse_exceptions("retry_on", retry_on),
+        permanent=_parse_exceptions("permanent", permanent),
         timeout=_parse_optional_seconds("timeout", timeout),
+        expires=_parse_optional_seconds("expires", expires),
         concurrency=own.concurrency,
         rate=own.rate,
         limits=keyed,
@@ -207,8 +240,8 @@ def parse_policy(
         unique=parse_uniqueness(unique),
         on_failure=_parse_hook("on_failure", on_failure),
         on_dead=_parse_hook("on_dead", on_dead),
-        execution=parse_execution(execution),
-        memory_limit=parse_memory(child),
+        execution=_parse_execution(execution),
+        memory_limit=_parse_memory(child),
         retry_over_memory_limit=bool(child.retry_over_memory),
         batch=None if calls is None else _parse_batch(calls, execution),
         batch_wait=0.0 if calls is None else parse_seconds("the wait of Batch", calls.wait),
@@ -216,7 +249,7 @@ def parse_policy(
 
 
 def _parse_batch(batch: Batch, execution: Execution | ChildProcess) -> int:
-    if parse_execution(execution) == "process":
+    if _parse_execution(execution) == "process":
         raise DefinitionError(
             'a batch handler runs in the worker; execution="process" runs one job in a call'
         )
@@ -240,13 +273,47 @@ def _value_or_default(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
+def _parse_execution(value: Execution | ChildProcess) -> Execution:
+    """Return where a handler runs. Raises `DefinitionError`."""
+    if isinstance(value, ChildProcess):
+        return "process"
+    allowed = get_args(Execution)
+    if value not in allowed:
+        names = ", ".join(map(repr, allowed))
+        raise DefinitionError(f"execution must be one of {names} or a ChildProcess, not {value!r}")
+    return value
+
+
+def _parse_memory(child: ChildProcess) -> int | None:
+    """Return the most bytes of memory of a child process; None: no limit. Raises
+    `DefinitionError`.
+    """
+    if child.memory is None:
+        if child.retry_over_memory:
+            raise DefinitionError("the retry_over_memory of ChildProcess needs `memory`")
+        return None
+    size = read_byte_count(child.memory)
+    if size is None:
+        raise DefinitionError(
+            "the memory of ChildProcess must be bytes, or a text like '512MB' or '1GiB', not "
+            f"{child.memory!r}"
+        )
+    if size < _MIN_MEMORY:
+        raise DefinitionError(
+            f"the memory of ChildProcess must be at least {_MIN_MEMORY >> 20}MiB, which Python "
+            f"itself needs, not {child.memory!r}"
+        )
+    return size
+
+
 def _parse_exceptions(
+    what: str,
     value: type[BaseException] | tuple[type[BaseException], ...],
 ) -> tuple[type[BaseException], ...]:
     kinds: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            raise DefinitionError(f"permanent must hold exception classes, not {kind!r}")
+            raise DefinitionError(f"{what} must hold exception classes, not {kind!r}")
     return kinds
 
 

@@ -13,7 +13,6 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -30,7 +29,7 @@ from nimburion.core.job import (
     sort_states,
 )
 from nimburion.core.size_limits import MAX_TEXT
-from nimburion.core.timing.durations import read_seconds
+from nimburion.core.timing.durations import DURATION_FORMS, Duration, read_seconds
 
 ALL_FIELDS = "*"
 """Stands for all arguments of a job, in `Uniqueness.fields`."""
@@ -52,8 +51,8 @@ class Unique:
     """Which jobs are equal, how long a job holds its unique key, and what a second one does.
 
     As the option `unique` of a job, it says all of this. In a call of `enqueue`, the key is the
-    option `unique_key` or the declared one, and `unique` says the rest. Durations are seconds or a
-    timedelta.
+    option `unique_key` or the declared one, and `unique` says the rest. Durations are seconds, a
+    timedelta or a text like `1h30m`.
 
     Args:
         fields: names of arguments: at most one unfinished job has these values. By default all
@@ -75,11 +74,11 @@ class Unique:
     _: KW_ONLY
     key: Callable[[Any], object] | None = None
     while_: UniqueWhile | None = None
-    for_: float | timedelta | None = None
+    for_: Duration | None = None
     on_duplicate: OnDuplicate | None = None
-    debounce: float | timedelta | None = None
-    max_wait: float | timedelta | None = None
-    throttle: float | timedelta | None = None
+    debounce: Duration | None = None
+    max_wait: Duration | None = None
+    throttle: Duration | None = None
 
     @property
     def given(self) -> dict[str, Any]:
@@ -312,7 +311,7 @@ def _read_positive_seconds(
 ) -> float:
     seconds = read_seconds(value)
     if seconds is None:
-        raise error(f"{what} must be a number of seconds or a timedelta, not {value!r}")
+        raise error(f"{what} must be {DURATION_FORMS}, not {value!r}")
     if seconds > _CENTURY_SECONDS:
         raise error(f"{what} must be less than a century, not {seconds:g} seconds")
     if seconds <= 0:

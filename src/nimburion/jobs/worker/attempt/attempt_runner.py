@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 
@@ -22,7 +22,15 @@ from nimburion.core.errors import LeaseLost, RemoteError
 from nimburion.core.job import AttemptError, ErrorKind, JobRecord
 from nimburion.core.lease import SUSPECT_AFTER, Delivery, Lease, Token
 from nimburion.core.result_errors import encode_result_error
-from nimburion.core.settlement import Cancelled, Completed, Failed, Released, Retried, Settlement
+from nimburion.core.settlement import (
+    Cancelled,
+    Completed,
+    Failed,
+    Released,
+    Retried,
+    Settlement,
+    Spent,
+)
 from nimburion.core.size_limits import SizeLimits
 from nimburion.core.timing.clock import Clock
 from nimburion.core.transactions import Transaction
@@ -62,12 +70,17 @@ from nimburion.jobs.worker.attempt.reporter import (
 from nimburion.jobs.worker.attempt.retry_or_dead_letter import decide_settlement
 from nimburion.jobs.worker.attempt.threads import HandlerThreads
 
+if TYPE_CHECKING:
+    from nimburion.core.metrics.job_counters import LaneCounters
+
 _log = logging.getLogger("nimburion.worker")
 
 KeepsArguments = tuple[bool, Mapping[str, bool]]
 """Whether completed jobs keep their arguments, and for which queues that is otherwise."""
 
 CANCELLED_ON_REQUEST = "cancelled on request"
+EXPIRED = "expired"
+"""The reason of a job that did not start in time."""
 
 RELEASE_DELAY_AFTER_ERROR = 5.0
 """Seconds until the next attempt of a job that an error inside nimburion kept from starting."""
@@ -141,6 +154,9 @@ class AttemptRunner:
         if delivery.lost >= SUSPECT_AFTER:
             chain = self._chains.isolate(chain)
         handler, run, lanes = chain
+        expires = delivery.options.expires or handler.policy.expires
+        if expires is not None and self._is_expired(attempt, expires):
+            return self._settle_expired(attempt, handler, lanes)
         keep = self._keep_by_queue
         attempt.keep_payload = (
             keep.get(delivery.queue, self._keep_default) if keep else self._keep_default
@@ -274,6 +290,22 @@ class AttemptRunner:
             log_failure(attempt.delivery, settlement, raised)
         return settlement
 
+    def _is_expired(self, attempt: Attempt, expires: float) -> bool:
+        """Return whether it is too late for the first attempt of a job."""
+        delivery = attempt.delivery
+        return delivery.attempt == 1 and self._read_backend_time() > delivery.due + expires
+
+    def _settle_expired(
+        self, attempt: Attempt, handler: Handler, lanes: dict[str, LaneCounters]
+    ) -> Cancelled:
+        """Count an expired job as cancelled, and give back the units of rates that it took."""
+        delivery = attempt.delivery
+        units = handler.policy.find_units(delivery.options.cost)
+        if units:
+            self._services.report(Spent(delivery.lease, -units))
+        self.reporter.count_expired(delivery, lanes)
+        return Cancelled(delivery.lease, EXPIRED)
+
     def _settle_unstarted(self, attempt: Attempt) -> Settlement | None:
         lease = attempt.delivery.lease
         match attempt.interruption:
@@ -397,8 +429,8 @@ class AttemptRunner:
             return AttemptFailed(raised.failure, raised.after)
         if issubclass(type(raised), KeyboardInterrupt) and _may_be_ctrl_c(attempt, raised):
             attempt.keyboard_interrupt = cast("KeyboardInterrupt", raised)
-        permanent, number = handler.policy.permanent, attempt.delivery.attempt
-        return outcomes.classify_exception(raised, number, permanent, self._sizes.error)
+        number = attempt.delivery.attempt
+        return outcomes.classify_exception(raised, number, handler.policy, self._sizes.error)
 
 
 def _is_interrupted(attempt: Attempt) -> bool:

@@ -10,7 +10,7 @@ import os
 import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,9 @@ from nimburion.core.job import AttemptError, ErrorKind
 from nimburion.core.text.fingerprints import compute_fingerprint
 from nimburion.core.timing.durations import to_seconds
 from nimburion.jobs.declaration.codec import UnreadablePayload
+
+if TYPE_CHECKING:
+    from nimburion.jobs.declaration.policy import Policy
 
 
 class Succeeded(NamedTuple):
@@ -65,9 +68,7 @@ NO_RESULT = Succeeded(None)
 INTERRUPTED = Interrupted()
 
 
-def classify_exception(
-    raised: BaseException, attempt: int, permanent: tuple[type[BaseException], ...], limit: int
-) -> Outcome:
+def classify_exception(raised: BaseException, attempt: int, policy: Policy, limit: int) -> Outcome:
     """Return the outcome of an attempt that raised. Error texts are cut to `limit` bytes.
 
     Never raises, whatever the exception's class does: only inheritance decides about its type, and
@@ -84,7 +85,7 @@ def classify_exception(
         )
     if issubclass(kind, UnreadablePayload):
         return AttemptFailed(describe_exception(raised, attempt, "unreadable", limit))
-    if _is_permanent(raised, permanent):
+    if _is_permanent(raised, policy):
         return AttemptFailed(describe_exception(raised, attempt, "permanent", limit))
     return AttemptFailed(describe_exception(raised, attempt, "failure", limit))
 
@@ -122,11 +123,11 @@ def _read_seconds(raised: BaseException, attribute: str) -> float | None:
         return None
 
 
-def _is_permanent(raised: BaseException, permanent: tuple[type[BaseException], ...]) -> bool:
+def _is_permanent(raised: BaseException, policy: Policy) -> bool:
     if issubclass(type(raised), PermanentError):
         return True
     try:
-        return isinstance(raised, permanent)
+        return policy.is_permanent(raised)
     except BaseException:  # noqa: BLE001 - a metaclass or a `__class__` that raises
         return False
 

@@ -93,6 +93,20 @@ class AttemptReporter:
             lanes[delivery.queue] = lane
         return lane
 
+    def count_expired(self, delivery: Delivery, lanes: dict[str, LaneCounters]) -> None:
+        """Count and log a job that is cancelled because it did not start in time."""
+        lane = lanes.get(delivery.queue) or self.find_lane(lanes, delivery)
+        lane.cancelled += 1
+        late = self._monotonic() + self.backend_time_offset - delivery.due
+        log_safely(
+            logging.INFO,
+            "job %s %s expired: it was due %.1f s ago; it is cancelled",
+            delivery.name,
+            delivery.lease.job_id,
+            late,
+            extra=make_extra(delivery),
+        )
+
     def begin(self, attempt: Attempt, lane: LaneCounters) -> None:
         """Report that an attempt starts now; its time is `attempt.started`."""
         attempt.lane = lane

@@ -168,9 +168,8 @@ class ChildRuntime:
             value = self._call(handler, context)
             return Returned(_encode_result(handler, record, value, context))
         except BaseException as raised:  # noqa: BLE001 - a handler may raise anything
-            permanent = handler.policy.permanent
             return _make_reply(
-                classify_exception(raised, call.delivery.attempt, permanent, self._limit)
+                classify_exception(raised, call.delivery.attempt, handler.policy, self._limit)
             )
         finally:
             if call.memory_limit is not None:

@@ -27,6 +27,7 @@ class EnqueueCases:
             on_duplicate="existing",
             max_retries=0,
             timeout=1.5,
+            expires=60.0,
         )
         job = harness.job("a", payload=b'{"n":1}', priority=9, after=10.0, options=options)
         await harness.put(job)

@@ -1,0 +1,116 @@
+"""Jobs that are cancelled because they did not start in time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import pytest
+
+from nimburion.backends.memory import MemoryBackend
+from nimburion.core.job import State
+from nimburion.jobs import Limit, Processor, job
+from nimburion.scheduler import Scheduler
+from nimburion.testing import FakeClock
+
+ran: list[object] = []
+
+
+@job(expires="1h")
+async def remind(address: str) -> None:
+    ran.append(address)
+
+
+@job(expires=60, max_retries=1, retry_backoff=600)
+async def fail() -> None:
+    ran.append("failed")
+    raise ConnectionError
+
+
+@job(expires=5, limits=[Limit(rate="10/s", burst=10, cost=5)])
+async def call(number: int) -> None:
+    ran.append(number)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    ran.clear()
+    return FakeClock()
+
+
+@pytest.fixture
+async def processor(clock: FakeClock) -> AsyncIterator[Processor]:
+    async with Processor(MemoryBackend(clock=clock), clock=clock) as processor:
+        processor.register(remind, fail, call)
+        yield processor
+
+
+async def test_a_job_that_has_not_started_in_time_is_cancelled(
+    processor: Processor, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nimburion.worker")
+    late = await processor.enqueue(remind.job("late"))
+    clock.advance(1.0)
+    early = await processor.enqueue(remind.job("early"))
+    clock.advance(3600)
+    assert await processor.drain() == 2
+    status = await processor.get_status(late)
+    assert (status.state, status.reason) == (State.CANCELLED, "expired")
+    assert (await processor.get_status(early)).state is State.COMPLETED
+    assert ran == ["early"]
+    assert f"remind {late} expired: it was due 3601.0 s ago; it is cancelled" in caplog.text
+    (counted,) = [each for each in processor.metrics.collect() if each.name == "jobs_processed"]
+    outcomes = {each.labels.values["outcome"]: each.value for each in counted.samples}
+    assert outcomes == {"cancelled": 1, "completed": 1}
+
+
+async def test_the_time_counts_from_when_the_job_is_due(
+    processor: Processor, clock: FakeClock
+) -> None:
+    await processor.enqueue(remind.job("later"), after="2h")
+    clock.advance(7200)
+    await processor.drain()
+    assert ran == ["later"]
+
+
+async def test_a_call_takes_precedence(processor: Processor, clock: FakeClock) -> None:
+    short = await processor.enqueue(remind.job("a"), expires=timedelta(minutes=1))
+    await processor.enqueue(remind.job("b"), expires="1d")
+    clock.advance(3700)
+    await processor.drain()
+    assert ran == ["b"]
+    assert (await processor.get_status(short)).reason == "expired"
+
+
+async def test_a_job_that_has_started_in_time_is_retried(
+    processor: Processor, clock: FakeClock
+) -> None:
+    await processor.enqueue(fail.job())
+    await processor.drain()
+    clock.advance(10_000)
+    await processor.drain()
+    assert ran == ["failed", "failed"]
+
+
+async def test_expired_jobs_give_back_the_units_of_their_rate(
+    processor: Processor, clock: FakeClock
+) -> None:
+    await processor.enqueue_many(call.job(number) for number in range(20))
+    clock.advance(10)
+    began = clock.now()
+    await processor.enqueue_many(call.job(number) for number in (100, 101))
+    await processor.drain(advance=True)
+    assert (ran, clock.now() - began <= 2.0) == ([100, 101], True)
+
+
+async def test_a_tick_that_is_fired_late_makes_a_job_that_expires(
+    processor: Processor, clock: FakeClock
+) -> None:
+    scheduler = Scheduler(processor, in_workers=False)
+    scheduler.schedule("@every 1d", remind.job("daily"), name="daily", expires="10m")
+    await scheduler.fire_due()
+    clock.advance(86_400)
+    await scheduler.fire_due()
+    clock.advance(700)
+    await processor.drain()
+    assert ran == []
