@@ -86,6 +86,9 @@ async def index(paths: list[str]) -> list[int | Exception]:
     limits=[Limit(2, key="customer"), Limit(name="cdn", rate="50/s", burst=5)],
     unique=Unique(("customer", "path"), on_duplicate="existing"),
     execution=ChildProcess(memory="512MB"),
+    retry_on=(ConnectionError, OSError),
+    timeout="5m",
+    expires=timedelta(hours=1),
 )
 def convert(customer: str, path: str) -> bytes:
     return b""
