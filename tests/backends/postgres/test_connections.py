@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
 
 from nimburion import Context, Job, Processor
 from nimburion.backends.postgres import PostgresBackend
 from nimburion.core.job import NewJob
+from nimburion.core.notification_relay import (
+    ChannelListener,
+    NotificationReceiver,
+    NotificationRelay,
+)
+from tests.servers.binaries import Binary
+from tests.servers.postgres import PostgresServer
 from tests.servers.server_kinds import RunningPostgres
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_finished
 
 _COUNT = """SELECT count(*) FROM pg_stat_activity
 WHERE application_name = 'nimburion' AND datname = current_database()"""
@@ -32,8 +41,13 @@ def count_connections(server: RunningPostgres) -> int:
 
 
 @asynccontextmanager
-async def run_worker(server: RunningPostgres) -> AsyncIterator[Processor]:
-    processor = Processor(server.url)
+async def run_worker(
+    server: RunningPostgres, relay: NotificationRelay | None = None
+) -> AsyncIterator[Processor]:
+    backend = PostgresBackend(server.url)
+    if relay is not None:
+        backend.consuming.share_listener(relay)
+    processor = Processor(backend)
     processor.register(Follow)
     await processor.start()
     try:
@@ -47,6 +61,66 @@ async def test_an_idle_worker_alone_has_three(postgres_server: RunningPostgres) 
     async with run_worker(postgres_server):
         await wait_until(lambda: count_connections(postgres_server) == 3, "three connections")
         assert count_connections(postgres_server) == 3
+
+
+class RelayInProcess(NotificationRelay):
+    """Lets the first handle of this process listen for all, as a supervisor does for processes."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, list[NotificationReceiver]] = {}
+        self._listener: ChannelListener | None = None
+
+    def subscribe(
+        self,
+        channels: Collection[str],
+        receiver: NotificationReceiver,
+        make_listener: Callable[[NotificationReceiver], ChannelListener],
+    ) -> None:
+        for channel in channels:
+            self._wanted.setdefault(channel, []).append(receiver)
+        if self._listener is None:
+            self._listener = make_listener(self)
+        self._listener.listen(self._wanted)
+
+    async def unsubscribe(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            await listener.close()
+
+    def note_listening(self, channels: Collection[str]) -> None:
+        for channel in channels:
+            for receiver in self._wanted[channel]:
+                receiver.note_listening(channels)
+
+    def note_lost(self) -> None:
+        for receivers in self._wanted.values():
+            for receiver in receivers:
+                receiver.note_lost()
+
+    def receive(self, channel: str, text: str) -> None:
+        for receiver in self._wanted[channel]:
+            receiver.receive(channel, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "shared"), [(30, False), (45, True)])
+async def test_a_stock_server_is_enough_for_many_idle_workers(
+    postgres_binary: Binary, workers: int, *, shared: bool
+) -> None:
+    relay = RelayInProcess()
+    with PostgresServer(postgres_binary, "max_connections=100") as server:
+        async with AsyncExitStack() as stack:
+            fleet = [
+                await stack.enter_async_context(run_worker(server, relay if shared else None))
+                for _ in range(workers)
+            ]
+            expected = 2 * workers + 1 if shared else 3 * workers
+            await wait_until(lambda: count_connections(server) == expected, "all are idle")
+            job_ids = [await fleet[0].enqueue(Follow()) for _ in fleet]
+            for job_id in job_ids:
+                await wait_until_finished(fleet[0], job_id)
+            assert [processor.health().state for processor in fleet] == ["ready"] * workers
+        assert "too many clients" not in server.log
 
 
 async def test_callers_get_connections_which_are_closed_when_unused(
