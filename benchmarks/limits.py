@@ -141,7 +141,7 @@ async def drain(url: str, scene: Scene, jobs: int, server: int | None) -> dict[s
             done.set()
         return result
 
-    queue_limits = ()
+    queue_limits: tuple[QueueLimitSettings, ...] = ()
     if scene.queue_most is not None:
         queue_limits = (QueueLimitSettings(QUEUE, concurrency=scene.queue_most),)
     async with Processor(url, queue_limits=queue_limits) as processor:

@@ -226,7 +226,7 @@ class Example:
 
     def plan(self, state: StoredState, want: ReserveRequest) -> ReservePlan:
         """Plan an exchange in Python."""
-        lanes, uses = [], {}
+        lanes, uses = [], dict[LimitKey, LimitUse]()
         for n, lane in enumerate(want.lanes):
             if lane.queue in self.paused:
                 continue
