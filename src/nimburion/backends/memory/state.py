@@ -544,7 +544,9 @@ class MemoryState:
             return True
         last = self.reported_due
         if last is not None and now < last[0] <= due and last[1] != session_id:
-            return False
+            session = self.sessions.get(last[1])
+            if session is not None and session.ended_at is None:
+                return False
         self.reported_due = (due, session_id)
         return True
 

@@ -46,9 +46,9 @@ SELECT json_group_array(seq), max(nonce) FROM (
 SELECT min(due) FROM scheduled;
 
 -- name: read_reported_due
--- Read the due time that an exchange reported last.
+-- Read the due time that an exchange reported last, if its session has not ended.
 -- Result: due time and session number, or no row
-SELECT due, session FROM reported_due;
+SELECT due, session FROM reported_due WHERE session IN (SELECT number FROM session WHERE ended_at IS NULL);
 
 -- name: save_reported_due
 -- Store the due time that an exchange reports.

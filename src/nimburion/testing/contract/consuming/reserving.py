@@ -197,6 +197,16 @@ class Reserving:
         assert (await second.exchange(want=second.want())).next_due is None
         assert (await first.exchange(want=first.want())).next_due == due
 
+    async def test_a_due_time_of_a_session_that_has_ended_is_reported_to_the_next_one(
+        self, harness: Harness
+    ) -> None:
+        await harness.enqueue(harness.job("a", after=10.0))
+        due = harness.clock.now() + 10.0
+        first, second = await harness.worker(), await harness.worker()
+        assert (await first.exchange(want=first.want())).next_due == due
+        await first.close()
+        assert (await second.exchange(want=second.want())).next_due == due
+
     async def test_an_earlier_due_time_is_reported_to_the_next_session(
         self, harness: Harness
     ) -> None:

@@ -597,10 +597,12 @@ LANGUAGE plpgsql AS $$
 DECLARE
     last record;
 BEGIN
-    SELECT r.due, r.session INTO last FROM {schema}.reported_due r;
+    SELECT r.due, r.session, EXISTS (
+        SELECT FROM {schema}.session s WHERE s.number = r.session AND s.ended_at IS NULL
+    ) AS looks INTO last FROM {schema}.reported_due r;
     IF last.session = p_session AND last.due = p_due THEN
         RETURN p_due;
-    ELSIF last.session <> p_session AND last.due > p_now AND last.due <= p_due THEN
+    ELSIF last.session <> p_session AND last.looks AND last.due > p_now AND last.due <= p_due THEN
         RETURN NULL;
     ELSIF last.due IS NULL THEN
         INSERT INTO {schema}.reported_due (due, session) VALUES (p_due, p_session) ON CONFLICT DO NOTHING;

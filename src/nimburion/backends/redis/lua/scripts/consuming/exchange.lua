@@ -87,6 +87,12 @@ if request.total > 0 and request.handle ~= '' and not is_repeat then
   end
 end
 
+-- Return whether a session has not ended.
+local function has_session(id)
+  local state = redis.call('HGET', session_state_key, id)
+  return state and read_session_state(state).status ~= SESSION_ENDED
+end
+
 -- Return whether to report the earliest due time to this session, and note that it was reported. False: another session looks for
 -- jobs by then.
 local function reports_due(due8)
@@ -96,8 +102,8 @@ local function reports_due(due8)
   end
   local own, last = due8 .. session_id, redis.call('HGET', meta_key, 'reported_due')
   if last and last ~= own then
-    local last_due = decode_time(last, 1)
-    if now < last_due and last_due <= due and string.sub(last, 9) ~= session_id then
+    local last_due, other = decode_time(last, 1), string.sub(last, 9)
+    if now < last_due and last_due <= due and other ~= session_id and has_session(other) then
       return false
     end
   end
