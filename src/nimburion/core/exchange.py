@@ -117,8 +117,8 @@ class Reply(msgspec.Struct, frozen=True):
 
     If the request is for jobs, a due time less than `DUE_WINDOW` seconds ahead is reported to one
     session only: the first that asks, and the others only if it is earlier than the one reported
-    last, or if that session has ended. At that time the session makes an exchange. It promotes the jobs that are due, and wakes
-    as many workers as it leaves jobs.
+    last, or if that session has ended. At that time the session makes an exchange. It promotes the
+    jobs that are due, and wakes as many workers as it leaves jobs.
     """
     now: float = 0.0
     """The time on the backend's clock at this exchange, in epoch seconds."""

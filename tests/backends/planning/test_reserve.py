@@ -75,7 +75,9 @@ class Model:
             if random.random() < 0.4
         }
         """The limit of the queue `red`. Its maximum may differ by job name."""
-        self.maximums: dict[str, int | None] = {name: random.choice((1, 2)) for name in ("customer", "smtp")}
+        self.maximums: dict[str, int | None] = {
+            name: random.choice((1, 2)) for name in ("customer", "smtp")
+        }
         self.maximums |= {"region": random.choice((None, 1))}
         self.cap = random.choice((None, 1, 2))
 
