@@ -145,7 +145,8 @@ class PostgresNotifier:
         """Wake workers after an exchange: for the jobs that it returned to these queues, and the
         next one if it was the first exchange after a call of `wait`.
         """
-        self._session_id = session_id
+        if session_id != self._session_id:  # the end of the session before deleted its row
+            self._session_id, self._idle_queues = session_id, frozenset()
         if self._has_polled:
             self._has_polled = False
             if reply.deliveries:  # a wake-up was lost: the table says that none waits

@@ -62,7 +62,7 @@ KEYS = MappingProxyType(
         "record_due": "sorted set: records with a due time, by it",
         "statistics": "prefix of the keys of statistics (see below)",
         "statistics_merged": "hash: step -> start of the last interval whose sources are merged",
-        "idle_worker": "sorted set: queue NUL handle, how it waits and its session, for each "
+        "idle_worker": "sorted set: queue NUL session NUL handle and how it waits, for each "
         "worker that waits. With a colon and the handle: the stream or the channel that wakes it",
         "notify": "no key: the channel on which sessions are notified",
     }

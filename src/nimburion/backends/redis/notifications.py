@@ -81,7 +81,7 @@ class IdleEntries:
         known = self.registered[1:] if self._listens else ()
         self.registered = (self.handle + _ON_CHANNEL, *dict.fromkeys((*known, *queues)))
         self._listens = False
-        return [f"{queue}\0{self.registered[0]}{self.session_id}" for queue in queues]
+        return [self._make_member(queue) for queue in queues]
 
     def note_added(self, wakeup_count: int) -> None:
         """Note that the server has these members. `wakeup_count` is that of before the call."""
@@ -89,8 +89,10 @@ class IdleEntries:
 
     def list_members(self) -> list[str]:
         """Return the members of `idle_worker` that the handle may have."""
-        queues = self.registered[1:]
-        return [f"{queue}\0{self.registered[0]}{self.session_id}" for queue in queues]
+        return [self._make_member(queue) for queue in self.registered[1:]]
+
+    def _make_member(self, queue: str) -> str:
+        return f"{queue}\0{self.session_id}\0{self.registered[0]}"
 
 
 AddEntries = Callable[[Collection[str]], Awaitable[None]]

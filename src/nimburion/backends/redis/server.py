@@ -23,6 +23,8 @@ from nimburion.core.errors import BackendError, FormatMismatch
 from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.timing.clock import Clock, SystemClock
 
+_WAKE_TIMEOUT = 1.0
+"""Seconds that a handle which closes takes to send wake-ups."""
 FORMAT = 1
 """The format that this version writes. Workers of the same format run together."""
 
@@ -217,7 +219,9 @@ class RedisConnections:
         await self.commands.execute("ZADD", self.keys.idle_worker, *parts)
 
     async def close(self) -> None:
-        """Remove the idle entries, and close all connections."""
+        """Send the pending wake-ups, remove the idle entries, and close all connections."""
+        if self._wake_tasks:  # another worker has to start the job
+            await asyncio.wait(self._wake_tasks, timeout=_WAKE_TIMEOUT)
         for task in self._wake_tasks:
             task.cancel()
         await asyncio.gather(*self._wake_tasks, return_exceptions=True)

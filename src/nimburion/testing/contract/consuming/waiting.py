@@ -285,8 +285,9 @@ class Waiting:
         await wait_in_time(stays)
         assert stays.done()
 
+    @pytest.mark.parametrize("closes", [False, True], ids=["", "with its handle"])
     async def test_a_wakeup_of_a_call_that_is_cancelled_reaches_another(
-        self, fleet: Harness
+        self, fleet: Harness, *, closes: bool
     ) -> None:
         """Its worker stops, so it makes no more exchange that would pass the wake-up on."""
         if not fleet.backend.capabilities.notifies:
@@ -295,6 +296,8 @@ class Waiting:
         await fleet.add()
         leaves.cancel()
         await wait_in_time(asyncio.wait({leaves}))
+        if closes:
+            await fleet.handles[1].close()
         if leaves.cancelled():  # before or after it was woken
             await wait_in_time(stays)
             assert stays.done()

@@ -184,6 +184,7 @@ BEGIN
         unparked := unparked || {schema}.release_keys_1(now, held.key_numbers);
     END LOOP;
     PERFORM {schema}.release_limits_1(ended);
+    DELETE FROM {schema}.idle_worker WHERE session = p_id;
     left_over := EXISTS (SELECT FROM {schema}.lease WHERE session = session_number);
     UPDATE {schema}.session SET is_drained = NOT left_over, left_at = CASE WHEN left_over THEN now ELSE left_at END,
         ended_at = CASE WHEN left_over THEN ended_at ELSE now END

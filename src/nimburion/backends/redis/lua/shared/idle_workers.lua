@@ -1,21 +1,20 @@
 -- Shared part: wakes idle workers.
 -- Keys: idle_worker
--- Provides: wake_idle(queue, jobs, passed, own_handle) and wake_all_idle() wake workers; forget_idle_session(id) removes idle entries
+-- Provides: wake_idle(queue, jobs, passed, own_handle) and wake_all_idle() wake workers; forget_idle_session(id, info) removes idle entries
 -- Atomic: an exchange that finds no job adds its idle entries in the same step, so no job is missed. The step that makes a job
 --   available removes an entry for it. Busy workers have no entries, and cause no notifications.
 -- Cost: one EXISTS, and O(log n) for each worker that is woken, for n idle workers.
 --
--- An idle entry is a member of `idle_worker`: queue NUL handle 16 | mode 1 | session id. With the mode STREAM, the exchange of the
+-- An idle entry is a member of `idle_worker`: queue NUL session id NUL handle 16 | mode 1. With the mode STREAM, the exchange of the
 -- handle waits on its own stream; else the handle listens on its own channel. A wake-up carries the queue, and whether another
 -- worker has passed it on because it found no job.
 local STREAM = 's'
 local WAKEUP_LIFETIME = 60 -- seconds after which the stream of a handle that has died is deleted
 
--- Return the queue, the handle, the mode and the session of an idle entry.
+-- Return the queue, the handle and the mode of an idle entry.
 local function read_idle_entry(member)
   local cut = string.find(member, '\0', 1, true)
-  return string.sub(member, 1, cut - 1), string.sub(member, cut + 1, cut + 16), string.sub(member, cut + 17, cut + 17),
-    string.sub(member, cut + 18)
+  return string.sub(member, 1, cut - 1), string.sub(member, -17, -2), string.sub(member, -1)
 end
 
 local function wake_worker(member, passed)
@@ -56,10 +55,14 @@ local function wake_all_idle()
   end
 end
 
-local function forget_idle_session(id)
-  for _, member in ipairs(redis.call('ZRANGE', idle_worker_key, 0, -1)) do
-    local _, _, _, session_id = read_idle_entry(member)
-    if session_id == id then
+-- Remove the idle entries of a session. `info` is its description, as in session_info.
+local function forget_idle_session(id, info)
+  if redis.call('EXISTS', idle_worker_key) == 0 then
+    return
+  end
+  for _, queue in ipairs(cjson.decode(info).queues) do
+    local first = queue .. '\0' .. id
+    for _, member in ipairs(redis.call('ZRANGEBYLEX', idle_worker_key, '[' .. first .. '\0', '(' .. first .. '\1')) do
       redis.call('ZREM', idle_worker_key, member)
     end
   end

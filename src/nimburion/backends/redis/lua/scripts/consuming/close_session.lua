@@ -1,5 +1,5 @@
 -- close_session: closes a session and releases its leases, except those of attempts that still run.
--- Keys: session_state session_expiry ended_session session_leases lease job
+-- Keys: session_state session_info session_expiry ended_session session_leases lease job
 -- Arguments: ARGV[3] session id, [4] leases of running attempts: seq 8 | token 20 each, [5] maximum number of leases to release
 -- Reply: 'lost' (the session is unknown or ended), 'more' (call again) or 'done'
 -- Atomic: one script per call. Between calls the session is valid and has fewer leases.
@@ -32,6 +32,6 @@ if not more and kept > 0 then
 elseif not more then
   end_session(id, session)
 end
-forget_idle_session(id) -- its own worker is not woken in place of another
+forget_idle_session(id, redis.call('HGET', session_info_key, id)) -- its own worker is not woken in place of another
 notify_marked()
 return more and 'more' or 'done'

@@ -72,17 +72,18 @@ if request.total > 0 and request.handle ~= '' and not is_repeat then
   local waits, registered, queues = request.waits_on_stream, request.registered, {}
   local is_idle = #waiting == 0 and (waits and #bodies == 0 or not waits and #bodies < request.free_slots)
   local entry = request.handle .. (waits and 's' or 'c')
+  local session_part = '\0' .. session_id .. '\0'
   if is_idle then
     for i = 2, #request.lanes, 3 do
       queues[request.lanes[i]] = true
     end
     for queue in pairs(queues) do
-      redis.call('ZADD', idle_worker_key, 0, queue .. '\0' .. entry .. session_id)
+      redis.call('ZADD', idle_worker_key, 0, queue .. session_part .. entry)
     end
   end
   for i = 2, #registered do
     if registered[1] ~= entry or not queues[registered[i]] then
-      redis.call('ZREM', idle_worker_key, registered[i] .. '\0' .. registered[1] .. session_id)
+      redis.call('ZREM', idle_worker_key, registered[i] .. session_part .. registered[1])
     end
   end
 end

@@ -1,5 +1,5 @@
 -- rescue: ends expired sessions and takes back their leases. backends/planning/rescue.py decides the same in Python.
--- Keys: session_state session_expiry ended_session expired_session session_leases lease job history
+-- Keys: session_state session_info session_expiry ended_session expired_session session_leases lease job history
 -- Arguments:
 --   ARGV[3] the maximum number of leases
 --   ARGV[4] the number of losses that fail a job
@@ -90,7 +90,7 @@ end
 
 for i, id in ipairs(expired) do
   end_session(id, sessions[i])
-  forget_idle_session(id)
+  forget_idle_session(id, redis.call('HGET', session_info_key, id))
 end
 call_in_batches('ZADD', expired_session_key, put_expired_session)
 call_in_batches('ZREM', expired_session_key, drop_expired_session)
