@@ -423,8 +423,8 @@ MUTANTS = (
     Mutant(
         "rescues while its own session is in doubt",
         "jobs/*.py",
-        "if self.$clock.$monotonic() < self.$_cautious_until():",
-        "if self.$clock.$monotonic() < 0:",
+        "more = self.$clock.$monotonic() >= self.$_no_rescue_before()",
+        "more = True",
         (f"{SCENARIO}test_an_outage_of_the_backend_counts_as_no_loss",),
     ),
     Mutant(
