@@ -257,8 +257,8 @@ REDIS_MUTANTS = (
     Mutant(
         "Redis: a limit that was full notifies nobody when it is free again",
         "backends/redis/*.lua",
-        "        mark_every_queue()\n      end\n      if record",
-        "      end\n      if record",
+        "      mark_job_name($job, $room)\n",
+        "",
         (f"{REDIS}test_wait_wakes_for",),
     ),
     # Unique keys, ids

@@ -95,6 +95,10 @@ class TenantTurns:
         self.groups.pop(group, None)
         return None
 
+    def list_lanes(self) -> list[tuple[str, str]]:
+        """Return the lanes in which jobs of tenants may wait."""
+        return list(self._heads)
+
     def peek(self, lane: tuple[str, str]) -> JobEntry | None:
         """Return the job of a lane whose turn is next, or None."""
         heap = self._heads.get(lane)

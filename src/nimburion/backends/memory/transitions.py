@@ -5,6 +5,7 @@ Each also updates lanes, limits, unique keys and notifications.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Self
 
@@ -40,7 +41,7 @@ from nimburion.backends.planning.settle import (
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
-from nimburion.core.limits import LimitKey, get_limited_job
+from nimburion.core.limits import LimitKey, closes_lane, get_limited_job
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.settlement import (
     Progressed,
@@ -60,7 +61,7 @@ class AtomicStep:
     collected.
     """
 
-    __slots__ = ("_data", "names_to_notify", "now", "state")
+    __slots__ = ("_data", "_freed_places", "names_to_notify", "now", "state")
 
     def __init__(self, data: MemoryData) -> None:
         self._data = data
@@ -68,6 +69,8 @@ class AtomicStep:
         self.now: int = 0
         """Microseconds since 1970, read under the lock."""
         self.names_to_notify: JobCounts = JobCounts(int)
+        self._freed_places: Counter[LimitKey] = Counter()
+        """By limit that closes lanes, how many of its jobs have ended."""
 
     def __enter__(self) -> Self:
         """Wait for the lock, and read the clock."""
@@ -77,9 +80,24 @@ class AtomicStep:
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         """Release the lock, then notify. After a failure, notify nothing."""
+        if self._freed_places:
+            self._notify_freed()
         self._data.shared.lock.release()
         if failure is None and self.names_to_notify:
             self._data.shared.notify(self.names_to_notify)
+
+    def _notify_freed(self) -> None:
+        """Notify the queues in which jobs wait for the places that are free now."""
+        lanes = {*self.state.lanes, *self.state.turns.list_lanes()}
+        queues: defaultdict[str, set[LimitKey]] = defaultdict(set)
+        for lane in lanes:
+            limits = self.state.list_lane_limits(*lane)
+            keys = self._freed_places.keys() & {limit.key for limit, _ in limits}
+            is_open = all(limit.count_room(self.now, 1) for limit in limits)
+            if keys and is_open and self.state.has_waiting(lane):
+                queues[lane[0]] |= keys
+        for queue, keys in queues.items():
+            self.names_to_notify[queue] += sum(self._freed_places[key] for key in keys)
 
     # Enqueue
 
@@ -248,7 +266,8 @@ class AtomicStep:
             for key in lease.counted_keys:
                 use = self.state.limit_uses[key]
                 use.in_use -= 1
-                self.names_to_notify[entry.queue] += 1
+                if closes_lane(key[0]):
+                    self._freed_places[key] += 1
                 if use.parked:
                     self.unpark_next(key, use)
         if effect.error is not None:

@@ -37,8 +37,8 @@ from nimburion.backends.sqlite.reserve import (
     find_next_opening,
     find_unpaused_lanes,
     find_waiting_lanes,
-    has_opened,
     measure_sizes,
+    notify_opened,
 )
 from nimburion.backends.sqlite.sessions import (
     SessionDescription,
@@ -366,8 +366,8 @@ def run_exchange(
         promoted -= Counter(lane.queue for _, _, lane in rows)
         db.notify_jobs(promoted)
     limits_after = read_lane_limits(db) if limits else limits
-    if has_opened(limits, limits_after):
-        db.notify([EVERY_QUEUE])
+    if limits:
+        notify_opened(db, limits, limits_after)
     db.run(
         "save_exchange",
         head.session,

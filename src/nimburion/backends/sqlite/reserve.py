@@ -27,6 +27,7 @@ from nimburion.core.exchange import (
     Lane,
     ReserveRequest,
 )
+from nimburion.core.limits import get_limited_job, get_limited_queue
 
 if TYPE_CHECKING:
     from nimburion.backends.planning.reserve import ReservePlan
@@ -61,14 +62,22 @@ def exclude_full(limits: LaneLimits, lanes: Lanes, now: int) -> Lanes:
     return {number: lane for number, lane in lanes.items() if not list_lane_limits(full, lane)}
 
 
-def has_opened(before: LaneLimits, after: LaneLimits) -> bool:
-    """Return whether a maximum has room now that was reached before."""
+def notify_opened(db: Database, before: LaneLimits, after: LaneLimits) -> None:
+    """Notify the queues in which jobs wait for a maximum that was reached before and has room now,
+    for as many jobs as it has room.
+    """
     were_in_use = {limit.key: use.in_use for own in before.values() for limit, use in own}
-    return any(
-        concurrency is not None and use.in_use < concurrency <= were_in_use[key]
+    rooms = {
+        key[0]: concurrency - use.in_use
         for own in after.values()
         for (key, concurrency, _), use in own
-    )
+        if concurrency is not None and use.in_use < concurrency <= were_in_use[key]
+    }
+    for limit, room in rooms.items():
+        waiting = db.run("list_waiting_lanes", get_limited_job(limit), get_limited_queue(limit))
+        lanes = {number: Lane(queue, name) for number, queue, name in waiting}
+        for queue in {lane.queue for lane in exclude_full(after, lanes, db.now).values()}:
+            db.notify_jobs({queue: room})
 
 
 def find_next_opening(db: Database, limits: LaneLimits, lanes: Lanes) -> int | None:

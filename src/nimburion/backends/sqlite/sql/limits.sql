@@ -20,6 +20,15 @@ SELECT json_group_array(json_array(job_name, limit_name, concurrency, rate, inte
     SELECT * FROM limit_rule WHERE closes_lane = 0 ORDER BY job_name, limit_name
 );
 
+-- name: list_waiting_lanes
+-- List the lanes of a job name, or of a queue, that have jobs in `ready`.
+-- Inputs: ?1 job name, or NULL; ?2 queue, or NULL
+-- Result: number, queue, job name
+SELECT id, queue, name FROM lane
+WHERE (name = ?1 OR queue = ?2) AND (
+    EXISTS (SELECT 1 FROM ready WHERE lane = id) OR EXISTS (SELECT 1 FROM tenant_turn WHERE main_lane = id)
+);
+
 -- name: list_lane_limits
 -- List the limits of job names and of queues with their uses.
 -- Result: JSON array of [job name, limit name, concurrency, rate, interval, burst, cost, in_use, spent_until]

@@ -262,6 +262,16 @@ class Waiting:
         await operation()
         await check_woken(fleet, tasks, 4)
 
+    async def test_a_freed_place_of_a_limit_wakes_one_waiter(self, fleet: Harness) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        operation = await _free_limit(fleet)
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(1, 5)]
+        other = [await listening(fleet, n, ("other",), FAR) for n in (5, 6)]
+        await operation()
+        await check_woken(fleet, tasks, 1)
+        await check_woken(fleet, other, 0)
+
     async def test_only_waiters_of_the_queue_are_woken(self, fleet: Harness) -> None:
         if not fleet.backend.capabilities.notifies:
             pytest.skip("this backend does not notify")

@@ -492,25 +492,33 @@ local function make_use_record(use)
   return use[IN_USE] ~= 0 and tostring(use[IN_USE])
 end
 
--- Return whether a maximum of these has room now that was reached before.
-local function has_opened(maxima, in_use, before)
+-- Wake workers for the places that a limit has now, if it was full before. `name` is the name of its key.
+local function mark_opened(name, maxima, in_use, before)
+  local room = 0
   for maximum in pairs(maxima) do
     if in_use < maximum and before >= maximum then
-      return true
+      room = math.max(room, maximum - in_use)
     end
   end
-  return false
+  if room > 0 then
+    local limit = sub(name, 1, -2)
+    local job = get_limited_job(limit)
+    if job then
+      mark_job_name(job, room)
+    else
+      mark_queue(get_limited_queue(limit), room)
+    end
+  end
 end
 
--- Write the uses that changed. If a full limit that closes lanes has room again, notify every queue: a worker that waits for a job name
--- may be idle on any queue.
+-- Write the uses that changed. If a full limit that closes lanes has room again, wake as many workers as it has places.
 local function write_uses()
   local put, dropped, put_opening, dropped_opening = {}, {}, {}, {}
   for name, use in pairs(known_uses) do
     if use[IS_CHANGED] then
       local record, opens, maxima = make_use_record(use), use[OPENS_AT], closing_maxima[name]
-      if maxima and has_opened(maxima, use[IN_USE], tonumber(string.match(use[RECORD] or '0', '^%d+'))) then
-        mark_every_queue()
+      if maxima then
+        mark_opened(name, maxima, use[IN_USE], tonumber(string.match(use[RECORD] or '0', '^%d+')))
       end
       if record and record ~= use[RECORD] then
         push_pair(put, name, record)

@@ -1,6 +1,6 @@
 -- Shared part: wakes idle workers.
 -- Keys: idle_worker
--- Provides: wake_idle(queue, jobs, passed, own_handle) and wake_all_idle() wake workers; forget_idle_session(id, info) removes idle entries
+-- Provides: wake_idle(queue, jobs, passed, own_handle) and wake_all_idle() wake workers; list_idle_queues(); forget_idle_session(id, info) removes idle entries
 -- Atomic: an exchange that finds no job adds its idle entries in the same step, so no job is missed. The step that makes a job
 --   available removes an entry for it. Busy workers have no entries, and cause no notifications.
 -- Cost: one EXISTS, and O(log n) for each worker that is woken, for n idle workers.
@@ -52,6 +52,20 @@ end
 local function wake_all_idle()
   for _, member in ipairs(redis.call('ZRANGE', idle_worker_key, 0, -1)) do
     wake_worker(member, true)
+  end
+end
+
+-- Return the queues for which workers are idle.
+local function list_idle_queues()
+  local queues, low = {}, '-'
+  while true do
+    local member = redis.call('ZRANGEBYLEX', idle_worker_key, low, '+', 'LIMIT', 0, 1)[1]
+    if not member then
+      return queues
+    end
+    local queue = read_idle_entry(member)
+    queues[#queues + 1] = queue
+    low = '[' .. queue .. '\1'
   end
 end
 
