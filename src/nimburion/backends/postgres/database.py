@@ -14,7 +14,7 @@ from nimburion.backends.postgres import migrations
 from nimburion.backends.postgres import transactions as caller_transactions
 from nimburion.backends.postgres.connection.pool import ConnectionPool, PostgresConnection
 from nimburion.backends.postgres.low_water_marks import LowWaterMarks
-from nimburion.backends.postgres.notifications import PostgresNotifier
+from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER, PostgresNotifier
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.encoding import to_micros
@@ -37,6 +37,14 @@ LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
 _EXCHANGE = make_call("exchange_1", 23)
 _EXCHANGE_POOLED = make_call("exchange_pooled_1", 23)
+_EXCHANGE_OR_BE_IDLE = f"""WITH reply AS MATERIALIZED ({_EXCHANGE}), idle AS (
+        INSERT INTO {{schema}}.idle_worker (channel, session, queues, is_waiting)
+        SELECT CAST($24 AS text), $2, CAST($25 AS text[]), true FROM reply HAVING count(*) = 1
+        {ON_KNOWN_WORKER}
+    ) SELECT * FROM reply"""  # noqa: S608 - names of ours
+"""The same, and an idle entry of this handle if the exchange reserves no job: its only row is then
+the status.
+"""
 _PLANNER_SETTINGS = (
     "enable_seqscan = off",
     "enable_bitmapscan = off",
@@ -184,9 +192,18 @@ class PostgresConnections:
         statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
         marks = self.low_water_marks.make_arguments(connection.driver)
         extra = (len(settlements) + request.total) / JOBS_PER_SECOND
-        return await connection.fetch(
-            self.insert_schema(statement), now, *arguments, *marks, extra_time=extra
-        )
+        entry = self.notifier.begin_idle_entry(request)
+        if entry:
+            statement = _EXCHANGE_OR_BE_IDLE
+        rows: list[Any] = []
+        try:
+            rows = await connection.fetch(
+                self.insert_schema(statement), now, *arguments, *marks, *entry, extra_time=extra
+            )
+        finally:
+            if entry and len(rows) != 1:
+                self.notifier.withdraw_idle_entry()
+        return rows
 
     async def start(self) -> None:
         """Check the server and the format."""

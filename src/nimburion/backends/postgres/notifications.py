@@ -47,11 +47,12 @@ _PASSED = "!"
 """The first character of a wake-up that another worker has passed on."""
 _WAKE = """SELECT set_config('synchronous_commit', 'off', true),
     {schema}.wake_workers_1($1, $2, $3, $4, $5)"""
-_ADD_IDLE_WORKER = """INSERT INTO {schema}.idle_worker (channel, session, queues, is_waiting)
-    SELECT $1, $2, $3, set_config('synchronous_commit', 'off', true) IS NOT NULL
-    ON CONFLICT (channel) DO UPDATE
+ON_KNOWN_WORKER = """ON CONFLICT (channel) DO UPDATE
     SET session = excluded.session, queues = excluded.queues, is_waiting = true,
         since = excluded.since"""
+_ADD_IDLE_WORKER = f"""INSERT INTO {{schema}}.idle_worker (channel, session, queues, is_waiting)
+    SELECT $1, $2, $3, set_config('synchronous_commit', 'off', true) IS NOT NULL
+    {ON_KNOWN_WORKER}"""
 _DELETE_IDLE_WORKER = "DELETE FROM {schema}.idle_worker WHERE channel = $1"
 
 
@@ -90,6 +91,10 @@ class PostgresNotifier:
         """The queues for which the table says that this handle waits; none after a wake-up."""
         self._was_idle = False
         """Whether the table may have a row of this handle."""
+        self._last_queues: frozenset[str] = frozenset()
+        """The queues of the last call of `wait`."""
+        self._jobs_wait = False
+        """Whether the last exchange left jobs, so that the next one finds some."""
         self._unsent = JobCounts(int)
         self._unsent_passed = JobCounts(int)
         self._last_inline = -_MIN_INTERVAL
@@ -147,6 +152,7 @@ class PostgresNotifier:
         """
         if session_id != self._session_id:  # the end of the session before deleted its row
             self._session_id, self._idle_queues = session_id, frozenset()
+        self._jobs_wait = bool(reply.waiting)
         if self._has_polled:
             self._has_polled = False
             if reply.deliveries:  # a wake-up was lost: the table says that none waits
@@ -156,6 +162,21 @@ class PostgresNotifier:
         if self._waiters.last_wait.has_ended:
             more, passed = self._waiters.last_wait.find_next(request, reply)
             self.notify(dict.fromkeys(more, 1), passed=passed)
+
+    def begin_idle_entry(self, request: ReserveRequest) -> tuple[str, list[str]] | tuple[()]:
+        """Return channel and queues of the idle entry that an exchange adds if it reserves no job.
+        A worker that then waits needs no statement more. Return nothing if the table has the entry,
+        or if the exchange probably reserves jobs.
+        """
+        is_known = self._idle_queues or not self._is_connected.is_set()
+        if is_known or self._jobs_wait or not request.free_slots or not self._last_queues:
+            return ()
+        self._idle_queues = self._last_queues  # now: a wake-up may arrive before the reply
+        return self._own_channel, sorted(self._last_queues)
+
+    def withdraw_idle_entry(self) -> None:
+        """Note that the exchange has added no idle entry, because it reserved jobs or failed."""
+        self._idle_queues = frozenset()
 
     async def _send_unsent(self) -> None:
         statement = insert_schema(_WAKE, self._settings.schema)
@@ -189,8 +210,9 @@ class PostgresNotifier:
             return
         if not self._is_connected.is_set():
             until = min(until, clock.time() + LONGEST_DEAF_WAIT)
+        self._last_queues = frozenset(queues)
         with self._waiters.expect(queues) as notified:
-            await self._add_idle_worker(frozenset(queues))
+            await self._add_idle_worker(self._last_queues)
             await wait_until(notified, sleep(max(0.0, until - clock.time())))
         self._has_polled = clock.time() >= until
 
