@@ -17,6 +17,7 @@ from tests.waiting import wait_until, wait_until_finished
 NEVER_POLL = """
 from nimburion.jobs.worker.exchange import wakeups
 wakeups._POLL_INTERVAL = wakeups._IDLE_POLL_INTERVAL = 1000.0
+wakeups._LONGEST_POLL_INTERVAL = wakeups._LONGEST_POLL_INTERVAL_AFTER_DEATH = 1000.0
 """
 """For the application: its workers find a job only by a wake-up."""
 SERVER_CONNECTIONS = """SELECT count(*) FROM pg_stat_activity
@@ -208,16 +209,18 @@ async def test_a_cancel_is_sent_to_each_process_on_redis(
     await check_cancel(start, tmp_path, redis_server)
 
 
-async def test_one_process_subscribes_on_redis(
+async def test_an_idle_process_has_two_connections_and_one_of_them_subscribes_on_redis(
     start: StartSupervised, tmp_path: Path, redis_server: RunningRedis
 ) -> None:
     write_application(tmp_path, redis_server)
     supervised = start(processes=3)
     supervised.wait_until_ready(3)
 
-    def count_subscribed() -> int:
-        return len(redis_server.ask("CLIENT", "LIST", "TYPE", "pubsub").splitlines())
+    def count_clients(*of_type: str) -> int:
+        clients = redis_server.ask("CLIENT", "LIST", *of_type).decode().splitlines()
+        return sum("name=nimburion " in client for client in clients)
 
-    await wait_until(lambda: count_subscribed() == 1, "one subscribes")
-    assert count_subscribed() == 1
+    await wait_until(lambda: count_clients("TYPE", "pubsub") == 1, "one subscribes")
+    await wait_until(lambda: count_clients() == 3 * 2 + 1, "seven connections")
+    assert count_clients("TYPE", "pubsub") == 1
     assert supervised.stop() == 0

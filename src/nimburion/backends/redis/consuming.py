@@ -34,6 +34,7 @@ class RedisConsuming(Consuming, LongPolling, SharedListening):
             "open_session", *sessions.encode_open_session(session)
         )
         sessions.check_alive(reply, session.id)
+        self._server.get_connections().start_closing_unused()
 
     async def exchange(
         self,

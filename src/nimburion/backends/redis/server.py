@@ -25,6 +25,8 @@ from nimburion.core.timing.clock import Clock, SystemClock
 
 _WAKE_TIMEOUT = 1.0
 """Seconds that a handle which closes takes to send wake-ups."""
+_UNUSED_INTERVAL = 2.0
+"""A worker closes connections that were not used for between one and two times these seconds."""
 FORMAT = 1
 """The format that this version writes. Workers of the same format run together."""
 
@@ -134,6 +136,7 @@ class RedisConnections:
             self.commands,
         )
         self._wake_tasks: set[asyncio.Task[None]] = set()
+        self._closing_unused: asyncio.Task[None] | None = None
         self.server: RedisServerInfo
         self._warned = warned
         self._scripts: dict[str, tuple[Script, tuple[bytes, ...]]] = {}
@@ -218,10 +221,28 @@ class RedisConnections:
             parts += (0, member)
         await self.commands.execute("ZADD", self.keys.idle_worker, *parts)
 
+    def start_closing_unused(self) -> None:
+        """Close the connections for callers and for all other operations whenever they are not
+        used: this handle is a worker's, and an idle worker needs the one for exchanges.
+        """
+        if self._closing_unused is None:
+            self._closing_unused = asyncio.create_task(
+                self._close_unused(), name="nimburion-redis-unused"
+            )
+
+    async def _close_unused(self) -> None:
+        while True:
+            await asyncio.sleep(_UNUSED_INTERVAL)
+            await self.enqueues.close_if_unused()
+            await self.commands.close_if_unused()
+
     async def close(self) -> None:
         """Send the pending wake-ups, remove the idle entries, and close all connections."""
         if self._wake_tasks:  # another worker has to start the job
             await asyncio.wait(self._wake_tasks, timeout=_WAKE_TIMEOUT)
+        if self._closing_unused is not None:
+            self._closing_unused.cancel()
+            await asyncio.gather(self._closing_unused, return_exceptions=True)
         for task in self._wake_tasks:
             task.cancel()
         await asyncio.gather(*self._wake_tasks, return_exceptions=True)

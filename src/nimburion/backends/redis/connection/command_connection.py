@@ -48,6 +48,8 @@ class CommandConnection:
         self._protocol: RedisProtocol | None = None
         self.is_verified: bool = False
         """Whether the server was reached with these settings and passed the checks."""
+        self._was_used = False
+        """Whether a request was sent since `close_if_unused` was last called."""
         self.connection_count: int = 0
         """The number of connections so far. While it is unchanged, the connection was not
         interrupted.
@@ -86,6 +88,12 @@ class CommandConnection:
                 by_text = (b"EVAL", script.text, count, *keys, *arguments)
                 return await self._request([*before, by_text, *after], long_poll)
 
+    async def close_if_unused(self) -> None:
+        """Disconnect if no request was sent since the last call of this method."""
+        was_used, self._was_used = self._was_used, False
+        if not was_used and not self._lock.locked():
+            await self.close()
+
     async def close(self) -> None:
         """Disconnect. You can call it more than once; the next request connects again."""
         protocol, self._protocol = self._protocol, None
@@ -103,7 +111,7 @@ class CommandConnection:
         protocol = self._protocol
         if protocol is None or not protocol.is_alive:
             protocol = await self._reconnect()  # it has its own timeout and error messages
-        sent = False
+        sent, self._was_used = False, True
         try:
             packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
             sent = True
