@@ -915,9 +915,12 @@ def test_the_form_of_a_decorator() -> None:
 
 def test_tasks_of_the_configuration() -> None:
     scheduler = a_scheduler()
-    task = TaskSettings(name="t", cron="0 2 * * *", job_name="report", payload='{"kind": "x"}')
+    task = TaskSettings(
+        name="t", cron="0 2 * * *", job_name="report", payload='{"kind": "x"}', expires=600.0
+    )
     scheduler.add_tasks(SchedulerSettings(tasks=(task,)))
     assert scheduler.names == ["t"]
+    assert scheduler._declared["t"].spec.options.expires == 600.0
     wrong = TaskSettings(name="w", cron="0 26 * * *", job_name="report")
     with pytest.raises(
         DefinitionError, match=r"scheduler task 'w': .* field 2 \(hour\), column 3, '26'"

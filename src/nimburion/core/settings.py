@@ -278,6 +278,8 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     misfire_policy: Literal["fire_once", "skip", "catch_up"] = "fire_once"
     overlap: Literal["allow", "skip", "queue_one", "cancel_previous"] = "allow"
     priority: Annotated[int, Meta(ge=0, le=9)] = 5
+    expires: Annotated[float, Meta(ge=0.001)] | None = None
+    """Seconds after a tick until which its job must have started; later, it is cancelled."""
     enabled: bool = True
     place: str = ""
     """The place of the cron expression, for messages: `config.yaml:12`."""

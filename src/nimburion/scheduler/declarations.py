@@ -223,6 +223,9 @@ def declare_task(client: Client, task: TaskSettings, timezone: str) -> DeclaredS
             overlap=task.overlap,
             enabled=task.enabled,
         )
+        if task.expires is not None:
+            options = msgspec.structs.replace(spec.options, expires=task.expires)
+            spec = msgspec.structs.replace(spec, options=options)
         return DeclaredSchedule(check_schedule_name(task.name), spec)
     except (DefinitionError, InvalidJob) as error:
         where = f"{task.place}: " if task.place else ""

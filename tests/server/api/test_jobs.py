@@ -135,11 +135,12 @@ async def test_a_job_is_enqueued_with_its_options_and_runs(api: Api) -> None:
         "tenant": "acme",
         "max_retries": 1,
         "timeout": 30,
+        "expires": 3600,
     }
     assert await api.post("/jobs", body) == {"id": "a", "outcome": "created"}
     assert (await api.post("/jobs", {"name": "send", "at": "2999-01-01T00:00:00+01:00"}))["id"]
     job = await api.get("/jobs/a")
-    assert (job["priority"], job["tenant"]) == (7, "acme")
+    assert (job["priority"], job["tenant"], job["expires"]) == (7, "acme", 3600)
     assert await api.processor.drain() == 1
     contents = await api.get("/jobs/a/contents")
     assert (contents["result"], contents["headers"]) == ("ann ", {"source": "test"})

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     help="The delay, like 30s or 1h30m.",
 )
 @click.option(
+    "--expires",
+    type=parse_duration,
+    metavar="DURATION",
+    help="Cancel the job if it has not started this long after it is due.",
+)
+@click.option(
     "--id",
     "job_id",
     metavar="ID",
@@ -92,6 +98,7 @@ def enqueue(
     priority: int | None,
     at: datetime | None,
     after: float | None,
+    expires: float | None,
     job_id: str | None,
     **key_options: object,
 ) -> None:
@@ -107,6 +114,7 @@ def enqueue(
         "priority": priority,
         "at": at,
         "after": after,
+        "expires": expires,
         "id": job_id,
     }
     from nimburion.jobs.declaration.uniqueness import fold_unique

@@ -91,6 +91,7 @@ class JobSummary(msgspec.Struct, frozen=True, kw_only=True):
     """
     max_retries: int | None
     timeout: float | None
+    expires: float | None
 
 
 class JobDetail(JobSummary, frozen=True, kw_only=True):
@@ -228,6 +229,8 @@ class NewJobBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     correlation_id: Text | None = None
     max_retries: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     timeout: PositiveSeconds | None = None
+    expires: PositiveSeconds | None = None
+    """Seconds after the job is due until which it must have started; later, it is cancelled."""
 
 
 class JobReference(msgspec.Struct, frozen=True):
@@ -453,6 +456,7 @@ def summarize_job(record: JobRecord) -> JobSummary:
         unique_mode=options.unique_mode,
         max_retries=options.max_retries,
         timeout=options.timeout,
+        expires=options.expires,
     )
 
 
