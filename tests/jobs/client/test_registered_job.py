@@ -120,7 +120,7 @@ async def test_a_wrong_option_is_named(processor: Processor) -> None:
         await thumbnail.options(**wrong).enqueue("a")
 
 
-@pytest.mark.parametrize("name", ["delay", "apply_async", "send", "enqueue"])
+@pytest.mark.parametrize("name", ["delay", "apply_async", "send", "perform_async", "enqueue"])
 def test_methods_of_other_job_systems_say_what_to_write(name: str) -> None:
     with pytest.raises(AttributeError, match=r"await processor\.enqueue\(count\.job\("):
         getattr(count, name)
@@ -128,6 +128,24 @@ def test_methods_of_other_job_systems_say_what_to_write(name: str) -> None:
         getattr(SendEmail(to="a"), name)
     with pytest.raises(AttributeError, match=r"await processor\.enqueue\(SendEmail\("):
         getattr(SendEmail, name)
+
+
+@pytest.mark.parametrize("name", ["perform_in", "perform_at"])
+def test_methods_for_later_name_the_delay(processor: Processor, name: str) -> None:
+    for declared, written in (
+        (count, r"await processor\.enqueue\(count\.job\(…\), after=…\)"),
+        (processor.job(queue="images")(shrink), r"await shrink\.options\(after=…\)\.enqueue\("),
+        (SendEmail, r"await processor\.enqueue\(SendEmail\(…\), after=…\)"),
+    ):
+        with pytest.raises(AttributeError, match=written):
+            getattr(declared, name)
+
+
+@pytest.mark.parametrize("name", ["kiq", "s", "perform_async", "message"])
+def test_a_registered_job_answers_methods_of_other_systems(processor: Processor, name: str) -> None:
+    registered = processor.job(queue="images")(shrink)
+    with pytest.raises(AttributeError, match=r"write `await shrink\.enqueue\(…\)`"):
+        getattr(registered, name)
 
 
 async def test_a_registered_job_says_how_it_is_enqueued(processor: Processor) -> None:

@@ -134,9 +134,10 @@ class _ForeignMethod:
 
     def __get__(self, instance: object, owner: type) -> object:
         kind = owner.__name__
+        call = f"{kind}(…), after=…" if self._name in _FOREIGN_DELAYS else f"{kind}(…)"
         raise AttributeError(
-            f"{kind!r} has no method {self._name!r}; write `await processor.enqueue({kind}(…))`, "
-            f"or `processor.sync.enqueue({kind}(…))` in code that is not async"
+            f"{kind!r} has no method {self._name!r}; write `await processor.enqueue({call})`, "
+            f"or `processor.sync.enqueue({call})` in code that is not async"
         )
 
 
@@ -216,6 +217,9 @@ class Job:
         send = _ForeignMethod()
         send_with_options = _ForeignMethod()
         enqueue_job = _ForeignMethod()
+        perform_async = _ForeignMethod()
+        perform_in = _ForeignMethod()
+        perform_at = _ForeignMethod()
         enqueue = _ForeignMethod()
         enqueue_sync = _ForeignMethod()
 
