@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from nimburion.core.job import State
 from nimburion.jobs import Limit, Processor, job
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
+from tests.waiting import wait_until_finished
 
 ran: list[object] = []
 
@@ -101,6 +103,27 @@ async def test_expired_jobs_give_back_the_units_of_their_rate(
     await processor.enqueue_many(call.job(number) for number in (100, 101))
     await processor.drain(advance=True)
     assert (ran, clock.now() - began <= 2.0) == ([100, 101], True)
+
+
+async def test_a_worker_calls_no_batch_handler_with_expired_jobs(tmp_path: Path) -> None:
+    processor = Processor(f"sqlite:///{tmp_path}/jobs.db")
+    calls: list[list[int]] = []
+
+    @processor.job(batch=10)
+    async def index(numbers: list[int]) -> None:
+        calls.append(numbers)
+
+    async with processor:
+        await processor.start()
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        old = await index.options(at=hour_ago, expires=60).enqueue(1)
+        new = await index.options(at=hour_ago).enqueue(2)
+        ended = [await wait_until_finished(processor, job_id) for job_id in (old, new)]
+    assert [(job.state, job.reason) for job in ended] == [
+        (State.CANCELLED, "expired"),
+        (State.COMPLETED, None),
+    ]
+    assert calls == [[2]]
 
 
 async def test_a_tick_that_is_fired_late_makes_a_job_that_expires(
