@@ -18,6 +18,7 @@ from nimburion import integrations
 
 _MODULES = (
     "nimburion",
+    "nimburion.errors",
     "nimburion.scheduler",
     "nimburion.backends",
     "nimburion.backends.memory",
@@ -31,7 +32,7 @@ _MODULES = (
 INTEGRATIONS = Path(integrations.__file__).parent
 MADE_BY_US = frozenset({"Context", "DeadLetters", "RegisteredJob", "SyncProcessor"})
 """Classes that users receive and never make, so that their constructors are not shown."""
-ROOT = "nimburion"
+ROOT, ERRORS = "nimburion", "nimburion.errors"
 ALSO_SHOWN = MappingProxyType(
     {
         ROOT: (
@@ -75,12 +76,12 @@ def make_page(name: str) -> str:
     # What a module makes when it is first asked for, as Django's processor, is in its docstring.
     names = [one for one in module.__all__ if name == ROOT or one in vars(module)]
     objects = [(one, getattr(module, one)) for one in names]
-    errors = [title for title, value in objects if name != ROOT and is_error(value)]
+    errors = [title for title, value in objects if name not in (ROOT, ERRORS) and is_error(value)]
     shown = [pair for pair in objects if pair[0] not in errors and not is_plain(pair[1])]
     parts = [f"# `{name}`", format_docstring(inspect.getdoc(module) or "")]
     parts += [describe(title, value) for title, value in shown]
     if errors:
-        links = [f"[`{title}`](nimburion.md#{title})" for title in errors]
+        links = [f"[`{title}`]({ERRORS}.md#{title})" for title in errors]
         parts += [
             "## Errors",
             "You can import these errors from here too: " + ", ".join(links) + ".",
@@ -107,7 +108,7 @@ def is_plain(value: object) -> bool:
 
 
 def is_error(value: object) -> bool:
-    """Tell whether it is an exception, which the page of `nimburion` describes."""
+    """Tell whether it is an exception, which the page of `nimburion.errors` describes."""
     return issubclass(type(value), type) and issubclass(cast("type", value), BaseException)
 
 

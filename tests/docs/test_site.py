@@ -58,7 +58,7 @@ def test_a_page_of_the_reference_shows_signatures_and_docstrings() -> None:
     assert "- `name: str`" in page
     assert "def job(" in page
     assert "- `unique_key: str | None`: At most one" in page  # inherited by a TypedDict
-    assert "## `JobNotFound` { #JobNotFound }" in page
+    assert "## `JobNotFound` { #JobNotFound }" in make_page("nimburion.errors")
     assert "._" not in re.sub(r"```.*?```", "", page, flags=re.DOTALL)
 
 
