@@ -109,19 +109,12 @@ class _Subscription:
 class Events:
     """A list of subscribers. An exception in one is logged and does not affect the others."""
 
-    __slots__ = ("_subscriptions",)
+    __slots__ = ("_subscriptions", "wanted")
 
     def __init__(self) -> None:
         self._subscriptions: tuple[_Subscription, ...] = ()
-
-    def wants(self, kind: type[Event]) -> bool:
-        """Return whether a subscriber wants this kind of event.
-
-        Hot paths check this before they build an event.
-        """
-        return bool(self._subscriptions) and any(
-            issubclass(kind, wanted.kinds) for wanted in self._subscriptions
-        )
+        self.wanted: frozenset[type[Event]] = frozenset()
+        """The kinds of events that have a subscriber. Hot paths build no other events."""
 
     def subscribe(
         self, subscriber: Subscriber, *, kinds: tuple[type[Event], ...] = (Event,)
@@ -131,12 +124,20 @@ class Events:
         Call the returned function to unsubscribe.
         """
         subscription = _Subscription(subscriber, kinds)
-        self._subscriptions = (*self._subscriptions, subscription)
+        self._set((*self._subscriptions, subscription))
 
         def unsubscribe() -> None:
-            self._subscriptions = tuple(s for s in self._subscriptions if s is not subscription)
+            self._set(tuple(s for s in self._subscriptions if s is not subscription))
 
         return unsubscribe
+
+    def _set(self, subscriptions: tuple[_Subscription, ...]) -> None:
+        self._subscriptions = subscriptions
+        self.wanted = frozenset(
+            kind
+            for kind in Event.__subclasses__()
+            if any(issubclass(kind, subscription.kinds) for subscription in subscriptions)
+        )
 
     def emit(self, event: Event) -> None:
         """Call the subscribers that want the event, in the order of their subscription."""

@@ -26,21 +26,17 @@ class OutageLog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._since: float | None = None
+        self.since: float | None = None
+        """When the outage began whose end is not logged yet; None: there is none."""
         self._is_held = False
-
-    @property
-    def in_progress(self) -> bool:
-        """Whether the start of an outage was logged, and not its end."""
-        return self._since is not None
 
     def begin(self, problem: str, *, hold: bool = False) -> None:
         """Log the start of an outage, unless one is in progress; `hold` it for a worker."""
         with self._lock:
             self._is_held = self._is_held or hold
-            if self._since is not None:
+            if self.since is not None:
                 return
-            self._since = self._clock.monotonic()
+            self.since = self._clock.monotonic()
         _log.warning(
             "backend unreachable (%s); retrying. Running jobs continue until their leases expire",
             problem,
@@ -53,14 +49,14 @@ class OutageLog:
         """
         with self._lock:
             self._is_held = self._is_held and not release
-            since = self._since
+            since = self.since
             if since is None or self._is_held:
                 return
-            self._since = None
+            self.since = None
         _log.warning("backend reachable again after %.1f s", self._clock.monotonic() - since)
 
     def note_answer(self) -> None:
         """End the outage if another call, which did not fail before, shows that it is over."""
-        since = self._since
+        since = self.since
         if since is not None and self._clock.monotonic() - since >= _SHORTEST:
             self.end()

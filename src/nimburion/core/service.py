@@ -96,7 +96,7 @@ class Service:
             in_outage: whether an outage was in progress when the call began.
         """
         level = logging.DEBUG
-        if not (in_outage or self.outage.in_progress):
+        if not in_outage and self.outage.since is None:
             if self.failure is None and not _is_answer(error):
                 self.outage.begin(" ".join(str(error).split()))
             elif self._reports_failure:
@@ -161,7 +161,7 @@ class Periodic(Service):
 
     async def _run_tick(self) -> None:
         """Run one tick. After an error of the backend, the next tick tries again."""
-        in_outage = self.outage.in_progress
+        in_outage = self.outage.since is not None
         try:
             await self.tick()
         except BackendError as error:

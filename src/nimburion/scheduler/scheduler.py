@@ -158,7 +158,7 @@ class Scheduler(Service):
         """Fire due ticks until `stop` is called. If the backend is unreachable, retry after 1
         second."""
         while not self.stopping.is_set():
-            in_outage = self.outage.in_progress
+            in_outage = self.outage.since is not None
             try:
                 await self.fire_due()
             except BackendError as error:

@@ -335,7 +335,7 @@ def run_exchange(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
     limits = decode_lane_limits(head.limits)
-    if head.has_keys or has_rate(limits):
+    if head.has_keys or (limits and has_rate(limits)):
         follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)
     results = (
@@ -376,7 +376,8 @@ def run_exchange(
     )
     waiting = find_waiting_lanes(db, exclude_full(limits_after, lanes, db.now) if limits else lanes)
     next_due = report_due(db, head, request, next_due)
-    next_due = find_next_time(db, unpaused, limits_after, next_due, has_keys=bool(head.has_keys))
+    if limits or head.has_keys:
+        next_due = find_next_time(db, unpaused, limits_after, next_due, head)
     return ExchangeResult(results, rows, request.nonce, waiting, next_due, db.now)
 
 
@@ -402,7 +403,7 @@ def repeat_result(db: Database, head: SessionHead, request: ReserveRequest) -> E
         read_reserved_jobs(db, seqs[:count])[0],
         nonce or b"",
         find_waiting_lanes(db, exclude_full(limits, lanes, db.now)),
-        find_next_time(db, lanes, limits, next_due, has_keys=bool(head.has_keys)),
+        find_next_time(db, lanes, limits, next_due, head),
         db.now,
     )
 
@@ -517,13 +518,13 @@ def read_reserved_jobs(db: Database, seqs: list[int]) -> tuple[list[ReservedRow]
 
 
 def find_next_time(
-    db: Database, lanes: Lanes, limits: LaneLimits, next_due: int | None, *, has_keys: bool
+    db: Database, lanes: Lanes, limits: LaneLimits, next_due: int | None, head: SessionHead
 ) -> int | None:
     """Return `next_due`, or when a rate limit allows a job of these lanes, if that is earlier."""
     times = [
         next_due,
         find_next_opening(db, limits, lanes) if limits else None,
-        db.fetch_value("get_next_key_opening", db.now) if has_keys else None,
+        db.fetch_value("get_next_key_opening", db.now) if head.has_keys else None,
     ]
     return min((time for time in times if time is not None), default=None)
 

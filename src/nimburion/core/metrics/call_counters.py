@@ -25,11 +25,7 @@ class Observations:
         self.buckets: list[int] = [0] * (len(bounds) + 1)
         self.sum: float = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one number."""
-        self.observe_all([value])
-
-    def observe_all(self, values: Sequence[float]) -> None:
+    def observe(self, values: Sequence[float]) -> None:
         """Count these numbers."""
         bounds, buckets = self.bounds, self.buckets
         for value in values:
@@ -71,7 +67,7 @@ class OperationCalls:
                 taken = self.times[:count]
                 del self.times[:count]
                 self.answered += count
-                self._seconds.observe_all(taken)
+                self._seconds.observe(taken)
             finally:
                 self._lock.release()
         return self._seconds

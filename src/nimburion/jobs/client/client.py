@@ -784,7 +784,7 @@ class Client:
         statistics.count_one(job, result)
         if statistics.writer is None:
             await statistics.start(self.backend)
-        if self.events.wants(JobEnqueued):
+        if JobEnqueued in self.events.wanted:
             self._emit_enqueued([job], [result])
         return result.id
 
@@ -798,7 +798,7 @@ class Client:
             or not self.backend.capabilities.blocking_enqueue
             or "connection" in options
             or bool(self._enqueue_middlewares)
-            or self.events.wants(JobEnqueued)
+            or JobEnqueued in self.events.wanted
         )
 
     def _enqueue_blocking(
@@ -843,7 +843,7 @@ class Client:
             statistics.enqueues_in_transactions = True
         if statistics.writer is None:
             await statistics.start(self.backend)
-        if self.events.wants(JobEnqueued):
+        if JobEnqueued in self.events.wanted:
             self._emit_enqueued(jobs, results)
         return ids
 
@@ -979,7 +979,7 @@ async def send_jobs(client: Client, jobs: Sequence[NewJob]) -> list[Enqueued]:
     client._statistics.count_enqueued(jobs, results)
     if client._statistics.writer is None:
         await client._statistics.start(client.backend)
-    if client.events.wants(JobEnqueued):
+    if JobEnqueued in client.events.wanted:
         client._emit_enqueued(jobs, results)
     return results
 

@@ -93,16 +93,12 @@ class BatchSlots(Slots):
             self.calls.exhaust()
 
     def add_all(self, deliveries: Sequence[Delivery]) -> None:
-        """See `Slots.add_all`."""
+        """See `Slots.add_all`. A suspect does not join a batch: it runs alone."""
+        others: list[Delivery] = []
         for delivery in deliveries:
-            self.add(delivery)
-
-    def add(self, delivery: Delivery) -> None:
-        """See `Slots.add`. A suspect does not join a batch: it runs alone."""
-        if delivery.lost < SUSPECT_AFTER and delivery.name in self.calls.sizes:
-            self.new_members.append(delivery)
-        else:
-            super().add(delivery)
+            joins = delivery.lost < SUSPECT_AFTER and delivery.name in self.calls.sizes
+            (self.new_members if joins else others).append(delivery)
+        super().add_all(others)
 
     def list_unstarted(self) -> tuple[deque[Delivery], ...]:
         """See `Slots.list_unstarted`."""

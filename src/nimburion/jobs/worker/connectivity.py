@@ -10,7 +10,7 @@ import threading
 from itertools import count
 from typing import Literal
 
-from nimburion.core.metrics.call_counters import CallCounters
+from nimburion.core.metrics.call_counters import CallCounters, OperationCalls
 from nimburion.core.outage_log import OutageLog
 from nimburion.core.timing.clock import Clock
 
@@ -20,9 +20,10 @@ Channel = Literal["exchange", "heartbeat"]
 class _ChannelState:
     """The results of the calls on one channel."""
 
-    __slots__ = ("answer", "failing")
+    __slots__ = ("answer", "calls", "failing")
 
-    def __init__(self) -> None:
+    def __init__(self, calls: OperationCalls) -> None:
+        self.calls: OperationCalls = calls
         self.answer: int = 0
         """The number of the latest answer."""
         self.failing: int | None = None
@@ -50,9 +51,11 @@ class BackendConnectivity:
         self._lock = threading.Lock()
         self._numbers = count(1)
         self._channels: dict[Channel, _ChannelState] = {
-            "exchange": _ChannelState(),
-            "heartbeat": _ChannelState(),
+            "exchange": _ChannelState(self.calls.get_operation("exchange")),
+            "heartbeat": _ChannelState(self.calls.get_operation("heartbeat")),
         }
+        self.is_failing: bool = False
+        """Whether the latest call on any channel failed."""
         self._answered: float | None = None
         self.error: str | None = None
         """The latest failure, as one line; None while no call fails."""
@@ -62,15 +65,16 @@ class BackendConnectivity:
 
         `seconds` is the time that the call took; None if it waited on purpose, or was refused.
         """
-        self.calls.get_operation(channel).note_answer(seconds)
+        seen = self._channels[channel]
+        seen.calls.note_answer(seconds)
         with self._lock:
-            seen, was_failing = self._channels[channel], self.is_failing
             seen.answer, seen.failing = next(self._numbers), None
             self._answered = self._clock.monotonic()
-            if not was_failing:
-                if self._outage.in_progress:
+            if not self.is_failing:
+                if self._outage.since is not None:
                     self._outage.note_answer()
                 return
+            self.is_failing = any(other.failing for other in self._channels.values())
             if self.is_failing:
                 return
             self.error = None
@@ -78,9 +82,10 @@ class BackendConnectivity:
 
     def note_failure(self, channel: Channel, error: BaseException) -> None:
         """Note that a call failed: the backend did not answer, or could not execute it."""
-        self.calls.get_operation(channel).failed += 1
+        seen = self._channels[channel]
+        seen.calls.failed += 1
         with self._lock:
-            seen, was_failing = self._channels[channel], self.is_failing
+            was_failing, self.is_failing = self.is_failing, True
             seen.failing = seen.failing or next(self._numbers)
             self.error = problem = self.describe_error(error)
             if was_failing:
@@ -92,11 +97,6 @@ class BackendConnectivity:
         if isinstance(error, TimeoutError) and not str(error):
             return f"{self._backend}: no answer in time"
         return " ".join(str(error).split()) or type(error).__name__
-
-    @property
-    def is_failing(self) -> bool:
-        """Whether the latest call on any channel failed."""
-        return any(seen.failing for seen in self._channels.values())
 
     @property
     def is_unreachable(self) -> bool:

@@ -82,8 +82,8 @@ class AttemptReporter:
         self._logs_attempts = _log.isEnabledFor(self._log_level)
         self._has_listeners = (
             self._logs_attempts
-            or self._events.wants(AttemptStarted)
-            or self._events.wants(AttemptEnded)
+            or AttemptStarted in self._events.wanted
+            or AttemptEnded in self._events.wanted
         )
 
     def find_lane(self, lanes: dict[str, LaneCounters], delivery: Delivery) -> LaneCounters:

@@ -211,8 +211,9 @@ class Completer:
             part, part_request = self._prepare_try(
                 batch, request, sent - began, failed_alone=failed_alone
             )
+            left = self._give_up_after - (sent - began)
             try:
-                async with asyncio.timeout(self._compute_timeout(sent - began)):
+                async with asyncio.timeout(None if left == math.inf else max(0.0, left)):
                     reply = await self._consuming.exchange(
                         self.session_id, self._number + 1, part, part_request
                     )
@@ -232,15 +233,17 @@ class Completer:
                 sent = monotonic()
             else:
                 seconds = monotonic() - sent
-                self._size.note_answer(seconds)
+                if not self._size.is_whole:
+                    self._size.note_answer(seconds)
                 waited = part_request.long_poll > 0
                 self._connectivity.note_answer("exchange", None if waited else seconds)
-                self._connectivity.calls.exchange_jobs.observe(len(reply.deliveries))
+                self._connectivity.calls.exchange_jobs.observe((len(reply.deliveries),))
                 self._number += 1
                 applied = len(reply.results)
                 if applied < len(batch):
                     self._return(batch[applied:])
-                self._report_stale(batch, reply)
+                if Settled.STALE in reply.results:
+                    self._report_stale(batch, reply)
                 return reply
         raise SessionLost(self.session_id)
 
@@ -266,11 +269,6 @@ class Completer:
             # No deliveries: all of the time is left for the settlement.
             return [_reduce(part[0])], replace(request, total=0)
         return part, request
-
-    def _compute_timeout(self, failed_for: float) -> float | None:
-        """Return the timeout of this try in seconds; None if there is no limit."""
-        left = self._give_up_after - failed_for
-        return None if left == math.inf else max(0.0, left)
 
     def _note_failure(self, error: Exception, pause: float) -> None:
         self._connectivity.note_failure("exchange", error)
@@ -302,8 +300,6 @@ class Completer:
 
         A late progress report is none: a thread may send it after its attempt has timed out.
         """
-        if Settled.STALE not in reply.results:
-            return
         for settlement, result in zip(batch, reply.results, strict=False):
             if result is Settled.STALE and not isinstance(settlement, Progressed | Spent):
                 self._events.emit(StaleSettlement(settlement.lease.job_id))

@@ -28,37 +28,34 @@ class ExchangeSize:
     session before.
     """
 
-    __slots__ = ("_failed_after", "_max_bytes", "_share")
+    __slots__ = ("_failed_after", "_largest", "_share", "is_whole", "max_bytes", "max_settlements")
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self._largest = max_bytes
         self._share = 1.0
         self._failed_after = math.inf
-
-    @property
-    def is_whole(self) -> bool:
+        self.is_whole: bool = True
         """Whether the size is at its maximum: no recent failure reduces it."""
-        return self._share >= 1.0
-
-    @property
-    def max_bytes(self) -> int:
+        self.max_bytes: int = max_bytes
         """The most bytes of an exchange in one direction."""
-        return int(self._max_bytes * self._share)
-
-    @property
-    def max_settlements(self) -> int:
+        self.max_settlements: int = MAX_SETTLEMENTS
         """The most settlements of an exchange; at least 1."""
-        return max(1, int(MAX_SETTLEMENTS * self._share))
 
     def note_failure(self, seconds: float) -> None:
         """Reduce the size after an exchange that failed after `seconds`."""
         if seconds >= _SIZE_INDEPENDENT_SECONDS:
-            self._share = max(_MIN_SHARE, self._share / _SHRINK_FACTOR)
+            self._set_share(max(_MIN_SHARE, self._share / _SHRINK_FACTOR))
             self._failed_after = seconds
 
     def note_answer(self, seconds: float) -> None:
         """Increase the size after an exchange that was answered after `seconds`."""
-        if self._share < 1.0:
+        if not self.is_whole:
             is_quick = seconds < _QUICK_FRACTION * self._failed_after
             factor = _QUICK_GROWTH_FACTOR if is_quick else _SLOW_GROWTH_FACTOR
-            self._share = min(1.0, self._share * factor)
+            self._set_share(min(1.0, self._share * factor))
+
+    def _set_share(self, share: float) -> None:
+        self._share = share
+        self.is_whole = share >= 1.0
+        self.max_bytes = int(self._largest * share)
+        self.max_settlements = max(1, int(MAX_SETTLEMENTS * share))

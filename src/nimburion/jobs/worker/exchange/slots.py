@@ -100,16 +100,8 @@ class Slots:
 
     def add_all(self, deliveries: Sequence[Delivery]) -> None:
         """Hold delivered jobs until they start."""
-        suspects = [each for each in deliveries if each.lost >= SUSPECT_AFTER]
-        if not suspects:
-            self.prefetched.extend(deliveries)
-        else:
-            for delivery in deliveries:
-                self.add(delivery)
-
-    def add(self, delivery: Delivery) -> None:
-        """Hold a delivered job until it starts."""
-        (self.suspects if delivery.lost >= SUSPECT_AFTER else self.prefetched).append(delivery)
+        for delivery in deliveries:
+            (self.suspects if delivery.lost >= SUSPECT_AFTER else self.prefetched).append(delivery)
 
     def list_unstarted(self) -> tuple[deque[Delivery], ...]:
         """Return where jobs wait that have not started."""
