@@ -37,7 +37,7 @@ LONGEST_DEAF_WAIT = 2.0
 notifications: workers of a large fleet ask for longer waits.
 """
 
-PassOn = Callable[[str, bool], None]
+PassOn = Callable[[str, bool], object]
 """Wakes another worker for a job of a queue. The second argument says whether the wake-up was
 passed on before, by a worker that found nothing.
 """

@@ -13,6 +13,7 @@ import pytest
 
 from nimburion.backends.sqlite import SQLiteBackend, notifications
 from nimburion.backends.sqlite.notifications import (
+    SocketListener,
     SocketNotifier,
     decode_queues,
     encode_queues,
@@ -195,7 +196,8 @@ def test_a_dead_socket_is_removed_and_a_live_one_is_notified(tmp_path: Path) -> 
     living = bind_socket(tmp_path / "living")
     bind_socket(tmp_path / "dead").close()
     bind_socket(tmp_path / "own").close()
-    notifier = SocketNotifier(tmp_path, "own")
+    listener = SocketListener(tmp_path, "own")
+    notifier = SocketNotifier(listener, listener.wake)
     notifier.notify({"q": 1})
     assert living.recv(100) == b"q"
     notifier.notify({"r": 1})
@@ -211,7 +213,8 @@ def test_an_idle_entry_of_a_dead_process_wakes_another(tmp_path: Path) -> None:
     bind_socket(tmp_path / "dead").close()
     for name in ("beef", "dead"):
         (tmp_path / make_entry_name(name, 1, ["q"])).touch()
-    notifier = SocketNotifier(tmp_path, "own")
+    listener = SocketListener(tmp_path, "own")
+    notifier = SocketNotifier(listener, listener.wake)
     assert notifier.notify({"p": 1}) == ["p"]  # nobody waits for it: all are told
     assert living.recv(100) == b"p"
     assert not notifier.notify({"q": 1})

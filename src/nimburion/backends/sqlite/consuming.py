@@ -125,7 +125,9 @@ class SQLiteConsuming(Consuming):
         reply = make_reply(result)
         listener, notifier = self._file.listener, self._file.notifier
         if listener is not None and listener.last_wait.has_ended and notifier is not None:
-            notifier.wake_next(request, reply)
+            queues, passed = listener.last_wait.find_next(request, reply)
+            if queues:
+                notifier.notify(dict.fromkeys(queues, 1), passed=passed)
         return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:

@@ -12,11 +12,10 @@ from typing import NoReturn, Protocol, TypeVar
 
 from nimburion.backends.sql_files import Statements, read_statements
 from nimburion.backends.sqlite.connection import opening
-from nimburion.backends.sqlite.connection.checkpointer import Checkpointer
+from nimburion.backends.sqlite.connection.checkpoints import Checkpointer, DiskSpace, Measure
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.connection.path import check_path, read_boot_id
-from nimburion.backends.sqlite.connection.space import DiskSpace, Measure
 from nimburion.backends.sqlite.connection.threads import (
     ReaderThread,
     WriterThread,
@@ -25,9 +24,7 @@ from nimburion.backends.sqlite.connection.threads import (
 from nimburion.backends.sqlite.notifications import (
     SocketListener,
     SocketNotifier,
-    SQLiteNotifier,
     find_socket_folder,
-    make_notify_from_thread,
 )
 from nimburion.backends.sqlite.transactions import CallerTransactions
 from nimburion.core.errors import NotOpen
@@ -83,7 +80,6 @@ class SQLiteFile:
         """The file as another handle opened it. While it is open there, this handle opens no other
         file that took its place.
         """
-        self._socket_name = ""
         self.pid: int = 0
         """The process that opened the file last."""
         self.write: Submit = self._refuse
@@ -97,7 +93,7 @@ class SQLiteFile:
         self._slow_reader_lock = asyncio.Lock()
         self.listener: SocketListener | None = None
         """Listens for the notifications of other processes."""
-        self.notifier: SQLiteNotifier | None = None
+        self.notifier: SocketNotifier | None = None
         """Wakes idle workers, on the event loop's thread."""
         self._caller_transactions: CallerTransactions | None = None
         self._open_lock = asyncio.Lock()
@@ -113,10 +109,10 @@ class SQLiteFile:
 
     async def _start(self) -> None:
         folder = find_socket_folder(self.path)
-        self._socket_name = self.entropy(8).hex()
-        sender, listener = (
-            SocketNotifier(folder, self._socket_name),
-            SocketListener(folder, self._socket_name),
+        listener = SocketListener(folder, self.entropy(8).hex())
+        loop = asyncio.get_running_loop()
+        sender = SocketNotifier(
+            listener, lambda queues: loop.call_soon_threadsafe(listener.wake, queues)
         )
         sql, boot = read_statements(opening.PACKAGE, opening.STATEMENTS), read_boot_id()
         files = OpenFiles(self.path)
@@ -125,7 +121,7 @@ class SQLiteFile:
             self.path,
             lambda: self._open_writer(sql, boot, files),
             files,
-            notify=make_notify_from_thread(sender, listener, asyncio.get_running_loop()),
+            notify=sender.notify,
             close_notifier=sender.close,
             checkpointer=Checkpointer(lambda: opening.connect(self.path), files),
             space=DiskSpace(self.path, self.measure),
@@ -149,9 +145,8 @@ class SQLiteFile:
             await writer.stop()
             raise
         self.listener = listener
-        self.notifier = notifier = SQLiteNotifier(
-            SocketNotifier(folder, self._socket_name), listener
-        )
+        self.notifier = notifier = SocketNotifier(listener, listener.wake)
+        listener.pass_on = lambda queue, passed: notifier.notify({queue: 1}, passed=passed)
         self._caller_transactions = CallerTransactions(
             self.path,
             sql,

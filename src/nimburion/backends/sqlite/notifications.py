@@ -27,7 +27,6 @@ from nimburion.backends.waiters import (
     EVERY_QUEUE,
     EVERY_SESSION,
     LONGEST_DEAF_WAIT,
-    JobCounts,
     LastWait,
     PassOn,
     Waiters,
@@ -35,7 +34,6 @@ from nimburion.backends.waiters import (
     wait_until,
 )
 from nimburion.core.errors import NimburionError
-from nimburion.core.exchange import Reply, ReserveRequest
 
 _MAX_PATH_BYTES = 100
 """The most bytes of a socket's path. Systems allow 104 to 108."""
@@ -114,14 +112,20 @@ def make_entry_name(socket_name: str, number: int, queues: Collection[str]) -> s
 
 
 class SocketNotifier:
-    """Wakes idle workers of all processes, and sends notifications to the other processes. Use it
-    from one thread only.
+    """Wakes idle workers of all processes, and sends notifications to all. Use it from one thread
+    only.
+
+    Args:
+        listener: receives the notifications of this process.
+        wake: calls `listener.wake` on the thread of its event loop.
     """
 
-    def __init__(self, folder: Path, own: str) -> None:
-        self._folder = folder
-        self._folder_name = str(folder)
-        self._own = own
+    def __init__(self, listener: SocketListener, wake: Callable[[Collection[str]], object]) -> None:
+        self._listener = listener
+        self._wake = wake
+        self._folder = listener.folder
+        self._folder_name = str(listener.folder)
+        self._own = own = listener.name
         self._others: list[str] = []
         self._entries: list[str] = []
         """The names of the idle entries of all processes."""
@@ -133,11 +137,13 @@ class SocketNotifier:
 
     def notify(self, names: Mapping[str, int], *, passed: bool = False) -> Collection[str]:
         """Wake one idle worker for each job, and notify sessions. Send the names of queues with too
-        few idle workers to every other socket of the folder, and return them.
+        few idle workers to every socket of the folder, and return them.
 
         `passed`: another worker found no job for itself after this wake-up. Then nothing is sent to
         all, and no queue is returned. Never blocks.
         """
+        if not names:
+            return ()
         self._refresh()
         queues = []
         for name, jobs in names.items():
@@ -153,6 +159,9 @@ class SocketNotifier:
             message = encode_queues(queues)
             for other in self._others:
                 self._send(message, other)
+        if self._listener.is_listening:
+            with suppress(RuntimeError):  # its event loop is closed
+                self._wake(queues)
         return queues
 
     def close(self) -> None:
@@ -230,7 +239,8 @@ class SocketListener:
     """Receives notifications for the waiting callers of this handle. Use on the loop's thread."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder
+        self.folder: Path = folder
+        self.name: str = name
         self._path = folder / name
         self._socket: socket.socket | None = None
         self._waiters = Waiters(self._pass_wakeup_on)
@@ -274,7 +284,7 @@ class SocketListener:
             yield
             return
         self._entry_count += 1
-        entry = self._folder / make_entry_name(self._path.name, self._entry_count, queues)
+        entry = self.folder / make_entry_name(self.name, self._entry_count, queues)
         with suppress(OSError):
             os.close(os.open(entry, os.O_CREAT | os.O_WRONLY, 0o600))
         self._entries.add(entry)
@@ -293,7 +303,7 @@ class SocketListener:
 
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified. Never returns if its socket cannot be bound."""
-        path = find_session_socket(self._folder, make_session_name(session_id))
+        path = find_session_socket(self.folder, make_session_name(session_id))
         session_socket = bind_socket(path)
         notified = asyncio.Event()
         if session_socket is None:
@@ -389,46 +399,6 @@ def bind_socket(path: Path) -> socket.socket | None:
     return bound
 
 
-def make_notify_from_thread(
-    sender: SocketNotifier, listener: SocketListener, loop: asyncio.AbstractEventLoop
-) -> Callable[[JobCounts], None]:
-    """Return a function that notifies all processes, for the writer's thread."""
-
-    def notify(names: JobCounts) -> None:
-        queues = sender.notify(names)
-        if queues and listener.is_listening:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(listener.wake, queues)
-
-    return notify
-
-
-class SQLiteNotifier:
-    """Notifies all processes, including this one. Use it on the event loop's thread."""
-
-    def __init__(self, sender: SocketNotifier, listener: SocketListener) -> None:
-        self._sender = sender
-        self._listener = listener
-        listener.pass_on = lambda queue, passed: self.notify({queue: 1}, passed=passed)
-
-    def notify(self, names: Mapping[str, int], *, passed: bool = False) -> None:
-        """Wake one idle worker for each job, in all processes; see `SocketNotifier.notify`."""
-        if names:
-            queues = self._sender.notify(names, passed=passed)
-            if queues and self._listener.is_listening:
-                self._listener.wake(queues)
-
-    def wake_next(self, request: ReserveRequest, reply: Reply) -> None:
-        """Wake another worker, if the first exchange after a call left jobs or found none."""
-        queues, passed = self._listener.last_wait.find_next(request, reply)
-        if queues:
-            self.notify(dict.fromkeys(queues, 1), passed=passed)
-
-    def close(self) -> None:
-        """Close the sender's socket."""
-        self._sender.close()
-
-
 def encode_queues(queues: Collection[str]) -> bytes:
     """Encode a message: one queue name per line. An empty message stands for all queues."""
     if EVERY_QUEUE in queues:
@@ -451,7 +421,7 @@ _COMMIT_TIMEOUT = 60.0
 
 FindCommitted = Callable[[list[str]], Awaitable[Collection[str]]]
 """Returns those of these job ids that are committed."""
-Notify = Callable[[Mapping[str, int]], None]
+Notify = Callable[[Mapping[str, int]], object]
 
 
 class CommitPoller:

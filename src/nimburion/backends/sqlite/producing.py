@@ -32,6 +32,7 @@ from nimburion.backends.sqlite.unique_keys import find_key_holder, take_key
 from nimburion.backends.waiters import make_session_name
 from nimburion.core.backend import BlockingProducing, Producing, Transactional
 from nimburion.core.errors import JobNotFound
+from nimburion.core.exchange import Lane
 from nimburion.core.job import NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.transactions import (
@@ -107,7 +108,8 @@ def enqueue_jobs(db: Database, jobs: Sequence[NewJob]) -> list[Enqueued]:
     """Store jobs atomically; see `Producing.enqueue`."""
     first = jobs[0]
     try:
-        if len(jobs) == 1 and first.options is NO_JOB_OPTIONS and db.has_cached_lane(first):
+        is_plain = len(jobs) == 1 and first.options is NO_JOB_OPTIONS
+        if is_plain and Lane(first.queue, first.name) in db.known_lanes:
             # If the id exists already, the first write fails, so there is nothing to undo. After
             # other errors the writer rolls back. A caller's connection never comes here, because
             # its cache of lanes is empty.

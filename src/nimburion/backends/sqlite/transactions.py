@@ -22,13 +22,13 @@ from nimburion.backends.caller_connections.drivers import (
 )
 from nimburion.backends.caller_connections.registry import ConnectionAdapter, find_adapter
 from nimburion.backends.sql_files import Statements
+from nimburion.backends.sqlite.connection.checkpoints import DiskSpace
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.identity import OpenFiles
 from nimburion.backends.sqlite.connection.opening import connect_for_handler
-from nimburion.backends.sqlite.connection.space import DiskSpace
 from nimburion.backends.sqlite.connection.threads import ReaderThread
 from nimburion.backends.sqlite.errors import map_errors
-from nimburion.backends.sqlite.notifications import CommitPoller, SQLiteNotifier
+from nimburion.backends.sqlite.notifications import CommitPoller, SocketNotifier
 from nimburion.backends.sqlite.sessions import find_session
 from nimburion.backends.sqlite.settle import settle_one
 from nimburion.backends.waiters import JobCounts
@@ -264,7 +264,7 @@ class CallerTransactions:
         boot_id: str,
         *,
         reader: ReaderThread,
-        notifier: SQLiteNotifier,
+        notifier: SocketNotifier,
         files: OpenFiles,
         space: DiskSpace,
     ) -> None:
@@ -274,7 +274,7 @@ class CallerTransactions:
         self._statements = statements
         self._clock = clock
         self._boot_id = boot_id
-        self.notifier: SQLiteNotifier = notifier
+        self.notifier: SocketNotifier = notifier
         self.commit_poller: CommitPoller = CommitPoller(
             partial(find_committed, reader), notifier.notify
         )

@@ -7,6 +7,8 @@ import math
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 
 class SharedTimer:
     """Cancels waits that take too long and raises `TimeoutError`, as `asyncio.timeout` does.
@@ -38,7 +40,7 @@ class SharedTimer:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None, "there is nothing to cancel"
-        return PendingTimeout(self, task, loop.time() + seconds)
+        return PendingTimeout(self, task, task.cancelling(), loop.time() + seconds)
 
     def stop(self) -> None:
         """Cancel the timer."""
@@ -63,25 +65,24 @@ class SharedTimer:
             self.start(min(wait.until for wait in self.waits))
 
 
-class PendingTimeout:
+class PendingTimeout(msgspec.Struct, eq=False):
     """One wait of one task: the context manager that `SharedTimer.timeout` returns."""
 
-    __slots__ = ("_cancelling", "_task", "_timer", "over", "until")
-
-    def __init__(self, timer: SharedTimer, task: asyncio.Task[Any], until: float) -> None:
-        self._timer = timer
-        self._task = task
-        self._cancelling = task.cancelling()
-        self.until: float = until
-        self.over: bool = False
+    timer: SharedTimer
+    task: asyncio.Task[Any]
+    cancelling: int
+    """How many requests to cancel the task had before."""
+    until: float
+    """The time of the loop at which the wait is over."""
+    over: bool = False
 
     def cancel(self) -> None:
         """Cancel the task, because its time is over."""
         self.over = True
-        self._task.cancel()
+        self.task.cancel()
 
     def __enter__(self) -> None:
-        timer = self._timer
+        timer = self.timer
         if self.until < timer.fires_at:
             timer.start(self.until)
         timer.waits.add(self)
@@ -90,6 +91,6 @@ class PendingTimeout:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if not self.over:
-            self._timer.waits.discard(self)
-        elif self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            self.timer.waits.discard(self)
+        elif self.task.uncancel() <= self.cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

@@ -179,9 +179,7 @@ class EnqueueBatcher:
             except (NotOpen, CancelledError) as closed:
                 # The caller may open the client again, but must not store the job a second time.
                 raise _make_unavailable_error(error, [job], "unknown") from closed
-        now = self._monotonic()
-        self._calls.note_answer(now - since)
-        self._state.note_answer(now)
+        self._note_answer(since)
         return results[0]
 
     async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Enqueued]:
@@ -242,14 +240,10 @@ class EnqueueBatcher:
         try:
             with self._shared_timer.timeout(seconds):
                 results = await self._producing.enqueue(jobs)
-            now = self._monotonic()
-            self._calls.note_answer(now - sent)
-            self._state.note_answer(now)
+            self._note_answer(sent)
             return results
         except EnqueueBlocked:
-            now = self._monotonic()
-            self._calls.note_answer(now - sent)
-            self._state.note_answer(now)
+            self._note_answer(sent)
             raise
         except BackendUnavailable as error:
             self._note_unanswered(error)
@@ -258,6 +252,11 @@ class EnqueueBatcher:
             unavailable = BackendUnavailable(f"no answer within {self._timeout:g} s")
             self._note_unanswered(unavailable)
             raise unavailable from error
+
+    def _note_answer(self, sent: float) -> None:
+        now = self._monotonic()
+        self._calls.note_answer(now - sent)
+        self._state.answered_at, self._state.error = now, None
 
     def _note_unanswered(self, error: BackendUnavailable) -> None:
         self._calls.failed += 1

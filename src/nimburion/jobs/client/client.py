@@ -657,7 +657,8 @@ class Client:
         return msgspec.json.decode if handler is None else handler.decode_result
 
     def _require_batcher(self) -> EnqueueBatcher:
-        self._check_open()
+        if self._loop is not asyncio.get_running_loop():
+            self._check_open()
         if self._batcher is None or self._batcher_loop is not self._loop:
             self._batcher = EnqueueBatcher(
                 self.backend.producing,

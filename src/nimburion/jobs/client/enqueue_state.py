@@ -20,10 +20,6 @@ class EnqueueState:
         self.error: str | None = None
         """Why the latest call had no answer; None if it had one."""
 
-    def note_answer(self, now: float) -> None:
-        """Note that the backend answered a call."""
-        self.answered_at, self.error = now, None
-
     def note_failure(self, error: BaseException) -> None:
         """Note that the backend did not answer a call."""
         self.error = " ".join(str(error).split()) or type(error).__name__

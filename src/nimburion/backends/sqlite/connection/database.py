@@ -11,7 +11,6 @@ from nimburion.backends.sql_files import Statements
 from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import BackendFull, Unstorable
 from nimburion.core.exchange import Lane
-from nimburion.core.job import NewJob
 from nimburion.core.timing.clock import Clock
 
 MICRO = 1_000_000
@@ -44,7 +43,6 @@ class Database:
 
     __slots__ = (
         "_by_id",
-        "_by_lane",
         "_by_tenant",
         "_is_current",
         "_last_found",
@@ -55,6 +53,7 @@ class Database:
         "boot_time",
         "clock",
         "connection",
+        "known_lanes",
         "last_checked",
         "names_to_notify",
         "now",
@@ -82,7 +81,8 @@ class Database:
         The next exchange then reads their sizes before it reads the payloads."""
         self.last_checked: dict[str, int] = {}
         """The last numbers that `free_numbers` checked, by the statement that lists them."""
-        self._by_lane: dict[Lane, int] = {}
+        self.known_lanes: dict[Lane, int] = {}
+        """The numbers of lanes that are known to exist."""
         self._by_id: dict[int, Lane] = {}
         self._by_tenant: dict[str, int] = {}
         self._is_current = False
@@ -154,19 +154,15 @@ class Database:
             raise
         self.connection.execute("RELEASE part")
 
-    def has_cached_lane(self, job: NewJob) -> bool:
-        """Return whether the lane of a job is known to exist."""
-        return Lane(job.queue, job.name) in self._by_lane
-
     def get_or_add_lane(self, queue: str, name: str) -> int:
         """Return the number of a lane; insert the lane if it does not exist.
 
         The number may be old until `update_cache` was called. `insert_jobs` refuses an old one.
         """
-        if not self._by_lane:
+        if not self.known_lanes:
             self.update_cache()
         lane = Lane(queue, name)
-        found = self._by_lane.get(lane) or self._find_lane(lane)
+        found = self.known_lanes.get(lane) or self._find_lane(lane)
         if found is None:
             found = self._add_lane(queue, name)
             self._cache_lane(found, lane)
@@ -185,7 +181,7 @@ class Database:
             self._read_lane = self._newest_lane
             self._last_requested = None
         if requested is not self._last_requested:
-            numbered = ((self._by_lane.get(lane), lane) for lane in requested)
+            numbered = ((self.known_lanes.get(lane), lane) for lane in requested)
             self._last_found = {number: lane for number, lane in numbered if number is not None}
             self._last_requested = requested
         return self._last_found
@@ -223,7 +219,7 @@ class Database:
         """Clear the cache of lanes and tenants. Call it after a rollback, which may have removed
         some.
         """
-        self._by_lane.clear()
+        self.known_lanes.clear()
         self._by_tenant.clear()
         self._by_id.clear()
         self._read_lane = _NO_LANE
@@ -265,8 +261,8 @@ class Database:
         if row is None:
             return None
         self._cache_lane(row[0], lane)
-        return self._by_lane[lane]
+        return self.known_lanes[lane]
 
     def _cache_lane(self, number: int, lane: Lane) -> None:
-        self._by_lane[lane] = number
+        self.known_lanes[lane] = number
         self._by_id[number] = lane

@@ -27,10 +27,9 @@ from nimburion.backends.waiters import JobCounts
 from nimburion.core.errors import BackendFull, BackendReplaced, BackendUnavailable, NotOpen
 
 if TYPE_CHECKING:
-    from nimburion.backends.sqlite.connection.checkpointer import Checkpointer
+    from nimburion.backends.sqlite.connection.checkpoints import Checkpointer, DiskSpace
     from nimburion.backends.sqlite.connection.database import Database
     from nimburion.backends.sqlite.connection.identity import OpenFiles
-    from nimburion.backends.sqlite.connection.space import DiskSpace
 
 T = TypeVar("T")
 
@@ -208,7 +207,7 @@ class WriterThread(DatabaseThread):
         open_database: Callable[[], Database],
         files: OpenFiles,
         *,
-        notify: Callable[[JobCounts], None],
+        notify: Callable[[JobCounts], object],
         close_notifier: Callable[[], None],
         checkpointer: Checkpointer,
         space: DiskSpace,
