@@ -17,6 +17,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,17 +99,14 @@ class Waiters:
     A notification of a queue that ends no call is kept for the next call that waits for the queue.
     """
 
-    __slots__ = ("_missed", "_pass_on", "_waiting", "last_wait")
+    __slots__ = ("_missed", "_pass_on", "calls", "last_wait")
 
     def __init__(self, pass_on: PassOn) -> None:
         self._pass_on = pass_on
-        self._waiting: dict[asyncio.Future[Collection[str]], frozenset[str]] = {}
+        self.calls: dict[asyncio.Future[Collection[str]], frozenset[str]] = {}
         """By the future of a call, what it waits for. The result is for `LastWait.note_end`."""
         self._missed: set[str] = set()
         self.last_wait: LastWait = LastWait()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def take_missed(self, queues: Collection[str]) -> bool:
         """Return whether one of the queues was notified while no call waited for it.
@@ -143,15 +141,15 @@ class Waiters:
     @contextmanager
     def _expect(self, names: frozenset[str]) -> Iterator[asyncio.Future[Collection[str]]]:
         notified: asyncio.Future[Collection[str]] = asyncio.get_running_loop().create_future()
-        self._waiting[notified] = names
+        self.calls[notified] = names
         try:
             yield notified
         finally:
-            self._waiting.pop(notified, None)
+            self.calls.pop(notified, None)
 
     def has_call(self, queue: str) -> bool:
         """Return whether a call waits for the queue."""
-        return any(queue in wanted for wanted in self._waiting.values())
+        return any(queue in wanted for wanted in self.calls.values())
 
     def wake(self, queue: str, jobs: int, *, passed: bool = False) -> int:
         """End up to `jobs` calls that wait for the queue, and return their number.
@@ -159,7 +157,7 @@ class Waiters:
         `passed`: another worker found no job for itself after this wake-up.
         """
         count = 0
-        for notified, wanted in self._waiting.items():
+        for notified, wanted in self.calls.items():
             if count == jobs:
                 break
             if queue in wanted and not notified.done():
@@ -177,7 +175,7 @@ class Waiters:
         Keep the notifications of queues that no call waits for.
         """
         missed = {name for name in names if not is_session_name(name)}
-        for notified, wanted in self._waiting.items():
+        for notified, wanted in self.calls.items():
             if not wanted.isdisjoint(names):
                 missed -= wanted
                 _resolve(notified)
@@ -185,24 +183,24 @@ class Waiters:
 
     def end_all(self) -> None:
         """End all calls."""
-        for notified in self._waiting:
+        for notified in self.calls:
             _resolve(notified)
 
     def discard_all(self) -> None:
         """Discard all calls, because their event loop no longer exists."""
-        self._waiting.clear()
+        self.calls.clear()
 
 
 async def wait_until(notified: asyncio.Future[Collection[str]], pause: Awaitable[None]) -> None:
     """Return when the future is done or the pause is over, and cancel the pause."""
     pausing = asyncio.ensure_future(pause)
-    pausing.add_done_callback(lambda _: _resolve(notified))
+    pausing.add_done_callback(partial(_resolve, notified))
     try:
         await notified
     finally:
         pausing.cancel()
 
 
-def _resolve(notified: asyncio.Future[Collection[str]]) -> None:
+def _resolve(notified: asyncio.Future[Collection[str]], _: object = None) -> None:
     if not notified.done():
         notified.set_result(())

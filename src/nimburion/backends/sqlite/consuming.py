@@ -336,7 +336,7 @@ def run_exchange(
         raise OutOfOrder(
             f"exchange {number} after {head.last_exchange_number} of session {session_id}"
         )
-    limits = decode_lane_limits(head.limits)
+    limits = {} if head.limits == "[]" else decode_lane_limits(head.limits)
     if head.has_keys or (limits and has_rate(limits)):
         follow_clock(db)
     has_unique_keys = bool(head.has_unique_keys)

@@ -106,8 +106,6 @@ _decode_lane_limits = msgspec.json.Decoder(list[LaneLimitRow]).decode
 def decode_lane_limits(listed: str) -> LaneLimits:
     """Decode the limits that close lanes, as `list_lane_limits` returns them."""
     limits: LaneLimits = {}
-    if listed == "[]":
-        return limits
     for row in _decode_lane_limits(listed):
         rate = make_rate(row.rate, row.interval, row.burst, row.cost)
         limit = JobLimit((row.limit, ""), row.concurrency, rate)

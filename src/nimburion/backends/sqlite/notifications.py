@@ -263,18 +263,20 @@ class SocketListener:
         self, queues: Collection[str], timeout: float, sleep: Callable[[float], Awaitable[None]]
     ) -> None:
         """Return when one of the queues is notified, or after `sleep(timeout)`, in seconds."""
-        self.listen()
+        if not self.is_listening:
+            self.listen()
         self._read_messages()
         if self._waiters.take_missed(queues):
             return
         if self._socket is None:
             timeout = min(timeout, LONGEST_DEAF_WAIT)
-        self._watch()
+        elif not self._waiters.calls:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read_messages)
         try:
             with self._waiters.expect(queues) as notified, self._add_entry(queues):
                 await wait_until(notified, sleep(timeout))
         finally:
-            if not self._waiters:  # spare a busy worker the wake-ups of its event loop
+            if not self._waiters.calls:  # spare a busy worker the wake-ups of its event loop
                 self._stop_reading()
 
     @contextmanager
@@ -351,10 +353,6 @@ class SocketListener:
         while self._entries:
             with suppress(OSError):
                 self._entries.pop().unlink()
-
-    def _watch(self) -> None:
-        if not self._waiters and self._socket is not None:
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read_messages)
 
     def _stop_reading(self) -> None:
         if self._socket is not None:

@@ -64,12 +64,14 @@ class SystemClock:
             """
             ...
 
+        async def sleep(self, seconds: float) -> None:
+            """Return when `seconds` have passed."""
+            ...
+
     else:  # each job reads these clocks several times: without a call of a Python function
         now = staticmethod(time.time)
         monotonic = staticmethod(_make_boot_clock())
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        sleep = staticmethod(asyncio.sleep)
 
 
 def to_micros(seconds: float) -> int:
