@@ -21,8 +21,8 @@ async def test_a_notification_ends_the_calls_that_wait_for_its_queue() -> None:
     waiters = Waiters(pass_nothing_on)
     with waiters.expect(["mail"]) as mail, waiters.expect(["images"]) as images:
         waiters.notify(["mail"])
-        assert (mail.done(), images.done(), len(waiters)) == (True, False, 2)
-    assert len(waiters) == 0
+        assert (mail.done(), images.done(), len(waiters.calls)) == (True, False, 2)
+    assert len(waiters.calls) == 0
     assert not waiters.take_missed(["mail", "images"])
 
 

@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 import pytest
 
-from nimburion.backends.server.encoding import to_micros
 from nimburion.core import backend, exchange, fairness, job, lease, limits
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, MAX_AHEAD
+from nimburion.core.timing.clock import to_micros
 from tests.house.tree import PACKAGE
 
 BACKENDS = PACKAGE / "backends"

@@ -28,6 +28,7 @@ from nimburion.core.job import FAILED_ONLY, FINISHED, UNFINISHED, State
 from nimburion.core.queries import EVERY_JOB, JobFilter
 from nimburion.core.records import NewRecord, Record, RecordChange, encode_body
 from nimburion.core.size_limits import check_name
+from nimburion.core.timing.clock import MICRO
 
 if TYPE_CHECKING:
     from nimburion.core.backend import Backend
@@ -40,7 +41,6 @@ MAX_STEP = 500
 """The maximum number of jobs that one step changes."""
 MAX_IDS = 1_000
 """The maximum number of ids in the filter of a bulk operation."""
-_MICRO = 1_000_000
 _MAX_RATE = 1_000_000.0
 _MIN_RATE = 0.001
 
@@ -168,7 +168,7 @@ class BulkOperation(NewBulkOperation, frozen=True, kw_only=True):
         letters that failed after it.
         """
         which = narrow_to_action(self.which, self.action)
-        until = self.started_at + 1 / _MICRO
+        until = self.started_at + 1 / MICRO
         if self.action in {BulkAction.CANCEL, BulkAction.RUN_NOW}:
             return msgspec.structs.replace(which, created_to=_find_earlier(which.created_to, until))
         return msgspec.structs.replace(which, finished_to=_find_earlier(which.finished_to, until))

@@ -1,4 +1,4 @@
-"""Schedules: how they are stored as records, and the result of a tick. `fire` decides the ticks."""
+"""Schedules: how they are stored as records, and what a tick does. `fire` decides the ticks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from nimburion.core.job import Enqueued
 from nimburion.core.records import NewRecord, Record, RecordPut, encode_body
 
 if TYPE_CHECKING:
@@ -90,6 +91,31 @@ class Fired(msgspec.Struct, frozen=True):
     - `paused`, `missing`: the schedule is paused or does not exist; nothing was written.
     """
     job_id: str | None = None
+
+
+def check_tick(record: Record | None, expected_last: float | None) -> ScheduleRecord | Fired:
+    """Return the schedule, or why its tick is not decided now."""
+    if record is None:
+        return Fired("missing")
+    schedule = decode_schedule(record)
+    if schedule.paused:
+        return Fired("paused")
+    return schedule if schedule.last_tick == expected_last else Fired("moved")
+
+
+def end_tick(
+    schedule: ScheduleRecord, tick: float, result: Enqueued | None
+) -> tuple[NewRecord, Fired]:
+    """Return the record to store, and the answer. `result` is that of the job; None: the overlap
+    policy allowed none.
+    """
+    is_stored = result is not None and result.outcome in {"created", "exists", "replaced"}
+    job_id = result.id if result is not None and is_stored else None
+    schedule = msgspec.structs.replace(
+        schedule, last_tick=tick, last_job=job_id or schedule.last_job
+    )
+    record = NewRecord(kind="schedule", id=schedule.name, body=encode_schedule(schedule))
+    return record, Fired("skipped") if job_id is None else Fired("fired", job_id)
 
 
 _PAGE_SIZE = 1_000

@@ -22,7 +22,6 @@ from nimburion.backends.planning.source import PlanLane, Tenant
 from nimburion.backends.redis import scripts
 from nimburion.backends.redis.backend import RedisBackend
 from nimburion.backends.redis.scripts import Script, build_scripts
-from nimburion.backends.server.encoding import to_micros
 from nimburion.core.exchange import DEFAULT_QUEUE_OPTIONS, Lane, QueueOptions, ReserveRequest
 from nimburion.core.fairness import ShareClass, to_weight_units
 from nimburion.core.job import JobOptions, NewJob
@@ -39,6 +38,7 @@ from nimburion.core.limits import (
 )
 from nimburion.core.rate_limits import RateLimit
 from nimburion.core.settlement import Completed, Released
+from nimburion.core.timing.clock import to_micros
 from nimburion.testing import FakeClock
 from nimburion.testing.contract.harness import HandDrivenWorker, Harness
 from tests.backends.redis.stored_state import StoredSource, StoredState, read_state

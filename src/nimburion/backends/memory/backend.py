@@ -10,7 +10,6 @@ from nimburion.backends.memory.maintenance import MemoryMaintaining
 from nimburion.backends.memory.producing import MemoryProducing
 from nimburion.backends.memory.reads import MemoryInspecting
 from nimburion.backends.memory.schedules import MemoryScheduling
-from nimburion.backends.memory.state import MICRO
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.core.backend import Capabilities, Lifecycle
@@ -18,7 +17,7 @@ from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.errors import ConfigurationError
 from nimburion.core.ids import Entropy
 from nimburion.core.text.redaction import redact_url
-from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.core.timing.clock import MICRO, Clock, SystemClock
 
 CAPABILITIES = Capabilities(
     durable=False,

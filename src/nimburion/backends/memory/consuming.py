@@ -11,13 +11,7 @@ from typing import Any
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.limits import apply_limits
 from nimburion.backends.memory.reserve import Reservation, make_delivery, measure_size
-from nimburion.backends.memory.state import (
-    JobEntry,
-    LeaseEntry,
-    MemoryState,
-    SessionEntry,
-    to_micros,
-)
+from nimburion.backends.memory.state import JobEntry, LeaseEntry, MemoryState, SessionEntry
 from nimburion.backends.memory.transitions import AtomicStep, check_settlement_delays
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
 from nimburion.backends.waiters import EVERY_QUEUE, LastWait, make_session_name
@@ -31,8 +25,7 @@ from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals
 from nimburion.core.settlement import Settled, Settlement
-
-"""The most jobs that one exchange promotes."""
+from nimburion.core.timing.clock import MICRO, to_micros
 
 
 class MemoryConsuming(Consuming):
@@ -234,7 +227,7 @@ def run_exchange(
         deliveries,
         reserving.find_waiting_lanes(),
         find_next_time(step, session, reserving, request),
-        step.now / 1e6,
+        step.now / MICRO,
     )
 
 
@@ -257,7 +250,7 @@ def repeat_reply(step: AtomicStep, session: SessionEntry, request: ReserveReques
         deliveries,
         lanes.find_waiting_lanes(),
         find_next_time(step, session, lanes, request),
-        step.now / 1e6,
+        step.now / MICRO,
     )
 
 
@@ -269,7 +262,7 @@ def find_next_time(
     """
     state = step.state
     openings = (lanes.find_next_opening(), state.find_next_key_opening())
-    times = [opening / 1e6 for opening in openings if opening is not None]
+    times = [opening / MICRO for opening in openings if opening is not None]
     due = find_next_due(state)
     if due is not None and (
         request.total <= 0 or state.report_due(to_micros(due), session.session.id, step.now)
@@ -281,7 +274,7 @@ def find_next_time(
 def find_next_due(state: MemoryState) -> float | None:
     """Return the earliest due time of the scheduled jobs, in seconds since 1970, or None."""
     entry = state.peek_scheduled()
-    return None if entry is None else entry.due / 1e6
+    return None if entry is None else entry.due / MICRO
 
 
 def iter_orphans(state: MemoryState) -> Iterator[tuple[JobEntry, LeaseEntry]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.backends.memory.state import MICRO, MemoryState
+from nimburion.backends.memory.state import MemoryState
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.backend import MAX_HOLDERS
@@ -25,6 +25,7 @@ from nimburion.core.limits import (
     get_limited_queue,
     summarize_limits,
 )
+from nimburion.core.timing.clock import MICRO
 
 
 def apply_limits(step: AtomicStep, name: str) -> None:

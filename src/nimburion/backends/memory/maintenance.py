@@ -10,7 +10,7 @@ import msgspec
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.limits import apply_changed_limit, change_key
 from nimburion.backends.memory.records import find_version, put_record, write_change
-from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState, to_micros
+from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.backends.waiters import ALL_WORKERS, make_session_name
 from nimburion.core.backend import Maintaining
@@ -23,6 +23,7 @@ from nimburion.core.metrics.statistics import MERGE_AFTER, MERGED_SOURCE, STEPS,
 from nimburion.core.queries import Pause
 from nimburion.core.records import NewRecord, RecordChange, RecordKind, RecordPut
 from nimburion.core.session import WorkerCommand
+from nimburion.core.timing.clock import MICRO, to_micros
 
 ENDED_SESSION_RETENTION = to_micros(86_400)
 """Microseconds for which the id of an ended session is kept."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.limits import list_limits, make_key_use
 from nimburion.backends.memory.records import get_record
-from nimburion.backends.memory.state import MICRO, JobEntry, MemoryState
+from nimburion.backends.memory.state import JobEntry, MemoryState
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis import failure_groups
@@ -37,6 +37,7 @@ from nimburion.core.queries import (
 )
 from nimburion.core.records import Record, RecordKind, RecordPage
 from nimburion.core.session import SessionInfo
+from nimburion.core.timing.clock import MICRO
 
 
 class MemoryInspecting(Inspecting):
@@ -332,7 +333,7 @@ def make_queue_info(name: str, entries: list[JobEntry], now: int, pause: Pause |
         size=len(due),
         scheduled=len(waiting) - len(due),
         processing=len(entries) - len(waiting),
-        oldest_age=(now - min(due)) / 1e6 if due else 0.0,
+        oldest_age=(now - min(due)) / MICRO if due else 0.0,
         paused=pause is not None,
         pause=pause,
         names=dict(sorted(Counter(entry.name for entry in waiting).items())),

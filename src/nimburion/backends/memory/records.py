@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from nimburion.backends.memory.state import MICRO, to_micros
 from nimburion.backends.memory.transitions import AtomicStep
 from nimburion.core.records import (
     NewRecord,
@@ -14,6 +13,7 @@ from nimburion.core.records import (
     RecordPut,
     compute_due,
 )
+from nimburion.core.timing.clock import MICRO, to_micros
 
 
 def put_record(

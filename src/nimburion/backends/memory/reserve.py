@@ -8,13 +8,11 @@ import msgspec
 
 from nimburion.backends.memory.source import MemorySource
 from nimburion.backends.memory.state import (
-    MICRO,
     JobEntry,
     LaneLimit,
     LeaseEntry,
     MemoryState,
     SessionEntry,
-    to_micros,
 )
 from nimburion.backends.planning.admission import REPLY_LIMIT, make_reply_limit
 from nimburion.backends.planning.reserve import ReservePlan, plan_reserve
@@ -30,6 +28,7 @@ from nimburion.core.exchange import (
 from nimburion.core.job import NO_JOB_OPTIONS
 from nimburion.core.lease import Delivery, Token
 from nimburion.core.limits import JobLimit, LimitKey, LimitUse
+from nimburion.core.timing.clock import MICRO, to_micros
 
 RankedHead = tuple[int, int, int, int, int, int]
 """Sort key of the first job of a lane; the lowest is leased first.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from nimburion.backends.memory.data import MemoryData
 from nimburion.backends.memory.records import get_record, put_record
 from nimburion.backends.memory.transitions import AtomicStep, check_job_times
 from nimburion.core.backend import Scheduling
-from nimburion.core.job import NewJob
-from nimburion.core.records import NewRecord
-from nimburion.core.schedules import Fired, Overlap, decode_schedule, encode_schedule
+from nimburion.core.job import Enqueued, NewJob
+from nimburion.core.schedules import Fired, Overlap, check_tick, end_tick
 
 
 class MemoryScheduling(Scheduling):
@@ -24,24 +21,15 @@ class MemoryScheduling(Scheduling):
     ) -> Fired:
         check_job_times([job])
         with AtomicStep(self._data) as step:
-            record = get_record(step, "schedule", name)
-            if record is None:
-                return Fired("missing")
-            schedule = decode_schedule(record)
-            if schedule.paused:
-                return Fired("paused")
-            if schedule.last_tick != expected_last:
-                return Fired("moved")
-            stored: str | None = None
+            schedule = check_tick(get_record(step, "schedule", name), expected_last)
+            if isinstance(schedule, Fired):
+                return schedule
+            result: Enqueued | None = None
             if schedule.last_job is None or allows_next_job(step, schedule.last_job, overlap):
                 (result,) = step.enqueue([job])
-                stored = result.id if result.outcome in {"created", "exists", "replaced"} else None
-            schedule = msgspec.structs.replace(
-                schedule, last_tick=tick, last_job=stored or schedule.last_job
-            )
-            new = NewRecord(kind="schedule", id=name, body=encode_schedule(schedule))
-            put_record(step, new)
-        return Fired("skipped") if stored is None else Fired("fired", stored)
+            record, fired = end_tick(schedule, tick, result)
+            put_record(step, record)
+            return fired
 
 
 def allows_next_job(step: AtomicStep, last_job: str, overlap: Overlap) -> bool:

@@ -12,7 +12,6 @@ import msgspec
 
 from nimburion.backends.memory.heaps import iter_heap
 from nimburion.backends.memory.tenants import TenantTurns
-from nimburion.core.errors import Unstorable
 from nimburion.core.exchange import DUE_WINDOW
 from nimburion.core.job import (
     AttemptError,
@@ -40,24 +39,7 @@ from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit, follow_clock
 from nimburion.core.records import Record, RecordKind
 from nimburion.core.session import Session, SessionInfo, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled
-
-MICRO = 1_000_000
-"""Microseconds per second. All backends store whole microseconds, so equal times stay equal."""
-
-
-_MAX_SECONDS = 2**63 / MICRO / 2
-"""Seconds: half of what a signed 64-bit count of microseconds, as backends store it, can hold."""
-
-
-def to_micros(seconds: float) -> int:
-    """Convert seconds to whole microseconds, rounded."""
-    return round(seconds * MICRO)
-
-
-def check_time(seconds: float) -> None:
-    """Raise `Unstorable` unless `seconds` is a finite time in range. Call it before any change."""
-    if not -_MAX_SECONDS < seconds < _MAX_SECONDS:
-        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
+from nimburion.core.timing.clock import MICRO, to_micros
 
 
 class LeaseEntry(msgspec.Struct, eq=False):

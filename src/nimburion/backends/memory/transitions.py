@@ -18,8 +18,6 @@ from nimburion.backends.memory.state import (
     ReplacementEntry,
     SessionEntry,
     UniqueKeyEntry,
-    check_time,
-    to_micros,
 )
 from nimburion.backends.planning.enqueue import (
     KeyHolder,
@@ -52,6 +50,7 @@ from nimburion.core.settlement import (
     Settlement,
     Spent,
 )
+from nimburion.core.timing.clock import to_micros
 
 
 class AtomicStep:
@@ -349,17 +348,17 @@ class AtomicStep:
 def check_job_times(jobs: Sequence[NewJob]) -> None:
     """Raise `Unstorable` if a job has an invalid time. Call it before any job is stored."""
     for job in jobs:
-        check_time(job.after if job.at is None else job.at)
+        to_micros(job.after if job.at is None else job.at)
         if job.options.unique_for is not None:
-            check_time(job.options.unique_for)
+            to_micros(job.options.unique_for)
         if job.options.max_wait is not None:
-            check_time(job.options.max_wait)
+            to_micros(job.options.max_wait)
 
 
 def check_settlement_delays(settlements: Sequence[Settlement]) -> None:
     """Raise `Unstorable` if a delay is invalid. Call it before any settlement is applied."""
     for settlement in settlements:
         if isinstance(settlement, Retried | Released) and settlement.delay is not None:
-            check_time(settlement.delay)
+            to_micros(settlement.delay)
         elif isinstance(settlement, RateLimited):
-            check_time(settlement.retry_after)
+            to_micros(settlement.retry_after)

@@ -14,12 +14,11 @@ from nimburion.backends.postgres.producing import PostgresProducing
 from nimburion.backends.postgres.reads import PostgresInspecting
 from nimburion.backends.postgres.schedules import PostgresScheduling
 from nimburion.backends.postgres.url import PostgresSettings, parse_url
-from nimburion.backends.server.encoding import MICRO
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.core.ids import Entropy
-from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.clock import MICRO, Clock
 
 CAPABILITIES = Capabilities(
     durable=True,

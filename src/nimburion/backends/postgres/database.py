@@ -17,12 +17,11 @@ from nimburion.backends.postgres.low_water_marks import LowWaterMarks
 from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER, PostgresNotifier
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
-from nimburion.backends.server.encoding import to_micros
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.exchange import ReserveRequest
 from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.settlement import Settlement
-from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.core.timing.clock import Clock, SystemClock, to_micros
 
 
 def make_call(function: str, count: int) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from nimburion.backends.server.encoding import MICRO, UnstorableTextGuard, encode_json
+from nimburion.backends.server.encoding import UnstorableTextGuard, encode_json
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
+from nimburion.core.timing.clock import MICRO
 
 MIN_INT8 = -(1 << 63)
 """A time before all times."""

@@ -14,8 +14,9 @@ from nimburion.backends.postgres.encoding import (
     encode_uuids,
     reject_unstorable_text,
 )
-from nimburion.backends.server.encoding import decode_id, encode_id, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_id
 from nimburion.core.job import NO_JOB_OPTIONS, Enqueued, NewJob, compute_digests
+from nimburion.core.timing.clock import to_micros
 
 MAX_SINGLE_STATEMENT = 500
 """The largest number of jobs in a single statement. A larger call uses several statements; each

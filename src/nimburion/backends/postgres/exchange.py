@@ -17,7 +17,7 @@ from nimburion.backends.postgres.encoding import (
     to_optional_seconds,
     to_seconds,
 )
-from nimburion.backends.server.encoding import MICRO, decode_id, encode_id, encode_json, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import (
     DEFAULT_QUEUE_OPTIONS,
@@ -39,6 +39,7 @@ from nimburion.core.settlement import (
     Settlement,
     Spent,
 )
+from nimburion.core.timing.clock import MICRO, to_micros
 
 T = TypeVar("T")
 

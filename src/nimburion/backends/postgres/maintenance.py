@@ -19,7 +19,7 @@ from nimburion.backends.postgres.encoding import (
     encode_text,
     reject_unstorable_text,
 )
-from nimburion.backends.server.encoding import encode_json, to_micros
+from nimburion.backends.server.encoding import encode_json
 from nimburion.backends.waiters import ALL_WORKERS, EVERY_QUEUE, make_session_name
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
@@ -41,6 +41,7 @@ from nimburion.core.records import (
     RecordPut,
 )
 from nimburion.core.session import WorkerCommand
+from nimburion.core.timing.clock import to_micros
 
 _CHANGE_LIMIT = make_call("change_limit_1", 10)
 _RESET_LIMIT = make_call("reset_limit_1", 4)

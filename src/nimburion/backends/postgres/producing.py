@@ -10,11 +10,12 @@ from nimburion.backends.postgres.database import JOBS_PER_SECOND, PostgresDataba
 from nimburion.backends.postgres.encoding import NeedsGeneralPath
 from nimburion.backends.postgres.errors import UNIQUE_VIOLATION, get_error_code, is_blocked_enqueue
 from nimburion.backends.postgres.schema import NOTIFICATION_LOCK
-from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
+from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import Producing, Transactional
 from nimburion.core.errors import BackendUnavailable, EnqueueBlocked, JobNotFound, Unstorable
 from nimburion.core.job import Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.timing.clock import to_micros
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
     CallerConnection,

@@ -24,13 +24,7 @@ from nimburion.backends.separate_limits import (
     describe_own_limit,
     describe_queue_limit,
 )
-from nimburion.backends.server.encoding import (
-    MICRO,
-    decode_id,
-    encode_id_or_empty,
-    encode_json,
-    to_micros,
-)
+from nimburion.backends.server.encoding import decode_id, encode_id_or_empty, encode_json
 from nimburion.core.backend import MAX_HOLDERS
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import FailureGroup, FailureGroups
@@ -55,6 +49,7 @@ from nimburion.core.session import (
     Vitals,
     WorkerCommand,
 )
+from nimburion.core.timing.clock import MICRO, to_micros
 
 _decode_session_info = msgspec.json.Decoder(Session).decode
 _decode_error = msgspec.json.Decoder(AttemptError).decode

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nimburion.backends.postgres import queries, records
 from nimburion.backends.postgres.database import LARGE_READ_TIMEOUT, PostgresDatabase, make_call
 from nimburion.backends.postgres.encoding import encode_lookup_text
-from nimburion.backends.server.encoding import encode_id_or_empty, to_micros
+from nimburion.backends.server.encoding import encode_id_or_empty
 from nimburion.core.backend import MAX_HOLDERS, Inspecting
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import GROUP_NAMES, FailureGroups
@@ -22,6 +22,7 @@ from nimburion.core.records import (
     RecordPage,
 )
 from nimburion.core.session import SessionInfo
+from nimburion.core.timing.clock import to_micros
 
 _LIST_LIMIT_CHANGES = """SELECT name, for_key, key, concurrency, rate, interval, burst, changed_at,
     changed_by, reason FROM {schema}.limit_change ORDER BY name, for_key, key"""

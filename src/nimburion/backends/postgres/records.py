@@ -13,7 +13,7 @@ from nimburion.backends.postgres.encoding import (
     to_optional_seconds,
     to_seconds,
 )
-from nimburion.backends.server.encoding import decode_id, encode_id_or_empty, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
 from nimburion.core.maintenance import JobChanges
 from nimburion.core.records import (
     NewRecord,
@@ -23,6 +23,7 @@ from nimburion.core.records import (
     RecordPage,
     RecordPut,
 )
+from nimburion.core.timing.clock import to_micros
 
 COLUMNS = ("kind", "position", "id", "version", "created_at", "due", "changed", "held", "body")
 """The columns of `record`, in the order in which `decode_record` expects them."""

@@ -13,7 +13,7 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.separate_limits import split_rules
-from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_json
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import to_weight_units
 from nimburion.core.job import AttemptError
@@ -28,6 +28,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
+from nimburion.core.timing.clock import to_micros
 
 _LOST_ERROR = AttemptError(
     0, "lost", "WorkerLost", "its worker's session expired", fingerprint=LOST_FINGERPRINT

@@ -14,13 +14,12 @@ from nimburion.backends.redis.reads import RedisInspecting
 from nimburion.backends.redis.schedules import RedisScheduling
 from nimburion.backends.redis.server import RedisServer
 from nimburion.backends.redis.url import RedisSettings, parse_url
-from nimburion.backends.server.encoding import MICRO, to_micros
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.errors import BackendError, ConfigurationError
 from nimburion.core.ids import Entropy
-from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.clock import MICRO, Clock, to_micros
 
 CAPABILITIES = Capabilities(
     durable=True,

@@ -22,16 +22,11 @@ from nimburion.backends.redis.record_format import (
     STATE_CODES,
     TOKEN,
 )
-from nimburion.backends.server.encoding import (
-    MICRO,
-    UnstorableTextGuard,
-    encode_id,
-    encode_json,
-    to_micros,
-)
+from nimburion.backends.server.encoding import UnstorableTextGuard, encode_id, encode_json
 from nimburion.core.errors import Unstorable
 from nimburion.core.job import MAX_PRIORITY, NO_JOB_OPTIONS, JobOptions, NewJob, OnDuplicate
 from nimburion.core.lease import Lease
+from nimburion.core.timing.clock import MICRO, to_micros
 
 MAX_INLINE_PAYLOAD = 4 * 1024
 """The largest payload, in bytes, that is stored together with the job. Larger payloads are stored

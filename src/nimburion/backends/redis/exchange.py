@@ -42,7 +42,7 @@ from nimburion.backends.redis.record_format import (
     SETTLED_DONE,
     SETTLED_STALE,
 )
-from nimburion.backends.server.encoding import decode_id, encode_json, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_json
 from nimburion.core.errors import OutOfOrder, SessionLost
 from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.job import NO_JOB_OPTIONS, JobOptions
@@ -59,6 +59,7 @@ from nimburion.core.settlement import (
     Settlement,
     Spent,
 )
+from nimburion.core.timing.clock import to_micros
 
 _RESULTS_BY_CODE = {
     SETTLED_DONE[0]: Settled.DONE,

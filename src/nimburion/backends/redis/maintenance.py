@@ -14,7 +14,7 @@ from nimburion.backends.redis.queries import SCAN_STEP
 from nimburion.backends.redis.reads import finish_read
 from nimburion.backends.redis.record_format import NEVER
 from nimburion.backends.redis.server import RedisServer
-from nimburion.backends.server.encoding import encode_json, to_micros
+from nimburion.backends.server.encoding import encode_json
 from nimburion.core.backend import Maintaining
 from nimburion.core.bulk_operations import BulkAction, check_job_ids
 from nimburion.core.job import State
@@ -27,6 +27,7 @@ from nimburion.core.records import (
     RecordPut,
 )
 from nimburion.core.session import WorkerCommand
+from nimburion.core.timing.clock import to_micros
 
 _ENDED_SESSION_RETENTION = 86_400.0
 """Seconds for which the id of an ended session is kept."""

@@ -31,7 +31,7 @@ from nimburion.backends.redis.record_format import (
     STATES,
 )
 from nimburion.backends.redis.sessions import decode_command
-from nimburion.backends.server.encoding import MICRO, decode_id
+from nimburion.backends.server.encoding import decode_id
 from nimburion.core.diagnosis.explanations import Facts
 from nimburion.core.diagnosis.failure_groups import (
     FailedJob,
@@ -65,6 +65,7 @@ from nimburion.core.session import (
     SessionInfo,
     Vitals,
 )
+from nimburion.core.timing.clock import MICRO
 
 SCAN_STEP = 500
 """The number of jobs that one script checks."""

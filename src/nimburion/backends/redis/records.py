@@ -9,12 +9,7 @@ import msgspec
 
 from nimburion.backends.redis.encoding import encode_lookup_text, reject_unstorable_text
 from nimburion.backends.redis.record_format import STATE_CODES
-from nimburion.backends.server.encoding import (
-    MICRO,
-    decode_id,
-    encode_id_or_empty,
-    to_micros,
-)
+from nimburion.backends.server.encoding import decode_id, encode_id_or_empty
 from nimburion.core.bulk_operations import BulkAction
 from nimburion.core.job import State
 from nimburion.core.maintenance import JobChanges
@@ -27,6 +22,7 @@ from nimburion.core.records import (
     RecordPage,
     RecordPut,
 )
+from nimburion.core.timing.clock import MICRO, to_micros
 
 
 class _StoredRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,11 +17,10 @@ from nimburion.backends.redis.notifications import IdleEntries, RedisNotificatio
 from nimburion.backends.redis.scripts import Script, Scripts
 from nimburion.backends.redis.server_check import RedisServerInfo, check_server
 from nimburion.backends.redis.url import RedisSettings
-from nimburion.backends.server.encoding import to_micros
 from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.errors import BackendError, FormatMismatch
 from nimburion.core.notification_relay import NotificationRelay
-from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.core.timing.clock import Clock, SystemClock, to_micros
 
 _WAKE_TIMEOUT = 1.0
 """Seconds that a handle which closes takes to send wake-ups."""

@@ -13,7 +13,7 @@ from nimburion.backends.redis.encoding import (
     encode_token,
     reject_unstorable_text,
 )
-from nimburion.backends.server.encoding import MICRO, decode_id, encode_json, to_micros
+from nimburion.backends.server.encoding import decode_id, encode_json
 from nimburion.core.errors import SessionLost
 from nimburion.core.fairness import WEIGHT_UNITS, to_weight_units
 from nimburion.core.job import AttemptError
@@ -28,6 +28,7 @@ from nimburion.core.session import (
     WorkerCommand,
 )
 from nimburion.core.text.fingerprints import LOST_FINGERPRINT
+from nimburion.core.timing.clock import MICRO, to_micros
 
 _pack = msgspec.msgpack.Encoder().encode
 _LOST_ERROR = AttemptError(

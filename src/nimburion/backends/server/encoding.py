@@ -14,9 +14,6 @@ from nimburion.core.errors import Unstorable
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MICRO = 1_000_000
-
-_MAX_MICROS = 1 << 62
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 encode_json: Callable[[object], bytes] = msgspec.json.Encoder().encode
@@ -40,21 +37,6 @@ class UnstorableTextGuard:
                 raise Unstorable(f"{self._server} cannot hold this: {error}") from error
 
         return checked
-
-
-def to_micros(seconds: float) -> int:
-    """Return seconds as whole microseconds, the resolution of the backend's clock.
-
-    Raises:
-        Unstorable: the value is not a time or duration that can be stored.
-    """
-    try:
-        whole = round(seconds * MICRO)
-    except (ValueError, OverflowError):
-        whole = _MAX_MICROS
-    if not -_MAX_MICROS < whole < _MAX_MICROS:
-        raise Unstorable(f"{seconds!r} s is no time or span that can be stored")
-    return whole
 
 
 def encode_id(job_id: str) -> bytes:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from nimburion.backends.server.errors import make_no_roles_error
 from nimburion.backends.sqlite.connection import opening
 from nimburion.backends.sqlite.connection.checkpoints import Measure, get_free_bytes
-from nimburion.backends.sqlite.connection.database import MICRO
 from nimburion.backends.sqlite.connection.path import MOUNTS_FILE, file_exists, parse_url
 from nimburion.backends.sqlite.consuming import SQLiteConsuming
 from nimburion.backends.sqlite.file import SQLiteFile
@@ -22,7 +21,7 @@ from nimburion.backends.sqlite.schedules import SQLiteScheduling
 from nimburion.core.backend import Capabilities, Lifecycle
 from nimburion.core.diagnosis.checks import CheckResult
 from nimburion.core.ids import Entropy
-from nimburion.core.timing.clock import Clock, SystemClock
+from nimburion.core.timing.clock import MICRO, Clock, SystemClock
 
 if TYPE_CHECKING:
     from nimburion.backends.sqlite.checks import IntegrityChecks

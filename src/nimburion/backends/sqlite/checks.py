@@ -19,13 +19,13 @@ from typing import Any
 
 from nimburion.backends.checks import format_size, measure_seconds
 from nimburion.backends.sqlite.connection.checkpoints import MAX_REWRITE
-from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.connection.opening import CHECKPOINT_PAGES, open_reader
 from nimburion.backends.sqlite.connection.path import NETWORK_FILE_SYSTEMS, find_file_system
 from nimburion.backends.sqlite.errors import get_error_code, map_error
 from nimburion.core.diagnosis.checks import CheckResult, make_failed_check
 from nimburion.core.errors import BackendError
-from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.clock import MICRO, Clock
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _PAGE = 4096

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from nimburion.backends.planning.rescue import OrphanedLease, decide_rescue, note_rescued
-from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.limits import (
     LaneLimits,
@@ -66,6 +66,7 @@ from nimburion.core.maintenance import Promoted, Rescued
 from nimburion.core.metrics.statistics import Statistics
 from nimburion.core.session import ConcurrencyLimit, HeartbeatReply, Session, Vitals, WorkerCommand
 from nimburion.core.settlement import Settled, Settlement
+from nimburion.core.timing.clock import MICRO
 
 """The most jobs that one exchange promotes. More become due at once only after an outage."""
 

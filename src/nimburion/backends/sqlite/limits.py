@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.parked_jobs import let_return, unpark
 from nimburion.backends.waiters import EVERY_QUEUE
 from nimburion.core.exchange import Lane
@@ -30,6 +30,7 @@ from nimburion.core.limits import (
     summarize_limits,
 )
 from nimburion.core.rate_limits import CLOCK_TOLERANCE, RateLimit
+from nimburion.core.timing.clock import MICRO, to_micros
 
 _encode = msgspec.json.Encoder().encode
 decode_change: Callable[[str], LimitChange] = msgspec.json.Decoder(LimitChange).decode

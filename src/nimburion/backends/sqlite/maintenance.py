@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database, to_micros
+from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.limits import apply_change, decode_change, read_key_changes
 from nimburion.backends.sqlite.producing import cancel
@@ -25,6 +25,7 @@ from nimburion.core.limits import LimitChange
 from nimburion.core.maintenance import Cancellation, JobChanges, Retention
 from nimburion.core.records import NewRecord, RecordChange, RecordKind, RecordPut
 from nimburion.core.session import WorkerCommand
+from nimburion.core.timing.clock import MICRO, to_micros
 
 ENDED_SESSION_RETENTION = 86_400 * MICRO
 """Microseconds for which the id of an ended session is kept."""

@@ -23,7 +23,7 @@ from nimburion.backends.planning.enqueue import (
     compute_replaced_due,
     plan_enqueue,
 )
-from nimburion.backends.sqlite.connection.database import MICRO, Database, to_micros
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.limits import pass_turns
 from nimburion.backends.sqlite.settle import cancel_waiting, put_in_lane
@@ -35,6 +35,7 @@ from nimburion.core.errors import JobNotFound
 from nimburion.core.exchange import Lane
 from nimburion.core.job import NO_JOB_OPTIONS, REPEAT_WINDOW, Enqueued, NewJob
 from nimburion.core.maintenance import Cancellation
+from nimburion.core.timing.clock import MICRO, to_micros
 from nimburion.core.transactions import (
     MAX_ENQUEUE_COUNTS,
     CallerConnection,

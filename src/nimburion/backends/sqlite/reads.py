@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from nimburion.backends.queue_rows import LaneRow, combine_rows
-from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
+from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.limits import find_key_uses, list_limits, read_rules
 from nimburion.backends.sqlite.records import get_record, make_record
@@ -49,6 +49,7 @@ from nimburion.core.queries import (
 )
 from nimburion.core.records import Record, RecordKind, RecordPage
 from nimburion.core.session import SessionInfo, Vitals, WorkerCommand
+from nimburion.core.timing.clock import MICRO, to_micros
 
 _MANY_UNFINISHED = 10_000
 """Number of unfinished jobs above which a scan back from the newest job is faster than sorting."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nimburion.backends.sqlite.connection.database import MICRO, Database, Row, to_micros
+from nimburion.backends.sqlite.connection.database import Database, Row
 from nimburion.core.records import (
     NewRecord,
     Record,
@@ -11,6 +11,7 @@ from nimburion.core.records import (
     RecordPut,
     compute_due,
 )
+from nimburion.core.timing.clock import MICRO, to_micros
 
 
 def put_record(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import Database, to_micros
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.limits import LaneLimits, Rules, list_lane_limits, write_uses
 from nimburion.backends.sqlite.parked_jobs import (
     count_lease_keys,
@@ -28,6 +28,7 @@ from nimburion.core.exchange import (
     ReserveRequest,
 )
 from nimburion.core.limits import get_limited_job, get_limited_queue
+from nimburion.core.timing.clock import to_micros
 
 if TYPE_CHECKING:
     from nimburion.backends.planning.reserve import ReservePlan

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from nimburion.backends.sqlite.connection.database import Database
 from nimburion.backends.sqlite.file import SQLiteFile
 from nimburion.backends.sqlite.producing import cancel, enqueue_jobs
 from nimburion.backends.sqlite.records import get_record, put_record
 from nimburion.core.backend import Scheduling
-from nimburion.core.job import FINISHED, NewJob, State
-from nimburion.core.records import NewRecord
-from nimburion.core.schedules import Fired, Overlap, decode_schedule, encode_schedule
+from nimburion.core.job import FINISHED, Enqueued, NewJob, State
+from nimburion.core.schedules import Fired, Overlap, check_tick, end_tick
 
 
 class SQLiteScheduling(Scheduling):
@@ -25,24 +22,15 @@ class SQLiteScheduling(Scheduling):
     ) -> Fired:
 
         def fire(db: Database) -> Fired:
-            record = get_record(db, "schedule", name)
-            if record is None:
-                return Fired("missing")
-            schedule = decode_schedule(record)
-            if schedule.paused:
-                return Fired("paused")
-            if schedule.last_tick != expected_last:
-                return Fired("moved")
-            stored: str | None = None
+            schedule = check_tick(get_record(db, "schedule", name), expected_last)
+            if isinstance(schedule, Fired):
+                return schedule
+            result: Enqueued | None = None
             if schedule.last_job is None or allows_next_job(db, schedule.last_job, overlap):
                 (result,) = enqueue_jobs(db, [job])
-                stored = result.id if result.outcome in {"created", "exists", "replaced"} else None
-            schedule = msgspec.structs.replace(
-                schedule, last_tick=tick, last_job=stored or schedule.last_job
-            )
-            new = NewRecord(kind="schedule", id=name, body=encode_schedule(schedule))
-            put_record(db, new)
-            return Fired("skipped") if stored is None else Fired("fired", stored)
+            record, fired = end_tick(schedule, tick, result)
+            put_record(db, record)
+            return fired
 
         return await self._file.write(fire)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import MICRO, Database
+from nimburion.backends.sqlite.connection.database import Database
 from nimburion.core.metrics.statistics import (
     MERGE_AFTER,
     MERGED_SOURCE,
     STEPS,
     Counters,
 )
+from nimburion.core.timing.clock import MICRO
 
 _MAX_DELETED = 10_000
 """The maximum number of rows of one step that one call deletes."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nimburion.backends.sqlite.connection.database import MICRO, TENANT_UNIT, Database
+from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.core.fairness import (
     MAX_WAITING_COUNTED,
     WEIGHT_UNITS,
@@ -17,6 +17,7 @@ from nimburion.core.fairness import (
     TenantTurn,
     to_weight_units,
 )
+from nimburion.core.timing.clock import MICRO
 
 if TYPE_CHECKING:
     from nimburion.backends.planning.reserve import ReservePlan

@@ -9,11 +9,10 @@ from typing import Any
 
 from nimburion.backends.sql_files import Statements
 from nimburion.backends.waiters import JobCounts
-from nimburion.core.errors import BackendFull, Unstorable
+from nimburion.core.errors import BackendFull
 from nimburion.core.exchange import Lane
-from nimburion.core.timing.clock import Clock
+from nimburion.core.timing.clock import MICRO, Clock
 
-MICRO = 1_000_000
 TENANT_UNIT = 1 << 20
 """A lane number plus this times the number of a tenant: jobs of the lane that wait for its turn."""
 MAX_LANE = TENANT_UNIT - 1
@@ -25,17 +24,6 @@ _MAX_TENANTS = 10_000
 _NO_LANE = -1
 
 Row = tuple[Any, ...]
-
-
-def to_micros(seconds: float) -> int:
-    """Convert seconds to whole microseconds, which is the resolution of the stored times.
-
-    Raises `Unstorable` for NaN and infinity.
-    """
-    try:
-        return round(seconds * MICRO)
-    except (ValueError, OverflowError) as error:
-        raise Unstorable(f"{seconds} seconds is no time that SQLite can hold") from error
 
 
 class Database:
