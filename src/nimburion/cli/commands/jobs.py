@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import wraps
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 import msgspec
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from nimburion.actions.jobs import CancelOutcome, DueOutcome
     from nimburion.core.backend import Backend
     from nimburion.core.queries import JobFilter, Page
+
+F = TypeVar("F", bound=Callable[..., object])
 
 _WORDS = MappingProxyType(
     {
@@ -118,44 +121,64 @@ def show_job(job_id: str) -> None:
     print_result(record_to_data(record), lambda: print_whole_record(record))
 
 
-def choose_jobs(
-    possible: Collection[State],
-    ids: tuple[str, ...],
-    states: tuple[str, ...],
-    *,
-    everything: bool,
-    searched: bool,
-    queue: str | None,
-    name: str | None,
-) -> JobFilter:
-    """Return the filter for the arguments of a command that changes jobs in `possible` states.
+class JobSelection(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of a command that changes jobs: which ones, and whether to do it."""
 
-    Raises `BadInput` as `make_filter` does, and for ids together with states.
+    ids: tuple[str, ...]
+    states: tuple[str, ...]
+    queue: str | None
+    name: str | None
+    everything: bool
+    yes: bool
+
+    def make_filter(self, possible: Collection[State], *, searched: bool) -> JobFilter:
+        """Return the filter for these arguments, among the jobs in `possible` states.
+
+        Raises `BadInput` as the function `make_filter` does, and for ids together with states.
+        """
+        if self.ids and self.states:
+            raise BadInput("give either ids or --state, not both")
+        return make_filter(
+            [State(word) for word in self.states] or possible,
+            self.ids,
+            everything=self.everything or bool(self.states),
+            searched=searched,
+            queue=self.queue,
+            name=self.name,
+        )
+
+
+def add_selection(possible: Collection[State], *, every: str, yes: str) -> Callable[[F], F]:
+    """Add the arguments of `JobSelection`, which the command gets as `selection`.
+
+    `every` and `yes` are the help of `--all` and `--yes`.
     """
-    if ids and states:
-        raise BadInput("give either ids or --state, not both")
-    return make_filter(
-        [State(word) for word in states] or possible,
-        ids,
-        everything=everything or bool(states),
-        searched=searched,
-        queue=queue,
-        name=name,
-    )
+
+    def add(command: F) -> F:
+        @wraps(command)
+        def select(*args: Any, **options: Any) -> object:
+            selection = {name: options.pop(name) for name in JobSelection.__struct_fields__}
+            return command(*args, selection=JobSelection(**selection), **options)
+
+        state = click.option(
+            "--state",
+            "states",
+            type=click.Choice(sorted(state.value for state in possible)),
+            multiple=True,
+            help="Only in this state.",
+        )
+        everything = click.option("--all", "everything", is_flag=True, help=every)
+        confirmed = click.option("--yes", is_flag=True, help=yes)
+        ids = click.argument("ids", metavar="[ID]...", nargs=-1)
+        return cast("F", ids(state(add_filter_options(everything(confirmed(select))))))
+
+    return add
 
 
 @jobs.command("cancel")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(sorted(state.value for state in UNFINISHED)),
-    multiple=True,
-    help="Only in this state.",
+@add_selection(
+    UNFINISHED, every="Every unfinished job that matches.", yes="Do it; without, only count."
 )
-@add_filter_options
-@click.option("--all", "everything", is_flag=True, help="Every unfinished job that matches.")
-@click.option("--yes", is_flag=True, help="Do it; without, only count.")
 @add_background_options
 @add_shared_options
 @click.pass_context
@@ -163,12 +186,7 @@ def cancel_jobs(
     ctx: click.Context,
     /,
     *,
-    ids: tuple[str, ...],
-    states: tuple[str, ...],
-    queue: str | None,
-    name: str | None,
-    everything: bool,
-    yes: bool,
+    selection: JobSelection,
     **background: Any,
 ) -> None:
     """Cancel jobs by id, or all that match (then --yes is needed).
@@ -176,28 +194,22 @@ def cancel_jobs(
     A waiting job is cancelled at once. A running job is cancelled through its worker.
     """
     options = BackgroundOptions(**background)
-    which = choose_jobs(
-        UNFINISHED,
-        ids,
-        states,
-        everything=everything,
-        searched=options.searches,
-        queue=queue,
-        name=name,
-    )
+    which = selection.make_filter(UNFINISHED, searched=options.searches)
     if options.in_background:
-        start_in_background(BulkAction.CANCEL, which, options, yes=yes or bool(ids))
+        start_in_background(
+            BulkAction.CANCEL, which, options, yes=selection.yes or bool(selection.ids)
+        )
         return
     options.check_foreground()
-    if ids:
+    if selection.ids:
         which = msgspec.structs.replace(which, states=None)  # an ended job has an outcome too
     outcomes = current_invocation().run(
-        lambda backend: cancel_all(backend, which, yes=yes or bool(ids))
+        lambda backend: cancel_all(backend, which, yes=selection.yes or bool(selection.ids))
     )
     print_result(outcomes, lambda: print_outcomes(outcomes))
     if "not found" in outcomes.values():
         ctx.exit(NOT_FOUND)
-    if ids and "finished" in outcomes.values():
+    if selection.ids and "finished" in outcomes.values():
         ctx.exit(FAILED)
 
 
@@ -223,55 +235,28 @@ def print_outcomes(outcomes: dict[str, CancelOutcome]) -> None:
 
 
 @jobs.command("delete")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(sorted(state.value for state in FINISHED)),
-    multiple=True,
-    help="Only in this state.",
+@add_selection(
+    FINISHED, every="Every finished job that matches.", yes="Start it; without, only count."
 )
-@add_filter_options
-@click.option("--all", "everything", is_flag=True, help="Every finished job that matches.")
-@click.option("--yes", is_flag=True, help="Start it; without, only count.")
 @add_bulk_options
 @add_shared_options
 def delete_jobs(
     *,
-    ids: tuple[str, ...],
-    states: tuple[str, ...],
-    queue: str | None,
-    name: str | None,
-    everything: bool,
-    yes: bool,
+    selection: JobSelection,
     **options: Any,
 ) -> None:
     """Delete finished jobs for good, in the background. Without --yes, it only counts them."""
     wanted = BackgroundOptions(in_background=True, **options)
-    which = choose_jobs(
-        FINISHED,
-        ids,
-        states,
-        everything=everything,
-        searched=wanted.searches,
-        queue=queue,
-        name=name,
-    )
-    start_in_background(BulkAction.DELETE, which, wanted, yes=yes)
+    which = selection.make_filter(FINISHED, searched=wanted.searches)
+    start_in_background(BulkAction.DELETE, which, wanted, yes=selection.yes)
 
 
 @jobs.command("run-now")
-@click.argument("ids", metavar="[ID]...", nargs=-1)
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice(sorted(state.value for state in BulkAction.RUN_NOW.states)),
-    multiple=True,
-    help="Only in this state.",
+@add_selection(
+    BulkAction.RUN_NOW.states,
+    every="Every job that waits and matches.",
+    yes="Start it; without, only count.",
 )
-@add_filter_options
-@click.option("--all", "everything", is_flag=True, help="Every job that waits and matches.")
-@click.option("--yes", is_flag=True, help="Start it; without, only count.")
 @add_bulk_options
 @add_shared_options
 @click.pass_context
@@ -279,12 +264,7 @@ def run_jobs_now(
     ctx: click.Context,
     /,
     *,
-    ids: tuple[str, ...],
-    states: tuple[str, ...],
-    queue: str | None,
-    name: str | None,
-    everything: bool,
-    yes: bool,
+    selection: JobSelection,
     **options: Any,
 ) -> None:
     """Make jobs due now that are scheduled or wait for a retry.
@@ -293,20 +273,14 @@ def run_jobs_now(
     --yes. A worker then starts them in the order of their queue.
     """
     wanted = BackgroundOptions(in_background=True, **options)
-    which = choose_jobs(
-        BulkAction.RUN_NOW.states,
-        ids,
-        states,
-        everything=everything,
-        searched=wanted.searches,
-        queue=queue,
-        name=name,
-    )
-    if not ids:
-        start_in_background(BulkAction.RUN_NOW, which, wanted, yes=yes)
+    which = selection.make_filter(BulkAction.RUN_NOW.states, searched=wanted.searches)
+    if not selection.ids:
+        start_in_background(BulkAction.RUN_NOW, which, wanted, yes=selection.yes)
         return
     msgspec.structs.replace(wanted, in_background=False).check_foreground()
-    outcomes = current_invocation().run(lambda backend: make_actions(backend).jobs.run_now(*ids))
+    outcomes = current_invocation().run(
+        lambda backend: make_actions(backend).jobs.run_now(*selection.ids)
+    )
     print_result(outcomes, lambda: print_due(outcomes))
     if "not found" in outcomes.values():
         ctx.exit(NOT_FOUND)
