@@ -291,7 +291,12 @@ class WriterThread(DatabaseThread):
             if must_measure:
                 self._space.compute_limits(database.connection)
             for call in group:
-                self._run(database, call, alone=len(group) == 1)
+                database.set_time()
+                self._space.set_limit(database.connection, is_worker=not call.durable)
+                if len(group) == 1:
+                    call.value = call.work(database)
+                else:
+                    self._run_with_others(database, call)
             database.connection.execute("COMMIT")
             self._files.check_file()  # after COMMIT, so that no lost write is acknowledged
         except Exception as raised:  # noqa: BLE001 (passed to the callers)
@@ -349,16 +354,10 @@ class WriterThread(DatabaseThread):
                 call.error = convert_error(busy, self._path)
             self._deliver_results(late)
 
-    def _run(self, database: Database, call: DatabaseCall[object], *, alone: bool) -> None:
-        """Run one call under a savepoint. Its error stays with it unless the transaction ended.
-
-        `BackendFull` is raised to the group too. A call that is `alone` needs no savepoint.
+    def _run_with_others(self, database: Database, call: DatabaseCall[object]) -> None:
+        """Run one call of several under a savepoint. Its error stays with it unless the transaction
+        ended. `BackendFull` is raised to the group too.
         """
-        database.set_time()
-        self._space.set_limit(database.connection, is_worker=not call.durable)
-        if alone:
-            call.value = call.work(database)
-            return
         notified = database.names_to_notify.copy()
         try:
             with database.savepoint():
