@@ -122,28 +122,26 @@ class Waiters:
     @contextmanager
     def expect(self, queues: Collection[str]) -> Iterator[asyncio.Future[Collection[str]]]:
         """Yield a future that is done when one of the queues is notified inside the block."""
-        with self._expect(frozenset((*queues, EVERY_QUEUE))) as notified:
-            try:
-                yield notified
-            except asyncio.CancelledError:
-                if notified.done():
-                    self.last_wait.note_end()
-                    for queue in notified.result():
-                        self._pass_on(queue, False)  # noqa: FBT003 - see `PassOn`
-                raise
-            self.last_wait.note_end(notified.result() if notified.done() else ())
+        notified: asyncio.Future[Collection[str]] = asyncio.get_running_loop().create_future()
+        self.calls[notified] = frozenset((*queues, EVERY_QUEUE))
+        try:
+            yield notified
+        except asyncio.CancelledError:
+            if notified.done():
+                self.last_wait.note_end()
+                for queue in notified.result():
+                    self._pass_on(queue, False)  # noqa: FBT003 - see `PassOn`
+            raise
+        finally:
+            self.calls.pop(notified, None)
+        self.last_wait.note_end(notified.result() if notified.done() else ())
 
     async def wait_for_session(self, session_id: str) -> None:
         """Return when the session is notified."""
-        with self._expect(frozenset((make_session_name(session_id), EVERY_SESSION))) as notified:
-            await notified
-
-    @contextmanager
-    def _expect(self, names: frozenset[str]) -> Iterator[asyncio.Future[Collection[str]]]:
         notified: asyncio.Future[Collection[str]] = asyncio.get_running_loop().create_future()
-        self.calls[notified] = names
+        self.calls[notified] = frozenset((make_session_name(session_id), EVERY_SESSION))
         try:
-            yield notified
+            await notified
         finally:
             self.calls.pop(notified, None)
 

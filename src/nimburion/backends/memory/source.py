@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 from nimburion.backends.memory.state import MemoryState
-from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
+from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant, Turn
 from nimburion.core.fairness import PlannedShare, ShareClass
 from nimburion.core.limits import JobLimit, LimitKey, LimitUse, closes_lane
 
@@ -17,8 +17,8 @@ _CHUNK = 8
 T = TypeVar("T")
 
 
-class MemorySource:
-    """See `nimburion.backends.planning.source.Source`."""
+class MemorySource(Source):
+    """Reads for a plan; see `Source`."""
 
     def __init__(self, state: MemoryState) -> None:
         self._state = state
@@ -26,7 +26,6 @@ class MemorySource:
     def read_lanes(
         self, lanes: Sequence[PlanLane]
     ) -> Sequence[tuple[PlanLane, Iterator[list[Place]]]]:
-        """See `Source`."""
         state = self._state
         return [
             (lane, split(entry.get_place() for entry in state.iter_lane(key)))
@@ -35,14 +34,12 @@ class MemorySource:
         ]
 
     def read_turns(self, lane: PlanLane) -> Iterator[list[Turn]]:
-        """See `Source`."""
         heads = self._state.turns.iter_heads((lane.lane.queue, lane.lane.name))
         return split(Turn(*rank, tenant) for rank, tenant in heads)
 
     def read_group(
         self, lane: PlanLane, tenant: Tenant, rank: int, after: tuple[int, int] | None
     ) -> Iterator[list[tuple[int, int]]]:
-        """See `Source`."""
         group = (lane.lane.queue, lane.lane.name, -rank, str(tenant))
         places = ((entry.due, entry.seq) for entry in self._state.turns.iter_group(group))
         return split(place for place in places if after is None or place > after)
@@ -50,18 +47,15 @@ class MemorySource:
     def read_shares(
         self, class_: ShareClass, tenants: Collection[Tenant]
     ) -> dict[Tenant, PlannedShare]:
-        """See `Source`."""
         queue, rank = class_
         turns = self._state.turns
         return {tenant: turns.copy_share(queue, -rank, str(tenant)) for tenant in tenants}
 
     def read_min_virtual_time(self, class_: ShareClass) -> int:
-        """See `Source`."""
         queue, rank = class_
         return self._state.turns.classes[queue, -rank].min_virtual_time
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
-        """See `Source`."""
         return {
             seq: [
                 limit
@@ -72,11 +66,9 @@ class MemorySource:
         }
 
     def read_uses(self, keys: Collection[LimitKey]) -> dict[LimitKey, LimitUse]:
-        """See `Source`."""
         return {key: self._state.read_use(key) for key in keys}
 
     def read_parked(self, key: LimitKey, lane: PlanLane) -> Iterator[list[ParkedJob]]:
-        """See `Source`."""
         parked = self._state.iter_parked(key, (lane.lane.queue, lane.lane.name))
         return split(ParkedJob(*entry.get_place(), entry.options.fair_tenant) for entry in parked)
 

@@ -166,7 +166,7 @@ def make_transaction(
     )
 
 
-class PostgresCallerTransaction:
+class PostgresCallerTransaction(Transaction):
     """A transaction on the caller's connection; the caller is responsible for that connection."""
 
     def __init__(self, context: CallerContext, caller: CallerConnection, now: Now) -> None:
@@ -176,7 +176,6 @@ class PostgresCallerTransaction:
         self._adapter: ConnectionAdapter | None = None
 
     async def begin(self) -> object:
-        """See `nimburion.core.transactions.Transaction`."""
         adapter = find_adapter(self._caller)
         with map_errors(self._context.description):
             await adapter.begin()
@@ -189,7 +188,6 @@ class PostgresCallerTransaction:
         return self._caller.connection
 
     async def complete(self, session_id: str, completed: Completed) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         assert self._adapter is not None, "not begun"
         lease = completed.lease
         arguments = (
@@ -205,20 +203,18 @@ class PostgresCallerTransaction:
             raise LeaseLost(lease.job_id)
 
     async def commit(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         assert self._adapter is not None, "not begun"
         with map_errors(self._context.description, at_commit=True):
             await self._adapter.commit()
 
     async def rollback(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         adapter, self._adapter = self._adapter, None
         if adapter is not None:
             with map_errors(self._context.description):
                 await adapter.rollback()
 
 
-class PostgresOwnTransaction:
+class PostgresOwnTransaction(Transaction):
     """A transaction on one of the backend's own connections, from the pool for handlers."""
 
     def __init__(self, context: CallerContext, now: Now) -> None:
@@ -229,7 +225,6 @@ class PostgresOwnTransaction:
         self._terminate: Callable[[], None] = _do_nothing
 
     async def begin(self) -> object:
-        """See `nimburion.core.transactions.Transaction`."""
         async with AsyncExitStack() as stack:
             connection = await stack.enter_async_context(self._context.handler_pool.acquire())
             await connection.connect()
@@ -246,17 +241,14 @@ class PostgresOwnTransaction:
         return given
 
     async def complete(self, session_id: str, completed: Completed) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         assert self._inner is not None, "not begun"
         await self._inner.complete(session_id, completed)
 
     async def commit(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         assert self._inner is not None, "not begun"
         await self._finish(self._inner.commit)
 
     async def rollback(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         if self._inner is not None:
             await self._finish(self._inner.rollback)
 

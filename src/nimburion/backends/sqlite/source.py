@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import msgspec
 
 from nimburion.backends.planning.admission import make_reply_limit
-from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Tenant, Turn
+from nimburion.backends.planning.source import ParkedJob, Place, PlanLane, Source, Tenant, Turn
 from nimburion.backends.sqlite.connection.database import TENANT_UNIT, Database
 from nimburion.backends.sqlite.limits import (
     LaneLimits,
@@ -43,8 +43,8 @@ _decode_parked = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _decode_min_times = msgspec.json.Decoder(dict[int, int]).decode
 
 
-class SQLiteSource:
-    """See `nimburion.backends.planning.source.Source`."""
+class SQLiteSource(Source):
+    """Reads for a plan; see `Source`."""
 
     def __init__(
         self, db: Database, request: ReserveRequest, limits: LaneLimits, rules: Rules
@@ -76,7 +76,7 @@ class SQLiteSource:
     def read_lanes(
         self, lanes: Sequence[PlanLane]
     ) -> Sequence[tuple[PlanLane, Iterator[list[Place]]]]:
-        """See `Source`. The first jobs of all lanes are read in one statement."""
+        # The first jobs of all lanes are read in one statement.
         if not lanes:
             return []
         by_number = {lane.number: lane for lane in lanes}
@@ -91,7 +91,6 @@ class SQLiteSource:
         ]
 
     def read_turns(self, lane: PlanLane) -> Iterator[list[Turn]]:
-        """See `Source`."""
         chunk = self._request.total
         last: tuple[int, ...] = (_FIRST,) * 4
         while turns := _decode_turns(self._db.fetch_value("list_turns", lane.number, *last, chunk)):
@@ -104,7 +103,6 @@ class SQLiteSource:
     def read_group(
         self, lane: PlanLane, tenant: Tenant, rank: int, after: tuple[int, int] | None
     ) -> Iterator[list[tuple[int, int]]]:
-        """See `Source`."""
         assert isinstance(tenant, int)
         number, chunk = lane.number + TENANT_UNIT * tenant, _FIRST_JOBS
         last = after or (_FIRST, _FIRST)
@@ -120,11 +118,10 @@ class SQLiteSource:
     def read_shares(
         self, class_: ShareClass, tenants: Collection[Tenant]
     ) -> dict[Tenant, PlannedShare]:
-        """See `Source`."""
         return read_shares(self._db, class_, tenants)
 
     def read_min_virtual_time(self, class_: ShareClass) -> int:
-        """See `Source`. Those of a queue are read in one statement."""
+        # Those of a queue are read in one statement.
         queue, rank = class_
         by_rank = self._min_virtual_times.get(queue)
         if by_rank is None:
@@ -133,7 +130,6 @@ class SQLiteSource:
         return by_rank.get(rank, 0)
 
     def read_limits(self, jobs: Mapping[int, PlanLane]) -> dict[int, list[JobLimit]]:
-        """See `Source`."""
         options = read_key_options(self._db, jobs)
         return {
             seq: list_limits_of_job(
@@ -143,11 +139,9 @@ class SQLiteSource:
         }
 
     def read_uses(self, keys: Collection[LimitKey]) -> dict[LimitKey, LimitUse]:
-        """See `Source`."""
         return read_uses(self._db, keys)
 
     def read_parked(self, key: LimitKey, lane: PlanLane) -> Iterator[list[ParkedJob]]:
-        """See `Source`."""
         chunk = _FIRST_JOBS
         last: tuple[int, ...] = (_FIRST,) * 3
         while jobs := _decode_parked(

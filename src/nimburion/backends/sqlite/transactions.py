@@ -58,7 +58,7 @@ def make_transaction(
     return SQLiteOwnTransaction(caller_transactions, caller_transactions.connect, clock)
 
 
-class SQLiteCallerTransaction:
+class SQLiteCallerTransaction(Transaction):
     """A transaction on the caller's connection. The caller is responsible for its settings."""
 
     def __init__(self, caller_transactions: CallerTransactions, adapter: ConnectionAdapter) -> None:
@@ -67,7 +67,6 @@ class SQLiteCallerTransaction:
         self._names_to_notify = JobCounts(int)
 
     async def begin(self) -> object:
-        """See `nimburion.core.transactions.Transaction`."""
         try:
             await self._caller_transactions.begin(self._adapter)
         except BaseException:
@@ -76,23 +75,20 @@ class SQLiteCallerTransaction:
         return self._adapter.caller.connection
 
     async def complete(self, session_id: str, completed: Completed) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         self._names_to_notify = await self._caller_transactions.complete_job(
             self._adapter, session_id, completed
         )
 
     async def commit(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         await self._adapter.commit()
         self._caller_transactions.notifier.notify(self._names_to_notify)
         await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         await self._adapter.rollback()
 
 
-class SQLiteOwnTransaction:
+class SQLiteOwnTransaction(Transaction):
     """A transaction on a connection that is opened for it.
 
     It takes the write lock at the first write and holds it for at most 5 seconds. Only this class
@@ -116,7 +112,6 @@ class SQLiteOwnTransaction:
         self._names_to_notify = JobCounts(int)
 
     async def begin(self) -> sqlite3.Connection:
-        """See `nimburion.core.transactions.Transaction`."""
         await self._caller_transactions.handler_lock.acquire()
         try:
             self._connection = opened = await run_to_completion(self._connect)
@@ -128,7 +123,6 @@ class SQLiteOwnTransaction:
         return opened
 
     async def complete(self, session_id: str, completed: Completed) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         self._stop_expiry()
         self._check_not_expired()
         adapter = DbApiAdapter(_OffLoopConnection(self._connection))
@@ -137,7 +131,6 @@ class SQLiteOwnTransaction:
         )
 
     async def commit(self) -> None:
-        """See `nimburion.core.transactions.Transaction`."""
         assert self._connection is not None
         with self._caller_transactions.map_errors():
             await run_to_completion(self._connection.commit)
@@ -146,10 +139,7 @@ class SQLiteOwnTransaction:
         await self._caller_transactions.commit_poller.poll()
 
     async def rollback(self) -> None:
-        """See `nimburion.core.transactions.Transaction`.
-
-        Raises `TransactionExpired` if the transaction held the write lock for too long.
-        """
+        # Raises `TransactionExpired` if the transaction held the write lock for too long.
         self._stop_expiry()
         self._close_connection()
         self._check_not_expired()

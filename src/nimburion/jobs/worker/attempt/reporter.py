@@ -64,7 +64,7 @@ class AttemptReporter:
         self.backend_time_offset: float = clock.now() - clock.monotonic()
         """The backend's clock less the monotonic clock, in seconds."""
         self._exchanges = 0
-        self._read_listeners()
+        self._logs_attempts = self._has_listeners = True  # until the first exchange
 
     def note_exchange(self, backend_time: float) -> None:
         """Do what is due once per exchange, because it costs too much for each attempt.
@@ -76,9 +76,6 @@ class AttemptReporter:
         self._exchanges += 1
         if self._exchanges % _EXCHANGES_PER_COUNT == 0:
             self._counters.list_lanes()
-        self._read_listeners()
-
-    def _read_listeners(self) -> None:
         self._logs_attempts = _log.isEnabledFor(self._log_level)
         self._has_listeners = (
             self._logs_attempts
