@@ -77,7 +77,8 @@ STOPPED = Health(state="stopped")
 def read_health(worker: Worker, services: Failures, *, stopping: bool) -> Health:
     """Return the health of a worker and of its services."""
     session = worker.session if worker.task is not None and not worker.session.is_over else None
-    raised = {"worker": worker.failure, "wakeups": worker.fetcher.wakeups.failure, **services}
+    wakeups = worker.fetcher.wakeups.failure or worker.fetcher.due_timer.failure
+    raised = {"worker": worker.failure, "wakeups": wakeups, **services}
     describe = worker.connectivity.describe_error
     failures = {name: describe(error) for name, error in raised.items() if error is not None}
     found = _choose_state(worker, has_session=session is not None, has_failures=bool(failures))

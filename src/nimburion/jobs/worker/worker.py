@@ -166,6 +166,7 @@ class Worker:
         await self._open_session(self.session)
         self._task = asyncio.create_task(self._run(), name="nimburion-worker")
         await self.fetcher.wakeups.start()
+        await self.fetcher.due_timer.start()
 
     def stop_reserving(self) -> None:
         """Reserve no more jobs, and release those that have not started."""
@@ -205,6 +206,7 @@ class Worker:
         """
         self.stop_reserving()
         await self.fetcher.wakeups.stop()
+        await self.fetcher.due_timer.stop()
         await self._wait_until_idle(grace, stop_now)
         for attempt in self._slots.running:
             attempt.interrupt(Interruption.STOP)

@@ -189,17 +189,17 @@ async def test_only_a_request_for_jobs_changes_when_the_next_job_is_due() -> Non
     request = state.fetcher.make_request()
     state.fetcher.note_reply(Reply([], [], [], next_due=9.0, now=5.0), request)
     state.fetcher.note_reply(Reply([], [], [], next_due=None, now=5.0), RESERVE_NOTHING)
-    assert state.fetcher.wakeups.due_in == pytest.approx(4.0, abs=1.0)
+    assert state.fetcher.due_timer.seconds_left == pytest.approx(4.0, abs=1.0)
     state.fetcher.note_reply(Reply([], [], [], next_due=None, now=5.0), request)
-    assert state.fetcher.wakeups.due_in == math.inf
+    assert state.fetcher.due_timer.seconds_left == math.inf
 
 
 async def test_a_due_time_of_a_request_without_some_lanes_is_used_if_it_is_earlier() -> None:
-    listener = State().fetcher.wakeups
-    listener.note_reply(Reply([], [], [], next_due=9.0, now=5.0), is_partial=False)
+    timer = State().fetcher.due_timer
+    timer.note_reply(Reply([], [], [], next_due=9.0, now=5.0), is_partial=False)
     for next_due, left in ((None, 4.0), (99.0, 4.0), (7.0, 2.0)):
-        listener.note_reply(Reply([], [], [], next_due=next_due, now=5.0), is_partial=True)
-        assert listener.due_in == pytest.approx(left, abs=1.0)
+        timer.note_reply(Reply([], [], [], next_due=next_due, now=5.0), is_partial=True)
+        assert timer.seconds_left == pytest.approx(left, abs=1.0)
 
 
 async def test_results_are_flushed_at_once_where_few_jobs_are_held() -> None:

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from nimburion.core.backend import Capabilities
-from nimburion.core.exchange import Reply
 from nimburion.jobs.worker.exchange.wakeups import WakeupListener
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
@@ -36,9 +35,9 @@ async def test_an_idle_worker_polls_each_second_without_notifications(
     notifies: bool, seconds: float
 ) -> None:
     backend, clock = Timed(), FakeClock()
-    listener = WakeupListener(backend, ("q",), clock, lambda: None, lambda: None)
+    listener = WakeupListener(backend, ("q",), clock, lambda: None)
     backend.notifies = notifies
-    listener.note_reply(Reply([], [], [], None, clock.now()), is_partial=False)
+    listener.is_idle = True
     await listener.start()
     listener.resume()
     await wait_until(lambda: bool(backend.waits), "it waits")

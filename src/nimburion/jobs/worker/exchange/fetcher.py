@@ -1,8 +1,8 @@
 """Decides whether a worker makes an exchange now, and which jobs it requests.
 
 Everything that decides is here: what the worker holds (`Slots`, `Completer`), the lanes that it may
-serve now (`LaneSelector`), and the signs of work (`WakeupListener`, `LongPoll`). Only what concerns
-batches (BATCH_HAS_ROOM) is in batch_worker.py.
+serve now (`LaneSelector`), and the signs of work (`WakeupListener`, `DueTimer`, `LongPoll`). Only
+what concerns batches (BATCH_HAS_ROOM) is in batch_worker.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nimburion.jobs.worker.exchange.lane_selector import LaneSelector
 from nimburion.jobs.worker.exchange.prefetch import MAX_REQUESTED
 from nimburion.jobs.worker.exchange.slots import Slots
 from nimburion.jobs.worker.exchange.wakeups import (
+    DueTimer,
     LongPoll,
     WakeupListener,
     compute_poll_interval,
@@ -82,6 +83,7 @@ class Fetcher:
         "_woken",
         "cancelled",
         "closing",
+        "due_timer",
         "expects_jobs",
         "flush_due",
         "job_due",
@@ -118,8 +120,9 @@ class Fetcher:
         """Whether the next exchange may find a job in the lanes that the last reply named."""
         self.long_poll: LongPoll = LongPoll(backend, lanes.queues)
         self.wakeups: WakeupListener = WakeupListener(
-            backend, lanes.queues, clock, self.note_possible_work, self.note_job_due
+            backend, lanes.queues, clock, self.note_possible_work
         )
+        self.due_timer: DueTimer = DueTimer(clock, self.note_job_due)
         self._loop = loop
         self._slots = slots
         self._completer = completer
@@ -292,7 +295,7 @@ class Fetcher:
         slots = self._slots
         everything = self.may_have_work or not self.lanes_not_empty
         waits = slots.are_empty and self._waits_for_jobs and not self.expects_jobs
-        timeout = self.long_poll.choose_timeout(self.wakeups.due_in) if waits else 0.0
+        timeout = self.long_poll.choose_timeout(self.due_timer.seconds_left) if waits else 0.0
         return self._lanes.make_request(
             room,
             everything=everything,
@@ -315,7 +318,8 @@ class Fetcher:
             if not self._is_partial:
                 self.lanes_not_empty = self.expects_jobs
                 self._lanes.note_non_empty(reply.waiting)
-            self.wakeups.note_reply(reply, is_partial=self._is_partial)
+                self.wakeups.is_idle = not reply.deliveries
+            self.due_timer.note_reply(reply, is_partial=self._is_partial)
         if request.long_poll or not self._slots.can_start:
             self.wakeups.withdraw()
         elif not self.lanes_not_empty:  # else the next exchange looks for jobs in any case

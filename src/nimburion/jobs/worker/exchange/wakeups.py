@@ -47,75 +47,13 @@ def compute_poll_interval(fleet_size: int, *, has_expired: bool) -> float:
     return min(max(_IDLE_POLL_INTERVAL, fleet_size / _FLEET_POLLS), longest)
 
 
-class WakeupListener:
-    """Calls `on_wakeup` when there may be work.
-
-    After a notification or a poll it waits for `resume`. A due time calls `on_due`, always.
+class WakeupListener(Service):
+    """Waits for notifications, and polls if none arrives: then it calls `on_wakeup`, because there
+    may be work, and waits for `resume`.
 
     A call of `Consuming.wait` is an idle entry: the backend then wakes this worker in place of
     another. So only a worker that can start a job at once listens.
     """
-
-    def __init__(
-        self,
-        backend: Backend,
-        queues: tuple[str, ...],
-        clock: Clock,
-        on_wakeup: Callable[[], None],
-        on_due: Callable[[], None],
-    ) -> None:
-        self._notifications = _NotificationListener(backend, queues, clock, on_wakeup)
-        self._due_timer = _DueTimer(clock, on_due)
-
-    async def start(self) -> None:
-        """Start to listen for notifications and due times."""
-        await self._notifications.start()
-        await self._due_timer.start()
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        await self._notifications.stop()
-        await self._due_timer.stop()
-
-    @property
-    def failure(self) -> BaseException | None:
-        """The error that prevents notifications or the due timer; None if both work.
-
-        Exchanges are still made at the poll interval.
-        """
-        return self._notifications.failure or self._due_timer.failure
-
-    def resume(self) -> None:
-        """Listen for the next notification: an exchange has handled the last one."""
-        self._notifications.resume()
-
-    def withdraw(self) -> None:
-        """Stop listening until `resume`: this worker cannot start a job at once."""
-        self._notifications.withdraw()
-
-    def set_poll_interval(self, seconds: float) -> None:
-        """Change the seconds between polls while this worker is idle and the backend notifies. A
-        shorter interval applies at once.
-        """
-        self._notifications.set_poll_interval(seconds)
-
-    @property
-    def due_in(self) -> float:
-        """Seconds until the earliest due time that the backend has reported; infinite if none."""
-        return self._due_timer.seconds_left
-
-    def note_reply(self, reply: Reply, *, is_partial: bool) -> None:
-        """Update the due timer and the idle state from the reply to a request for jobs.
-
-        `is_partial`: the request left out lanes of this worker.
-        """
-        if not is_partial:
-            self._notifications.is_idle = not reply.deliveries
-        self._due_timer.note_reply(reply, is_partial=is_partial)
-
-
-class _NotificationListener(Service):
-    """Waits for notifications, and polls if none arrives."""
 
     def __init__(
         self,
@@ -132,20 +70,26 @@ class _NotificationListener(Service):
         if not backend.capabilities.supports_long_poll:
             self.resumed.set()
         self._withdrawn = asyncio.Event()
-        self.is_idle = False
+        self.is_idle: bool = False
+        """Whether the last reply had no job."""
         self._notifies = False
         self._idle_poll_interval = _IDLE_POLL_INTERVAL
         self._interval_shortened = asyncio.Event()
 
     def resume(self) -> None:
+        """Listen for the next notification: an exchange has handled the last one."""
         self._withdrawn.clear()
         self.resumed.set()
 
     def withdraw(self) -> None:
+        """Stop listening until `resume`: this worker cannot start a job at once."""
         self.resumed.clear()
         self._withdrawn.set()
 
     def set_poll_interval(self, seconds: float) -> None:
+        """Change the seconds between polls while this worker is idle and the backend notifies. A
+        shorter interval applies at once.
+        """
         if seconds < self._idle_poll_interval:
             self._interval_shortened.set()
         self._idle_poll_interval = seconds
@@ -184,7 +128,7 @@ class _NotificationListener(Service):
             self._note(None)
 
 
-class _DueTimer(Service):
+class DueTimer(Service):
     """Calls `on_due` when the earliest scheduled job that the backend has reported is due.
 
     The backend reports a due time to one worker of the fleet (`Reply.next_due`).
@@ -202,8 +146,8 @@ class _DueTimer(Service):
         return math.inf if self._due is None else self._due - self.clock.monotonic()
 
     def note_reply(self, reply: Reply, *, is_partial: bool) -> None:
-        """Store the earliest due time that the reply reports. One of a request that left out lanes
-        may be later than the one that is known.
+        """Store the earliest due time that the reply reports. `is_partial`: the request left out
+        lanes of this worker, so it may be later than the one that is known.
         """
         if reply.next_due is None:
             self._due = self._due if is_partial else None
