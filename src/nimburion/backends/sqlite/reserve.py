@@ -172,7 +172,7 @@ class LeaseBatch:
         if self._has_turns:
             return False
         lanes = self._lanes.values()
-        if any(lane.name in self._rules for lane in lanes):
+        if self._rules and any(lane.name in self._rules for lane in lanes):
             return False
         return len(lanes) == 1 or not (
             any(options.limit is not None for options in self._request.queues.values())
@@ -192,6 +192,8 @@ class LeaseBatch:
         """Return how many jobs of a lane may start; at most the total."""
         room = self._request.queues.get(lane.queue, DEFAULT_QUEUE_OPTIONS).limit
         room = self._request.total if room is None else room
+        if not self._limits:
+            return room
         for stored in list_lane_limits(self._limits, lane):
             left = stored.count_room(self._db.now)
             room = room if left is None else min(room, left)
