@@ -21,6 +21,7 @@ for _, command in ipairs({ 'ZREM', 'ZSCORE' }) do
   redis.call(command, ready_key, '')
 end
 redis.call('ZCARD', ready_key)
+redis.call('ZCOUNT', ready_key, 0, 0)
 for _, command in ipairs({ 'ZLEXCOUNT', 'ZRANGEBYLEX' }) do
   redis.call(command, ready_key, '-', '-')
 end
