@@ -33,7 +33,9 @@ class ChannelListener(Protocol):
     """Listens on channels of a server, on a connection of its own."""
 
     def listen(self, channels: Collection[str]) -> None:
-        """Listen on these channels, and on no other, from now on."""
+        """Listen on these channels from now on. Notifications of others may arrive, too, if it
+        listened on them before.
+        """
         ...
 
     async def close(self) -> None:

@@ -172,6 +172,7 @@ class PostgresNotifier:
         if is_known or self._jobs_wait or not request.free_slots or not self._last_queues:
             return ()
         self._idle_queues = self._last_queues  # now: a wake-up may arrive before the reply
+        self._was_idle = True
         return self._own_channel, sorted(self._last_queues)
 
     def withdraw_idle_entry(self) -> None:

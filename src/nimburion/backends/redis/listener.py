@@ -50,7 +50,7 @@ class RedisListener:
         self._last_warning = ""
 
     def listen(self, channels: Collection[str]) -> None:
-        """Listen on these channels, and on no other, from now on."""
+        """Listen on these channels from now on."""
         self._channels = frozenset(channels)
         self._woken.set()
         if self._task is None:
@@ -105,7 +105,7 @@ class RedisListener:
         try:
             while protocol.is_alive:
                 self._woken.clear()
-                self._request_changes(protocol)
+                self._request_subscriptions(protocol)
                 self._note_confirmed()
                 await self._wait(protocol)
                 if self._failure is not None:
@@ -113,16 +113,16 @@ class RedisListener:
         finally:
             await protocol.close()
 
-    def _request_changes(self, protocol: RedisProtocol) -> None:
-        """Subscribe to the channels that are wanted now, and to no other."""
+    def _request_subscriptions(self, protocol: RedisProtocol) -> None:
+        """Subscribe to the channels that are wanted now. Those of handles that are gone stay until
+        the connection ends, because nothing is sent to them, and UNSUBSCRIBE needs another right.
+        """
         for channel in sorted(self._channels - self._requested):
             protocol.send(pack_command(("SUBSCRIBE", channel)))  # type: ignore[arg-type]
-        for channel in sorted(self._requested - self._channels):
-            protocol.send(pack_command(("UNSUBSCRIBE", channel)))  # type: ignore[arg-type]
-        self._requested = self._channels
+        self._requested |= self._channels
 
     def _note_confirmed(self) -> None:
-        if self._subscribed == self._channels != self._served:
+        if self._channels <= self._subscribed and self._channels != self._served:
             self._served, self._last_warning = self._channels, ""
             self._receiver.note_listening(self._channels)
 
@@ -155,6 +155,6 @@ class RedisListener:
         elif message[0] == b"message":
             self._receiver.receive(message[1].decode(), message[2].decode())
             return
-        elif message[0] in {b"subscribe", b"unsubscribe"}:
-            self._subscribed ^= {message[1].decode()}
+        elif message[0] == b"subscribe":
+            self._subscribed.add(message[1].decode())
         self._woken.set()
