@@ -294,7 +294,8 @@ class Fetcher:
         """
         slots = self._slots
         everything = self.may_have_work or not self.lanes_not_empty
-        waits = slots.are_empty and self._waits_for_jobs and not self.expects_jobs
+        can_wait = self.long_poll.is_supported and self._waits_for_jobs and not self.expects_jobs
+        waits = can_wait and slots.are_empty
         timeout = self.long_poll.choose_timeout(self.due_timer.seconds_left) if waits else 0.0
         return self._lanes.make_request(
             room,
@@ -317,7 +318,8 @@ class Fetcher:
             self.expects_jobs = bool(reply.waiting) and self._empty_replies < MAX_EMPTY_REPLIES
             if not self._is_partial:
                 self.lanes_not_empty = self.expects_jobs
-                self._lanes.note_non_empty(reply.waiting)
+                if self._lanes.uses_waiting:
+                    self._lanes.note_non_empty(reply.waiting)
                 self.wakeups.is_idle = not reply.deliveries
             self.due_timer.note_reply(reply, is_partial=self._is_partial)
         if request.long_poll or not self._slots.can_start:

@@ -45,6 +45,9 @@ class LaneSelector:
         self.counts_jobs: bool = bool(self._queue_limits or self._process_names)
         """Whether the jobs held here count for a limit. If not, `occupy_slot`, `free_slot` and
         `note_run` do nothing, and need not be called."""
+        self.uses_waiting: bool = bool(self._process_names) or len(self._lanes) > _MAX_LISTED_LANES
+        """Whether requests depend on the lanes that replies report as non-empty. If not,
+        `note_non_empty` need not be called."""
         self._non_empty = self._lanes
         self._ageing = settings.ageing
         self._entropy = entropy

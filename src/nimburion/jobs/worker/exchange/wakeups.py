@@ -113,11 +113,6 @@ class WakeupListener(Service):
 
         Each further step would add to the latency of a job.
         """
-        await self._wait()
-        self.resumed.clear()
-        self._on_wakeup()
-
-    async def _wait(self) -> None:
         timeout = self._idle_poll_interval if self.is_idle and self._notifies else _POLL_INTERVAL
         try:
             await self._backend.consuming.wait(self._queues, timeout)
@@ -126,6 +121,8 @@ class WakeupListener(Service):
             await self.clock.sleep(_PAUSE_AFTER_ERROR)
         else:
             self._note(None)
+        self.resumed.clear()
+        self._on_wakeup()
 
 
 class DueTimer(Service):
@@ -194,11 +191,8 @@ class LongPoll:
         self._consuming = cast("LongPolling", backend.consuming)
 
     def choose_timeout(self, due_in: float) -> float:
-        """Return the long poll timeout of the next exchange in seconds; a job is due in `due_in`.
-
-        Returns 0 if long polls are not supported.
-        """
-        return min(self.longest, max(0.001, due_in)) if self.is_supported else 0.0
+        """Return the timeout of the next long poll in seconds; a job is due in `due_in`."""
+        return min(self.longest, max(0.001, due_in))
 
     def interrupt(self) -> None:
         """Make a waiting exchange return immediately."""
