@@ -69,6 +69,7 @@ IN_SQL = MappingProxyType(
             "- began) + {CLOCK_TOLERANCE};",
             "NOT BETWEEN p_now - {CLOCK_TOLERANCE} AND",
             "p_digest, p_now + {REPEAT_WINDOW})",
+            "EXIT WHEN waiting >= {MAX_WAITING_LANES};",
             "promote_due_1(now, {MAX_PROMOTED}, p_scheduled_low_water_mark)",
             "max_parked CONSTANT int4 := {MAX_PARKED};",
             "rest int4 := {MAX_RETURNED};",

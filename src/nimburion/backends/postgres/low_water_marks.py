@@ -48,8 +48,8 @@ class LowWaterMarks:
         self._now = MIN_INT8
 
     def make_arguments(self, connection: object) -> tuple[list[int], list[int], int]:
-        """Return the lanes, their low-water marks in the same order, and the mark of the scheduled
-        jobs.
+        """Return the lanes in ascending order, their low-water marks in the same order, and that of
+        the scheduled jobs.
         """
         if (
             connection is not self._connection
@@ -57,7 +57,7 @@ class LowWaterMarks:
         ):
             self._connection, self._last_full_scan = connection, self._time()
             self._reset()
-        lanes = [lane for lane in self._marks if lane is not None]
+        lanes = sorted(lane for lane in self._marks if lane is not None)
         return lanes, [self._marks[lane] for lane in lanes], self._marks.get(None, MIN_INT8)
 
     def learn(self, status: Any) -> None:  # noqa: ANN401 - a row

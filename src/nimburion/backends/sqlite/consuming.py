@@ -30,9 +30,11 @@ from nimburion.backends.sqlite.limits import (
 from nimburion.backends.sqlite.notifications import SocketListener
 from nimburion.backends.sqlite.parked_jobs import exclude_changing, unpark_changed, unpark_open
 from nimburion.backends.sqlite.reserve import (
+    MANY_LANES,
     Lanes,
     LeaseBatch,
     count_fitting,
+    exclude_empty,
     exclude_full,
     find_next_opening,
     find_unpaused_lanes,
@@ -359,8 +361,10 @@ def run_exchange(
     limits_before = read_lane_limits(db) if limits else limits
     unpaused = find_unpaused_lanes(db, request, _decode_names(head.paused))
     lanes = exclude_full(limits_before, unpaused, db.now) if limits else unpaused
-    steady = exclude_changing(db, lanes) if head.has_keys else lanes
     has_turns = bool(db.fetch_value("has_turns"))
+    if len(lanes) > MANY_LANES and not has_turns:
+        lanes = exclude_empty(db, lanes)
+    steady = exclude_changing(db, lanes) if head.has_keys else lanes
     rows = []
     if request.total > 0 and steady:
         batch = LeaseBatch(db, request, steady, limits_before, rules, has_turns)

@@ -45,6 +45,8 @@ _decode_seqs = msgspec.json.Decoder(list[int]).decode
 _decode_sizes = msgspec.json.Decoder(list[int]).decode
 
 
+MANY_LANES = 8
+"""With fewer lanes, reading all of them costs as little as finding those that hold jobs."""
 READ_AHEAD = 2
 """Jobs that the first read of each lane adds to its even share of the request."""
 
@@ -61,6 +63,18 @@ def exclude_full(limits: LaneLimits, lanes: Lanes, now: int) -> Lanes:
     if not any(full.values()):
         return lanes
     return {number: lane for number, lane in lanes.items() if not list_lane_limits(full, lane)}
+
+
+def exclude_empty(db: Database, lanes: Lanes) -> Lanes:
+    """Return the lanes of many that hold jobs without a tenant.
+
+    Other lanes may hold jobs too. If more lanes hold jobs than are requested, this returns all of
+    them, so that it costs no more than reading them.
+    """
+    holding = _decode_seqs(db.fetch_value("find_holding_lanes", len(lanes) + 1))
+    if len(holding) > len(lanes):
+        return lanes
+    return {number: lanes[number] for number in holding if number in lanes}
 
 
 def notify_opened(db: Database, before: LaneLimits, after: LaneLimits) -> None:

@@ -27,6 +27,7 @@ from nimburion.testing.contract.consuming.fairness import (
 )
 from nimburion.testing.contract.consuming.kept_arguments import KeptArguments
 from nimburion.testing.contract.consuming.keyed_limits import KeyedLimits, KeyedRates
+from nimburion.testing.contract.consuming.many_lanes import ManyLanes
 from nimburion.testing.contract.consuming.ordering import Ordering
 from nimburion.testing.contract.consuming.parked_jobs import ParkedJobs
 from nimburion.testing.contract.consuming.progress import Reporting
@@ -106,6 +107,7 @@ class BackendContract(
     KeyedRates,
     ParkedJobs,
     QueueLimits,
+    ManyLanes,
     Turns,
     TenantsThatJoin,
     TurnsAndLimits,

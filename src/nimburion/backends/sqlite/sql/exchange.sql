@@ -71,6 +71,19 @@ DELETE FROM scheduled WHERE (due, seq) IN (
     SELECT due, seq FROM scheduled WHERE due <= ?1 ORDER BY due, seq LIMIT ?2
 );
 
+-- name: find_holding_lanes
+-- Find the lanes that hold jobs without a tenant, by reading the first job of each.
+-- Inputs: ?1 the maximum number of lanes
+-- Result: JSON array of lanes
+WITH RECURSIVE found (lane) AS (
+    SELECT min(lane) FROM ready WHERE lane < 1048576
+    UNION ALL
+    SELECT (SELECT min(r.lane) FROM ready AS r WHERE r.lane > found.lane AND r.lane < 1048576)
+    FROM found WHERE found.lane IS NOT NULL
+    LIMIT ?1
+)
+SELECT json_group_array(lane) FROM found WHERE lane IS NOT NULL;
+
 -- name: read_lane
 -- Read the first jobs of one lane.
 -- Inputs: ?1 lane, ?2 the maximum number of jobs

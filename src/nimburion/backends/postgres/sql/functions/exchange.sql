@@ -33,7 +33,8 @@
 --   p_caps                      the maximum number of jobs of that queue; NULL: no maximum
 --   p_max_bytes                 the maximum number of bytes of all deliveries
 --   p_low_water_lanes, p_low_water_marks
---                               lanes, and for each the due time before which it is known to be empty
+--                               lanes in ascending order, and for each the due time before which it is known to be empty.
+--                               `width_bucket` finds the place of a lane: the time does not grow with the square of the lanes.
 --   p_scheduled_low_water_mark  the same for `scheduled`
 --
 -- Result: one row for each leased job, then one status row. A row of one kind has NULL in the columns of the other.
@@ -103,6 +104,7 @@ DECLARE
     lane_index int4;
     is_plain bool;  -- whether no limits, tenants or pauses are in force
     open_lanes record;
+    lanes record;  -- the open lanes from which a merge takes jobs
     counts int4[];
     closed bool[];  -- requested lanes in which a bound left jobs to the next exchange; see `plan_keyed_claims_1`
     planned record;
@@ -260,14 +262,18 @@ BEGIN
                 FROM (
                     SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
                         requested.level, l.queue, l.name,
-                        CASE WHEN l.is_late OR p_low_water_marks[array_position(p_low_water_lanes, l.id)] <= now IS NOT TRUE
-                            THEN {schema}.get_lowest_time_1()
-                            ELSE p_low_water_marks[array_position(p_low_water_lanes, l.id)] END AS low_water_mark
+                        CASE WHEN l.is_late OR mark.low_water_mark <= now IS NOT TRUE THEN {schema}.get_lowest_time_1()
+                            ELSE mark.low_water_mark END AS low_water_mark
                     FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
                     CROSS JOIN LATERAL (
                         SELECT * FROM {schema}.lane l
                         WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
                     ) l
+                    CROSS JOIN LATERAL (SELECT width_bucket(l.id, p_low_water_lanes) AS place OFFSET 0) found
+                    CROSS JOIN LATERAL (
+                        SELECT CASE WHEN p_low_water_lanes[found.place] = l.id THEN p_low_water_marks[found.place] END
+                            AS low_water_mark OFFSET 0
+                    ) mark
                     OFFSET 0
                 ) known
             ) lane;
@@ -356,26 +362,38 @@ BEGIN
                 leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
                 is_planned := leased_count > 0 OR closed IS NOT NULL OR coalesce(planned.seqs, '{}') = '{}';
             ELSIF NOT has_turns THEN
-                low_water_marks := open_lanes.low_water_marks;
+                lanes := open_lanes;
+                IF is_plain AND cardinality(ids) > 8 AND array_remove(p_caps, NULL) = '{}' THEN
+                    lanes := {schema}.find_first_lanes_1(p_total, now, p_ageing, ids, open_lanes.main_lanes,
+                        open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks,
+                        open_lanes.queues, open_lanes.names, head_dues);
+                END IF;
+                low_water_marks := lanes.low_water_marks;
                 LOOP
-                    counts := {schema}.plan_claims_1(p_total, now, p_ageing, ids, open_lanes.request_indexes,
-                        open_lanes.ranks, open_lanes.levels, low_water_marks, open_lanes.available, p_queues,
-                        p_names, p_caps);
+                    counts := {schema}.plan_claims_1(p_total, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks,
+                        lanes.levels, low_water_marks, lanes.available, p_queues, p_names, p_caps);
                     IF check_sizes THEN
                         RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce,
-                            p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
-                            open_lanes.levels, low_water_marks, counts, p_max_bytes);
+                            p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels,
+                            low_water_marks, counts, p_max_bytes);
                     ELSE
                         RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                            ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels,
+                            lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels,
                             low_water_marks, counts);
                     END IF;
-                    EXIT WHEN FOUND OR array_remove(counts, 0) = '{}';
-                    -- Other transactions have locked all jobs of the planned lanes: plan again without these lanes.
-                    low_water_marks := ARRAY(
-                        SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
-                        FROM unnest(counts, low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
-                    );
+                    EXIT WHEN FOUND;
+                    IF array_remove(counts, 0) <> '{}' THEN
+                        -- Other transactions have locked all jobs of the planned lanes: plan again without these lanes.
+                        low_water_marks := ARRAY(
+                            SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
+                            FROM unnest(counts, low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
+                        );
+                    ELSIF cardinality(lanes.ids) < cardinality(ids) THEN  -- then from the lanes behind them
+                        lanes := open_lanes;
+                        low_water_marks := lanes.low_water_marks;
+                    ELSE
+                        EXIT;
+                    END IF;
                 END LOOP;
                 is_planned := true;
             END IF;
@@ -408,10 +426,13 @@ BEGIN
                 RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
             END IF;
             IF FOUND THEN
-                main_lanes := open_lanes.main_lanes;
-                ranks := open_lanes.ranks;
-                queues := open_lanes.queues;
-                names := open_lanes.names;
+                IF counts IS NULL THEN
+                    lanes := open_lanes;
+                END IF;
+                main_lanes := lanes.main_lanes;
+                ranks := lanes.ranks;
+                queues := lanes.queues;
+                names := lanes.names;
                 IF turn_lanes IS NOT NULL THEN
                     SELECT main_lanes || array_agg(a.id), ranks || array_agg(a.rank), queues || array_agg(a.queue),
                         names || array_agg(a.name)
@@ -423,6 +444,8 @@ BEGIN
                         WHERE r.lane = ids[lane_index] AND r.due >= open_lanes.low_water_marks[lane_index]
                         ORDER BY r.due, r.seq LIMIT 1
                     );
+                ELSIF counts IS NOT NULL AND NOT has_keys THEN
+                    head_dues := {schema}.read_lane_heads_again_1(ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
                 ELSIF NOT has_keys THEN
                     head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
                 END IF;
@@ -656,7 +679,10 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT * FROM {schema}.lane l WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
         ) l
-        CROSS JOIN LATERAL (SELECT p_low_water_marks[array_position(p_low_water_lanes, l.id)] AS low_water_mark) mark
+        CROSS JOIN LATERAL (SELECT width_bucket(l.id, p_low_water_lanes) AS place OFFSET 0) found
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_low_water_lanes[found.place] = l.id THEN p_low_water_marks[found.place] END AS low_water_mark
+        ) mark
         CROSS JOIN LATERAL (SELECT {schema}.count_available_1(p_now, requested.name) AS available) limits
         WHERE NOT EXISTS (
                 SELECT FROM {schema}.paused_queue p
@@ -689,6 +715,67 @@ BEGIN
     RETURN head_dues;
 END $$;
 
+-- name: read_lane_heads_again
+-- Read the earliest due times of lanes again after jobs were taken from them, until enough lanes are known to hold jobs for a
+-- reply (MAX_WAITING_LANES in core/exchange.py). The other lanes keep what was read: their jobs are not due earlier.
+-- Inputs: the open lanes, and their earliest due times (NULL: empty); the lanes from which a merge took jobs; for each a due
+--   time before which it is known to be empty, and the number of jobs
+-- Result: the due times of the open lanes
+CREATE OR REPLACE FUNCTION {schema}.read_lane_heads_again_1(
+    p_ids int4[], p_head_dues int8[], p_taken_ids int4[], p_low_water_marks int8[], p_counts int4[]
+) RETURNS int8[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    head_dues int8[] := p_head_dues;
+    head int8;
+    waiting int4 := cardinality(array_remove(p_head_dues, NULL)) - cardinality(array_remove(p_counts, 0));
+BEGIN
+    FOR i IN 1..cardinality(p_taken_ids) LOOP
+        EXIT WHEN waiting >= 64;
+        CONTINUE WHEN p_counts[i] = 0;
+        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = p_taken_ids[i] AND r.due >= p_low_water_marks[i]
+        ORDER BY r.due, r.seq LIMIT 1;
+        head_dues[array_position(p_ids, p_taken_ids[i])] := head;
+        IF head IS NOT NULL THEN
+            waiting := waiting + 1;
+        END IF;
+    END LOOP;
+    RETURN head_dues;
+END $$;
+
+-- name: find_first_lanes
+-- Find the lanes that hold the first jobs of a merge: a job of another lane comes after `p_total` first jobs of lanes. If
+-- lanes of one name and queue differ in their priorities, all lanes that hold jobs.
+-- Inputs: the maximum number of jobs; the time; the ageing span (0: no ageing); the open lanes as `find_open_lanes_1`
+--   returns them, and their earliest due times (NULL: empty)
+-- Result: the same for these lanes; `available` is NULL
+-- Atomic: reads nothing
+CREATE OR REPLACE FUNCTION {schema}.find_first_lanes_1(
+    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
+    p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_head_dues int8[],
+    OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
+    OUT low_water_marks int8[], OUT available int4[], OUT queues text[], OUT names text[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    most int4 := p_total;
+BEGIN
+    IF cardinality(p_ids) > (SELECT count(DISTINCT r.place) FROM unnest(p_request_indexes) AS r (place)) THEN
+        most := 2147483647;
+    END IF;
+    SELECT array_agg(lane.id), array_agg(lane.main_lane), array_agg(lane.request_index), array_agg(lane.rank),
+        array_agg(lane.level), array_agg(lane.low_water_mark), array_agg(lane.queue), array_agg(lane.name)
+    INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, queues, names
+    FROM (
+        SELECT l.*, rank() OVER (ORDER BY
+            -l.level - CASE WHEN p_ageing > 0 AND p_now > l.due THEN (p_now - l.due) / p_ageing ELSE 0 END, l.rank, l.due
+        ) AS place
+        FROM unnest(p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_queues, p_names, p_head_dues)
+            AS l (id, main_lane, request_index, rank, level, low_water_mark, queue, name, due)
+        WHERE l.due IS NOT NULL
+    ) lane
+    WHERE lane.place <= most;
+END $$;
+
 -- name: plan_claims
 -- Compute how many jobs to take from each lane, so that together they are the first ones in the order of the merge.
 -- Inputs:
@@ -711,6 +798,7 @@ DECLARE
         LEAST(p_total, p_total / cardinality(p_ids) + 2), ARRAY[cardinality(p_ids)]);
     counts int4[];
     incomplete int4[];
+    taken record;
     is_limited bool := EXISTS (SELECT FROM unnest(p_available) available WHERE available IS NOT NULL)
         OR EXISTS (SELECT FROM unnest(p_caps) cap WHERE cap IS NOT NULL);
 BEGIN
@@ -721,17 +809,20 @@ BEGIN
                 chunks, p_queues, p_names, p_caps
             ) merged;
         ELSE
-            WITH merged AS (
-                SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
-                    p_low_water_marks, chunks) LIMIT p_total
-            ), taken AS (
-                SELECT lane_index, CAST(count(*) AS int4) AS jobs FROM merged GROUP BY lane_index
-            )
-            SELECT (SELECT array_agg(coalesce(taken.jobs, 0) ORDER BY lane.index)
-                    FROM generate_series(1, cardinality(p_ids)) lane (index)
-                    LEFT JOIN taken ON taken.lane_index = lane.index),
-                (SELECT array_agg(merged.lane_index) FROM merged WHERE merged.is_end AND merged.place < p_total)
-            INTO counts, incomplete;
+            counts := array_fill(0, ARRAY[cardinality(p_ids)]);
+            incomplete := NULL;
+            FOR taken IN
+                SELECT merged.lane_index, count(*) AS jobs, bool_or(merged.is_end AND merged.place < p_total) AS is_incomplete
+                FROM (
+                    SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                        p_low_water_marks, chunks) LIMIT p_total
+                ) merged GROUP BY merged.lane_index
+            LOOP
+                counts[taken.lane_index] := taken.jobs;
+                IF taken.is_incomplete THEN
+                    incomplete := incomplete || taken.lane_index;
+                END IF;
+            END LOOP;
         END IF;
         EXIT WHEN incomplete IS NULL;
         FOR i IN 1..cardinality(incomplete) LOOP
@@ -851,6 +942,7 @@ BEGIN
                 SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
                 ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
             ) f
+            WHERE w.most > 0
         )) RETURNING r.lane, r.due, r.seq, r.attempt_status
     ), ranked AS (
         SELECT taken.*, w.main_lane, w.rank, w.request_index, max(ARRAY[

@@ -29,7 +29,8 @@ local function read_request(packed)
   }
 end
 
--- Return the requested lanes that exist, are not paused and whose limits have room. `rated`: {number, limit, ...} of the limits with rates.
+-- Return the requested lanes that exist, may hold due jobs, are not paused and whose limits have room. `rated`: {number, limit, ...} of the
+-- limits with rates.
 -- Jobs still return to the lanes in `following`, from that member on. It ends the lane for now, so that no job is reserved before another
 -- that comes before it.
 local function find_open_lanes(request, numbers, following)
@@ -37,7 +38,7 @@ local function find_open_lanes(request, numbers, following)
   if #numbers == 0 then
     return open
   end
-  local pauses, seen = is_restricted and read_pauses() or {}, {}
+  local pauses, seen = is_restricted and read_pauses() or {}, find_empty_lanes(numbers)
   for i, number in ipairs(numbers) do
     local queue, name = requested[3 * i - 1], requested[3 * i]
     if number and not seen[number] and not pauses[queue] then
