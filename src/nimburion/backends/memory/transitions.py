@@ -39,7 +39,7 @@ from nimburion.backends.planning.settle import (
 from nimburion.backends.waiters import JobCounts, make_session_name
 from nimburion.core.errors import JobNotFound
 from nimburion.core.job import REPEAT_WINDOW, WAITING, Enqueued, NewJob, Progress
-from nimburion.core.limits import LimitKey, closes_lane, get_limited_job
+from nimburion.core.limits import LimitKey, get_limited_job
 from nimburion.core.maintenance import Cancellation
 from nimburion.core.settlement import (
     Progressed,
@@ -69,7 +69,7 @@ class AtomicStep:
         """Microseconds since 1970, read under the lock."""
         self.names_to_notify: JobCounts = JobCounts(int)
         self._freed_places: defaultdict[LimitKey, int] = defaultdict(int)
-        """By limit that closes lanes, how many of its jobs have ended."""
+        """By key of a limit, how many of its jobs have ended."""
 
     def __enter__(self) -> Self:
         """Wait for the lock, and read the clock."""
@@ -265,8 +265,7 @@ class AtomicStep:
             for key in lease.counted_keys:
                 use = self.state.limit_uses[key]
                 use.in_use -= 1
-                if closes_lane(key[0]):
-                    self._freed_places[key] += 1
+                self._freed_places[key] += 1
                 if use.parked:
                     self.unpark_next(key, use)
         if effect.error is not None:
