@@ -47,6 +47,8 @@ _decode_sizes = msgspec.json.Decoder(list[int]).decode
 
 MANY_LANES = 8
 """With fewer lanes, reading all of them costs as little as finding those that hold jobs."""
+MAX_HOLDING = 64
+"""The most lanes that are found one by one."""
 READ_AHEAD = 2
 """Jobs that the first read of each lane adds to its even share of the request."""
 
@@ -68,11 +70,11 @@ def exclude_full(limits: LaneLimits, lanes: Lanes, now: int) -> Lanes:
 def exclude_empty(db: Database, lanes: Lanes) -> Lanes:
     """Return the lanes of many that hold jobs without a tenant.
 
-    Other lanes may hold jobs too. If more lanes hold jobs than are requested, this returns all of
-    them, so that it costs no more than reading them.
+    If more than `MAX_HOLDING` lanes hold jobs, requested or not, this returns all of these lanes:
+    they are read together then.
     """
-    holding = _decode_seqs(db.fetch_value("find_holding_lanes", len(lanes) + 1))
-    if len(holding) > len(lanes):
+    holding = _decode_seqs(db.fetch_value("find_holding_lanes", MAX_HOLDING + 1))
+    if len(holding) > MAX_HOLDING:
         return lanes
     return {number: lanes[number] for number in holding if number in lanes}
 

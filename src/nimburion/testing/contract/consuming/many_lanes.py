@@ -13,7 +13,7 @@ from nimburion.testing.contract.changing import replay
 from nimburion.testing.contract.harness import FAILURE, HandDrivenWorker, Harness, ids
 from nimburion.testing.contract.open_transactions import open_transaction
 
-NAMES = tuple(f"name-{n}" for n in range(40))
+NAMES = tuple(f"name-{n}" for n in range(80))
 LAST = NAMES[-1]
 
 
@@ -54,7 +54,7 @@ class ManyLanes:
                 priority=random.choice(priorities),
                 after=random.choice((0.0, 1.0, 2.0)),
             )
-            for _ in range(100)
+            for _ in range(300)
         ]
         await harness.enqueue(*jobs)
         expected = sorted(jobs, key=lambda job: (-job.priority, job.after))
