@@ -62,8 +62,8 @@ _INTERRUPT_TIMEOUT = 1.0
 """Seconds that interrupted handlers have to end."""
 _PAUSE_AFTER_ERROR = 5.0
 """Seconds until the next exchange after an error inside nimburion."""
-_PAUSE_AFTER_GIVING_UP = 1.0
-"""Seconds between two sessions after the exchanges of the first failed for too long."""
+_PAUSE_ON_SLOW_CONNECTION = 1.0
+"""Seconds between two sessions if only the exchanges of the first failed, for too long."""
 _FLUSH_TIMEOUT = 5.0
 """Seconds that a stopping worker has to send its last settlements."""
 
@@ -711,8 +711,8 @@ class Worker:
             await self.session.close(
                 self._list_unfinished_leases(), until_answered=not self.fetcher.closing
             )
-        if self.session.completer.has_given_up and not self.session.heartbeat.ended:
-            await self._clock.sleep(_PAUSE_AFTER_GIVING_UP)
+        if self.session.completer.is_connection_slow:
+            await self._clock.sleep(_PAUSE_ON_SLOW_CONNECTION)
         if not (self.fetcher.closing or self.fetcher.cancelled):
             await self._open_session(self._make_session())
 

@@ -108,8 +108,9 @@ class Completer:
         """
         self.closed: bool = False
         """Whether the session ends: nothing is sent or repeated any more."""
-        self.has_given_up: bool = False
-        """Whether it ends because exchanges failed for too long."""
+        self.is_connection_slow: bool = False
+        """Whether it ends because exchanges failed for too long although heartbeats were answered.
+        """
 
     def settle(self, settlement: Settlement) -> None:
         """Send this settlement with the next exchange."""
@@ -285,7 +286,8 @@ class Completer:
         if failed_for < self._give_up_after:
             return False
         if not self.closed:
-            self.closed = self.has_given_up = True
+            self.closed = True
+            self.is_connection_slow = not self._connectivity.is_unreachable
             _log.error(
                 "session %s ends: no exchange with the backend succeeded for %.0f s (%s). "
                 "Its jobs return to the queue",
