@@ -110,7 +110,7 @@ def at(server: PostgresServer) -> str:
 
 def test_every_table_is_there() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(MIGRATIONS.glob("*.sql")))
-    made = set(re.findall(r"^CREATE TABLE \{schema\}\.(\w+) \(", text, re.MULTILINE))
+    made = set(re.findall(r"^CREATE (?:UNLOGGED )?TABLE \{schema\}\.(\w+) \(", text, re.MULTILINE))
     documented = rows_below(REFERENCE.path, "## Tables")
     assert set(documented) == made
     assert len(documented) == len(made)

@@ -160,7 +160,7 @@ async def test_a_fleet_that_has_shrunk_polls_often_again(calls: Counter[str]) ->
         (1, False, 2.0),
         (10, False, 2.0),
         (50, False, 10.0),
-        (1000, False, 15.0),
+        (1000, False, 10.0),
         (1, True, 2.0),
         (1000, True, 5.0),
     ],

@@ -31,7 +31,7 @@ MEBIBYTE = "<b>" * 350_000
 FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-async def fill_with_hostile_texts(client: Client, until: float | None = 1e300) -> None:
+async def fill_with_hostile_texts(client: Client, until: float | None = 1e10) -> None:
     """Store hostile texts wherever the backend takes text."""
     backend = client.backend
     options = JobOptions(

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from nimburion.backends.postgres.connection.pool import PostgresConnection
 from nimburion.backends.postgres.errors import DRIVER_ERRORS, map_error
-from nimburion.core.errors import BackendError, BackendUnavailable, ConfigurationError
+from nimburion.core.errors import BackendUnavailable, ConfigurationError
 from nimburion.core.notification_relay import NotificationReceiver
 
 _log = logging.getLogger("nimburion.backends.postgres")
@@ -62,7 +62,7 @@ class PostgresListener:
                 await self._listen_once()
             except (BackendUnavailable, OSError, EOFError) as error:
                 _log.debug("notifications are unavailable; reconnecting: %s", error)
-            except (BackendError, ConfigurationError) as error:
+            except Exception as error:  # noqa: BLE001 - a loop in the background must not end
                 self._warn_once(error)
             if self._is_listening:
                 pause = _FIRST_PAUSE

@@ -38,7 +38,7 @@ class SupervisorRelay(NotificationRelay, NotificationReceiver):
         self._listener: ChannelListener | None = None
         self._is_listening = False
         """Whether the backend was told that its notifications arrive."""
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     # --- for the backend ---
 
@@ -58,7 +58,8 @@ class SupervisorRelay(NotificationRelay, NotificationReceiver):
         self._receiver = self._make_listener = None
         self._is_listening = False
         self._channel.send(ChannelsWanted([]))
-        await self._close_listener()
+        self._close_listener()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     # --- messages of the supervisor ---
 
@@ -85,12 +86,15 @@ class SupervisorRelay(NotificationRelay, NotificationReceiver):
 
     def _stop_listening(self) -> None:
         self._note_state(is_listening=False)
-        self._closing = asyncio.create_task(self._close_listener())
+        self._close_listener()
 
-    async def _close_listener(self) -> None:
+    def _close_listener(self) -> None:
+        """Close the listener in the background. A request that follows makes another one."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            await listener.close()
+            closing = asyncio.get_running_loop().create_task(listener.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _note_state(self, *, is_listening: bool) -> None:
         """Tell the backend whether its notifications arrive, if that has changed."""

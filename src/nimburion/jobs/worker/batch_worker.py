@@ -122,9 +122,13 @@ class BatchFetcher(Fetcher):
         *,
         lanes: LaneSelector,
         waits_for_jobs: bool,
+        session_ttl: float,
     ) -> None:
         super().__init__(
-            backend, clock, loop, slots, completer, lanes=lanes, waits_for_jobs=waits_for_jobs
+            *(backend, clock, loop, slots, completer),
+            lanes=lanes,
+            waits_for_jobs=waits_for_jobs,
+            session_ttl=session_ttl,
         )
         self._calls = slots.calls
         self._had_members = False

@@ -136,6 +136,7 @@ class Worker:
             self.session.completer,
             lanes=self.lanes,
             waits_for_jobs=not stop_conditions.until_empty,
+            session_ttl=settings.session_ttl,
         )
         self._prefetch_watchdog = PrefetchWatchdog(
             self._loop, slots.prefetched, self._on_starvation

@@ -52,6 +52,7 @@ class State:
             self.completer,
             lanes=lanes,
             waits_for_jobs=True,
+            session_ttl=30.0,
         )
         self.fetcher.long_poll.is_supported = long_poll
         self.fetcher.may_have_work = False
@@ -164,22 +165,17 @@ async def test_without_capacity_possible_work_triggers_no_exchange(cause: str) -
     assert state.reason is None
 
 
-async def test_a_due_job_is_promoted_for_others_if_no_slot_is_free() -> None:
-    """The backend has told no other worker when the job is due."""
+@pytest.mark.parametrize("jobs_wait", [False, True])
+async def test_a_due_job_is_promoted_for_others_if_no_slot_is_free(jobs_wait: bool) -> None:
+    """The backend has told no other worker when the job is due. Workers of other queues may be idle
+    also where jobs wait for this one.
+    """
     state = State()
     state.slots.draining = True
+    state.fetcher.lanes_not_empty = jobs_wait
     state.fetcher.note_job_due()
     assert state.reason is ExchangeReason.JOB_DUE
     assert state.fetcher.make_request() is RESERVE_NOTHING
-    assert state.reason is None
-
-
-async def test_a_due_job_is_not_promoted_for_others_where_jobs_wait() -> None:
-    """No worker is idle then."""
-    state = State()
-    state.slots.draining = True
-    state.fetcher.lanes_not_empty = True
-    state.fetcher.note_job_due()
     assert state.reason is None
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import msgspec
 import pytest
 
+from nimburion.backends.memory import MemoryBackend
 from nimburion.core.backend import Capabilities
-from nimburion.jobs.worker.exchange.wakeups import WakeupListener
+from nimburion.jobs.worker.exchange.wakeups import LongPoll, WakeupListener
 from nimburion.testing import FakeClock
 from tests.overridden import OverridableBackend
 from tests.waiting import wait_until
@@ -43,3 +45,11 @@ async def test_an_idle_worker_polls_each_second_without_notifications(
     await wait_until(lambda: bool(backend.waits), "it waits")
     await listener.stop()
     assert backend.waits[0] == seconds
+
+
+def test_no_exchange_waits_for_longer_than_a_third_of_the_time_to_live() -> None:
+    """It would end the session: no exchange would succeed in its time."""
+    long_poll = LongPoll(MemoryBackend(), ("q",), session_ttl=3.0)
+    long_poll.longest = 10.0
+    assert long_poll.choose_timeout(math.inf) == 1.0
+    assert long_poll.choose_timeout(0.5) == 0.5

@@ -67,6 +67,7 @@ class Fetcher:
         completer: the settlements that wait, and the connection to the session.
         lanes: the lanes that the worker may serve.
         waits_for_jobs: whether a request may wait inside the backend for a job (long poll).
+        session_ttl: the seconds after which the session expires without a heartbeat.
     """
 
     __slots__ = (
@@ -103,6 +104,7 @@ class Fetcher:
         *,
         lanes: LaneSelector,
         waits_for_jobs: bool,
+        session_ttl: float,
     ) -> None:
         self.may_have_work: bool = True
         """Whether there may be jobs for which no exchange has looked yet."""
@@ -118,7 +120,7 @@ class Fetcher:
         """Whether code outside the engine cancelled the reserve loop: it ends when no job runs."""
         self.expects_jobs: bool = False
         """Whether the next exchange may find a job in the lanes that the last reply named."""
-        self.long_poll: LongPoll = LongPoll(backend, lanes.queues)
+        self.long_poll: LongPoll = LongPoll(backend, lanes.queues, session_ttl)
         self.wakeups: WakeupListener = WakeupListener(
             backend, lanes.queues, clock, self.note_possible_work
         )
@@ -198,8 +200,7 @@ class Fetcher:
             return None
         if self._slots.count_free() > 0:
             return reason
-        # Where jobs wait, no worker is idle: the next exchange promotes it early enough.
-        return ExchangeReason.JOB_DUE if self.job_due and not self.lanes_not_empty else None
+        return ExchangeReason.JOB_DUE if self.job_due else None
 
     @property
     def is_over(self) -> bool:

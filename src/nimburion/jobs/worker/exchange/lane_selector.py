@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from nimburion.core.exchange import Lane, QueueOptions, ReserveRequest
+from nimburion.core.exchange import MAX_WAITING_LANES, Lane, QueueOptions, ReserveRequest
 from nimburion.core.ids import Entropy
 from nimburion.core.lease import Delivery
 from nimburion.core.settings import QueueSettings, Settings
 from nimburion.jobs.declaration.registry import Registry
 from nimburion.jobs.worker.children.pool import count_children
 from nimburion.jobs.worker.exchange.prefetch import Prefetch
-
-_MAX_LISTED_LANES = 64
-"""Up to this many lanes are all listed in every request. A reply lists at most this many lanes."""
 
 
 class LaneSelector:
@@ -45,7 +42,7 @@ class LaneSelector:
         self.counts_jobs: bool = bool(self._queue_limits or self._process_names)
         """Whether the jobs held here count for a limit. If not, `occupy_slot`, `free_slot` and
         `note_run` do nothing, and need not be called."""
-        self.uses_waiting: bool = bool(self._process_names) or len(self._lanes) > _MAX_LISTED_LANES
+        self.uses_waiting: bool = bool(self._process_names) or len(self._lanes) > MAX_WAITING_LANES
         """Whether requests depend on the lanes that replies report as non-empty. If not,
         `note_non_empty` need not be called."""
         self._non_empty = self._lanes
@@ -79,7 +76,7 @@ class LaneSelector:
         take slots from others.
         """
         lanes = (
-            self._lanes if everything or len(self._lanes) <= _MAX_LISTED_LANES else self._non_empty
+            self._lanes if everything or len(self._lanes) <= MAX_WAITING_LANES else self._non_empty
         )
         if without:
             lanes = tuple(lane for lane in lanes if lane.name not in without)
@@ -122,9 +119,9 @@ class LaneSelector:
             waiting = tuple(waiting)
             names = {lane.name for lane in waiting}
             self._waiting_process_names = names.intersection(self._process_names)
-        if len(self._lanes) > _MAX_LISTED_LANES:
+        if len(self._lanes) > MAX_WAITING_LANES:
             named = tuple(waiting)
-            self._non_empty = named if len(named) < _MAX_LISTED_LANES else self._lanes
+            self._non_empty = named if len(named) < MAX_WAITING_LANES else self._lanes
 
     def occupy_slot(self, delivery: Delivery) -> None:
         """Count a delivered job against the limits of its queue and of the child processes."""

@@ -22,10 +22,11 @@ _POLL_INTERVAL = 1.0
 _IDLE_POLL_INTERVAL = 2.0
 """Seconds between polls of an idle worker of a small fleet whose backend sends notifications."""
 _FLEET_POLLS = 5.0
-"""Polls a second of all workers of a large fleet. A lost notification is found in so short a time.
-"""
-_LONGEST_POLL_INTERVAL = 15.0
-"""The most seconds between polls: less than `DUE_WINDOW`."""
+"""Polls a second of all workers of a large fleet together."""
+_LONGEST_POLL_INTERVAL = 10.0
+"""The most seconds between polls: less than `DUE_WINDOW`. A queue may have one worker only."""
+_LONGEST_POLL_FRACTION = 1 / 3
+"""The largest fraction of the TTL of the session for which an exchange waits in the backend."""
 _LONGEST_POLL_INTERVAL_AFTER_DEATH = 5.0
 """The most seconds between polls while the session of a dead worker has expired: a notification may
 have been sent to it.
@@ -178,11 +179,12 @@ class LongPoll:
     So a job arrives in the reply itself.
     """
 
-    __slots__ = ("_consuming", "is_supported", "longest")
+    __slots__ = ("_consuming", "_session_ttl", "is_supported", "longest")
 
-    def __init__(self, backend: Backend, queues: Collection[str]) -> None:
+    def __init__(self, backend: Backend, queues: Collection[str], session_ttl: float) -> None:
         self.is_supported: bool = backend.capabilities.supports_long_poll and bool(queues)
         """Whether the backend supports long polls and the worker serves at least one queue."""
+        self._session_ttl = session_ttl
         self.longest: float = _IDLE_POLL_INTERVAL
         """The longest long poll in seconds.
 
@@ -192,7 +194,8 @@ class LongPoll:
 
     def choose_timeout(self, due_in: float) -> float:
         """Return the timeout of the next long poll in seconds; a job is due in `due_in`."""
-        return min(self.longest, max(0.001, due_in))
+        longest = min(self.longest, self._session_ttl * _LONGEST_POLL_FRACTION)
+        return min(longest, max(0.001, due_in))
 
     def interrupt(self) -> None:
         """Make a waiting exchange return immediately."""

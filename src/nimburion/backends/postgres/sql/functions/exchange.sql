@@ -614,7 +614,7 @@ $$;
 -- Decide whether an exchange reports a due time to its session, and note that it was reported.
 -- Inputs: the time; the number of the session; the earliest due time in `scheduled`
 -- Result: the due time; NULL: another session looks for jobs by then
--- Locks: the row of `reported_due`; if another transaction has locked it, that one reports a due time
+-- Locks: the row of `reported_due`; if another transaction has locked it, both report a due time, and two sessions may look
 CREATE OR REPLACE FUNCTION {schema}.report_due_1(p_now int8, p_session int4, p_due int8) RETURNS int8
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -635,7 +635,7 @@ BEGIN
             FOR UPDATE SKIP LOCKED
         );
     END IF;
-    RETURN CASE WHEN FOUND THEN p_due END;
+    RETURN p_due;
 END $$;
 
 -- name: find_open_lanes
