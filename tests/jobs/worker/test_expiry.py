@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from nimburion.backends.memory import MemoryBackend
+from nimburion.core.errors import RateLimitExceeded
 from nimburion.core.job import State
+from nimburion.core.session import Session
+from nimburion.core.settlement import Released
 from nimburion.jobs import Limit, Processor, job
 from nimburion.scheduler import Scheduler
 from nimburion.testing import FakeClock
-from tests.waiting import wait_until_finished
+from nimburion.testing.contract.harness import HandDrivenWorker
+from tests.waiting import DEADLINE, wait_until_finished
 
 ran: list[object] = []
 
@@ -92,6 +98,65 @@ async def test_a_job_that_has_started_in_time_is_retried(
     clock.advance(10_000)
     await processor.drain()
     assert ran == ["failed", "failed"]
+
+
+async def test_a_job_that_a_stop_interrupted_is_not_expired(
+    processor: Processor, clock: FakeClock
+) -> None:
+    began = asyncio.Event()
+
+    @processor.job(expires=60)
+    async def build() -> None:
+        ran.append("began")
+        if not began.is_set():
+            began.set()
+            await asyncio.Event().wait()
+
+    job_id = await build.enqueue()
+    async with asyncio.timeout(DEADLINE):
+        running = asyncio.create_task(processor.run(signals=False))
+        await began.wait()
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+    status = await processor.get_status(job_id)
+    assert (status.state, status.failures, status.lost) == (State.PENDING, 0, 0)
+    clock.advance(61)
+    await processor.drain()
+    assert (await processor.get_status(job_id)).state is State.COMPLETED
+    assert ran == ["began", "began"]
+
+
+@pytest.mark.parametrize("limits", [[], [Limit(rate="10/s")]])
+async def test_a_job_that_a_service_refused_is_not_expired(
+    processor: Processor, clock: FakeClock, limits: list[Limit]
+) -> None:
+    @processor.job(expires=60, limits=limits)
+    async def ask() -> None:
+        ran.append("asked")
+        if len(ran) == 1:
+            raise RateLimitExceeded(5)
+
+    await ask.enqueue()
+    await processor.drain()
+    clock.advance(5 + 61)
+    await processor.drain()
+    assert ran == ["asked", "asked"]
+
+
+async def test_only_the_first_lease_of_a_job_expires(
+    processor: Processor, clock: FakeClock
+) -> None:
+    """A returned job does not tell whether its handler was called, so it runs."""
+    await processor.enqueue(remind.job("returned"))
+    session = Session(id="0" * 32, queues=("default",), names=("remind",))
+    worker = HandDrivenWorker(processor.backend, session)
+    await worker.open()
+    delivery = await worker.take_one()
+    await worker.settle(Released(delivery.lease, unstarted=True))
+    clock.advance(3601)
+    await processor.drain()
+    assert ran == ["returned"]
 
 
 async def test_expired_jobs_give_back_the_units_of_their_rate(

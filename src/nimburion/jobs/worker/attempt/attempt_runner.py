@@ -291,9 +291,14 @@ class AttemptRunner:
         return settlement
 
     def _is_expired(self, attempt: Attempt, expires: float) -> bool:
-        """Return whether it is too late for the first attempt of a job."""
+        """Return whether it is too late to start a job.
+
+        Only the first lease of a job is checked. A job that a worker gave back may have started:
+        an attempt that is interrupted or refused counts no failure and no loss.
+        """
         delivery = attempt.delivery
-        return delivery.attempt == 1 and self._read_backend_time() > delivery.due + expires
+        is_first_lease = delivery.lease.token.fence == 1
+        return is_first_lease and self._read_backend_time() > delivery.due + expires
 
     def _settle_expired(
         self, attempt: Attempt, handler: Handler, lanes: dict[str, LaneCounters]
