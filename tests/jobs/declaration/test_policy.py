@@ -124,6 +124,10 @@ def test_a_backoff_function_that_fails_is_logged_and_replaced(
         ({"retry_backoff": Backoff(max_delay=0)}, "max_delay of Backoff must be more than 0"),
         ({"retry_backoff": Backoff(retry_for=-1)}, "retry_for of Backoff must be a number"),
         ({"concurrency": Limit(2)}, "write `limits=[Limit(2)]`"),
+        (
+            {"concurrency": Limit(rate="100/min", burst=10, cost="rows")},
+            "write `limits=[Limit(rate='100/min', burst=10, cost='rows')]`",
+        ),
         ({"limits": Limit(2)}, "limits must be a list of Limits, not Limit(2)"),
         ({"timeout": 0}, "timeout must be more than 0"),
         ({"timeout": True}, "timeout must be a number of seconds"),

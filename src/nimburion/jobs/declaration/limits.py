@@ -121,6 +121,8 @@ class Limit:
             value = getattr(self, field)
             if value is not None:
                 parts.append(f"{field}={value!r}")
+        if self.cost != 1:
+            parts.append(f"cost={self.cost!r}")
         return f"Limit({', '.join(parts)})"
 
 
