@@ -11,7 +11,7 @@ import pytest
 
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import DefinitionError, DuplicateJob, InvalidJob
-from nimburion.core.job import JobOptions, State
+from nimburion.core.job import JobOptions, OnDuplicate, State
 from nimburion.core.settings import Settings
 from nimburion.core.size_limits import MAX_TEXT
 from nimburion.jobs import Job, Processor, Unique, job
@@ -154,6 +154,32 @@ async def test_a_call_replaces_what_the_job_declares(processor: Processor) -> No
     assert (await processor.get_status(first)).args == {"user_id": 5, "reason": "late"}
 
 
+@pytest.mark.parametrize(
+    ("declared", "on_duplicate", "refused"),
+    [
+        (Unique("a", debounce=5), "reject", "debounce or on_duplicate"),
+        (Unique("a", debounce=5), "existing", "debounce or on_duplicate"),
+        (Unique("a", debounce=5), "replace", None),
+        (Unique("a", throttle=5), "reject", "throttle or on_duplicate"),
+        (Unique("a", throttle=5), "replace", "throttle or on_duplicate"),
+        (Unique("a", throttle=5), "existing", None),
+        (Unique("a", for_=5, on_duplicate="existing"), "existing", None),
+    ],
+)
+async def test_a_call_does_not_undo_a_declared_debounce_or_throttle(
+    processor: Processor, declared: Unique, on_duplicate: OnDuplicate, refused: str | None
+) -> None:
+    declaration = job(name="declared", unique=declared)(declared_handler)
+    processor.register(declaration)
+    first = await processor.enqueue(declaration.job(1))
+    call = Unique(on_duplicate=on_duplicate)
+    if refused is None:
+        assert await processor.enqueue(declaration.job(1), unique=call) == first
+    else:
+        with pytest.raises(InvalidJob, match=f"pass {refused}, not both"):
+            await processor.enqueue(declaration.job(1), unique=call)
+
+
 async def test_debounce_runs_once_with_the_latest_arguments(
     processor: Processor, clock: FakeClock
 ) -> None:
@@ -182,10 +208,12 @@ async def test_what_needs_a_key_says_so(processor: Processor) -> None:
         processor.enqueue(other.job(1), unique=Unique(debounce=5)),
         processor.enqueue_many([other.job(1)], unique=Unique(while_="waiting")),
         processor.enqueue_raw("raw", {}, unique=Unique(throttle=5)),
+        processor.enqueue(other.job(1), unique=Unique(on_duplicate="existing")),
+        processor.enqueue_or_get(other.job(1), unique=Unique(on_duplicate="existing")),
     ):
         with pytest.raises(InvalidJob, match="needs a unique_key, or `unique` in the declaration"):
             await enqueue
-    await processor.enqueue(other.job(1), unique=Unique(on_duplicate="existing"))
+    assert (await processor.enqueue_or_get(other.job(1))).outcome == "created"
     with pytest.raises(InvalidJob, match="leave out `at` and `after`"):
         await processor.enqueue(other.job(1), unique_key="k", unique=Unique(debounce=5), after=3)
 
@@ -232,6 +260,7 @@ def test_a_field_that_does_not_exist_is_refused_at_registration() -> None:
         (Unique(debounce=5, on_duplicate="reject"), "debounce or on_duplicate"),
         (Unique(debounce=5, while_={State.FAILED}), "names unfinished states"),
         (Unique(throttle=5, debounce=4), "throttle or debounce, not both"),
+        (Unique(throttle=5, on_duplicate="reject"), "throttle or on_duplicate, not both"),
         (Unique(on_duplicate="drop"), "one of 'reject', 'existing', 'replace'"),  # type: ignore[arg-type]
         (Unique(for_=0), "for_ must be more than 0"),
     ],

@@ -130,19 +130,20 @@ def apply_uniqueness(
     """Return the options of a job and its delay, with the unique key that the job declares.
 
     A key that the call passed takes precedence, and so does what the call says about the declared
-    key. Raises `InvalidJob` if the call says something about a key, but there is none.
+    key. Raises `InvalidJob` if the call says something about a key, but there is none, or if its
+    `on_duplicate` contradicts a declared `debounce` or `throttle`.
     """
     if parsed.options.unique_key is not None:
         return parsed.options, parsed.after
     rule = parsed.key_rule
     if declared is None:
-        if rule is not None and not parsed.only_on_duplicate:
+        if rule is not None:
             raise InvalidJob("unique needs a unique_key, or `unique` in the declaration of the job")
         return parsed.options, parsed.after
     if rule is None:
         rule = declared.rule
     elif parsed.only_on_duplicate:
-        rule = msgspec.structs.replace(declared.rule, on_duplicate=rule.on_duplicate)
+        rule = declared.rule.change_on_duplicate(rule.on_duplicate)
     return apply_key_rule(rule, parsed, declared.make_key(payload, job))
 
 

@@ -63,7 +63,7 @@ class Unique:
         for_: hold the key for this time instead, whether the job is finished or not.
         on_duplicate: if another job holds the key: `"reject"` raises `DuplicateJob`, `"existing"`
             returns the id of that job, `"replace"` gives it the new arguments and due time while it
-            waits.
+            waits. `debounce` and `throttle` say this themselves.
         debounce: run once, with the latest arguments, when no enqueue with the key has come for
             this time.
         max_wait: with `debounce`: run at the latest this time after the first enqueue.
@@ -124,6 +124,21 @@ class KeyRule(msgspec.Struct, frozen=True):
     debounce: float | None = None
     """Seconds from each enqueue until the job is due; None: as the options of the call say."""
     max_wait: float | None = None
+    throttles: bool = False
+    """Whether this is a `throttle`: `unique_for` is its time."""
+
+    def change_on_duplicate(self, on_duplicate: OnDuplicate) -> KeyRule:
+        """Return the rule with another `on_duplicate`.
+
+        Raises `InvalidJob` if the rule is a debounce or a throttle, which say this already.
+        """
+        given: dict[str, Any] = {"on_duplicate": on_duplicate}
+        if self.throttles:
+            given["throttle"] = self.unique_for
+        if self.debounce is not None:
+            given["debounce"] = self.debounce
+        _check_combination(given, InvalidJob)
+        return msgspec.structs.replace(self, on_duplicate=on_duplicate)
 
     def apply(self, options: JobOptions, key: str) -> JobOptions:
         """Return the options of a job with this key."""
@@ -243,7 +258,7 @@ def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> 
         allowed = ", ".join(map(repr, get_args(OnDuplicate)))
         raise error(f"on_duplicate must be one of {allowed}, not {on_duplicate!r}")
     if "throttle" in given:
-        return KeyRule(seconds["throttle"], None, given.get("on_duplicate", "existing"))
+        return KeyRule(seconds["throttle"], None, "existing", throttles=True)
     if "debounce" in given:
         debounce, max_wait = seconds["debounce"], seconds.get("max_wait")
         if max_wait is not None and max_wait < debounce:
@@ -265,7 +280,7 @@ def read_key_rule(unique: Unique, error: type[InvalidJob | DefinitionError]) -> 
 
 
 _EXCLUSIVE = (
-    ("throttle", ("debounce", "max_wait", "for_", "while_")),
+    ("throttle", ("debounce", "max_wait", "for_", "while_", "on_duplicate")),
     ("debounce", ("for_", "on_duplicate")),
 )
 
@@ -279,7 +294,7 @@ def _check_combination(given: dict[str, Any], error: type[InvalidJob | Definitio
         raise error("max_wait needs debounce: the seconds from each enqueue until the job is due")
 
 
-_IMPLIED = {"debounce": ("replace",)}
+_IMPLIED = {"debounce": ("replace",), "throttle": ("existing",)}
 """What an option says already, so that it may be written as well."""
 
 

@@ -524,7 +524,7 @@ OPERATIONS = (
             need("max_wait", "debounce"),
             *(
                 need(option, "unique_key")
-                for option in ("unique_for", "unique_while", "debounce", "throttle")
+                for option in ("unique_for", "unique_while", "on_duplicate", "debounce", "throttle")
             ),
         ),
         answer=EnqueuedJob,
