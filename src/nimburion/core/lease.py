@@ -15,8 +15,8 @@ class Token(msgspec.Struct, frozen=True, gc=False):
     """
 
     fence: int
-    """A number that increases with each delivery of the job. Pass it to systems that fence by
-    number.
+    """A number that is 1 for the first delivery of the job and increases with each one. Pass it to
+    systems that fence by number.
 
     After a crash or failover of the backend, the latest numbers can be issued again.
     """
