@@ -53,7 +53,8 @@ ON_KNOWN_WORKER = """ON CONFLICT (channel) DO UPDATE
 _ADD_IDLE_WORKER = f"""INSERT INTO {{schema}}.idle_worker (channel, session, queues, is_waiting)
     SELECT $1, $2, $3, set_config('synchronous_commit', 'off', true) IS NOT NULL
     {ON_KNOWN_WORKER}"""
-_DELETE_IDLE_WORKER = "DELETE FROM {schema}.idle_worker WHERE channel = $1"
+_DELETE_IDLE_WORKER = """DELETE FROM {schema}.idle_worker WHERE channel = $1
+    RETURNING queues, is_waiting"""
 
 
 def make_channel_name(settings: PostgresSettings) -> str:
@@ -303,7 +304,11 @@ class PostgresNotifier:
         self.notify({queue: 1}, passed=passed)
 
     async def close(self) -> None:
-        """Send the pending notifications, and stop listening."""
+        """Delete the idle entry, send the pending notifications, and stop listening."""
+        if self._was_idle:
+            with suppress(BackendError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._delete_idle_worker()
         task = self._send_task
         if task is not None:
             with suppress(TimeoutError):
@@ -315,10 +320,10 @@ class PostgresNotifier:
             await self._listener.close()
         elif self._relay is not None and self._has_subscribed:
             await self._relay.unsubscribe()
-        if self._was_idle:
-            with suppress(BackendError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._fetch(
-                        insert_schema(_DELETE_IDLE_WORKER, self._settings.schema),
-                        self._own_channel,
-                    )
+
+    async def _delete_idle_worker(self) -> None:
+        """Let no other handle wake this one. Pass on a wake-up that has not arrived yet."""
+        statement = insert_schema(_DELETE_IDLE_WORKER, self._settings.schema)
+        for row in await self._fetch(statement, self._own_channel):
+            if not row["is_waiting"] and self._idle_queues:
+                self.notify(dict.fromkeys(row["queues"], 1))
