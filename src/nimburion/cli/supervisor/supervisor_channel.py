@@ -38,6 +38,8 @@ class SupervisorChannel:
         self._socket = socket.socket(fileno=descriptor)
         self._splitter = FrameSplitter()
         self._lock = threading.Lock()
+        self._unsent = b""
+        """The rest of a message that was sent in part. It precedes the next message."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receive: Callable[[ToWorker], None] = lambda _: None
         self._never = threading.Event()
@@ -65,19 +67,31 @@ class SupervisorChannel:
         data = encode_message(message)
         try:
             with self._lock:
-                self._socket.sendall(data)
+                unsent, self._unsent = self._unsent, b""
+                self._socket.sendall(unsent + data)
         except OSError:
             return  # the thread that reads ends the process
 
     def send_or_drop(self, message: ToSupervisor) -> None:
-        """Send a message, or drop it if the supervisor does not read. Never waits for it."""
-        data = encode_message(message)
+        """Send a message, or drop it if the supervisor does not read or another thread sends.
+
+        Never blocks. If only a part can be sent, the rest is sent before the next message.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
         try:
-            with self._lock:
-                sent = self._socket.send(data, socket.MSG_DONTWAIT)
-                self._socket.sendall(data[sent:])
+            if self._unsent:
+                self._unsent = self._send_part(self._unsent)
+            if not self._unsent:
+                self._unsent = self._send_part(encode_message(message))
         except OSError:  # also if the buffer is full
             return
+        finally:
+            self._lock.release()
+
+    def _send_part(self, data: bytes) -> bytes:
+        """Send what the buffer of the socket takes at once, and return the rest."""
+        return data[self._socket.send(data, socket.MSG_DONTWAIT) :]
 
     def _read(self) -> None:
         try:
