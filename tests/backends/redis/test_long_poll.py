@@ -6,12 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 
 from nimburion.backends.redis import RedisBackend
+from nimburion.backends.redis.connection.command_connection import CommandConnection, CommandPart
+from nimburion.backends.redis.long_poll import StreamLongPoll
+from nimburion.backends.waiters import LastWait
 from nimburion.core.exchange import Lane, Reply
 from nimburion.core.job import NewJob
 from nimburion.core.session import Session
@@ -360,3 +363,34 @@ async def test_without_lanes_there_is_nothing_to_wait_for(valkey: Server, second
         async with asyncio.timeout(SOON):
             assert not (await worker.poll(long_poll=seconds)).deliveries
             await worker.exchange()
+
+
+class SlowConnection:
+    """A connection that has replied once and then replies no more."""
+
+    connection_count = 1
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.cancelled = 0
+
+    async def execute(self, *command: CommandPart) -> None:
+        self.sent += 1
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.cancelled += 1
+
+
+async def test_closing_cancels_each_interruption_that_is_being_sent() -> None:
+    connection = SlowConnection()
+    both = cast("CommandConnection", connection)
+    long_poll = StreamLongPoll(b"stream", LastWait(), both, both)
+    first = long_poll.make_preceding_commands(LONG)
+    long_poll.note_replies(first, [[]])
+    long_poll.make_preceding_commands(LONG)
+    long_poll.interrupt_long_poll()
+    long_poll.interrupt_long_poll()
+    await wait_until(lambda: connection.sent == 2, "both are being sent", SOON)
+    await long_poll.close()
+    assert connection.cancelled == 2

@@ -44,7 +44,7 @@ class StreamLongPoll:
         self._connection_count = 0
         self._last_entry: bytes | None = None
         self._is_blocked = False
-        self._interrupt_task: asyncio.Task[None] | None = None
+        self._interrupt_tasks: set[asyncio.Task[None]] = set()
 
     def make_preceding_commands(self, seconds: float) -> list[Command]:
         """Return the commands that precede an exchange. They wait up to `seconds` seconds (0: no
@@ -80,14 +80,16 @@ class StreamLongPoll:
         """End this handle's long poll by an entry of its stream."""
         if self._is_blocked:
             command = ("XADD", self._stream, "MAXLEN", 1, "*", "", "")
-            self._interrupt_task = asyncio.get_running_loop().create_task(self._send(command))
+            task = asyncio.get_running_loop().create_task(self._send(command))
+            self._interrupt_tasks.add(task)
+            task.add_done_callback(self._interrupt_tasks.discard)
 
     async def close(self) -> None:
-        """Cancel a notification that is being sent."""
-        task, self._interrupt_task = self._interrupt_task, None
-        if task is not None:
+        """Cancel the notifications that are being sent."""
+        tasks = [*self._interrupt_tasks]
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, command: Command) -> None:
         with suppress(BackendError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from nimburion.backends.server.handle import OpenHandle
 from nimburion.core.errors import BackendError, FormatMismatch
 from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.timing.clock import Clock, SystemClock, to_micros
+
+_log = logging.getLogger("nimburion.backends.redis")
 
 _WAKE_TIMEOUT = 1.0
 """Seconds that a handle which closes takes to send wake-ups."""
@@ -232,8 +235,11 @@ class RedisConnections:
     async def _close_unused(self) -> None:
         while True:
             await asyncio.sleep(_UNUSED_INTERVAL)
-            await self.enqueues.close_if_unused()
-            await self.commands.close_if_unused()
+            for connection in (self.enqueues, self.commands):
+                try:
+                    await connection.close_if_unused()
+                except Exception as error:  # noqa: BLE001 - a loop in the background must not end
+                    _log.debug("an unused connection was not closed cleanly: %s", error)
 
     async def close(self) -> None:
         """Send the pending wake-ups, remove the idle entries, and close all connections."""
