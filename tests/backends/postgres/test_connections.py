@@ -10,6 +10,7 @@ import pytest
 
 from nimburion import Context, Job, Processor
 from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres.connection import pool
 from nimburion.core.job import NewJob
 from nimburion.core.notification_relay import (
     ChannelListener,
@@ -40,6 +41,11 @@ def count_connections(server: RunningPostgres) -> int:
     return int(count)
 
 
+async def expect_connections(server: RunningPostgres, count: int) -> None:
+    """Wait until there are `count` connections. Fail if that takes too long."""
+    await wait_until(lambda: count_connections(server) == count, f"{count} connections")
+
+
 @asynccontextmanager
 async def run_worker(
     server: RunningPostgres, relay: NotificationRelay | None = None
@@ -59,8 +65,7 @@ async def run_worker(
 async def test_an_idle_worker_alone_has_three(postgres_server: RunningPostgres) -> None:
     """For exchanges, for heartbeats, and to listen."""
     async with run_worker(postgres_server):
-        await wait_until(lambda: count_connections(postgres_server) == 3, "three connections")
-        assert count_connections(postgres_server) == 3
+        await expect_connections(postgres_server, 3)
 
 
 class RelayInProcess(NotificationRelay):
@@ -115,7 +120,7 @@ async def test_a_stock_server_is_enough_for_many_idle_workers(
                 for _ in range(workers)
             ]
             expected = 2 * workers + 1 if shared else 3 * workers
-            await wait_until(lambda: count_connections(server) == expected, "all are idle")
+            await expect_connections(server, expected)
             job_ids = [await fleet[0].enqueue(Follow()) for _ in fleet]
             for job_id in job_ids:
                 await wait_until_finished(fleet[0], job_id)
@@ -123,24 +128,48 @@ async def test_a_stock_server_is_enough_for_many_idle_workers(
         assert "too many clients" not in server.log
 
 
-async def test_callers_get_connections_which_are_closed_when_unused(
-    postgres_server: RunningPostgres,
-) -> None:
+async def enqueue_at_once(backend: PostgresBackend) -> None:
+    await asyncio.gather(
+        *(backend.producing.enqueue([NewJob(f"j{n}", "n", "q", b"{}")]) for n in range(20))
+    )
+
+
+@pytest.fixture
+def keeping_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pool closes a connection because it is not used."""
+    monkeypatch.setattr(pool, "_IDLE_INTERVAL", 1000.0)
+
+
+@pytest.mark.usefixtures("keeping_unused")
+async def test_callers_get_up_to_four(postgres_server: RunningPostgres) -> None:
+    await expect_connections(postgres_server, 0)  # those of the last test have ended
     async with run_worker(postgres_server) as processor:
         await asyncio.gather(*(processor.enqueue(Follow(left=2)) for _ in range(20)))
         assert 3 < count_connections(postgres_server) <= 3 + 4
-        await wait_until(lambda: count_connections(postgres_server) == 3, "three connections")
+
+
+async def test_those_of_callers_are_closed_when_unused(postgres_server: RunningPostgres) -> None:
+    async with run_worker(postgres_server) as processor:
+        await asyncio.gather(*(processor.enqueue(Follow(left=2)) for _ in range(20)))
+        await expect_connections(postgres_server, 3)
+
+
+@pytest.mark.usefixtures("keeping_unused")
+async def test_a_process_that_enqueues_at_once_has_four(postgres_server: RunningPostgres) -> None:
+    await expect_connections(postgres_server, 0)  # those of the last test have ended
+    backend = PostgresBackend(postgres_server.url)
+    await backend.open()
+    await enqueue_at_once(backend)
+    assert count_connections(postgres_server) == 4
+    await backend.close()
 
 
 async def test_a_process_that_enqueues_keeps_one(postgres_server: RunningPostgres) -> None:
     backend = PostgresBackend(postgres_server.url)
     await backend.open()
-    await asyncio.gather(
-        *(backend.producing.enqueue([NewJob(f"j{n}", "n", "q", b"{}")]) for n in range(20))
-    )
-    assert count_connections(postgres_server) == 4
-    await wait_until(lambda: count_connections(postgres_server) == 1, "one connection")
+    await enqueue_at_once(backend)
+    await expect_connections(postgres_server, 1)
     await backend.producing.enqueue([NewJob("last", "n", "q", b"{}")])
     assert count_connections(postgres_server) == 1
     await backend.close()
-    await wait_until(lambda: count_connections(postgres_server) == 0, "no connection")
+    await expect_connections(postgres_server, 0)
