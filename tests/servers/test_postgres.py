@@ -1,4 +1,4 @@
-"""PostgreSQL servers start, end in every way, and leave nothing; a pooler stands before one."""
+"""PostgreSQL servers start, end in every way, and leave nothing; PgBouncer pools connections."""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ class ChannelListener(Protocol):
     """Listens on channels of a server, on a connection of its own."""
 
     def listen(self, channels: Collection[str]) -> None:
-        """Listen on these channels from now on. Notifications of others may arrive, too, if it
-        listened on them before.
+        """Listen on these channels from now on, in place of those of the last call.
+
+        Notifications of former channels may still arrive. Ignore them.
         """
         ...
 

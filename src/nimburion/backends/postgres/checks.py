@@ -227,8 +227,8 @@ def check_notifications(server: PostgresServerInfo) -> CheckResult:
         text = "by LISTEN, on one connection for each supervisor or worker alone"
         return CheckResult("wake-up", "good", text)
     text = (
-        "by polling: a pooler stands between (as PgBouncer does), which lets no LISTEN through; a "
-        "direct URL starts waiting jobs sooner"
+        "by polling: the server is reached through a pooler (such as PgBouncer), which does not "
+        "support LISTEN; with a direct URL, waiting jobs start sooner"
     )
     return CheckResult("wake-up", "good", text)
 

@@ -107,7 +107,7 @@ class PostgresNotifier:
         self._is_connected = asyncio.Event()
         """Set while notifications arrive."""
         self.is_pooled: bool = False
-        """Whether a pooler stands between, which does not support LISTEN."""
+        """Whether the server is reached through a pooler, which does not support LISTEN."""
 
     # --- sending ---
 

@@ -50,7 +50,10 @@ class RedisListener:
         self._last_warning = ""
 
     def listen(self, channels: Collection[str]) -> None:
-        """Listen on these channels from now on."""
+        """Listen on these channels from now on, in place of those of the last call.
+
+        Notifications of former channels arrive until the connection ends.
+        """
         self._channels = frozenset(channels)
         self._woken.set()
         if self._task is None:

@@ -8,7 +8,7 @@ socket. Delivery is not guaranteed: a full socket already holds a notification, 
 dead process is removed. Where no socket can be bound, waiters rely on their timeout.
 
 A worker binds a second socket, named after its session. Cancels and commands for the session are
-sent to this socket only. So a busy worker hears of them, but not of each new job.
+sent to this socket only. So a busy worker receives these messages, but none for new jobs.
 """
 
 from __future__ import annotations

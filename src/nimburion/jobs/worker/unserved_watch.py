@@ -25,8 +25,9 @@ _log = logging.getLogger("nimburion.worker")
 class UnservedWatch(Periodic):
     """Checks about once a minute, and warns once for each queue and name.
 
-    Only the worker with the oldest live session counts the jobs. The others just read the sessions,
-    the less often the more older ones there are. Slower counts make the checks less frequent.
+    Only the worker with the oldest live session counts the jobs. The others just read the sessions:
+    a worker with n older ones does so every n + 1 minutes, up to ten. Slow counts make the checks
+    less frequent.
     """
 
     def __init__(
