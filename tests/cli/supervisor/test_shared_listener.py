@@ -16,7 +16,7 @@ from tests.waiting import wait_until, wait_until_finished
 
 NEVER_POLL = """
 from nimburion.jobs.worker.exchange import wakeups
-wakeups._POLL_INTERVAL = wakeups._IDLE_POLL_INTERVAL = 1000.0
+wakeups._POLL_INTERVAL = wakeups._IDLE_POLL_INTERVAL = wakeups._LONGEST_POLL_FRACTION = 1000.0
 wakeups._LONGEST_POLL_INTERVAL = wakeups._LONGEST_POLL_INTERVAL_AFTER_DEATH = 1000.0
 """
 """For the application: its workers find a job only by a wake-up."""
