@@ -82,7 +82,9 @@ class PostgresListener:
         connection = self._connection
         await connection.connect()
         if connection.server.pooled:
-            raise ConfigurationError("a pooler stands between, which does not support LISTEN")
+            raise ConfigurationError(
+                "the server is reached through a pooler, which does not support LISTEN"
+            )
         lost = asyncio.Event()
 
         def note_termination(_connection: object) -> None:
