@@ -93,6 +93,14 @@ def postgres_server(
 
 
 @pytest.fixture
+def direct_postgres(postgres_server: RunningPostgres) -> RunningPostgres:
+    """As `postgres_server`, but no pooler: for what needs LISTEN."""
+    if "PgBouncer" in postgres_server.name:
+        pytest.skip("nobody can listen behind it")
+    return postgres_server
+
+
+@pytest.fixture
 def clean_postgres(
     request: pytest.FixtureRequest, started_servers: StartedServers
 ) -> RunningPostgres:

@@ -62,10 +62,10 @@ async def run_worker(
         await processor.close()
 
 
-async def test_an_idle_worker_alone_has_three(postgres_server: RunningPostgres) -> None:
+async def test_an_idle_worker_alone_has_three(direct_postgres: RunningPostgres) -> None:
     """For exchanges, for heartbeats, and to listen."""
-    async with run_worker(postgres_server):
-        await expect_connections(postgres_server, 3)
+    async with run_worker(direct_postgres):
+        await expect_connections(direct_postgres, 3)
 
 
 class RelayInProcess(NotificationRelay):
@@ -141,35 +141,35 @@ def keeping_unused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("keeping_unused")
-async def test_callers_get_up_to_four(postgres_server: RunningPostgres) -> None:
-    await expect_connections(postgres_server, 0)  # those of the last test have ended
-    async with run_worker(postgres_server) as processor:
+async def test_callers_get_up_to_four(direct_postgres: RunningPostgres) -> None:
+    await expect_connections(direct_postgres, 0)  # those of the last test have ended
+    async with run_worker(direct_postgres) as processor:
         await asyncio.gather(*(processor.enqueue(Follow(left=2)) for _ in range(20)))
-        assert 3 < count_connections(postgres_server) <= 3 + 4
+        assert 3 < count_connections(direct_postgres) <= 3 + 4
 
 
-async def test_those_of_callers_are_closed_when_unused(postgres_server: RunningPostgres) -> None:
-    async with run_worker(postgres_server) as processor:
+async def test_those_of_callers_are_closed_when_unused(direct_postgres: RunningPostgres) -> None:
+    async with run_worker(direct_postgres) as processor:
         await asyncio.gather(*(processor.enqueue(Follow(left=2)) for _ in range(20)))
-        await expect_connections(postgres_server, 3)
+        await expect_connections(direct_postgres, 3)
 
 
 @pytest.mark.usefixtures("keeping_unused")
-async def test_a_process_that_enqueues_at_once_has_four(postgres_server: RunningPostgres) -> None:
-    await expect_connections(postgres_server, 0)  # those of the last test have ended
-    backend = PostgresBackend(postgres_server.url)
+async def test_a_process_that_enqueues_at_once_has_four(direct_postgres: RunningPostgres) -> None:
+    await expect_connections(direct_postgres, 0)  # those of the last test have ended
+    backend = PostgresBackend(direct_postgres.url)
     await backend.open()
     await enqueue_at_once(backend)
-    assert count_connections(postgres_server) == 4
+    assert count_connections(direct_postgres) == 4
     await backend.close()
 
 
-async def test_a_process_that_enqueues_keeps_one(postgres_server: RunningPostgres) -> None:
-    backend = PostgresBackend(postgres_server.url)
+async def test_a_process_that_enqueues_keeps_one(direct_postgres: RunningPostgres) -> None:
+    backend = PostgresBackend(direct_postgres.url)
     await backend.open()
     await enqueue_at_once(backend)
-    await expect_connections(postgres_server, 1)
+    await expect_connections(direct_postgres, 1)
     await backend.producing.enqueue([NewJob("last", "n", "q", b"{}")])
-    assert count_connections(postgres_server) == 1
+    assert count_connections(direct_postgres) == 1
     await backend.close()
-    await expect_connections(postgres_server, 0)
+    await expect_connections(direct_postgres, 0)

@@ -19,8 +19,8 @@ SESSION = Session(id="s" * 32, ttl=60.0, queues=("default",), names=("n",))
 
 
 @pytest.fixture
-async def worker(postgres_server: RunningPostgres) -> AsyncIterator[HandDrivenWorker]:
-    backend = PostgresBackend(postgres_server.url)
+async def worker(direct_postgres: RunningPostgres) -> AsyncIterator[HandDrivenWorker]:
+    backend = PostgresBackend(direct_postgres.url)
     await backend.open()
     worker = HandDrivenWorker(backend, SESSION)
     await worker.open()
@@ -29,8 +29,8 @@ async def worker(postgres_server: RunningPostgres) -> AsyncIterator[HandDrivenWo
 
 
 @pytest.fixture
-async def client(postgres_server: RunningPostgres) -> AsyncIterator[PostgresBackend]:
-    backend = PostgresBackend(postgres_server.url)
+async def client(direct_postgres: RunningPostgres) -> AsyncIterator[PostgresBackend]:
+    backend = PostgresBackend(direct_postgres.url)
     await backend.open()
     yield backend
     await backend.close()
@@ -59,38 +59,38 @@ async def wake(
 
 
 async def test_an_exchange_that_finds_nothing_adds_the_entry(
-    worker: HandDrivenWorker, client: PostgresBackend, postgres_server: RunningPostgres
+    worker: HandDrivenWorker, client: PostgresBackend, direct_postgres: RunningPostgres
 ) -> None:
-    await wake(worker, client, postgres_server, "a")
+    await wake(worker, client, direct_postgres, "a")
     delivery = await worker.take_one()
-    assert not is_waiting(postgres_server), "it reserved a job"
+    assert not is_waiting(direct_postgres), "it reserved a job"
     await worker.exchange(Completed(delivery.lease), want=worker.want())
-    assert is_waiting(postgres_server), "no call of `wait` was needed"
+    assert is_waiting(direct_postgres), "no call of `wait` was needed"
     await client.producing.enqueue([NewJob("b", "n", "default", b"{}")])
     await wait_for_job(worker)  # the wake-up came before the call
     assert (await worker.take_one()).lease.job_id == "b"
 
 
 async def test_an_exchange_adds_no_entry_where_jobs_wait_or_no_slot_is_free(
-    worker: HandDrivenWorker, client: PostgresBackend, postgres_server: RunningPostgres
+    worker: HandDrivenWorker, client: PostgresBackend, direct_postgres: RunningPostgres
 ) -> None:
-    await wake(worker, client, postgres_server, "a")
+    await wake(worker, client, direct_postgres, "a")
     await client.producing.enqueue([NewJob(job_id, "n", "default", b"{}") for job_id in "bc"])
     assert (await worker.exchange(want=worker.want(1))).waiting
     assert len(await worker.take(2)) == 2
-    assert not is_waiting(postgres_server)
+    assert not is_waiting(direct_postgres)
     await worker.exchange()
-    assert not is_waiting(postgres_server), "it asked for no job"
+    assert not is_waiting(direct_postgres), "it asked for no job"
 
 
 async def test_a_worker_whose_wake_up_was_lost_can_be_woken_after_a_poll(
-    worker: HandDrivenWorker, client: PostgresBackend, postgres_server: RunningPostgres
+    worker: HandDrivenWorker, client: PostgresBackend, direct_postgres: RunningPostgres
 ) -> None:
     waiting = asyncio.create_task(worker.backend.consuming.wait(["default"], 0.5))
-    await wait_until(lambda: is_waiting(postgres_server), "it waits")
-    postgres_server.ask("UPDATE nimburion.idle_worker SET is_waiting = false")  # and no NOTIFY
+    await wait_until(lambda: is_waiting(direct_postgres), "it waits")
+    direct_postgres.ask("UPDATE nimburion.idle_worker SET is_waiting = false")  # and no NOTIFY
     await waiting
     await client.producing.enqueue([NewJob("a", "n", "default", b"{}")])
     delivery = await worker.take_one()
     await worker.exchange(Completed(delivery.lease), want=worker.want())
-    assert is_waiting(postgres_server)
+    assert is_waiting(direct_postgres)

@@ -35,13 +35,13 @@ async def waiting(backend: PostgresBackend) -> AsyncIterator[None]:
         await asyncio.wait({task})
 
 
-async def test_the_end_of_a_session_deletes_its_row(clean_postgres: RunningPostgres) -> None:
+async def test_the_end_of_a_session_deletes_its_row(direct_postgres: RunningPostgres) -> None:
     """Also if the handle that waits does not close it. With the next session it has a row again."""
-    backend, other = PostgresBackend(clean_postgres.url), PostgresBackend(clean_postgres.url)
+    backend, other = PostgresBackend(direct_postgres.url), PostgresBackend(direct_postgres.url)
     await backend.open()
     await other.open()
     async with await psycopg.AsyncConnection.connect(
-        clean_postgres.url.partition("?")[0], autocommit=True
+        direct_postgres.url.partition("?")[0], autocommit=True
     ) as connection:
 
         async def read_sessions() -> list[str]:

@@ -133,17 +133,17 @@ async def test_a_job_that_came_between_two_exchanges_is_not_waited_for(
 
 
 async def test_a_session_that_closes_is_not_woken_for_its_own_jobs(
-    redis_server: RunningRedis,
+    single_redis: RunningRedis,
 ) -> None:
     """It had room for more jobs, so it has an idle entry: another worker is woken in its place."""
-    async with open_idle_worker(redis_server.url, "a") as worker:
+    async with open_idle_worker(single_redis.url, "a") as worker:
         await worker.backend.producing.enqueue([make_job("1", "a")])
         assert await worker.take(5, lanes=(Lane("a", "mail"),))
-        assert redis_server.ask("ZCARD", "{nimburion}:idle_worker") == 1
-        redis_server.ask("CONFIG", "RESETSTAT")
+        assert single_redis.ask("ZCARD", "{nimburion}:idle_worker") == 1
+        single_redis.ask("CONFIG", "RESETSTAT")
         await worker.close()
-        assert "cmdstat_publish" not in redis_server.ask("INFO", "commandstats")
-        assert redis_server.ask("ZCARD", "{nimburion}:idle_worker") == 0
+        assert "cmdstat_publish" not in single_redis.ask("INFO", "commandstats")
+        assert single_redis.ask("ZCARD", "{nimburion}:idle_worker") == 0
 
 
 async def test_a_resumed_queue_ends_the_wait(redis_server: RunningRedis) -> None:

@@ -32,9 +32,9 @@ NO_REPORTS = {"report_interval": 1000.0}
 
 
 @pytest.fixture
-def processor(postgres_server: RunningPostgres) -> Processor:
+def processor(direct_postgres: RunningPostgres) -> Processor:
     """A processor on the server of the workers, to enqueue jobs."""
-    return Processor(postgres_server.url)
+    return Processor(direct_postgres.url)
 
 
 def write_application(tmp_path: Path, server: RunningPostgres | RunningRedis, *more: str) -> None:
@@ -82,24 +82,24 @@ async def run_jobs(processor: Processor, count: int) -> None:
 
 
 async def test_an_idle_process_has_two_connections_and_one_of_them_listens(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres
 ) -> None:
-    write_application(tmp_path, postgres_server)
+    write_application(tmp_path, direct_postgres)
     supervised = start(processes=3)
     supervised.wait_until_ready(3)
-    await wait_until(lambda: count_waiting(postgres_server) == 3, "all wait")
-    await wait_until(lambda: count_connections(postgres_server) == 3 * 2 + 1, "seven connections")
-    await wait_until(lambda: count_listening(postgres_server) == 1, "one listens")
+    await wait_until(lambda: count_waiting(direct_postgres) == 3, "all wait")
+    await wait_until(lambda: count_connections(direct_postgres) == 3 * 2 + 1, "seven connections")
+    await wait_until(lambda: count_listening(direct_postgres) == 1, "one listens")
     assert supervised.stop() == 0
 
 
 async def test_one_process_listens_and_all_are_woken(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
 ) -> None:
-    write_application(tmp_path, postgres_server, NEVER_POLL)
+    write_application(tmp_path, direct_postgres, NEVER_POLL)
     supervised = start(processes=2)
     workers = supervised.wait_until_ready(2)
-    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
     async with processor:
         await run_jobs(processor, 6)
     assert set(supervised.read_pids("notes")) == set(workers), "who waited longest is woken"
@@ -107,19 +107,19 @@ async def test_one_process_listens_and_all_are_woken(
 
 
 async def test_another_process_listens_when_the_listener_is_killed(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
 ) -> None:
-    write_application(tmp_path, postgres_server, NEVER_POLL)
+    write_application(tmp_path, direct_postgres, NEVER_POLL)
     supervised = start(processes=2, settings=NO_REPORTS)
     supervised.wait_until_ready(2)
     first = wait_for_listener(supervised, 1)
-    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
     os.kill(first, signal.SIGKILL)
     second = wait_for_listener(supervised, 2)
     assert second != first
     third = supervised.wait_until_ready(3)[-1]
-    await wait_until(lambda: count_waiting(postgres_server) >= 2, "both wait")
-    forget_idle_workers(postgres_server)
+    await wait_until(lambda: count_waiting(direct_postgres) >= 2, "both wait")
+    forget_idle_workers(direct_postgres)
     async with processor:
         await run_jobs(processor, 6)
     assert set(supervised.read_pids("notes")) <= {second, third}
@@ -127,13 +127,13 @@ async def test_another_process_listens_when_the_listener_is_killed(
 
 
 async def test_a_stopped_listener_delays_jobs_until_the_next_poll(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
 ) -> None:
-    write_application(tmp_path, postgres_server)
+    write_application(tmp_path, direct_postgres)
     supervised = start(processes=2, settings=NO_REPORTS)
     workers = supervised.wait_until_ready(2)
     listener = wait_for_listener(supervised, 1)
-    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
     os.kill(listener, signal.SIGSTOP)
     async with processor:
         await run_jobs(processor, 3)
@@ -143,17 +143,17 @@ async def test_a_stopped_listener_delays_jobs_until_the_next_poll(
 
 
 async def test_another_process_listens_while_the_listener_is_stopped(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
 ) -> None:
-    write_application(tmp_path, postgres_server, NEVER_POLL)
+    write_application(tmp_path, direct_postgres, NEVER_POLL)
     supervised = start(processes=2, settings={"report_interval": 0.2, "report_timeout": 2.0})
     workers = set(supervised.wait_until_ready(2))
-    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
     first = read_listener(supervised)  # a process that is slow to answer may have been replaced
     os.kill(first, signal.SIGSTOP)
     (second,) = workers - {first}
     await wait_until(lambda: read_listener(supervised) == second, "the other one is chosen")
-    forget_idle_workers(postgres_server)
+    forget_idle_workers(direct_postgres)
 
     async def runs_job_on_first() -> bool:
         await run_jobs(processor, 1)
@@ -163,15 +163,15 @@ async def test_another_process_listens_while_the_listener_is_stopped(
         await run_jobs(processor, 3)
         assert set(supervised.read_pids("notes")) == {second}
         os.kill(first, signal.SIGCONT)
-        await wait_until(lambda: count_listening(postgres_server) == 1, "one listens")
+        await wait_until(lambda: count_listening(direct_postgres) == 1, "one listens")
         await wait_until(runs_job_on_first, "one listens for both")
     assert supervised.stop() == 0
 
 
 async def test_a_worker_that_finishes_leaves_listening_to_its_successor(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres, processor: Processor
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres, processor: Processor
 ) -> None:
-    write_application(tmp_path, postgres_server, NEVER_POLL)
+    write_application(tmp_path, direct_postgres, NEVER_POLL)
     supervised = start(processes=2, settings=NO_REPORTS)
     supervised.wait_until_ready(2)
     first = wait_for_listener(supervised, 1)
@@ -179,7 +179,7 @@ async def test_a_worker_that_finishes_leaves_listening_to_its_successor(
     second = wait_for_listener(supervised, 2)
     third = supervised.wait_until_ready(3)[-1]
     await wait_until(lambda: first not in supervised.list_workers(), "the first one has ended")
-    await wait_until(lambda: count_waiting(postgres_server) == 2, "both wait")
+    await wait_until(lambda: count_waiting(direct_postgres) == 2, "both wait")
     async with processor:
         await run_jobs(processor, 4)
     assert set(supervised.read_pids("notes")) == {second, third}
@@ -211,9 +211,9 @@ async def check_cancel(
 
 
 async def test_a_cancel_is_sent_to_each_process_on_postgresql(
-    start: StartSupervised, tmp_path: Path, postgres_server: RunningPostgres
+    start: StartSupervised, tmp_path: Path, direct_postgres: RunningPostgres
 ) -> None:
-    await check_cancel(start, tmp_path, postgres_server)
+    await check_cancel(start, tmp_path, direct_postgres)
 
 
 async def test_a_cancel_is_sent_to_each_process_on_redis(
