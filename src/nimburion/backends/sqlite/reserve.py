@@ -99,12 +99,12 @@ def notify_opened(db: Database, before: LaneLimits, after: LaneLimits) -> None:
 
 def find_next_opening(db: Database, limits: LaneLimits, lanes: Lanes) -> int | None:
     """Return when the first rate that delays a job of these lanes allows one, or None."""
-    delayed = {
-        number: opening
-        for number, lane in lanes.items()
-        for stored in list_lane_limits(limits, lane)
-        if (opening := stored.find_opening(db.now)) is not None
-    }
+    delayed: dict[int, int] = {}
+    for number, lane in lanes.items():
+        for stored in list_lane_limits(limits, lane):
+            opening = stored.find_opening(db.now)
+            if opening is not None:
+                delayed[number] = min(opening, delayed.get(number, opening))
     if not delayed:
         return None
     holding = _decode_seqs(
