@@ -268,7 +268,7 @@ class PostgresNotifier:
     def _make_listener(self, receiver: NotificationReceiver) -> PostgresListener:
         return PostgresListener(PostgresConnection(self._settings, asyncio.sleep), receiver)
 
-    def note_listening(self, _channels: Collection[str]) -> None:
+    def note_listening(self, channels: Collection[str]) -> None:  # noqa: ARG002 (of the protocol)
         """Note that notifications arrive from now on."""
         self._idle_queues = frozenset()  # a wake-up may have been lost
         self._is_connected.set()

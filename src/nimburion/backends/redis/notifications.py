@@ -194,7 +194,7 @@ class RedisNotifications:
 
     # --- the receiver of the listener ---
 
-    def note_listening(self, _channels: Collection[str]) -> None:
+    def note_listening(self, channels: Collection[str]) -> None:  # noqa: ARG002 (of the protocol)
         """Note that notifications arrive from now on."""
         if not self._is_connected.is_set():
             self._entries.note_wakeup()  # a wake-up may have been lost
