@@ -67,7 +67,7 @@ class WakeupListener(Service):
         self._backend = backend
         self._queues = queues
         self._on_wakeup = on_wakeup
-        self.resumed = asyncio.Event()
+        self.resumed: asyncio.Event = asyncio.Event()
         if not backend.capabilities.supports_long_poll:
             self.resumed.set()
         self._withdrawn = asyncio.Event()
