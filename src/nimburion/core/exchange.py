@@ -41,7 +41,7 @@ MAX_PROMOTED = 1_000
 delay jobs that wait already. A backend may promote fewer.
 """
 MAX_WAITING_LANES = 64
-"""The most waiting lanes that a reply names. A worker with so many names all in each request."""
+"""The most waiting lanes that a reply names. A worker with at most this number requests all."""
 
 
 class ReserveRequest(msgspec.Struct, frozen=True):

@@ -479,7 +479,7 @@ async def check_woken(
 ) -> list[int]:
     """Wait until `count` of the calls were woken, and check that no other was. Return which.
 
-    `further`: so many more may be woken.
+    `further`: at most this number more may be woken.
     """
     async with asyncio.timeout(DEADLINE):
         while sum(task.done() for task in tasks) < count:
