@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from nimburion.backends.memory import MemoryBackend
 from nimburion.core.errors import Cancel, PermanentError, Retry, Snooze
 from nimburion.core.job import JobRecord, State
+from nimburion.core.timing.clock import SystemClock
 from nimburion.jobs import Processor, job
 from nimburion.jobs.declaration.context import Context
 from tests.waiting import wait_until, wait_until_finished
@@ -152,6 +154,29 @@ async def test_a_coroutine_that_overruns_its_timeout_fails(make: Make) -> None:
     record = await wait_until_finished(processor, await processor.enqueue(hang.job()))
     assert record.error is not None
     assert (record.state, record.error.kind) == (State.FAILED, "timeout")
+
+
+async def test_the_error_of_a_timeout_names_the_timeout_of_the_job_however_slow_its_start(
+    make: Make,
+) -> None:
+    class SlowStart(SystemClock):
+        """A clock on which 1 ms passes between any two readings."""
+
+        def __init__(self) -> None:
+            self.readings = itertools.count()
+
+        def monotonic(self) -> float:
+            return super().monotonic() + next(self.readings) / 1_000
+
+    @job(timeout=0.05, max_retries=0)
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    processor = make(hang, clock=SlowStart())
+    await processor.start()
+    record = await wait_until_finished(processor, await processor.enqueue(hang.job()))
+    assert record.error is not None
+    assert record.error.message == "did not end within 0.05 s"
 
 
 async def test_a_thread_that_overruns_keeps_its_slot_until_it_returns(make: Make) -> None:

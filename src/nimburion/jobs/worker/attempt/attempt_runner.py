@@ -169,10 +169,10 @@ class AttemptRunner:
         CURRENT.set(context)
         reporter.begin(attempt, lanes.get(delivery.queue) or reporter.find_lane(lanes, delivery))
         try:
-            if deadline is None:
+            if timeout is None:
                 result = await run(context)
             else:
-                result = await self._run_with_timeout(attempt, context, run)
+                result = await self._run_with_timeout(attempt, context, run, timeout)
             if (
                 result is None
                 and attempt.result is None
@@ -367,10 +367,9 @@ class AttemptRunner:
         return self._classify_exception(attempt, handler, raised)
 
     async def _run_with_timeout(
-        self, attempt: Attempt, context: Context, run: HandlerCoroutine
+        self, attempt: Attempt, context: Context, run: HandlerCoroutine, seconds: float
     ) -> object:
-        """Return the handler's result. Raises `_TimedOut` if the deadline passes first."""
-        seconds = context.remaining() or 0.0
+        """Return the handler's result. Raises `_TimedOut` if `seconds` pass first."""
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
