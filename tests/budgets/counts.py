@@ -1,11 +1,12 @@
 """Counts what one job costs, without a clock: calls, tasks, statements, commands, bytes.
 
-Usage: python -m tests.budgets.counts URL SCENARIO [SCENARIO ...] [--jobs 2000]
+Usage: python -m tests.budgets.counts URL SCENARIO [SCENARIO ...] [--jobs 1000]
 
-Prints the counts of each scenario as JSON. A count is the difference between a run of n and one of
-2n jobs, divided by n, so opening, waiting and closing do not count. Timers and a slow server can
-only add to a count, so the smallest of several runs is taken on both sides: of three, and of more
-until another run confirms it.
+Prints the counts of each scenario as JSON. A count is the difference between a run of few and one
+of many jobs, divided by the difference in jobs, so opening, waiting and closing do not count.
+Timers and a slow server can only add to a count, so the smallest of several runs is taken on both
+sides: of three, and of more until another run confirms it. The longer run has eight times the jobs:
+so a shorter run that counted less than usual changes little.
 
 Run it as a program: the profiler counts the calls of every thread of the process. The server must
 be empty and serve nothing else.
@@ -40,6 +41,7 @@ _Arguments = TypeVarTuple("_Arguments")
 _PACKAGE, _BACKENDS = "/nimburion/", "/nimburion/backends/"
 _WARM_UP = 30
 _ROUNDS, _MOST_ROUNDS = 3, 12
+_LONGER = 8
 _CONFIRMED = 1.005
 """A run confirms the smallest number of calls if it has at most this multiple of it."""
 _SLOWDOWN = 10
@@ -231,8 +233,9 @@ SCENARIOS: dict[str, tuple[Callable[[str, type[Job], int], Awaitable[Counts]], t
 def count_per_job(scenario: str, url: str, jobs: int) -> dict[str, float]:
     """Return each count of the scenario per job."""
     _run(scenario, url, jobs // 4)  # imports and caches
-    few, many = (_find_smallest(scenario, url, number) for number in (jobs, 2 * jobs))
-    return {name: (many[name] - few[name]) / jobs for name in many}
+    few = _find_smallest(scenario, url, jobs)
+    many = _find_smallest(scenario, url, _LONGER * jobs)
+    return {name: (many[name] - few[name]) / ((_LONGER - 1) * jobs) for name in many}
 
 
 def _find_smallest(scenario: str, url: str, jobs: int) -> dict[str, int]:
@@ -310,14 +313,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Count what one job costs.")
     parser.add_argument("url")
     parser.add_argument("scenarios", nargs="+", choices=SCENARIOS)
-    parser.add_argument("--jobs", type=int, default=2_000)
+    parser.add_argument("--jobs", type=int, default=1_000)
     options = parser.parse_args()
     sqlite3.connect = partial(sqlite3.connect, factory=CountingConnection)  # type: ignore[assignment]
     threading.setprofile(recorder.note_call)
     sys.setprofile(recorder.note_call)
     counts = {
         scenario: count_per_job(
-            scenario, options.url, options.jobs // (4 if scenario == "enqueue" else 1)
+            scenario, options.url, options.jobs // (5 if scenario == "enqueue" else 1)
         )
         for scenario in options.scenarios
     }
