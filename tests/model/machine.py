@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-import hypothesis
 import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -137,12 +136,11 @@ class Twins(RuleBasedStateMachine):
         """Every job id that was ever used."""
         self.touched: set[str] = set()
         self.step = 0
-        self.ended_early = False
         self._both(lambda backend: backend.open())
 
     def teardown(self) -> None:
         try:
-            for job_id in () if self.ended_early else sorted(self.known | {"never"}):
+            for job_id in sorted(self.known | {"never"}):
                 self._agree_on(job_id)
             for backend in (self.oracle, self.subject) if self.checks_progress else ():
                 self.loop.run_until_complete(check_progress(backend, self.clock))
@@ -153,11 +151,6 @@ class Twins(RuleBasedStateMachine):
 
     checks_progress = True
     """Whether an example ends with a worker that has idle slots, for which no job may wait."""
-
-    may_end_early = False
-    """Whether an exchange of the subject may leave jobs of a lane to the next one, after a parked
-    job returned to that lane (`plan_keyed_claims_1` of PostgreSQL). Such an example ends there,
-    and what the two hold then is not compared."""
 
     def make_subject(self, clock: FakeClock) -> Backend:
         """The backend to compare, empty and not open."""
@@ -321,10 +314,6 @@ class Twins(RuleBasedStateMachine):
         expected, actual = self._both(
             lambda backend: backend.consuming.exchange(session, number, sent[id(backend)], want)
         )
-        if self.may_end_early and _ends_early(expected, actual) and self._has_parked_jobs():
-            self.ended_early = True
-            hypothesis.event("an exchange that returned a parked job left its lane to the next")
-            hypothesis.reject()
         _check_same(expected, actual, _reply)
         self._touch(held.oracle.job_id for held, _ in batch)
         if not isinstance(expected, Reply):
@@ -335,10 +324,6 @@ class Twins(RuleBasedStateMachine):
             line.number, line.sent = number, (batch, want)
             self._note(line, batch, expected, actual)
         return True
-
-    def _has_parked_jobs(self) -> bool:
-        uses = self.loop.run_until_complete(list_uses(self.subject))
-        return any(use.parked for use in uses)
 
     def _note(
         self, line: Line, batch: list[tuple[Held, Make]], expected: Reply, actual: Reply
@@ -747,32 +732,6 @@ def _check_same(expected: Answer, actual: Answer, view: Callable[[Any], Any]) ->
         assert actual == expected
     else:
         assert view(actual) == view(expected)
-
-
-def _ends_early(expected: Answer, actual: Answer) -> bool:
-    """Whether the subject left jobs of some lanes to the next exchange. It says that these lanes
-    wait, and delivered the first of their expected jobs. In the other lanes it delivered what is
-    expected, and may have filled its slots with further jobs."""
-    if not isinstance(expected, Reply) or not isinstance(actual, Reply):
-        return False
-    _, wanted, expected_waiting, *_ = _reply(expected)
-    _, delivered, waiting, *_ = _reply(actual)
-    left = {
-        lane
-        for lane in waiting
-        if (ours := [job for job in delivered if _get_lane(job) == lane])
-        == (all_ := [job for job in wanted if _get_lane(job) == lane])[: len(ours)]
-        and (len(ours) < len(all_) or lane not in expected_waiting)
-    }
-    first = [job for job in wanted if _get_lane(job) not in left]
-    others = [job for job in delivered if _get_lane(job) not in left]
-    is_start = others[: len(first)] == first
-    return bool(left) and is_start and expected_waiting <= waiting | {*map(_get_lane, others)}
-
-
-def _get_lane(job: Answer) -> tuple[str, str]:
-    _, delivery = job
-    return delivery.queue, delivery.name
 
 
 def _reply(reply: Reply) -> Answer:

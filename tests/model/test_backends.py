@@ -33,14 +33,11 @@ def check_same_answers(
     remove: Callable[[], None],
     *,
     share: float = 1.0,
-    ends_early: bool = False,
 ) -> None:
     """Let hypothesis look for calls that the backend which `make` makes anew each time answers
     otherwise than the memory backend does: in a few examples, or deep in that share of many."""
 
     class Pair(Twins):
-        may_end_early = ends_early
-
         def make_subject(self, clock: FakeClock) -> Backend:
             return make(clock)
 
@@ -105,5 +102,4 @@ def test_postgres_answers_as_the_memory_backend_does(
         lambda clock: PostgresBackend(postgres_server.url, clock=clock, timeout=30.0),
         lambda: truncate_all(postgres_server),
         share=0.4,
-        ends_early=True,
     )

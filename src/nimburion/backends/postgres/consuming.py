@@ -57,27 +57,19 @@ class PostgresConsuming(Consuming, SharedListening):
         request: ReserveRequest,
     ) -> Reply:
         opened = self._database.get_connections()
+        now = self._database.now()
         await opened.connect_worker()
         try:
-            rows = await opened.exchange(
-                self._database.now(), session_id, number, settlements, request
-            )
+            return await opened.exchange(now, session_id, number, settlements, request)
         except BackendError as error:
             if (
                 error.__cause__ is None
                 or get_error_code(error.__cause__) != exchanging.NOT_ALL_LEASED
             ):
                 raise
-            rows = await opened.exchange(
-                self._database.now(), session_id, number, settlements, request, one_by_one=True
-            )
-        status = rows[-1]
-        reply = exchanging.decode_reply(rows, session_id, number, request)
-        opened.low_water_marks.learn(status)
-        opened.notifier.note_exchange(
-            session_id, request, reply, exchanging.get_queues_to_notify(status)
+        return await opened.exchange(
+            self._database.now(), session_id, number, settlements, request, one_by_one=True
         )
-        return reply
 
     async def heartbeat(self, session_id: str, vitals: Vitals | None = None) -> HeartbeatReply:
         encoded = sessions.encode_vitals(vitals)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nimburion.backends.postgres import exchange as exchanging
 from nimburion.backends.postgres import migrations
@@ -18,10 +18,13 @@ from nimburion.backends.postgres.notifications import ON_KNOWN_WORKER, PostgresN
 from nimburion.backends.postgres.schema import insert_schema
 from nimburion.backends.postgres.url import PostgresSettings
 from nimburion.backends.server.handle import OpenHandle
-from nimburion.core.exchange import ReserveRequest
+from nimburion.core.exchange import Reply, ReserveRequest
 from nimburion.core.notification_relay import NotificationRelay
 from nimburion.core.settlement import Settlement
 from nimburion.core.timing.clock import Clock, SystemClock, to_micros
+
+if TYPE_CHECKING:
+    from nimburion.backends.postgres.planned_exchange import ExchangePlanner
 
 
 def make_call(function: str, count: int) -> str:
@@ -34,11 +37,12 @@ JOBS_PER_SECOND = 1000
 """The number of jobs for which a busy server may take one second beyond the timeout."""
 LARGE_READ_TIMEOUT = 60.0
 """Seconds beyond the timeout that reading a long history may take."""
-_EXCHANGE = make_call("exchange_1", 23)
-_EXCHANGE_POOLED = make_call("exchange_pooled_1", 23)
+_EXCHANGE = make_call("exchange_1", 22)
+_EXCHANGE_POOLED = make_call("exchange_pooled_1", 22)
 _EXCHANGE_OR_BE_IDLE = f"""WITH reply AS MATERIALIZED ({_EXCHANGE}), idle AS (
         INSERT INTO {{schema}}.idle_worker (channel, session, queues, is_waiting)
-        SELECT CAST($24 AS text), $2, CAST($25 AS text[]), true FROM reply HAVING count(*) = 1
+        SELECT CAST($23 AS text), $2, CAST($24 AS text[]), true FROM reply
+        HAVING count(*) = 1 AND min(reply.outcome) = 'ok'
         {ON_KNOWN_WORKER}
     ) SELECT * FROM reply"""  # noqa: S608 - names of ours
 """The same, and an idle entry of this handle if the exchange reserves no job: its only row is then
@@ -148,6 +152,9 @@ class PostgresConnections:
         self.notifier: PostgresNotifier = PostgresNotifier(settings, self.fetch_for_worker, relay)
         self.low_water_marks: LowWaterMarks = LowWaterMarks(time.monotonic)
         self.pooled: bool = False
+        self._is_restricted = False
+        """Whether limits or tenants restricted the last exchange. Then the next one is planned."""
+        self._planner: ExchangePlanner | None = None
         self._statements: dict[str, str] = {}
 
     def insert_schema(self, statement: str) -> str:
@@ -182,8 +189,16 @@ class PostgresConnections:
         request: ReserveRequest,
         *,
         one_by_one: bool = False,
-    ) -> list[Any]:
-        """Return the rows of `exchange_1`."""
+    ) -> Reply:
+        """See `Consuming.exchange`. `one_by_one`: the session does not hold all completed jobs."""
+        if exchanging.is_capped(request):
+            request = exchanging.apply_cap(request)
+        if self._is_restricted or exchanging.is_capped(request):
+            reply = await self._run_planned_exchange(
+                now, session_id, number, settlements, request, one_by_one=one_by_one
+            )
+            if reply is not None:
+                return reply
         connection = self.main
         arguments = exchanging.encode_arguments(
             session_id, number, settlements, request, one_by_one=one_by_one
@@ -200,9 +215,62 @@ class PostgresConnections:
                 self.insert_schema(statement), now, *arguments, *marks, *entry, extra_time=extra
             )
         finally:
-            if entry and len(rows) != 1:
+            if entry and (len(rows) != 1 or rows[0]["outcome"] != "ok"):
                 self.notifier.withdraw_idle_entry()
-        return rows
+        status = rows[-1]
+        exchanging.check_outcome(status, session_id, number)
+        if status["outcome"] == "restricted":
+            self._is_restricted = True
+            return await self.exchange(
+                now, session_id, number, settlements, request, one_by_one=one_by_one
+            )
+        reply = exchanging.decode_reply(rows, request)
+        self.low_water_marks.learn(status)
+        self.notifier.note_exchange(
+            session_id, request, reply, exchanging.get_queues_to_notify(status)
+        )
+        return reply
+
+    async def _run_planned_exchange(
+        self,
+        now: int | None,
+        session_id: str,
+        number: int,
+        settlements: Sequence[Settlement],
+        request: ReserveRequest,
+        *,
+        one_by_one: bool,
+    ) -> Reply | None:
+        """Return the reply; None: it is a repeat, or nothing restricts it, so it is not planned."""
+        from nimburion.backends.postgres import planned_exchange  # most workers never plan
+
+        if self._planner is None:
+            self._planner = planned_exchange.ExchangePlanner(self.main, self.insert_schema)
+        lanes = list(dict.fromkeys(request.lanes))
+        planned = await self._planner.run(
+            now,
+            planned_exchange.PlannedExchange(
+                session_id,
+                exchanging.clamp_number(number),
+                exchanging.encode_settlements(settlements, one_by_one=one_by_one),
+                request,
+                [lane.queue for lane in lanes],
+                [lane.name for lane in lanes],
+                self.low_water_marks.make_arguments(self.main.driver),
+            ),
+            extra_time=(len(settlements) + request.total) / JOBS_PER_SECOND,
+        )
+        begun = planned.begun
+        self._is_restricted = begun["outcome"] != "plain"
+        if begun["outcome"] in {"plain", "repeated"}:
+            return None
+        exchanging.check_outcome(begun, session_id, number)
+        reply = exchanging.decode_planned_reply(planned, request)
+        self.low_water_marks.learn(begun)
+        self.notifier.note_exchange(
+            session_id, request, reply, exchanging.get_queues_to_notify(begun)
+        )
+        return reply
 
     async def start(self) -> None:
         """Check the server and the format."""

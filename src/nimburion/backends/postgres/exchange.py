@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import msgspec
 
 from nimburion.backends.postgres.encoding import (
     MAX_INT4,
@@ -40,6 +42,9 @@ from nimburion.core.settlement import (
     Spent,
 )
 from nimburion.core.timing.clock import MICRO, to_micros
+
+if TYPE_CHECKING:
+    from nimburion.backends.postgres.planned_exchange import PlannedReply
 
 T = TypeVar("T")
 
@@ -78,15 +83,20 @@ def encode_arguments(
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
     """
-    number = number if 0 <= number < 1 << 62 else -1
     return [
         session_id,
-        number,
+        clamp_number(number),
         *encode_settlements(settlements, one_by_one=one_by_one),
         *encode_request(request),
     ]
 
 
+def clamp_number(number: int) -> int:
+    """Limit the number of an exchange. An out-of-range value becomes -1, which is out of order."""
+    return number if 0 <= number < 1 << 62 else -1
+
+
+@reject_unstorable_text
 def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
     """Encode settlements as arrays. If each completes a different job, the letters are omitted and
     the order is by seq.
@@ -188,24 +198,45 @@ def encode_request(request: ReserveRequest) -> list[Any]:
         [lane.queue for lane in lanes],
         [lane.name for lane in lanes],
         [queue.priority for queue in options],
-        [queue.limit for queue in options],
         request.max_bytes,
     ]
 
 
-def decode_reply(rows: list[Any], session_id: str, number: int, request: ReserveRequest) -> Reply:
-    """Decode the rows of the function.
+def is_capped(request: ReserveRequest) -> bool:
+    """Return whether the number of jobs of a queue is limited, so that the exchange is planned."""
+    return any(options.limit is not None for options in request.queues.values())
+
+
+def apply_cap(request: ReserveRequest) -> ReserveRequest:
+    """Return a request without the limit of a queue, if no other queue is requested."""
+    queues = list({lane.queue for lane in request.lanes})
+    options = request.queues.get(queues[0]) if len(queues) == 1 else None
+    if options is None or options.limit is None:
+        return request
+    return msgspec.structs.replace(
+        request,
+        total=min(request.total, options.limit),
+        queues={queues[0]: msgspec.structs.replace(options, limit=None)},
+    )
+
+
+def check_outcome(status: Any, session_id: str, number: int) -> None:  # noqa: ANN401 - a row
+    """Raise the error of an exchange that was refused.
 
     Raises:
         SessionLost: the session is not alive.
         OutOfOrder: the backend expects another number.
     """
-    status = rows[-1]
     outcome = status["outcome"]
     if outcome == "session_lost":
         raise SessionLost(session_id)
     if outcome == "out_of_order":
         raise OutOfOrder(f"exchange {number} after {status['last_number']} of session {session_id}")
+
+
+def decode_reply(rows: list[Any], request: ReserveRequest) -> Reply:
+    """Decode the rows of the function."""
+    status = rows[-1]
     lanes = list(dict.fromkeys(request.lanes))
     return Reply(
         [_RESULTS_BY_CODE[letter] for letter in status["results"]],
@@ -213,6 +244,31 @@ def decode_reply(rows: list[Any], session_id: str, number: int, request: Reserve
         [lanes[place - 1] for place in (status["waiting"] or ())[:MAX_WAITING_LANES]],
         to_optional_seconds(status["next_due"]),
         to_seconds(status["now"]),
+    )
+
+
+def decode_planned_reply(planned: PlannedReply, request: ReserveRequest) -> Reply:
+    """Decode what a planned exchange has returned."""
+    begun, rows = planned.begun, planned.rows
+    lanes = list(dict.fromkeys(request.lanes))
+    waiting, next_due = {*planned.changing, *(begun["waiting"] or ())}, begun["next_due"]
+    deliveries: list[Delivery] = []
+    if planned.gave_up:
+        waiting.update(range(1, len(lanes) + 1))
+    if rows is not None:
+        status = rows[-1]
+        waiting.update(status["waiting"] or ())
+        next_due = min((x for x in (next_due, status["next_due"]) if x is not None), default=None)
+        deliveries = decode_deliveries(rows, status)
+    if planned.seqs is not None:
+        places = {seq: n for n, seq in enumerate(planned.seqs)}
+        deliveries.sort(key=lambda delivery: places[cast("int", delivery.lease.ref)])
+    return Reply(
+        [_RESULTS_BY_CODE[letter] for letter in begun["results"]],
+        deliveries,
+        [lanes[place - 1] for place in sorted(waiting)[:MAX_WAITING_LANES]],
+        to_optional_seconds(next_due),
+        to_seconds(begun["now"]),
     )
 
 

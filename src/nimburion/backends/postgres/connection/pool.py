@@ -37,6 +37,8 @@ W = TypeVar("W")
 Rows = list[Any]
 ArgumentBatches = Callable[[], Iterator[Sequence[Any]]]
 """Creates an iterator over the arguments of successive statements; it encodes them on demand."""
+Fetch = Callable[..., Awaitable[Rows]]
+"""Runs one statement with its arguments, and returns its rows."""
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -130,6 +132,16 @@ class PostgresConnection:
         within = self.settings.timeout + extra_time
         return await self._call_with_retry(within, self._run_batches, statement, batches)
 
+    async def run_in_transaction(
+        self, body: Callable[[Fetch], Awaitable[T]], *, extra_time: float = 0.0
+    ) -> T:
+        """Run statements in one transaction: `body` gets a function that does so, like `fetch`.
+
+        If `body` raises an exception, nothing was written. It runs again after a deadlock.
+        """
+        within = self.settings.timeout + extra_time
+        return await self._call_with_retry(within, self._run_body, "", body)
+
     async def fetch_value(self, statement: str, *arguments: Any) -> Any:  # noqa: ANN401 - values of SQL
         """Run one statement and return the first value of its first row."""
         return (await self.fetch(statement, *arguments))[0][0]
@@ -196,6 +208,25 @@ class PostgresConnection:
         prepared = self._statements.get(statement) or await self._prepare(connection, statement)
         rows: Rows = await prepared.fetch(*arguments)
         return rows
+
+    async def _run_body(
+        self, connection: OpenConnection, _: str, body: Callable[[Fetch], Awaitable[T]]
+    ) -> T:
+        async def fetch(statement: str, *arguments: Any) -> Rows:
+            return await self._fetch_in_transaction(connection, statement, arguments)
+
+        transaction = connection.driver.transaction(isolation="read_committed")
+        await transaction.start()
+        try:
+            result = await body(fetch)
+        except (TimeoutError, asyncio.CancelledError):
+            raise  # the connection is closed
+        except BaseException:
+            with suppress(*DRIVER_ERRORS):
+                await transaction.rollback()
+            raise
+        await transaction.commit()
+        return result
 
     async def _run_batches(
         self, connection: OpenConnection, statement: str, begin: ArgumentBatches

@@ -9,7 +9,7 @@
 --
 -- Advisory locks. Each is the hash of a text and a number: `hashtextextended(TEXT, NUMBER)`.
 --   7041  TEXT is the id of a session. Serialises the calls that change its leases.
---         Taken by: exchange, open_session, release_leases, close_session, rescue_jobs
+--         Taken by: begin_exchange, open_session, release_leases, close_session, rescue_jobs
 --   7042  TEXT is the name of `maintain_partitions_1`. One transaction at a time creates and drops partitions.
 --         Taken by: maintain_partitions
 --   7043  TEXT is the notification channel. One enqueue at a time notifies in its own transaction.

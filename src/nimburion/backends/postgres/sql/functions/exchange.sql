@@ -12,7 +12,8 @@
 -- name: exchange
 -- Settle finished jobs, promote due jobs, and lease jobs to a session.
 --
--- The body has six steps. Parameters are flat arrays, because the driver encodes them faster than rows.
+-- It serves jobs in the order of the merge alone. If limits or tenants may restrict them, it changes nothing, and the worker plans
+-- the exchange (`planned_exchange.sql`). Parameters are flat arrays, because the driver encodes them faster than rows.
 --
 -- Inputs:
 --   p_now                       the time of a test's clock, or NULL for the server's clock
@@ -30,7 +31,6 @@
 --   p_ageing                    microseconds of waiting that raise a job by one level; 0: no ageing
 --   p_queues, p_names           the lanes from which jobs are requested
 --   p_levels                    the priority level of the queue of each of these lanes
---   p_caps                      the maximum number of jobs of that queue; NULL: no maximum
 --   p_max_bytes                 the maximum number of bytes of all deliveries
 --   p_low_water_lanes, p_low_water_marks
 --                               lanes in ascending order, and for each the due time before which it is known to be empty.
@@ -45,7 +45,8 @@
 --                               the job and its lease
 --   Columns of the status row:
 --     outcome                   ok: the exchange was applied or repeated; session_lost: the session is not alive;
---                               out_of_order: another number is expected. Only for ok the other columns have values.
+--                               out_of_order: another number is expected; restricted: it must be planned. Only for ok the
+--                               other columns have values.
 --     last_number               of out_of_order: the number of the last exchange
 --     now                       the time of the exchange
 --     results                   one letter for each settlement: d done, a already settled by this token, s stale
@@ -66,424 +67,181 @@
 -- A repeated call applies nothing. It releases the jobs that no longer fit in `p_max_bytes`.
 -- The sizes of payloads are checked only if payloads were ever stored outside their rows (TOAST), or if `p_total` times
 -- 4 KB is more than `p_max_bytes`. A payload inside its row has 2 KB at most, unless it compresses well.
--- Locks: the advisory lock of the session; limits by name; unique keys; then the rows of jobs
+-- Locks: the advisory lock of the session; unique keys; then the rows of jobs. In a repeat also limits by name
 -- Atomic: one transaction with an asynchronous commit
 CREATE OR REPLACE FUNCTION {schema}.exchange_1(
     p_now int8, p_session text, p_number int8,
-    -- settlements
     p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[],
     p_texts text[], p_fractions float8[],
-    -- request
-    p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[], p_levels int8[], p_caps int4[],
-    p_max_bytes int8,
-    -- low-water marks
+    p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[], p_levels int8[], p_max_bytes int8,
     p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 DECLARE
     first_reading int8;
+    most int4 := p_total;  -- how many jobs to lease
     now int8;
     session record;
-    is_new bool;
-    uses_features bool;  -- whether limits, tenants or pauses were ever used
     has_limits bool := false;
-    has_keys bool := false;
-    has_tenants bool := false;
     has_pauses bool := false;
-    check_sizes bool;
-    locked_names text[];
-    changed_seqs int8[];
-    codes text := '';
-    nonce bytea := p_nonce;
     settled record;
-    to_notify int4[];
+    codes text := '';
     next_due int8;
-    promoted record;
     promoted_lanes int4[];
-    first_dues int8[];
-    lane_index int4;
-    is_plain bool;  -- whether no limits, tenants or pauses are in force
     open_lanes record;
-    lanes record;  -- the open lanes from which a merge takes jobs
+    lanes record;  -- the open lanes from which jobs are taken
     counts int4[];
-    closed bool[];  -- requested lanes in which a bound left jobs to the next exchange; see `plan_keyed_claims_1`
-    planned record;
-    queues_to_notify text[];
-    changing bool[];  -- requested lanes to which parked jobs still return; NULL: none
-    limits_changed bool := true;  -- whether limits may have changed; true until step 4 has looked
-    has_turns bool := false;
-    turn_lanes int4[];
-    has_more_turns bool := false;
-    is_planned bool := false;
-    positions int4[];
-    leased_count int8;
-    any_attempted bool;
-    leased_all bool;  -- whether all planned jobs were leased; NULL: the claim has returned its jobs already
-    ids int4[];
     low_water_marks int8[];
     head_dues int8[];
-    waiting int4[];
+    first_dues int8[];
+    lane_index int4;
+    checks_sizes bool;
     main_lanes int4[];
-    ranks int2[];
     queues text[];
     names text[];
+    ranks int2[];
+    waiting int4[];
+    queues_to_notify text[];
 BEGIN
-    -- Step 1: lock the session and read the clock.
-    IF set_config('synchronous_commit', 'off', true) IS NULL
-        OR pg_advisory_xact_lock(hashtextextended(p_session, 7041)) IS NULL
-    THEN  -- never true: an IF costs less than a statement
-        RETURN;
-    END IF;
-    LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
-    -- The first reading comes before this transaction has a number.
-    first_reading := CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
+    -- Step 1: lock the session, and look whether the exchange is plain.
+    first_reading := {schema}.begin_exchange_1(p_session);
     now := {schema}.get_write_time_1(p_now);
+    session := {schema}.find_exchange_1(p_session, p_number);
+    IF session.outcome <> 'ok' THEN
+        RETURN NEXT {schema}.make_status_reply_1(session.outcome, session.last_number);
+        RETURN;
+    ELSIF session.is_repeated THEN
+        RETURN QUERY SELECT * FROM {schema}.reply_again_1(now, session.number, p_number, session.results, session.nonce,
+            p_max_bytes, p_queues, p_names, p_low_water_lanes, p_low_water_marks, session.oldest_xid);
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.used_feature) THEN
+        IF {schema}.is_restricted_1(p_names) THEN
+            RETURN NEXT {schema}.make_status_reply_1('restricted', NULL);
+            RETURN;
+        END IF;
+        has_limits := {schema}.has_own_limits_1();
+        has_pauses := EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now);
+    END IF;
 
-    -- Step 2: read the session, its last exchange, and what decides how the later steps work. Short statements cost less
-    -- than one with many scans (decision 0004).
-    SELECT s.number, last.number AS last_number, last.results, last.nonce,
-        pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS oldest_xid
-    INTO session
-    FROM {schema}.session s LEFT JOIN LATERAL (
-        SELECT * FROM {schema}.exchange_log e WHERE e.session = s.number ORDER BY e.number DESC LIMIT 1
-    ) last ON true
-    WHERE s.id = p_session AND s.ended_at IS NULL AND s.left_at IS NULL;
-    IF NOT FOUND THEN
-        RETURN NEXT {schema}.make_status_reply_1('session_lost', NULL);
-        RETURN;
+    -- Step 2: settle.
+    IF has_limits THEN
+        PERFORM {schema}.lock_affected_limits_1(now, session.number, p_seqs, p_queues, p_names, true);
     END IF;
-    is_new := p_number = coalesce(session.last_number, 0) + 1;
-    IF NOT is_new AND (session.last_number IS NULL OR p_number <> session.last_number) THEN
-        RETURN NEXT {schema}.make_status_reply_1('out_of_order', coalesce(session.last_number, 0));
-        RETURN;
+    IF p_seqs IS NOT NULL THEN
+        settled := {schema}.settle_all_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
+            p_texts, p_fractions, false);
+        codes := settled.codes;
+        IF has_limits THEN
+            settled.to_notify := settled.to_notify || {schema}.release_limits_1(settled.ended);
+        END IF;
+        queues_to_notify := CASE WHEN settled.to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(settled.to_notify) END;
     END IF;
+
+    -- Step 3: promote.
     next_due := (
         SELECT z.due FROM {schema}.scheduled z
         WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark
             ELSE {schema}.get_lowest_time_1() END
         ORDER BY z.due, z.seq LIMIT 1
     );
-    uses_features := EXISTS (SELECT FROM {schema}.used_feature);
-    IF uses_features THEN
-        has_limits := EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit);
-        has_keys := EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.limit_key);
-        IF NOT has_keys THEN
-            has_keys := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
-        END IF;
-        has_tenants := EXISTS (SELECT FROM {schema}.tenant_turn)
-            OR EXISTS (SELECT FROM {schema}.lease l WHERE l.share IS NOT NULL);
-        has_pauses := EXISTS (SELECT FROM {schema}.paused_queue p WHERE p.ends_at IS NULL OR p.ends_at > now);
+    IF next_due <= now THEN
+        SELECT p.next_due, p.lanes INTO next_due, promoted_lanes FROM {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark) p;
     END IF;
 
-    -- Step 3: lock the limits that this exchange may change.
-    IF has_limits OR has_keys THEN
-        changed_seqs := p_seqs;
-        IF NOT is_new THEN  -- some of the leased jobs may return to `ready`
-            changed_seqs := ARRAY(
-                SELECT l.seq FROM {schema}.lease l WHERE l.session = session.number AND l.exchange_number = p_number
-            );
-        END IF;
-        locked_names := {schema}.lock_affected_limits_1(
-            now, session.number, changed_seqs, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
-    END IF;
+    -- Step 4: read the first job of each requested lane.
+    open_lanes := {schema}.read_open_lanes_1(now, p_queues, p_names, p_levels, p_low_water_lanes, p_low_water_marks, has_pauses);
+    head_dues := open_lanes.head_dues;
+    first_dues := array_remove(head_dues, NULL);
+    lane_index := CASE WHEN cardinality(first_dues) = 1 THEN array_position(head_dues, first_dues[1]) END;
 
-    IF has_tenants THEN
-        PERFORM {schema}.lock_floors_1(p_queues, session.number, p_seqs);
+    -- Step 5: lease.
+    IF has_limits AND first_dues <> '{}' THEN
+        PERFORM {schema}.lock_own_limits_1(p_names);
+        most := LEAST(most, {schema}.count_available_1(now, p_names[1]));
     END IF;
-
-    -- Step 4: settle and promote. A repeated exchange only releases what no longer fits in the reply.
-    IF NOT is_new THEN
-        codes := session.results;
-        nonce := session.nonce;
-        to_notify := {schema}.release_excess_1(now, session.number, p_number, p_max_bytes);
-    ELSE
-        IF p_seqs IS NOT NULL THEN
-            IF cardinality(p_fences) = 1 THEN
-                p_fences := array_fill(p_fences[1], ARRAY[cardinality(p_seqs)]);
+    IF most > 0 AND first_dues <> '{}' THEN
+        lanes := open_lanes;
+        checks_sizes := {schema}.may_exceed_1(most, p_max_bytes);
+        IF checks_sizes OR lane_index IS NULL THEN
+            IF cardinality(open_lanes.ids) > 8 THEN
+                lanes := {schema}.find_first_lanes_1(most, now, p_ageing, open_lanes.ids, open_lanes.main_lanes,
+                    open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks,
+                    open_lanes.queues, open_lanes.names, head_dues);
             END IF;
-            IF has_tenants THEN
-                PERFORM {schema}.settle_charges_1(now, session.number, p_seqs, p_kinds, p_fences, p_nonces);
-            END IF;
-            IF p_kinds IS NULL THEN
-                settled := {schema}.complete_all_1(
-                    now, session.number, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
-                codes := repeat('d', cardinality(p_seqs));
-                IF settled.keyed IS NOT NULL THEN
-                    to_notify := {schema}.free_unique_keys_1(settled.keyed, settled.keyed_lanes, settled.keys);
+            low_water_marks := lanes.low_water_marks;
+            LOOP
+                counts := {schema}.plan_claims_1(
+                    most, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, low_water_marks);
+                IF checks_sizes THEN
+                    RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                        lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, low_water_marks, counts,
+                        p_max_bytes);
+                ELSE
+                    RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                        lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, low_water_marks, counts);
                 END IF;
-            ELSE
-                settled := {schema}.settle_each_1(now, session.number, p_kinds, p_seqs, p_ids, p_fences, p_nonces,
-                    p_bodies, p_delays, p_texts, p_fractions);
-                codes := settled.codes;
-                to_notify := settled.to_notify;
-            END IF;
-            IF has_limits THEN
-                to_notify := to_notify || {schema}.release_limits_1(settled.ended);
-            END IF;
-            IF has_keys THEN
-                queues_to_notify := {schema}.release_keys_1(now, settled.key_numbers);
-            END IF;
-        END IF;
-        IF has_keys THEN
-            PERFORM {schema}.unpark_open_1(now, p_names);
-            limits_changed := EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key);
-            IF limits_changed THEN
-                queues_to_notify := queues_to_notify || {schema}.unpark_changed_1(now);
-                changing := {schema}.find_changing_1(p_queues, p_names);
-            END IF;
-        END IF;
-        IF p_kinds IS NOT NULL OR next_due <= now THEN  -- a retry may have added an earlier due time
-            promoted := {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark);
-            next_due := promoted.next_due;
-            promoted_lanes := promoted.lanes;
-        END IF;
-        IF uses_features THEN
-            has_turns := EXISTS (SELECT FROM {schema}.tenant_turn);
-        END IF;
-        IF has_turns THEN
-            PERFORM {schema}.admit_turns_1(p_queues);  -- for jobs that were promoted or returned
-        END IF;
-    END IF;
-
-    -- Step 5: lease the requested jobs, and find the lanes that still have jobs.
-    IF cardinality(p_queues) > 0 OR NOT is_new THEN
-        is_plain := NOT (has_limits OR has_keys OR has_pauses OR has_turns);
-        IF is_plain THEN  -- `find_open_lanes_1` and `read_lane_heads_1` in one statement
-            SELECT array_agg(lane.id) AS ids, array_agg(lane.main_lane) AS main_lanes,
-                array_agg(lane.place) AS request_indexes, array_agg(lane.rank) AS ranks, array_agg(lane.level) AS levels,
-                array_agg(lane.low_water_mark) AS low_water_marks, CAST(NULL AS int4[]) AS available,
-                array_agg(lane.queue) AS queues, array_agg(lane.name) AS names, array_agg(lane.due) AS head_dues
-            INTO open_lanes
-            FROM (
-                SELECT known.*, (
-                    SELECT r.due FROM {schema}.ready r WHERE r.lane = known.id AND r.due >= known.low_water_mark
-                    ORDER BY r.due, r.seq LIMIT 1
-                ) AS due
-                FROM (
-                    SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
-                        requested.level, l.queue, l.name,
-                        CASE WHEN l.is_late OR mark.low_water_mark <= now IS NOT TRUE THEN {schema}.get_lowest_time_1()
-                            ELSE mark.low_water_mark END AS low_water_mark
-                    FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
-                    CROSS JOIN LATERAL (
-                        SELECT * FROM {schema}.lane l
-                        WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
-                    ) l
-                    CROSS JOIN LATERAL (SELECT width_bucket(l.id, p_low_water_lanes) AS place OFFSET 0) found
-                    CROSS JOIN LATERAL (
-                        SELECT CASE WHEN p_low_water_lanes[found.place] = l.id THEN p_low_water_marks[found.place] END
-                            AS low_water_mark OFFSET 0
-                    ) mark
-                    OFFSET 0
-                ) known
-            ) lane;
-            ids := open_lanes.ids;
-            head_dues := open_lanes.head_dues;
-        ELSE
-            open_lanes := {schema}.find_open_lanes_1(
-                now, p_queues, p_names, p_levels, locked_names, p_low_water_lanes, p_low_water_marks);
-            ids := open_lanes.ids;
-            head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
-        END IF;
-        first_dues := array_remove(head_dues, NULL);
-        IF is_plain AND cardinality(first_dues) = 1 THEN
-            lane_index := array_position(head_dues, first_dues[1]);
-        END IF;
-        IF NOT is_new THEN
-            RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
-            IF FOUND THEN
-                SELECT * INTO main_lanes, ranks, queues, names
-                FROM {schema}.get_lanes_of_exchange_1(session.number, p_number);
-            END IF;
-        ELSIF p_total > 0 AND (has_turns OR first_dues <> '{}') THEN
-            check_sizes := p_total > 1 AND (p_total * 4096::int8 > p_max_bytes OR (
-                SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
-            ));
-            IF lane_index IS NOT NULL AND NOT check_sizes THEN  -- one lane has jobs: as `claim_jobs_1`, without a merge
-                RETURN QUERY
-                WITH taken AS (
-                    DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-                        SELECT r.ctid FROM {schema}.ready r
-                        WHERE r.lane = ids[lane_index] AND r.due >= open_lanes.low_water_marks[lane_index]
-                        ORDER BY r.due, r.seq
-                        LIMIT GREATEST(0, LEAST(p_total, p_caps[open_lanes.request_indexes[lane_index]]))
-                        FOR UPDATE SKIP LOCKED
-                    )) RETURNING r.due, r.seq, r.attempt_status,
-                        CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
-                ), leased AS (
-                    INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
-                        failures, lost, attempt_status, extra_flags, nonce, settled_token)
-                    SELECT t.seq, t.due, now, p_number, session.number, open_lanes.main_lanes[lane_index], 1,
-                        coalesce((t.attempts).fence, 0) + 1, coalesce((t.attempts).failures, 0),
-                        coalesce((t.attempts).lost, 0), t.attempt_status, coalesce((t.attempts).extra_flags, 0::int2), p_nonce,
-                        (t.attempts).settled_token
-                    FROM taken t
-                )
-                SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
-                    coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
-                    (CAST(NULL AS {schema}.exchange_status)).*
-                FROM (
-                    SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
-                        THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
-                    FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
-                ) j;
-                is_planned := true;
-            ELSIF has_turns AND NOT has_limits AND NOT has_keys AND NOT has_pauses AND NOT check_sizes
-                AND array_remove(p_caps, NULL) = '{}'
-            THEN
-                SELECT * INTO planned FROM {schema}.plan_plain_turns_1(
-                    p_total, now, p_ageing, coalesce(ids, '{}'), open_lanes.main_lanes, open_lanes.request_indexes,
-                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels
-                );
-                turn_lanes := planned.turn_lanes;
-                has_more_turns := planned.has_more;
-                PERFORM set_config('nimburion.moves_turns', 'on', true);
-                SELECT l.leased, l.any_attempted INTO leased_count, any_attempted FROM {schema}.lease_planned_jobs_1(
-                    now, session.number, p_number, p_nonce, planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL,
-                    NULL, NULL, NULL, NULL, planned.shares, planned.charges, NULL) l;
-                PERFORM set_config('nimburion.moves_turns', '', true);
-                leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
-                IF turn_lanes IS NOT NULL AND leased_count > 0 THEN
-                    PERFORM {schema}.charge_turns_1(session.number, p_number, leased_all,
-                        planned.seqs, planned.shares, planned.starts, planned.charges);
-                END IF;
-                is_planned := leased_count > 0 OR planned.seqs IS NULL;
-            ELSIF has_keys AND NOT has_turns THEN
-                SELECT * INTO planned FROM {schema}.plan_keyed_claims_1(
-                    p_total, now, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes, open_lanes.ranks,
-                    open_lanes.levels, open_lanes.low_water_marks, open_lanes.available, p_queues, p_names, p_caps, changing
-                );
-                closed := planned.closed;
-                SELECT l.leased, l.any_attempted INTO leased_count, any_attempted FROM {schema}.lease_planned_jobs_1(
-                    now, session.number, p_number, p_nonce, planned.seqs, planned.dues, planned.lanes, planned.main_lanes,
-                    planned.positions, planned.ctids, planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL,
-                    CASE WHEN check_sizes THEN p_max_bytes END) l;
-                positions := planned.positions;
-                leased_all := coalesce(leased_count = cardinality(planned.seqs), false);
-                is_planned := leased_count > 0 OR closed IS NOT NULL OR coalesce(planned.seqs, '{}') = '{}';
-            ELSIF NOT has_turns THEN
-                lanes := open_lanes;
-                IF is_plain AND cardinality(ids) > 8 AND array_remove(p_caps, NULL) = '{}' THEN
-                    lanes := {schema}.find_first_lanes_1(p_total, now, p_ageing, ids, open_lanes.main_lanes,
-                        open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks,
-                        open_lanes.queues, open_lanes.names, head_dues);
-                END IF;
-                low_water_marks := lanes.low_water_marks;
-                LOOP
-                    counts := {schema}.plan_claims_1(p_total, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks,
-                        lanes.levels, low_water_marks, lanes.available, p_queues, p_names, p_caps);
-                    IF check_sizes THEN
-                        RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce,
-                            p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels,
-                            low_water_marks, counts, p_max_bytes);
-                    ELSE
-                        RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                            lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels,
-                            low_water_marks, counts);
-                    END IF;
-                    EXIT WHEN FOUND;
-                    IF array_remove(counts, 0) <> '{}' THEN
-                        -- Other transactions have locked all jobs of the planned lanes: plan again without these lanes.
-                        low_water_marks := ARRAY(
-                            SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
-                            FROM unnest(counts, low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
-                        );
-                    ELSIF cardinality(lanes.ids) < cardinality(ids) THEN  -- then from the lanes behind them
-                        lanes := open_lanes;
-                        low_water_marks := lanes.low_water_marks;
-                    ELSE
-                        EXIT;
-                    END IF;
-                END LOOP;
-                is_planned := true;
-            END IF;
-            IF NOT is_planned THEN  -- turns and limits apply, or other transactions have locked all planned jobs
-                SELECT * INTO planned FROM {schema}.plan_turns_1(
-                    p_total, now, session.number, p_number, p_nonce, p_ageing, ids, open_lanes.main_lanes, open_lanes.request_indexes,
-                    open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks, p_queues, p_names, p_levels,
-                    locked_names, p_caps, changing, CASE WHEN check_sizes THEN p_max_bytes END
-                );
-                closed := planned.closed;
-                turn_lanes := planned.turn_lanes;
-                PERFORM {schema}.lease_planned_jobs_1(now, session.number, p_number, p_nonce,
-                    planned.seqs, planned.dues, planned.lanes, planned.main_lanes, NULL, NULL,
-                    planned.key_starts, planned.key_ends, planned.key_numbers, NULL, NULL, NULL);
-                leased_all := false;
-                positions := NULL;
-            END IF;
-            IF leased_all AND NOT any_attempted AND positions IS NOT NULL THEN
-                RETURN QUERY
-                SELECT positions[row_number() OVER (ORDER BY j.seq)], j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id,
-                    j.options, j.payload, (CAST(NULL AS {schema}.exchange_status)).*
-                FROM {schema}.job j WHERE j.seq = ANY (planned.seqs);
-            ELSIF leased_all AND NOT any_attempted THEN
-                RETURN QUERY
-                SELECT CAST(u.place AS int4), j.seq, j.due, j.created_at, j.lane, 1, 0, 0, j.id, j.options,
-                    j.payload, (CAST(NULL AS {schema}.exchange_status)).*
-                FROM unnest(planned.seqs) WITH ORDINALITY AS u (seq, place),
-                    LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = u.seq OFFSET 0) j;
-            ELSIF leased_all IS NOT NULL THEN
-                RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(session.number, p_number);
-            END IF;
-            IF FOUND THEN
-                IF counts IS NULL THEN
-                    lanes := open_lanes;
-                END IF;
-                main_lanes := lanes.main_lanes;
-                ranks := lanes.ranks;
-                queues := lanes.queues;
-                names := lanes.names;
-                IF turn_lanes IS NOT NULL THEN
-                    SELECT main_lanes || array_agg(a.id), ranks || array_agg(a.rank), queues || array_agg(a.queue),
-                        names || array_agg(a.name)
-                    INTO main_lanes, ranks, queues, names FROM {schema}.lane a WHERE a.id = ANY (turn_lanes);
-                END IF;
-                IF lane_index IS NOT NULL THEN
-                    head_dues[lane_index] := (
-                        SELECT r.due FROM {schema}.ready r
-                        WHERE r.lane = ids[lane_index] AND r.due >= open_lanes.low_water_marks[lane_index]
-                        ORDER BY r.due, r.seq LIMIT 1
+                EXIT WHEN FOUND;
+                IF array_remove(counts, 0) <> '{}' THEN
+                    -- Other transactions have locked all jobs of the planned lanes: plan again without these lanes.
+                    low_water_marks := ARRAY(
+                        SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
+                        FROM unnest(counts, low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
                     );
-                ELSIF counts IS NOT NULL AND NOT has_keys THEN
-                    head_dues := {schema}.read_lane_heads_again_1(ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
-                ELSIF NOT has_keys THEN
-                    head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
+                ELSIF cardinality(lanes.ids) < cardinality(open_lanes.ids) THEN  -- then from the lanes behind them
+                    lanes := open_lanes;
+                    low_water_marks := lanes.low_water_marks;
+                ELSE
+                    EXIT;
                 END IF;
-                IF has_limits THEN
-                    PERFORM {schema}.take_limits_1(now, session.number, p_number);
-                END IF;
-                IF has_keys THEN
-                    PERFORM {schema}.count_keys_1(now, session.number, p_number, planned.key_seqs, planned.key_numbers,
-                        planned.units, planned.spans, leased_all);
-                END IF;
+            END LOOP;
+            IF FOUND THEN
+                head_dues := {schema}.read_lane_heads_again_1(
+                    open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
             END IF;
-            IF has_keys THEN
-                head_dues := {schema}.read_lane_heads_1(ids, open_lanes.low_water_marks);
-            END IF;
-        END IF;
-        IF is_plain AND cardinality(first_dues) <= 1 THEN
-            waiting := CASE WHEN head_dues[lane_index] IS NOT NULL
-                THEN open_lanes.request_indexes[lane_index:lane_index] END;
-        ELSE
-            waiting := {schema}.find_waiting_lanes_1(now, open_lanes.request_indexes, head_dues, has_limits, p_names);
-        END IF;
-        IF has_more_turns THEN
-            waiting := ARRAY[1];
-        ELSIF has_turns OR NOT is_new THEN
-            waiting := {schema}.add_waiting_turns_1(now, waiting, p_queues, p_names);
-        END IF;
-        IF closed IS NOT NULL OR changing IS NOT NULL THEN
-            waiting := ARRAY(
-                SELECT place FROM generate_subscripts(p_queues, 1) place
-                WHERE place = ANY (waiting) OR closed[place] OR changing[place]
+        ELSE  -- one lane has jobs: no merge
+            RETURN QUERY
+            WITH taken AS (
+                DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
+                    SELECT r.ctid FROM {schema}.ready r
+                    WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
+                    ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
+                )) RETURNING r.due, r.seq, r.attempt_status,
+                    CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
+            ), leased AS (
+                INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
+                    failures, lost, attempt_status, extra_flags, nonce, settled_token)
+                SELECT t.seq, t.due, now, p_number, session.number, lanes.main_lanes[lane_index], 1,
+                    coalesce((t.attempts).fence, 0) + 1, coalesce((t.attempts).failures, 0), coalesce((t.attempts).lost, 0),
+                    t.attempt_status, coalesce((t.attempts).extra_flags, 0::int2), p_nonce, (t.attempts).settled_token
+                FROM taken t
+            )
+            SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
+                coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
+                (CAST(NULL AS {schema}.exchange_status)).*
+            FROM (
+                SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
+                    THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
+                FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
+            ) j;
+            head_dues[lane_index] := (
+                SELECT r.due FROM {schema}.ready r
+                WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
+                ORDER BY r.due, r.seq LIMIT 1
             );
         END IF;
-        IF has_keys AND waiting <> '{}' THEN
-            waiting := ARRAY(
-                SELECT place FROM unnest(waiting) AS w (place)
-                WHERE NOT {schema}.is_queue_full_1(now, p_queues[place], p_names[place])
-            );
+        IF FOUND THEN
+            main_lanes := lanes.main_lanes;
+            queues := lanes.queues;
+            names := lanes.names;
+            ranks := lanes.ranks;
         END IF;
+    END IF;
+    IF cardinality(first_dues) <= 1 THEN
+        waiting := CASE WHEN head_dues[lane_index] IS NOT NULL THEN open_lanes.request_indexes[lane_index:lane_index] END;
+    ELSE
+        waiting := ARRAY(SELECT DISTINCT l.place FROM unnest(open_lanes.request_indexes, head_dues) AS l (place, due)
+            WHERE l.due IS NOT NULL ORDER BY 1);
     END IF;
     IF promoted_lanes IS NOT NULL THEN
         queues_to_notify := queues_to_notify || {schema}.list_queues_of_left_jobs_1(promoted_lanes, session.number, p_number);
@@ -491,37 +249,156 @@ BEGIN
     IF p_total > 0 AND next_due <= now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         next_due := {schema}.report_due_1(now, session.number, next_due);
     END IF;
-    IF has_keys THEN
-        next_due := LEAST(next_due, (
-            SELECT u.opens_at FROM {schema}.limit_key u WHERE u.opens_at >= now AND EXISTS (
-                SELECT FROM {schema}.parked p WHERE p.limit_name = u.limit_name AND p.key = u.key
-            ) ORDER BY u.opens_at LIMIT 1
-        ));
-        IF limits_changed AND (EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key)) THEN
-            next_due := LEAST(next_due, now);
-        END IF;
-    END IF;
-    IF has_limits OR has_keys THEN
-        next_due := LEAST(next_due, {schema}.find_next_opening_1(
-            now, p_queues, p_names, p_low_water_lanes, p_low_water_marks));
+    IF has_limits THEN
+        PERFORM {schema}.take_limits_1(now, session.number, p_number);
+        next_due := LEAST(next_due, {schema}.find_next_opening_1(now, p_queues, p_names));
+        waiting := CASE WHEN coalesce({schema}.count_available_1(now, p_names[1]), 1) > 0 THEN waiting END;
     END IF;
 
     -- Step 6: record the exchange, and return the status row.
-    IF is_new THEN
-        INSERT INTO {schema}.exchange_log (session, number, nonce, results)
-        VALUES (session.number, p_number, p_nonce, codes);
-        IF p_number % 16 = 0 THEN  -- less work than one deletion in each exchange
-            DELETE FROM {schema}.exchange_log e WHERE e.session = session.number AND e.number < p_number - 1;
-        END IF;
-    END IF;
+    PERFORM {schema}.record_exchange_1(session.number, p_number, p_nonce, codes, false);
     RETURN NEXT CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
-        'ok', NULL, now, codes, nonce, next_due, waiting,
-        CASE WHEN to_notify IS NOT NULL THEN {schema}.get_queues_of_lanes_1(to_notify) END || queues_to_notify,
-        main_lanes, queues, names, ranks, ids, head_dues,
-        pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
+        'ok', NULL, now, codes, p_nonce, next_due, waiting, queues_to_notify, main_lanes, queues, names,
+        ranks, open_lanes.ids, head_dues, pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
         CASE WHEN p_now IS NULL THEN LEAST(now - first_reading, 2000000000) ELSE 0 END
     ) AS {schema}.exchange_reply);
+END $$;
+
+-- name: begin_exchange
+-- Lock a session, and keep limits and pauses from being added.
+-- Inputs: the id of the session
+-- Result: the time of the server's clock before this transaction has a number
+-- Locks: the advisory lock of the session; `concurrency_limit` and `paused_queue` in ROW SHARE
+CREATE OR REPLACE FUNCTION {schema}.begin_exchange_1(p_session text) RETURNS int8
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF set_config('synchronous_commit', 'off', true) IS NULL
+        OR pg_advisory_xact_lock(hashtextextended(p_session, 7041)) IS NULL
+    THEN  -- never true: an IF costs less than a statement
+        RETURN NULL;
+    END IF;
+    LOCK TABLE {schema}.concurrency_limit, {schema}.paused_queue IN ROW SHARE MODE;
+    RETURN CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS int8);
+END $$;
+
+-- name: find_exchange
+-- Find a session, and whether an exchange is the next one or the last one again.
+-- Inputs: the id of the session; the number of the exchange
+-- Result:
+--   outcome             as of `exchange_1`
+--   number              the number of the session
+--   last_number, results, nonce, is_open
+--                       the row of its last exchange in `exchange_log`; 0 and NULL: there is none
+--   is_repeated         whether the exchange is the last one
+--   oldest_xid          as in the status row of `exchange_1`
+CREATE OR REPLACE FUNCTION {schema}.find_exchange_1(
+    p_session text, p_number int8, OUT outcome text, OUT number int4, OUT last_number int8, OUT results text, OUT nonce bytea,
+    OUT is_open bool, OUT is_repeated bool, OUT oldest_xid int8
+) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT s.number, coalesce(last.number, 0), last.results, last.nonce, last.is_open, last.number = p_number,
+        pg_snapshot_xmin(pg_current_snapshot())::text::int8
+    INTO number, last_number, results, nonce, is_open, is_repeated, oldest_xid
+    FROM {schema}.session s LEFT JOIN LATERAL (
+        SELECT * FROM {schema}.exchange_log e WHERE e.session = s.number ORDER BY e.number DESC LIMIT 1
+    ) last ON true
+    WHERE s.id = p_session AND s.ended_at IS NULL AND s.left_at IS NULL;
+    is_repeated := coalesce(is_repeated, false);
+    outcome := CASE WHEN number IS NULL THEN 'session_lost'
+        WHEN is_repeated OR p_number = last_number + 1 THEN 'ok' ELSE 'out_of_order' END;
+END $$;
+
+-- name: record_exchange
+-- Store that an exchange was applied.
+-- Inputs: the session; the number of the exchange and its nonce; one letter for each settlement; whether a plan follows
+CREATE OR REPLACE FUNCTION {schema}.record_exchange_1(
+    p_session int4, p_number int8, p_nonce bytea, p_results text, p_is_open bool
+) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO {schema}.exchange_log (session, number, nonce, results, is_open)
+    VALUES (p_session, p_number, p_nonce, p_results, p_is_open);
+    IF p_number % 16 = 0 THEN  -- less work than one deletion in each exchange
+        DELETE FROM {schema}.exchange_log e WHERE e.session = p_session AND e.number < p_number - 1;
+    END IF;
+END $$;
+
+-- name: is_restricted
+-- Test whether limits or tenants may restrict what an exchange leases, or change when a lease ends. The own limits of a single
+-- requested name only limit the number of jobs.
+-- Inputs: the names of the requested lanes
+CREATE OR REPLACE FUNCTION {schema}.is_restricted_1(p_names text[]) RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM {schema}.keyed_limit) OR EXISTS (SELECT FROM {schema}.limit_key)
+        OR EXISTS (SELECT FROM {schema}.changed_limit) OR EXISTS (SELECT FROM {schema}.changed_key)
+        OR EXISTS (SELECT FROM {schema}.lane a WHERE a.id < 0)  -- of a tenant
+        OR cardinality(p_names) > 1 AND {schema}.has_own_limits_1();
+END $$;
+
+-- name: has_own_limits
+-- Test whether any job name has a limit of its own.
+CREATE OR REPLACE FUNCTION {schema}.has_own_limits_1() RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (SELECT FROM {schema}.concurrency_limit) OR EXISTS (SELECT FROM {schema}.rate_limit);
+END $$;
+
+-- name: is_paused
+-- Test whether a queue is paused.
+-- Inputs: the time; the queue
+CREATE OR REPLACE FUNCTION {schema}.is_paused_1(p_now int8, p_queue text) RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM {schema}.paused_queue p WHERE p.queue = p_queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
+    );
+END $$;
+
+-- name: may_exceed
+-- Test whether the sizes of payloads have to be checked.
+-- Inputs: the maximum number of jobs, and of bytes of all deliveries
+CREATE OR REPLACE FUNCTION {schema}.may_exceed_1(p_total int4, p_max_bytes int8) RETURNS bool
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN p_total > 1 AND (p_total * 4096::int8 > p_max_bytes OR (
+        SELECT pg_relation_size(c.reltoastrelid) > 0 FROM pg_class c WHERE c.oid = CAST('{schema}.job' AS regclass)
+    ));
+END $$;
+
+-- name: reply_again
+-- Return the reply of the last exchange again. Jobs that no longer fit are released, and the exchange is closed for a plan that
+-- arrives late.
+-- Inputs: the time; the session; number, results and nonce of the exchange; then as for `exchange_1`; as from `find_exchange_1`
+-- Result: as of `exchange_1`
+-- Locks: the limits of its jobs; then rows of jobs
+CREATE OR REPLACE FUNCTION {schema}.reply_again_1(
+    p_now int8, p_session int4, p_number int8, p_results text, p_nonce bytea, p_max_bytes int8, p_queues text[], p_names text[],
+    p_low_water_lanes int4[], p_low_water_marks int8[], p_oldest_xid int8
+) RETURNS SETOF {schema}.exchange_reply
+LANGUAGE plpgsql AS $$
+DECLARE
+    status {schema}.exchange_reply := {schema}.make_status_reply_1('ok', NULL);
+BEGIN
+    UPDATE {schema}.exchange_log e SET is_open = false WHERE e.session = p_session AND e.number = p_number AND e.is_open;
+    PERFORM {schema}.lock_affected_limits_1(p_now, p_session, ARRAY(
+        SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
+    ), p_queues, p_names, false);
+    PERFORM {schema}.lock_floors_1(p_queues, p_session, NULL);
+    status.to_notify := {schema}.get_queues_of_lanes_1({schema}.release_excess_1(p_now, p_session, p_number, p_max_bytes));
+    RETURN QUERY SELECT * FROM {schema}.repeat_exchange_1(p_session, p_number);
+    SELECT * INTO status.lanes, status.ranks, status.queues, status.names
+    FROM {schema}.get_lanes_of_exchange_1(p_session, p_number);
+    status.now := p_now;
+    status.results := p_results;
+    status.nonce := p_nonce;
+    status.next_due := LEAST((SELECT min(z.due) FROM {schema}.scheduled z), {schema}.find_next_opening_1(p_now, p_queues, p_names));
+    status.waiting := {schema}.find_waiting_lanes_1(p_now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
+    status.oldest_xid := p_oldest_xid;
+    status.next_xid := pg_current_xact_id()::text::int8 + 1;
+    status.clock_delay := 0;
+    RETURN NEXT status;
 END $$;
 
 -- name: exchange_pooled
@@ -530,7 +407,7 @@ CREATE OR REPLACE FUNCTION {schema}.exchange_pooled_1(
     p_now int8, p_session text, p_number int8,
     p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[],
     p_texts text[], p_fractions float8[],
-    p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[], p_levels int8[], p_caps int4[],
+    p_total int4, p_nonce bytea, p_ageing int8, p_queues text[], p_names text[], p_levels int8[],
     p_max_bytes int8,
     p_low_water_lanes int4[], p_low_water_marks int8[], p_scheduled_low_water_mark int8
 ) RETURNS SETOF {schema}.exchange_reply
@@ -541,7 +418,7 @@ SET plan_cache_mode TO force_generic_plan AS $$
 BEGIN
     RETURN QUERY SELECT * FROM {schema}.exchange_1(
         p_now, p_session, p_number, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
-        p_texts, p_fractions, p_total, p_nonce, p_ageing, p_queues, p_names, p_levels, p_caps,
+        p_texts, p_fractions, p_total, p_nonce, p_ageing, p_queues, p_names, p_levels,
         p_max_bytes, p_low_water_lanes, p_low_water_marks, p_scheduled_low_water_mark
     );
 END $$;
@@ -638,81 +515,51 @@ BEGIN
     RETURN p_due;
 END $$;
 
--- name: find_open_lanes
--- Find the lanes from which jobs may be leased: not paused, and with room under the limits of their name and their queue. If
--- the limits of a name are not locked, its jobs came a moment ago, and the next exchange leases them.
--- Inputs:
---   p_now                         the time
---   p_queues, p_names, p_levels   the requested lanes
---   p_locked                      the names whose limits are locked; NULL: there are no limits
---   p_low_water_lanes, p_low_water_marks
---                                 lanes and their low-water marks. They are ignored for late lanes, and if the clock was
---                                 set back.
--- Result: arrays with one element for each open lane:
+-- name: read_open_lanes
+-- Read the first job of each requested lane of jobs without a tenant.
+-- Inputs: as for `exchange_1`; whether any queue is paused, whose lanes are left out
+-- Result: arrays with one element for each lane:
 --   ids                           its number
 --   main_lanes                    for a late lane the number of its main lane, else its own number
 --   request_indexes               the index of the requested lane that it belongs to
---   ranks, levels                 its rank; the level of its queue
---   low_water_marks               the due time from which to read it
---   available                     how many jobs of its name may start now; NULL: it has no limit
+--   ranks, levels                 its rank; the level of its queue (NULL: no levels are given)
+--   low_water_marks               the due time from which to read it. Marks are ignored for late lanes, and if the clock was
+--                                 set back.
 --   queues, names                 its queue and name
--- Atomic: the caller has locked the tables of limits and pauses
-CREATE OR REPLACE FUNCTION {schema}.find_open_lanes_1(
-    p_now int8, p_queues text[], p_names text[], p_levels int8[], p_locked text[],
-    p_low_water_lanes int4[], p_low_water_marks int8[],
-    OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
-    OUT low_water_marks int8[], OUT available int4[], OUT queues text[], OUT names text[]
+--   head_dues                     the due time of its first job; NULL: it is empty
+-- One short statement costs less than several (decision 0004).
+CREATE OR REPLACE FUNCTION {schema}.read_open_lanes_1(
+    p_now int8, p_queues text[], p_names text[], p_levels int8[], p_low_water_lanes int4[], p_low_water_marks int8[],
+    p_has_pauses bool, OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
+    OUT low_water_marks int8[], OUT queues text[], OUT names text[], OUT head_dues int8[]
 ) LANGUAGE plpgsql AS $$
-DECLARE
-    has_queue_limits bool := EXISTS (SELECT FROM {schema}.keyed_limit k WHERE k.limit_name >= 'queue:' AND k.limit_name < 'queue;');
 BEGIN
-    SELECT array_agg(open_lane.id), array_agg(open_lane.main_lane), array_agg(open_lane.place), array_agg(open_lane.rank),
-        array_agg(open_lane.level), array_agg(open_lane.low_water_mark), array_agg(open_lane.available),
-        array_agg(open_lane.queue), array_agg(open_lane.name)
-    INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, available, queues, names
+    SELECT array_agg(lane.id), array_agg(lane.main_lane), array_agg(lane.place), array_agg(lane.rank), array_agg(lane.level),
+        array_agg(lane.low_water_mark), array_agg(lane.queue), array_agg(lane.name), array_agg(lane.due)
+    INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, queues, names, head_dues
     FROM (
-        SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
-            requested.level, requested.queue, requested.name, limits.available,
-            CASE WHEN l.is_late OR mark.low_water_mark > p_now THEN {schema}.get_lowest_time_1()
-                ELSE coalesce(mark.low_water_mark, {schema}.get_lowest_time_1()) END AS low_water_mark
-        FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
-        CROSS JOIN LATERAL (
-            SELECT * FROM {schema}.lane l WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
-        ) l
-        CROSS JOIN LATERAL (SELECT width_bucket(l.id, p_low_water_lanes) AS place OFFSET 0) found
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN p_low_water_lanes[found.place] = l.id THEN p_low_water_marks[found.place] END AS low_water_mark
-        ) mark
-        CROSS JOIN LATERAL (SELECT {schema}.count_available_1(p_now, requested.name) AS available) limits
-        WHERE NOT EXISTS (
-                SELECT FROM {schema}.paused_queue p
-                WHERE p.queue = requested.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
-            )
-            AND coalesce(limits.available, 1) > 0
-            AND NOT (has_queue_limits AND {schema}.is_queue_full_1(p_now, requested.queue, requested.name))
-            AND (requested.name = ANY (p_locked) OR limits.available IS NULL AND (p_locked IS NULL OR NOT EXISTS (
-                SELECT FROM {schema}.keyed_limit k WHERE k.job_name = requested.name
-            )))
-        ORDER BY requested.place, l.rank, l.is_late
-    ) open_lane;
-END $$;
-
--- name: read_lane_heads
--- Return the earliest due time of each lane.
--- Inputs: lanes; for each a due time before which it is known to be empty
--- Result: the due times in the same order; NULL for an empty lane
-CREATE OR REPLACE FUNCTION {schema}.read_lane_heads_1(p_ids int4[], p_low_water_marks int8[]) RETURNS int8[]
-LANGUAGE plpgsql AS $$
-DECLARE
-    head_dues int8[] := '{}';
-    head int8;
-BEGIN
-    FOR i IN 1..coalesce(cardinality(p_ids), 0) LOOP
-        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = p_ids[i] AND r.due >= p_low_water_marks[i]
-        ORDER BY r.due, r.seq LIMIT 1;
-        head_dues[i] := head;
-    END LOOP;
-    RETURN head_dues;
+        SELECT known.*, (
+            SELECT r.due FROM {schema}.ready r WHERE r.lane = known.id AND r.due >= known.low_water_mark
+            ORDER BY r.due, r.seq LIMIT 1
+        ) AS due
+        FROM (
+            SELECT l.id, coalesce(l.main_lane, l.id) AS main_lane, CAST(requested.place AS int4) AS place, l.rank,
+                requested.level, l.queue, l.name,
+                CASE WHEN l.is_late OR mark.low_water_mark <= p_now IS NOT TRUE THEN {schema}.get_lowest_time_1()
+                    ELSE mark.low_water_mark END AS low_water_mark
+            FROM unnest(p_queues, p_names, p_levels) WITH ORDINALITY AS requested (queue, name, level, place)
+            CROSS JOIN LATERAL (
+                SELECT * FROM {schema}.lane l
+                WHERE l.queue = requested.queue AND l.name = requested.name AND l.tenant = '' OFFSET 0
+            ) l
+            CROSS JOIN LATERAL (SELECT width_bucket(l.id, p_low_water_lanes) AS place OFFSET 0) found
+            CROSS JOIN LATERAL (
+                SELECT CASE WHEN p_low_water_lanes[found.place] = l.id THEN p_low_water_marks[found.place] END
+                    AS low_water_mark OFFSET 0
+            ) mark
+            WHERE NOT p_has_pauses OR NOT {schema}.is_paused_1(p_now, requested.queue) OFFSET 0
+        ) known
+    ) lane;
 END $$;
 
 -- name: read_lane_heads_again
@@ -746,15 +593,15 @@ END $$;
 -- name: find_first_lanes
 -- Find the lanes that hold the first jobs of a merge: a job of another lane comes after `p_total` first jobs of lanes. If
 -- lanes of one name and queue differ in their priorities, all lanes that hold jobs.
--- Inputs: the maximum number of jobs; the time; the ageing span (0: no ageing); the open lanes as `find_open_lanes_1`
+-- Inputs: the maximum number of jobs; the time; the ageing span (0: no ageing); the open lanes as `read_open_lanes_1`
 --   returns them, and their earliest due times (NULL: empty)
--- Result: the same for these lanes; `available` is NULL
+-- Result: the same for these lanes
 -- Atomic: reads nothing
 CREATE OR REPLACE FUNCTION {schema}.find_first_lanes_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[],
     p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_head_dues int8[],
     OUT ids int4[], OUT main_lanes int4[], OUT request_indexes int4[], OUT ranks int2[], OUT levels int8[],
-    OUT low_water_marks int8[], OUT available int4[], OUT queues text[], OUT names text[]
+    OUT low_water_marks int8[], OUT queues text[], OUT names text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     most int4 := p_total;
@@ -782,15 +629,14 @@ END $$;
 --   p_total                       the maximum number of jobs
 --   p_now                         the time
 --   p_ageing                      the ageing span in microseconds; 0: no ageing
---   p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_available
---                                 the open lanes, as `find_open_lanes_1` returns them
---   p_queues, p_names, p_caps     the requested lanes; the cap of each queue (NULL: no cap)
+--   p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks
+--                                 the open lanes: their arrays in `exchange_1`
 -- Result: a number for each open lane
 -- Locks: none; it reads snapshots. Locked candidates would be hidden from other workers.
 -- Atomic: a read. The caller then takes that many jobs and skips the ones that another transaction has locked.
 CREATE OR REPLACE FUNCTION {schema}.plan_claims_1(
     p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
-    p_levels int8[], p_low_water_marks int8[], p_available int4[], p_queues text[], p_names text[], p_caps int4[]
+    p_levels int8[], p_low_water_marks int8[]
 ) RETURNS int4[]
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -799,31 +645,22 @@ DECLARE
     counts int4[];
     incomplete int4[];
     taken record;
-    is_limited bool := EXISTS (SELECT FROM unnest(p_available) available WHERE available IS NOT NULL)
-        OR EXISTS (SELECT FROM unnest(p_caps) cap WHERE cap IS NOT NULL);
 BEGIN
     LOOP
-        IF is_limited THEN
-            SELECT merged.counts, merged.incomplete INTO counts, incomplete FROM {schema}.merge_lanes_limited_1(
-                p_total, p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_available,
-                chunks, p_queues, p_names, p_caps
-            ) merged;
-        ELSE
-            counts := array_fill(0, ARRAY[cardinality(p_ids)]);
-            incomplete := NULL;
-            FOR taken IN
-                SELECT merged.lane_index, count(*) AS jobs, bool_or(merged.is_end AND merged.place < p_total) AS is_incomplete
-                FROM (
-                    SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
-                        p_low_water_marks, chunks) LIMIT p_total
-                ) merged GROUP BY merged.lane_index
-            LOOP
-                counts[taken.lane_index] := taken.jobs;
-                IF taken.is_incomplete THEN
-                    incomplete := incomplete || taken.lane_index;
-                END IF;
-            END LOOP;
-        END IF;
+        counts := array_fill(0, ARRAY[cardinality(p_ids)]);
+        incomplete := NULL;
+        FOR taken IN
+            SELECT merged.lane_index, count(*) AS jobs, bool_or(merged.is_end AND merged.place < p_total) AS is_incomplete
+            FROM (
+                SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
+                    p_low_water_marks, chunks) LIMIT p_total
+            ) merged GROUP BY merged.lane_index
+        LOOP
+            counts[taken.lane_index] := taken.jobs;
+            IF taken.is_incomplete THEN
+                incomplete := incomplete || taken.lane_index;
+            END IF;
+        END LOOP;
         EXIT WHEN incomplete IS NULL;
         FOR i IN 1..cardinality(incomplete) LOOP
             chunks[incomplete[i]] := LEAST(2 * chunks[incomplete[i]], p_total + 1);
@@ -835,8 +672,8 @@ END $$;
 -- name: merge_jobs
 -- Merge the first jobs of several lanes in the order of delivery.
 -- A job is ranked by the worst key between the front of its lane and the job itself (decision 0001).
--- Inputs: the time; the ageing span (0: no ageing); the open lanes as `find_open_lanes_1` returns them; how many jobs of
---   each to read
+-- Inputs: the time; the ageing span (0: no ageing); the open lanes: their arrays in `exchange_1`; how many
+--   jobs of each to read
 -- Result: one row for each job, in order:
 --   place, lane_index, due, seq    its place; the index of its lane; the job
 --   is_end                         the job is the last one that was read from a lane that may have more
@@ -870,61 +707,10 @@ LANGUAGE sql STABLE AS $$
     ORDER BY 1
 $$;
 
--- name: merge_lanes_limited
--- Do the same as `merge_jobs_1` when caps of queues or limits of names apply.
--- Inputs: as for `plan_claims_1`, and how many jobs of each lane to read
--- Result:
---   counts                        how many jobs to take from each lane
---   incomplete                    the indexes of lanes from which more jobs must be read; NULL: none
-CREATE OR REPLACE FUNCTION {schema}.merge_lanes_limited_1(
-    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_request_indexes int4[], p_ranks int2[],
-    p_levels int8[], p_low_water_marks int8[], p_available int4[], p_chunks int4[], p_queues text[],
-    p_names text[], p_caps int4[], OUT counts int4[], OUT incomplete int4[]
-) LANGUAGE plpgsql AS $$
-DECLARE
-    queue_indexes int4[];
-    name_indexes int4[];
-    queue_available int4[];
-    name_available int4[];
-    taken int4 := 0;
-    job record;
-    queue int4;
-    name int4;
-BEGIN
-    counts := array_fill(0, ARRAY[cardinality(p_ids)]);
-    SELECT array_agg(array_position(p_queues, p_queues[requested.request_index]) ORDER BY requested.lane_index),
-        array_agg(array_position(p_names, p_names[requested.request_index]) ORDER BY requested.lane_index)
-    INTO queue_indexes, name_indexes
-    FROM unnest(p_request_indexes) WITH ORDINALITY AS requested (request_index, lane_index);
-    SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
-    name_available := array_fill(p_total, ARRAY[cardinality(p_names)]);
-    FOR i IN 1..cardinality(p_ids) LOOP
-        IF p_available[i] IS NOT NULL THEN
-            name_available[name_indexes[i]] := p_available[i];
-        END IF;
-    END LOOP;
-    FOR job IN
-        SELECT * FROM {schema}.merge_jobs_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
-            p_low_water_marks, p_chunks)
-    LOOP
-        queue := queue_indexes[job.lane_index];
-        name := name_indexes[job.lane_index];
-        CONTINUE WHEN queue_available[queue] <= 0 OR name_available[name] <= 0;
-        counts[job.lane_index] := counts[job.lane_index] + 1;
-        queue_available[queue] := queue_available[queue] - 1;
-        name_available[name] := name_available[name] - 1;
-        taken := taken + 1;
-        EXIT WHEN taken = p_total;
-        IF job.is_end AND queue_available[queue] > 0 AND name_available[name] > 0 THEN
-            incomplete := incomplete || job.lane_index;
-        END IF;
-    END LOOP;
-END $$;
-
 -- name: claim_jobs
 -- Lease the first jobs of lanes to a session, and return them.
--- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes as `find_open_lanes_1` returns
---   them; how many jobs to take from each
+-- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes: their arrays in
+--   `exchange_1`; how many jobs to take from each
 -- Result: one row for each job; `reply_position` is its position in the merge
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
 CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
@@ -1053,43 +839,25 @@ END $$;
 
 -- name: find_waiting_lanes
 -- Find the requested lanes that still have jobs that may be leased.
--- Inputs: the time; for each open lane, the index of its requested lane and its earliest due time; whether there are
---   limits; the names of the requested lanes
+-- Inputs: the time; queues and names of the requested lanes; lanes and their low-water marks
 -- Result: indexes of requested lanes in ascending order; NULL: none
--- Atomic: one read; the caller has locked the limits
-CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(p_now int8, p_request_indexes int4[], p_head_dues int8[],
-    p_limited bool, p_names text[]) RETURNS int4[]
-LANGUAGE plpgsql AS $$
-BEGIN
-    IF array_remove(p_head_dues, NULL) = '{}' THEN
-        RETURN NULL;
-    END IF;
-    RETURN ARRAY(
-        SELECT DISTINCT lane.request_index FROM unnest(p_request_indexes, p_head_dues) AS lane (request_index, due)
-        WHERE lane.due IS NOT NULL
-            AND NOT (p_limited AND coalesce({schema}.count_available_1(p_now, p_names[lane.request_index]), 1) <= 0)
-        ORDER BY lane.request_index
-    );
-END $$;
-
--- name: add_waiting_turns
--- Add the requested lanes with jobs that wait for the turn of their tenant and may be leased.
--- Inputs: the time; indexes of other requested lanes (NULL: none); queues and names of the requested lanes
--- Result: indexes of requested lanes in ascending order; NULL: none
-CREATE OR REPLACE FUNCTION {schema}.add_waiting_turns_1(
-    p_now int8, p_waiting int4[], p_queues text[], p_names text[]
+CREATE OR REPLACE FUNCTION {schema}.find_waiting_lanes_1(
+    p_now int8, p_queues text[], p_names text[], p_low_water_lanes int4[], p_low_water_marks int8[]
 ) RETURNS int4[]
 LANGUAGE plpgsql AS $$
+DECLARE
+    lanes record := {schema}.read_open_lanes_1(
+        p_now, p_queues, p_names, NULL, p_low_water_lanes, p_low_water_marks, true);
+    holding int4[];
 BEGIN
+    holding := ARRAY(SELECT l.place FROM unnest(lanes.request_indexes, lanes.head_dues) AS l (place, due) WHERE l.due IS NOT NULL);
     RETURN (
         SELECT array_agg(CAST(w.place AS int4) ORDER BY w.place)
         FROM unnest(p_queues, p_names) WITH ORDINALITY AS w (queue, name, place)
-        WHERE w.place = ANY (p_waiting) OR EXISTS (
+        WHERE (w.place = ANY (holding) OR NOT {schema}.is_paused_1(p_now, w.queue) AND EXISTS (
             SELECT FROM {schema}.tenant_turn t WHERE t.queue = w.queue AND t.name = w.name
-                AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0)
-        ) AND NOT EXISTS (
-            SELECT FROM {schema}.paused_queue p WHERE p.queue = w.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
-        ) AND coalesce({schema}.count_available_1(p_now, w.name), 1) > 0
+                AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0) OFFSET 0
+        )) AND coalesce({schema}.count_available_1(p_now, w.name), 1) > 0 AND NOT {schema}.is_queue_full_1(p_now, w.queue, w.name)
     );
 END $$;
 

@@ -122,6 +122,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN '{}';
     END IF;
+    UPDATE {schema}.exchange_log e SET is_open = false WHERE e.session = session_number AND e.nonce = p_nonce AND e.is_open;
     PERFORM {schema}.lock_all_limits_1();
     FOR held IN
         WITH ended AS (

@@ -7,6 +7,39 @@
 -- `complete_all` completes many jobs at once. It fails as a whole (NB001) if the session does not hold one of the leases
 -- under its token. The caller then repeats the exchange with `settle_each`.
 
+-- name: settle_all
+-- Apply the settlements of an exchange.
+-- Inputs: the time; the number of the session; the settlements as for `exchange_1`; whether tenants may have been charged
+-- Result: as of `settle_each_1`
+CREATE OR REPLACE FUNCTION {schema}.settle_all_1(
+    p_now int8, p_session int4, p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[],
+    p_bodies bytea[], p_delays int8[], p_texts text[], p_fractions float8[], p_has_charges bool,
+    OUT codes text, OUT ended int4[], OUT to_notify int4[], OUT key_numbers int8[]
+) LANGUAGE plpgsql AS $$
+DECLARE
+    completed record;
+BEGIN
+    IF cardinality(p_fences) = 1 THEN
+        p_fences := array_fill(p_fences[1], ARRAY[cardinality(p_seqs)]);
+    END IF;
+    IF p_has_charges THEN
+        PERFORM {schema}.settle_charges_1(p_now, p_session, p_seqs, p_kinds, p_fences, p_nonces);
+    END IF;
+    IF p_kinds IS NOT NULL THEN
+        SELECT s.codes, s.ended, s.to_notify, s.key_numbers INTO codes, ended, to_notify, key_numbers
+        FROM {schema}.settle_each_1(p_now, p_session, p_kinds, p_seqs, p_ids, p_fences, p_nonces, p_bodies, p_delays,
+            p_texts, p_fractions) s;
+        RETURN;
+    END IF;
+    completed := {schema}.complete_all_1(p_now, p_session, p_seqs, p_fences, p_nonces, p_bodies, p_texts);
+    codes := repeat('d', cardinality(p_seqs));
+    ended := completed.ended;
+    key_numbers := completed.key_numbers;
+    IF completed.keyed IS NOT NULL THEN
+        to_notify := {schema}.free_unique_keys_1(completed.keyed, completed.keyed_lanes, completed.keys);
+    END IF;
+END $$;
+
 -- name: complete_all
 -- Complete many jobs at once, if the session holds all of them under the given tokens.
 -- Inputs: the time; the session; seqs (ascending), fences and nonces of the leases; the results (NULL: no job has one);

@@ -79,7 +79,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- The trigger fires only for jobs of tenants. It does not fire while `charge_turns_1` is about to move all turns of an exchange
+-- The trigger fires only for jobs of tenants. It does not fire while `move_turns_1` is about to move all turns of an exchange
 -- at once. It does not fire for a replacement either, which may be in a caller's transaction. The next exchange that reads the
 -- turn moves it.
 CREATE OR REPLACE TRIGGER ready_removed AFTER DELETE ON {schema}.ready FOR EACH ROW
@@ -217,112 +217,6 @@ LANGUAGE sql IMMUTABLE AS $$
         CASE WHEN p_mean = 0 THEN CAST(100000 AS int8) << CAST(LEAST(p_unmeasured, 9) AS int4) ELSE p_mean END, p_units)
 $$;
 
--- name: find_next_turn
--- Find the job of a queue whose turn is next, and lock it.
--- Inputs: the queue; the names whose jobs may be taken; lanes to leave out; the row that was found before in the same exchange
---   (NULL: none). While jobs are reserved, rows only move back, and no name is added. So no row before that one is read again.
--- Result: the row of `tenant_turn`, which names that job; NULL: there is none. If another transaction has locked the first job of
---   the lane, due time and seq are those of the first that is not locked. `skipped`: further lanes to leave out
--- Locks: the row of `ready`; rows that another transaction has locked are skipped
-CREATE OR REPLACE FUNCTION {schema}.find_next_turn_1(
-    p_queue text, p_names text[], p_skipped int4[], p_found {schema}.tenant_turn, OUT turn {schema}.tenant_turn, OUT skipped int4[]
-)
-LANGUAGE plpgsql AS $$
-DECLARE
-    first_job record;
-    free_job record;
-    found_rank int2 := coalesce((p_found).rank, 0::int2);
-    found_time int8 := coalesce((p_found).virtual_time, {schema}.get_lowest_time_1());
-    found_due int8 := coalesce((p_found).due, {schema}.get_lowest_time_1());
-    found_seq int8 := coalesce((p_found).seq, 0);
-BEGIN
-    skipped := p_skipped;
-    LOOP
-        SELECT t.* INTO turn FROM {schema}.tenant_turn t
-        WHERE t.queue = p_queue AND t.arrival = 0
-            AND (t.rank, t.virtual_time, t.due, t.seq) >= (found_rank, found_time, found_due, found_seq) AND t.name = ANY (p_names) AND t.lane <> ALL (skipped)
-        ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT 1;
-        IF NOT FOUND THEN
-            turn := NULL;
-            RETURN;
-        END IF;
-        PERFORM FROM {schema}.ready r WHERE r.lane = turn.lane AND r.due = turn.due AND r.seq = turn.seq
-        FOR UPDATE SKIP LOCKED;
-        IF FOUND THEN
-            RETURN;
-        END IF;
-        SELECT r.due, r.seq INTO first_job FROM {schema}.ready r WHERE r.lane = turn.lane ORDER BY r.due, r.seq LIMIT 1;
-        IF NOT FOUND THEN
-            skipped := skipped || turn.lane;  -- a transaction is about to add its job: a later exchange sees it
-        ELSIF (first_job.due, first_job.seq) = (turn.due, turn.seq) THEN  -- another transaction has locked the job
-            SELECT r.due, r.seq INTO free_job FROM {schema}.ready r WHERE r.lane = turn.lane
-            ORDER BY r.due, r.seq LIMIT 1 FOR UPDATE SKIP LOCKED;
-            IF FOUND THEN
-                turn.due := free_job.due;
-                turn.seq := free_job.seq;
-                RETURN;
-            END IF;
-            skipped := skipped || turn.lane;
-        ELSE
-            UPDATE {schema}.tenant_turn t SET due = first_job.due, seq = first_job.seq
-            WHERE t.share = turn.share AND t.lane = turn.lane AND t.arrival = 0;
-        END IF;
-    END LOOP;
-END $$;
-
--- name: lease_turn
--- Lease a job of a tenant to a session, and charge it to the tenant.
--- Inputs: the time; the session; its exchange and nonce; the row of `tenant_turn` that names the job; its position in the reply; the numbers of its keys (NULL: none)
-CREATE OR REPLACE FUNCTION {schema}.lease_turn_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_turn {schema}.tenant_turn, p_place int4, p_keys int8[]
-) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    status int2;
-    attempts {schema}.attempt_state;
-    charge int8 := {schema}.charge_turn_1(p_turn);
-BEGIN
-    DELETE FROM {schema}.ready r WHERE r.lane = p_turn.lane AND r.due = p_turn.due AND r.seq = p_turn.seq
-    RETURNING r.attempt_status INTO status;
-    IF status > 0 THEN
-        attempts := {schema}.get_attempt_state_1(p_turn.seq);
-    END IF;
-    INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence, failures, lost,
-        attempt_status, extra_flags, nonce, settled_token, share, charge, key_numbers)
-    VALUES (p_turn.seq, p_turn.due, p_now, p_number, p_session, p_turn.lane, p_place, coalesce(attempts.fence, 0) + 1,
-        coalesce(attempts.failures, 0), coalesce(attempts.lost, 0), status, coalesce(attempts.extra_flags, 0::int2), p_nonce,
-        attempts.settled_token, p_turn.share, charge, p_keys);
-END $$;
-
--- name: charge_turn
--- Charge a job to its tenant.
--- Inputs: the row of `tenant_turn` that names the job
--- Result: the charge
-CREATE OR REPLACE FUNCTION {schema}.charge_turn_1(p_turn {schema}.tenant_turn) RETURNS int8
-LANGUAGE plpgsql AS $$
-DECLARE
-    own {schema}.tenant_share;
-    start int8;
-    charge int8;
-BEGIN
-    INSERT INTO {schema}.tenant_share (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-    SELECT a.id, a.queue, a.rank, a.tenant, p_turn.virtual_time, 0, 0 FROM {schema}.lane a WHERE a.id = p_turn.share
-    ON CONFLICT DO NOTHING;
-    SELECT s.* INTO own FROM {schema}.tenant_share s WHERE s.share = p_turn.share;
-    start := GREATEST(own.virtual_time, (
-        SELECT f.floor FROM {schema}.tenant_floor f WHERE f.queue = own.queue AND f.rank = own.rank
-    ));
-    charge := {schema}.compute_next_charge_1(own.mean_run_time, own.unmeasured,
-        coalesce((SELECT CAST(w.units AS int8) FROM {schema}.tenant_weight w WHERE w.tenant = own.tenant), 100));
-    INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)  -- there is none if the first job became due in this exchange
-    VALUES (own.queue, own.rank, start) ON CONFLICT (queue, rank) DO UPDATE SET floor = excluded.floor;
-    UPDATE {schema}.tenant_share s SET virtual_time = start + charge,
-        unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN 1 ELSE 0 END
-    WHERE s.share = own.share;
-    UPDATE {schema}.tenant_turn t SET virtual_time = start + charge WHERE t.share = own.share;
-    RETURN charge;
-END $$;
-
 -- name: settle_charges
 -- Replace the charges of leases that end by what their jobs used. It comes before the leases are deleted.
 -- Inputs: the time; the session; seqs, in the order of the settlements; for each, as for `settle_each_1`, its kind (NULL: all are
@@ -428,527 +322,70 @@ BEGIN
     WHERE t.share = ANY (p_shares);
 END $$;
 
--- name: plan_plain_turns
--- Do the same as `plan_turns_1` where no limit, cap or size can hold a job back: then all places can be computed at once.
--- A tenant's jobs of one rank are in the order of due time and seq. Job number k of a tenant starts at its virtual time, or at
--- the floor if that is higher, plus k charges. The order of the starts is the order of the turns.
--- Inputs: as for `plan_turns_1`
--- Result: as of `plan_turns_1`; the caller leases the jobs (`lease_planned_jobs_1`) and then charges them (`charge_turns_1`)
---   shares, starts, charges   for each job the share of its tenant, its start and its charge; NULL: it has no tenant
---   has_more                  whether more jobs are known to wait in the only requested lane; NULL: unknown
--- It reads few jobs of each tenant, and few tenants, until what it has not read comes after the first job of the queue that it
--- does not take.
-CREATE OR REPLACE FUNCTION {schema}.plan_plain_turns_1(
-    p_total int4, p_now int8, p_ageing int8, p_ids int4[], p_main_lanes int4[], p_request_indexes int4[],
-    p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[], OUT shares int4[], OUT starts int8[],
-    OUT charges int8[], OUT turn_lanes int4[], OUT has_more bool
-) LANGUAGE plpgsql AS $$
-DECLARE
-    chunks int4[] := array_fill(p_total + 1, ARRAY[coalesce(cardinality(p_ids), 0)]);
-    turn_limit int4 := p_total + 1;
-    turn_count int4 := (
-        SELECT count(*) FROM (
-            SELECT FROM {schema}.tenant_turn t WHERE t.queue = ANY (p_queues) AND t.arrival = 0 LIMIT p_total + 1
-        ) t
-    );
-    job_limit int4 := CASE WHEN turn_count > p_total THEN 1 ELSE 4 + p_total / GREATEST(1, turn_count) END;
-    has_weights bool := EXISTS (SELECT FROM {schema}.tenant_weight);
-    needs_jobs bool;
-    needs_turns bool;
-    first_turns record;
-BEGIN
-    IF turn_count > p_total AND cardinality(p_queues) = 1 AND p_ids = '{}' THEN
-        first_turns := {schema}.plan_first_turns_1(p_total, p_queues[1], p_names[1], has_weights);
-        IF first_turns.is_complete THEN
-            seqs := first_turns.seqs;
-            dues := first_turns.dues;
-            lanes := first_turns.lanes;
-            main_lanes := first_turns.lanes;
-            shares := first_turns.shares;
-            starts := first_turns.starts;
-            charges := first_turns.charges;
-            turn_lanes := first_turns.lanes;
-            has_more := true;
-            RETURN;
-        END IF;
-    END IF;
-    LOOP
-        WITH requested AS MATERIALIZED (
-            SELECT u.queue, min(u.level) AS level, array_agg(u.name) AS names FROM unnest(p_queues, p_names, p_queue_levels) AS u (queue, name, level)
-            GROUP BY u.queue
-        ), turn AS MATERIALIZED (
-            SELECT r.level, t.*, coalesce(CAST(w.units AS int8), 100) AS units, coalesce(s.mean_run_time, 0) AS mean_run_time,
-                coalesce(s.unmeasured, 0) AS unmeasured,
-                GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS first_start
-            FROM requested r
-            CROSS JOIN LATERAL (
-                SELECT t.*, row_number() OVER o AS place FROM {schema}.tenant_turn t
-                WHERE t.queue = r.queue AND t.name = ANY (r.names) AND t.arrival = 0
-                    AND EXISTS (SELECT FROM {schema}.ready z WHERE z.lane = t.lane OFFSET 0)
-                WINDOW o AS (ORDER BY t.rank, t.virtual_time, t.due, t.seq)
-                ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT turn_limit
-            ) t
-            LEFT JOIN LATERAL (SELECT * FROM {schema}.tenant_share s WHERE s.share = t.share OFFSET 0) s ON true
-            LEFT JOIN LATERAL (
-                SELECT * FROM {schema}.tenant_floor f WHERE f.queue = t.queue AND f.rank = t.rank OFFSET 0
-            ) f ON true
-            LEFT JOIN LATERAL (
-                SELECT w.units FROM {schema}.lane a JOIN {schema}.tenant_weight w ON w.tenant = a.tenant
-                WHERE has_weights AND a.id = t.share OFFSET 0
-            ) w ON true
-        ), numbered AS (
-            SELECT t.*, j.due AS job_due, j.seq AS job_seq, j.nth = job_limit AS is_end,
-                row_number() OVER (PARTITION BY t.share ORDER BY j.due, j.seq) - 1 AS k
-            FROM turn t CROSS JOIN LATERAL (
-                SELECT r.due, r.seq, row_number() OVER (ORDER BY r.due, r.seq) AS nth
-                FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT job_limit
-            ) j
-        ), charged AS (
-            SELECT n.*, {schema}.compute_next_charge_1(n.mean_run_time, n.unmeasured + n.k, n.units) AS charge
-            FROM numbered n
-        ), started AS (
-            SELECT c.*, c.first_start + coalesce(sum(c.charge) OVER (
-                PARTITION BY c.share ORDER BY c.k ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ), 0)::int8 AS start
-            FROM charged c
-        ), placed AS MATERIALIZED (
-            SELECT s.queue, s.lane, s.share, s.job_due AS due, s.job_seq AS seq, s.k, s.start, s.charge, s.is_end,
-                ARRAY[s.rank, CASE WHEN s.k = 0 THEN s.virtual_time ELSE s.start END] AS turn_key, max(ARRAY[
-                    -s.level - CASE WHEN p_ageing > 0 AND p_now > s.job_due THEN (p_now - s.job_due) / p_ageing ELSE 0 END,
-                    s.rank, s.job_due, s.job_seq
-                ]) OVER w AS worst, row_number() OVER w AS place,
-                CASE WHEN s.place = turn_limit THEN ARRAY[s.rank, s.virtual_time] END AS last_key, s.rank
-            FROM started s
-            WINDOW w AS (
-                PARTITION BY s.queue ORDER BY s.rank, CASE WHEN s.k = 0 THEN s.virtual_time ELSE s.start END, s.job_due, s.job_seq
-                ROWS UNBOUNDED PRECEDING
-            )
-        ), taken AS MATERIALIZED (
-            SELECT p.worst, p.place, p.seq, p.due, p.lane, p.lane AS main_lane, p.share, p.start, p.charge, p.queue,
-                CASE WHEN p.is_end THEN ARRAY[p.rank, p.start + p.charge] END AS next_key
-            FROM placed p
-            UNION ALL
-            SELECT m.worst, m.place, m.seq, m.due, p_ids[m.lane_index], p_main_lanes[m.lane_index], NULL, NULL, NULL, NULL, NULL
-            FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels, p_low_water_marks, chunks,
-                p_names, '{}') m
-            WHERE p_ids <> '{}'
-            ORDER BY 1, 2 LIMIT p_total
-        ), ends AS (  -- of each queue
-            SELECT t.queue, max(t.place) AS place, min(t.next_key) AS next_key FROM taken t WHERE t.charge IS NOT NULL GROUP BY 1
-        )
-        SELECT array_agg(t.seq ORDER BY t.worst, t.place), array_agg(t.due ORDER BY t.worst, t.place),
-            array_agg(t.lane ORDER BY t.worst, t.place), array_agg(t.main_lane ORDER BY t.worst, t.place),
-            array_agg(t.share ORDER BY t.worst, t.place), array_agg(t.start ORDER BY t.worst, t.place), array_agg(t.charge ORDER BY t.worst, t.place),
-            array_agg(DISTINCT t.lane) FILTER (WHERE t.charge IS NOT NULL), (
-                -- The next job of a tenant is not read: does it come before the first that is not taken?
-                SELECT bool_or(e.next_key IS NOT NULL AND (p.turn_key IS NULL OR e.next_key <= p.turn_key))
-                FROM ends e LEFT JOIN placed p ON p.queue = e.queue AND p.place = e.place + 1
-            ), (
-                -- Other tenants are not read. They come before a job that is not the first of its tenant, unless it is before the
-                -- last tenant that is read.
-                SELECT bool_or(p.k > 0 AND p.turn_key >= l.last_key)
-                FROM ends e JOIN placed p ON p.queue = e.queue AND p.place = e.place + 1
-                JOIN placed l ON l.queue = e.queue AND l.last_key IS NOT NULL
-            )
-        INTO seqs, dues, lanes, main_lanes, shares, starts, charges, turn_lanes, needs_jobs, needs_turns FROM taken t;
-        EXIT WHEN (needs_jobs IS NOT TRUE OR job_limit > p_total) AND needs_turns IS NOT TRUE;
-        IF needs_jobs THEN
-            job_limit := LEAST(4 * job_limit, p_total + 1);
-        END IF;
-        IF needs_turns THEN
-            turn_limit := 2 * turn_limit;
-        END IF;
-    END LOOP;
-END $$;
-
--- name: plan_first_turns
--- Do the same as `plan_plain_turns_1` where one queue and name is requested, only jobs of tenants wait, and each of the first
--- tenants has one turn: then the order of `tenant_turn` is the order of the jobs.
--- Inputs: the maximum number of jobs; queue and name; whether any tenant has a weight
--- Result: as of `plan_plain_turns_1`
---   is_complete   whether this is so: no tenant has a second turn among them, and all rows name the first job of their lane
-CREATE OR REPLACE FUNCTION {schema}.plan_first_turns_1(
-    p_total int4, p_queue text, p_name text, p_has_weights bool,
-    OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT shares int4[], OUT starts int8[], OUT charges int8[], OUT is_complete bool
-) LANGUAGE plpgsql AS $$
-BEGIN
-    SELECT array_agg(t.seq) FILTER (WHERE NOT t.is_last), array_agg(t.due) FILTER (WHERE NOT t.is_last),
-        array_agg(t.lane) FILTER (WHERE NOT t.is_last), array_agg(t.share) FILTER (WHERE NOT t.is_last),
-        array_agg(t.start) FILTER (WHERE NOT t.is_last), array_agg(t.charge) FILTER (WHERE NOT t.is_last),
-        coalesce(bool_and(t.is_current) AND bool_or(t.is_last)
-            AND min(ARRAY[t.rank, t.start + t.charge]) FILTER (WHERE NOT t.is_last)
-                > min(ARRAY[t.rank, t.virtual_time]) FILTER (WHERE t.is_last)
-            AND count(DISTINCT t.share) = count(*), false)
-    INTO seqs, dues, lanes, shares, starts, charges, is_complete
-    FROM (
-        SELECT t.*, {schema}.compute_next_charge_1(t.mean_run_time, t.unmeasured, t.units) AS charge
-        FROM (
-            SELECT t.*, coalesce(s.mean_run_time, 0) AS mean_run_time, coalesce(s.unmeasured, 0) AS unmeasured,
-                GREATEST(s.virtual_time, f.floor, CASE WHEN s.virtual_time IS NULL THEN t.virtual_time END) AS start,
-                coalesce(CASE WHEN p_has_weights THEN (
-                    SELECT CAST(w.units AS int8) FROM {schema}.lane a JOIN {schema}.tenant_weight w ON w.tenant = a.tenant
-                    WHERE a.id = t.share
-                ) END, 100) AS units
-            FROM (
-                SELECT t.share, t.lane, t.rank, t.virtual_time, j.due, j.seq, (t.due, t.seq) = (j.due, j.seq) AS is_current,
-                    row_number() OVER o > p_total AS is_last
-                FROM {schema}.tenant_turn t CROSS JOIN LATERAL (
-                    SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
-                ) j
-                WHERE t.queue = p_queue AND t.name = p_name AND t.arrival = 0
-                WINDOW o AS (ORDER BY t.rank, t.virtual_time, t.due, t.seq)
-                ORDER BY t.rank, t.virtual_time, t.due, t.seq LIMIT p_total + 1
-            ) t
-            LEFT JOIN LATERAL (SELECT * FROM {schema}.tenant_share s WHERE s.share = t.share OFFSET 0) s ON true
-            LEFT JOIN LATERAL (
-                SELECT * FROM {schema}.tenant_floor f WHERE f.queue = p_queue AND f.rank = t.rank OFFSET 0
-            ) f ON true
-            OFFSET 0
-        ) t OFFSET 0
-    ) t;
-END $$;
-
--- name: charge_turns
--- Charge the jobs that an exchange leased to their tenants, and move the turns of these. A planned job that another transaction
--- had locked is charged nothing.
--- Inputs: the session; the number of the exchange; whether it leased all planned jobs; seqs, shares, starts and charges of the
---   planned jobs
-CREATE OR REPLACE FUNCTION {schema}.charge_turns_1(
-    p_session int4, p_number int8, p_leased_all bool, p_seqs int8[], p_shares int4[], p_starts int8[], p_charges int8[]
+-- name: charge_shares
+-- Store the shares that a plan has charged, and the floors of their queues and ranks.
+-- Inputs: shares (NULL: none), and for each its virtual time and the jobs that were reserved before the first run time; queues and
+--   ranks, and for each the floor. `width_bucket` finds the place of a share, so the shares are in ascending order.
+CREATE OR REPLACE FUNCTION {schema}.charge_shares_1(
+    p_shares int4[], p_times int8[], p_unmeasured int4[], p_queues text[], p_ranks int2[], p_floors int8[]
 ) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
-    leased int8[];
-    shares int4[];
-    starts int8[];
-    times int8[];
-    jobs int4[];
     changed int4;
-    lanes int4[];       -- of these shares, and the next job of each
+BEGIN
+    IF p_shares IS NULL THEN
+        RETURN;
+    END IF;
+    UPDATE {schema}.tenant_share s SET virtual_time = p_times[width_bucket(s.share, p_shares)],
+        unmeasured = p_unmeasured[width_bucket(s.share, p_shares)]
+    WHERE s.share = ANY (p_shares);
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    IF changed < cardinality(p_shares) THEN
+        INSERT INTO {schema}.tenant_share (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
+        SELECT u.share, a.queue, a.rank, a.tenant, u.virtual_time, 0, u.unmeasured
+        FROM unnest(p_shares, p_times, p_unmeasured) AS u (share, virtual_time, unmeasured)
+        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
+        WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = u.share OFFSET 0);
+    END IF;
+    UPDATE {schema}.tenant_floor f SET floor = u.floor FROM unnest(p_queues, p_ranks, p_floors) AS u (queue, rank, floor)
+    WHERE f.queue = u.queue AND f.rank = u.rank;
+END $$;
+
+-- name: move_turns
+-- Give the tenants of lanes the places of their virtual times in `tenant_turn`, and their lanes the jobs that are first now.
+-- Inputs: lanes; those without a tenant are ignored
+CREATE OR REPLACE FUNCTION {schema}.move_turns_1(p_lanes int4[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    shares int4[] := ARRAY(SELECT DISTINCT a.share FROM {schema}.lane a WHERE a.id = ANY (p_lanes) AND a.id < 0);
+    lanes int4[];
+    times int8[];       -- of these lanes: the virtual times of their tenants, and the first jobs
     dues int8[];
     seqs int8[];
     empty int4[];
 BEGIN
-    IF NOT p_leased_all THEN
-        leased := ARRAY(
-            SELECT l.seq FROM {schema}.lease l WHERE l.session = p_session AND l.exchange_number = p_number
-        );
-    END IF;
-    SELECT array_agg(c.share ORDER BY c.share), array_agg(c.start ORDER BY c.share), array_agg(c.virtual_time ORDER BY c.share),
-        array_agg(c.jobs ORDER BY c.share)
-    INTO shares, starts, times, jobs
-    FROM (
-        SELECT u.share, max(u.start) FILTER (WHERE u.is_leased) AS start,
-            min(u.start) + CAST(sum(u.charge) FILTER (WHERE u.is_leased) AS int8) AS virtual_time,
-            CAST(count(*) FILTER (WHERE u.is_leased) AS int4) AS jobs
-        FROM (
-            SELECT u.*, p_leased_all OR u.seq = ANY (leased) AS is_leased
-            FROM unnest(p_seqs, p_shares, p_starts, p_charges) AS u (seq, share, start, charge) WHERE u.share IS NOT NULL
-        ) u
-        GROUP BY 1 HAVING bool_or(u.is_leased)
-    ) c;
-    IF shares IS NULL THEN
+    IF shares = '{}' THEN
         RETURN;
     END IF;
-    UPDATE {schema}.tenant_share s SET virtual_time = times[width_bucket(s.share, shares)],
-        unmeasured = s.unmeasured + CASE WHEN s.mean_run_time = 0 THEN jobs[width_bucket(s.share, shares)] ELSE 0 END
-    WHERE s.share = ANY (shares);
-    GET DIAGNOSTICS changed = ROW_COUNT;
-    IF changed < cardinality(shares) THEN
-        INSERT INTO {schema}.tenant_share (share, queue, rank, tenant, virtual_time, mean_run_time, unmeasured)
-        SELECT u.share, a.queue, a.rank, a.tenant, u.virtual_time, 0, u.jobs
-        FROM unnest(shares, times, jobs) AS u (share, virtual_time, jobs)
-        CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
-        WHERE NOT EXISTS (SELECT FROM {schema}.tenant_share s WHERE s.share = u.share OFFSET 0);
-    END IF;
-    INSERT INTO {schema}.tenant_floor AS f (queue, rank, floor)
-    SELECT a.queue, a.rank, max(u.start) FROM unnest(shares, starts) AS u (share, start)
-    CROSS JOIN LATERAL (SELECT * FROM {schema}.lane a WHERE a.id = u.share OFFSET 0) a
-    GROUP BY 1, 2
-    ON CONFLICT (queue, rank) DO UPDATE SET floor = GREATEST(f.floor, excluded.floor);
-    SELECT array_agg(t.lane ORDER BY t.lane), array_agg(r.due ORDER BY t.lane), array_agg(r.seq ORDER BY t.lane),
-        array_agg(t.share) FILTER (WHERE r.seq IS NULL)
-    INTO lanes, dues, seqs, empty
-    FROM {schema}.tenant_turn t LEFT JOIN LATERAL (
-        SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
-    ) r ON true
-    WHERE t.share = ANY (shares) AND t.arrival = 0;
+    SELECT array_agg(t.lane), array_agg(t.virtual_time), array_agg(t.due), array_agg(t.seq),
+        array_agg(t.share) FILTER (WHERE t.is_empty)
+    INTO lanes, times, dues, seqs, empty FROM (
+        SELECT t.lane, t.share, coalesce(s.virtual_time, t.virtual_time) AS virtual_time, coalesce(r.due, t.due) AS due,
+            coalesce(r.seq, t.seq) AS seq, r.seq IS NULL AS is_empty
+        FROM {schema}.tenant_turn t
+        LEFT JOIN LATERAL (SELECT s.virtual_time FROM {schema}.tenant_share s WHERE s.share = t.share OFFSET 0) s ON true
+        LEFT JOIN LATERAL (
+            SELECT r.due, r.seq FROM {schema}.ready r WHERE r.lane = t.lane ORDER BY r.due, r.seq LIMIT 1
+        ) r ON true
+        WHERE t.share = ANY (shares) AND t.arrival = 0 ORDER BY t.lane OFFSET 0
+    ) t;
     IF empty IS NOT NULL THEN
         PERFORM {schema}.remove_empty_turns_1(empty);
     END IF;
-    UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.share, shares)],
-        due = CASE WHEN lanes[width_bucket(t.lane, lanes)] = t.lane THEN coalesce(dues[width_bucket(t.lane, lanes)], t.due) ELSE t.due END,
-        seq = CASE WHEN lanes[width_bucket(t.lane, lanes)] = t.lane THEN coalesce(seqs[width_bucket(t.lane, lanes)], t.seq) ELSE t.seq END
-    WHERE t.share = ANY (shares);
+    UPDATE {schema}.tenant_turn t SET virtual_time = times[width_bucket(t.lane, lanes)], due = dues[width_bucket(t.lane, lanes)],
+        seq = seqs[width_bucket(t.lane, lanes)]
+    WHERE t.share = ANY (shares) AND t.arrival = 0;
 END $$;
-
--- name: plan_turns
--- Do the same as `plan_keyed_claims_1` when jobs wait for the turns of their tenants: the jobs of the tenants of a queue are
--- one more lane. It passes over jobs that another transaction has locked. So it is also called when another plan contained
--- only such jobs.
--- Sizes are checked here, because what is not delivered must not be charged.
--- Inputs: as for `plan_keyed_claims_1`; the session; its exchange and nonce; the levels of the requested lanes; the names whose limits are locked; the
---   maximum number of bytes of all deliveries (NULL: sizes are not checked)
--- Result: as of `plan_keyed_claims_1`; `turn_lanes` are the lanes of tenants among `lanes`. The jobs of tenants are leased.
--- Locks: the rows of `ready` that it plans or deletes. The caller has locked limits and floors.
--- A lane whose jobs were parked may end before it was read whole. It is then closed, and the next exchange continues there.
-CREATE OR REPLACE FUNCTION {schema}.plan_turns_1(
-    p_total int4, p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
-    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[], p_queues text[], p_names text[], p_queue_levels int8[],
-    p_locked text[], p_caps int4[], p_changing bool[], p_max_bytes int8,
-    OUT closed bool[], OUT seqs int8[], OUT dues int8[], OUT lanes int4[], OUT main_lanes int4[],
-    OUT key_starts int4[], OUT key_ends int4[], OUT key_seqs int8[], OUT key_numbers int8[], OUT units int8[], OUT spans int8[],
-    OUT turn_lanes int4[]
-) LANGUAGE plpgsql AS $$
-DECLARE
-    max_parked CONSTANT int4 := 1000;  -- MAX_PARKED in core/keyed_limits.py
-    keyed bool[] := {schema}.find_keyed_lanes_1(p_queues, p_names);
-    chunks int4[];
-    queue_available int4[];
-    name_available int4[];
-    queues text[];
-    allowed text[];
-    skipped int4[] := '{}';
-    following record;
-    turns {schema}.tenant_turn[] := '{}';
-    turn_keys int8[] := '{}';
-    turn {schema}.tenant_turn;
-    best int4;
-    best_key int8[];
-    main refcursor;
-    candidate record;
-    has_candidate bool;
-    job_seq int8;
-    job_due int8;
-    job_lane int4;
-    job_main_lane int4;
-    request_index int4;
-    queue int4;
-    name int4;
-    taken int4 := 0;
-    parked_count int4 := 0;
-    passed record;
-    bytes int8 := 0;
-    own record;
-    own_keys int4;
-    first_key int4;
-    key_names text[] := '{}';
-    key_indexes int4[] := '{}';
-    key_count int4 := 0;
-    in_uses int4[] := '{}';
-    spents int8[] := '{}';
-    numbers int8[] := '{}';
-    key_index int4;
-    full_limit text;
-    full_key text;
-    opening int8;
-BEGIN
-    seqs := '{}';
-    dues := '{}';
-    lanes := '{}';
-    main_lanes := '{}';
-    key_starts := '{}';
-    key_ends := '{}';
-    key_seqs := '{}';
-    key_numbers := '{}';
-    units := '{}';
-    spans := '{}';
-    turn_lanes := '{}';
-    SELECT array_agg(coalesce(c, p_total)) INTO queue_available FROM unnest(p_caps) c;
-    SELECT array_agg(coalesce(limits.available, p_total) ORDER BY u.place) INTO name_available
-    FROM unnest(p_names) WITH ORDINALITY AS u (name, place)
-    CROSS JOIN LATERAL (SELECT {schema}.count_available_1(p_now, u.name) AS available) limits;
-    SELECT array_agg(served.queue ORDER BY served.queue), array_agg(served.names ORDER BY served.queue) INTO queues, allowed
-    FROM (
-        SELECT u.queue, string_agg(u.name, E'\n') AS names FROM unnest(p_queues, p_names, name_available) AS u (queue, name, available)
-        WHERE u.available > 0 AND (p_locked IS NULL OR u.name = ANY (p_locked))
-            AND NOT EXISTS (
-                SELECT FROM {schema}.paused_queue p WHERE p.queue = u.queue AND (p.ends_at IS NULL OR p.ends_at > p_now)
-            )
-        GROUP BY u.queue
-    ) served;
-    -- Some may be parked, or locked by others. Of those that return after a change, most may be parked again.
-    chunks := array_fill(p_total + CASE WHEN p_changing IS NULL THEN 100 ELSE max_parked END,
-        ARRAY[coalesce(cardinality(p_ids), 0)]);
-    OPEN main FOR SELECT * FROM {schema}.merge_keyed_lanes_1(p_now, p_ageing, p_ids, p_request_indexes, p_ranks, p_levels,
-        p_low_water_marks, chunks, p_names, '{}');
-    FETCH main INTO candidate;
-    has_candidate := FOUND;
-    FOR i IN 1..coalesce(cardinality(queues), 0) LOOP
-        SELECT * INTO following FROM {schema}.find_next_turn_1(queues[i], string_to_array(allowed[i], E'\n'), skipped, NULL);
-        skipped := following.skipped;
-        turns[i] := following.turn;
-        turn_keys := turn_keys || {schema}.rank_turn_1(p_now, p_ageing, turns[i], p_queue_levels[array_position(p_queues, queues[i])]);
-    END LOOP;
-    WHILE taken < p_total LOOP
-        best := NULL;
-        FOR i IN 1..coalesce(cardinality(queues), 0) LOOP
-            IF (turns[i]).lane IS NOT NULL AND (best IS NULL OR turn_keys[4 * i - 3:4 * i] < best_key) THEN
-                best := i;
-                best_key := turn_keys[4 * i - 3:4 * i];
-            END IF;
-        END LOOP;
-        IF has_candidate AND (best IS NULL OR candidate.worst < best_key) THEN
-            PERFORM FROM {schema}.ready r
-            WHERE r.lane = p_ids[candidate.lane_index] AND r.due = candidate.due AND r.seq = candidate.seq FOR UPDATE SKIP LOCKED;
-            request_index := p_request_indexes[candidate.lane_index];
-            IF NOT FOUND THEN  -- another transaction has locked it or taken it
-                IF candidate.is_end AND parked_count > 0 THEN
-                    closed[request_index] := true;
-                END IF;
-                FETCH main INTO candidate;
-                has_candidate := FOUND;
-                CONTINUE;
-            END IF;
-            best := NULL;
-            job_seq := candidate.seq;
-            job_due := candidate.due;
-            job_lane := p_ids[candidate.lane_index];
-            job_main_lane := p_main_lanes[candidate.lane_index];
-        ELSIF best IS NOT NULL THEN
-            turn := turns[best];
-            job_seq := turn.seq;
-            job_due := turn.due;
-            job_lane := turn.lane;
-            job_main_lane := turn.lane;
-            SELECT u.place INTO request_index FROM unnest(p_queues, p_names) WITH ORDINALITY AS u (queue, name, place)
-            WHERE u.queue = turn.queue AND u.name = turn.name;
-        ELSE
-            EXIT;
-        END IF;
-        queue := array_position(p_queues, p_queues[request_index]);
-        name := array_position(p_names, p_names[request_index]);
-        full_limit := NULL;
-        own_keys := 0;
-        first_key := key_count + 1;
-        IF queue_available[queue] <= 0 OR name_available[name] <= 0 OR closed[request_index] IS TRUE THEN
-            IF best IS NOT NULL THEN
-                allowed[best] := CASE WHEN queue_available[queue] <= 0 THEN ''
-                    ELSE array_to_string(array_remove(string_to_array(allowed[best], E'\n'), turn.name), E'\n') END;
-            END IF;
-        ELSE
-            IF keyed[request_index] THEN
-                FOR own IN
-                    SELECT k.*, u.number, coalesce(u.in_use, 0) AS in_use, coalesce(u.spent_until, 0) AS spent_until
-                    FROM {schema}.list_job_keys_1(p_names[request_index], job_seq) k
-                    LEFT JOIN {schema}.limit_key u ON u.limit_name = k.limit_name AND u.key = k.key
-                    ORDER BY k.limit_name
-                LOOP
-                    own_keys := own_keys + 1;
-                    CONTINUE WHEN full_limit IS NOT NULL;
-                    key_index := array_position(key_names, own.limit_name || E'\x1f' || own.key);
-                    IF key_index IS NULL THEN
-                        key_names := key_names || (own.limit_name || E'\x1f' || own.key);
-                        in_uses := in_uses || own.in_use;
-                        spents := spents || own.spent_until;
-                        key_index := cardinality(key_names);
-                        numbers[key_index] := own.number;
-                    END IF;
-                    IF own.concurrency <= in_uses[key_index] OR p_changing IS NOT NULL AND p_changing[request_index] AND {schema}.has_parked_before_1(
-                        own.limit_name, own.key, p_queues[request_index], p_names[request_index], job_seq, job_due, job_main_lane)
-                    THEN
-                        full_limit := own.limit_name;
-                        full_key := own.key;
-                        opening := NULL;
-                    ELSIF (own.burst - LEAST(own.cost, own.burst)) * own.unit_time < GREATEST(0, spents[key_index] - p_now) THEN
-                        full_limit := own.limit_name;
-                        full_key := own.key;
-                        opening := spents[key_index] - (own.burst - LEAST(own.cost, own.burst)) * own.unit_time;
-                    ELSE
-                        IF numbers[key_index] IS NULL THEN
-                            numbers[key_index] := {schema}.get_or_create_key_1(own.limit_name, own.key);
-                        END IF;
-                        key_count := key_count + 1;
-                        key_indexes[key_count] := key_index;
-                        key_seqs[key_count] := job_seq;
-                        key_numbers[key_count] := numbers[key_index];
-                        units[key_count] := own.cost * own.unit_time;
-                        spans[key_count] := (own.burst - 1) * own.unit_time;
-                    END IF;
-                END LOOP;
-            END IF;
-            IF full_limit IS NULL THEN
-                IF p_max_bytes IS NOT NULL THEN
-                    SELECT bytes + {schema}.get_delivery_size_1(j.payload, j.options) INTO bytes
-                    FROM {schema}.job j WHERE j.seq = job_seq;
-                    EXIT WHEN bytes > p_max_bytes AND taken > 0;
-                END IF;
-                FOR i IN first_key..key_count LOOP
-                    in_uses[key_indexes[i]] := in_uses[key_indexes[i]] + 1;
-                    IF units[i] > 0 THEN
-                        spents[key_indexes[i]] := GREATEST(spents[key_indexes[i]], p_now) + units[i];
-                    END IF;
-                END LOOP;
-                seqs := seqs || job_seq;
-                dues := dues || job_due;
-                lanes := lanes || job_lane;
-                main_lanes := main_lanes || job_main_lane;
-                queue_available[queue] := queue_available[queue] - 1;
-                name_available[name] := name_available[name] - 1;
-                taken := taken + 1;
-                IF key_count >= first_key THEN
-                    key_starts[taken] := first_key;
-                    key_ends[taken] := key_count;
-                END IF;
-                IF best IS NOT NULL THEN
-                    PERFORM {schema}.lease_turn_1(p_now, p_session, p_number, p_nonce, turn, taken,
-                        key_numbers[key_starts[taken]:key_ends[taken]]);
-                    IF job_lane <> ALL (turn_lanes) THEN
-                        turn_lanes := turn_lanes || job_lane;
-                    END IF;
-                END IF;
-            ELSIF parked_count >= max_parked THEN
-                key_count := first_key - 1;
-                closed[request_index] := true;
-            ELSE
-                key_count := first_key - 1;
-                parked_count := parked_count + {schema}.park_1(ARRAY[job_seq], ARRAY[job_due], ARRAY[job_lane],
-                    ARRAY[job_main_lane], ARRAY[full_limit], ARRAY[full_key], ARRAY[opening]);
-                IF own_keys > 1 THEN
-                    passed := {schema}.pass_other_turns_1(
-                        p_now, job_seq, job_main_lane, full_limit, max_parked - parked_count,
-                        key_numbers[:key_count], units[:key_count]);
-                    parked_count := parked_count + passed.moved;
-                    IF passed.has_returned THEN
-                        closed[request_index] := true;
-                    END IF;
-                END IF;
-            END IF;
-        END IF;
-        IF best IS NOT NULL THEN
-            SELECT * INTO following
-            FROM {schema}.find_next_turn_1(queues[best], string_to_array(allowed[best], E'\n'), skipped, turn);
-            skipped := following.skipped;
-            turns[best] := following.turn;
-            turn_keys[4 * best - 3:4 * best] := GREATEST(best_key,
-                {schema}.rank_turn_1(p_now, p_ageing, turns[best], p_queue_levels[array_position(p_queues, queues[best])]));
-        ELSE
-            IF candidate.is_end AND parked_count > 0 THEN
-                closed[request_index] := true;
-            END IF;
-            FETCH main INTO candidate;
-            has_candidate := FOUND;
-        END IF;
-    END LOOP;
-    CLOSE main;
-    key_seqs := key_seqs[:key_count];
-    key_numbers := key_numbers[:key_count];
-    units := units[:key_count];
-    spans := spans[:key_count];
-END $$;
-
--- name: rank_turn
--- Return the place of the job whose turn is next among the heads of the lanes, as `merge_jobs_1` ranks them.
--- Inputs: the time; the ageing span; the row of `tenant_turn`; the level of the queue
--- Result: minus the level with the age, rank, due time and seq; zeros if there is no job
-CREATE OR REPLACE FUNCTION {schema}.rank_turn_1(p_now int8, p_ageing int8, p_turn {schema}.tenant_turn, p_level int8) RETURNS int8[]
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE WHEN p_turn.lane IS NULL THEN '{0,0,0,0}' ELSE ARRAY[
-        -p_level - CASE WHEN p_ageing > 0 AND p_now > p_turn.due THEN (p_now - p_turn.due) / p_ageing ELSE 0 END,
-        p_turn.rank, p_turn.due, p_turn.seq
-    ] END
-$$;
 
 -- name: set_tenant_weights
 -- Set the weights of tenants.

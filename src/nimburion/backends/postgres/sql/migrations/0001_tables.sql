@@ -274,6 +274,7 @@ CREATE TABLE {schema}.exchange_log (
     session int4 NOT NULL,
     nonce bytea NOT NULL,
     results text NOT NULL,              -- one letter for each settlement: d done, a already settled, s stale
+    is_open bool NOT NULL,              -- its jobs are not leased yet, because they are planned (`apply_plan_1`)
     PRIMARY KEY (session, number)
 ) WITH (autovacuum_vacuum_threshold = 1000, vacuum_truncate = off,
     autovacuum_vacuum_cost_delay = 0);
@@ -423,7 +424,7 @@ CREATE TABLE {schema}.tenant_turn (
     PRIMARY KEY (share, lane, arrival)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, vacuum_truncate = off, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX tenant_turn_arrival ON {schema}.tenant_turn (share, lane, arrival) WHERE arrival > 0;
-CREATE INDEX tenant_turn_order ON {schema}.tenant_turn (queue, rank, virtual_time, due, seq);
+CREATE INDEX tenant_turn_order ON {schema}.tenant_turn (queue, rank, virtual_time, due, seq, name);
 -- Where `forget_tenants_1` and `prune_tenant_lanes_1` continue. Without a row they begin with the first share or lane.
 CREATE TABLE {schema}.tenant_cursor (
     what text COLLATE "C" PRIMARY KEY,  -- share or lane
@@ -469,7 +470,7 @@ CREATE INDEX record_due ON {schema}.record (kind, due) WHERE due IS NOT NULL;
 
 -- The status of an exchange: what its reply contains besides the leased jobs.
 CREATE TYPE {schema}.exchange_status AS (
-    outcome text,                       -- ok, session_lost or out_of_order
+    outcome text,                       -- ok, session_lost, out_of_order or restricted; of a plan also closed or conflict
     last_number int8,                   -- of out_of_order: the number of the last exchange
     now int8,                           -- the time of the exchange
     results text,                       -- one letter for each settlement: d done, a already settled, s stale

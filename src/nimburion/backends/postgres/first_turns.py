@@ -1,0 +1,84 @@
+"""A plan for many tenants: each of the first ones has one turn, so no decision depends on another.
+
+It is what `plan_reserve` would return, at a fraction of its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nimburion.backends.postgres.candidates import Candidates, iterate_rows
+from nimburion.core.fairness import TenantShare
+
+if TYPE_CHECKING:
+    from nimburion.core.exchange import ReserveRequest
+
+
+class FirstTurns:
+    """The first arguments of `apply_plan_1` for jobs of tenants of which none is parked."""
+
+    def __init__(
+        self, seqs: list[int], dues: list[int], lanes: list[int], shares: Sequence[Sequence[Any]]
+    ) -> None:
+        """`shares`: what `encode_charges` returns, then what `encode_shares` returns."""
+        self.seqs: list[int] = seqs
+        self._jobs = [seqs, dues, lanes, None, len(seqs), None, None]
+        self._charges = shares[:2]
+        self._shares = shares[2:]
+
+    def encode(self) -> list[Any]:
+        """Return the arguments up to the waiting lanes. More tenants wait than get a turn."""
+        return [*self._jobs, *self._charges, None, None, *[None] * 8, None, *self._shares, [1]]
+
+
+def plan_first_turns(candidates: Candidates, request: ReserveRequest) -> FirstTurns | None:
+    """Return the plan if the charge of a first tenant moves it behind all others; else None."""
+    if not _has_only_turns(candidates, request):
+        return None
+    assert candidates.turns is not None
+    assert candidates.groups is not None
+    total = request.total
+    _, ranks, times, lanes, shares = candidates.turns
+    group_lanes, dues, seqs = candidates.groups
+    if len(lanes) <= total or group_lanes != lanes or len(set(shares)) != len(shares):
+        return None
+    if ranks[0] != ranks[total]:
+        return None
+    stored = {share: values for share, *values in iterate_rows(candidates.shares)}
+    minimums = {rank: minimum for _, rank, minimum in candidates.floors or ()}
+    minimum = first_minimum = minimums.get(ranks[0], 0)
+    next_time = times[total]
+    charges, after = [], {}
+    for share, time in zip(shares[:total], times[:total], strict=True):
+        virtual_time, mean, unmeasured, units = stored[share]
+        if virtual_time not in {None, time}:
+            return None
+        own = TenantShare(time if virtual_time is None else virtual_time, mean, unmeasured)
+        minimum, charge = own.charge(minimum, units)
+        if own.virtual_time <= next_time:
+            return None
+        charges.append(charge)
+        after[share] = own
+    charged = sorted(after)
+    changed = [
+        shares[:total],
+        charges,
+        charged,
+        [stored[share][0] for share in charged],
+        [after[share].virtual_time for share in charged],
+        [after[share].unmeasured for share in charged],
+        [request.lanes[0].queue],
+        [ranks[0]],
+        [first_minimum],
+        [minimum],
+    ]
+    return FirstTurns(seqs[:total], dues[:total], lanes[:total], changed)
+
+
+def _has_only_turns(candidates: Candidates, request: ReserveRequest) -> bool:
+    """Whether one lane is requested, and nothing but turns decides which of its jobs are leased."""
+    has_turns = candidates.turns is not None and candidates.turns[0] is not None
+    has_jobs = candidates.jobs is not None and candidates.jobs[0] is not None
+    others = (candidates.changing, candidates.own, candidates.parked, candidates.limits)
+    return len(request.lanes) == 1 and has_turns and not has_jobs and not any(others)

@@ -1,0 +1,73 @@
+"""The short plan for many tenants is the one that the planner makes."""
+
+from __future__ import annotations
+
+import hypothesis
+import msgspec
+from hypothesis import strategies as st
+
+from nimburion.backends.postgres.candidates import Candidates, NeedsMore, make_sizes
+from nimburion.backends.postgres.planned_exchange import Plan
+from nimburion.core.exchange import Lane, ReserveRequest
+
+NOW = 1_000_000
+LANE = Lane("default", "mail")
+TIMES = st.integers(0, 3_000_000)
+
+
+@st.composite
+def make_candidates(draw: st.DrawFn) -> tuple[Candidates, int]:
+    """Return the turns of tenants, in their order, and how many of them are leased."""
+    waiting = sorted(draw(st.lists(st.tuples(TIMES, TIMES), min_size=2, max_size=12)))
+    times, dues = ([turn[column] for turn in waiting] for column in (0, 1))
+    number = len(times)
+    total = draw(st.integers(1, number - 1))
+    shares = draw(st.permutations(range(1, number + 1)))
+    changed = draw(st.sets(st.integers(0, number - 1), max_size=1))
+    lanes = [-share for share in shares]
+    ranks = (
+        [4] * number
+        if draw(st.booleans())
+        else sorted(draw(st.lists(st.sampled_from([4, 5]), min_size=number, max_size=number)))
+    )
+    seqs = list(range(1, number + 1))
+    has_row = draw(st.lists(st.booleans(), min_size=number, max_size=number))
+    stored = [
+        None if not row else time + (index in changed)
+        for index, (row, time) in enumerate(zip(has_row, times, strict=True))
+    ]
+    means = draw(st.lists(st.integers(0, 5_000_000), min_size=number, max_size=number))
+    unmeasured = draw(st.lists(st.integers(0, 3), min_size=number, max_size=number))
+    units = draw(st.lists(st.sampled_from([50, 100, 400]), min_size=number, max_size=number))
+    floor = draw(st.integers(0, times[0]))
+    return (
+        Candidates(
+            open=[1],
+            changing=[],
+            turns=[[1] * number, ranks, times, lanes, shares],
+            groups=[lanes, dues, seqs],
+            group_size=1,
+            shares=[shares, stored, means, unmeasured, units],
+            floors=[("default", 4, floor)],
+        ),
+        total,
+    )
+
+
+@hypothesis.given(make_candidates())
+def test_the_short_plan_is_the_plan(made: tuple[Candidates, int]) -> None:
+    candidates, total = made
+    request = ReserveRequest(total=total, lanes=(LANE,), nonce=bytes(16))
+    encoded = msgspec.json.encode(candidates).decode()
+    short = Plan(NOW, encoded, request, make_sizes(request), ())
+    try:
+        short.make()
+    except NeedsMore:
+        return
+    if short._short is None:
+        return
+    hypothesis.event("short")
+    whole = Plan(NOW, encoded, request, make_sizes(request), ())
+    whole._make(request)
+    assert short.seqs == whole.seqs
+    assert short.encode()[:-1] == whole.encode()[:-1]  # but for the lanes that wait

@@ -1,0 +1,173 @@
+"""What happens between the two calls of a planned exchange on PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from nimburion.backends.postgres import PostgresBackend
+from nimburion.backends.postgres.connection.pool import PostgresConnection
+from nimburion.core.errors import BackendUnavailable
+from nimburion.core.job import JobOptions
+from nimburion.core.limits import LimitRule
+from nimburion.core.settlement import Completed
+from nimburion.testing import FakeClock
+from nimburion.testing.contract.harness import Harness, ids, list_uses
+from tests.servers.server_kinds import RunningPostgres
+
+DEADLINE = 30.0
+STOPPED_AFTER = 5.0
+"""Seconds after which the server ends the connection of a worker that is stopped."""
+KEYED = {"mail": {"customer": LimitRule(concurrency=2)}}
+NAMES = ("mail", "page")
+
+Hook = Callable[[], Awaitable[None]]
+
+
+@pytest.fixture
+async def harness(clean_postgres: RunningPostgres) -> AsyncIterator[Harness]:
+    """Two backends: exchanges of one wait for each other."""
+    clock = FakeClock()
+    backends = [PostgresBackend(clean_postgres.url, clock=clock, timeout=DEADLINE) for _ in "ab"]
+    for backend in backends:
+        await backend.open()
+    yield Harness(clock, backends)
+    for backend in backends:
+        await backend.close()
+
+
+def get_exchange_connection(backend: Any) -> PostgresConnection:
+    connection: PostgresConnection = backend._database.get_connections().main
+    return connection
+
+
+def run_before_apply(backend: Any, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run something once, when the next plan is made and not applied yet."""
+    connection = get_exchange_connection(backend)
+    hooks = [hook]
+    for name in ("_fetch", "_fetch_in_transaction"):
+        original = getattr(connection, name)
+
+        async def fetch(
+            opened: Any, statement: str, arguments: Sequence[Any], original: Any = original
+        ) -> Any:
+            if "apply_plan_1" in statement and hooks:
+                await hooks.pop()()
+            return await original(opened, statement, arguments)
+
+        monkeypatch.setattr(connection, name, fetch)
+
+
+def make_jobs(harness: Harness, *job_ids: str) -> list[Any]:
+    options = JobOptions(limit_keys={"customer": "c"})
+    return [harness.job(job_id, options=options) for job_id in job_ids]
+
+
+async def test_a_plan_of_a_key_that_was_used_meanwhile_is_made_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of the two workers differ, so only the key is in conflict."""
+    first = await harness.worker(keyed=KEYED, backend=harness.handles[0])
+    second = await harness.worker(keyed=KEYED, backend=harness.handles[1], queues=("other",))
+    await harness.enqueue(*make_jobs(harness, "a", "b", "c", "d"))
+    options = JobOptions(limit_keys={"customer": "c"})
+    await harness.enqueue(harness.job("x", queue="other", options=options))
+
+    async def take_one() -> None:
+        assert ids(await second.take(1)) == ["x"]
+
+    run_before_apply(harness.handles[0], take_one, monkeypatch)
+    assert ids(await first.take(9)) == ["a"]
+    (use,) = await list_uses(harness.backend)
+    assert (use.in_use, use.parked) == (2, 3)
+
+
+async def test_a_plan_beyond_an_own_limit_is_made_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of the two workers differ, so only the limit is in conflict."""
+    first = await harness.worker(names=NAMES, limits={"mail": 2}, backend=harness.handles[0])
+    second = await harness.worker(
+        names=NAMES, limits={"mail": 2}, backend=harness.handles[1], queues=("other",)
+    )
+    await harness.add("a", "b", "c")
+    await harness.add("p", name="page")  # jobs of two lanes are planned
+    await harness.add("x", queue="other")
+
+    async def take_one() -> None:
+        assert ids(await second.take(1)) == ["x"]
+
+    run_before_apply(harness.handles[0], take_one, monkeypatch)
+    assert ids(await first.take(9)) == ["a", "p"]
+    (limit,) = await harness.backend.reads.list_limits()
+    assert limit.in_use == 2
+
+
+async def test_a_plan_that_arrives_after_a_repeat_leases_nothing(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker lost the connection, and repeated the exchange, while its plan was on the way."""
+    worker = await harness.worker(names=NAMES, keyed=KEYED, backend=harness.handles[0])
+    await harness.enqueue(*make_jobs(harness, "a"))
+    await harness.add("p", name="page")
+    want = worker.want(9)
+
+    async def repeat() -> None:
+        other = harness.handles[1]
+        reply = await other.consuming.exchange(worker.id, worker.number + 1, [], want)
+        assert reply.deliveries == []
+
+    run_before_apply(harness.handles[0], repeat, monkeypatch)
+    assert (await worker.exchange(want=want)).deliveries == []
+    assert ids(await worker.take(9)) == ["a", "p"]
+
+
+async def test_a_released_exchange_leases_nothing_any_more(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await harness.worker(names=NAMES, keyed=KEYED, backend=harness.handles[0])
+    await harness.enqueue(*make_jobs(harness, "a"))
+    await harness.add("p", name="page")
+    want = worker.want(9)
+
+    async def release() -> None:
+        await harness.handles[1].consuming.release(worker.id, nonce=want.nonce)
+
+    run_before_apply(harness.handles[0], release, monkeypatch)
+    assert (await worker.exchange(want=want)).deliveries == []
+    assert ids(await worker.take(9)) == ["a", "p"]
+
+
+@pytest.mark.timeout(60)
+async def test_a_worker_that_is_stopped_with_locks_delays_others_for_seconds_only(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has met a conflict, holds the locks, and is stopped before it applies the next plan."""
+    first = await harness.worker(names=NAMES, keyed=KEYED, backend=harness.handles[0])
+    second = await harness.worker(keyed=KEYED, backend=harness.handles[1])
+    await harness.enqueue(*make_jobs(harness, "a", "b", "c"))
+    await harness.add("p", name="page")
+    (held,) = await second.take(1)
+    continued = asyncio.Event()
+    stopped = asyncio.Event()
+
+    async def conflict() -> None:
+        await second.settle(Completed(held.lease))
+        run_before_apply(harness.handles[0], stop, monkeypatch)
+
+    async def stop() -> None:
+        stopped.set()
+        await continued.wait()
+
+    run_before_apply(harness.handles[0], conflict, monkeypatch)
+    exchange = asyncio.create_task(first.take(1))
+    await asyncio.wait_for(stopped.wait(), DEADLINE)
+    began = asyncio.get_running_loop().time()
+    assert ids(await asyncio.wait_for(second.take(9), DEADLINE)) == ["b", "c"]
+    assert asyncio.get_running_loop().time() - began < 3 * STOPPED_AFTER
+    continued.set()
+    with pytest.raises(BackendUnavailable):
+        await exchange
