@@ -268,7 +268,7 @@ class PostgresConnections:
         reply = exchanging.decode_planned_reply(planned, request)
         self.low_water_marks.learn(begun)
         self.notifier.note_exchange(
-            session_id, request, reply, exchanging.get_queues_to_notify(begun)
+            session_id, request, reply, exchanging.list_planned_queues_to_notify(begun, reply)
         )
         return reply
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -309,3 +310,13 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
 def get_queues_to_notify(status: Any) -> list[str]:  # noqa: ANN401 - a row
     """Return the queues to notify after an exchange."""
     return status["to_notify"] or []
+
+
+def list_planned_queues_to_notify(begun: Any, reply: Reply) -> list[str]:  # noqa: ANN401 - a row
+    """Return the queues to notify after a planned exchange."""
+    queues = get_queues_to_notify(begun)
+    if begun["outcome"] == "open" and begun["queues"]:
+        left = Counter(begun["queues"])
+        left -= Counter(delivery.queue for delivery in reply.deliveries)
+        return queues + list(left.elements())
+    return queues

@@ -17,6 +17,7 @@ from nimburion.core.bulk_operations import (
     start_bulk_operation,
 )
 from nimburion.core.job import JobOptions
+from nimburion.core.limits import LimitRule
 from nimburion.core.queries import EVERY_JOB
 from nimburion.core.schedules import ScheduleRecord, put_schedule
 from nimburion.core.session import WorkerCommand
@@ -379,6 +380,22 @@ class Waiting:
         assert len(await worker.take()) == 1
         await check_woken(fleet, tasks, 2)
         await check_woken(fleet, other, 1)
+
+    async def test_as_many_are_woken_as_limited_jobs_became_due_and_are_left(
+        self, fleet: Harness
+    ) -> None:
+        if not fleet.backend.capabilities.notifies:
+            pytest.skip("this backend does not notify")
+        keyed = {"mail": {"customer": LimitRule(concurrency=9)}}
+        names = ("mail", "page")
+        worker = await fleet.worker(names=names, keyed=keyed, backend=fleet.handles[0])
+        options = JobOptions(limit_keys={"customer": "c"})
+        await fleet.enqueue(*(fleet.job(after=5.0, options=options) for _ in range(3)))
+        await fleet.enqueue(fleet.job(name="page", after=5.0))
+        tasks = [await listening(fleet, n, ("default",), FAR) for n in range(1, 6)]
+        fleet.clock.advance(5.0)
+        assert len(await worker.take(2)) == 2
+        await check_woken(fleet, tasks, 2)
 
     async def test_an_exchange_that_requests_no_job_wakes_for_jobs_that_are_due(
         self, fleet: Harness

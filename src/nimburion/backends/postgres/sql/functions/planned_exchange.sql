@@ -22,7 +22,8 @@
 -- Result: as of `exchange_1`. Further outcomes:
 --   repeated        this was the last exchange; call `exchange_1`, which repeats it
 --   plain           nothing restricts this exchange; call `exchange_1`. Nothing was changed.
---   open            a plan has to be applied: `options` has the candidates, as from `read_candidates_1`
+--   open            a plan has to be applied: `options` has the candidates, as from `read_candidates_1`, and `queues` that of each
+--                   promoted job, at most 1000 times. The queues of those that the plan does not lease are to be notified, too.
 CREATE OR REPLACE FUNCTION {schema}.begin_planned_exchange_1(
     p_now int8, p_session text, p_number int8,
     p_kinds text, p_seqs int8[], p_ids bytea[], p_fences int4[], p_nonces bytea[], p_bodies bytea[], p_delays int8[],
@@ -110,8 +111,10 @@ BEGIN
         reply.options := {schema}.read_candidates_1(
             reply.now, p_total, p_queues, p_names, p_max_bytes, p_sizes, p_low_water_lanes, p_low_water_marks);
     END IF;
-    IF promoted.lanes IS NOT NULL THEN  -- those that a plan leases are among them
+    IF promoted.lanes IS NOT NULL AND reply.options IS NULL THEN
         reply.to_notify := reply.to_notify || {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
+    ELSIF promoted.lanes IS NOT NULL THEN
+        reply.queues := {schema}.list_queues_of_left_jobs_1(promoted.lanes, session.number, p_number);
     END IF;
     IF p_total > 0 AND reply.next_due <= reply.now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
         reply.next_due := {schema}.report_due_1(reply.now, session.number, reply.next_due);
