@@ -212,7 +212,7 @@ def apply_cap(request: ReserveRequest) -> ReserveRequest:
     """Return a request without the limit of a queue, if no other queue is requested."""
     queues = list({lane.queue for lane in request.lanes})
     options = request.queues.get(queues[0]) if len(queues) == 1 else None
-    if options is None or options.limit is None:
+    if options is None or not options.limit:  # a total of 0 would request no jobs
         return request
     return msgspec.structs.replace(
         request,

@@ -197,6 +197,18 @@ class Reserving:
         assert (await second.exchange(want=second.want())).next_due is None
         assert (await first.exchange(want=first.want())).next_due == due
 
+    async def test_a_repeated_exchange_reports_no_due_time_of_another_session(
+        self, harness: Harness
+    ) -> None:
+        due = harness.clock.now() + 10.0
+        await harness.enqueue(harness.job("a", after=10.0))
+        first, second = await harness.worker(), await harness.worker()
+        assert (await first.exchange(want=first.want())).next_due == due
+        want = second.want()
+        for _ in range(2):
+            reply = await harness.backend.consuming.exchange(second.id, 1, [], want)
+            assert reply.next_due is None
+
     async def test_a_due_time_of_a_session_that_has_ended_is_reported_to_the_next_one(
         self, harness: Harness
     ) -> None:

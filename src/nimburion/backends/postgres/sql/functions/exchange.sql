@@ -112,7 +112,7 @@ BEGIN
         RETURN;
     ELSIF session.is_repeated THEN
         RETURN QUERY SELECT * FROM {schema}.reply_again_1(now, session.number, p_number, session.results, session.nonce,
-            p_max_bytes, p_queues, p_names, p_low_water_lanes, p_low_water_marks, session.oldest_xid);
+            p_total, p_max_bytes, p_queues, p_names, p_low_water_lanes, p_low_water_marks, session.oldest_xid);
         RETURN;
     END IF;
     IF EXISTS (SELECT FROM {schema}.used_feature) THEN
@@ -374,8 +374,8 @@ END $$;
 -- Result: as of `exchange_1`
 -- Locks: the limits of its jobs; then rows of jobs
 CREATE OR REPLACE FUNCTION {schema}.reply_again_1(
-    p_now int8, p_session int4, p_number int8, p_results text, p_nonce bytea, p_max_bytes int8, p_queues text[], p_names text[],
-    p_low_water_lanes int4[], p_low_water_marks int8[], p_oldest_xid int8
+    p_now int8, p_session int4, p_number int8, p_results text, p_nonce bytea, p_total int4, p_max_bytes int8,
+    p_queues text[], p_names text[], p_low_water_lanes int4[], p_low_water_marks int8[], p_oldest_xid int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -393,7 +393,11 @@ BEGIN
     status.now := p_now;
     status.results := p_results;
     status.nonce := p_nonce;
-    status.next_due := LEAST((SELECT min(z.due) FROM {schema}.scheduled z), {schema}.find_next_opening_1(p_now, p_queues, p_names));
+    status.next_due := (SELECT min(z.due) FROM {schema}.scheduled z);
+    IF p_total > 0 AND status.next_due <= p_now + 20000000 THEN  -- DUE_WINDOW in core/exchange.py
+        status.next_due := {schema}.report_due_1(p_now, p_session, status.next_due);
+    END IF;
+    status.next_due := LEAST(status.next_due, {schema}.find_next_opening_1(p_now, p_queues, p_names));
     status.waiting := {schema}.find_waiting_lanes_1(p_now, p_queues, p_names, p_low_water_lanes, p_low_water_marks);
     status.oldest_xid := p_oldest_xid;
     status.next_xid := pg_current_xact_id()::text::int8 + 1;
