@@ -150,8 +150,10 @@ class PostgresSource:
 
     @property
     def has_turns(self) -> bool:
-        """Whether jobs wait for the turns of tenants."""
-        return bool(self._turns)
+        """Whether jobs wait for the turns of tenants, or are parked before them."""
+        return bool(self._turns) or any(
+            share is not None for *_, share in self._candidates.parked or ()
+        )
 
     def make_lanes(self) -> tuple[list[PlanLane], dict[LimitKey, LimitUse]]:
         """Return the lanes that are served, with their limits, and the uses of these."""

@@ -191,21 +191,23 @@ class PostgresConnections:
         one_by_one: bool = False,
     ) -> Reply:
         """See `Consuming.exchange`. `one_by_one`: the session does not hold all completed jobs."""
-        if exchanging.is_capped(request):
+        is_capped = exchanging.is_capped(request)
+        if is_capped:
             request = exchanging.apply_cap(request)
-        if self._is_restricted or exchanging.is_capped(request):
+            is_capped = exchanging.is_capped(request)
+        arguments = exchanging.encode_arguments(
+            session_id, number, settlements, request, one_by_one=one_by_one
+        )
+        extra = (len(settlements) + request.total) / JOBS_PER_SECOND
+        if self._is_restricted or is_capped:
             reply = await self._run_planned_exchange(
-                now, session_id, number, settlements, request, one_by_one=one_by_one
+                now, session_id, number, arguments, request, extra_time=extra
             )
             if reply is not None:
                 return reply
         connection = self.main
-        arguments = exchanging.encode_arguments(
-            session_id, number, settlements, request, one_by_one=one_by_one
-        )
         statement = _EXCHANGE_POOLED if connection.server.pooled else _EXCHANGE
         marks = self.low_water_marks.make_arguments(connection.driver)
-        extra = (len(settlements) + request.total) / JOBS_PER_SECOND
         entry = self.notifier.begin_idle_entry(request)
         if entry:
             statement = _EXCHANGE_OR_BE_IDLE
@@ -218,12 +220,13 @@ class PostgresConnections:
             if entry and (len(rows) != 1 or rows[0]["outcome"] != "ok"):
                 self.notifier.withdraw_idle_entry()
         status = rows[-1]
-        exchanging.check_outcome(status, session_id, number)
         if status["outcome"] == "restricted":
             self._is_restricted = True
             return await self.exchange(
                 now, session_id, number, settlements, request, one_by_one=one_by_one
             )
+        if status["outcome"] != "ok":
+            raise exchanging.make_refusal(status, session_id, number)
         reply = exchanging.decode_reply(rows, request)
         self.low_water_marks.learn(status)
         self.notifier.note_exchange(
@@ -236,39 +239,31 @@ class PostgresConnections:
         now: int | None,
         session_id: str,
         number: int,
-        settlements: Sequence[Settlement],
+        arguments: list[Any],
         request: ReserveRequest,
         *,
-        one_by_one: bool,
+        extra_time: float,
     ) -> Reply | None:
         """Return the reply; None: it is a repeat, or nothing restricts it, so it is not planned."""
         from nimburion.backends.postgres import planned_exchange  # most workers never plan
 
         if self._planner is None:
-            self._planner = planned_exchange.ExchangePlanner(self.main, self.insert_schema)
-        lanes = list(dict.fromkeys(request.lanes))
-        planned = await self._planner.run(
-            now,
-            planned_exchange.PlannedExchange(
-                session_id,
-                exchanging.clamp_number(number),
-                exchanging.encode_settlements(settlements, one_by_one=one_by_one),
-                request,
-                [lane.queue for lane in lanes],
-                [lane.name for lane in lanes],
-                self.low_water_marks.make_arguments(self.main.driver),
-            ),
-            extra_time=(len(settlements) + request.total) / JOBS_PER_SECOND,
+            self._planner = planned_exchange.ExchangePlanner(self.main)
+        marks = self.low_water_marks.make_arguments(self.main.driver)
+        exchange = planned_exchange.PlannedExchange(
+            now, arguments, request, marks, self.insert_schema
         )
-        begun = planned.begun
+        await self._planner.run(exchange, extra_time=extra_time)
+        begun = exchange.begun
         self._is_restricted = begun["outcome"] != "plain"
         if begun["outcome"] in {"plain", "repeated"}:
             return None
-        exchanging.check_outcome(begun, session_id, number)
-        reply = exchanging.decode_planned_reply(planned, request)
+        if begun["outcome"] not in {"ok", "open"}:
+            raise exchanging.make_refusal(begun, session_id, number)
+        reply = exchange.make_reply()
         self.low_water_marks.learn(begun)
         self.notifier.note_exchange(
-            session_id, request, reply, exchanging.list_planned_queues_to_notify(begun, reply)
+            session_id, request, reply, exchange.list_queues_to_notify(reply)
         )
         return reply
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from operator import attrgetter, itemgetter
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -21,7 +20,7 @@ from nimburion.backends.postgres.encoding import (
     to_seconds,
 )
 from nimburion.backends.server.encoding import decode_id, encode_id, encode_json
-from nimburion.core.errors import OutOfOrder, SessionLost
+from nimburion.core.errors import BackendError, OutOfOrder, SessionLost
 from nimburion.core.exchange import (
     DEFAULT_QUEUE_OPTIONS,
     MAX_WAITING_LANES,
@@ -44,15 +43,12 @@ from nimburion.core.settlement import (
 )
 from nimburion.core.timing.clock import MICRO, to_micros
 
-if TYPE_CHECKING:
-    from nimburion.backends.postgres.planned_exchange import PlannedReply
-
 T = TypeVar("T")
 
 NOT_ALL_LEASED = "NB001"
 """SQLSTATE of the error for a batch of completions when the session does not hold all their leases.
 """
-_RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
+RESULTS_BY_CODE = {"d": Settled.DONE, "a": Settled.ALREADY, "s": Settled.STALE}
 _KEEP = "keep"
 """The text of a completion whose payload is kept."""
 _NO_SETTLEMENTS: tuple[None, ...] = (None,) * 9
@@ -61,6 +57,8 @@ _delivery_order = itemgetter(0, 2, 1)
 """The order of jobs in a reply: position, due time and seq. Jobs of the same lane may share a
 position.
 """
+_NO_LIMIT = frozenset([None])
+_get_limit = attrgetter("limit")
 _get_delivery_columns = itemgetter(slice(11))
 """The columns of a leased job; the columns after them belong to the status row."""
 
@@ -84,20 +82,15 @@ def encode_arguments(
     Raises:
         Unstorable: a delay or a text of a settlement cannot be stored; nothing was sent.
     """
+    number = number if 0 <= number < 1 << 62 else -1  # then it is out of order
     return [
         session_id,
-        clamp_number(number),
+        number,
         *encode_settlements(settlements, one_by_one=one_by_one),
         *encode_request(request),
     ]
 
 
-def clamp_number(number: int) -> int:
-    """Limit the number of an exchange. An out-of-range value becomes -1, which is out of order."""
-    return number if 0 <= number < 1 << 62 else -1
-
-
-@reject_unstorable_text
 def encode_settlements(settlements: Sequence[Settlement], *, one_by_one: bool) -> Sequence[Any]:
     """Encode settlements as arrays. If each completes a different job, the letters are omitted and
     the order is by seq.
@@ -205,7 +198,7 @@ def encode_request(request: ReserveRequest) -> list[Any]:
 
 def is_capped(request: ReserveRequest) -> bool:
     """Return whether the number of jobs of a queue is limited, so that the exchange is planned."""
-    return any(options.limit is not None for options in request.queues.values())
+    return not _NO_LIMIT.issuperset(map(_get_limit, request.queues.values()))
 
 
 def apply_cap(request: ReserveRequest) -> ReserveRequest:
@@ -221,18 +214,11 @@ def apply_cap(request: ReserveRequest) -> ReserveRequest:
     )
 
 
-def check_outcome(status: Any, session_id: str, number: int) -> None:  # noqa: ANN401 - a row
-    """Raise the error of an exchange that was refused.
-
-    Raises:
-        SessionLost: the session is not alive.
-        OutOfOrder: the backend expects another number.
-    """
-    outcome = status["outcome"]
-    if outcome == "session_lost":
-        raise SessionLost(session_id)
-    if outcome == "out_of_order":
-        raise OutOfOrder(f"exchange {number} after {status['last_number']} of session {session_id}")
+def make_refusal(status: Any, session_id: str, number: int) -> BackendError:  # noqa: ANN401 - a row
+    """Return the error of an exchange that was refused."""
+    if status["outcome"] == "session_lost":
+        return SessionLost(session_id)
+    return OutOfOrder(f"exchange {number} after {status['last_number']} of session {session_id}")
 
 
 def decode_reply(rows: list[Any], request: ReserveRequest) -> Reply:
@@ -240,36 +226,11 @@ def decode_reply(rows: list[Any], request: ReserveRequest) -> Reply:
     status = rows[-1]
     lanes = list(dict.fromkeys(request.lanes))
     return Reply(
-        [_RESULTS_BY_CODE[letter] for letter in status["results"]],
+        [RESULTS_BY_CODE[letter] for letter in status["results"]],
         decode_deliveries(rows, status),
         [lanes[place - 1] for place in (status["waiting"] or ())[:MAX_WAITING_LANES]],
         to_optional_seconds(status["next_due"]),
         to_seconds(status["now"]),
-    )
-
-
-def decode_planned_reply(planned: PlannedReply, request: ReserveRequest) -> Reply:
-    """Decode what a planned exchange has returned."""
-    begun, rows = planned.begun, planned.rows
-    lanes = list(dict.fromkeys(request.lanes))
-    waiting, next_due = {*planned.changing, *(begun["waiting"] or ())}, begun["next_due"]
-    deliveries: list[Delivery] = []
-    if planned.gave_up:
-        waiting.update(range(1, len(lanes) + 1))
-    if rows is not None:
-        status = rows[-1]
-        waiting.update(status["waiting"] or ())
-        next_due = min((x for x in (next_due, status["next_due"]) if x is not None), default=None)
-        deliveries = decode_deliveries(rows, status)
-    if planned.seqs is not None:
-        places = {seq: n for n, seq in enumerate(planned.seqs)}
-        deliveries.sort(key=lambda delivery: places[cast("int", delivery.lease.ref)])
-    return Reply(
-        [_RESULTS_BY_CODE[letter] for letter in begun["results"]],
-        deliveries,
-        [lanes[place - 1] for place in sorted(waiting)[:MAX_WAITING_LANES]],
-        to_optional_seconds(next_due),
-        to_seconds(begun["now"]),
     )
 
 
@@ -310,13 +271,3 @@ def decode_deliveries(rows: list[Any], status: Any) -> list[Delivery]:  # noqa: 
 def get_queues_to_notify(status: Any) -> list[str]:  # noqa: ANN401 - a row
     """Return the queues to notify after an exchange."""
     return status["to_notify"] or []
-
-
-def list_planned_queues_to_notify(begun: Any, reply: Reply) -> list[str]:  # noqa: ANN401 - a row
-    """Return the queues to notify after a planned exchange."""
-    queues = get_queues_to_notify(begun)
-    if begun["outcome"] == "open" and begun["queues"]:
-        left = Counter(begun["queues"])
-        left -= Counter(delivery.queue for delivery in reply.deliveries)
-        return queues + list(left.elements())
-    return queues

@@ -1,0 +1,174 @@
+"""The plan of an exchange as the arguments of `apply_plan_1`: `make_plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+
+from nimburion.backends.planning.reserve import PlannedLease, ReservePlan, plan_reserve
+from nimburion.backends.postgres.candidates import CandidateJob, Candidates, PostgresSource, Sizes
+from nimburion.backends.postgres.first_turns import FirstTurns, plan_first_turns
+from nimburion.core.exchange import ReserveRequest
+from nimburion.core.limits import LimitKey, get_limited_queue
+
+
+def make_plan(
+    now: int,
+    candidates: Candidates,
+    request: ReserveRequest,
+    sizes: Sizes,
+    excluded: Collection[int],
+) -> Plan | FirstTurns:
+    """Return a plan whose jobs fit into the reply.
+
+    Args:
+        now: the time of the plan.
+        candidates: what was read.
+        request: the request of the exchange.
+        sizes: how much was read at most.
+        excluded: the seqs of jobs that the plan must not contain.
+
+    Raises:
+        NeedsMore: more candidates have to be read.
+    """
+    if candidates.sizes is None and not excluded:
+        first_turns = plan_first_turns(candidates, request)
+        if first_turns is not None:
+            return first_turns
+    plan = Plan(now, candidates, request, sizes, excluded)
+    if candidates.sizes is None:
+        return plan
+    job_sizes = dict(candidates.sizes)
+    fitting = count_fitting([job_sizes[seq] for seq in plan.seqs], request.max_bytes)
+    if fitting == len(plan.seqs):
+        return plan
+    return Plan(now, candidates, msgspec.structs.replace(request, total=fitting), sizes, excluded)
+
+
+class Plan:
+    """What `plan_reserve` returns for these candidates; its arguments are those of `make_plan`."""
+
+    def __init__(
+        self,
+        now: int,
+        candidates: Candidates,
+        request: ReserveRequest,
+        sizes: Sizes,
+        excluded: Collection[int],
+    ) -> None:
+        source = PostgresSource(candidates, request, sizes, excluded)
+        lanes, uses = source.make_lanes()
+        self._source = source
+        self._version = candidates.version
+        self._plan: ReservePlan = plan_reserve(
+            source, lanes, request, now, uses=uses, has_turns=source.has_turns
+        )
+        self.seqs: Sequence[int] = [lease.seq for lease in self._plan.leases]
+        """The jobs to lease, in the order of the reply."""
+
+    def encode(self) -> list[Any]:
+        """Return the arguments of `apply_plan_1` from the jobs to the waiting lanes."""
+        plan, source = self._plan, self._source
+        parked = {**plan.park, **plan.move}
+        # Own limits are counted by `take_limits_1`.
+        keys = dict.fromkeys((*(key for key in plan.uses if key in source.uses), *parked.values()))
+        for lease in plan.leases:
+            keys.update(dict.fromkeys(list_counted_keys(lease)))
+        places: dict[LimitKey, int] = {key: n for n, key in enumerate(keys, 1)}
+        return [
+            *self._encode_jobs(list(parked)),
+            *self._encode_lease_keys(places),
+            *self._encode_charges(),
+            [places[key] for key in parked.values()] or None,
+            plan.unpark or None,
+            *self._encode_uses(list(keys)),
+            self._version if keys else None,
+            *encode_shares(plan, source),
+            None,
+        ]
+
+    def _encode_jobs(self, parked: list[int]) -> list[Any]:
+        seqs = [*self.seqs, *parked]
+        jobs: list[CandidateJob] = [self._source.jobs[seq] for seq in seqs]
+        lanes = [lane for _, lane, _ in jobs]
+        main_lanes = [main_lane for _, _, main_lane in jobs]
+        return [
+            seqs,
+            [due for due, _, _ in jobs],
+            lanes,
+            None if main_lanes == lanes else main_lanes,
+            len(self.seqs),
+        ]
+
+    def _encode_lease_keys(self, places: dict[LimitKey, int]) -> list[Any]:
+        ends: list[int] = []
+        keys: list[int] = []
+        for lease in self._plan.leases:
+            keys += [places[key] for key in list_counted_keys(lease)]
+            ends.append(len(keys))
+        return [ends, keys] if keys else [None, None]
+
+    def _encode_charges(self) -> list[Any]:
+        leases = self._plan.leases
+        if not self._plan.shares:
+            return [None, None]
+        return [
+            [self._source.shares_by_job.get(lease.seq) for lease in leases],
+            [lease.charge for lease in leases],
+        ]
+
+    def _encode_uses(self, keys: list[LimitKey]) -> list[Any]:
+        if not keys:
+            return [None] * 8
+        before = [self._source.uses[key] for key in keys]
+        after = [self._plan.uses.get(key, use) for key, use in zip(keys, before, strict=True)]
+        return [
+            [limit for limit, _ in keys],
+            [key for _, key in keys],
+            [use.in_use for use in before],
+            [use.spent_until for use in before],
+            [use.opens_at for use in before],
+            [use.in_use for use in after],
+            [use.spent_until for use in after],
+            [use.opens_at for use in after],
+        ]
+
+
+def list_counted_keys(lease: PlannedLease) -> list[LimitKey]:
+    """Return the keys for which a lease is counted: those of its job, and that of its queue."""
+    of_queue = [
+        limit.key for limit in lease.lane.limits if get_limited_queue(limit.key[0]) is not None
+    ]
+    return [limit.key for limit in lease.limits] + of_queue
+
+
+def encode_shares(plan: ReservePlan, source: PostgresSource) -> list[Any]:
+    """Encode the shares and minimum virtual times that a plan changes."""
+    if not plan.shares:
+        return [None] * 8
+    charged = sorted(
+        (share, planned.share)
+        for shares in plan.shares.values()
+        for share, planned in shares.items()
+    )
+    return [
+        [share for share, _ in charged],
+        [source.virtual_times[share] for share, _ in charged],  # type: ignore[index]
+        [after.virtual_time for _, after in charged],
+        [after.unmeasured for _, after in charged],
+        [queue for queue, _ in plan.min_virtual_times],
+        [rank for _, rank in plan.min_virtual_times],
+        [source.read_min_virtual_time(class_) for class_ in plan.min_virtual_times],
+        list(plan.min_virtual_times.values()),
+    ]
+
+
+def count_fitting(sizes: Sequence[int], max_bytes: int) -> int:
+    """Return how many jobs of these sizes, from the first on, fit into one reply: at least 1."""
+    for count, size in enumerate(sizes):
+        max_bytes -= size
+        if max_bytes < 0 and count:
+            return count
+    return len(sizes)
