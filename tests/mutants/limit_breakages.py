@@ -423,7 +423,7 @@ LIMIT_MUTANTS = (
     Mutant(
         "PostgreSQL: a lease of an open job records no key",
         "backends/postgres/*.sql",
-        "nullif(array_remove(used.key_numbers[(t.place - 1) * limits.number + 1:t.place * limits.number], NULL), '{}')",
+        "nullif(array_remove(p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}')",
         "CAST(NULL AS int8[])",
         (f"{POSTGRES}test_jobs_of_a_key_run_in_order",),
     ),

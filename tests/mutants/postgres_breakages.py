@@ -47,8 +47,8 @@ POSTGRES_MUTANTS = (
     Mutant(
         "PostgreSQL: fence does not rise",
         f"{SQL}exchange.sql",
-        "coalesce((t.$attempts).$fence, 0) + 1, coalesce((t.$attempts).$failures, 0),",
-        "coalesce((t.$attempts).$fence, 0), coalesce((t.$attempts).$failures, 0),",
+        "$p_main_lane, 1, coalesce((t.$attempts).$fence, 0) + 1,",
+        "$p_main_lane, 1, coalesce((t.$attempts).$fence, 0),",
         (f"{POSTGRES}test_the_fence_rises_with_every_delivery_of_a_job",),
     ),
     Mutant(

@@ -91,15 +91,11 @@ DECLARE
     open_lanes record;
     lanes record;  -- the open lanes from which jobs are taken
     counts int4[];
-    low_water_marks int8[];
     head_dues int8[];
     first_dues int8[];
     lane_index int4;
     checks_sizes bool;
-    main_lanes int4[];
-    queues text[];
-    names text[];
-    ranks int2[];
+    any_leased bool := false;
     waiting int4[];
     queues_to_notify text[];
 BEGIN
@@ -140,17 +136,17 @@ BEGIN
 
     -- Step 3: promote.
     next_due := (
-        SELECT z.due FROM {schema}.scheduled z
-        WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now THEN p_scheduled_low_water_mark
-            ELSE {schema}.get_lowest_time_1() END
-        ORDER BY z.due, z.seq LIMIT 1
+        SELECT z.due FROM {schema}.scheduled z WHERE z.due >= CASE WHEN p_scheduled_low_water_mark <= now
+            THEN p_scheduled_low_water_mark ELSE {schema}.get_lowest_time_1() END ORDER BY z.due, z.seq LIMIT 1
     );
     IF next_due <= now THEN
-        SELECT p.next_due, p.lanes INTO next_due, promoted_lanes FROM {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark) p;
+        SELECT p.next_due, p.lanes INTO next_due, promoted_lanes
+        FROM {schema}.promote_due_1(now, 1000, p_scheduled_low_water_mark) p;
     END IF;
 
     -- Step 4: read the first job of each requested lane.
     open_lanes := {schema}.read_open_lanes_1(now, p_queues, p_names, p_levels, p_low_water_lanes, p_low_water_marks, has_pauses);
+    lanes := open_lanes;
     head_dues := open_lanes.head_dues;
     first_dues := array_remove(head_dues, NULL);
     lane_index := CASE WHEN cardinality(first_dues) = 1 THEN array_position(head_dues, first_dues[1]) END;
@@ -161,81 +157,38 @@ BEGIN
         most := LEAST(most, {schema}.count_available_1(now, p_names[1]));
     END IF;
     IF most > 0 AND first_dues <> '{}' THEN
-        lanes := open_lanes;
         checks_sizes := {schema}.may_exceed_1(most, p_max_bytes);
-        IF checks_sizes OR lane_index IS NULL THEN
-            IF cardinality(open_lanes.ids) > 8 THEN
-                lanes := {schema}.find_first_lanes_1(most, now, p_ageing, open_lanes.ids, open_lanes.main_lanes,
-                    open_lanes.request_indexes, open_lanes.ranks, open_lanes.levels, open_lanes.low_water_marks,
-                    open_lanes.queues, open_lanes.names, head_dues);
-            END IF;
-            low_water_marks := lanes.low_water_marks;
+        IF lane_index IS NOT NULL AND NOT checks_sizes THEN  -- one lane has jobs: no merge
+            RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(
+                now, session.number, p_number, p_nonce, lanes.main_lanes[lane_index], ARRAY(
+                    SELECT r.ctid FROM {schema}.ready r
+                    WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
+                    ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
+                ), NULL, NULL, 0);
+            head_dues[lane_index] := {schema}.read_lane_head_1(lanes.ids[lane_index], lanes.low_water_marks[lane_index]);
+        ELSE
+            lanes := {schema}.find_first_lanes_1(most, now, p_ageing, lanes.ids, lanes.main_lanes, lanes.request_indexes,
+                lanes.ranks, lanes.levels, lanes.low_water_marks, lanes.queues, lanes.names, head_dues);
             LOOP
                 counts := {schema}.plan_claims_1(
-                    most, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, low_water_marks);
-                IF checks_sizes THEN
-                    RETURN QUERY SELECT * FROM {schema}.claim_large_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                        lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, low_water_marks, counts,
-                        p_max_bytes);
-                ELSE
-                    RETURN QUERY SELECT * FROM {schema}.claim_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
-                        lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, low_water_marks, counts);
-                END IF;
+                    most, now, p_ageing, lanes.ids, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks);
+                RETURN QUERY SELECT * FROM {schema}.lease_merged_jobs_1(now, session.number, p_number, p_nonce, p_ageing,
+                    lanes.ids, lanes.main_lanes, lanes.request_indexes, lanes.ranks, lanes.levels, lanes.low_water_marks,
+                    counts, CASE WHEN checks_sizes THEN p_max_bytes END);
                 EXIT WHEN FOUND;
-                IF array_remove(counts, 0) <> '{}' THEN
-                    -- Other transactions have locked all jobs of the planned lanes: plan again without these lanes.
-                    low_water_marks := ARRAY(
-                        SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
-                        FROM unnest(counts, low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
-                    );
-                ELSIF cardinality(lanes.ids) < cardinality(open_lanes.ids) THEN  -- then from the lanes behind them
-                    lanes := open_lanes;
-                    low_water_marks := lanes.low_water_marks;
+                IF array_remove(counts, 0) <> '{}' THEN  -- other transactions have locked all jobs of the planned lanes
+                    lanes.low_water_marks := {schema}.skip_lanes_1(lanes.low_water_marks, counts);
                 ELSE
-                    EXIT;
+                    EXIT WHEN cardinality(lanes.ids) = cardinality(open_lanes.ids);
+                    lanes := open_lanes;  -- then from the lanes behind them
                 END IF;
             END LOOP;
             IF FOUND THEN
                 head_dues := {schema}.read_lane_heads_again_1(
                     open_lanes.ids, head_dues, lanes.ids, lanes.low_water_marks, counts);
             END IF;
-        ELSE  -- one lane has jobs: no merge
-            RETURN QUERY
-            WITH taken AS (
-                DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-                    SELECT r.ctid FROM {schema}.ready r
-                    WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
-                    ORDER BY r.due, r.seq LIMIT most FOR UPDATE SKIP LOCKED
-                )) RETURNING r.due, r.seq, r.attempt_status,
-                    CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
-            ), leased AS (
-                INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
-                    failures, lost, attempt_status, extra_flags, nonce, settled_token)
-                SELECT t.seq, t.due, now, p_number, session.number, lanes.main_lanes[lane_index], 1,
-                    coalesce((t.attempts).fence, 0) + 1, coalesce((t.attempts).failures, 0), coalesce((t.attempts).lost, 0),
-                    t.attempt_status, coalesce((t.attempts).extra_flags, 0::int2), p_nonce, (t.attempts).settled_token
-                FROM taken t
-            )
-            SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
-                coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
-                (CAST(NULL AS {schema}.exchange_status)).*
-            FROM (
-                SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
-                    THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
-                FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
-            ) j;
-            head_dues[lane_index] := (
-                SELECT r.due FROM {schema}.ready r
-                WHERE r.lane = lanes.ids[lane_index] AND r.due >= lanes.low_water_marks[lane_index]
-                ORDER BY r.due, r.seq LIMIT 1
-            );
         END IF;
-        IF FOUND THEN
-            main_lanes := lanes.main_lanes;
-            queues := lanes.queues;
-            names := lanes.names;
-            ranks := lanes.ranks;
-        END IF;
+        any_leased := FOUND;
     END IF;
     IF cardinality(first_dues) <= 1 THEN
         waiting := CASE WHEN head_dues[lane_index] IS NOT NULL THEN open_lanes.request_indexes[lane_index:lane_index] END;
@@ -259,8 +212,10 @@ BEGIN
     PERFORM {schema}.record_exchange_1(session.number, p_number, p_nonce, codes, false);
     RETURN NEXT CAST(ROW(
         NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,  -- the columns of a leased job
-        'ok', NULL, now, codes, p_nonce, next_due, waiting, queues_to_notify, main_lanes, queues, names,
-        ranks, open_lanes.ids, head_dues, pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
+        'ok', NULL, now, codes, p_nonce, next_due, waiting, queues_to_notify,
+        CASE WHEN any_leased THEN lanes.main_lanes END, CASE WHEN any_leased THEN lanes.queues END,
+        CASE WHEN any_leased THEN lanes.names END, CASE WHEN any_leased THEN lanes.ranks END,
+        open_lanes.ids, head_dues, pg_current_xact_id()::text::int8 + 1, session.oldest_xid,
         CASE WHEN p_now IS NULL THEN LEAST(now - first_reading, 2000000000) ELSE 0 END
     ) AS {schema}.exchange_reply);
 END $$;
@@ -566,6 +521,18 @@ BEGIN
     ) lane;
 END $$;
 
+-- name: read_lane_head
+-- Read the due time of the first job of a lane.
+-- Inputs: the lane; a due time before which it is known to be empty
+-- Result: the due time; NULL: it is empty
+CREATE OR REPLACE FUNCTION {schema}.read_lane_head_1(p_lane int4, p_low_water_mark int8) RETURNS int8
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT r.due FROM {schema}.ready r WHERE r.lane = p_lane AND r.due >= p_low_water_mark ORDER BY r.due, r.seq LIMIT 1
+    );
+END $$;
+
 -- name: read_lane_heads_again
 -- Read the earliest due times of lanes again after jobs were taken from them, until enough lanes are known to hold jobs for a
 -- reply (MAX_WAITING_LANES in core/exchange.py). The other lanes keep what was read: their jobs are not due earlier.
@@ -584,8 +551,7 @@ BEGIN
     FOR i IN 1..cardinality(p_taken_ids) LOOP
         EXIT WHEN waiting >= 64;
         CONTINUE WHEN p_counts[i] = 0;
-        SELECT r.due INTO head FROM {schema}.ready r WHERE r.lane = p_taken_ids[i] AND r.due >= p_low_water_marks[i]
-        ORDER BY r.due, r.seq LIMIT 1;
+        head := {schema}.read_lane_head_1(p_taken_ids[i], p_low_water_marks[i]);
         head_dues[array_position(p_ids, p_taken_ids[i])] := head;
         IF head IS NOT NULL THEN
             waiting := waiting + 1;
@@ -596,7 +562,7 @@ END $$;
 
 -- name: find_first_lanes
 -- Find the lanes that hold the first jobs of a merge: a job of another lane comes after `p_total` first jobs of lanes. If
--- lanes of one name and queue differ in their priorities, all lanes that hold jobs.
+-- lanes of one name and queue differ in their priorities, all lanes that hold jobs. Up to eight lanes stay as they are.
 -- Inputs: the maximum number of jobs; the time; the ageing span (0: no ageing); the open lanes as `read_open_lanes_1`
 --   returns them, and their earliest due times (NULL: empty)
 -- Result: the same for these lanes
@@ -610,6 +576,11 @@ CREATE OR REPLACE FUNCTION {schema}.find_first_lanes_1(
 DECLARE
     most int4 := p_total;
 BEGIN
+    IF cardinality(p_ids) <= 8 THEN  -- then a merge of all of them takes no longer
+        SELECT p_ids, p_main_lanes, p_request_indexes, p_ranks, p_levels, p_low_water_marks, p_queues, p_names
+        INTO ids, main_lanes, request_indexes, ranks, levels, low_water_marks, queues, names;
+        RETURN;
+    END IF;
     IF cardinality(p_ids) > (SELECT count(DISTINCT r.place) FROM unnest(p_request_indexes) AS r (place)) THEN
         most := 2147483647;
     END IF;
@@ -711,16 +682,68 @@ LANGUAGE sql STABLE AS $$
     ORDER BY 1
 $$;
 
--- name: claim_jobs
+-- name: skip_lanes
+-- Move the low-water marks of lanes behind all jobs, so that a merge is planned without them.
+-- Inputs: the marks; how many jobs were planned of each lane: those with any are skipped
+-- Result: the marks
+CREATE OR REPLACE FUNCTION {schema}.skip_lanes_1(p_low_water_marks int8[], p_counts int4[]) RETURNS int8[]
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN ARRAY(
+        SELECT CASE WHEN u.planned > 0 THEN 9223372036854775807 ELSE u.mark END
+        FROM unnest(p_counts, p_low_water_marks) WITH ORDINALITY AS u (planned, mark, place) ORDER BY u.place
+    );
+END $$;
+
+-- name: lease_jobs
+-- Lease jobs of a lane to a session, and return them.
+-- Inputs: the time; the session; its exchange and nonce; the main lane; the rows of the jobs in `ready`; if they count for keys,
+--   their seqs in ascending order, the numbers of the keys as from `count_open_keys_1`, and how many limits there are
+-- Result: one row for each job
+-- `width_bucket` finds the place of a job in the array of the seqs.
+CREATE OR REPLACE FUNCTION {schema}.lease_jobs_1(
+    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_main_lane int4, p_ctids tid[],
+    p_seqs int8[], p_key_numbers int8[], p_limits int4
+) RETURNS SETOF {schema}.exchange_reply
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY
+    WITH taken AS (
+        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (p_ctids)
+        RETURNING r.due, r.seq, r.attempt_status,
+            CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts,
+            CASE WHEN p_limits > 0 THEN width_bucket(r.seq, p_seqs) END AS place
+    ), leased AS (
+        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
+            failures, lost, attempt_status, extra_flags, nonce, settled_token, key_numbers)
+        SELECT t.seq, t.due, p_now, p_number, p_session, p_main_lane, 1, coalesce((t.attempts).fence, 0) + 1,
+            coalesce((t.attempts).failures, 0), coalesce((t.attempts).lost, 0), t.attempt_status,
+            coalesce((t.attempts).extra_flags, 0::int2), p_nonce, (t.attempts).settled_token,
+            CASE WHEN p_limits > 0
+                THEN nullif(array_remove(p_key_numbers[(t.place - 1) * p_limits + 1:t.place * p_limits], NULL), '{}') END
+        FROM taken t
+    )
+    SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
+        coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
+        (CAST(NULL AS {schema}.exchange_status)).*
+    FROM (
+        SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
+            THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
+        FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
+    ) j;
+END $$;
+
+-- name: lease_merged_jobs
 -- Lease the first jobs of lanes to a session, and return them.
 -- Inputs: the time; the session; its exchange and nonce; the ageing span; the open lanes: their arrays in
---   `exchange_1`; how many jobs to take from each
--- Result: one row for each job; `reply_position` is its position in the merge
+--   `exchange_1`; how many jobs to take from each; the maximum number of bytes of all deliveries (NULL: they fit)
+-- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
+--   places in `ready`, but the first job is always delivered.
 -- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
-CREATE OR REPLACE FUNCTION {schema}.claim_jobs_1(
+CREATE OR REPLACE FUNCTION {schema}.lease_merged_jobs_1(
     p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
     p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
-        p_counts int4[]
+    p_counts int4[], p_max_bytes int8
 ) RETURNS SETOF {schema}.exchange_reply
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -747,62 +770,9 @@ BEGIN
         ) w
     ), placed AS (
         SELECT ranked.*, CASE WHEN ranked.attempt_status > 0 THEN {schema}.get_attempt_state_1(ranked.seq) END AS attempts,
-            CAST(row_number() OVER (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq) AS int4) AS place
-        FROM ranked
-    ), leased AS (
-        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
-            failures, lost, attempt_status,
-            extra_flags, nonce, settled_token)
-        SELECT placed.seq, placed.due, p_now, p_number, p_session, placed.main_lane, placed.place,
-            coalesce((placed.attempts).fence, 0) + 1,
-            coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.attempt_status,
-            coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
-        FROM placed
-    )
-    SELECT placed.place, placed.seq, placed.due, j.created_at, j.lane, coalesce((placed.attempts).fence, 0) + 1,
-        coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
-    FROM placed, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = placed.seq OFFSET 0) j;
-END $$;
-
--- name: claim_large_jobs
--- Do the same as `claim_jobs_1` when payloads may be large: return no more than a number of bytes.
--- Inputs: as for `claim_jobs_1`; the maximum number of bytes of all deliveries
--- Result: one row for each job; `reply_position` is its position in the merge. Jobs beyond the maximum return to their
---   places in `ready`, but the first job is always delivered.
--- Locks: the rows of `ready` that it deletes; rows that another transaction has locked are skipped
-CREATE OR REPLACE FUNCTION {schema}.claim_large_jobs_1(
-    p_now int8, p_session int4, p_number int8, p_nonce bytea, p_ageing int8, p_ids int4[],
-    p_main_lanes int4[], p_request_indexes int4[], p_ranks int2[], p_levels int8[], p_low_water_marks int8[],
-        p_counts int4[],
-    p_max_bytes int8
-) RETURNS SETOF {schema}.exchange_reply
-LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN QUERY
-    WITH taken AS (
-        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (ARRAY(
-            SELECT f.ctid FROM unnest(p_ids, p_low_water_marks, p_counts) AS w (id, low_water_mark, most),
-            LATERAL (
-                SELECT r.ctid FROM {schema}.ready r WHERE r.lane = w.id AND r.due >= w.low_water_mark
-                ORDER BY r.due, r.seq LIMIT w.most FOR UPDATE SKIP LOCKED
-            ) f
-        )) RETURNING r.lane, r.due, r.seq, r.attempt_status
-    ), ranked AS (
-        SELECT taken.*, w.main_lane, w.rank, w.request_index, max(ARRAY[
-                -w.level - CASE WHEN p_ageing > 0 AND p_now > taken.due THEN (p_now - taken.due) / p_ageing ELSE 0 END,
-                w.rank, taken.due, taken.seq
-            ]) OVER (PARTITION BY w.request_index ORDER BY w.rank, taken.due, taken.seq ROWS UNBOUNDED PRECEDING) AS worst
-        FROM taken, LATERAL (SELECT array_position(p_ids, taken.lane) AS lane_index) n,
-        LATERAL (
-            SELECT p_main_lanes[n.lane_index] AS main_lane, p_request_indexes[n.lane_index] AS request_index,
-                p_ranks[n.lane_index] AS rank,
-                p_levels[n.lane_index] AS level
-        ) w
-    ), placed AS (
-        SELECT ranked.*, CASE WHEN ranked.attempt_status > 0 THEN {schema}.get_attempt_state_1(ranked.seq) END AS attempts,
             CAST(row_number() OVER o AS int4) AS place, j.created_at, j.lane AS at_first, j.id, j.options,
-            j.payload, sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o AS bytes
+            j.payload, CASE WHEN p_max_bytes IS NOT NULL
+                THEN sum({schema}.get_delivery_size_1(j.payload, j.options)) OVER o END AS bytes
         FROM ranked, LATERAL (SELECT * FROM {schema}.job j WHERE j.seq = ranked.seq OFFSET 0) j
         WINDOW o AS (ORDER BY ranked.worst, ranked.rank, ranked.due, ranked.seq)
     ), returned AS (
@@ -817,14 +787,14 @@ BEGIN
             coalesce((placed.attempts).fence, 0) + 1,
             coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.attempt_status,
             coalesce((placed.attempts).extra_flags, 0::int2), p_nonce, (placed.attempts).settled_token
-        FROM placed WHERE placed.bytes <= p_max_bytes OR placed.place = 1
+        FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1
     )
     SELECT placed.place, placed.seq, placed.due, placed.created_at, placed.at_first,
         coalesce((placed.attempts).fence, 0) + 1,
         coalesce((placed.attempts).failures, 0), coalesce((placed.attempts).lost, 0), placed.id, placed.options,
             placed.payload,
         (CAST(NULL AS {schema}.exchange_status)).*
-    FROM placed WHERE placed.bytes <= p_max_bytes OR placed.place = 1;
+    FROM placed WHERE placed.bytes > p_max_bytes IS NOT TRUE OR placed.place = 1;
 END $$;
 
 -- name: get_attempt_state

@@ -198,27 +198,8 @@ BEGIN
         spent_until = CASE WHEN used.units[width_bucket(u.number, used.numbers)] = 0 THEN u.spent_until
             ELSE GREATEST(u.spent_until, p_now) + used.units[width_bucket(u.number, used.numbers)] END
     WHERE u.number = ANY (used.numbers);
-    RETURN QUERY
-    WITH taken AS (
-        DELETE FROM {schema}.ready r WHERE r.ctid = ANY (jobs.ctids)
-        RETURNING r.due, r.seq, r.attempt_status, CASE WHEN r.attempt_status > 0 THEN {schema}.get_attempt_state_1(r.seq) END AS attempts
-    ), leased AS (
-        INSERT INTO {schema}.lease (seq, due, leased_at, exchange_number, session, lane, reply_position, fence,
-            failures, lost, attempt_status, extra_flags, nonce, settled_token, key_numbers)
-        SELECT t.seq, t.due, p_now, p_number, p_session, p_main_lane, 1, coalesce((t.attempts).fence, 0) + 1,
-            coalesce((t.attempts).failures, 0), coalesce((t.attempts).lost, 0), t.attempt_status,
-            coalesce((t.attempts).extra_flags, 0::int2), p_nonce, (t.attempts).settled_token,
-            nullif(array_remove(used.key_numbers[(t.place - 1) * limits.number + 1:t.place * limits.number], NULL), '{}')
-        FROM (SELECT taken.*, width_bucket(taken.seq, jobs.seqs) AS place FROM taken) t
-    )
-    SELECT 1, j.seq, coalesce((j.attempts).due, j.due), j.created_at, j.lane, coalesce((j.attempts).fence, 0) + 1,
-        coalesce((j.attempts).failures, 0), coalesce((j.attempts).lost, 0), j.id, j.options, j.payload,
-        (CAST(NULL AS {schema}.exchange_status)).*
-    FROM (
-        SELECT j.*, CASE WHEN j.seq = ANY (ARRAY(SELECT t.seq FROM taken t WHERE t.attempt_status > 0))
-            THEN {schema}.get_attempt_state_1(j.seq) END AS attempts
-        FROM {schema}.job j WHERE j.seq = ANY (ARRAY(SELECT t.seq FROM taken t)) OFFSET 0
-    ) j;
+    RETURN QUERY SELECT * FROM {schema}.lease_jobs_1(
+        p_now, p_session, p_number, p_nonce, p_main_lane, jobs.ctids, jobs.seqs, used.key_numbers, limits.number);
     IF room IS NOT NULL THEN
         PERFORM {schema}.take_limits_1(p_now, p_session, p_number);
     END IF;
